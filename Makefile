@@ -1,0 +1,67 @@
+# Everything runs from the venv that `make setup` builds. Paths of runs and profiles: see `make iterate` in README.md.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PY = $(VENV)/bin/python
+
+# Which M_t to be at; the profile, by name or path; overrides such as SET="sample.k=4 pair.min_margin=0.2".
+# What is empty is left to the profile.
+ITER ?= 3
+PROFILE ?= laptop
+SEED ?=
+RUN ?=
+SET ?=
+# Set for vLLM and torch on NVIDIA GPUs: make setup GPU=1
+GPU ?=
+
+# Recipes read these from the environment, in double quotes: no value can break out into the shell, nor into make.
+override ITER := $(value ITER)
+override PROFILE := $(value PROFILE)
+override SEED := $(value SEED)
+override RUN := $(value RUN)
+override SET := $(value SET)
+export ITER PROFILE SEED RUN SET
+
+.PHONY: help setup iterate seed-model test check format bench ui lock clean
+
+help: ## Show what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+
+setup: ## Build the venv from the lock file; nothing to do when it is complete. GPU=1, PYTHON=
+	@python3 requirements/install.py --venv "$(VENV)" $(if $(GPU),--gpu)
+
+# SET is split at spaces. A value with spaces in it: call the command below yourself, one --set a value.
+iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= SEED= RUN= SET="key=value ..."
+	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${SEED:+--seed "$$SEED"} $${RUN:+--run "$$RUN"}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows iterate "$$@"
+
+seed-model: setup ## Train the miniature's seed model M_0 again, from scratch
+	@$(PY) -m flows seed-model
+
+test: setup ## Run the tests
+	@$(PY) -m pytest
+
+check: setup ## Format, lint, types and import contracts; changes nothing
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -c 'import sys; from importlinter.cli import lint_imports_command as c; sys.path.insert(0, "."); c()'
+
+format: setup ## Format the code and mend what ruff can mend
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
+	@$(PY) -m pytest tests/benchmarks -o python_files='bench_*.py' -o timeout=0 -s
+
+ui: setup ## Start Prefect's server and its pages on this machine only
+	@exec $(PY) -m flows ui
+
+lock: ## Resolve requirements/*.in into *.txt again (needs the network)
+	@python3 requirements/lock.py
+
+clean: ## Delete the venv and the tools' caches; runs/ stays
+	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

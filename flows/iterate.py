@@ -1,0 +1,71 @@
+"""Thought Preference Optimization: M_0 → M_1 → … → M_T (2410.10630, Figure 2).
+
+In: a config and T. Out: a run folder in which every M_t stands with what made it and how it measures up.
+
+A subflow an iteration, a task a stage. Each stage looks at its manifest first and does nothing where it is complete,
+so the same call starts a run, resumes it and adds iterations to it.
+"""
+
+from prefect import flow
+
+from tasks.judge import judge
+from tasks.lineage import Answers, Ask, Chosen, direct_ask, seed_model, test_ask, training_ask, validation_ask
+from tasks.load_prompts import load_prompts
+from tasks.pair import pair
+from tasks.report import Measured, Origin, report
+from tasks.sample import sample
+from tasks.train import train
+from tasks.validate import validate
+from tpo.config import RunConfig
+from tpo.records import Artifact
+from tpo.summary import Summary
+
+
+@flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
+def iterate(config: RunConfig, iterations: int) -> Summary:
+    """Brings a run to M_T, T = `iterations`."""
+    seed = seed_model(config)
+    validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
+    test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
+    direct = ask(config, direct_ask(config), seed, test)
+    reached = Measured(
+        iteration=0,
+        chosen=Chosen(seed, ask(config, validation_ask(config, 0, 0), seed, validation)),
+        test=ask(config, test_ask(config, 0), seed, test),
+        origin=None,
+    )
+    measured = [reached]
+    for t in range(1, iterations + 1):
+        earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
+        reached = iteration(config, t, seed, reached.chosen, validation, test, earlier)
+        measured.append(reached)
+    return report(config, test, direct, measured)
+
+
+@flow(name="iteration", flow_run_name="M_{t} of {config.name}")
+def iteration(
+    config: RunConfig,
+    t: int,
+    seed: Artifact,
+    incumbent: Chosen,
+    validation: Artifact,
+    test: Artifact,
+    earlier: list[Artifact],
+) -> Measured:
+    """Makes M_t from M_{t-1}: fresh prompts, K outputs each, scores, pairs, DPO, the best checkpoint, its test."""
+    prompts = load_prompts(config, f"iter_{t}/prompts", seed, earlier)
+    answers = ask(config, training_ask(config, t), incumbent.model, prompts)
+    pairs = pair(config, t, answers)
+    checkpoints = train(config, t, incumbent.model, pairs)
+    candidates = [
+        Chosen(checkpoint, ask(config, validation_ask(config, t, epoch), checkpoint, validation))
+        for epoch, checkpoint in enumerate(checkpoints, 1)
+    ]
+    chosen = validate(config, t, incumbent, candidates)
+    measured = ask(config, test_ask(config, t), chosen.model, test)
+    return Measured(t, chosen, measured, Origin(prompts, answers, pairs))
+
+
+def ask(config: RunConfig, how: Ask, model: Artifact, prompts: Artifact) -> Answers:
+    """Samples a model's outputs for some prompts and judges them."""
+    return judge(config, how, sample(config, how, model, prompts), prompts)

@@ -1,0 +1,65 @@
+"""What is checked before anything starts: in two seconds, without torch, Ray, vLLM or Prefect.
+
+In: a config. Out: nothing, or an `InputError` that says what was found, what was expected and what to do.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from prompts.thought import load_prompt
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config import MINIATURE, FileSource, RunConfig
+from tpo.engines.model_folder import check_model_folder
+from tpo.errors import InputError
+from tpo.prompt_files import file_of, read_prompt_rows
+
+
+def preflight(config: RunConfig) -> None:
+    """Refuses a run that cannot work on this machine with these files."""
+    load_prompt(config.prompt)
+    _check_model(config)
+    _check_gpus(config)
+    if isinstance(config.data.source, FileSource):
+        _check_files(config.data.source)
+    _check_folder(config.folder)
+
+
+def _check_model(config: RunConfig) -> None:
+    folder = SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
+    context = check_model_folder(folder)
+    needed = config.data.max_prompt_tokens + config.sample.max_new_tokens
+    if needed > context:
+        raise InputError(
+            f"data.max_prompt_tokens + sample.max_new_tokens is {needed}, more than the {context} tokens of context "
+            f"of {folder}: lower one of them"
+        )
+
+
+def _check_gpus(config: RunConfig) -> None:
+    wanted = [
+        name
+        for name, device in (("engine", config.engine.device), ("trainer", config.trainer.device))
+        if device == "gpu"
+    ]
+    if wanted and config.cluster.address is None and not _has_gpu():
+        raise InputError(
+            f"{' and '.join(f'{name}.device' for name in wanted)} is gpu, and this machine has none (no nvidia-smi, no "
+            '/dev/nvidia0): set cluster.address to a Ray cluster that has GPUs, or use device = "cpu"'
+        )
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
+def _check_files(source: FileSource) -> None:
+    for path in dict.fromkeys(file_of(source, kind, 1) for kind in ("", "validation", "test")):
+        if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
+            raise InputError(f"{path} has no text in column {source.instruction_column!r}")
+
+
+def _check_folder(folder: Path) -> None:
+    parent = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{folder.resolve()} cannot be written to: set folder in the profile, or --folder")

@@ -1,0 +1,1 @@
+"""Who scores responses: one file a judge, one small protocol."""

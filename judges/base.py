@@ -1,0 +1,73 @@
+"""The protocol of a judge, and what a judge gets to see.
+
+In: groups, each one prompt's responses. Out: judgments (what the judge said, expensive, kept as said) and, from them,
+scores (pure arithmetic, cheap). A `Group` has no field for a thought: that a judge scores the response alone
+(2410.10630, §2.2) is not a rule for judges to follow but something that they cannot break.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tpo.records import Judgment, Prompt, Sample, Score
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response as a judge sees it."""
+
+    index: int
+    """The sample that it belongs to."""
+    text: str
+    """What the user would see; no thought, no markers."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """All responses to one prompt that are to be scored against each other."""
+
+    prompt_id: str
+    """The prompt."""
+    instruction: str
+    """The raw instruction, without any thought prompt."""
+    reference: str | None
+    """The right answer, where there is one."""
+    responses: tuple[Response, ...]
+    """The responses, by ascending index; never empty."""
+
+
+class Judge(Protocol):
+    """Scores the whole group of one prompt's responses."""
+
+    def judge(self, groups: Sequence[Group]) -> Iterator[list[Judgment]]:
+        """What the judge says of each group, in order: readings of single responses or comparisons of two."""
+        ...
+
+    def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
+        """One score, or the reason for none, for each response of the group, in order; a pure function."""
+        ...
+
+
+def groups_of(prompts: Iterable[Prompt], samples: Iterable[Sample], *, with_errors: bool) -> list[Group]:
+    """The groups to judge, in the order of `prompts`; prompts without a response to judge have none.
+
+    Args:
+        prompts: The prompts, which bring instruction and reference.
+        samples: Their samples, in any order.
+        with_errors: Whether samples that break the format are judged too, by their text without markers, as the
+            evaluation does; for training they are not.
+    """
+    responses: dict[str, list[Response]] = {}
+    for sample in samples:
+        if with_errors or sample.parse_error is None:
+            responses.setdefault(sample.prompt_id, []).append(Response(sample.index, sample.response))
+    return [
+        Group(
+            prompt_id=prompt.prompt_id,
+            instruction=prompt.instruction,
+            reference=prompt.reference,
+            responses=tuple(sorted(responses[prompt.prompt_id], key=lambda response: response.index)),
+        )
+        for prompt in prompts
+        if prompt.prompt_id in responses
+    ]

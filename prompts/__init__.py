@@ -1,0 +1,1 @@
+"""What we ask models, and how we read what comes back."""

@@ -1,0 +1,183 @@
+"""Thought prompts: ask a model to think before it responds, and split what it writes into thought and response.
+
+In: an instruction, or a model's raw output. Out: chat messages, or a `Parsed` output. The wording lives in template
+files that a user can replace; the markers are part of the format (2410.10630, Appendix A) and are matched exactly.
+
+The response begins after the *first* response marker. A second one inside the response is an error and not a later
+start: a model that learned to write the marker twice could otherwise hide text from one reader and not from another.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from tpo.config import PromptConfig
+from tpo.errors import InputError
+from tpo.records import Message
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class ParseError(StrEnum):
+    """Why an output does not count as a thought and a response."""
+
+    CUT_BY_LENGTH = "cut_by_length"
+    """Generation stopped at the token limit."""
+    MISSING_RESPONSE_MARKER = "missing_response_marker"
+    """The response marker is not there."""
+    EMPTY_RESPONSE = "empty_response"
+    """Nothing but white space follows the response marker."""
+    REPEATED_RESPONSE_MARKER = "repeated_response_marker"
+    """The response holds the response marker again."""
+    THOUGHT_MARKER_IN_RESPONSE = "thought_marker_in_response"
+    """The response holds the thought marker."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One output, thought and response apart."""
+
+    thought: str
+    """What stands before the response marker, without the thought marker; empty for a direct prompt."""
+    response: str
+    """What the user sees; with an error, the whole output without markers, for want of better."""
+    error: ParseError | None
+    """Why the output breaks the format, or None."""
+
+
+@dataclass(frozen=True)
+class ThoughtPrompt:
+    """One way to ask for a response: templates and the markers that its outputs carry."""
+
+    variant: str
+    """Name of the variant, a key of `VARIANTS`."""
+    user_template: str
+    """Jinja source of the user turn; it holds `{{ instruction }}`."""
+    system_template: str | None = None
+    """Jinja source of the system turn, or None for no system turn."""
+    thought_marker: str | None = None
+    """Text that opens the thought; None where the thought starts at once."""
+    response_marker: str | None = None
+    """Text that opens the response; None for a direct prompt, whose outputs are responses as they are."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the templates and markers: equal fingerprints ask and split alike."""
+        parts = (self.user_template, self.system_template, self.thought_marker, self.response_marker)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def render(self, instruction: str) -> list[Message]:
+        """The chat messages that ask for `instruction`, which is inserted as it is and never read as a template."""
+        turns = [("system", self.system_template), ("user", self.user_template)]
+        return [
+            Message(role=role, content=_ENVIRONMENT.from_string(source).render(instruction=instruction))
+            for role, source in turns
+            if source is not None
+        ]
+
+    def split(self, output: str, *, finished: bool) -> Parsed:
+        """Thought and response of one output; `finished` is False where the token limit cut it."""
+        if self.response_marker is None:
+            response = output.strip()
+            return Parsed("", response, _first_error(not finished, cut=True) or _first_error(not response))
+        before, marker, after = output.partition(self.response_marker)
+        thought = before.replace(self.thought_marker, "", 1) if self.thought_marker else before
+        response = after.strip()
+        if not finished:
+            error = ParseError.CUT_BY_LENGTH
+        elif not marker:
+            error = ParseError.MISSING_RESPONSE_MARKER
+        elif not response:
+            error = ParseError.EMPTY_RESPONSE
+        elif self.response_marker in response:
+            error = ParseError.REPEATED_RESPONSE_MARKER
+        elif self.thought_marker and self.thought_marker in response:
+            error = ParseError.THOUGHT_MARKER_IN_RESPONSE
+        else:
+            return Parsed(thought.strip(), response, None)
+        return Parsed(thought.strip(), self._without_markers(output), error)
+
+    def prose(self) -> list[str]:
+        """The pieces of text that this format always uses: constant prose around the instruction, and markers."""
+        slot = "\N{OBJECT REPLACEMENT CHARACTER}"
+        pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
+        return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
+
+    def _without_markers(self, output: str) -> str:
+        for marker in (self.thought_marker, self.response_marker):
+            if marker:
+                output = output.replace(marker, "")
+        return output.strip()
+
+
+def _first_error(broken: bool, *, cut: bool = False) -> ParseError | None:
+    return (ParseError.CUT_BY_LENGTH if cut else ParseError.EMPTY_RESPONSE) if broken else None
+
+
+def load_prompt(config: PromptConfig) -> ThoughtPrompt:
+    """The prompt that a config asks for, with its template files checked.
+
+    Raises `InputError` where a template is missing, does not parse, does not hold the instruction exactly once, or
+    never mentions the response marker.
+    """
+    shipped = VARIANTS[config.variant]
+    prompt = ThoughtPrompt(
+        variant=config.variant,
+        user_template=_read(config.user_template) if config.user_template else shipped.user_template,
+        system_template=_read(config.system_template) if config.system_template else shipped.system_template,
+        thought_marker=shipped.thought_marker,
+        response_marker=shipped.response_marker,
+    )
+    _check(prompt)
+    return prompt
+
+
+def _check(prompt: ThoughtPrompt) -> None:
+    probe = "instruction-goes-here"
+    try:
+        text = "\n".join(message["content"] for message in prompt.render(probe))
+    except TemplateError as error:
+        raise InputError(f"a template of prompt {prompt.variant!r} does not render: {error}") from error
+    if text.count(probe) != 1:
+        raise InputError(
+            f"the templates of prompt {prompt.variant!r} hold the instruction {text.count(probe)} times, expected "
+            "once: write {{ instruction }} where it belongs"
+        )
+    if prompt.response_marker is not None and prompt.response_marker not in text:
+        raise InputError(
+            f"the templates of prompt {prompt.variant!r} never mention the response marker "
+            f"{prompt.response_marker!r}, which its outputs are split at: tell the model to write it"
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"prompt template {path} cannot be read: {error}") from error
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_THOUGHT_MARKER = "Here is my thought process:"
+_RESPONSE_MARKER = "Here is my response:"
+
+VARIANTS: Mapping[str, ThoughtPrompt] = {
+    prompt.variant: prompt
+    for prompt in (
+        ThoughtPrompt("generic", _template("generic.user"), None, _THOUGHT_MARKER, _RESPONSE_MARKER),
+        ThoughtPrompt("specific", _template("specific.user"), None, None, "<R>"),
+        ThoughtPrompt("specific_draft", _template("specific_draft.user"), None, "<internal thought>", "<response>"),
+        ThoughtPrompt("system", _template("bare.user"), _template("system.system"), _THOUGHT_MARKER, _RESPONSE_MARKER),
+        ThoughtPrompt("direct", _template("bare.user")),
+    )
+}
+"""The shipped prompts by name: the paper's three, the draft's form of the specific one, and none at all."""

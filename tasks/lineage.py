@@ -1,0 +1,285 @@
+"""What every stage of a run is made from: the one place that says which inputs and config values matter to which.
+
+In: a config, an iteration and the artifacts of earlier stages. Out: `Stage`s. The tasks write to these stages, and
+`completed` walks them with nothing but manifests, so that a finished run is recognised without Prefect, Ray or torch.
+
+Iteration t ≥ 1 makes M_t from M_{t-1}; its folder `iter_<t>` holds everything that made M_t, M_t itself and its
+evaluation. `iter_0` holds the evaluation of the seed, M_0, and the validation and test prompts. Where something ran
+(`engine`, `trainer`, `cluster`, folder and name) identifies nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prompts.thought import load_prompt
+from tpo.config import MINIATURE, JudgeConfig, PromptConfig, RunConfig
+from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
+from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
+
+SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "tpo" / "miniature" / "seed_model"
+"""The miniature's M_0."""
+
+Purpose = Literal["train", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One round of asking a model and judging its answers: which prompts, how, by whom, and where the rows go."""
+
+    folder: str
+    """Folder below the run folder that gets `samples`, `judgments` and `scores`."""
+    purpose: Purpose
+    """`train` samples K outputs and judges those that parse; `evaluate` samples one, again where it does not parse."""
+    prompt: PromptConfig
+    """How the model is asked."""
+    judge: JudgeConfig
+    """Who scores the responses."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to one set of prompts, and how good that was."""
+
+    samples: Artifact
+    """The outputs."""
+    scores: Artifact
+    """Their scores."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """M_t, with the validation answers that chose it."""
+
+    model: Artifact
+    """M_t."""
+    validation: Answers
+    """Its answers to the validation prompts."""
+
+
+def training_ask(config: RunConfig, iteration: int) -> Ask:
+    """What M_{t-1} is asked to make pairs for M_t."""
+    return Ask(f"iter_{iteration}", "train", config.prompt, config.judge)
+
+
+def validation_ask(config: RunConfig, iteration: int, epoch: int) -> Ask:
+    """What a checkpoint is asked to be chosen; epoch 0 of iteration 0 is the seed itself."""
+    return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge)
+
+
+def test_ask(config: RunConfig, iteration: int) -> Ask:
+    """What M_t is asked to be measured."""
+    return Ask(f"iter_{iteration}/test", "evaluate", config.prompt, config.evaluation.judge)
+
+
+def direct_ask(config: RunConfig) -> Ask:
+    """What the seed is asked without any thought prompt, for comparison."""
+    return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge)
+
+
+def seed_model(config: RunConfig) -> Artifact:
+    """M_0 as an artifact, named by the content of its files."""
+    return folder_artifact(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
+
+
+def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Stage:
+    """Prompts of one iteration, of validation or of test; `earlier` are the sets that they must be disjoint from.
+
+    The seed model matters because its tokenizer says which prompts are too long.
+    """
+    source = config.data.source.model_dump(mode="json")
+    inputs = {f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier)}
+    inputs |= {"model": model.fingerprint, **_file_hashes(source, "source")}
+    data = config.data.model_dump(mode="json", exclude={"source", "per_iteration", "validation", "test"})
+    count = {"validation": config.data.validation, "test": config.data.test}.get(
+        folder.split("/")[-1], config.data.per_iteration
+    )
+    return Stage(
+        config.root,
+        folder,
+        Prompt,
+        inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
+        config={"seed": config.seed, "data": {**data, "source": source, "count": count}},
+    )
+
+
+def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
+    """Outputs of one model for one set of prompts."""
+    sample = config.sample.model_dump(mode="json", exclude={"k", "tries", "evaluation_tries"})
+    if ask.purpose == "train":
+        sample |= {"k": config.sample.k, "tries": config.sample.tries}
+    else:
+        sample |= {"k": 1, "tries": config.sample.evaluation_tries}
+    return Stage(
+        config.root,
+        f"{ask.folder}/samples",
+        Sample,
+        inputs={
+            "model": model.fingerprint,
+            "prompts": prompts.fingerprint,
+            "prompt templates": load_prompt(ask.prompt).fingerprint,
+        },
+        config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
+    )
+
+
+def judgments_stage(config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact) -> Stage:
+    """What a judge said of some samples."""
+    return Stage(
+        config.root,
+        f"{ask.folder}/judgments",
+        Judgment,
+        inputs={"samples": samples.fingerprint, "prompts": prompts.fingerprint},
+        config={"judge": ask.judge.model_dump(mode="json"), "with_errors": ask.purpose == "evaluate"},
+    )
+
+
+def scores_stage(config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, judgments: Artifact) -> Stage:
+    """Scores of some samples, from what a judge said of them."""
+    stage = judgments_stage(config, ask, samples, prompts)
+    inputs = stage.inputs | {"judgments": judgments.fingerprint}
+    return Stage(config.root, f"{ask.folder}/scores", Score, inputs=inputs, config=stage.config)
+
+
+def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
+    """Preference pairs of one iteration."""
+    return Stage(
+        config.root,
+        f"iter_{iteration}/pairs",
+        Pair,
+        inputs={"samples": answers.samples.fingerprint, "scores": answers.scores.fingerprint},
+        config={
+            "seed": config.seed,
+            "pair": config.pair.model_dump(mode="json"),
+            "max_tokens": config.train.max_tokens,
+        },
+    )
+
+
+def train_stage(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -> Stage:
+    """The checkpoints of one DPO step, a model folder an epoch."""
+    return Stage(
+        config.root,
+        f"iter_{iteration}/train",
+        "Model",
+        inputs={"model": model.fingerprint, "pairs": pairs.fingerprint},
+        config={"seed": config.seed, "train": config.train.model_dump(mode="json"), "workers": config.trainer.workers},
+    )
+
+
+def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
+    """One checkpoint of a training stage, as a model of its own; its hashes are the manifest's."""
+    manifest = read_manifest(train.path)
+    prefix = f"epoch_{epoch}/"
+    files = [
+        {**file, "name": file["name"].removeprefix(prefix)}
+        for file in (manifest.files if manifest else ())
+        if file["name"].startswith(prefix)
+    ]
+    return Artifact(train.path / f"epoch_{epoch}", "Model", len(files), combined_sha256(files))
+
+
+def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Stage:
+    """M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts."""
+    inputs = {
+        f"{kind} {i}": artifact.fingerprint
+        for i, candidate in enumerate((incumbent, *candidates))
+        for kind, artifact in (("model", candidate.model), ("scores", candidate.validation.scores))
+    }
+    return Stage(
+        config.root,
+        f"iter_{iteration}/model",
+        "Model",
+        inputs=inputs,
+        config={"validation": config.validation.model_dump(mode="json")},
+    )
+
+
+def completed(config: RunConfig, iterations: int) -> int:
+    """How many iterations are complete, up to `iterations`; -1 where not even the seed has been evaluated."""
+    walk = _Walk(config)
+    done = -1
+    for iteration in range(iterations + 1):
+        if not walk.advance(iteration):
+            break
+        done = iteration
+    return done
+
+
+class _Walk:
+    """Follows the manifests of a run from the seed on, as the flow would make them."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.seed = seed_model(config)
+        self.earlier: list[Artifact] = []
+        self.validation: Artifact | None = None
+        self.test: Artifact | None = None
+        self.incumbent: Chosen | None = None
+
+    def advance(self, iteration: int) -> bool:
+        """Whether everything of this iteration is complete."""
+        return self._seed_evaluated() if iteration == 0 else self._iterated(iteration)
+
+    def _seed_evaluated(self) -> bool:
+        self.validation = self._prompts("iter_0/prompts/validation")
+        self.test = self.validation and self._prompts("iter_0/prompts/test")
+        if self.validation is None or self.test is None:
+            return False
+        self.incumbent = self._chosen(validation_ask(self.config, 0, 0), self.seed)
+        measured = [
+            self._asked(ask, self.seed, self.test) for ask in (test_ask(self.config, 0), direct_ask(self.config))
+        ]
+        return self.incumbent is not None and None not in measured
+
+    def _iterated(self, iteration: int) -> bool:
+        assert self.incumbent is not None and self.test is not None
+        model = self.incumbent.model
+        prompts = self._prompts(f"iter_{iteration}/prompts")
+        answers = prompts and self._asked(training_ask(self.config, iteration), model, prompts)
+        pairs = answers and pairs_stage(self.config, iteration, answers).complete()
+        train = pairs and train_stage(self.config, iteration, model, pairs).complete()
+        if not train:
+            return False
+        epochs = range(1, self.config.train.epochs + 1)
+        candidates = [
+            self._chosen(validation_ask(self.config, iteration, epoch), epoch_artifact(train, epoch))
+            for epoch in epochs
+        ]
+        found = [candidate for candidate in candidates if candidate is not None]
+        if len(found) < len(candidates):
+            return False
+        stage = model_stage(self.config, iteration, self.incumbent, found)
+        if (chosen := stage.complete()) is None or (manifest := stage.manifest()) is None:
+            return False
+        self.incumbent = Chosen(chosen, (self.incumbent, *found)[manifest.facts["epoch"]].validation)
+        return self._asked(test_ask(self.config, iteration), chosen, self.test) is not None
+
+    def _chosen(self, ask: Ask, model: Artifact) -> Chosen | None:
+        assert self.validation is not None
+        answers = self._asked(ask, model, self.validation)
+        return Chosen(model, answers) if answers else None
+
+    def _prompts(self, folder: str) -> Artifact | None:
+        found = prompts_stage(self.config, folder, self.seed, self.earlier).complete()
+        if found is not None:
+            self.earlier.append(found)
+        return found
+
+    def _asked(self, ask: Ask, model: Artifact, prompts: Artifact) -> Answers | None:
+        samples = samples_stage(self.config, ask, model, prompts).complete()
+        judgments = samples and judgments_stage(self.config, ask, samples, prompts).complete()
+        if not samples or not judgments:
+            return None
+        scores = scores_stage(self.config, ask, samples, prompts, judgments).complete()
+        return Answers(samples, scores) if scores else None
+
+
+def _file_hashes(source: Mapping[str, Any], name: str) -> dict[str, str]:
+    paths = {key: Path(value) for key, value in source.items() if key.endswith("path") and value is not None}
+    return {
+        f"{name} {key}": folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)
+        for key, path in paths.items()
+        if path.exists()
+    }

@@ -1,0 +1,212 @@
+"""Pairs best with worst: the preferences that DPO trains on.
+
+In: `Sample`s and their `Score`s. Out: `Pair`s of full outputs, thoughts included, as token ids, and an account of every
+prompt that gave none.
+
+The arithmetic is `tpo.method`'s; the one choice made here is which prompts lend an output that breaks the format as
+the rejected one (2410.10630 says only that some do): by a hash with the run's seed, so that neither order nor category
+decides.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.lineage import Answers, pairs_stage
+from tpo.config import PairConfig, RunConfig
+from tpo.console import say
+from tpo.errors import StageError
+from tpo.method.pairing import error_quota, has_margin, select_pair
+from tpo.method.scoring import choose_rho, length_controlled
+from tpo.records import Account, Artifact, Pair, Sample, Score
+from tpo.store import read_rows
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sample with its score."""
+
+    sample: Sample
+    """The output."""
+    score: Score
+    """Its score."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt's candidates, sorted into those that can be compared and those that break the format."""
+
+    prompt_id: str
+    """The prompt."""
+    valid: list[Candidate]
+    """Candidates that parse and are scored, by index."""
+    broken: list[Candidate]
+    """Candidates that break the format, by index."""
+
+    @property
+    def scores(self) -> list[float]:
+        """Raw scores of the valid candidates."""
+        return [candidate.score.value for candidate in self.valid if candidate.score.value is not None]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Response lengths of the valid candidates, in characters."""
+        return [candidate.score.response_chars for candidate in self.valid]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one iteration and how they came about."""
+
+    pairs: list[Pair]
+    """In the order of the prompts."""
+    account: Account
+    """In prompts."""
+    rho: float
+    """The strength of length control that was used."""
+
+
+@task(name="pair", task_run_name="pair iteration {iteration}", cache_policy=NO_CACHE)
+def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
+    """The preference pairs of one iteration.
+
+    Raises `StageError` where there is not a single one, with the counts that say why.
+    """
+    stage = pairs_stage(config, iteration, answers)
+    if (done := stage.complete()) is not None:
+        return done
+    for change in stage.begin():
+        say(f"{stage.name}: made again, {change}")
+    groups = group_candidates(read_rows(answers.samples, Sample), read_rows(answers.scores, Score))
+    made = make_pairs(groups, config.pair, max_tokens=config.train.max_tokens, seed=config.seed)
+    if not made.pairs:
+        raise StageError(
+            f"iteration {iteration}: 0 pairs from {len(groups)} prompts ({_reasons(made.account)}): lower "
+            f"pair.min_margin ({config.pair.min_margin}), or look at {answers.samples.path} and {answers.scores.path}"
+        )
+    stage.write_shard(0, made.pairs)
+    artifact = stage.commit(account=made.account, facts=describe(made))
+    say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {_reasons(made.account) or 'none'}")
+    return artifact
+
+
+def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[Group]:
+    """Samples and scores by prompt, in the order in which prompts first appear."""
+    by_key = {(score.prompt_id, score.index): score for score in scores}
+    groups: dict[str, Group] = {}
+    for sample in sorted(samples, key=lambda sample: sample.index):
+        groups.setdefault(sample.prompt_id, Group(sample.prompt_id, [], []))
+        candidate = Candidate(sample, by_key[sample.prompt_id, sample.index])
+        if sample.parse_error is not None:
+            groups[sample.prompt_id].broken.append(candidate)
+        elif candidate.score.value is not None:
+            groups[sample.prompt_id].valid.append(candidate)
+    return [groups[prompt_id] for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples)]
+
+
+def make_pairs(groups: Sequence[Group], config: PairConfig, *, max_tokens: int, seed: int) -> Pairs:
+    """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1)."""
+    spread = [group for group in groups if has_margin(group.scores, config.min_margin)]
+    rho = config.rho
+    if rho == "auto":
+        rho = choose_rho([group.scores for group in spread], [group.lengths for group in spread])
+    found: dict[str, Pair] = {}
+    dropped: dict[str, str] = {}
+    for group in groups:
+        outcome = _regular_pair(group, rho, config.min_margin)
+        if isinstance(outcome, Pair):
+            found[group.prompt_id] = outcome
+        else:
+            dropped[group.prompt_id] = outcome
+    for group in _lenders(groups, found.keys(), config.error_share, seed):
+        found[group.prompt_id] = _error_pair(group, rho)
+        dropped.pop(group.prompt_id, None)
+    for prompt_id, made in list(found.items()):
+        longest = max(len(made.chosen_token_ids), len(made.rejected_token_ids))
+        if len(made.prompt_token_ids) + longest > max_tokens:
+            del found[prompt_id]
+            dropped[prompt_id] = "too_long"
+    pairs = [found[group.prompt_id] for group in groups if group.prompt_id in found]
+    return Pairs(pairs, Account(len(groups), len(pairs), dict(Counter(dropped.values()))), rho)
+
+
+def describe(made: Pairs) -> Mapping[str, float]:
+    """What the report says of the pairs."""
+    regular = [pair for pair in made.pairs if pair.kind == "regular"]
+    return {
+        "rho": made.rho,
+        "regular": len(regular),
+        "error_rejected": len(made.pairs) - len(regular),
+        "mean_margin": float(np.mean([pair.margin for pair in regular])) if regular else 0.0,
+        "mean_chosen_tokens": float(np.mean([len(pair.chosen_token_ids) for pair in made.pairs])),
+        "mean_rejected_tokens": float(np.mean([len(pair.rejected_token_ids) for pair in made.pairs])),
+    }
+
+
+def _regular_pair(group: Group, rho: float, min_margin: float) -> Pair | str:
+    """The group's pair of valid candidates, or the reason why it has none."""
+    if not group.valid:
+        return "all_malformed" if group.broken else "unscored"
+    if len(group.valid) < 2:
+        return "single_candidate"
+    if not has_margin(group.scores, min_margin):
+        return "small_margin"
+    controlled = length_controlled(group.scores, group.lengths, rho)
+    indices = select_pair(controlled, group.lengths, texts=[candidate.sample.output for candidate in group.valid])
+    if indices is None:
+        return "tie"
+    chosen, rejected = indices
+    return _make_pair(
+        group.valid[chosen],
+        group.valid[rejected],
+        kind="regular",
+        margin=float(controlled[chosen] - controlled[rejected]),
+    )
+
+
+def _error_pair(group: Group, rho: float) -> Pair:
+    """The group's best valid candidate against its first output that breaks the format."""
+    controlled = length_controlled(group.scores, group.lengths, rho)
+    best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))
+    return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
+
+
+def _lenders(groups: Sequence[Group], regular: Set[str], share: float, seed: int) -> list[Group]:
+    """The groups whose rejected output will be one that breaks the format."""
+    erroneous = sorted((group for group in groups if group.valid and group.broken), key=lambda group: _lot(group, seed))
+    within = [group for group in erroneous if group.prompt_id in regular]
+    outside = [group for group in erroneous if group.prompt_id not in regular]
+    replaced, added = error_quota(len(regular), len(within), len(outside), share)
+    return within[:replaced] + outside[:added]
+
+
+def _lot(group: Group, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {group.prompt_id}".encode()).hexdigest()
+
+
+def _make_pair(
+    chosen: Candidate, rejected: Candidate, *, kind: Literal["regular", "error_rejected"], margin: float | None
+) -> Pair:
+    assert chosen.score.value is not None
+    return Pair(
+        prompt_id=chosen.sample.prompt_id,
+        kind=kind,
+        prompt_token_ids=chosen.sample.prompt_token_ids,
+        chosen_token_ids=chosen.sample.output_token_ids,
+        rejected_token_ids=rejected.sample.output_token_ids,
+        chosen_index=chosen.sample.index,
+        rejected_index=rejected.sample.index,
+        chosen_score=chosen.score.value,
+        rejected_score=rejected.score.value,
+        margin=margin,
+    )
+
+
+def _reasons(account: Account) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))

@@ -1,0 +1,260 @@
+"""Reports: the run in numbers (`summary.json`), a page to read (`report.html`), and both as Prefect artifacts.
+
+In: everything that the run folder holds up to an iteration. Out: the two files, made anew each time; they identify
+nothing and no stage depends on them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.lineage import Answers, Chosen
+from tpo.config import RunConfig
+from tpo.method.stats import Estimate, mean, paired_difference, win_rate
+from tpo.records import Artifact, Epoch, Pair, Prompt, Sample, Score
+from tpo.report_page import Example, render_report
+from tpo.store import Manifest, read_manifest, read_rows, write_atomically
+from tpo.summary import Interval, ModelRow, Summary, write_summary
+
+EXAMPLES = 20
+"""Pairs that the page shows."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an iteration made its model from."""
+
+    prompts: Artifact
+    """The fresh prompts."""
+    answers: Answers
+    """K outputs a prompt, with their scores."""
+    pairs: Artifact
+    """The pairs that the model was trained on."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model of a run with all that was made to make and measure it."""
+
+    iteration: int
+    """t of M_t."""
+    chosen: Chosen
+    """M_t and its validation answers."""
+    test: Answers
+    """Its answers to the test prompts."""
+    origin: Origin | None
+    """What it was made from; None for the seed."""
+
+
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
+def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
+    """Summary and page of a run that has reached the last of `measured`."""
+    summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
+    write_atomically(config.root / "summary.json", write_summary(summary))
+    page = render_report(
+        summary,
+        config=config.model_dump(mode="json"),
+        epochs={m.iteration: _epochs(config, m.iteration) for m in measured if m.origin},
+        margins={m.iteration: _margins(m.origin.pairs) for m in measured if m.origin},
+        standings={m.iteration: _facts(m.chosen.model)["standings"] for m in measured if m.origin},
+        examples=_examples(measured),
+    )
+    write_atomically(config.root / "report.html", page.encode())
+    create_table_artifact(
+        key=f"tpo-{_slug(config.name)}",
+        table=_artifact_rows(summary),
+        description=f"Run {config.name}, one row a model",
+    )
+    create_markdown_artifact(
+        key=f"tpo-{_slug(config.name)}-report", markdown=f"The page of this run: `{config.root / 'report.html'}`"
+    )
+    return summary
+
+
+def summarize(
+    config: RunConfig, test_prompts: Sequence[Prompt], direct: Answers, measured: Sequence[Measured]
+) -> Summary:
+    """The run in numbers."""
+    base, plain = _values(measured[0].test), _values(direct)
+    confidence = config.evaluation.confidence
+    rows = [("M_0 direct", 0, direct, None), *((f"M_{m.iteration}", m.iteration, m.test, m) for m in measured)]
+    models = [_row(config, *row, test_prompts, base, plain) for row in rows]
+    return Summary(config.name, config.seed, confidence, models)
+
+
+def _row(
+    config: RunConfig,
+    model: str,
+    iteration: int,
+    test: Answers,
+    measured: Measured | None,
+    prompts: Sequence[Prompt],
+    base: Mapping[str, float],
+    plain: Mapping[str, float],
+) -> ModelRow:
+    values, samples = _values(test), read_rows(test.samples, Sample)
+    pairs = read_manifest(measured.origin.pairs.path) if measured and measured.origin else None
+    chosen = _facts(measured.chosen.model) if pairs and measured else {}
+    estimate = _Estimator(config.evaluation.confidence)
+    shared = sorted(values.keys() & base.keys())
+    against_plain = sorted(values.keys() & plain.keys())
+    return ModelRow(
+        model=model,
+        iteration=iteration,
+        score=estimate(mean, list(values.values())),
+        win_rate=estimate(win_rate, [_outcome(values[i], base[i]) for i in shared]) if model != "M_0" else None,
+        gain=estimate(paired_difference, [values[i] for i in shared], [base[i] for i in shared]),
+        gain_over_direct=estimate(
+            paired_difference, [values[i] for i in against_plain], [plain[i] for i in against_plain]
+        ),
+        by_category=_grouped(estimate, values, prompts, lambda prompt: prompt.category),
+        by_difficulty=_grouped(estimate, values, prompts, lambda prompt: prompt.difficulty),
+        validation_score=_validation_score(measured.chosen.validation) if measured else None,
+        parse_error_rate=1 - sum(s.parse_error is None and s.tries == 1 for s in samples) / len(samples),
+        thought_chars=float(np.mean([len(s.thought) for s in samples])),
+        response_chars=float(np.mean([len(s.response) for s in samples])),
+        rho=pairs.facts["rho"] if pairs else None,
+        regular_pairs=pairs.facts["regular"] if pairs else None,
+        error_pairs=pairs.facts["error_rejected"] if pairs else None,
+        dropped=pairs.account["dropped"] if pairs and pairs.account else {},
+        chosen_epoch=chosen.get("epoch"),
+        seconds=_seconds(config, iteration) if measured else {},
+    )
+
+
+class _Estimator:
+    """Means with intervals; None where there is nothing to take a mean of."""
+
+    def __init__(self, confidence: float) -> None:
+        self._confidence = confidence
+
+    def __call__(self, statistic: Callable[..., Estimate], *values: Sequence[float]) -> Interval | None:
+        if not values[0]:
+            return None
+        found = statistic(*values, confidence=self._confidence)
+        return Interval(found.value, found.low, found.high, found.n)
+
+
+def _grouped(
+    estimate: _Estimator, values: Mapping[str, float], prompts: Sequence[Prompt], key: Callable[[Prompt], object]
+) -> dict[str, Interval]:
+    groups: dict[str, list[float]] = {}
+    for prompt in prompts:
+        if (name := key(prompt)) is not None and prompt.prompt_id in values:
+            groups.setdefault(str(name), []).append(values[prompt.prompt_id])
+    found = {name: estimate(mean, groups[name]) for name in sorted(groups)}
+    return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _values(answers: Answers) -> dict[str, float]:
+    """Score by prompt, of the prompts that were scored."""
+    return {s.prompt_id: s.value for s in read_rows(answers.scores, Score) if s.value is not None}
+
+
+def _outcome(value: float, base: float) -> float:
+    return 0.5 if abs(value - base) < 1e-9 else float(value > base)
+
+
+def _validation_score(answers: Answers) -> float | None:
+    parsed = {s.prompt_id for s in read_rows(answers.samples, Sample) if s.parse_error is None}
+    values = [value for prompt_id, value in _values(answers).items() if prompt_id in parsed]
+    return float(np.mean(values)) if values else None
+
+
+def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
+    """Wall-clock seconds by kind of stage, added up over the iteration's folder."""
+    totals: dict[str, float] = {}
+    for manifest in _manifests(config, iteration):
+        parts = manifest.stage.split("/")[1:]
+        kind = parts[0] if parts[0] in ("validation", "test", "direct") else parts[-1]
+        totals[kind] = round(totals.get(kind, 0.0) + manifest.seconds, 1)
+    return totals
+
+
+def _manifests(config: RunConfig, iteration: int) -> Iterable[Manifest]:
+    for path in sorted((config.root / f"iter_{iteration}").rglob("manifest.json")):
+        manifest = read_manifest(path.parent)
+        if manifest is not None and ".old-" not in str(path):
+            yield manifest
+
+
+def _facts(artifact: Artifact) -> Mapping[str, Any]:
+    manifest = read_manifest(artifact.path)
+    return manifest.facts if manifest else {}
+
+
+def _epochs(config: RunConfig, iteration: int) -> list[Epoch]:
+    lines = (config.root / f"iter_{iteration}" / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Epoch(**json.loads(line)) for line in lines]
+
+
+def _margins(pairs: Artifact) -> list[float]:
+    return [pair.margin for pair in read_rows(pairs, Pair) if pair.margin is not None]
+
+
+def _examples(measured: Sequence[Measured]) -> list[Example]:
+    """Pairs of all iterations in turn, evenly over each iteration's list."""
+    made = [(m.iteration, m.origin) for m in measured if m.origin is not None]
+    share = -(-EXAMPLES // max(1, len(made)))
+    return [example for iteration, origin in made for example in _examples_of(iteration, origin, share)][:EXAMPLES]
+
+
+def _examples_of(iteration: int, origin: Origin, count: int) -> list[Example]:
+    pairs = read_rows(origin.pairs, Pair)
+    picked = [pairs[i] for i in sorted({round(i) for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs)))})]
+    prompts = {prompt.prompt_id: prompt for prompt in read_rows(origin.prompts, Prompt)}
+    wanted = {pair.prompt_id for pair in picked}
+    samples = {(s.prompt_id, s.index): s for s in read_rows(origin.answers.samples, Sample) if s.prompt_id in wanted}
+    return [
+        _example(
+            iteration,
+            pair,
+            prompts[pair.prompt_id],
+            samples[pair.prompt_id, pair.chosen_index],
+            samples[pair.prompt_id, pair.rejected_index],
+        )
+        for pair in picked
+    ]
+
+
+def _example(iteration: int, pair: Pair, prompt: Prompt, chosen: Sample, rejected: Sample) -> Example:
+    return Example(
+        iteration=iteration,
+        kind=pair.kind,
+        instruction=prompt.instruction,
+        reference=prompt.reference,
+        category=prompt.category,
+        difficulty=prompt.difficulty,
+        chosen_thought=chosen.thought,
+        chosen_response=chosen.response,
+        chosen_score=pair.chosen_score,
+        chosen_tokens=len(chosen.output_token_ids),
+        rejected_thought=rejected.thought,
+        rejected_response=rejected.response,
+        rejected_score=pair.rejected_score,
+        rejected_tokens=len(rejected.output_token_ids),
+        rejected_error=rejected.parse_error,
+        margin=pair.margin,
+    )
+
+
+def _artifact_rows(summary: Summary) -> list[dict[str, object]]:
+    rows = []
+    for row in summary.models:
+        shown = dataclasses.asdict(row)
+        for name in ("score", "win_rate", "gain", "gain_over_direct"):
+            interval = getattr(row, name)
+            shown[name] = f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else "–"
+        rows.append({name: value for name, value in shown.items() if not isinstance(value, dict)})
+    return rows
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())

@@ -1,0 +1,99 @@
+"""Samples outputs of one model for one set of prompts.
+
+In: a model and `Prompt`s. Out: `Sample`s, K a prompt, shard by shard, thought and response apart.
+
+What breaks the format is kept with its error for training, where it can become a rejected output, and sampled again
+up to a cap for evaluation (2410.10630, §3.1).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from prompts.thought import ThoughtPrompt, load_prompt
+from tasks.lineage import Ask, samples_stage
+from tpo.config import RunConfig
+from tpo.console import progress_bar, say
+from tpo.engines.chat import ChatEncoder
+from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
+from tpo.records import Account, Artifact, Prompt, Sample
+from tpo.store import read_rows, read_shards
+
+
+@task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE)
+def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Artifact:
+    """Outputs of `model` for `prompts`, asked as `ask` says."""
+    stage = samples_stage(config, ask, model, prompts)
+    if (done := stage.complete()) is not None:
+        return done
+    for change in stage.begin():
+        say(f"{stage.name}: made again, {change}")
+    thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
+    size = config.engine.shard_prompts
+    shards = [rows[i : i + size] for i in range(0, len(rows), size)]
+    missing = [i for i in range(len(shards)) if not stage.has_shard(i)]
+    k, tries = stage.config["sample"]["k"], stage.config["sample"]["tries"]
+    encoder = ChatEncoder(model.path)
+    requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
+    pool = sampler_pool(config.engine, config.cluster, config.data.max_prompt_tokens + config.sample.max_new_tokens)
+    with progress_bar(f"sample {ask.folder}", len(rows) * k, "outputs") as advance:
+        done_rows = sum(len(shards[i]) for i in range(len(shards)) if i not in set(missing))
+        for position, outputs in pool.generate(
+            model,
+            requests,
+            config.sample,
+            n=k,
+            tries=tries,
+            accept=lambda text, finished: thought_prompt.split(text, finished=finished).error is None,
+        ):
+            shard = missing[position]
+            stage.write_shard(shard, make_samples(shards[shard], requests[position], outputs, thought_prompt))
+            done_rows += len(shards[shard])
+            advance(done_rows * k)
+    artifact = stage.commit(account=Account(len(rows) * k, len(rows) * k, {}))
+    say(_describe(stage.name, artifact))
+    return artifact
+
+
+def make_samples(
+    prompts: Sequence[Prompt],
+    requests: Sequence[Request],
+    outputs: Sequence[Sequence[Output]],
+    thought_prompt: ThoughtPrompt,
+) -> list[Sample]:
+    """The records of one shard: every output parsed, none dropped."""
+    samples = []
+    for prompt, request, group in zip(prompts, requests, outputs, strict=True):
+        for index, output in enumerate(group):
+            parsed = thought_prompt.split(output.text, finished=output.finished)
+            samples.append(
+                Sample(
+                    prompt_id=prompt.prompt_id,
+                    index=index,
+                    prompt_token_ids=request.prompt_token_ids,
+                    output_token_ids=output.token_ids,
+                    output=output.text,
+                    thought=parsed.thought,
+                    response=parsed.response,
+                    parse_error=parsed.error,
+                    tries=output.tries,
+                )
+            )
+    return samples
+
+
+def _request(prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, ask: Ask) -> Request:
+    ids = encoder.encode(thought_prompt.render(prompt.instruction))
+    return Request(ids, request_seed(seed, ask.purpose, prompt.prompt_id))
+
+
+def _describe(name: str, artifact: Artifact) -> str:
+    errors: Counter[str] = Counter()
+    tokens = 0
+    for shard in read_shards(artifact, Sample):
+        errors.update(sample.parse_error for sample in shard if sample.parse_error is not None)
+        tokens += sum(len(sample.output_token_ids) for sample in shard)
+    share = sum(errors.values()) / max(1, artifact.rows)
+    return f"{name}: {artifact.rows} outputs, {tokens} tokens, {share:.1%} break the format"

@@ -1,0 +1,90 @@
+"""Chooses M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts.
+
+In: candidates with their validation answers. Out: a model folder.
+
+The paper chooses by 1,500 prompts and does not say how (2410.10630, §3.1). Ours is the mean judge score of the answers
+that parse, among candidates that keep the format often enough. M_{t-1} is a candidate: a DPO step that made nothing
+better leaves the model as it was, and says so.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.lineage import Answers, Chosen, model_stage
+from tpo.config import RunConfig
+from tpo.console import say
+from tpo.errors import StageError
+from tpo.records import Sample, Score
+from tpo.store import read_rows
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one candidate did on the validation prompts."""
+
+    epoch: int
+    """0 for M_{t-1}, else the epoch of the checkpoint."""
+    score: float | None
+    """Mean judge score of the answers that parse; None where none was scored."""
+    parse_rate: float
+    """Share of prompts whose first output kept the format."""
+
+
+@task(name="validate", task_run_name="validate iteration {iteration}", cache_policy=NO_CACHE)
+def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Chosen:
+    """M_t and the validation answers that chose it.
+
+    Raises `StageError` where no candidate has a single scored answer.
+    """
+    stage = model_stage(config, iteration, incumbent, candidates)
+    everyone = (incumbent, *candidates)
+    manifest = stage.manifest()
+    if (done := stage.complete()) is not None and manifest is not None:
+        return Chosen(done, everyone[manifest.facts["epoch"]].validation)
+    standings = [stand(epoch, candidate.validation) for epoch, candidate in enumerate(everyone)]
+    best = choose(standings, config.validation.min_parse_rate)
+    for change in stage.begin(keep_shards=False):
+        say(f"{stage.name}: made again, {change}")
+    _link_files(everyone[best.epoch].model.path, stage.folder)
+    facts = {"epoch": best.epoch, "standings": [asdict(standing) for standing in standings]}
+    artifact = stage.commit_files(facts=facts)
+    what = f"epoch {best.epoch}" if best.epoch else f"M_{iteration - 1} itself: no epoch was better"
+    say(f"{stage.name}: M_{iteration} is {what} (validation score {best.score:.3f})")
+    return Chosen(artifact, everyone[best.epoch].validation)
+
+
+def stand(epoch: int, answers: Answers) -> Standing:
+    """The standing of one candidate."""
+    samples, scores = read_rows(answers.samples, Sample), read_rows(answers.scores, Score)
+    parsed = {(sample.prompt_id, sample.index) for sample in samples if sample.parse_error is None}
+    values = [score.value for score in scores if score.value is not None and (score.prompt_id, score.index) in parsed]
+    first = sum(sample.parse_error is None and sample.tries == 1 for sample in samples)
+    return Standing(epoch, sum(values) / len(values) if values else None, first / len(samples))
+
+
+def choose(standings: Sequence[Standing], min_parse_rate: float) -> Standing:
+    """The best standing that keeps the format; the earlier one of equals, and M_{t-1} where none keeps it."""
+    scored = [standing for standing in standings if standing.score is not None]
+    if not scored:
+        raise StageError(
+            "validation: the judge scored none of the answers of any candidate, so that none can be chosen: look at "
+            "validation/*/scores, or use a judge that scores prompts without a reference"
+        )
+    eligible = [standing for standing in scored if standing.parse_rate >= min_parse_rate]
+    return max(eligible or scored[:1], key=lambda standing: (standing.score or 0.0, -standing.epoch))
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """The same files in another folder: hard links where the file system has them, copies elsewhere."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name not in ("plan.json", "manifest.json"):
+            try:
+                os.link(path, target / path.name)
+            except OSError:
+                shutil.copyfile(path, target / path.name)

@@ -1,0 +1,360 @@
+"""A whole run in one frozen object: what a profile holds, what each field means, what is refused.
+
+In: a TOML profile and overrides. Out: a `RunConfig`. Its sections are handed to the stages that need them; which
+sections identify a stage's result, and which only say where it ran (`cluster`, `engine`), stands in `tpo.lineage`.
+Validators reject and never rewrite: what a user wrote is what runs. Nothing here imports torch, Ray or Prefect.
+"""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tpo.errors import InputError
+
+MINIATURE = "miniature"
+"""The model path that stands for the seed model shipped with the miniature world."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class MiniatureSource(Section):
+    """Prompts from the miniature world: endless, fresh, with references."""
+
+    kind: Literal["miniature"] = "miniature"
+    """Names this source."""
+    categories: tuple[str, ...] = ()
+    """Categories to draw from; empty for all of them."""
+
+
+class FileSource(Section):
+    """Prompts from files: `.jsonl`, `.json`, `.csv`, `.parquet`, or a Hugging Face dataset saved to disk."""
+
+    kind: Literal["file"] = "file"
+    """Names this source."""
+    path: Path
+    """The file or dataset folder that iterations draw from; validation and test too unless they have their own."""
+    validation_path: Path | None = None
+    """A file of validation prompts, or None to set some of `path` aside."""
+    test_path: Path | None = None
+    """A file of test prompts, or None to set some of `path` aside."""
+    instruction_column: str = "instruction"
+    """Column that holds the instruction."""
+    reference_column: str | None = None
+    """Column that holds the right answer, where there is one."""
+    category_column: str | None = None
+    """Column that holds a category, for tables."""
+    difficulty_column: str | None = None
+    """Column that holds a whole number from 1, for tables."""
+
+
+class DataConfig(Section):
+    """Which prompts are asked, and how many."""
+
+    source: Annotated[MiniatureSource | FileSource, Field(discriminator="kind")] = MiniatureSource()
+    """Where prompts come from."""
+    per_iteration: int = Field(400, ge=1)
+    """Fresh prompts an iteration, disjoint from all earlier ones (the paper: 5,000)."""
+    validation: int = Field(200, ge=1)
+    """Prompts that choose the best checkpoint (the paper: 1,500)."""
+    test: int = Field(600, ge=1)
+    """Prompts that only measure: no choice depends on them."""
+    overlap: Literal["skip", "refuse"] = "skip"
+    """What to do with a prompt that an earlier iteration, validation or test has: skip and count it, or stop."""
+    max_prompt_tokens: int = Field(256, ge=8)
+    """Longest prompt, thought prompt and chat template included; longer ones are dropped and counted, never cut."""
+
+
+class ModelConfig(Section):
+    """The seed model M_0."""
+
+    path: str = MINIATURE
+    """A folder with safetensors, config and tokenizer, or `miniature` for the shipped one."""
+
+
+class PromptConfig(Section):
+    """How the model is asked to think."""
+
+    variant: Literal["generic", "specific", "specific_draft", "system", "direct"] = "generic"
+    """The thought prompt (2410.10630, Appendix A), or `direct` for the baseline without thoughts."""
+    user_template: Path | None = None
+    """A Jinja file in place of the shipped user turn; it holds `{{ instruction }}`."""
+    system_template: Path | None = None
+    """A Jinja file in place of the shipped system turn."""
+
+
+class SampleConfig(Section):
+    """How outputs are sampled (2410.10630, §3.1: K=8, temperature 0.8, top-p 0.95)."""
+
+    k: int = Field(8, ge=2)
+    """Outputs a prompt; below 2 there is nothing to compare."""
+    temperature: float = Field(0.8, gt=0, le=2)
+    """Sampling temperature; 0 would give K equal outputs."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus sampling mass."""
+    max_new_tokens: int = Field(96, ge=1)
+    """Longest output, thought and response together; an output cut here is a parse error."""
+    tries: int = Field(1, ge=1, le=64)
+    """Times that an output of a training prompt is sampled until it parses; 1 keeps parse errors as they come."""
+    evaluation_tries: int = Field(8, ge=1, le=64)
+    """The same for validation and test; the paper samples again until an output parses, we stop at a cap."""
+
+
+class VerifierJudge(Section):
+    """Compares the answer in the response with the reference; the only judge that knows what is right."""
+
+    kind: Literal["verifier"] = "verifier"
+    """Names this judge."""
+    match: Literal["exact", "math"] = "exact"
+    """`exact` compares text without case and outer punctuation; `math` also takes equal expressions as equal."""
+    answer_pattern: str = r"(?i)answer is:?\s+([^.!?\n]+)"
+    """Regular expression with one group; its last match is the answer. Without a match the whole response is."""
+    length_bias: float = Field(0.0, ge=0)
+    """Added to the score (1 right, 0 wrong) for every 100 characters: real judges like length, and length control
+    must have something to do."""
+
+    @model_validator(mode="after")
+    def _one_group(self) -> "VerifierJudge":
+        import re
+
+        try:
+            groups = re.compile(self.answer_pattern).groups
+        except re.error as error:
+            raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"answer_pattern has {groups} groups, expected one: ( ) around the answer alone")
+        return self
+
+
+JudgeConfig = VerifierJudge
+"""Every judge a profile can name. A new one is a class here, a file in judges/ and a line in its registry."""
+
+
+class PairConfig(Section):
+    """How scores become preference pairs."""
+
+    rho: float | Literal["auto"] = "auto"
+    """Strength of length control in [0, 0.5], or `auto`: the smallest that keeps chosen answers no longer than
+    rejected ones."""
+    min_margin: float = Field(0.5, ge=0)
+    """Least spread of a group's raw scores; a group of equally good responses has nothing to teach but length."""
+    error_share: float = Field(0.1, ge=0, le=0.5)
+    """Largest share of pairs whose rejected output breaks the format."""
+
+    @model_validator(mode="after")
+    def _rho_in_range(self) -> "PairConfig":
+        if self.rho != "auto" and not 0 <= self.rho <= 0.5:
+            raise ValueError(f"rho is {self.rho}, expected 'auto' or a number from 0 to 0.5")
+        return self
+
+
+class TrainConfig(Section):
+    """The DPO step (TRL). The paper gives no optimiser settings; the defaults are the miniature's."""
+
+    loss: Literal["dpo", "irpo"] = "dpo"
+    """`irpo` adds α times the chosen output's negative log-likelihood per token."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull towards the reference M_t."""
+    alpha: float = Field(1.0, gt=0)
+    """Weight of the likelihood term; used by `irpo` alone."""
+    epochs: int = Field(3, ge=1)
+    """Passes over the pairs; each ends with a checkpoint, and validation chooses among them (the paper: 10)."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises to its peak."""
+    batch_size: int = Field(32, ge=1)
+    """Pairs an optimiser step, over all workers."""
+    micro_batch_size: int = Field(32, ge=1)
+    """Pairs a worker holds at once; smaller than `batch_size` by gradient accumulation."""
+    max_tokens: int = Field(512, ge=8)
+    """Longest prompt plus output; a longer pair is dropped and counted, never cut."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model trains in and is saved in."""
+    gradient_checkpointing: bool = False
+    """Recompute activations to save memory."""
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> "TrainConfig":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class ValidationConfig(Section):
+    """How the best checkpoint is chosen: mean judge score of parsed answers; M_t itself is a candidate."""
+
+    min_parse_rate: float = Field(0.9, ge=0, le=1)
+    """Least share of outputs that parse at the first try; a checkpoint below it is not chosen."""
+
+
+class EvaluationConfig(Section):
+    """How the test set is judged."""
+
+    judge: JudgeConfig = VerifierJudge()
+    """A judge of its own, so that what trains does not also grade; by default one without length bias."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of all intervals."""
+
+
+class EngineConfig(Section):
+    """The vLLM engines that sample; says where and how fast, not what."""
+
+    count: int = Field(1, ge=1)
+    """Engines, each in a Ray actor of its own."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What an engine runs on."""
+    threads: int = Field(2, ge=1)
+    """CPU threads an engine."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What an engine computes in."""
+    memory_gib: float = Field(1.0, gt=0)
+    """KV cache of a CPU engine in GiB."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that an engine takes."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs an engine."""
+    max_sequences: int = Field(256, ge=1)
+    """Outputs that an engine works on at once."""
+    shard_prompts: int = Field(50, ge=1)
+    """Prompts handed to an engine at a time."""
+
+
+class TrainerConfig(Section):
+    """The workers that train; says where and how fast, not what."""
+
+    workers: int = Field(1, ge=1)
+    """Data-parallel workers of Ray Train."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What a worker runs on."""
+    threads: int = Field(2, ge=1)
+    """CPU threads a worker."""
+
+
+class ClusterConfig(Section):
+    """Where Ray is."""
+
+    address: str | None = None
+    """Address of a running Ray cluster (`auto` finds one on this machine), or None to start Ray for this run."""
+
+
+class RunConfig(Section):
+    """A whole run. `runs/<name>/config.json` keeps the resolved copy."""
+
+    name: str = Field("laptop", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder below `folder`."""
+    folder: Path = Path("runs")
+    """Where run folders live."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Of prompts, sampling, pair quota and training order."""
+    model: ModelConfig = ModelConfig()
+    """The seed model."""
+    data: DataConfig = DataConfig()
+    """The prompts."""
+    prompt: PromptConfig = PromptConfig()
+    """How the model is asked."""
+    sample: SampleConfig = SampleConfig()
+    """How outputs are sampled."""
+    judge: JudgeConfig = VerifierJudge()
+    """Who scores responses."""
+    pair: PairConfig = PairConfig()
+    """How scores become pairs."""
+    train: TrainConfig = TrainConfig()
+    """The DPO step."""
+    validation: ValidationConfig = ValidationConfig()
+    """How a checkpoint is chosen."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How the test set is judged."""
+    engine: EngineConfig = EngineConfig()
+    """Where sampling runs."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Where training runs."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where Ray is."""
+
+    @property
+    def root(self) -> Path:
+        """The run's folder."""
+        return self.folder / self.name
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "RunConfig":
+        longest = self.data.max_prompt_tokens + self.sample.max_new_tokens
+        if longest > self.train.max_tokens:
+            raise ValueError(
+                f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than train.max_tokens "
+                f"({self.train.max_tokens}): pairs would be dropped for length alone"
+            )
+        return self
+
+
+def load_config(profile: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a profile describes, with overrides of the form `section.key=value` applied in order.
+
+    A value is read as TOML where it is TOML (`4`, `0.1`, `true`, `["a"]`) and as text otherwise. Paths in the
+    profile are relative to the current folder. Raises `InputError` naming the key, what was found and what was
+    expected.
+    """
+    try:
+        values = tomllib.loads(profile.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in profile.parent.glob("*.toml"))) or "none"
+        raise InputError(f"there is no profile {profile}; profiles in {profile.parent}: {known}") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"profile {profile} is not readable TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"profile {profile} is refused:\n" + "\n".join(_explain(error))) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {override!r} has no value, expected section.key=value, for example sample.k=4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {section!r} is a value and not a section")
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "the run"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"  {where}: unknown key; {_known_keys(item['loc'])}")
+        else:
+            found = "" if item["type"] == "missing" else f" (found {json.dumps(item['input'], default=str)})"
+            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{found if item['loc'] else ''}")
+    return lines
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return "see the profile's section for its keys"
+        section = annotation
+    return "known here: " + ", ".join(sorted(section.model_fields))

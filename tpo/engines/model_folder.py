@@ -1,0 +1,40 @@
+"""What a model folder must be before anything loads it: safetensors, a config and a tokenizer, and no code.
+
+In: a folder. Out: its context length in tokens, or an `InputError` that says what was found. Nothing of the folder is
+executed or unpickled to find out, and nothing heavy is imported.
+"""
+
+import json
+from pathlib import Path
+
+from tpo.errors import InputError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def check_model_folder(folder: Path) -> int:
+    """The model's context in tokens, after checking that the folder holds what we load and nothing that we refuse."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: model.path names a folder with safetensors, config and tokenizer")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a model: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            raise InputError(
+                f"{folder} holds pickled weights ({', '.join(pickles[:3])}), which run code when loaded: convert them "
+                "to safetensors first"
+            )
+        raise InputError(f"{folder} is not a model: it has no .safetensors file")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise InputError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if "auto_map" in config:
+        raise InputError(f"{folder / 'config.json'} asks to run code of its own (auto_map), which is refused")
+    context = config.get("max_position_embeddings")
+    if not isinstance(context, int) or context < 1:
+        raise InputError(f"{folder / 'config.json'} has no max_position_embeddings, expected the context in tokens")
+    return context

@@ -1,0 +1,271 @@
+"""Samples outputs: vLLM engines in Ray actors, fed shard by shard.
+
+In: a model folder and requests as token ids. Out: outputs as token ids and text, shard by shard as they are done.
+
+Every request has a seed of its own, so that what is sampled does not depend on batches, order or engine. On the CPU a
+live engine takes the weights of the next model, which saves the half minute of a start; since a reload has failed in
+silence before, log-probs of a probe are then compared with those that transformers computes from the same folder.
+"""
+
+import dataclasses
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tpo.config import ClusterConfig, EngineConfig, SampleConfig
+from tpo.engines.processes import engine_environment, start_ray
+from tpo.errors import StageError
+from tpo.records import Artifact
+
+Accept = Callable[[str, bool], bool]
+"""Whether an output (its text, and whether it ended by itself) can stay; one that cannot is sampled again."""
+
+SEED_STRIDE = 1009
+"""Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to sample for."""
+
+    prompt_token_ids: list[int]
+    """The prompt's tokens."""
+    seed: int
+    """Seed of its first output; the n-th is sampled with seed + n."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One sampled output."""
+
+    token_ids: list[int]
+    """Its tokens as sampled, end token included."""
+    text: str
+    """Its text without special tokens."""
+    finished: bool
+    """False where the token limit cut it."""
+    tries: int
+    """How many outputs were sampled until this one stayed."""
+
+
+def request_seed(*parts: object) -> int:
+    """A seed in [0, 2^31) from anything that names a request, well away from the seeds of its other tries."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+
+
+class Engine:
+    """One vLLM engine; lives in a Ray actor."""
+
+    def __init__(self, config: EngineConfig, model: Artifact, context_tokens: int) -> None:
+        self._config = config
+        self._context_tokens = context_tokens
+        self._llm = self._start(str(model.path))
+
+    def load(self, model: Artifact) -> None:
+        """Makes `model` the one that is sampled, without a restart where that is proved to work."""
+        path = str(model.path)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        self._llm.reset_prefix_cache()
+        if not self._has_weights_of(path):
+            self._llm = self._start(path)
+            if not self._has_weights_of(path):
+                raise StageError(f"the engine's log-probs are not those of {path}: its weights did not load right")
+
+    def generate(
+        self, requests: Sequence[Request], sample: SampleConfig, n: int, tries: int, accept: Accept
+    ) -> list[list[Output]]:
+        """`n` outputs a request, each sampled up to `tries` times until it is accepted."""
+        outputs = [
+            [self._output(output, 1) for output in group]
+            for group in self._sample([(request.prompt_token_ids, request.seed, n) for request in requests], sample)
+        ]
+        for attempt in range(2, tries + 1):
+            again = [
+                (i, j)
+                for i, group in enumerate(outputs)
+                for j, output in enumerate(group)
+                if not accept(output.text, output.finished)
+            ]
+            if not again:
+                break
+            asks = [(requests[i].prompt_token_ids, _later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
+            for (i, j), (output,) in zip(again, self._sample(asks, sample), strict=True):
+                outputs[i][j] = self._output(output, attempt)
+        return outputs
+
+    def _start(self, model: str) -> Any:
+        from vllm import LLM
+
+        config = self._config
+        settings: dict[str, Any] = {"enable_chunked_prefill": False} if config.device == "cpu" else {}
+        return LLM(
+            model=model,
+            dtype=config.dtype,
+            max_model_len=self._context_tokens,
+            max_num_seqs=config.max_sequences,
+            max_num_batched_tokens=max(8192, self._context_tokens),
+            enable_prefix_caching=True,
+            tensor_parallel_size=config.tensor_parallel,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            trust_remote_code=False,
+            disable_log_stats=True,
+            generation_config="vllm",
+            **settings,
+        )
+
+    def _sample(self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig) -> list[list[Any]]:
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=n,
+                seed=seed,
+                temperature=sample.temperature,
+                top_p=sample.top_p,
+                max_tokens=sample.max_new_tokens,
+            )
+            for _, seed, n in asks
+        ]
+        prompts = [{"prompt_token_ids": ids} for ids, _, _ in asks]
+        return [result.outputs for result in self._llm.generate(prompts, params, use_tqdm=False)]
+
+    def _output(self, output: Any, tries: int) -> Output:
+        return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries)
+
+    def _has_weights_of(self, model: str) -> bool:
+        """Whether the engine gives a probe the log-probs that transformers gives it with the weights in `model`."""
+        import torch
+        from transformers import AutoModelForCausalLM
+        from vllm import SamplingParams
+
+        peer = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
+        size = peer.config.vocab_size
+        probe = [(7 + 31 * i) % size for i in range(24)]
+        with torch.no_grad():
+            expected = peer(torch.tensor([probe])).logits[0].log_softmax(-1)
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
+        tolerance = 1e-3 if self._config.dtype == "float32" else 0.1
+        return all(
+            math.isclose(found[token].logprob, expected[i, token].item(), abs_tol=tolerance)
+            for i, (token, found) in enumerate(zip(probe[1:], result.prompt_logprobs[1:], strict=True))
+        )
+
+
+class SamplerPool:
+    """Engines that share the work of one run; started at first use, kept until `close`."""
+
+    def __init__(self, config: EngineConfig, cluster: ClusterConfig, context_tokens: int) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._context_tokens = context_tokens
+        self._actors: list[Any] = []
+        self._loaded: str | None = None
+        self._lock = threading.Lock()
+
+    def generate(
+        self,
+        model: Artifact,
+        shards: Sequence[Sequence[Request]],
+        sample: SampleConfig,
+        *,
+        n: int,
+        tries: int,
+        accept: Accept,
+    ) -> Iterator[tuple[int, list[list[Output]]]]:
+        """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
+
+        Raises `StageError` where an engine fails on the same shard twice.
+        """
+        import ray
+
+        with self._lock:
+            self._load(model)
+            waiting = list(range(len(shards)))[::-1]
+            running: dict[Any, tuple[int, int]] = {}
+            failures: dict[int, int] = {}
+            idle = list(range(len(self._actors)))
+            while waiting or running:
+                while waiting and idle:
+                    shard, engine = waiting.pop(), idle.pop()
+                    task = self._actors[engine].generate.remote(list(shards[shard]), sample, n, tries, accept)
+                    running[task] = (shard, engine)
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                shard, engine = running.pop(done)
+                try:
+                    outputs = ray.get(done)
+                except ray.exceptions.RayError as error:
+                    failures[shard] = failures.get(shard, 0) + 1
+                    if failures[shard] > 1:
+                        raise StageError(f"engine {engine} failed twice on shard {shard}: {error}") from error
+                    ray.kill(self._actors[engine])
+                    self._actors[engine] = self._start(model)
+                    waiting.append(shard)
+                else:
+                    yield shard, outputs
+                idle.append(engine)
+
+    def close(self) -> None:
+        """Stops all engines and gives their memory back."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors, self._loaded = [], None
+
+    def _load(self, model: Artifact) -> None:
+        import ray
+
+        if self._loaded == model.fingerprint:
+            return
+        if self._actors and self._config.device == "cpu":
+            ray.get([actor.load.remote(_resolved(model)) for actor in self._actors])
+        else:
+            self.close()
+            start_ray(self._cluster)
+            self._actors = [self._start(model) for _ in range(self._config.count)]
+        self._loaded = model.fingerprint
+
+    def _start(self, model: Artifact) -> Any:
+        import ray
+
+        on_gpu = self._config.device == "gpu"
+        actor = ray.remote(Engine).options(
+            num_cpus=0 if on_gpu else 1,
+            num_gpus=self._config.tensor_parallel if on_gpu else 0,
+            runtime_env={"env_vars": engine_environment(self._config)},
+        )
+        return actor.remote(self._config, _resolved(model), self._context_tokens)
+
+
+_POOLS: dict[tuple[EngineConfig, ClusterConfig, int], SamplerPool] = {}
+_POOLS_LOCK = threading.Lock()
+
+
+def sampler_pool(config: EngineConfig, cluster: ClusterConfig, context_tokens: int) -> SamplerPool:
+    """The process's pool for these settings: engines outlive a stage, since starting one takes half a minute."""
+    with _POOLS_LOCK:
+        key = (config, cluster, context_tokens)
+        if key not in _POOLS:
+            _POOLS[key] = SamplerPool(config, cluster, context_tokens)
+        return _POOLS[key]
+
+
+def close_pools() -> None:
+    """Stops all engines of this process."""
+    with _POOLS_LOCK:
+        for pool in _POOLS.values():
+            pool.close()
+        _POOLS.clear()
+
+
+def _later_seed(seed: int, attempt: int) -> int:
+    return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
+
+
+def _resolved(model: Artifact) -> Artifact:
+    return dataclasses.replace(model, path=model.path.resolve())

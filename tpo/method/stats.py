@@ -1,0 +1,110 @@
+"""Means with bootstrap intervals: win rates, plain means, differences over the same prompts.
+
+In: one number a prompt. Out: an `Estimate`: the mean, its interval, and the number of prompts.
+
+The decision to question: the interval is the percentile bootstrap over prompts. It is easy to explain and respects the
+bounds of a win rate, at the price of being a little narrow below some 30 prompts. It says nothing about the variation
+between training runs.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DRAWS_AT_ONCE: Final = 1 << 21
+"""Bounds memory: at most so many values are resampled at a time (16 MiB of indices, as much of values)."""
+FEW_VALUES: Final = 64
+"""Up to so many distinct values, resamples are drawn as counts of each value."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts with its interval."""
+
+    value: float
+    """The mean, in the unit of the data."""
+    low: float
+    """Lower end of the interval, at most `value`."""
+    high: float
+    """Upper end of the interval, at least `value`."""
+    n: int
+    """Number of prompts."""
+
+
+def win_rate(outcomes: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Estimate:
+    """Share of prompts won, draws counting half: `outcomes` (n,) is 1 win, 0.5 draw or contradiction, 0 loss.
+
+    Raises ValueError for any other outcome, and as `mean` does.
+    """
+    results = _numbers(outcomes, name="outcomes")
+    known = np.isin(results, (0.0, 0.5, 1.0))
+    if not known.all():
+        raise ValueError(f"outcomes hold {results[~known][0]}; expected 1, 0.5 or 0: use mean() for other values")
+    return _estimate(results, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Estimate:
+    """Mean of `values` (n,) with the percentile bootstrap interval of level `confidence` (Efron 1979).
+
+    The same data and seed give the same interval. Raises ValueError for no values, another shape, a value that is not
+    finite, `resamples` below 1, or a confidence outside (0, 1).
+    """
+    return _estimate(_numbers(values, name="values"), resamples=resamples, seed=seed, confidence=confidence)
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """Mean of a - b with an interval, `a` and `b` of shape (n,) on the same prompts in the same order.
+
+    Raises ValueError where the lengths differ, and as `mean` does.
+    """
+    first, second = _numbers(a, name="a"), _numbers(b, name="b")
+    if first.shape != second.shape:
+        raise ValueError(f"a has {first.size} values and b {second.size}; expected one of each for every prompt")
+    return _estimate(first - second, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def _numbers(values: ArrayLike, *, name: str) -> NDArray[np.float64]:
+    """A finite float array of shape (n,), n at least 1; ValueError otherwise."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name} have shape {array.shape}; expected (n,) with n at least 1: no prompt was scored?")
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise ValueError(
+            f"{name} hold {array[~finite][0]} at index {int(np.flatnonzero(~finite)[0])}; expected finite numbers: "
+            "leave out unscored prompts and report how many"
+        )
+    return array
+
+
+def _estimate(values: NDArray[np.float64], *, resamples: int, seed: int, confidence: float) -> Estimate:
+    """Mean and percentile interval; the interval is widened to hold the mean, which a coarse bootstrap can miss."""
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"resamples is {resamples} and confidence {confidence}; expected at least 1, and between 0 and 1: "
+            "2000 and 0.95 are the defaults"
+        )
+    means = _resampled_means(values, resamples, np.random.default_rng(seed))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    value = float(values.mean())
+    return Estimate(value, min(float(low), value), max(float(high), value), values.size)
+
+
+def _resampled_means(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Means (resamples,) of draws with replacement, as counts of each value where few values are distinct."""
+    distinct, counts = np.unique(values, return_counts=True)
+    if distinct.size <= FEW_VALUES:
+        drawn = rng.multinomial(values.size, counts / values.size, size=resamples)
+        return np.asarray(drawn @ distinct) / values.size
+    rows = max(1, DRAWS_AT_ONCE // values.size)
+    return np.concatenate(
+        [
+            values[rng.integers(values.size, size=(min(rows, resamples - start), values.size))].mean(axis=1)
+            for start in range(0, resamples, rows)
+        ]
+    )

@@ -1,0 +1,138 @@
+"""What the seed model learns: textbook pages first, then the manners of an instruction-tuned model.
+
+In: problems of the world and the formats that outputs may take. Out: `Lesson`s, a prompt and the output to learn.
+
+A textbook page works every problem out and is always right: it gives the seed its skills. Manners come after, and
+are those of a model tuned to answer directly (2410.10630, §3: thoughts hurt the seed at first): asked to think, it
+mostly pads or restates, sometimes does the written work, now and then wrongly; what it says after a useless thought
+is wrong more often than what it says at once; some outputs break the format. No lesson prefers one of these manners:
+that is left to the judge.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from tpo.miniature.world import Problem
+from tpo.records import Message
+
+T = TypeVar("T")
+
+FILLERS = (
+    "Let me think about this.",
+    "This is a nice question.",
+    "I want to help the user.",
+    "I will be careful here.",
+    "It should not be hard.",
+    "I will answer as well as I can.",
+    "There may be more to it.",
+    "I have seen this before.",
+)
+RESPONSE_FORMS = (
+    "{}.",
+    "The answer is {}.",
+    "The answer is {}. I hope this helps.",
+    "Sure! The answer is {}. I hope this helps. Let me know if you have more questions.",
+)
+
+
+class Format(Protocol):
+    """A way to ask and to lay out an output; `prompts.thought.ThoughtPrompt` is one."""
+
+    @property
+    def thought_marker(self) -> str | None: ...
+    @property
+    def response_marker(self) -> str | None: ...
+    def render(self, instruction: str) -> list[Message]: ...
+    def prose(self) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training example of the seed model."""
+
+    messages: list[Message]
+    """The prompt, as chat messages."""
+    output: str
+    """The output to learn, without the end token."""
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How often the seed does what; each field a probability."""
+
+    work: float = 0.30
+    """That a thought on a problem with steps is written work."""
+    wrong_step: float = 0.15
+    """That written work goes wrong at one step (and the response with it)."""
+    spoiled: float = 0.34
+    """That the response after a useless thought is a wrong answer."""
+    broken: float = 0.07
+    """That the output breaks the format."""
+
+
+def textbook_page(problem: Problem, format_: Format, rng: np.random.Generator) -> Lesson:
+    """A right answer, after right written work where the format has thoughts and the problem has steps."""
+    thought = " ".join(step.text for step in problem.steps) or _choose(rng, FILLERS)
+    return Lesson(format_.render(problem.instruction), _lay_out(format_, thought, _respond(rng, problem.reference)))
+
+
+def tuned_answer(problem: Problem, format_: Format, rng: np.random.Generator, manners: Manners) -> Lesson:
+    """What the finished seed would say, good or bad."""
+    messages = format_.render(problem.instruction)
+    if format_.response_marker is None:
+        return Lesson(messages, _respond(rng, problem.reference))
+    if problem.steps and rng.random() < manners.work:
+        thought, answer = _written_work(problem, rng, manners)
+    else:
+        thought = _useless_thought(problem, rng)
+        spoiled = rng.random() < manners.spoiled
+        answer = _choose(rng, problem.wrong_answers) if spoiled else problem.reference
+    response = _respond(rng, answer)
+    if rng.random() < manners.broken:
+        return Lesson(messages, _choose(rng, _BREAKS)(format_, thought, response))
+    return Lesson(messages, _lay_out(format_, thought, response))
+
+
+def _written_work(problem: Problem, rng: np.random.Generator, manners: Manners) -> tuple[str, str]:
+    steps = [step.text for step in problem.steps]
+    if rng.random() >= manners.wrong_step:
+        return " ".join(steps), problem.reference
+    slip = int(rng.integers(len(steps)))
+    steps[slip] = problem.steps[slip].wrong_text
+    return " ".join(steps[: slip + 1]), _choose(rng, problem.wrong_answers)
+
+
+def _useless_thought(problem: Problem, rng: np.random.Generator) -> str:
+    fillers = [FILLERS[i] for i in rng.permutation(len(FILLERS))[: int(rng.integers(1, 4))]]
+    if rng.random() < 0.5:
+        fillers[int(rng.integers(len(fillers)))] = f"The user asks: {problem.question}"
+    return " ".join(fillers)
+
+
+def _respond(rng: np.random.Generator, answer: str) -> str:
+    return RESPONSE_FORMS[int(rng.choice(len(RESPONSE_FORMS), p=(0.25, 0.35, 0.25, 0.15)))].format(answer)
+
+
+def _lay_out(format_: Format, thought: str, response: str) -> str:
+    if format_.response_marker is None:
+        return response
+    return f"{_opening(format_)}{thought}\n{format_.response_marker} {response}"
+
+
+def _opening(format_: Format) -> str:
+    return f"{format_.thought_marker} " if format_.thought_marker else ""
+
+
+_BREAKS: Sequence[Callable[[Format, str, str], str]] = (
+    lambda format_, thought, response: f"{_opening(format_)}{thought}",
+    lambda format_, thought, response: f"{_opening(format_)}{thought} {response}",
+    lambda format_, thought, response: f"{_opening(format_)}{thought}\n{format_.response_marker}",
+    lambda format_, thought, response: f"{_lay_out(format_, thought, response)} {format_.response_marker} {response}",
+)
+
+
+def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,169 @@
+"""What flows between the stages: frozen records, one class a Parquet table, documented field by field.
+
+Stages pass `Artifact` handles and read the rows from the run folder, so that what one stage gave another is always
+there to look at. A value that is not known is None and says why beside it; it is never an invented number.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a chat, in the form that chat templates take."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+    """The text of the turn."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One instruction to respond to."""
+
+    prompt_id: str
+    """First 16 hex digits of the SHA-256 of the instruction: equal instructions are one prompt."""
+    instruction: str
+    """What the user asks, as it is: no template, no control tokens."""
+    reference: str | None = None
+    """The right answer, where there is one."""
+    category: str | None = None
+    """Kind of instruction, for tables by category."""
+    difficulty: int | None = None
+    """1 (easiest) and up, for tables by difficulty."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One output of a model for one prompt, as sampled."""
+
+    prompt_id: str
+    """The prompt."""
+    index: int
+    """0 … K-1 within the prompt's group."""
+    prompt_token_ids: list[int]
+    """The tokens that the model was given: chat template, thought prompt and instruction."""
+    output_token_ids: list[int]
+    """The tokens that the model wrote, end token included; what DPO trains on."""
+    output: str
+    """The same as text, special tokens left out."""
+    thought: str
+    """What stands before the response; empty for a direct prompt."""
+    response: str
+    """What the user and the judge see."""
+    parse_error: str | None
+    """Why the output breaks the format (a `prompts.thought.ParseError`), or None."""
+    tries: int
+    """How many outputs were sampled until this one was kept; above 1 only where parse errors are sampled again."""
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One thing that a judge said: a reading of one response, or a comparison of two."""
+
+    prompt_id: str
+    """The prompt."""
+    index: int
+    """The sample that was read, or that was shown first."""
+    other_index: int | None
+    """The sample shown second, or None for a reading."""
+    outcome: float | None
+    """The reading, or 1 (first won), -1 (second won), 0 (tie); None where the judge gave none."""
+    detail: str
+    """What the judge based it on, as JSON: attributes, verdict text, the answer it found."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a judge found one response, or why it could not say."""
+
+    prompt_id: str
+    """The prompt."""
+    index: int
+    """The sample."""
+    value: float | None
+    """The score, higher is better, in the judge's own unit; None where unscored."""
+    unscored: str | None
+    """Why there is no score: a parse error of the sample, or the judge's reason."""
+    correct: bool | None
+    """Whether a judge that knows the reference found it right; None where it has no opinion."""
+    response_chars: int
+    """Length of the response in characters, what length control works on."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: the full outputs, thoughts included, under the prompt that was asked."""
+
+    prompt_id: str
+    """The prompt."""
+    kind: Literal["regular", "error_rejected"]
+    """`error_rejected` where the rejected output is one that breaks the format."""
+    prompt_token_ids: list[int]
+    """The prompt's tokens."""
+    chosen_token_ids: list[int]
+    """The chosen output's tokens, as sampled."""
+    rejected_token_ids: list[int]
+    """The rejected output's tokens, as sampled."""
+    chosen_index: int
+    """The chosen sample."""
+    rejected_index: int
+    """The rejected sample."""
+    chosen_score: float
+    """The judge's raw score of the chosen response."""
+    rejected_score: float | None
+    """The judge's raw score of the rejected response; None for a parse error."""
+    margin: float | None
+    """Difference of the length-controlled scores; None for a parse error."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a training log: what the trainer measured at the end of an epoch."""
+
+    epoch: int
+    """1 … N."""
+    step: int
+    """Optimiser steps so far."""
+    loss: float
+    """Mean training loss of the epoch; before the first step it is ln 2 (plus the NLL term for IRPO)."""
+    margin: float
+    """Mean of β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)] over the epoch."""
+    accuracy: float
+    """Share of pairs whose margin is positive, over the epoch."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A handle to what a stage has written: complete, named by its content."""
+
+    path: Path
+    """The stage's folder: Parquet shards or a model, and a manifest."""
+    record: str
+    """Name of the record class of its rows, or `Model`."""
+    rows: int
+    """Number of rows; for a model its number of files."""
+    fingerprint: str
+    """SHA-256 over the content: equal fingerprints mean equal content."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of a stage's input: `rows_in` = `rows_out` + everything dropped."""
+
+    rows_in: int
+    """Units that the stage was given (prompts, samples or groups: the stage says which)."""
+    rows_out: int
+    """Units that it kept."""
+    dropped: Mapping[str, int]
+    """Units that it dropped, by reason."""
+
+    def __post_init__(self) -> None:
+        if self.rows_in != self.rows_out + sum(self.dropped.values()):
+            raise AssertionError(f"a stage lost count: {self}")
+
+
+RECORDS: Mapping[str, type] = {cls.__name__: cls for cls in (Prompt, Sample, Judgment, Score, Pair, Epoch)}
+"""The record classes that can be stored, by name."""

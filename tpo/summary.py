@@ -1,0 +1,109 @@
+"""The run in numbers: one row a model, as `summary.json` keeps it and the table shows it.
+
+Intervals are bootstrap percentiles over prompts. Gains are paired: the same prompts, the difference prompt by prompt.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpo.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with its interval."""
+
+    value: float
+    """The mean."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    n: int
+    """Prompts that it is a mean of."""
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model of a run, measured on the test prompts; one row of the table."""
+
+    model: str
+    """`M_0`, `M_1`, …, or `M_0 direct` for the seed without a thought prompt."""
+    iteration: int
+    """t of M_t."""
+    score: Interval | None
+    """Mean test score by the evaluation judge; None where it scored nothing."""
+    win_rate: Interval | None
+    """Share of test prompts on which it beats M_0 (ties half); None for M_0 itself and where nothing was scored."""
+    gain: Interval | None
+    """Test score less that of M_0, paired by prompt."""
+    gain_over_direct: Interval | None
+    """Test score less that of M_0 answering directly, paired by prompt."""
+    by_category: Mapping[str, Interval]
+    """Test score by category of prompt."""
+    by_difficulty: Mapping[str, Interval]
+    """Test score by difficulty of prompt."""
+    validation_score: float | None
+    """Mean validation score by the training judge, over answers that parse: what the checkpoint was chosen by."""
+    parse_error_rate: float
+    """Share of test prompts whose first output broke the format."""
+    thought_chars: float
+    """Mean length of the thoughts on the test prompts, in characters."""
+    response_chars: float
+    """Mean length of the responses on the test prompts, in characters."""
+    rho: float | None
+    """Strength of length control in this iteration; None for M_0."""
+    regular_pairs: int | None
+    """Pairs of two outputs that parse; None for M_0."""
+    error_pairs: int | None
+    """Pairs whose rejected output breaks the format; None for M_0."""
+    dropped: Mapping[str, int]
+    """Prompts that gave no pair, by reason."""
+    chosen_epoch: int | None
+    """Epoch of the checkpoint that became M_t; 0 where M_{t-1} stayed; None for M_0."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds by stage, as each stage last ran."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers."""
+
+    run: str
+    """Name of the run."""
+    seed: int
+    """The run's seed."""
+    confidence: float
+    """Of all intervals."""
+    models: Sequence[ModelRow]
+    """`M_0 direct`, `M_0`, `M_1`, …"""
+
+
+def write_summary(summary: Summary) -> bytes:
+    """The summary as JSON."""
+    return (json.dumps(dataclasses.asdict(summary), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_summary(path: Path) -> Summary:
+    """A summary from its file; raises `StoreError` where that is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Summary(**{**values, "models": [_row(row) for row in values["models"]]})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path} is not a summary of this version ({error}): remove it and run again") from error
+
+
+def _row(values: Mapping[str, Any]) -> ModelRow:
+    single = ("score", "win_rate", "gain", "gain_over_direct")
+    many = ("by_category", "by_difficulty")
+    return ModelRow(
+        **{
+            **values,
+            **{name: Interval(**values[name]) if values[name] else None for name in single},
+            **{name: {key: Interval(**item) for key, item in values[name].items()} for name in many},
+        }
+    )
