@@ -85,9 +85,9 @@ def page_of(*rows: ModelRow, examples: Sequence[Example] = (), config: Mapping[s
         config=RunConfig().model_dump(mode="json") if config is None else config,
         epochs={t: [Epoch(e, 9 * e, 0.6 / e, 0.5, 0.7) for e in (1, 2, 3)] for t in made},
         margins={t: [1.5, 2.0, 2.5] for t in made},
-        standings={t: [{"epoch": e, "score": None if e == 0 else 0.7, "parse_rate": 0.95} for e in range(4)] for t in made},
+        standings={t: [{"epoch": e, "score": 0.7 if e else None, "parse_rate": 0.95} for e in range(4)] for t in made},
         examples=examples,
-    )  # fmt: skip
+    )
 
 
 class Reader(HTMLParser):
@@ -115,7 +115,7 @@ class Reader(HTMLParser):
 
 
 def hostile_page() -> str:
-    texts = {
+    texts: dict[str, Any] = {
         field.name: ALL_HOSTILE
         for field in dataclasses.fields(Example)
         if field.name.endswith(("thought", "response", "error"))
@@ -179,8 +179,10 @@ def test_every_number_of_the_table_is_on_the_page() -> None:
     found = re.search(r'<tr data-model="M_2".*?</tr>', page, re.DOTALL)
     made = re.search(r'<tr data-made="M_2".*?</tr>', page, re.DOTALL)
     assert found and made
-    for number in ("94.2", "92.2–96.2", "+31.2", "+29.2 to +33.2", "+22.2", "+20.2 to +24.2", "84.2", "82.2–86.2", "12.3 %",
-                   "345", "567", "92.9"):  # fmt: skip
+    for number in (
+        "94.2", "92.2–96.2", "+31.2", "+29.2 to +33.2", "+22.2", "+20.2 to +24.2", "84.2", "82.2–86.2", "12.3 %", "345",
+        "567", "92.9",
+    ):  # fmt: skip
         assert number in found.group()
     for number in ("271", "28", "101", "93 small margin, 8 tie", "0.35", "2", "41", "8.7", "50"):
         assert f">{number}<" in made.group()
@@ -244,19 +246,30 @@ def test_whatever_is_missing_leaves_a_readable_page(rows: tuple[ModelRow, ...]) 
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        (FULL, "After 2 iterations M_2 scores 94.2 on 600 test prompts (95 % interval 92.2–96.2): 31.2 points above M_0 "
-               "with thoughts and 22.2 points above M_0 answering directly."),
-        ((DIRECT, SEED, model_row("M_1", 1, 0.64)),
-         "After 1 iteration M_1 scores 64.0 on 600 test prompts (95 % interval 62.0–66.0): not clearly different from M_0 "
-         "with thoughts (+1.0 points; the interval −1.0 to +3.0 includes 0) and 8.0 points below M_0 answering directly."),
-        ((DIRECT, SEED), "Before the first iteration M_0 with thoughts scores 63.0 on 600 test prompts "
-                         "(95 % interval 61.0–65.0), 9.0 points below M_0 answering directly."),
-        ((SEED, model_row("M_1", 1, None)),
-         "After 1 iteration there is no test score: the evaluation judge scored none of M_1's answers."),
+        (
+            FULL,
+            "After 2 iterations M_2 scores 94.2 on 600 test prompts (95 % interval 92.2–96.2): 31.2 points above M_0 "
+            "with thoughts and 22.2 points above M_0 answering directly.",
+        ),
+        (
+            (DIRECT, SEED, model_row("M_1", 1, 0.64)),
+            "After 1 iteration M_1 scores 64.0 on 600 test prompts (95 % interval 62.0–66.0): not clearly different "
+            "from M_0 with thoughts (+1.0 points; the interval −1.0 to +3.0 includes 0) and 8.0 points below "
+            "M_0 answering directly.",
+        ),
+        (
+            (DIRECT, SEED),
+            "Before the first iteration M_0 with thoughts scores 63.0 on 600 test prompts (95 % interval 61.0–65.0), "
+            "9.0 points below M_0 answering directly.",
+        ),
+        (
+            (SEED, model_row("M_1", 1, None)),
+            "After 1 iteration there is no test score: the evaluation judge scored none of M_1's answers.",
+        ),
         ((), "Nothing has been measured yet."),
     ],
     ids=["gain", "no clear difference, and a loss", "no iteration", "no score", "nothing"],
-)  # fmt: skip
+)
 def test_the_headline_says_what_the_numbers_say(rows: tuple[ModelRow, ...], sentence: str) -> None:
     assert headline(summary_of(*rows)) == sentence
 

@@ -14,7 +14,8 @@ UNKNOWN = ModelRow(
     regular_pairs=None, error_pairs=None, dropped={}, chosen_epoch=None, seconds={},
 )  # fmt: skip
 KNOWN = dataclasses.replace(
-    UNKNOWN, model="M_1", iteration=1, score=Interval(0.942, 0.921, 0.96, 600), win_rate=Interval(0.781, 0.749, 0.816, 600),
+    UNKNOWN, model="M_1", iteration=1,
+    score=Interval(0.942, 0.921, 0.96, 600), win_rate=Interval(0.781, 0.749, 0.816, 600),
     gain=Interval(0.315, 0.28, 0.351, 600), gain_over_direct=Interval(-0.02, -0.05, 0.01, 600), validation_score=0.951,
     parse_error_rate=0.016, thought_chars=1115.4, response_chars=2026.0, rho=0.25, regular_pairs=261, error_pairs=28,
     dropped={"tie": 12, "small_margin": 99}, chosen_epoch=2, seconds={"samples": 31.42, "train": 9.7},
@@ -26,10 +27,9 @@ def summary_of(*rows: ModelRow) -> Summary:
 
 
 def text_of(summary: Summary, width: int = 100) -> str:
-    console = Console(width=width, record=True, quiet=True)
+    console = Console(width=width)
     with console.capture() as captured:
         for render in (render_table, render_gains, render_seconds):
-            console.quiet = False
             console.print(render(summary))
     return captured.get()
 
@@ -62,7 +62,7 @@ def test_unknown_values_and_missing_models_are_shown_as_nothing(
 def test_shares_are_shown_times_100_and_other_scores_in_their_own_unit() -> None:
     assert score_scale(summary_of(KNOWN)) == PERCENT
     reward = dataclasses.replace(KNOWN, score=Interval(-3.1416, -4.0, 2.5, 9), gain=Interval(0.5, 0.25, 0.75, 9))
-    shown = text_of(summary_of(reward))
+    shown = text_of(summary_of(reward), width=120)
     assert "−3.142 [−4.000, 2.500]" in shown and "+0.500 [+0.250, +0.750]" in shown
 
 

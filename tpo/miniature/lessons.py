@@ -74,8 +74,14 @@ class Manners:
 
 
 def textbook_page(problem: Problem, format_: Format, rng: np.random.Generator) -> Lesson:
-    """A right answer, after right written work where the format has thoughts and the problem has steps."""
+    """A right answer, after right written work where the format has thoughts and the problem has steps.
+
+    Some thoughts first repeat the whole instruction: from copying, dense as it is, a small model learns to look things
+    up in its context, which all of the written work stands on.
+    """
     thought = " ".join(step.text for step in problem.steps) or _choose(rng, FILLERS)
+    if rng.random() < 0.3:
+        thought = f"The user asks: {problem.instruction} {thought}"
     return Lesson(format_.render(problem.instruction), _lay_out(format_, thought, _respond(rng, problem.reference)))
 
 

@@ -1,0 +1,42 @@
+"""One small run on the real engines, shared by the tests that look at what it left."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",
+         "train.micro_batch_size=16", "engine.shard_prompts=16")  # fmt: skip
+
+Iterate = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
+    """Runs `python -m flows iterate` in a process of its own, with small numbers and a run folder of the session's."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def call(to: int, *overrides: str, name: str = "small") -> "subprocess.CompletedProcess[str]":
+        settings: Sequence[str] = (*SMALL, f'folder="{folder}"', *overrides)
+        command = [sys.executable, "-m", "flows", "iterate", "--to", str(to), "--run-name", name]
+        for setting in settings:
+            command += ["--set", setting]
+        environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False)
+        (folder / f"{name}-{to}.log").write_text(done.stdout + done.stderr)
+        return done
+
+    call.folder = folder  # type: ignore[attr-defined]
+    return call
+
+
+@pytest.fixture(scope="session")
+def small_run(iterate: Iterate) -> Path:
+    """A run folder at M_2."""
+    done = iterate(2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(iterate.folder) / "small"  # type: ignore[attr-defined]

@@ -1,0 +1,129 @@
+"""The real engines on small weights: what the sampler promises of seeds and weights, and the trainer of its first loss."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
+from tpo.engines.sampler import Request, SamplerPool
+from tpo.engines.trainer import train_dpo
+from tpo.errors import StageError
+from tpo.records import Artifact, Pair
+from tpo.store import folder_artifact
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+
+REQUESTS = [Request([1, 4, 30 + i, 40 + i, 5], seed=1000 * i) for i in range(6)]
+SAMPLE = SampleConfig(max_new_tokens=12)
+
+
+def make_model(folder: Path, *, seed: int, tied: bool = False) -> Artifact:
+    """Random weights under the shipped tokenizer."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_SEED_MODEL)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder_artifact(folder)
+
+
+def sampled(pool: SamplerPool, model: Artifact, shards: list[list[Request]]) -> list[list[int]]:
+    found = dict(pool.generate(model, shards, SAMPLE, n=2, tries=1, accept=lambda text, finished: True))
+    return [output.token_ids for i in range(len(shards)) for group in found[i] for output in group]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[SamplerPool]:
+    pool = SamplerPool(EngineConfig(threads=1), ClusterConfig(), 64)
+    yield pool
+    pool.close()
+
+
+def test_the_same_seed_gives_the_same_tokens_whatever_the_shards(pool: SamplerPool, tmp_path: Path):
+    model = make_model(tmp_path / "a", seed=0)
+    first = sampled(pool, model, [REQUESTS])
+    assert sampled(pool, model, [REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]]) == first
+    assert len({tuple(tokens) for tokens in first}) > 6
+
+
+def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: SamplerPool, tmp_path: Path):
+    a, b = make_model(tmp_path / "a", seed=0), make_model(tmp_path / "b", seed=1)
+    of_a, of_b = sampled(pool, a, [REQUESTS]), sampled(pool, b, [REQUESTS])
+    assert of_a != of_b
+    assert sampled(pool, a, [REQUESTS]) == of_a
+
+
+def test_tied_embeddings_that_a_reload_leaves_stale_are_noticed_and_loaded_anew(pool: SamplerPool, tmp_path: Path):
+    a, b = (make_model(tmp_path / f"tied{seed}", seed=seed, tied=True) for seed in (2, 3))
+    sampled(pool, a, [REQUESTS])
+    reloaded = sampled(pool, b, [REQUESTS])
+    fresh = SamplerPool(EngineConfig(threads=1), ClusterConfig(), 64)
+    try:
+        assert sampled(fresh, b, [REQUESTS]) == reloaded
+    finally:
+        fresh.close()
+
+
+def test_a_dead_engine_is_replaced_and_its_shard_done_again(pool: SamplerPool, tmp_path: Path):
+    import ray
+
+    model = make_model(tmp_path / "a", seed=0)
+    before = sampled(pool, model, [REQUESTS])
+    ray.kill(pool._actors[0])
+    assert sampled(pool, model, [REQUESTS]) == before
+
+
+def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
+    model = make_model(tmp_path / "m", seed=0)
+    pairs = [pair(i) for i in range(16)]
+    epochs = train_dpo(
+        model.path,
+        pairs,
+        tmp_path / "train",
+        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
+        trainer=TrainerConfig(threads=1),
+        cluster=ClusterConfig(),
+        seed=0,
+        progress=lambda done, total: None,
+    )
+    assert [epoch.step for epoch in epochs] == [2, 4]
+    assert epochs[1].loss < epochs[0].loss < math.log(2) + 0.05
+    before = LlamaForCausalLM.from_pretrained(model.path).state_dict()
+    after = LlamaForCausalLM.from_pretrained(tmp_path / "train" / "epoch_2").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path):
+    model = make_model(tmp_path / "m", seed=0)
+    (model.path / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(StageError, match="training failed"):
+        train_dpo(
+            model.path,
+            [pair(0)],
+            tmp_path / "train",
+            config=TrainConfig(epochs=1, batch_size=1, micro_batch_size=1),
+            trainer=TrainerConfig(threads=1),
+            cluster=ClusterConfig(),
+            seed=0,
+            progress=lambda done, total: None,
+        )
+
+
+def pair(i: int) -> Pair:
+    return Pair(f"p{i}", "regular", [1, 4, 20 + i, 5], [50, 51, 2], [60 + i, 61, 62, 2], 0, 1, 1.0, 0.0, 1.0)

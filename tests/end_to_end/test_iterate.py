@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prompts.thought import VARIANTS
+from tests.end_to_end.conftest import Iterate
+from tpo.records import Artifact, Pair, Prompt, Sample, Score
+from tpo.store import read_manifest, read_rows
+from tpo.summary import read_summary
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
+
+
+def artifact(folder: Path) -> Artifact:
+    manifest = read_manifest(folder)
+    assert manifest is not None, folder
+    return Artifact(folder, manifest.record, manifest.rows, manifest.fingerprint)
+
+
+def test_a_run_leaves_every_stage_complete_and_accounted_for(small_run: Path):
+    for t in (1, 2):
+        for stage in ("prompts", "samples", "judgments", "scores", "pairs", "train", "model", "test/scores"):
+            manifest = read_manifest(small_run / f"iter_{t}" / stage)
+            assert manifest is not None, (t, stage)
+            if manifest.account is not None:
+                assert manifest.account["rows_in"] == manifest.account["rows_out"] + sum(
+                    manifest.account["dropped"].values()
+                )
+    assert (small_run / "report.html").stat().st_size > 20_000
+    assert json.loads((small_run / "config.json").read_text())["name"] == "small"
+
+
+def test_the_summary_has_a_row_a_model_with_intervals(small_run: Path):
+    summary = read_summary(small_run / "summary.json")
+    assert [row.model for row in summary.models] == ["M_0 direct", "M_0", "M_1", "M_2"]
+    for row in summary.models:
+        assert row.score is not None and row.score.low <= row.score.value <= row.score.high and row.score.n == 48
+        assert 0 <= row.parse_error_rate <= 1
+    assert all(row.win_rate is not None and row.rho is not None and row.seconds for row in summary.models[2:])
+
+
+def test_the_tokens_that_train_are_the_tokens_that_were_sampled(small_run: Path):
+    samples = {(s.prompt_id, s.index): s for s in read_rows(artifact(small_run / "iter_1/samples"), Sample)}
+    tokenizer = AutoTokenizer.from_pretrained(small_run / "iter_1/model")
+    pairs = read_rows(artifact(small_run / "iter_1/pairs"), Pair)
+    assert pairs
+    for pair in pairs:
+        chosen = samples[pair.prompt_id, pair.chosen_index]
+        rejected = samples[pair.prompt_id, pair.rejected_index]
+        assert pair.prompt_token_ids == chosen.prompt_token_ids == rejected.prompt_token_ids
+        assert pair.chosen_token_ids == chosen.output_token_ids
+        assert pair.rejected_token_ids == rejected.output_token_ids
+        assert pair.prompt_token_ids.count(tokenizer.bos_token_id) == 1
+        assert chosen.parse_error is None and pair.chosen_token_ids[-1] == tokenizer.eos_token_id
+
+
+def test_prompts_of_iterations_validation_and_test_are_disjoint(small_run: Path):
+    folders = ["iter_0/prompts/validation", "iter_0/prompts/test", "iter_1/prompts", "iter_2/prompts"]
+    sets = [{p.instruction for p in read_rows(artifact(small_run / folder), Prompt)} for folder in folders]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 24 + 48 + 48 + 48
+
+
+def test_thoughts_are_in_samples_and_not_in_what_was_judged(small_run: Path):
+    samples = {(s.prompt_id, s.index): s for s in read_rows(artifact(small_run / "iter_1/samples"), Sample)}
+    scores = read_rows(artifact(small_run / "iter_1/scores"), Score)
+    assert any(sample.thought for sample in samples.values())
+    assert len(scores) == len(samples)
+    for score in scores:
+        sample = samples[score.prompt_id, score.index]
+        assert (score.value is None) == (sample.parse_error is not None)
+        assert score.response_chars == len(sample.response)
+        assert sample.thought == "" or sample.thought not in sample.response
+
+
+def test_a_trained_model_is_plain_safetensors(small_run: Path):
+    folder = small_run / "iter_2/model"
+    assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
+
+
+def test_running_again_does_nothing_and_says_so(small_run: Path, iterate: Iterate):
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}
+    again = iterate(2)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()} == before
+
+
+def test_one_more_iteration_adds_one_and_keeps_the_others(small_run: Path, iterate: Iterate):
+    before = {path: path.read_bytes() for t in (0, 1, 2) for path in (small_run / f"iter_{t}").rglob("manifest.json")}
+    more = iterate(3)
+    assert more.returncode == 0, more.stderr
+    assert [row.model for row in read_summary(small_run / "summary.json").models][-1] == "M_3"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_all_samples_malformed_is_an_error_with_counts(iterate: Iterate, tmp_path: Path):
+    template = tmp_path / "babble.jinja"
+    marker = VARIANTS["generic"].response_marker
+    template.write_text(f"zzz qqq {marker} {{{{ instruction }}}} zzz")
+    done = iterate(1, f'prompt.user_template="{template}"', "sample.max_new_tokens=2", name="malformed")
+    assert done.returncode == 2
+    assert "0 pairs from 48 prompts" in done.stderr and "all_malformed" in done.stderr
+    assert "Traceback" not in done.stderr
