@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.preflight import preflight
-from tasks.lineage import completed
+from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tpo.config import RunConfig, load_config
 from tpo.errors import TpoError
 from tpo.store import write_atomically
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
     ui.set_defaults(run=_ui)
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
-    seed.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where to write it")
+    seed.add_argument("--to", type=Path, default=SHIPPED_SEED_MODEL, metavar="FOLDER", help="where (default: in place)")
     seed.set_defaults(run=_seed_model)
     return parser
 
@@ -73,7 +73,7 @@ def _iterate(options: argparse.Namespace) -> int:
     config = resolve_config(options.profile, run_name=options.run_name, seed=options.seed, overrides=options.set)
     preflight(config)
     summary_path = config.root / "summary.json"
-    if completed(config, options.to) == options.to and summary_path.exists():
+    if _recorded(config) and completed(config, options.to) == options.to and summary_path.exists():
         summary = read_summary(summary_path)
         if summary.models[-1].iteration >= options.to:
             print_table(summary)
@@ -84,11 +84,21 @@ def _iterate(options: argparse.Namespace) -> int:
     return _run(config, options.to)
 
 
+def _recorded(config: RunConfig) -> bool:
+    """Whether the run folder's last run had this config, so that its summary and report are this config's too."""
+    path = config.root / "config.json"
+    return path.is_file() and path.read_bytes() == _resolved(config)
+
+
+def _resolved(config: RunConfig) -> bytes:
+    return (config.model_dump_json(indent=1) + "\n").encode()
+
+
 def _run(config: RunConfig, iterations: int) -> int:
     _prefect_environment()
     started = time.monotonic()
     config.root.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.root / "config.json", (config.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(config.root / "config.json", _resolved(config))
     print(f"run {config.name}: to M_{iterations} in {config.root}", file=sys.stderr)
     from flows.iterate import iterate
     from tpo.engines.sampler import close_pools
@@ -108,13 +118,16 @@ def _ui(_: argparse.Namespace) -> int:
 
 
 def _seed_model(options: argparse.Namespace) -> int:
-    from prompts.thought import VARIANTS
-    from tpo.console import progress_bar
-    from tpo.miniature.seed_model import Recipe, train_seed_model
+    from tpo.engines.processes import environment
 
-    recipe = Recipe()
-    with progress_bar("seed model", recipe.steps, "steps") as advance:
-        train_seed_model(VARIANTS, options.to, recipe, lambda step, loss: advance(step))
+    variables = environment(threads=2)
+    if not variables.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, "-m", "flows", *sys.argv[1:]], {**os.environ, **variables})
+
+    from flows.seed_model import build_seed_model
+
+    for variant, scores in build_seed_model(options.to).items():
+        print(f"{variant:15s} {scores['right']:6.1%} right, {scores['broken']:6.1%} break the format")
     return 0
 
 

@@ -63,7 +63,13 @@ class Verifier:
 
 
 def _normal(text: str) -> str:
-    return " ".join(text.split()).casefold().strip(string.punctuation.replace("-", "") + " ")
+    """Without case and outer punctuation; a sign, a leading decimal point, and text that is nothing else stay."""
+    plain = " ".join(text.split()).casefold()
+    return _OUTER.sub("", plain) or plain
+
+
+_MARKS = re.escape(string.punctuation.replace("-", "") + "“”‘’«»„…¡¿ ")
+_OUTER = re.compile(rf"^(?:(?!\.\d)[{_MARKS}])+|[{_MARKS}]+$")
 
 
 def _math_equal(answer: str, reference: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from tpo.config import PromptConfig
@@ -86,7 +86,7 @@ class ThoughtPrompt:
             response = output.strip()
             return Parsed("", response, _first_error(not finished, cut=True) or _first_error(not response))
         before, marker, after = output.partition(self.response_marker)
-        thought = before.replace(self.thought_marker, "", 1) if self.thought_marker else before
+        thought = before.replace(self.thought_marker, "") if self.thought_marker else before
         response = after.strip()
         if not finished:
             error = ParseError.CUT_BY_LENGTH
@@ -138,15 +138,15 @@ def load_prompt(config: PromptConfig) -> ThoughtPrompt:
 
 
 def _check(prompt: ThoughtPrompt) -> None:
-    probe = "instruction-goes-here"
+    probe = 'An <instruction> & {{ more }} "here"'
     try:
         text = "\n".join(message["content"] for message in prompt.render(probe))
-    except TemplateError as error:
+    except Exception as error:  # a template can raise anything: 1 / 0, a range too long
         raise InputError(f"a template of prompt {prompt.variant!r} does not render: {error}") from error
     if text.count(probe) != 1:
         raise InputError(
-            f"the templates of prompt {prompt.variant!r} hold the instruction {text.count(probe)} times, expected "
-            "once: write {{ instruction }} where it belongs"
+            f"the templates of prompt {prompt.variant!r} hold the instruction {text.count(probe)} times as it is, "
+            "expected once: write {{ instruction }} where it belongs, without filters"
         )
     if prompt.response_marker is not None and prompt.response_marker not in text:
         raise InputError(

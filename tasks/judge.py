@@ -70,9 +70,9 @@ def _say_judgments(
     config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, ask, samples, prompts)
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     size = config.engine.shard_prompts
+    for change in stage.begin(shard_size=size):
+        say(f"{stage.name}: made again, {change}")
     shards = [groups[i : i + size] for i in range(0, len(groups), size)]
     with progress_bar(f"judge {ask.folder}", len(groups), "prompts") as advance:
         for i, shard in enumerate(shards):

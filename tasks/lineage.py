@@ -5,16 +5,18 @@ In: a config, an iteration and the artifacts of earlier stages. Out: `Stage`s. T
 
 Iteration t ≥ 1 makes M_t from M_{t-1}; its folder `iter_<t>` holds everything that made M_t, M_t itself and its
 evaluation. `iter_0` holds the evaluation of the seed, M_0, and the validation and test prompts. Where something ran
-(`engine`, `trainer`, `cluster`, folder and name) identifies nothing.
+(`engine`, `trainer`, `cluster`, folder and name) identifies nothing, but for what changes the numbers themselves:
+`engine.dtype` and `trainer.workers`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prompts.thought import load_prompt
-from tpo.config import MINIATURE, JudgeConfig, PromptConfig, RunConfig
+from tpo.config import MINIATURE, FileSource, JudgeConfig, PromptConfig, RunConfig
+from tpo.prompt_files import file_of
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
 
@@ -88,9 +90,8 @@ def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequ
 
     The seed model matters because its tokenizer says which prompts are too long.
     """
-    source = config.data.source.model_dump(mode="json")
     inputs = {f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier)}
-    inputs |= {"model": model.fingerprint, **_file_hashes(source, "source")}
+    inputs |= {"model": model.fingerprint, **_source_hash(config, folder)}
     data = config.data.model_dump(mode="json", exclude={"source", "per_iteration", "validation", "test"})
     count = {"validation": config.data.validation, "test": config.data.test}.get(
         folder.split("/")[-1], config.data.per_iteration
@@ -100,8 +101,17 @@ def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequ
         folder,
         Prompt,
         inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
-        config={"seed": config.seed, "data": {**data, "source": source, "count": count}},
+        config={
+            "seed": config.seed,
+            "data": {**data, "source": config.data.source.model_dump(mode="json"), "count": count},
+        },
     )
+
+
+def prompt_file(source: FileSource, folder: str) -> Path:
+    """The file that the prompts of a stage's folder are drawn from."""
+    iteration, _, kind = folder.partition("/prompts")
+    return file_of(source, kind.removeprefix("/"), int(iteration.removeprefix("iter_")))
 
 
 def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
@@ -276,10 +286,11 @@ class _Walk:
         return Answers(samples, scores) if scores else None
 
 
-def _file_hashes(source: Mapping[str, Any], name: str) -> dict[str, str]:
-    paths = {key: Path(value) for key, value in source.items() if key.endswith("path") and value is not None}
-    return {
-        f"{name} {key}": folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)
-        for key, path in paths.items()
-        if path.exists()
-    }
+def _source_hash(config: RunConfig, folder: str) -> dict[str, str]:
+    """The content of the file that a set of prompts is drawn from, by its role; nothing for the miniature world."""
+    if not isinstance(config.data.source, FileSource):
+        return {}
+    path = prompt_file(config.data.source, folder)
+    if not path.exists():
+        return {}
+    return {"source": folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)}

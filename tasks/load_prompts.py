@@ -16,13 +16,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prompts.thought import load_prompt
-from tasks.lineage import prompts_stage
+from tasks.lineage import prompt_file, prompts_stage
 from tpo.config import FileSource, MiniatureSource, RunConfig
 from tpo.console import say
 from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
 from tpo.miniature import world
-from tpo.prompt_files import file_of, read_prompt_rows
+from tpo.prompt_files import read_prompt_rows
 from tpo.records import Account, Artifact, Prompt
 from tpo.store import read_rows
 
@@ -119,7 +119,7 @@ def origin(config: RunConfig, folder: str) -> str:
     source = config.data.source
     if isinstance(source, MiniatureSource):
         return MiniatureSource.__name__
-    return str(_file_of(source, folder))
+    return str(prompt_file(source, folder))
 
 
 def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
@@ -127,7 +127,7 @@ def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
     source = config.data.source
     if isinstance(source, MiniatureSource):
         return _from_miniature(source, folder, config.seed)
-    return _from_file(source, _file_of(source, folder), config.seed)
+    return _from_file(source, prompt_file(source, folder), config.seed)
 
 
 def make_prompt(instruction: str, reference: str | None, category: str | None, difficulty: int | None) -> Prompt:
@@ -141,11 +141,6 @@ def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator
     split: world.Split = "validation" if kind == "validation" else "test" if kind == "test" else "train"
     for problem in world.problems(split, seed, source.categories or None):
         yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty)
-
-
-def _file_of(source: FileSource, folder: str) -> Path:
-    iteration, _, kind = folder.partition("/prompts")
-    return file_of(source, kind.removeprefix("/"), int(iteration.removeprefix("iter_")))
 
 
 def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:

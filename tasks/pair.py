@@ -48,6 +48,8 @@ class Group:
     """Candidates that parse and are scored, by index."""
     broken: list[Candidate]
     """Candidates that break the format, by index."""
+    unscored: list[Candidate]
+    """Candidates that parse and that the judge did not score, by index."""
 
     @property
     def scores(self) -> list[float]:
@@ -101,12 +103,14 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
     by_key = {(score.prompt_id, score.index): score for score in scores}
     groups: dict[str, Group] = {}
     for sample in sorted(samples, key=lambda sample: sample.index):
-        groups.setdefault(sample.prompt_id, Group(sample.prompt_id, [], []))
+        groups.setdefault(sample.prompt_id, Group(sample.prompt_id, [], [], []))
         candidate = Candidate(sample, by_key[sample.prompt_id, sample.index])
         if sample.parse_error is not None:
             groups[sample.prompt_id].broken.append(candidate)
         elif candidate.score.value is not None:
             groups[sample.prompt_id].valid.append(candidate)
+        else:
+            groups[sample.prompt_id].unscored.append(candidate)
     return [groups[prompt_id] for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples)]
 
 
@@ -120,18 +124,17 @@ def make_pairs(groups: Sequence[Group], config: PairConfig, *, max_tokens: int, 
     dropped: dict[str, str] = {}
     for group in groups:
         outcome = _regular_pair(group, rho, config.min_margin)
-        if isinstance(outcome, Pair):
-            found[group.prompt_id] = outcome
-        else:
+        if not isinstance(outcome, Pair):
             dropped[group.prompt_id] = outcome
-    for group in _lenders(groups, found.keys(), config.error_share, seed):
-        found[group.prompt_id] = _error_pair(group, rho)
-        dropped.pop(group.prompt_id, None)
-    for prompt_id, made in list(found.items()):
-        longest = max(len(made.chosen_token_ids), len(made.rejected_token_ids))
-        if len(made.prompt_token_ids) + longest > max_tokens:
-            del found[prompt_id]
-            dropped[prompt_id] = "too_long"
+        elif _tokens(outcome) > max_tokens:
+            dropped[group.prompt_id] = "too_long"
+        else:
+            found[group.prompt_id] = outcome
+    with_error = [_error_pair(group, rho) for group in groups if group.valid and group.broken]
+    fitting = [pair for pair in with_error if _tokens(pair) <= max_tokens]
+    for drawn in _drawn(fitting, found.keys(), config.error_share, seed):
+        found[drawn.prompt_id] = drawn
+        dropped.pop(drawn.prompt_id, None)
     pairs = [found[group.prompt_id] for group in groups if group.prompt_id in found]
     return Pairs(pairs, Account(len(groups), len(pairs), dict(Counter(dropped.values()))), rho)
 
@@ -152,7 +155,7 @@ def describe(made: Pairs) -> Mapping[str, float]:
 def _regular_pair(group: Group, rho: float, min_margin: float) -> Pair | str:
     """The group's pair of valid candidates, or the reason why it has none."""
     if not group.valid:
-        return "all_malformed" if group.broken else "unscored"
+        return "unscored" if group.unscored else "all_malformed"
     if len(group.valid) < 2:
         return "single_candidate"
     if not has_margin(group.scores, min_margin):
@@ -177,17 +180,21 @@ def _error_pair(group: Group, rho: float) -> Pair:
     return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
 
 
-def _lenders(groups: Sequence[Group], regular: Set[str], share: float, seed: int) -> list[Group]:
-    """The groups whose rejected output will be one that breaks the format."""
-    erroneous = sorted((group for group in groups if group.valid and group.broken), key=lambda group: _lot(group, seed))
-    within = [group for group in erroneous if group.prompt_id in regular]
-    outside = [group for group in erroneous if group.prompt_id not in regular]
+def _drawn(with_error: Sequence[Pair], regular: Set[str], share: float, seed: int) -> list[Pair]:
+    """The pairs with an error as rejected that are used: some in place of regular ones, some beside them."""
+    lots = sorted(with_error, key=lambda pair: _lot(pair.prompt_id, seed))
+    within = [pair for pair in lots if pair.prompt_id in regular]
+    outside = [pair for pair in lots if pair.prompt_id not in regular]
     replaced, added = error_quota(len(regular), len(within), len(outside), share)
     return within[:replaced] + outside[:added]
 
 
-def _lot(group: Group, seed: int) -> str:
-    return hashlib.sha256(f"{seed} {group.prompt_id}".encode()).hexdigest()
+def _tokens(pair: Pair) -> int:
+    return len(pair.prompt_token_ids) + max(len(pair.chosen_token_ids), len(pair.rejected_token_ids))
+
+
+def _lot(prompt_id: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {prompt_id}".encode()).hexdigest()
 
 
 def _make_pair(

@@ -19,7 +19,7 @@ from tasks.lineage import Answers, Chosen
 from tpo.config import RunConfig
 from tpo.method.stats import Estimate, mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Pair, Prompt, Sample, Score
-from tpo.report_page import Example, render_report
+from tpo.report_page import Example, render_report, score_picture
 from tpo.store import Manifest, read_manifest, read_rows, write_atomically
 from tpo.summary import Interval, ModelRow, Summary, write_summary
 
@@ -72,8 +72,12 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
         table=_artifact_rows(summary),
         description=f"Run {config.name}, one row a model",
     )
+    picture = score_picture(summary)
     create_markdown_artifact(
-        key=f"tpo-{_slug(config.name)}-report", markdown=f"The page of this run: `{config.root / 'report.html'}`"
+        key=f"tpo-{_slug(config.name)}-report",
+        markdown=f"Test score by iteration. The whole page: `{config.root / 'report.html'}`\n\n"
+        + (f"![Test score by iteration]({picture})" if picture else ""),
+        description=f"Run {config.name}, report",
     )
     return summary
 
@@ -181,7 +185,7 @@ def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
 def _manifests(config: RunConfig, iteration: int) -> Iterable[Manifest]:
     for path in sorted((config.root / f"iter_{iteration}").rglob("manifest.json")):
         manifest = read_manifest(path.parent)
-        if manifest is not None and ".old-" not in str(path):
+        if manifest is not None and ".old-" not in str(path.relative_to(config.root)):
             yield manifest
 
 

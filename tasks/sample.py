@@ -28,10 +28,10 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     stage = samples_stage(config, ask, model, prompts)
     if (done := stage.complete()) is not None:
         return done
-    for change in stage.begin():
+    size = config.engine.shard_prompts
+    for change in stage.begin(shard_size=size):
         say(f"{stage.name}: made again, {change}")
     thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
-    size = config.engine.shard_prompts
     shards = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [i for i in range(len(shards)) if not stage.has_shard(i)]
     k, tries = stage.config["sample"]["k"], stage.config["sample"]["tries"]

@@ -1,8 +1,12 @@
-"""What holds for all tests: those marked gpu are skipped where there is no NVIDIA GPU."""
+"""What holds for all tests: those marked gpu are skipped where there is no NVIDIA GPU; examples may take their time."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tpo", deadline=None)
+settings.load_profile("tpo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,9 +20,9 @@ MINIATURE = "miniature"
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are errors."""
+    """Base of all sections: frozen; unknown keys are errors, and so are numbers that JSON cannot hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class MiniatureSource(Section):
@@ -40,7 +40,8 @@ class FileSource(Section):
     kind: Literal["file"] = "file"
     """Names this source."""
     path: Path
-    """The file or dataset folder that iterations draw from; validation and test too unless they have their own."""
+    """The file or dataset folder that iterations draw from; validation and test too unless they have their own.
+    `{iteration}` in it becomes the iteration's number, 0 for validation and test."""
     validation_path: Path | None = None
     """A file of validation prompts, or None to set some of `path` aside."""
     test_path: Path | None = None
@@ -93,7 +94,7 @@ class PromptConfig(Section):
 class SampleConfig(Section):
     """How outputs are sampled (2410.10630, §3.1: K=8, temperature 0.8, top-p 0.95)."""
 
-    k: int = Field(8, ge=2)
+    k: int = Field(8, ge=2, le=1000)
     """Outputs a prompt; below 2 there is nothing to compare."""
     temperature: float = Field(0.8, gt=0, le=2)
     """Sampling temperature; 0 would give K equal outputs."""
@@ -114,7 +115,7 @@ class VerifierJudge(Section):
     """Names this judge."""
     match: Literal["exact", "math"] = "exact"
     """`exact` compares text without case and outer punctuation; `math` also takes equal expressions as equal."""
-    answer_pattern: str = r"(?i)answer is:?\s+([^.!?\n]+)"
+    answer_pattern: str = r"(?i)answer is:?\s+((?:[^.!?\n]|\.(?=\d))+)"
     """Regular expression with one group; its last match is the answer. Without a match the whole response is."""
     length_bias: float = Field(0.0, ge=0)
     """Added to the score (1 right, 0 wrong) for every 100 characters: real judges like length, and length control
@@ -298,6 +299,16 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _workers_share_a_batch(self) -> "RunConfig":
+        at_once = self.train.micro_batch_size * self.trainer.workers
+        if self.train.batch_size % at_once:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not a multiple of train.micro_batch_size × "
+                f"trainer.workers = {at_once}: a step would take another number of pairs"
+            )
+        return self
+
 
 def load_config(profile: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a profile describes, with overrides of the form `section.key=value` applied in order.
@@ -326,9 +337,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"override {override!r} has no value, expected section.key=value, for example sample.k=4")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text
+        document = {}
+    value = document["value"] if document.keys() == {"value"} else text
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -340,21 +352,37 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "the run"
+        key, known = _place(item["loc"])
+        where = ".".join(key) or "the run"
         if item["type"] == "extra_forbidden":
-            lines.append(f"  {where}: unknown key; {_known_keys(item['loc'])}")
+            lines.append(f"  {where}: unknown key; known here: {', '.join(known)}")
         else:
-            found = "" if item["type"] == "missing" else f" (found {json.dumps(item['input'], default=str)})"
-            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{found if item['loc'] else ''}")
+            told = item["type"] == "missing" or isinstance(item["input"], dict | BaseModel)
+            found = "" if told else f" (found {json.dumps(item['input'], default=str)})"
+            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{found}")
     return lines
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> str:
-    section: type[BaseModel] = RunConfig
-    for part in loc[:-1]:
-        field = section.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return "see the profile's section for its keys"
-        section = annotation
-    return "known here: " + ", ".join(sorted(section.model_fields))
+def _place(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Where an error is, as a profile spells it, and the keys known there; pydantic's place names union members too."""
+    sections: list[type[BaseModel]] = [RunConfig]
+    key: list[str] = []
+    for part in map(str, loc):
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        tagged = [section for section in sections if part == getattr(section.model_fields.get("kind"), "default", None)]
+        if fields:
+            key.append(part)
+            sections = _sections_in(fields[0].annotation)
+        elif tagged and len(sections) > 1:
+            sections = tagged
+        elif sections:
+            key.append(part)
+    return key, sorted({name for section in sections for name in section.model_fields})
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    return [
+        option
+        for option in (get_args(annotation) or (annotation,))
+        if isinstance(option, type) and issubclass(option, BaseModel)
+    ]

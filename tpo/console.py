@@ -1,23 +1,28 @@
 """What a person at a terminal sees while a run goes on: one bar a long job, one line a finished stage.
 
-Everything goes to standard error; a terminal gets moving bars, a log file a line every few seconds.
+Everything goes to standard error. A terminal gets moving bars; a log file gets a line every ten seconds instead.
 """
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 Advance = Callable[[int], None]
 """Sets how much of the job is done."""
 
+_SECONDS_BETWEEN_LINES = 10
+
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
     """A bar for one long job; call what it yields with the amount done so far."""
+    if not sys.stderr.isatty():
+        yield _line_writer(label, total, unit)
+        return
     from tqdm import tqdm
 
-    live = sys.stderr.isatty()
-    with tqdm(total=total, desc=label, unit=f" {unit}", leave=live, mininterval=0.2 if live else 10, ncols=100) as bar:
+    with tqdm(total=total, desc=label, unit=f" {unit}", leave=False, ncols=100) as bar:
 
         def advance(done: int) -> None:
             bar.update(done - bar.n)
@@ -27,6 +32,21 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
 
 def say(message: str) -> None:
     """One line for the person at the terminal, above any bar."""
-    from tqdm import tqdm
+    if sys.stderr.isatty():
+        from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+        tqdm.write(message, file=sys.stderr)
+    else:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _line_writer(label: str, total: int, unit: str) -> Advance:
+    written = time.monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal written
+        if time.monotonic() - written >= _SECONDS_BETWEEN_LINES:
+            written = time.monotonic()
+            say(f"{label}: {done} of {total} {unit}")
+
+    return advance

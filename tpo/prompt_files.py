@@ -6,6 +6,7 @@ a word is found months later.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,13 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         if not any(column in row for row in rows):
             columns = ", ".join(repr(name) for name in dict.fromkeys(name for row in rows[:100] for name in row))
             raise InputError(f"{path} has no column {column!r}; its columns are {columns}: set data.source.*_column")
-    return [_prompt_row({name: row.get(column) for name, column in wanted.items() if column}) for row in rows]
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(_prompt_row({name: row.get(column) for name, column in wanted.items() if column}))
+        except ValueError as error:
+            raise InputError(f"{path}, row {number}: {error}") from error
+    return found
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -72,8 +79,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise InputError(f"{path} is not a list of objects")
             return rows
-        if path.suffix in (".csv", ".parquet"):
-            return _read_frame(path)
+        if path.suffix == ".csv":
+            return _read_csv(path)
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
     except InputError:
         raise
     except Exception as error:
@@ -97,11 +106,19 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_frame(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path) -> list[dict[str, Any]]:
     import pandas as pd
 
-    frame = pd.read_csv(path, keep_default_na=False, dtype=str) if path.suffix == ".csv" else pd.read_parquet(path)
+    frame = pd.read_csv(path, keep_default_na=False, dtype=str)
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    # Not by way of pandas, which makes 42 beside an empty cell 42.0.
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 def _read_dataset(path: Path) -> list[dict[str, Any]]:
@@ -115,8 +132,10 @@ def _read_dataset(path: Path) -> list[dict[str, Any]]:
 
 def _prompt_row(values: dict[str, Any]) -> PromptRow:
     instruction = values.get("instruction")
+    if not isinstance(instruction, str | None) and instruction == instruction:
+        raise ValueError(f"the instruction is {instruction!r}, expected text")
     return PromptRow(
-        instruction=instruction if isinstance(instruction, str) else "",
+        instruction=_encodable(instruction) if isinstance(instruction, str) else "",
         reference=_text(values.get("reference")),
         category=_text(values.get("category")),
         difficulty=_whole_number(values.get("difficulty")),
@@ -124,12 +143,24 @@ def _prompt_row(values: dict[str, Any]) -> PromptRow:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or value == "" or value != value else str(value)
+    return None if value is None or value == "" or value != value else _encodable(str(value))
+
+
+def _encodable(text: str) -> str:
+    """The text itself; ValueError where it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of {text[:40]!r} is half a surrogate pair, not text") from None
+    return text
 
 
 def _whole_number(value: Any) -> int | None:
     text = _text(value)
     try:
-        return None if text is None else int(float(text))
+        number = 0.0 if text is None else float(text)
     except ValueError:
-        raise InputError(f"difficulty {value!r} is not a number") from None
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"difficulty {value!r} is not a whole number")
+    return None if text is None else int(number)

@@ -11,6 +11,7 @@ The decision to question: colours in the plots are stand-ins that are replaced b
 light, dark and print.
 """
 
+import base64
 import io
 import json
 import math
@@ -44,6 +45,15 @@ COLOURS: Mapping[str, str] = {
 }
 """Stand-in colours in the plots, and the CSS variables that replace them (blue and orange of Okabe and Ito)."""
 INK, MUTED, GRID, BLUE, ORANGE, PAPER = COLOURS
+PRINT_COLOURS: Mapping[str, str] = {
+    "--ink": "#1b1b1b",
+    "--muted": "#666666",
+    "--grid": "#c8c8c8",
+    "--blue": "#0072b2",
+    "--orange": "#d55e00",
+    "--paper": "#ffffff",
+}
+"""What the variables stand for where there is no style sheet."""
 
 TERMS: Mapping[str, str] = {
     "M_t": "the model after t iterations; M_0 is the seed, “M_0 direct” is the seed asked to answer without thoughts.",
@@ -175,6 +185,19 @@ def render_report(
         DIRECT=DIRECT,
         NOTHING=NOTHING,
     )
+
+
+def score_picture(summary: Summary) -> str | None:
+    """Test score by iteration as a picture in a data URL, for pages that are not ours; None where there is no score."""
+    rows = [row for row in summary.models if row.model != DIRECT]
+    if not any(row.score for row in rows):
+        return None
+    scale, direct = score_scale(summary), _named(summary, DIRECT)
+    svg = str(_draw("test score by iteration", lambda axes: _paint_score(axes, rows, direct, scale)))
+    for variable, colour in PRINT_COLOURS.items():
+        svg = svg.replace(f"var({variable})", colour)
+    svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def headline(summary: Summary, *, thinks: bool = True) -> str:

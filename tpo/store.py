@@ -112,25 +112,28 @@ class Stage:
             if old.get(key) != new.get(key)
         ]
 
-    def begin(self, *, keep_shards: bool = True) -> list[str]:
+    def begin(self, *, keep_shards: bool = True, shard_size: int | None = None) -> list[str]:
         """Makes the folder ready and returns what changed since an earlier making, which is moved aside.
 
-        An unfinished making of the same stage is gone on with, or with `keep_shards` off begun anew.
+        An unfinished making of the same stage is gone on with, or with `keep_shards` off begun anew. `shard_size` is
+        what a shard's number counts in: shards of another size would stand for other rows.
         """
         self._started = time.monotonic()
-        plan_path = self.folder / "plan.json"
+        plan = _read_object(self.folder / "plan.json")
         changed: list[str] = []
-        if plan_path.exists():
-            plan = json.loads(plan_path.read_text(encoding="utf-8"))
-            changed = self.changes(plan["inputs"], plan["config"])
+        if plan is not None:
+            changed = self.changes(plan.get("inputs", {}), plan.get("config", {}))
+            if plan.get("shard_size") != shard_size:
+                changed.append(f"shard size: {plan.get('shard_size')} → {shard_size}")
             if not changed and keep_shards:
                 return []
-        if self.folder.exists() and (changed or keep_shards):
-            _move_aside(self.folder)
-        elif self.folder.exists():
+        if plan is not None and not changed:
             shutil.rmtree(self.folder)
+        elif self.folder.exists():
+            _move_aside(self.folder)
         self.folder.mkdir(parents=True)
-        write_atomically(plan_path, _to_json({"inputs": self.inputs, "config": self.config}))
+        plan = {"inputs": self.inputs, "config": self.config, "shard_size": shard_size}
+        write_atomically(self.folder / "plan.json", _to_json(plan))
         return changed
 
     def shard(self, index: int) -> Path:
@@ -158,8 +161,8 @@ class Stage:
 
     def commit(self, *, account: Account | None = None, facts: Mapping[str, Any] | None = None) -> Artifact:
         """Writes the manifest over all shards; from here on the stage is complete."""
-        seals = sorted(self.folder.glob("part-*.seal.json"))
-        files = [json.loads(seal.read_text(encoding="utf-8")) for seal in seals]
+        seals = [_read_object(path) for path in sorted(self.folder.glob("part-*.seal.json"))]
+        files = [seal for seal in seals if seal is not None]
         return self._commit(files, account, facts or {})
 
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
@@ -202,18 +205,18 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises `StoreError` where it is not readable or comes from a newer version.
     """
     path = folder / "manifest.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if (values := _read_object(path)) is None:
         return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is not readable: {error}; move {folder} away and run again") from error
-    if values.get("format", 0) > FORMAT:
+    version = values.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise StoreError(
-            f"{path} has format {values['format']}, this version reads up to {FORMAT}: use the version that wrote it "
+            f"{path} has format {version}, this version reads up to {FORMAT}: use the version that wrote it "
             f"({values.get('code')}), or another run name"
         )
-    return Manifest(**values)
+    try:
+        return Manifest(**values)
+    except TypeError as error:
+        raise StoreError(f"{path} is not a manifest: {error}; move {folder} away and run again") from error
 
 
 def read_rows(artifact: Artifact, record: type[Row]) -> list[Row]:
@@ -319,6 +322,19 @@ def _move_aside(folder: Path) -> None:
 
 def _seal(path: Path) -> Path:
     return path.with_suffix(".seal.json")
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in one of our own files, or None where there is no file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is not readable: {error}; move {path.parent} away and run again") from error
+    if not isinstance(values, dict):
+        raise StoreError(f"{path} is not a JSON object; move {path.parent} away and run again")
+    return values
 
 
 def _to_json(values: Any) -> bytes:

@@ -93,7 +93,7 @@ def read_summary(path: Path) -> Summary:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Summary(**{**values, "models": [_row(row) for row in values["models"]]})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{path} is not a summary of this version ({error}): remove it and run again") from error
 
 

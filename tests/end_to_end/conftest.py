@@ -26,7 +26,9 @@ def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
         for setting in settings:
             command += ["--set", setting]
         environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
-        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False
+        )
         (folder / f"{name}-{to}.log").write_text(done.stdout + done.stderr)
         return done
 

@@ -6,6 +6,7 @@ executed or unpickled to find out, and nothing heavy is imported.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tpo.errors import InputError
 
@@ -28,13 +29,22 @@ def check_model_folder(folder: Path) -> int:
         raise InputError(f"{folder} is not a model: it has no .safetensors file")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise InputError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if "auto_map" in config:
-        raise InputError(f"{folder / 'config.json'} asks to run code of its own (auto_map), which is refused")
+    config = _read_config(folder / "config.json")
+    if (folder / "tokenizer_config.json").is_file():
+        _read_config(folder / "tokenizer_config.json")
     context = config.get("max_position_embeddings")
     if not isinstance(context, int) or context < 1:
         raise InputError(f"{folder / 'config.json'} has no max_position_embeddings, expected the context in tokens")
     return context
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object")
+    if "auto_map" in config:
+        raise InputError(f"{path} asks to run code of its own (auto_map), which is refused")
+    return config

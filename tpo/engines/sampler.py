@@ -101,7 +101,9 @@ class Engine:
         from vllm import LLM
 
         config = self._config
-        settings: dict[str, Any] = {"enable_chunked_prefill": False} if config.device == "cpu" else {}
+        # On the CPU a compiled model starts minutes later than an eager one, and chunked prefill breaks seeds.
+        on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False}
+        settings: dict[str, Any] = on_cpu if config.device == "cpu" else {}
         return LLM(
             model=model,
             dtype=config.dtype,

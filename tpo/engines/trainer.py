@@ -119,8 +119,9 @@ def _watched(counter: Any, progress: Progress) -> Iterator[None]:
 
 def _write_dataset(pairs: Sequence[Pair], folder: Path) -> None:
     """The pairs on disk, from where every worker maps them: TRL's cache of reference log-probs needs a file."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     columns = {
         "prompt_ids": [pair.prompt_token_ids for pair in pairs],
         "chosen_ids": [pair.chosen_token_ids for pair in pairs],

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from tpo.miniature.world import Problem
+from tpo.miniature.world import WORDS, Problem
 from tpo.records import Message
 
 T = TypeVar("T")
@@ -73,15 +73,18 @@ class Manners:
     """That the output breaks the format."""
 
 
-def textbook_page(problem: Problem, format_: Format, rng: np.random.Generator) -> Lesson:
-    """A right answer, after right written work where the format has thoughts and the problem has steps.
+def copying_drill(format_: Format, rng: np.random.Generator) -> Lesson:
+    """A row of words to say again: from copying a small model learns to look things up in its context.
 
-    Some thoughts first repeat the whole instruction: from copying, dense as it is, a small model learns to look things
-    up in its context, which all of the written work stands on.
+    All written work stands on that, and without drills it comes late or never.
     """
+    words = " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=int(rng.integers(8, 25))))
+    return Lesson(format_.render(words), words)
+
+
+def textbook_page(problem: Problem, format_: Format, rng: np.random.Generator) -> Lesson:
+    """A right answer, after right written work where the format has thoughts and the problem has steps."""
     thought = " ".join(step.text for step in problem.steps) or _choose(rng, FILLERS)
-    if rng.random() < 0.3:
-        thought = f"The user asks: {problem.instruction} {thought}"
     return Lesson(format_.render(problem.instruction), _lay_out(format_, thought, _respond(rng, problem.reference)))
 
 

@@ -1,8 +1,8 @@
-"""The seed model M_0 of the miniature: a Llama of under a million parameters, trained from scratch, in two phases.
+"""The seed model M_0 of the miniature: a Llama of under a million parameters, trained from scratch, in three phases.
 
 In: the world and the formats of our prompts. Out: a folder with safetensors, tokenizer and chat template that
-transformers and vLLM load like any other. Textbook pages come first at a high learning rate, the manners of a
-direct-answering model after at a falling one. The same seed gives the same weights on the same machine.
+transformers and vLLM load like any other. Copying drills come first, then textbook pages, then, at a falling learning
+rate, the manners of a model that answers directly. The same seed gives the same weights on the same machine.
 """
 
 import itertools
@@ -15,7 +15,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tpo.miniature import vocabulary, world
-from tpo.miniature.lessons import FILLERS, RESPONSE_FORMS, Format, Lesson, Manners, textbook_page, tuned_answer
+from tpo.miniature.lessons import (
+    FILLERS,
+    RESPONSE_FORMS,
+    Format,
+    Lesson,
+    Manners,
+    copying_drill,
+    textbook_page,
+    tuned_answer,
+)
 
 CONTEXT_TOKENS = 512
 FORMAT_SHARES = {"direct": 0.25, "generic": 0.40, "specific": 0.15, "specific_draft": 0.05, "system": 0.15}
@@ -30,19 +39,21 @@ class Recipe:
 
     seed: int = 0
     """Of problems, lessons, initial weights and batch order."""
+    drills: int = 32_000
+    """Copying drills, the first phase."""
     textbook_lessons: int = 200_000
-    """Lessons of the first phase."""
-    tuning_lessons: int = 60_000
     """Lessons of the second phase."""
+    tuning_lessons: int = 60_000
+    """Lessons of the third phase."""
     batch_size: int = 32
     """Sequences a step."""
-    learning_rate: float = 2e-3
-    """At its highest; AdamW with 200 steps of warm-up and a cosine down to 2 % over both phases."""
+    learning_rate: float = 1.5e-3
+    """Of AdamW, after 200 steps of warm-up and until the third phase, in which it falls to 2 %."""
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of both phases."""
-        return (self.textbook_lessons + self.tuning_lessons) // self.batch_size
+        """Optimiser steps of all phases."""
+        return (self.drills + self.textbook_lessons + self.tuning_lessons) // self.batch_size
 
 
 def train_seed_model(
@@ -57,8 +68,9 @@ def train_seed_model(
     tokenizer = _tokenizer(formats)
     model = LlamaForCausalLM(_architecture(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    tuning_steps = recipe.tuning_lessons // recipe.batch_size
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200) * (0.02 + 0.49 * (1 + np.cos(np.pi * step / recipe.steps)))
+        optimizer, lambda step: min(1.0, (step + 1) / 200, 0.02 + (recipe.steps - step) / tuning_steps)
     )
     model.train()
     for step, batch in enumerate(_batches(tokenizer, _lessons(formats, recipe), recipe)):
@@ -84,6 +96,7 @@ def _architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         max_position_embeddings=CONTEXT_TOKENS,
         rope_theta=10_000.0,
         tie_word_embeddings=False,
+        initializer_range=0.03,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -98,6 +111,7 @@ def _tokenizer(formats: Mapping[str, Format]) -> PreTrainedTokenizerFast:
     texts += [step.text for problem in sample for step in problem.steps]
     texts += [form.format(problem.reference) for problem in sample[:600] for form in RESPONSE_FORMS]
     texts += [" " + form.format(problem.reference) for problem in sample[:600] for form in RESPONSE_FORMS]
+    texts += [" ".join(world.WORDS), " " + " ".join(reversed(world.WORDS))]
     texts += [*FILLERS, *(" " + filler for filler in FILLERS), "The user asks:", " The user asks:", "\n"]
     return vocabulary.build_tokenizer(vocabulary.words_of(texts), phrases, max_length=CONTEXT_TOKENS)
 
@@ -106,8 +120,9 @@ def _lessons(formats: Mapping[str, Format], recipe: Recipe) -> Iterator[Lesson]:
     rng = np.random.default_rng(recipe.seed)
     names = list(FORMAT_SHARES)
     shares = list(FORMAT_SHARES.values())
-    textbook = _endless(recipe.seed, TEXTBOOK_CATEGORIES)
-    for problem in itertools.islice(textbook, recipe.textbook_lessons):
+    for _ in range(recipe.drills):
+        yield copying_drill(formats["direct"], rng)
+    for problem in itertools.islice(_endless(recipe.seed, TEXTBOOK_CATEGORIES), recipe.textbook_lessons):
         yield textbook_page(problem, formats[names[rng.choice(len(names), p=shares)]], rng)
     for problem in itertools.islice(_endless(recipe.seed + 1, None), recipe.tuning_lessons):
         yield tuned_answer(problem, formats[names[rng.choice(len(names), p=shares)]], rng, Manners())

@@ -25,6 +25,7 @@ T = TypeVar("T")
 DIFFICULTIES = (1, 2, 3, 4, 5)
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon")
 COLOURS = ("red", "blue", "green", "white", "black", "pink")
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
 THINGS = ("hat", "kite", "cup", "book", "coat", "bell", "lamp", "drum")
 OPPOSITES = (
     ("hot", "cold"), ("big", "small"), ("old", "young"), ("fast", "slow"), ("high", "low"), ("wet", "dry"),
@@ -32,6 +33,9 @@ OPPOSITES = (
     ("open", "shut"), ("near", "far"), ("strong", "weak"), ("clean", "dirty"), ("happy", "sad"), ("long", "short"),
     ("thick", "thin"), ("deep", "shallow"),
 )  # fmt: skip
+
+WORDS = (*NAMES, *COLOURS, *THINGS, *ORDINALS, *itertools.chain(*OPPOSITES), *map(str, range(10)))
+"""The words that problems are about."""
 
 _SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("test", 10), ("validation", 10), ("train", 40), ("seed", 40))
 
@@ -110,13 +114,13 @@ def _fresh(
 def _dial(rng: np.random.Generator, difficulty: int) -> Problem:
     state = int(rng.integers(10))
     start, turns, steps = state, [], []
-    for _ in range(difficulty):
+    for place in ORDINALS[:difficulty]:
         amount, up = int(rng.integers(1, 10)), bool(rng.integers(2))
         turn = f"{'up' if up else 'down'} {amount}"
         after = (state + amount if up else state - amount) % 10
         wrong = (after + int(rng.integers(1, 10))) % 10
-        steps.append(Step(f"{state} {turn} is {after}.", f"{state} {turn} is {wrong}."))
-        turns.append(turn)
+        steps.append(Step(f"{place} {state} {turn} is {after}.", f"{place} {state} {turn} is {wrong}."))
+        turns.append(f"{place} {turn}")
         state = after
     question = _choose(rng, ("Where does it stand?", "Where is it now?"))
     return Problem(
@@ -136,7 +140,8 @@ def _relay(rng: np.random.Generator, difficulty: int) -> Problem:
     steps = []
     for i in range(difficulty):
         wrong = _choose(rng, tuple(name for name in circle if name != circle[i + 1]))
-        steps.append(Step(f"{i + 1} {circle[i]} to {circle[i + 1]}.", f"{i + 1} {circle[i]} to {wrong}."))
+        place = f"{ORDINALS[i]} {circle[i]} to"
+        steps.append(Step(f"{place} {circle[i + 1]}.", f"{place} {wrong}."))
     listed = ", ".join(passes[i] for i in rng.permutation(len(passes)))
     question = _choose(rng, ("Who has it?", "Who holds it now?"))
     return Problem(
@@ -153,13 +158,14 @@ def _relay(rng: np.random.Generator, difficulty: int) -> Problem:
 def _cups(rng: np.random.Generator, difficulty: int) -> Problem:
     cups = [COLOURS[i] for i in rng.permutation(len(COLOURS))[:3]]
     start, swaps, steps = list(cups), [], []
-    for _ in range(difficulty):
+    for place in ORDINALS[:difficulty]:
         i, j = _choose(rng, ((0, 1), (0, 2), (1, 2)))
         other = _choose(rng, tuple(pair for pair in ((0, 1), (0, 2), (1, 2)) if pair != (i, j)))
         wrong = _swapped(cups, *other)
         cups = _swapped(cups, i, j)
-        steps.append(Step(f"{' '.join(cups)}.", f"{' '.join(wrong)}."))
-        swaps.append(f"{i + 1} and {j + 1}")
+        swap = f"{place} {i + 1} and {j + 1}"
+        steps.append(Step(f"{swap} {' '.join(cups)}.", f"{swap} {' '.join(wrong)}."))
+        swaps.append(swap)
     asked = int(rng.integers(3))
     question = f"What is under cup {asked + 1}?"
     return Problem(

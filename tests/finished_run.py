@@ -1,0 +1,78 @@
+"""A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
+
+from tasks import lineage
+from tasks.lineage import Answers, Ask, Chosen
+from tpo.config import RunConfig
+from tpo.records import Artifact
+from tpo.store import Stage, write_atomically
+from tpo.summary import ModelRow, Summary, write_summary
+
+
+def finish(config: RunConfig, iterations: int) -> None:
+    """Every stage and the summary of a run that has reached M_T, T = `iterations`."""
+    seed = lineage.seed_model(config)
+    validation = _rows(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
+    test = _rows(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
+    chosen = Chosen(seed, _asked(config, lineage.validation_ask(config, 0, 0), seed, validation))
+    for ask in (lineage.test_ask(config, 0), lineage.direct_ask(config)):
+        _asked(config, ask, seed, test)
+    earlier = [validation, test]
+    for t in range(1, iterations + 1):
+        earlier.append(prompts := _rows(lineage.prompts_stage(config, f"iter_{t}/prompts", seed, earlier)))
+        answers = _asked(config, lineage.training_ask(config, t), chosen.model, prompts)
+        pairs = _rows(lineage.pairs_stage(config, t, answers))
+        train = _epochs(lineage.train_stage(config, t, chosen.model, pairs), config.train.epochs)
+        checkpoints = [lineage.epoch_artifact(train, epoch) for epoch in range(1, config.train.epochs + 1)]
+        candidates = [
+            Chosen(model, _asked(config, lineage.validation_ask(config, t, epoch), model, validation))
+            for epoch, model in enumerate(checkpoints, 1)
+        ]
+        stage = lineage.model_stage(config, t, chosen, candidates)
+        stage.begin(keep_shards=False)
+        (stage.folder / "model.safetensors").write_bytes(b"last epoch")
+        chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
+        _asked(config, lineage.test_ask(config, t), chosen.model, test)
+    summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
+    write_atomically(config.root / "summary.json", write_summary(summary))
+
+
+def _rows(stage: Stage) -> Artifact:
+    stage.begin()
+    return stage.commit()
+
+
+def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Answers:
+    samples = _rows(lineage.samples_stage(config, ask, model, prompts))
+    judgments = _rows(lineage.judgments_stage(config, ask, samples, prompts))
+    return Answers(samples, _rows(lineage.scores_stage(config, ask, samples, prompts, judgments)))
+
+
+def _epochs(stage: Stage, count: int) -> Artifact:
+    stage.begin(keep_shards=False)
+    for epoch in range(1, count + 1):
+        (stage.folder / f"epoch_{epoch}").mkdir()
+        (stage.folder / f"epoch_{epoch}" / "model.safetensors").write_bytes(f"{stage.name} {epoch}".encode())
+    return stage.commit_files()
+
+
+def _row(t: int) -> ModelRow:
+    return ModelRow(
+        model=f"M_{t}",
+        iteration=t,
+        score=None,
+        win_rate=None,
+        gain=None,
+        gain_over_direct=None,
+        by_category={},
+        by_difficulty={},
+        validation_score=None,
+        parse_error_rate=0.0,
+        thought_chars=0.0,
+        response_chars=0.0,
+        rho=None,
+        regular_pairs=None,
+        error_pairs=None,
+        dropped={},
+        chosen_epoch=None,
+        seconds={},
+    )

@@ -1,0 +1,143 @@
+"""Claims about the command line: what it resolves, what it refuses, and that a finished run costs nothing."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main, resolve_config
+from tests.finished_run import finish
+from tests.rows import a_config
+from tpo.config import RunConfig
+from tpo.errors import InputError
+from tpo.summary import read_summary
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A small run, with a profile that describes it in `tmp_path`."""
+    config = a_config(tmp_path)
+    (tmp_path / "tried.toml").write_text(
+        f"""
+        name = "tried"
+        folder = "{config.folder}"
+        model.path = "{config.model.path}"
+        data.per_iteration = 2
+        data.validation = 2
+        data.test = 2
+        data.source.kind = "file"
+        data.source.path = "{tmp_path / "prompts.jsonl"}"
+        sample.k = 2
+        train.epochs = 2
+        """
+    )
+    return config
+
+
+def profile_of(config: RunConfig) -> str:
+    return str(config.folder.parent / "tried.toml")
+
+
+def resolved(config: RunConfig, *, run_name: str | None = None, seed: int | None = None, overrides: Sequence[str] = ()):
+    return resolve_config(profile_of(config), run_name=run_name, seed=seed, overrides=overrides)
+
+
+def test_a_profile_resolves_to_what_it_says(config: RunConfig):
+    assert resolved(config) == config
+
+
+def test_a_seed_names_its_run_so_that_seeds_share_no_folder(config: RunConfig):
+    found = resolved(config, seed=2)
+    assert (found.seed, found.name) == (2, "tried-seed2")
+
+
+def test_a_name_that_is_given_is_kept_and_so_is_the_seed(config: RunConfig):
+    found = resolved(config, run_name="mine", seed=2, overrides=["seed=7", "sample.k=3"])
+    assert (found.seed, found.name, found.sample.k) == (2, "mine", 3)
+    assert resolved(config, run_name="mine", overrides=["seed=7"]).seed == 7
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", 'a"b', "", "a b", "-a", 'a"\nseed = "9'])
+def test_a_run_name_that_is_no_folder_name_is_refused(config: RunConfig, name: str):
+    with pytest.raises(InputError, match="name"):
+        resolved(config, run_name=name)
+
+
+def test_a_profile_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert resolve_config("laptop", run_name=None, seed=None, overrides=[]).name == "laptop"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "sample.k=1"], "sample.k: Input should be greater than or equal to 2"),
+        (["--set", "sample.k"], "has no value"),
+        (["--seed", "-1"], "seed: Input should be greater than or equal to 0"),
+        (["--set", "model.path=/nowhere"], "/nowhere is not a folder"),
+        (["--profile", "nowhere.toml"], "there is no profile nowhere.toml"),
+    ],
+)
+def test_an_error_is_one_message_and_exit_status_2(
+    config: RunConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+):
+    assert main(["iterate", "--profile", profile_of(config), *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ") and shown.err.count("error: ") == 1
+    assert told in shown.err
+    assert not config.folder.exists()
+
+
+@pytest.mark.parametrize("to", ["-1", "three", "1.5", "", "²"])
+def test_an_iteration_to_reach_is_a_whole_number_from_0(capsys: pytest.CaptureFixture[str], to: str):
+    with pytest.raises(SystemExit) as stopped:
+        main(["iterate", f"--to={to}"])
+    assert stopped.value.code == 2
+    assert "--to" in capsys.readouterr().err
+
+
+def test_a_command_is_asked_for(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["2", "1", "0"])
+def test_a_run_that_is_already_there_shows_its_table_and_says_so(
+    config: RunConfig, capsys: pytest.CaptureFixture[str], to: str
+):
+    finish(config, 2)
+    before = {path: path.stat().st_mtime_ns for path in config.root.rglob("*")}
+    assert main(["iterate", "--to", to, "--profile", profile_of(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "M_2" in shown
+    assert f"M_{to} of run tried is complete: nothing to do." in shown
+    assert {path: path.stat().st_mtime_ns for path in config.root.rglob("*")} == before
+
+
+def test_a_finished_run_is_recognised_without_anything_heavy(config: RunConfig):
+    finish(config, 1)
+    code = (
+        "import sys; from flows.__main__ import main\n"
+        f"assert main(['iterate', '--to', '1', '--profile', {profile_of(config)!r}]) == 0\n"
+        "heavy = {'datasets', 'pandas', 'prefect', 'pyarrow', 'ray', 'torch', 'transformers', 'vllm'}\n"
+        "sys.exit(str(sorted(heavy & sys.modules.keys())) if heavy & sys.modules.keys() else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_summary_that_cannot_be_read_is_an_error_that_says_what_to_do(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    finish(config, 1)
+    assert len(read_summary(config.root / "summary.json").models) == 2
+    (config.root / "summary.json").write_text('{"models": [')
+    assert main(["iterate", "--to", "1", "--profile", profile_of(config)]) == 2
+    assert "is not a summary of this version" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""Claims about the judge that knows the right answer."""
+
+import pytest
+
+from judges.base import Group, Response
+from judges.verifier import Verifier
+from tpo.config import VerifierJudge
+from tpo.records import Score
+
+
+def scores_of(config: VerifierJudge, reference: str | None, *responses: str) -> list[Score]:
+    judge = Verifier(config)
+    group = Group("p", "Why?", reference, tuple(Response(i, text) for i, text in enumerate(responses)))
+    (said,) = judge.judge([group])
+    return judge.score(group, said)
+
+
+def is_right(response: str, reference: str, **config: object) -> bool | None:
+    (score,) = scores_of(VerifierJudge.model_validate(config), reference, response)
+    return score.correct
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"),
+    [
+        ("red hat", "red hat"),
+        ("  Red\n hat. ", "red hat"),
+        ("**Paris**", "paris"),
+        ("“Paris”", "Paris"),
+        ("The answer is red hat. I hope this helps.", "red hat"),
+        ("THE ANSWER IS: Paris!", "Paris"),
+        ("The answer is 3. No, the answer is 4.", "4"),
+        ("The answer is 3.14.", "3.14"),
+        ("The answer is .5.", ".5"),
+        ("-5", "-5"),
+        ("<", "<"),
+        ("?", "?"),
+    ],
+)
+def test_an_equal_answer_is_right(response: str, reference: str):
+    assert is_right(response, reference) is True
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"),
+    [
+        ("blue hat", "red hat"),
+        ("-5", "5"),
+        ("The answer is 3.14.", "3"),
+        (".5", "5"),
+        ("<", ">"),
+        ("", "?"),
+        ("", "yes"),
+        ("The answer is 4. No, the answer is 3.", "4"),
+        ("It is 4. The answer is large.", "4"),
+        ("1/2", "0.5"),
+    ],
+)
+def test_another_answer_is_wrong(response: str, reference: str):
+    assert is_right(response, reference) is False
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"), [("The answer is 1/2", "0.5"), ("$\\frac{1}{2}$", "0.5"), ("1,234", "1234")]
+)
+def test_equal_expressions_are_right_where_mathematics_is_asked_for(response: str, reference: str):
+    assert is_right(response, reference, match="math") is True
+
+
+def test_unequal_expressions_stay_wrong_where_mathematics_is_asked_for():
+    assert is_right("1/3", "0.5", match="math") is False
+
+
+def test_the_answer_is_found_by_the_pattern_that_the_profile_gives():
+    assert is_right("work 12 #### 42", "42", answer_pattern=r"####\s*(\S+)") is True
+
+
+def test_without_a_reference_a_response_is_unscored_and_not_wrong():
+    scores = scores_of(VerifierJudge(length_bias=1), None, "yes", "no")
+    assert [(s.value, s.unscored, s.correct) for s in scores] == [(None, "no_reference", None)] * 2
+
+
+def test_liking_for_length_is_added_by_the_hundred_characters_and_changes_no_verdict():
+    short, long, wrong = scores_of(VerifierJudge(length_bias=0.3), "yes", "yes", "yes" + "." * 97, "x" * 200)
+    assert (short.value, long.value, wrong.value) == pytest.approx((1.009, 1.3, 0.6))
+    assert (short.correct, long.correct, wrong.correct) == (True, True, False)
+    assert [s.response_chars for s in (short, long, wrong)] == [3, 100, 200]

@@ -1,0 +1,67 @@
+"""Records and files for tests, with sensible values wherever a test does not care."""
+
+import json
+from pathlib import Path
+
+from tpo.config import DataConfig, FileSource, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from tpo.records import Prompt, Sample, Score
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+"""Real instructions that nobody here wrote; absent on most machines."""
+
+
+def a_prompt(prompt_id: str = "p", *, instruction: str = "Say it.", reference: str | None = None) -> Prompt:
+    return Prompt(prompt_id, instruction, reference)
+
+
+def a_sample(
+    prompt_id: str = "p",
+    index: int = 0,
+    *,
+    thought: str = "Hm.",
+    response: str = "Yes.",
+    parse_error: str | None = None,
+    tries: int = 1,
+) -> Sample:
+    return Sample(
+        prompt_id=prompt_id,
+        index=index,
+        prompt_token_ids=[1, 2],
+        output_token_ids=[*thought.encode(), 0, *response.encode(), 0, index],
+        output=f"{thought}|{response}|{index}",
+        thought=thought,
+        response=response,
+        parse_error=parse_error,
+        tries=tries,
+    )
+
+
+def a_score(
+    prompt_id: str = "p", index: int = 0, value: float | None = 1.0, *, chars: int = 4, unscored: str | None = None
+) -> Score:
+    return Score(prompt_id, index, value, unscored, None, chars)
+
+
+def a_model(folder: Path, *, context: int = 512, **config: object) -> Path:
+    """A folder that looks like a model to everything that does not load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context, **config}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def a_config(folder: Path, **changes: object) -> RunConfig:
+    """A run in `folder` on a model and a prompt file of its own; `changes` replace whole sections."""
+    prompts = folder / "prompts.jsonl"
+    if not prompts.exists():
+        prompts.write_text("".join(json.dumps({"instruction": f"Question {i}?"}) + "\n" for i in range(20)))
+    sections: dict[str, object] = {
+        "name": "tried",
+        "folder": folder / "runs",
+        "model": ModelConfig(path=str(a_model(folder / "model"))),
+        "data": DataConfig(source=FileSource(path=prompts), per_iteration=2, validation=2, test=2),
+        "sample": SampleConfig(k=2),
+        "train": TrainConfig(epochs=2),
+    }
+    return RunConfig.model_validate(sections | changes)

@@ -1,0 +1,215 @@
+"""Claims about what identifies a stage's result, and about when a run is recognised as complete."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import lineage
+from tasks.lineage import Answers, Ask, Chosen, completed
+from tests.finished_run import finish
+from tests.rows import a_config
+from tpo.config import RunConfig
+from tpo.errors import StoreError
+from tpo.records import Artifact
+from tpo.store import Stage
+
+EVERYTHING = {"prompts", "samples", "judgments", "scores", "pairs", "train", "model", "test"}
+AFTER_PROMPTS = EVERYTHING - {"prompts"}
+AFTER_SCORES = {"pairs", "train", "model", "test"}
+
+
+def identity(stage: Stage) -> Artifact:
+    """What the stage would make, named by what it is made from."""
+    name = hashlib.sha256(repr((stage.record, sorted(stage.inputs.items()), stage.config)).encode()).hexdigest()
+    return Artifact(stage.folder, stage.record, 1, name)
+
+
+def identities(config: RunConfig) -> dict[str, str]:
+    """What identifies each stage of the first iteration, those before it included."""
+    seed = lineage.seed_model(config)
+    validation = identity(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
+    test = identity(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
+    prompts = identity(lineage.prompts_stage(config, "iter_1/prompts", seed, [validation, test]))
+    samples, judgments, answers = asked(config, lineage.training_ask(config, 1), seed, prompts)
+    pairs = identity(lineage.pairs_stage(config, 1, answers))
+    train = identity(lineage.train_stage(config, 1, seed, pairs))
+    incumbent = Chosen(seed, asked(config, lineage.validation_ask(config, 0, 0), seed, validation)[2])
+    candidate = Chosen(train, asked(config, lineage.validation_ask(config, 1, 1), train, validation)[2])
+    model = identity(lineage.model_stage(config, 1, incumbent, [candidate]))
+    _, _, tested = asked(config, lineage.test_ask(config, 1), model, test)
+    stages = {
+        "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
+        "train": train, "model": model, "test": tested.scores,
+    }  # fmt: skip
+    return {name: artifact.fingerprint for name, artifact in stages.items()}
+
+
+def asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> tuple[Artifact, Artifact, Answers]:
+    samples = identity(lineage.samples_stage(config, ask, model, prompts))
+    judgments = identity(lineage.judgments_stage(config, ask, samples, prompts))
+    scores = identity(lineage.scores_stage(config, ask, samples, prompts, judgments))
+    return samples, judgments, Answers(samples, scores)
+
+
+def changed_by(config: RunConfig, **changes: Any) -> set[str]:
+    before, after = identities(config), identities(changed(config, **changes))
+    return {name for name in before if before[name] != after[name]}
+
+
+def changed(config: RunConfig, **changes: Any) -> RunConfig:
+    """The config with some values replaced, `section__field=value`."""
+    values = config.model_dump()
+    for path, value in changes.items():
+        *sections, last = path.split("__")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return RunConfig.model_validate(values)
+
+
+def test_the_same_config_gives_the_same_stages(tmp_path: Path):
+    assert identities(a_config(tmp_path)) == identities(a_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "another"},
+        {"folder": Path("elsewhere")},
+        {"engine__count": 2},
+        {"engine__device": "gpu"},
+        {"engine__threads": 1},
+        {"engine__memory_gib": 4},
+        {"engine__shard_prompts": 7},
+        {"engine__tensor_parallel": 2},
+        {"engine__max_sequences": 8},
+        {"trainer__device": "gpu"},
+        {"trainer__threads": 1},
+        {"cluster__address": "auto"},
+        {"evaluation__confidence": 0.9},
+    ],
+    ids=str,
+)
+def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, Any]):
+    assert changed_by(a_config(tmp_path), **changes) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"seed": 1}, EVERYTHING),
+        ({"data__per_iteration": 3}, EVERYTHING),
+        ({"data__test": 3}, EVERYTHING),
+        ({"data__max_prompt_tokens": 99}, EVERYTHING),
+        ({"data__overlap": "refuse"}, EVERYTHING),
+        ({"prompt__variant": "specific"}, EVERYTHING),
+        ({"engine__dtype": "bfloat16"}, AFTER_PROMPTS),
+        ({"sample__k": 3}, AFTER_PROMPTS),
+        ({"sample__temperature": 0.5}, AFTER_PROMPTS),
+        ({"sample__tries": 2}, AFTER_PROMPTS),
+        ({"sample__evaluation_tries": 2}, {"model", "test"}),
+        ({"judge__length_bias": 1.0}, {"judgments", "scores", "pairs", "train", "model", "test"}),
+        ({"pair__min_margin": 0.1}, AFTER_SCORES),
+        ({"pair__rho": 0.1}, AFTER_SCORES),
+        ({"train__learning_rate": 0.1}, {"train", "model", "test"}),
+        ({"train__micro_batch_size": 16}, {"train", "model", "test"}),
+        ({"trainer__workers": 2, "train__micro_batch_size": 16}, {"train", "model", "test"}),
+        ({"validation__min_parse_rate": 0.5}, {"model", "test"}),
+        ({"evaluation__judge__match": "math"}, {"test"}),
+    ],
+    ids=str,
+)
+def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
+    tmp_path: Path, changes: dict[str, Any], stages: set[str]
+):
+    assert changed_by(a_config(tmp_path), **changes) == stages
+
+
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("edit", "stages"),
+    [
+        (lambda folder: rewrite(folder / "prompts.jsonl", b"Question 7", b"Question 8"), EVERYTHING),
+        (lambda folder: rewrite(folder / "mine.jinja", b"Say", b"Tell"), EVERYTHING),
+        (lambda folder: rewrite(folder / "model" / "model.safetensors", b"w", b"W"), EVERYTHING),
+    ],
+    ids=["a byte of the prompt file", "the text of a template", "a byte of the seed model"],
+)
+def test_the_content_of_files_counts_and_not_their_names(
+    tmp_path: Path, edit: Callable[[Path], None], stages: set[str]
+):
+    template = tmp_path / "mine.jinja"
+    template.write_text("Say <R> before: {{ instruction }}")
+    config = a_config(tmp_path, prompt={"variant": "specific", "user_template": template})
+    before = identities(config)
+    edit(tmp_path)
+    after = identities(config)
+    assert {name for name in before if before[name] != after[name]} == stages
+
+
+def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
+    for t in range(3):
+        (tmp_path / f"{t}.jsonl").write_text(f'{{"instruction": "{t}"}}')
+    config = changed(a_config(tmp_path), data__source__path=tmp_path / "{iteration}.jsonl")
+    model = Artifact(tmp_path, "Model", 1, "m")
+
+    def hashes() -> list[str]:
+        return [lineage.prompts_stage(config, f"iter_{t}/prompts", model, []).inputs["source"] for t in (1, 2)]
+
+    before = hashes()
+    rewrite(tmp_path / "2.jsonl", b"2", b"3")
+    assert [old == new for old, new in zip(before, hashes(), strict=True)] == [True, False]
+
+
+def test_nothing_is_complete_before_anything_ran(tmp_path: Path):
+    assert completed(a_config(tmp_path), 3) == -1
+
+
+def test_a_finished_run_is_recognised_up_to_what_it_reached(tmp_path: Path):
+    config = a_config(tmp_path)
+    finish(config, 2)
+    assert [completed(config, t) for t in (0, 1, 2, 5)] == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("lost", "left"),
+    [
+        ("iter_0/prompts/test", -1),
+        ("iter_0/direct/scores", -1),
+        ("iter_1/samples", 0),
+        ("iter_1/validation/epoch_2/judgments", 0),
+        ("iter_1/test/scores", 0),
+        ("iter_2/train", 1),
+        ("iter_2/model", 1),
+    ],
+)
+def test_an_iteration_is_complete_only_with_all_its_stages(tmp_path: Path, lost: str, left: int):
+    config = a_config(tmp_path)
+    finish(config, 2)
+    (config.root / lost / "manifest.json").unlink()
+    assert completed(config, 2) == left
+
+
+def test_a_changed_config_finds_only_what_it_shares_with_the_finished_run(tmp_path: Path):
+    config = a_config(tmp_path)
+    finish(config, 1)
+    assert completed(changed(config, engine__count=2, cluster__address="auto"), 1) == 1
+    assert completed(changed(config, train__beta=0.2), 1) == 0
+    assert completed(changed(config, seed=1), 1) == -1
+
+
+def test_a_model_file_that_is_gone_is_an_error_and_not_a_silent_rerun(tmp_path: Path):
+    config = a_config(tmp_path)
+    finish(config, 1)
+    (config.root / "iter_1" / "train" / "epoch_1" / "model.safetensors").unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        completed(config, 1)

@@ -1,0 +1,112 @@
+"""Claims about which prompts a set takes: fresh ones, in the seed's order, and every other counted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.load_prompts import choose_prompts, make_prompt, origin, read_source
+from tests.rows import a_config
+from tpo.config import DataConfig, FileSource, MiniatureSource
+from tpo.errors import InputError
+from tpo.records import Account, Prompt
+
+
+def prompts_of(*instructions: str) -> list[Prompt]:
+    return [make_prompt(text, None, None, None) for text in instructions]
+
+
+def ids_of(*instructions: str) -> set[str]:
+    return {prompt.prompt_id for prompt in prompts_of(*instructions)}
+
+
+def chosen(*instructions: str, **changes: Any) -> tuple[list[str], Account]:
+    settings: dict[str, Any] = {"count": 2, "used": set(), "foreign": set(), "refuse_foreign": False, "name": "iter_1"}
+    settings["fits"] = lambda text: len(text) < 10
+    prompts, account = choose_prompts(prompts_of(*instructions), **(settings | changes))
+    return [prompt.instruction for prompt in prompts], account
+
+
+def test_the_first_fresh_prompts_are_taken_and_the_rest_left():
+    assert chosen("a", "b", "c") == (["a", "b"], Account(2, 2, {}))
+
+
+def test_an_equal_instruction_is_the_same_prompt_whatever_its_reference():
+    first, second, other = (make_prompt(text, ref, None, None) for text, ref in (("a", "1"), ("a", "2"), ("a ", "1")))
+    assert first.prompt_id == second.prompt_id != other.prompt_id
+    assert len(first.prompt_id) == 16
+
+
+@pytest.mark.parametrize(
+    ("instructions", "changes", "dropped"),
+    [
+        (("a", "a", "b"), {}, {"duplicate": 1}),
+        (("a", "x" * 10, "b"), {}, {"too_long": 1}),
+        (("a", " \n", "", "b"), {}, {"empty": 2}),
+        (("a", "old", "b"), {"used": ids_of("old")}, {"used_before": 1}),
+        (("a", "leak", "b"), {"foreign": ids_of("leak")}, {"overlap": 1}),
+        (("a", "old", "b"), {"used": ids_of("old"), "refuse_foreign": True}, {"used_before": 1}),
+    ],
+)
+def test_what_is_passed_over_is_counted_by_its_reason(
+    instructions: tuple[str, ...], changes: dict[str, Any], dropped: dict[str, int]
+):
+    assert chosen(*instructions, **changes) == (["a", "b"], Account(len(instructions), 2, dropped))
+
+
+def test_an_overlap_is_refused_where_that_is_asked_for():
+    with pytest.raises(InputError, match=r"iter_1: 'leak' is also in an earlier iteration.*data\.overlap"):
+        chosen("a", "leak", foreign=ids_of("leak"), refuse_foreign=True)
+
+
+def test_too_few_fresh_prompts_are_an_error_with_the_counts():
+    with pytest.raises(InputError, match=r"iter_1: 1 fresh prompts in 4 rows \(2 duplicate, 1 too_long\), expected 3"):
+        chosen("a", "a", "a", "x" * 10, count=3)
+
+
+@given(
+    st.lists(st.sampled_from(["", "a", "b", "c", "d", "e", "long" * 9])),
+    st.sets(st.sampled_from("abc")),
+    st.sets(st.sampled_from("bcd")),
+    st.integers(1, 4),
+)
+def test_sets_are_disjoint_and_accounts_add_up(texts: list[str], used: set[str], foreign: set[str], count: int):
+    try:
+        taken, account = chosen(*texts, used=ids_of(*used), foreign=ids_of(*foreign), count=count)
+    except InputError:
+        assert len({text for text in texts if 0 < len(text) < 10} - used - foreign) < count
+    else:
+        assert len(set(taken)) == len(taken) == count == account.rows_out
+        assert not set(taken) & (used | foreign)
+        assert account.rows_in <= len(texts)
+
+
+def of_source(folder: Path, name: str, *, seed: int = 0, **source: Any) -> Sequence[str]:
+    data = DataConfig(source=FileSource(path=folder / "prompts.jsonl", **source))
+    config = a_config(folder, data=data, seed=seed)
+    return [prompt.instruction for prompt in read_source(config, name)]
+
+
+def test_all_sets_of_one_file_draw_from_it_in_one_order_of_the_seeds(tmp_path: Path):
+    first = of_source(tmp_path, "iter_1/prompts")
+    assert len(set(first)) == 20
+    assert first == of_source(tmp_path, "iter_2/prompts") == of_source(tmp_path, "iter_0/prompts/test")
+    other = of_source(tmp_path, "iter_1/prompts", seed=1)
+    assert first != other and set(first) == set(other)
+
+
+def test_a_set_with_a_file_of_its_own_draws_from_that(tmp_path: Path):
+    (tmp_path / "v.jsonl").write_text('{"instruction": "mine"}')
+    assert of_source(tmp_path, "iter_0/prompts/validation", validation_path=tmp_path / "v.jsonl") == ["mine"]
+
+
+def test_origins_are_equal_exactly_where_rows_are_shared(tmp_path: Path):
+    data = DataConfig(source=FileSource(path=tmp_path / "p-{iteration}.jsonl", test_path=tmp_path / "t.jsonl"))
+    config = a_config(tmp_path, data=data)
+    origins = [origin(config, name) for name in ("iter_1/prompts", "iter_2/prompts", "iter_0/prompts/test")]
+    assert len(set(origins)) == 3
+    miniature = a_config(tmp_path, data=DataConfig(source=MiniatureSource()))
+    assert origin(miniature, "iter_1/prompts") == origin(miniature, "iter_0/prompts/test")

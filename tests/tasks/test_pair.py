@@ -1,0 +1,189 @@
+"""Claims about how scored samples become preference pairs."""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.pair import Group, Pairs, describe, group_candidates, make_pairs
+from tests.rows import a_sample, a_score
+from tpo.config import PairConfig
+from tpo.records import Pair
+
+BROKEN = "broken"
+UNSCORED = "unscored"
+Kind = float | str | tuple[float, int]
+"""A candidate: its score, its score and length, or what is wrong with it."""
+WITH_ERROR: list[Kind] = [1.0, 0.0, BROKEN]
+
+pytestmark = pytest.mark.filterwarnings("ignore:at rho 0.5")
+
+a_candidate = st.one_of(
+    st.just(BROKEN),
+    st.just(UNSCORED),
+    st.tuples(st.sampled_from([0.0, 0.4, 1.0, 1.3]), st.integers(0, 60)),
+)
+some_groups = st.lists(st.lists(a_candidate, min_size=1, max_size=6), max_size=25)
+
+
+def groups_of(*prompts: Sequence[Kind]) -> list[Group]:
+    samples, scores = [], []
+    for p, candidates in enumerate(prompts):
+        for i, kind in enumerate(candidates):
+            value, chars = kind if isinstance(kind, tuple) else (kind, 4)
+            name = f"p{p}"
+            samples.append(a_sample(name, i, response="." * chars, parse_error="x" if value == BROKEN else None))
+            scores.append(a_score(name, i, value if isinstance(value, float) else None, chars=chars))
+    return group_candidates(samples, scores)
+
+
+def paired(*prompts: Sequence[Kind], max_tokens: int = 10_000, seed: int = 0, **config: object) -> Pairs:
+    settings = PairConfig.model_validate({"rho": 0.0, **config})
+    return make_pairs(groups_of(*prompts), settings, max_tokens=max_tokens, seed=seed)
+
+
+def indices(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
+    return [(pair.chosen_index, pair.rejected_index) for pair in pairs]
+
+
+def test_the_best_is_chosen_and_the_worst_rejected():
+    made = paired([0.5, 1.0, 0.0])
+    assert indices(made.pairs) == [(1, 2)]
+    assert (made.pairs[0].kind, made.pairs[0].chosen_score, made.pairs[0].rejected_score) == ("regular", 1.0, 0.0)
+    assert made.pairs[0].margin == pytest.approx(2.449490)  # (1 − 0) / std of (0.5, 1, 0)
+
+
+def test_a_pair_holds_the_full_outputs_as_sampled_thoughts_included():
+    (pair,) = paired([1.0, 0.0]).pairs
+    chosen, rejected = (a_sample("p0", i, response="....") for i in (0, 1))
+    assert pair.prompt_token_ids == chosen.prompt_token_ids
+    assert pair.chosen_token_ids == chosen.output_token_ids
+    assert pair.rejected_token_ids == rejected.output_token_ids
+    assert bytes(pair.chosen_token_ids).startswith(chosen.thought.encode())
+
+
+def test_indices_are_those_of_the_samples_and_not_of_what_is_left_of_them():
+    (pair,) = paired([BROKEN, UNSCORED, 1.0, 0.0], error_share=0).pairs
+    assert (pair.chosen_index, pair.rejected_index) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "reason"),
+    [
+        ([1.0, 1.0, 1.0], "small_margin"),
+        ([1.0, 0.6], "small_margin"),
+        ([BROKEN, BROKEN], "all_malformed"),
+        ([UNSCORED, UNSCORED], "unscored"),
+        ([UNSCORED, BROKEN], "unscored"),
+        ([1.0, BROKEN], "single_candidate"),
+        ([1.0, UNSCORED], "single_candidate"),
+    ],
+)
+def test_a_prompt_without_a_pair_is_dropped_by_its_reason(candidates: Sequence[Kind], reason: str):
+    made = paired(candidates)
+    assert (made.pairs, made.account.dropped) == ([], {reason: 1})
+
+
+def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():
+    assert paired([1.0, 1.0], min_margin=0).account.dropped == {"tie": 1}
+
+
+def test_identical_outputs_yield_no_pair():
+    samples = [dataclasses.replace(a_sample(index=i), output="same") for i in range(2)]
+    groups = group_candidates(samples, [a_score(index=0, value=1.0), a_score(index=1, value=0.0)])
+    assert make_pairs(groups, PairConfig(), max_tokens=999, seed=0).account.dropped == {"tie": 1}
+
+
+def test_the_margin_is_asked_of_raw_scores_before_length_control():
+    assert len(paired([(1.0, 1), (0.4, 900)], min_margin=0.6, rho=0.5).pairs) == 1
+    assert paired([(1.0, 1), (0.5, 900)], min_margin=0.6, rho=0.5).account.dropped == {"small_margin": 1}
+
+
+def test_length_control_chosen_by_itself_keeps_chosen_no_longer_than_rejected():
+    liked_for_length = [(1.0 + length / 100, length) for length in (10, 20, 90)] + [(0.0, 15)]
+    group = [*liked_for_length, (0.1, 60)]
+    made = paired(*[group] * 5, rho="auto")
+    lengths = [kind[1] for kind in group]
+    chosen, rejected = (sum(lengths[pair[side]] for pair in indices(made.pairs)) for side in (0, 1))
+    assert made.rho > 0
+    assert chosen <= rejected
+
+
+def test_regular_pairs_give_way_to_errors_up_to_the_share():
+    made = paired(*[[*WITH_ERROR, BROKEN]] * 20)
+    borrowed = [pair for pair in made.pairs if pair.kind == "error_rejected"]
+    assert (len(made.pairs), len(borrowed)) == (20, 2)
+    for pair in borrowed:
+        assert (pair.chosen_index, pair.rejected_index) == (0, 2)  # the first erroneous output
+        assert (pair.rejected_score, pair.margin) == (None, None)
+
+
+def test_errors_join_from_other_prompts_once_the_regular_ones_are_used_up():
+    regular: list[Kind] = [1.0, 0.0]
+    single: list[Kind] = [1.0, BROKEN]
+    made = paired(*[regular] * 19, *[single] * 3)
+    assert (len(made.pairs), made.account.dropped) == (21, {"single_candidate": 1})
+
+
+def test_the_share_of_errors_is_taken_of_the_pairs_that_fit():
+    long: list[Kind] = [(1.0, 90), (0.0, 90)]
+    made = paired(*[WITH_ERROR] * 10, *[long] * 10, max_tokens=40)
+    assert (describe(made)["regular"], describe(made)["error_rejected"]) == (9, 1)
+    assert made.account.dropped == {"too_long": 10}
+
+
+def test_no_error_is_used_where_the_share_is_none():
+    assert {pair.kind for pair in paired(*[WITH_ERROR] * 30, error_share=0).pairs} == {"regular"}
+
+
+def test_which_prompts_lend_their_errors_depends_on_the_seed():
+    def lenders(seed: int) -> set[str]:
+        made = paired(*[WITH_ERROR] * 30, seed=seed)
+        return {pair.prompt_id for pair in made.pairs if pair.kind == "error_rejected"}
+
+    assert lenders(0) == lenders(0)
+    assert any(lenders(0) != lenders(seed) for seed in range(1, 5))
+
+
+def test_a_pair_over_the_token_limit_is_dropped_and_counted():
+    longest = 2 + len(a_sample("p0", 0, response="....").output_token_ids)
+    assert len(paired([1.0, 0.0], max_tokens=longest).pairs) == 1
+    assert paired([1.0, 0.0], max_tokens=longest - 1).account.dropped == {"too_long": 1}
+
+
+@given(
+    some_groups, st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from(["auto", 0.0, 0.5]), st.sampled_from([9, 40, 9999])
+)
+def test_every_prompt_is_a_pair_or_counted_and_errors_keep_their_share(
+    prompts: list[list[Kind]], share: float, rho: object, max_tokens: int
+):
+    made = paired(*prompts, error_share=share, rho=rho, max_tokens=max_tokens)
+    errors = sum(pair.kind == "error_rejected" for pair in made.pairs)
+    assert made.account.rows_in == len(prompts)
+    assert made.account.rows_out == len(made.pairs) == len({pair.prompt_id for pair in made.pairs})
+    assert errors <= share * len(made.pairs) + 1e-9
+    for pair in made.pairs:
+        candidates = prompts[int(pair.prompt_id[1:])]
+        assert isinstance(candidates[pair.chosen_index], tuple)
+        assert (candidates[pair.rejected_index] == BROKEN) == (pair.kind == "error_rejected")
+        assert pair.chosen_index != pair.rejected_index
+
+
+@given(some_groups, st.randoms(use_true_random=False))
+def test_the_order_of_prompts_changes_no_pair(prompts: list[list[Kind]], rng: random.Random):
+    groups = groups_of(*prompts)
+    shuffled = rng.sample(groups, len(groups))
+    first, second = (make_pairs(g, PairConfig(), max_tokens=9999, seed=3) for g in (groups, shuffled))
+    assert sorted(first.pairs, key=lambda pair: pair.prompt_id) == sorted(second.pairs, key=lambda p: p.prompt_id)
+    assert [pair.prompt_id for pair in second.pairs] == [
+        g.prompt_id for g in shuffled if g.prompt_id in {p.prompt_id for p in first.pairs}
+    ]
+
+
+def test_the_report_counts_kinds_apart():
+    facts = describe(paired(*[WITH_ERROR] * 10))
+    assert (facts["regular"], facts["error_rejected"]) == (9, 1)
+    assert facts["mean_margin"] == pytest.approx(2.0)

@@ -1,0 +1,178 @@
+"""Claims about profiles and overrides, and about what they may load."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.rows import a_config
+from tpo.config import FileSource, RunConfig, load_config
+from tpo.engines.sampler import SEED_STRIDE
+from tpo.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+PROFILES = sorted((ROOT / "deploy" / "profiles").glob("*.toml"))
+HEAVY = ("datasets", "openai", "pandas", "prefect", "pyarrow", "ray", "torch", "transformers", "trl", "vllm")
+
+
+def a_profile(folder: Path, text: str = "") -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, *overrides: str, text: str = "") -> str:
+    with pytest.raises(InputError) as refused:
+        load_config(a_profile(folder, text), overrides)
+    return str(refused.value)
+
+
+def test_there_are_profiles():
+    assert PROFILES
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_parses_and_is_named_after_its_file(path: Path):
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_resolved_profile_reads_back_from_json(path: Path):
+    config = load_config(path, ["pair.rho=0.25"])
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_run_on_files_reads_back_from_json(tmp_path: Path):
+    config = a_config(tmp_path)
+    assert isinstance(config.data.source, FileSource)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_an_empty_profile_is_a_run_of_defaults(tmp_path: Path):
+    assert load_config(a_profile(tmp_path)) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("sample.k=4", "sample", "k", 4),
+        ("sample.top_p=1", "sample", "top_p", 1.0),
+        ("pair.rho=auto", "pair", "rho", "auto"),
+        ('pair.rho="auto"', "pair", "rho", "auto"),
+        ("pair.rho=0.1", "pair", "rho", 0.1),
+        ("train.gradient_checkpointing=true", "train", "gradient_checkpointing", True),
+        ("model.path=/a b/c=d", "model", "path", "/a b/c=d"),
+        ("cluster.address=ray://host:10001", "cluster", "address", "ray://host:10001"),
+        (r"judge.answer_pattern=#### (\S+)", "judge", "answer_pattern", r"#### (\S+)"),
+    ],
+)
+def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section: str, field: str, value: object):
+    assert getattr(getattr(load_config(a_profile(tmp_path), [override]), section), field) == value
+
+
+def test_later_overrides_win_over_earlier_ones_and_both_over_the_profile(tmp_path: Path):
+    profile = a_profile(tmp_path, "[sample]\nk = 3\ntop_p = 0.5")
+    sample = load_config(profile, ["sample.k=4", "sample.k=5"]).sample
+    assert (sample.k, sample.top_p) == (5, 0.5)
+
+
+def test_an_override_reaches_into_a_union(tmp_path: Path):
+    config = load_config(a_profile(tmp_path), ["data.source.kind=miniature", 'data.source.categories=["dial"]'])
+    assert config.data.source.model_dump() == {"kind": "miniature", "categories": ("dial",)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["sample.kk=4"], "sample.kk: unknown key; known here: evaluation_tries, k, max_new_tokens,"),
+        (["smaple.k=4"], "smaple: unknown key; known here: cluster, data,"),
+        (["data.source.kind=miniature", "data.source.pth=x"], "data.source.pth: unknown key; known here: categories"),
+        (["evaluation.judge.x=1"], "evaluation.judge.x: unknown key; known here: answer_pattern"),
+        (["sample.k=1"], "sample.k: Input should be greater than or equal to 2 (found 1)"),
+        (
+            ["sample.k=four"],
+            'sample.k: Input should be a valid integer, unable to parse string as an integer (found "f',
+        ),
+        (["sample.temperature=0"], "sample.temperature: Input should be greater than 0"),
+        (["data.source.kind=file"], "data.source.path: Field required"),
+        (["data.source.kind=web"], "expected tags: 'miniature', 'file'"),
+        (["pair.rho=0.6"], "rho is 0.6, expected 'auto' or a number from 0 to 0.5"),
+        (["pair.rho=x"], "pair.rho: Input should be 'auto'"),
+        (["pair.rho=nan"], "pair.rho: Input should be a finite number"),
+        (["pair.min_margin=inf"], "pair.min_margin: Input should be a finite number"),
+        (["prompt.variant=loud"], "prompt.variant: Input should be 'generic', 'specific'"),
+        (["judge.answer_pattern=(a"], "answer_pattern is not a regular expression"),
+        (["judge.answer_pattern=a"], "answer_pattern has 0 groups, expected one"),
+        (["judge.answer_pattern=(a)(b)"], "answer_pattern has 2 groups, expected one"),
+        (["train.batch_size=33"], "batch_size 33 is not a multiple of micro_batch_size 32"),
+        (
+            ["trainer.workers=2"],
+            "train.batch_size 32 is not a multiple of train.micro_batch_size × trainer.workers = 64",
+        ),
+        (["data.max_prompt_tokens=600"], "is 696, more than train.max_tokens (512)"),
+        (["name=../up"], "name: String should match pattern"),
+        (["sample=4"], "sample: Input should be a valid dictionary"),
+        (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
+        (["sample.k"], "override 'sample.k' has no value, expected section.key=value"),
+        (["=4"], "override '=4' has no value"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Path, overrides: list[str], told: str):
+    assert told in refusal(tmp_path, *overrides, text='name = "mine"\n')
+
+
+def test_every_fault_of_a_profile_is_told_at_once(tmp_path: Path):
+    told = refusal(tmp_path, "sample.kk=4", "pair.min_margin=-1")
+    assert "sample.kk" in told and "pair.min_margin" in told
+
+
+def test_a_profile_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path):
+    a_profile(tmp_path)
+    with pytest.raises(InputError, match=r"no profile .*labtop\.toml; profiles in .*: mine"):
+        load_config(tmp_path / "labtop.toml")
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"[sample]\nk = 1\nk = 2"])
+def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not readable TOML"):
+        load_config(path)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_override_breaks_the_reading_of_overrides(key: str, value: str):
+    with contextlib.suppress(InputError):
+        load_config(PROFILES[0], [f"{key}={value}"])
+
+
+def test_the_seeds_of_two_tries_are_further_apart_than_any_k():
+    (upper,) = (limit.le for limit in type(RunConfig().sample).model_fields["k"].metadata if hasattr(limit, "le"))
+    assert upper < SEED_STRIDE
+
+
+def loaded_after(code: str) -> list[str]:
+    report = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [line for line in done.stderr.splitlines() if line != "[]"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tpo.config, tpo.records, tpo.store, tpo.prompt_files, tpo.summary",
+        "import tasks.lineage, prompts.thought, flows.preflight",
+        "from flows.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from flows.__main__ import main\nimport contextlib, io\n"
+        "with contextlib.redirect_stderr(io.StringIO()): main(['iterate', '--set', 'sample.k=1'])",
+    ],
+    ids=["config, records and store", "lineage, prompts and preflight", "--help", "a refused profile"],
+)
+def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
+    assert loaded_after(code) == []
