@@ -33,7 +33,7 @@ setup: ## Build the venv from the lock file; nothing to do when it is complete. 
 
 # SET is split at spaces. A value with spaces in it: call the command below yourself, one --set a value.
 iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= SEED= RUN= SET="key=value ..."
-	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${SEED:+--seed "$$SEED"} $${RUN:+--run "$$RUN"}; \
+	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${SEED:+--seed "$$SEED"} $${RUN:+--run-name "$$RUN"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows iterate "$$@"
 
@@ -54,7 +54,9 @@ format: setup ## Format the code and mend what ruff can mend
 	@$(PY) -m ruff check --fix .
 
 bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
-	@$(PY) -m pytest tests/benchmarks -o python_files='bench_*.py' -o timeout=0 -s
+	@for file in tests/benchmarks/bench_*.py; do \
+		echo "== $$file"; $(PY) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit; \
+	done
 
 ui: setup ## Start Prefect's server and its pages on this machine only
 	@exec $(PY) -m flows ui

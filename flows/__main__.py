@@ -87,10 +87,11 @@ def _iterate(options: argparse.Namespace) -> int:
 def _recorded(config: RunConfig) -> bool:
     """Whether the run folder's last run had this config, so that its summary and report are this config's too."""
     path = config.root / "config.json"
-    return path.is_file() and path.read_bytes() == _resolved(config)
+    return path.is_file() and path.read_bytes() == resolved_copy(config)
 
 
-def _resolved(config: RunConfig) -> bytes:
+def resolved_copy(config: RunConfig) -> bytes:
+    """A config as `config.json` keeps it, every default spelled out."""
     return (config.model_dump_json(indent=1) + "\n").encode()
 
 
@@ -98,7 +99,7 @@ def _run(config: RunConfig, iterations: int) -> int:
     _prefect_environment()
     started = time.monotonic()
     config.root.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.root / "config.json", _resolved(config))
+    write_atomically(config.root / "config.json", resolved_copy(config))
     print(f"run {config.name}: to M_{iterations} in {config.root}", file=sys.stderr)
     from flows.iterate import iterate
     from tpo.engines.sampler import close_pools

@@ -12,7 +12,7 @@ from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, FileSource, RunConfig
 from tpo.engines.model_folder import check_model_folder
 from tpo.errors import InputError
-from tpo.prompt_files import file_of, read_prompt_rows
+from tpo.prompt_files import check_prompt_file, file_of
 
 
 def preflight(config: RunConfig) -> None:
@@ -22,7 +22,7 @@ def preflight(config: RunConfig) -> None:
     _check_gpus(config)
     if isinstance(config.data.source, FileSource):
         _check_files(config.data.source)
-    _check_folder(config.folder)
+    _check_folder(config.root)
 
 
 def _check_model(config: RunConfig) -> None:
@@ -54,12 +54,12 @@ def _has_gpu() -> bool:
 
 
 def _check_files(source: FileSource) -> None:
-    for path in dict.fromkeys(file_of(source, kind, 1) for kind in ("", "validation", "test")):
-        if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
-            raise InputError(f"{path} has no text in column {source.instruction_column!r}")
+    first_read = [("", 1), ("validation", 0), ("test", 0)]
+    for path in dict.fromkeys(file_of(source, kind, iteration) for kind, iteration in first_read):
+        check_prompt_file(source, path)
 
 
-def _check_folder(folder: Path) -> None:
-    parent = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+def _check_folder(root: Path) -> None:
+    parent = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{folder.resolve()} cannot be written to: set folder in the profile, or --folder")
+        raise InputError(f"{parent} is not a folder that can be written to: set folder in the profile to one that is")

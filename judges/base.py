@@ -2,7 +2,9 @@
 
 In: groups, each one prompt's responses. Out: judgments (what the judge said, expensive, kept as said) and, from them,
 scores (pure arithmetic, cheap). A `Group` has no field for a thought: that a judge scores the response alone
-(2410.10630, §2.2) is not a rule for judges to follow but something that they cannot break.
+(2410.10630, §2.2) is not a rule for judges to follow but something that they cannot break. One exception is the
+paper's own: for evaluation, an output that still breaks the format after the last try is judged as it stands, without
+markers; where its thought ends nobody can say.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

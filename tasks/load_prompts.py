@@ -23,7 +23,7 @@ from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
 from tpo.miniature import world
 from tpo.prompt_files import read_prompt_rows
-from tpo.records import Account, Artifact, Prompt
+from tpo.records import Account, Artifact, Message, Prompt
 from tpo.store import read_rows
 
 
@@ -50,7 +50,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         used=same,
         foreign=other,
         refuse_foreign=config.data.overlap == "refuse",
-        fits=lambda text: len(encoder.encode(thought_prompt.render(text))) <= config.data.max_prompt_tokens,
+        unfit=lambda text: why_unfit(encoder, thought_prompt.render(text), config.data.max_prompt_tokens),
         name=folder,
     )
     stage.write_shard(0, prompts)
@@ -67,7 +67,7 @@ def choose_prompts(
     used: set[str],
     foreign: set[str],
     refuse_foreign: bool,
-    fits: Callable[[str], bool],
+    unfit: Callable[[str], str | None],
     name: str,
 ) -> tuple[list[Prompt], Account]:
     """The first `count` prompts that are fresh and fit, and what became of the others on the way.
@@ -78,7 +78,7 @@ def choose_prompts(
         used: Ids that earlier sets took from the same source; passed over, as they must be.
         foreign: Ids of earlier sets from other sources: a leak, skipped or refused.
         refuse_foreign: Whether to refuse it.
-        fits: Whether an instruction is short enough.
+        unfit: Why the model cannot be asked an instruction, or None.
         name: What the set is called in errors.
     """
     chosen: dict[str, Prompt] = {}
@@ -101,8 +101,8 @@ def choose_prompts(
                     'it out of one of the files, or set data.overlap = "skip"'
                 )
             dropped["overlap"] += 1
-        elif not fits(prompt.instruction):
-            dropped["too_long"] += 1
+        elif (reason := unfit(prompt.instruction)) is not None:
+            dropped[reason] += 1
         else:
             chosen[prompt.prompt_id] = prompt
     if len(chosen) < count:
@@ -112,6 +112,14 @@ def choose_prompts(
             "data.per_iteration, data.validation or data.test"
         )
     return list(chosen.values()), Account(seen, len(chosen), dict(dropped))
+
+
+def why_unfit(encoder: ChatEncoder, messages: Sequence[Message], max_prompt_tokens: int) -> str | None:
+    """Why a model cannot be asked with some messages: they are too long, or its chat template changes them."""
+    try:
+        return "too_long" if len(encoder.encode(messages)) > max_prompt_tokens else None
+    except InputError:
+        return "chat_template"
 
 
 def origin(config: RunConfig, folder: str) -> str:

@@ -22,7 +22,7 @@ from tasks.lineage import Answers, pairs_stage
 from tpo.config import PairConfig, RunConfig
 from tpo.console import say
 from tpo.errors import StageError
-from tpo.method.pairing import error_quota, has_margin, select_pair
+from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled
 from tpo.records import Account, Artifact, Pair, Sample, Score
 from tpo.store import read_rows
@@ -39,7 +39,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Group:
+class Candidates:
     """One prompt's candidates, sorted into those that can be compared and those that break the format."""
 
     prompt_id: str
@@ -98,12 +98,12 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     return artifact
 
 
-def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[Group]:
+def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[Candidates]:
     """Samples and scores by prompt, in the order in which prompts first appear."""
     by_key = {(score.prompt_id, score.index): score for score in scores}
-    groups: dict[str, Group] = {}
+    groups: dict[str, Candidates] = {}
     for sample in sorted(samples, key=lambda sample: sample.index):
-        groups.setdefault(sample.prompt_id, Group(sample.prompt_id, [], [], []))
+        groups.setdefault(sample.prompt_id, Candidates(sample.prompt_id, [], [], []))
         candidate = Candidate(sample, by_key[sample.prompt_id, sample.index])
         if sample.parse_error is not None:
             groups[sample.prompt_id].broken.append(candidate)
@@ -114,9 +114,9 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
     return [groups[prompt_id] for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples)]
 
 
-def make_pairs(groups: Sequence[Group], config: PairConfig, *, max_tokens: int, seed: int) -> Pairs:
+def make_pairs(groups: Sequence[Candidates], config: PairConfig, *, max_tokens: int, seed: int) -> Pairs:
     """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1)."""
-    spread = [group for group in groups if has_margin(group.scores, config.min_margin)]
+    spread = [group for group in groups if has_margin(group.scores, config.min_margin) and not _tied(group)]
     rho = config.rho
     if rho == "auto":
         rho = choose_rho([group.scores for group in spread], [group.lengths for group in spread])
@@ -152,7 +152,7 @@ def describe(made: Pairs) -> Mapping[str, float]:
     }
 
 
-def _regular_pair(group: Group, rho: float, min_margin: float) -> Pair | str:
+def _regular_pair(group: Candidates, rho: float, min_margin: float) -> Pair | str:
     """The group's pair of valid candidates, or the reason why it has none."""
     if not group.valid:
         return "unscored" if group.unscored else "all_malformed"
@@ -160,6 +160,8 @@ def _regular_pair(group: Group, rho: float, min_margin: float) -> Pair | str:
         return "single_candidate"
     if not has_margin(group.scores, min_margin):
         return "small_margin"
+    if _tied(group):
+        return "tie"
     controlled = length_controlled(group.scores, group.lengths, rho)
     indices = select_pair(controlled, group.lengths, texts=[candidate.sample.output for candidate in group.valid])
     if indices is None:
@@ -173,7 +175,12 @@ def _regular_pair(group: Group, rho: float, min_margin: float) -> Pair | str:
     )
 
 
-def _error_pair(group: Group, rho: float) -> Pair:
+def _tied(group: Candidates) -> bool:
+    """Whether all raw scores are equal, so that length alone would tell the responses apart."""
+    return not group.scores or max(group.scores) - min(group.scores) < TIE_TOLERANCE
+
+
+def _error_pair(group: Candidates, rho: float) -> Pair:
     """The group's best valid candidate against its first output that breaks the format."""
     controlled = length_controlled(group.scores, group.lengths, rho)
     best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))

@@ -7,6 +7,7 @@ that parse, among candidates that keep the format often enough. M_{t-1} is a can
 better leaves the model as it was, and says so.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -51,11 +52,11 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
     best = choose(standings, config.validation.min_parse_rate)
     for change in stage.begin(keep_shards=False):
         say(f"{stage.name}: made again, {change}")
-    _link_files(everyone[best.epoch].model.path, stage.folder)
+    _bring_files(everyone[best.epoch].model.path, stage.folder, config.root)
     facts = {"epoch": best.epoch, "standings": [asdict(standing) for standing in standings]}
     artifact = stage.commit_files(facts=facts)
     what = f"epoch {best.epoch}" if best.epoch else f"M_{iteration - 1} itself: no epoch was better"
-    say(f"{stage.name}: M_{iteration} is {what} (validation score {best.score:.3f})")
+    say(f"{stage.name}: M_{iteration} is {what} (validation score {best.score or math.nan:.3f})")
     return Chosen(artifact, everyone[best.epoch].validation)
 
 
@@ -77,14 +78,18 @@ def choose(standings: Sequence[Standing], min_parse_rate: float) -> Standing:
             "validation/*/scores, or use a judge that scores prompts without a reference"
         )
     eligible = [standing for standing in scored if standing.parse_rate >= min_parse_rate]
-    return max(eligible or scored[:1], key=lambda standing: (standing.score or 0.0, -standing.epoch))
+    if not eligible:
+        return standings[0]
+    return max(eligible, key=lambda standing: (standing.score or 0.0, -standing.epoch))
 
 
-def _link_files(source: Path, target: Path) -> None:
-    """The same files in another folder: hard links where the file system has them, copies elsewhere."""
+def _bring_files(source: Path, target: Path, root: Path) -> None:
+    """The same files in another folder: hard links to files of this run, copies of a seed model that is the user's."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in ("plan.json", "manifest.json"):
             try:
+                if not source.resolve().is_relative_to(root.resolve()):
+                    raise OSError("not a file of this run")
                 os.link(path, target / path.name)
             except OSError:
                 shutil.copyfile(path, target / path.name)

@@ -1,5 +1,6 @@
 """A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
 
+from flows.__main__ import resolved_copy
 from tasks import lineage
 from tasks.lineage import Answers, Ask, Chosen
 from tpo.config import RunConfig
@@ -34,6 +35,7 @@ def finish(config: RunConfig, iterations: int) -> None:
         _asked(config, lineage.test_ask(config, t), chosen.model, test)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
     write_atomically(config.root / "summary.json", write_summary(summary))
+    write_atomically(config.root / "config.json", resolved_copy(config))
 
 
 def _rows(stage: Stage) -> Artifact:

@@ -91,7 +91,7 @@ def test_real_files_are_read_whole(name: str, column: str, rows: int):
         ("a.jsonl", b"\n \n", "holds no prompts"),
         ("a.json", b"[]", "holds no prompts"),
         ("a.csv", b"instruction\n", "holds no prompts"),
-        ("a.csv", b"", "cannot be read"),
+        ("a.csv", b"", "holds no prompts"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.json", b'{"instruction": "a"}', "is not a list of objects"),
         ("a.json", b'["a"]', "is not a list of objects"),

@@ -5,6 +5,7 @@ difficulty. A damaged row is an error that names the line and never a row less: 
 a word is found months later.
 """
 
+import csv
 import json
 import math
 from dataclasses import dataclass
@@ -43,16 +44,8 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     rows = read_table(path)
     if not rows:
         raise InputError(f"{path} holds no prompts")
-    wanted = {
-        "instruction": source.instruction_column,
-        "reference": source.reference_column,
-        "category": source.category_column,
-        "difficulty": source.difficulty_column,
-    }
-    for column in filter(None, wanted.values()):
-        if not any(column in row for row in rows):
-            columns = ", ".join(repr(name) for name in dict.fromkeys(name for row in rows[:100] for name in row))
-            raise InputError(f"{path} has no column {column!r}; its columns are {columns}: set data.source.*_column")
+    wanted = _columns(source)
+    _check_columns(path, wanted, list(dict.fromkeys(name for row in rows for name in row)))
     found = []
     for number, row in enumerate(rows, 1):
         try:
@@ -60,6 +53,43 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         except ValueError as error:
             raise InputError(f"{path}, row {number}: {error}") from error
     return found
+
+
+def check_prompt_file(source: FileSource, path: Path) -> None:
+    """Raises `InputError` where `read_prompt_rows` would, as far as that is known at once.
+
+    A dataset folder is checked by its description alone: to open it imports libraries for seconds.
+    """
+    if not path.is_dir():
+        if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
+            raise InputError(f"{path} has no text in column {source.instruction_column!r}")
+        return
+    description = path / "dataset_info.json"
+    if not description.is_file():
+        raise InputError(
+            f"{path} is not a dataset saved to disk: it has no dataset_info.json (name one split's folder)"
+        )
+    try:
+        columns = list(json.loads(description.read_text(encoding="utf-8")).get("features") or ())
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{description} cannot be read: {error}") from error
+    _check_columns(path, _columns(source), columns)
+
+
+def _columns(source: FileSource) -> dict[str, str | None]:
+    return {
+        "instruction": source.instruction_column,
+        "reference": source.reference_column,
+        "category": source.category_column,
+        "difficulty": source.difficulty_column,
+    }
+
+
+def _check_columns(path: Path, wanted: dict[str, str | None], columns: list[str]) -> None:
+    for column in filter(None, wanted.values()):
+        if column not in columns:
+            known = ", ".join(map(repr, columns))
+            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set data.source.*_column")
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -107,10 +137,16 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    import pandas as pd
-
-    frame = pd.read_csv(path, keep_default_na=False, dtype=str)
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(
+                    f"{path}, line {reader.line_num}, has not the {len(reader.fieldnames or ())} cells of the header"
+                )
+            rows.append(dict(row))
+        return rows
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

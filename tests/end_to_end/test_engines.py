@@ -1,4 +1,4 @@
-"""The real engines on small weights: what the sampler promises of seeds and weights, and the trainer of its first loss."""
+"""The real engines on small weights: what the sampler promises of seeds and weights, and the trainer of its loss."""
 
 import math
 from collections.abc import Iterator

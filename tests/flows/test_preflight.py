@@ -106,4 +106,4 @@ def test_a_template_that_is_not_there_is_refused(tmp_path: Path):
 def test_a_run_folder_below_a_file_is_refused(tmp_path: Path):
     (tmp_path / "taken").write_text("a file")
     config = a_config(tmp_path).model_copy(update={"folder": tmp_path / "taken" / "runs"})
-    assert "taken/runs cannot be written to" in refusal(config)
+    assert "taken is not a folder that can be written to" in refusal(config)

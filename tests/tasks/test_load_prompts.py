@@ -25,7 +25,7 @@ def ids_of(*instructions: str) -> set[str]:
 
 def chosen(*instructions: str, **changes: Any) -> tuple[list[str], Account]:
     settings: dict[str, Any] = {"count": 2, "used": set(), "foreign": set(), "refuse_foreign": False, "name": "iter_1"}
-    settings["fits"] = lambda text: len(text) < 10
+    settings["unfit"] = lambda text: "too_long" if len(text) >= 10 else None
     prompts, account = choose_prompts(prompts_of(*instructions), **(settings | changes))
     return [prompt.instruction for prompt in prompts], account
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.pair import Group, Pairs, describe, group_candidates, make_pairs
+from tasks.pair import Candidates, Pairs, describe, group_candidates, make_pairs
 from tests.rows import a_sample, a_score
 from tpo.config import PairConfig
 from tpo.records import Pair
@@ -29,7 +29,7 @@ a_candidate = st.one_of(
 some_groups = st.lists(st.lists(a_candidate, min_size=1, max_size=6), max_size=25)
 
 
-def groups_of(*prompts: Sequence[Kind]) -> list[Group]:
+def groups_of(*prompts: Sequence[Kind]) -> list[Candidates]:
     samples, scores = [], []
     for p, candidates in enumerate(prompts):
         for i, kind in enumerate(candidates):

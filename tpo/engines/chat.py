@@ -1,8 +1,9 @@
 """Chat messages to token ids, so that nothing a user writes can become structure.
 
-In: a model's folder and chat messages. Out: the token ids of the prompt. The template's own text is encoded with its
-control tokens; the content between is encoded apart, with control tokens switched off: `<|end|>` in an instruction
-stays seven letters. There is one BOS, the template's.
+In: a model's folder and chat messages. Out: the token ids of the prompt. A chat whose messages hold no control token is
+encoded as a whole, as the model's makers do. In any other the template's own text is encoded with its control tokens,
+and the messages apart, with control tokens switched off: `<|end|>` in an instruction stays seven letters. There is one
+BOS, the template's.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ class ChatEncoder:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         if not self.tokenizer.chat_template:
             raise InputError(f"{model} has no chat template: add chat_template.jinja or use an instruction-tuned model")
+        self._control = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self._structures: dict[tuple[str, ...], list[str]] = {}
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
@@ -37,6 +39,8 @@ class ChatEncoder:
                 raise InputError(
                     "the model's chat template rewrites what a message says, expected it to insert it as it is"
                 )
+        if not any(token in text for text in content for token in self._control):
+            return self._ids(rendered, as_text=False)
         ids = self._ids(structure[0], as_text=False)
         for text, after in zip(content, structure[1:], strict=True):
             ids += self._ids(text, as_text=True) + self._ids(after, as_text=False)

@@ -224,6 +224,7 @@ class SamplerPool:
 
         if self._loaded == model.fingerprint:
             return
+        self._loaded = None
         if self._actors and self._config.device == "cpu":
             ray.get([actor.load.remote(_resolved(model)) for actor in self._actors])
         else:
