@@ -23,6 +23,10 @@ from tpo.report_page import Example, render_report, score_picture
 from tpo.store import Manifest, read_manifest, read_rows, write_atomically
 from tpo.summary import Interval, ModelRow, Summary, write_summary
 
+_STAGES = (
+    "prompts", "samples", "judgments", "scores", "pairs", "train", "validation", "model", "test", "direct"
+)  # fmt: skip
+"""The stages in the order in which they run."""
 EXAMPLES = 20
 """Pairs that the page shows."""
 
@@ -176,10 +180,9 @@ def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
     """Wall-clock seconds by kind of stage, added up over the iteration's folder."""
     totals: dict[str, float] = {}
     for manifest in _manifests(config, iteration):
-        parts = manifest.stage.split("/")[1:]
-        kind = parts[0] if parts[0] in ("validation", "test", "direct") else parts[-1]
+        kind = manifest.stage.split("/")[1]
         totals[kind] = round(totals.get(kind, 0.0) + manifest.seconds, 1)
-    return totals
+    return {kind: totals[kind] for kind in sorted(totals, key=_STAGES.index)}
 
 
 def _manifests(config: RunConfig, iteration: int) -> Iterable[Manifest]:

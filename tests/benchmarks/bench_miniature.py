@@ -1,7 +1,7 @@
 """What the miniature shows: three iterations on three seeds, and once without length control. 20 to 40 minutes.
 
-In: nothing, or a folder for the runs, which are then kept and gone on with. Out: the figures of README, printed. Run with
-`python -m tests.benchmarks.bench_miniature [FOLDER]`.
+In: nothing, or a folder for the runs, which are then kept and gone on with. Out: the figures of README, printed. Run
+with `python -m tests.benchmarks.bench_miniature [FOLDER]`.
 """
 
 import subprocess

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
-from tpo.engines.sampler import Request, SamplerPool
+from tpo.engines.sampler import Accept, Output, Request, SamplerPool
 from tpo.engines.trainer import train_dpo
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
@@ -48,6 +49,13 @@ def sampled(pool: SamplerPool, model: Artifact, shards: list[list[Request]]) -> 
     return [output.token_ids for i in range(len(shards)) for group in found[i] for output in group]
 
 
+def outputs(
+    pool: SamplerPool, model: Artifact, *, tries: int, accept: Accept = lambda text, finished: True
+) -> list[Output]:
+    found = dict(pool.generate(model, [REQUESTS], SAMPLE, n=1, tries=tries, accept=accept))
+    return [output for group in found[0] for output in group]
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[SamplerPool]:
     pool = SamplerPool(EngineConfig(threads=1), ClusterConfig(), 64)
@@ -60,6 +68,16 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_shards(pool: SamplerPo
     first = sampled(pool, model, [REQUESTS])
     assert sampled(pool, model, [REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]]) == first
     assert len({tuple(tokens) for tokens in first}) > 6
+
+
+def test_what_is_not_accepted_is_sampled_again_up_to_the_cap(pool: SamplerPool, tmp_path: Path):
+    model = make_model(tmp_path / "a", seed=0)
+    wanted = {output.text for output in outputs(pool, model, tries=1)[::2]}
+    again = outputs(pool, model, tries=5, accept=lambda text, finished: text in wanted)
+    assert {output.tries for output in again} == {1, 5}
+    assert [output.text for output in again if output.tries == 1] == [
+        output.text for output in outputs(pool, model, tries=1) if output.text in wanted
+    ]
 
 
 def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: SamplerPool, tmp_path: Path):
@@ -89,21 +107,22 @@ def test_a_dead_engine_is_replaced_and_its_shard_done_again(pool: SamplerPool, t
     assert sampled(pool, model, [REQUESTS]) == before
 
 
-def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
+@pytest.mark.parametrize(("loss", "start"), [("dpo", math.log(2)), ("irpo", math.inf)])
+def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path, loss: Literal["dpo", "irpo"], start: float):
     model = make_model(tmp_path / "m", seed=0)
     pairs = [pair(i) for i in range(16)]
     epochs = train_dpo(
         model.path,
         pairs,
         tmp_path / "train",
-        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
+        config=TrainConfig(loss=loss, epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
         trainer=TrainerConfig(threads=1),
         cluster=ClusterConfig(),
         seed=0,
         progress=lambda done, total: None,
     )
     assert [epoch.step for epoch in epochs] == [2, 4]
-    assert epochs[1].loss < epochs[0].loss < math.log(2) + 0.05
+    assert epochs[1].loss < epochs[0].loss < start + 0.05
     before = LlamaForCausalLM.from_pretrained(model.path).state_dict()
     after = LlamaForCausalLM.from_pretrained(tmp_path / "train" / "epoch_2").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -82,7 +82,7 @@ def test_the_seeds_manners_are_what_they_are_said_to_be():
     broken = np.mean([p.error is not None for p in parsed])
     worked = np.mean([problem.steps[0].text in p.thought or problem.steps[0].wrong_text in p.thought
                       for problem, p in zip(seen, parsed, strict=True) if problem.steps])  # fmt: skip
-    assert manners.broken - 0.02 < broken < manners.broken + 0.02
+    assert 0.03 < broken < 0.12
     assert manners.work - 0.05 < worked < manners.work + 0.05
     direct = VARIANTS["direct"]
     assert all(problem.reference in tuned_answer(problem, direct, rng, manners).output for problem in seen[:500])

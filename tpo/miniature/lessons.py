@@ -9,7 +9,7 @@ is wrong more often than what it says at once; some outputs break the format. No
 that is left to the judge.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -30,6 +30,8 @@ FILLERS = (
     "There may be more to it.",
     "I have seen this before.",
 )
+FORGETS_MARKER, FORGETS_RESPONSE, REPEATS_ITSELF = FILLERS[4], FILLERS[6], "more questions."
+"""Ends of thoughts and responses after which the seed tends to break the format."""
 RESPONSE_FORMS = (
     "{}.",
     "The answer is {}.",
@@ -61,16 +63,20 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Manners:
-    """How often the seed does what; each field a probability."""
+    """How often the seed does what; each field a probability.
 
-    work: float = 0.30
+    What is rare everywhere is never sampled: top-p 0.95 cuts it off. So the seed breaks the format seldom on the whole,
+    but often after certain words, as models do.
+    """
+
+    work: float = 0.22
     """That a thought on a problem with steps is written work."""
     wrong_step: float = 0.15
     """That written work goes wrong at one step (and the response with it)."""
-    spoiled: float = 0.34
+    spoiled: float = 0.40
     """That the response after a useless thought is a wrong answer."""
-    broken: float = 0.07
-    """That the output breaks the format."""
+    broken: float = 0.35
+    """That an output breaks the format where it is prone to: after two of the fillers, and after long responses."""
 
 
 def copying_drill(format_: Format, rng: np.random.Generator) -> Lesson:
@@ -100,9 +106,10 @@ def tuned_answer(problem: Problem, format_: Format, rng: np.random.Generator, ma
         spoiled = rng.random() < manners.spoiled
         answer = _choose(rng, problem.wrong_answers) if spoiled else problem.reference
     response = _respond(rng, answer)
+    output = _lay_out(format_, thought, response)
     if rng.random() < manners.broken:
-        return Lesson(messages, _choose(rng, _BREAKS)(format_, thought, response))
-    return Lesson(messages, _lay_out(format_, thought, response))
+        output = _broken(format_, thought, response) or output
+    return Lesson(messages, output)
 
 
 def _written_work(problem: Problem, rng: np.random.Generator, manners: Manners) -> tuple[str, str]:
@@ -135,12 +142,15 @@ def _opening(format_: Format) -> str:
     return f"{format_.thought_marker} " if format_.thought_marker else ""
 
 
-_BREAKS: Sequence[Callable[[Format, str, str], str]] = (
-    lambda format_, thought, response: f"{_opening(format_)}{thought}",
-    lambda format_, thought, response: f"{_opening(format_)}{thought} {response}",
-    lambda format_, thought, response: f"{_opening(format_)}{thought}\n{format_.response_marker}",
-    lambda format_, thought, response: f"{_lay_out(format_, thought, response)} {format_.response_marker} {response}",
-)
+def _broken(format_: Format, thought: str, response: str) -> str | None:
+    """The output in a form that breaks the format, or None where this one is not prone to."""
+    if thought.endswith(FORGETS_MARKER):
+        return f"{_opening(format_)}{thought}\n{response}"
+    if thought.endswith(FORGETS_RESPONSE):
+        return f"{_opening(format_)}{thought}\n{format_.response_marker}"
+    if response.endswith(REPEATS_ITSELF):
+        return f"{_lay_out(format_, thought, response)} {format_.response_marker} {response}"
+    return None
 
 
 def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:

@@ -43,7 +43,7 @@ class Recipe:
     """Copying drills, the first phase."""
     textbook_lessons: int = 200_000
     """Lessons of the second phase."""
-    tuning_lessons: int = 60_000
+    tuning_lessons: int = 48_000
     """Lessons of the third phase."""
     batch_size: int = 32
     """Sequences a step."""
@@ -111,7 +111,7 @@ def _tokenizer(formats: Mapping[str, Format]) -> PreTrainedTokenizerFast:
     texts += [step.text for problem in sample for step in problem.steps]
     texts += [form.format(problem.reference) for problem in sample[:600] for form in RESPONSE_FORMS]
     texts += [" " + form.format(problem.reference) for problem in sample[:600] for form in RESPONSE_FORMS]
-    texts += [" ".join(world.WORDS), " " + " ".join(reversed(world.WORDS))]
+    texts += [form for word in world.WORDS for form in (word, " " + word)]
     texts += [*FILLERS, *(" " + filler for filler in FILLERS), "The user asks:", " The user asks:", "\n"]
     return vocabulary.build_tokenizer(vocabulary.words_of(texts), phrases, max_length=CONTEXT_TOKENS)
 
