@@ -10,6 +10,7 @@ from pathlib import Path
 from flows.preflight import preflight
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tpo.config import RunConfig, load_config
+from tpo.console import LOGGER
 from tpo.errors import TpoError
 from tpo.store import write_atomically
 from tpo.summary import read_summary
@@ -143,6 +144,7 @@ def _prefect_environment() -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER,
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

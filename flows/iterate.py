@@ -9,7 +9,7 @@ so the same call starts a run, resumes it and adds iterations to it.
 from prefect import flow
 
 from tasks.judge import judge
-from tasks.lineage import Answers, Ask, Chosen, direct_ask, seed_model, test_ask, training_ask, validation_ask
+from tasks.lineage import Answers, Ask, Chosen, direct_ask, seed_model, measuring_ask, training_ask, validation_ask
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
 from tasks.report import Measured, Origin, report
@@ -31,7 +31,7 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     reached = Measured(
         iteration=0,
         chosen=Chosen(seed, ask(config, validation_ask(config, 0, 0), seed, validation)),
-        test=ask(config, test_ask(config, 0), seed, test),
+        test=ask(config, measuring_ask(config, 0), seed, test),
         origin=None,
     )
     measured = [reached]
@@ -62,7 +62,7 @@ def iteration(
         for epoch, checkpoint in enumerate(checkpoints, 1)
     ]
     chosen = validate(config, t, incumbent, candidates)
-    measured = ask(config, test_ask(config, t), chosen.model, test)
+    measured = ask(config, measuring_ask(config, t), chosen.model, test)
     return Measured(t, chosen, measured, Origin(prompts, answers, pairs))
 
 

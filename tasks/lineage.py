@@ -70,7 +70,7 @@ def validation_ask(config: RunConfig, iteration: int, epoch: int) -> Ask:
     return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge)
 
 
-def test_ask(config: RunConfig, iteration: int) -> Ask:
+def measuring_ask(config: RunConfig, iteration: int) -> Ask:
     """What M_t is asked to be measured."""
     return Ask(f"iter_{iteration}/test", "evaluate", config.prompt, config.evaluation.judge)
 
@@ -239,7 +239,7 @@ class _Walk:
             return False
         self.incumbent = self._chosen(validation_ask(self.config, 0, 0), self.seed)
         measured = [
-            self._asked(ask, self.seed, self.test) for ask in (test_ask(self.config, 0), direct_ask(self.config))
+            self._asked(ask, self.seed, self.test) for ask in (measuring_ask(self.config, 0), direct_ask(self.config))
         ]
         return self.incumbent is not None and None not in measured
 
@@ -264,7 +264,7 @@ class _Walk:
         if (chosen := stage.complete()) is None or (manifest := stage.manifest()) is None:
             return False
         self.incumbent = Chosen(chosen, (self.incumbent, *found)[manifest.facts["epoch"]].validation)
-        return self._asked(test_ask(self.config, iteration), chosen, self.test) is not None
+        return self._asked(measuring_ask(self.config, iteration), chosen, self.test) is not None
 
     def _chosen(self, ask: Ask, model: Artifact) -> Chosen | None:
         assert self.validation is not None

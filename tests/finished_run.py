@@ -15,7 +15,7 @@ def finish(config: RunConfig, iterations: int) -> None:
     validation = _rows(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = _rows(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
     chosen = Chosen(seed, _asked(config, lineage.validation_ask(config, 0, 0), seed, validation))
-    for ask in (lineage.test_ask(config, 0), lineage.direct_ask(config)):
+    for ask in (lineage.measuring_ask(config, 0), lineage.direct_ask(config)):
         _asked(config, ask, seed, test)
     earlier = [validation, test]
     for t in range(1, iterations + 1):
@@ -32,7 +32,7 @@ def finish(config: RunConfig, iterations: int) -> None:
         stage.begin(keep_shards=False)
         (stage.folder / "model.safetensors").write_bytes(b"last epoch")
         chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
-        _asked(config, lineage.test_ask(config, t), chosen.model, test)
+        _asked(config, lineage.measuring_ask(config, t), chosen.model, test)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
     write_atomically(config.root / "summary.json", write_summary(summary))
     write_atomically(config.root / "config.json", resolved_copy(config))

@@ -4,6 +4,7 @@ Everything goes to standard error. A terminal gets moving bars; a log file gets 
 """
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 Advance = Callable[[int], None]
 """Sets how much of the job is done."""
 
+LOGGER = "tpo"
+"""Logger of the lines; Prefect sends them to its server and shows them with the run."""
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -31,7 +34,8 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 def say(message: str) -> None:
-    """One line for the person at the terminal, above any bar."""
+    """One line for the person at the terminal, above any bar, and for whoever listens to the logger `tpo`."""
+    logging.getLogger(LOGGER).info(message)
     if sys.stderr.isatty():
         from tqdm import tqdm
 

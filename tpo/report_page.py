@@ -197,6 +197,7 @@ def score_picture(summary: Summary) -> str | None:
     for variable, colour in PRINT_COLOURS.items():
         svg = svg.replace(f"var({variable})", colour)
     svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
+    svg = svg.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 

@@ -39,7 +39,7 @@ def identities(config: RunConfig) -> dict[str, str]:
     incumbent = Chosen(seed, asked(config, lineage.validation_ask(config, 0, 0), seed, validation)[2])
     candidate = Chosen(train, asked(config, lineage.validation_ask(config, 1, 1), train, validation)[2])
     model = identity(lineage.model_stage(config, 1, incumbent, [candidate]))
-    _, _, tested = asked(config, lineage.test_ask(config, 1), model, test)
+    _, _, tested = asked(config, lineage.measuring_ask(config, 1), model, test)
     stages = {
         "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
         "train": train, "model": model, "test": tested.scores,
