@@ -9,7 +9,7 @@ so the same call starts a run, resumes it and adds iterations to it.
 from prefect import flow
 
 from tasks.judge import judge
-from tasks.lineage import Answers, Ask, Chosen, direct_ask, seed_model, measuring_ask, training_ask, validation_ask
+from tasks.lineage import Answers, Ask, Chosen, direct_ask, measuring_ask, seed_model, training_ask, validation_ask
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
 from tasks.report import Measured, Origin, report

@@ -216,7 +216,7 @@ class EngineConfig(Section):
     """Engines, each in a Ray actor of its own."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What an engine runs on."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1)
     """CPU threads an engine."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What an engine computes in."""
