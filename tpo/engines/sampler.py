@@ -65,15 +65,11 @@ class Engine:
         self._context_tokens = context_tokens
         self._llm = self._start(str(model.path))
 
-    def load(self, model: Artifact) -> None:
-        """Makes `model` the one that is sampled, without a restart where that is proved to work."""
-        path = str(model.path)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+    def load(self, model: Artifact) -> bool:
+        """Takes the weights of `model`; False where they did not arrive, and a new engine is needed."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
         self._llm.reset_prefix_cache()
-        if not self._has_weights_of(path):
-            self._llm = self._start(path)
-            if not self._has_weights_of(path):
-                raise StageError(f"the engine's log-probs are not those of {path}: its weights did not load right")
+        return self.has_weights_of(model)
 
     def generate(
         self, requests: Sequence[Request], sample: SampleConfig, n: int, tries: int, accept: Accept
@@ -138,13 +134,13 @@ class Engine:
     def _output(self, output: Any, tries: int) -> Output:
         return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries)
 
-    def _has_weights_of(self, model: str) -> bool:
+    def has_weights_of(self, model: Artifact) -> bool:
         """Whether the engine gives a probe the log-probs that transformers gives it with the weights in `model`."""
         import torch
         from transformers import AutoModelForCausalLM
         from vllm import SamplingParams
 
-        peer = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
+        peer = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32, local_files_only=True)
         size = peer.config.vocab_size
         probe = [(7 + 31 * i) % size for i in range(24)]
         with torch.no_grad():
@@ -204,8 +200,7 @@ class SamplerPool:
                     failures[shard] = failures.get(shard, 0) + 1
                     if failures[shard] > 1:
                         raise StageError(f"engine {engine} failed twice on shard {shard}: {error}") from error
-                    ray.kill(self._actors[engine])
-                    self._actors[engine] = self._start(model)
+                    self._replace(engine, model)
                     waiting.append(shard)
                 else:
                     yield shard, outputs
@@ -226,12 +221,23 @@ class SamplerPool:
             return
         self._loaded = None
         if self._actors and self._config.device == "cpu":
-            ray.get([actor.load.remote(_resolved(model)) for actor in self._actors])
+            loaded = ray.get([actor.load.remote(_resolved(model)) for actor in self._actors])
+            for engine in (engine for engine, arrived in enumerate(loaded) if not arrived):
+                self._replace(engine, model)
         else:
             self.close()
             start_ray(self._cluster)
             self._actors = [self._start(model) for _ in range(self._config.count)]
         self._loaded = model.fingerprint
+
+    def _replace(self, engine: int, model: Artifact) -> None:
+        """A new engine in the place of one that died or did not take its weights; on the CPU its weights are proved."""
+        import ray
+
+        ray.kill(self._actors[engine])
+        self._actors[engine] = self._start(model)
+        if self._config.device == "cpu" and not ray.get(self._actors[engine].has_weights_of.remote(_resolved(model))):
+            raise StageError(f"the log-probs of a new engine are not those of {model.path}: its weights load wrong")
 
     def _start(self, model: Artifact) -> Any:
         import ray
