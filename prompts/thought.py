@@ -84,7 +84,9 @@ class ThoughtPrompt:
         """Thought and response of one output; `finished` is False where the token limit cut it."""
         if self.response_marker is None:
             response = output.strip()
-            return Parsed("", response, _first_error(not finished, cut=True) or _first_error(not response))
+            if not finished:
+                return Parsed("", response, ParseError.CUT_BY_LENGTH)
+            return Parsed("", response, None if response else ParseError.EMPTY_RESPONSE)
         before, marker, after = output.partition(self.response_marker)
         thought = before.replace(self.thought_marker, "") if self.thought_marker else before
         response = after.strip()
@@ -113,10 +115,6 @@ class ThoughtPrompt:
             if marker:
                 output = output.replace(marker, "")
         return output.strip()
-
-
-def _first_error(broken: bool, *, cut: bool = False) -> ParseError | None:
-    return (ParseError.CUT_BY_LENGTH if cut else ParseError.EMPTY_RESPONSE) if broken else None
 
 
 def load_prompt(config: PromptConfig) -> ThoughtPrompt:
