@@ -294,6 +294,6 @@ def test_make_iterate_hands_every_value_over_as_it_was_written(tmp_path: Path):
     )
     assert made.stderr == ""
     assert made.stdout.splitlines() == [
-        *("-m", "flows", "iterate", "--to", "4", "--profile", "laptop", "--run", values["RUN"]),
+        *("-m", "flows", "iterate", "--to", "4", "--profile", "laptop", "--run-name", values["RUN"]),
         *("--set", 'a=["x","y"]', "--set", "b=$HOME;c", "--set", "c=*"),
     ]

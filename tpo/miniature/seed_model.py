@@ -5,6 +5,7 @@ transformers and vLLM load like any other. Copying drills come first, then textb
 rate, the manners of a model that answers directly. The same seed gives the same weights on the same machine.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,6 @@ def train_seed_model(
     `progress(step, loss)` is called after every step.
     """
     torch.manual_seed(recipe.seed)
-    torch.set_flush_denormal(True)
     tokenizer = _tokenizer(formats)
     model = LlamaForCausalLM(_architecture(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -73,16 +73,27 @@ def train_seed_model(
         optimizer, lambda step: min(1.0, (step + 1) / 200, 0.02 + (recipe.steps - step) / tuning_steps)
     )
     model.train()
-    for step, batch in enumerate(_batches(tokenizer, _lessons(formats, recipe), recipe)):
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress(step + 1, loss.item())
+    with _flushed_denormals():
+        for step, batch in enumerate(_batches(tokenizer, _lessons(formats, recipe), recipe)):
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress(step + 1, loss.item())
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Rounds the tiniest numbers to 0, on which a CPU is slow, and leaves the process as it was."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
