@@ -14,6 +14,7 @@ Advance = Callable[[int], None]
 
 LOGGER = "tpo"
 """Logger of the lines; Prefect sends them to its server and shows them with the run."""
+logging.getLogger(LOGGER).setLevel(logging.INFO)
 _SECONDS_BETWEEN_LINES = 10
 
 
