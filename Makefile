@@ -5,12 +5,14 @@ SHELL := /bin/sh
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
-# Which M_t to be at; the profile, by name or path; overrides such as SET="sample.k=4 pair.min_margin=0.2".
+# Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as SET="sample.k=4 pair.min_margin=0.2".
 # What is empty is left to the profile.
 ITER ?= 3
 PROFILE ?= laptop
+JUDGE ?=
 SEED ?=
 RUN ?=
+MODEL ?=
 SET ?=
 # Set for vLLM and torch on NVIDIA GPUs: make setup GPU=1
 GPU ?=
@@ -18,12 +20,14 @@ GPU ?=
 # Recipes read these from the environment, in double quotes: no value can break out into the shell, nor into make.
 override ITER := $(value ITER)
 override PROFILE := $(value PROFILE)
+override JUDGE := $(value JUDGE)
+override MODEL := $(value MODEL)
 override SEED := $(value SEED)
 override RUN := $(value RUN)
 override SET := $(value SET)
-export ITER PROFILE SEED RUN SET
+export ITER PROFILE JUDGE MODEL SEED RUN SET
 
-.PHONY: help setup iterate seed-model test check format bench ui lock clean
+.PHONY: help setup iterate judge-check seed-model small-judges test check format bench ui lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -32,13 +36,19 @@ setup: ## Build the venv from the lock file; nothing to do when it is complete. 
 	@python3 requirements/install.py --venv "$(VENV)" $(if $(GPU),--gpu)
 
 # SET is split at spaces. A value with spaces in it: call the command below yourself, one --set a value.
-iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= SEED= RUN= SET="key=value ..."
-	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${SEED:+--seed "$$SEED"} $${RUN:+--run-name "$$RUN"}; \
+iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= JUDGE= SEED= RUN= SET="key=value ..."
+	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} $${RUN:+--run-name "$$RUN"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows iterate "$$@"
 
+judge-check: setup ## Hold a judge's folder to its published figures. JUDGE=armorm MODEL=<folder>
+	@$(PY) -m flows judge-check "$$JUDGE" "$$MODEL"
+
 seed-model: setup ## Train the miniature's seed model M_0 again, from scratch
 	@$(PY) -m flows seed-model
+
+small-judges: setup ## Train the miniature's evaluator and ArmoRM again, from its seed model
+	@$(PY) -m flows small-judges
 
 test: setup ## Run the tests
 	@$(PY) -m pytest

@@ -1,13 +1,14 @@
 """`python -m flows …`: the command behind `make`. Light until it is known that there is something to do."""
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.preflight import preflight
+from flows.preflight import check_endpoints, preflight
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tpo.config import RunConfig, load_config
 from tpo.console import LOGGER
@@ -40,18 +41,32 @@ def _parser() -> argparse.ArgumentParser:
     iterate.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
     iterate.add_argument("--profile", default="laptop", help="a name in deploy/profiles, or a .toml file")
     iterate.add_argument(
-        "--run-name", help="name of the run folder (default: the profile's name, and the seed if given)"
+        "--run-name", help="name of the run folder (default: the profile's name, with the judge and seed given here)"
+    )
+    iterate.add_argument(
+        "--judge",
+        metavar="KIND",
+        help="another judge than the profile's, with its defaults: verifier, armorm, pairwise",
     )
     iterate.add_argument("--seed", type=int, help="the run's seed (default: the profile's)")
     iterate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example sample.k=4"
     )
     iterate.set_defaults(run=_iterate)
+    check = commands.add_parser("judge-check", help="hold a judge's folder to the figures published for it")
+    check.add_argument("kind", choices=["armorm"], help="kind of judge")
+    check.add_argument("model", type=Path, help="folder in the published format")
+    check.set_defaults(run=_judge_check)
     ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
     ui.set_defaults(run=_ui)
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
     seed.add_argument("--to", type=Path, default=SHIPPED_SEED_MODEL, metavar="FOLDER", help="where (default: in place)")
     seed.set_defaults(run=_seed_model)
+    small = commands.add_parser("small-judges", help="train the miniature's two judges again (20 to 40 minutes)")
+    small.add_argument(
+        "--to", type=Path, default=SHIPPED_SEED_MODEL.parent, metavar="FOLDER", help="where (default: in place)"
+    )
+    small.set_defaults(run=_small_judges)
     return parser
 
 
@@ -61,17 +76,28 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def resolve_config(profile: str, *, run_name: str | None, seed: int | None, overrides: Sequence[str]) -> RunConfig:
-    """The config of a command line; a seed given there names the run, so that seeds do not share a folder."""
+def resolve_config(
+    profile: str, *, run_name: str | None, judge: str | None, seed: int | None, overrides: Sequence[str]
+) -> RunConfig:
+    """The config of a command line; a judge and a seed given there name the run, so that no two share a folder."""
     path = Path(profile) if profile.endswith(".toml") else PROFILES / f"{profile}.toml"
-    config = load_config(path, [*overrides, *([f"seed={seed}"] if seed is not None else [])])
-    if run_name is None and seed is not None:
-        run_name = f"{config.name}-seed{seed}"
-    return config if run_name is None else load_config(path, [*overrides, f"seed={config.seed}", f'name="{run_name}"'])
+    first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
+    last = [f"seed={seed}"] if seed is not None else []
+    config = load_config(path, [*first, *overrides, *last])
+    if run_name is None:
+        given = [judge, None if seed is None else f"seed{seed}"]
+        run_name = "-".join([config.name, *(part for part in given if part is not None)])
+    return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
 
 
 def _iterate(options: argparse.Namespace) -> int:
-    config = resolve_config(options.profile, run_name=options.run_name, seed=options.seed, overrides=options.set)
+    config = resolve_config(
+        options.profile,
+        run_name=options.run_name,
+        judge=options.judge,
+        seed=options.seed,
+        overrides=options.set,
+    )
     preflight(config)
     summary_path = config.root / "summary.json"
     if _recorded(config) and completed(config, options.to) == options.to and summary_path.exists():
@@ -82,6 +108,7 @@ def _iterate(options: argparse.Namespace) -> int:
                 f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {config.root / 'report.html'}"
             )
             return 0
+    check_endpoints(config)
     return _run(config, options.to)
 
 
@@ -104,14 +131,25 @@ def _run(config: RunConfig, iterations: int) -> int:
     print(f"run {config.name}: to M_{iterations} in {config.root}", file=sys.stderr)
     from flows.iterate import iterate
     from tpo.engines.sampler import close_pools
+    from tpo.engines.scoring import close_scorer_pools
 
     try:
         summary = iterate(config, iterations)
     finally:
         close_pools()
+        close_scorer_pools()
     print_table(summary)
     print(f"M_{iterations} after {time.monotonic() - started:.0f} s. Report: {config.root / 'report.html'}")
     return 0
+
+
+def _judge_check(options: argparse.Namespace) -> int:
+    from judges.armorm import judge_check
+
+    found = judge_check(options.model)
+    for row in found.lines():
+        print(row)
+    return 0 if found.passed else 1
 
 
 def _ui(_: argparse.Namespace) -> int:
@@ -120,17 +158,30 @@ def _ui(_: argparse.Namespace) -> int:
 
 
 def _seed_model(options: argparse.Namespace) -> int:
-    from tpo.engines.processes import environment
-
-    variables = environment(threads=2)
-    if not variables.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", "flows", *sys.argv[1:]], {**os.environ, **variables})
-
+    _start_again_with_threads(2)
     from flows.seed_model import build_seed_model
 
     for variant, scores in build_seed_model(options.to).items():
         print(f"{variant:15s} {scores['right']:6.1%} right, {scores['broken']:6.1%} break the format")
     return 0
+
+
+def _small_judges(options: argparse.Namespace) -> int:
+    _start_again_with_threads(2)
+    from flows.small_judges import build_small_judges
+
+    for name, scores in build_small_judges(options.to).items():
+        print(name, ", ".join(f"{score} {value:g}" for score, value in scores.items()))
+    return 0
+
+
+def _start_again_with_threads(count: int) -> None:
+    """Replaces this process by one with the environment of a training, unless it has it."""
+    from tpo.engines.processes import environment
+
+    variables = environment(threads=count)
+    if not variables.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, "-m", "flows", *sys.argv[1:]], {**os.environ, **variables})
 
 
 def _prefect_environment() -> None:

@@ -9,7 +9,17 @@ so the same call starts a run, resumes it and adds iterations to it.
 from prefect import flow
 
 from tasks.judge import judge
-from tasks.lineage import Answers, Ask, Chosen, direct_ask, measuring_ask, seed_model, training_ask, validation_ask
+from tasks.lineage import (
+    Answers,
+    Ask,
+    Chosen,
+    baseline_of,
+    direct_ask,
+    measuring_ask,
+    seed_model,
+    training_ask,
+    validation_ask,
+)
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
 from tasks.report import Measured, Origin, report
@@ -27,45 +37,40 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     seed = seed_model(config)
     validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
-    direct = ask(config, direct_ask(config), seed, test)
-    reached = Measured(
+    first = Measured(
         iteration=0,
         chosen=Chosen(seed, ask(config, validation_ask(config, 0, 0), seed, validation)),
         test=ask(config, measuring_ask(config, 0), seed, test),
         origin=None,
     )
-    measured = [reached]
+    direct = ask(config, direct_ask(config), seed, test, first.test)
+    measured = [first]
     for t in range(1, iterations + 1):
-        earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
-        reached = iteration(config, t, seed, reached.chosen, validation, test, earlier)
-        measured.append(reached)
+        measured.append(iteration(config, t, seed, validation, test, measured))
     return report(config, test, direct, measured)
 
 
 @flow(name="iteration", flow_run_name="M_{t} of {config.name}")
 def iteration(
-    config: RunConfig,
-    t: int,
-    seed: Artifact,
-    incumbent: Chosen,
-    validation: Artifact,
-    test: Artifact,
-    earlier: list[Artifact],
+    config: RunConfig, t: int, seed: Artifact, validation: Artifact, test: Artifact, measured: list[Measured]
 ) -> Measured:
     """Makes M_t from M_{t-1}: fresh prompts, K outputs each, scores, pairs, DPO, the best checkpoint, its test."""
+    first, incumbent = measured[0], measured[-1].chosen
+    earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
     prompts = load_prompts(config, f"iter_{t}/prompts", seed, earlier)
     answers = ask(config, training_ask(config, t), incumbent.model, prompts)
     pairs = pair(config, t, answers)
     checkpoints = train(config, t, incumbent.model, pairs)
     candidates = [
-        Chosen(checkpoint, ask(config, validation_ask(config, t, epoch), checkpoint, validation))
+        Chosen(checkpoint, ask(config, validation_ask(config, t, epoch), checkpoint, validation, incumbent.validation))
         for epoch, checkpoint in enumerate(checkpoints, 1)
     ]
     chosen = validate(config, t, incumbent, candidates)
-    measured = ask(config, measuring_ask(config, t), chosen.model, test)
-    return Measured(t, chosen, measured, Origin(prompts, answers, pairs))
+    tested = ask(config, measuring_ask(config, t), chosen.model, test, first.test)
+    return Measured(t, chosen, tested, Origin(prompts, answers, pairs))
 
 
-def ask(config: RunConfig, how: Ask, model: Artifact, prompts: Artifact) -> Answers:
-    """Samples a model's outputs for some prompts and judges them."""
-    return judge(config, how, sample(config, how, model, prompts), prompts)
+def ask(config: RunConfig, how: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
+    """Samples a model's outputs for some prompts and judges them; a judge that compares holds them `against` others."""
+    samples = sample(config, how, model, prompts)
+    return judge(config, how, samples, prompts, baseline_of(how, samples, against))

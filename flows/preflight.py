@@ -7,9 +7,22 @@ import os
 import shutil
 from pathlib import Path
 
+from judges.armorm import check_armorm_folder
+from judges.judge_folder import check_judge_folder
+from judges.reward_model import check_reward_folder
 from prompts.thought import load_prompt
+from prompts.verdict import load_verdict_prompt
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import MINIATURE, FileSource, RunConfig
+from tpo.config import (
+    MINIATURE,
+    ArmoRMJudge,
+    FileSource,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RunConfig,
+)
+from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
 from tpo.errors import InputError
 from tpo.prompt_files import check_prompt_file, file_of
@@ -19,6 +32,8 @@ def preflight(config: RunConfig) -> None:
     """Refuses a run that cannot work on this machine with these files."""
     load_prompt(config.prompt)
     _check_model(config)
+    for judge in (config.judge, config.evaluation.judge):
+        _check_judge(judge)
     _check_gpus(config)
     if isinstance(config.data.source, FileSource):
         _check_files(config.data.source)
@@ -36,10 +51,36 @@ def _check_model(config: RunConfig) -> None:
         )
 
 
+def _check_judge(judge: JudgeConfig) -> None:
+    match judge:
+        case RewardModelJudge():
+            check_reward_folder(judge.folder)
+        case ArmoRMJudge():
+            check_armorm_folder(judge.folder)
+        case PairwiseJudge():
+            load_verdict_prompt(judge)
+            if judge.folder is not None:
+                check_judge_folder(judge.folder)
+
+
+def check_endpoints(config: RunConfig) -> None:
+    """Refuses a run whose judge is behind a server that is down, or does not know the key or the model.
+
+    Apart from `preflight`, since it asks the server: only a run that has something to do may.
+    """
+    for judge in (config.judge, config.evaluation.judge):
+        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+            ChatClient(judge.endpoint, judge.model).check()
+
+
 def _check_gpus(config: RunConfig) -> None:
     wanted = [
         name
-        for name, device in (("engine", config.engine.device), ("trainer", config.trainer.device))
+        for name, device in (
+            ("engine", config.engine.device),
+            ("trainer", config.trainer.device),
+            ("judge_engine", config.judge_engine.device),
+        )
         if device == "gpu"
     ]
     if wanted and config.cluster.address is None and not _has_gpu():

@@ -11,7 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tpo.journal import Journal
 from tpo.records import Judgment, Prompt, Sample, Score
+
+
+BASELINE = -1
+"""Index of the response that others are held against."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,18 @@ class Group:
     """The right answer, where there is one."""
     responses: tuple[Response, ...]
     """The responses, by ascending index; never empty."""
+    baseline: Response | None = None
+    """Another model's response to hold each of them against, for a judge that can only compare; index `BASELINE`."""
 
 
 class Judge(Protocol):
     """Scores the whole group of one prompt's responses."""
 
-    def judge(self, groups: Sequence[Group]) -> Iterator[list[Judgment]]:
-        """What the judge says of each group, in order: readings of single responses or comparisons of two."""
+    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+        """What the judge says of each group, in order: readings of single responses or comparisons of two.
+
+        A judge that is paid by the answer writes what it is told to `journal`, and does not ask for what is there.
+        """
         ...
 
     def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
@@ -50,7 +60,9 @@ class Judge(Protocol):
         ...
 
 
-def groups_of(prompts: Iterable[Prompt], samples: Iterable[Sample], *, with_errors: bool) -> list[Group]:
+def groups_of(
+    prompts: Iterable[Prompt], samples: Iterable[Sample], *, with_errors: bool, baseline: Iterable[Sample] = ()
+) -> list[Group]:
     """The groups to judge, in the order of `prompts`; prompts without a response to judge have none.
 
     Args:
@@ -58,7 +70,9 @@ def groups_of(prompts: Iterable[Prompt], samples: Iterable[Sample], *, with_erro
         samples: Their samples, in any order.
         with_errors: Whether samples that break the format are judged too, by their text without markers, as the
             evaluation does; for training they are not.
+        baseline: Samples of another model, one a prompt, that a judge which compares holds `samples` against.
     """
+    against = {sample.prompt_id: Response(BASELINE, sample.response) for sample in baseline}
     responses: dict[str, list[Response]] = {}
     for sample in samples:
         if with_errors or sample.parse_error is None:
@@ -69,6 +83,7 @@ def groups_of(prompts: Iterable[Prompt], samples: Iterable[Sample], *, with_erro
             instruction=prompt.instruction,
             reference=prompt.reference,
             responses=tuple(sorted(responses[prompt.prompt_id], key=lambda response: response.index)),
+            baseline=against.get(prompt.prompt_id),
         )
         for prompt in prompts
         if prompt.prompt_id in responses

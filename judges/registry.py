@@ -1,15 +1,42 @@
-"""Which class answers to which judge config: a new judge is a file, a config class in the union, and a line here."""
+"""Which judge answers to which config: a new judge is a file, a config class in the union, and a case here."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
+from judges.armorm import ArmoRMScorer
+from judges.askers import Asker, EngineAsker, ServerAsker
 from judges.base import Judge
+from judges.pairwise import Pairwise
+from judges.reward_model import RewardModel
 from judges.verifier import Verifier
-from tpo.config import JudgeConfig
+from prompts.verdict import load_verdict_prompt
+from tpo.config import (
+    ArmoRMJudge,
+    ClusterConfig,
+    JudgeConfig,
+    JudgeEngineConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    VerifierJudge,
+)
+from tpo.engines.reply import Tokens
 
-_JUDGES: Mapping[str, Callable[[Any], Judge]] = {"verifier": Verifier}
+
+def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: Tokens) -> Judge:
+    """The judge that a config asks for; its engines start when it is first asked.
+
+    `spent` is what the run's judging has cost so far, which the caps of an endpoint count.
+    """
+    match judge:
+        case VerifierJudge():
+            return Verifier(judge)
+        case RewardModelJudge():
+            return RewardModel(judge, engine, cluster)
+        case ArmoRMJudge():
+            return ArmoRMScorer(judge, engine, cluster)
+        case PairwiseJudge():
+            return Pairwise(judge, _asker(judge, engine, cluster, spent))
 
 
-def build_judge(config: JudgeConfig) -> Judge:
-    """The judge that a config asks for."""
-    return _JUDGES[config.kind](config)
+def _asker(judge: PairwiseJudge, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: Tokens) -> Asker:
+    prompt = load_verdict_prompt(judge)
+    if judge.endpoint is None:
+        return EngineAsker(judge, prompt, engine, cluster)
+    return ServerAsker(judge, judge.endpoint, prompt, spent)

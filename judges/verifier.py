@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from judges.base import Group
 from tpo.config import VerifierJudge
+from tpo.journal import Journal
 from tpo.records import Judgment, Score
 
 
@@ -26,7 +27,7 @@ class Verifier:
         self._config = config
         self._pattern = re.compile(config.answer_pattern)
 
-    def judge(self, groups: Sequence[Group]) -> Iterator[list[Judgment]]:
+    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
         """One reading a response: 1 right, 0 wrong, None without a reference."""
         for group in groups:
             yield [self._read(group, response.index, response.text) for response in group.responses]

@@ -1,42 +1,64 @@
 """Judges samples: what the judge said is kept apart from the scores that follow from it.
 
-In: `Sample`s and their `Prompt`s. Out: `Judgment`s and `Score`s, one score a sample, or the reason for none.
+In: `Sample`s and their `Prompt`s. Out: `Judgment`s and `Score`s, one score a sample, or the reason for none. How sound
+the judge looks stands in the manifest of the scores; of training samples it must look sound enough, or the run stops
+before anything is trained on them, with everything that was said kept.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from judges.base import Group, Judge, groups_of
+from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
-from tasks.lineage import Answers, Ask, judgments_stage, scores_stage
-from tpo.config import RunConfig
-from tpo.console import progress_bar, say
+from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
+from tpo.config import RunConfig, compares
+from tpo.console import Advance, progress_bar, say
+from tpo.engines.reply import Tokens, sum_tokens
+from tpo.journal import JOURNALS, Journal, read_journal
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
-from tpo.store import read_rows
+from tpo.store import read_manifest, read_rows
 
 
 @task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE)
-def judge(config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact) -> Answers:
-    """Scores of `samples` by the judge that `ask` names."""
-    judgments = judgments_stage(config, ask, samples, prompts).complete()
+def judge(
+    config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
+) -> Answers:
+    """Scores of `samples` by the judge that `ask` names.
+
+    Raises `StageError` where the judge of training samples is beyond a limit of `config.health`.
+    """
+    submitted = Submission(samples, prompts, baseline)
+    judgments = judgments_stage(config, ask, submitted).complete()
     if judgments is not None:
-        done = scores_stage(config, ask, samples, prompts, judgments).complete()
+        done = scores_stage(config, ask, submitted, judgments).complete()
         if done is not None:
             return Answers(samples, done)
     sample_rows = read_rows(samples, Sample)
-    groups = groups_of(read_rows(prompts, Prompt), sample_rows, with_errors=ask.purpose == "evaluate")
-    judge_ = build_judge(ask.judge)
+    groups = groups_of(
+        read_rows(prompts, Prompt),
+        sample_rows,
+        with_errors=ask.purpose == "evaluate",
+        baseline=read_rows(baseline, Sample) if baseline and compares(ask.judge) else (),
+    )
+    judge_ = build_judge(ask.judge, config.judge_engine, config.cluster, tokens_of_run(config.root))
     if judgments is None:
-        judgments = _say_judgments(config, ask, samples, prompts, groups, judge_)
-    stage = scores_stage(config, ask, samples, prompts, judgments)
+        judgments = _say_judgments(config, ask, submitted, groups, judge_)
+    said = read_rows(judgments, Judgment)
+    scores = make_scores(sample_rows, groups, said, judge_)
+    health = measure_health(groups, said, scores, config.evaluation.judge)
+    stage = scores_stage(config, ask, submitted, judgments)
+    if ask.purpose == "train":
+        check_health(health, config.health, stage.name)
     stage.begin()
-    scores = make_scores(sample_rows, groups, read_rows(judgments, Judgment), judge_)
     stage.write_shard(0, scores)
-    unscored = sum(score.value is None for score in scores)
-    artifact = stage.commit(account=Account(len(sample_rows), len(scores), {}), facts={"unscored": unscored})
-    say(f"{stage.name}: {len(scores) - unscored} scored, {unscored} unscored")
+    facts = {"health": dataclasses.asdict(health)}
+    artifact = stage.commit(account=Account(len(sample_rows), len(scores), {}), facts=facts)
+    say(f"{stage.name}: {describe_health(health)}")
     return Answers(samples, artifact)
 
 
@@ -67,16 +89,42 @@ def make_scores(
 
 
 def _say_judgments(
-    config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, groups: Sequence[Group], judge_: Judge
+    config: RunConfig, ask: Ask, submitted: Submission, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
-    stage = judgments_stage(config, ask, samples, prompts)
-    size = config.engine.shard_prompts
+    stage = judgments_stage(config, ask, submitted)
+    size = config.judge_engine.shard_prompts
     for change in stage.begin(shard_size=size):
         say(f"{stage.name}: made again, {change}")
-    shards = [groups[i : i + size] for i in range(0, len(groups), size)]
     with progress_bar(f"judge {ask.folder}", len(groups), "prompts") as advance:
-        for i, shard in enumerate(shards):
+        for i, start in enumerate(range(0, len(groups), size)):
+            shard = groups[start : start + size]
             if not stage.has_shard(i):
-                stage.write_shard(i, [judgment for said in judge_.judge(shard) for judgment in said])
-            advance(min(len(groups), (i + 1) * size))
-    return stage.commit(account=Account(len(groups), len(groups), {}))
+                # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
+                with Journal(stage.folder / f"journal-{i:05d}.jsonl", _within(advance, start, shard)) as journal:
+                    stage.write_shard(i, [judgment for said in judge_.judge(shard, journal) for judgment in said])
+            advance(start + len(shard))
+    account, tokens = Account(len(groups), len(groups), {}), tokens_of_stage(stage.folder)
+    artifact = stage.commit(account=account, facts=dataclasses.asdict(tokens))
+    for path in stage.folder.glob(JOURNALS):
+        path.unlink()
+    return artifact
+
+
+def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
+    """Shows how far a shard is, by the share of all possible comparisons that have been made."""
+    comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
+    return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
+
+
+def tokens_of_run(root: Path) -> Tokens:
+    """What judging has cost a run so far, stages that were cut off or moved aside included."""
+    return sum_tokens(tokens_of_stage(plan.parent) for plan in sorted(root.rglob("judgments*/plan.json")))
+
+
+def tokens_of_stage(folder: Path) -> Tokens:
+    """What one judging has cost: by its manifest, or while it is under way by its journals."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return Tokens(**manifest.facts)
+    answers = (answer for path in sorted(folder.glob(JOURNALS)) for answer in read_journal(path).answers.values())
+    return sum_tokens(Tokens(answer.get("input_tokens", 0), answer.get("output_tokens", 0)) for answer in answers)

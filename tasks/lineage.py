@@ -9,13 +9,23 @@ evaluation. `iter_0` holds the evaluation of the seed, M_0, and the validation a
 `engine.dtype` and `trainer.workers`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prompts.thought import load_prompt
-from tpo.config import MINIATURE, FileSource, JudgeConfig, PromptConfig, RunConfig
+from prompts.verdict import load_verdict_prompt
+from tpo.config import (
+    MINIATURE,
+    FileSource,
+    JudgeConfig,
+    PairwiseJudge,
+    PromptConfig,
+    RunConfig,
+    VerifierJudge,
+    compares,
+)
 from tpo.prompt_files import file_of
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
@@ -38,6 +48,19 @@ class Ask:
     """How the model is asked."""
     judge: JudgeConfig
     """Who scores the responses."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is put before a judge."""
+
+    samples: Artifact
+    """The outputs."""
+    prompts: Artifact
+    """Their prompts."""
+    baseline: Artifact | None = None
+    """Outputs of another model for the same prompts, which a judge that can only compare holds `samples` against; None
+    where the samples of a prompt are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +157,62 @@ def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifac
     )
 
 
-def judgments_stage(config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact) -> Stage:
+def baseline_of(ask: Ask, samples: Artifact, against: Answers | None) -> Artifact | None:
+    """What evaluated samples are compared with: those of `against`, or themselves; None for training samples."""
+    if ask.purpose == "train":
+        return None
+    return against.samples if against else samples
+
+
+def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage:
     """What a judge said of some samples."""
+    inputs = {"samples": submitted.samples.fingerprint, "prompts": submitted.prompts.fingerprint}
+    if submitted.baseline is not None and compares(ask.judge):
+        inputs["baseline"] = submitted.baseline.fingerprint
     return Stage(
         config.root,
         f"{ask.folder}/judgments",
         Judgment,
-        inputs={"samples": samples.fingerprint, "prompts": prompts.fingerprint},
-        config={"judge": ask.judge.model_dump(mode="json"), "with_errors": ask.purpose == "evaluate"},
+        inputs=inputs | _judge_inputs(ask.judge),
+        config={
+            "judge": _judge_values(config, ask.judge, without={"ridge", "length_bias"}),
+            "with_errors": ask.purpose == "evaluate",
+        },
     )
 
 
-def scores_stage(config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, judgments: Artifact) -> Stage:
+def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: Artifact) -> Stage:
     """Scores of some samples, from what a judge said of them."""
-    stage = judgments_stage(config, ask, samples, prompts)
-    inputs = stage.inputs | {"judgments": judgments.fingerprint}
-    return Stage(config.root, f"{ask.folder}/scores", Score, inputs=inputs, config=stage.config)
+    stage = judgments_stage(config, ask, submitted)
+    return Stage(
+        config.root,
+        f"{ask.folder}/scores",
+        Score,
+        inputs=stage.inputs | {"judgments": judgments.fingerprint},
+        config=stage.config | {"judge": _judge_values(config, ask.judge)},
+    )
+
+
+def _judge_inputs(judge: JudgeConfig) -> dict[str, str]:
+    """The files that a judge is made of, by content."""
+    inputs = {}
+    if not isinstance(judge, VerifierJudge) and judge.folder is not None:
+        inputs["judge model"] = folder_artifact(judge.folder).fingerprint
+    if isinstance(judge, PairwiseJudge):
+        inputs["judge templates"] = load_verdict_prompt(judge).fingerprint
+    return inputs
+
+
+def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """The config values that decide what a judge says: neither where its model lies nor where and how a server is
+    reached, which is known by the name of its model alone."""
+    if isinstance(judge, VerifierJudge):
+        return judge.model_dump(mode="json", exclude={*without})
+    if judge.folder is not None:
+        values = judge.model_dump(mode="json", exclude={*without, "model", "system_template", "user_template"})
+        return values | {"dtype": config.judge_engine.dtype}
+    values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
+    return values | {"structured_outputs": judge.endpoint is not None and judge.endpoint.structured_outputs}
 
 
 def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
@@ -227,6 +290,7 @@ class _Walk:
         self.validation: Artifact | None = None
         self.test: Artifact | None = None
         self.incumbent: Chosen | None = None
+        self.measured: Answers | None = None
 
     def advance(self, iteration: int) -> bool:
         """Whether everything of this iteration is complete."""
@@ -237,39 +301,33 @@ class _Walk:
         self.test = self.validation and self._prompts("iter_0/prompts/test")
         if self.validation is None or self.test is None:
             return False
-        self.incumbent = self._chosen(validation_ask(self.config, 0, 0), self.seed)
-        measured = [
-            self._asked(ask, self.seed, self.test) for ask in (measuring_ask(self.config, 0), direct_ask(self.config))
-        ]
-        return self.incumbent is not None and None not in measured
+        validated = self._asked(validation_ask(self.config, 0, 0), self.seed, self.validation)
+        self.measured = self._asked(measuring_ask(self.config, 0), self.seed, self.test)
+        if validated is None or self.measured is None:
+            return False
+        self.incumbent = Chosen(self.seed, validated)
+        return self._asked(direct_ask(self.config), self.seed, self.test, self.measured) is not None
 
     def _iterated(self, iteration: int) -> bool:
-        assert self.incumbent is not None and self.test is not None
-        model = self.incumbent.model
+        assert self.incumbent is not None and self.validation is not None and self.test is not None
+        incumbent = self.incumbent
         prompts = self._prompts(f"iter_{iteration}/prompts")
-        answers = prompts and self._asked(training_ask(self.config, iteration), model, prompts)
+        answers = prompts and self._asked(training_ask(self.config, iteration), incumbent.model, prompts)
         pairs = answers and pairs_stage(self.config, iteration, answers).complete()
-        train = pairs and train_stage(self.config, iteration, model, pairs).complete()
+        train = pairs and train_stage(self.config, iteration, incumbent.model, pairs).complete()
         if not train:
             return False
-        epochs = range(1, self.config.train.epochs + 1)
-        candidates = [
-            self._chosen(validation_ask(self.config, iteration, epoch), epoch_artifact(train, epoch))
-            for epoch in epochs
-        ]
-        found = [candidate for candidate in candidates if candidate is not None]
-        if len(found) < len(candidates):
-            return False
-        stage = model_stage(self.config, iteration, self.incumbent, found)
+        candidates = []
+        for epoch in range(1, self.config.train.epochs + 1):
+            model, ask = epoch_artifact(train, epoch), validation_ask(self.config, iteration, epoch)
+            if (validated := self._asked(ask, model, self.validation, incumbent.validation)) is None:
+                return False
+            candidates.append(Chosen(model, validated))
+        stage = model_stage(self.config, iteration, incumbent, candidates)
         if (chosen := stage.complete()) is None or (manifest := stage.manifest()) is None:
             return False
-        self.incumbent = Chosen(chosen, (self.incumbent, *found)[manifest.facts["epoch"]].validation)
-        return self._asked(measuring_ask(self.config, iteration), chosen, self.test) is not None
-
-    def _chosen(self, ask: Ask, model: Artifact) -> Chosen | None:
-        assert self.validation is not None
-        answers = self._asked(ask, model, self.validation)
-        return Chosen(model, answers) if answers else None
+        self.incumbent = Chosen(chosen, (incumbent, *candidates)[manifest.facts["epoch"]].validation)
+        return self._asked(measuring_ask(self.config, iteration), chosen, self.test, self.measured) is not None
 
     def _prompts(self, folder: str) -> Artifact | None:
         found = prompts_stage(self.config, folder, self.seed, self.earlier).complete()
@@ -277,12 +335,13 @@ class _Walk:
             self.earlier.append(found)
         return found
 
-    def _asked(self, ask: Ask, model: Artifact, prompts: Artifact) -> Answers | None:
+    def _asked(self, ask: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers | None:
         samples = samples_stage(self.config, ask, model, prompts).complete()
-        judgments = samples and judgments_stage(self.config, ask, samples, prompts).complete()
-        if not samples or not judgments:
+        if samples is None:
             return None
-        scores = scores_stage(self.config, ask, samples, prompts, judgments).complete()
+        submitted = Submission(samples, prompts, baseline_of(ask, samples, against))
+        judgments = judgments_stage(self.config, ask, submitted).complete()
+        scores = judgments and scores_stage(self.config, ask, submitted, judgments).complete()
         return Answers(samples, scores) if scores else None
 
 

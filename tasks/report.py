@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import Answers, Chosen
 from tpo.config import RunConfig
 from tpo.method.stats import Estimate, mean, paired_difference, win_rate
-from tpo.records import Artifact, Epoch, Pair, Prompt, Sample, Score
+from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample, Score
 from tpo.report_page import Example, render_report, score_picture
 from tpo.store import Manifest, read_manifest, read_rows, write_atomically
 from tpo.summary import Interval, ModelRow, Summary, write_summary
@@ -76,6 +76,11 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
         table=_artifact_rows(summary),
         description=f"Run {config.name}, one row a model",
     )
+    create_table_artifact(
+        key=f"tpo-{_slug(config.name)}-judge",
+        table=_judge_rows(summary),
+        description=f"Run {config.name}, how sound the {config.judge.kind} judge looked, one row an iteration",
+    )
     picture = score_picture(summary)
     create_markdown_artifact(
         key=f"tpo-{_slug(config.name)}-report",
@@ -132,9 +137,15 @@ def _row(
         regular_pairs=pairs.facts["regular"] if pairs else None,
         error_pairs=pairs.facts["error_rejected"] if pairs else None,
         dropped=pairs.account["dropped"] if pairs and pairs.account else {},
+        judge=_health(measured) if measured else None,
         chosen_epoch=chosen.get("epoch"),
         seconds=_seconds(config, iteration) if measured else {},
     )
+
+
+def _health(measured: Measured) -> Health | None:
+    facts = _facts(measured.origin.answers.scores) if measured.origin else {}
+    return Health(**facts["health"]) if facts else None
 
 
 class _Estimator:
@@ -261,6 +272,19 @@ def _artifact_rows(summary: Summary) -> list[dict[str, object]]:
             shown[name] = f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else "–"
         rows.append({name: value for name, value in shown.items() if not isinstance(value, dict)})
     return rows
+
+
+def _judge_rows(summary: Summary) -> list[dict[str, object]]:
+    return [
+        {
+            "model": row.model,
+            **dataclasses.asdict(row.judge),
+            "unscored": ", ".join(f"{count} {reason}" for reason, count in row.judge.unscored.items()) or 0,
+            "score_quantiles": " ".join(f"{value:.3g}" for value in row.judge.score_quantiles),
+        }
+        for row in summary.models
+        if row.judge is not None
+    ]
 
 
 def _slug(name: str) -> str:

@@ -4,25 +4,30 @@ In: candidates with their validation answers. Out: a model folder.
 
 The paper chooses by 1,500 prompts and does not say how (2410.10630, §3.1). Ours is the mean judge score of the answers
 that parse, among candidates that keep the format often enough. M_{t-1} is a candidate: a DPO step that made nothing
-better leaves the model as it was, and says so.
+better leaves the model as it was, and says so. A judge that compares holds every checkpoint against M_{t-1}, which
+then stands at one half.
 """
 
 import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, Chosen, model_stage
-from tpo.config import RunConfig
+from tpo.config import RunConfig, compares
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.records import Sample, Score
 from tpo.store import read_rows
+
+
+LEVEL = 0.5
+"""What a model scores against itself."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Standing:
     epoch: int
     """0 for M_{t-1}, else the epoch of the checkpoint."""
     score: float | None
-    """Mean judge score of the answers that parse; None where none was scored."""
+    """Mean judge score of the answers that parse, or the share of M_{t-1}'s that they win against; None where none
+    was scored."""
     parse_rate: float
     """Share of prompts whose first output kept the format."""
 
@@ -49,6 +55,8 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
     if (done := stage.complete()) is not None and manifest is not None:
         return Chosen(done, everyone[manifest.facts["epoch"]].validation)
     standings = [stand(epoch, candidate.validation) for epoch, candidate in enumerate(everyone)]
+    if compares(config.judge):
+        standings[0] = replace(standings[0], score=LEVEL)
     best = choose(standings, config.validation.min_parse_rate)
     for change in stage.begin(keep_shards=False):
         say(f"{stage.name}: made again, {change}")

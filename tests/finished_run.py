@@ -2,7 +2,7 @@
 
 from flows.__main__ import resolved_copy
 from tasks import lineage
-from tasks.lineage import Answers, Ask, Chosen
+from tasks.lineage import Answers, Ask, Chosen, Submission
 from tpo.config import RunConfig
 from tpo.records import Artifact
 from tpo.store import Stage, write_atomically
@@ -15,8 +15,8 @@ def finish(config: RunConfig, iterations: int) -> None:
     validation = _rows(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = _rows(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
     chosen = Chosen(seed, _asked(config, lineage.validation_ask(config, 0, 0), seed, validation))
-    for ask in (lineage.measuring_ask(config, 0), lineage.direct_ask(config)):
-        _asked(config, ask, seed, test)
+    measured = _asked(config, lineage.measuring_ask(config, 0), seed, test)
+    _asked(config, lineage.direct_ask(config), seed, test, measured)
     earlier = [validation, test]
     for t in range(1, iterations + 1):
         earlier.append(prompts := _rows(lineage.prompts_stage(config, f"iter_{t}/prompts", seed, earlier)))
@@ -25,14 +25,16 @@ def finish(config: RunConfig, iterations: int) -> None:
         train = _epochs(lineage.train_stage(config, t, chosen.model, pairs), config.train.epochs)
         checkpoints = [lineage.epoch_artifact(train, epoch) for epoch in range(1, config.train.epochs + 1)]
         candidates = [
-            Chosen(model, _asked(config, lineage.validation_ask(config, t, epoch), model, validation))
+            Chosen(
+                model, _asked(config, lineage.validation_ask(config, t, epoch), model, validation, chosen.validation)
+            )
             for epoch, model in enumerate(checkpoints, 1)
         ]
         stage = lineage.model_stage(config, t, chosen, candidates)
         stage.begin(keep_shards=False)
         (stage.folder / "model.safetensors").write_bytes(b"last epoch")
         chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
-        _asked(config, lineage.measuring_ask(config, t), chosen.model, test)
+        _asked(config, lineage.measuring_ask(config, t), chosen.model, test, measured)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
     write_atomically(config.root / "summary.json", write_summary(summary))
     write_atomically(config.root / "config.json", resolved_copy(config))
@@ -43,10 +45,11 @@ def _rows(stage: Stage) -> Artifact:
     return stage.commit()
 
 
-def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Answers:
+def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
     samples = _rows(lineage.samples_stage(config, ask, model, prompts))
-    judgments = _rows(lineage.judgments_stage(config, ask, samples, prompts))
-    return Answers(samples, _rows(lineage.scores_stage(config, ask, samples, prompts, judgments)))
+    submitted = Submission(samples, prompts, lineage.baseline_of(ask, samples, against))
+    judgments = _rows(lineage.judgments_stage(config, ask, submitted))
+    return Answers(samples, _rows(lineage.scores_stage(config, ask, submitted, judgments)))
 
 
 def _epochs(stage: Stage, count: int) -> Artifact:
@@ -75,6 +78,7 @@ def _row(t: int) -> ModelRow:
         regular_pairs=None,
         error_pairs=None,
         dropped={},
+        judge=None,
         chosen_epoch=None,
         seconds={},
     )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpo.config import RunConfig
-from tpo.records import Epoch
+from tpo.records import Epoch, Health
 from tpo.report_page import Example, findings, headline, printable, render_report, subscripted
 from tpo.summary import Interval, ModelRow, Summary
 
@@ -25,6 +25,13 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} $x^2$ \\frac <!-- <link rel=stylesheet href=https://example.org/x.css>",
 )
 ALL_HOSTILE = "\n".join(HOSTILE)
+
+
+HEALTH = Health(
+    responses=3200, unscored={"no_verdict": 7}, comparisons=22400, unparsable=11, refused=5, ties=3, first_rate=0.531,
+    swap_agreement=0.877, length_correlation=0.21, reference_agreement=0.934, reference_pairs=4711,
+    score_quantiles=[-2.0, -1.5, -1.0, -0.5, 0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0],
+)  # fmt: skip
 
 
 def interval(value: float, half: float = 0.02, n: int = 600) -> Interval:
@@ -53,6 +60,7 @@ def model_row(model: str, iteration: int, score: float | None, **values: Any) ->
         regular_pairs=271 if made else None,
         error_pairs=28 if made else None,
         dropped={"small_margin": 93, "tie": 8} if made else {},
+        judge=HEALTH if made else None,
         chosen_epoch=2 if made else None,
         seconds={"samples": 41.3, "train": 8.7} if made else {},
     )
@@ -293,3 +301,13 @@ def test_a_fallen_category_and_an_unchanged_model_are_findings() -> None:
 def test_model_names_are_set_with_a_subscript_and_still_read_as_they_are_written() -> None:
     shown = subscripted("M_12 > M_0")
     assert re.sub("<[^>]*>", "", shown) == "M_12 &gt; M_0" and "<sub>12</sub>" in shown
+
+
+def test_the_judges_health_stands_by_the_model_that_it_made():
+    page = page_of(*FULL)
+    assert page.count("data-judged=") == 2
+    row = page[page.index('data-judged="M_1"') :].partition("</tr>")[0]
+    for shown in ("7 no verdict", "22400", "53.1 %", "87.7 %", "0.21", "93.4 %", "4711"):
+        assert shown in row
+    assert "Scores of the training samples" in page
+    assert "data-judged" not in page_of(DIRECT, SEED)

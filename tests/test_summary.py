@@ -8,11 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpo.errors import StoreError
+from tpo.records import Health
 from tpo.summary import Interval, ModelRow, Summary, read_summary, write_summary
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 st.register_type_strategy(Interval, st.builds(Interval, numbers, numbers, numbers, st.integers(0)))
 by_name = st.dictionaries(st.text(), st.from_type(Interval), max_size=2)
+shares = st.none() | numbers
+health = st.builds(
+    Health,
+    unscored=st.dictionaries(st.text(), st.integers(), max_size=2),
+    first_rate=shares,
+    swap_agreement=shares,
+    length_correlation=shares,
+    reference_agreement=shares,
+    score_quantiles=st.lists(numbers, max_size=3),
+)
 rows = st.builds(
     ModelRow,
     by_category=by_name,
@@ -23,6 +34,7 @@ rows = st.builds(
     thought_chars=numbers,
     response_chars=numbers,
     rho=st.none() | numbers,
+    judge=st.none() | health,
     seconds=st.dictionaries(st.text(), numbers, max_size=2),
 )
 

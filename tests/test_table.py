@@ -11,7 +11,7 @@ from tpo.table import PERCENT, fixed, print_table, render_gains, render_seconds,
 UNKNOWN = ModelRow(
     model="M_0", iteration=0, score=None, win_rate=None, gain=None, gain_over_direct=None, by_category={},
     by_difficulty={}, validation_score=None, parse_error_rate=1.0, thought_chars=0.0, response_chars=0.0, rho=None,
-    regular_pairs=None, error_pairs=None, dropped={}, chosen_epoch=None, seconds={},
+    regular_pairs=None, error_pairs=None, dropped={}, judge=None, chosen_epoch=None, seconds={},
 )  # fmt: skip
 KNOWN = dataclasses.replace(
     UNKNOWN, model="M_1", iteration=1,

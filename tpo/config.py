@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from tpo.errors import InputError
 
 MINIATURE = "miniature"
-"""The model path that stands for the seed model shipped with the miniature world."""
+"""The model path that stands for the seed model, or the judge, shipped with the miniature world."""
+_SHIPPED = Path(__file__).parent / "miniature"
 
 
 class Section(BaseModel):
@@ -134,8 +135,150 @@ class VerifierJudge(Section):
         return self
 
 
-JudgeConfig = VerifierJudge
+class RewardModelJudge(Section):
+    """Any Hugging Face sequence-classification model with one output, read at the end of the chat."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    """Names this judge."""
+    model: str
+    """A folder with safetensors, config and tokenizer."""
+    max_tokens: int = Field(4096, ge=8)
+    """Longest chat (instruction and response); a longer one is unscored and counted, never cut."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return Path(self.model)
+
+
+class ArmoRMJudge(Section):
+    """ArmoRM (2406.12845): 19 attributes of a response, weighed by a gate that reads the prompt."""
+
+    kind: Literal["armorm"] = "armorm"
+    """Names this judge."""
+    model: str = MINIATURE
+    """A folder in the published format, or `miniature` for the small one that is shipped."""
+    max_tokens: int = Field(4096, ge=8)
+    """Longest chat (instruction and response); a longer one is unscored and counted, never cut."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return _SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible server of chat completions."""
+
+    base_url: str = Field(pattern=r"^https?://")
+    """Address up to and without `/chat/completions`, for example `http://localhost:8000/v1`."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself stands in no file. Unset, an empty key is sent."""
+    structured_outputs: bool = False
+    """Whether the server takes vLLM's `structured_outputs`, which holds a verdict to the two labels."""
+    concurrency: int = Field(16, ge=1)
+    """Calls under way at once."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Longest wait for one answer."""
+    retries: int = Field(8, ge=0)
+    """Times that a call is made again after 429, 5xx, a time-out or a broken connection."""
+    max_total_tokens: int | None = Field(None, ge=1)
+    """Tokens, in and out, after which the judge stops; None for no limit. What was said until then is kept."""
+    max_cost: float | None = Field(None, gt=0)
+    """The same in money, by the two prices; None for no limit."""
+    input_price: float = Field(0.0, ge=0)
+    """Price of a million tokens read."""
+    output_price: float = Field(0.0, ge=0)
+    """Price of a million tokens written."""
+
+    @model_validator(mode="after")
+    def _cost_has_prices(self) -> "Endpoint":
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise ValueError("max_cost is set and no price is: set input_price and output_price, per million tokens")
+        return self
+
+
+class PairwiseJudge(Section):
+    """A language model that compares two responses (Self-Taught Evaluator, 2408.02666); ratings follow from wins."""
+
+    kind: Literal["pairwise"] = "pairwise"
+    """Names this judge."""
+    model: str = MINIATURE
+    """A folder with safetensors, config and tokenizer; `miniature` for the small one that is shipped; with an
+    endpoint the model's name there."""
+    endpoint: Endpoint | None = None
+    """A server to ask in place of engines of our own."""
+    mode: Literal["cot", "verdict", "probability"] = "cot"
+    """`cot` explains and then decides, as published; `verdict` decides at once, held to the two labels;
+    `probability` takes the probabilities of the two labels as a soft result."""
+    tournament: Literal["all_pairs", "adaptive"] = "all_pairs"
+    """Which comparisons to ask: every ordered pair, as the paper does, or rounds that stop when best and worst are
+    clear."""
+    ridge: float = Field(0.1, gt=0)
+    """Pull of the Bradley-Terry ratings towards 0; without it a response that wins everything has no finite one."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest judgment; None for 2,048 (as published) or a quarter of the model's context where that is less."""
+    max_tokens: int = Field(8192, ge=64)
+    """Longest chat and judgment together, or the model's context where that is less; a longer comparison is counted
+    as not made, never cut."""
+    max_response_chars: int = Field(20_000, ge=1)
+    """Longer responses are unscored and counted, never cut."""
+    system_template: Path | None = None
+    """A text file in place of the shipped system turn."""
+    user_template: Path | None = None
+    """A Jinja file in place of the shipped user turn; it holds instruction, first and second, in this order."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model is; None where a server has it."""
+        if self.endpoint is not None:
+            return None
+        return _SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
+
+    @model_validator(mode="after")
+    def _endpoint_has_model(self) -> "PairwiseJudge":
+        if self.endpoint is not None and self.model == MINIATURE:
+            raise ValueError("endpoint is set and model is not: name the model to ask for there")
+        return self
+
+
+def _kind_of(judge: Any) -> Any:
+    """A judge's kind; a section that names none is about the verifier."""
+    return judge.get("kind", "verifier") if isinstance(judge, dict) else getattr(judge, "kind", None)
+
+
+JudgeConfig = Annotated[
+    Annotated[VerifierJudge, Tag("verifier")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[ArmoRMJudge, Tag("armorm")]
+    | Annotated[PairwiseJudge, Tag("pairwise")],
+    Discriminator(_kind_of),
+]
 """Every judge a profile can name. A new one is a class here, a file in judges/ and a line in its registry."""
+
+
+def compares(judge: JudgeConfig) -> bool:
+    """Whether a judge can only hold responses against each other, so that a response alone has no score."""
+    return judge.kind == "pairwise"
+
+
+class HealthConfig(Section):
+    """How sound a judge must look while it judges training samples: beyond a limit the run stops and says which."""
+
+    max_unscored: float = Field(0.2, ge=0, le=1)
+    """Largest share of responses that parse and that the judge did not score."""
+    max_unparsable: float = Field(0.2, ge=0, le=1)
+    """Largest share of comparisons without a verdict that can be read."""
+    max_ties: float = Field(1.0, ge=0, le=1)
+    """Largest share of comparisons that end in a tie."""
+    min_swap_agreement: float = Field(0.0, ge=0, le=1)
+    """Least share of pairs, asked in both orders and decided in both, in which the same response wins."""
+    max_first_rate: float = Field(1.0, ge=0, le=1)
+    """Largest share of decided comparisons that the response shown first wins."""
+    max_length_correlation: float = Field(1.0, ge=0, le=1)
+    """Largest mean correlation of score and length within a prompt's responses."""
+    min_reference_agreement: float = Field(0.0, ge=0, le=1)
+    """Least share of right–wrong pairs of responses in which the right one scores higher, where references exist."""
 
 
 class PairConfig(Section):
@@ -232,6 +375,13 @@ class EngineConfig(Section):
     """Prompts handed to an engine at a time."""
 
 
+class JudgeEngineConfig(EngineConfig):
+    """The engines that judge, where the judge is a model of our own: vLLM for `pairwise`, torch for reward models."""
+
+    batch_tokens: int = Field(4096, ge=64)
+    """Tokens that a reward model reads at once; a longer chat is read alone. A GPU wants more."""
+
+
 class TrainerConfig(Section):
     """The workers that train; says where and how fast, not what."""
 
@@ -277,8 +427,12 @@ class RunConfig(Section):
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the test set is judged."""
+    health: HealthConfig = HealthConfig()
+    """How sound the judge must look."""
     engine: EngineConfig = EngineConfig()
     """Where sampling runs."""
+    judge_engine: JudgeEngineConfig = JudgeEngineConfig()
+    """Where judges that are models run."""
     trainer: TrainerConfig = TrainerConfig()
     """Where training runs."""
     cluster: ClusterConfig = ClusterConfig()
@@ -381,8 +535,7 @@ def _place(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    return [
-        option
-        for option in (get_args(annotation) or (annotation,))
-        if isinstance(option, type) and issubclass(option, BaseModel)
-    ]
+    """The sections that a field may hold, through unions and what annotates them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

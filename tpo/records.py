@@ -4,7 +4,7 @@ Stages pass `Artifact` handles and read the rows from the run folder, so that wh
 there to look at. A value that is not known is None and says why beside it; it is never an invented number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -136,6 +136,51 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Health:
+    """How sound a judge looks. A share is None where there is nothing that it could be a share of."""
+
+    responses: int
+    """Responses that parse, or that were judged all the same."""
+    unscored: Mapping[str, int]
+    """Responses that got no score, by reason."""
+    comparisons: int
+    """Comparisons that were asked for."""
+    unparsable: int
+    """Comparisons whose reply held no verdict that can be read."""
+    refused: int
+    """Comparisons that were not made: too long, or refused by the server."""
+    ties: int
+    """Comparisons that ended in a tie."""
+    first_rate: float | None
+    """Share of decided comparisons that the response shown first won; one half without a position bias."""
+    swap_agreement: float | None
+    """Share of pairs, decided in both orders, in which the same response won both times."""
+    length_correlation: float | None
+    """Mean over prompts of the correlation (Pearson) of score and length in characters."""
+    reference_agreement: float | None
+    """Share of right–wrong pairs of responses to one prompt in which the right one scores higher; ties half."""
+    reference_pairs: int
+    """Pairs that `reference_agreement` is a share of."""
+    score_quantiles: Sequence[float]
+    """Scores at 0, 10, …, 100 %; empty without scores."""
+
+    @property
+    def unscored_rate(self) -> float | None:
+        """Share of responses without a score."""
+        return _share(sum(self.unscored.values()), self.responses)
+
+    @property
+    def unparsable_rate(self) -> float | None:
+        """Share of comparisons without a verdict that can be read, refused ones included."""
+        return _share(self.unparsable + self.refused, self.comparisons)
+
+    @property
+    def tie_rate(self) -> float | None:
+        """Share of comparisons that ended in a tie."""
+        return _share(self.ties, self.comparisons)
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A handle to what a stage has written: complete, named by its content."""
 
@@ -163,6 +208,10 @@ class Account:
     def __post_init__(self) -> None:
         if self.rows_in != self.rows_out + sum(self.dropped.values()):
             raise AssertionError(f"a stage lost count: {self}")
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 RECORDS: Mapping[str, type] = {cls.__name__: cls for cls in (Prompt, Sample, Judgment, Score, Pair, Epoch)}

@@ -70,6 +70,10 @@ TERMS: Mapping[str, str] = {
     "ρ": "strength of length control, 0 (none) to 0.5: how much a longer response must be better to be chosen.",
     "Margin": "difference of the length-controlled scores of chosen and rejected, in standard deviations of the group.",
     "Epoch chosen": "the training epoch whose checkpoint did best on validation prompts; 0 where M_t−1 stayed.",
+    "Swap agreement": "share of pairs, decided in both orders of showing them, in which the same response won twice.",
+    "First wins": "share of decided comparisons that go to the response shown first; half where order does not sway.",
+    "Agrees with references": "share of right–wrong pairs of responses to one prompt in which the right one scores "
+    "higher; ties half.",
     "Validation": "mean score by the training judge on validation prompts, over answers that parse.",
 }
 """What the page's words mean, one line each."""
@@ -172,6 +176,8 @@ def render_report(
         scores=score_scale(summary),
         validation=validation_scale(summary),
         percent=PERCENT,
+        judged=[row for row in summary.models if row.judge],
+        judge=config.get("judge", {}).get("kind"),
         stages=list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds)),
         plots=_plots(summary, epochs, margins, config),
         categories=_panels(summary, "by_category"),
@@ -340,6 +346,7 @@ def _plots(
     scored = [row for row in rows if row.score]
     won = [row for row in (direct, *rows) if row and row.win_rate]
     logged = {t: log for t, log in sorted(epochs.items()) if log}
+    judged = {row.iteration: row.judge.score_quantiles for row in rows if row.judge and row.judge.score_quantiles}
     finite = {t: [m for m in found if math.isfinite(m)] for t, found in sorted(margins.items())}
     finite = {t: found for t, found in finite.items() if found}
     chosen = {row.iteration: row.chosen_epoch for row in rows}
@@ -354,8 +361,11 @@ def _plots(
         "length": _draw("length of thought and response by iteration", lambda axes: _paint_length(axes, rows))
         if rows
         else None,
-        "margins": _draw("margins of the training pairs by iteration", lambda axes: _paint_margins(axes, finite))
+        "margins": _draw("margins of the training pairs by iteration", lambda axes: _paint_boxes(axes, finite, "pair"))
         if finite
+        else None,
+        "judged": _draw("scores of the training samples by iteration", lambda axes: _paint_boxes(axes, judged, None))
+        if judged
         else None,
         "loss": _draw("training loss by epoch", lambda axes: _paint_log(axes, logged, chosen, "loss", 1, start))
         if logged
@@ -412,17 +422,21 @@ def _paint_length(axes: "Axes", rows: Sequence[ModelRow]) -> None:
     _iterations(axes, steps)
 
 
-def _paint_margins(axes: "Axes", margins: Mapping[int, Sequence[float]]) -> None:
+def _paint_boxes(axes: "Axes", values: Mapping[int, Sequence[float]], unit: str | None) -> None:
+    """A box an iteration; with a unit the tick says how many values there are."""
     line = {"color": BLUE, "lw": 1.2}
     axes.boxplot(
-        [list(found) for found in margins.values()],
-        positions=list(margins), widths=0.5, whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False,
+        [list(found) for found in values.values()],
+        positions=list(values), widths=0.5, whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False,
         boxprops={"facecolor": PAPER, "edgecolor": BLUE, "lw": 1.2}, whiskerprops=line, capprops=line,
         medianprops={"color": ORANGE, "lw": 2},
     )  # fmt: skip
-    axes.set_xticks(list(margins), [f"{_tick(t)}\n{_count(len(found), 'pair')}" for t, found in margins.items()])
-    axes.set_xlim(min(margins) - 0.6, max(margins) + 0.6)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.set_xticks(
+        list(values), [_tick(t) + (f"\n{_count(len(found), unit)}" if unit else "") for t, found in values.items()]
+    )
+    axes.set_xlim(min(values) - 0.6, max(values) + 0.6)
+    if unit:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
 
 def _paint_log(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.errors import StoreError
+from tpo.records import Health
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class ModelRow:
     """Pairs whose rejected output breaks the format; None for M_0."""
     dropped: Mapping[str, int]
     """Prompts that gave no pair, by reason."""
+    judge: Health | None
+    """How sound the training judge looked on the samples that M_t's pairs are from; None for M_0."""
     chosen_epoch: int | None
     """Epoch of the checkpoint that became M_t; 0 where M_{t-1} stayed; None for M_0."""
     seconds: Mapping[str, float]
@@ -98,11 +101,13 @@ def read_summary(path: Path) -> Summary:
 
 
 def _row(values: Mapping[str, Any]) -> ModelRow:
+    health = values["judge"]
     single = ("score", "win_rate", "gain", "gain_over_direct")
     many = ("by_category", "by_difficulty")
     return ModelRow(
         **{
             **values,
+            "judge": Health(**health) if health else None,
             **{name: Interval(**values[name]) if values[name] else None for name in single},
             **{name: {key: Interval(**item) for key, item in values[name].items()} for name in many},
         }

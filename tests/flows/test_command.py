@@ -10,7 +10,7 @@ import pytest
 from flows.__main__ import main, resolve_config
 from tests.finished_run import finish
 from tests.rows import a_config
-from tpo.config import RunConfig
+from tpo.config import PairwiseJudge, RunConfig, VerifierJudge
 from tpo.errors import InputError
 from tpo.summary import read_summary
 
@@ -42,8 +42,15 @@ def profile_of(config: RunConfig) -> str:
     return str(config.folder.parent / "tried.toml")
 
 
-def resolved(config: RunConfig, *, run_name: str | None = None, seed: int | None = None, overrides: Sequence[str] = ()):
-    return resolve_config(profile_of(config), run_name=run_name, seed=seed, overrides=overrides)
+def resolved(
+    config: RunConfig,
+    *,
+    run_name: str | None = None,
+    judge: str | None = None,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+):
+    return resolve_config(profile_of(config), run_name=run_name, judge=judge, seed=seed, overrides=overrides)
 
 
 def test_a_profile_resolves_to_what_it_says(config: RunConfig):
@@ -61,6 +68,15 @@ def test_a_name_that_is_given_is_kept_and_so_is_the_seed(config: RunConfig):
     assert resolved(config, run_name="mine", overrides=["seed=7"]).seed == 7
 
 
+def test_a_judge_takes_the_place_of_the_profiles_with_its_defaults_and_names_the_run(config: RunConfig):
+    found = resolved(config, judge="pairwise", seed=2, overrides=["judge.mode=probability", "judge.ridge=0.2"])
+    assert found.judge == PairwiseJudge(mode="probability", ridge=0.2)
+    assert found.name == "tried-pairwise-seed2"
+    assert resolved(config, overrides=["judge.length_bias=0.3"], judge="verifier").judge == VerifierJudge(
+        length_bias=0.3
+    )
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", 'a"b', "", "a b", "-a", 'a"\nseed = "9'])
 def test_a_run_name_that_is_no_folder_name_is_refused(config: RunConfig, name: str):
     with pytest.raises(InputError, match="name"):
@@ -69,7 +85,7 @@ def test_a_run_name_that_is_no_folder_name_is_refused(config: RunConfig, name: s
 
 def test_a_profile_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    assert resolve_config("laptop", run_name=None, seed=None, overrides=[]).name == "laptop"
+    assert resolve_config("laptop", run_name=None, judge=None, seed=None, overrides=[]).name == "laptop"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +95,10 @@ def test_a_profile_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
         (["--set", "sample.k"], "has no value"),
         (["--seed", "-1"], "seed: Input should be greater than or equal to 0"),
         (["--set", "model.path=/nowhere"], "/nowhere is not a folder"),
+        (["--judge", "oracle"], "judge: Input tag 'oracle'"),
+        (["--judge", "reward_model"], "judge.model: Field required"),
+        (["--judge", "armorm", "--set", "judge.model=/nowhere"], "/nowhere is not a folder"),
+        (["--judge", "pairwise", "--set", "judge.user_template=/nowhere"], "/nowhere cannot be read"),
         (["--profile", "nowhere.toml"], "there is no profile nowhere.toml"),
     ],
 )

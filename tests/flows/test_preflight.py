@@ -41,7 +41,7 @@ def test_a_run_that_can_work_passes_and_leaves_nothing_behind(tmp_path: Path):
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path):
     told = refusal(a_config(tmp_path, model=ModelConfig(path=str(tmp_path / "nowhere"))))
-    assert "nowhere is not a folder: model.path names" in told
+    assert "nowhere is not a folder: expected one with" in told
 
 
 def test_a_context_that_is_too_small_is_refused_with_both_numbers(tmp_path: Path):

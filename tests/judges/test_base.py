@@ -1,32 +1,83 @@
 """Claims about what judges get to see; they hold for every judge that a profile can name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
-from judges.base import groups_of
+from judges.armorm import ArmoRMScorer
+from judges.askers import Comparison
+from judges.base import Judge, groups_of
+from judges.pairwise import Pairwise
 from judges.registry import build_judge
+from judges.reward_model import RewardModel
+from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.judge import make_scores
 from tasks.sample import make_samples
+from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.rows import a_prompt, a_sample
-from tpo.config import JudgeConfig
+from tpo.config import (
+    ArmoRMJudge,
+    ClusterConfig,
+    JudgeConfig,
+    JudgeEngineConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RunConfig,
+    VerifierJudge,
+)
+from tpo.engines.chat import ChatEncoder
+from tpo.engines.reply import Reply, Tokens
 from tpo.engines.sampler import Output, Request
+from tpo.engines.scoring import Chat, Values
 from tpo.records import Sample
 
 CANARY = "kanarienvogel"
+ENGINE, CLUSTER = JudgeEngineConfig(), ClusterConfig()
 
 
-def configs_in(annotation: Any) -> Iterator[type[BaseModel]]:
+class Ears:
+    """Stands where a judge's model would, and hears all that reaches it."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply]]:
+        self.heard += comparisons
+        return ((i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons)))
+
+    def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
+        for group in groups:
+            self.heard += [self.tokenizer.decode(chat.token_ids) for chat in group]
+            yield [[0.5] * 39 for _ in group]
+
+    def listen(self, kind: str, folder: Path) -> Judge:
+        """The judge of a kind, with these ears for a model."""
+        match kind:
+            case "verifier":
+                return Verifier(VerifierJudge())
+            case "pairwise":
+                return Pairwise(PairwiseJudge(), self)
+            case "armorm":
+                self.tokenizer = ChatEncoder(armorm_folder(folder)).tokenizer
+                return ArmoRMScorer(ArmoRMJudge(model=str(folder)), ENGINE, CLUSTER, scorer=self)
+            case "reward_model":
+                self.tokenizer = ChatEncoder(reward_folder(folder)).tokenizer
+                return RewardModel(RewardModelJudge(model=str(folder)), ENGINE, CLUSTER, scorer=self)
+        raise AssertionError(f"no ears for judge {kind}: teach them to listen to it")
+
+
+def kinds_in(annotation: Any) -> Iterator[str]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield annotation.model_fields["kind"].default
     for part in get_args(annotation):
-        yield from configs_in(part)
+        yield from kinds_in(part)
 
 
-JUDGES = list(configs_in(JudgeConfig))
+KINDS = list(kinds_in(JudgeConfig))
 
 
 def sampled(*outputs: str) -> list[Sample]:
@@ -34,22 +85,31 @@ def sampled(*outputs: str) -> list[Sample]:
     return make_samples([a_prompt(reference="yes")], [Request([1], 0)], made, VARIANTS["specific"])
 
 
-@pytest.mark.parametrize("config", JUDGES)
-def test_every_judge_a_profile_can_name_can_be_built(config: type[BaseModel]):
-    assert build_judge(config()) is not None  # type: ignore[arg-type]
+def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):
+    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise"}
+    folders = {"reward_model": reward_folder(tmp_path / "r"), "armorm": armorm_folder(tmp_path / "a")}
+    for kind in KINDS:
+        model = {"model": str(folders[kind])} if kind in folders else {}
+        config = RunConfig.model_validate({"judge": {"kind": kind, **model}})
+        assert build_judge(config.judge, ENGINE, CLUSTER, Tokens()) is not None
 
 
 @pytest.mark.parametrize("with_errors", [False, True])
-@pytest.mark.parametrize("config", JUDGES)
-def test_a_thought_reaches_no_judge(config: type[BaseModel], with_errors: bool):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thought_reaches_no_judge(tmp_path: Path, kind: str, with_errors: bool):
     samples = sampled(f"{CANARY} <R> yes", f"{CANARY}{CANARY}\n<R>no")
     assert all(CANARY in sample.thought for sample in samples)
-    judge = build_judge(config())  # type: ignore[arg-type]
-    groups = groups_of([a_prompt(reference="yes")], samples, with_errors=with_errors)
-    said = [judgment for judgments in judge.judge(groups) for judgment in judgments]
-    scores = make_scores(samples, groups, said, judge)
-    assert CANARY not in repr((groups, said, scores))
-    assert [score.index for score in scores] == [0, 1]
+    ears = Ears()
+    judge = ears.listen(kind, tmp_path)
+    prompts = [a_prompt(reference="yes")]
+    for baseline in ((), samples[:1]):
+        groups = groups_of(prompts, samples, with_errors=with_errors, baseline=baseline)
+        said = [judgment for judgments in judge.judge(groups) for judgment in judgments]
+        scores = make_scores(samples, groups, said, judge)
+        assert CANARY not in repr((groups, said, scores, ears.heard))
+        assert [score.index for score in scores] == [0, 1]
+    assert ears.heard or kind == "verifier"
+    assert kind == "verifier" or "yes" in repr(ears.heard)
 
 
 def test_the_thought_of_a_malformed_output_reaches_no_judge_that_trains():
@@ -67,7 +127,7 @@ def test_malformed_outputs_are_left_out_of_training_groups_and_kept_in_evaluatio
 
 def test_a_sample_that_was_not_judged_is_unscored_by_its_parse_error():
     samples = [a_sample(index=0), a_sample(index=1, parse_error="empty_response")]
-    judge = build_judge(JUDGES[0]())  # type: ignore[arg-type]
+    judge = Verifier(VerifierJudge())
     groups = groups_of([a_prompt(reference="yes")], samples, with_errors=False)
     said = [judgment for judgments in judge.judge(groups) for judgment in judgments]
     scored, unscored = make_scores(samples, groups, said, judge)

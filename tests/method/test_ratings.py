@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from tpo.method.ratings import battle_matrix, bradley_terry
+from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 
 LN3_HALF = 0.549306
 WINS_ALL = [[0, 2, 2], [0, 0, 1], [0, 1, 0]]
@@ -72,10 +72,49 @@ def test_a_soft_verdict_is_refused_and_named(verdict: float) -> None:
         battle_matrix([[0.0, verdict], [1.0, 0.0]])
 
 
+@given(arrays(np.int8, (3, 4, 4), elements=st.sampled_from([-1, 1])))
+def test_soft_results_of_certainty_count_as_hard_verdicts(verdicts: NDArray[np.int8]) -> None:
+    assert (soft_battle_matrix(verdicts) == battle_matrix(verdicts)).all()
+
+
+@given(arrays(np.int8, (4, 4), elements=st.integers(-1, 1)))
+def test_without_a_result_a_soft_battle_counts_nothing_as_a_tie_does_in_a_hard_one(verdicts: NDArray[np.int8]) -> None:
+    assert (soft_battle_matrix(np.where(verdicts == 0, np.nan, verdicts)) == battle_matrix(verdicts)).all()
+
+
+def test_a_soft_result_of_one_half_is_half_a_win_each() -> None:
+    assert soft_battle_matrix([[0, 0.0], [np.nan, 0]]).tolist() == [[0, 0.5], [0.5, 0]]
+    assert soft_battle_matrix(np.zeros((3, 3))).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+
+def test_a_soft_battle_counts_both_orders() -> None:
+    assert soft_battle_matrix([[0, 0.5], [0.25, 0]]) == pytest.approx(np.array([[0, 1.125], [0.875, 0]]))
+
+
+@given(arrays(np.float64, (3, 4, 4), elements=st.floats(-1, 1) | st.just(np.nan)))
+def test_every_soft_result_is_one_game_in_a_batch_as_alone(results: NDArray[np.float64]) -> None:
+    battles = soft_battle_matrix(results)
+    games = (~np.isnan(results) & ~np.eye(4, dtype=np.bool_)).astype(float)
+    assert battles + battles.transpose(0, 2, 1) == pytest.approx(games + games.transpose(0, 2, 1))
+    assert all((soft_battle_matrix(one) == both).all() for one, both in zip(results, battles, strict=True))
+
+
+def test_the_diagonal_of_soft_results_is_ignored() -> None:
+    assert soft_battle_matrix([[7.0, 1.0], [-1.0, np.nan]]).tolist() == [[0, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("result", [1.01, -2, np.inf, -np.inf])
+def test_a_soft_result_out_of_range_is_refused_and_named(result: float) -> None:
+    with pytest.raises(ValueError, match=r"results\[0, 1\] is .*expected a number from -1 to 1"):
+        soft_battle_matrix([[0.0, result], [1.0, 0.0]])
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3), (1, 1, 2, 2), (0, 0)])
 def test_a_matrix_that_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
         battle_matrix(np.zeros(shape))
+    with pytest.raises(ValueError, match="expected"):
+        soft_battle_matrix(np.zeros(shape))
     with pytest.raises(ValueError, match="expected"):
         bradley_terry(np.zeros(shape))
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tasks import lineage
-from tasks.lineage import Answers, Ask, Chosen, completed
+from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
-from tests.rows import a_config
+from tests.rows import a_config, a_model
 from tpo.config import RunConfig
 from tpo.errors import StoreError
 from tpo.records import Artifact
@@ -49,8 +49,9 @@ def identities(config: RunConfig) -> dict[str, str]:
 
 def asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> tuple[Artifact, Artifact, Answers]:
     samples = identity(lineage.samples_stage(config, ask, model, prompts))
-    judgments = identity(lineage.judgments_stage(config, ask, samples, prompts))
-    scores = identity(lineage.scores_stage(config, ask, samples, prompts, judgments))
+    submitted = Submission(samples, prompts)
+    judgments = identity(lineage.judgments_stage(config, ask, submitted))
+    scores = identity(lineage.scores_stage(config, ask, submitted, judgments))
     return samples, judgments, Answers(samples, scores)
 
 
@@ -91,6 +92,10 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
         {"trainer__threads": 1},
         {"cluster__address": "auto"},
         {"evaluation__confidence": 0.9},
+        {"judge_engine__count": 2},
+        {"judge_engine__batch_tokens": 64},
+        {"judge_engine__dtype": "bfloat16"},
+        {"health__max_unscored": 0.5},
     ],
     ids=str,
 )
@@ -112,7 +117,8 @@ def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, 
         ({"sample__temperature": 0.5}, AFTER_PROMPTS),
         ({"sample__tries": 2}, AFTER_PROMPTS),
         ({"sample__evaluation_tries": 2}, {"model", "test"}),
-        ({"judge__length_bias": 1.0}, {"judgments", "scores", "pairs", "train", "model", "test"}),
+        ({"judge__match": "math"}, {"judgments", "scores", "pairs", "train", "model", "test"}),
+        ({"judge__length_bias": 1.0}, {"scores", "pairs", "train", "model", "test"}),
         ({"pair__min_margin": 0.1}, AFTER_SCORES),
         ({"pair__rho": 0.1}, AFTER_SCORES),
         ({"train__learning_rate": 0.1}, {"train", "model", "test"}),
@@ -213,3 +219,50 @@ def test_a_model_file_that_is_gone_is_an_error_and_not_a_silent_rerun(tmp_path: 
     (config.root / "iter_1" / "train" / "epoch_1" / "model.safetensors").unlink()
     with pytest.raises(StoreError, match="is missing"):
         completed(config, 1)
+
+
+JUDGED = {"judgments", "scores", "pairs", "train", "model"}
+SERVER = {"base_url": "http://one/v1"}
+
+
+@pytest.mark.parametrize(
+    ("judge", "changes", "stages"),
+    [
+        ({"kind": "armorm"}, {"judge__max_tokens": 99}, JUDGED),
+        ({"kind": "armorm"}, {"judge_engine__dtype": "bfloat16"}, JUDGED),
+        ({"kind": "armorm"}, {"judge_engine__threads": 2}, set()),
+        ({"kind": "pairwise"}, {"judge__mode": "verdict"}, JUDGED),
+        ({"kind": "pairwise"}, {"judge__tournament": "adaptive"}, JUDGED),
+        ({"kind": "pairwise"}, {"judge__ridge": 1.0}, JUDGED - {"judgments"}),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__base_url": "http://two/v1"}, set()),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__model": "n"}, JUDGED),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__structured_outputs": True}, JUDGED),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__concurrency": 2}, set()),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__max_total_tokens": 2}, set()),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__key_variable": "K"}, set()),
+        ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),
+    ],
+    ids=str,
+)
+def test_a_judge_is_known_by_what_decides_its_verdicts(
+    tmp_path: Path, judge: dict[str, Any], changes: dict[str, Any], stages: set[str]
+):
+    assert changed_by(a_config(tmp_path, judge=judge), **changes) - {"test"} == stages
+
+
+@pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model"])
+def test_a_judges_model_is_known_by_its_content_and_not_by_its_place(tmp_path: Path, kind: str):
+    here, there, other = (a_model(tmp_path / name) for name in ("here", "there", "other"))
+    (other / "model.safetensors").write_bytes(b"other weights")
+    config = a_config(tmp_path, judge={"kind": kind, "model": str(here)})
+    assert changed_by(config, judge__model=str(there)) == set()
+    assert changed_by(config, judge__model=str(other)) - {"test"} == JUDGED
+
+
+def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: Path):
+    samples, prompts, *baselines = (Artifact(tmp_path, "Sample", 1, name) for name in ("samples", "prompts", "a", "b"))
+    for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
+        config = a_config(tmp_path, judge={"kind": kind})
+        ask = lineage.validation_ask(config, 1, 1)
+        stages = [lineage.judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
+        assert (stages[0].inputs != stages[1].inputs) == matters

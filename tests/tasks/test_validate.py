@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lineage import Answers
-from tasks.validate import Standing, choose, stand
-from tests.rows import a_sample, a_score
+from tasks.lineage import Answers, Chosen
+from tasks.validate import Standing, choose, stand, validate
+from tests.rows import a_config, a_sample, a_score
 from tpo.errors import StageError
 from tpo.records import Sample, Score
-from tpo.store import Stage
+from tpo.store import Stage, folder_artifact
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,25 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
         stage.write_shard(0, rows)
         artifacts.append(stage.commit())
     assert stand(3, Answers(*artifacts)) == Standing(epoch=3, score=0.75, parse_rate=0.5)
+
+
+def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_one_half(tmp_path: Path):
+    def answered(name: str, value: float) -> Chosen:
+        model = tmp_path / name / "model"
+        model.mkdir(parents=True)
+        (model / "model.safetensors").write_bytes(name.encode())
+        made = []
+        for kind, rows in (("samples", [a_sample()]), ("scores", [a_score(value=value)])):
+            stage = Stage(tmp_path / name, kind, type(rows[0]), inputs={}, config={})
+            stage.begin()
+            stage.write_shard(0, rows)
+            made.append(stage.commit())
+        return Chosen(folder_artifact(model), Answers(*made))
+
+    # The incumbent's own scores are against the model before it, and must not count.
+    incumbent, worse, better = answered("incumbent", 0.9), answered("worse", 0.4), answered("better", 0.6)
+    config = a_config(tmp_path, judge={"kind": "pairwise"})
+    assert validate.fn(config, 1, incumbent, [worse, better]).validation == better.validation
+    assert validate.fn(config, 2, incumbent, [worse]).validation == incumbent.validation
+    pointwise = a_config(tmp_path, judge={"kind": "armorm"}, name="pointwise")
+    assert validate.fn(pointwise, 1, incumbent, [worse, better]).validation == incumbent.validation

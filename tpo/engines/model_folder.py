@@ -10,17 +10,18 @@ from typing import Any
 
 from tpo.errors import InputError
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Endings of files that run code when loaded."""
 
 
 def check_model_folder(folder: Path) -> int:
     """The model's context in tokens, after checking that the folder holds what we load and nothing that we refuse."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: model.path names a folder with safetensors, config and tokenizer")
+        raise InputError(f"{folder} is not a folder: expected one with safetensors, config and tokenizer")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model: it has no config.json")
     if not list(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles:
             raise InputError(
                 f"{folder} holds pickled weights ({', '.join(pickles[:3])}), which run code when loaded: convert them "

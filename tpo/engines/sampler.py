@@ -1,6 +1,7 @@
-"""Samples outputs: vLLM engines in Ray actors, fed shard by shard.
+"""Samples outputs and asks judges: vLLM engines in Ray actors, fed shard by shard.
 
-In: a model folder and requests as token ids. Out: outputs as token ids and text, shard by shard as they are done.
+In: a model folder and requests as token ids. Out: outputs as token ids and text, shard by shard as they are done; or,
+of a model that judges, its replies.
 
 Every request has a seed of its own, so that what is sampled does not depend on batches, order or engine. On the CPU a
 live engine takes the weights of the next model, which saves the half minute of a start; since a reload has failed in
@@ -13,16 +14,20 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
 from tpo.engines.processes import engine_environment, start_ray
+from tpo.engines.reply import Decoding, Reply
 from tpo.errors import StageError
 from tpo.records import Artifact
 
+T = TypeVar("T")
 Accept = Callable[[str, bool], bool]
 """Whether an output (its text, and whether it ended by itself) can stay; one that cannot is sampled again."""
 
+CPU_BLOCK_TOKENS = 32
+"""Tokens in a block of the prefix cache on the CPU: the fewest that its attention takes."""
 SEED_STRIDE = 1009
 """Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
 
@@ -93,27 +98,45 @@ class Engine:
                 outputs[i][j] = self._output(output, attempt)
         return outputs
 
+    def reply(self, prompts: Sequence[list[int]], decoding: Decoding, labels: Sequence[list[int]]) -> list[Reply]:
+        """A greedy reply a prompt; with `labels`, as token ids, how probable each of them is as the reply."""
+        from vllm import SamplingParams
+
+        if decoding.labels:
+            shared = _common_prefix(labels)
+            first = [label[len(shared)] for label in labels]
+            params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=first)
+            prompts = [[*ids, *shared] for ids in prompts]
+        else:
+            first = []
+            params = SamplingParams(temperature=0, max_tokens=decoding.max_new_tokens)
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        results = self._llm.generate(inputs, [params] * len(inputs), use_tqdm=False)
+        return [_reply(result, decoding, first) for result in results]
+
     def _start(self, model: str) -> Any:
         from vllm import LLM
 
+        return LLM(model=model, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """vLLM's settings. On the CPU a compiled model starts minutes later than an eager one, chunked prefill breaks
+        seeds, and only whole blocks of the prefix cache are shared, which by default are longer than our prompts."""
         config = self._config
-        # On the CPU a compiled model starts minutes later than an eager one, and chunked prefill breaks seeds.
-        on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False}
-        settings: dict[str, Any] = on_cpu if config.device == "cpu" else {}
-        return LLM(
-            model=model,
-            dtype=config.dtype,
-            max_model_len=self._context_tokens,
-            max_num_seqs=config.max_sequences,
-            max_num_batched_tokens=max(8192, self._context_tokens),
-            enable_prefix_caching=True,
-            tensor_parallel_size=config.tensor_parallel,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            trust_remote_code=False,
-            disable_log_stats=True,
-            generation_config="vllm",
-            **settings,
-        )
+        on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
+        return {
+            "dtype": config.dtype,
+            "max_model_len": self._context_tokens,
+            "max_num_seqs": config.max_sequences,
+            "max_num_batched_tokens": max(8192, self._context_tokens),
+            "enable_prefix_caching": True,
+            "tensor_parallel_size": config.tensor_parallel,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "trust_remote_code": False,
+            "disable_log_stats": True,
+            "generation_config": "vllm",
+            **(on_cpu if config.device == "cpu" else {}),
+        }
 
     def _sample(self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig) -> list[list[Any]]:
         from vllm import SamplingParams
@@ -155,12 +178,17 @@ class Engine:
 
 
 class SamplerPool:
-    """Engines that share the work of one run; started at first use, kept until `close`."""
+    """Engines that share the work of one run; started at first use, kept until `close`.
 
-    def __init__(self, config: EngineConfig, cluster: ClusterConfig, context_tokens: int) -> None:
+    `cpus` is what each takes of Ray's count of a machine's CPUs when it runs on one: 0 for engines that lie idle while
+    others work.
+    """
+
+    def __init__(self, config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0) -> None:
         self._config = config
         self._cluster = cluster
         self._context_tokens = context_tokens
+        self._cpus = cpus
         self._actors: list[Any] = []
         self._loaded: str | None = None
         self._lock = threading.Lock()
@@ -179,6 +207,20 @@ class SamplerPool:
 
         Raises `StageError` where an engine fails on the same shard twice.
         """
+        return self._spread(
+            model, shards, lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept)
+        )
+
+    def reply(
+        self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
+    ) -> Iterator[tuple[int, list[Reply]]]:
+        """The replies of `model` to all shards of prompts, each shard as soon as it is there, as `generate` does."""
+        return self._spread(model, shards, lambda engine, shard: engine.reply.remote(list(shard), decoding, labels))
+
+    def _spread(
+        self, model: Artifact, shards: Sequence[Sequence[T]], call: Callable[[Any, Sequence[T]], Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """What `call` makes an engine do with each shard, as it is done."""
         import ray
 
         with self._lock:
@@ -190,8 +232,7 @@ class SamplerPool:
             while waiting or running:
                 while waiting and idle:
                     shard, engine = waiting.pop(), idle.pop()
-                    task = self._actors[engine].generate.remote(list(shards[shard]), sample, n, tries, accept)
-                    running[task] = (shard, engine)
+                    running[call(self._actors[engine], shards[shard])] = (shard, engine)
                 (done,), _ = ray.wait(list(running), num_returns=1)
                 shard, engine = running.pop(done)
                 try:
@@ -244,23 +285,25 @@ class SamplerPool:
 
         on_gpu = self._config.device == "gpu"
         actor = ray.remote(Engine).options(
-            num_cpus=0 if on_gpu else 1,
+            num_cpus=0 if on_gpu else self._cpus,
             num_gpus=self._config.tensor_parallel if on_gpu else 0,
             runtime_env={"env_vars": engine_environment(self._config)},
         )
         return actor.remote(self._config, _resolved(model), self._context_tokens)
 
 
-_POOLS: dict[tuple[EngineConfig, ClusterConfig, int], SamplerPool] = {}
+_POOLS: dict[tuple[EngineConfig, ClusterConfig, int, float], SamplerPool] = {}
 _POOLS_LOCK = threading.Lock()
 
 
-def sampler_pool(config: EngineConfig, cluster: ClusterConfig, context_tokens: int) -> SamplerPool:
+def sampler_pool(
+    config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0
+) -> SamplerPool:
     """The process's pool for these settings: engines outlive a stage, since starting one takes half a minute."""
     with _POOLS_LOCK:
-        key = (config, cluster, context_tokens)
+        key = (config, cluster, context_tokens, cpus)
         if key not in _POOLS:
-            _POOLS[key] = SamplerPool(config, cluster, context_tokens)
+            _POOLS[key] = SamplerPool(config, cluster, context_tokens, cpus=cpus)
         return _POOLS[key]
 
 
@@ -278,3 +321,27 @@ def _later_seed(seed: int, attempt: int) -> int:
 
 def _resolved(model: Artifact) -> Artifact:
     return dataclasses.replace(model, path=model.path.resolve())
+
+
+def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
+    """The tokens that all labels begin with; they part at the next one."""
+    shared = []
+    for tokens in zip(*labels, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        shared.append(tokens[0])
+    return shared
+
+
+def _reply(result: Any, decoding: Decoding, first: Sequence[int]) -> Reply:
+    """What vLLM says of one prompt, as a reply; of two labels the more probable is what greedy decoding would give."""
+    (output,) = result.outputs
+    found = tuple(float(output.logprobs[0][token].logprob) for token in first)
+    return Reply(
+        text=decoding.labels[found.index(max(found))] if first else output.text,
+        finished=bool(first) or output.finish_reason == "stop",
+        input_tokens=len(result.prompt_token_ids),
+        output_tokens=len(output.token_ids),
+        cached_tokens=result.num_cached_tokens or 0,
+        label_logprobs=found if first else None,
+    )

@@ -1,6 +1,6 @@
 """Ratings from comparisons: verdicts to a battle matrix, battles to Bradley-Terry ratings.
 
-In: verdicts of every ordered pair of a group's responses. Out: one rating a response, centred to mean 0
+In: verdicts, or soft results, of ordered pairs of a group's responses. Out: one rating a response, centred to mean 0
 (2410.10630, "ELO scoring").
 
 The decision to question: the paper maximises the bare likelihood, which has no finite optimum as soon as one response
@@ -27,7 +27,8 @@ def battle_matrix(verdicts: ArrayLike) -> NDArray[np.int64]:
 
     `verdicts` has shape (K, K) or (G, K, K); entry [m, n] judges m shown first against n: 1 the first wins, -1 the
     second wins, 0 tie or error. The diagonal is ignored. Returns counts 0, 1 or 2 of the same shape, diagonal 0. A
-    judge that always takes the first gives every pair 1-1; ties add nothing.
+    judge that always takes the first gives every pair 1-1; ties add nothing. Results between belong in
+    `soft_battle_matrix`.
 
     Raises ValueError for another shape, or for a verdict other than -1, 0, 1.
     """
@@ -35,10 +36,33 @@ def battle_matrix(verdicts: ArrayLike) -> NDArray[np.int64]:
     hard = (results == 1) | (results == -1) | (results == 0)
     if not hard.all():
         raise ValueError(
-            f"{_first(~hard, results, name='verdicts')}; expected -1, 0 or 1: turn soft results into a winner or a "
-            "tie (0) first"
+            f"{_first(~hard, results, name='verdicts')}; expected -1, 0 or 1: give soft results to "
+            "soft_battle_matrix(), or 0 where there is none"
         )
     first_wins, second_wins = (results == 1).astype(np.int64), (results == -1).astype(np.int64)
+    return np.asarray(first_wins + np.swapaxes(second_wins, -1, -2))
+
+
+def soft_battle_matrix(results: ArrayLike) -> NDArray[np.float64]:
+    """Expected wins over both orders of showing a pair: B_mn = p_mn + (1 - p_nm), p = (1 + result)/2.
+
+    `results` has shape (K, K) or (G, K, K); entry [m, n] judges m shown first against n: 2p - 1, p being the judge's
+    probability that the first wins, or NaN where there is none, which adds nothing. The diagonal is ignored. Returns
+    the same shape, diagonal 0. Results of 1 and -1 count as in `battle_matrix`; 0 is half a win each, where there it
+    adds nothing.
+
+    Raises ValueError for another shape, or for a result outside [-1, 1].
+    """
+    outcomes = _without_diagonal(results, name="results")
+    given = ~np.isnan(outcomes)
+    sound = ~given | (np.abs(outcomes) <= 1)
+    if not sound.all():
+        raise ValueError(
+            f"{_first(~sound, outcomes, name='results')}; expected a number from -1 to 1, or NaN where there is none: "
+            "give 2p - 1 for a probability p that the first wins"
+        )
+    given &= ~np.eye(outcomes.shape[-1], dtype=np.bool_)
+    first_wins, second_wins = np.where(given, (1 + outcomes) / 2, 0.0), np.where(given, (1 - outcomes) / 2, 0.0)
     return np.asarray(first_wins + np.swapaxes(second_wins, -1, -2))
 
 
@@ -59,7 +83,7 @@ def bradley_terry(wins: ArrayLike, ridge: float = 0.1) -> NDArray[np.float64]:
     if not sound.all():
         raise ValueError(
             f"{_first(~sound, counts, name='wins')}; expected numbers from 0 to {MOST_WINS:g}: count wins with "
-            "battle_matrix(), which takes verdicts"
+            "battle_matrix(), which takes verdicts, or soft_battle_matrix()"
         )
     smallest = SMALLEST_RIDGE * counts.max(initial=1.0)
     if not (ridge == 0 or smallest <= ridge < np.inf):

@@ -1,0 +1,302 @@
+"""ArmoRM (2406.12845) as a judge: 19 attributes of a response, weighed by a gate that reads the prompt.
+
+In: groups. Out: a reading a response, with its attributes and the gating that weighed them; the score is the reading.
+
+The decision to question: the published folder brings code of its own. It is refused, and so is a folder whose tensors
+are not exactly those that our module has, before anything is loaded: with a tensor more or less it is another model.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from judges.judge_folder import check_judge_folder, read_json, read_tensors, some_of
+from judges.reward_model import ChatJudge, ChatScorer
+from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
+from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
+from tpo.errors import InputError
+
+ARCHITECTURE = "LlamaForRewardModelWithGating"
+"""What the published `config.json` calls the model's class."""
+ATTRIBUTES = (
+    "helpsteer-helpfulness",
+    "helpsteer-correctness",
+    "helpsteer-coherence",
+    "helpsteer-complexity",
+    "helpsteer-verbosity",
+    "ultrafeedback-overall_score",
+    "ultrafeedback-instruction_following",
+    "ultrafeedback-truthfulness",
+    "ultrafeedback-honesty",
+    "ultrafeedback-helpfulness",
+    "beavertails-is_safe",
+    "prometheus-score",
+    "argilla-overall_quality",
+    "argilla-judge_lm",
+    "code-complexity",
+    "code-style",
+    "code-explanation",
+    "code-instruction-following",
+    "code-readability",
+)
+"""What each of the published model's objectives is."""
+ANSWER_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+"""Where the prompt ends and the response begins; the gate reads its first token."""
+
+
+class ArmoRMScorer(ChatJudge):
+    """ArmoRM in the published format.
+
+    Args:
+        config: Which model.
+        engine: What it runs on.
+        cluster: Where Ray is.
+        scorer: What reads the chats; the process's pool for this model unless another is given.
+    """
+
+    def __init__(
+        self,
+        config: ArmoRMJudge,
+        engine: JudgeEngineConfig,
+        cluster: ClusterConfig,
+        *,
+        scorer: ChatScorer | None = None,
+    ) -> None:
+        pool = scorer or scorer_pool(load_armorm_reader, config.folder, engine, cluster)
+        super().__init__(config.folder, config.max_tokens, pool)
+
+    @staticmethod
+    def _check(folder: Path) -> int:
+        return check_armorm_folder(folder)
+
+    @cached_property
+    def _header(self) -> list[int]:
+        return self._encoder.ids(ANSWER_HEADER, as_text=False)
+
+    def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Where the gate and where the rewards read."""
+        bos = self._encoder.tokenizer.bos_token_id
+        if bos is None or token_ids[0] != bos or token_ids.count(bos) > 1:
+            raise InputError(
+                f"{self._folder} makes chats with {token_ids.count(bos)} BOS, expected one, at their start"
+            )
+        return gate_index(token_ids, self._header), len(token_ids) - 1
+
+    def _detail(self, chat: Chat, values: Values) -> Mapping[str, object]:
+        objectives = len(values) // 2
+        rewards, gating = values[1 : 1 + objectives], values[1 + objectives :]
+        rounded = [float(f"{value:.6g}") for value in rewards]
+        return {
+            "attributes": dict(zip(attribute_names(objectives), rounded, strict=True)),
+            "gate": [float(f"{value:.6g}") for value in gating],
+        }
+
+
+def gate_index(token_ids: Sequence[int], header: Sequence[int]) -> int:
+    """Where the last `header` begins in a chat's tokens; raises `InputError` where there is none."""
+    for start in range(len(token_ids) - len(header), -1, -1):
+        if list(token_ids[start : start + len(header)]) == list(header):
+            return start
+    raise InputError(
+        f"the chat does not hold ArmoRM's assistant header {list(header)}, expected a tokenizer and a chat template as "
+        "those of Llama 3"
+    )
+
+
+def attribute_names(objectives: int) -> tuple[str, ...]:
+    """Names of a model's objectives: the published ones, or numbers where there are not as many."""
+    if objectives == len(ATTRIBUTES):
+        return ATTRIBUTES
+    return tuple(f"objective-{i}" for i in range(objectives))
+
+
+def load_armorm_reader(folder: Path, dtype: str) -> Reader:
+    """The model in `folder`; of each chat it gives score, rewards and gating, one after the other."""
+    import torch
+
+    from judges.armorm_model import load_armorm
+
+    model = load_armorm(folder, dtype)
+
+    def heads(hidden: torch.Tensor) -> torch.Tensor:
+        found = model.heads(gate=hidden[:, 0], last=hidden[:, 1])
+        return torch.cat((found.score[:, None], found.rewards, found.gating), 1)
+
+    return Reader(model, model.model, heads)
+
+
+def check_armorm_folder(folder: Path) -> int:
+    """The model's context in tokens, after checking that the folder is ArmoRM's; loads nothing.
+
+    Raises `InputError` that says what was found.
+    """
+    context = check_judge_folder(folder)
+    check_armorm_weights(folder)
+    return context
+
+
+def check_armorm_weights(folder: Path) -> dict[str, Path]:
+    """The file of each tensor, after checking that the tensors are exactly ArmoRM's for the sizes in `config.json`.
+
+    Raises `InputError` naming those that lack, that are too many, and that have another shape.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("architectures") != [ARCHITECTURE]:
+        raise InputError(
+            f"{folder} is a {config.get('architectures')} (architectures in config.json), expected [{ARCHITECTURE!r}]; "
+            "a model of one output is judge.kind reward_model"
+        )
+    found, expected = read_tensors(folder), _expected_shapes(config, folder)
+    both = found.keys() & expected.keys()
+    wrong = [
+        f"{name} is {list(found[name].shape)} (expected {list(expected[name])})"
+        for name in both
+        if found[name].shape != expected[name]
+    ]
+    faults = {
+        "lacking": expected.keys() - found.keys(),
+        "not expected": found.keys() - expected.keys(),
+        "of another shape": wrong,
+    }
+    told = "; ".join(f"{fault}: {some_of(names)}" for fault, names in faults.items() if names)
+    if told:
+        raise InputError(f"{folder} does not hold ArmoRM's tensors for its config.json, {told}: fetch it again")
+    return {name: tensor.file for name, tensor in found.items()}
+
+
+def _expected_shapes(config: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, as published; a test holds them against our module's."""
+
+    def size(name: str, default: int | None = None) -> int:
+        value = config.get(name, default)
+        value = default if value is None else value
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{folder / 'config.json'} has {name} {value!r}, expected a whole number from 1")
+        return value
+
+    temperature = config.get("gating_temperature")
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise InputError(f"{folder / 'config.json'} has gating_temperature {temperature!r}, expected a number above 0")
+    width, inner, objectives = size("hidden_size"), size("intermediate_size"), size("num_objectives")
+    heads = size("num_attention_heads")
+    head = size("head_dim", width // heads)
+    queries, keys = heads * head, size("num_key_value_heads", heads) * head
+    layer = {
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+        "self_attn.q_proj": (queries, width),
+        "self_attn.k_proj": (keys, width),
+        "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (size("vocab_size"), width),
+        "model.norm.weight": (width,),
+        "regression_layer.weight": (objectives, width),
+        "reward_transform_matrix": (objectives, objectives),
+        "gating.logit_scale": (1,),
+    }
+    for i in range(size("num_hidden_layers")):
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    widths = [width, *[size("gating_hidden_dim")] * size("gating_n_hidden"), objectives]
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        shapes |= {f"gating.layers.{i}.weight": (after, before), f"gating.layers.{i}.bias": (after,)}
+    return shapes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published figure, and what was found."""
+
+    name: str
+    """What it is of."""
+    expected: float
+    """As published."""
+    found: float
+    """As computed here."""
+    tolerance: float
+    """Largest difference that rounding explains."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two are the same but for rounding."""
+        return abs(self.found - self.expected) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class JudgeCheck:
+    """The published example, computed with a folder's model."""
+
+    figures: tuple[Figure, ...]
+    """Three coefficients and five rewards."""
+    largest: tuple[str, ...]
+    """The attributes of the three largest coefficients, as computed here."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all figures agree, and the three largest coefficients are the published ones."""
+        return self.largest == tuple(name for name, _ in _COEFFICIENTS) and all(f.agrees for f in self.figures)
+
+    def lines(self) -> list[str]:
+        """The check as text, a line a figure."""
+        rows = [
+            f"{figure.name:<50} expected {figure.expected:>9.5f}  found {figure.found:>9.5f}  "
+            f"{'ok' if figure.agrees else f'differs by more than {figure.tolerance:g}'}"
+            for figure in self.figures
+        ]
+        right = self.largest == tuple(name for name, _ in _COEFFICIENTS)
+        return [*rows, f"largest coefficients: {', '.join(self.largest)}  {'ok' if right else 'differ'}"]
+
+
+_PROMPT = 'What are some synonyms for the word "beautiful"?'
+_RESPONSE = "Nicely, Beautifully, Handsome, Stunning, Wonderful, Gorgeous, Pretty, Stunning, Elegant"
+_COEFFICIENTS = (
+    ("code-complexity", 0.19922),
+    ("helpsteer-verbosity", -0.10864),
+    ("ultrafeedback-instruction_following", 0.07861),
+)
+_HELPSTEER = (2.78125, 2.859375, 3.484375, 1.3847656, 1.296875)
+# Published in bfloat16 throughout, where numbers of this size are 0.001 (coefficients) and 0.02 (rewards × 5) apart.
+_COEFFICIENT_TOLERANCE, _HELPSTEER_TOLERANCE = 0.01, 0.1
+
+
+def judge_check(folder: Path) -> JudgeCheck:
+    """Computes the example of ArmoRM's model card in bfloat16 and holds it against the figures published there.
+
+    Raises `InputError` where the folder is not ArmoRM's, or has not the published objectives.
+    """
+    check_armorm_folder(folder)
+    config, engine = ArmoRMJudge(model=str(folder)), JudgeEngineConfig(dtype="bfloat16")
+    chat = ArmoRMScorer(config, engine, ClusterConfig()).chat_of(_PROMPT, _RESPONSE)
+    coefficients, rewards = _coefficients_and_rewards(folder, chat)
+    if len(rewards) != len(ATTRIBUTES):
+        raise InputError(f"{folder} has {len(rewards)} objectives, expected the {len(ATTRIBUTES)} that are published")
+    found = dict(zip(ATTRIBUTES, coefficients, strict=True))
+    figures = [
+        Figure(f"coefficient of {name}", expected, found[name], _COEFFICIENT_TOLERANCE)
+        for name, expected in _COEFFICIENTS
+    ]
+    figures += [
+        Figure(f"{name}, on its scale", expected, reward * 5 - 0.5, _HELPSTEER_TOLERANCE)
+        for name, expected, reward in zip(ATTRIBUTES, _HELPSTEER, rewards, strict=False)
+    ]
+    largest = sorted(found, key=lambda name: abs(found[name]), reverse=True)[:3]
+    return JudgeCheck(tuple(figures), tuple(largest))
+
+
+def _coefficients_and_rewards(folder: Path, chat: Chat) -> tuple[list[float], list[float]]:
+    import torch
+
+    from judges.armorm_model import load_armorm
+
+    model = load_armorm(folder, "bfloat16")
+    token_ids = torch.tensor([chat.token_ids])
+    with torch.inference_mode():
+        found = model(token_ids, torch.ones_like(token_ids), torch.tensor([chat.positions[0]]))
+    return found.coefficients[0].tolist(), found.rewards[0].tolist()

@@ -1,0 +1,148 @@
+"""Who is asked for verdicts: engines of our own, or a server.
+
+In: comparisons as texts. Out: replies, as they come, in any order. Engines are asked prefix by prefix: what two
+comparisons share (the question, the first answer) stands at the front of both, and comparisons that share it follow
+one another, so that the engine's prefix cache computes it once.
+
+The decision to question: a comparison's tokens are put together from pieces that are encoded once a response, since
+encoding all of them as whole texts takes longer than everything else we do. A tokenizer may join letters across a seam;
+so one comparison of each group is encoded whole too, and where the two differ the whole group is.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prompts.verdict import LABELS, VerdictPrompt
+from tpo.config import ClusterConfig, Endpoint, JudgeEngineConfig, PairwiseJudge
+from tpo.engines.api import ChatClient, Refused, Spent
+from tpo.engines.chat import ChatEncoder, Piece
+from tpo.engines.model_folder import check_model_folder
+from tpo.engines.reply import Decoding, Reply, Tokens
+from tpo.engines.sampler import sampler_pool
+from tpo.store import folder_artifact
+
+SHARD_COMPARISONS = 512
+"""Comparisons handed to an engine at a time, more where a group has more."""
+PUBLISHED_NEW_TOKENS = 2048
+"""Longest judgment of the Self-Taught Evaluator."""
+LABEL_TOKENS = 8
+"""Room for a verdict alone."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses to one instruction."""
+
+    instruction: str
+    """What the user asked."""
+    first: str
+    """The response shown first."""
+    second: str
+    """The response shown second."""
+
+
+class Asker(Protocol):
+    """Answers comparisons."""
+
+    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+        """The reply to each comparison, by its position, as they come."""
+        ...
+
+
+class EngineAsker:
+    """Asks vLLM engines of our own."""
+
+    def __init__(
+        self, config: PairwiseJudge, prompt: VerdictPrompt, engine: JudgeEngineConfig, cluster: ClusterConfig
+    ) -> None:
+        assert config.folder is not None
+        self._model = folder_artifact(config.folder)
+        self._context = min(config.max_tokens, check_model_folder(config.folder))
+        self._decoding = decoding_of(config, self._context)
+        self._pool = sampler_pool(engine, cluster, self._context, cpus=0)
+        self._encoder = ComparisonEncoder(prompt, ChatEncoder(config.folder))
+
+    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+        """The replies shard by shard; comparisons of one instruction stay on one engine, too long ones are refused."""
+        prompts = self._encoder.encode(comparisons)
+        longest = self._context - self._decoding.max_new_tokens
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest]
+        yield from ((i, Refused("too_long")) for i in sorted(set(range(len(prompts))) - set(fitting)))
+        shards = shards_of(comparisons, fitting)
+        tokens = [[prompts[i] for i in shard] for shard in shards]
+        labels = self._encoder.labels if self._decoding.labels else []
+        for shard, replies in self._pool.reply(self._model, tokens, self._decoding, labels):
+            yield from zip(shards[shard], replies, strict=True)
+
+
+class ServerAsker:
+    """Asks an OpenAI-compatible server."""
+
+    def __init__(self, config: PairwiseJudge, endpoint: Endpoint, prompt: VerdictPrompt, spent: Tokens) -> None:
+        self._client = ChatClient(endpoint, config.model)
+        self._decoding = decoding_of(config, config.max_tokens)
+        self._prompt = prompt
+        self._spent = Spent(spent.input_tokens, spent.output_tokens)
+
+    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+        """The replies as the server gives them."""
+        chats = [self._prompt.render(asked.instruction, asked.first, asked.second) for asked in comparisons]
+        return self._client.ask(chats, self._decoding, spent=self._spent)
+
+
+class ComparisonEncoder:
+    """Token ids of comparisons, from pieces that are encoded once."""
+
+    def __init__(self, prompt: VerdictPrompt, encoder: ChatEncoder) -> None:
+        self._prompt = prompt
+        self._encoder = encoder
+        self.labels = [encoder.ids(label, as_text=True) for label in LABELS]
+        system, *user = prompt.prose()
+        before, between, after = encoder.structure(("system", "user"))
+        self._before = [Piece(before, True), Piece(system), Piece(between, True), Piece(user[0])]
+        self._between, self._middle, self._end = Piece(user[1]), Piece(user[2]), [Piece(user[3]), Piece(after, True)]
+        if not encoder.keeps_outer_space:
+            self._end[0] = Piece(user[3].rstrip())
+
+    def encode(self, comparisons: Sequence[Comparison]) -> list[list[int]]:
+        """Token ids of each comparison, with the generation prompt at its end."""
+        encoded: list[list[int]] = []
+        for instruction, group in itertools.groupby(comparisons, key=lambda asked: asked.instruction):
+            encoded += self._encode_group(instruction, list(group))
+        return encoded
+
+    def _encode_group(self, instruction: str, group: list[Comparison]) -> list[list[int]]:
+        join = self._encoder.encode_pieces
+        head = join([*self._before, Piece(self._prompt.defused(instruction)), self._between])
+        first = {
+            text: join([Piece(self._prompt.defused(text)), self._middle]) for text in {asked.first for asked in group}
+        }
+        second = {
+            text: join([Piece(self._prompt.defused(text)), *self._end]) for text in {asked.second for asked in group}
+        }
+        encoded = [[*head, *first[asked.first], *second[asked.second]] for asked in group]
+        if encoded[0] != (whole := self._whole(group[0])):
+            encoded = [whole, *(self._whole(asked) for asked in group[1:])]
+        return encoded
+
+    def _whole(self, asked: Comparison) -> list[int]:
+        return self._encoder.encode(self._prompt.render(asked.instruction, asked.first, asked.second))
+
+
+def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
+    """How replies are decoded in the config's mode."""
+    if config.mode == "cot":
+        return Decoding(config.max_new_tokens or min(PUBLISHED_NEW_TOKENS, context // 4))
+    return Decoding(LABEL_TOKENS, LABELS, probabilities=config.mode == "probability")
+
+
+def shards_of(comparisons: Sequence[Comparison], positions: Sequence[int]) -> list[list[int]]:
+    """Positions of comparisons in shards, none of which ends within the comparisons of one instruction."""
+    shards: list[list[int]] = []
+    for _, group in itertools.groupby(positions, key=lambda i: comparisons[i].instruction):
+        if not shards or len(shards[-1]) >= SHARD_COMPARISONS:
+            shards.append([])
+        shards[-1] += group
+    return shards

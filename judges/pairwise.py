@@ -1,0 +1,243 @@
+"""A language model that compares responses two at a time (the Self-Taught Evaluator, 2408.02666), turned into ratings.
+
+In: groups. Out: comparisons, each with the judge's own words, and from them one Bradley-Terry rating a response
+(2410.10630, "ELO scoring"). With a baseline the comparisons are with that alone, and the score is the share of both
+orders that the response wins: 1, 0, or a half where the orders contradict each other.
+
+The decision to question: responses of equal text enter as one, since no judge can tell them apart, and share a rating;
+the paper asks for them eight times. A verdict that cannot be read, or a call that failed for good, adds nothing, as a
+tie does, but is recorded as what it is; a response without a single verdict is unscored and not in the middle.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from judges.askers import Asker, Comparison
+from judges.base import BASELINE, Group, Response
+from prompts.verdict import Verdict, parse_verdict
+from tpo.config import PairwiseJudge
+from tpo.engines.api import Refused
+from tpo.engines.reply import Reply
+from tpo.journal import Journal
+from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
+from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
+from tpo.records import Judgment, Score
+
+_RESULTS: Mapping[Verdict, float] = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}
+
+
+class Pairwise:
+    """Compares responses and rates them by their wins."""
+
+    def __init__(self, config: PairwiseJudge, asker: Asker) -> None:
+        self._config = config
+        self._asker = asker
+
+    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+        """The comparisons of each group.
+
+        What `journal` holds is not asked again, and what is asked is written there as it comes.
+        """
+        matches = [_Match(group, self._config) for group in groups]
+        while questions := self._next_questions(matches):
+            for question, said in self._ask(questions, journal):
+                question.match.record(question, said)
+        for match in matches:
+            yield match.judgments()
+
+    def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
+        """The rating of each response in nats, centred to mean 0 over distinct texts; with a baseline, from 0 to 1."""
+        said = {(j.index, j.other_index): j.outcome for j in judgments if j.other_index is not None}
+        values = self._ratings(group, said) if group.baseline is None else _against_baseline(group, said)
+        return [
+            Score(
+                prompt_id=group.prompt_id,
+                index=response.index,
+                value=values.get(response.text),
+                unscored=None if response.text in values else self._why_unscored(response),
+                correct=None,
+                response_chars=len(response.text),
+            )
+            for response in group.responses
+        ]
+
+    def _next_questions(self, matches: Sequence["_Match"]) -> list["_Question"]:
+        """What to ask next of all groups, given what has been said; empty when all is clear."""
+        tournament = _tournament(self._config)
+        questions = {id(match): match.against_baseline() for match in matches}
+        for k, level in itertools.groupby(sorted(matches, key=_places), key=_places):
+            if k > 1:
+                rivals = list(level)
+                rounds = tournament.next_rounds(k, [match.results for match in rivals])
+                questions |= {id(match): match.questions(pairs) for match, pairs in zip(rivals, rounds, strict=True)}
+        return [question for match in matches for question in questions[id(match)]]
+
+    def _ask(
+        self, questions: Sequence["_Question"], journal: Journal | None
+    ) -> Iterator[tuple["_Question", Reply | Refused]]:
+        """What is said to each question, from the journal or by asking, in any order."""
+        known = journal.answers if journal else {}
+        for question in questions:
+            if question.key in known:
+                yield question, _from_json(known[question.key])
+        open_ = [question for question in questions if question.key not in known]
+        for i, said in self._asker.ask([question.comparison for question in open_]):
+            if journal:
+                journal.write(open_[i].key, _to_json(said))
+            yield open_[i], said
+
+    def _ratings(self, group: Group, said: "_Said") -> dict[str, float]:
+        """Bradley-Terry ratings by text, of texts that have a verdict; a text without a rival is level with itself."""
+        entrants = _entrants(group, self._config)
+        if len(entrants) < 2:
+            return {entrant.text: 0.0 for entrant in entrants}
+        results = np.full((len(entrants), len(entrants)), np.nan)
+        for m, first in enumerate(entrants):
+            for n, second in enumerate(entrants):
+                if (outcome := said.get((first.index, second.index))) is not None:
+                    results[m, n] = outcome
+        soft = self._config.mode == "probability"
+        wins = soft_battle_matrix(results) if soft else battle_matrix(np.nan_to_num(results))
+        ratings = bradley_terry(wins, self._config.ridge)
+        heard = ~np.isnan(results)
+        return {
+            entrant.text: float(ratings[i]) for i, entrant in enumerate(entrants) if heard[i].any() or heard[:, i].any()
+        }
+
+    def _why_unscored(self, response: Response) -> str:
+        return "too_long" if len(response.text) > self._config.max_response_chars else "no_verdict"
+
+
+_Said: TypeAlias = Mapping[tuple[int, int], float | None]
+"""Outcome by index of the response shown first and of the one shown second."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One comparison to ask: which group, which two responses."""
+
+    match: "_Match"
+    first: Response
+    second: Response
+
+    @property
+    def key(self) -> str:
+        """Its name in the journal."""
+        return f"{self.match.group.prompt_id} {self.first.index} {self.second.index}"
+
+    @property
+    def comparison(self) -> Comparison:
+        """What the judge sees."""
+        return Comparison(self.match.group.instruction, self.first.text, self.second.text)
+
+
+class _Match:
+    """The comparisons of one group as they proceed."""
+
+    def __init__(self, group: Group, config: PairwiseJudge) -> None:
+        self.group = group
+        self._config = config
+        self._entrants = _entrants(group, config)
+        self._places = {entrant.index: place for place, entrant in enumerate(self._entrants)}
+        self.results: dict[tuple[int, int], float | None] = {}
+        self._judgments: list[Judgment] = []
+
+    @property
+    def places(self) -> int:
+        """How many responses take part in a tournament; none where each is held against a baseline."""
+        return len(self._entrants) if self.group.baseline is None else 0
+
+    def questions(self, pairs: Sequence[tuple[int, int]]) -> list[_Question]:
+        """Pairs of places as questions."""
+        return [_Question(self, self._entrants[m], self._entrants[n]) for m, n in pairs]
+
+    def against_baseline(self) -> list[_Question]:
+        """Each response against the baseline in both orders, once; none without a baseline."""
+        baseline = self.group.baseline
+        if baseline is None or self._judgments:
+            return []
+        rivals = [entrant for entrant in self._entrants if entrant.text != baseline.text]
+        return [_Question(self, *pair) for rival in rivals for pair in ((rival, baseline), (baseline, rival))]
+
+    def record(self, question: _Question, said: Reply | Refused) -> None:
+        """Notes what was said to one question."""
+        outcome = _outcome(said, self._config.mode)
+        detail = json.dumps(_to_json(said), ensure_ascii=False, allow_nan=False)
+        first, second = question.first.index, question.second.index
+        self._judgments.append(Judgment(self.group.prompt_id, first, second, outcome, detail))
+        if self.group.baseline is None:
+            self.results[self._places[first], self._places[second]] = outcome
+
+    def judgments(self) -> list[Judgment]:
+        """Everything that was said, by index."""
+        return sorted(self._judgments, key=lambda judgment: (judgment.index, judgment.other_index or 0))
+
+
+def _places(match: _Match) -> int:
+    return match.places
+
+
+def _tournament(config: PairwiseJudge) -> Tournament:
+    if config.tournament == "all_pairs":
+        return AllPairs()
+    return Adaptive() if config.mode == "probability" else FOR_HARD_VERDICTS
+
+
+def _entrants(group: Group, config: PairwiseJudge) -> list[Response]:
+    """The distinct texts of a group that are short enough to be shown, each by the first response that has it."""
+    distinct: dict[str, Response] = {}
+    for response in group.responses:
+        if len(response.text) <= config.max_response_chars:
+            distinct.setdefault(response.text, response)
+    return list(distinct.values())
+
+
+def _outcome(said: Reply | Refused, mode: str) -> float | None:
+    """1 where the first won, -1 the second, 0 a tie; 2p - 1 for a soft result; None where nothing can be read."""
+    if isinstance(said, Refused):
+        return None
+    if mode != "probability":
+        verdict = parse_verdict(said.text, finished=said.finished)
+        return None if verdict is None else _RESULTS[verdict]
+    if said.label_logprobs is None or max(said.label_logprobs) == -math.inf:
+        return None
+    first, second = said.label_logprobs
+    return math.tanh((first - second) / 2)
+
+
+def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
+    """The mean result of both orders by text, from 0 to 1; a half for the baseline's own text."""
+    assert group.baseline is not None
+    values = {}
+    for response in group.responses:
+        if response.text == group.baseline.text:
+            values[response.text] = 0.5
+            continue
+        shown_first, shown_second = said.get((response.index, BASELINE)), said.get((BASELINE, response.index))
+        if shown_first is not None and shown_second is not None:
+            values.setdefault(response.text, 0.5 + (shown_first - shown_second) / 4)
+    return values
+
+
+def _to_json(said: Reply | Refused) -> dict[str, Any]:
+    """What was said, in what JSON can hold: a log-probability of -inf is null."""
+    values = dataclasses.asdict(said)
+    if values.get("label_logprobs") is not None:
+        values["label_logprobs"] = [None if value == -math.inf else value for value in values["label_logprobs"]]
+    return values
+
+
+def _from_json(values: Mapping[str, Any]) -> Reply | Refused:
+    if "reason" in values:
+        return Refused(**values)
+    logprobs = values["label_logprobs"]
+    if logprobs is not None:
+        logprobs = tuple(-math.inf if value is None else value for value in logprobs)
+    return Reply(**{**values, "label_logprobs": logprobs})

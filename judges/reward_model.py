@@ -1,0 +1,223 @@
+"""Judges that are reward models: torch reads each response as a chat and says a number.
+
+In: groups. Out: a reading a response, the model's number for the chat of instruction and response through the model's
+own template; the score is that number, in the model's own unit. What a response says cannot become structure.
+
+The decision to question: published pipelines cut a chat that is too long, and score what is left. Here it is unscored,
+as is one that the model gives no finite number: a cut response is another response, and a health limit counts them.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from judges.base import Group
+from judges.judge_folder import check_judge_folder, read_json, read_tensors, some_of
+from tpo.config import ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.engines.chat import ChatEncoder
+from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
+from tpo.errors import InputError
+from tpo.journal import Journal
+from tpo.records import Judgment, Message, Score
+
+_HEAD = "score.weight"
+
+
+class ChatScorer(Protocol):
+    """Reads chats: a `ScorerPool`, or a `Scorer` in this process."""
+
+    def score(self, groups: Iterable[Sequence[Chat]], /) -> Iterable[list[Values]]:
+        """The values of each group's chats, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Unscored:
+    """Why a response has no score."""
+
+    reason: str
+    """In a word, for counting."""
+    facts: Mapping[str, object]
+    """What was found."""
+
+
+class ChatJudge(ABC):
+    """What the judges share that read each response by itself, as a chat; the first value they get is the score."""
+
+    def __init__(self, folder: Path, max_tokens: int, scorer: ChatScorer) -> None:
+        self._folder = folder
+        self._max_tokens = max_tokens
+        self._scorer = scorer
+
+    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+        """One reading a response; None, and why, for a chat that is too long or gets no finite number.
+
+        Raises `InputError` where the model's folder or chat template is not what this judge can read.
+        """
+        longest = min(self._max_tokens, self._check(self._folder))
+        self.chat_of("Say hello.", "Hello.")
+        asked: deque[list[Chat | _Unscored]] = deque()
+
+        def chats() -> Iterator[list[Chat]]:
+            for group in groups:
+                asked.append(
+                    [self._try_chat(group.instruction, response.text, longest) for response in group.responses]
+                )
+                yield [chat for chat in asked[-1] if isinstance(chat, Chat)]
+
+        for group, values in zip(groups, self._scorer.score(chats()), strict=True):
+            found = iter(values)
+            readings = [(chat, next(found) if isinstance(chat, Chat) else []) for chat in asked.popleft()]
+            yield [
+                self._judgment(group.prompt_id, response.index, *reading)
+                for response, reading in zip(group.responses, readings, strict=True)
+            ]
+
+    def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
+        """The readings as they are."""
+        said = {judgment.index: judgment for judgment in judgments}
+        return [
+            Score(
+                prompt_id=group.prompt_id,
+                index=response.index,
+                value=said[response.index].outcome,
+                unscored=json.loads(said[response.index].detail).get("unscored"),
+                correct=None,
+                response_chars=len(response.text),
+            )
+            for response in group.responses
+        ]
+
+    def chat_of(self, instruction: str, response: str) -> Chat:
+        """The chat of an instruction and a response, without a generation prompt, and where the model's heads read.
+
+        Raises `InputError` where the template rewrites the texts or the heads find no place to read.
+        """
+        turns = [Message(role="user", content=instruction), Message(role="assistant", content=response)]
+        token_ids = tuple(self._encoder.encode(turns))
+        return Chat(token_ids, self._positions(token_ids))
+
+    @cached_property
+    def _encoder(self) -> ChatEncoder:
+        return ChatEncoder(self._folder, generation_prompt=False)
+
+    def _try_chat(self, instruction: str, response: str, longest: int) -> Chat | _Unscored:
+        try:
+            chat = self.chat_of(instruction, response)
+        except InputError as error:
+            return _Unscored("not_encodable", {"error": str(error)})
+        tokens = len(chat.token_ids)
+        return chat if tokens <= longest else _Unscored("too_long", {"tokens": tokens, "limit": longest})
+
+    def _judgment(self, prompt_id: str, index: int, chat: Chat | _Unscored, values: Values) -> Judgment:
+        if isinstance(chat, Chat) and not all(map(math.isfinite, values)):
+            chat = _Unscored("not_finite", {"tokens": len(chat.token_ids)})
+        if isinstance(chat, _Unscored):
+            return Judgment(prompt_id, index, None, None, json.dumps({"unscored": chat.reason, **chat.facts}))
+        return Judgment(prompt_id, index, None, values[0], json.dumps(self._detail(chat, values)))
+
+    @staticmethod
+    @abstractmethod
+    def _check(folder: Path) -> int:
+        """The model's context in tokens, after checking its folder."""
+
+    @abstractmethod
+    def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Where in a chat the heads read."""
+
+    @abstractmethod
+    def _detail(self, chat: Chat, values: Values) -> Mapping[str, object]:
+        """What to keep beside the score."""
+
+
+class RewardModel(ChatJudge):
+    """Any sequence-classification model of transformers that is a decoder with one output.
+
+    Args:
+        config: Which model.
+        engine: What it runs on.
+        cluster: Where Ray is.
+        scorer: What reads the chats; the process's pool for this model unless another is given.
+    """
+
+    def __init__(
+        self,
+        config: RewardModelJudge,
+        engine: JudgeEngineConfig,
+        cluster: ClusterConfig,
+        *,
+        scorer: ChatScorer | None = None,
+    ) -> None:
+        pool = scorer or scorer_pool(load_reward_model, config.folder, engine, cluster)
+        super().__init__(config.folder, config.max_tokens, pool)
+
+    @staticmethod
+    def _check(folder: Path) -> int:
+        return check_reward_folder(folder)
+
+    @cached_property
+    def _pad_token_id(self) -> int | None:
+        pad: int | None = read_json(self._folder / "config.json").get("pad_token_id")
+        return pad
+
+    def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The last token that is not the model's padding, which is where transformers reads, and training has read."""
+        places = (i for i in reversed(range(len(token_ids))) if token_ids[i] != self._pad_token_id)
+        return (next(places, 0),)
+
+    def _detail(self, chat: Chat, values: Values) -> Mapping[str, object]:
+        return {"tokens": len(chat.token_ids)}
+
+
+def load_reward_model(folder: Path, dtype: str) -> Reader:
+    """The model in `folder`, its decoder in `dtype` and its head in float32.
+
+    Raises `InputError` where tensors lack: transformers would make them up.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:
+        raise InputError(f"{folder} lacks tensors of its model: {some_of(loading['missing_keys'])}")
+    if model.base_model is model or not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise InputError(f"{folder} is a {type(model).__name__}, expected a decoder with a linear head named score")
+    head = model.score.float()
+    model.eval().requires_grad_(False)
+    return Reader(model, model.base_model, lambda hidden: head(hidden[:, 0].float()))
+
+
+def check_reward_folder(folder: Path) -> int:
+    """The model's context in tokens, after checking that the folder is a sequence-classification model of one output.
+
+    Loads nothing. Raises `InputError` that says what was found.
+    """
+    context = check_judge_folder(folder)
+    config = read_json(folder / "config.json")
+    names = config.get("architectures") or ["nothing"]
+    if not str(names[0]).endswith("ForSequenceClassification"):
+        raise InputError(
+            f"{folder} is a {names[0]} (architectures in config.json), expected a sequence-classification model, "
+            "…ForSequenceClassification, with one output"
+        )
+    head = read_tensors(folder).get(_HEAD)
+    if head is None:
+        raise InputError(f"{folder} has no tensor {_HEAD}, expected a decoder with a linear head of that name")
+    outputs = config.get("num_labels") or len(config.get("id2label") or ("LABEL_0", "LABEL_1"))
+    for found, where in ((head.shape[0], _HEAD), (outputs, "id2label in config.json")):
+        if found != 1:
+            raise InputError(f"{folder} has {found} outputs ({where}), expected 1: a reward model says one number")
+    return context

@@ -1,0 +1,282 @@
+"""Verdict prompts: show a judge two responses to one instruction, and read which of them it finds better.
+
+In: an instruction and two responses, or what a judge wrote. Out: chat messages, or a `Verdict`. The layout is the
+Self-Taught Evaluator's (2408.02666; its published code), which that model was trained on letter by letter.
+
+The decision to question: the layout is plain text, so a response that quotes it could pose as the end of one answer
+and the start of the next, and one that quotes a label could put words into the judge's mouth. Such quotes, and look-
+alikes of them, get round brackets before they are shown (`defused`); all other text is shown as it is. Two texts look
+alike here if their skeletons are equal: what is left without white space, marks and what cannot be seen, in one case
+and one script. A template whose parts are not told apart by words in brackets is refused: nothing could be defused.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from jinja2 import Environment, nodes
+
+from tpo.config import PairwiseJudge
+from tpo.errors import InputError
+from tpo.records import Message
+
+TEMPLATES = Path(__file__).parent / "templates"
+SLOTS = ("instruction", "first", "second")
+"""What a user template shows, in this order."""
+LABELS = ("[[A]]", "[[B]]")
+"""What a judge writes for the response shown first, and for the one shown second."""
+TIE_LABEL = "[[C]]"
+"""What some judges write for neither, though the prompt does not offer it."""
+
+
+class Verdict(StrEnum):
+    """What a judge decided."""
+
+    FIRST = "A"
+    """The response shown first is better."""
+    SECOND = "B"
+    """The response shown second is better."""
+    TIE = "C"
+    """Neither is; the prompt does not offer it, but judges say it."""
+
+
+@dataclass(frozen=True)
+class VerdictPrompt:
+    """One way to ask for a verdict."""
+
+    system_template: str
+    """The system turn, as it is."""
+    user_template: str
+    """The user turn: text with `{{ instruction }}`, `{{ first }}` and `{{ second }}`, in this order, and nothing else
+    of Jinja's."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the templates: equal fingerprints ask alike."""
+        return hashlib.sha256(repr((self.system_template, self.user_template)).encode()).hexdigest()
+
+    def render(self, instruction: str, first: str, second: str) -> list[Message]:
+        """The chat messages that ask which of two responses is better; what they say is shown defused."""
+        head, between, middle, tail = self._pieces
+        said = [self.defused(text) for text in (instruction, first, second)]
+        user = f"{head}{said[0]}{between}{said[1]}{middle}{said[2]}{tail}"
+        return [Message(role="system", content=self.system_template), Message(role="user", content=user)]
+
+    def defused(self, text: str) -> str:
+        """`text` as this prompt shows it: without outer white space, and with round brackets in whatever could pass for
+        a part of the template or for a label."""
+        return _defused(text, self._forgeries)
+
+    def prose(self) -> list[str]:
+        """The pieces of text that never change, in order: system turn, then the user turn around its three slots."""
+        return [self.system_template, *self._pieces]
+
+    @cached_property
+    def _pieces(self) -> tuple[str, str, str, str]:
+        return _taken_apart(self.user_template)
+
+    @cached_property
+    def _forgeries(self) -> "_Forgeries":
+        forgeries = _Forgeries.of(self._pieces)
+        _check_fences(self._pieces, forgeries)
+        return forgeries
+
+
+def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
+    """The prompt that a config asks for, with its template files checked.
+
+    Raises `InputError` where a template is missing, where the user turn is not text with the three slots, each once, in
+    order and fenced by words in brackets, and where neither turn says which labels to write.
+    """
+    shipped = PROMPTS["cot" if config.mode == "cot" else "label"]
+    prompt = VerdictPrompt(
+        _read(config.system_template).strip() if config.system_template else shipped.system_template,
+        _read(config.user_template) if config.user_template else shipped.user_template,
+    )
+    try:
+        prompt.render("", "", "")
+    except InputError as error:
+        raise InputError(f"verdict template {config.user_template}: {error}") from error
+    unsaid = [label for label in LABELS if not any(label in piece for piece in prompt.prose())]
+    if unsaid:
+        raise InputError(
+            f"the verdict templates never mention {' and '.join(unsaid)}, which verdicts are read from: tell the judge "
+            f'in the system or the user turn to finish with "{LABELS[0]}" or "{LABELS[1]}"'
+        )
+    return prompt
+
+
+def parse_verdict(text: str, *, finished: bool) -> Verdict | None:
+    """The verdict in what a judge wrote; None where there is none, or more than one.
+
+    As published, both labels are no verdict and `[[C]]` alone is a tie. A judgment that the token limit cut (`finished`
+    is False) is none either: what it says so far may be a quotation.
+    """
+    if not finished:
+        return None
+    first, second = (label in text for label in LABELS)
+    if first and second:
+        return None
+    if first or second:
+        return Verdict.FIRST if first else Verdict.SECOND
+    return Verdict.TIE if TIE_LABEL in text else None
+
+
+def defused(text: str) -> str:
+    """`text` as the shipped prompts show it; a prompt of a user's own has delimiters of its own, and its own method."""
+    return PROMPTS["cot"].defused(text)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forgeries:
+    """What text inside a prompt must not look like."""
+
+    exact: tuple[str, ...]
+    """Skeletons of all labels, and of whatever stands in brackets in a template's prose."""
+    opening: tuple[str, ...]
+    """The characters that one can begin with."""
+    pattern: re.Pattern[str]
+    """Matches the skeleton of one, also where it numbers an assistant as the template does not: C, D, 3."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[str]) -> "_Forgeries":
+        """What can be forged in a template with these pieces of prose."""
+        exact = _bracketed([*LABELS, TIE_LABEL, *pieces])
+        numbered = [part for part in _bracketed([_NUMBER.sub(_ANY, piece) for piece in pieces]) if _ANY in part]
+        choices = [re.escape(part) for part in exact]
+        choices += [r"\w{1,2}".join(map(re.escape, part.split(_ANY))) for part in numbered]
+        kinds = {part[0] for part in exact}
+        opening = tuple(char for char, bracket in _BRACKETS.items() if bracket[0] in kinds)
+        return cls(exact, opening, re.compile("|".join(choices)))
+
+
+def _bracketed(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part for text in texts for part in _IN_BRACKETS.findall(_skeleton(text))))
+
+
+@lru_cache(maxsize=128)  # a response is shown once for each other of its group, and in either place
+def _defused(text: str, forgeries: _Forgeries) -> str:
+    text = text.strip()
+    # Once is enough for every sane template; a round bracket may belong to a further forgery: "[a (b)]" beside "[b]".
+    while any(char in text for char in forgeries.opening):
+        skeleton = _skeleton(text)
+        if not forgeries.pattern.search(skeleton):
+            break
+        origin = [i for i, char in enumerate(text) for _ in _SKELETONS[ord(char)] or ""]
+        shown = list(text)
+        for match in forgeries.pattern.finditer(skeleton):
+            for i in range(*match.span()):
+                if skeleton[i] in _ROUND:
+                    shown[origin[i]] = _ROUND[skeleton[i]]
+        text = "".join(shown)
+    return text
+
+
+def _taken_apart(template: str) -> tuple[str, str, str, str]:
+    """The text of a user template before, between and after its slots; the template is read, never executed."""
+    try:
+        body = _ENVIRONMENT.parse(template).body
+    except Exception as error:  # besides syntax errors: numbers too long to read, nesting too deep
+        raise InputError(f"the user turn does not parse: {error}") from error
+    pieces, slots = [""], []
+    for part in (part for node in body for part in (node.nodes if isinstance(node, nodes.Output) else [node])):
+        if isinstance(part, nodes.TemplateData):
+            pieces[-1] += part.data
+        elif isinstance(part, nodes.Name):
+            slots.append(part.name)
+            pieces.append("")
+        else:
+            raise InputError(
+                f"the user turn holds {type(part).__name__} in line {part.lineno}, expected text and slots alone: "
+                f"write {_ALL_SLOTS} where they belong, without filters, conditions or calls"
+            )
+    if tuple(slots) != SLOTS:
+        raise InputError(
+            f"the user turn shows {', '.join(slots) or 'nothing'}: expected {_ALL_SLOTS}, each once and in this order"
+        )
+    head, between, middle, tail = pieces
+    return head, between, middle, tail
+
+
+def _check_fences(pieces: Sequence[str], forgeries: _Forgeries) -> None:
+    """Raise InputError unless words in brackets stand before each slot, and none that a slot's text can complete."""
+    seen = [_skeleton(piece) for piece in pieces]
+    for slot, piece, before, after in zip(SLOTS, pieces, seen, seen[1:], strict=False):
+        if not _IN_BRACKETS.search(before):
+            raise InputError(
+                f"only {piece.strip()!r} stands before {slot}, and a response could say the same: write words in "
+                f"square or angle brackets there, such as [{slot.title()}]"
+            )
+        for part in forgeries.exact:
+            ends = any(before.endswith(part[:i]) or after.startswith(part[i:]) for i in range(1, len(part)))
+            if ends or before in part[1:-1]:
+                raise InputError(
+                    f"what is said in {slot} or beside it could complete {part!r}: put no brackets around slots, and "
+                    "more than a label's letter between them"
+                )
+
+
+def _skeleton(text: str) -> str:
+    return text.translate(_SKELETONS)
+
+
+class _Skeletons(dict[int, str | None]):
+    """What each character looks like: letters and signs in one case and script, None for what leaves no trace."""
+
+    def __missing__(self, code: int) -> str | None:
+        plain = unicodedata.normalize("NFKD", chr(code).translate(_TWINS)).translate(_TWINS).casefold()
+        # Besides separators, marks and controls, what is blank by design. Brackets are those of the table, no others.
+        if chr(code) not in _BRACKETS:
+            plain = "".join(c for c in plain if unicodedata.category(c)[0] not in "ZMC" and c not in _BLANKS)
+        self[code] = plain or None
+        return self[code]
+
+
+_ROUND = {"[": "(", "]": ")", "<": "(", ">": ")"}
+_BRACKETS = {
+    **dict.fromkeys("[［﹇【〔﹝〖〘❲⟬⦋⦍⦏⦗⁅⸢⹕︹︻︗", "["),
+    **dict.fromkeys("]］﹈】〕﹞〗〙❳⟭⦌⦎⦐⦘⁆⸥⹖︺︼︘", "]"),
+    **dict.fromkeys("⟦〚⹗", "[["),
+    **dict.fromkeys("⟧〛⹘", "]]"),
+    **dict.fromkeys("<＜﹤≮‹❬❮❰⟨〈\u2329⧼︿", "<"),
+    **dict.fromkeys(">＞﹥≯›❭❯❱⟩〉\u232a⧽﹀", ">"),
+}
+"""Brackets that look like square or angle ones, and which."""
+_BLANKS = "[]<>\u115f\u1160\u2800\u3164\uffa0"
+_TWINS = str.maketrans(
+    _BRACKETS
+    | dict.fromkeys("‘’‚‛′‵ʹʻʼʽˈˊˋ´`＇｀՚ߴߵ❛❜", "'")
+    | dict(zip("АВСЕНІЈКМОРЅТУХԚԜаеіјорсухѕһԁԛԝв", "ABCEHIJKMOPSTYXQWaeijopcyxshdqwb", strict=True))  # Cyrillic
+    | dict(zip("ΑΒϹΕΖΗΙΚΜΝΟΡΤΥΧϲινορυ", "ABCEZHIKMNOPTYXcivopu", strict=True))  # Greek
+    | dict(zip("ᎪᏴᏟꓮꓐꓚⲀⲂⲤᴀʙᴄ🅐🅑🅒🅰🅱🅲🇦🇧🇨", "ABC" * 7, strict=True))  # the labels' letters elsewhere
+)
+"""Characters that Unicode keeps apart and readers do not: brackets, apostrophes and the commonest letters."""
+_SKELETONS = _Skeletons()
+_IN_BRACKETS = re.compile(r"\[\[?[^][<>]*\w[^][<>]*\]\]?|<[^][<>]*\w[^][<>]*>")
+_NUMBER = re.compile(r"\b[A-Z0-9]\b")
+_ANY = "\N{OBJECT REPLACEMENT CHARACTER}"
+_ALL_SLOTS = ", ".join(f"{{{{ {slot} }}}}" for slot in SLOTS)
+_ENVIRONMENT = Environment(autoescape=False, keep_trailing_newline=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"verdict template {path} cannot be read: {error}") from error
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+PROMPTS: Mapping[str, VerdictPrompt] = {
+    "cot": VerdictPrompt(_template("verdict_cot.system").strip(), _template("verdict.user")),
+    "label": VerdictPrompt(_template("verdict_label.system").strip(), _template("verdict.user")),
+}
+"""The shipped prompts: explain first, or give the verdict alone."""

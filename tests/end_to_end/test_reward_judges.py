@@ -1,0 +1,64 @@
+"""The judges that are reward models, in Ray actors: order, what happens when one dies, and what they tell then."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from judges.armorm import ArmoRMScorer, load_armorm_reader
+from judges.base import Group, Response
+from judges.reward_model import RewardModel
+from tests.judges.tiny_models import armorm_folder, reward_folder
+from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.engines.scoring import Scorer, close_scorer_pools, scorer_pool
+from tpo.errors import StageError
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+
+ENGINE = JudgeEngineConfig(count=2, shard_prompts=8)
+GROUPS = [
+    Group(f"p{i}", f"Say {i}.", None, tuple(Response(k, f"{i} and " * (1 + i * k % 5)) for k in range(3)))
+    for i in range(12)
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_scorers_left_behind() -> Iterator[None]:
+    yield
+    close_scorer_pools()
+
+
+def test_a_dead_scorer_is_replaced_and_its_prompts_are_read_again(tmp_path: Path):
+    import ray
+
+    folder = armorm_folder(tmp_path / "armorm")
+    config = ArmoRMJudge(model=str(folder))
+    here = Scorer(load_armorm_reader, folder, ENGINE)
+    expected = [
+        judgment.outcome
+        for said in ArmoRMScorer(config, ENGINE, ClusterConfig(), scorer=here).judge(GROUPS)
+        for judgment in said
+    ]
+    judge = ArmoRMScorer(config, ENGINE, ClusterConfig())
+    pool = scorer_pool(load_armorm_reader, folder, ENGINE, ClusterConfig())
+    said = judge.judge(GROUPS)
+    found = [judgment.outcome for judgment in next(said)]
+    before = list(pool._actors)
+    assert len(before) == 2
+    ray.kill(before[0])
+    found += [judgment.outcome for judgments in said for judgment in judgments]
+    assert found == pytest.approx(expected, abs=1e-5)
+    again = [judgment.outcome for judgments in judge.judge(GROUPS) for judgment in judgments]
+    assert again == pytest.approx(expected, abs=1e-5)
+    assert pool._actors[0] != before[0] and pool._actors[1] == before[1]
+
+
+def test_a_model_that_does_not_load_says_so_after_two_scorers(tmp_path: Path):
+    folder = reward_folder(tmp_path / "reward")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    judge = RewardModel(RewardModelJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig())
+    with pytest.raises(StageError, match=r"(?s)failed before, reading .*reward.*lacks tensors.*model.norm.weight"):
+        list(judge.judge(GROUPS[:1]))

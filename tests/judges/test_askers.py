@@ -1,0 +1,96 @@
+"""Claims about how comparisons reach a model: the same tokens as the whole chat's, prefix by prefix."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from judges.askers import SHARD_COMPARISONS, Comparison, ComparisonEncoder, decoding_of, shards_of
+from prompts.verdict import LABELS, PROMPTS
+from tests.engines.test_chat import like_llama3
+from tpo.config import PairwiseJudge
+from tpo.engines.chat import ChatEncoder
+
+SHIPPED_EVALUATOR = PairwiseJudge().folder
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+awkward = st.one_of(texts, st.sampled_from(["", " a", "(", "\n\nb", "a.\n", "<|eot_id|>", "<|end|>", "[[A]]", "…"]))
+
+
+@pytest.fixture(scope="module", params=["miniature", "llama3"])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatEncoder:
+    if request.param == "miniature":
+        assert SHIPPED_EVALUATOR is not None
+        return ChatEncoder(SHIPPED_EVALUATOR)
+    folder: Path = tmp_path_factory.mktemp("llama3")
+    like_llama3().save_pretrained(folder)
+    return ChatEncoder(folder)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_pieces_are_encoded_as_the_whole_chat_is(encoder: ChatEncoder, data: st.DataObject):
+    prompt = PROMPTS["cot"]
+    instruction, first, second = data.draw(awkward), data.draw(awkward), data.draw(awkward)
+    group = [Comparison(instruction, first, second), Comparison(instruction, second, first)]
+    encoded = ComparisonEncoder(prompt, encoder).encode(group)
+    whole = [encoder.encode(prompt.render(asked.instruction, asked.first, asked.second)) for asked in group]
+    assert encoded[0] == whole[0]
+    assert [encoder.tokenizer.decode(ids) for ids in encoded] == [encoder.tokenizer.decode(ids) for ids in whole]
+
+
+def test_ordinary_comparisons_are_put_together_from_pieces(encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch):
+    comparing = ComparisonEncoder(PROMPTS["cot"], encoder)
+    group = [
+        Comparison("hello?", a, b) for a, b in itertools.permutations(["The answer is 7.", "7", "(7)", "hello"], 2)
+    ]
+    whole = [encoder.encode(PROMPTS["cot"].render(c.instruction, c.first, c.second)) for c in group]
+    times = iter(range(2))
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda messages: (next(times), encode(messages))[1])
+    assert comparing.encode(group) == whole  # a third whole encoding would end the iterator
+
+
+def test_what_comparisons_share_stands_at_the_front(encoder: ChatEncoder):
+    one, other = ComparisonEncoder(PROMPTS["label"], encoder).encode(
+        [Comparison("Which?", "the same", "this"), Comparison("Which?", "the same", "that")]
+    )
+    shared = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    assert "the same" in encoder.tokenizer.decode(one[:shared])
+
+
+def test_labels_part_at_one_token(encoder: ChatEncoder):
+    first, second = ComparisonEncoder(PROMPTS["cot"], encoder).labels
+    assert [encoder.tokenizer.decode(first), encoder.tokenizer.decode(second)] == list(LABELS)
+    assert sum(a != b for a, b in zip(first, second, strict=True)) == 1
+
+
+def test_comparisons_of_one_instruction_stay_in_one_shard():
+    asked = [Comparison(f"question {i // 56}", str(i % 56), "b") for i in range(56 * 20)]
+    shards = shards_of(asked, [i for i in range(len(asked)) if i % 7])
+    assert sorted(itertools.chain(*shards)) == [i for i in range(len(asked)) if i % 7]
+    owners = [{asked[i].instruction for i in shard} for shard in shards]
+    assert sum(map(len, owners)) == 20
+    assert all(len(shard) >= SHARD_COMPARISONS for shard in shards[:-1])
+    assert shards_of([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("settings_", "context", "tokens", "labels"),
+    [
+        ({}, 8192, 2048, ()),
+        ({}, 512, 128, ()),
+        ({}, 131072, 2048, ()),
+        ({"max_new_tokens": 300}, 512, 300, ()),
+        ({"mode": "verdict"}, 512, 8, LABELS),
+        ({"mode": "probability"}, 512, 8, LABELS),
+    ],
+)
+def test_replies_are_as_long_as_published_or_as_fits(
+    settings_: dict[str, Any], context: int, tokens: int, labels: tuple[str, ...]
+):
+    decoding = decoding_of(PairwiseJudge(**settings_), context)
+    assert (decoding.max_new_tokens, decoding.labels) == (tokens, labels)
+    assert decoding.probabilities == (settings_.get("mode") == "probability")

@@ -1,0 +1,115 @@
+"""Claims about a judge's health: each figure counts what its name says, and a limit that is passed is named."""
+
+import json
+from typing import Any
+
+import pytest
+
+from judges.base import Group, Response
+from judges.health import check_health, describe_health, measure_health
+from tpo.config import HealthConfig, VerifierJudge
+from tpo.errors import StageError
+from tpo.records import Health, Judgment, Score
+
+
+def a_group(*texts: str, reference: str | None = None, prompt_id: str = "p") -> Group:
+    return Group(prompt_id, "?", reference, tuple(Response(i, text) for i, text in enumerate(texts)))
+
+
+def compared(m: int, n: int, outcome: float | None, *, refused: bool = False, prompt_id: str = "p") -> Judgment:
+    return Judgment(prompt_id, m, n, outcome, json.dumps({"reason": "too_long"} if refused else {"text": ""}))
+
+
+def scored(group: Group, *values: float | None) -> list[Score]:
+    return [
+        Score(group.prompt_id, r.index, value, "no_verdict" if value is None else None, None, len(r.text))
+        for r, value in zip(group.responses, values, strict=True)
+    ]
+
+
+def health(groups: list[Group], judgments: list[Judgment], scores: list[Score]) -> Health:
+    return measure_health(groups, judgments, scores, VerifierJudge())
+
+
+def test_comparisons_are_counted_by_what_came_of_them():
+    group = a_group("a", "b", "c")
+    said = [
+        compared(0, 1, 1.0), compared(1, 0, -1.0), compared(0, 2, 1.0), compared(2, 0, 1.0), compared(1, 2, 0.0),
+        compared(2, 1, None), compared(1, 0, None, refused=True, prompt_id="q"),
+    ]  # fmt: skip
+    found = health([group], said, scored(group, 1.0, None, 0.0))
+    assert (found.comparisons, found.unparsable, found.refused, found.ties) == (7, 1, 1, 1)
+    assert found.first_rate == 3 / 4
+    assert found.swap_agreement == 1 / 2
+    assert (found.tie_rate, found.unparsable_rate) == (1 / 7, 2 / 7)
+    assert found.unscored == {"no_verdict": 1} and found.unscored_rate == 1 / 3
+    assert found.score_quantiles[0] == 0.0 and found.score_quantiles[-1] == 1.0 and len(found.score_quantiles) == 11
+
+
+def test_agreement_is_over_right_wrong_pairs_of_one_prompt_ties_half():
+    first = a_group("yes.", "no.", "yes", reference="yes", prompt_id="p")
+    second = a_group("yes", "no", reference="yes", prompt_id="q")
+    unknown = a_group("yes", "no", prompt_id="r")
+    scores = scored(first, 2.0, 1.0, 0.0) + scored(second, 1.0, 1.0) + scored(unknown, 0.0, 1.0)
+    found = health([first, second, unknown], [], scores)
+    assert found.reference_pairs == 3
+    assert found.reference_agreement == (1 + 0 + 0.5) / 3
+
+
+def test_length_correlation_is_within_prompts():
+    short = a_group("a", "aa", "aaa", prompt_id="p")
+    long = a_group("a" * 100, "a" * 101, "a" * 102, prompt_id="q")
+    found = health([short, long], [], scored(short, 1.0, 2.0, 3.0) + scored(long, -1.0, -2.0, -3.0))
+    assert found.length_correlation == pytest.approx(0)
+    assert health([short], [], scored(short, 1.0, 1.0, 1.0)).length_correlation is None
+
+
+def test_scores_of_what_was_not_judged_are_left_out():
+    group = a_group("a", "b")
+    beside = Score("p", 7, None, "parse_error: empty_response", None, 0)
+    found = health([group], [], [*scored(group, 1.0, 0.0), beside])
+    assert (found.responses, found.unscored) == (2, {})
+
+
+def test_where_there_is_nothing_there_is_no_share():
+    found = health([], [], [])
+    assert {found.unscored_rate, found.unparsable_rate, found.tie_rate, found.first_rate, found.swap_agreement} == {
+        None
+    }
+    check_health(found, HealthConfig(max_unscored=0, max_ties=0, min_swap_agreement=1), "scores")
+    assert describe_health(found) == "0 scored"
+
+
+SOUND: dict[str, Any] = {
+    "responses": 100, "unscored": {}, "comparisons": 100, "unparsable": 0, "refused": 0, "ties": 0, "first_rate": 0.5,
+    "swap_agreement": 0.9, "length_correlation": 0.1, "reference_agreement": 0.9, "reference_pairs": 50,
+    "score_quantiles": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "limits", "said"),
+    [
+        ({"unscored": {"no_verdict": 21}}, {}, "health.max_unscored allows at most 0.2"),
+        ({"unparsable": 11, "refused": 10}, {}, "health.max_unparsable allows at most 0.2"),
+        ({"ties": 50}, {"max_ties": 0.4}, "health.max_ties"),
+        ({"first_rate": 0.9}, {"max_first_rate": 0.8}, "health.max_first_rate"),
+        ({"swap_agreement": 0.4}, {"min_swap_agreement": 0.5}, "health.min_swap_agreement allows at least 0.5"),
+        ({"length_correlation": 0.6}, {"max_length_correlation": 0.5}, "health.max_length_correlation"),
+        ({"reference_agreement": 0.4}, {"min_reference_agreement": 0.5}, "health.min_reference_agreement"),
+    ],
+)
+def test_a_limit_that_is_passed_is_named_with_what_was_found(found: dict[str, Any], limits: dict[str, Any], said: str):
+    check_health(Health(**SOUND), HealthConfig(**limits), "iter_1/scores")
+    with pytest.raises(StageError, match="iter_1/scores: the judge does not look sound") as error:
+        check_health(Health(**SOUND | found), HealthConfig(**limits), "iter_1/scores")
+    assert said in str(error.value)
+
+
+def test_every_limit_that_is_passed_is_named():
+    with pytest.raises(StageError, match=r"max_unscored.*max_ties.*min_swap_agreement"):
+        check_health(
+            Health(**SOUND | {"unscored": {"x": 90}, "ties": 9, "swap_agreement": 0.1}),
+            HealthConfig(max_ties=0.01, min_swap_agreement=0.5),
+            "scores",
+        )

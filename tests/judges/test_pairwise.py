@@ -1,0 +1,240 @@
+"""Claims about comparisons turned into ratings: what is asked, what is kept, what becomes of it."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from judges.askers import Comparison
+from judges.base import BASELINE, Group, Response
+from judges.pairwise import Pairwise
+from tpo.config import PairwiseJudge
+from tpo.engines.api import Refused
+from tpo.engines.reply import Reply
+from tpo.journal import Journal
+from tpo.method.ratings import bradley_terry
+from tpo.records import Judgment, Score
+
+Says = Callable[[Comparison], Reply | Refused]
+
+
+class Scripted:
+    """An asker that answers at once, by a rule; it answers the last question first, and can break down."""
+
+    def __init__(self, says: Says, breaks_after: int | None = None) -> None:
+        self.asked: list[Comparison] = []
+        self._says = says
+        self._breaks_after = breaks_after
+
+    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+        for i in reversed(range(len(comparisons))):
+            if len(self.asked) == self._breaks_after:
+                raise ConnectionError("the server is gone")
+            self.asked.append(comparisons[i])
+            yield i, self._says(comparisons[i])
+
+
+def says(text: str, *, finished: bool = True, logprobs: tuple[float, ...] | None = None) -> Reply:
+    return Reply(text, finished, 10, 2, label_logprobs=logprobs)
+
+
+def longer(asked: Comparison) -> Reply:
+    return says("[[A]]" if len(asked.first) >= len(asked.second) else "[[B]]")
+
+
+def group_of(*texts: str, baseline: str | None = None) -> Group:
+    against = None if baseline is None else Response(BASELINE, baseline)
+    return Group("p", "Which?", None, tuple(Response(i, text) for i, text in enumerate(texts)), against)
+
+
+def judged(rule: Says, group: Group, **settings: object) -> tuple[list[Judgment], list[Score]]:
+    judge = Pairwise(PairwiseJudge.model_validate(settings), Scripted(rule))
+    (said,) = judge.judge([group])
+    return said, judge.score(group, said)
+
+
+def values(scores: Sequence[Score]) -> list[float | None]:
+    return [score.value for score in scores]
+
+
+def test_every_ordered_pair_is_asked_once_with_the_question_and_nothing_else():
+    asker = Scripted(longer)
+    list(Pairwise(PairwiseJudge(), asker).judge([group_of(*"abcdefgh")]))
+    assert len(asker.asked) == 56
+    assert {(c.first, c.second) for c in asker.asked} == set(itertools.permutations("abcdefgh", 2))
+    assert {c.instruction for c in asker.asked} == {"Which?"}
+
+
+def test_ratings_are_bradley_terrys_of_the_wins_over_both_orders():
+    said, scores = judged(longer, group_of("aa", "a", "aaa"))
+    assert [(j.index, j.other_index, j.outcome) for j in said] == [
+        (0, 1, 1.0), (0, 2, -1.0), (1, 0, -1.0), (1, 2, -1.0), (2, 0, 1.0), (2, 1, 1.0),
+    ]  # fmt: skip
+    expected = bradley_terry([[0, 2, 0], [0, 0, 0], [2, 2, 0]], 0.1)
+    assert values(scores) == pytest.approx(expected.tolist())
+    assert [score.response_chars for score in scores] == [2, 1, 3]
+
+
+def test_a_judge_that_always_takes_the_first_finds_all_alike():
+    said, scores = judged(lambda asked: says("[[A]]"), group_of("a", "b", "c"))
+    assert {j.outcome for j in said} == {1.0}
+    assert values(scores) == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_equal_texts_enter_once_and_share_their_rating():
+    said, scores = judged(longer, group_of("aa", "a", "aa", "a"))
+    assert [(j.index, j.other_index) for j in said] == [(0, 1), (1, 0)]
+    assert scores[0].value == scores[2].value
+    assert scores[1].value == scores[3].value
+    assert scores[0].value is not None and scores[0].value > 0
+
+
+def test_texts_that_are_all_equal_are_level_without_asking_anybody():
+    said, scores = judged(longer, group_of("a", "a", "a"))
+    assert said == []
+    assert values(scores) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [
+        (says("so [[A]]"), 1.0),
+        (says("so [[B]]"), -1.0),
+        (says("[[C]]"), 0.0),
+        (says("[[A]] or [[B]]"), None),
+        (says("neither"), None),
+        (says("so [[A]]", finished=False), None),
+        (Refused("too_long"), None),
+    ],
+)
+def test_what_was_said_is_kept_as_what_it_is(reply: Reply | Refused, outcome: float | None):
+    said, _ = judged(lambda asked: reply, group_of("a", "b"))
+    assert [j.outcome for j in said] == [outcome, outcome]
+    detail = json.loads(said[0].detail)
+    assert detail.get("text", detail.get("reason")) == getattr(reply, "text", None) or detail["reason"] == "too_long"
+
+
+def test_a_response_without_a_single_verdict_is_unscored_and_not_in_the_middle():
+    def rule(asked: Comparison) -> Reply:
+        return says("hm") if "broken" in (asked.first, asked.second) else longer(asked)
+
+    _, scores = judged(rule, group_of("aa", "a", "broken"))
+    assert [score.unscored for score in scores] == [None, None, "no_verdict"]
+    assert scores[2].value is None
+    assert values(scores)[:2] == pytest.approx(bradley_terry([[0, 2], [0, 0]], 0.1).tolist())
+
+
+def test_a_tie_is_a_verdict_that_adds_nothing():
+    _, scores = judged(lambda asked: says("[[C]]"), group_of("a", "b"))
+    assert values(scores) == [0, 0]
+
+
+def test_a_response_that_is_too_long_is_not_shown():
+    asker = Scripted(longer)
+    judge = Pairwise(PairwiseJudge(max_response_chars=5), asker)
+    group = group_of("aa", "a", "a" * 6)
+    (said,) = judge.judge([group])
+    assert len(asker.asked) == 2
+    assert [score.unscored for score in judge.score(group, said)] == [None, None, "too_long"]
+
+
+def test_where_every_response_is_too_long_nothing_is_asked_and_nothing_scored():
+    said, scores = judged(longer, group_of("aaa", "bbb"), max_response_chars=2)
+    assert said == []
+    assert [score.unscored for score in scores] == ["too_long", "too_long"]
+
+
+def test_probabilities_give_soft_results():
+    third = (math.log(0.3), math.log(0.1))  # 0.75 for the first among the two
+
+    said, scores = judged(lambda asked: says("[[A]]", logprobs=third), group_of("a", "b"), mode="probability")
+    assert [j.outcome for j in said] == pytest.approx([0.5, 0.5])
+    assert values(scores) == pytest.approx([0, 0], abs=1e-9)
+
+    def sure(asked: Comparison) -> Reply:
+        return says("", logprobs=(0.0, -math.inf) if asked.first == "a" else (-math.inf, 0.0))
+
+    _, scores = judged(sure, group_of("a", "b"), mode="probability")
+    assert values(scores) == pytest.approx(bradley_terry([[0, 2], [0, 0]], 0.1).tolist())
+
+
+@pytest.mark.parametrize("logprobs", [None, (-math.inf, -math.inf)])
+def test_without_probabilities_there_is_no_soft_result(logprobs: tuple[float, ...] | None):
+    said, scores = judged(lambda asked: says("[[A]]", logprobs=logprobs), group_of("a", "b"), mode="probability")
+    assert [j.outcome for j in said] == [None, None]
+    assert [score.unscored for score in scores] == ["no_verdict", "no_verdict"]
+
+
+@pytest.mark.parametrize(
+    ("response", "value"), [("aaa", 1.0), ("a", 0.0), ("bb", 0.5), ("aa", 0.5)]
+)  # the last is the baseline's own text
+def test_against_a_baseline_both_orders_count_and_a_contradiction_is_a_half(response: str, value: float):
+    said, (score,) = judged(longer, group_of(response, baseline="aa"))
+    assert score.value == value
+    assert len(said) == (0 if response == "aa" else 2)
+
+
+def test_against_a_baseline_one_order_alone_is_no_score():
+    def rule(asked: Comparison) -> Reply:
+        return says("[[A]]" if asked.first == "b" else "hm")
+
+    _, (score,) = judged(rule, group_of("b", baseline="aa"))
+    assert (score.value, score.unscored) == (None, "no_verdict")
+
+
+@pytest.mark.parametrize("tournament", ["all_pairs", "adaptive"])
+def test_interrupted_anywhere_it_goes_on_without_asking_again(tmp_path: Path, tournament: str):
+    config = PairwiseJudge.model_validate({"tournament": tournament})
+    group = group_of(*("a" * n for n in range(1, 9)))
+    whole = Scripted(longer)
+    (expected,) = Pairwise(config, whole).judge([group])
+    for breaks_after in (0, 1, 7, len(whole.asked) - 1):
+        path = tmp_path / f"journal-{breaks_after:05d}.jsonl"
+        first, second = Scripted(longer, breaks_after), Scripted(longer)
+        with Journal(path) as journal, pytest.raises(ConnectionError):
+            list(Pairwise(config, first).judge([group], journal))
+        with Journal(path) as journal:
+            (said,) = Pairwise(config, second).judge([group], journal)
+        assert said == expected
+        assert len(first.asked) + len(second.asked) == len(whole.asked)
+        assert not set(map(repr, first.asked)) & set(map(repr, second.asked))
+
+
+def test_soft_results_and_refusals_survive_the_journal(tmp_path: Path):
+    def rule(asked: Comparison) -> Reply | Refused:
+        return Refused("too_long") if asked.first == "a" else says("", logprobs=(-math.inf, -0.5))
+
+    config, group = PairwiseJudge(mode="probability"), group_of("a", "b")
+    with Journal(tmp_path / "j.jsonl") as journal:
+        (before,) = Pairwise(config, Scripted(rule)).judge([group], journal)
+    with Journal(tmp_path / "j.jsonl") as journal:
+        (after,) = Pairwise(config, asker := Scripted(rule)).judge([group], journal)
+    assert not asker.asked
+    assert [(j.outcome, j.detail) for j in after] == [(j.outcome, j.detail) for j in before]
+    assert [j.outcome for j in after] == [None, -1.0]
+
+
+def test_groups_of_one_round_are_asked_together():
+    asker = Scripted(longer)
+    groups = [Group(f"p{i}", f"Question {i}?", None, group_of("a", "aa").responses) for i in range(5)]
+    said = list(Pairwise(PairwiseJudge(), asker).judge(groups))
+    assert [len(each) for each in said] == [2] * 5
+    assert [each[0].prompt_id for each in said] == [f"p{i}" for i in range(5)]
+
+
+def test_the_best_of_a_hidden_quality_is_rated_best():
+    rng = np.random.default_rng(0)
+    quality = {f"answer {i}": float(q) for i, q in enumerate(rng.normal(size=8))}
+
+    def rule(asked: Comparison) -> Reply:
+        logit = quality[asked.first] - quality[asked.second]
+        return says("", logprobs=(-math.log1p(math.exp(-logit)), -math.log1p(math.exp(logit))))
+
+    for tournament in ("all_pairs", "adaptive"):
+        _, scores = judged(rule, group_of(*quality), mode="probability", tournament=tournament)
+        best = max(scores, key=lambda score: -math.inf if score.value is None else score.value)
+        assert best.index == max(range(8), key=lambda i: quality[f"answer {i}"])

@@ -1,0 +1,141 @@
+"""Claims about the judge stage: what was said is kept, asked once, and not trained on where the judge looks unsound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.judge import judge, tokens_of_run
+from tasks.lineage import Answers, training_ask, validation_ask
+from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
+from tests.rows import a_config, a_prompt, a_sample
+from tpo.config import RunConfig
+from tpo.errors import StageError
+from tpo.records import Artifact, Judgment, Prompt, Sample, Score
+from tpo.store import Stage, read_manifest, read_rows
+
+KEY = "sk-canary-of-a-key"
+CANARY = "kanarienvogel"
+PROMPTS = [a_prompt(f"p{i}", instruction=f"Question {i}?") for i in range(6)]
+SAMPLES = [
+    a_sample(prompt.prompt_id, k, thought=CANARY, response="x" * (k + 1)) for prompt in PROMPTS for k in range(3)
+]
+CALLS = 6 * 6
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+
+
+def made(root: Path, name: str, record: type, rows: list[Any]) -> Artifact:
+    stage = Stage(root, name, record, inputs={}, config={})
+    stage.begin()
+    stage.write_shard(0, rows)
+    return stage.commit()
+
+
+def config_for(server: MisbehavingServer, folder: Path, **changes: Any) -> RunConfig:
+    endpoint = {"base_url": server.base_url, "key_variable": "JUDGE_KEY", "retries": 0, "concurrency": 2}
+    endpoint |= changes.pop("endpoint", {})
+    judging = {"kind": "pairwise", "model": "m", "endpoint": endpoint}
+    return a_config(folder, judge=judging, judge_engine={"shard_prompts": 4}, **changes)
+
+
+def judged(config: RunConfig, *, samples: list[Sample] = SAMPLES, iteration: int = 1) -> Answers:
+    prompts, outputs = made(config.folder, "prompts", Prompt, PROMPTS), made(config.folder, "samples", Sample, samples)
+    return judge.fn(config, training_ask(config, iteration), outputs, prompts)
+
+
+def longer(request: dict[str, Any]) -> str:
+    """What a judge says that likes length."""
+    shown = request["messages"][-1]["content"].split("\n")
+    first, second = (shown[shown.index(f"[The Start of Assistant {name}'s Answer]") + 1] for name in "AB")
+    return "[[A]]" if len(first) > len(second) else "[[B]]"
+
+
+def everything_below(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_server_judges_and_says_how_sound_it_looked(tmp_path: Path):
+    with MisbehavingServer(says=longer, key=KEY, model="m") as server:
+        config = config_for(server, tmp_path)
+        answers = judged(config)
+        scores = read_rows(answers.scores, Score)
+        assert max(scores[:3], key=lambda score: score.value or 0.0).index == 2
+        manifest = read_manifest(answers.scores.path)
+        assert manifest is not None
+        health = manifest.facts["health"]
+        assert (health["comparisons"], health["swap_agreement"], health["first_rate"]) == (CALLS, 1.0, 0.5)
+        assert health["length_correlation"] > 0.9
+        assert tokens_of_run(config.root).input_tokens == CALLS * 10
+        assert len(server.asked) == CALLS
+        assert judged(config) == answers
+        assert len(server.asked) == CALLS
+        assert not any(CANARY in json.dumps(asked.request) for asked in server.asked)
+        assert KEY.encode() not in everything_below(tmp_path)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 7, CALLS - 1])
+def test_a_judge_whose_server_dies_goes_on_without_asking_again(tmp_path: Path, calls: int):
+    answered: list[int] = []
+
+    def dies(request: dict[str, Any], n: int) -> Action:
+        if len(answered) >= calls:
+            return Fail(500)
+        answered.append(n)
+        return Say()
+
+    with MisbehavingServer(dies, says=longer, key=KEY) as server:
+        config = config_for(server, tmp_path, endpoint={"concurrency": 1})
+        with pytest.raises(StageError, match="500"):
+            judged(config)
+        assert tokens_of_run(config.root).input_tokens == calls * 10
+    with MisbehavingServer(says=longer, key=KEY) as server:
+        answers = judged(config_for(server, tmp_path))
+        assert len(server.asked) == CALLS - calls
+    said = read_rows(Artifact(answers.scores.path.with_name("judgments"), "Judgment", 0, ""), Judgment)
+    assert len({(j.prompt_id, j.index, j.other_index) for j in said}) == len(said) == CALLS
+    assert tokens_of_run(config.root).input_tokens == CALLS * 10
+    assert not list(config.root.rglob("journal-*"))
+
+
+def test_a_cap_counts_the_whole_run_and_raised_goes_on_from_there(tmp_path: Path):
+    with MisbehavingServer(says=longer, key=KEY) as server:
+        capped = config_for(server, tmp_path, endpoint={"concurrency": 1, "max_total_tokens": 15 * 10})
+        with pytest.raises(StageError, match=r"max_total_tokens.*still to make"):
+            judged(capped)
+        assert len(server.asked) == 10
+        with pytest.raises(StageError, match="max_total_tokens"):
+            judged(capped)
+        assert len(server.asked) == 10
+        judged(config_for(server, tmp_path, endpoint={"max_total_tokens": 15 * CALLS}))
+        assert len(server.asked) == CALLS
+        with pytest.raises(StageError, match="max_total_tokens"):
+            judged(config_for(server, tmp_path, endpoint={"max_total_tokens": 15 * CALLS}), iteration=2)
+
+
+def test_a_judge_that_looks_unsound_stops_the_run_and_nothing_it_said_is_lost(tmp_path: Path):
+    with MisbehavingServer(says=lambda request: "I cannot decide.", key=KEY) as server:
+        config = config_for(server, tmp_path)
+        with pytest.raises(StageError, match=r"iter_1/scores.*health.max_unscored.*health.max_unparsable"):
+            judged(config)
+        assert len(server.asked) == CALLS
+        lenient = config_for(server, tmp_path, health={"max_unscored": 1.0, "max_unparsable": 1.0})
+        answers = judged(lenient)
+        assert len(server.asked) == CALLS
+        assert {s.unscored for s in read_rows(answers.scores, Score)} == {"no_verdict"}
+
+
+def test_the_judge_of_an_evaluation_is_measured_and_not_stopped(tmp_path: Path):
+    with MisbehavingServer(says=lambda request: "I cannot decide.", key=KEY) as server:
+        config = config_for(server, tmp_path)
+        single = [sample for sample in SAMPLES if sample.index == 0]
+        others = [a_sample(p.prompt_id, response="another") for p in PROMPTS]
+        prompts, outputs = made(tmp_path, "prompts", Prompt, PROMPTS), made(tmp_path, "samples", Sample, single)
+        baseline = made(tmp_path, "baseline", Sample, others)
+        answers = judge.fn(config, validation_ask(config, 1, 1), outputs, prompts, baseline)
+        assert [s.unscored for s in read_rows(answers.scores, Score)] == ["no_verdict"] * 6
+        assert len(server.asked) == 12

@@ -1,0 +1,51 @@
+"""What a language model is asked for as a judge, and what comes back, whoever runs it: our engines or a server."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a reply is decoded: greedily, as the Self-Taught Evaluator's are."""
+
+    max_new_tokens: int
+    """Longest reply."""
+    labels: tuple[str, ...] = ()
+    """Texts of which the reply must be one; empty where it is free."""
+    probabilities: bool = False
+    """Whether the log-probabilities of the labels are wanted too."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply."""
+
+    text: str
+    """What the model wrote."""
+    finished: bool
+    """False where the token limit cut it."""
+    input_tokens: int
+    """Tokens read."""
+    output_tokens: int
+    """Tokens written."""
+    cached_tokens: int = 0
+    """Tokens of those read that a prefix cache held."""
+    label_logprobs: tuple[float, ...] | None = None
+    """Natural log-probability of each label, in the order of `Decoding.labels`, as far as it was asked for and the
+    server tells; -inf for a label beyond what it tells."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that a model has been asked with."""
+
+    input_tokens: int = 0
+    """Tokens read."""
+    output_tokens: int = 0
+    """Tokens written."""
+
+
+def sum_tokens(counts: Iterable[Tokens]) -> Tokens:
+    """All of them together."""
+    listed = list(counts)
+    return Tokens(sum(count.input_tokens for count in listed), sum(count.output_tokens for count in listed))

@@ -1,0 +1,432 @@
+"""Reads chats with reward models: torch in Ray actors, fed some prompts at a time.
+
+In: the chats of each prompt as token ids, and a function that loads the model. Out: the numbers that the model's heads
+give each chat, prompt by prompt and in order.
+
+The chats of a batch stand one after another in a single row, without padding, and what the chats of a prompt begin with
+stands there once: the linear layers, where most of the time goes, read every token once, and attention is done chat by
+chat. That is exact, and it always pays, since no padded batch has fewer tokens. A model whose attention is more than a
+softmax over all earlier tokens (a window shorter than the chat, capped logits, sinks, distance biases) is read in
+padded batches of like lengths instead. Which it is, is tried when the model is loaded: a few chats must come out alike.
+"""
+
+import contextlib
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpo.config import ClusterConfig, JudgeEngineConfig
+from tpo.engines.processes import environment, start_ray
+from tpo.errors import StageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PACKED = "tpo_packed"
+_HARMLESS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"}
+_PORTIONS = 4
+"""Portions that an engine's share of the prompts is handed out in: several engines then end at about the same time."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One chat to read."""
+
+    token_ids: tuple[int, ...]
+    """Its tokens."""
+    positions: tuple[int, ...]
+    """The tokens whose hidden states the heads read; equally many for every chat."""
+
+
+Values = list[float]
+"""What the heads give one chat."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model as a scorer needs it; made in the process that computes."""
+
+    model: "nn.Module"
+    """All of it, to be moved to the device."""
+    backbone: Any
+    """Its part from tokens to hidden states: a decoder of transformers, without a head."""
+    heads: "Callable[[Tensor], Tensor]"
+    """From the hidden states at the positions of B chats, [B, positions, hidden], to their values, [B, values]."""
+
+
+Load = Callable[[Path, str], Reader]
+"""Loads the model in a folder, in a dtype: a function that a module defines, so that an actor can be told of it."""
+
+
+class Scorer:
+    """One model on one device; lives in a Ray actor."""
+
+    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
+        import torch
+        from transformers import AttentionInterface
+
+        torch.set_flush_denormal(True)
+        AttentionInterface.register(_PACKED, _attend_chat_by_chat)
+        self._device = "cuda" if config.device == "gpu" else "cpu"
+        self._batch_tokens = config.batch_tokens
+        self._reader = load(folder, config.dtype)
+        self._reader.model.to(self._device)
+        self._own_attention = self._reader.backbone.config._attn_implementation
+        self.packs = self._packing_is_exact(1e-4 if config.dtype == "float32" else 0.1)
+
+    def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
+        """The values of each chat of each group; which chats are read together changes nothing beyond rounding.
+
+        A group is what is likely to begin alike: the chats of one prompt. A chat longer than a batch is read alone, one
+        that comes twice is read once.
+        """
+        import torch
+
+        groups = [list(group) for group in groups]
+        values: dict[Chat, Values] = {}
+        with torch.inference_mode():
+            if self.packs:
+                for batch in _batches([list(dict.fromkeys(group)) for group in groups if group], self._batch_tokens):
+                    with contextlib.suppress(_NotPlainError):
+                        values |= self._values(_chats_of(batch), self._packed_hidden(batch))
+            unread = {chat: None for group in groups for chat in group if chat not in values}
+            for alike in _padded_batches(list(unread), self._batch_tokens):
+                values |= self._values(alike, self._padded_hidden(alike))
+        return [[values[chat] for chat in group] for group in groups]
+
+    def _values(self, chats: Sequence[Chat], hidden: "Tensor") -> dict[Chat, Values]:
+        return dict(zip(chats, self._reader.heads(hidden).tolist(), strict=True))
+
+    def _packed_hidden(self, batch: "Sequence[_Bundle]") -> "Tensor":
+        """Hidden states at the positions of a batch's chats, read as one row; [chats, positions, hidden]."""
+        import torch
+
+        row = _row(batch)
+        self._attend_with(_PACKED)
+        hidden: Tensor = self._reader.backbone(
+            input_ids=torch.tensor([row.token_ids], device=self._device),
+            position_ids=torch.tensor([row.position_ids], device=self._device),
+            use_cache=False,
+            spans=row.spans,
+        ).last_hidden_state[0]
+        return hidden[torch.tensor(row.marks, device=self._device)]
+
+    def _padded_hidden(self, chats: Sequence[Chat]) -> "Tensor":
+        """The same, read as a batch of one row a chat."""
+        import torch
+
+        longest = max(len(chat.token_ids) for chat in chats)
+        token_ids = torch.zeros(len(chats), longest, dtype=torch.long)
+        mask = torch.zeros_like(token_ids)
+        for row, chat in enumerate(chats):
+            token_ids[row, : len(chat.token_ids)] = torch.tensor(chat.token_ids)
+            mask[row, : len(chat.token_ids)] = 1
+        self._attend_with(self._own_attention)
+        hidden: Tensor = self._reader.backbone(
+            input_ids=token_ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False
+        ).last_hidden_state
+        rows = torch.arange(len(chats), device=self._device)[:, None]
+        return hidden[rows, torch.tensor([chat.positions for chat in chats], device=self._device)]
+
+    def _attend_with(self, attention: str) -> None:
+        if self._reader.backbone.config._attn_implementation != attention:
+            self._reader.backbone.set_attn_implementation(attention)
+
+    def _packing_is_exact(self, tolerance: float) -> bool:
+        """Whether a few chats come out alike, packed and one at a time; `tolerance` is relative."""
+        import torch
+
+        size = self._reader.backbone.config.get_text_config().vocab_size
+        ids = [(7 + 31 * i) % size for i in range(60)]
+        groups = [
+            [Chat((*ids[:begin], *ids[end - 6 : end]), (2, begin + 5)) for end in (30, 50)]
+            + [Chat((*ids[:begin], *ids[17:40]), (begin, begin + 22))]
+            for begin in (9, 31)
+        ]
+        (batch,) = _batches(groups, 1000)
+        with torch.inference_mode():
+            try:
+                packed = self._packed_hidden(batch)
+            except (_NotPlainError, RuntimeError, TypeError):
+                return False
+            apart = torch.cat([self._padded_hidden([chat]) for chat in _chats_of(batch)])
+        return bool((packed.float() - apart.float()).norm() <= tolerance * apart.float().norm())
+
+
+class _NotPlainError(Exception):
+    """This model's attention is not what `_attend_chat_by_chat` computes."""
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """Chats that begin alike."""
+
+    shared: int
+    """Tokens that they begin with."""
+    chats: list[Chat]
+    """The chats; never empty."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to read."""
+        return self.shared + sum(len(chat.token_ids) - self.shared for chat in self.chats)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Where a bundle's tokens stand in a row."""
+
+    shared: slice
+    """The tokens that its chats begin with."""
+    rests: list[slice]
+    """The rest of each chat."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A batch as one row of tokens."""
+
+    token_ids: list[int]
+    """The tokens."""
+    position_ids: list[int]
+    """The place of each token in its chat."""
+    spans: list[_Spans]
+    """Where each bundle stands."""
+    marks: list[list[int]]
+    """Where the positions of each chat stand."""
+
+
+def _batches(groups: Sequence[Sequence[Chat]], batch_tokens: int) -> Iterator[list[_Bundle]]:
+    """The groups' chats in batches of up to `batch_tokens` tokens; a group that is longer is read in several."""
+    batch: list[_Bundle] = []
+    for bundle in itertools.chain.from_iterable(_bundles(group, batch_tokens) for group in groups):
+        if batch and sum(bundle.tokens for bundle in batch) + bundle.tokens > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(bundle)
+    if batch:
+        yield batch
+
+
+def _bundles(group: Sequence[Chat], batch_tokens: int) -> Iterator[_Bundle]:
+    columns = zip(*(chat.token_ids for chat in group), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    bundle = _Bundle(shared, [])
+    for chat in group:
+        if bundle.chats and bundle.tokens + len(chat.token_ids) - shared > batch_tokens:
+            yield bundle
+            bundle = _Bundle(shared, [])
+        bundle.chats.append(chat)
+    yield bundle
+
+
+def _row(batch: Sequence[_Bundle]) -> _Row:
+    row = _Row([], [], [], [])
+
+    def append(chat: Chat, start: int, end: int) -> slice:
+        begin = len(row.token_ids)
+        row.token_ids.extend(chat.token_ids[start:end])
+        row.position_ids.extend(range(start, end))
+        return slice(begin, len(row.token_ids))
+
+    for bundle in batch:
+        shared = append(bundle.chats[0], 0, bundle.shared)
+        rests = [append(chat, bundle.shared, len(chat.token_ids)) for chat in bundle.chats]
+        row.spans.append(_Spans(shared, rests))
+        for chat, rest in zip(bundle.chats, rests, strict=True):
+            begins = (shared.start, rest.start - bundle.shared)
+            row.marks.append([begins[position >= bundle.shared] + position for position in chat.positions])
+    return row
+
+
+def _chats_of(batch: Sequence[_Bundle]) -> list[Chat]:
+    return [chat for bundle in batch for chat in bundle.chats]
+
+
+def _padded_batches(chats: Sequence[Chat], batch_tokens: int) -> Iterator[list[Chat]]:
+    """The chats by length, longest first, in batches of up to `batch_tokens` tokens with padding."""
+    batch: list[Chat] = []
+    for chat in sorted(chats, key=lambda chat: len(chat.token_ids), reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0].token_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(chat)
+    if batch:
+        yield batch
+
+
+def _attend_chat_by_chat(
+    module: "nn.Module",
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    _: "Tensor | None",
+    *,
+    spans: Sequence[_Spans],
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: object,
+) -> "tuple[Tensor, None]":
+    """Causal attention within each chat of a row; called by transformers with [1, heads, tokens, size] each.
+
+    Raises `_NotPlainError` where the model asks for anything more.
+    """
+    import torch
+
+    more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - _HARMLESS
+    longest = max(_length(bundle.shared) + _length(rest) for bundle in spans for rest in bundle.rests)
+    if more or not getattr(module, "is_causal", True) or (sliding_window or longest) < longest:
+        raise _NotPlainError
+    mixed = []
+    for bundle in spans:
+        for i, rest in enumerate(bundle.rests):
+            parts = [torch.cat((part[:, :, bundle.shared], part[:, :, rest]), 2) for part in (query, key, value)]
+            mixed.append(_attend(*parts, skipped=_length(bundle.shared) if i else 0, scaling=scaling))
+    return torch.cat(mixed, 2).transpose(1, 2), None
+
+
+def _attend(query: "Tensor", key: "Tensor", value: "Tensor", *, skipped: int, scaling: float | None) -> "Tensor":
+    """Causal attention of one chat, for its tokens after the first `skipped`; [1, heads, tokens, size] each.
+
+    Done for the skipped tokens too where they are the fewer: that is quicker than a mask, which causal attention over
+    all of a chat needs none of.
+    """
+    import torch
+
+    tokens, grouped = query.shape[2], key.shape[1] != query.shape[1]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    if 2 * skipped <= tokens:
+        return attend(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)[:, :, skipped:]
+    mask = torch.ones(tokens - skipped, tokens, dtype=torch.bool, device=query.device).tril(skipped)
+    return attend(query[:, :, skipped:], key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+
+
+def _length(span: slice) -> int:
+    return int(span.stop - span.start)
+
+
+@dataclass(frozen=True)
+class _Portion:
+    """Some of the prompts, handed to a scorer at once."""
+
+    index: int
+    """Its place among all portions."""
+    groups: list[Sequence[Chat]]
+    """Their chats."""
+
+
+class ScorerPool:
+    """Scorers that share the work of one run; started at first use, kept until `close`."""
+
+    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> None:
+        self._load = load
+        self._folder = folder.resolve()
+        self._config = config
+        self._cluster = cluster
+        self._actors: list[Any] = []
+        self._lock = threading.Lock()
+
+    def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
+        """The values of each group's chats, in order, as soon as they and all before them are there.
+
+        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups twice.
+        """
+        with self._lock:
+            self._start_all()
+            size = math.ceil(self._config.shard_prompts / (len(self._actors) * _PORTIONS))
+            done: dict[int, list[list[Values]]] = {}
+            following = 0
+            for index, values in self._in_any_order(_portions(groups, size)):
+                done[index] = values
+                while following in done:
+                    yield from done.pop(following)
+                    following += 1
+
+    def close(self) -> None:
+        """Stops all scorers and gives their memory back."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _in_any_order(self, portions: Iterator[_Portion]) -> Iterator[tuple[int, list[list[Values]]]]:
+        import ray
+
+        again: list[_Portion] = []
+        failed: set[int] = set()
+        running: dict[Any, tuple[int, _Portion]] = {}
+        idle = list(range(len(self._actors)))
+        while True:
+            while idle and (portion := again.pop() if again else next(portions, None)):
+                scorer = idle.pop()
+                running[self._actors[scorer].score.remote(portion.groups)] = (scorer, portion)
+            if not running:
+                return
+            (task,), _ = ray.wait(list(running), num_returns=1)
+            scorer, portion = running.pop(task)
+            try:
+                values = ray.get(task)
+            except ray.exceptions.RayError as error:
+                if portion.index in failed:
+                    raise StageError(
+                        f"scorer {scorer} failed on prompts on which one had failed before, reading {self._folder}: "
+                        f"{error}. If memory ran out, lower judge_engine.batch_tokens"
+                    ) from error
+                failed.add(portion.index)
+                again.append(portion)
+                ray.kill(self._actors[scorer])
+                self._actors[scorer] = self._start()
+            else:
+                yield portion.index, values
+            idle.append(scorer)
+
+    def _start_all(self) -> None:
+        if not self._actors:
+            start_ray(self._cluster)
+            self._actors = [self._start() for _ in range(self._config.count)]
+
+    def _start(self) -> Any:
+        """A new scorer. On the CPU it claims none: it sits idle while a run samples and trains."""
+        import ray
+
+        actor = ray.remote(Scorer).options(
+            num_cpus=0,
+            num_gpus=1 if self._config.device == "gpu" else 0,
+            runtime_env={"env_vars": environment(self._config.threads)},
+        )
+        return actor.remote(self._load, self._folder, self._config)
+
+
+_POOLS: dict[tuple[Load, Path, JudgeEngineConfig, ClusterConfig], ScorerPool] = {}
+_POOLS_LOCK = threading.Lock()
+
+
+def scorer_pool(load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> ScorerPool:
+    """The process's pool for this model and these settings: scorers outlive a stage, since loading takes its time."""
+    with _POOLS_LOCK:
+        key = (load, folder.resolve(), config, cluster)
+        if key not in _POOLS:
+            _POOLS[key] = ScorerPool(*key)
+        return _POOLS[key]
+
+
+def close_scorer_pools() -> None:
+    """Stops all scorers of this process."""
+    with _POOLS_LOCK:
+        for pool in _POOLS.values():
+            pool.close()
+        _POOLS.clear()
+
+
+def _portions(groups: Iterable[Sequence[Chat]], size: int) -> Iterator[_Portion]:
+    rest = iter(groups)
+    for index in itertools.count():
+        portion = list(itertools.islice(rest, size))
+        if not portion:
+            return
+        yield _Portion(index, portion)
