@@ -5,8 +5,8 @@ SHELL := /bin/sh
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
-# Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as SET="sample.k=4 pair.min_margin=0.2".
-# What is empty is left to the profile.
+# Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as
+# SET="sample.k=4 pair.min_margin=0.2". What is empty is left to the profile.
 ITER ?= 3
 PROFILE ?= laptop
 JUDGE ?=
@@ -37,7 +37,8 @@ setup: ## Build the venv from the lock file; nothing to do when it is complete. 
 
 # SET is split at spaces. A value with spaces in it: call the command below yourself, one --set a value.
 iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= JUDGE= SEED= RUN= SET="key=value ..."
-	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} $${RUN:+--run-name "$$RUN"}; \
+	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} \
+		$${RUN:+--run-name "$$RUN"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows iterate "$$@"
 

@@ -12,9 +12,10 @@ so one comparison of each group is encoded whole too, and where the two differ t
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
-from prompts.verdict import LABELS, VerdictPrompt
+from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
 from tpo.config import ClusterConfig, Endpoint, JudgeEngineConfig, PairwiseJudge
 from tpo.engines.api import ChatClient, Refused, Spent
 from tpo.engines.chat import ChatEncoder, Piece
@@ -27,6 +28,8 @@ SHARD_COMPARISONS = 512
 """Comparisons handed to an engine at a time, more where a group has more."""
 PUBLISHED_NEW_TOKENS = 2048
 """Longest judgment of the Self-Taught Evaluator."""
+TEXTS_HELD = 4096
+"""Texts whose tokens are kept at hand, in each place of a comparison."""
 LABEL_TOKENS = 8
 """Room for a verdict alone."""
 
@@ -41,6 +44,11 @@ class Comparison:
     """The response shown first."""
     second: str
     """The response shown second."""
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """All three, in this order."""
+        return self.instruction, self.first, self.second
 
 
 class Asker(Protocol):
@@ -88,7 +96,7 @@ class ServerAsker:
 
     def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
         """The replies as the server gives them."""
-        chats = [self._prompt.render(asked.instruction, asked.first, asked.second) for asked in comparisons]
+        chats = [self._prompt.render(*map(without_control_tokens, asked.texts)) for asked in comparisons]
         return self._client.ask(chats, self._decoding, spent=self._spent)
 
 
@@ -105,30 +113,42 @@ class ComparisonEncoder:
         self._between, self._middle, self._end = Piece(user[1]), Piece(user[2]), [Piece(user[3]), Piece(after, True)]
         if not encoder.keeps_outer_space:
             self._end[0] = Piece(user[3].rstrip())
+        # A tournament in rounds comes back to the same texts again and again.
+        held = lru_cache(maxsize=TEXTS_HELD)
+        self._head, self._first, self._second = map(held, (self._encode_head, self._encode_first, self._encode_second))
+        self._seams: dict[str, bool] = {}
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[list[int]]:
         """Token ids of each comparison, with the generation prompt at its end."""
         encoded: list[list[int]] = []
-        for instruction, group in itertools.groupby(comparisons, key=lambda asked: asked.instruction):
-            encoded += self._encode_group(instruction, list(group))
+        for _, group in itertools.groupby(comparisons, key=lambda asked: asked.instruction):
+            asked = list(group)
+            encode = self._joined if self._seams_hold(asked[0]) else self._whole
+            encoded += map(encode, asked)
         return encoded
 
-    def _encode_group(self, instruction: str, group: list[Comparison]) -> list[list[int]]:
-        join = self._encoder.encode_pieces
-        head = join([*self._before, Piece(self._prompt.defused(instruction)), self._between])
-        first = {
-            text: join([Piece(self._prompt.defused(text)), self._middle]) for text in {asked.first for asked in group}
-        }
-        second = {
-            text: join([Piece(self._prompt.defused(text)), *self._end]) for text in {asked.second for asked in group}
-        }
-        encoded = [[*head, *first[asked.first], *second[asked.second]] for asked in group]
-        if encoded[0] != (whole := self._whole(group[0])):
-            encoded = [whole, *(self._whole(asked) for asked in group[1:])]
-        return encoded
+    def _seams_hold(self, asked: Comparison) -> bool:
+        """Whether the pieces of a comparison are the tokens of the whole; looked at once a question, for all of it."""
+        if asked.instruction not in self._seams:
+            if len(self._seams) >= TEXTS_HELD:
+                self._seams.clear()
+            self._seams[asked.instruction] = self._joined(asked) == self._whole(asked)
+        return self._seams[asked.instruction]
+
+    def _joined(self, asked: Comparison) -> list[int]:
+        return [*self._head(asked.instruction), *self._first(asked.first), *self._second(asked.second)]
+
+    def _encode_head(self, instruction: str) -> list[int]:
+        return self._encoder.encode_pieces([*self._before, Piece(self._prompt.defused(instruction)), self._between])
+
+    def _encode_first(self, text: str) -> list[int]:
+        return self._encoder.encode_pieces([Piece(self._prompt.defused(text)), self._middle])
+
+    def _encode_second(self, text: str) -> list[int]:
+        return self._encoder.encode_pieces([Piece(self._prompt.defused(text)), *self._end])
 
     def _whole(self, asked: Comparison) -> list[int]:
-        return self._encoder.encode(self._prompt.render(asked.instruction, asked.first, asked.second))
+        return self._encoder.encode(self._prompt.render(*asked.texts))
 
 
 def decoding_of(config: PairwiseJudge, context: int) -> Decoding:

@@ -9,7 +9,6 @@ the paper asks for them eight times. A verdict that cannot be read, or a call th
 tie does, but is recorded as what it is; a response without a single verdict is unscored and not in the middle.
 """
 
-import dataclasses
 import itertools
 import json
 import math
@@ -228,7 +227,7 @@ def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
 
 def _to_json(said: Reply | Refused) -> dict[str, Any]:
     """What was said, in what JSON can hold: a log-probability of -inf is null."""
-    values = dataclasses.asdict(said)
+    values = dict(vars(said))
     if values.get("label_logprobs") is not None:
         values["label_logprobs"] = [None if value == -math.inf else value for value in values["label_logprobs"]]
     return values

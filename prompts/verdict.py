@@ -132,6 +132,22 @@ def defused(text: str) -> str:
     return PROMPTS["cot"].defused(text)
 
 
+def without_control_tokens(text: str) -> str:
+    """`text` with a space in whatever a server's tokenizer could read as a control token, of any model's.
+
+    For a server alone, whose tokenizer reads whole chats; our own encoder reads what a message says as letters.
+    """
+    return _CONTROL_TOKEN.sub(r"\g<0> ", text)
+
+
+_CONTROL_TOKEN = re.compile(
+    r"<(?=[|｜][^<>\n]{0,80}[|｜]>)"  # Llama 3, Qwen, ChatML, Phi; DeepSeek has full-width bars
+    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|sep|cls|start_of_turn|end_of_turn|start_of_image|endoftext|tool_call|think)>)"
+    r"|<(?=</?SYS>>)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|BOS|EOS|PAD)\])",
+    re.I,
+)
+
+
 @dataclass(frozen=True, eq=False)
 class _Forgeries:
     """What text inside a prompt must not look like."""

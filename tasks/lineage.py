@@ -25,6 +25,7 @@ from tpo.config import (
     RunConfig,
     VerifierJudge,
     compares,
+    least_margin,
 )
 from tpo.prompt_files import file_of
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
@@ -224,7 +225,7 @@ def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
         inputs={"samples": answers.samples.fingerprint, "scores": answers.scores.fingerprint},
         config={
             "seed": config.seed,
-            "pair": config.pair.model_dump(mode="json"),
+            "pair": config.pair.model_dump(mode="json") | {"min_margin": least_margin(config.pair, config.judge)},
             "max_tokens": config.train.max_tokens,
         },
     )

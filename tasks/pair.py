@@ -19,7 +19,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, pairs_stage
-from tpo.config import PairConfig, RunConfig
+from tpo.config import PairConfig, RunConfig, least_margin
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
@@ -86,11 +86,12 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
     groups = group_candidates(read_rows(answers.samples, Sample), read_rows(answers.scores, Score))
-    made = make_pairs(groups, config.pair, max_tokens=config.train.max_tokens, seed=config.seed)
+    margin = least_margin(config.pair, config.judge)
+    made = make_pairs(groups, config.pair, min_margin=margin, max_tokens=config.train.max_tokens, seed=config.seed)
     if not made.pairs:
         raise StageError(
             f"iteration {iteration}: 0 pairs from {len(groups)} prompts ({_reasons(made.account)}): lower "
-            f"pair.min_margin ({config.pair.min_margin}), or look at {answers.samples.path} and {answers.scores.path}"
+            f"pair.min_margin ({margin}), or look at {answers.samples.path} and {answers.scores.path}"
         )
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(account=made.account, facts=describe(made))
@@ -114,16 +115,18 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
     return [groups[prompt_id] for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples)]
 
 
-def make_pairs(groups: Sequence[Candidates], config: PairConfig, *, max_tokens: int, seed: int) -> Pairs:
+def make_pairs(
+    groups: Sequence[Candidates], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
+) -> Pairs:
     """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1)."""
-    spread = [group for group in groups if has_margin(group.scores, config.min_margin) and not _tied(group)]
+    spread = [group for group in groups if has_margin(group.scores, min_margin) and not _tied(group)]
     rho = config.rho
     if rho == "auto":
         rho = choose_rho([group.scores for group in spread], [group.lengths for group in spread])
     found: dict[str, Pair] = {}
     dropped: dict[str, str] = {}
     for group in groups:
-        outcome = _regular_pair(group, rho, config.min_margin)
+        outcome = _regular_pair(group, rho, min_margin)
         if not isinstance(outcome, Pair):
             dropped[group.prompt_id] = outcome
         elif _tokens(outcome) > max_tokens:

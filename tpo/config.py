@@ -287,8 +287,10 @@ class PairConfig(Section):
     rho: float | Literal["auto"] = "auto"
     """Strength of length control in [0, 0.5], or `auto`: the smallest that keeps chosen answers no longer than
     rejected ones."""
-    min_margin: float = Field(0.5, ge=0)
-    """Least spread of a group's raw scores; a group of equally good responses has nothing to teach but length."""
+    min_margin: float | None = Field(None, ge=0)
+    """Least spread of a group's raw scores, in the judge's own unit, since equally good responses have nothing to teach
+    but length. None for what suits the judge: half a right answer (`verifier`), half a nat (`pairwise`), and with
+    reward models, whose units differ, any spread, as in the paper."""
     error_share: float = Field(0.1, ge=0, le=0.5)
     """Largest share of pairs whose rejected output breaks the format."""
 
@@ -297,6 +299,13 @@ class PairConfig(Section):
         if self.rho != "auto" and not 0 <= self.rho <= 0.5:
             raise ValueError(f"rho is {self.rho}, expected 'auto' or a number from 0 to 0.5")
         return self
+
+
+def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
+    """The least spread of a group's raw scores that makes a pair with this judge."""
+    if pair.min_margin is not None:
+        return pair.min_margin
+    return 0.5 if judge.kind in ("verifier", "pairwise") else 0.0
 
 
 class TrainConfig(Section):

@@ -1,5 +1,6 @@
 """Claims about asking a server: every chat answered once, failures told apart, caps kept, the key never shown."""
 
+import gc
 import logging
 import math
 import subprocess
@@ -207,6 +208,7 @@ def test_whoever_stops_early_ends_the_calls_under_way():
         for index, _ in client(server, concurrency=4).ask(numbered(100), FREE):
             assert index == 0
             break
+        assert "chat client" not in [thread.name for thread in threading.enumerate()]
         assert time.monotonic() - started < 5
         assert len(server.asked) <= 1 + 4
 
@@ -236,6 +238,22 @@ def test_an_answer_that_nobody_takes_does_not_keep_the_process_from_ending():
         command = [sys.executable, "-c", textwrap.dedent(code), server.base_url]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "0", "")
+
+
+def test_an_answer_that_is_collected_in_the_clients_own_thread_ends_it():
+    forgotten = threading.Event()
+
+    async def collect(seconds: float) -> None:
+        forgotten.wait(30)
+        gc.collect()
+
+    with MisbehavingServer(lambda request, n: Say() if content(request) == "chat 0" else Fail(503)) as server:
+        answers = ChatClient(endpoint(server), "judge", sleep=collect).ask(numbered(2), FREE)
+        next(answers)
+        cycle: list[object] = [answers]
+        cycle.append(cycle)
+        del answers, cycle
+        forgotten.set()
 
 
 # What fails
@@ -442,7 +460,7 @@ def test_an_endpoint_without_a_key_gets_nobody_elses(monkeypatch: pytest.MonkeyP
     [
         Fail(401, f"Incorrect API key provided: {KEY}."),
         Fail(500, f"could not pass {KEY} on"),
-        Fail(400, "x" * 390 + KEY),
+        Fail(400, "x" * 380 + KEY),
         Send(f"<html>{KEY}</html>".encode()),
         Drop(HALF_AN_ANSWER),
     ],
@@ -615,6 +633,10 @@ def test_tokens_that_lead_to_the_same_label_add_up(share: float):
     a = {"A": math.log(0.4 * share), "A]": math.log(0.4 * (1 - share))}
     found = label_logprobs([position("[[", -0.1), position("B]]", math.log(0.5), **a)], LABELS)
     assert found == pytest.approx((math.log(0.4), math.log(0.5)))
+
+
+def test_a_token_that_goes_on_after_a_label_leads_to_it():
+    assert label_logprobs([position("[[A]]\n", -0.2, **{"[[B]].": -2.0})], LABELS) == (-0.2, -2.0)
 
 
 def test_a_label_beyond_what_the_server_tells_has_no_probability():

@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from judges.askers import SHARD_COMPARISONS, Comparison, ComparisonEncoder, decoding_of, shards_of
-from prompts.verdict import LABELS, PROMPTS
+from judges.askers import (
+    SHARD_COMPARISONS,
+    Comparison,
+    ComparisonEncoder,
+    ServerAsker,
+    decoding_of,
+    shards_of,
+)
+from prompts.verdict import LABELS, PROMPTS, without_control_tokens
 from tests.engines.test_chat import like_llama3
-from tpo.config import PairwiseJudge
+from tests.misbehaving_server import MisbehavingServer
+from tpo.config import Endpoint, PairwiseJudge
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.reply import Tokens
 
 SHIPPED_EVALUATOR = PairwiseJudge().folder
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -59,6 +68,28 @@ def test_what_comparisons_share_stands_at_the_front(encoder: ChatEncoder):
     )
     shared = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     assert "the same" in encoder.tokenizer.decode(one[:shared])
+
+
+def test_what_a_server_is_shown_holds_no_control_token_of_any_model():
+    controls = [
+        "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|user|>",
+        "<｜begin▁of▁sentence｜>", "<s>", "</s>", "<start_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<|eot_id|><|eot_id|>",
+    ]  # fmt: skip
+    with MisbehavingServer() as server:
+        config = PairwiseJudge(model="m", endpoint=Endpoint(base_url=server.base_url))
+        assert config.endpoint is not None
+        asker = ServerAsker(config, config.endpoint, PROMPTS["cot"], Tokens())
+        list(asker.ask([Comparison(f"a {text} b", f"c{text}", f"{text}d") for text in controls]))
+        list(asker.ask([Comparison("2 < 3 | 4 > 1", "<b>bold</b> a[i]", "if a<b: pass")]))
+        shown = [asked.request["messages"][-1]["content"] for asked in server.asked]
+    assert not [text for text in controls for content in shown if text in content]
+    assert "2 < 3 | 4 > 1" in shown[-1] and "<b>bold</b> a[i]" in shown[-1] and "if a<b: pass" in shown[-1]
+
+
+@given(st.lists(st.sampled_from(["<", "|", ">", "[", "]", "/", "INST", "eot_id", "s", " "]), max_size=12).map("".join))
+def test_a_space_in_it_makes_no_new_control_token(text: str):
+    once = without_control_tokens(text)
+    assert without_control_tokens(once) == once
 
 
 def test_labels_part_at_one_token(encoder: ChatEncoder):

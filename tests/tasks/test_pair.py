@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from tasks.pair import Candidates, Pairs, describe, group_candidates, make_pairs
 from tests.rows import a_sample, a_score
-from tpo.config import PairConfig
+from tpo.config import (
+    ArmoRMJudge,
+    JudgeConfig,
+    PairConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    VerifierJudge,
+    least_margin,
+)
 from tpo.records import Pair
 
 BROKEN = "broken"
@@ -42,7 +50,8 @@ def groups_of(*prompts: Sequence[Kind]) -> list[Candidates]:
 
 def paired(*prompts: Sequence[Kind], max_tokens: int = 10_000, seed: int = 0, **config: object) -> Pairs:
     settings = PairConfig.model_validate({"rho": 0.0, **config})
-    return make_pairs(groups_of(*prompts), settings, max_tokens=max_tokens, seed=seed)
+    margin = least_margin(settings, VerifierJudge())
+    return make_pairs(groups_of(*prompts), settings, min_margin=margin, max_tokens=max_tokens, seed=seed)
 
 
 def indices(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
@@ -91,10 +100,19 @@ def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():
     assert paired([1.0, 1.0], min_margin=0).account.dropped == {"tie": 1}
 
 
+@pytest.mark.parametrize(
+    ("judge", "margin"),
+    [(VerifierJudge(), 0.5), (PairwiseJudge(), 0.5), (ArmoRMJudge(), 0.0), (RewardModelJudge(model="m"), 0.0)],
+)
+def test_the_margin_suits_the_judge_unless_it_is_set(judge: JudgeConfig, margin: float):
+    assert least_margin(PairConfig(), judge) == margin
+    assert least_margin(PairConfig(min_margin=0.3), judge) == 0.3
+
+
 def test_identical_outputs_yield_no_pair():
     samples = [dataclasses.replace(a_sample(index=i), output="same") for i in range(2)]
     groups = group_candidates(samples, [a_score(index=0, value=1.0), a_score(index=1, value=0.0)])
-    assert make_pairs(groups, PairConfig(), max_tokens=999, seed=0).account.dropped == {"tie": 1}
+    assert make_pairs(groups, PairConfig(), min_margin=0.5, max_tokens=999, seed=0).account.dropped == {"tie": 1}
 
 
 def test_the_margin_is_asked_of_raw_scores_before_length_control():
@@ -176,7 +194,7 @@ def test_every_prompt_is_a_pair_or_counted_and_errors_keep_their_share(
 def test_the_order_of_prompts_changes_no_pair(prompts: list[list[Kind]], rng: random.Random):
     groups = groups_of(*prompts)
     shuffled = rng.sample(groups, len(groups))
-    first, second = (make_pairs(g, PairConfig(), max_tokens=9999, seed=3) for g in (groups, shuffled))
+    first, second = (make_pairs(g, PairConfig(), min_margin=0.5, max_tokens=9999, seed=3) for g in (groups, shuffled))
     assert sorted(first.pairs, key=lambda pair: pair.prompt_id) == sorted(second.pairs, key=lambda p: p.prompt_id)
     assert [pair.prompt_id for pair in second.pairs] == [
         g.prompt_id for g in shuffled if g.prompt_id in {p.prompt_id for p in first.pairs}

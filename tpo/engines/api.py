@@ -11,7 +11,6 @@ call is made; what goes into a message is searched for it first, since servers l
 """
 
 import asyncio
-import atexit
 import dataclasses
 import itertools
 import math
@@ -260,23 +259,16 @@ class ChatClient:
             call.add_done_callback(calls.discard)
             return call
 
-        def end() -> None:
-            if thread.is_alive():
-                for call in list(calls):
-                    call.cancel()
-                asyncio.run_coroutine_threadsafe(_finish(client), loop)
-                if threading.current_thread() is not thread:  # it is where the garbage collector happens to run there
-                    thread.join()
-
         thread = threading.Thread(target=run, name="chat client", daemon=True)
         thread.start()
-        # A generator that nobody closes is closed when the interpreter is gone so far that this thread stands still.
-        atexit.register(end)
         try:
             yield client, submit
         finally:
-            atexit.unregister(end)
-            end()
+            for call in list(calls):
+                call.cancel()
+            asyncio.run_coroutine_threadsafe(_finish(client), loop)
+            if threading.current_thread() is not thread:  # it is where the garbage collector happens to run there
+                thread.join()
 
     def _client(self) -> "openai.AsyncOpenAI":
         import httpx2

@@ -66,10 +66,8 @@ class Scorer:
     """One model on one device; lives in a Ray actor."""
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
-        import torch
         from transformers import AttentionInterface
 
-        torch.set_flush_denormal(True)
         AttentionInterface.register(_PACKED, _attend_chat_by_chat)
         self._device = "cuda" if config.device == "gpu" else "cpu"
         self._batch_tokens = config.batch_tokens
