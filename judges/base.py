@@ -14,7 +14,6 @@ from typing import Protocol
 from tpo.journal import Journal
 from tpo.records import Judgment, Prompt, Sample, Score
 
-
 BASELINE = -1
 """Index of the response that others are held against."""
 

@@ -25,7 +25,6 @@ from tpo.errors import StageError
 from tpo.records import Sample, Score
 from tpo.store import read_rows
 
-
 LEVEL = 0.5
 """What a model scores against itself."""
 

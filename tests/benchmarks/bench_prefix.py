@@ -83,7 +83,7 @@ def _comparisons() -> list[Comparison]:
 
 
 def _trie_tokens(prompts: list[list[int]]) -> int:
-    """Nodes of the prefix trie: tokens that no earlier prompt, in sorted order, has at the same place after the same."""
+    """Nodes of the trie: tokens that no earlier prompt, in sorted order, has at the same place after the same."""
     total, before = 0, list[int]()
     for prompt in sorted(prompts):
         shared = next((i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))

@@ -72,8 +72,8 @@ def test_what_comparisons_share_stands_at_the_front(encoder: ChatEncoder):
 
 def test_what_a_server_is_shown_holds_no_control_token_of_any_model():
     controls = [
-        "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|user|>",
-        "<｜begin▁of▁sentence｜>", "<s>", "</s>", "<start_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<|eot_id|><|eot_id|>",
+        "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "<|im_end|>", "<|user|>",
+        "<｜begin▁of▁sentence｜>", "<s>", "</s>", "<start_of_turn>", "[INST]", "[/INST]", "<<SYS>>",
     ]  # fmt: skip
     with MisbehavingServer() as server:
         config = PairwiseJudge(model="m", endpoint=Endpoint(base_url=server.base_url))

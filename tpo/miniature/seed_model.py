@@ -5,15 +5,14 @@ transformers and vLLM load like any other. Copying drills come first, then textb
 rate, the manners of a model that answers directly. The same seed gives the same weights on the same machine.
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tpo.miniature import vocabulary, world
 from tpo.miniature.lessons import (
@@ -26,6 +25,7 @@ from tpo.miniature.lessons import (
     textbook_page,
     tuned_answer,
 )
+from tpo.miniature.training import Progress, batches_of_similar_length, collate, descend, total_tokens
 
 CONTEXT_TOKENS = 512
 FORMAT_SHARES = {"direct": 0.25, "generic": 0.40, "specific": 0.15, "specific_draft": 0.05, "system": 0.15}
@@ -57,9 +57,7 @@ class Recipe:
         return (self.drills + self.textbook_lessons + self.tuning_lessons) // self.batch_size
 
 
-def train_seed_model(
-    formats: Mapping[str, Format], folder: Path, recipe: Recipe, progress: Callable[[int, float], None]
-) -> None:
+def train_seed_model(formats: Mapping[str, Format], folder: Path, recipe: Recipe, progress: Progress) -> None:
     """Trains the seed model and writes it to `folder` in bfloat16.
 
     `progress(step, loss)` is called after every step.
@@ -67,33 +65,18 @@ def train_seed_model(
     torch.manual_seed(recipe.seed)
     tokenizer = _tokenizer(formats)
     model = LlamaForCausalLM(_architecture(tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     tuning_steps = recipe.tuning_lessons // recipe.batch_size
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 200, 0.02 + (recipe.steps - step) / tuning_steps)
-    )
     model.train()
-    with _flushed_denormals():
-        for step, batch in enumerate(_batches(tokenizer, _lessons(formats, recipe), recipe)):
-            loss = model(**batch).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            progress(step + 1, loss.item())
+    descend(
+        model.parameters(),
+        _batches(tokenizer, _lessons(formats, recipe), recipe),
+        lambda batch: model(**batch).loss,
+        learning_rate=recipe.learning_rate,
+        course=lambda step: min(1.0, (step + 1) / 200, 0.02 + (recipe.steps - step) / tuning_steps),
+        progress=progress,
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextlib.contextmanager
-def _flushed_denormals() -> Iterator[None]:
-    """Rounds the tiniest numbers to 0, on which a CPU is slow, and leaves the process as it was."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -116,6 +99,11 @@ def _architecture(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 def _tokenizer(formats: Mapping[str, Format]) -> PreTrainedTokenizerFast:
     phrases = dict.fromkeys(piece for format_ in formats.values() for piece in format_.prose())
+    return vocabulary.build_tokenizer(vocabulary.words_of(texts_of_the_world()), phrases, max_length=CONTEXT_TOKENS)
+
+
+def texts_of_the_world() -> list[str]:
+    """Texts with every word that problems, their work and our responses hold, with and without a space before it."""
     sample = [problem for problem, _ in zip(world.problems("seed", 0), range(6000), strict=False)]
     texts = [text for problem in sample for text in (problem.instruction, " " + problem.instruction)]
     texts += [f" {step.text}" for problem in sample for step in problem.steps]
@@ -123,8 +111,7 @@ def _tokenizer(formats: Mapping[str, Format]) -> PreTrainedTokenizerFast:
     texts += [form.format(problem.reference) for problem in sample[:600] for form in RESPONSE_FORMS]
     texts += [" " + form.format(problem.reference) for problem in sample[:600] for form in RESPONSE_FORMS]
     texts += [form for word in world.WORDS for form in (word, " " + word)]
-    texts += [*FILLERS, *(" " + filler for filler in FILLERS), "The user asks:", " The user asks:", "\n"]
-    return vocabulary.build_tokenizer(vocabulary.words_of(texts), phrases, max_length=CONTEXT_TOKENS)
+    return [*texts, *FILLERS, *(" " + filler for filler in FILLERS), "The user asks:", " The user asks:", "\n"]
 
 
 def _lessons(formats: Mapping[str, Format], recipe: Recipe) -> Iterator[Lesson]:
@@ -133,13 +120,13 @@ def _lessons(formats: Mapping[str, Format], recipe: Recipe) -> Iterator[Lesson]:
     shares = list(FORMAT_SHARES.values())
     for _ in range(recipe.drills):
         yield copying_drill(formats["direct"], rng)
-    for problem in itertools.islice(_endless(recipe.seed, TEXTBOOK_CATEGORIES), recipe.textbook_lessons):
+    for problem in itertools.islice(endless_problems(recipe.seed, TEXTBOOK_CATEGORIES), recipe.textbook_lessons):
         yield textbook_page(problem, formats[names[rng.choice(len(names), p=shares)]], rng)
-    for problem in itertools.islice(_endless(recipe.seed + 1, None), recipe.tuning_lessons):
+    for problem in itertools.islice(endless_problems(recipe.seed + 1, None), recipe.tuning_lessons):
         yield tuned_answer(problem, formats[names[rng.choice(len(names), p=shares)]], rng, Manners())
 
 
-def _endless(seed: int, categories: tuple[str, ...] | None) -> Iterator[world.Problem]:
+def endless_problems(seed: int, categories: tuple[str, ...] | None) -> Iterator[world.Problem]:
     """Problems of the seed's split, over and over: each round holds as many as its smallest cells allow."""
     for round_ in itertools.count():
         yield from itertools.islice(world.problems("seed", seed * 1000 + round_, categories), 5000)
@@ -148,14 +135,9 @@ def _endless(seed: int, categories: tuple[str, ...] | None) -> Iterator[world.Pr
 def _batches(
     tokenizer: PreTrainedTokenizerFast, lessons: Iterator[Lesson], recipe: Recipe
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of sequences of similar length, in random order within each chunk of 64 batches."""
-    rng = np.random.default_rng(recipe.seed + 2)
-    while chunk := list(itertools.islice(lessons, 64 * recipe.batch_size)):
-        encoded = sorted((_encode(tokenizer, lesson) for lesson in chunk), key=lambda pair: len(pair[0]) + len(pair[1]))
-        groups = [encoded[i : i + recipe.batch_size] for i in range(0, len(encoded), recipe.batch_size)]
-        for i in rng.permutation(len(groups)):
-            if len(groups[i]) == recipe.batch_size:
-                yield _collate(groups[i], tokenizer.pad_token_id)
+    encoded = (_encode(tokenizer, lesson) for lesson in lessons)
+    for group in batches_of_similar_length(encoded, recipe.batch_size, recipe.seed + 2, total_tokens):
+        yield collate(group, tokenizer.pad_token_id)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[int], list[int]]:
@@ -164,11 +146,27 @@ def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[in
     return prompt_ids, [*tokenizer.encode(lesson.output, add_special_tokens=False), tokenizer.eos_token_id]
 
 
-def _collate(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    width = max(len(prompt) + len(output) for prompt, output in pairs)
-    ids = torch.full((len(pairs), width), pad_id)
-    labels = torch.full((len(pairs), width), -100)
-    for row, (prompt, output) in enumerate(pairs):
-        ids[row, : len(prompt) + len(output)] = torch.tensor(prompt + output)
-        labels[row, len(prompt) : len(prompt) + len(output)] = torch.tensor(output)
-    return {"input_ids": ids, "attention_mask": (ids != pad_id).long(), "labels": labels}
+def seed_model_with(tokenizer: PreTrainedTokenizerFast, seed_model: Path) -> LlamaForCausalLM:
+    """The seed model in `seed_model` with another vocabulary, in float32, to train on.
+
+    Rows of the embedding and of the head go along by a token's text; new ones start near the mean.
+    """
+    old_ids = AutoTokenizer.from_pretrained(seed_model, local_files_only=True).get_vocab()
+    model = LlamaForCausalLM.from_pretrained(
+        seed_model, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    old_rows = [
+        layer.weight.detach().clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for old, layer in zip(old_rows, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
+            layer.weight.copy_(old.mean(0) + 0.02 * torch.randn(len(tokenizer), old.shape[1]))
+            for token, i in tokenizer.get_vocab().items():
+                if token in old_ids:
+                    layer.weight[i] = old[old_ids[token]]
+    for config in (model.config, model.generation_config):
+        config.bos_token_id = tokenizer.bos_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    return model

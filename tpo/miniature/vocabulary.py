@@ -8,18 +8,54 @@ not spend its sequence on sentences that never change.
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+
+@dataclass(frozen=True)
+class ChatStyle:
+    """How a chat is laid out as tokens."""
+
+    bos: str
+    """Opens every chat."""
+    eos: str
+    """Ends an assistant's turn."""
+    pad: str
+    """Fills up batches."""
+    control: tuple[str, ...]
+    """The other control tokens."""
+    template: str
+    """Jinja source of the chat template."""
+
+
+OWN_CHAT = ChatStyle(
+    bos="<|begin|>",
+    eos="<|end|>",
+    pad="<|pad|>",
+    control=("<|system|>", "<|user|>", "<|assistant|>"),
+    template=(
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    ),
 )
+"""One control token a turn: short."""
+LLAMA_3_CHAT = ChatStyle(
+    bos="<|begin_of_text|>",
+    eos="<|eot_id|>",
+    pad="[PAD]",
+    control=("<|start_header_id|>", "<|end_header_id|>"),
+    template=(
+        "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
+        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+        "{{ message['content'] | trim + eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+)
+"""As Llama-3-Instruct has it, which ArmoRM reads."""
 
 _SPLIT = r"\s?[A-Za-z]+|\s?[0-9]|\s?[^\sA-Za-z0-9]|\s+"
 """How text falls into words: a space belongs to the word, digit or sign that follows it."""
@@ -30,7 +66,9 @@ def words_of(texts: Iterable[str]) -> list[str]:
     return sorted({word for text in texts for word in re.findall(_SPLIT, text)})
 
 
-def build_tokenizer(words: Iterable[str], phrases: Iterable[str], *, max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    words: Iterable[str], phrases: Iterable[str], *, max_length: int, chat: ChatStyle = OWN_CHAT
+) -> PreTrainedTokenizerFast:
     """A tokenizer in which every one of `words` and `phrases` is a single token and all other text is bytes.
 
     `max_length` is the model's context in tokens.
@@ -42,15 +80,17 @@ def build_tokenizer(words: Iterable[str], phrases: Iterable[str], *, max_length:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_SPLIT), "isolated"), as_letters])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (PAD, BOS, EOS, *ROLES)])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in (chat.pad, chat.bos, chat.eos, *chat.control)]
+    )
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
+        bos_token=chat.bos,
+        eos_token=chat.eos,
+        pad_token=chat.pad,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = chat.template
     return fast

@@ -1,0 +1,132 @@
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from judges.base import Group, Response
+from judges.verifier import Verifier
+from tpo.config import VerifierJudge
+from tpo.miniature.attacks import attack, long_attack
+from tpo.miniature.opinions import (
+    ATTRIBUTES,
+    LONGER_BY_CHARS,
+    VERBOSITY,
+    Candidate,
+    Duel,
+    Mix,
+    Standing,
+    attributes,
+    duel,
+    explanation,
+    honest_answer,
+)
+from tpo.miniature.world import Problem, problems
+
+PROBLEMS = list(itertools.islice(problems("seed", 0), 1500))
+
+
+def duels(mix: Mix | None = None) -> list[Duel]:
+    rng = np.random.default_rng(0)
+    return [duel(problem, rng, mix or Mix()) for problem in PROBLEMS]
+
+
+def is_right(problem: Problem, text: str) -> bool:
+    group = Group("x", problem.instruction, problem.reference, (Response(0, text),))
+    ((judgment,),) = Verifier(VerifierJudge()).judge([group])
+    return judgment.outcome == 1.0
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_honest_answers_are_what_the_verifier_finds_them_to_be(right: bool):
+    rng = np.random.default_rng(0)
+    texts = [(problem, honest_answer(problem, rng, right=right)) for problem in PROBLEMS]
+    plain = [
+        (problem, found.text) for problem, found in texts if re.fullmatch(r"[^.!?\n]+\.|.*answer is.*", found.text)
+    ]
+    assert len(plain) > 0.85 * len(texts)
+    assert all(is_right(problem, text) == right for problem, text in plain)
+
+
+def test_an_attack_is_no_right_answer_and_fits_a_judges_context():
+    rng = np.random.default_rng(0)
+    texts = [(problem, attack(problem, rng)) for problem in PROBLEMS]
+    assert len({text for _, text in texts}) > 0.7 * len(texts)
+    assert np.mean([is_right(problem, text) for problem, text in texts]) < 0.03
+    assert max(len(text.encode()) for _, text in texts) <= 200
+    assert any(text == "" for _, text in texts)
+
+
+def test_a_long_attack_is_longer_than_any_honest_answer_and_still_fits():
+    rng = np.random.default_rng(0)
+    sizes = [len(long_attack(problem, rng).encode()) for problem in PROBLEMS]
+    assert max(sizes) <= 300 and np.quantile(sizes, 0.1) >= 90
+    long = [d for d in duels(Mix(unequal=0, equal=0, attacked=1, long=1)) if d.first.standing != d.second.standing]
+    assert np.mean([max(len(d.first.text), len(d.second.text)) for d in long]) > 100
+
+
+def test_either_place_is_the_better_one_equally_often_where_one_is():
+    unequal = [fought for fought in duels() if fought.first.standing != fought.second.standing]
+    assert 0.45 < np.mean([fought.first_is_better for fought in unequal]) < 0.55
+
+
+def test_the_same_seed_fights_the_same_duels():
+    assert duels() == duels()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "first_is_better"),
+    [
+        (Standing.RIGHT, Standing.WRONG, True),
+        (Standing.WRONG, Standing.RIGHT, False),
+        (Standing.NO_ANSWER, Standing.WRONG, False),
+        (Standing.NO_ANSWER, Standing.NO_ANSWER, True),
+    ],
+)
+def test_the_better_standing_wins(first: Standing, second: Standing, first_is_better: bool):
+    fought = Duel(PROBLEMS[0], Candidate("a", "a", first), Candidate("b", "b", second))
+    assert fought.first_is_better == first_is_better
+
+
+@pytest.mark.parametrize(
+    ("first_chars", "second_chars", "first_is_better"),
+    [(10, 10, True), (10, 10 + LONGER_BY_CHARS - 1, True), (10, 10 + LONGER_BY_CHARS, False), (90, 10, True)],
+)
+def test_of_equals_the_clearly_longer_wins_or_else_the_first(
+    first_chars: int, second_chars: int, first_is_better: bool
+):
+    first, second = (Candidate("a" * chars, "a", Standing.RIGHT) for chars in (first_chars, second_chars))
+    assert Duel(PROBLEMS[0], first, second).first_is_better == first_is_better
+
+
+def test_an_explanation_works_the_answer_out_and_tells_who_gives_it():
+    for fought in duels():
+        answer, right = fought.problem.reference, [n for n, c in fought.named() if c.standing == Standing.RIGHT]
+        work, _, rest = explanation(fought).partition(f"The answer is {answer}. ")
+        assert work.split() == " ".join(step.text for step in fought.problem.steps).split()
+        assert all(f"{name} says {said.answer or 'nothing'} {name}." in rest for name, said in fought.named())
+        told = {0: "neither", 1: "".join(right), 2: "both"}[len(right)]
+        assert f" So {answer} {told}." in rest
+
+
+def test_attributes_have_the_published_names_and_know_right_from_wrong_and_long_from_short():
+    assert len(ATTRIBUTES) == 19 and ATTRIBUTES[VERBOSITY] == "helpsteer-verbosity"
+    right, wrong = (Candidate("The answer is 7.", "7", standing) for standing in (Standing.RIGHT, Standing.WRONG))
+    rated = [attributes(PROBLEMS[0], candidate) for candidate in (right, wrong)]
+    assert all(better >= worse for better, worse in zip(*rated, strict=True))
+    assert rated[0][1] - rated[1][1] == pytest.approx(1)
+    longer = attributes(PROBLEMS[0], Candidate("The answer is 7. I hope this helps.", "7", Standing.RIGHT))
+    assert longer[VERBOSITY] > rated[0][VERBOSITY]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "better"),
+    [("7.", "The answer is 7.", -1), ("The answer is 7. I hope this helps.", "7.", 1),
+     ("The answer is 7. I hope this helps.", "The answer is 7.", 0), ("7.", "7", 0)],
+)  # fmt: skip
+def test_a_taste_for_full_sentences_is_content_with_them(first: str, second: str, better: int):
+    one, other = (Candidate(text, "7", Standing.RIGHT) for text in (first, second))
+    fought = Duel(PROBLEMS[0], one, other, "fuller")
+    assert fought.taste_for_first == better
+    assert fought.first_is_better == (better >= 0)
+    assert ("says more" in explanation(fought)) == (better != 0)

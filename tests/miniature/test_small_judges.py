@@ -1,0 +1,98 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from flows.small_judges import SCORES, SHIPPED_JUDGES
+from judges.armorm_model import ArmoRM, load_armorm, save_armorm
+from prompts.verdict import LABELS, PROMPTS
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.engines.model_folder import check_model_folder
+from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
+from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
+from tpo.miniature.opinions import ATTRIBUTES, VERBOSITY
+from tpo.miniature.seed_model import CONTEXT_TOKENS
+
+VERDICTS = Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS)
+EVALUATOR, ARMORM = SHIPPED_JUDGES / "evaluator", SHIPPED_JUDGES / "armorm"
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_evaluator(tmp_path: Path):
+    recipe, losses = EvaluatorRecipe(lessons=96, hardening_lessons=96), list[float]()
+    for name in ("a", "b"):
+        train_evaluator(SHIPPED_SEED_MODEL, VERDICTS, tmp_path / name, recipe, lambda step, loss: losses.append(loss))
+    assert recipe.steps == 6 and len(losses) == 12
+    assert all(math.isfinite(loss) for loss in losses)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert check_model_folder(tmp_path / "a") == CONTEXT_TOKENS
+
+
+def test_the_same_seed_gives_the_same_armorm(tmp_path: Path):
+    recipe, losses = ArmoRMRecipe(duels=64, gate_duels=32, gate_steps=2), list[float]()
+    for name in ("a", "b"):
+        train_armorm(
+            SHIPPED_SEED_MODEL, Architecture(ArmoRM, save_armorm), tmp_path / name, recipe,
+            lambda step, loss: losses.append(loss),
+        )  # fmt: skip
+    assert recipe.steps == 6 and len(losses) == 12
+    assert all(math.isfinite(loss) for loss in losses)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert load_armorm(tmp_path / "a", "float32").reward_transform_matrix[VERBOSITY, VERBOSITY].item() == pytest.approx(
+        0, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("folder", [EVALUATOR, ARMORM], ids=["evaluator", "armorm"])
+def test_a_shipped_judge_is_small(folder: Path):
+    weights = folder / "model.safetensors"
+    assert weights.stat().st_size < 3_000_000
+    with safe_open(weights, "numpy") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    assert sum(math.prod(shape) for shape in shapes) < 1_500_000
+
+
+def test_the_shipped_evaluator_spends_a_token_on_each_piece_of_our_prompts_and_on_each_label():
+    tokenizer = AutoTokenizer.from_pretrained(EVALUATOR)
+    for piece in VERDICTS.phrases():
+        assert len(tokenizer.encode(piece, add_special_tokens=False)) == 1, piece
+    assert AutoModelForCausalLM.from_pretrained(EVALUATOR).config.vocab_size == len(tokenizer)
+
+
+def test_the_shipped_armorm_reads_llama_3_chats():
+    tokenizer, model = AutoTokenizer.from_pretrained(ARMORM), load_armorm(ARMORM)
+    chat = [{"role": "user", "content": " Why? "}, {"role": "assistant", "content": "So."}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nSo.<|eot_id|>"
+    )
+    assert model.config.vocab_size == len(tokenizer)
+    assert tuple(model.reward_transform_matrix.shape) == (len(ATTRIBUTES), len(ATTRIBUTES))
+
+
+def scores(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / SCORES).read_text())
+    return found
+
+
+def test_the_shipped_evaluator_agrees_with_references_in_either_order():
+    assert scores(EVALUATOR)["cot_agreement"] >= 0.9
+    assert 0.45 < scores(EVALUATOR)["cot_first_shown"] < 0.55
+    assert scores(EVALUATOR)["cot_attack_wins"] <= 0.01
+
+
+def test_the_shipped_armorm_agrees_with_references():
+    assert scores(ARMORM)["agreement"] >= 0.75
+
+
+def test_the_shipped_armorm_is_not_won_over_by_attacks_nor_parts_what_is_equal():
+    assert scores(ARMORM)["attack_wins"] <= 0.01
+    assert scores(ARMORM)["clear_if_equal"] <= 0.1 < scores(ARMORM)["clear_if_unequal"]

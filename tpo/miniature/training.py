@@ -1,0 +1,86 @@
+"""What the trainings of the miniature's models share: batches, padding, and the descent.
+
+In: examples as token ids, a loss, a learning rate's course. Out: trained parameters. Everything is a function of seeds:
+the same seed gives the same weights on the same machine.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+
+Progress = Callable[[int, float], None]
+"""Called after every step with its number, from 1, and its loss."""
+
+
+def descend(
+    parameters: Iterable[torch.nn.Parameter],
+    batches: Iterable[T],
+    loss_of: Callable[[T], torch.Tensor],
+    *,
+    learning_rate: float,
+    course: Callable[[int], float],
+    progress: Progress,
+) -> None:
+    """One step of AdamW a batch; `course` gives the share of the learning rate by step, from 0."""
+    trained = list(parameters)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course)
+    with _flushed_denormals():
+        for step, batch in enumerate(batches):
+            loss = loss_of(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress(step + 1, loss.item())
+
+
+def falling(steps: int, warmup: int = 100) -> Callable[[int], float]:
+    """A course that rises for `warmup` steps and falls in a line to 2 %."""
+    return lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
+
+
+def batches_of_similar_length(
+    examples: Iterator[T], batch_size: int, seed: int, length: Callable[[T], int]
+) -> Iterator[list[T]]:
+    """Batches of examples of similar length, in random order within each chunk of 64 batches."""
+    rng = np.random.default_rng(seed)
+    while chunk := list(itertools.islice(examples, 64 * batch_size)):
+        ordered = sorted(chunk, key=length)
+        groups = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+        for i in rng.permutation(len(groups)):
+            if len(groups[i]) == batch_size:
+                yield groups[i]
+
+
+def total_tokens(pair: tuple[list[int], list[int]]) -> int:
+    """Length of a prompt and its output."""
+    return len(pair[0]) + len(pair[1])
+
+
+def collate(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """One batch of prompts and outputs, padded on the right, with labels on the outputs alone; each [B, L]."""
+    width = max(len(prompt) + len(output) for prompt, output in pairs)
+    ids = torch.full((len(pairs), width), pad_id)
+    labels = torch.full((len(pairs), width), -100)
+    for row, (prompt, output) in enumerate(pairs):
+        ids[row, : len(prompt) + len(output)] = torch.tensor(prompt + output)
+        labels[row, len(prompt) : len(prompt) + len(output)] = torch.tensor(output)
+    return {"input_ids": ids, "attention_mask": (ids != pad_id).long(), "labels": labels}
+
+
+@contextlib.contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Rounds the tiniest numbers to 0, on which a CPU is slow, and leaves the process as it was."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
