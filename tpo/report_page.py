@@ -74,7 +74,8 @@ TERMS: Mapping[str, str] = {
     "First wins": "share of decided comparisons that go to the response shown first; half where order does not sway.",
     "Agrees with references": "share of right–wrong pairs of responses to one prompt in which the right one scores "
     "higher; ties half.",
-    "Validation": "mean score by the training judge on validation prompts, over answers that parse.",
+    "Validation": "mean score by the training judge on validation prompts, over answers that parse; of a judge that "
+    "compares, the share that they win against M_t−1's.",
 }
 """What the page's words mean, one line each."""
 

@@ -49,7 +49,8 @@ class ModelRow:
     by_difficulty: Mapping[str, Interval]
     """Test score by difficulty of prompt."""
     validation_score: float | None
-    """Mean validation score by the training judge, over answers that parse: what the checkpoint was chosen by."""
+    """Mean validation score by the training judge, over answers that parse: what the checkpoint was chosen by. Of a
+    judge that compares, the share that they win against M_{t-1}'s, and one half for M_0."""
     parse_error_rate: float
     """Share of test prompts whose first output broke the format."""
     thought_chars: float
