@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tpo.engines.sampler import close_pools
+from tpo.engines.scoring import close_scorer_pools
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",
          "train.micro_batch_size=16", "engine.shard_prompts=16")  # fmt: skip
@@ -41,6 +44,8 @@ def _no_ray_left_behind() -> Iterator[None]:
     """Each module that starts Ray in this process leaves the cores to the next."""
     yield
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        close_pools()
+        close_scorer_pools()
         ray.shutdown()
 
 
