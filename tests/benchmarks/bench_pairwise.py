@@ -51,15 +51,16 @@ def main() -> None:
     for tournament in ("all_pairs", "adaptive"):
         judge = Pairwise(PairwiseJudge.model_validate({"tournament": tournament}), Instant())
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
+            started, computing = time.perf_counter(), time.process_time()
             said = _judge(judge, groups, Path(folder))
             judged = time.perf_counter()
             scores = _score(judge, groups, said)
             health = measure_health(groups, said, scores, VerifierJudge())
-            done = time.perf_counter()
+            done, computed = time.perf_counter(), time.process_time()
         print(
             f"{tournament:10s} {len(said):7d} comparisons: {done - started:5.1f} s of our own "
-            f"({judged - started:.1f} s until the judgments stand, {done - judged:.1f} s for scores and health); "
+            f"({computed - computing:.1f} s of CPU; {judged - started:.1f} s until the judgments stand, "
+            f"{done - judged:.1f} s for scores and health); "
             f"swap agreement {health.swap_agreement:.3f}"
         )
 
