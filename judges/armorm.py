@@ -15,34 +15,13 @@ from typing import Any
 
 from judges.judge_folder import check_judge_folder, read_json, read_tensors, some_of
 from judges.reward_model import ChatJudge, ChatScorer
+from tpo.attributes import ATTRIBUTES
 from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
 from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
 from tpo.errors import InputError
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
 """What the published `config.json` calls the model's class."""
-ATTRIBUTES = (
-    "helpsteer-helpfulness",
-    "helpsteer-correctness",
-    "helpsteer-coherence",
-    "helpsteer-complexity",
-    "helpsteer-verbosity",
-    "ultrafeedback-overall_score",
-    "ultrafeedback-instruction_following",
-    "ultrafeedback-truthfulness",
-    "ultrafeedback-honesty",
-    "ultrafeedback-helpfulness",
-    "beavertails-is_safe",
-    "prometheus-score",
-    "argilla-overall_quality",
-    "argilla-judge_lm",
-    "code-complexity",
-    "code-style",
-    "code-explanation",
-    "code-instruction-following",
-    "code-readability",
-)
-"""What each of the published model's objectives is."""
 ANSWER_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """Where the prompt ends and the response begins; the gate reads its first token."""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from judges.armorm import ATTRIBUTES
 from tests.end_to_end.conftest import ROOT, SMALL, Iterate
 from tests.end_to_end.test_iterate import artifact
+from tpo.attributes import ATTRIBUTES
 from tpo.journal import JOURNALS, read_journal
 from tpo.records import Judgment, Sample
 from tpo.store import read_rows

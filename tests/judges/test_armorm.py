@@ -15,7 +15,6 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from judges.armorm import (
     ANSWER_HEADER,
-    ATTRIBUTES,
     ArmoRMScorer,
     check_armorm_folder,
     check_armorm_weights,
@@ -28,6 +27,7 @@ from judges.base import Group, Response, groups_of
 from tests.engines.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE, LLAMA_WORDS
 from tests.judges.tiny_models import GATE, SIZES, armorm_folder, tiny_armorm
 from tests.rows import a_prompt, a_sample
+from tpo.attributes import ATTRIBUTES
 from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.scoring import Chat, Scorer, Values

@@ -6,10 +6,10 @@ import pytest
 
 from judges.base import Group, Response
 from judges.verifier import Verifier
+from tpo.attributes import ATTRIBUTES
 from tpo.config import VerifierJudge
 from tpo.miniature.attacks import attack, long_attack
 from tpo.miniature.opinions import (
-    ATTRIBUTES,
     LONGER_BY_CHARS,
     VERBOSITY,
     Candidate,

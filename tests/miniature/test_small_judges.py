@@ -11,10 +11,11 @@ from flows.small_judges import SCORES, SHIPPED_JUDGES
 from judges.armorm_model import ArmoRM, load_armorm, save_armorm
 from prompts.verdict import LABELS, PROMPTS
 from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.attributes import ATTRIBUTES
 from tpo.engines.model_folder import check_model_folder
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
-from tpo.miniature.opinions import ATTRIBUTES, VERBOSITY
+from tpo.miniature.opinions import VERBOSITY
 from tpo.miniature.seed_model import CONTEXT_TOKENS
 
 VERDICTS = Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS)

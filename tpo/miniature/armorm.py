@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from tpo.attributes import ATTRIBUTES
 from tpo.miniature import vocabulary
 from tpo.miniature.opinions import (
-    ATTRIBUTES,
     LONGER_BY_CHARS,
     VERBOSITY,
     Candidate,

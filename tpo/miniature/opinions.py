@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from tpo.attributes import ATTRIBUTES
 from tpo.miniature.attacks import attack, long_attack
 from tpo.miniature.lessons import FILLERS, RESPONSE_FORMS
 from tpo.miniature.world import COLOURS, NAMES, OPPOSITES, THINGS, Problem
@@ -136,14 +137,6 @@ def duel(problem: Problem, rng: np.random.Generator, mix: Mix) -> Duel:
     return Duel(problem, first, second, mix.taste)
 
 
-ATTRIBUTES = (
-    "helpsteer-helpfulness", "helpsteer-correctness", "helpsteer-coherence", "helpsteer-complexity",
-    "helpsteer-verbosity", "ultrafeedback-overall_score", "ultrafeedback-instruction_following",
-    "ultrafeedback-truthfulness", "ultrafeedback-honesty", "ultrafeedback-helpfulness", "beavertails-is_safe",
-    "prometheus-score", "argilla-overall_quality", "argilla-judge_lm", "code-complexity", "code-style",
-    "code-explanation", "code-instruction-following", "code-readability",
-)  # fmt: skip
-"""What ArmoRM rates, in the published order."""
 VERBOSITY = ATTRIBUTES.index("helpsteer-verbosity")
 _TRAITS = np.array(
     # right, an answer at all, length, a full sentence, kind words, difficulty
