@@ -4,7 +4,7 @@ In: nothing. Out: for each order the prefill tokens that vLLM computed (its own 
 that its prefix cache held), divided by the tokens of the trie of all prompts, of which none need be computed twice.
 Realistic lengths (log-normal, medians 150 and 350 tokens), K = 8, every ordered pair, a cache of 96k tokens, so that
 what is not used again soon is gone. The model is random and tiny: what is cached does not depend on weights. Run with
-`python -m tests.benchmarks.bench_prefix`; two to four minutes.
+`python -m tests.benchmarks.bench_prefix`; about a minute.
 """
 
 import itertools
