@@ -3,19 +3,22 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
-from flows.preflight import check_endpoints, preflight
-from tasks.lineage import SHIPPED_SEED_MODEL, completed
+from flows.preflight import check_before_work, preflight
+from tasks.lineage import SHIPPED_SEED_MODEL, completed, is_kept
 from tpo.config import RunConfig, load_config
 from tpo.console import LOGGER
-from tpo.errors import TpoError
-from tpo.store import write_atomically
-from tpo.summary import read_summary
+from tpo.errors import StageError, StoreError, TpoError
+from tpo.summary import Summary, read_summary
 from tpo.table import print_table
+from tpo.watchdog import watch_over
 
 PROFILES = Path("deploy/profiles")
 
@@ -28,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     return status
 
 
@@ -99,48 +102,59 @@ def _iterate(options: argparse.Namespace) -> int:
         overrides=options.set,
     )
     preflight(config)
-    summary_path = config.root / "summary.json"
-    if _recorded(config) and completed(config, options.to) == options.to and summary_path.exists():
-        summary = read_summary(summary_path)
-        if summary.models[-1].iteration >= options.to:
-            print_table(summary)
-            print(
-                f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {config.root / 'report.html'}"
-            )
-            return 0
-    check_endpoints(config)
-    return _run(config, options.to)
-
-
-def _recorded(config: RunConfig) -> bool:
-    """Whether the run folder's last run had this config, so that its summary and report are this config's too."""
-    path = config.root / "config.json"
-    return path.is_file() and path.read_bytes() == resolved_copy(config)
-
-
-def resolved_copy(config: RunConfig) -> bytes:
-    """A config as `config.json` keeps it, every default spelled out."""
-    return (config.model_dump_json(indent=1) + "\n").encode()
-
-
-def _run(config: RunConfig, iterations: int) -> int:
-    _prefect_environment()
+    report = config.root / "report.html"
+    if (found := finished(config, options.to)) is not None:
+        print_table(found)
+        print(f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {report}")
+        return 0
+    check_before_work(config, options.to)
     started = time.monotonic()
-    config.root.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.root / "config.json", resolved_copy(config))
+    print_table(_run(config, options.to))
+    print(f"M_{options.to} after {time.monotonic() - started:.0f} s. Report: {report}")
+    return 0
+
+
+def finished(config: RunConfig, iterations: int) -> Summary | None:
+    """The summary of a run that has reached M_T and needs nothing, its report included."""
+    path = config.root / "summary.json"
+    if not (is_kept(config) and path.exists() and (config.root / "report.html").exists()):
+        return None
+    if completed(config, iterations) < iterations:
+        return None
+    try:
+        summary = read_summary(path)
+    except StoreError:
+        return None
+    return summary if summary.models[-1].iteration >= iterations else None
+
+
+def _run(config: RunConfig, iterations: int) -> Summary:
+    _prefect_environment()
+    watch_over()
+    signal.signal(signal.SIGTERM, _stop)
     print(f"run {config.name}: to M_{iterations} in {config.root}", file=sys.stderr)
+    import httpx
+    from prefect.exceptions import PrefectException
+
     from flows.iterate import iterate
     from tpo.engines.sampler import close_pools
     from tpo.engines.scoring import close_scorer_pools
 
     try:
-        summary = iterate(config, iterations)
+        return iterate(config, iterations)
+    except (httpx.HTTPError, PrefectException) as error:
+        raise StageError(
+            f"Prefect's server does not answer as it should ({type(error).__name__}: {error}): run again, the run "
+            "folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove PREFECT_HOME "
+            f"({os.environ['PREFECT_HOME']})"
+        ) from error
     finally:
         close_pools()
         close_scorer_pools()
-    print_table(summary)
-    print(f"M_{iterations} after {time.monotonic() - started:.0f} s. Report: {config.root / 'report.html'}")
-    return 0
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _judge_check(options: argparse.Namespace) -> int:
@@ -185,14 +199,18 @@ def _start_again_with_threads(count: int) -> None:
 
 
 def _prefect_environment() -> None:
-    """Prefect's settings, where the user has set none: its files beside the runs, no analytics, quiet on a terminal."""
+    """Everybody silenced, and Prefect's settings where the user has set none: files beside the runs, quiet terminal.
+
+    Comes before anything is imported that reads its settings then.
+    """
+    from tpo.engines.processes import QUIET
+
+    os.environ.update(QUIET)
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_MEMO_STORE_PATH": str(home / "memo.toml"),
         "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER,

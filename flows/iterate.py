@@ -3,7 +3,8 @@
 In: a config and T. Out: a run folder in which every M_t stands with what made it and how it measures up.
 
 A subflow an iteration, a task a stage. Each stage looks at its manifest first and does nothing where it is complete,
-so the same call starts a run, resumes it and adds iterations to it.
+so the same call starts a run, resumes it and adds iterations to it. A stage that turns out to be damaged is set aside
+and made again.
 """
 
 from prefect import flow
@@ -15,6 +16,7 @@ from tasks.lineage import (
     Chosen,
     baseline_of,
     direct_ask,
+    keep_config,
     measuring_ask,
     seed_model,
     training_ask,
@@ -27,13 +29,22 @@ from tasks.sample import sample
 from tasks.train import train
 from tasks.validate import validate
 from tpo.config import RunConfig
+from tpo.lock import only_writer
 from tpo.records import Artifact
+from tpo.store import mending
 from tpo.summary import Summary
 
 
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
 def iterate(config: RunConfig, iterations: int) -> Summary:
-    """Brings a run to M_T, T = `iterations`."""
+    """Brings a run to M_T, T = `iterations`; nobody else may write to its folder meanwhile."""
+    with only_writer(config.root):
+        keep_config(config)
+        return mending(lambda: bring_to(config, iterations))
+
+
+def bring_to(config: RunConfig, iterations: int) -> Summary:
+    """Makes and measures M_0 to M_T, T = `iterations`."""
     seed = seed_model(config)
     validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])

@@ -14,11 +14,12 @@ from judges.verifier import Verifier
 from prompts.thought import VARIANTS, ThoughtPrompt
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig, VerifierJudge
 from tpo.console import progress_bar
+from tpo.disk import write_atomically
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.seed_model import CONTEXT_TOKENS, Recipe, train_seed_model
 from tpo.miniature.world import Problem, problems
-from tpo.store import folder_artifact, write_atomically
+from tpo.store import folder_artifact
 
 SCORES = "scores.json"
 TEST_PROMPTS = 600

@@ -36,6 +36,7 @@ from tpo.config import (
     VerifierJudge,
 )
 from tpo.console import progress_bar
+from tpo.disk import write_atomically
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.reply import Tokens
 from tpo.engines.sampler import Request, SamplerPool, request_seed
@@ -47,7 +48,7 @@ from tpo.miniature.seed_model import CONTEXT_TOKENS
 from tpo.miniature.training import Progress
 from tpo.miniature.world import Problem, problems
 from tpo.records import Judgment
-from tpo.store import folder_artifact, write_atomically
+from tpo.store import folder_artifact
 
 SCORES = "scores.json"
 SHIPPED_JUDGES = SHIPPED_SEED_MODEL.parent

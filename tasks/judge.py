@@ -18,6 +18,7 @@ from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
 from tpo.config import RunConfig, compares
 from tpo.console import Advance, progress_bar, say
+from tpo.disk import remove
 from tpo.engines.reply import Tokens, sum_tokens
 from tpo.journal import JOURNALS, Journal, read_journal
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
@@ -57,7 +58,7 @@ def judge(
     stage.begin()
     stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}
-    artifact = stage.commit(account=Account(len(sample_rows), len(scores), {}), facts=facts)
+    artifact = stage.commit(1, account=Account(len(sample_rows), len(scores), {}), facts=facts)
     say(f"{stage.name}: {describe_health(health)}")
     return Answers(samples, artifact)
 
@@ -92,21 +93,21 @@ def _say_judgments(
     config: RunConfig, ask: Ask, submitted: Submission, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, ask, submitted)
-    size = config.judge_engine.shard_prompts
-    for change in stage.begin(shard_size=size):
+    for change in stage.begin(shard_size=config.judge_engine.shard_prompts):
         say(f"{stage.name}: made again, {change}")
+    size = stage.shard_size or config.judge_engine.shard_prompts
+    starts = range(0, len(groups), size)
     with progress_bar(f"judge {ask.folder}", len(groups), "prompts") as advance:
-        for i, start in enumerate(range(0, len(groups), size)):
+        for i, start in enumerate(starts):
             shard = groups[start : start + size]
             if not stage.has_shard(i):
                 # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
                 with Journal(stage.folder / f"journal-{i:05d}.jsonl", _within(advance, start, shard)) as journal:
                     stage.write_shard(i, [judgment for said in judge_.judge(shard, journal) for judgment in said])
             advance(start + len(shard))
-    account, tokens = Account(len(groups), len(groups), {}), tokens_of_stage(stage.folder)
-    artifact = stage.commit(account=account, facts=dataclasses.asdict(tokens))
+    artifact = stage.commit(len(starts), facts=dataclasses.asdict(tokens_of_stage(stage.folder)))
     for path in stage.folder.glob(JOURNALS):
-        path.unlink()
+        remove(path)
     return artifact
 
 

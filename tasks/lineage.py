@@ -27,6 +27,8 @@ from tpo.config import (
     compares,
     least_margin,
 )
+from tpo.disk import write_atomically
+from tpo.errors import DamagedError
 from tpo.prompt_files import file_of
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
@@ -270,12 +272,31 @@ def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates
     )
 
 
+def keep_config(config: RunConfig) -> None:
+    """Writes the config to the run folder as `config.json`, every default spelled out."""
+    write_atomically(config.root / "config.json", _resolved_copy(config))
+
+
+def is_kept(config: RunConfig) -> bool:
+    """Whether the run folder's last run had this config, so that its summary and report are this config's too."""
+    path = config.root / "config.json"
+    return path.is_file() and path.read_bytes() == _resolved_copy(config)
+
+
+def _resolved_copy(config: RunConfig) -> bytes:
+    return (config.model_dump_json(indent=1) + "\n").encode()
+
+
 def completed(config: RunConfig, iterations: int) -> int:
-    """How many iterations are complete, up to `iterations`; -1 where not even the seed has been evaluated."""
+    """How many iterations are complete and undamaged, up to `iterations`; -1 where not even the seed has been
+    evaluated."""
     walk = _Walk(config)
     done = -1
     for iteration in range(iterations + 1):
-        if not walk.advance(iteration):
+        try:
+            if not walk.advance(iteration):
+                break
+        except DamagedError:
             break
         done = iteration
     return done
@@ -351,6 +372,6 @@ def _source_hash(config: RunConfig, folder: str) -> dict[str, str]:
     if not isinstance(config.data.source, FileSource):
         return {}
     path = prompt_file(config.data.source, folder)
-    if not path.exists():
-        return {}
-    return {"source": folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)}
+    if path.is_dir():
+        return {"source": folder_artifact(path).fingerprint}
+    return {"source": file_sha256(path)} if path.is_file() else {}

@@ -54,7 +54,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         name=folder,
     )
     stage.write_shard(0, prompts)
-    artifact = stage.commit(account=account)
+    artifact = stage.commit(1, account=account)
     dropped = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count)
     say(f"{folder}: {len(prompts)} prompts{f' ({dropped} passed over)' if dropped else ''}")
     return artifact

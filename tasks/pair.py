@@ -94,7 +94,7 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
             f"pair.min_margin ({margin}), or look at {answers.samples.path} and {answers.scores.path}"
         )
     stage.write_shard(0, made.pairs)
-    artifact = stage.commit(account=made.account, facts=describe(made))
+    artifact = stage.commit(1, account=made.account, facts=describe(made))
     say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {_reasons(made.account) or 'none'}")
     return artifact
 

@@ -17,10 +17,11 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, Chosen
 from tpo.config import RunConfig
+from tpo.disk import write_atomically
 from tpo.method.stats import Estimate, mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample, Score
 from tpo.report_page import Example, render_report, score_picture
-from tpo.store import Manifest, read_manifest, read_rows, write_atomically
+from tpo.store import Manifest, read_manifest, read_rows
 from tpo.summary import Interval, ModelRow, Summary, write_summary
 
 _STAGES = (

@@ -19,7 +19,7 @@ from tpo.console import progress_bar, say
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
 from tpo.records import Account, Artifact, Prompt, Sample
-from tpo.store import read_rows, read_shards
+from tpo.store import check_files, read_rows, read_shards
 
 
 @task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE)
@@ -28,9 +28,9 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     stage = samples_stage(config, ask, model, prompts)
     if (done := stage.complete()) is not None:
         return done
-    size = config.engine.shard_prompts
-    for change in stage.begin(shard_size=size):
+    for change in stage.begin(shard_size=config.engine.shard_prompts):
         say(f"{stage.name}: made again, {change}")
+    size = stage.shard_size or config.engine.shard_prompts
     thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
     shards = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [i for i in range(len(shards)) if not stage.has_shard(i)]
@@ -38,6 +38,8 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     encoder = ChatEncoder(model.path)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     pool = sampler_pool(config.engine, config.cluster, config.data.max_prompt_tokens + config.sample.max_new_tokens)
+    if missing:
+        check_files(model)
     with progress_bar(f"sample {ask.folder}", len(rows) * k, "outputs") as advance:
         done_rows = sum(len(shards[i]) for i in range(len(shards)) if i not in set(missing))
         for position, outputs in pool.generate(
@@ -52,7 +54,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             stage.write_shard(shard, make_samples(shards[shard], requests[position], outputs, thought_prompt))
             done_rows += len(shards[shard])
             advance(done_rows * k)
-    artifact = stage.commit(account=Account(len(rows) * k, len(rows) * k, {}))
+    artifact = stage.commit(len(shards), account=Account(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact
 

@@ -1,6 +1,7 @@
 """Trains: one DPO step from M_{t-1} on the iteration's pairs.
 
 In: a model and `Pair`s. Out: a checkpoint an epoch, each a model folder of safetensors; validation chooses among them.
+A training that was stopped goes on from where it was.
 """
 
 import shutil
@@ -13,7 +14,7 @@ from tpo.config import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.trainer import train_dpo
 from tpo.records import Artifact, Pair
-from tpo.store import read_rows
+from tpo.store import check_files, read_rows
 
 
 @task(name="train", task_run_name="train iteration {iteration}", cache_policy=NO_CACHE)
@@ -22,9 +23,10 @@ def train(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -
     stage = train_stage(config, iteration, model, pairs)
     done = stage.complete()
     if done is None:
-        for change in stage.begin(keep_shards=False):
+        for change in stage.begin():
             say(f"{stage.name}: made again, {change}")
         rows = read_rows(pairs, Pair)
+        check_files(model)
         steps = config.train.epochs * -(-len(rows) // config.train.batch_size)
         with progress_bar(f"train iter_{iteration}", steps, "steps") as advance:
             epochs = train_dpo(

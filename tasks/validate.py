@@ -9,8 +9,6 @@ then stands at one half.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +19,10 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import Answers, Chosen, model_stage
 from tpo.config import RunConfig, compares
 from tpo.console import say
+from tpo.disk import bring, remove
 from tpo.errors import StageError
 from tpo.records import Sample, Score
-from tpo.store import read_rows
+from tpo.store import check_files, read_rows
 
 LEVEL = 0.5
 """What a model scores against itself."""
@@ -57,8 +56,9 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
     if compares(config.judge):
         standings[0] = replace(standings[0], score=LEVEL)
     best = choose(standings, config.validation.min_parse_rate)
-    for change in stage.begin(keep_shards=False):
+    for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
+    check_files(everyone[best.epoch].model)
     _bring_files(everyone[best.epoch].model.path, stage.folder, config.root)
     facts = {"epoch": best.epoch, "standings": [asdict(standing) for standing in standings]}
     artifact = stage.commit_files(facts=facts)
@@ -94,9 +94,5 @@ def _bring_files(source: Path, target: Path, root: Path) -> None:
     """The same files in another folder: hard links to files of this run, copies of a seed model that is the user's."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in ("plan.json", "manifest.json"):
-            try:
-                if not source.resolve().is_relative_to(root.resolve()):
-                    raise OSError("not a file of this run")
-                os.link(path, target / path.name)
-            except OSError:
-                shutil.copyfile(path, target / path.name)
+            remove(target / path.name)
+            bring(path, target / path.name, link=source.resolve().is_relative_to(root.resolve()))

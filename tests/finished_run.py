@@ -1,11 +1,11 @@
 """A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
 
-from flows.__main__ import resolved_copy
 from tasks import lineage
 from tasks.lineage import Answers, Ask, Chosen, Submission
 from tpo.config import RunConfig
+from tpo.disk import write_atomically
 from tpo.records import Artifact
-from tpo.store import Stage, write_atomically
+from tpo.store import Stage
 from tpo.summary import ModelRow, Summary, write_summary
 
 
@@ -31,18 +31,19 @@ def finish(config: RunConfig, iterations: int) -> None:
             for epoch, model in enumerate(checkpoints, 1)
         ]
         stage = lineage.model_stage(config, t, chosen, candidates)
-        stage.begin(keep_shards=False)
+        stage.begin()
         (stage.folder / "model.safetensors").write_bytes(b"last epoch")
         chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
         _asked(config, lineage.measuring_ask(config, t), chosen.model, test, measured)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
     write_atomically(config.root / "summary.json", write_summary(summary))
-    write_atomically(config.root / "config.json", resolved_copy(config))
+    write_atomically(config.root / "report.html", b"<!doctype html>")
+    lineage.keep_config(config)
 
 
 def _rows(stage: Stage) -> Artifact:
     stage.begin()
-    return stage.commit()
+    return stage.commit(0)
 
 
 def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
@@ -53,7 +54,7 @@ def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact, agai
 
 
 def _epochs(stage: Stage, count: int) -> Artifact:
-    stage.begin(keep_shards=False)
+    stage.begin()
     for epoch in range(1, count + 1):
         (stage.folder / f"epoch_{epoch}").mkdir()
         (stage.folder / f"epoch_{epoch}" / "model.safetensors").write_bytes(f"{stage.name} {epoch}".encode())

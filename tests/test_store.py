@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rows import a_prompt
-from tpo.errors import StoreError
-from tpo.records import RECORDS, Account, Prompt
-from tpo.store import Stage, combined_sha256, folder_artifact, read_manifest, read_rows, write_atomically
+from tpo.disk import write_atomically
+from tpo.errors import DamagedError, StoreError
+from tpo.records import RECORDS, Account, Artifact, Prompt
+from tpo.store import Stage, check_files, combined_sha256, folder_artifact, mending, read_manifest, read_rows
 
 ROWS = [a_prompt("a"), a_prompt("b", reference="no")]
 
@@ -28,7 +30,7 @@ def made(stage: Stage, *shards: list[Prompt]) -> Stage:
     stage.begin()
     for i, rows in enumerate(shards or [ROWS]):
         stage.write_shard(i, rows)
-    stage.commit()
+    stage.commit(len(shards) or 1)
     return stage
 
 
@@ -63,7 +65,7 @@ def test_what_is_stored_is_read_again(record: type, data: st.DataObject):
         stage.begin()
         for i, rows in enumerate(shards):
             stage.write_shard(i, rows)
-        artifact = stage.commit()
+        artifact = stage.commit(len(shards))
         assert read_rows(artifact, record) == [row for rows in shards for row in rows]
         assert artifact.rows == sum(map(len, shards))
 
@@ -83,7 +85,7 @@ def test_a_stage_is_complete_by_its_manifest_alone(tmp_path: Path):
     assert stage.complete() is None
     stage.write_shard(0, ROWS)
     assert stage.complete() is None
-    artifact = stage.commit(account=Account(3, 2, {"empty": 1}), facts={"rho": 0.2})
+    artifact = stage.commit(1, account=Account(3, 2, {"empty": 1}), facts={"rho": 0.2})
     assert a_stage(tmp_path).complete() == artifact
     manifest = read_manifest(stage.folder)
     assert manifest is not None
@@ -115,16 +117,17 @@ def test_shards_of_an_unfinished_stage_are_kept(tmp_path: Path):
     assert resumed.begin(shard_size=1) == []
     assert [resumed.has_shard(i) for i in range(3)] == [False, True, False]
     resumed.write_shard(0, ROWS[:1])
-    assert read_rows(resumed.commit(), Prompt) == ROWS
+    assert read_rows(resumed.commit(2), Prompt) == ROWS
 
 
-def test_shards_of_another_size_are_not_taken_for_ours(tmp_path: Path):
+def test_a_stage_ends_in_the_shards_that_it_began_with(tmp_path: Path):
     stopped = a_stage(tmp_path)
     stopped.begin(shard_size=50)
     stopped.write_shard(0, ROWS)
     resumed = a_stage(tmp_path)
-    assert resumed.begin(shard_size=10) == ["shard size: 50 → 10"]
-    assert not resumed.has_shard(0)
+    assert resumed.begin(shard_size=10) == []
+    assert resumed.shard_size == 50
+    assert resumed.has_shard(0)
 
 
 def test_a_shard_without_its_seal_counts_for_nothing(tmp_path: Path):
@@ -133,28 +136,44 @@ def test_a_shard_without_its_seal_counts_for_nothing(tmp_path: Path):
     stage.write_shard(0, ROWS)
     (stage.folder / "part-00000.seal.json").unlink()
     assert not stage.has_shard(0)
-    assert stage.commit().rows == 0
 
 
-def test_a_stage_that_keeps_no_shards_begins_anew(tmp_path: Path):
-    stage = a_stage(tmp_path, record="Model")
-    stage.begin(keep_shards=False)
-    (stage.folder / "half.safetensors").write_bytes(b"half")
-    assert stage.begin(keep_shards=False) == []
+@pytest.mark.parametrize("expected", [1, 3])
+def test_a_stage_that_lacks_a_shard_is_not_committed(tmp_path: Path, expected: int):
+    stage = a_stage(tmp_path)
+    stage.begin()
+    stage.write_shard(2, ROWS)
+    with pytest.raises(StoreError, match=rf"part-00000\.parquet was never written, expected {expected} shards"):
+        stage.commit(expected)
+
+
+def test_a_stage_with_other_rows_than_it_accounts_for_is_not_committed(tmp_path: Path):
+    stage = a_stage(tmp_path)
+    stage.begin()
+    stage.write_shard(0, ROWS)
+    with pytest.raises(StoreError, match="holds 2 rows, expected 3"):
+        stage.commit(1, account=Account(3, 3, {}))
+    assert stage.complete() is None
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path):
+    stage = a_stage(tmp_path)
+    stage.begin()
+    (stage.folder / ".part-00000.parquet.123.tmp").write_bytes(b"half")
+    a_stage(tmp_path).begin()
     assert [path.name for path in stage.folder.iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize("keep_shards", [False, True])
-def test_a_folder_that_no_stage_of_ours_made_is_never_deleted(tmp_path: Path, keep_shards: bool):
+def test_a_folder_that_no_stage_of_ours_made_is_never_deleted(tmp_path: Path):
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "mine.txt").write_text("precious")
-    a_stage(tmp_path).begin(keep_shards=keep_shards)
+    a_stage(tmp_path).begin()
     assert (tmp_path / "prompts.old-1" / "mine.txt").read_text() == "precious"
 
 
 def test_a_stage_of_files_is_named_by_the_content_of_all_of_them(tmp_path: Path):
     stage = a_stage(tmp_path, "model", record="Model")
-    stage.begin(keep_shards=False)
+    stage.begin()
     (stage.folder / "epoch_1").mkdir()
     (stage.folder / "epoch_1" / "model.safetensors").write_bytes(b"weights")
     (stage.folder / "log.jsonl").write_bytes(b"{}")
@@ -179,12 +198,16 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [flip_a_bit, lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()],
-    ids=["a flipped bit", "a cut end", "a missing file"],
-)
-def test_a_damaged_shard_is_noticed_when_it_is_read(tmp_path: Path, damage: Any):
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, Damage] = {
+    "a flipped bit": flip_a_bit,
+    "a cut end": lambda path: path.write_bytes(path.read_bytes()[:-2]),
+    "a missing file": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_shard_is_noticed_when_it_is_read(tmp_path: Path, damage: Damage):
     stage = made(a_stage(tmp_path))
     artifact = stage.complete()
     assert artifact is not None
@@ -217,34 +240,110 @@ def test_rows_without_a_manifest_are_not_read(tmp_path: Path):
         read_rows(artifact, Prompt)
 
 
-def test_a_newer_layout_is_refused_with_the_version_that_wrote_it(tmp_path: Path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": 2, "code": "9.9", "whatever": 1}))
-    with pytest.raises(
-        StoreError, match=r"format 2, this version reads up to 1: use the version that wrote it \(9\.9\)"
-    ):
-        read_manifest(tmp_path)
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+def test_another_layout_is_refused_with_the_version_that_wrote_it(tmp_path: Path, name: str):
+    stage = a_stage(tmp_path)
+    stage.begin()
+    (stage.folder / name).write_text(json.dumps({"format": 3, "code": "9.9", "whatever": 1}))
+    with pytest.raises(StoreError, match=r"format 3, this version reads 2: use the version that wrote it \(9\.9\)"):
+        _ = stage.complete(), stage.begin()
+    assert (stage.folder / name).exists()
 
 
-BROKEN = ["", "{", "[]", "null", "\ufeff{}"]
+BROKEN = ["", "{", "[]", "null", "\ufeff{}", "{}", '{"format": 2, "stage": "x"}', '{"format": "new"}']
 
 
-@pytest.mark.parametrize("text", [*BROKEN, "{}", '{"format": 1, "stage": "x"}', '{"format": "new"}'])
-def test_a_broken_manifest_is_an_error_that_says_what_to_do(tmp_path: Path, text: str):
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_manifest_is_damage(tmp_path: Path, text: str):
     stage = made(a_stage(tmp_path))
     (stage.folder / "manifest.json").write_text(text)
-    with pytest.raises(StoreError, match=r"manifest\.json .* move .* away and run again"):
+    with pytest.raises(DamagedError, match=r"manifest\.json .* move .* away and run again"):
         stage.complete()
 
 
 @pytest.mark.parametrize("text", BROKEN)
-@pytest.mark.parametrize("name", ["plan.json", "part-00000.seal.json"])
-def test_a_broken_file_of_an_unfinished_stage_is_an_error_that_says_what_to_do(tmp_path: Path, name: str, text: str):
+def test_a_broken_plan_begins_the_stage_anew_and_keeps_what_was_there(tmp_path: Path, text: str):
     stage = a_stage(tmp_path)
     stage.begin()
     stage.write_shard(0, ROWS)
-    (stage.folder / name).write_text(text)
-    with pytest.raises(StoreError, match=f"{name} .* move .* away and run again"):
-        _ = stage.begin(), stage.commit()
+    (stage.folder / "plan.json").write_text(text)
+    (change,) = a_stage(tmp_path).begin()
+    assert "plan.json" in change
+    assert (tmp_path / "prompts.old-1" / "part-00000.parquet").exists()
+    assert not stage.has_shard(0)
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_seal_has_its_shard_made_again(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]):
+    stage = a_stage(tmp_path)
+    stage.begin()
+    stage.write_shard(0, ROWS)
+    (stage.folder / "part-00000.seal.json").write_text(text)
+    assert not stage.has_shard(0)
+    assert "part-00000.seal.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_shard_of_an_unfinished_stage_is_made_again(
+    tmp_path: Path, damage: Damage, capsys: pytest.CaptureFixture[str]
+):
+    stage = a_stage(tmp_path)
+    stage.begin()
+    stage.write_shard(0, ROWS)
+    damage(stage.shard(0))
+    assert not a_stage(tmp_path).has_shard(0)
+    assert "part-00000.parquet is not what its seal says: made again" in capsys.readouterr().err
+    stage.write_shard(0, ROWS)
+    assert read_rows(stage.commit(1), Prompt) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("part-00000.parquet", damage) for damage in DAMAGES.values()] + [("manifest.json", flip_a_bit)],
+)
+def test_a_damaged_stage_is_set_aside_and_made_again_with_the_same_fingerprint(
+    tmp_path: Path, name: str, damage: Damage
+):
+    first = made(a_stage(tmp_path)).complete()
+    assert first is not None
+    damage(first.path / name)
+
+    def make() -> Artifact:
+        found = a_stage(tmp_path).complete() or made(a_stage(tmp_path)).complete()
+        assert found is not None
+        read_rows(found, Prompt)
+        return found
+
+    assert mending(make) == first
+    assert (tmp_path / "prompts.old-1").is_dir()
+
+
+def test_a_stage_that_is_damaged_again_at_once_is_an_error(tmp_path: Path):
+    def make() -> None:
+        stage = made(a_stage(tmp_path))
+        flip_a_bit(stage.shard(0))
+        artifact = stage.complete()
+        assert artifact is not None
+        read_rows(artifact, Prompt)
+
+    with pytest.raises(DamagedError, match=r"part-00000\.parquet is damaged"):
+        mending(make)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_model_is_noticed_before_it_is_used(tmp_path: Path, damage: Damage):
+    stage = a_stage(tmp_path, "train", record="Model")
+    stage.begin()
+    for epoch in ("epoch_1", "epoch_2"):
+        (stage.folder / epoch).mkdir()
+        (stage.folder / epoch / "model.safetensors").write_bytes(b"weights")
+    stage.commit_files()
+    damage(stage.folder / "epoch_2" / "model.safetensors")
+    check_files(Artifact(stage.folder / "epoch_1", "Model", 1, "first"))
+    for folder in (stage.folder / "epoch_2", stage.folder):
+        with pytest.raises(DamagedError, match=r"epoch_2.model\.safetensors") as caught:
+            check_files(Artifact(folder, "Model", 1, "second"))
+        assert caught.value.folder == stage.folder
 
 
 def test_none_where_a_record_has_none_is_refused_before_it_is_stored(tmp_path: Path):
@@ -265,7 +364,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
 def test_a_write_that_fails_leaves_no_temporary_file_and_the_old_content(tmp_path: Path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "by").write_text("someone")
-    with pytest.raises(OSError):
+    with pytest.raises(StoreError, match="taken"):
         write_atomically(tmp_path / "taken", b"data")
     assert [p.name for p in tmp_path.rglob("*")] == ["taken", "by"]
 

@@ -380,8 +380,12 @@ class EngineConfig(Section):
     """GPUs an engine."""
     max_sequences: int = Field(256, ge=1)
     """Outputs that an engine works on at once."""
-    shard_prompts: int = Field(50, ge=1)
-    """Prompts handed to an engine at a time."""
+    shard_prompts: int = Field(25, ge=1)
+    """Prompts handed to an engine at a time: what is done again after a crash."""
+    shard_seconds: float = Field(900.0, gt=0)
+    """Longest time for one shard; an engine that takes longer is taken to hang and replaced."""
+    start_seconds: float = Field(1800.0, gt=0)
+    """Longest time for an engine to start, its model loaded."""
 
 
 class JudgeEngineConfig(EngineConfig):
@@ -400,6 +404,12 @@ class TrainerConfig(Section):
     """What a worker runs on."""
     threads: int = Field(2, ge=1)
     """CPU threads a worker."""
+    checkpoint_share: float = Field(0.05, gt=0, le=1)
+    """Largest share of the training time that may be spent on saving checkpoints, from which a training that was
+    stopped goes on: after a save that took a minute, the next is due 20 minutes later. One is saved at each epoch's end
+    too."""
+    stall_seconds: float = Field(1800.0, gt=0)
+    """Time without any step after which a worker counts as hung: it is killed, and goes on from its last checkpoint."""
 
 
 class ClusterConfig(Section):

@@ -1,5 +1,7 @@
 """The errors that a user can do something about; everything else is a bug and keeps its traceback."""
 
+from pathlib import Path
+
 
 class TpoError(Exception):
     """Base of the errors whose message says what was found, what was expected and what to do next."""
@@ -14,4 +16,16 @@ class StageError(TpoError, RuntimeError):
 
 
 class StoreError(TpoError, RuntimeError):
-    """The run folder does not hold what its manifests say."""
+    """The run folder cannot be read or written, or does not hold what its manifests say."""
+
+
+class DamagedError(StoreError):
+    """A stage does not hold what its manifest says; set aside, it can be made again."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"{what}: move {folder} away and run again to make it anew")
+        self.folder = folder
+        self.what = what
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.folder, self.what)

@@ -1,17 +1,22 @@
 """A journal of what a stage was told, a line as it comes, for answers that cost too much to be asked twice.
 
-In: keys and values that JSON can hold. Out: the same again after a crash. A line that was being written when the
-process died is dropped, and its question asked again. Every line reaches the operating system at once, so that a
-killed process loses nothing, and the disk within a second, for what a power cut takes is a second's answers.
+In: keys and values that JSON can hold. Out: the same again after a crash. Each line ends with a checksum. A line that
+was being written when the process died, or that is no longer what was written, is dropped and its question asked
+again. Every line reaches the operating system at once, so that a killed process loses nothing, and the disk within a
+second, for what a power cut takes is a second's answers.
 """
 
 import json
-import os
+import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+
+from tpo.console import say
+from tpo.disk import append, explained, sync, write_atomically
 
 SYNC_SECONDS = 1.0
 JOURNALS = "journal-*.jsonl"
@@ -25,17 +30,20 @@ class Journal:
         self._path = path
         self._written = written
         found = read_journal(path)
-        self._answers, self._whole_bytes = dict(found.answers), found.whole_bytes
+        self._answers = dict(found.answers)
         self._file: BinaryIO | None = None
         self._synced = time.monotonic()
+        if found.dropped:
+            say(f"{path}: {found.dropped} damaged lines, asked again")
+            write_atomically(path, b"".join(_line(key, answer) for key, answer in self._answers.items()))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            os.fsync(self._file.fileno())
             self._file.close()
+            sync(self._path)
 
     @property
     def answers(self) -> Mapping[str, Any]:
@@ -45,14 +53,15 @@ class Journal:
     def write(self, key: str, answer: Any) -> None:
         """Adds one answer."""
         if self._file is None:
-            self._file = self._path.open("ab")
-            self._file.truncate(self._whole_bytes)
-        self._file.write(json.dumps([key, answer], ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+            with explained(self._path):
+                sys.audit("tpo.append", str(self._path), b"")
+                self._file = self._path.open("ab")
+            sync(self._path.parent)
+        append(self._file, _line(key, answer))
         self._answers[key] = answer
         self._written(len(self._answers))
         if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
+            sync(self._path)
             self._synced = time.monotonic()
 
 
@@ -62,19 +71,31 @@ class Found:
 
     answers: Mapping[str, Any]
     """Answers by key."""
-    whole_bytes: int
-    """Bytes up to the end of the last whole line."""
+    dropped: int
+    """Lines that are not what was written, a last one that was cut included."""
 
 
 def read_journal(path: Path) -> Found:
-    """What stands in the journal at `path`, up to a line that was cut; nothing where there is no file."""
+    """What stands in the journal at `path`; nothing where there is no file."""
     answers: dict[str, Any] = {}
-    whole_bytes = 0
+    dropped = 0
     if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                key, answers[key] = json.loads(line)
-                whole_bytes += len(line)
-    return Found(answers, whole_bytes)
+        with explained(path):
+            lines = path.read_bytes().split(b"\n")
+        for line in lines[:-1]:
+            text, _, checksum = line.rpartition(b" ")
+            if checksum == _checksum(text):
+                key, answers[key] = json.loads(text)
+            else:
+                dropped += 1
+        dropped += bool(lines[-1])
+    return Found(answers, dropped)
+
+
+def _line(key: str, answer: Any) -> bytes:
+    text = json.dumps([key, answer]).encode()
+    return text + b" " + _checksum(text) + b"\n"
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)

@@ -3,37 +3,42 @@
 In: rows of a record class, a shard at a time. Out: an `Artifact`, or the knowledge that a stage is already complete.
 
 A stage is identified by what it was made from: the fingerprints of its inputs and the config values that matter. Each
-file is written beside its place, flushed, synced and renamed; the folder is synced; the manifest comes last. A stage
-is complete if its manifest stands and names the same inputs and config: nothing else, no database, says so. A stage
-made from anything else is moved aside and not deleted. Shards of an unfinished stage are kept and not made again.
+shard is written whole (`tpo.disk`), then its seal, and last of all the manifest. A stage is complete if its manifest
+stands and names the same inputs and config: nothing else, no database, says so. A stage made from anything else is
+moved aside and not deleted, and so is one that is damaged. Sealed shards of an unfinished stage are kept, if they are
+still what their seals say, and not made again.
 
 Nothing here imports pandas or pyarrow until rows are read or written, so that a finished run is recognised at once.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from tpo import __version__
-from tpo.errors import StoreError
+from tpo.console import say
+from tpo.disk import explained, make_folder, move, remove, sync, write_atomically
+from tpo.errors import DamagedError, StoreError
 from tpo.records import RECORDS, Account, Artifact
 
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = 1
-"""Version of this layout; a manifest from a newer one is refused."""
+FORMAT = 2
+"""Version of this layout; a manifest from another one is refused."""
+
+READ_AT_ONCE = 64 * 2**20
+"""Bytes up to which a file's content is checked wherever its stage is met, and not only where it is used."""
+_NOT_ITS_HASH = "its content does not have the hash that the manifest says"
 
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Manifest:
     """Version of this package."""
     format: int
     """Version of the layout."""
+    checksum: str = ""
+    """SHA-256 over everything above."""
 
 
 class Stage:
@@ -80,6 +87,7 @@ class Stage:
         self.inputs = dict(inputs)
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
         self.folder = root / name
+        self.shard_size: int | None = None
         self._started = time.monotonic()
 
     def manifest(self) -> Manifest | None:
@@ -87,17 +95,16 @@ class Stage:
         return read_manifest(self.folder)
 
     def complete(self) -> Artifact | None:
-        """The stage's artifact if it has been made from the same inputs and config, else None."""
+        """The stage's artifact if it has been made from the same inputs and config, else None.
+
+        Raises `DamagedError` where a file of it is missing or not what was written. Of large files, those of models,
+        only the size is looked at here, and all of it by `check_files` before the model is used.
+        """
         manifest = self.manifest()
         if manifest is None or self.changes(manifest.inputs, manifest.config):
             return None
         for file in manifest.files:
-            path = self.folder / file["name"]
-            if not path.is_file() or path.stat().st_size != file["bytes"]:
-                raise StoreError(
-                    f"{path} is missing or not {file['bytes']} bytes long, as {self.folder / 'manifest.json'} says: "
-                    f"move {self.folder} away and run again to make it anew"
-                )
+            _check_file(self.folder, file, whole=file["bytes"] <= READ_AT_ONCE)
         return Artifact(self.folder, manifest.record, manifest.rows, manifest.fingerprint)
 
     def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
@@ -112,37 +119,56 @@ class Stage:
             if old.get(key) != new.get(key)
         ]
 
-    def begin(self, *, keep_shards: bool = True, shard_size: int | None = None) -> list[str]:
+    def begin(self, *, shard_size: int | None = None) -> list[str]:
         """Makes the folder ready and returns what changed since an earlier making, which is moved aside.
 
-        An unfinished making of the same stage is gone on with, or with `keep_shards` off begun anew. `shard_size` is
-        what a shard's number counts in: shards of another size would stand for other rows.
+        An unfinished making of the same stage is gone on with, in the shards that it began with: `self.shard_size`, at
+        first `shard_size`, is what a shard's number counts in.
         """
         self._started = time.monotonic()
-        plan = _read_object(self.folder / "plan.json")
-        changed: list[str] = []
-        if plan is not None:
-            changed = self.changes(plan.get("inputs", {}), plan.get("config", {}))
-            if plan.get("shard_size") != shard_size:
-                changed.append(f"shard size: {plan.get('shard_size')} → {shard_size}")
-            if not changed and keep_shards:
-                return []
-        if plan is not None and not changed:
-            shutil.rmtree(self.folder)
-        elif self.folder.exists():
-            _move_aside(self.folder)
-        self.folder.mkdir(parents=True)
-        plan = {"inputs": self.inputs, "config": self.config, "shard_size": shard_size}
-        write_atomically(self.folder / "plan.json", _to_json(plan))
-        return changed
+        changed = self._changed_plan()
+        if changed == []:
+            for leftover in self.folder.rglob(".*.tmp"):
+                remove(leftover)
+            return []
+        if self.folder.exists():
+            set_aside(self.folder)
+        make_folder(self.folder)
+        self.shard_size = shard_size
+        plan = {"inputs": self.inputs, "config": self.config, "shard_size": shard_size, "format": FORMAT}
+        write_atomically(self.folder / "plan.json", _to_json(_with_checksum(plan)))
+        return changed or []
+
+    def _changed_plan(self) -> list[str] | None:
+        """What differs from the plan of the making that stands in the folder; None where there is no plan."""
+        try:
+            plan = _read_checked(self.folder / "plan.json")
+        except DamagedError as damaged:
+            return [damaged.what]
+        if plan is None:
+            return None
+        self.shard_size = plan["shard_size"]
+        return self.changes(plan["inputs"], plan["config"])
 
     def shard(self, index: int) -> Path:
         """Where shard `index` stands."""
         return self.folder / f"part-{index:05d}.parquet"
 
     def has_shard(self, index: int) -> bool:
-        """Whether shard `index` has been written whole, by this process or one before it."""
-        return _seal(self.shard(index)).exists()
+        """Whether shard `index` has been written whole, by this process or one before it, and is still what it was."""
+        path = self.shard(index)
+        try:
+            seal = _read_checked(_seal(path))
+            if seal is None:
+                return False
+            if path.is_file() and file_sha256(path) == seal["sha256"]:
+                return True
+            what = f"{path} is not what its seal says"
+        except DamagedError as damaged:
+            what = damaged.what
+        say(f"{what}: made again")
+        remove(_seal(path))
+        return False
 
     def write_shard(self, index: int, rows: Sequence[object]) -> None:
         """Writes one shard: the Parquet file, then a seal beside it that says that it is whole."""
@@ -157,12 +183,26 @@ class Stage:
         data = sink.getvalue().to_pybytes()
         write_atomically(path, data)
         seal = {"name": path.name, "rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        write_atomically(_seal(path), _to_json(seal))
+        write_atomically(_seal(path), _to_json(_with_checksum(seal)))
 
-    def commit(self, *, account: Account | None = None, facts: Mapping[str, Any] | None = None) -> Artifact:
-        """Writes the manifest over all shards; from here on the stage is complete."""
-        seals = [_read_object(path) for path in sorted(self.folder.glob("part-*.seal.json"))]
-        files = [seal for seal in seals if seal is not None]
+    def commit(
+        self, shards: int, *, account: Account | None = None, facts: Mapping[str, Any] | None = None
+    ) -> Artifact:
+        """Writes the manifest over shards 0 to `shards` - 1; from here on the stage is complete.
+
+        Raises `StoreError` where one of them is not there, or where they do not hold the rows that `account` kept: a
+        stage never ends with less than it was asked for.
+        """
+        files = []
+        for index in range(shards):
+            if (seal := _read_checked(_seal(self.shard(index)))) is None:
+                raise StoreError(f"{self.shard(index)} was never written, expected {shards} shards: run again")
+            files.append({key: value for key, value in seal.items() if key != "checksum"})
+        rows = sum(file["rows"] for file in files)
+        if account is not None and rows != account.rows_out:
+            raise StoreError(
+                f"{self.folder} holds {rows} rows, expected {account.rows_out}: move it away and run again"
+            )
         return self._commit(files, account, facts or {})
 
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
@@ -171,10 +211,10 @@ class Stage:
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder).as_posix()
             if name not in ("plan.json", "manifest.json"):
-                _sync(path)
+                sync(path)
                 files.append({"name": name, "rows": 1, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
-        for folder in {path.parent for path in self.folder.rglob("*")}:
-            _sync(folder)
+        for folder in sorted({self.folder, *(path.parent for path in self.folder.rglob("*"))}):
+            sync(folder)
         return self._commit(files, None, facts or {})
 
     def _commit(
@@ -195,34 +235,39 @@ class Stage:
             code=__version__,
             format=FORMAT,
         )
-        write_atomically(self.folder / "manifest.json", _to_json(dataclasses.asdict(manifest)))
+        write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
         return Artifact(self.folder, self.record, manifest.rows, manifest.fingerprint)
+
+
+def mending(make: Callable[[], Result]) -> Result:
+    """What `make` makes; a stage that it finds damaged is set aside, once, and `make` called again.
+
+    What is made again from the same inputs has the same content, so what follows from it stays as it is.
+    """
+    mended = set[Path]()
+    while True:
+        try:
+            return make()
+        except DamagedError as damaged:
+            if damaged.folder in mended or not damaged.folder.exists():
+                raise
+            mended.add(damaged.folder)
+            say(f"{damaged.what}: set aside as {set_aside(damaged.folder).name}, made again")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a stage's folder, or None where there is none.
 
-    Raises `StoreError` where it is not readable or comes from a newer version.
+    Raises `DamagedError` where it is not what was written, `StoreError` where another version wrote it.
     """
-    path = folder / "manifest.json"
-    if (values := _read_object(path)) is None:
-        return None
-    version = values.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise StoreError(
-            f"{path} has format {version}, this version reads up to {FORMAT}: use the version that wrote it "
-            f"({values.get('code')}), or another run name"
-        )
-    try:
-        return Manifest(**values)
-    except TypeError as error:
-        raise StoreError(f"{path} is not a manifest: {error}; move {folder} away and run again") from error
+    values = _read_checked(folder / "manifest.json")
+    return Manifest(**values) if values is not None else None
 
 
 def read_rows(artifact: Artifact, record: type[Row]) -> list[Row]:
     """All rows of an artifact, in order.
 
-    Raises `StoreError` where a shard is missing or its content is not what the manifest says.
+    Raises `DamagedError` where a shard is missing or its content is not what the manifest says.
     """
     return [row for shard in read_shards(artifact, record) for row in shard]
 
@@ -237,36 +282,52 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
         raise StoreError(f"{artifact.path} holds no complete {record.__name__} rows: run the stage that makes them")
     for file in manifest.files:
         path = artifact.path / file["name"]
-        try:
+        _check_file(artifact.path, file, whole=False)
+        with explained(path):
             data = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
-            raise StoreError(
-                f"{path} is damaged (its hash is not the manifest's): move {artifact.path} away, run again"
-            )
+            raise DamagedError(artifact.path, f"{path} is damaged: {_NOT_ITS_HASH}")
         yield [record(**row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: temporary file, flush, sync, rename, folder sync."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync(path.parent)
+def check_files(model: Artifact) -> None:
+    """Reads a model of this run once through, before anything is computed with it.
+
+    Raises `DamagedError` where it is not what the manifest of the stage that made it says; a model from elsewhere,
+    such as M_0, has none and is known by its content already.
+    """
+    for folder in (model.path, model.path.parent):
+        if (manifest := read_manifest(folder)) is not None:
+            break
+    else:
+        return
+    for file in manifest.files:
+        if (folder / file["name"]).is_relative_to(model.path):
+            _check_file(folder, file, whole=True)
+
+
+def _check_file(folder: Path, file: Mapping[str, Any], *, whole: bool) -> None:
+    path = folder / file["name"]
+    if not path.is_file():
+        raise DamagedError(folder, f"{path} is missing")
+    if path.stat().st_size != file["bytes"]:
+        raise DamagedError(folder, f"{path} is damaged: it is not {file['bytes']} bytes long")
+    if whole and file_sha256(path) != file["sha256"]:
+        raise DamagedError(folder, f"{path} is damaged: {_NOT_ITS_HASH}")
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder to the first `<name>.old-<n>` that is free, and returns that."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    move(folder, aside)
+    return aside
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, read in pieces."""
-    with path.open("rb") as file:
+    with explained(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -312,38 +373,39 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _move_aside(folder: Path) -> None:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    _sync(folder.parent)
-
-
 def _seal(path: Path) -> Path:
     return path.with_suffix(".seal.json")
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in one of our own files, or None where there is no file."""
+def _with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in values.items() if key != "checksum"}
+    return {**values, "checksum": hashlib.sha256(_to_json(values)).hexdigest()}
+
+
+def _read_checked(path: Path) -> dict[str, Any] | None:
+    """The JSON object in one of our own files, or None where there is no file.
+
+    Raises `DamagedError` where it is not what was written, `StoreError` where another version wrote it.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is not readable: {error}; move {path.parent} away and run again") from error
-    if not isinstance(values, dict):
-        raise StoreError(f"{path} is not a JSON object; move {path.parent} away and run again")
+        with explained(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+    except ValueError as error:
+        raise DamagedError(path.parent, f"{path} is not readable: {error}") from error
+    version = values.get("format", FORMAT) if isinstance(values, dict) else None
+    if isinstance(version, int) and version != FORMAT:
+        raise StoreError(
+            f"{path} has format {version}, this version reads {FORMAT}: use the version that wrote it "
+            f"({values.get('code', 'its plan does not say which')}), or another run name"
+        )
+    if not isinstance(values, dict) or _with_checksum(values)["checksum"] != values.get("checksum"):
+        raise DamagedError(path.parent, f"{path} is not what was written (its checksum is another)")
     return values
 
 
 def _to_json(values: Any) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n").encode()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

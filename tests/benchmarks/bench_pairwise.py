@@ -72,7 +72,7 @@ def _judge(judge: Pairwise, groups: Sequence[Group], folder: Path) -> list[Judgm
         with Journal(stage.folder / f"journal-{i:05d}.jsonl") as journal:
             said = judge.judge(groups[start : start + SHARD], journal)
             stage.write_shard(i, [judgment for each in said for judgment in each])
-    return read_rows(stage.commit(), Judgment)
+    return read_rows(stage.commit(-(-len(groups) // SHARD)), Judgment)
 
 
 def _score(judge: Pairwise, groups: Sequence[Group], said: Sequence[Judgment]) -> list[Score]:

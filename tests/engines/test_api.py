@@ -397,6 +397,31 @@ def test_a_server_that_wants_to_be_left_alone_for_long_has_failed(header: str):
     assert not waits.seconds
 
 
+def test_a_call_that_fails_for_good_lets_those_under_way_be_answered_and_starts_no_more():
+    def script(request: dict[str, Any], n: int) -> Action:
+        return Fail(400) if content(request) == content_of_first else Say(seconds=0.5)
+
+    chats, found = numbered(20), list[Answer]()
+    content_of_first = str(chats[0][0]["content"])
+    with MisbehavingServer(script) as server:
+        stopped(client(server, concurrency=4).ask(chats, FREE), into=found)
+        asked = len(server.asked)
+    assert asked == 4
+    assert sorted(index for index, _ in found) == [1, 2, 3]
+
+
+def test_a_call_that_is_not_answered_is_not_waited_for_when_another_has_failed():
+    def script(request: dict[str, Any], n: int) -> Action:
+        return Fail(401) if content(request) == content_of_first else Say(seconds=30)
+
+    chats, found = numbered(2), list[Answer]()
+    content_of_first, started = str(chats[0][0]["content"]), time.monotonic()
+    with MisbehavingServer(script) as server:
+        stopped(client(server, concurrency=2, timeout_seconds=1.0).ask(chats, FREE), into=found)
+        assert time.monotonic() - started < 10
+    assert not found
+
+
 # What it may cost
 
 

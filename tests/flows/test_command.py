@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import main, resolve_config
+from flows.__main__ import finished, main, resolve_config
 from tests.finished_run import finish
 from tests.rows import a_config
 from tpo.config import PairwiseJudge, RunConfig, VerifierJudge
 from tpo.errors import InputError
-from tpo.summary import read_summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,11 +152,9 @@ def test_a_finished_run_is_recognised_without_anything_heavy(config: RunConfig):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_summary_that_cannot_be_read_is_an_error_that_says_what_to_do(
-    config: RunConfig, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize("lost", ["summary.json", "report.html", "config.json", "iter_1/pairs/manifest.json"])
+def test_a_run_that_lacks_anything_is_not_taken_for_finished(config: RunConfig, lost: str):
     finish(config, 1)
-    assert len(read_summary(config.root / "summary.json").models) == 2
-    (config.root / "summary.json").write_text('{"models": [')
-    assert main(["iterate", "--to", "1", "--profile", profile_of(config)]) == 2
-    assert "is not a summary of this version" in capsys.readouterr().err
+    assert finished(config, 1) is not None
+    (config.root / lost).write_text('{"models": [') if lost == "summary.json" else (config.root / lost).unlink()
+    assert finished(config, 1) is None

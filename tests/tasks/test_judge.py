@@ -33,7 +33,7 @@ def made(root: Path, name: str, record: type, rows: list[Any]) -> Artifact:
     stage = Stage(root, name, record, inputs={}, config={})
     stage.begin()
     stage.write_shard(0, rows)
-    return stage.commit()
+    return stage.commit(1)
 
 
 def config_for(server: MisbehavingServer, folder: Path, **changes: Any) -> RunConfig:

@@ -60,7 +60,7 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
         stage = Stage(tmp_path, name, record, inputs={}, config={})
         stage.begin()
         stage.write_shard(0, rows)
-        artifacts.append(stage.commit())
+        artifacts.append(stage.commit(1))
     assert stand(3, Answers(*artifacts)) == Standing(epoch=3, score=0.75, parse_rate=0.5)
 
 
@@ -74,7 +74,7 @@ def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_o
             stage = Stage(tmp_path / name, kind, type(rows[0]), inputs={}, config={})
             stage.begin()
             stage.write_shard(0, rows)
-            made.append(stage.commit())
+            made.append(stage.commit(1))
         return Chosen(folder_artifact(model), Answers(*made))
 
     # The incumbent's own scores are against the model before it, and must not count.

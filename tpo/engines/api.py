@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
@@ -157,46 +157,58 @@ class ChatClient:
                 all of them begin with.
             spent: What was used before; counted on here. Each reply is counted before it is yielded.
 
-        Raises `StageError` where a call fails for good, or after the replies under way when a cap is reached: caps are
-        overrun by at most these. `InputError` where the key cannot be one.
+        Raises `StageError` where a call fails for good or a cap is reached, after the replies to the calls under way,
+        which are paid for: caps are overrun by at most these. `InputError` where the key cannot be one.
         """
         spent = Spent() if spent is None else spent
         under_way: dict[_Call, int] = {}
         done: SimpleQueue[_Call] = SimpleQueue()
+        failure: _Failure | None = None
+        given_up = threading.Event()
         waiting = list(range(len(chats)))[::-1]
         with self._connection() as (client, submit):
 
             def start() -> None:
                 while waiting and len(under_way) < self._endpoint.concurrency and not self._cap_reached(spent):
                     index = waiting.pop()
-                    call = submit(self._call(client, chats[index], decoding))
+                    call = submit(self._call(client, chats[index], decoding, given_up))
                     under_way[call] = index
                     call.add_done_callback(done.put)
 
             start()
             while under_way:
-                call = done.get()
+                try:
+                    call = done.get(timeout=self._endpoint.timeout_seconds if failure else None)
+                except Empty:
+                    break
                 index, outcome = under_way.pop(call), call.result()
                 if isinstance(outcome, _Failure):
-                    raise StageError(self._gave_up(outcome))
+                    failure = failure or outcome
+                    given_up.set()
+                    continue
                 if isinstance(outcome, Reply):
                     spent.add(outcome)
-                start()
+                if failure is None:
+                    start()
                 yield index, outcome
+        if failure is not None:
+            raise StageError(self._gave_up(failure))
         if waiting:
             raise StageError(
                 f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: what was said "
                 "until now is kept; raise that cap of the endpoint and start again, and it goes on from there"
             )
 
-    async def _call(self, client: "openai.AsyncOpenAI", chat: Sequence[Message], decoding: Decoding) -> _Outcome:
+    async def _call(
+        self, client: "openai.AsyncOpenAI", chat: Sequence[Message], decoding: Decoding, given_up: threading.Event
+    ) -> _Outcome:
         """One chat, tried until it is answered or there is no use in trying."""
         tries = 1
         while True:
             outcome = await self._attempt(client, chat, decoding, self._endpoint.timeout_seconds)
             if not isinstance(outcome, _Failure):
                 return outcome
-            if not outcome.passing or tries > self._endpoint.retries:
+            if not outcome.passing or tries > self._endpoint.retries or given_up.is_set():
                 return dataclasses.replace(outcome, tries=tries)
             # Full jitter: calls that were turned away together do not come back together.
             jitter = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 30)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
+from tpo.engines.crew import Orders, share
 from tpo.engines.processes import engine_environment, start_ray
 from tpo.engines.reply import Decoding, Reply
 from tpo.errors import StageError
@@ -28,6 +29,10 @@ Accept = Callable[[str, bool], bool]
 
 CPU_BLOCK_TOKENS = 32
 """Tokens in a block of the prefix cache on the CPU: the fewest that its attention takes."""
+_REMEDY = (
+    "If memory ran out, lower engine.memory_gib or engine.max_sequences; if shards take long, lower "
+    "engine.shard_prompts or raise engine.shard_seconds (of a judge: judge_engine.*)"
+)
 SEED_STRIDE = 1009
 """Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
 
@@ -69,6 +74,10 @@ class Engine:
         self._config = config
         self._context_tokens = context_tokens
         self._llm = self._start(str(model.path))
+
+    def ready(self) -> bool:
+        """True, as soon as the engine can be asked anything."""
+        return True
 
     def load(self, model: Artifact) -> bool:
         """Takes the weights of `model`; False where they did not arrive, and a new engine is needed."""
@@ -133,6 +142,10 @@ class Engine:
             "tensor_parallel_size": config.tensor_parallel,
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "trust_remote_code": False,
+            # What was checked is what is loaded: not consolidated*.safetensors and params.json, if those lie beside.
+            "load_format": "safetensors",
+            "config_format": "hf",
+            "tokenizer_mode": "hf",
             "disable_log_stats": True,
             "generation_config": "vllm",
             **(on_cpu if config.device == "cpu" else {}),
@@ -163,7 +176,9 @@ class Engine:
         from transformers import AutoModelForCausalLM
         from vllm import SamplingParams
 
-        peer = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32, local_files_only=True)
+        peer = AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
         size = peer.config.vocab_size
         probe = [(7 + 31 * i) % size for i in range(24)]
         with torch.no_grad():
@@ -205,47 +220,53 @@ class SamplerPool:
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
 
-        Raises `StageError` where an engine fails on the same shard twice.
+        Raises `StageError` where engines fail on the same shard twice, or do not start.
         """
         return self._spread(
-            model, shards, lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept)
+            model,
+            shards,
+            hand=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept),
+            whole=lambda outputs: len(outputs) == n and all(output.token_ids for output in outputs),
         )
 
     def reply(
         self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
     ) -> Iterator[tuple[int, list[Reply]]]:
         """The replies of `model` to all shards of prompts, each shard as soon as it is there, as `generate` does."""
-        return self._spread(model, shards, lambda engine, shard: engine.reply.remote(list(shard), decoding, labels))
+        return self._spread(
+            model,
+            shards,
+            hand=lambda engine, shard: engine.reply.remote(list(shard), decoding, labels),
+            whole=lambda reply: reply.output_tokens > 0,
+        )
 
     def _spread(
-        self, model: Artifact, shards: Sequence[Sequence[T]], call: Callable[[Any, Sequence[T]], Any]
+        self,
+        model: Artifact,
+        shards: Sequence[Sequence[T]],
+        *,
+        hand: Callable[[Any, Sequence[T]], Any],
+        whole: Callable[[Any], bool],
     ) -> Iterator[tuple[int, Any]]:
-        """What `call` makes an engine do with each shard, as it is done."""
-        import ray
+        """What engines make of each shard, as it is done: one result a prompt, each of them whole."""
+
+        def fault(shard: Sequence[T], results: Sequence[Any]) -> str | None:
+            found = sum(map(whole, results))
+            if found == len(results) == len(shard):
+                return None
+            return f"outputs for {found} prompts, expected all of them for {len(shard)}"
 
         with self._lock:
             self._load(model)
-            waiting = list(range(len(shards)))[::-1]
-            running: dict[Any, tuple[int, int]] = {}
-            failures: dict[int, int] = {}
-            idle = list(range(len(self._actors)))
-            while waiting or running:
-                while waiting and idle:
-                    shard, engine = waiting.pop(), idle.pop()
-                    running[call(self._actors[engine], shards[shard])] = (shard, engine)
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                shard, engine = running.pop(done)
-                try:
-                    outputs = ray.get(done)
-                except ray.exceptions.RayError as error:
-                    failures[shard] = failures.get(shard, 0) + 1
-                    if failures[shard] > 1:
-                        raise StageError(f"engine {engine} failed twice on shard {shard}: {error}") from error
-                    self._replace(engine, model)
-                    waiting.append(shard)
-                else:
-                    yield shard, outputs
-                idle.append(engine)
+            orders = Orders(
+                hand=hand,
+                replace=lambda engine: self._replace(engine, model),
+                fault=fault,
+                seconds=self._config.shard_seconds,
+                who=f"{model.path}: engine",
+                remedy=_REMEDY,
+            )
+            yield from share(self._actors, shards, orders)
 
     def close(self) -> None:
         """Stops all engines and gives their memory back."""
@@ -269,7 +290,22 @@ class SamplerPool:
             self.close()
             start_ray(self._cluster)
             self._actors = [self._start(model) for _ in range(self._config.count)]
+            self._await(self._actors, model)
         self._loaded = model.fingerprint
+
+    def _await(self, actors: Sequence[Any], model: Artifact) -> None:
+        """Waits until engines have started, so that the time of a start does not count as the time of a shard."""
+        import ray
+
+        try:
+            ray.get([actor.ready.remote() for actor in actors], timeout=self._config.start_seconds)
+        except ray.exceptions.GetTimeoutError:
+            raise StageError(
+                f"no engine for {model.path} after {self._config.start_seconds:g} s: raise engine.start_seconds if "
+                "the model is large, else look whether the Ray cluster has the CPUs or GPUs that an engine asks for"
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise StageError(f"no engine for {model.path}: {error}. {_REMEDY}") from error
 
     def _replace(self, engine: int, model: Artifact) -> None:
         """A new engine in the place of one that died or did not take its weights; on the CPU its weights are proved."""
@@ -277,6 +313,7 @@ class SamplerPool:
 
         ray.kill(self._actors[engine])
         self._actors[engine] = self._start(model)
+        self._await([self._actors[engine]], model)
         if self._config.device == "cpu" and not ray.get(self._actors[engine].has_weights_of.remote(_resolved(model))):
             raise StageError(f"the log-probs of a new engine are not those of {model.path}: its weights load wrong")
 

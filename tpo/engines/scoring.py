@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config import ClusterConfig, JudgeEngineConfig
+from tpo.engines.crew import Orders, share
 from tpo.engines.processes import environment, start_ray
-from tpo.errors import StageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -307,16 +307,6 @@ def _length(span: slice) -> int:
     return int(span.stop - span.start)
 
 
-@dataclass(frozen=True)
-class _Portion:
-    """Some of the prompts, handed to a scorer at once."""
-
-    index: int
-    """Its place among all portions."""
-    groups: list[Sequence[Chat]]
-    """Their chats."""
-
-
 class ScorerPool:
     """Scorers that share the work of one run; started at first use, kept until `close`."""
 
@@ -338,11 +328,26 @@ class ScorerPool:
             size = math.ceil(self._config.shard_prompts / (len(self._actors) * _PORTIONS))
             done: dict[int, list[list[Values]]] = {}
             following = 0
-            for index, values in self._in_any_order(_portions(groups, size)):
+            for index, values in share(self._actors, _portions(groups, size), self._orders()):
                 done[index] = values
                 while following in done:
                     yield from done.pop(following)
                     following += 1
+
+    def _orders(self) -> Orders[list[Sequence[Chat]]]:
+        def fault(portion: Sequence[Sequence[Chat]], values: Sequence[Sequence[Values]]) -> str | None:
+            asked, found = sum(map(len, portion)), sum(map(len, values))
+            same = list(map(len, portion)) == list(map(len, values))
+            return None if same else f"values for {found} chats, expected one each for {asked}"
+
+        return Orders(
+            hand=lambda scorer, portion: scorer.score.remote(portion),
+            replace=self._replace,
+            fault=fault,
+            seconds=self._config.shard_seconds + self._config.start_seconds,
+            who=f"{self._folder}: scorer",
+            remedy="If memory ran out, lower judge_engine.batch_tokens",
+        )
 
     def close(self) -> None:
         """Stops all scorers and gives their memory back."""
@@ -352,41 +357,16 @@ class ScorerPool:
             ray.kill(actor)
         self._actors = []
 
-    def _in_any_order(self, portions: Iterator[_Portion]) -> Iterator[tuple[int, list[list[Values]]]]:
-        import ray
-
-        again: list[_Portion] = []
-        failed: set[int] = set()
-        running: dict[Any, tuple[int, _Portion]] = {}
-        idle = list(range(len(self._actors)))
-        while True:
-            while idle and (portion := again.pop() if again else next(portions, None)):
-                scorer = idle.pop()
-                running[self._actors[scorer].score.remote(portion.groups)] = (scorer, portion)
-            if not running:
-                return
-            (task,), _ = ray.wait(list(running), num_returns=1)
-            scorer, portion = running.pop(task)
-            try:
-                values = ray.get(task)
-            except ray.exceptions.RayError as error:
-                if portion.index in failed:
-                    raise StageError(
-                        f"scorer {scorer} failed on prompts on which one had failed before, reading {self._folder}: "
-                        f"{error}. If memory ran out, lower judge_engine.batch_tokens"
-                    ) from error
-                failed.add(portion.index)
-                again.append(portion)
-                ray.kill(self._actors[scorer])
-                self._actors[scorer] = self._start()
-            else:
-                yield portion.index, values
-            idle.append(scorer)
-
     def _start_all(self) -> None:
         if not self._actors:
             start_ray(self._cluster)
             self._actors = [self._start() for _ in range(self._config.count)]
+
+    def _replace(self, scorer: int) -> None:
+        import ray
+
+        ray.kill(self._actors[scorer])
+        self._actors[scorer] = self._start()
 
     def _start(self) -> Any:
         """A new scorer. On the CPU it claims none: it sits idle while a run samples and trains."""
@@ -421,10 +401,7 @@ def close_scorer_pools() -> None:
         _POOLS.clear()
 
 
-def _portions(groups: Iterable[Sequence[Chat]], size: int) -> Iterator[_Portion]:
+def _portions(groups: Iterable[Sequence[Chat]], size: int) -> Iterator[list[Sequence[Chat]]]:
     rest = iter(groups)
-    for index in itertools.count():
-        portion = list(itertools.islice(rest, size))
-        if not portion:
-            return
-        yield _Portion(index, portion)
+    while portion := list(itertools.islice(rest, size)):
+        yield portion
