@@ -2,13 +2,24 @@
 
 Two OpenMP threads of GNU's library stall for seconds as soon as anything else runs; Intel's, which the CPU build of
 vLLM brings along, do not. So it is preloaded where it is found, and every process is told how many threads it has.
+
+A Ray of our own lets nobody in: its sockets listen on loopback, whoever calls must show a token that this process made
+up and only its children inherit, and its files lie in a folder that other users of the machine cannot enter. Ray's own
+ways are others: it turns `127.0.0.1` into the address of the network, keeps its token in the home folder for all to
+read, and makes its folders writable by everyone.
 """
 
+import contextlib
 import os
+import secrets
+import stat
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from tpo.config import ClusterConfig, EngineConfig
+from tpo.errors import StageError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -18,12 +29,24 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment of every process: no telemetry, no hub, no threads that nobody asked for."""
+
+
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+"""Environment of a Ray of our own and of all it starts: the node's address is loopback's.
+
+The first is Ray's switch for machines that form no cluster. Only with it does Ray leave `127.0.0.1` as it is, and it
+binds all its sockets to its node's address. Both also spare the search for an address of the network.
+"""
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -47,19 +70,78 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
 
 
 def start_ray(cluster: ClusterConfig) -> None:
-    """Connects to the configured Ray cluster or starts one on this machine, on loopback; once a process."""
+    """Connects to the configured Ray cluster or starts one on this machine that lets nobody in; once a process.
+
+    A cluster that is not ours is entered with the user's own token, as Ray finds it. Raises `StageError` where it does
+    not let us in, where the folder for Ray's files is not ours alone, or where Ray does not keep to loopback.
+    """
     import ray
 
     if ray.is_initialized():
         return
     os.environ.update(QUIET)
     if cluster.address is not None:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise StageError(
+                f"the Ray cluster at {cluster.address} did not let us in ({error}): see that it is up and, if it asks "
+                "for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            ) from error
         return
+    _close_to_others()
     ray.init(
+        address="local",
         num_cpus=max(2, os.cpu_count() or 2),
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
         _node_ip_address="127.0.0.1",
+        _temp_dir=None if "RAY_TMPDIR" in os.environ else str(_private_folder() / "ray"),
     )
+    if (address := ray.util.get_node_ip_address()) != "127.0.0.1":
+        ray.shutdown()
+        raise StageError(f"Ray listens on {address}, expected 127.0.0.1: this version of Ray is not one we know")
+
+
+def _close_to_others() -> None:
+    """Sets what Ray and its processes take their address and their token from, and leaves the dashboard's process out.
+
+    That a token must be shown at all is Ray's own default for a cluster that it starts, unless the user's
+    `RAY_AUTH_MODE` says otherwise; set here it would come too late where Ray has been imported before.
+    """
+    from ray._private import ray_constants
+    from ray._private.node import Node
+
+    os.environ.update(LOOPBACK)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # taken from the environment when Ray was imported
+    Node.start_api_server = _start_no_dashboard
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start_no_dashboard(node: Any, **_: Any) -> None:
+    """Stands for the start of the dashboard's process, whose one task without its pages is to report usage.
+
+    Told not to report, it still asks the metadata services of three clouds where it runs, and no setting keeps it from
+    that. The node's agent asks for its address until it has one: it gets port 0, where nobody can listen.
+    """
+    from ray._private import ray_constants
+
+    node.get_gcs_client().internal_kv_put(
+        ray_constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:0", True, ray_constants.KV_NAMESPACE_DASHBOARD
+    )
+
+
+def _private_folder() -> Path:
+    """A folder that nobody else can enter; short, for a socket's path is at most 107 bytes long."""
+    folder = Path(tempfile.gettempdir()) / f"tpo-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StageError(
+            f"{folder} is not a folder of this user's alone (mode {found.st_mode & 0o777:o}, user {found.st_uid}), and "
+            "Ray's sockets and logs belong in one: remove it, or set RAY_TMPDIR to another"
+        )
+    return folder

@@ -1,0 +1,243 @@
+"""Nobody gets in and nothing gets out: one small run is watched while it goes on, then all that it left is searched.
+
+Three witnesses. `/proc`, every 50 ms, for the sockets of all processes of the run. An audit hook in every Python
+process, for the addresses and names that it asks for, however briefly. And secrets in the run's environment, which must
+stand in no byte of what is left on disk. What none of them sees: a packet that a library in C++ sends by UDP between
+two looks, such as its own question to a name server.
+"""
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+
+from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.watch import HOOK, Watch
+from tpo.engines.processes import LOOPBACK, QUIET
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+
+TINY = ("data.per_iteration=24", "data.validation=8", "data.test=8", "train.epochs=1", "train.batch_size=8",
+        "train.micro_batch_size=8", "engine.shard_prompts=16")  # fmt: skip
+CANARIES = {
+    name: f"canary-{name.lower()}-5b1f"
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "PREFECT_API_KEY", "AWS_SECRET_ACCESS_KEY")
+}
+
+DRIVER = """
+import os, sys, time
+import ray  # before its settings are made, as another library may
+from tpo.config import ClusterConfig
+from tpo.engines.processes import start_ray
+start_ray(ClusterConfig())
+ray.get(ray.remote(lambda: os.getpid()).remote())
+print("up", flush=True)
+time.sleep(300)
+"""
+
+VISITOR = """
+import sys
+import ray
+from ray._private import ray_constants
+from tpo.config import ClusterConfig
+from tpo.engines.processes import start_ray
+ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the network's address for loopback's
+try:
+    start_ray(ClusterConfig(address=sys.argv[1]))
+    print("in", ray.cluster_resources()["CPU"])
+except Exception as error:
+    print("refused", type(error).__name__, error)
+"""
+
+
+def without_settings() -> dict[str, str]:
+    """This process's environment without what a start of ours may have left there, or what silences libraries in CI."""
+    ours = {*QUIET, *LOOPBACK, "CI", "GITHUB_ACTIONS"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_"))}
+    return {name: value for name, value in kept.items() if name not in ours}
+
+
+def visit(gcs: str, **variables: str) -> "subprocess.Popen[str]":
+    """Another process of this machine that tries to use the run's Ray."""
+    environment = {**without_settings(), "RAY_NUM_REDIS_GET_RETRIES": "1", **variables}
+    command = [sys.executable, "-c", VISITOR, gcs]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def ask_the_agent(port: int, token: str | None) -> int:
+    """The status with which the agent that installs what a worker needs, by any command, answers by HTTP."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return httpx.post(f"http://127.0.0.1:{port}/get_or_create_runtime_env", headers=headers).status_code
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run, what was seen of it, and who got in meanwhile."""
+
+    folder: Path
+    watch: Watch
+    contacts: Sequence[str]
+    visitors: Mapping[str, str]
+    agent: Mapping[str, int]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder with a short path: a socket's is at most 107 bytes long."""
+    made = Path(tempfile.mkdtemp(prefix="tpo-"))
+    for name in ("home", "tmp", "hook"):
+        (made / name).mkdir()
+    (made / "hook/sitecustomize.py").write_text(HOOK)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    """A run to M_1 with its own home, temporary folder and secrets, and visitors while it goes on."""
+    command = [sys.executable, "-m", "flows", "iterate", "--to", "1", "--run-name", "closed"]
+    for setting in (*TINY, f'folder="{folder}/runs"'):
+        command += ["--set", setting]
+    caches = Path.home() / ".cache"
+    caches.mkdir(exist_ok=True)
+    (folder / "home/.cache").symlink_to(caches)
+    environment = without_settings() | {
+        **CANARIES,
+        "CONTACTS": str(folder / "contacts"),
+        "HOME": str(folder / "home"),
+        "TMPDIR": str(folder / "tmp"),
+        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PYTHONPATH": str(folder / "hook"),
+    }
+    visitors: dict[str, subprocess.Popen[str]] = {}
+    agent: dict[str, int] = {}
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    watch = Watch(process.pid)
+    try:
+        while process.poll() is None:
+            watch.look()
+            if not visitors and watch.gcs and watch.token and (ports := watch.ports("RuntimeEnvAgent")):
+                visitors = {
+                    "no token": visit(watch.gcs),
+                    "authentication off": visit(watch.gcs, RAY_AUTH_MODE="disabled"),
+                    "wrong token": visit(watch.gcs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),
+                    "the token": visit(watch.gcs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=watch.token),
+                }
+                agent = {"no token": ask_the_agent(ports[0], None), "wrong token": ask_the_agent(ports[0], "0" * 64)}
+            time.sleep(0.05)
+    finally:
+        process.kill()
+    assert process.returncode == 0, (folder / "output").read_text()
+    contacts = (folder / "contacts").read_text().splitlines()
+    answers = {name: visitor.communicate(timeout=60)[0] for name, visitor in visitors.items()}
+    return Run(folder, watch, contacts, answers, agent)
+
+
+def test_every_socket_of_a_run_listens_on_loopback(run: Run):
+    seen = "\n".join(run.watch.listening)
+    for process in ("gcs_server", "raylet", "Agent", "uvicorn", "flows iterate", "Engine", "TrainWorker"):
+        assert process in seen, f"the watch missed the sockets of {process}:\n{seen}"
+    assert run.watch.open_to_others == set()
+
+
+def test_no_process_of_a_run_contacts_or_resolves_another_machine(run: Run):
+    watched = [line for line in run.contacts if line.split("\t")[1] == "started"]
+    for process in ("flows iterate", "uvicorn", "default_worker.py", "dashboard/agent.py", "monitor.py"):
+        assert any(process in line for line in watched), f"{process} started without the hook"
+    assert [line for line in run.contacts if line not in watched] == []
+
+
+def test_ray_lets_in_only_who_shows_the_token(run: Run):
+    entered = {name: any(line.startswith("in ") for line in said.splitlines()) for name, said in run.visitors.items()}
+    assert entered == {"no token": False, "authentication off": False, "wrong token": False, "the token": True}
+    for name in ("no token", "authentication off", "wrong token"):
+        assert "InvalidAuthToken" in run.visitors[name]
+        assert "StageError the Ray cluster at 127.0.0.1" in run.visitors[name]
+    assert run.agent == {"no token": 401, "wrong token": 403}
+
+
+def test_no_secret_of_the_environment_reaches_a_file_or_a_command_line(run: Run):
+    assert run.watch.token is not None and len(run.watch.token) == 64
+    secrets = [secret.encode() for secret in (*CANARIES.values(), run.watch.token)]
+    files = [path for path in run.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.name for path in files}
+    assert {"prefect.db", "report.html", "summary.json", "raylet.out", "gcs_server.out", "output"} <= names
+    for path in files:
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content += repr(pq.read_table(path).to_pylist()).encode()
+        assert not [secret for secret in secrets if secret in content], path
+    for process, commands in run.watch.commands.items():
+        assert not [secret for secret in secrets if secret.decode() in commands], process
+
+
+def test_nobody_else_can_enter_the_folder_of_rays_sockets_and_logs(run: Run):
+    private = run.folder / "tmp" / f"tpo-{os.getuid()}"
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert list(private.glob("ray/session_*/logs/raylet.out"))
+    assert not list(run.folder.glob("tmp/ray*")) and not (run.folder / "home/.ray").exists()
+
+
+def test_prefects_pages_are_served_on_loopback_only(folder: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    contacts = folder / "contacts-ui"
+    environment = without_settings() | {
+        "PREFECT_HOME": str(folder / "prefect-ui"),
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PYTHONPATH": str(folder / "hook"),
+        "CONTACTS": str(contacts),
+    }
+    command = [sys.executable, "-m", "flows", "ui"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as server:
+        watch = Watch(server.pid)
+        try:
+            deadline = time.monotonic() + 120
+            while not watch.listening and server.poll() is None and time.monotonic() < deadline:
+                watch.look()
+                time.sleep(0.1)
+            page = httpx.get(f"http://127.0.0.1:{port}/api/health")
+            watch.look()
+        finally:
+            server.terminate()
+    assert page.status_code == 200
+    assert watch.listening and watch.open_to_others == set()
+    assert [line for line in contacts.read_text().splitlines() if line.split("\t")[1] != "started"] == []
+
+
+def test_a_killed_driver_takes_its_ray_along_and_a_token_of_the_users_is_kept(folder: Path):
+    environment = without_settings() | {"TMPDIR": str(folder / "tmp"), "RAY_AUTH_TOKEN": "1" * 64}
+    command = [sys.executable, "-c", DRIVER]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE) as driver:
+        watch = Watch(driver.pid)
+        try:
+            assert driver.stdout is not None and driver.stdout.readline() == "up\n"
+            watch.look()
+        finally:
+            driver.kill()
+    assert watch.token == "1" * 64
+    assert len(watch.commands) >= 8
+    assert watch.open_to_others == set()
+    deadline = time.monotonic() + 10
+    while alive := [process for process in watch.alive() if not watch.commands[process].endswith("Agent")]:
+        assert time.monotonic() < deadline, [watch.commands[process] for process in alive]
+        time.sleep(0.1)
+    for agent in watch.alive():  # the node's two agents ask the dead Ray for a minute whom to tell of its death
+        os.kill(agent, signal.SIGKILL)

@@ -1,0 +1,65 @@
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tpo.config import EngineConfig
+from tpo.engines import processes
+from tpo.engines.processes import LOOPBACK, QUIET, engine_environment, environment
+from tpo.errors import StageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray's files are to lie, not made yet."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"tpo-{os.getuid()}"
+
+
+def test_rays_files_lie_in_a_folder_that_nobody_else_can_enter(folder: Path):
+    assert processes._private_folder() == folder == processes._private_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def a_folder_open_to_others(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o750)
+
+
+def a_link_of_somebody_elses(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("make", [a_folder_open_to_others, a_link_of_somebody_elses, Path.touch])
+def test_what_stands_in_that_folders_place_is_not_trusted(folder: Path, make: Callable[[Path], None]):
+    make(folder)
+    with pytest.raises(StageError, match=r"is not a folder of this user's alone .* remove it, or set RAY_TMPDIR"):
+        processes._private_folder()
+
+
+def test_what_ray_writes_into_its_logs_holds_no_token_and_no_address_of_ours(monkeypatch: pytest.MonkeyPatch):
+    """Ray logs the variables that a worker is started with; what it inherits it does not log."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    for variables in (environment(2), engine_environment(EngineConfig())):
+        assert "secret" not in variables.values()
+        assert not LOOPBACK.keys() & variables.keys()
+
+
+def test_the_command_is_silenced_before_any_library_is_imported():
+    program = (
+        "import json, os, sys; from flows.__main__ import _prefect_environment; _prefect_environment();"
+        "imported = {'ray', 'prefect', 'torch', 'huggingface_hub'} & sys.modules.keys();"
+        "print(json.dumps([dict(os.environ), sorted(imported)]))"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in QUIET}
+    done = subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True)
+    variables, imported = json.loads(done.stdout)
+    assert variables.items() >= QUIET.items()
+    assert imported == []
