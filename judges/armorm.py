@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from judges.judge_folder import check_judge_folder, read_json, read_tensors, some_of
 from judges.reward_model import ChatJudge, ChatScorer
 from tpo.attributes import ATTRIBUTES
 from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
+from tpo.engines.folder_files import read_json, some_of
+from tpo.engines.model_folder import check_model_folder
 from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
+from tpo.engines.tensor_files import read_tensors
 from tpo.errors import InputError
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
@@ -112,7 +114,7 @@ def check_armorm_folder(folder: Path) -> int:
 
     Raises `InputError` that says what was found.
     """
-    context = check_judge_folder(folder)
+    context = check_model_folder(folder)
     check_armorm_weights(folder)
     return context
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 from judges.base import Group
-from judges.judge_folder import check_judge_folder, read_json, read_tensors, some_of
 from tpo.config import ClusterConfig, JudgeEngineConfig, RewardModelJudge
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.folder_files import read_json, some_of
+from tpo.engines.model_folder import check_model_folder
 from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
+from tpo.engines.tensor_files import read_tensors
 from tpo.errors import InputError
 from tpo.journal import Journal
 from tpo.records import Judgment, Message, Score
@@ -205,7 +207,7 @@ def check_reward_folder(folder: Path) -> int:
 
     Loads nothing. Raises `InputError` that says what was found.
     """
-    context = check_judge_folder(folder)
+    context = check_model_folder(folder)
     config = read_json(folder / "config.json")
     names = config.get("architectures") or ["nothing"]
     if not str(names[0]).endswith("ForSequenceClassification"):

@@ -14,9 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from jinja2 import StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tpo.config import PromptConfig
+from tpo.engines.template_trial import template_fault
 from tpo.errors import InputError
 from tpo.records import Message
 
@@ -120,14 +121,17 @@ class ThoughtPrompt:
 def load_prompt(config: PromptConfig) -> ThoughtPrompt:
     """The prompt that a config asks for, with its template files checked.
 
-    Raises `InputError` where a template is missing, does not parse, does not hold the instruction exactly once, or
-    never mentions the response marker.
+    Raises `InputError` where a template is missing, does not parse, does not end, does not hold the instruction exactly
+    once, or never mentions the response marker.
     """
     shipped = VARIANTS[config.variant]
+    own = {path: _read(path) for path in (config.user_template, config.system_template) if path}
+    if own and (fault := template_fault(tuple(own.values()))):
+        raise InputError(f"a template of prompt {config.variant!r} does not render: it {fault}")
     prompt = ThoughtPrompt(
         variant=config.variant,
-        user_template=_read(config.user_template) if config.user_template else shipped.user_template,
-        system_template=_read(config.system_template) if config.system_template else shipped.system_template,
+        user_template=own[config.user_template] if config.user_template else shipped.user_template,
+        system_template=own[config.system_template] if config.system_template else shipped.system_template,
         thought_marker=shipped.thought_marker,
         response_marker=shipped.response_marker,
     )
@@ -154,6 +158,8 @@ def _check(prompt: ThoughtPrompt) -> None:
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise InputError(f"prompt template {path} cannot be read: it is no file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -164,7 +170,7 @@ def _template(name: str) -> str:
     return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _THOUGHT_MARKER = "Here is my thought process:"
 _RESPONSE_MARKER = "Here is my response:"
 

@@ -281,6 +281,8 @@ _ENVIRONMENT = Environment(autoescape=False, keep_trailing_newline=True)
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise InputError(f"verdict template {path} cannot be read: it is no file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

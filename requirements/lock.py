@@ -1,8 +1,8 @@
-"""Resolves cpu.in and gpu.in into cpu.txt and gpu.txt: names, versions and hashes, and not one address.
+"""Resolves each .in file here into the .txt beside it: names, versions and hashes, and not one address.
 
-Run by `make lock`, with uv in a venv of its own. Versions that are in the locks already stay unless an .in file says
-otherwise; give --upgrade to take newer ones. The CPU's torch comes from the folder in PIP_FIND_LINKS or, where that is
-not set, from PyTorch's CPU index.
+Run by `make lock`, with uv in a venv of its own, built from tools.txt as it is before. Versions that are in the locks
+already stay unless an .in file says otherwise; give --upgrade to take newer ones. The CPU's torch comes from the folder
+in PIP_FIND_LINKS or, where that is not set, from PyTorch's CPU index.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def main() -> int:
     sets = {
         "cpu": ["--python-version", "3.11", *torch, *left_out],
         "gpu": ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28"],
+        "tools": ["--python-version", "3.11"],
     }
     with tempfile.TemporaryDirectory() as folder:
         tools = Path(folder) / "bin"
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([tools / "python", "-m", "pip", "install", "--quiet", "uv"], check=True)
+        pip = [str(tools / "python"), "-I", "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        subprocess.run([*pip, "-r", str(HERE / "tools.txt")], check=True)
         for name, options in sets.items():
             print(f"resolving {name}.in", flush=True)
             command = [str(tools / "uv"), "pip", "compile", f"{name}.in", "-o", f"{name}.txt", *COMMON, *options]

@@ -46,7 +46,8 @@ def a_model(folder: Path, *, context: int = 512, **config: object) -> Path:
     """A folder that looks like a model to everything that does not load it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context, **config}))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    header = b'{"weights": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"w")
     (folder / "tokenizer.json").write_text("{}")
     return folder
 

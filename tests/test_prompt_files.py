@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rows import SHARED_DATA
@@ -62,6 +62,7 @@ def test_columns_that_are_not_named_are_not_read(tmp_path: Path):
     assert read(path, instruction_column="question") == [PromptRow("Why?", None, None, None)]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.text(min_size=1), min_size=1))
 def test_any_text_survives_a_json_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]):
     path = tmp_path_factory.mktemp("any") / "a.jsonl"

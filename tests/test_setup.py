@@ -1,19 +1,26 @@
 """Set-up: the locks do not say where packages come from; install.py is right about when and how to install."""
 
+import hashlib
 import io
 import os
 import re
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from requirements.audit import Audit, fault_of, main, read_audit, sentence
 from requirements.install import (
     CPU,
     GPU,
+    HERE,
     TORCH_INDEX_URL,
     Finished,
     Interpreter,
@@ -29,6 +36,7 @@ from requirements.install import (
     set_up,
     stamp_file,
 )
+from requirements.licences import Licence, licence_of, table
 
 ROOT = Path(__file__).parent.parent
 HASH = "--hash=sha256:" + "0" * 64
@@ -79,17 +87,18 @@ def pins(path: Path) -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
-@pytest.mark.parametrize("lock", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("lock", [CPU, GPU, Lock(HERE / "tools.txt", "3.11")], ids=["cpu", "gpu", "tools"])
 def test_a_lock_holds_only_names_versions_hashes_and_markers(lock: Lock):
     entry = re.compile(r"[a-z0-9][a-z0-9-]*==[\w.+]+( ; [\w .'\"<>=()]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n")
     assert [text for text in lock.entries() if not entry.fullmatch(text)] == []
     assert "".join(lock.entries()) == lock.requirements.read_text()
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "tools"])
 def test_what_we_ask_for_is_in_the_lock(name: str):
     asked = pins(ROOT / f"requirements/{name}.in")
-    locked = {re.split("==", text)[0]: re.split(r"==| ", text)[1] for text in (CPU if name == "cpu" else GPU).entries()}
+    entries = Lock(HERE / f"{name}.txt", "3.11").entries()
+    locked = {re.split("==", text)[0]: re.split(r"==| ", text)[1] for text in entries}
     assert {package: version for package, version in asked.items() if version not in (None, locked.get(package))} == {}
     assert set(asked) <= set(locked)
 
@@ -246,6 +255,136 @@ def test_a_gpu_lock_needs_no_torch_of_its_own(tmp_path: Path):
     pip = Pip(tmp_path / "venv")
     set_up_with(pip, Lock(tmp_path / "gpu.txt", "3.11"))
     assert pip.installs == ["gpu.txt from own sources"]
+
+
+# --- what is installed is what was locked, for real -------------------------------------------------------------------
+
+
+def tiny_wheel(folder: Path) -> str:
+    """A wheel of a package with nothing in it; its SHA-256."""
+    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    return hashlib.sha256((folder / "tiny-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("hashes", "told"),
+    [
+        (lambda right: f" \\\n    --hash=sha256:{right}", None),
+        (lambda right: f" \\\n    {HASH}", "THESE PACKAGES DO NOT MATCH THE HASHES"),
+    ],
+    ids=["right", "wrong"],
+)
+def test_pip_installs_what_has_the_locked_hash_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: Callable[[str], str], told: str | None
+):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    lock, venv, screen = Lock(tmp_path / "tiny.txt", python), tmp_path / "venv", io.StringIO()
+    lock.requirements.write_text(f"tiny==1.0{hashes(tiny_wheel(tmp_path))}\n")
+    installed = venv / f"lib/python{python}/site-packages/tiny.py"
+    if told is None:
+        assert set_up(lock, venv, environ={"PYTHON": sys.executable}, stream=screen)
+        assert installed.exists() and is_complete(venv, lock)
+    else:
+        with pytest.raises(SetupError, match=told):
+            set_up(lock, venv, environ={"PYTHON": sys.executable}, stream=screen)
+        assert not installed.exists() and not is_complete(venv, lock)
+
+
+# --- what is known of it ----------------------------------------------------------------------------------------------
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """Answers as its server's `answer` says; None keeps the asker waiting."""
+
+    def do_GET(self) -> None:
+        answer = self.server.answer  # type: ignore[attr-defined]
+        if answer is None:
+            self.server.closing.wait()  # type: ignore[attr-defined]
+            return
+        self.send_response(200 if answer else 404)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b'{"vulnerabilities": []}', None),
+        (b"", "HTTP Error 404"),
+        (b"<html>", "JSONDecodeError"),
+        (b"{}", "without advisories"),
+        (None, "timed out"),
+    ],
+    ids=["advisories", "none of it", "something else", "no advisories", "silence"],
+)
+def test_whether_the_advisories_can_be_asked_is_known_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, told: str | None
+):
+    monkeypatch.setattr("requirements.audit.REACH_SECONDS", 2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
+        server.answer, server.closing = answer, threading.Event()  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        found = fault_of(f"http://127.0.0.1:{server.server_port}/")
+        assert time.monotonic() - began < 10
+        server.closing.set()  # type: ignore[attr-defined]
+        server.shutdown()
+    assert found is None if told is None else told in str(found)
+
+
+def test_a_check_without_a_network_says_what_to_run_later_and_passes(capsys: pytest.CaptureFixture[str]):
+    assert main([], url="http://127.0.0.1:9/") == 0
+    said = capsys.readouterr().out
+    assert "could not ask http://127.0.0.1:9/" in said and "run `make audit` where PyPI answers" in said
+
+
+def test_packages_that_could_not_be_looked_up_are_not_without_weaknesses():
+    nothing = read_audit({"dependencies": [{"name": "a", "skip_reason": "not found"}]})
+    assert sentence(nothing, CPU).startswith("audit: none of the 1 packages of cpu.txt could be looked up")
+
+
+def test_a_known_weakness_is_named_and_what_could_not_be_looked_up_is_not_called_sound():
+    weak = {"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2", "3"]}]}
+    hopeless = {"name": "b", "version": "1", "vulns": [{"id": "PYSEC-2", "fix_versions": []}]}
+    said = [weak, hopeless, {"name": "c", "version": "1", "vulns": []}, {"name": "torch", "skip_reason": "not found"}]
+    found = read_audit({"dependencies": said})
+    assert found == Audit(["a 1: PYSEC-1, fixed in 2, 3", "b 1: PYSEC-2, no fix yet"], ["torch"], 3)
+    assert sentence(found, CPU) == (
+        "audit: 2 known weaknesses in 3 packages of cpu.txt; 1 could not be looked up (torch)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("MIT", ""),
+        ("Apache-2.0 OR BSD-3-Clause", ""),
+        ("MPL-2.0 AND MIT", "copyleft"),
+        ("GNU Lesser General Public License v3 (LGPLv3)", "copyleft"),
+        ("Intel End User License Agreement for Developer Tools", "proprietary"),
+        ("see the file", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_a_licence_that_asks_something_of_us_is_marked(text: str, mark: str):
+    assert Licence("a", "1", text).mark == mark
+
+
+def test_every_package_of_the_lock_is_listed_with_its_licence():
+    names = [entry.split("==")[0] for entry in CPU.entries()]
+    lines = list(table([licence_of(name) for name in names]))
+    assert [line.split()[0] for line in lines[:-1]] == names
+    assert lines[-1].startswith(f"{len(names)} packages: ")
+    assert re.search(r"^numpy +2\.\d\S* +BSD", "\n".join(lines), re.MULTILINE)
 
 
 # --- what a user sees ------------------------------------------------------------------------------------------------

@@ -5,15 +5,24 @@ difficulty. A damaged row is an error that names the line and never a row less: 
 a word is found months later.
 """
 
-import csv
+import contextlib
 import json
 import math
+import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Literal
 
+from tpo import row_files
 from tpo.config import FileSource
 from tpo.errors import InputError
+
+MOST_DIFFICULTY = 1_000_000
+"""Largest difficulty, which is a level and not a measurement."""
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+"""Endings of files that are read."""
 
 
 @dataclass(frozen=True)
@@ -39,131 +48,89 @@ def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, i
 def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     """All rows of a prompt file.
 
-    Raises `InputError` where the file is missing, empty or damaged, or lacks a column that the source names.
+    Raises `InputError` where the file is missing, empty, damaged or too large (`tpo.row_files` has the limits), or
+    lacks a column that the source names.
     """
-    rows = read_table(path)
-    if not rows:
+    wanted = {
+        "instruction": source.instruction_column,
+        "reference": source.reference_column,
+        "category": source.category_column,
+        "difficulty": source.difficulty_column,
+    }
+    named = {name: column for name, column in wanted.items() if column is not None}
+    table = _read_table(path, list(named.values()))
+    if not table.rows:
         raise InputError(f"{path} holds no prompts")
-    wanted = _columns(source)
-    _check_columns(path, wanted, list(dict.fromkeys(name for row in rows for name in row)))
+    for column in named.values():
+        if column not in table.columns:
+            known = ", ".join(map(repr, table.columns))
+            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set data.source.*_column")
     found = []
-    for number, row in enumerate(rows, 1):
+    for number, values in enumerate(table.rows, 1):
         try:
-            found.append(_prompt_row({name: row.get(column) for name, column in wanted.items() if column}))
+            found.append(_prompt_row(dict(zip(named, values, strict=True))))
         except ValueError as error:
             raise InputError(f"{path}, row {number}: {error}") from error
     return found
 
 
 def check_prompt_file(source: FileSource, path: Path) -> None:
-    """Raises `InputError` where `read_prompt_rows` would, as far as that is known at once.
+    """Raises `InputError` where `read_prompt_rows` would, or where no row has an instruction."""
+    if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
+        raise InputError(f"{path} has no text in column {source.instruction_column!r}")
 
-    A dataset folder is checked by its description alone: to open it imports libraries for seconds.
-    """
-    if not path.is_dir():
-        if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
-            raise InputError(f"{path} has no text in column {source.instruction_column!r}")
-        return
-    description = path / "dataset_info.json"
-    if not description.is_file():
+
+@dataclass(frozen=True)
+class _Table:
+    """What a file holds."""
+
+    columns: list[str]
+    """Names of all its columns."""
+    rows: list[list[Any]]
+    """Those columns of each row that were asked for."""
+
+
+def _read_table(path: Path, columns: list[str]) -> _Table:
+    """Reads a file in a process of its own; raises `InputError` where it cannot be read. A damaged row is never
+    skipped."""
+    _check_kind(path)
+    rows: list[Any] = []
+    command = [sys.executable, "-I", row_files.__file__, str(path.absolute()), *columns]
+    # Half a line, where that process has died, is no JSON.
+    with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as process, contextlib.suppress(ValueError):
+        rows += map(json.loads, process.stdout or ())
+    if process.returncode:
         raise InputError(
-            f"{path} is not a dataset saved to disk: it has no dataset_info.json (name one split's folder)"
+            f"{path} cannot be read: the process that tried ended with {process.returncode}, expected it to need at "
+            f"most {row_files.MEMORY_BYTES >> 30} GiB of memory and {row_files.SECONDS} s: the file is damaged, or too "
+            "large and to be split"
         )
+    last = rows.pop()
+    if "fault" in last:
+        raise InputError(f"{path}{last['fault']}")
+    return _Table(last["columns"], rows)
+
+
+def _check_kind(path: Path) -> None:
+    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take for ever."""
     try:
-        columns = list(json.loads(description.read_text(encoding="utf-8")).get("features") or ())
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{description} cannot be read: {error}") from error
-    _check_columns(path, _columns(source), columns)
-
-
-def _columns(source: FileSource) -> dict[str, str | None]:
-    return {
-        "instruction": source.instruction_column,
-        "reference": source.reference_column,
-        "category": source.category_column,
-        "difficulty": source.difficulty_column,
-    }
-
-
-def _check_columns(path: Path, wanted: dict[str, str | None], columns: list[str]) -> None:
-    for column in filter(None, wanted.values()):
-        if column not in columns:
-            known = ", ".join(map(repr, columns))
-            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set data.source.*_column")
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl`, `.json`, `.csv` or `.parquet` file or of a Hugging Face dataset folder.
-
-    Raises `InputError` where it is missing, of another kind, or damaged; a damaged row is never skipped.
-    """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; data.source.path names a file or a dataset folder")
-    try:
-        if path.is_dir():
-            return _read_dataset(path)
-        if path.suffix == ".jsonl":
-            return _read_json_lines(path)
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise InputError(f"{path} is not a list of objects")
-            return rows
-        if path.suffix == ".csv":
-            return _read_csv(path)
-        if path.suffix == ".parquet":
-            return _read_parquet(path)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    raise InputError(f"{path} is of an unknown kind, expected .jsonl, .json, .csv, .parquet or a dataset folder")
-
-
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}, is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}, is not an object")
-            rows.append(row)
-    return rows
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{path}, line {reader.line_num}, has not the {len(reader.fieldnames or ())} cells of the header"
-                )
-            rows.append(dict(row))
-        return rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    # Not by way of pandas, which makes 42 beside an empty cell 42.0.
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows
-
-
-def _read_dataset(path: Path) -> list[dict[str, Any]]:
-    from datasets import Dataset, load_from_disk
-
-    dataset = load_from_disk(str(path))
-    if not isinstance(dataset, Dataset):
-        raise InputError(f"{path} holds several splits ({', '.join(dataset)}): name one of its folders")
-    return [dict(row) for row in dataset]
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} does not exist; data.source.path names a file or a dataset folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}; data.source.path names a file or a dataset folder"
+        ) from error
+    if stat.S_ISDIR(kind):
+        if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            raise InputError(
+                f"{path} cannot be read: it is not a dataset saved to disk, for it has no state.json (name one split's "
+                "folder)"
+            )
+    elif not stat.S_ISREG(kind):
+        raise InputError(f"{path} is neither a file nor a folder (a pipe, a socket or a device), expected one of both")
+    elif path.suffix not in KINDS:
+        raise InputError(f"{path} is of an unknown kind, expected {', '.join(KINDS)} or a dataset folder")
 
 
 def _prompt_row(values: dict[str, Any]) -> PromptRow:
@@ -197,6 +164,6 @@ def _whole_number(value: Any) -> int | None:
         number = 0.0 if text is None else float(text)
     except ValueError:
         number = math.nan
-    if not number.is_integer():
+    if not number.is_integer() or abs(number) > MOST_DIFFICULTY:
         raise ValueError(f"difficulty {value!r} is not a whole number")
     return None if text is None else int(number)

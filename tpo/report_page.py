@@ -4,8 +4,8 @@ In: a `Summary` and what the run folder holds beside it. Out: the page as text, 
 
 What models write is shown and must never run. Three things see to that: the template, `report.html.jinja`, escapes all
 text, what models write stands in element bodies alone, and the page's own content security policy forbids scripts and
-every request. The plots hold no text but numbers and model
-names; titles and categories are HTML, so that they wrap, scale and follow the reader's font.
+every request. The plots show no text but numbers and model names; titles and categories are HTML, so that they wrap,
+scale and follow the reader's font.
 
 The decision to question: colours in the plots are stand-ins that are replaced by CSS variables, so that one SVG serves
 light, dark and print.

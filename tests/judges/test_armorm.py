@@ -212,9 +212,13 @@ def test_the_tensors_expected_of_a_folder_are_those_of_our_module(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     header, offset = {}, 0
     for name, tensor in module.state_dict().items():
-        header[name] = {"dtype": "U8", "shape": list(tensor.shape), "data_offsets": [offset, offset]}
+        end = offset + tensor.numel()
+        header[name] = {"dtype": "U8", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
     assert check_armorm_weights(tmp_path).keys() == module.state_dict().keys()
 
 

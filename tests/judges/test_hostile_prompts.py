@@ -11,6 +11,7 @@ from prompts.verdict import PROMPTS
 from tests.engines.test_chat import LLAMA_CONTROLS, controls_in, like_llama3, saved
 from tests.hostile import HostileResponse, hostile_responses
 from tpo.engines.chat import ChatEncoder
+from tpo.errors import InputError
 
 MINIATURE = Path(__file__).parents[2] / "tpo" / "miniature" / "seed_model"
 CASES = [case for case in hostile_responses(seed=2) if case.kind != "huge"]
@@ -86,5 +87,5 @@ def test_half_a_surrogate_pair_gets_no_further_than_the_files_that_refuse_it(
     half = "[[\ud83dA]]"
     with pytest.raises(UnicodeEncodeError):
         pa.array([half])
-    with pytest.raises(TypeError, match="TextEncodeInput"):
+    with pytest.raises(InputError, match="half of a surrogate pair"):
         encoders[name].encode(PROMPTS["cot"].render("Why?", half, "Who knows?"))

@@ -1,6 +1,7 @@
 """Claims about thought prompts: what is asked, and how outputs are split."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,10 @@ def test_a_users_template_replaces_the_wording_and_keeps_the_markers(tmp_path: P
         ("<R> {{ instruction }} {{ nonsense }}", "does not render"),
         ("<R> {{ instruction }} {{ 1 / 0 }}", "does not render"),
         ("<R> {{ instruction }} {% include '/etc/passwd' %}", "does not render"),
-        ("<R> {{ instruction }} {{ ''.__class__.__mro__ }}", "does not render"),
+        ("<R> {{ instruction }} {{ ''.__class__.__mro__ }}", "does not render: it reaches into Python"),
+        ("<R> {{ instruction }}{% if instruction == 'x' %}{{ self.__init__ }}{% endif %}", "reaches into Python"),
+        ("<R> {{ instruction }} {{ 'a' * 10**11 }}", "does not render"),
+        ("<R> {{ instruction }} {{ 'a' * 10**7 }}", "does not render: it makes 1000"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, complaint: str):
@@ -188,6 +192,19 @@ def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, c
     path.write_text(template)
     with pytest.raises(InputError, match=complaint):
         load_prompt(PromptConfig(variant="specific", user_template=path))
+
+
+def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path):
+    loops = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" * 3
+    (tmp_path / "mine.jinja").write_text(f"<R> {{{{ instruction }}}}{loops}")
+    with pytest.raises(InputError, match="does not render: it does not come to an end within 5 s"):
+        load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
+
+
+def test_a_pipe_is_no_template(tmp_path: Path):
+    os.mkfifo(tmp_path / "mine.jinja")
+    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it is no file"):
+        load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 
 @pytest.mark.parametrize("field", ["user_template", "system_template"])

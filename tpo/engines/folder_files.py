@@ -1,0 +1,52 @@
+"""Reads the small files of a model's folder, as far as they are as small as such files are.
+
+In: a path. Out: what it holds, or an `InputError` that says what was found. A parser is given nothing that it could
+choke on: sizes are looked at first, and nesting too deep for Python is an error like any other.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tpo.errors import InputError
+
+MOST_CONFIG_BYTES = 4 << 20
+"""Size of a config or a chat template that is read; published ones have kilobytes."""
+MOST_VOCABULARY_BYTES = 128 << 20
+"""Size of a vocabulary or of an index of tensors that is read; the largest published ones have 35 MB."""
+
+
+def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
+    """The text in a file; raises `InputError` where it is larger than `most_bytes` or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it is none of ours"
+            )
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable: {error}") from error
+
+
+def read_json(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file."""
+    if not path.exists():
+        return {}
+    text = read_text(path, most_bytes)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return values
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

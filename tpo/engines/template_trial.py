@@ -1,0 +1,130 @@
+"""Whether chat templates do nothing but write chats: looked at, then tried once, in a process of their own.
+
+In: templates' text. Out: what is wrong with one, or None. Transformers renders templates in Jinja's sandbox, which
+keeps them from running code; it does not keep them from running for ever, nor from making text without end. So each is
+rendered for a few short chats, where time, memory and text are limited and the process can be killed.
+
+The decision to question: a template can tell this trial from a run and misbehave only then. Code it cannot run there
+either; a run that it holds up has to be stopped by hand.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TRIAL_SECONDS = 5
+"""Processor time of all templates of a folder together; honest ones take milliseconds."""
+TRIAL_BYTES = 1 << 30
+"""Memory of the trial."""
+MOST_CHARS = 1 << 20
+"""Longest chat that a template may make of the few words that it is given."""
+CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assistant", "user"))
+"""The roles of the chats that it is tried on."""
+
+
+@lru_cache(maxsize=64)
+def template_fault(templates: tuple[str, ...]) -> str | None:
+    """What is wrong with one of these templates, in words that follow "a chat template"; None where nothing is."""
+    command = [sys.executable, "-I", __file__]
+    endless = f"does not come to an end within {TRIAL_SECONDS} s and {TRIAL_BYTES >> 20} MiB"
+    try:
+        tried = subprocess.run(
+            command, input=json.dumps(templates), capture_output=True, text=True, timeout=6 * TRIAL_SECONDS, check=False
+        )
+        fault: str | None = json.loads(tried.stdout) if tried.returncode == 0 else endless
+    except subprocess.TimeoutExpired:
+        return endless
+    return fault
+
+
+def _trial() -> None:
+    """What the process of its own does: reads templates, says the first fault."""
+    templates = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_SECONDS, TRIAL_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faults = (_fault(template) for template in templates)
+    json.dump(next((fault for fault in faults if fault), None), sys.stdout)
+
+
+def _fault(template: str) -> str | None:
+    from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+
+    environment = _environment()
+    try:
+        if reached := _python_names(environment, template):
+            return f"reaches into Python ({reached})"
+        compiled = environment.from_string(template)
+        for roles in CHATS:
+            try:
+                words = compiled.render(_given(roles))
+            except (MemoryError, OverflowError, RecursionError, SecurityError, SyntaxError):
+                raise
+            except Exception:  # noqa: BLE001 - it may want other roles, or tools; that shows when it is used
+                continue
+            if len(words) > MOST_CHARS:
+                return f"makes {len(words)} characters of a chat of a few words"
+    except TemplateSyntaxError as error:
+        return f"does not parse, {error}"
+    except (MemoryError, OverflowError, RecursionError, SyntaxError, TemplateError) as error:
+        return f"does more than write a chat, {error!r}"[:500]
+    return None
+
+
+def _given(roles: tuple[str, ...]) -> dict[str, Any]:
+    """What transformers gives a template."""
+    return {
+        "messages": [{"role": role, "content": "Some words."} for role in roles],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": roles[-1] == "user",
+        **{name: f"<{name}>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+    }
+
+
+def _python_names(environment: "Environment", template: str) -> str | None:
+    """The first name with two underscores that a template looks up: that is how sandboxes are left."""
+    from jinja2 import nodes
+
+    for node in environment.parse(template).find_all((nodes.Getattr, nodes.Const, nodes.Name)):
+        name = getattr(node, {nodes.Getattr: "attr", nodes.Const: "value", nodes.Name: "name"}[type(node)])
+        if isinstance(name, str) and name.startswith("__"):
+            return name
+    return None
+
+
+def _environment() -> "Environment":
+    """Jinja as transformers sets it up."""
+    from datetime import datetime
+
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 - Jinja's own form
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    def refuse(message: object) -> None:
+        raise TemplateError(str(message))
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    return environment
+
+
+if __name__ == "__main__":
+    _trial()
