@@ -1,31 +1,54 @@
-"""What is checked before anything starts: in two seconds, without torch, Ray, vLLM or Prefect.
+"""What is checked before anything starts: `preflight` always, `check_before_work` where there is something to do.
 
 In: a config. Out: nothing, or an `InputError` that says what was found, what was expected and what to do.
+
+`preflight` takes milliseconds and looks at files alone. The rest looks at the machine, asks servers, and loads
+tokenizers, which the run needs anyway: no model, no Ray, no vLLM, no Prefect. Refused is what cannot work for certain;
+where an estimate may be wrong, a line says so.
 """
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 from judges.armorm import check_armorm_folder
-from judges.judge_folder import check_judge_folder
 from judges.reward_model import check_reward_folder
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tpo.config import (
     MINIATURE,
     ArmoRMJudge,
     FileSource,
     JudgeConfig,
     PairwiseJudge,
+    PromptConfig,
     RewardModelJudge,
     RunConfig,
 )
+from tpo.console import say
+from tpo.disk import remove, write_atomically
 from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
-from tpo.errors import InputError
+from tpo.engines.tensor_files import read_tensors
+from tpo.errors import InputError, StoreError
+from tpo.forecast import GIB, disk_needed, gpus_needed, memory_needed, model_judges
+from tpo.machine import gpu_count, memory_bytes
 from tpo.prompt_files import check_prompt_file, file_of
+from tpo.records import Message
+
+QUESTIONS = (
+    "Say hello.",
+    "What is 12 + 30?\nAnswer briefly.",
+    "  def f(x):\n    return x\n",
+    "日本語で答えて。 Ça va ?",
+)
+"""Plain instructions that chat templates are tried on."""
+_LONGEST_PATH_BELOW = 120
+"""Characters of the longest path below a run folder, temporary names included."""
 
 
 def preflight(config: RunConfig) -> None:
@@ -40,8 +63,30 @@ def preflight(config: RunConfig) -> None:
     _check_folder(config.root)
 
 
+def check_before_work(config: RunConfig, iterations: int) -> None:
+    """Refuses a run to M_T, T = `iterations`, that this machine, its models or its servers cannot do.
+
+    Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
+    """
+    _check_writing(config.root)
+    parameters = _parameters(_seed_folder(config))
+    for line in (
+        *_check_disk(config, iterations, parameters),
+        *_check_memory(config, parameters),
+        *_count_gpus(config),
+    ):
+        say(line)
+    check_endpoints(config)
+    for line in check_templates(config):
+        say(line)
+
+
+def _seed_folder(config: RunConfig) -> Path:
+    return SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
+
+
 def _check_model(config: RunConfig) -> None:
-    folder = SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
+    folder = _seed_folder(config)
     context = check_model_folder(folder)
     needed = config.data.max_prompt_tokens + config.sample.max_new_tokens
     if needed > context:
@@ -60,7 +105,7 @@ def _check_judge(judge: JudgeConfig) -> None:
         case PairwiseJudge():
             load_verdict_prompt(judge)
             if judge.folder is not None:
-                check_judge_folder(judge.folder)
+                check_model_folder(judge.folder)
 
 
 def check_endpoints(config: RunConfig) -> None:
@@ -101,6 +146,141 @@ def _check_files(source: FileSource) -> None:
 
 
 def _check_folder(root: Path) -> None:
-    parent = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
+    """The run folder is there or can be made, as far as its name and what is there already tell."""
+    root = root.resolve()
+    try:
+        parent = next(path for path in (root, *root.parents) if path.exists())
+        longest_path, longest_name = os.pathconf(parent, "PC_PATH_MAX"), os.pathconf(parent, "PC_NAME_MAX")
+    except OSError as error:
+        # Where a name or the whole is longer than any file system takes, even looking fails.
+        if error.errno != errno.ENAMETOOLONG:
+            raise InputError(f"{root} cannot be looked at ({error.strerror}): set folder in the profile") from error
+        parent, longest_path, longest_name = Path("/"), 4096, 255
+    if (long := max(len(os.fsencode(part)) for part in root.parts)) > longest_name:
+        raise InputError(
+            f"{root} has a name of {long} bytes in it, and names have up to {longest_name} here: give the run a "
+            "shorter --run-name, or set folder in the profile to one with shorter names"
+        )
+    if len(os.fsencode(root)) + _LONGEST_PATH_BELOW > longest_path:
+        raise InputError(
+            f"{root} has {len(os.fsencode(root))} bytes, and files below it need {_LONGEST_PATH_BELOW} more: paths "
+            f"have {longest_path} here; set folder in the profile to one with a shorter path"
+        )
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{parent} is not a folder that can be written to: set folder in the profile to one that is")
+
+
+def _check_writing(root: Path) -> None:
+    """A file can be written where the run folder is or will be, as the store writes them; it is removed again."""
+    parent = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
+    probe = parent / f"tpo-probe-{os.getpid()}"
+    try:
+        write_atomically(probe, b"whether this can be written")
+        remove(probe)
+    except StoreError as error:
+        raise InputError(
+            f"a probe could not be written into {parent}: {error}; or set folder in the profile to another place"
+        ) from error
+
+
+def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator[str]:
+    """What is left to do fits on the disk; a line where it may not."""
+    # A run that has nothing yet is not walked: that would read all of a seed model that may be large.
+    done = completed(config, iterations) if (config.root / "iter_0").is_dir() else -1
+    left = range(done + 1, iterations + 1)
+    written = sum(
+        path.stat().st_size for t in left for path in config.root.glob(f"iter_{t}/train/epoch_*/*.safetensors")
+    )
+    needed = disk_needed(config, left, parameters=parameters, written=written)
+    root = config.root.resolve()
+    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+    told = (
+        f"{root}: {_size(free)} are free, and what is left of M_{iterations} needs {_size(needed.total)} "
+        f"({_size(needed.checkpoints)} for a checkpoint an epoch, {_size(needed.scratch)} while training, up to "
+        f"{_size(needed.rows)} for samples and judgments)"
+    )
+    if needed.checkpoints + needed.scratch > free:
+        raise InputError(
+            f"{told}: free some, set folder in the profile to a larger disk, or lower train.epochs or --to"
+        )
+    if needed.total > free:
+        yield f"{told}: it may not fit; lower data.per_iteration, sample.k or sample.max_new_tokens if outputs are long"
+
+
+def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
+    """What is in this machine's memory at the same time fits into it; a line where little is left."""
+    judges = {folder: _parameters(folder) for judge in model_judges(config) if (folder := judge.folder) is not None}
+    needed = memory_needed(config, parameters=parameters, judges=judges)
+    total, here = sum(needed.values()), memory_bytes()
+    told = (
+        f"{' + '.join(f'{name} {_size(size)}' for name, size in needed.items())} are {_size(total)} of memory at once, "
+        f"and this machine has {_size(here)}"
+    )
+    remedy = (
+        "lower engine.memory_gib, engine.count, judge_engine.count or trainer.workers, use a smaller dtype, or device "
+        '= "gpu"'
+    )
+    if total > here:
+        raise InputError(f"{told}: {remedy}")
+    if total > 0.8 * here:
+        yield f"{told}: with what processes take beyond their models it may not fit; {remedy}"
+
+
+def _count_gpus(config: RunConfig) -> Iterator[str]:
+    """As many GPUs are here as work at the same time; a line where they cannot be counted."""
+    needed = gpus_needed(config)
+    if not needed or config.cluster.address is not None:
+        return
+    found = gpu_count()
+    asked = " + ".join(f"{name} {count}" for name, count in needed.items())
+    if found is None:
+        yield f"GPUs cannot be counted (nvidia-smi -L fails), and {asked} are asked for: make sure that they are there"
+    elif sum(needed.values()) > found:
+        raise InputError(
+            f"{asked} GPUs are asked for at once, and this machine has {found} (nvidia-smi -L, CUDA_VISIBLE_DEVICES): "
+            "lower engine.count, engine.tensor_parallel, judge_engine.count or trainer.workers, or set cluster.address "
+            "to a Ray cluster that has them"
+        )
+
+
+def check_templates(config: RunConfig) -> list[str]:
+    """What to know of the chat templates of the models that are asked or read here.
+
+    Raises `InputError` where tokens would not be what the run relies on.
+    """
+    from tpo.engines.template_check import ANSWER, check_asked, check_read
+
+    prompt = load_prompt(config.prompt)
+    asked = [
+        variant.render(question)
+        for variant in (prompt, load_prompt(PromptConfig(variant="direct")))
+        for question in QUESTIONS
+    ]
+    marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
+    lines = check_asked(_seed_folder(config), asked, marked)
+    for judge in {judge.folder: judge for judge in model_judges(config)}.values():
+        assert judge.folder is not None
+        if isinstance(judge, PairwiseJudge):
+            verdict = load_verdict_prompt(judge)
+            compared = [verdict.render(question, ANSWER, f"{ANSWER} Or 43.") for question in QUESTIONS]
+            lines += check_asked(judge.folder, compared, [f"{ANSWER} [[A]]"])
+        else:
+            read: list[Sequence[Message]] = [
+                [Message(role="user", content=question), Message(role="assistant", content=ANSWER)]
+                for question in QUESTIONS
+            ]
+            lines += check_read(judge.folder, read)
+    return lines
+
+
+def _parameters(folder: Path) -> int:
+    """How many parameters a model has, by the headers of its files.
+
+    Raises `InputError` where a file is cut off or is no safetensors.
+    """
+    return sum(prod(tensor.shape) for tensor in read_tensors(folder).values())
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.rows import SHARED_DATA
@@ -160,3 +160,82 @@ def test_a_template_that_forgets_the_system_turn_is_refused(tmp_path: Path):
     )
     with pytest.raises(InputError, match=r"\('system', 'user'\) chat once and in order"):
         encoder.encode([Message(role="system", content="Be kind."), *user("hello")])
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('users only') }}", r"refuses a \('user',\) chat: users only"),
+        ("{{ messages[0].content / 2 }}", r"refuses a \('user',\) chat: unsupported operand"),
+        ("{% for m in messages %}{{ m.content }}", r"refuses a \('user',\) chat: Unexpected end of template"),
+    ],
+    ids=["raises", "breaks", "does_not_parse"],
+)
+def test_a_template_that_refuses_a_chat_is_an_error_of_the_input(tmp_path: Path, template: str, told: str):
+    with pytest.raises(InputError, match=told):
+        saved(like_llama3(), tmp_path, template).encode(user("hello"))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("content", ["\ud800", "a\udfff b", "<|eot_id|>\ud83d"])
+def test_half_a_surrogate_pair_is_refused_by_its_name(encoders: dict[str, ChatEncoder], name: str, content: str):
+    with pytest.raises(InputError, match=r"holds '\\ud\w+', half of a surrogate pair, expected Unicode text"):
+        encoders[name].encode(user(content))
+
+
+def test_control_tokens_that_come_about_where_messages_meet_stay_text(tmp_path: Path):
+    encoder = saved(like_llama3(), tmp_path, "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    ids = encoder.encode([Message(role="system", content="so <|eot"), Message(role="user", content="_id|> it ends")])
+    assert controls_in(encoder, ids) == [encoder.tokenizer.bos_token_id]
+    assert encoder.tokenizer.decode(ids) == "<|begin_of_text|>so <|eot_id|> it ends"
+
+
+def test_a_template_may_trim_some_turns_and_keep_others_as_they_are(tmp_path: Path):
+    template = (
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ '[' + (m['content'] | trim if m['role'] == 'system' else m['content']) + ']' }}{% endfor %}"
+    )
+    encoder = saved(like_llama3(), tmp_path, template)
+    ids = encoder.encode([Message(role="system", content=" Be kind. "), *user("  <|eot_id|> ")])
+    assert encoder.tokenizer.decode(ids) == "<|begin_of_text|>[Be kind.][  <|eot_id|> ]"
+
+
+def test_a_template_that_writes_the_date_goes_on_after_midnight(tmp_path: Path):
+    monday = "{{ bos_token }}Today is Monday. {% for m in messages %}{{ m['content'] }}{% endfor %}"
+    encoder = saved(like_llama3(), tmp_path, monday)
+    assert encoder.tokenizer.decode(encoder.encode(user("hello"))).endswith("Monday. hello")
+    encoder.tokenizer.chat_template = monday.replace("Monday", "Tuesday")
+    assert encoder.tokenizer.decode(encoder.encode(user("<|eot_id|>"))).endswith("Tuesday. <|eot_id|>")
+
+
+def test_control_tokens_that_take_the_space_beside_them_take_it_in_a_hostile_chat_too(tmp_path: Path):
+    """As Phi's do: the line break that the template writes after one is in none of its prompts."""
+    tokenizer = like_llama3()
+    tokenizer.add_tokens([AddedToken("<|u|>", special=True, rstrip=True, normalized=False)], special_tokens=True)
+    encoder = saved(
+        tokenizer, tmp_path, "{% for m in messages %}{{ '<|u|>\n' + m['content'] + '<|u|>\n' }}{% endfor %}"
+    )
+    plain, hostile = encoder.encode(user("hello")), encoder.encode(user("hello<|u|>"))
+    assert encoder.tokenizer.decode(plain) == "<|u|>hello<|u|>"
+    assert encoder.tokenizer.decode(hostile) == "<|u|>hello<|u|><|u|>"
+    assert controls_in(encoder, hostile) == controls_in(encoder, plain)
+
+
+def test_other_letters_that_a_normalizer_makes_into_a_control_token_stay_text(tmp_path: Path):
+    tokenizer = like_llama3()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_tokens([AddedToken("<|stop|>", special=True, normalized=True)], special_tokens=True)
+    encoder = saved(tokenizer, tmp_path, "{% for m in messages %}{{ m['content'] + '<|eot_id|>' }}{% endfor %}")
+    stop = encoder.tokenizer.convert_tokens_to_ids("<|stop|>")
+    assert stop in encoder.ids("x <|STOP|> y", as_text=False)
+    assert stop not in encoder.encode(user("x <|STOP|> y"))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_reader_of_the_same_model_shows_no_generation_prompt(encoders: dict[str, ChatEncoder], name: str):
+    encoder, chat = encoders[name], user("Say hello.")
+    reader = encoder.reading()
+    asked, read = encoder.encode(chat), reader.encode(chat)
+    assert asked[: len(read)] == read and len(read) < len(asked)
+    assert encoder.structure(("user",)) != reader.structure(("user",))
+    assert encoder.encode(chat) == asked

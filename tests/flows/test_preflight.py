@@ -1,23 +1,41 @@
 """Claims about what is refused before anything starts."""
 
+import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.preflight import preflight
+from flows.preflight import check_before_work, check_templates, preflight
+from tests.engines.template_families import BY_NAME
 from tests.rows import a_config, a_model
 from tpo.config import (
+    ArmoRMJudge,
     ClusterConfig,
     DataConfig,
+    Endpoint,
     EngineConfig,
     FileSource,
+    JudgeConfig,
+    JudgeEngineConfig,
     ModelConfig,
+    PairwiseJudge,
     PromptConfig,
+    RewardModelJudge,
     RunConfig,
+    TrainConfig,
     TrainerConfig,
+    VerifierJudge,
 )
 from tpo.errors import InputError
+from tpo.forecast import GIB
+from tpo.machine import memory_bytes
+
+ROOT = Path(__file__).parents[2]
 
 NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
 
@@ -107,3 +125,247 @@ def test_a_run_folder_below_a_file_is_refused(tmp_path: Path):
     (tmp_path / "taken").write_text("a file")
     config = a_config(tmp_path).model_copy(update={"folder": tmp_path / "taken" / "runs"})
     assert "taken is not a folder that can be written to" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("b" * 300, "has a name of 300 bytes in it, and names have up to"),
+        ("a" * 300 + "/b", "has a name of 300 bytes in it, and names have up to"),
+        ("new/" + "b" * 300, "has a name of 300 bytes in it, and names have up to"),
+        ("/".join(["a" * 199] * 20), "files below it need 120 more: paths have"),
+        ("/".join(["a" * 199] * 50), "files below it need 120 more: paths have"),
+    ],
+    ids=["name", "folder", "below_new", "path", "path_nobody_takes"],
+)
+def test_a_run_folder_whose_name_is_too_long_is_refused(tmp_path: Path, name: str, told: str):
+    folder, _, last = name.rpartition("/")
+    config = a_config(tmp_path).model_copy(update={"folder": tmp_path / folder, "name": last})
+    assert told in refusal(config)
+
+
+def able(folder: Path, *, parameters: int = 1000, family: str = "chatml", **changes: Any) -> RunConfig:
+    """A run whose seed model has a tokenizer, and weights of a size that only their file's header says."""
+    config = a_config(folder, **changes)
+    weights(BY_NAME[family].save(Path(config.model.path)), parameters)
+    return config
+
+
+def weights(folder: Path, parameters: int, kind: str = "BF16") -> None:
+    """A safetensors file whose tensor takes no space: nothing of it has ever been written."""
+    header = json.dumps({"w": {"dtype": kind, "shape": [parameters], "data_offsets": [0, 2 * parameters]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * parameters)
+
+
+def refused_before_work(config: RunConfig, iterations: int = 3) -> str:
+    preflight(config)
+    with pytest.raises(InputError) as refused:
+        check_before_work(config, iterations)
+    return str(refused.value)
+
+
+def said(config: RunConfig, capsys: pytest.CaptureFixture[str], iterations: int = 3) -> list[str]:
+    """The lines of a check that passes."""
+    check_before_work(config, iterations)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_run_that_can_work_passes_in_silence_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = able(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert said(config, capsys) == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_check_of_every_run_loads_nothing_heavy():
+    code = (
+        "import sys; from flows.__main__ import resolve_config; from flows.preflight import preflight;"
+        "preflight(resolve_config('laptop', run_name=None, judge='armorm', seed=None, overrides=[]));"
+        "print([name for name in ('torch', 'ray', 'prefect', 'vllm', 'transformers', 'openai') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no file system here that refuses files")
+def test_a_run_folder_that_takes_no_files_is_refused_although_its_rights_allow_them(tmp_path: Path):
+    config = able(tmp_path).model_copy(update={"folder": Path("/proc")})
+    with pytest.raises(InputError, match=r"a probe could not be written into /proc: .* set folder in the profile"):
+        check_before_work(config, 3)
+
+
+def test_checkpoints_that_the_disk_cannot_hold_are_refused_with_both_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = filling(tmp_path)
+    free = shutil.disk_usage(tmp_path).free / GIB
+    told = refused_before_work(config, 9)
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"([\d,.]+) GiB", told)]
+    assert numbers == pytest.approx([free, 1.1 * free, 0.9 * free, 0.2 * free], rel=0.05, abs=0.1)
+    assert "GiB are free, and what is left of M_9 needs" in told
+    assert "lower train.epochs or --to" in told
+    assert said(config, capsys, 7) == []
+
+
+def test_checkpoints_that_are_on_the_disk_already_are_not_counted_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = filling(tmp_path)
+    assert "for a checkpoint an epoch" in refused_before_work(config, 9)
+    for t in range(1, 10):
+        epoch = config.root / f"iter_{t}" / "train" / "epoch_1"
+        epoch.mkdir(parents=True)
+        weights(epoch, shutil.disk_usage(tmp_path).free // 60)
+    assert said(config, capsys, 9) == []
+
+
+def filling(folder: Path) -> RunConfig:
+    """A run whose checkpoints take a tenth of the free disk an iteration, and a fifth while it trains."""
+    return able(
+        folder,
+        parameters=shutil.disk_usage(folder).free // 60,
+        train=TrainConfig(epochs=3, precision="bfloat16"),
+        cluster=ClusterConfig(address="auto"),
+    )
+
+
+ON_GPU = EngineConfig(device="gpu")
+
+
+def test_outputs_that_may_not_fit_are_said_and_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    many = shutil.disk_usage(tmp_path).free // 10_000
+    config = able(tmp_path, data=DataConfig(source=FileSource(path=tmp_path / "prompts.jsonl"), per_iteration=many))
+    (line,) = said(config, capsys)
+    assert "are free" in line and "it may not fit; lower data.per_iteration" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameters", "told"),
+    [
+        ({"engine": EngineConfig(memory_gib=9000)}, 1000, "engine 9,000.0 GiB"),
+        ({"engine": EngineConfig(count=9000)}, 1000, "engine 9,000.0 GiB"),
+        (
+            {"judge": PairwiseJudge(), "judge_engine": JudgeEngineConfig(count=9000)},
+            1000,
+            "judge_engine (pairwise) 9,0",
+        ),
+        ({"train": TrainConfig(precision="float32")}, "memory", "trainer"),
+    ],
+    ids=["cache", "engines", "judges", "trainer"],
+)
+def test_what_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
+    tmp_path: Path, changes: dict[str, Any], parameters: int | str, told: str
+):
+    here = memory_bytes()
+    size = int(here / 15) if parameters == "memory" else int(parameters)
+    config = able(tmp_path, parameters=size, **changes)
+    found = refused_before_work(config, 0)
+    assert told in found
+    assert f"this machine has {here / GIB:,.1f} GiB: lower engine.memory_gib" in found
+
+
+def test_what_may_not_be_in_memory_at_once_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = able(tmp_path, engine=EngineConfig(memory_gib=int(0.9 * memory_bytes() / GIB)))
+    (line,) = said(config, capsys)
+    assert "with what processes take beyond their models it may not fit" in line
+
+
+def test_a_cluster_may_have_the_memory_that_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = able(tmp_path, engine=EngineConfig(memory_gib=9000), cluster=ClusterConfig(address="auto"))
+    assert said(config, capsys) == []
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `nvidia-smi` that lists two."""
+    listing = tmp_path / "bin" / "nvidia-smi"
+    listing.parent.mkdir()
+    listing.write_text("#!/bin/sh\necho 'GPU 0: One (UUID: a)'\necho 'GPU 1: One (UUID: b)'\n")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(listing.parent))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("engine", "workers", "judges", "told"),
+    [
+        (ON_GPU, 1, 0, None),
+        (EngineConfig(device="gpu", count=2), 1, 0, "engine 2 + trainer 1 GPUs"),
+        (EngineConfig(device="gpu", tensor_parallel=4), 0, 0, "engine 4 GPUs"),
+        (EngineConfig(), 3, 0, "trainer 3 GPUs"),
+        (ON_GPU, 1, 1, "engine 1 + judge_engine (armorm) 1 + trainer 1 GPUs"),
+    ],
+)
+def test_more_gpus_than_this_machine_has_are_refused_with_both_numbers(
+    tmp_path: Path, engine: EngineConfig, workers: int, judges: int, told: str | None
+):
+    config = able(
+        tmp_path,
+        engine=engine,
+        trainer=TrainerConfig(device="gpu" if workers else "cpu", workers=workers or 1),
+        train=TrainConfig(batch_size=96),
+        judge=ArmoRMJudge() if judges else VerifierJudge(),
+        judge_engine=JudgeEngineConfig(device="gpu" if judges else "cpu"),
+    )
+    if told is None:
+        check_before_work(config, 1)
+    else:
+        found = refused_before_work(config)
+        assert f"{told} are asked for at once, and this machine has 2" in found
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpus_that_are_hidden_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    config = able(tmp_path, engine=EngineConfig(device="gpu", count=2))
+    assert "and this machine has 1" in refused_before_work(config)
+
+
+def test_weights_that_are_cut_off_are_refused(tmp_path: Path):
+    config = able(tmp_path)
+    path = Path(config.model.path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "it is cut off or damaged, fetch it again" in refusal(config)
+
+
+def test_a_server_that_is_down_is_refused_before_work(tmp_path: Path):
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", retries=0)
+    told = refused_before_work(able(tmp_path, judge=PairwiseJudge(model="judge", endpoint=endpoint)))
+    assert "gave no answer" in told
+
+
+def test_a_seed_model_that_would_not_stop_is_refused(tmp_path: Path):
+    config = able(tmp_path, family="llama3")
+    template = Path(config.model.path) / "chat_template.jinja"
+    template.write_text(template.read_text().replace("~ '<|eot_id|>'", ""))
+    assert f"{template} puts '' after an assistant's turn" in refused_before_work(config)
+
+
+def test_a_system_prompt_for_a_model_without_system_turns_is_refused(tmp_path: Path):
+    config = able(tmp_path, family="gemma", prompt=PromptConfig(variant="system"))
+    assert "refuses a ('system', 'user') chat: there is no system turn" in refused_before_work(config)
+
+
+@pytest.mark.parametrize("kind", ["reward_model", "pairwise"])
+def test_a_judge_whose_template_doubles_bos_is_refused(tmp_path: Path, kind: str):
+    folder = BY_NAME["llama3"].save(tmp_path / "judge")
+    weights(folder, 1000)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ bos_token }}" + template.read_text())
+    judge: JudgeConfig = PairwiseJudge(model=str(folder)) if kind == "pairwise" else RewardModelJudge(model=str(folder))
+    with pytest.raises(InputError, match=rf"{template} begins a chat with 2 BOS"):
+        check_templates(able(tmp_path, judge=judge))
+
+
+@pytest.mark.parametrize("judge", [VerifierJudge(), ArmoRMJudge(), PairwiseJudge(), PairwiseJudge(mode="probability")])
+@pytest.mark.parametrize("variant", ["generic", "specific", "specific_draft", "system", "direct"])
+def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Path, judge: JudgeConfig, variant: str):
+    config = a_config(
+        tmp_path, model=ModelConfig(), judge=judge, prompt=PromptConfig.model_validate({"variant": variant})
+    )
+    assert check_templates(config) == []

@@ -1,0 +1,148 @@
+"""What a run will need: bytes on the disk, and in this machine's memory at once.
+
+In: a config, the iterations that are left, and how many parameters its models have. Out: bytes. Pure arithmetic.
+
+Checkpoints are exact but for a few kB of tokenizer, and they are most of it. Rows are a bound from above: every output
+counts with `max_new_tokens`. Three iterations of the `laptop` profile with ArmoRM took 36.4 MB, 32.0 MB of it
+checkpoints; the forecast is 31.8 MB of checkpoints, 36 MB of rows (the miniature's short ones filled an eighth of that)
+and 21 MB while training. 400 outputs of 600 English words, in all columns of `Sample`, took 7 to 9 bytes a word.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpo.config import (
+    ArmoRMJudge,
+    EngineConfig,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RunConfig,
+    VerifierJudge,
+)
+
+ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge
+"""A judge that is a model."""
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a parameter."""
+_TOKEN = 10
+"""Bytes of one token of an output in Parquet: its id, and its text twice, once as it is and once taken apart."""
+_PROMPT_TOKEN = 4
+"""Bytes of one token of a prompt."""
+_ROW = 400
+"""Bytes of a judgment without text, and of a row's score, ids and share of seals."""
+_STATE = 3
+"""Copies of the parameters in a checkpoint to go on from: the model and Adam's two moments."""
+_TRAINING = 4
+"""Copies of the parameters in a worker's memory: those, and gradients."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run will write."""
+
+    rows: int
+    """Samples, judgments, scores and pairs; at most."""
+    checkpoints: int
+    """A model an epoch; that which is chosen takes no space of its own."""
+    scratch: int
+    """The trainer's own checkpoints, gone when training ends: one, and another being written."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.rows + self.checkpoints + self.scratch
+
+
+def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int, written: int = 0) -> Disk:
+    """What making the given iterations will write; iteration 0 is the seed's evaluation.
+
+    `parameters` are the seed model's; `written` are bytes of their checkpoints that are on the disk already.
+    """
+    trained = sum(iteration > 0 for iteration in iterations)
+    evaluated = config.data.validation * config.train.epochs + config.data.test
+    rows = trained * (
+        _answers(config, config.data.per_iteration, config.sample.k, config.judge)
+        + _answers(config, config.data.validation * config.train.epochs, 1, config.judge)
+        + _answers(config, config.data.test, 1, config.evaluation.judge)
+        + config.data.per_iteration * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN
+    )
+    if 0 in iterations:
+        rows += _answers(config, config.data.validation, 1, config.judge)
+        rows += 2 * _answers(config, config.data.test, 1, config.evaluation.judge)
+    rows += (trained * (config.data.per_iteration + evaluated)) * _ROW
+    model = parameters * BYTES[config.train.precision]
+    return Disk(
+        rows=rows,
+        checkpoints=max(0, trained * config.train.epochs * model - written),
+        scratch=2 * _STATE * model if trained else 0,
+    )
+
+
+def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int:
+    """Bytes of K outputs a prompt and what a judge says of them."""
+    output = config.sample.max_new_tokens * _TOKEN + _ROW
+    return prompts * (config.data.max_prompt_tokens * _PROMPT_TOKEN + k * (output + _ROW) + _said(judge, k))
+
+
+def _said(judge: JudgeConfig, k: int) -> int:
+    """Bytes of what a judge says of one prompt's outputs beyond a row each: comparisons, with their text if any."""
+    if not isinstance(judge, PairwiseJudge):
+        return 0
+    comparisons = max(2, k * (k - 1))
+    text = (judge.max_new_tokens or 2048) // 4 * _TOKEN if judge.mode == "cot" else 0
+    return comparisons * (text + _ROW // 4)
+
+
+def memory_needed(config: RunConfig, *, parameters: int, judges: Mapping[Path, int]) -> dict[str, int]:
+    """Bytes that this machine's memory must hold at once, by whom; empty where all of it runs on GPUs or elsewhere.
+
+    Engines and judges stay while a model is trained. `judges` are the parameters of the judges that are models, by
+    folder. What a process takes beyond its model is not counted.
+    """
+    if config.cluster.address is not None:
+        return {}
+    needed: dict[str, int] = {}
+    if config.engine.device == "cpu":
+        needed["engine"] = _engines(config.engine, parameters, with_cache=True)
+    for judge in {judge.folder: judge for judge in model_judges(config)}.values():
+        if config.judge_engine.device == "cpu" and judge.folder is not None:
+            size = judges.get(judge.folder, 0)
+            needed[f"judge_engine ({judge.kind})"] = _engines(
+                config.judge_engine, size, with_cache=isinstance(judge, PairwiseJudge)
+            )
+    if config.trainer.device == "cpu":
+        needed["trainer"] = config.trainer.workers * _TRAINING * parameters * BYTES[config.train.precision]
+    return needed
+
+
+def gpus_needed(config: RunConfig) -> dict[str, int]:
+    """GPUs that must be there at once, by whom: engines keep theirs while a model is trained."""
+    needed: dict[str, int] = {}
+    if config.engine.device == "gpu":
+        needed["engine"] = config.engine.count * config.engine.tensor_parallel
+    if config.judge_engine.device == "gpu":
+        for judge in {judge.folder: judge for judge in model_judges(config)}.values():
+            each = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
+            needed[f"judge_engine ({judge.kind})"] = config.judge_engine.count * each
+    if config.trainer.device == "gpu":
+        needed["trainer"] = config.trainer.workers
+    return needed
+
+
+def model_judges(config: RunConfig) -> list[ModelJudge]:
+    """The judges that are models of our own: not those that compute, and not those behind a server."""
+    return [
+        judge
+        for judge in (config.judge, config.evaluation.judge)
+        if not isinstance(judge, VerifierJudge) and judge.folder is not None
+    ]
+
+
+def _engines(engine: EngineConfig, parameters: int, *, with_cache: bool) -> int:
+    # As the engine's environment has it: whole GiB, and one at least.
+    cache = max(1, round(engine.memory_gib)) * GIB if with_cache else 0
+    return engine.count * (parameters * BYTES[engine.dtype] + cache)

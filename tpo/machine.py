@@ -1,0 +1,51 @@
+"""What this machine has: memory and GPUs, as far as this process may use them.
+
+In: nothing. Out: numbers, or None where they cannot be known. Loads nothing: a GPU is asked for through `nvidia-smi`.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def memory_bytes(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
+    """Memory that processes here may take: the machine's, or less where a control group (a container's) has a limit."""
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(cgroups, own_cgroup)])
+
+
+def gpu_count() -> int | None:
+    """GPUs that Ray would find: those of `CUDA_VISIBLE_DEVICES`, or all; None where `nvidia-smi` does not say."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _limits(cgroups: Path, own_cgroup: Path) -> list[int]:
+    """Limits of this process's control group and of all above it, of both versions; a group may not be visible here."""
+    try:
+        lines = own_cgroup.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = []
+    for line in ["0::/", *lines]:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top, name = (cgroups, "memory.max") if not controllers else (cgroups / "memory", "memory.limit_in_bytes")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
+                break
+            try:
+                found.append(int((folder / name).read_text(encoding="ascii")))
+            except (OSError, ValueError):
+                continue  # not there, or "max"
+    return found
