@@ -14,6 +14,9 @@ SEED ?=
 RUN ?=
 MODEL ?=
 SET ?=
+# Of make chaos: how many runs, and on which engines (real or mock).
+N ?= 50
+ENGINE ?= real
 # Set for vLLM and torch on NVIDIA GPUs: make setup GPU=1
 GPU ?=
 
@@ -25,9 +28,11 @@ override MODEL := $(value MODEL)
 override SEED := $(value SEED)
 override RUN := $(value RUN)
 override SET := $(value SET)
-export ITER PROFILE JUDGE MODEL SEED RUN SET
+override N := $(value N)
+override ENGINE := $(value ENGINE)
+export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE
 
-.PHONY: help setup iterate judge-check seed-model small-judges test check format bench ui lock clean
+.PHONY: help setup iterate judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -59,6 +64,13 @@ check: setup ## Format, lint, types and import contracts; changes nothing
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 	@$(PY) -c 'import sys; from importlinter.cli import lint_imports_command as c; sys.path.insert(0, "."); c()'
+	@$(PY) -m requirements.audit --venv "$(VENV)" --report-only
+
+audit: setup ## Ask PyPI whether a weakness of any pinned package is known; says so where it cannot be asked
+	@$(PY) -m requirements.audit --venv "$(VENV)"
+
+licences: setup ## List the licence of every pinned package; marks copyleft, proprietary and unknown ones
+	@$(PY) -m requirements.licences --venv "$(VENV)"
 
 format: setup ## Format the code and mend what ruff can mend
 	@$(PY) -m ruff format .
@@ -68,6 +80,12 @@ bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what 
 	@for file in tests/benchmarks/bench_*.py; do \
 		echo "== $$file"; $(PY) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit; \
 	done
+
+chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock SEED=
+	@$(PY) -m tests.faults.chaos --runs "$$N" --engine "$$ENGINE" $${SEED:+--seed "$$SEED"}
+
+fault-table: setup ## Run the tests of faults and write docs/faults.md from them
+	@TPO_FAULT_TABLE=1 $(PY) -m pytest -m faults
 
 ui: setup ## Start Prefect's server and its pages on this machine only
 	@exec $(PY) -m flows ui

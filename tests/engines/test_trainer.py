@@ -1,12 +1,24 @@
-"""Claims about the trainer's one check that needs no trainer; the rest is tested end to end."""
+"""Claims about the trainer that need no training: its first check, and what the driver makes of a failure.
+
+How it goes on after a stop: test_training_resume.py; with Ray: tests/faults/test_trainer_killed.py and end_to_end/.
+"""
 
 import math
 
 import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from tpo.config import TrainConfig
-from tpo.engines.trainer import check_first_loss
-from tpo.errors import StageError
+from tpo.engines.dpo import check_first_loss
+from tpo.engines.trainer import death_of
+from tpo.errors import StageError, StoreError
+
+DIED = WorkerHealthCheckFailedError("A worker health check failed.", failure=ActorDiedError())
+KILLED = WorkerHealthCheckFailedError("", failure=OutOfMemoryError("killed due to the node running low on memory"))
+UNREADABLE = WorkerHealthCheckFailedError("", failure=TypeError("no such argument"))
+LOST = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1024")
 
 
 @pytest.mark.parametrize(("precision", "loss"), [("float32", math.log(2) + 5e-5), ("bfloat16", math.log(2) - 0.015)])
@@ -19,3 +31,38 @@ def test_any_other_first_loss_says_that_the_reference_is_not_the_model(loss: flo
     """0.533382 is the DPO loss of golden vector G12 (SPEC §7), whose policy has already left its reference."""
     with pytest.raises(StageError, match=r"expected ln 2 = 0\.693147: the reference log-probs are not those"):
         check_first_loss(loss, TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (WorkerGroupError("", {0: DIED}), "a worker died"),
+        (WorkerGroupError("", {0: LOST, 1: DIED}), "a worker died"),
+        (WorkerGroupError("", {0: LOST}), "a worker died"),
+        (WorkerGroupError("", {0: LOST, 1: KILLED}), "a worker ran out of memory"),
+        (ControllerError(WorkerGroupStartupTimeoutError(1)), "a worker died"),
+        (ActorDiedError(), "a worker died"),
+    ],
+    ids=["died", "another died", "another was lost", "ran out of memory", "did not start", "the controller died"],
+)
+def test_a_death_is_no_error_of_the_trainings_own(error: Exception, told: str):
+    assert death_of(error) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (WorkerGroupError("", {0: StageError("no pairs")}), "^training failed: no pairs$"),
+        (WorkerGroupError("", {0: StoreError("the disk is full")}), "^training failed: the disk is full$"),
+        (WorkerGroupError("", {0: LOST, 1: StageError("no pairs")}), "^training failed: no pairs$"),
+        (WorkerGroupError("", {0: DIED, 1: StageError("no pairs")}), "^training failed: no pairs$"),
+        (WorkerGroupError("where", {0: KeyError("x")}), r"^training failed: KeyError: 'x'\n[\s\S]*where"),
+        (WorkerGroupError("", {0: UNREADABLE}), "TypeError: no such argument"),
+        (WorkerGroupError("", {0: MemoryError()}), "lower train.micro_batch_size"),
+        (WorkerGroupError("", {0: RuntimeError("CUDA out of memory")}), "lower train.micro_batch_size"),
+        (ControllerError(ValueError("no such backend")), "ValueError: no such backend"),
+    ],
+)
+def test_an_error_of_the_trainings_own_is_told_and_not_what_followed_from_it(error: Exception, told: str):
+    with pytest.raises(StageError, match=told):
+        death_of(error)

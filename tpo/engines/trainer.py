@@ -1,33 +1,31 @@
-"""The DPO step: TRL's trainer on Ray Train's workers, on the token ids as they were sampled.
+"""The DPO step on Ray Train's workers: starts them, watches them, and starts them again where one dies.
 
-In: M_t's folder and a Parquet file of pairs as token ids. Out: a folder of safetensors an epoch and a log line each.
+In: M_t's folder and pairs. Out: a folder of safetensors an epoch and the log; what a worker does stands in
+`tpo.engines.dpo`.
 
-Two things differ from TRL's own way. Its `_prepare_dataset` tokenises text: decoding and encoding again can give
-other tokens than those that were sampled, so ours hands the ids through. And before the first optimiser step policy
-and reference are the same model, so the loss must be ln 2: that is asserted, because a reference that is not M_t, a
-doubled BOS or dropout left on all show there and nowhere else so early.
+A worker that dies or hangs is started again and goes on from its last checkpoint. What the training itself raises is
+not tried again: it would only happen again, later.
 """
 
 import contextlib
-import json
-import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
+from tpo.console import say
+from tpo.disk import make_folder
+from tpo.engines.dpo import Progress, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
-from tpo.errors import StageError
+from tpo.errors import StageError, TpoError
 from tpo.records import Epoch, Pair
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from trl import DPOTrainer
-
-Progress = Callable[[int, int], None]
-"""Called with optimiser steps done and to do."""
+RESTARTS = 3
+"""Times that workers are started again in one call; a hundred deaths are no accident."""
 
 
 def train_dpo(
@@ -43,221 +41,203 @@ def train_dpo(
 ) -> list[Epoch]:
     """Trains M_{t+1} from M_t on some pairs; `folder/epoch_<n>` holds the model after each epoch.
 
-    Raises `StageError` where a worker fails, with the worker's own error.
+    Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
+    own error where the training fails, and where workers die again and again.
+    """
+    folder = folder.resolve()
+    if finished(folder, config):
+        return read_log(folder)
+    start_ray(cluster)
+    write_dataset(pairs, folder / "dataset")
+    arguments = {
+        "model": str(model.resolve()),
+        "folder": str(folder),
+        "config": config.model_dump(mode="json"),
+        "trainer": trainer.model_dump(mode="json"),
+        "seed": seed,
+    }
+    deaths: list[str] = []
+    while len(deaths) <= RESTARTS:
+        if deaths:
+            say(f"training: {deaths[-1]}; started again from its last checkpoint")
+        death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress)
+        if death is None:
+            return read_log(folder)
+        deaths.append(death)
+    raise StageError(
+        f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: run again to go on. If "
+        f"memory ran out, lower train.micro_batch_size (now {config.micro_batch_size})"
+    )
+
+
+def _attempt(
+    arguments: Mapping[str, Any], folder: Path, *, trainer: TrainerConfig, cluster: ClusterConfig, progress: Progress
+) -> str | None:
+    """Starts the workers and waits for their end: None, or what killed one of them.
+
+    Raises `StageError` with what the training itself raised.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
-    start_ray(cluster)
-    folder = folder.resolve()
-    _write_dataset(pairs, folder / "dataset")
-    counter = ray.remote(_Counter).options(num_cpus=0).remote()
     on_gpu = trainer.device == "gpu"
+    name = uuid.uuid4().hex  # Ray goes on by itself with a run of the same name
+    make_folder(folder / "ray")
+    counter = ray.remote(_Counter).options(num_cpus=0).remote()
     run = TorchTrainer(
         _work,
-        train_loop_config={
-            "model": str(model.resolve()),
-            "folder": str(folder),
-            "config": config.model_dump(mode="json"),
-            "trainer": trainer.model_dump(mode="json"),
-            "seed": seed,
-            "counter": counter,
-        },
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        train_loop_config={**arguments, "counter": counter},
+        torch_config=_torch_config(trainer, cluster, folder / "ray" / f"{name}.rendezvous"),
         scaling_config=ScalingConfig(
             num_workers=trainer.workers, use_gpu=on_gpu, resources_per_worker={"GPU": 1} if on_gpu else {"CPU": 1}
         ),
         run_config=RunConfig(
+            name=name,
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": environment(trainer.threads)},
         ),
     )
-    with _watched(counter, progress):
+    with _watched(counter, progress, trainer.stall_seconds) as stalled:
         try:
             run.fit()
-        except Exception as error:
-            raise StageError(f"training failed: {error}") from error
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Epoch(**json.loads(line)) for line in lines]
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            death = death_of(error)
+            hung = f"no step ended in {trainer.stall_seconds:g} seconds (trainer.stall_seconds)"
+            return hung if stalled.is_set() else death
+    progress(*ray.get(counter.get.remote()).steps)
+    return None
 
 
-class _Counter:
-    """Steps done and to do, where both workers and driver can see them."""
+def _torch_config(trainer: TrainerConfig, cluster: ClusterConfig, rendezvous: Path) -> Any:
+    """How workers find each other: on one machine by a file, on a cluster as Ray has it."""
+    from ray.train.torch import TorchConfig
 
-    def __init__(self) -> None:
-        self._steps = (0, 0)
+    from tpo.engines.process_group import LoopbackTorch
 
-    def set(self, done: int, total: int) -> None:
-        self._steps = (done, total)
-
-    def get(self) -> tuple[int, int]:
-        return self._steps
-
-
-@contextlib.contextmanager
-def _watched(counter: Any, progress: Progress) -> Iterator[None]:
-    import ray
-
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            with contextlib.suppress(ray.exceptions.RayError):
-                progress(*ray.get(counter.get.remote()))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-        progress(*ray.get(counter.get.remote()))
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _write_dataset(pairs: Sequence[Pair], folder: Path) -> None:
-    """The pairs on disk, from where every worker maps them: TRL's cache of reference log-probs needs a file."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    columns = {
-        "prompt_ids": [pair.prompt_token_ids for pair in pairs],
-        "chosen_ids": [pair.chosen_token_ids for pair in pairs],
-        "rejected_ids": [pair.rejected_token_ids for pair in pairs],
-    }
-    Dataset.from_dict(columns).save_to_disk(folder)
+    backend = "nccl" if trainer.device == "gpu" else "gloo"
+    if cluster.address is not None:
+        return TorchConfig(backend=backend)
+    return LoopbackTorch(backend=backend, rendezvous=str(rendezvous))
 
 
 def _work(arguments: Mapping[str, Any]) -> None:
     """What each worker of Ray Train runs."""
     import ray
     import torch
-    from datasets import load_from_disk
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOTrainer  # noqa: F401  slow to import, and from `join` on silence is a sign of a hang
 
     torch.set_flush_denormal(True)
-    config = TrainConfig.model_validate(arguments["config"])
-    trainer_config = TrainerConfig.model_validate(arguments["trainer"])
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments["model"], dtype=getattr(torch, config.precision), local_files_only=True, use_safetensors=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(arguments["model"], local_files_only=True)
-    folder = Path(arguments["folder"])
-    trainer = _dpo_trainer(
-        model,
-        tokenizer,
-        load_from_disk(folder / "dataset"),
-        folder,
-        config=config,
-        trainer=trainer_config,
+    counter = arguments["counter"]
+    ray.get(counter.join.remote(ray.get_runtime_context().current_actor))
+    train_from_checkpoint(
+        Path(arguments["model"]),
+        Path(arguments["folder"]),
+        config=TrainConfig.model_validate(arguments["config"]),
+        trainer=TrainerConfig.model_validate(arguments["trainer"]),
         seed=arguments["seed"],
-        on_step=lambda done, total: ray.get(arguments["counter"].set.remote(done, total)),
-    )
-    trainer.train()
-
-
-def _dpo_trainer(
-    model: Any,
-    tokenizer: Any,
-    dataset: "Dataset",
-    folder: Path,
-    *,
-    config: TrainConfig,
-    trainer: TrainerConfig,
-    seed: int,
-    on_step: Progress,
-) -> "DPOTrainer":
-    from trl import DPOConfig, DPOTrainer
-
-    class SampledIdsDPOTrainer(DPOTrainer):
-        """TRL's trainer on ids as sampled, with the loss before the first step asserted."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            if self.state.global_step == 0 and config.loss == "dpo":
-                check_first_loss((loss[0] if isinstance(loss, tuple) else loss).item(), config)
-            return loss
-
-    loss_type, loss_weights = (
-        (["sigmoid", "sft"], [1.0, config.alpha]) if config.loss == "irpo" else (["sigmoid"], None)
-    )
-    arguments = DPOConfig(
-        output_dir=str(folder / "trainer"),
-        beta=config.beta,
-        loss_type=loss_type,
-        loss_weights=loss_weights,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_share,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=max(1, config.batch_size // config.micro_batch_size // trainer.workers),
-        max_length=config.max_tokens,
-        precompute_ref_log_probs=True,
-        gradient_checkpointing=config.gradient_checkpointing,
-        bf16=config.precision == "bfloat16",
-        use_cpu=trainer.device == "cpu",
-        ddp_backend="gloo" if trainer.device == "cpu" else None,
-        save_strategy="no",
-        logging_strategy="epoch",
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
-        data_seed=seed,
-    )
-    return SampledIdsDPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[_epoch_writer(folder, tokenizer, on_step)],
+        # Waited for, because it fails where the driver has died: then this worker must write no more.
+        on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
     )
 
 
-def check_first_loss(loss: float, config: TrainConfig) -> None:
-    """Raises `StageError` unless the DPO loss before the first optimiser step is ln 2."""
-    tolerance = 1e-4 if config.precision == "float32" else 2e-2
-    if not math.isclose(loss, math.log(2), abs_tol=tolerance):
-        raise StageError(
-            f"the DPO loss before the first step is {loss:.6f}, expected ln 2 = {math.log(2):.6f}: the reference "
-            "log-probs are not those of the model that is trained"
-        )
+def death_of(error: Exception) -> str:
+    """What killed a worker, in words.
+
+    Raises `StageError` where a failure of Ray Train's holds what the training itself raised.
+    """
+    import ray
+
+    if isinstance(error, ray.train.WorkerGroupError):
+        failures = [failure for _, failure in sorted(error.worker_failures.items())]
+    else:
+        failures = [getattr(error, "controller_failure", error)]
+    failures = [getattr(failure, "health_check_failure", failure) for failure in failures]
+    for failure in failures:
+        if isinstance(failure, TpoError):
+            raise StageError(f"training failed: {failure}") from error
+        if not _is_death(failure):
+            remedy = "; lower train.micro_batch_size" if _out_of_memory(failure) else ""
+            raise StageError(f"training failed: {type(failure).__name__}: {failure}{remedy}\n{error}") from error
+    return "a worker ran out of memory" if any(map(_out_of_memory, failures)) else "a worker died"
 
 
-def _epoch_writer(folder: Path, tokenizer: Any, on_step: Progress) -> Any:
-    from transformers import TrainerCallback
+def _is_death(failure: Exception) -> bool:
+    """Whether a worker is gone, or failed because another went away, which torch says in errors of its own."""
+    import ray
+    import torch.distributed as dist
+    from ray.train.v2._internal import exceptions
 
-    class EpochWriter(TrainerCallback):
-        """Reports steps, and writes model and log line at the end of each epoch."""
+    died = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.OutOfMemoryError,
+        exceptions.WorkerHealthCheckTimeoutError,
+        exceptions.WorkerGroupStartupFailedError,
+        exceptions.WorkerGroupStartupTimeoutError,
+        dist.DistError,
+    )
+    return isinstance(failure, died) or (isinstance(failure, RuntimeError) and "gloo" in str(failure))
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                on_step(state.global_step, state.max_steps)
 
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-        ) -> None:
-            if not state.is_world_process_zero or not logs or "loss" not in logs:
-                return
-            line = Epoch(
-                epoch=round(state.epoch),
-                step=state.global_step,
-                loss=logs["loss"],
-                margin=logs["rewards/margins"],
-                accuracy=logs["rewards/accuracies"],
-            )
-            with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(line)) + "\n")
+def _out_of_memory(failure: Exception) -> bool:
+    signs = ("out of memory", "low on memory", "can't allocate memory")
+    return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in signs)
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                place = folder / f"epoch_{round(state.epoch)}"
-                getattr(model, "module", model).save_pretrained(place)
-                tokenizer.save_pretrained(place)
 
-    return EpochWriter()
+@dataclass(frozen=True)
+class _Status:
+    """What the driver knows of its workers."""
+
+    steps: tuple[int, int]
+    """Done and to do."""
+    calls: int
+    """Signs of life."""
+    workers: tuple[Any, ...]
+    """The workers' actors."""
+
+
+class _Counter:
+    """Where workers tell how far they are, and the driver reads it."""
+
+    def __init__(self) -> None:
+        self._status = _Status((0, 0), 0, ())
+
+    def join(self, worker: Any) -> None:
+        self._status = replace(self._status, workers=(*self._status.workers, worker))
+
+    def set(self, done: int, total: int) -> None:
+        self._status = replace(self._status, steps=(done, total), calls=self._status.calls + 1)
+
+    def get(self) -> _Status:
+        return self._status
+
+
+@contextlib.contextmanager
+def _watched(counter: Any, progress: Progress, stall_seconds: float) -> Iterator[threading.Event]:
+    """Shows progress; kills workers that no longer give a sign of life, and then sets the event that it yields."""
+    import ray
+
+    stop, stalled = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        calls, since = -1, time.monotonic()
+        while not stop.wait(0.5):
+            with contextlib.suppress(ray.exceptions.RayError):
+                status = ray.get(counter.get.remote())
+                if status.calls:
+                    progress(*status.steps)
+                if status.calls != calls or not status.workers:
+                    calls, since = status.calls, time.monotonic()
+                elif time.monotonic() - since > stall_seconds:
+                    stalled.set()
+                    for worker in status.workers:
+                        ray.kill(worker)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield stalled
+    finally:
+        stop.set()
+        thread.join()

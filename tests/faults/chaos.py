@@ -1,0 +1,86 @@
+"""`make chaos N=50`: breaks N runs of the miniature at random, resumes each, and counts what is lost.
+
+In: how many runs, a seed, and the engine: `real` is the whole command on Prefect, Ray, vLLM and TRL (two minutes a
+run), `mock` the stages themselves on engines that answer at once (two seconds a run). Out: a table by kind of fault,
+and the exit status 1 where a single row is lost, duplicated or changed, or a run does not end.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tests.faults.compare import Difference, astuple
+from tests.faults.mock_run import (
+    FAULTS,
+    Broken,
+    Plan,
+    an_example,
+    break_run,
+    folder_for_runs,
+    make_seed,
+    prepare,
+)
+
+PLANS = (Plan("verifier"), Plan("pairwise"))
+Outcome = tuple[str, Broken]
+
+
+def mock_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
+    """Breaks `count` runs on mock engines, each kind of fault in turn and with each judge."""
+    prepare()
+    make_seed(parent / "seed")
+    examples = [an_example(parent / plan.judge, plan) for plan in PLANS]
+    for i in range(count):
+        fault, example = FAULTS[i % len(FAULTS)], examples[i // len(FAULTS) % len(PLANS)]
+        with folder_for_runs(parent) as folder:
+            yield fault.name, break_run(fault, random.Random(f"{seed} {i}"), folder, example)
+
+
+def real_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
+    """Breaks `count` runs of the whole command."""
+    from tests.faults import real_run
+
+    yield from real_run.broken_runs(count, seed, parent)
+
+
+def table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
+    """One line a kind of fault, and their sum."""
+    names = sorted({name for name, _ in outcomes})
+    width = max(map(len, [*names, "all"]))
+    lines = [f"{'fault':{width}}  runs  struck  recovered  lost  duplicated  changed"]
+    for name in [*names, "all"]:
+        found = [broken for fault, broken in outcomes if name in (fault, "all")]
+        lost, duplicated, changed = astuple(sum((broken.difference for broken in found), Difference()))
+        struck, recovered = sum(b.stopped for b in found), sum(b.recovered for b in found)
+        lines.append(
+            f"{name:{width}}  {len(found):4d}  {struck:6d}  {recovered:9d}  {lost:4d}  {duplicated:10d}  {changed:7d}"
+        )
+    return [*lines, f"{len(outcomes)} runs in {seconds:.0f} s"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Breaks runs and prints what became of them."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.chaos", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["real", "mock"], default="real")
+    options = parser.parse_args(arguments)
+    make: Callable[[int, int, Path], Iterator[Outcome]] = mock_runs if options.engine == "mock" else real_runs
+    started, outcomes = time.monotonic(), list[Outcome]()
+    with tempfile.TemporaryDirectory(prefix="tpo-chaos-") as folder:
+        for name, broken in make(options.runs, options.seed, Path(folder)):
+            outcomes.append((name, broken))
+            if broken.difference or not broken.recovered:
+                print(f"run {len(outcomes) - 1}, {name}: {broken.difference}\n{broken.log[-4000:]}", file=sys.stderr)
+            elif options.engine == "real" or len(outcomes) % 100 == 0:
+                print(f"{len(outcomes)} runs, the last one: {name}", file=sys.stderr, flush=True)
+    print("\n".join(table(outcomes, time.monotonic() - started)))
+    return int(any(broken.difference or not broken.recovered for _, broken in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

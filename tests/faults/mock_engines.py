@@ -1,0 +1,96 @@
+"""Engines and a trainer that answer at once and always alike, so that thousands of runs can be broken and compared.
+
+In: what the stages ask. Out: outputs, verdicts and checkpoints that follow from the model's content and the seed alone,
+a shard at a time and in an order that differs from run to run, as with real engines.
+"""
+
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prompts.thought import VARIANTS
+from tpo.config import SampleConfig, TrainConfig
+from tpo.disk import make_folder, write_atomically
+from tpo.engines.reply import Decoding, Reply
+from tpo.engines.sampler import Accept, Output, Request
+from tpo.records import Artifact, Epoch, Pair
+
+_WORDS = ["river", "stone", "quiet", "seven", "lamp", "over", "green", "walk", "paper", "near"]
+
+
+class MockPool:
+    """Stands in for `SamplerPool`."""
+
+    def generate(
+        self,
+        model: Artifact,
+        shards: Sequence[Sequence[Request]],
+        sample: SampleConfig,
+        *,
+        n: int,
+        tries: int,
+        accept: Accept,
+    ) -> Iterator[tuple[int, list[list[Output]]]]:
+        """Outputs of which one in eight breaks the format."""
+        for i in _any_order(len(shards)):
+            sys.audit("tests.shard")
+            yield i, [[_output(model, request, j, tries, accept) for j in range(n)] for request in shards[i]]
+
+    def reply(
+        self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
+    ) -> Iterator[tuple[int, list[Reply]]]:
+        """Verdicts, of which a few cannot be read."""
+        for i in _any_order(len(shards)):
+            sys.audit("tests.shard")
+            yield i, [_verdict(model, ids) for ids in shards[i]]
+
+
+def mock_train_dpo(
+    model: Path, pairs: Sequence[Pair], folder: Path, *, config: TrainConfig, progress: Callable[..., None], **_: Any
+) -> list[Epoch]:
+    """Stands in for `train_dpo`: a model folder an epoch, the finished ones of an earlier call kept."""
+    weights = (model / "model.safetensors").read_bytes()
+    epochs = []
+    for epoch in range(1, config.epochs + 1):
+        weights = hashlib.sha256(weights + repr(pairs).encode()).digest() * 8
+        place = folder / f"epoch_{epoch}"
+        make_folder(place)
+        for path in sorted(model.iterdir()):
+            if path.name not in ("plan.json", "manifest.json"):
+                data = weights if path.suffix == ".safetensors" else path.read_bytes()
+                write_atomically(place / path.name, data)
+        epochs.append(Epoch(epoch, epoch * 3, 0.7 - epoch / 10, 0.1 * epoch, 0.5))
+        progress(epoch * 3, config.epochs * 3)
+    write_atomically(folder / "log.jsonl", b"".join(json.dumps(asdict(line)).encode() + b"\n" for line in epochs))
+    return epochs
+
+
+def _any_order(count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(os.getpid()).shuffle(order)
+    return order
+
+
+def _output(model: Artifact, request: Request, index: int, tries: int, accept: Accept) -> Output:
+    for attempt in range(1, tries + 1):
+        dice = random.Random(f"{model.fingerprint} {request.seed} {index} {attempt}")
+        words = [" ".join(dice.choices(_WORDS, k=dice.randint(1, most))) for most in (12, 30)]
+        prompt = VARIANTS["generic"]
+        text = f"{prompt.thought_marker} {words[0]}\n{prompt.response_marker} {words[1]}"
+        if dice.random() < 1 / 8:
+            text = words[0]
+        if accept(text, True):
+            break
+    return Output(list(text.encode()), text, True, attempt)
+
+
+def _verdict(model: Artifact, token_ids: Sequence[int]) -> Reply:
+    dice = random.Random(f"{model.fingerprint} {list(token_ids)}")
+    text = dice.choices(["Because. [[A]]", "Because. [[B]]", "I do not know."], [9, 9, 1])[0]
+    return Reply(text, True, len(token_ids), 5)

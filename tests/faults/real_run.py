@@ -1,0 +1,211 @@
+"""Runs of the whole command on Prefect, Ray, vLLM and TRL, each struck at a random moment and started again.
+
+A run is `python -m flows iterate` on the miniature with small numbers, in a session of its own. What is struck is one
+of its processes, its files, or all of it at once, as by a reset. Where the command ends with an error it must say what
+is wrong; then it is started again, as a user would, until it ends well.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.faults.compare import Difference, difference
+from tests.faults.mock_run import Broken
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ("data.per_iteration=16", "data.validation=8", "data.test=8", "sample.k=4", "train.epochs=2",
+            "train.batch_size=4", "train.micro_batch_size=4", "engine.shard_prompts=4", "engine.shard_seconds=30",
+            "trainer.stall_seconds=90")  # fmt: skip
+ATTEMPTS = 5
+LONGEST = 900.0
+"""Seconds that one process may take, with others on the machine."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One way to break a run that is under way."""
+
+    name: str
+    """What the table calls it."""
+    hit: Callable[["Run", random.Random], bool]
+    """Does it; False where there is nothing to hit yet."""
+
+
+class Run:
+    """One start of the command."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.folder = folder
+        self.prefect = folder / "prefect"
+        command = [sys.executable, "-m", "flows", "iterate", "--to", "1", "--run-name", "run"]
+        for setting in (*SETTINGS, f'folder="{folder}"'):
+            command += ["--set", setting]
+        with log.open("a") as out:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PREFECT_HOME": str(self.prefect)},
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._seen: dict[int, psutil.Process] = {}
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Its processes now, the driver first, or those of them whose command line or name holds one of `words`."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver = psutil.Process(self.process.pid)
+            self._seen |= {process.pid: process for process in (driver, *driver.children(recursive=True))}
+        return [process for process in self._seen.values() if _lives(process) and _is(process, words)]
+
+    def end(self, seconds: float) -> int | None:
+        """Its exit status, None where it goes on."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def clear(self) -> int:
+        """Waits for what the driver left to go, ends the rest; how many that were."""
+        deadline = time.monotonic() + 30
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return len(left)
+
+
+def broken_runs(count: int, seed: int, parent: Path, strikes: Sequence[Strike] = ()) -> Iterator[tuple[str, Broken]]:
+    """Breaks `count` runs, each kind of strike in turn, at moments that `seed` draws."""
+    started = time.monotonic()
+    expected = parent / "expected"
+    expected.mkdir()
+    run = Run(expected, parent / "expected.log")
+    if run.end(LONGEST) != 0:
+        raise RuntimeError(f"the uninterrupted run failed:\n{(parent / 'expected.log').read_text()[-4000:]}")
+    run.clear()
+    whole = time.monotonic() - started
+    kinds = strikes or STRIKES
+    for i in range(count):
+        strike = kinds[i % len(kinds)]
+        folder = parent / f"run{i}"
+        folder.mkdir()
+        yield strike.name, break_run(strike, random.Random(f"{seed} {i}"), folder, expected / "run", whole)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def break_run(strike: Strike, dice: random.Random, folder: Path, expected: Path, whole: float) -> Broken:
+    """Breaks one run, starts it again until it ends, and compares it with the one in `expected`."""
+    log = folder / "log.txt"
+    run = Run(folder, log)
+    status = run.end(dice.uniform(0.02, 0.95) * whole)
+    struck = False
+    while status is None and not struck:
+        struck = strike.hit(run, dice)
+        status = run.end(0.3)
+    if status is None:
+        status = run.end(LONGEST)
+    quiet = status is not None
+    for _ in range(ATTEMPTS):
+        run.process.kill()
+        run.clear()
+        if status == 0:
+            break
+        run = Run(folder, log)
+        status = run.end(LONGEST)
+        quiet = quiet and status is not None
+    said = log.read_text(encoding="utf-8", errors="replace")
+    found = difference(expected, folder / "run") if status == 0 else Difference(lost=1)
+    return Broken(status == 0 and quiet, found, struck, said)
+
+
+def _lives(process: psutil.Process) -> bool:
+    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _is(process: psutil.Process, words: Sequence[str]) -> bool:
+    with contextlib.suppress(psutil.Error):
+        said = " ".join([process.name(), *process.cmdline()])
+        return not words or any(word in said for word in words)
+    return False
+
+
+def _signal(number: int, *words: str) -> Callable[[Run, random.Random], bool]:
+    """Sends a signal to one of the processes that `words` name, at random."""
+
+    def hit(run: Run, dice: random.Random) -> bool:
+        if not (found := run.processes(*words)):
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            (found[0] if not words else dice.choice(found)).send_signal(number)
+        return True
+
+    return hit
+
+
+def _reset(run: Run, _: random.Random) -> bool:
+    for process in run.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return True
+
+
+def _database(run: Run, _: random.Random) -> bool:
+    found = list(run.prefect.glob("prefect.db*"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return bool(found)
+
+
+def _damage(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Run, random.Random], bool]:
+    """Ends all of the run at once, then changes one of its files."""
+
+    def hit(run: Run, dice: random.Random) -> bool:
+        root = run.folder / "run"
+        _reset(run, dice)
+        files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        if files:
+            path = dice.choice(files)
+            path.write_bytes(change(path.read_bytes(), dice))
+        return True
+
+    return hit
+
+
+STRIKES = (
+    Strike("kill -9 of the driver", _signal(signal.SIGKILL)),
+    Strike("SIGTERM of the driver", _signal(signal.SIGTERM)),
+    Strike("kill -9 of an engine", _signal(signal.SIGKILL, "ray::Engine")),
+    Strike("an engine stops dead (SIGSTOP)", _signal(signal.SIGSTOP, "ray::Engine")),
+    Strike("kill -9 of a trainer", _signal(signal.SIGKILL, "RayTrainWorker")),
+    Strike("kill -9 of any worker of Ray", _signal(signal.SIGKILL, "ray::")),
+    Strike("kill -9 of the raylet", _signal(signal.SIGKILL, "raylet/raylet")),
+    Strike("kill -9 of Ray's control server", _signal(signal.SIGKILL, "gcs_server")),
+    Strike("kill -9 of Prefect's server", _signal(signal.SIGKILL, "uvicorn")),
+    Strike("Prefect's database is deleted", _database),
+    Strike("everything is killed at once", _reset),
+    Strike("everything is killed, a file is cut", _damage(lambda data, dice: data[: dice.randrange(len(data) or 1)])),
+    Strike(
+        "everything is killed, a bit flips",
+        _damage(
+            lambda data, dice: (
+                bytes([*data[: (at := dice.randrange(len(data) or 1))], data[at] ^ 16, *data[at + 1 :]])
+                if data
+                else b""
+            )
+        ),
+    ),
+)
+BY_NAME: Mapping[str, Strike] = {strike.name: strike for strike in STRIKES}

@@ -1,0 +1,62 @@
+"""Claims about a whole run on Prefect, Ray, vLLM and TRL that is struck again and again: it ends as it would have.
+
+One run takes all of these blows in turn, each as soon as there is something to hit; `make chaos` deals them one a run
+at random moments.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.compare import difference
+from tests.faults.real_run import BY_NAME, LONGEST, Run
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+BLOWS = (
+    ("an engine stops dead (SIGSTOP)", "iter_0/validation/epoch_0/samples/plan.json"),
+    ("kill -9 of the raylet", "iter_1/samples/plan.json"),
+    ("kill -9 of a trainer", "iter_1/train/plan.json"),
+    ("kill -9 of the driver", "iter_1/train/log.jsonl"),
+    ("kill -9 of Prefect's server", "iter_1/validation/epoch_2/samples/plan.json"),
+    ("Prefect's database is deleted", "iter_1/test/samples/plan.json"),
+)
+"""What strikes, and the file whose appearance it waits for."""
+ERROR_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing struck."""
+    folder = tmp_path_factory.mktemp("expected")
+    run = Run(folder, folder / "log.txt")
+    assert run.end(LONGEST) == 0, (folder / "log.txt").read_text()
+    assert run.clear() == 0, "processes outlived the run"
+    return folder / "run"
+
+
+def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
+    expected: Path, tmp_path: Path, outcome: Callable[[str, str, str], None]
+):
+    log, dice = tmp_path / "log.txt", random.Random(0)
+    run = Run(tmp_path, log)
+    for name, file in BLOWS:
+        while not (tmp_path / "run" / file).exists() and run.end(0.1) is None:
+            pass
+        while run.end(0.1) is None and not BY_NAME[name].hit(run, dice):
+            pass
+        came = "recovers in the same process"
+        started = time.monotonic()
+        if (status := run.end(90)) not in (None, 0):
+            took = time.monotonic() - started
+            came = "ends at once; recovers when run again" if status < 0 else "stops, says why; recovers when run again"
+            assert status < 0 or took < ERROR_SECONDS, f"{name}: {took:.0f} s"
+            assert status < 0 or "error: " in log.read_text(), log.read_text()[-4000:]
+            assert run.clear() == 0, f"{name}: processes outlived the driver"
+            run = Run(tmp_path, log)
+        outcome(name, "the whole command", came)
+    assert run.end(LONGEST) == 0, log.read_text()[-4000:]
+    assert not difference(expected, tmp_path / "run")
+    assert "Traceback" not in log.read_text()

@@ -1,0 +1,75 @@
+"""Claims about every stage: whatever strikes it, the run ends as it would have, or says what is wrong and what to do.
+
+The stages are the real ones, on engines that answer at once (`mock_run`), in a process of their own that can fork.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.mock_run import FAULTS, STAGES
+
+ROOT = Path(__file__).parents[2]
+MATRIX = [(fault.name, stage) for fault in FAULTS if fault.everywhere for stage in STAGES]
+DESCRIBED = {"disk": "stops, names the disk and what to do; then recovers", "folder": "stops, says so; then recovers"}
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What became of one run for every fault in every stage, made by one process that forks a run at a time."""
+    parent = tmp_path_factory.mktemp("broken")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.test_stages", str(parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: Mapping[str, Any] = json.loads((parent / "broken.json").read_text())
+    return found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("fault", "stage"), MATRIX)
+def test_a_stage_that_is_struck_ends_as_it_would_have(
+    broken: Mapping[str, Any], outcome: Callable[[str, str, str], None], fault: str, stage: str
+):
+    found = broken[f"{fault}, {stage}"]
+    assert found["stopped"], "nothing was struck"
+    assert found["recovered"], found["log"]
+    assert found["difference"] == [0, 0, 0], found["log"]
+    outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
+
+
+def main(parent: Path) -> None:
+    """Breaks a run for each fault in each stage; writes what became of them."""
+    from tests.faults import mock_run
+
+    mock_run.prepare()
+    mock_run.make_seed(parent / "seed")
+    example = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
+    faults = {fault.name: fault for fault in FAULTS}
+    found = {}
+    for name, stage in MATRIX:
+        with mock_run.folder_for_runs(parent) as folder:
+            broken = mock_run.break_run(faults[name], random.Random(f"{name} {stage}"), folder, example, stage)
+        found[f"{name}, {stage}"] = {
+            "stopped": broken.stopped,
+            "recovered": broken.recovered,
+            "difference": [broken.difference.lost, broken.difference.duplicated, broken.difference.changed],
+            "log": broken.log[-4000:],
+        }
+    (parent / "broken.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,135 @@
+"""A training whose driver or worker is killed, or whose worker hangs, ends as one that was left alone: the same bits.
+
+With Ray Train round it; stopped at every step and every change of the disk: tests/engines/test_training_resume.py.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tests.engines.test_training_resume import some_pairs
+from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
+from tpo.engines.dpo import train_from_checkpoint, write_dataset
+from tpo.engines.processes import environment, start_ray
+from tpo.engines.trainer import train_dpo
+from tpo.records import Epoch
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+TRAIN = TrainConfig(epochs=3, batch_size=8, micro_batch_size=2)
+PAIRS = some_pairs(200)
+STEPS = 75
+
+
+def train(folder: Path, on_step: Callable[[int], None], *, stall_seconds: float = 300.0) -> list[Epoch]:
+    return train_dpo(
+        SHIPPED_SEED_MODEL,
+        PAIRS,
+        folder,
+        config=TRAIN,
+        trainer=TrainerConfig(threads=1, stall_seconds=stall_seconds),
+        cluster=ClusterConfig(),
+        seed=0,
+        progress=lambda done, total: on_step(done),
+    )
+
+
+def worker_of(folder: Path) -> int | None:
+    """The process that holds the training's lock."""
+    lock = str(folder / "trainer" / "lock")
+    for opened in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(opened.readlink()) == lock:
+                return int(opened.parts[2])
+        except OSError:
+            continue
+    return None
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    left = [*folder.glob("epoch_*/*"), folder / "log.jsonl", folder / "steps.jsonl"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in left}
+
+
+class _Blow:
+    """Sends a signal to the worker when it has done some steps, and notes what was done when it next reports."""
+
+    def __init__(self, folder: Path, number: signal.Signals, at: int) -> None:
+        self._folder, self._signal, self._at = folder, number, at
+        self.struck: int | None = None
+        self.went_on_from: int | None = None
+
+    def __call__(self, done: int) -> None:
+        if self.struck is None and done >= self._at:
+            pid = worker_of(self._folder)
+            assert pid is not None
+            os.kill(pid, self._signal)
+            self.struck = done
+        elif self.struck is not None and self.went_on_from is None and 0 < done != self.struck:
+            self.went_on_from = done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_session() -> Iterator[None]:
+    import ray
+
+    start_ray(ClusterConfig())
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What is left by the same training in a process like a worker's, without Ray Train and without a checkpoint."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("whole")
+
+    def leave_alone() -> None:
+        import torch
+
+        torch.set_flush_denormal(True)
+        write_dataset(PAIRS, folder / "dataset")
+        seldom = TrainerConfig(threads=1, checkpoint_share=1e-6)
+        train_from_checkpoint(
+            SHIPPED_SEED_MODEL, folder, config=TRAIN, trainer=seldom, seed=0, on_step=lambda done, total: None
+        )
+
+    ray.get(ray.remote(leave_alone).options(num_cpus=0, runtime_env={"env_vars": environment(1)}).remote())
+    return result(folder)
+
+
+def _drive(folder: Path, at: int) -> None:
+    def die(done: int) -> None:
+        if done >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(folder, die)
+
+
+def test_a_training_whose_driver_and_then_whose_worker_is_killed_ends_the_same(tmp_path: Path, whole: dict[str, bytes]):
+    driver = multiprocessing.get_context("spawn").Process(target=_drive, args=(tmp_path, 10))
+    driver.start()
+    driver.join()
+    assert driver.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "log.jsonl").exists()
+    blow = _Blow(tmp_path, signal.SIGKILL, at=30)
+    epochs = train(tmp_path, blow)
+    assert epochs[-1].step == STEPS
+    assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    assert result(tmp_path) == whole
+
+
+def test_a_worker_that_hangs_is_killed_and_its_training_ends_the_same(
+    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+):
+    blow = _Blow(tmp_path, signal.SIGSTOP, at=10)
+    train(tmp_path, blow, stall_seconds=30)
+    assert blow.struck is not None
+    assert "no step ended in 30 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
+    assert result(tmp_path) == whole

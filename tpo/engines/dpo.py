@@ -1,0 +1,369 @@
+"""What each worker runs: TRL's DPO trainer on the token ids as they were sampled, from its last checkpoint on.
+
+In: M_t's folder and a data set of pairs as token ids. Out: a folder of safetensors an epoch, a log line an epoch and a
+line a step.
+
+Two things differ from TRL's own way. Its `_prepare_dataset` tokenises text: decoding and encoding again can give
+other tokens than those that were sampled, so ours hands the ids through. And before the first optimiser step policy
+and reference are the same model, so the loss must be ln 2: that is asserted, because a reference that is not M_t, a
+doubled BOS or dropout left on all show there and nowhere else so early.
+
+A training that goes on from a checkpoint ends as one that was never stopped, bit for bit on a CPU. So the reference
+log-probs are taken from M_t, before a checkpoint's weights are loaded; every step is logged, since a mean over an
+epoch would begin anew with each start; and the checkpoint at an epoch's end is made after the epoch's model stands,
+since the library does not come back to the end of that epoch.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpo.config import TrainConfig, TrainerConfig
+from tpo.disk import make_folder, remove, write_atomically
+from tpo.engines import checkpoints
+from tpo.engines.checkpoints import Checkpoint
+from tpo.errors import StageError
+from tpo.records import Epoch, Pair
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer
+
+Progress = Callable[[int, int], None]
+"""Called with optimiser steps done and to do; to do is 0 as long as the reference log-probs are computed."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of `steps.jsonl`: what the trainer measured in one optimiser step."""
+
+    step: int
+    """1 … N."""
+    epoch: float
+    """Passes over the pairs so far."""
+    loss: float
+    """Mean loss over the step's pairs, before the step."""
+    margin: float
+    """Mean of the pairs' margins (`Epoch.margin`)."""
+    accuracy: float
+    """Share of pairs whose margin is positive."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    """Of this step."""
+
+
+def write_dataset(pairs: Sequence[Pair], folder: Path) -> None:
+    """The pairs on disk, from where every worker maps them; those of an earlier start stay."""
+    from datasets import Dataset, disable_progress_bars
+
+    if folder.exists():
+        return
+    disable_progress_bars()
+    columns = {
+        "prompt_ids": [pair.prompt_token_ids for pair in pairs],
+        "chosen_ids": [pair.chosen_token_ids for pair in pairs],
+        "rejected_ids": [pair.rejected_token_ids for pair in pairs],
+    }
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    remove(temporary)
+    make_folder(folder.parent)
+    Dataset.from_dict(columns).save_to_disk(temporary)
+    checkpoints.publish(temporary, folder)
+
+
+def train_from_checkpoint(
+    model: Path, folder: Path, *, config: TrainConfig, trainer: TrainerConfig, seed: int, on_step: Progress
+) -> None:
+    """Trains from the newest whole checkpoint in `folder`, or from M_t, to the end; `folder/dataset` holds the pairs.
+
+    Every worker calls it. Only one training at a time writes to a folder: one that a dead driver left behind is waited
+    for until it has noticed.
+    """
+    from transformers import set_seed
+
+    with _alone_in(folder):
+        start = _as_first_worker(lambda: _prepare(folder))
+        dpo = make_trainer(
+            model,
+            folder,
+            config=config,
+            trainer=trainer,
+            seed=seed,
+            on_step=on_step,
+            done=start.step if start else 0,
+        )
+        on_step(start.step if start else 0, 0)
+        _as_first_worker(lambda: _seal_references(folder))
+        set_seed(seed)  # finding the reference log-probs in the cache takes other random numbers than computing them
+        dpo.train(resume_from_checkpoint=str(start.folder) if start else None)
+        _as_first_worker(lambda: _write_log(dpo.state.log_history, folder))
+
+
+def make_trainer(
+    model: Path,
+    folder: Path,
+    *,
+    config: TrainConfig,
+    trainer: TrainerConfig,
+    seed: int,
+    on_step: Progress,
+    done: int = 0,
+) -> "DPOTrainer":
+    """TRL's trainer on M_t, with the reference log-probs computed; `done` is what `on_step` is told until it trains."""
+    import torch
+    from datasets import disable_progress_bars, load_from_disk
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from trl import DPOTrainer
+
+    class SampledIdsDPOTrainer(DPOTrainer):
+        """TRL's trainer on ids as sampled, with the loss before the first step asserted."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def compute_ref_log_probs(self, *args: Any, **kwargs: Any) -> Any:
+            on_step(done, 0)
+            return super().compute_ref_log_probs(*args, **kwargs)
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            if self.state.global_step == 0 and config.loss == "dpo":
+                check_first_loss((loss[0] if isinstance(loss, tuple) else loss).item(), config)
+            return loss
+
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """None: it would be written with each checkpoint, and nobody publishes those."""
+
+    disable_progress_bars()
+    weights = AutoModelForCausalLM.from_pretrained(
+        model, dtype=getattr(torch, config.precision), local_files_only=True, use_safetensors=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    dpo = SampledIdsDPOTrainer(
+        model=weights,
+        args=_arguments(folder, config, trainer, seed),
+        train_dataset=load_from_disk(folder / "dataset"),
+        processing_class=tokenizer,
+        callbacks=[_keeper(folder, tokenizer, trainer.checkpoint_share, on_step)],
+    )
+    dpo.remove_callback(PrinterCallback)
+    return dpo
+
+
+def check_first_loss(loss: float, config: TrainConfig) -> None:
+    """Raises `StageError` unless the DPO loss before the first optimiser step is ln 2."""
+    tolerance = 1e-4 if config.precision == "float32" else 2e-2
+    if not math.isclose(loss, math.log(2), abs_tol=tolerance):
+        raise StageError(
+            f"the DPO loss before the first step is {loss:.6f}, expected ln 2 = {math.log(2):.6f}: the reference "
+            "log-probs are not those of the model that is trained"
+        )
+
+
+def finished(folder: Path, config: TrainConfig) -> bool:
+    """Whether a training has ended here: it writes its log last."""
+    epochs = [checkpoints.epoch_folder(folder, epoch) for epoch in range(1, config.epochs + 1)]
+    return (folder / "log.jsonl").exists() and all(epoch.is_dir() for epoch in epochs)
+
+
+def read_log(folder: Path) -> list[Epoch]:
+    """The log that a finished training left."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Epoch(**json.loads(line)) for line in lines]
+
+
+def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: int) -> Any:
+    from trl import DPOConfig
+
+    loss_type, loss_weights = (
+        (["sigmoid", "sft"], [1.0, config.alpha]) if config.loss == "irpo" else (["sigmoid"], None)
+    )
+    return DPOConfig(
+        output_dir=str(checkpoints.trainer_folder(folder)),
+        beta=config.beta,
+        loss_type=loss_type,
+        loss_weights=loss_weights,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_share,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=max(1, config.batch_size // config.micro_batch_size // trainer.workers),
+        max_length=config.max_tokens,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=config.precision == "bfloat16",
+        use_cpu=trainer.device == "cpu",
+        ddp_backend="gloo" if trainer.device == "cpu" and trainer.workers > 1 else None,
+        save_strategy="no",  # the callback decides
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+def _keeper(folder: Path, tokenizer: Any, share: float, on_step: Progress) -> Any:
+    from transformers import TrainerCallback
+
+    class Keeper(TrainerCallback):
+        """Reports steps, writes each epoch's model, and has checkpoints made and sealed."""
+
+        def __init__(self) -> None:
+            self._place = folder.stat().st_ino
+            self._pace = checkpoints.Pace(share)
+            self._began = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                on_step(state.global_step, state.max_steps)
+            ends_epoch = float(state.epoch).is_integer()
+            if not ends_epoch and _as_first_worker(self._pace.due):
+                self._ask_to_save(control)
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+        ) -> None:
+            if logs and not math.isfinite(logs.get("loss", 0.0)):
+                raise StageError(
+                    f"the loss at step {state.global_step} is {logs['loss']}: the training has diverged; lower "
+                    "train.learning_rate"
+                )
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self._check_place()
+            if state.is_world_process_zero:
+                _write_epoch(getattr(model, "module", model), tokenizer, folder, round(state.epoch))
+            self._ask_to_save(control)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            path = checkpoints.trainer_folder(folder) / f"checkpoint-{state.global_step}"
+            _wait_for_all()
+            if state.is_world_process_zero:
+                self._check_place()
+                made = checkpoints.seal_checkpoint(path, step=state.global_step, epochs=math.floor(state.epoch))
+                checkpoints.keep_only(folder, made)
+                on_step(state.global_step, state.max_steps)
+            self._pace.saved(time.monotonic() - self._began)
+
+        def _ask_to_save(self, control: Any) -> None:
+            self._check_place()
+            self._began = time.monotonic()
+            control.should_save = True
+
+        def _check_place(self) -> None:
+            """A stage that is begun anew has another folder of this name, and what we write does not belong there."""
+            if not folder.exists() or folder.stat().st_ino != self._place:
+                raise StageError(f"{folder} was moved away while the training ran: nothing more is written to it")
+
+    return Keeper()
+
+
+def _write_epoch(model: Any, tokenizer: Any, folder: Path, epoch: int) -> None:
+    place = checkpoints.epoch_folder(folder, epoch)
+    temporary = place.with_name(f".{place.name}.tmp")
+    remove(temporary)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    checkpoints.publish(temporary, place)
+
+
+def _prepare(folder: Path) -> Checkpoint | None:
+    """Where to go on from, with nothing left that was cut short."""
+    remove(folder / "log.jsonl")
+    for path in (folder / "dataset").glob("cache-*.arrow"):
+        if checkpoints.sealed(path) is None:
+            remove(path)
+    return checkpoints.tidy(folder)
+
+
+def _seal_references(folder: Path) -> None:
+    """Lets the next start trust the reference log-probs that TRL has cached beside the pairs."""
+    for path in (folder / "dataset").glob("cache-*.arrow"):
+        if checkpoints.sealed(path) is None:
+            checkpoints.seal(path)
+
+
+def _write_log(history: Sequence[Mapping[str, float]], folder: Path) -> None:
+    """`steps.jsonl` and `log.jsonl`; the trainer's history, which its checkpoints hold, has a line a step."""
+    steps = [
+        Step(
+            step=int(line["step"]),
+            epoch=line["epoch"],
+            loss=line["loss"],
+            margin=line["rewards/margins"],
+            accuracy=line["rewards/accuracies"],
+            gradient_norm=line["grad_norm"],
+            learning_rate=line["learning_rate"],
+        )
+        for line in history
+        if "loss" in line
+    ]
+    for name, lines in (("steps.jsonl", steps), ("log.jsonl", epochs_of(steps))):
+        text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+        write_atomically(folder / name, text.encode())
+
+
+def epochs_of(steps: Sequence[Step]) -> list[Epoch]:
+    """The means over each epoch's steps."""
+    by_epoch: dict[int, list[Step]] = {}
+    for step in steps:
+        by_epoch.setdefault(math.ceil(step.epoch), []).append(step)
+    return [
+        Epoch(
+            epoch=epoch,
+            step=members[-1].step,
+            loss=_mean([step.loss for step in members]),
+            margin=_mean([step.margin for step in members]),
+            accuracy=_mean([step.accuracy for step in members]),
+        )
+        for epoch, members in by_epoch.items()
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder, if this is the first worker."""
+    from filelock import FileLock
+
+    if _rank() > 0:
+        yield
+        return
+    make_folder(checkpoints.trainer_folder(folder))
+    with FileLock(checkpoints.trainer_folder(folder) / "lock"):
+        yield
+
+
+def _as_first_worker(work: Callable[[], Any]) -> Any:
+    """What the first worker found, told to all; an error of its own ends only the first, and so the group."""
+    import torch.distributed as dist
+
+    found = [work() if _rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _wait_for_all() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_initialized() else 0

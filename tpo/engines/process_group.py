@@ -1,0 +1,53 @@
+"""How workers on one machine find each other without a port that others can reach.
+
+In: Ray Train's workers. Out: torch's process group, if there is more than one of them.
+
+Ray's own way opens torch's TCPStore, which listens on all interfaces and asks nobody who he is. On one machine a file
+does as well, and what gloo and NCCL open is held to loopback. A lone worker needs no group, and gets none.
+"""
+
+import os
+from dataclasses import dataclass
+
+import ray
+import torch.distributed
+from ray.train import BackendConfig
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+
+
+@dataclass
+class LoopbackTorch(TorchConfig):
+    """Ray Train's settings for torch on one machine."""
+
+    rendezvous: str = ""
+    """Path of a file that is not there yet, of this start of the workers alone."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _LoopbackBackend
+
+
+class _LoopbackBackend(Backend):
+    share_cuda_visible_devices = True  # accelerate takes the GPU whose number is the worker's
+
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, LoopbackTorch)
+        workers = len(worker_group)
+        if workers > 1:
+            at = backend_config
+            joining = [
+                worker_group.execute_single_async(i, _join, i, workers, str(at.backend), at.rendezvous)
+                for i in range(workers)
+            ]
+            ray.get(joining)
+
+
+def _join(number: int, workers: int, backend: str, rendezvous: str) -> None:
+    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
+    # From these accelerate learns that it is one of several.
+    os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number)})
+    os.environ.update({"WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers)})
+    store = torch.distributed.FileStore(rendezvous, workers)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=store, rank=number, world_size=workers)
