@@ -5,6 +5,7 @@ the judge looks stands in the manifest of the scores; of training samples it mus
 before anything is trained on them, with everything that was said kept.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tpo.config import RunConfig, compares
 from tpo.console import Advance, progress_bar, say
 from tpo.disk import remove
 from tpo.engines.reply import Tokens, sum_tokens
+from tpo.errors import DamagedError
 from tpo.journal import JOURNALS, Journal, read_journal
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
 from tpo.store import read_manifest, read_rows
@@ -123,9 +125,9 @@ def tokens_of_run(root: Path) -> Tokens:
 
 
 def tokens_of_stage(folder: Path) -> Tokens:
-    """What one judging has cost: by its manifest, or while it is under way by its journals."""
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        return Tokens(**manifest.facts)
+    """What one judging has cost: by its manifest, or while it is under way or where that is damaged by its journals."""
+    with contextlib.suppress(DamagedError):
+        if (manifest := read_manifest(folder)) is not None:
+            return Tokens(**manifest.facts)
     answers = (answer for path in sorted(folder.glob(JOURNALS)) for answer in read_journal(path).answers.values())
     return sum_tokens(Tokens(answer.get("input_tokens", 0), answer.get("output_tokens", 0)) for answer in answers)

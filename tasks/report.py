@@ -21,7 +21,7 @@ from tpo.disk import write_atomically
 from tpo.method.stats import Estimate, mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample, Score
 from tpo.report_page import Example, render_report, score_picture
-from tpo.store import Manifest, read_manifest, read_rows
+from tpo.store import Manifest, is_set_aside, read_manifest, read_rows
 from tpo.summary import Interval, ModelRow, Summary, write_summary
 
 _STAGES = (
@@ -199,8 +199,7 @@ def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
 
 def _manifests(config: RunConfig, iteration: int) -> Iterable[Manifest]:
     for path in sorted((config.root / f"iter_{iteration}").rglob("manifest.json")):
-        manifest = read_manifest(path.parent)
-        if manifest is not None and ".old-" not in str(path.relative_to(config.root)):
+        if not is_set_aside(path.relative_to(config.root)) and (manifest := read_manifest(path.parent)) is not None:
             yield manifest
 
 

@@ -249,7 +249,7 @@ def mending(make: Callable[[], Result]) -> Result:
         try:
             return make()
         except DamagedError as damaged:
-            if damaged.folder in mended or not damaged.folder.exists():
+            if damaged.folder in mended or is_set_aside(Path(damaged.folder.name)) or not damaged.folder.exists():
                 raise
             mended.add(damaged.folder)
             say(f"{damaged.what}: set aside as {set_aside(damaged.folder).name}, made again")
@@ -314,6 +314,11 @@ def _check_file(folder: Path, file: Mapping[str, Any], *, whole: bool) -> None:
         raise DamagedError(folder, f"{path} is damaged: it is not {file['bytes']} bytes long")
     if whole and file_sha256(path) != file["sha256"]:
         raise DamagedError(folder, f"{path} is damaged: {_NOT_ITS_HASH}")
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether a path lies in a folder that has been set aside, whose content nothing depends on any more."""
+    return any(".old-" in part for part in path.parts)
 
 
 def set_aside(folder: Path) -> Path:

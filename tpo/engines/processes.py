@@ -25,6 +25,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_worker_niceness": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
@@ -35,7 +36,7 @@ QUIET = {
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of every process: no telemetry, no hub, no threads that nobody asked for."""
+"""Environment of every process: no telemetry, no hub, no threads that nobody asked for, time to start when it is busy."""
 
 
 LOOPBACK = {

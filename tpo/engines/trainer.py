@@ -25,7 +25,7 @@ from tpo.errors import StageError, TpoError
 from tpo.records import Epoch, Pair
 
 RESTARTS = 3
-"""Times that workers are started again in one call; a hundred deaths are no accident."""
+"""Times that workers are started again in one call: more deaths than that have a cause that will not go away."""
 
 
 def train_dpo(
