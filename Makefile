@@ -17,6 +17,8 @@ SET ?=
 # Of make chaos: how many runs, and on which engines (real or mock).
 N ?= 50
 ENGINE ?= real
+# Of make test: how many test files at once.
+JOBS ?= 2
 # Set for vLLM and torch on NVIDIA GPUs: make setup GPU=1
 GPU ?=
 
@@ -56,8 +58,8 @@ seed-model: setup ## Train the miniature's seed model M_0 again, from scratch
 small-judges: setup ## Train the miniature's evaluator and ArmoRM again, from its seed model
 	@$(PY) -m flows small-judges
 
-test: setup ## Run the tests
-	@$(PY) -m pytest
+test: setup ## Run the tests, a file at a time in each of JOBS processes
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n "$(JOBS)" --dist loadfile
 
 check: setup ## Format, lint, types and import contracts; changes nothing
 	@$(PY) -m ruff format --check .

@@ -384,7 +384,7 @@ class EngineConfig(Section):
     """Prompts handed to an engine at a time: what is done again after a crash."""
     shard_seconds: float = Field(900.0, gt=0)
     """Longest time for one shard; an engine that takes longer is taken to hang and replaced."""
-    start_seconds: float = Field(1800.0, gt=0)
+    start_seconds: float = Field(900.0, gt=0)
     """Longest time for an engine to start, its model loaded."""
 
 

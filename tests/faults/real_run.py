@@ -23,9 +23,19 @@ from tests.faults.compare import Difference, difference
 from tests.faults.mock_run import Broken
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("data.per_iteration=16", "data.validation=8", "data.test=8", "sample.k=4", "train.epochs=2",
-            "train.batch_size=4", "train.micro_batch_size=4", "engine.shard_prompts=4", "engine.shard_seconds=30",
-            "trainer.stall_seconds=90")  # fmt: skip
+SETTINGS = (
+    "data.per_iteration=16",
+    "data.validation=8",
+    "data.test=8",
+    "sample.k=4",
+    "train.epochs=2",
+    "train.batch_size=4",
+    "train.micro_batch_size=4",
+    "engine.shard_prompts=4",
+    "engine.shard_seconds=30",
+    "engine.start_seconds=90",
+    "trainer.stall_seconds=90",
+)
 ATTEMPTS = 5
 LONGEST = 900.0
 """Seconds that one process may take, with others on the machine."""

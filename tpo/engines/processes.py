@@ -36,7 +36,7 @@ QUIET = {
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of every process: no telemetry, no hub, no threads that nobody asked for, time to start when it is busy."""
+"""Environment of every process: no telemetry, no hub, no threads that nobody asked for, time to start when busy."""
 
 
 LOOPBACK = {

@@ -29,12 +29,16 @@ Accept = Callable[[str, bool], bool]
 
 CPU_BLOCK_TOKENS = 32
 """Tokens in a block of the prefix cache on the CPU: the fewest that its attention takes."""
+SEED_STRIDE = 1009
+"""Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
+
 _REMEDY = (
     "If memory ran out, lower engine.memory_gib or engine.max_sequences; if shards take long, lower "
     "engine.shard_prompts or raise engine.shard_seconds (of a judge: judge_engine.*)"
 )
-SEED_STRIDE = 1009
-"""Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
+_START_REMEDY = (
+    "If the model is large, raise engine.start_seconds; look whether Ray has the CPUs or GPUs that an engine asks for."
+)
 
 
 @dataclass(frozen=True)
@@ -290,22 +294,33 @@ class SamplerPool:
             self.close()
             start_ray(self._cluster)
             self._actors = [self._start(model) for _ in range(self._config.count)]
-            self._await(self._actors, model)
+            self._await(range(len(self._actors)), model)
         self._loaded = model.fingerprint
 
-    def _await(self, actors: Sequence[Any], model: Artifact) -> None:
-        """Waits until engines have started, so that the time of a start does not count as the time of a shard."""
+    def _await(self, engines: Sequence[int], model: Artifact) -> None:
+        """Waits until engines have started, so that the time of a start does not count as the time of a shard.
+
+        One that does not start is started once more. Raises `StageError` where that does not either.
+        """
         import ray
 
-        try:
-            ray.get([actor.ready.remote() for actor in actors], timeout=self._config.start_seconds)
-        except ray.exceptions.GetTimeoutError:
-            raise StageError(
-                f"no engine for {model.path} after {self._config.start_seconds:g} s: raise engine.start_seconds if "
-                "the model is large, else look whether the Ray cluster has the CPUs or GPUs that an engine asks for"
-            ) from None
-        except ray.exceptions.RayError as error:
-            raise StageError(f"no engine for {model.path}: {error}. {_REMEDY}") from error
+        for last in (False, True):
+            refs = {self._actors[engine].ready.remote(): engine for engine in engines}
+            started, _ = ray.wait(list(refs), num_returns=len(refs), timeout=self._config.start_seconds)
+            failed = {engine: "it did not start in time" for ref, engine in refs.items() if ref not in started}
+            for ref in started:
+                try:
+                    ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    failed[refs[ref]] = str(error)
+            if not failed:
+                return
+            if last:
+                raise StageError(f"no engine for {model.path}: {', '.join(failed.values())}. {_START_REMEDY} {_REMEDY}")
+            for engine in failed:
+                ray.kill(self._actors[engine])
+                self._actors[engine] = self._start(model)
+            engines = list(failed)
 
     def _replace(self, engine: int, model: Artifact) -> None:
         """A new engine in the place of one that died or did not take its weights; on the CPU its weights are proved."""
@@ -313,7 +328,7 @@ class SamplerPool:
 
         ray.kill(self._actors[engine])
         self._actors[engine] = self._start(model)
-        self._await([self._actors[engine]], model)
+        self._await([engine], model)
         if self._config.device == "cpu" and not ray.get(self._actors[engine].has_weights_of.remote(_resolved(model))):
             raise StageError(f"the log-probs of a new engine are not those of {model.path}: its weights load wrong")
 
