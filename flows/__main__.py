@@ -15,10 +15,11 @@ from flows.preflight import check_before_work, preflight
 from tasks.lineage import SHIPPED_SEED_MODEL, completed, is_kept
 from tpo.config import RunConfig, load_config
 from tpo.console import LOGGER
+from tpo.disk import explained
 from tpo.errors import StageError, StoreError, TpoError
 from tpo.summary import Summary, read_summary
 from tpo.table import print_table
-from tpo.watchdog import watch_over
+from tpo.watchdog import watched
 
 PROFILES = Path("deploy/profiles")
 
@@ -27,9 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with explained():
+            status: int = options.run(options)
     except TpoError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(
+            "error: memory ran out; what is complete is kept: free some and run the same command again", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt as stopped:
         print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
@@ -109,7 +116,8 @@ def _iterate(options: argparse.Namespace) -> int:
         return 0
     check_before_work(config, options.to)
     started = time.monotonic()
-    print_table(_run(config, options.to))
+    with watched():
+        print_table(_run(config, options.to))
     print(f"M_{options.to} after {time.monotonic() - started:.0f} s. Report: {report}")
     return 0
 
@@ -130,7 +138,6 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
 
 def _run(config: RunConfig, iterations: int) -> Summary:
     _prefect_environment()
-    watch_over()
     signal.signal(signal.SIGTERM, _stop)
     print(f"run {config.name}: to M_{iterations} in {config.root}", file=sys.stderr)
     import httpx

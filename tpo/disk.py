@@ -110,12 +110,13 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns what the operating system says of a file into a `StoreError` with a remedy."""
+def explained(path: Path | None = None) -> Iterator[None]:
+    """Turns what the operating system says of a file, by default the one that it names, into a `StoreError` with a
+    remedy."""
     try:
         yield
     except OSError as error:
-        raise StoreError(_explanation(path, error)) from error
+        raise StoreError(_explanation(path or Path(str(error.filename or ".")), error)) from error
 
 
 def _explanation(path: Path, error: OSError) -> str:

@@ -2,7 +2,8 @@
 
 In: nothing. Out: a small process that waits for ours to end and then looks for processes with our mark in their
 environment, which everything that we start inherits. A driver that is killed with -9 cannot do that itself, and
-Prefect's server and Ray's agents do not notice.
+Prefect's server and Ray's agents do not notice. Nor can it say that it is gone, or one that Ray ends when its own node
+process dies: the watchdog says so, and what to do.
 """
 
 import contextlib
@@ -19,10 +20,17 @@ MARK = "TPO_RUN_MARK"
 """Environment variable of everything that belongs to one run's process."""
 _GRACE_SECONDS = (1.0, 3.0)
 """How long what is left may take to end by itself, and then to end when it is asked to."""
+_LAST_WORDS = (
+    "error: the run ended without a word: it was killed, memory ran out, or Ray's node process died. What is complete "
+    "is kept: run the same command again. If it ends like this again, look at `dmesg` for the kernel's killer of "
+    "processes, and give engines and trainer less memory"
+)
 
 
-def watch_over() -> None:
-    """Has whatever this process starts from now on ended when it is gone."""
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Has whatever this process starts from now on ended when it is gone; says so where it is gone before the context
+    ends."""
     environment = dict(os.environ)
     os.environ[MARK] = mark = secrets.token_hex(16)
     ours, theirs = os.pipe()
@@ -30,20 +38,20 @@ def watch_over() -> None:
         [sys.executable, "-I", "-S", str(Path(__file__).resolve()), mark],
         stdin=ours,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         env={name: value for name, value in environment.items() if name != MARK},
         start_new_session=True,
     )
     os.close(ours)
-    _held.append(theirs)
-
-
-_held: list[int] = []
-"""Ends of pipes that close with this process."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(theirs, b"ended")  # and the pipe stays open until this process is gone
 
 
 def _wait_and_end(mark: str) -> None:
-    sys.stdin.buffer.read()
+    if not sys.stdin.buffer.read():
+        print(_LAST_WORDS, file=sys.stderr, flush=True)
     for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):
         _send(mark, number)
         deadline = time.monotonic() + seconds

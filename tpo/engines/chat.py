@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tpo.disk import explained
 from tpo.errors import InputError
 from tpo.records import Message
 
@@ -40,7 +41,8 @@ class ChatEncoder:
     def __init__(self, model: Path, *, generation_prompt: bool = True) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        with explained(model):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         if not self.tokenizer.chat_template:
             raise InputError(f"{model} has no chat template: add chat_template.jinja or use an instruction-tuned model")
         self._generation_prompt = generation_prompt
