@@ -1,7 +1,5 @@
 """Claims about the watchdog: nothing that a run started outlives it, and nothing else is touched."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,15 +11,17 @@ ROOT = Path(__file__).parents[1]
 RUN = """
 import subprocess, sys, time
 from tpo.watchdog import watched
-before = subprocess.Popen(["sleep", "100"], stderr=subprocess.DEVNULL)
-context = watched()
-context.__enter__()
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"
-after = [subprocess.Popen(["sleep", "100"], start_new_session=True), subprocess.Popen([sys.executable, "-c", stubborn])]
-time.sleep(0.5)
-print(before.pid, *(process.pid for process in after), flush=True)
-time.sleep(100 if sys.argv[1] == "stay" else 0)
-context.__exit__(None, None, None)
+with watched():
+    started = [
+        subprocess.Popen(["sleep", "100"], start_new_session=True),
+        subprocess.Popen([sys.executable, "-c", stubborn]),
+        subprocess.Popen(["sleep", "100"], env={}, start_new_session=True),
+    ]
+    orphan = subprocess.run(["sh", "-c", "sleep 100 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True)
+    time.sleep(2.5)
+    print(*(process.pid for process in started), orphan.stdout, flush=True)
+    time.sleep(100 if sys.argv[1] == "stay" else 0)
 """
 
 
@@ -41,17 +41,20 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
         stderr=subprocess.PIPE,
         text=True,
     )
+    other = subprocess.Popen(["sleep", "100"])
     assert run.stdout is not None and run.stderr is not None
-    before, *after = map(int, run.stdout.readline().split())
+    started = [int(word) for word in run.stdout.readline().split()]
+    assert len(started) == 4 and all(map(alive, started))
     try:
         if end == "killed with -9":
             run.kill()
         run.wait()
         deadline = time.monotonic() + 20
-        while any(map(alive, after)) and time.monotonic() < deadline:
+        while any(map(alive, started)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert not any(map(alive, after))
-        assert alive(before)
+        assert not any(map(alive, started))
+        assert alive(other.pid)
         assert ("ended without a word" in run.stderr.read()) is (end == "killed with -9")
     finally:
-        os.kill(before, signal.SIGKILL)
+        other.kill()
+        other.wait()

@@ -1,23 +1,27 @@
 """Ends what a run has started once the run is gone, however it went: no server or worker outlives it for long.
 
-In: nothing. Out: a small process that waits for ours to end and then looks for processes with our mark in their
-environment, which everything that we start inherits. A driver that is killed with -9 cannot do that itself, and
-Prefect's server and Ray's agents do not notice. Nor can it say that it is gone, or one that Ray ends when its own node
-process dies: the watchdog says so, and what to do.
+In: nothing. Out: a small process that notes our descendants every second, and ends them when we are gone. A driver that
+is killed with -9 cannot do that itself, and Prefect's server and Ray's agents do not notice for a minute or for ever.
+What came and was orphaned between two looks is known by a mark in its environment. (The mark alone would not do: Ray
+writes the titles of its processes over their environment.) Nor can a driver that is gone say so, or one that Ray ends
+when its own node process dies: the watchdog does, and says what to do.
 """
 
 import contextlib
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "TPO_RUN_MARK"
 """Environment variable of everything that belongs to one run's process."""
+_SECONDS_BETWEEN_LOOKS = 1.0
 _GRACE_SECONDS = (1.0, 3.0)
 """How long what is left may take to end by itself, and then to end when it is asked to."""
 _LAST_WORDS = (
@@ -29,13 +33,12 @@ _LAST_WORDS = (
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Has whatever this process starts from now on ended when it is gone; says so where it is gone before the context
-    ends."""
+    """Has whatever this process has started ended when it is gone; says so where it is gone before the context ends."""
     environment = dict(os.environ)
     os.environ[MARK] = mark = secrets.token_hex(16)
     ours, theirs = os.pipe()
     subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).resolve()), mark],
+        [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid()), mark],
         stdin=ours,
         stdout=subprocess.DEVNULL,
         env={name: value for name, value in environment.items() if name != MARK},
@@ -49,36 +52,71 @@ def watched() -> Iterator[None]:
             os.write(theirs, b"ended")  # and the pipe stays open until this process is gone
 
 
-def _wait_and_end(mark: str) -> None:
-    if not sys.stdin.buffer.read():
-        print(_LAST_WORDS, file=sys.stderr, flush=True)
-    for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):
-        _send(mark, number)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if not list(_marked(mark)):
-                return
-            time.sleep(0.1)
-    while list(_marked(mark)):
-        _send(mark, signal.SIGKILL)
-        time.sleep(0.1)
+class _Flock:
+    """The processes of a run that were seen, by when each was started: a number may come again for another process."""
+
+    def __init__(self, driver: int, mark: str) -> None:
+        self._mark = f"{MARK}={mark}".encode()
+        self._driver = driver
+        self._members = {pid: process.start for pid, process in _processes() if pid == driver}
+
+    def look(self) -> list[int]:
+        """Those that live now, but for the driver and this process."""
+        living = dict(_processes())
+        members = {pid for pid, start in self._members.items() if pid in living and living[pid].start == start}
+        members |= {pid for pid in living.keys() - members if self._is_marked(pid)}
+        while grown := {pid for pid, process in living.items() if process.parent in members} - members - {os.getpid()}:
+            members |= grown
+        self._members = {pid: living[pid].start for pid in members}
+        return [pid for pid in members if pid != self._driver]
+
+    def send(self, number: int) -> None:
+        """Sends all of them a signal."""
+        for pid in self.look():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _is_marked(self, pid: int) -> bool:
+        try:
+            return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
 
 
-def _send(mark: str, number: int) -> None:
-    for process_id in _marked(mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process_id, number)
+@dataclass(frozen=True)
+class _Process:
+    """What /proc says of a process that has not ended."""
+
+    parent: int
+    start: str
 
 
-def _marked(mark: str) -> Iterator[int]:
-    """Processes of this user that carry the mark and have not ended."""
-    wanted = f"{MARK}={mark}".encode()
+def _processes() -> Iterator[tuple[int, _Process]]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    yield int(folder.name)
+                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                if fields[0] != "Z":
+                    yield int(folder.name), _Process(parent=int(fields[1]), start=fields[19])
+
+
+def _wait_and_end(driver: int, mark: str) -> None:
+    flock = _Flock(driver, mark)
+    while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+        flock.look()
+    if not sys.stdin.buffer.read():
+        print(_LAST_WORDS, file=sys.stderr, flush=True)
+    for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):
+        flock.send(number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not flock.look():
+                return
+            time.sleep(0.1)
+    while flock.look():
+        flock.send(signal.SIGKILL)
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":
-    _wait_and_end(sys.argv[1])
+    _wait_and_end(int(sys.argv[1]), sys.argv[2])
