@@ -58,3 +58,22 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
+    raylet = tmp_path / "raylet"
+    raylet.symlink_to("/bin/sleep")
+    code = (
+        "import subprocess, sys, time\n"
+        "from tpo.watchdog import watched\n"
+        "with watched():\n"
+        "    subprocess.Popen([sys.argv[1], '3'])\n"
+        "    time.sleep(100)\n"
+    )
+    started = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(raylet)], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert time.monotonic() - started < 60
+    assert run.returncode == -9
+    assert "Ray's own process raylet has died. What is complete is kept: run the same command again" in run.stderr

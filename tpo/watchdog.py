@@ -3,8 +3,8 @@
 In: nothing. Out: a small process that notes our descendants every second, and ends them when we are gone. A driver that
 is killed with -9 cannot do that itself, and Prefect's server and Ray's agents do not notice for a minute or for ever.
 What came and was orphaned between two looks is known by a mark in its environment. (The mark alone would not do: Ray
-writes the titles of its processes over their environment.) Nor can a driver that is gone say so, or one that Ray ends
-when its own node process dies: the watchdog does, and says what to do.
+writes the titles of its processes over their environment.) Nor can a driver that is gone say so: the watchdog does,
+and says what to do. A driver whose Ray has died may wait for it for ever: the watchdog ends it.
 """
 
 import contextlib
@@ -24,11 +24,15 @@ MARK = "TPO_RUN_MARK"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _GRACE_SECONDS = (1.0, 3.0)
 """How long what is left may take to end by itself, and then to end when it is asked to."""
-_LAST_WORDS = (
-    "error: the run ended without a word: it was killed, memory ran out, or Ray's node process died. What is complete "
-    "is kept: run the same command again. If it ends like this again, look at `dmesg` for the kernel's killer of "
-    "processes, and give engines and trainer less memory"
+_VITAL = ("raylet", "gcs_server")
+"""Ray's processes that a driver cannot do without."""
+_VITAL_SECONDS = 20.0
+"""How long a driver may go on without one of them: it may be about to end."""
+_AGAIN = (
+    "What is complete is kept: run the same command again. If it ends like this again, look at `dmesg` for the "
+    "kernel's killer of processes, and give engines and trainer less memory"
 )
+_LAST_WORDS = f"error: the run ended without a word: it was killed, or memory ran out. {_AGAIN}"
 
 
 @contextlib.contextmanager
@@ -59,6 +63,7 @@ class _Flock:
         self._mark = f"{MARK}={mark}".encode()
         self._driver = driver
         self._members = {pid: process.start for pid, process in _processes() if pid == driver}
+        self._vital: dict[int, str] = {}
 
     def look(self) -> list[int]:
         """Those that live now, but for the driver and this process."""
@@ -68,7 +73,12 @@ class _Flock:
         while grown := {pid for pid, process in living.items() if process.parent in members} - members - {os.getpid()}:
             members |= grown
         self._members = {pid: living[pid].start for pid in members}
+        self._vital |= {pid: living[pid].name for pid in members if living[pid].name in _VITAL}
         return [pid for pid in members if pid != self._driver]
+
+    def lost(self) -> str | None:
+        """The name of a vital process that was there at an earlier look and is not any more."""
+        return next((name for pid, name in self._vital.items() if pid not in self._members), None)
 
     def send(self, number: int) -> None:
         """Sends all of them a signal."""
@@ -87,6 +97,7 @@ class _Flock:
 class _Process:
     """What /proc says of a process that has not ended."""
 
+    name: str
     parent: int
     start: str
 
@@ -95,17 +106,25 @@ def _processes() -> Iterator[tuple[int, _Process]]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                begin, _, end = (folder / "stat").read_text(errors="replace").rpartition(")")
+                fields = end.split()
                 if fields[0] != "Z":
-                    yield int(folder.name), _Process(parent=int(fields[1]), start=fields[19])
+                    yield int(folder.name), _Process(begin.partition("(")[2], parent=int(fields[1]), start=fields[19])
 
 
 def _wait_and_end(driver: int, mark: str) -> None:
     flock = _Flock(driver, mark)
+    words = _LAST_WORDS
+    missed = time.monotonic()
     while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
         flock.look()
+        if (lost := flock.lost()) is None:
+            missed = time.monotonic()
+        elif time.monotonic() - missed > _VITAL_SECONDS:
+            words = f"error: the run was ended, since Ray's own process {lost} has died. {_AGAIN}"
+            os.kill(driver, signal.SIGKILL)
     if not sys.stdin.buffer.read():
-        print(_LAST_WORDS, file=sys.stderr, flush=True)
+        print(words, file=sys.stderr, flush=True)
     for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):
         flock.send(number)
         deadline = time.monotonic() + seconds
