@@ -21,6 +21,11 @@ AFTER_PROMPTS = EVERYTHING - {"prompts"}
 AFTER_SCORES = {"pairs", "train", "model", "test"}
 
 
+def shown(value: object) -> str:
+    """A value in a test's name: the same in every process."""
+    return ", ".join(sorted(map(str, value))) if isinstance(value, set) else str(value)
+
+
 def identity(stage: Stage) -> Artifact:
     """What the stage would make, named by what it is made from."""
     name = hashlib.sha256(repr((stage.record, sorted(stage.inputs.items()), stage.config)).encode()).hexdigest()
@@ -97,7 +102,7 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
         {"judge_engine__dtype": "bfloat16"},
         {"health__max_unscored": 0.5},
     ],
-    ids=str,
+    ids=shown,
 )
 def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, Any]):
     assert changed_by(a_config(tmp_path), **changes) == set()
@@ -127,7 +132,7 @@ def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, 
         ({"validation__min_parse_rate": 0.5}, {"model", "test"}),
         ({"evaluation__judge__match": "math"}, {"test"}),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
     tmp_path: Path, changes: dict[str, Any], stages: set[str]
@@ -298,7 +303,7 @@ SERVER = {"base_url": "http://one/v1"}
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__key_variable": "K"}, set()),
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_judge_is_known_by_what_decides_its_verdicts(
     tmp_path: Path, judge: dict[str, Any], changes: dict[str, Any], stages: set[str]
