@@ -16,12 +16,14 @@ from tasks.lineage import SHIPPED_SEED_MODEL, completed, is_kept
 from tpo.config import RunConfig, load_config
 from tpo.console import LOGGER
 from tpo.disk import explained
-from tpo.errors import StageError, StoreError, TpoError
+from tpo.errors import ServerError, StoreError, TpoError
 from tpo.summary import Summary, read_summary
 from tpo.table import print_table
 from tpo.watchdog import watched
 
 PROFILES = Path("deploy/profiles")
+SERVER_LOST = 3
+"""Exit status where Prefect's server is out of reach."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status: int = options.run(options)
     except TpoError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return SERVER_LOST if isinstance(error, ServerError) else 2
     except MemoryError:
         print(
             "error: memory ran out; what is complete is kept: free some and run the same command again", file=sys.stderr
@@ -150,7 +152,7 @@ def _run(config: RunConfig, iterations: int) -> Summary:
     try:
         return iterate(config, iterations)
     except (httpx.HTTPError, PrefectException) as error:
-        raise StageError(
+        raise ServerError(
             f"Prefect's server does not answer as it should ({type(error).__name__}: {error}): run again, the run "
             "folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove PREFECT_HOME "
             f"({os.environ['PREFECT_HOME']})"
@@ -228,4 +230,8 @@ def _prefect_environment() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == SERVER_LOST:
+        sys.stdout.flush()
+        os._exit(status)  # Prefect would try for minutes to tell its server of the end
+    sys.exit(status)

@@ -61,7 +61,8 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
 
 
 def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
-    raylet = tmp_path / "raylet"
+    raylet = tmp_path / "raylet" / "raylet"
+    raylet.parent.mkdir()
     raylet.symlink_to("/bin/sleep")
     code = (
         "import subprocess, sys, time\n"
@@ -76,4 +77,4 @@ def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
     )
     assert time.monotonic() - started < 60
     assert run.returncode == -9
-    assert "Ray's own process raylet has died. What is complete is kept: run the same command again" in run.stderr
+    assert "Ray's node process (raylet) has died. What is complete is kept: run the same command again" in run.stderr

@@ -15,6 +15,10 @@ class StageError(TpoError, RuntimeError):
     """A stage cannot go on with what earlier stages left it, for example 0 pairs."""
 
 
+class ServerError(TpoError, RuntimeError):
+    """Prefect's server, which shows a run but does not make it, is out of reach."""
+
+
 class StoreError(TpoError, RuntimeError):
     """The run folder cannot be read or written, or does not hold what its manifests say."""
 

@@ -4,7 +4,8 @@ In: nothing. Out: a small process that notes our descendants every second, and e
 is killed with -9 cannot do that itself, and Prefect's server and Ray's agents do not notice for a minute or for ever.
 What came and was orphaned between two looks is known by a mark in its environment. (The mark alone would not do: Ray
 writes the titles of its processes over their environment.) Nor can a driver that is gone say so: the watchdog does,
-and says what to do. A driver whose Ray has died may wait for it for ever: the watchdog ends it.
+and says what to do. A driver whose Ray or Prefect server has died may wait for it for minutes or for ever: the watchdog
+ends it.
 """
 
 import contextlib
@@ -24,8 +25,12 @@ MARK = "TPO_RUN_MARK"
 _SECONDS_BETWEEN_LOOKS = 1.0
 _GRACE_SECONDS = (1.0, 3.0)
 """How long what is left may take to end by itself, and then to end when it is asked to."""
-_VITAL = ("raylet", "gcs_server")
-"""Ray's processes that a driver cannot do without."""
+_VITAL = {
+    b"raylet/raylet\0": "Ray's node process (raylet)",
+    b"gcs/gcs_server\0": "Ray's control server (gcs_server)",
+    b"prefect.server.api.server:create_app\0": "Prefect's server",
+}
+"""What a driver cannot do without: what stands in the command line, and what it is."""
 _VITAL_SECONDS = 20.0
 """How long a driver may go on without one of them: it may be about to end."""
 _AGAIN = (
@@ -73,11 +78,11 @@ class _Flock:
         while grown := {pid for pid, process in living.items() if process.parent in members} - members - {os.getpid()}:
             members |= grown
         self._members = {pid: living[pid].start for pid in members}
-        self._vital |= {pid: living[pid].name for pid in members if living[pid].name in _VITAL}
+        self._vital |= {pid: name for pid in members - self._vital.keys() if (name := _vital_name(pid)) is not None}
         return [pid for pid in members if pid != self._driver]
 
     def lost(self) -> str | None:
-        """The name of a vital process that was there at an earlier look and is not any more."""
+        """What a vital process was that was there at an earlier look and is not any more."""
         return next((name for pid, name in self._vital.items() if pid not in self._members), None)
 
     def send(self, number: int) -> None:
@@ -97,7 +102,6 @@ class _Flock:
 class _Process:
     """What /proc says of a process that has not ended."""
 
-    name: str
     parent: int
     start: str
 
@@ -106,10 +110,17 @@ def _processes() -> Iterator[tuple[int, _Process]]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                begin, _, end = (folder / "stat").read_text(errors="replace").rpartition(")")
-                fields = end.split()
+                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 if fields[0] != "Z":
-                    yield int(folder.name), _Process(begin.partition("(")[2], parent=int(fields[1]), start=fields[19])
+                    yield int(folder.name), _Process(parent=int(fields[1]), start=fields[19])
+
+
+def _vital_name(pid: int) -> str | None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return next((name for words, name in _VITAL.items() if words in command), None)
 
 
 def _wait_and_end(driver: int, mark: str) -> None:
@@ -121,7 +132,7 @@ def _wait_and_end(driver: int, mark: str) -> None:
         if (lost := flock.lost()) is None:
             missed = time.monotonic()
         elif time.monotonic() - missed > _VITAL_SECONDS:
-            words = f"error: the run was ended, since Ray's own process {lost} has died. {_AGAIN}"
+            words = f"error: the run was ended, since {lost} has died. {_AGAIN}"
             os.kill(driver, signal.SIGKILL)
     if not sys.stdin.buffer.read():
         print(words, file=sys.stderr, flush=True)
