@@ -1,0 +1,64 @@
+"""Claims about a judge's server that misbehaves: every comparison is answered once, or the rest is asked later."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.misbehaving_server import HALF_AN_ANSWER, Action, Drop, Fail, Hang, MisbehavingServer, Say, Send
+from tpo.config import Endpoint
+from tpo.engines.api import ChatClient
+from tpo.engines.reply import Decoding, Reply
+from tpo.errors import StageError
+from tpo.records import Message
+
+pytestmark = pytest.mark.faults
+Outcome = Callable[[str, str, str], None]
+CHATS = [[Message(role="user", content=f"Which is better, {i} or {i + 1}?")] for i in range(6)]
+PASSING: dict[str, Action] = {
+    "says 429, too many requests": Fail(429),
+    "says 500": Fail(500),
+    "says 503, come back later": Fail(503, headers={"Retry-After": "0"}),
+    "closes the connection": Drop(),
+    "closes the connection within the answer": Drop(HALF_AN_ANSWER),
+    "answers with what is no answer": Send(b"<html>busy</html>"),
+    "hangs": Hang(),
+}
+
+
+async def _no_wait(seconds: float) -> None:
+    pass
+
+
+def a_client(server: MisbehavingServer) -> ChatClient:
+    endpoint = Endpoint(base_url=server.base_url, key_variable="NO_KEY", timeout_seconds=1.0, retries=2, concurrency=2)
+    return ChatClient(endpoint, "judge", sleep=_no_wait)
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_is_asked_again_and_answered_once(fault: str, outcome: Outcome):
+    with MisbehavingServer(lambda request, n: PASSING[fault] if n == 0 else Say()) as server:
+        found = list(a_client(server).ask(CHATS, Decoding(8)))
+    assert sorted(index for index, _ in found) == list(range(len(CHATS)))
+    assert all(isinstance(reply, Reply) for _, reply in found)
+    assert len(server.asked) == 2 * len(CHATS)
+    outcome(f"a judge's server {fault}", "judge", "asked again, answered once")
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_does_not_pass_stops_the_judge_soon_with_what_was_said_kept(fault: str, outcome: Outcome):
+    dead = str(CHATS[3][0]["content"])
+    kept = list[tuple[int, object]]()
+    started = time.monotonic()
+    with MisbehavingServer(
+        lambda request, n: PASSING[fault] if dead in request["messages"][0]["content"] else Say()
+    ) as server:
+        with pytest.raises(StageError, match=r"gave no answer in .* what was said until now is kept"):
+            kept.extend(a_client(server).ask(CHATS, Decoding(8)))
+        assert time.monotonic() - started < 60
+        before = len(server.asked)
+    left = [chat for i, chat in enumerate(CHATS) if i not in {index for index, _ in kept}]
+    with MisbehavingServer() as server:
+        assert len(list(a_client(server).ask(left, Decoding(8)))) == len(left)
+        assert len(server.asked) == len(left) < before
+    outcome(f"a judge's server {fault}, for good", "judge", "stops, says so; asks for the rest when run again")
