@@ -87,7 +87,8 @@ chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated
 	@$(PY) -m tests.faults.chaos --runs "$$N" --engine "$$ENGINE" $${SEED:+--seed "$$SEED"}
 
 fault-table: setup ## Run the tests of faults and write docs/faults.md from them
-	@TPO_FAULT_TABLE=1 $(PY) -m pytest -m faults
+	@rows=$$(mktemp) && OMP_NUM_THREADS=1 TPO_FAULT_ROWS="$$rows" \
+		$(PY) -m pytest tests/faults -n "$(JOBS)" --dist loadfile && $(PY) -m tests.faults.table "$$rows"
 
 ui: setup ## Start Prefect's server and its pages on this machine only
 	@exec $(PY) -m flows ui

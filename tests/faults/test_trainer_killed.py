@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 TRAIN = TrainConfig(epochs=3, batch_size=8, micro_batch_size=2)
 PAIRS = some_pairs(200)
 STEPS = 75
+Outcome = Callable[[str, str, str], None]
 
 
 def train(folder: Path, on_step: Callable[[int], None], *, stall_seconds: float = 300.0) -> list[Epoch]:
@@ -112,7 +113,9 @@ def _drive(folder: Path, at: int) -> None:
     train(folder, die)
 
 
-def test_a_training_whose_driver_and_then_whose_worker_is_killed_ends_the_same(tmp_path: Path, whole: dict[str, bytes]):
+def test_a_training_whose_driver_and_then_whose_worker_is_killed_ends_the_same(
+    tmp_path: Path, whole: dict[str, bytes], outcome: Outcome
+):
     driver = multiprocessing.get_context("spawn").Process(target=_drive, args=(tmp_path, 10))
     driver.start()
     driver.join()
@@ -123,13 +126,18 @@ def test_a_training_whose_driver_and_then_whose_worker_is_killed_ends_the_same(t
     assert epochs[-1].step == STEPS
     assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
     assert result(tmp_path) == whole
+    outcome(
+        "kill -9 of the driver while it trains", "train", "goes on from its last checkpoint; ends with the same bits"
+    )
+    outcome("kill -9 of the worker that trains", "train", "a new one goes on from the last checkpoint; the same bits")
 
 
 def test_a_worker_that_hangs_is_killed_and_its_training_ends_the_same(
-    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome
 ):
     blow = _Blow(tmp_path, signal.SIGSTOP, at=10)
     train(tmp_path, blow, stall_seconds=30)
     assert blow.struck is not None
     assert "no step ended in 30 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
     assert result(tmp_path) == whole
+    outcome("the worker that trains stops dead (SIGSTOP)", "train", "killed, a new one goes on; the same bits")
