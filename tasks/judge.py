@@ -7,8 +7,9 @@ before anything is trained on them, with everything that was said kept.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -24,7 +25,7 @@ from tpo.engines.reply import Tokens, sum_tokens
 from tpo.errors import DamagedError
 from tpo.journal import JOURNALS, Journal, read_journal
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
-from tpo.store import read_manifest, read_rows
+from tpo.store import counts_so_far, read_rows
 
 
 @task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE)
@@ -104,13 +105,21 @@ def _say_judgments(
             shard = groups[start : start + size]
             if not stage.has_shard(i):
                 # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
-                with Journal(stage.folder / f"journal-{i:05d}.jsonl", _within(advance, start, shard)) as journal:
-                    stage.write_shard(i, [judgment for said in judge_.judge(shard, journal) for judgment in said])
+                with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
+                    rows = [judgment for said in judge_.judge(shard, journal) for judgment in said]
+                stage.write_shard(i, rows, counts=dataclasses.asdict(_tokens(journal.answers)))
+            remove(_journal(stage.folder, i))
             advance(start + len(shard))
-    artifact = stage.commit(len(starts), facts=dataclasses.asdict(tokens_of_stage(stage.folder)))
-    for path in stage.folder.glob(JOURNALS):
-        remove(path)
-    return artifact
+    return stage.commit(len(starts))
+
+
+def _journal(folder: Path, shard: int) -> Path:
+    return folder / f"journal-{shard:05d}.jsonl"
+
+
+def _tokens(answers: Mapping[str, Any]) -> Tokens:
+    counts = (Tokens(said.get("input_tokens", 0), said.get("output_tokens", 0)) for said in answers.values())
+    return sum_tokens(counts)
 
 
 def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
@@ -125,9 +134,8 @@ def tokens_of_run(root: Path) -> Tokens:
 
 
 def tokens_of_stage(folder: Path) -> Tokens:
-    """What one judging has cost: by its manifest, or while it is under way or where that is damaged by its journals."""
+    """What one judging has cost: by the seals of its shards, and of those under way by their journals."""
+    journals = [_tokens(read_journal(path).answers) for path in sorted(folder.glob(JOURNALS))]
     with contextlib.suppress(DamagedError):
-        if (manifest := read_manifest(folder)) is not None:
-            return Tokens(**manifest.facts)
-    answers = (answer for path in sorted(folder.glob(JOURNALS)) for answer in read_journal(path).answers.values())
-    return sum_tokens(Tokens(answer.get("input_tokens", 0), answer.get("output_tokens", 0)) for answer in answers)
+        journals.append(Tokens(**counts_so_far(folder)))
+    return sum_tokens(journals)
