@@ -60,5 +60,5 @@ def test_a_model_that_does_not_load_says_so_after_two_scorers(tmp_path: Path):
     del tensors["model.norm.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     judge = RewardModel(RewardModelJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig())
-    with pytest.raises(StageError, match=r"(?s)failed before, reading .*reward.*lacks tensors.*model.norm.weight"):
+    with pytest.raises(StageError, match=r"(?s)reward: scorer \d failed where .*lacks tensors.*model.norm.weight"):
         list(judge.judge(GROUPS[:1]))
