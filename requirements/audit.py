@@ -22,8 +22,6 @@ from typing import Any
 
 from requirements.install import HERE, Lock, SetupError, lock_of, python_of, set_up
 
-ADVISORIES = "https://pypi.org/pypi/pip/24.0/json"
-"""A page of PyPI's that has advisories, to see whether it answers."""
 REACH_SECONDS = 5
 """How long it may take to answer."""
 LATER = "run `make audit` where PyPI answers"
@@ -41,7 +39,14 @@ class Audit:
     """Packages that could."""
 
 
-def fault_of(url: str = ADVISORIES) -> str | None:
+def advisories() -> str:
+    """A page of PyPI's that has advisories, to see whether it answers; where PyPI is, pip knows."""
+    from pip._internal.models.index import PyPI
+
+    return f"https://{PyPI.netloc}/pypi/pip/24.0/json"
+
+
+def fault_of(url: str) -> str | None:
     """Why the advisories cannot be asked; None where they can."""
     question = (
         "import json, sys, urllib.request as r; "
@@ -95,14 +100,15 @@ def sentence(found: Audit, lock: Lock) -> str:
     return f"audit: {weak} in {found.asked} packages of {lock.requirements.name}{unknown}"
 
 
-def main(arguments: Sequence[str] | None = None, *, url: str = ADVISORIES) -> int:
+def main(arguments: Sequence[str] | None = None, *, url: str | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Asks PyPI's advisories about every package of the lock.")
     parser.add_argument("--venv", type=Path, default=HERE.parent / ".venv", help="default: .venv in the checkout")
     parser.add_argument("--report-only", action="store_true", help="end with status 0 whatever is found")
     options = parser.parse_args(arguments)
-    if fault := fault_of(url):
-        print(f"audit: could not ask {url} ({fault}): {LATER}")
+    asked = url or advisories()
+    if fault := fault_of(asked):
+        print(f"audit: could not ask {asked} ({fault}): {LATER}")
         return 0
     lock = lock_of(options.venv, gpu=False)
     try:
