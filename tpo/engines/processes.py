@@ -10,11 +10,15 @@ read, and makes its folders writable by everyone.
 """
 
 import contextlib
+import functools
+import importlib
 import os
 import secrets
+import socket
 import stat
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_V2": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_worker_niceness": "0",
+    "RAY_agent_register_timeout_ms": "600000",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
@@ -91,34 +96,56 @@ def start_ray(cluster: ClusterConfig) -> None:
             ) from error
         return
     _close_to_others()
-    ray.init(
-        address="local",
-        num_cpus=max(2, os.cpu_count() or 2),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-        _temp_dir=None if "RAY_TMPDIR" in os.environ else str(_private_folder() / "ray"),
-    )
+    _start_own_ray()
     if (address := ray.util.get_node_ip_address()) != "127.0.0.1":
         ray.shutdown()
         raise StageError(f"Ray listens on {address}, expected 127.0.0.1: this version of Ray is not one we know")
 
 
+def _start_own_ray() -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(_private_folder() / "ray"),
+        )
+    except Exception as error:  # Ray raises nothing narrower
+        if "timed out during startup" not in str(error):
+            raise
+        raise StageError(
+            f"Ray did not start within 30 seconds: this machine is very busy, or Ray is broken (its logs: "
+            f"{os.environ.get('RAY_TMPDIR', _private_folder() / 'ray')}); let other work end, then run again"
+        ) from error
+
+
 def _close_to_others() -> None:
-    """Sets what Ray and its processes take their address and their token from, and leaves the dashboard's process out.
+    """Sets what Ray and its processes take their address and their token from.
 
     That a token must be shown at all is Ray's own default for a cluster that it starts, unless the user's
     `RAY_AUTH_MODE` says otherwise; set here it would come too late where Ray has been imported before.
     """
     from ray._private import ray_constants
-    from ray._private.node import Node
 
     os.environ.update(LOOPBACK)
     ray_constants.ENABLE_RAY_CLUSTER = False  # taken from the environment when Ray was imported
-    Node.start_api_server = _start_no_dashboard
+    _start_nodes_our_way()
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@functools.cache
+def _start_nodes_our_way() -> None:
+    """Has Ray's nodes in this process start without the dashboard's process, and without haste."""
+    from ray._private.node import Node
+
+    Node.start_api_server = _start_no_dashboard
+    Node.start_ray_processes = functools.partialmethod(_start_with_ports, Node.start_ray_processes)
 
 
 def _start_no_dashboard(node: Any, **_: Any) -> None:
@@ -132,6 +159,30 @@ def _start_no_dashboard(node: Any, **_: Any) -> None:
     node.get_gcs_client().internal_kv_put(
         ray_constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:0", True, ray_constants.KV_NAMESPACE_DASHBOARD
     )
+
+
+def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
+    """Starts a node's processes with ports chosen here for its agents.
+
+    Left to choose, agents write their ports into files, for which the node waits 15 seconds, and then it dies; on a
+    busy machine their imports take longer, and no setting changes that (ray-project/ray#65983). Not all can be given to
+    the node in another way, so the files are there before it starts.
+    """
+    names: Any = importlib.import_module("ray._raylet")
+    with contextlib.ExitStack() as bound:
+        sockets = [bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        agent, export, listen, environments = [found.getsockname()[1] for found in sockets]
+    parameters = node._ray_params
+    parameters.metrics_agent_port, parameters.metrics_export_port = agent, export
+    parameters.dashboard_agent_listen_port, parameters.runtime_env_agent_port = listen, environments
+    for name, port in (
+        (names.METRICS_AGENT_PORT_NAME, agent),
+        (names.METRICS_EXPORT_PORT_NAME, export),
+        (names.DASHBOARD_AGENT_LISTEN_PORT_NAME, listen),
+        (names.RUNTIME_ENV_AGENT_PORT_NAME, environments),
+    ):
+        names.persist_port(node.get_session_dir_path(), node.node_id, name, port)
+    start(node)
 
 
 def _private_folder() -> Path:

@@ -1,0 +1,50 @@
+"""On a busy machine Ray's agents take longer to start than the 15 seconds after which Ray's node would give up."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+SLOW_AGENTS = """
+import sys, time
+
+if any(word.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for word in sys.orig_argv):
+    print("slow", file=open({mark!r}, "a"))
+    time.sleep(20)
+"""
+START = """
+import ray
+from tpo.config import ClusterConfig
+from tpo.engines.processes import start_ray
+
+start_ray(ClusterConfig())
+
+@ray.remote(runtime_env={"env_vars": {"KNOWN": "yes"}})
+def known():
+    import os
+    return os.environ["KNOWN"]
+
+print(ray.get(known.remote()))
+"""
+
+
+def test_ray_starts_on_a_machine_where_its_agents_are_slow(tmp_path: Path, outcome: Callable[[str, str, str], None]):
+    mark = tmp_path / "mark"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS.format(mark=str(mark)))
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert mark.read_text().count("slow") == 2
+    assert done.stdout == "yes\n", done.stderr
+    outcome("Ray's agents take 20 seconds to start", "sample", "goes on; the node waits for them")
