@@ -7,10 +7,11 @@ paper's own: for evaluation, an output that still breaks the format after the la
 markers; where its thought ends nobody can say.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tpo.engines.reply import Tokens
 from tpo.journal import Journal
 from tpo.records import Judgment, Prompt, Sample, Score
 
@@ -44,13 +45,24 @@ class Group:
     """Another model's response to hold each of them against, for a judge that can only compare; index `BASELINE`."""
 
 
+Spend = Callable[[Tokens], None]
+"""Told of the tokens that one answer of a model took."""
+
+
+def uncounted(_: Tokens) -> None:
+    """Where nobody keeps count."""
+
+
 class Judge(Protocol):
     """Scores the whole group of one prompt's responses."""
 
-    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+    def judge(
+        self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
+    ) -> Iterator[list[Judgment]]:
         """What the judge says of each group, in order: readings of single responses or comparisons of two.
 
-        A judge that is paid by the answer writes what it is told to `journal`, and does not ask for what is there.
+        A judge that is paid by the answer writes what it is told to `journal`, and does not ask for what is there. A
+        judge that is a model tells `spend` of each answer before it does anything else with it.
         """
         ...
 

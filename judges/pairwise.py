@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from judges.askers import Asker, Comparison
-from judges.base import BASELINE, Group, Response
+from judges.base import BASELINE, Group, Response, Spend, uncounted
 from prompts.verdict import Verdict, parse_verdict
 from tpo.config import PairwiseJudge
 from tpo.engines.api import Refused
-from tpo.engines.reply import Reply
+from tpo.engines.reply import Reply, Tokens
 from tpo.journal import Journal
 from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
@@ -39,14 +39,16 @@ class Pairwise:
         self._config = config
         self._asker = asker
 
-    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+    def judge(
+        self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
+    ) -> Iterator[list[Judgment]]:
         """The comparisons of each group.
 
         What `journal` holds is not asked again, and what is asked is written there as it comes.
         """
         matches = [_Match(group, self._config) for group in groups]
         while questions := self._next_questions(matches):
-            for question, said in self._ask(questions, journal):
+            for question, said in self._ask(questions, journal, spend):
                 question.match.record(question, said)
         for match in matches:
             yield match.judgments()
@@ -79,7 +81,7 @@ class Pairwise:
         return [question for match in matches for question in questions[id(match)]]
 
     def _ask(
-        self, questions: Sequence["_Question"], journal: Journal | None
+        self, questions: Sequence["_Question"], journal: Journal | None, spend: Spend
     ) -> Iterator[tuple["_Question", Reply | Refused]]:
         """What is said to each question, from the journal or by asking, in any order."""
         known = journal.answers if journal else {}
@@ -88,6 +90,8 @@ class Pairwise:
                 yield question, _from_json(known[question.key])
         open_ = [question for question in questions if question.key not in known]
         for i, said in self._asker.ask([question.comparison for question in open_]):
+            if isinstance(said, Reply):
+                spend(Tokens(said.input_tokens, said.output_tokens))
             if journal:
                 journal.write(open_[i].key, _to_json(said))
             yield open_[i], said

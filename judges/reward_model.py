@@ -17,11 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from judges.base import Group
+from judges.base import Group, Spend, uncounted
 from tpo.config import ClusterConfig, JudgeEngineConfig, RewardModelJudge
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.folder_files import read_json, some_of
 from tpo.engines.model_folder import check_model_folder
+from tpo.engines.reply import Tokens
 from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
 from tpo.engines.tensor_files import read_tensors
 from tpo.errors import InputError
@@ -57,7 +58,9 @@ class ChatJudge(ABC):
         self._max_tokens = max_tokens
         self._scorer = scorer
 
-    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+    def judge(
+        self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
+    ) -> Iterator[list[Judgment]]:
         """One reading a response; None, and why, for a chat that is too long or gets no finite number.
 
         Raises `InputError` where the model's folder or chat template is not what this judge can read.
@@ -76,6 +79,9 @@ class ChatJudge(ABC):
         for group, values in zip(groups, self._scorer.score(chats()), strict=True):
             found = iter(values)
             readings = [(chat, next(found) if isinstance(chat, Chat) else []) for chat in asked.popleft()]
+            for chat, _ in readings:
+                if isinstance(chat, Chat):
+                    spend(Tokens(len(chat.token_ids)))
             yield [
                 self._judgment(group.prompt_id, response.index, *reading)
                 for response, reading in zip(group.responses, readings, strict=True)

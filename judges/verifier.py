@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from judges.base import Group
+from judges.base import Group, Spend, uncounted
 from tpo.config import VerifierJudge
 from tpo.journal import Journal
 from tpo.records import Judgment, Score
@@ -27,7 +27,9 @@ class Verifier:
         self._config = config
         self._pattern = re.compile(config.answer_pattern)
 
-    def judge(self, groups: Sequence[Group], journal: Journal | None = None) -> Iterator[list[Judgment]]:
+    def judge(
+        self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
+    ) -> Iterator[list[Judgment]]:
         """One reading a response: 1 right, 0 wrong, None without a reference."""
         for group in groups:
             yield [self._read(group, response.index, response.text) for response in group.responses]

@@ -5,11 +5,9 @@ the judge looks stands in the manifest of the scores; of training samples it mus
 before anything is trained on them, with everything that was said kept.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,14 +16,15 @@ from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
+from tasks.spending import judging_meter
 from tpo.config import RunConfig, compares
 from tpo.console import Advance, progress_bar, say
 from tpo.disk import remove
-from tpo.engines.reply import Tokens, sum_tokens
-from tpo.errors import DamagedError
-from tpo.journal import JOURNALS, Journal, read_journal
+from tpo.engines.reply import Tokens
+from tpo.journal import Journal
+from tpo.ledger import API, read_ledger
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
-from tpo.store import counts_so_far, read_rows
+from tpo.store import read_rows
 
 
 @task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE)
@@ -49,7 +48,7 @@ def judge(
         with_errors=ask.purpose == "evaluate",
         baseline=read_rows(baseline, Sample) if baseline and compares(ask.judge) else (),
     )
-    judge_ = build_judge(ask.judge, config.judge_engine, config.cluster, tokens_of_run(config.root))
+    judge_ = build_judge(ask.judge, config.judge_engine, config.cluster, api_tokens(config.root))
     if judgments is None:
         judgments = _say_judgments(config, ask, submitted, groups, judge_)
     said = read_rows(judgments, Judgment)
@@ -100,14 +99,23 @@ def _say_judgments(
         say(f"{stage.name}: made again, {change}")
     size = stage.shard_size or config.judge_engine.shard_prompts
     starts = range(0, len(groups), size)
-    with progress_bar(f"judge {ask.folder}", len(groups), "prompts") as advance:
+    with (
+        progress_bar(f"judge {ask.folder}", len(groups), "prompts") as advance,
+        judging_meter(config, stage.name, ask.judge) as meter,
+    ):
+
+        def spend(tokens: Tokens) -> None:
+            meter.book(answers=1, tokens_in=tokens.input_tokens, tokens_out=tokens.output_tokens)
+
         for i, start in enumerate(starts):
             shard = groups[start : start + size]
             if not stage.has_shard(i):
+                meter.check()
                 # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
                 with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
-                    rows = [judgment for said in judge_.judge(shard, journal) for judgment in said]
-                stage.write_shard(i, rows, counts=dataclasses.asdict(_tokens(journal.answers)))
+                    rows = [judgment for said in judge_.judge(shard, journal, spend) for judgment in said]
+                meter.book(prompts=len(shard))
+                stage.write_shard(i, rows)
             remove(_journal(stage.folder, i))
             advance(start + len(shard))
     return stage.commit(len(starts))
@@ -117,25 +125,13 @@ def _journal(folder: Path, shard: int) -> Path:
     return folder / f"journal-{shard:05d}.jsonl"
 
 
-def _tokens(answers: Mapping[str, Any]) -> Tokens:
-    counts = (Tokens(said.get("input_tokens", 0), said.get("output_tokens", 0)) for said in answers.values())
-    return sum_tokens(counts)
-
-
 def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
     """Shows how far a shard is, by the share of all possible comparisons that have been made."""
     comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
 
 
-def tokens_of_run(root: Path) -> Tokens:
-    """What judging has cost a run so far, stages that were cut off or moved aside included."""
-    return sum_tokens(tokens_of_stage(plan.parent) for plan in sorted(root.rglob("judgments*/plan.json")))
-
-
-def tokens_of_stage(folder: Path) -> Tokens:
-    """What one judging has cost: by the seals of its shards, and of those under way by their journals."""
-    journals = [_tokens(read_journal(path).answers) for path in sorted(folder.glob(JOURNALS))]
-    with contextlib.suppress(DamagedError):
-        journals.append(Tokens(**counts_so_far(folder)))
-    return sum_tokens(journals)
+def api_tokens(root: Path) -> Tokens:
+    """What servers have read and written for a run so far, by its ledger: what the caps of an endpoint count."""
+    paid = [entry for entry in read_ledger(root) if entry.device == API]
+    return Tokens(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))

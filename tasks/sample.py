@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.lineage import Ask, samples_stage
+from tasks.spending import sampling_meter
 from tpo.config import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.chat import ChatEncoder
@@ -40,8 +41,14 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     pool = sampler_pool(config.engine, config.cluster, config.data.max_prompt_tokens + config.sample.max_new_tokens)
     if missing:
         check_files(model)
-    with progress_bar(f"sample {ask.folder}", len(rows) * k, "outputs") as advance:
+    with (
+        progress_bar(f"sample {ask.folder}", len(rows) * k, "outputs") as advance,
+        sampling_meter(config, stage.name, model.path) as meter,
+    ):
+        if missing:
+            meter.check()
         done_rows = sum(len(shards[i]) for i in range(len(shards)) if i not in set(missing))
+        left = len(missing)
         for position, outputs in pool.generate(
             model,
             requests,
@@ -51,9 +58,18 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             accept=lambda text, finished: thought_prompt.split(text, finished=finished).error is None,
         ):
             shard = missing[position]
+            meter.book(
+                prompts=len(outputs),
+                answers=sum(map(len, outputs)),
+                tokens_in=sum(len(request.prompt_token_ids) for request in requests[position]),
+                tokens_out=sum(len(o.token_ids) + o.discarded_tokens for group in outputs for o in group),
+            )
             stage.write_shard(shard, make_samples(shards[shard], requests[position], outputs, thought_prompt))
             done_rows += len(shards[shard])
             advance(done_rows * k)
+            left -= 1
+            if left:
+                meter.check()
     artifact = stage.commit(len(shards), account=Account(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact

@@ -5,14 +5,18 @@ A training that was stopped goes on from where it was.
 """
 
 import shutil
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import epoch_artifact, train_stage
+from tasks.spending import training_meter
 from tpo.config import RunConfig
-from tpo.console import progress_bar, say
+from tpo.console import Advance, progress_bar, say
+from tpo.engines.checkpoints import trainer_folder
 from tpo.engines.trainer import train_dpo
+from tpo.ledger import Meter
 from tpo.records import Artifact, Pair
 from tpo.store import check_files, read_rows
 
@@ -28,19 +32,63 @@ def train(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -
         rows = read_rows(pairs, Pair)
         check_files(model)
         steps = config.train.epochs * -(-len(rows) // config.train.batch_size)
-        with progress_bar(f"train iter_{iteration}", steps, "steps") as advance:
-            epochs = train_dpo(
-                model.path,
-                rows,
-                stage.folder,
-                config=config.train,
-                trainer=config.trainer,
-                cluster=config.cluster,
-                seed=config.seed,
-                progress=lambda finished, _: advance(finished),
-            )
+        with (
+            progress_bar(f"train iter_{iteration}", steps, "steps") as advance,
+            training_meter(config, stage.name, model.path) as meter,
+        ):
+            meter.check()
+            count = _Steps(rows, steps, config.train.epochs, meter, fresh=not trainer_folder(stage.folder).exists())
+            try:
+                epochs = train_dpo(
+                    model.path,
+                    rows,
+                    stage.folder,
+                    config=config.train,
+                    trainer=config.trainer,
+                    cluster=config.cluster,
+                    seed=config.seed,
+                    progress=lambda finished, _: count.reach(finished, advance),
+                )
+            finally:
+                count.book()
         for scratch in ("dataset", "ray", "trainer"):
             shutil.rmtree(stage.folder / scratch, ignore_errors=True)
         done = stage.commit_files(facts={"steps": epochs[-1].step, "loss": epochs[-1].loss})
         say(f"{stage.name}: {epochs[-1].step} steps, loss {epochs[0].loss:.3f} → {epochs[-1].loss:.3f}")
     return [epoch_artifact(done, epoch) for epoch in range(1, config.train.epochs + 1)]
+
+
+class _Steps:
+    """Counts optimiser steps as tokens spent: what is done again after a crash has been done twice.
+
+    A step counts as the mean of all of them, since pairs come shuffled.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], steps: int, epochs: int, meter: Meter, *, fresh: bool) -> None:
+        self._share = epochs / max(1, steps)
+        self._pairs = len(pairs)
+        self._tokens = sum(
+            2 * len(pair.prompt_token_ids) + len(pair.chosen_token_ids) + len(pair.rejected_token_ids) for pair in pairs
+        )
+        self._meter = meter
+        self._reached = 0 if fresh else None
+        self._done = 0
+        self._booked = 0
+
+    def reach(self, step: int, advance: Advance) -> None:
+        """Takes note of how far the training is; books a line now and then."""
+        advance(step)
+        if self._reached is not None:
+            self._done += max(0, step - self._reached)
+        self._reached = step
+        if self._meter.tick():
+            self.book()
+
+    def book(self) -> None:
+        """Books the steps since the last line."""
+        before, now = self._booked * self._share, self._done * self._share
+        self._booked = self._done
+        self._meter.book(
+            answers=round(self._pairs * now) - round(self._pairs * before),
+            tokens_in=round(self._tokens * now) - round(self._tokens * before),
+        )

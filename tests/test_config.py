@@ -89,7 +89,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
     ("overrides", "told"),
     [
         (["sample.kk=4"], "sample.kk: unknown key; known here: evaluation_tries, k, max_new_tokens,"),
-        (["smaple.k=4"], "smaple: unknown key; known here: cluster, data,"),
+        (["smaple.k=4"], "smaple: unknown key; known here: budget, cluster,"),
         (["data.source.kind=miniature", "data.source.pth=x"], "data.source.pth: unknown key; known here: categories"),
         (["evaluation.judge.x=1"], "evaluation.judge.x: unknown key; known here: answer_pattern"),
         (["sample.k=1"], "sample.k: Input should be greater than or equal to 2 (found 1)"),

@@ -417,6 +417,56 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """Address of a running Ray cluster (`auto` finds one on this machine), or None to start Ray for this run."""
+    nodes: int = Field(1, ge=1)
+    """Machines that the plan reckons with."""
+    gpus: int | None = Field(None, ge=1)
+    """GPUs a machine that the plan reckons with; None for those of this machine."""
+    gpu_memory_gib: float | None = Field(None, gt=0)
+    """Memory of each, in GiB as `nvidia-smi` shows it (an H100 of 80 GB has 79.6); None for what this machine's
+    have."""
+    gpu: str | None = None
+    """What they are called, as in `H100`: a first forecast guesses their speed by it, and the ledger notes it. None for
+    what this machine's are called."""
+
+
+class ThroughputConfig(Section):
+    """What the plan reckons with; None for what past runs show, or else a guess. A device is a GPU, or on CPUs one
+    engine or worker."""
+
+    sample: float | None = Field(None, gt=0)
+    """Tokens a second that a device writes when it samples."""
+    judge: float | None = Field(None, gt=0)
+    """Tokens a second, read and written, of a device that judges; of a server, of all its calls together."""
+    train: float | None = Field(None, gt=0)
+    """Tokens of pairs a second that a device trains on, each pass counted."""
+    output_tokens: float | None = Field(None, gt=0)
+    """Mean tokens of an output, thought and response."""
+    response_share: float = Field(0.5, gt=0, le=1)
+    """Share of an output that is its response, which is all that judges read."""
+    judgment_tokens: float | None = Field(None, gt=0)
+    """Mean tokens that a judge writes a comparison, where it explains."""
+
+
+class PricesConfig(Section):
+    """What things cost, in the currency in which an endpoint's prices are too."""
+
+    gpu_hour: float = Field(0.0, ge=0)
+    """An hour of one GPU."""
+
+
+class BudgetConfig(Section):
+    """Caps on what a run may spend by its ledger, earlier starts and attempts included; None for no limit.
+
+    Looked at before each shard of sampling and judging and before each training. At a cap the run stops with all that
+    is complete kept; with a higher one the same command goes on.
+    """
+
+    hours: float | None = Field(None, gt=0)
+    """Hours that the stages have worked."""
+    tokens: int | None = Field(None, ge=1)
+    """Tokens read and written: sampled, judged and, each pass counted, trained on."""
+    cost: float | None = Field(None, gt=0)
+    """Money, by `prices` and the prices of endpoints."""
 
 
 class RunConfig(Section):
@@ -456,6 +506,12 @@ class RunConfig(Section):
     """Where training runs."""
     cluster: ClusterConfig = ClusterConfig()
     """Where Ray is."""
+    throughput: ThroughputConfig = ThroughputConfig()
+    """How fast the plan takes the machines to be."""
+    prices: PricesConfig = PricesConfig()
+    """What things cost."""
+    budget: BudgetConfig = BudgetConfig()
+    """What the run may spend."""
 
     @property
     def root(self) -> Path:
@@ -469,6 +525,18 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than train.max_tokens "
                 f"({self.train.max_tokens}): pairs would be dropped for length alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cost_has_prices(self) -> "RunConfig":
+        endpoints = [
+            judge.endpoint for judge in (self.judge, self.evaluation.judge) if isinstance(judge, PairwiseJudge)
+        ]
+        priced = [endpoint for endpoint in endpoints if endpoint and (endpoint.input_price or endpoint.output_price)]
+        if self.budget.cost is not None and not (self.prices.gpu_hour or priced):
+            raise ValueError(
+                "budget.cost is set and nothing has a price: set prices.gpu_hour, or the endpoint's prices"
             )
         return self
 

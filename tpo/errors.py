@@ -15,6 +15,10 @@ class StageError(TpoError, RuntimeError):
     """A stage cannot go on with what earlier stages left it, for example 0 pairs."""
 
 
+class BudgetError(TpoError, RuntimeError):
+    """The run has spent what it may."""
+
+
 class ServerError(TpoError, RuntimeError):
     """Prefect's server, which shows a run but does not make it, is out of reach."""
 

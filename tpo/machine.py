@@ -3,8 +3,10 @@
 In: nothing. Out: numbers, or None where they cannot be known. Loads nothing: a GPU is asked for through `nvidia-smi`.
 """
 
+import functools
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -26,6 +28,28 @@ def gpu_count() -> int | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU."""
+
+    name: str
+    """What `nvidia-smi` calls it."""
+    memory_gib: float
+    """Its memory."""
+
+
+@functools.cache
+def gpus_here() -> tuple[Gpu, ...]:
+    """This machine's GPUs; none where `nvidia-smi` does not say."""
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+        rows = [line.rsplit(",", 1) for line in listed.stdout.splitlines()]
+        return tuple(Gpu(name.strip(), float(mib) / 1024) for name, mib in rows)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
 
 
 def _limits(cgroups: Path, own_cgroup: Path) -> list[int]:

@@ -16,7 +16,6 @@ import datetime
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +62,7 @@ class Manifest:
     account: Mapping[str, Any] | None
     """`rows_in`, `rows_out` and `dropped` by reason, or None where a stage drops nothing by its nature."""
     facts: Mapping[str, Any]
-    """What else the stage found, for the report (ρ, token counts, …)."""
+    """What else the stage found, for the report (ρ, health, …)."""
     seconds: float
     """Wall-clock time from the stage's start to this manifest; a resumed stage counts its last start."""
     finished: str
@@ -171,11 +170,8 @@ class Stage:
         remove(_seal(path))
         return False
 
-    def write_shard(self, index: int, rows: Sequence[object], *, counts: Mapping[str, int] | None = None) -> None:
-        """Writes one shard: the Parquet file, then a seal beside it that says that it is whole.
-
-        `counts` is what making it took; the manifest's facts hold their sums over all shards.
-        """
+    def write_shard(self, index: int, rows: Sequence[object]) -> None:
+        """Writes one shard: the Parquet file, then a seal beside it that says that it is whole."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -187,7 +183,6 @@ class Stage:
         data = sink.getvalue().to_pybytes()
         write_atomically(path, data)
         seal = {"name": path.name, "rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        seal["counts"] = dict(counts or {})
         write_atomically(_seal(path), _to_json(_with_checksum(seal)))
 
     def commit(
@@ -202,13 +197,13 @@ class Stage:
         for index in range(shards):
             if (seal := _read_checked(_seal(self.shard(index)))) is None:
                 raise StoreError(f"{self.shard(index)} was never written, expected {shards} shards: run again")
-            files.append({key: value for key, value in seal.items() if key not in ("checksum", "counts")})
+            files.append({key: value for key, value in seal.items() if key != "checksum"})
         rows = sum(file["rows"] for file in files)
         if account is not None and rows != account.rows_out:
             raise StoreError(
                 f"{self.folder} holds {rows} rows, expected {account.rows_out}: move it away and run again"
             )
-        return self._commit(files, account, {**counts_so_far(self.folder), **(facts or {})})
+        return self._commit(files, account, facts or {})
 
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
         """The same for a stage that holds files in place of rows (a model): hashes and syncs every one of them."""
@@ -242,14 +237,6 @@ class Stage:
         )
         write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
         return Artifact(self.folder, self.record, manifest.rows, manifest.fingerprint)
-
-
-def counts_so_far(folder: Path) -> dict[str, int]:
-    """The sums of what making the sealed shards in a stage's folder took."""
-    counts: Counter[str] = Counter()
-    for path in sorted(folder.glob("part-*.seal.json")):
-        counts.update((_read_checked(path) or {}).get("counts", {}))
-    return dict(counts)
 
 
 def mending(make: Callable[[], Result]) -> Result:

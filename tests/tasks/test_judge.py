@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.judge import judge, tokens_of_run
+from tasks.judge import api_tokens, judge
 from tasks.lineage import Answers, training_ask, validation_ask
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tests.rows import a_config, a_prompt, a_sample
@@ -70,7 +70,7 @@ def test_a_server_judges_and_says_how_sound_it_looked(tmp_path: Path):
         health = manifest.facts["health"]
         assert (health["comparisons"], health["swap_agreement"], health["first_rate"]) == (CALLS, 1.0, 0.5)
         assert health["length_correlation"] > 0.9
-        assert tokens_of_run(config.root).input_tokens == CALLS * 10
+        assert api_tokens(config.root).input_tokens == CALLS * 10
         assert len(server.asked) == CALLS
         assert judged(config) == answers
         assert len(server.asked) == CALLS
@@ -92,13 +92,13 @@ def test_a_judge_whose_server_dies_goes_on_without_asking_again(tmp_path: Path, 
         config = config_for(server, tmp_path, endpoint={"concurrency": 1})
         with pytest.raises(StageError, match="500"):
             judged(config)
-        assert tokens_of_run(config.root).input_tokens == calls * 10
+        assert api_tokens(config.root).input_tokens == calls * 10
     with MisbehavingServer(says=longer, key=KEY) as server:
         answers = judged(config_for(server, tmp_path))
         assert len(server.asked) == CALLS - calls
     said = read_rows(Artifact(answers.scores.path.with_name("judgments"), "Judgment", 0, ""), Judgment)
     assert len({(j.prompt_id, j.index, j.other_index) for j in said}) == len(said) == CALLS
-    assert tokens_of_run(config.root).input_tokens == CALLS * 10
+    assert api_tokens(config.root).input_tokens == CALLS * 10
     assert not list(config.root.rglob("journal-*"))
 
 

@@ -1,6 +1,5 @@
 """What a language model is asked for as a judge, and what comes back, whoever runs it: our engines or a server."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -43,9 +42,3 @@ class Tokens:
     """Tokens read."""
     output_tokens: int = 0
     """Tokens written."""
-
-
-def sum_tokens(counts: Iterable[Tokens]) -> Tokens:
-    """All of them together."""
-    listed = list(counts)
-    return Tokens(sum(count.input_tokens for count in listed), sum(count.output_tokens for count in listed))

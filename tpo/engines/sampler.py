@@ -63,6 +63,8 @@ class Output:
     """False where the token limit cut it."""
     tries: int
     """How many outputs were sampled until this one stayed."""
+    discarded_tokens: int = 0
+    """Tokens of those that did not."""
 
 
 def request_seed(*parts: object) -> int:
@@ -108,7 +110,8 @@ class Engine:
                 break
             asks = [(requests[i].prompt_token_ids, _later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
             for (i, j), (output,) in zip(again, self._sample(asks, sample), strict=True):
-                outputs[i][j] = self._output(output, attempt)
+                before = outputs[i][j]
+                outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
         return outputs
 
     def reply(self, prompts: Sequence[list[int]], decoding: Decoding, labels: Sequence[list[int]]) -> list[Reply]:
@@ -171,8 +174,8 @@ class Engine:
         prompts = [{"prompt_token_ids": ids} for ids, _, _ in asks]
         return [result.outputs for result in self._llm.generate(prompts, params, use_tqdm=False)]
 
-    def _output(self, output: Any, tries: int) -> Output:
-        return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries)
+    def _output(self, output: Any, tries: int, discarded_tokens: int = 0) -> Output:
+        return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries, discarded_tokens)
 
     def has_weights_of(self, model: Artifact) -> bool:
         """Whether the engine gives a probe the log-probs that transformers gives it with the weights in `model`."""

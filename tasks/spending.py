@@ -1,0 +1,71 @@
+"""Who does a stage's work, on what, and at which prices: what its lines in the ledger say beside the amounts.
+
+In: a config and the model at work. Out: a `Meter` for the stage.
+"""
+
+import contextlib
+from math import prod
+from pathlib import Path
+
+from tpo.config import EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.engines.tensor_files import read_tensors
+from tpo.errors import InputError
+from tpo.ledger import API, Meter, Worker
+from tpo.machine import gpus_here
+
+
+def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
+    """For sampling `model`."""
+    return Meter(config.root, stage, _engines(config, config.engine, parameters_of(model)), config.budget)
+
+
+def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig) -> Meter:
+    """For asking `judge`; one that only computes holds nothing."""
+    return Meter(config.root, stage, _judge(config, judge), config.budget)
+
+
+def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
+    """For training `model`."""
+    worker = Worker(
+        device=device_name(config, config.trainer.device),
+        devices=config.trainer.workers,
+        parameters=parameters_of(model),
+        hour_price=config.prices.gpu_hour if config.trainer.device == "gpu" else 0.0,
+    )
+    return Meter(config.root, stage, worker, config.budget)
+
+
+def parameters_of(folder: Path) -> int:
+    """How many parameters a model has, by the headers of its files; 0 where they do not say."""
+    with contextlib.suppress(InputError):
+        return sum(prod(tensor.shape) for tensor in read_tensors(folder).values())
+    return 0
+
+
+def device_name(config: RunConfig, device: str) -> str:
+    """What the ledger calls a device: `cpu`, or the GPU's name as the config or this machine has it."""
+    if device == "cpu":
+        return device
+    found = gpus_here()
+    return config.cluster.gpu or (found[0].name if found else device)
+
+
+def _judge(config: RunConfig, judge: JudgeConfig) -> Worker:
+    if isinstance(judge, VerifierJudge):
+        return Worker("cpu")
+    if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+        return Worker(API, input_price=judge.endpoint.input_price, output_price=judge.endpoint.output_price)
+    assert judge.folder is not None
+    tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
+    return _engines(config, config.judge_engine, parameters_of(judge.folder), tensor_parallel=tensor_parallel)
+
+
+def _engines(config: RunConfig, engine: EngineConfig, parameters: int, tensor_parallel: int | None = None) -> Worker:
+    on_gpu = engine.device == "gpu"
+    each = engine.tensor_parallel if tensor_parallel is None else tensor_parallel
+    return Worker(
+        device=device_name(config, engine.device),
+        devices=engine.count * (each if on_gpu else 1),
+        parameters=parameters,
+        hour_price=config.prices.gpu_hour if on_gpu else 0.0,
+    )
