@@ -6,7 +6,7 @@ In: a config, an iteration and the artifacts of earlier stages. Out: `Stage`s. T
 Iteration t ≥ 1 makes M_t from M_{t-1}; its folder `iter_<t>` holds everything that made M_t, M_t itself and its
 evaluation. `iter_0` holds the evaluation of the seed, M_0, and the validation and test prompts. Where something ran
 (`engine`, `trainer`, `cluster`, folder and name) identifies nothing, but for what changes the numbers themselves:
-`engine.dtype` and `trainer.workers`.
+`engine.dtype`, `trainer.workers` and `trainer.strategy`.
 """
 
 from collections.abc import Sequence, Set
@@ -240,7 +240,12 @@ def train_stage(config: RunConfig, iteration: int, model: Artifact, pairs: Artif
         f"iter_{iteration}/train",
         "Model",
         inputs={"model": model.fingerprint, "pairs": pairs.fingerprint},
-        config={"seed": config.seed, "train": config.train.model_dump(mode="json"), "workers": config.trainer.workers},
+        config={
+            "seed": config.seed,
+            "train": config.train.model_dump(mode="json"),
+            "workers": config.trainer.workers,
+            "strategy": config.trainer.strategy,
+        },
     )
 
 

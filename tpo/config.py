@@ -308,6 +308,21 @@ def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
     return 0.5 if judge.kind in ("verifier", "pairwise") else 0.0
 
 
+class LoraConfig(Section):
+    """Training of low-rank adapters (LoRA, 2106.09685) in place of all weights; each epoch's model is merged.
+
+    There is no dropout: policy and reference would differ before the first step, and no longer give the loss that the
+    trainer checks, ln 2.
+    """
+
+    rank: int = Field(16, ge=1)
+    """Rank of the change of each matrix."""
+    alpha: float = Field(32.0, gt=0)
+    """The change is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Ends of the names of the modules that get an adapter; `all-linear` is every linear layer but the head."""
+
+
 class TrainConfig(Section):
     """The DPO step (TRL). The paper gives no optimiser settings; the defaults are the miniature's."""
 
@@ -332,9 +347,15 @@ class TrainConfig(Section):
     max_tokens: int = Field(512, ge=8)
     """Longest prompt plus output; a longer pair is dropped and counted, never cut."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the model trains in and is saved in."""
+    """What the model computes in and is saved in. With `bfloat16` the weights that are trained and the optimiser's
+    state stay in float32, 16 bytes a parameter, and only weights below an adapter are bfloat16."""
     gradient_checkpointing: bool = False
     """Recompute activations to save memory."""
+    lora: LoraConfig | None = None
+    """Train adapters and not all weights; a section `[train.lora]` in a profile, which may be empty."""
+    packing: bool = False
+    """Compute a worker's pairs as one row without padding, a pair's prompt once: exact, and refused for models where it
+    would not be (attention windows shorter than a pair, capped logits, recurrent layers)."""
 
     @model_validator(mode="after")
     def _micro_divides(self) -> "TrainConfig":
@@ -399,7 +420,9 @@ class TrainerConfig(Section):
     """The workers that train; says where and how fast, not what."""
 
     workers: int = Field(1, ge=1)
-    """Data-parallel workers of Ray Train."""
+    """Data-parallel workers of Ray Train; a step takes the same pairs and weighs them alike however many there are."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp` gives every worker the whole model; `fsdp` spreads weights, gradients and optimiser over the workers."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What a worker runs on."""
     threads: int = Field(2, ge=1)
@@ -410,6 +433,12 @@ class TrainerConfig(Section):
     too."""
     stall_seconds: float = Field(1800.0, gt=0)
     """Time without any step after which a worker counts as hung: it is killed, and goes on from its last checkpoint."""
+
+    @model_validator(mode="after")
+    def _spread_over_several(self) -> "TrainerConfig":
+        if self.strategy == "fsdp" and self.workers < 2:
+            raise ValueError(f"strategy is fsdp with {self.workers} worker: set workers to 2 or more, or strategy to ddp")
+        return self
 
 
 class ClusterConfig(Section):
