@@ -14,6 +14,8 @@ SEED ?=
 RUN ?=
 MODEL ?=
 SET ?=
+# Of make plan: set for JSON.
+JSON ?=
 # Of make chaos: how many runs, and on which engines (real or mock).
 N ?= 50
 ENGINE ?= real
@@ -32,9 +34,10 @@ override RUN := $(value RUN)
 override SET := $(value SET)
 override N := $(value N)
 override ENGINE := $(value ENGINE)
-export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE
+override JSON := $(value JSON)
+export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON
 
-.PHONY: help setup iterate judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui lock clean
+.PHONY: help setup iterate plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -48,6 +51,12 @@ iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE=
 		$${RUN:+--run-name "$$RUN"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows iterate "$$@"
+
+plan: setup ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
+	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} \
+		$${RUN:+--run-name "$$RUN"} $${JSON:+--json}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows plan "$$@"
 
 judge-check: setup ## Hold a judge's folder to its published figures. JUDGE=armorm MODEL=<folder>
 	@$(PY) -m flows judge-check "$$JUDGE" "$$MODEL"

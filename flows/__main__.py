@@ -51,20 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     iterate = commands.add_parser("iterate", help="bring a run to M_T: start it, resume it, add iterations to it")
     iterate.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
-    iterate.add_argument("--profile", default="laptop", help="a name in deploy/profiles, or a .toml file")
-    iterate.add_argument(
-        "--run-name", help="name of the run folder (default: the profile's name, with the judge and seed given here)"
-    )
-    iterate.add_argument(
-        "--judge",
-        metavar="KIND",
-        help="another judge than the profile's, with its defaults: verifier, armorm, pairwise",
-    )
-    iterate.add_argument("--seed", type=int, help="the run's seed (default: the profile's)")
-    iterate.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example sample.k=4"
-    )
+    _add_run_arguments(iterate)
     iterate.set_defaults(run=_iterate)
+    plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
+    plan.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    _add_run_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
     check = commands.add_parser("judge-check", help="hold a judge's folder to the figures published for it")
     check.add_argument("kind", choices=["armorm"], help="kind of judge")
     check.add_argument("model", type=Path, help="folder in the published format")
@@ -80,6 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     small.set_defaults(run=_small_judges)
     return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says which run is meant."""
+    parser.add_argument("--profile", default="laptop", help="a name in deploy/profiles, or a .toml file")
+    parser.add_argument(
+        "--run-name", help="name of the run folder (default: the profile's name, with the judge and seed given here)"
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="KIND",
+        help="another judge than the profile's, with its defaults: verifier, armorm, pairwise",
+    )
+    parser.add_argument("--seed", type=int, help="the run's seed (default: the profile's)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example sample.k=4"
+    )
 
 
 def _count(text: str) -> int:
@@ -102,14 +112,29 @@ def resolve_config(
     return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
 
 
-def _iterate(options: argparse.Namespace) -> int:
-    config = resolve_config(
+def _config(options: argparse.Namespace) -> RunConfig:
+    return resolve_config(
         options.profile,
         run_name=options.run_name,
         judge=options.judge,
         seed=options.seed,
         overrides=options.set,
     )
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from flows.plan import plan_run, print_plan, to_json
+
+    plan = plan_run(_config(options), options.to)
+    if options.json:
+        print(to_json(plan))
+    else:
+        print_plan(plan)
+    return 2 if plan.problems else 0
+
+
+def _iterate(options: argparse.Namespace) -> int:
+    config = _config(options)
     preflight(config)
     report = config.root / "report.html"
     if (found := finished(config, options.to)) is not None:

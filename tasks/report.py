@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import Answers, Chosen
 from tpo.config import RunConfig
 from tpo.disk import write_atomically
+from tpo.ledger import read_ledger, spending
 from tpo.method.stats import Estimate, mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample, Score
 from tpo.report_page import Example, render_report, score_picture
@@ -70,6 +71,7 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
         margins={m.iteration: _margins(m.origin.pairs) for m in measured if m.origin},
         standings={m.iteration: _facts(m.chosen.model)["standings"] for m in measured if m.origin},
         examples=_examples(measured),
+        spent=spending(read_ledger(config.root)),
     )
     write_atomically(config.root / "report.html", page.encode())
     create_table_artifact(

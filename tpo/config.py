@@ -437,7 +437,9 @@ class TrainerConfig(Section):
     @model_validator(mode="after")
     def _spread_over_several(self) -> "TrainerConfig":
         if self.strategy == "fsdp" and self.workers < 2:
-            raise ValueError(f"strategy is fsdp with {self.workers} worker: set workers to 2 or more, or strategy to ddp")
+            raise ValueError(
+                f"strategy is fsdp with {self.workers} worker: set workers to 2 or more, or strategy to ddp"
+            )
         return self
 
 
@@ -468,6 +470,8 @@ class ThroughputConfig(Section):
     """Tokens a second, read and written, of a device that judges; of a server, of all its calls together."""
     train: float | None = Field(None, gt=0)
     """Tokens of pairs a second that a device trains on, each pass counted."""
+    prompt_tokens: float | None = Field(None, gt=0)
+    """Mean tokens of a prompt, thought prompt and chat template included."""
     output_tokens: float | None = Field(None, gt=0)
     """Mean tokens of an output, thought and response."""
     response_share: float = Field(0.5, gt=0, le=1)

@@ -11,7 +11,7 @@ What a killed process had not booked yet is missing: the time since its last lin
 import dataclasses
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -142,13 +142,23 @@ class Meter:
         stage: The stage's path below it.
         worker: What does the work.
         budget: What the run may spend.
+        clock: Seconds since any one moment.
     """
 
-    def __init__(self, root: Path, stage: str, worker: Worker, budget: BudgetConfig) -> None:
+    def __init__(
+        self,
+        root: Path,
+        stage: str,
+        worker: Worker,
+        budget: BudgetConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = root / LEDGER
         self._stage = stage
         self._worker = worker
         self._budget = budget
+        self._clock = clock
         self._file = Lines(self._path)
         self._lock = threading.Lock()
 
@@ -161,12 +171,12 @@ class Meter:
             entries = _summed(entries)
             write_lines(self._path, [_to_json(entry) for entry in entries])
         self._total = _sum(entries)
-        self._last = time.monotonic()
+        self._last = self._clock()
         return self
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            if time.monotonic() - self._last >= 0.001:
+            if self._clock() - self._last >= 0.001:
                 self._book(Entry(self._stage, self._worker.device))
             self._file.close()
 
@@ -186,7 +196,7 @@ class Meter:
 
     def tick(self) -> bool:
         """Whether it is time for a line of work that knows no shards."""
-        return time.monotonic() - self._last >= TICK_SECONDS
+        return self._clock() - self._last >= TICK_SECONDS
 
     def check(self) -> None:
         """Raises `BudgetError` where a cap is reached."""
@@ -205,7 +215,7 @@ class Meter:
                 )
 
     def _book(self, entry: Entry) -> None:
-        now, worker = time.monotonic(), self._worker
+        now, worker = self._clock(), self._worker
         seconds = now - self._last
         cost = (entry.tokens_in * worker.input_price + entry.tokens_out * worker.output_price) / 1e6
         entry = dataclasses.replace(

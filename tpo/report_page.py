@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tpo.ledger import Spending
 from tpo.records import Epoch
 from tpo.summary import Interval, ModelRow, Summary
 from tpo.table import DIRECT, NOTHING, PERCENT, ScoreScale, counts, fixed, score_scale, short, validation_scale
@@ -150,11 +151,13 @@ def render_report(
     margins: Mapping[int, Sequence[float]],
     standings: Mapping[int, Sequence[Mapping[str, Any]]],
     examples: Sequence[Example],
+    spent: Sequence[Spending] = (),
 ) -> str:
     """The page, as one HTML document.
 
-    `config` is the resolved config; `epochs`, `margins` and `standings` are by iteration t of the M_t that came of
-    them; a standing has `epoch`, `score` and `parse_rate`. Whatever is missing or empty leaves its section out.
+    `config` is the resolved config; `spent` is what the ledger says; `epochs`, `margins` and `standings` are by
+    iteration t of the M_t that came of them; a standing has `epoch`, `score` and `parse_rate`. Whatever is missing or
+    empty leaves its section out.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -165,7 +168,7 @@ def render_report(
         finalize=printable,
     )
     environment.filters.update(
-        model=subscripted, fixed=fixed, short=short, counts=counts, span=_span, signed_span=_signed_span
+        model=subscripted, fixed=fixed, short=short, counts=counts, span=_span, signed_span=_signed_span, hours=_hours
     )
     thinks = config.get("prompt", {}).get("variant") != "direct"
     groups = [row for row in summary.models if row.by_category]
@@ -187,6 +190,7 @@ def render_report(
         standings={t: rows for t, rows in sorted(standings.items()) if rows},
         chosen={row.iteration: row.chosen_epoch for row in summary.models if row.model != DIRECT},
         examples=examples,
+        spent=spent,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,
@@ -312,6 +316,18 @@ def _last(summary: Summary) -> ModelRow | None:
 
 def _named(summary: Summary, model: str) -> ModelRow | None:
     return next((row for row in summary.models if row.model == model), None)
+
+
+def _hours(seconds: float) -> str:
+    """Hours and minutes, or seconds where there are few."""
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02d}"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -80,7 +80,7 @@ def render_table(summary: Summary) -> Table:
     """One row a model: how good it is, how long it writes, what it was trained on."""
     level = f"[{100 * summary.confidence:g} %]"
     scores, validation = score_scale(summary), validation_scale(summary)
-    table = _table(f"run {summary.run}, seed {summary.seed}")
+    table = plain_table(f"run {summary.run}, seed {summary.seed}")
     for header in ("model", f"test score\n{level}", f"win rate, %\nover M_0 {level}", "parse\nerrors"):
         table.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
     for header in ("chars\nth.+resp.", "pairs\nreg.+err.", "ρ", "best\nepoch", "valid.\nscore"):
@@ -103,7 +103,7 @@ def render_table(summary: Summary) -> Table:
 def render_gains(summary: Summary) -> Table:
     """One row a model: what it gained over the seed, and the prompts that gave it no pair, by reason."""
     scores = score_scale(summary)
-    table = _table(None)
+    table = plain_table(None)
     for header in ("model", "gain over M_0", "over M_0 direct"):
         table.add_column(header, justify="left" if header == "model" else "right", no_wrap=header == "model")
     table.add_column("prompts without a pair")
@@ -120,7 +120,7 @@ def render_gains(summary: Summary) -> Table:
 def render_seconds(summary: Summary) -> Table:
     """One row a model: wall-clock seconds by stage and in all."""
     stages = list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds))
-    table = _table(None)
+    table = plain_table(None)
     for header in ("model", *stages, "seconds"):
         table.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
     for row in filter(lambda row: row.seconds, summary.models):
@@ -163,7 +163,8 @@ def pairs_of(row: ModelRow) -> str:
     return f"{row.regular_pairs or 0} + {row.error_pairs or 0}"
 
 
-def _table(title: str | None) -> Table:
+def plain_table(title: str | None) -> Table:
+    """An empty table in the manner of all of ours: a rule below the header, and no frame."""
     return Table(
         title=Text(title) if title else None,
         title_justify="left",

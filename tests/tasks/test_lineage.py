@@ -140,8 +140,11 @@ def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
     assert changed_by(a_config(tmp_path), **changes) == stages
 
 
-WHERE_IT_RUNS = ("name", "folder", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence")
-WHAT_IT_IS = ("engine__dtype", "trainer__workers")
+WHERE_IT_RUNS = (
+    *("name", "folder", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
+    *("throughput", "prices", "budget"),
+)
+WHAT_IT_IS = ("engine__dtype", "trainer__workers", "trainer__strategy")
 OTHER_VALUES: dict[str, Any] = {
     "name": "another",
     "folder": Path("elsewhere"),
@@ -154,11 +157,24 @@ OTHER_VALUES: dict[str, Any] = {
     "judge__answer_pattern": "(x)",
     "train__batch_size": 64,
     "train__alpha": 0.5,
+    "train__lora": {"rank": 4},
     "train__micro_batch_size": 16,
     "trainer__workers": None,
+    "trainer__strategy": None,
     "evaluation__judge__kind": None,
     "evaluation__judge__answer_pattern": "(x)",
     "cluster__address": "auto",
+    "cluster__gpus": 4,
+    "cluster__gpu_memory_gib": 80.0,
+    "throughput__sample": 9.0,
+    "throughput__judge": 9.0,
+    "throughput__train": 9.0,
+    "throughput__prompt_tokens": 9.0,
+    "throughput__output_tokens": 9.0,
+    "throughput__judgment_tokens": 9.0,
+    "budget__hours": 1.0,
+    "budget__tokens": 1000,
+    "budget__cost": None,
     "pair__rho": 0.1,
     "pair__min_margin": 0.3,
 }

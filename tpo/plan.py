@@ -1,0 +1,521 @@
+"""A run before it runs: what goes where, whether it fits, how much it asks for, how long that takes, what it costs.
+
+In: a config, T, the shapes of its models, the machines, and past runs. Out: a `Plan`. Arithmetic alone.
+
+The decision to question: what refuses a plan. Too few GPUs and too little memory for weights and their like do, since
+those are known; hours, money and lengths never do, since they are forecasts, and a forecast says where it is from.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tpo.config import EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.forecast import BYTES, GIB, Disk, disk_needed, memory_needed
+from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, training_memory
+from tpo.ledger import API, Entry, Spending, spending
+from tpo.model_shape import Model
+from tpo.throughput import (
+    PastRun,
+    Rate,
+    alike,
+    counted,
+    decode_rate,
+    guess_source,
+    hardware_of,
+    past_rate,
+    prefill_rate,
+    training_rate,
+)
+from tpo.workload import GUESSED_JUDGMENT_TOKENS, Lengths, Work, judge_longest, workload
+
+CACHED_SHARE = 0.5
+"""Share of a comparison's tokens that the prefix cache is guessed to hold where all pairs are asked."""
+_CPU_START, _CPU_RELOAD, _GPU_START, _LOAD_BYTES, _TRAIN_START = 40.0, 1.0, 45.0, 1e9, 30.0
+"""Guesses, in seconds: engines start and take new weights on CPUs, start on GPUs and read so much of a model a second;
+workers that train start."""
+_CALL_SECONDS, _CALL_TOKENS = 1.0, 40.0
+"""Guesses: a server's answer takes so long, and a second for so many tokens of it."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines that a run is planned for."""
+
+    nodes: int
+    """How many."""
+    gpus: int
+    """GPUs of each."""
+    gpu_bytes: int
+    """Memory of each GPU; 0 where there are none."""
+    gpu: str
+    """What they are called."""
+    known_by: str
+    """Where that is from, for people."""
+    memory_bytes: int
+    """Memory of this machine."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run."""
+
+    seed: Model
+    """M_0."""
+    judge: Model | None
+    """The judge of training and validation; None where it is no model of ours."""
+    evaluation: Model | None
+    """The judge of the test set; None where it is no model of ours."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does one kind of work, and where."""
+
+    work: str
+    """The kind of work."""
+    who: str
+    """Who does it, for people."""
+    each: int
+    """GPUs that one of them has; 0 for CPUs and servers."""
+    count: int
+    """How many there are."""
+    device: str
+    """As the ledger has it."""
+    places: Sequence[str]
+    """GPUs by node, in one way that fits; Ray chooses."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that all of them have."""
+        return self.each * self.count
+
+    @property
+    def devices(self) -> int:
+        """What a rate is multiplied by: GPUs, or engines or workers on CPUs."""
+        return self.gpus or self.count
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work with its forecast."""
+
+    work: Work
+    """How much it is."""
+    crew: Crew
+    """Who does it."""
+    rate: Rate | None
+    """How fast one device is; None where it takes no time worth a forecast."""
+    start_seconds: float
+    """Of all starts of engines and workers; 0 where the rate has them in it."""
+    seconds: float
+    """In all."""
+    cost: float
+    """Money."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours times GPUs."""
+        return self.seconds * self.crew.gpus / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it runs."""
+
+    run: str
+    """Its name."""
+    iterations: int
+    """T."""
+    models: Models
+    """Its models."""
+    cluster: Cluster
+    """The machines."""
+    crews: Sequence[Crew]
+    """Who does what, and where."""
+    gpu_memory: Sequence[GpuMemory]
+    """What GPUs hold."""
+    memory: Mapping[str, int]
+    """Bytes that this machine's memory holds at once, by whom."""
+    disk: Disk
+    """Bytes that the run writes."""
+    lengths: Lengths
+    """Mean tokens."""
+    stages: Sequence[Stage]
+    """The work, with forecasts."""
+    spent: Sequence[Spending]
+    """What the run has spent already."""
+    problems: Sequence[str] = field(default=())
+    """Why it cannot run so."""
+    notes: Sequence[str] = field(default=())
+    """What to know."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages, one after another."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def tokens(self) -> int:
+        """Of all stages, expected."""
+        return sum(stage.work.expected.tokens for stage in self.stages)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all stages."""
+        return sum(stage.gpu_hours for stage in self.stages)
+
+    @property
+    def cost(self) -> float:
+        """Of all stages."""
+        return sum(stage.cost for stage in self.stages)
+
+
+def make_plan(
+    config: RunConfig,
+    iterations: int,
+    *,
+    models: Models,
+    cluster: Cluster,
+    past: Sequence[PastRun],
+    spent: Sequence[Entry] = (),
+) -> Plan:
+    """The plan of M_0 to M_T, T = `iterations`."""
+    planner = _Planner(config, iterations, models, cluster, past)
+    return planner.plan(spent)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """What every part of a plan follows from."""
+
+    config: RunConfig
+    iterations: int
+    models: Models
+    cluster: Cluster
+    past: Sequence[PastRun]
+
+    def plan(self, spent: Sequence[Entry]) -> Plan:
+        config, lengths = self.config, self._lengths()
+        works = [work for work in workload(config, self.iterations, lengths) if work.expected.answers]
+        memory = self._gpu_memory()
+        stages = [self._stage(work, lengths, memory) for work in works]
+        crews: dict[str, Crew] = {}
+        for stage in stages:
+            crews.setdefault(stage.crew.who, stage.crew)
+        parameters = self.models.seed.shape.parameters
+        return Plan(
+            run=config.name,
+            iterations=self.iterations,
+            models=self.models,
+            cluster=self.cluster,
+            crews=list(crews.values()),
+            gpu_memory=memory,
+            memory=self._machine_memory(),
+            disk=disk_needed(config, range(self.iterations + 1), parameters=parameters),
+            lengths=lengths,
+            stages=stages,
+            spent=spending(spent),
+            problems=[*self._too_many(stages), *self._too_large(memory), *self._unfit()],
+            notes=[*self._tight(memory), *self._spanning(stages), *self._over_budget(stages, spent)],
+        )
+
+    def _judges(self) -> list[tuple[JudgeConfig, Model | None]]:
+        return [(self.config.judge, self.models.judge), (self.config.evaluation.judge, self.models.evaluation)]
+
+    def _lengths(self) -> Lengths:
+        given, sample, data = self.config.throughput, self.config.sample, self.config.data
+        runs = alike(self.past, "sample", device=self._device("sample"), parameters=self.models.seed.shape.parameters)
+        prompt, output, sources = data.max_prompt_tokens / 2, sample.max_new_tokens / 2, ["guess"]
+        if runs and (prompts := sum(entry.prompts for entry in runs[0].entries)):
+            prompt = sum(entry.tokens_in for entry in runs[0].entries) / prompts
+            output = sum(entry.tokens_out for entry in runs[0].entries) / sum(e.answers for e in runs[0].entries)
+            sources = [f"past run {runs[0].name}"]
+        if given.prompt_tokens is not None or given.output_tokens is not None:
+            sources.insert(0, "profile")
+            prompt, output = given.prompt_tokens or prompt, given.output_tokens or output
+        return Lengths(
+            prompt=min(prompt, data.max_prompt_tokens),
+            output=min(output, sample.max_new_tokens),
+            response=min(output, sample.max_new_tokens) * given.response_share,
+            judgment=given.judgment_tokens or GUESSED_JUDGMENT_TOKENS,
+            source=", ".join(sources if given.prompt_tokens is None or given.output_tokens is None else ["profile"]),
+        )
+
+    def _stage(self, work: Work, lengths: Lengths, memory: Sequence[GpuMemory]) -> Stage:
+        crew = self._crew(work.kind)
+        rate = self._rate(work, crew, lengths, memory)
+        tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
+        starts = 0.0 if rate is None or rate.has_starts else self._starts(work, crew)
+        seconds = starts + (tokens / (rate.tokens_per_second * crew.devices) if rate else 0.0)
+        cost = seconds / 3600 * crew.gpus * self.config.prices.gpu_hour
+        judge = self._judge_of(work.kind)
+        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+            cost += work.expected.tokens_in * judge.endpoint.input_price / 1e6
+            cost += work.expected.tokens_out * judge.endpoint.output_price / 1e6
+        return Stage(work, crew, rate, starts, seconds, cost)
+
+    def _judge_of(self, kind: str) -> JudgeConfig | None:
+        if not kind.endswith("judge"):
+            return None
+        return self.config.evaluation.judge if kind.startswith("test") else self.config.judge
+
+    def _model_of(self, kind: str) -> Model | None:
+        if not kind.endswith("judge"):
+            return self.models.seed
+        return self.models.evaluation if kind.startswith("test") else self.models.judge
+
+    def _device(self, kind: str) -> str:
+        config, judge = self.config, self._judge_of(kind)
+        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+            return API
+        section = config.trainer if kind == "train" else config.judge_engine if judge else config.engine
+        on_cpu = isinstance(judge, VerifierJudge) or section.device == "cpu"
+        return "cpu" if on_cpu else self.cluster.gpu
+
+    def _crew(self, kind: str) -> Crew:
+        config, judge, device = self.config, self._judge_of(kind), self._device(kind)
+        on_gpu = device not in ("cpu", API)
+        if isinstance(judge, VerifierJudge):
+            return Crew(kind, "the flow itself (verifier)", 0, 0, device, ())
+        if device == API and isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+            who = f"{judge.model} at {judge.endpoint.base_url}, {judge.endpoint.concurrency} calls at once"
+            return Crew(kind, who, 0, 1, device, ())
+        if kind == "train":
+            count, each, what = config.trainer.workers, int(on_gpu), f"{config.trainer.strategy} worker"
+        elif judge is not None:
+            pairwise = isinstance(judge, PairwiseJudge)
+            count, each = config.judge_engine.count, config.judge_engine.tensor_parallel if pairwise else 1
+            what = "vLLM engine" if pairwise else "reader"
+        else:
+            count, each, what = config.engine.count, config.engine.tensor_parallel, "vLLM engine"
+        what += "s" if count > 1 else ""
+        of = f", {each} GPUs each" if on_gpu and each > 1 else ""
+        model = self._model_of(kind)
+        who = f"{count} {what}{of}: {model.name if model else ''}"
+        return Crew(kind, who, each if on_gpu else 0, count, device, self._places(count, each) if on_gpu else ())
+
+    def _places(self, count: int, each: int) -> list[str]:
+        """Where they go, filled up node by node; nodes that are filled alike are named together."""
+        per_node = max(1, self.cluster.gpus)
+        if each == 1:
+            whole, rest = divmod(count, per_node)
+            full = [f"{_of('node', range(whole))}: {_of('GPU', range(per_node))}"] if whole else []
+            return full + ([f"node {whole}: {_of('GPU', range(rest))}"] if rest else [])
+        nodes: dict[int, list[str]] = {}
+        for i in range(count):
+            taken = range(i * each, (i + 1) * each)
+            for node in sorted({gpu // per_node for gpu in taken}):
+                there = [gpu % per_node for gpu in taken if gpu // per_node == node]
+                nodes.setdefault(node, []).append(_of("GPU", there))
+        same: dict[str, list[int]] = {}
+        for node, taken_there in nodes.items():
+            same.setdefault(" | ".join(taken_there), []).append(node)
+        return [f"{_of('node', found)}: {gpus}" for gpus, found in same.items()]
+
+    def _rate(self, work: Work, crew: Crew, lengths: Lengths, memory: Sequence[GpuMemory]) -> Rate | None:
+        verb, model = work.kind.split()[-1], self._model_of(work.kind)
+        if not work.expected.tokens:
+            return None
+        given = getattr(self.config.throughput, verb)
+        if given is not None:
+            return Rate(given, "profile")
+        parameters = model.shape.parameters if model else 0
+        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters))
+        if found is not None:
+            return found
+        if model is None:
+            return self._server_rate(work)
+        return Rate(self._guess(work, model, crew, lengths, memory), guess_source(crew.device))
+
+    def _server_rate(self, work: Work) -> Rate:
+        judge = self._judge_of(work.kind)
+        assert isinstance(judge, PairwiseJudge) and judge.endpoint is not None
+        written = work.expected.tokens_out / work.expected.answers
+        call = work.expected.tokens / work.expected.answers
+        return Rate(judge.endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
+
+    def _guess(self, work: Work, model: Model, crew: Crew, lengths: Lengths, memory: Sequence[GpuMemory]) -> float:
+        config, shape = self.config, model.shape
+        judge = self._judge_of(work.kind)
+        section = config.trainer if work.kind == "train" else config.judge_engine if judge else config.engine
+        hardware = hardware_of(crew.device, section.threads)
+        if work.kind == "train":
+            return training_rate(
+                shape,
+                hardware,
+                checkpointing=config.train.gradient_checkpointing,
+                epochs=config.train.epochs,
+                frozen=config.train.lora is not None,
+            )
+        if judge is not None and not isinstance(judge, PairwiseJudge):
+            return prefill_rate(shape, hardware)
+        assert isinstance(section, EngineConfig)
+        read, written = (
+            work.expected.tokens_in / work.expected.answers,
+            work.expected.tokens_out / work.expected.answers,
+        )
+        context = read + written / 2 if judge else lengths.prompt + lengths.output / 2
+        number = BYTES[section.dtype]
+        sequences = section.max_sequences
+        for held in memory:
+            if held.work == _memory_of(work.kind):
+                each = shape.kv_bytes(number) * context / section.tensor_parallel
+                sequences = max(1, min(sequences, int(held.cache / each)))
+        decode = decode_rate(
+            shape, hardware, devices=max(1, crew.each), sequences=sequences, context=context, number_bytes=number
+        )
+        if judge is None:
+            return decode
+        cached = CACHED_SHARE if judge.tournament == "all_pairs" and work.kind == "judge" else 0.0
+        return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
+
+    def _starts(self, work: Work, crew: Crew) -> float:
+        """Seconds in which engines and workers start; a judge's stay the same from round to round."""
+        model = self._model_of(work.kind)
+        if model is None or not crew.count:
+            return 0.0
+        if work.kind == "train":
+            return work.rounds * (_TRAIN_START if crew.device == "cpu" else _TRAIN_START + _loading(model))
+        if crew.device == "cpu":
+            return (
+                _CPU_START + (work.rounds - 1) * _CPU_RELOAD
+                if work.kind in ("sample", "judge")
+                else (work.rounds * _CPU_RELOAD)
+            )
+        return work.rounds * (_GPU_START + _loading(model))
+
+    def _gpu_memory(self) -> list[GpuMemory]:
+        config, gpu_bytes, found = self.config, self.cluster.gpu_bytes, list[GpuMemory]()
+        if not gpu_bytes:
+            return found
+        seed = self.models.seed.shape
+        if config.engine.device == "gpu":
+            context = config.data.max_prompt_tokens + config.sample.max_new_tokens
+            found.append(engine_memory("sample", seed, config.engine, context=context, gpu_bytes=gpu_bytes))
+        if config.judge_engine.device == "gpu":
+            for work, (judge, model) in zip(("judge", "test judge"), self._judges(), strict=True):
+                if model is None:
+                    continue
+                longest = judge_longest(judge, model.shape.context)
+                if isinstance(judge, PairwiseJudge):
+                    held = engine_memory(work, model.shape, config.judge_engine, context=longest, gpu_bytes=gpu_bytes)
+                else:
+                    held = reader_memory(work, model.shape, config.judge_engine, longest=longest, gpu_bytes=gpu_bytes)
+                if not any(replace(held, work=other.work) == other for other in found):
+                    found.append(held)
+        if config.trainer.device == "gpu":
+            found.append(training_memory(config, seed, gpu_bytes=gpu_bytes))
+        return found
+
+    def _too_many(self, stages: Sequence[Stage]) -> Iterator[str]:
+        there = self.cluster.nodes * self.cluster.gpus
+        needed: dict[str, Crew] = {}
+        for stage in stages:
+            if stage.crew.gpus > there:
+                needed.setdefault(stage.crew.who, stage.crew)
+        for crew in needed.values():
+            remedy = "trainer.workers" if crew.work == "train" else "engine.count and engine.tensor_parallel"
+            if crew.work.endswith("judge"):
+                remedy = "judge_engine.count and judge_engine.tensor_parallel"
+            yield (
+                f"{crew.work} asks for {crew.gpus} GPUs ({crew.who}), and there are {there} ({self.cluster.known_by}): "
+                f"lower {remedy}, or describe the machines in [cluster] (nodes, gpus, gpu_memory_gib, gpu)"
+            )
+
+    def _too_large(self, memory: Sequence[GpuMemory]) -> Iterator[str]:
+        for held in memory:
+            if not held.fits:
+                short = held.total - held.there
+                lack = f"{short / GIB:,.1f} GiB more than there are" if short > 0 else "no room for one sequence's KV"
+                yield f"{held.work} does not fit: {lack}; {_REMEDIES[held.work.split()[-1]]}"
+        needed, here = sum(self._machine_memory().values()), self.cluster.memory_bytes
+        if needed > here:
+            yield (
+                f"this machine's memory has {here / GIB:,.1f} GiB, and {needed / GIB:,.1f} are needed at once: lower "
+                "engine.memory_gib, engine.count, judge_engine.count or trainer.workers"
+            )
+
+    def _machine_memory(self) -> dict[str, int]:
+        """Bytes of this machine's memory, by whom."""
+        judges = {
+            judge.folder: model.shape.parameters
+            for judge, model in self._judges()
+            if model is not None and not isinstance(judge, VerifierJudge) and judge.folder is not None
+        }
+        return memory_needed(self.config, parameters=self.models.seed.shape.parameters, judges=judges)
+
+    def _unfit(self) -> Iterator[str]:
+        """What a model's shape forbids."""
+        config, seed = self.config, self.models.seed
+        longest = config.data.max_prompt_tokens + config.sample.max_new_tokens
+        if longest > seed.shape.context:
+            yield (
+                f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than the {seed.shape.context} "
+                f"tokens of context of {seed.name}: lower one of them"
+            )
+        engines = [("engine", config.engine, seed)]
+        for judge, model in self._judges():
+            if isinstance(judge, PairwiseJudge) and model is not None:
+                engines.append(("judge_engine", config.judge_engine, model))
+        for name, engine, model in engines:
+            if model.shape.heads % engine.tensor_parallel:
+                yield (
+                    f"{name}.tensor_parallel is {engine.tensor_parallel}, and {model.name} has {model.shape.heads} "
+                    "attention heads, which are no multiple of that: choose a divisor of them"
+                )
+
+    def _tight(self, memory: Sequence[GpuMemory]) -> Iterator[str]:
+        for held in memory:
+            if held.fits and held.sequences is None and held.there - held.total < TIGHT * held.there:
+                remedy = _REMEDIES[held.work.split()[-1]]
+                yield f"{held.work}: little memory is left, and activations are an estimate; if it runs out, {remedy}"
+
+    def _spanning(self, stages: Sequence[Stage]) -> Iterator[str]:
+        for crew in {stage.crew.who: stage.crew for stage in stages}.values():
+            if self.cluster.gpus and crew.each > self.cluster.gpus:
+                yield (
+                    f"{crew.work}: an engine of {crew.each} GPUs spans nodes of {self.cluster.gpus}; the network "
+                    "between them sets its pace"
+                )
+
+    def _over_budget(self, stages: Sequence[Stage], spent: Sequence[Entry]) -> Iterator[str]:
+        budget = self.config.budget
+        forecast = {
+            "hours": (budget.hours, sum(stage.seconds for stage in stages) / 3600),
+            "tokens": (budget.tokens, sum(stage.work.expected.tokens for stage in stages)),
+            "cost": (budget.cost, sum(stage.cost for stage in stages)),
+        }
+        for name, (cap, expected) in forecast.items():
+            if cap is not None and expected > cap:
+                yield (
+                    f"budget.{name} is {cap:,}, and {expected:,.{0 if name == 'tokens' else 1}f} are forecast: the run "
+                    "would stop cleanly before its end"
+                )
+        if spent:
+            yield "the forecast is for the whole run; what it has spent already stands apart"
+
+
+_REMEDIES = {
+    "sample": "raise engine.tensor_parallel, or lower sample.max_new_tokens or data.max_prompt_tokens",
+    "judge": "raise judge_engine.tensor_parallel, or lower judge.max_tokens or judge_engine.batch_tokens",
+    "train": 'set trainer.strategy = "fsdp" with more trainer.workers, train.gradient_checkpointing = true, a smaller '
+    "train.micro_batch_size or train.max_tokens, or a [train.lora]",
+}
+
+
+def _memory_of(kind: str) -> str:
+    """Under which name the memory of a kind of work is listed."""
+    return {"validation sample": "sample", "test sample": "sample", "validation judge": "judge"}.get(kind, kind)
+
+
+def _loading(model: Model) -> float:
+    return model.shape.parameters * 2 / _LOAD_BYTES
+
+
+def _of(what: str, numbers: Sequence[int]) -> str:
+    """`GPU 3`, `GPUs 0-3`, or one by one where they do not follow one another."""
+    if len(numbers) == 1:
+        return f"{what} {numbers[0]}"
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{what}s {numbers[0]}-{numbers[-1]}"
+    return f"{what}s {', '.join(map(str, numbers))}"

@@ -1,0 +1,184 @@
+"""How much a run will ask of its models: prompts, answers and tokens by kind of work.
+
+In: a config, T, and what is known of lengths. Out: amounts, as expected and at most. Pure arithmetic.
+
+The decision to question: what is expected. Every output is taken to parse and every prompt to give a pair; an adaptive
+tournament is taken to ask what it asked in our benchmarks (2 comparisons a response with soft results, 3.75 with hard
+ones); lengths are the profile's, else past runs', else half of the most that is allowed.
+"""
+
+from dataclasses import dataclass
+
+from tpo.config import JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
+
+JUDGE_PROSE_TOKENS = 250
+"""Tokens of a comparison beside question and answers: system turn, headings, chat template."""
+GUESSED_JUDGMENT_TOKENS = 300
+"""Tokens in which a judge explains itself, where nobody has measured them."""
+_SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
+"""Comparisons a response that an adaptive tournament asked (tests/benchmarks/bench_tournament.py)."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens, with where each figure is from."""
+
+    prompt: float
+    """Of a prompt, thought prompt and chat template included."""
+    output: float
+    """Of an output."""
+    response: float
+    """Of the part of it that judges read."""
+    judgment: float
+    """Of what a judge that explains writes a comparison."""
+    source: str
+    """Where they are from, for people."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """An amount of work."""
+
+    answers: int
+    """Outputs sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
+    tokens_in: int
+    """Tokens read; in training all of them."""
+    tokens_out: int
+    """Tokens written."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.tokens_in + self.tokens_out
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work over a whole run."""
+
+    kind: str
+    """As the ledger has it (`tpo.ledger.WORK`)."""
+    rounds: int
+    """Times that it is begun, each with another model."""
+    prompts: int
+    """Prompts in all rounds."""
+    expected: Amount
+    """As expected."""
+    most: Amount
+    """At most."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Comparisons of one prompt's outputs."""
+
+    expected: float
+    """As expected."""
+    most: int
+    """At most."""
+
+
+def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]:
+    """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration."""
+    data, train = config.data, config.train
+    validated, tested = iterations * train.epochs, iterations + 2
+    compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
+    # What is compared with itself needs no comparison: M_0's validation, and its test.
+    judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
+    return [
+        _sampling(config, "sample", lengths, iterations, data.per_iteration, config.sample.k, config.sample.tries),
+        _judging("judge", config.judge, lengths, iterations, data.per_iteration, config.sample.k),
+        _training(config, lengths, iterations),
+        _sampling(
+            config, "validation sample", lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
+        ),
+        _judging("validation judge", config.judge, lengths, judged[0], data.validation, 1),
+        _sampling(config, "test sample", lengths, tested, data.test, 1, config.sample.evaluation_tries),
+        _judging("test judge", config.evaluation.judge, lengths, judged[1], data.test, 1),
+    ]
+
+
+def judge_longest(judge: JudgeConfig, context: int | None = None) -> int:
+    """Most tokens of one chat with a judge, its judgment included."""
+    if isinstance(judge, VerifierJudge):
+        return 0
+    return judge.max_tokens if context is None else min(judge.max_tokens, context)
+
+
+def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
+    """Most tokens that a judge writes a comparison."""
+    if judge.mode != "cot":
+        return 1
+    return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
+
+
+def _sampling(config: RunConfig, kind: str, lengths: Lengths, rounds: int, prompts: int, k: int, tries: int) -> Work:
+    asked = rounds * prompts
+    return Work(
+        kind,
+        rounds,
+        asked,
+        Amount(asked * k, round(asked * lengths.prompt), round(asked * k * lengths.output)),
+        Amount(
+            asked * k,
+            asked * config.data.max_prompt_tokens,
+            asked * k * config.sample.max_new_tokens * tries,
+        ),
+    )
+
+
+def _judging(kind: str, judge: JudgeConfig, lengths: Lengths, rounds: int, prompts: int, k: int) -> Work:
+    asked = rounds * prompts
+    if isinstance(judge, VerifierJudge):
+        read = Amount(asked * k, 0, 0)
+        return Work(kind, rounds, asked, read, read)
+    longest = judge_longest(judge)
+    if not isinstance(judge, PairwiseJudge):
+        tokens = min(longest, lengths.prompt + lengths.response)
+        return Work(
+            kind,
+            rounds,
+            asked,
+            Amount(asked * k, round(asked * k * tokens), 0),
+            Amount(asked * k, asked * k * longest, 0),
+        )
+    calls = calls_of(judge, k)
+    written_most = judgment_longest(judge)
+    written = min(lengths.judgment, written_most) if judge.mode == "cot" else 1
+    read_in = min(longest - written, JUDGE_PROSE_TOKENS + lengths.prompt + 2 * lengths.response)
+    return Work(
+        kind,
+        rounds,
+        asked,
+        Amount(
+            round(asked * calls.expected),
+            round(asked * calls.expected * read_in),
+            round(asked * calls.expected * written),
+        ),
+        Amount(asked * calls.most, asked * calls.most * (longest - written_most), asked * calls.most * written_most),
+    )
+
+
+def calls_of(judge: PairwiseJudge, k: int) -> Calls:
+    """Comparisons for K outputs of one prompt, as expected and at most; one output is compared with a baseline."""
+    if k == 1:
+        return Calls(2, 2)
+    if judge.tournament == "all_pairs":
+        return Calls(k * (k - 1), k * (k - 1))
+    soft = judge.mode == "probability"
+    design = Adaptive() if soft else FOR_HARD_VERDICTS
+    most = min(k * (k - 1), k * design.calls_per_response)
+    return Calls(min(most, k * (_SOFT_CALLS if soft else _HARD_CALLS)), most)
+
+
+def _training(config: RunConfig, lengths: Lengths, rounds: int) -> Work:
+    pairs = rounds * config.data.per_iteration
+    passes = pairs * config.train.epochs
+    return Work(
+        "train",
+        rounds,
+        pairs,
+        Amount(passes, round(passes * 2 * (lengths.prompt + lengths.output)), 0),
+        Amount(passes, passes * 2 * config.train.max_tokens, 0),
+    )
