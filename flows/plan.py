@@ -198,8 +198,15 @@ def _forecast_cells(stage: Stage) -> list[str]:
     gpus = f"{stage.gpu_hours:,.1f}" if stage.crew.gpus else NOTHING
     devices = str(stage.crew.devices) if stage.crew.device != "api" else "server"
     speed = f"{stage.rate.tokens_per_second:,.0f}"
-    starts = "in it" if stage.rate.has_starts else hours(stage.start_seconds)
-    return [devices, speed, stage.rate.source, starts, hours(stage.seconds), gpus, _money(stage.cost)]
+    return [
+        devices,
+        speed,
+        stage.rate.source,
+        hours(stage.start_seconds),
+        hours(stage.seconds),
+        gpus,
+        _money(stage.cost),
+    ]
 
 
 def _totals(plan: Plan) -> list[str]:

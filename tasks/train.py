@@ -78,6 +78,7 @@ class _Steps:
     def reach(self, step: int, advance: Advance) -> None:
         """Takes note of how far the training is; books a line now and then."""
         advance(step)
+        self._meter.started()
         if self._reached is not None:
             self._done += max(0, step - self._reached)
         self._reached = step

@@ -27,6 +27,8 @@ API = "api"
 """Device of what a server answers."""
 MOST_LINES = 1000
 """Lines from which on a ledger is summed up when it is opened."""
+ENOUGH_SHARDS = 3
+"""Shards below which they do not tell how long a start took."""
 TICK_SECONDS = 30.0
 """Time after which `Meter.tick` books a line."""
 
@@ -60,6 +62,11 @@ class Entry:
     """Tokens written."""
     seconds: float = 0.0
     """Wall-clock time, the start of engines included."""
+    starts: int = 0
+    """Starts of the stage whose `start_seconds` are known."""
+    start_seconds: float = 0.0
+    """What of the time engines and workers took to start, as far as shards tell: the time of the first one beyond that
+    of the others."""
     cost: float = 0.0
     """Money, by the prices in force when it was spent."""
 
@@ -171,18 +178,24 @@ class Meter:
             entries = _summed(entries)
             write_lines(self._path, [_to_json(entry) for entry in entries])
         self._total = _sum(entries)
-        self._last = self._clock()
+        self._last = self._began = self._clock()
+        self._shards = list[float]()
+        self._start_seconds: float | None = None
         return self
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            if self._clock() - self._last >= 0.001:
-                self._book(Entry(self._stage, self._worker.device))
+            start = self._found_start()
+            if start is not None or self._clock() - self._last >= 0.001:
+                known = {} if start is None else {"starts": 1, "start_seconds": round(start, 3)}
+                self._book(Entry(self._stage, self._worker.device, **known))
             self._file.close()
 
     def book(self, *, prompts: int = 0, answers: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
         """Writes a line, before what it paid for is kept."""
         with self._lock:
+            if prompts:
+                self._shards.append(self._clock() - self._began)
             self._book(
                 Entry(
                     self._stage,
@@ -193,6 +206,11 @@ class Meter:
                     tokens_out=tokens_out,
                 )
             )
+
+    def started(self) -> None:
+        """Takes note that all until now was the start, where no shards tell; said again it means nothing."""
+        if self._start_seconds is None:
+            self._start_seconds = self._clock() - self._began
 
     def tick(self) -> bool:
         """Whether it is time for a line of work that knows no shards."""
@@ -213,6 +231,13 @@ class Meter:
                     f"{self._path}). What is complete is kept: raise budget.{name} in the profile, or with "
                     f'SET="budget.{name}=…", and the same command goes on from here'
                 )
+
+    def _found_start(self) -> float | None:
+        """Seconds until work began; None where that cannot be told."""
+        if self._start_seconds is not None or len(self._shards) < ENOUGH_SHARDS:
+            return self._start_seconds
+        first, last = self._shards[0], self._shards[-1]
+        return max(0.0, first - (last - first) / (len(self._shards) - 1))
 
     def _book(self, entry: Entry) -> None:
         now, worker = self._clock(), self._worker
@@ -242,7 +267,7 @@ def _sum(entries: Sequence[Entry]) -> Entry:
     """Amounts added up; what they are amounts of is the first one's."""
     if not entries:
         return Entry("", "")
-    amounts = ("prompts", "answers", "tokens_in", "tokens_out", "seconds", "cost")
+    amounts = ("prompts", "answers", "tokens_in", "tokens_out", "seconds", "starts", "start_seconds", "cost")
     return dataclasses.replace(entries[0], **{name: sum(getattr(entry, name) for entry in entries) for name in amounts})
 
 

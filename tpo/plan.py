@@ -106,7 +106,7 @@ class Stage:
     rate: Rate | None
     """How fast one device is; None where it takes no time worth a forecast."""
     start_seconds: float
-    """Of all starts of engines and workers; 0 where the rate has them in it."""
+    """Of all starts of engines and workers."""
     seconds: float
     """In all."""
     cost: float
@@ -245,7 +245,7 @@ class _Planner:
         crew = self._crew(work.kind)
         rate = self._rate(work, crew, lengths, memory)
         tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
-        starts = 0.0 if rate is None or rate.has_starts else self._starts(work, crew)
+        starts = 0.0 if rate is None else self._starts(work, crew, rate)
         seconds = starts + (tokens / (rate.tokens_per_second * crew.devices) if rate else 0.0)
         cost = seconds / 3600 * crew.gpus * self.config.prices.gpu_hour
         judge = self._judge_of(work.kind)
@@ -369,9 +369,11 @@ class _Planner:
         cached = CACHED_SHARE if judge.tournament == "all_pairs" and work.kind == "judge" else 0.0
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
-    def _starts(self, work: Work, crew: Crew) -> float:
-        """Seconds in which engines and workers start; a judge's stay the same from round to round."""
+    def _starts(self, work: Work, crew: Crew, rate: Rate) -> float:
+        """Seconds in which engines and workers start, one after another over all rounds."""
         model = self._model_of(work.kind)
+        if rate.start_seconds is not None:
+            return work.rounds * rate.start_seconds
         if model is None or not crew.count:
             return 0.0
         if work.kind == "train":

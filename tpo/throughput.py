@@ -5,8 +5,7 @@ In: what the profile says, past runs' ledgers, and the models and hardware. Out:
 The decision to question: the order of sources. The profile comes first, then the most recent run in the same folder
 that did this work with a model of this size on this device, then a guess: the roofline of the published peaks
 (arithmetic, memory bandwidth) at shares of them that are usual, and a fixed time a step, since small models wait for
-that alone. A past run's rate has the starts of its engines in it, so that one much smaller than the run that is planned
-shows a lower rate than that will have.
+that alone. What a past run's engines took to start is reckoned apart, a start each time that a stage begins.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,16 +58,13 @@ class Rate:
     """Which tokens, the kind of work says (`config.ThroughputConfig`)."""
     source: str
     """`profile`, `past run <name>` or `guess`, for people."""
+    start_seconds: float | None = None
+    """What engines or workers take to start; None where nobody has measured it."""
 
     @property
     def is_guess(self) -> bool:
         """Whether nobody has measured it."""
         return self.source.startswith("guess")
-
-    @property
-    def has_starts(self) -> bool:
-        """Whether the starts of engines are in it."""
-        return self.source.startswith("past run")
 
 
 @dataclass(frozen=True)
@@ -109,9 +105,11 @@ def past_rate(runs: Sequence[PastRun]) -> Rate | None:
     """The rate of the most recent of some runs; None where there is none."""
     for run in runs:
         tokens = sum(counted(entry.work, entry.tokens_in, entry.tokens_out) for entry in run.entries)
-        seconds = sum(entry.seconds * max(1, entry.devices) for entry in run.entries)
-        if tokens and seconds:
-            return Rate(tokens / seconds, f"past run {run.name}")
+        seconds = sum((entry.seconds - entry.start_seconds) * max(1, entry.devices) for entry in run.entries)
+        starts = sum(entry.starts for entry in run.entries)
+        each = sum(entry.start_seconds for entry in run.entries) / starts if starts else None
+        if tokens and seconds > 0:
+            return Rate(tokens / seconds, f"past run {run.name}", each)
     return None
 
 
