@@ -170,9 +170,11 @@ def loaded_after(code: str) -> list[str]:
         "import tasks.lineage, prompts.thought, flows.preflight",
         "from flows.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from flows.__main__ import main\nimport contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['plan', '--profile', 'llama3-8b-ste'])",
+        "from flows.__main__ import main\nimport contextlib, io\n"
         "with contextlib.redirect_stderr(io.StringIO()): main(['iterate', '--set', 'sample.k=1'])",
     ],
-    ids=["config, records and store", "lineage, prompts and preflight", "--help", "a refused profile"],
+    ids=["config, records and store", "lineage, prompts and preflight", "--help", "a plan", "a refused profile"],
 )
 def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
     assert loaded_after(code) == []

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpo.config import RunConfig
+from tpo.ledger import Spending
 from tpo.records import Epoch, Health
 from tpo.report_page import Example, findings, headline, printable, render_report, subscripted
 from tpo.summary import Interval, ModelRow, Summary
@@ -96,6 +97,17 @@ def page_of(*rows: ModelRow, examples: Sequence[Example] = (), config: Mapping[s
         standings={t: [{"epoch": e, "score": 0.7 if e else None, "parse_rate": 0.95} for e in range(4)] for t in made},
         examples=examples,
     )
+
+
+def test_what_was_spent_is_shown_and_left_out_where_nothing_was():
+    line = Spending("sample", 400, 3200, 12_100, 84_793, 125.0, 0.0, 250.0, 0.0)
+    total = Spending("in all", 400, 3200, 12_100, 84_793, 7325.0, 58_600.0, 250.0, 31.5)
+    summary = summary_of(*FULL)
+    page = render_report(summary, config={}, epochs={}, margins={}, standings={}, examples=[], spent=[line, total])
+    assert 'data-spent="sample"' in page
+    for shown in ("84,793", "2 min", "2 h 02", "16 h 17", "4 min", "31.50"):
+        assert shown in page
+    assert 'id="spent"' not in page_of(*FULL)
 
 
 class Reader(HTMLParser):

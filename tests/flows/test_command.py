@@ -1,5 +1,6 @@
 """Claims about the command line: what it resolves, what it refuses, and that a finished run costs nothing."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -158,3 +159,15 @@ def test_a_run_that_lacks_anything_is_not_taken_for_finished(config: RunConfig, 
     assert finished(config, 1) is not None
     (config.root / lost).write_text('{"models": [') if lost == "summary.json" else (config.root / lost).unlink()
     assert finished(config, 1) is None
+
+
+def test_a_plan_says_by_its_exit_status_whether_the_run_can_work(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--profile", "llama3-8b-ste", "--to", "1"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("It fits.")
+    assert main(["plan", "--profile", "llama3-8b-ste", "--set", "cluster.gpus=2"]) == 2
+    assert "It cannot run so\n- " in capsys.readouterr().out
+
+
+def test_a_plan_as_json_is_json(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--profile", "single-gpu-lora", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "single-gpu-lora"

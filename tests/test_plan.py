@@ -1,0 +1,295 @@
+"""Claims about plans: every profile has one, its arithmetic is right, and what cannot work is refused with a remedy."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.plan import cluster_of, large, models_of, plan_run, print_plan, to_json
+from tests.rows import a_config
+from tpo.config import BudgetConfig, PairwiseJudge, RunConfig, load_config
+from tpo.errors import InputError
+from tpo.forecast import GIB
+from tpo.gpu_memory import engine_memory, training_memory
+from tpo.ledger import LEDGER, Entry, Meter, Worker
+from tpo.model_shape import PUBLISHED, find_model
+from tpo.plan import Plan, make_plan
+from tpo.throughput import PastRun, decode_rate, hardware_of, training_rate
+from tpo.workload import calls_of
+
+ROOT = Path(__file__).parents[1]
+PROFILES = {path.stem: path for path in sorted((ROOT / "deploy" / "profiles").glob("*.toml"))}
+LLAMA_8B = PUBLISHED["Meta-Llama-3-8B-Instruct"]
+
+
+def profile(name: str, *overrides: str) -> RunConfig:
+    return load_config(PROFILES[name], overrides)
+
+
+def planned(name: str, *overrides: str, to: int = 4) -> Plan:
+    return plan_run(profile(name, *overrides), to)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_plans_and_fits_where_it_says_it_runs(name: str, capsys: pytest.CaptureFixture[str]):
+    plan = planned(name)
+    assert plan.problems == []
+    assert plan.seconds > 0 and plan.tokens > 0
+    assert json.loads(to_json(plan))["tokens"] == plan.tokens
+    print_plan(plan)
+    assert capsys.readouterr().out.rstrip().endswith("It fits.")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "kv_kib"),
+    [
+        ("Meta-Llama-3-8B-Instruct", 8_030_261_248, 128),
+        ("Self-taught-evaluator-llama3.1-70B", 70_553_706_496, 320),
+        ("ArmoRM-Llama3-8B-v0.1", 7_504_928_768, 128),
+        ("Llama-3.2-1B-Instruct", 1_235_814_400, 32),
+        ("Qwen2.5-0.5B-Instruct", 494_032_768, 12),
+        ("Qwen2.5-1.5B-Instruct", 1_543_714_304, 28),
+    ],
+)
+def test_shapes_have_the_published_number_of_parameters(name: str, parameters: int, kv_kib: int):
+    assert PUBLISHED[name].parameters == parameters
+    assert PUBLISHED[name].kv_bytes(2) == kv_kib * 1024
+
+
+def test_adapters_of_rank_16_on_llama_3_8b_have_42_million_parameters():
+    assert LLAMA_8B.lora_parameters(16) == 41_943_040
+
+
+def test_a_shape_is_read_from_the_folder_where_there_is_one(tmp_path: Path):
+    config = {
+        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = find_model(tmp_path)
+    assert (found.shape, found.is_there) == (LLAMA_8B, True)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert find_model(tmp_path).shape.parameters == LLAMA_8B.parameters - 128256 * 4096
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(InputError, match="hidden_size = 'wide', expected a whole number"):
+        find_model(tmp_path)
+
+
+def test_a_model_that_is_neither_there_nor_known_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nobodys-model has no config.json.*Meta-Llama-3-8B-Instruct"):
+        find_model(tmp_path / "nobodys-model")
+
+
+def test_an_engine_has_what_its_weights_leave_for_the_cache():
+    engine = profile("llama3-8b-armorm").engine
+    held = engine_memory("sample", LLAMA_8B, engine, context=3072, gpu_bytes=80 * GIB)
+    assert held.parts["weights"] == 2 * 8_030_261_248
+    assert held.there == int(0.9 * 80 * GIB)
+    assert held.cache == held.there - held.total
+    assert held.sequences == held.cache // (128 * 1024 * 3072)
+
+
+def test_tensor_parallelism_divides_weights_and_cache():
+    shape = PUBLISHED["Self-taught-evaluator-llama3.1-70B"]
+    one, four = (
+        engine_memory(
+            "judge",
+            shape,
+            profile("llama3-8b-ste", f"judge_engine.tensor_parallel={n}").judge_engine,
+            context=8192,
+            gpu_bytes=200 * GIB,
+        )
+        for n in (1, 4)
+    )
+    assert four.parts["weights"] == one.parts["weights"] // 4
+    assert four.sequences == four.cache // (80 * 1024 * 8192)
+
+
+def test_training_takes_16_bytes_a_parameter_spread_over_its_workers():
+    held = training_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
+    parts = held.parts
+    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * 8_030_261_248 // 8
+    alone = training_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
+    assert alone.parts["weights"] == 4 * 8_030_261_248 and not alone.fits
+
+
+def test_adapters_leave_the_weights_below_them_in_16_bits_and_without_a_gradient():
+    shape = PUBLISHED["Qwen2.5-1.5B-Instruct"]
+    parts = training_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB).parts
+    assert parts["frozen weights"] == 2 * shape.parameters
+    assert parts["optimiser"] == 8 * shape.lora_parameters(16)
+
+
+def test_gradient_checkpointing_spares_activations():
+    plain, spared = (
+        training_memory(
+            profile("llama3-8b-armorm", f"train.gradient_checkpointing={value}"), LLAMA_8B, gpu_bytes=80 * GIB
+        ).parts["activations"]
+        for value in ("false", "true")
+    )
+    assert plain > 5 * spared
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls", "most"),
+    [
+        ({"tournament": "all_pairs"}, 56, 56),
+        ({"tournament": "adaptive"}, 30, 56),
+        ({"tournament": "adaptive", "mode": "probability"}, 16, 24),
+    ],
+)
+def test_comparisons_of_8_outputs(changes: dict[str, Any], calls: float, most: int):
+    found = calls_of(PairwiseJudge.model_validate(changes), 8)
+    assert (found.expected, found.most) == (calls, most)
+
+
+def test_amounts_are_those_of_the_paper():
+    stages = {stage.work.kind: stage.work for stage in planned("llama3-8b-ste", to=4).stages}
+    assert (stages["sample"].prompts, stages["sample"].expected.answers) == (4 * 5000, 4 * 40_000)
+    assert stages["sample"].expected.tokens_out == 160_000 * 1000
+    assert stages["sample"].most.tokens_out == 160_000 * 2048
+    assert stages["judge"].expected.answers == 4 * 5000 * 56
+    assert stages["train"].expected.answers == 4 * 5000 * 10
+    assert stages["train"].expected.tokens_in == 200_000 * 2 * (260 + 1000)
+    assert stages["validation sample"].prompts == 41 * 1500
+    assert stages["validation judge"].expected.answers == 40 * 1500 * 2
+    assert stages["test sample"].prompts == 6 * 805
+
+
+def test_no_iteration_is_the_seed_measured_alone():
+    kinds = {stage.work.kind for stage in planned("laptop", to=0).stages}
+    assert kinds == {"validation sample", "validation judge", "test sample", "test judge"}
+
+
+def test_a_profiles_figures_come_before_a_guess_and_set_the_hours():
+    guessed = planned("llama3-8b-armorm")
+    given = planned("llama3-8b-armorm", "throughput.sample=1000", "prices.gpu_hour=2.5")
+    stage = given.stages[0]
+    assert [guessed.stages[0].rate.is_guess, stage.rate.source] == [True, "profile"]  # type: ignore[union-attr]
+    assert stage.seconds == pytest.approx(160e6 / 8000 + stage.start_seconds)
+    assert stage.cost == pytest.approx(stage.seconds / 3600 * 8 * 2.5)
+    assert given.cost == pytest.approx(given.gpu_hours * 2.5)
+
+
+def test_a_server_costs_what_its_tokens_cost():
+    stage = next(stage for stage in planned("api-judge").stages if stage.work.kind == "judge")
+    assert (stage.crew.device, stage.crew.gpus) == ("api", 0)
+    assert stage.cost == pytest.approx(0.9 * stage.work.expected.tokens / 1e6)
+
+
+def past_run(root: Path, work: str, *, tokens: int, seconds: float, start: float, answers: int = 100) -> None:
+    clock = [0.0]
+    worker = Worker("cpu", 1, 883_840)
+    with Meter(root, work, worker, BudgetConfig(), clock=lambda: clock[0]) as meter:
+        clock[0] += start
+        meter.started()
+        clock[0] += seconds
+        meter.book(prompts=answers // 2, answers=answers, tokens_in=10 * answers // 2, tokens_out=tokens)
+
+
+def test_a_past_run_refines_the_forecast_and_the_latest_one_counts(tmp_path: Path):
+    config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
+    for i, (name, seconds) in enumerate((("old", 100.0), ("new", 50.0))):
+        (tmp_path / name).mkdir()
+        past_run(tmp_path / name, "iter_1/samples", tokens=5000, seconds=seconds, start=30.0)
+        os.utime(tmp_path / name / LEDGER, (1000 + i, 1000 + i))
+    plan = plan_run(config, 3)
+    stage = plan.stages[0]
+    assert stage.rate is not None
+    assert (stage.rate.source, stage.rate.tokens_per_second) == ("past run new", 100.0)
+    assert (plan.lengths.output, plan.lengths.prompt, plan.lengths.source) == (50, 10, "past run new")
+    assert stage.work.expected.tokens_out == 9600 * 50
+    assert stage.seconds == pytest.approx(9600 * 50 / 100 + 3 * 30)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"device": "H100"}, {"parameters": 900_000_000}, {"stage": "iter_1/test/samples"}, {"answers": 10}],
+    ids=["device", "size", "work", "too_little"],
+)
+def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dict[str, Any]):
+    config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
+    entry = {"stage": "iter_1/samples", "device": "cpu", "devices": 1, "parameters": 883_840, "answers": 100}
+    past = [PastRun("other", [Entry(**{**entry, "tokens_out": 100, "seconds": 1.0, **other})])]
+    plan = make_plan(config, 1, models=models_of(config), cluster=cluster_of(config), past=past)
+    assert plan.stages[0].rate is not None and plan.stages[0].rate.is_guess
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "told"),
+    [
+        ("llama3-8b-armorm", ["cluster.gpus=4"], "sample asks for 8 GPUs"),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp"], "train does not fit: .* GiB more than there are; set trainer.s"),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], "judge does not fit: .* raise judge_engine.tensor_p"),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=3"], "64 attention heads, which are no multiple of that"),
+        ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], "more than the 8192 tokens"),
+        ("laptop", ["engine.memory_gib=100000"], "this machine's memory has"),
+    ],
+)
+def test_what_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
+    assert any(re.search(told, problem) for problem in planned(name, *overrides).problems)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "each", "places"),
+    [
+        (1, 8, 4, ["node 0: GPUs 0-3 | GPUs 4-7"]),
+        (2, 4, 4, ["nodes 0-1: GPUs 0-3"]),
+        (2, 4, 2, ["node 0: GPUs 0-1 | GPUs 2-3"]),
+        (4, 2, 4, ["nodes 0-3: GPUs 0-1"]),
+    ],
+)
+def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, places: list[str]):
+    plan = planned(
+        "llama3-8b-ste", f"cluster.nodes={nodes}", f"cluster.gpus={gpus}", f"judge_engine.tensor_parallel={each}"
+    )
+    judge = next(crew for crew in plan.crews if crew.work == "judge")
+    assert list(judge.places) == places
+    assert any("spans nodes" in note for note in plan.notes) == (each > gpus)
+
+
+def test_a_cap_below_the_forecast_is_noted_and_no_problem():
+    plan = planned("llama3-8b-armorm", "budget.hours=1", "budget.tokens=1000")
+    assert plan.problems == []
+    assert any(note.startswith("budget.hours is 1.0, and") for note in plan.notes)
+    assert any(note.startswith("budget.tokens is 1,000, and") for note in plan.notes)
+
+
+def test_what_a_run_has_spent_stands_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
+    config.root.mkdir()
+    past_run(config.root, "iter_1/samples", tokens=12_345, seconds=10, start=1)
+    plan = plan_run(config, 3)
+    print_plan(plan)
+    assert [line.tokens_out for line in plan.spent] == [12_345, 12_345]
+    assert "What it has spent already" in capsys.readouterr().out
+
+
+def test_a_run_on_any_model_folder_is_planned_by_its_config(tmp_path: Path):
+    config = a_config(tmp_path)
+    shape = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(shape | {"vocab_size": 10, "max_position_embeddings": 512})
+    )
+    assert plan_run(config, 1).problems == []
+
+
+def test_guesses_grow_with_the_hardware_and_shrink_with_the_model():
+    def decode(model: str, gpu: str) -> float:
+        return decode_rate(PUBLISHED[model], hardware_of(gpu, 1), devices=1, sequences=64, context=1000, number_bytes=2)
+
+    small, large_ = "Llama-3.2-1B-Instruct", "Meta-Llama-3-8B-Instruct"
+    assert decode(small, "NVIDIA H100 80GB HBM3") > decode(large_, "NVIDIA H100 80GB HBM3") > decode(large_, "L4")
+    train = [
+        training_rate(LLAMA_8B, hardware_of("H100", 1), checkpointing=checkpointing, epochs=10, frozen=frozen)
+        for checkpointing, frozen in ((True, False), (False, False), (False, True))
+    ]
+    assert train == sorted(train)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2_000_000, "2.0 M")])
+def test_counts_are_said_as_people_say_them(count: int, shown: str):
+    assert large(count) == shown
