@@ -23,7 +23,7 @@ from tpo.ledger import read_ledger
 from tpo.machine import gpus_here, memory_bytes
 from tpo.model_shape import Model, find_model
 from tpo.plan import Cluster, Models, Plan, Stage, make_plan
-from tpo.table import NOTHING, WIDTH, plain_table
+from tpo.table import NOTHING, WIDTH, duration, plain_table
 from tpo.throughput import read_past_runs
 
 
@@ -184,17 +184,17 @@ def _lengths(plan: Plan) -> str:
 
 def _forecast(plan: Plan) -> Table:
     table = plain_table(None)
-    for header in ("work", "devices", "tokens/s each", "known by", "starts, h", "hours", "GPU hours", "cost"):
+    for header in ("work", "devices", "tokens/s each", "known by", "starts", "time", "GPU hours", "cost"):
         table.add_column(header, justify="left" if header in ("work", "known by") else "right")
     for stage in plan.stages:
         table.add_row(stage.work.kind, *_forecast_cells(stage))
-    table.add_row("in all", "", "", "", "", hours(plan.seconds), f"{plan.gpu_hours:,.1f}", _money(plan.cost))
+    table.add_row("in all", "", "", "", "", duration(plan.seconds), f"{plan.gpu_hours:,.1f}", _money(plan.cost))
     return table
 
 
 def _forecast_cells(stage: Stage) -> list[str]:
     if stage.rate is None:
-        return ["", "", "", "", hours(0), "", ""]
+        return ["", "", "", "", NOTHING, "", ""]
     gpus = f"{stage.gpu_hours:,.1f}" if stage.crew.gpus else NOTHING
     devices = str(stage.crew.devices) if stage.crew.device != "api" else "server"
     speed = f"{stage.rate.tokens_per_second:,.0f}"
@@ -202,8 +202,8 @@ def _forecast_cells(stage: Stage) -> list[str]:
         devices,
         speed,
         stage.rate.source,
-        hours(stage.start_seconds),
-        hours(stage.seconds),
+        duration(stage.start_seconds),
+        duration(stage.seconds),
         gpus,
         _money(stage.cost),
     ]
@@ -227,11 +227,11 @@ def _totals(plan: Plan) -> list[str]:
 
 def _spent(plan: Plan) -> Table:
     table = plain_table(None)
-    for header in ("work", "prompts", "answers", "tokens read", "written", "hours", "GPU hours", "cost"):
+    for header in ("work", "prompts", "answers", "tokens read", "written", "time", "GPU hours", "cost"):
         table.add_column(header, justify="left" if header == "work" else "right")
     for line in plan.spent:
         amounts = (f"{line.prompts:,}", f"{line.answers:,}", large(line.tokens_in), large(line.tokens_out))
-        table.add_row(line.work, *amounts, hours(line.seconds), f"{line.gpu_seconds / 3600:,.2f}", _money(line.cost))
+        table.add_row(line.work, *amounts, duration(line.seconds), f"{line.gpu_seconds / 3600:,.2f}", _money(line.cost))
     return table
 
 
@@ -249,12 +249,6 @@ def counted_as(what: str, count: int) -> str:
 
 def _money(cost: float) -> str:
     return f"{cost:,.2f}" if cost else NOTHING
-
-
-def hours(seconds: float) -> str:
-    """Hours, with as many decimals as they need."""
-    found = seconds / 3600
-    return f"{found:,.1f}" if found >= 9.95 else f"{found:.2f}" if found >= 0.0995 else f"{found:.3f}" if found else "0"
 
 
 def large(count: int) -> str:

@@ -17,7 +17,7 @@ from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
 from tasks.spending import judging_meter
-from tpo.config import RunConfig, compares
+from tpo.config import RunConfig, VerifierJudge, compares
 from tpo.console import Advance, progress_bar, say
 from tpo.disk import remove
 from tpo.engines.reply import Tokens
@@ -114,7 +114,8 @@ def _say_judgments(
                 # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
                 with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
                     rows = [judgment for said in judge_.judge(shard, journal, spend) for judgment in said]
-                meter.book(prompts=len(shard))
+                # What is a model has told of its answers; what only computes has not.
+                meter.book(prompts=len(shard), answers=len(rows) if isinstance(ask.judge, VerifierJudge) else 0)
                 stage.write_shard(i, rows)
             remove(_journal(stage.folder, i))
             advance(start + len(shard))

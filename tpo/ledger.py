@@ -187,8 +187,14 @@ class Meter:
         with self._lock:
             start = self._found_start()
             if start is not None or self._clock() - self._last >= 0.001:
-                known = {} if start is None else {"starts": 1, "start_seconds": round(start, 3)}
-                self._book(Entry(self._stage, self._worker.device, **known))
+                self._book(
+                    Entry(
+                        self._stage,
+                        self._worker.device,
+                        starts=int(start is not None),
+                        start_seconds=round(start or 0.0, 3),
+                    )
+                )
             self._file.close()
 
     def book(self, *, prompts: int = 0, answers: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:

@@ -373,7 +373,9 @@ class _Planner:
         """Seconds in which engines and workers start, one after another over all rounds."""
         model = self._model_of(work.kind)
         if rate.start_seconds is not None:
-            return work.rounds * rate.start_seconds
+            # On CPUs an engine is started once and takes new weights: a run starts it as often as the past one did.
+            stays = crew.device == "cpu" and work.kind != "train"
+            return (min(rate.starts, work.rounds) if stays else work.rounds) * rate.start_seconds
         if model is None or not crew.count:
             return 0.0
         if work.kind == "train":

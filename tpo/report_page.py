@@ -27,7 +27,18 @@ from markupsafe import Markup, escape
 from tpo.ledger import Spending
 from tpo.records import Epoch
 from tpo.summary import Interval, ModelRow, Summary
-from tpo.table import DIRECT, NOTHING, PERCENT, ScoreScale, counts, fixed, score_scale, short, validation_scale
+from tpo.table import (
+    DIRECT,
+    NOTHING,
+    PERCENT,
+    ScoreScale,
+    counts,
+    duration,
+    fixed,
+    score_scale,
+    short,
+    validation_scale,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +179,13 @@ def render_report(
         finalize=printable,
     )
     environment.filters.update(
-        model=subscripted, fixed=fixed, short=short, counts=counts, span=_span, signed_span=_signed_span, hours=_hours
+        model=subscripted,
+        fixed=fixed,
+        short=short,
+        counts=counts,
+        span=_span,
+        signed_span=_signed_span,
+        duration=duration,
     )
     thinks = config.get("prompt", {}).get("variant") != "direct"
     groups = [row for row in summary.models if row.by_category]
@@ -316,18 +333,6 @@ def _last(summary: Summary) -> ModelRow | None:
 
 def _named(summary: Summary, model: str) -> ModelRow | None:
     return next((row for row in summary.models if row.model == model), None)
-
-
-def _hours(seconds: float) -> str:
-    """Hours and minutes, or seconds where there are few."""
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d}"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

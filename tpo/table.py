@@ -150,6 +150,14 @@ def short(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}"
 
 
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes, or seconds where there are few: `2 h 05`, `12 min`, `34 s`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d}" if minutes >= 60 else f"{minutes} min"
+
+
 def counts(dropped: Mapping[str, int]) -> str:
     """Counts by reason, the most frequent first."""
     ordered = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))

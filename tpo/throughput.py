@@ -60,6 +60,8 @@ class Rate:
     """`profile`, `past run <name>` or `guess`, for people."""
     start_seconds: float | None = None
     """What engines or workers take to start; None where nobody has measured it."""
+    starts: int = 0
+    """Starts that this is the mean of."""
 
     @property
     def is_guess(self) -> bool:
@@ -109,7 +111,7 @@ def past_rate(runs: Sequence[PastRun]) -> Rate | None:
         starts = sum(entry.starts for entry in run.entries)
         each = sum(entry.start_seconds for entry in run.entries) / starts if starts else None
         if tokens and seconds > 0:
-            return Rate(tokens / seconds, f"past run {run.name}", each)
+            return Rate(tokens / seconds, f"past run {run.name}", each, starts)
     return None
 
 
