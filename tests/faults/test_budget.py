@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KILLS = 25
+KILLS = 15
 
 pytestmark = pytest.mark.faults
 
@@ -56,7 +56,7 @@ def test_each_start_goes_over_its_cap_by_a_shard_at_the_most(found: Mapping[str,
 
 def test_a_killed_run_counts_what_it_paid_for_and_at_most_one_shard_twice(found: Mapping[str, Any]):
     for run in found["killed"]:
-        assert run["difference"] == [0, 0, 0]
+        assert run["difference"] == [0, 0, 0], run["log"]
         missing = {work: run["expected"][work] - run["spent"].get(work, 0) for work in run["expected"]}
         # Never less than what the result took, but for the line that was being written; never a second shard more.
         assert max(missing.values()) <= run["largest_shard"], run
@@ -86,6 +86,7 @@ def main(parent: Path) -> None:
             killed.append(
                 {
                     "difference": [difference.lost, difference.duplicated, difference.changed],
+                    "log": broken.log[-4000:],
                     "spent": _tokens(folder / "run"),
                     "expected": _tokens(example.root),
                     "largest_shard": _largest_line(example.root),
