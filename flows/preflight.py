@@ -34,6 +34,7 @@ from tpo.disk import remove, write_atomically
 from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
 from tpo.engines.tensor_files import read_tensors
+from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.machine import gpu_count, memory_bytes
@@ -58,6 +59,7 @@ def preflight(config: RunConfig) -> None:
     for judge in (config.judge, config.evaluation.judge):
         _check_judge(judge)
     _check_gpus(config)
+    check_tracker(config.tracking)
     if isinstance(config.data.source, FileSource):
         _check_files(config.data.source)
     _check_folder(config.root)
@@ -77,6 +79,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     ):
         say(line)
     check_endpoints(config)
+    check_tracker_key(config.tracking)
     for line in check_templates(config):
         say(line)
 

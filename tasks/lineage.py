@@ -5,8 +5,8 @@ In: a config, an iteration and the artifacts of earlier stages. Out: `Stage`s. T
 
 Iteration t ≥ 1 makes M_t from M_{t-1}; its folder `iter_<t>` holds everything that made M_t, M_t itself and its
 evaluation. `iter_0` holds the evaluation of the seed, M_0, and the validation and test prompts. Where something ran
-(`engine`, `trainer`, `cluster`, folder and name) identifies nothing, but for what changes the numbers themselves:
-`engine.dtype`, `trainer.workers` and `trainer.strategy`.
+and is watched (`engine`, `trainer`, `cluster`, `tracking`, folder and name) identifies nothing, but for what changes
+the numbers themselves: `engine.dtype`, `trainer.workers` and `trainer.strategy`.
 """
 
 from collections.abc import Sequence, Set

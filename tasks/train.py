@@ -15,6 +15,7 @@ from tasks.spending import training_meter
 from tpo.config import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.checkpoints import trainer_folder
+from tpo.engines.tracking import Tracked
 from tpo.engines.trainer import train_dpo
 from tpo.ledger import Meter
 from tpo.records import Artifact, Pair
@@ -48,6 +49,7 @@ def train(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -
                     cluster=config.cluster,
                     seed=config.seed,
                     progress=lambda finished, _: count.reach(finished, advance),
+                    tracked=Tracked(config.tracking, config.name, iteration, config.root.resolve()),
                 )
             finally:
                 count.book()

@@ -443,6 +443,16 @@ class TrainerConfig(Section):
         return self
 
 
+class TrackingConfig(Section):
+    """Where to watch a training from: what the trainer measures in each step goes there too."""
+
+    to: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
+    """The tracker. `tensorboard` writes to the run's folder; the others are installed apart, take their servers and
+    keys from their own environment variables (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, …), and send where those say."""
+    project: str = Field("tpo", min_length=1)
+    """The project (W&B, trackio) or experiment (MLflow) that trainings appear in; each is named `<run>-iter_<t>`."""
+
+
 class ClusterConfig(Section):
     """Where Ray is."""
 
@@ -545,6 +555,8 @@ class RunConfig(Section):
     """What things cost."""
     budget: BudgetConfig = BudgetConfig()
     """What the run may spend."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where a training can be watched."""
 
     @property
     def root(self) -> Path:

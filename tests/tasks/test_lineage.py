@@ -101,6 +101,8 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
         {"judge_engine__batch_tokens": 64},
         {"judge_engine__dtype": "bfloat16"},
         {"health__max_unscored": 0.5},
+        {"tracking__to": "none"},
+        {"tracking__project": "another"},
     ],
     ids=shown,
 )
@@ -142,7 +144,7 @@ def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
 
 WHERE_IT_RUNS = (
     *("name", "folder", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
-    *("throughput", "prices", "budget"),
+    *("tracking", "throughput", "prices", "budget"),
 )
 WHAT_IT_IS = ("engine__dtype", "trainer__workers", "trainer__strategy")
 OTHER_VALUES: dict[str, Any] = {

@@ -27,6 +27,7 @@ from tpo.config import TrainConfig, TrainerConfig
 from tpo.disk import make_folder, remove, write_atomically
 from tpo.engines import checkpoints
 from tpo.engines.checkpoints import Checkpoint
+from tpo.engines.tracking import Tracked, tracker_callbacks
 from tpo.errors import StageError
 from tpo.records import Epoch, Pair
 
@@ -77,7 +78,14 @@ def write_dataset(pairs: Sequence[Pair], folder: Path) -> None:
 
 
 def train_from_checkpoint(
-    model: Path, folder: Path, *, config: TrainConfig, trainer: TrainerConfig, seed: int, on_step: Progress
+    model: Path,
+    folder: Path,
+    *,
+    config: TrainConfig,
+    trainer: TrainerConfig,
+    seed: int,
+    on_step: Progress,
+    tracked: Tracked | None = None,
 ) -> None:
     """Trains from the newest whole checkpoint in `folder`, or from M_t, to the end; `folder/dataset` holds the pairs.
 
@@ -96,6 +104,7 @@ def train_from_checkpoint(
             seed=seed,
             on_step=on_step,
             done=start.step if start else 0,
+            tracked=tracked,
         )
         on_step(start.step if start else 0, 0)
         _as_first_worker(lambda: _seal_references(folder))
@@ -113,6 +122,7 @@ def make_trainer(
     seed: int,
     on_step: Progress,
     done: int = 0,
+    tracked: Tracked | None = None,
 ) -> "DPOTrainer":
     """TRL's trainer on M_t, with the reference log-probs computed; `done` is what `on_step` is told until it trains."""
     import torch
@@ -152,6 +162,9 @@ def make_trainer(
         callbacks=[_keeper(folder, tokenizer, trainer.checkpoint_share, on_step)],
     )
     dpo.remove_callback(PrinterCallback)
+    if _rank() == 0 and tracked is not None:
+        for callback in tracker_callbacks(tracked, checkpoints.trainer_folder(folder), done=done):
+            dpo.add_callback(callback)
     return dpo
 
 
@@ -204,7 +217,7 @@ def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: 
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=[],
+        report_to=[],  # the tracker's callback is added by hand, so that a resumed training shows no step twice
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,

@@ -21,6 +21,7 @@ from tpo.console import say
 from tpo.disk import make_folder
 from tpo.engines.dpo import Progress, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
+from tpo.engines.tracking import Tracked
 from tpo.errors import StageError, TpoError
 from tpo.records import Epoch, Pair
 
@@ -38,6 +39,7 @@ def train_dpo(
     cluster: ClusterConfig,
     seed: int,
     progress: Progress,
+    tracked: Tracked | None = None,
 ) -> list[Epoch]:
     """Trains M_{t+1} from M_t on some pairs; `folder/epoch_<n>` holds the model after each epoch.
 
@@ -55,6 +57,7 @@ def train_dpo(
         "config": config.model_dump(mode="json"),
         "trainer": trainer.model_dump(mode="json"),
         "seed": seed,
+        "tracked": tracked,
     }
     deaths: list[str] = []
     while len(deaths) <= RESTARTS:
@@ -139,6 +142,7 @@ def _work(arguments: Mapping[str, Any]) -> None:
         seed=arguments["seed"],
         # Waited for, because it fails where the driver has died: then this worker must write no more.
         on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
+        tracked=arguments["tracked"],
     )
 
 
