@@ -1,40 +1,65 @@
-"""Claims about a crew: an actor that dies, hangs, errs or gives less than it was asked for is replaced, and nothing is
-lost or done twice; what fails twice stops the run with its cause and what to do. On real Ray actors."""
+"""Claims about a crew: an actor that dies, hangs, errs or gives less than it was asked for is replaced while the others
+go on, and nothing is lost or done twice; what fails again and again stops the run with its cause and what to do. On real
+Ray actors of this machine; test_cluster.py has those of several."""
 
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tpo.config import ClusterConfig
-from tpo.engines.crew import Orders, share
+from tpo.engines.crew import Crew, Orders
+from tpo.engines.placement import Role
 from tpo.engines.processes import start_ray
+from tpo.engines.room import make_room
 from tpo.errors import StageError
 
 pytestmark = pytest.mark.faults
 PIECES = [[i, i + 1, i + 2] for i in range(0, 30, 3)]
+DOUBLED = {index: [2 * i for i in piece] for index, piece in enumerate(PIECES)}
 Outcome = Callable[[str, str, str], None]
 
 
 class Doubler:
-    """Doubles numbers, and misbehaves on one of them as long as a file of its own is not there."""
+    """Doubles numbers; misbehaves at its start or at one of the numbers, always, once, or all but one of its kind."""
 
-    def __init__(self, how: str, once: str) -> None:
-        self._how = how
-        self._once = once
+    def __init__(self, how: str, folder: str) -> None:
+        self._when, _, self._how = how.rpartition(": ")
+        self._once = Path(folder) / "once"
+        self._task: str | None = None
 
-    def pid(self) -> int:
-        return os.getpid()
+    def load(self, task: str) -> str | None:
+        if "start" in self._when:
+            self._misbehave([])
+        self._task = task
+        return None
 
     def work(self, piece: list[int]) -> list[int]:
-        if 13 in piece and not os.path.exists(self._once):  # noqa: PTH110 - in a worker, as plain as can be
-            if self._how.endswith("once"):
-                open(self._once, "w").close()  # noqa: PTH123
-            return misbehave(self._how.removesuffix(" once"), piece)
+        if 13 in piece and "start" not in self._when:
+            return self._misbehave(piece)
         return [2 * i for i in piece]
+
+    def told(self, _: list[int]) -> tuple[int, str | None]:
+        time.sleep(0.2)
+        return os.getpid(), self._task
+
+    def _misbehave(self, piece: list[int]) -> list[int]:
+        how, _, often = self._how.partition(", ")
+        first = self._first()
+        if (often == "once" and not first) or (often == "all but one" and first):
+            return [2 * i for i in piece]
+        return misbehave("hangs" if often == "then no start" and not first else how, piece)
+
+    def _first(self) -> bool:
+        try:
+            self._once.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 def misbehave(how: str, piece: list[int]) -> list[int]:
@@ -63,54 +88,177 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def orders_of(crew: list[Any], how: str, once: str) -> Orders[list[int]]:
-    import ray
+Make = Callable[..., Crew]
 
-    actor = ray.remote(Doubler).options(num_cpus=0)
 
-    def replace(place: int) -> None:
-        if crew[place] is not None:
-            ray.kill(crew[place])
-        crew[place] = actor.remote(how, once)
-        ray.get(crew[place].pid.remote())
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Makes crews, and stops them in the end."""
+    made = []
 
-    crew.extend([None, None])
-    for place in range(2):
-        replace(place)
+    def call(how: str = "", count: int = 2, cpus: float = 0) -> Crew:
+        role = Role("doubler", Doubler, (how, str(tmp_path)), cpus=cpus, gpus=0, environment={})
+        made.append(Crew(role, count))
+        return made[-1]
+
+    yield call
+    for crew in made:
+        crew.close()
+
+
+def orders(*, task: str = "", ask: str = "work", seconds: float = 2.0, start_seconds: float = 120.0) -> Orders[list[int]]:
     return Orders(
-        hand=lambda doubler, piece: doubler.work.remote(piece),
-        replace=replace,
-        fault=lambda piece, result: None if len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs",
-        seconds=2.0,
+        prepare=lambda doubler: doubler.load.remote(task),
+        hand=lambda doubler, piece: getattr(doubler, ask).remote(piece),
+        fault=lambda piece, result: (
+            None if ask == "told" or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
+        ),
+        seconds=seconds,
+        start_seconds=start_seconds,
         who="doubler",
         remedy="Lower what it holds",
     )
 
 
+def doubled(crew: Crew, how: Orders[list[int]]) -> dict[int, list[int]]:
+    results = list(crew.work(iter(PIECES), how))
+    assert sorted(index for index, _ in results) == list(range(len(PIECES)))
+    return dict(results)
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(
-    tmp_path: Any, how: str, outcome: Outcome
+    make: Make, how: str, outcome: Outcome
 ):
-    crew: list[Any] = []
-    results = list(share(crew, iter(PIECES), orders_of(crew, f"{how} once", str(tmp_path / "once"))))
-    assert sorted(index for index, _ in results) == list(range(len(PIECES)))
-    assert all(result == [2 * i for i in PIECES[index]] for index, result in results)
+    assert doubled(make(f"{how}, once"), orders()) == DOUBLED
     outcome(f"an engine {how}, once", "sample, judge", "replaced, its shard done again")
 
 
 @pytest.mark.parametrize(
     ("how", "cause"),
-    [("runs out of memory", "cannot allocate 137 GiB"), ("hangs", "no answer within 2 s"), ("gives less", "2 of 3")],
+    [
+        ("runs out of memory", "cannot allocate 137 GiB"),
+        ("hangs", "no answer within 2 s"),
+        ("gives less", "2 of 3"),
+        ("dies", "died"),
+    ],
 )
-def test_a_piece_on_which_two_actors_fail_stops_the_run_with_cause_and_remedy(
-    tmp_path: Any, how: str, cause: str, outcome: Outcome
+def test_a_piece_on_which_actors_fail_again_and_again_stops_the_run_with_cause_and_remedy(
+    make: Make, how: str, cause: str, outcome: Outcome
 ):
-    crew, done = list[Any](), list[tuple[int, Any]]()
-    orders = orders_of(crew, how, str(tmp_path / "never"))
+    done = list[tuple[int, Any]]()
     started = time.monotonic()
     with pytest.raises(StageError, match=rf"(?s)doubler \d failed where one had failed before: .*{cause}.*Lower what"):
-        done.extend(share(crew, iter(PIECES), orders))
-    assert time.monotonic() - started < 60
+        done.extend(make(how).work(iter(PIECES), orders()))
+    assert time.monotonic() - started < 120
     indices = [index for index, _ in done]
     assert len(indices) == len(set(indices)) and PIECES.index([12, 13, 14]) not in indices
     outcome(f"an engine {how}, again and again", "sample, judge", "stops, names the cause and what to do")
+
+
+def test_nobody_waits_for_an_actor_that_is_replaced(make: Make, outcome: Outcome):
+    started = time.monotonic()
+    assert doubled(make("start, work: dies, then no start"), orders(start_seconds=300)) == DOUBLED
+    assert time.monotonic() - started < 150
+    outcome("an engine dies, and the new one hangs as it starts", "sample, judge", "the others go on without it")
+
+
+@pytest.mark.parametrize("how", ["dies", "errs", "hangs"])
+def test_an_actor_that_fails_to_start_once_is_started_again(make: Make, how: str, outcome: Outcome):
+    assert doubled(make(f"start: {how}, once", 1), orders(start_seconds=30)) == DOUBLED
+    outcome(f"an engine {how} as it starts, once", "sample, judge", "started again")
+
+
+def test_a_place_in_which_none_starts_is_given_up_with_a_line_and_the_others_go_on(
+    make: Make, capsys: pytest.CaptureFixture[str], outcome: Outcome
+):
+    crew = make("start: errs, all but one")
+    list(crew.work(([i] for i in range(200)), orders(task="slowly", ask="told")))
+    assert len(crew.actors) == 1
+    assert "does not start and is given up, others go on: ValueError: engine core is dead" in capsys.readouterr().err
+    outcome("an engine errs as it starts, again and again", "sample, judge", "given up with a line, the others go on")
+
+
+def test_where_none_starts_the_run_stops_with_the_cause(make: Make, outcome: Outcome):
+    with pytest.raises(StageError, match=r"(?s)no doubler starts: .*engine core is dead.*raise start_seconds.*Lower"):
+        list(make("start: errs").work(iter(PIECES), orders()))
+    outcome("no engine starts", "sample, judge", "stops, names the cause and what to do")
+
+
+def test_where_ray_can_place_none_the_run_stops_and_says_what_is_asked_and_what_is_there(make: Make, outcome: Outcome):
+    message = r"Ray has placed none of 2 within 3 s. Each asks for 99 CPUs; Ray has 0 of 0 GPUs and \d+ of \d+ CPUs free"
+    with pytest.raises(StageError, match=message):
+        list(make(cpus=99).work(iter(PIECES), orders(start_seconds=3)))
+    outcome("Ray has no room for any engine", "sample, judge", "stops, says what is asked for and what is there")
+
+
+def test_who_is_ready_works_while_ray_has_no_place_for_the_others(make: Make, outcome: Outcome):
+    import ray
+
+    crew = make(count=3, cpus=ray.cluster_resources()["CPU"])
+    assert doubled(crew, orders(start_seconds=60)) == DOUBLED
+    assert crew.holds("CPU") == ray.cluster_resources()["CPU"]
+    outcome("Ray has room for some engines only", "sample, judge", "those work; others join when there is room")
+
+
+def test_actors_that_died_while_they_were_idle_cost_no_piece_a_try(
+    make: Make, capsys: pytest.CaptureFixture[str], outcome: Outcome
+):
+    import ray
+
+    crew = make(count=5)
+    doubled(crew, orders())
+    pids = {pid for _, (pid, _) in crew.work(iter(PIECES * 3), orders(ask="told"))}
+    assert len(pids) > 1
+    for actor in crew.actors:
+        ray.kill(actor)
+    capsys.readouterr()
+    assert doubled(crew, orders()) == DOUBLED
+    assert "replaced" not in capsys.readouterr().err
+    outcome("engines die between two stages", "sample, judge", "started again")
+
+
+def test_what_an_actor_gets_ready_for_is_what_the_work_at_hand_needs(make: Make):
+    crew = make(count=2)
+    for task in ("a", "b"):
+        found = dict(crew.work(iter(PIECES), orders(task=task, ask="told")))
+        assert {said for _, said in found.values()} == {task}
+
+
+def test_nobody_is_started_where_there_is_nothing_to_do(make: Make):
+    crew = make()
+    assert list(crew.work(iter([]), orders())) == [] and crew.actors == []
+
+
+def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_not(make: Make):
+    import ray
+
+    cpus = ray.cluster_resources()["CPU"]
+    older, newer = make(count=1, cpus=cpus - 1), make(count=1, cpus=1)
+    doubled(older, orders())
+    doubled(newer, orders())
+    make_room("CPU", 0)
+    assert older.actors and newer.actors
+    make_room("CPU", 1)
+    assert not older.actors and newer.actors
+    make_room("CPU", cpus - 1)
+    assert newer.actors
+    at_work = newer.work(iter(PIECES), orders())
+    next(at_work)
+    make_room("CPU", cpus)
+    assert newer.actors
+    list(at_work)
+    make_room("CPU", cpus)
+    assert not newer.actors and ray.available_resources()["CPU"] == cpus
+
+
+def test_a_crew_that_starts_has_idle_ones_make_room(make: Make):
+    import ray
+
+    cpus = ray.cluster_resources()["CPU"]
+    first, second = make(count=2, cpus=cpus / 2), make(count=1, cpus=cpus)
+    doubled(first, orders())
+    assert doubled(second, orders(start_seconds=60)) == DOUBLED
+    assert not first.actors
+    assert doubled(first, orders(start_seconds=60)) == DOUBLED
+    assert not second.actors

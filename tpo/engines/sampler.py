@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
-from tpo.engines.crew import Orders, share
+from tpo.engines.crew import Crew, Orders
+from tpo.engines.placement import Role
 from tpo.engines.processes import engine_environment, start_ray
 from tpo.engines.reply import Decoding, Reply
 from tpo.errors import StageError
@@ -36,10 +37,6 @@ _REMEDY = (
     "If memory ran out, lower engine.memory_gib or engine.max_sequences; if shards take long, lower "
     "engine.shard_prompts or raise engine.shard_seconds (of a judge: judge_engine.*)"
 )
-_START_REMEDY = (
-    "If the model is large, raise engine.start_seconds; look whether Ray has the CPUs or GPUs that an engine asks for."
-)
-
 
 @dataclass(frozen=True)
 class Request:
@@ -74,22 +71,34 @@ def request_seed(*parts: object) -> int:
 
 
 class Engine:
-    """One vLLM engine; lives in a Ray actor."""
+    """One vLLM engine; lives in a Ray actor. It has no model until it is told which to load."""
 
-    def __init__(self, config: EngineConfig, model: Artifact, context_tokens: int) -> None:
+    def __init__(self, config: EngineConfig, context_tokens: int) -> None:
         self._config = config
         self._context_tokens = context_tokens
-        self._llm = self._start(str(model.path))
+        self._llm: Any = None
+        self._loaded: str | None = None
 
-    def ready(self) -> bool:
-        """True, as soon as the engine can be asked anything."""
-        return True
+    def load(self, model: Artifact) -> str | None:
+        """Takes the weights of `model`, unless it has them: None, or why it is of no use for them.
 
-    def load(self, model: Artifact) -> bool:
-        """Takes the weights of `model`; False where they did not arrive, and a new engine is needed."""
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
-        self._llm.reset_prefix_cache()
-        return self.has_weights_of(model)
+        On the CPU it is proved that it has them; on a GPU an engine keeps the weights that it started with.
+        """
+        if self._loaded == model.fingerprint:
+            return None
+        on_gpu = self._config.device == "gpu"
+        if self._llm is None:
+            self._llm = self._start(str(model.path))
+        elif on_gpu:
+            return "it holds another model"
+        else:
+            self._loaded = None
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
+            self._llm.reset_prefix_cache()
+        if not on_gpu and not self.has_weights_of(model):
+            return f"its log-probs are not those of {model.path}: its weights load wrong"
+        self._loaded = model.fingerprint
+        return None
 
     def generate(
         self, requests: Sequence[Request], sample: SampleConfig, n: int, tries: int, accept: Accept
@@ -147,6 +156,7 @@ class Engine:
             "max_num_batched_tokens": max(8192, self._context_tokens),
             "enable_prefix_caching": True,
             "tensor_parallel_size": config.tensor_parallel,
+            "distributed_executor_backend": _backend(config),
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "trust_remote_code": False,
             # What was checked is what is loaded: not consolidated*.safetensors and params.json, if those lie beside.
@@ -209,11 +219,16 @@ class SamplerPool:
     def __init__(self, config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0) -> None:
         self._config = config
         self._cluster = cluster
-        self._context_tokens = context_tokens
-        self._cpus = cpus
-        self._actors: list[Any] = []
-        self._loaded: str | None = None
-        self._lock = threading.Lock()
+        on_gpu = config.device == "gpu"
+        role = Role(
+            name="engine",
+            make=Engine,
+            arguments=(config, context_tokens),
+            cpus=0 if on_gpu else cpus * config.tensor_parallel,
+            gpus=config.tensor_parallel if on_gpu else 0,
+            environment=engine_environment(config),
+        )
+        self.crew = Crew(role, config.count)
 
     def generate(
         self,
@@ -227,7 +242,7 @@ class SamplerPool:
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
 
-        Raises `StageError` where engines fail on the same shard twice, or do not start.
+        Raises `StageError` where engines fail on the same shard again and again, or do not start.
         """
         return self._spread(
             model,
@@ -263,88 +278,22 @@ class SamplerPool:
                 return None
             return f"outputs for {found} prompts, expected all of them for {len(shard)}"
 
-        with self._lock:
-            self._load(model)
-            orders = Orders(
-                hand=hand,
-                replace=lambda engine: self._replace(engine, model),
-                fault=fault,
-                seconds=self._config.shard_seconds,
-                who=f"{model.path}: engine",
-                remedy=_REMEDY,
-            )
-            yield from share(self._actors, shards, orders)
+        start_ray(self._cluster)
+        wanted = dataclasses.replace(model, path=model.path.resolve())
+        orders = Orders(
+            prepare=lambda engine: engine.load.remote(wanted),
+            hand=hand,
+            fault=fault,
+            seconds=self._config.shard_seconds,
+            start_seconds=self._config.start_seconds,
+            who=f"engine for {model.path}",
+            remedy=_REMEDY,
+        )
+        yield from self.crew.work(shards, orders)
 
     def close(self) -> None:
         """Stops all engines and gives their memory back."""
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors, self._loaded = [], None
-
-    def _load(self, model: Artifact) -> None:
-        import ray
-
-        if self._loaded == model.fingerprint:
-            return
-        self._loaded = None
-        if self._actors and self._config.device == "cpu":
-            loaded = ray.get([actor.load.remote(_resolved(model)) for actor in self._actors])
-            for engine in (engine for engine, arrived in enumerate(loaded) if not arrived):
-                self._replace(engine, model)
-        else:
-            self.close()
-            start_ray(self._cluster)
-            self._actors = [self._start(model) for _ in range(self._config.count)]
-            self._await(range(len(self._actors)), model)
-        self._loaded = model.fingerprint
-
-    def _await(self, engines: Sequence[int], model: Artifact) -> None:
-        """Waits until engines have started, so that the time of a start does not count as the time of a shard.
-
-        One that does not start is started once more. Raises `StageError` where that does not either.
-        """
-        import ray
-
-        for last in (False, True):
-            refs = {self._actors[engine].ready.remote(): engine for engine in engines}
-            started, _ = ray.wait(list(refs), num_returns=len(refs), timeout=self._config.start_seconds)
-            failed = {engine: "it did not start in time" for ref, engine in refs.items() if ref not in started}
-            for ref in started:
-                try:
-                    ray.get(ref)
-                except ray.exceptions.RayError as error:
-                    failed[refs[ref]] = str(error)
-            if not failed:
-                return
-            if last:
-                raise StageError(f"no engine for {model.path}: {', '.join(failed.values())}. {_START_REMEDY} {_REMEDY}")
-            for engine in failed:
-                ray.kill(self._actors[engine])
-                self._actors[engine] = self._start(model)
-            engines = list(failed)
-
-    def _replace(self, engine: int, model: Artifact) -> None:
-        """A new engine in the place of one that died or did not take its weights; on the CPU its weights are proved."""
-        import ray
-
-        ray.kill(self._actors[engine])
-        self._actors[engine] = self._start(model)
-        self._await([engine], model)
-        if self._config.device == "cpu" and not ray.get(self._actors[engine].has_weights_of.remote(_resolved(model))):
-            raise StageError(f"the log-probs of a new engine are not those of {model.path}: its weights load wrong")
-
-    def _start(self, model: Artifact) -> Any:
-        import ray
-
-        on_gpu = self._config.device == "gpu"
-        actor = ray.remote(Engine).options(
-            num_cpus=0 if on_gpu else self._cpus,
-            num_gpus=self._config.tensor_parallel if on_gpu else 0,
-            runtime_env={"env_vars": engine_environment(self._config)},
-        )
-        return actor.remote(self._config, _resolved(model), self._context_tokens)
+        self.crew.close()
 
 
 _POOLS: dict[tuple[EngineConfig, ClusterConfig, int, float], SamplerPool] = {}
@@ -374,8 +323,11 @@ def _later_seed(seed: int, attempt: int) -> int:
     return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
 
 
-def _resolved(model: Artifact) -> Artifact:
-    return dataclasses.replace(model, path=model.path.resolve())
+def _backend(config: EngineConfig) -> str | None:
+    """What vLLM starts an engine's workers with: Ray may spread them over nodes, and knows of GPUs alone."""
+    if config.tensor_parallel == 1:
+        return None
+    return "ray" if config.device == "gpu" else "mp"
 
 
 def _common_prefix(labels: Sequence[list[int]]) -> list[int]:

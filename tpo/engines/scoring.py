@@ -11,6 +11,7 @@ padded batches of like lengths instead. Which it is, is tried when the model is 
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config import ClusterConfig, JudgeEngineConfig
-from tpo.engines.crew import Orders, share
+from tpo.engines.crew import Crew, Orders
+from tpo.engines.placement import Role
 from tpo.engines.processes import environment, start_ray
 
 if TYPE_CHECKING:
@@ -307,32 +309,54 @@ def _length(span: slice) -> int:
     return int(span.stop - span.start)
 
 
+class ScorerActor:
+    """A scorer in a Ray actor; it loads its model when it is told to."""
+
+    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
+        self._make = functools.partial(Scorer, load, folder, config)
+        self._scorer: Scorer | None = None
+
+    def load(self) -> None:
+        """Loads the model, unless it is there."""
+        self._scorer = self._scorer or self._make()
+
+    def score(self, groups: Sequence[Sequence[Chat]]) -> list[list[Values]]:
+        """As `Scorer.score` does."""
+        assert self._scorer is not None
+        return self._scorer.score(groups)
+
+
 class ScorerPool:
     """Scorers that share the work of one run; started at first use, kept until `close`."""
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> None:
-        self._load = load
         self._folder = folder.resolve()
         self._config = config
         self._cluster = cluster
-        self._actors: list[Any] = []
-        self._lock = threading.Lock()
+        role = Role(
+            name="scorer",
+            make=ScorerActor,
+            arguments=(load, self._folder, config),
+            cpus=0,  # on the CPU it lies idle while a run samples and trains
+            gpus=1 if config.device == "gpu" else 0,
+            environment=environment(config.threads),
+        )
+        self.crew = Crew(role, config.count)
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.
 
-        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups twice.
+        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups again and again.
         """
-        with self._lock:
-            self._start_all()
-            size = math.ceil(self._config.shard_prompts / (len(self._actors) * _PORTIONS))
-            done: dict[int, list[list[Values]]] = {}
-            following = 0
-            for index, values in share(self._actors, _portions(groups, size), self._orders()):
-                done[index] = values
-                while following in done:
-                    yield from done.pop(following)
-                    following += 1
+        start_ray(self._cluster)
+        size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))
+        done: dict[int, list[list[Values]]] = {}
+        following = 0
+        for index, values in self.crew.work(_portions(groups, size), self._orders()):
+            done[index] = values
+            while following in done:
+                yield from done.pop(following)
+                following += 1
 
     def _orders(self) -> Orders[list[Sequence[Chat]]]:
         def fault(portion: Sequence[Sequence[Chat]], values: Sequence[Sequence[Values]]) -> str | None:
@@ -341,43 +365,18 @@ class ScorerPool:
             return None if same else f"values for {found} chats, expected one each for {asked}"
 
         return Orders(
+            prepare=lambda scorer: scorer.load.remote(),
             hand=lambda scorer, portion: scorer.score.remote(portion),
-            replace=self._replace,
             fault=fault,
-            seconds=self._config.shard_seconds + self._config.start_seconds,
-            who=f"{self._folder}: scorer",
+            seconds=self._config.shard_seconds,
+            start_seconds=self._config.start_seconds,
+            who=f"scorer for {self._folder}",
             remedy="If memory ran out, lower judge_engine.batch_tokens",
         )
 
     def close(self) -> None:
         """Stops all scorers and gives their memory back."""
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-
-    def _start_all(self) -> None:
-        if not self._actors:
-            start_ray(self._cluster)
-            self._actors = [self._start() for _ in range(self._config.count)]
-
-    def _replace(self, scorer: int) -> None:
-        import ray
-
-        ray.kill(self._actors[scorer])
-        self._actors[scorer] = self._start()
-
-    def _start(self) -> Any:
-        """A new scorer. On the CPU it claims none: it sits idle while a run samples and trains."""
-        import ray
-
-        actor = ray.remote(Scorer).options(
-            num_cpus=0,
-            num_gpus=1 if self._config.device == "gpu" else 0,
-            runtime_env={"env_vars": environment(self._config.threads)},
-        )
-        return actor.remote(self._load, self._folder, self._config)
+        self.crew.close()
 
 
 _POOLS: dict[tuple[Load, Path, JudgeEngineConfig, ClusterConfig], ScorerPool] = {}
