@@ -230,17 +230,17 @@ def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
 
 
 def _count_gpus(config: RunConfig) -> Iterator[str]:
-    """As many GPUs are here as work at the same time; a line where they cannot be counted."""
+    """As many GPUs are here as any part of the run works on; a line where they cannot be counted."""
     needed = gpus_needed(config)
     if not needed or config.cluster.address is not None:
         return
     found = gpu_count()
-    asked = " + ".join(f"{name} {count}" for name, count in needed.items())
+    asked = ", ".join(f"{name} {count}" for name, count in needed.items())
     if found is None:
         yield f"GPUs cannot be counted (nvidia-smi -L fails), and {asked} are asked for: make sure that they are there"
-    elif sum(needed.values()) > found:
+    elif max(needed.values()) > found:
         raise InputError(
-            f"{asked} GPUs are asked for at once, and this machine has {found} (nvidia-smi -L, CUDA_VISIBLE_DEVICES): "
+            f"{asked} GPUs are asked for, and this machine has {found} (nvidia-smi -L, CUDA_VISIBLE_DEVICES): "
             "lower engine.count, engine.tensor_parallel, judge_engine.count or trainer.workers, or set cluster.address "
             "to a Ray cluster that has them"
         )

@@ -89,7 +89,7 @@ def test_what_runs_elsewhere_takes_no_memory_here(elsewhere: dict[str, object]):
 
 
 @pytest.mark.parametrize("judge", [VerifierJudge(), PairwiseJudge()], ids=["verifier", "pairwise"])
-def test_gpus_are_those_of_engines_judges_and_trainer_at_once(judge: JudgeConfig):
+def test_gpus_are_those_of_engines_of_judges_and_of_the_trainer(judge: JudgeConfig):
     config = RunConfig(
         engine=EngineConfig(device="gpu", count=2, tensor_parallel=2),
         judge=judge,

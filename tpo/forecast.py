@@ -120,7 +120,7 @@ def memory_needed(config: RunConfig, *, parameters: int, judges: Mapping[Path, i
 
 
 def gpus_needed(config: RunConfig) -> dict[str, int]:
-    """GPUs that must be there at once, by whom: engines keep theirs while a model is trained."""
+    """GPUs that each part of a run works on; parts take turns, so the most of them must be there."""
     needed: dict[str, int] = {}
     if config.engine.device == "gpu":
         needed["engine"] = config.engine.count * config.engine.tensor_parallel

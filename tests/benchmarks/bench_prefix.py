@@ -39,7 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = _random_model(Path(folder))
         prompts = ComparisonEncoder(PROMPTS["cot"], ChatEncoder(model)).encode(_comparisons())
-        engine = _CountingEngine(ENGINE, folder_artifact(model), CONTEXT)
+        engine = _CountingEngine(ENGINE, CONTEXT)
+        engine.load(folder_artifact(model))
         shuffled = [prompts[i] for i in np.random.default_rng(1).permutation(len(prompts))]
         trie = _trie_tokens(prompts)
         print(f"{len(prompts)} comparisons, {sum(map(len, prompts))} tokens, {trie} in the trie")

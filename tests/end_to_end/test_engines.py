@@ -103,7 +103,7 @@ def test_a_dead_engine_is_replaced_and_its_shard_done_again(pool: SamplerPool, t
 
     model = make_model(tmp_path / "a", seed=0)
     before = sampled(pool, model, [REQUESTS])
-    ray.kill(pool._actors[0])
+    ray.kill(pool.crew.actors[0])
     assert sampled(pool, model, [REQUESTS]) == before
 
 

@@ -25,21 +25,26 @@ Outcome = Callable[[str, str, str], None]
 
 
 class Doubler:
-    """Doubles numbers; misbehaves at its start or at one of the numbers, always, once, or all but one of its kind."""
+    """Doubles numbers; misbehaves at its start or at one of the numbers: always, once, or all but one of its kind."""
 
     def __init__(self, how: str, folder: str) -> None:
         self._when, _, self._how = how.rpartition(": ")
         self._once = Path(folder) / "once"
+        self._starts = Path(folder) / "starts"
         self._task: str | None = None
 
     def load(self, task: str) -> str | None:
-        if "start" in self._when:
+        if self._when == "start":
             self._misbehave([])
+        self._starts.mkdir(exist_ok=True)
+        (self._starts / str(os.getpid())).touch()
+        if self._how.endswith(", two start") and len(list(self._starts.iterdir())) > 2:
+            misbehave("hangs", [])
         self._task = task
         return None
 
     def work(self, piece: list[int]) -> list[int]:
-        if 13 in piece and "start" not in self._when:
+        if 13 in piece and self._how and self._when != "start":
             return self._misbehave(piece)
         return [2 * i for i in piece]
 
@@ -50,9 +55,9 @@ class Doubler:
     def _misbehave(self, piece: list[int]) -> list[int]:
         how, _, often = self._how.partition(", ")
         first = self._first()
-        if (often == "once" and not first) or (often == "all but one" and first):
+        if often and first == (often == "all but one"):
             return [2 * i for i in piece]
-        return misbehave("hangs" if often == "then no start" and not first else how, piece)
+        return misbehave(how, piece)
 
     def _first(self) -> bool:
         try:
@@ -158,8 +163,8 @@ def test_a_piece_on_which_actors_fail_again_and_again_stops_the_run_with_cause_a
 
 def test_nobody_waits_for_an_actor_that_is_replaced(make: Make, outcome: Outcome):
     started = time.monotonic()
-    assert doubled(make("start, work: dies, then no start"), orders(start_seconds=300)) == DOUBLED
-    assert time.monotonic() - started < 150
+    assert doubled(make("dies, two start"), orders(start_seconds=600)) == DOUBLED
+    assert time.monotonic() - started < 300
     outcome("an engine dies, and the new one hangs as it starts", "sample, judge", "the others go on without it")
 
 

@@ -295,13 +295,14 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("engine", "workers", "judges", "told"),
     [
         (ON_GPU, 1, 0, None),
-        (EngineConfig(device="gpu", count=2), 1, 0, "engine 2 + trainer 1 GPUs"),
+        (EngineConfig(device="gpu", count=2), 1, 1, None),
+        (EngineConfig(device="gpu", count=3), 1, 0, "engine 3, trainer 1 GPUs"),
         (EngineConfig(device="gpu", tensor_parallel=4), 0, 0, "engine 4 GPUs"),
         (EngineConfig(), 3, 0, "trainer 3 GPUs"),
-        (ON_GPU, 1, 1, "engine 1 + judge_engine (armorm) 1 + trainer 1 GPUs"),
+        (ON_GPU, 3, 1, "engine 1, judge_engine (armorm) 1, trainer 3 GPUs"),
     ],
 )
-def test_more_gpus_than_this_machine_has_are_refused_with_both_numbers(
+def test_a_part_that_works_on_more_gpus_than_this_machine_has_is_refused_with_both_numbers(
     tmp_path: Path, engine: EngineConfig, workers: int, judges: int, told: str | None
 ):
     config = able(
@@ -316,7 +317,7 @@ def test_more_gpus_than_this_machine_has_are_refused_with_both_numbers(
         check_before_work(config, 1)
     else:
         found = refused_before_work(config)
-        assert f"{told} are asked for at once, and this machine has 2" in found
+        assert f"{told} are asked for, and this machine has 2" in found
 
 
 @pytest.mark.usefixtures("two_gpus")

@@ -21,6 +21,7 @@ from tpo.console import say
 from tpo.disk import make_folder
 from tpo.engines.dpo import Progress, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
+from tpo.engines.room import await_free_memory, make_room
 from tpo.engines.tracking import Tracked
 from tpo.errors import StageError, TpoError
 from tpo.records import Epoch, Pair
@@ -50,6 +51,7 @@ def train_dpo(
     if finished(folder, config):
         return read_log(folder)
     start_ray(cluster)
+    make_room("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
     write_dataset(pairs, folder / "dataset")
     arguments = {
         "model": str(model.resolve()),
@@ -134,6 +136,8 @@ def _work(arguments: Mapping[str, Any]) -> None:
     torch.set_flush_denormal(True)
     counter = arguments["counter"]
     ray.get(counter.join.remote(ray.get_runtime_context().current_actor))
+    if arguments["trainer"]["device"] == "gpu":
+        await_free_memory()
     train_from_checkpoint(
         Path(arguments["model"]),
         Path(arguments["folder"]),

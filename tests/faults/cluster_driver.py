@@ -1,0 +1,139 @@
+"""Drivers of a Ray cluster: `python -m tests.faults.cluster_driver <address> <what> <folder>`.
+
+In: the cluster's address, which driver, and a folder that it and its test share. Out: a line of JSON for each thing that
+happens.
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tpo.config import ClusterConfig, DataConfig, EngineConfig, RunConfig
+from tpo.engines.crew import Crew, Orders
+from tpo.engines.placement import Role
+from tpo.engines.processes import start_ray
+
+STOP = "stop"
+"""File that tells a driver to ask for no more."""
+
+
+def tell(**what: Any) -> None:
+    """One line."""
+    print(json.dumps(what), flush=True)
+
+
+class Squarer:
+    """Stands in for an engine: squares a number, and says on which node."""
+
+    def load(self) -> None:
+        """Ready at once."""
+
+    def square(self, number: int) -> tuple[int, str]:
+        """The square, and the node."""
+        import ray
+
+        time.sleep(0.1)
+        return number * number, ray.get_runtime_context().get_node_id()
+
+
+class Spanner:
+    """Stands in for an engine of several GPUs: starts workers in the bundles of its placement group, as vLLM does."""
+
+    def __init__(self) -> None:
+        self._workers: list[Any] = []
+
+    def load(self) -> None:
+        """Starts a worker a bundle."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group = ray.util.get_current_placement_group()
+        for bundle in range(group.bundle_count):
+            where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+            self._workers.append(
+                ray.remote(Squarer).options(num_cpus=0, num_gpus=1, scheduling_strategy=where).remote()
+            )
+
+    def square(self, number: int) -> tuple[int, list[str]]:
+        """The square, and the nodes of the workers."""
+        import ray
+
+        done = ray.get([worker.square.remote(number) for worker in self._workers])
+        return done[0][0], [node for _, node in done]
+
+
+def orders() -> Orders[int]:
+    """To square numbers."""
+    return Orders(
+        prepare=lambda actor: actor.load.remote(),
+        hand=lambda actor, number: actor.square.remote(number),
+        fault=lambda number, result: None if result[0] == number * number else f"{result[0]} of {number}",
+        seconds=60,
+        start_seconds=240,
+        who="squarer",
+        remedy="",
+    )
+
+
+def square(folder: Path) -> None:
+    """Squares numbers on five actors, a CPU each, until it is told to stop."""
+    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5)
+
+    def numbers() -> Iterator[int]:
+        for number in itertools.count():
+            if (folder / STOP).exists():
+                return
+            yield number
+
+    for index, (value, node) in crew.work(numbers(), orders()):
+        tell(index=index, value=value, node=node)
+    crew.close()
+
+
+def span(_: Path) -> None:
+    """Works on actors of two GPUs each, then closes the crew."""
+    import ray
+    from ray.util import placement_group_table
+
+    crew = Crew(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2)
+    for index, (value, nodes) in crew.work(range(4), orders()):
+        tell(index=index, value=value, nodes=nodes)
+    tell(held=crew.holds("GPU"))
+    crew.close()
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("GPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    states = sorted({group["state"] for group in placement_group_table().values()})
+    tell(gpus=ray.available_resources().get("GPU", 0), states=states)
+
+
+def sample(folder: Path) -> None:
+    """Runs the sampling stage on two real engines, first undisturbed and then as its test will have it."""
+    from tasks.lineage import seed_model, training_ask
+    from tasks.load_prompts import load_prompts
+    from tasks.sample import sample as stage
+    from tpo.engines.sampler import close_pools
+
+    for name in ("undisturbed", "struck"):
+        config = RunConfig(
+            name=name,
+            folder=folder,
+            data=DataConfig(per_iteration=200),
+            engine=EngineConfig(count=2, shard_prompts=4),
+            cluster=ClusterConfig(address=sys.argv[1]),
+        )
+        seed = seed_model(config)
+        prompts = load_prompts.fn(config, "iter_1/prompts", seed, [])
+        tell(begins=name)
+        done = stage.fn(config, training_ask(config, 1), seed, prompts)
+        tell(ends=name, rows=done.rows, fingerprint=done.fingerprint)
+    close_pools()
+
+
+if __name__ == "__main__":
+    start_ray(ClusterConfig(address=sys.argv[1]))
+    {"square": square, "span": span, "sample": sample}[sys.argv[2]](Path(sys.argv[3]))
