@@ -107,6 +107,17 @@ def test_a_dead_engine_is_replaced_and_its_shard_done_again(pool: SamplerPool, t
     assert sampled(pool, model, [REQUESTS]) == before
 
 
+def test_an_engine_that_is_split_in_two_samples_what_a_whole_one_does(pool: SamplerPool, tmp_path: Path):
+    """vLLM's workers are processes of their own here; over GPUs Ray places them, which vLLM does not do on CPUs."""
+    model = make_model(tmp_path / "a", seed=0)
+    whole = sampled(pool, model, [REQUESTS])
+    split = SamplerPool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
+    try:
+        assert sampled(split, model, [REQUESTS]) == whole
+    finally:
+        split.close()
+
+
 @pytest.mark.parametrize(("loss", "start"), [("dpo", math.log(2)), ("irpo", math.inf)])
 def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path, loss: Literal["dpo", "irpo"], start: float):
     model = make_model(tmp_path / "m", seed=0)

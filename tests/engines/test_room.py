@@ -36,7 +36,9 @@ def test_memory_that_a_process_gives_back_as_it_ends_is_waited_for():
 
 
 def test_memory_that_stays_held_stops_the_training_and_the_error_says_how_much():
-    with pytest.raises(StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are held by others after 0.2 s")):
+    with pytest.raises(
+        StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are held by others after 0.2 s")
+    ):
         await_free_memory(reading(0, 8.5), seconds=0.2)
 
 

@@ -23,7 +23,7 @@ RAY = (
     "from ray.scripts.scripts import main; main()"
 )
 _STARTS = 4
-"""Times that a node is started until it stands: Ray gives the agents of a node 15 seconds, and this machine may be busy."""
+"""Times that a node may be started: Ray gives its agents 15 seconds to start, and the machine may be busy."""
 _START_SECONDS = 120.0
 
 
@@ -93,7 +93,15 @@ class Cluster:
         for attempt in range(_STARTS):
             name = f"{len(self._nodes)}-{attempt}"
             log = self._folder / f"{name}.log"
-            command = [sys.executable, "-c", RAY, "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+            command = [
+                sys.executable,
+                "-c",
+                RAY,
+                "start",
+                "--block",
+                "--disable-usage-stats",
+                "--node-ip-address=127.0.0.1",
+            ]
             with log.open("wb") as out:
                 node = Node(
                     subprocess.Popen(

@@ -1,7 +1,7 @@
 """Drivers of a Ray cluster: `python -m tests.faults.cluster_driver <address> <what> <folder>`.
 
-In: the cluster's address, which driver, and a folder that it and its test share. Out: a line of JSON for each thing that
-happens.
+In: the cluster's address, which driver, and a folder that it and its test share. Out: a line of JSON for each thing
+that happens.
 """
 
 import itertools
@@ -74,7 +74,7 @@ def orders() -> Orders[int]:
         fault=lambda number, result: None if result[0] == number * number else f"{result[0]} of {number}",
         seconds=60,
         start_seconds=240,
-        who="squarer",
+        model="numbers",
         remedy="",
     )
 

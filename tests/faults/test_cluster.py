@@ -47,7 +47,8 @@ class Driver:
         """Listens until enough has been told."""
         assert self.process.stdout is not None
         while not enough(self.told):
-            assert (line := self.process.stdout.readline()), f"the driver ended early, having told {self.told[-3:]}"
+            line = self.process.stdout.readline()
+            assert line, f"the driver ended early, having told {self.told[-3:]}"
             if line.startswith("{"):
                 self.told.append(json.loads(line))
 
@@ -97,9 +98,7 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing_and_one_that_joins_is_u
     outcome("a node joins", "engines on a cluster", "engines that waited for a place begin there")
 
 
-def test_an_engine_of_several_gpus_spans_nodes_and_gives_them_back(
-    cluster: Cluster, drive: Callable[[str], Driver]
-):
+def test_an_engine_of_several_gpus_spans_nodes_and_gives_them_back(cluster: Cluster, drive: Callable[[str], Driver]):
     for _ in range(2):
         cluster.add(cpus=1, gpus=1)
     driver = drive("span")

@@ -13,6 +13,7 @@ along, and none of the pieces is to blame; but a piece that kills whoever takes 
 """
 
 import math
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -28,14 +29,14 @@ from tpo.errors import StageError
 Piece = TypeVar("Piece")
 
 FAILURE, DEATH = 2, 1
-"""What a failed try weighs against a piece: one that ended in an error, late or wrong, and one that its actor died on."""
+"""What a try that failed weighs against a piece: one that ended in an error, late or wrong; one its actor died on."""
 TOO_MUCH = 4
 """What stops the run."""
 _STARTS = 2
 """Times that an actor may fail to start until its place is given up."""
 _START_REMEDY = (
-    "If the model is large, raise start_seconds (of engine or judge_engine); look whether Ray has the CPUs or GPUs that "
-    "are asked for."
+    "If the model is large, raise start_seconds (of engine or judge_engine); look whether Ray has the CPUs or GPUs "
+    "that are asked for."
 )
 
 
@@ -53,8 +54,8 @@ class Orders(Generic[Piece]):
     """Longest time for one piece."""
     start_seconds: float
     """Longest time to get ready."""
-    who: str
-    """What an actor of the crew is called in errors."""
+    model: str
+    """What they work with, for people."""
     remedy: str
     """What to do about a piece that fails again and again."""
 
@@ -187,7 +188,7 @@ class Crew:
             self._empty(place)
 
     def _gather(self, orders: Orders[Any]) -> None:
-        """Calls actors to empty places, and has those that are there get ready: some may be gone without our knowing."""
+        """Calls actors to empty places, and has those that are there get ready: some may be gone unnoticed."""
         waiting = sum(place.state in ("empty", "called") for place in self._places)
         for resource in ("GPU", "CPU"):
             make_room(resource, waiting * self._role.amount(resource), self)
@@ -224,8 +225,8 @@ class Crew:
         place = min(under.values(), key=lambda place: place.due)
         if place.state == "called":
             raise StageError(
-                f"{orders.who}: Ray has placed none of {len(under)} within {orders.start_seconds:g} s. Each asks for "
-                f"{self._role.asks}; {_what_ray_has()}. {_START_REMEDY}"
+                f"Ray has placed no {self._role.name} of {orders.model} within {orders.start_seconds:g} s: each of "
+                f"{len(under)} asks for {self._role.asks}, and {_what_ray_has()}. {_START_REMEDY}"
             )
         return place
 
@@ -252,8 +253,8 @@ class Crew:
             return
         self._empty(place)
         if all(other.state == "empty" for other in self._places):
-            raise StageError(f"no {orders.who} starts: {cause}. {_START_REMEDY} {orders.remedy}")
-        say(f"{orders.who} {place.number} does not start and is given up, others go on: {_line(cause)}")
+            raise StageError(f"no {self._role.name} of {orders.model} starts: {cause}. {_START_REMEDY} {orders.remedy}")
+        say(f"{self._name(place, orders)} does not start and is given up, others go on: {_line(cause)}")
 
     def _end(self, place: _Place, pile: _Pile[Piece], orders: Orders[Piece]) -> _End:
         """A piece is done, or has failed. Raises `StageError` where it has failed too often."""
@@ -266,9 +267,9 @@ class Crew:
             return end
         if not pile.put_back(place.piece, DEATH if end.died else FAILURE):
             raise StageError(
-                f"{orders.who} {place.number} failed where one had failed before: {end.cause}. {orders.remedy}"
+                f"{self._name(place, orders)} failed where one had failed before: {end.cause}. {orders.remedy}"
             )
-        say(f"{orders.who} {place.number} is replaced, what it had is done again: {_line(end.cause)}")
+        say(f"{self._name(place, orders)} is replaced, what it had is done again: {_line(end.cause)}")
         self._call(place)
         if end.died:  # perhaps a node is gone, and who was idle there would fail at pieces that are not to blame
             for other in self._places:
@@ -286,6 +287,9 @@ class Crew:
         assert place.member is not None
         place.orders = orders
         place.wait_for("preparing", orders.prepare(place.member.actor), orders.start_seconds)
+
+    def _name(self, place: _Place, orders: Orders[Any]) -> str:
+        return f"{self._role.name} {place.number} of {orders.model}"
 
     def _empty(self, place: _Place) -> None:
         if place.member is not None:
@@ -317,5 +321,6 @@ def _what_ray_has() -> str:
 
 
 def _line(cause: str) -> str:
-    """The last line of an error of Ray's, which tells what it was."""
-    return next((line.strip() for line in reversed(cause.splitlines()) if line.strip()), cause)
+    """The last line of an error of Ray's, which tells what it was; some are long."""
+    last = next((line for line in reversed(cause.splitlines()) if line.strip()), cause)
+    return textwrap.shorten(last, 200, placeholder=" …")

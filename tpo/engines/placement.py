@@ -2,10 +2,10 @@
 
 In: a role. Out: an actor, at once; Ray places it as soon as it can, which may be when a node joins.
 
-An engine of several GPUs gets a placement group of its own: a bundle a GPU, on as few nodes as will do, the actor itself
-in it and asking for nothing, so that vLLM starts its workers in the bundles, on whatever nodes they are. On GPUs Ray
-packs, which leaves whole nodes to such groups; on CPUs engines are spread, since those of one machine share what limits
-them, its memory's bandwidth.
+An engine of several GPUs gets a placement group of its own: a bundle a GPU, on as few nodes as will do, the actor
+itself in it and asking for nothing, so that vLLM starts its workers in the bundles, on whatever nodes they are. On GPUs
+Ray packs, which leaves whole nodes to such groups; on CPUs engines are spread, since those of one machine share its
+memory's bandwidth.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,8 @@ class Role:
     @property
     def asks(self) -> str:
         """What one asks for, for people."""
-        return f"{self.gpus} GPUs" if self.gpus else f"{self.cpus:g} CPUs"
+        count, what = (self.gpus, "GPU") if self.gpus else (self.cpus, "CPU")
+        return f"{count:g} {what}{'s' * (count != 1)}"
 
     def amount(self, resource: str) -> float:
         """How much one asks of a resource, by Ray's name for it."""

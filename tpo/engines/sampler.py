@@ -21,7 +21,6 @@ from tpo.engines.crew import Crew, Orders
 from tpo.engines.placement import Role
 from tpo.engines.processes import engine_environment, start_ray
 from tpo.engines.reply import Decoding, Reply
-from tpo.errors import StageError
 from tpo.records import Artifact
 
 T = TypeVar("T")
@@ -37,6 +36,7 @@ _REMEDY = (
     "If memory ran out, lower engine.memory_gib or engine.max_sequences; if shards take long, lower "
     "engine.shard_prompts or raise engine.shard_seconds (of a judge: judge_engine.*)"
 )
+
 
 @dataclass(frozen=True)
 class Request:
@@ -286,7 +286,7 @@ class SamplerPool:
             fault=fault,
             seconds=self._config.shard_seconds,
             start_seconds=self._config.start_seconds,
-            who=f"engine for {model.path}",
+            model=str(model.path),
             remedy=_REMEDY,
         )
         yield from self.crew.work(shards, orders)

@@ -346,7 +346,8 @@ class ScorerPool:
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.
 
-        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups again and again.
+        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups again and again,
+        or do not start.
         """
         start_ray(self._cluster)
         size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))
@@ -370,7 +371,7 @@ class ScorerPool:
             fault=fault,
             seconds=self._config.shard_seconds,
             start_seconds=self._config.start_seconds,
-            who=f"scorer for {self._folder}",
+            model=str(self._folder),
             remedy="If memory ran out, lower judge_engine.batch_tokens",
         )
 
