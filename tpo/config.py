@@ -386,7 +386,7 @@ class EngineConfig(Section):
     """The vLLM engines that sample; says where and how fast, not what."""
 
     count: int = Field(1, ge=1)
-    """Engines, each in a Ray actor of its own."""
+    """Engines, each in a Ray actor of its own; those that Ray has no room for join when it has."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What an engine runs on."""
     threads: int = Field(1, ge=1)
@@ -398,7 +398,7 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine takes."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs an engine."""
+    """GPUs an engine, on one node or on several."""
     max_sequences: int = Field(256, ge=1)
     """Outputs that an engine works on at once."""
     shard_prompts: int = Field(25, ge=1)

@@ -81,8 +81,11 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
 def start_ray(cluster: ClusterConfig) -> None:
     """Connects to the configured Ray cluster or starts one on this machine that lets nobody in; once a process.
 
-    A cluster that is not ours is entered with the user's own token, as Ray finds it. Raises `StageError` where it does
-    not let us in, where the folder for Ray's files is not ours alone, or where Ray does not keep to loopback.
+    A cluster that is not ours is entered with the user's own token, as Ray finds it. Its nodes need what this one has:
+    the same packages, this checkout at the same path (Ray has workers import from the driver's current folder, so
+    nothing is sent), and the run's and the models' folders on a file system that all of them share. Raises `StageError`
+    where the cluster does not let us in, where the folder for Ray's files is not ours alone, or where Ray does not keep
+    to loopback.
     """
     import ray
 
