@@ -3,7 +3,8 @@
 In: a config. Out: nothing, or an `InputError` that says what was found, what was expected and what to do.
 
 `preflight` takes milliseconds and looks at files alone. The rest looks at the machine, asks servers, and loads
-tokenizers, which the run needs anyway: no model, no Ray, no vLLM, no Prefect. Refused is what cannot work for certain;
+tokenizers, which the run needs anyway, and a model's architecture where training asks for something special of it: no
+weights, no Ray, no vLLM, no Prefect. Refused is what cannot work for certain;
 where an estimate may be wrong, a line says so.
 """
 
@@ -35,6 +36,7 @@ from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
+from tpo.engines.training_check import check_training
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.machine import gpu_count, memory_bytes
@@ -80,6 +82,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
+    check_training(_seed_folder(config), config.train, config.trainer)
     for line in check_templates(config):
         say(line)
 

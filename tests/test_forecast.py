@@ -44,7 +44,7 @@ def test_a_run_with_nothing_left_needs_nothing_and_the_seeds_evaluation_no_check
 def test_checkpoints_grow_with_epochs_precision_and_iterations_and_shrink_by_what_is_there():
     config = RunConfig(train=TrainConfig(epochs=10, precision="bfloat16"))
     assert disk_needed(config, [3, 4], parameters=8 * 10**9).checkpoints == 2 * 10 * 2 * 8 * 10**9
-    assert disk_needed(config, [3, 4], parameters=8 * 10**9).scratch == 2 * 3 * 2 * 8 * 10**9
+    assert disk_needed(config, [3, 4], parameters=8 * 10**9).scratch == 2 * 12 * 8 * 10**9
     assert disk_needed(config, [3], parameters=10, written=150).checkpoints == 50
     assert disk_needed(config, [3], parameters=10, written=999).checkpoints == 0
 
@@ -73,6 +73,29 @@ def test_memory_holds_engines_judges_and_trainer_at_once():
         "judge_engine (armorm)": 3 * 1000,
         "trainer": 2 * 4 * 4000,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy", "needed"),
+    [
+        ({}, "ddp", 2 * 16_000),
+        ({"precision": "bfloat16"}, "ddp", 2 * 16_000),
+        ({}, "fsdp", 16_000),
+        ({"precision": "bfloat16", "lora": {}}, "ddp", 2 * 2000),
+        ({"precision": "bfloat16", "lora": {}}, "fsdp", 2000),
+    ],
+)
+def test_training_holds_what_is_trained_in_float32_and_once_where_it_is_spread(
+    changes: dict[str, object], strategy: str, needed: int
+):
+    config = RunConfig.model_validate(
+        {
+            "engine": {"device": "gpu"},
+            "trainer": {"workers": 2, "strategy": strategy},
+            "train": {"batch_size": 64, **changes},
+        }
+    )
+    assert memory_needed(config, parameters=1000, judges={}) == {"trainer": needed}
 
 
 @pytest.mark.parametrize(

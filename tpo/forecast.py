@@ -34,10 +34,10 @@ _PROMPT_TOKEN = 4
 """Bytes of one token of a prompt."""
 _ROW = 400
 """Bytes of a judgment without text, and of a row's score, ids and share of seals."""
-_STATE = 3
-"""Copies of the parameters in a checkpoint to go on from: the model and Adam's two moments."""
-_TRAINING = 4
-"""Copies of the parameters in a worker's memory: those, and gradients."""
+_STATE = 12
+"""Bytes of a trained parameter in a checkpoint to go on from: it and Adam's two moments, in float32."""
+_TRAINING = 16
+"""Bytes of a trained parameter in memory: those, and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
     return Disk(
         rows=rows,
         checkpoints=max(0, trained * config.train.epochs * model - written),
-        scratch=2 * _STATE * model if trained else 0,
+        scratch=2 * _STATE * _trained(config, parameters) if trained else 0,
     )
 
 
@@ -115,8 +115,20 @@ def memory_needed(config: RunConfig, *, parameters: int, judges: Mapping[Path, i
                 config.judge_engine, size, with_cache=isinstance(judge, PairwiseJudge)
             )
     if config.trainer.device == "cpu":
-        needed["trainer"] = config.trainer.workers * _TRAINING * parameters * BYTES[config.train.precision]
+        needed["trainer"] = _training(config, parameters)
     return needed
+
+
+def _training(config: RunConfig, parameters: int) -> int:
+    """Bytes that all training workers hold together: all of it each, or one share each of what is spread."""
+    frozen = parameters * BYTES[config.train.precision] if config.train.lora else 0
+    copies = 1 if config.trainer.strategy == "fsdp" else config.trainer.workers
+    return copies * (_TRAINING * _trained(config, parameters) + frozen)
+
+
+def _trained(config: RunConfig, parameters: int) -> int:
+    """How many parameters are trained; adapters, at most some hundredths of a large model, are not counted."""
+    return 0 if config.train.lora else parameters
 
 
 def gpus_needed(config: RunConfig) -> dict[str, int]:

@@ -11,7 +11,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from tpo.config import TrainConfig
-from tpo.engines.dpo import check_first_loss
+from tpo.engines.pair_trainer import check_first_loss
 from tpo.engines.trainer import death_of
 from tpo.errors import StageError, StoreError
 

@@ -3,11 +3,13 @@
 With Ray Train round it; stopped at every step and every change of the disk: tests/engines/test_training_resume.py.
 """
 
+import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,13 +29,13 @@ STEPS = 75
 Outcome = Callable[[str, str, str], None]
 
 
-def train(folder: Path, on_step: Callable[[int], None], *, stall_seconds: float = 300.0) -> list[Epoch]:
+def train(folder: Path, on_step: Callable[[int], None], **trainer: Any) -> list[Epoch]:
     return train_dpo(
         SHIPPED_SEED_MODEL,
         PAIRS,
         folder,
         config=TRAIN,
-        trainer=TrainerConfig(threads=1, stall_seconds=stall_seconds),
+        trainer=TrainerConfig.model_validate({"threads": 1, "stall_seconds": 300.0, **trainer}),
         cluster=ClusterConfig(),
         seed=0,
         progress=lambda done, total: on_step(done),
@@ -141,3 +143,22 @@ def test_a_worker_that_hangs_is_killed_and_its_training_ends_the_same(
     assert "no step ended in 30 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
     assert result(tmp_path) == whole
     outcome("the worker that trains stops dead (SIGSTOP)", "train", "killed, a new one goes on; the same bits")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_one_of_which_is_killed_make_the_steps_of_one_that_was_left_alone(
+    tmp_path: Path, whole: dict[str, bytes], outcome: Outcome, strategy: str
+):
+    """That two workers end with the same bits as two that were left alone: tests/engines/test_many_workers.py."""
+    blow = _Blow(tmp_path, signal.SIGKILL, at=30)
+    train(tmp_path, blow, workers=2, strategy=strategy)
+    assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    steps, expected = (
+        [json.loads(line) for line in left["steps.jsonl"].splitlines()] for left in (result(tmp_path), whole)
+    )
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], abs=1e-4)
+    assert result(tmp_path).keys() == whole.keys()
+    outcome(
+        f"kill -9 of one of two workers that train ({strategy})", "train", "both start again from the last checkpoint"
+    )

@@ -22,6 +22,7 @@ from tpo.config import (
     FileSource,
     JudgeConfig,
     JudgeEngineConfig,
+    LoraConfig,
     ModelConfig,
     PairwiseJudge,
     PromptConfig,
@@ -192,6 +193,12 @@ def test_the_check_of_every_run_loads_nothing_heavy():
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no file system here that refuses files")
+def test_adapters_on_modules_that_the_model_does_not_have_are_refused(tmp_path: Path):
+    train = TrainConfig(lora=LoraConfig(target_modules=("query",)))
+    told = refused_before_work(able(tmp_path).model_copy(update={"train": train}))
+    assert "train.lora.target_modules has 'query'" in told and "known there: down_proj" in told
+
+
 def test_a_run_folder_that_takes_no_files_is_refused_although_its_rights_allow_them(tmp_path: Path):
     config = able(tmp_path).model_copy(update={"folder": Path("/proc")})
     with pytest.raises(InputError, match=r"a probe could not be written into /proc: .* set folder in the profile"):

@@ -131,6 +131,8 @@ def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, 
         ({"train__learning_rate": 0.1}, {"train", "model", "test"}),
         ({"train__micro_batch_size": 16}, {"train", "model", "test"}),
         ({"trainer__workers": 2, "train__micro_batch_size": 16}, {"train", "model", "test"}),
+        ({"train__packing": True}, {"train", "model", "test"}),
+        ({"train__lora": {"rank": 4}}, {"train", "model", "test"}),
         ({"validation__min_parse_rate": 0.5}, {"model", "test"}),
         ({"evaluation__judge__match": "math"}, {"test"}),
     ],
@@ -140,6 +142,14 @@ def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
     tmp_path: Path, changes: dict[str, Any], stages: set[str]
 ):
     assert changed_by(a_config(tmp_path), **changes) == stages
+
+
+def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Path):
+    config = changed(a_config(tmp_path), train__micro_batch_size=16, trainer__workers=2)
+    assert changed_by(config, trainer__strategy="fsdp") == {"train", "model", "test"}
+    other_adapters = changed(config, train__lora={"rank": 4})
+    for name, value in {"rank": 8, "alpha": 1.0, "target_modules": ["q_proj"]}.items():
+        assert changed_by(other_adapters, **{f"train__lora__{name}": value}) == {"train", "model", "test"}, name
 
 
 WHERE_IT_RUNS = (

@@ -3,8 +3,9 @@
 In: the folder of a training stage, with the trainer's own checkpoints in `trainer/`. Out: the newest one to go on from.
 
 The trainer writes a checkpoint file by file into its place. When all of them are on the disk, a seal beside the folder
-names each with its size and hash; what has no seal, or is not what its seal says, is never read. (Optimiser, schedule
-and random state are pickles; the library loads them with `weights_only`, so that no code in them runs.) A finished
+names each with its size and hash; what has no seal, or is not what its seal says, is never read. (Optimiser, schedule,
+random state and the shards of a model that is spread over workers are pickles; they are loaded with `weights_only`, so
+that no code in them runs.) A finished
 epoch's model is written under a temporary name and renamed. A checkpoint counts only if the models of all epochs before
 it are there.
 """

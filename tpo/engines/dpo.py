@@ -3,10 +3,7 @@
 In: M_t's folder and a data set of pairs as token ids. Out: a folder of safetensors an epoch, a log line an epoch and a
 line a step.
 
-Two things differ from TRL's own way. Its `_prepare_dataset` tokenises text: decoding and encoding again can give
-other tokens than those that were sampled, so ours hands the ids through. And before the first optimiser step policy
-and reference are the same model, so the loss must be ln 2: that is asserted, because a reference that is not M_t, a
-doubled BOS or dropout left on all show there and nowhere else so early.
+How it differs from TRL's own way stands in `tpo.engines.pair_trainer`.
 
 A training that goes on from a checkpoint ends as one that was never stopped, bit for bit on a CPU. So the reference
 log-probs are taken from M_t, before a checkpoint's weights are loaded; every step is logged, since a mean over an
@@ -27,12 +24,13 @@ from tpo.config import TrainConfig, TrainerConfig
 from tpo.disk import make_folder, remove, write_atomically
 from tpo.engines import checkpoints
 from tpo.engines.checkpoints import Checkpoint
+from tpo.engines.ranks import as_first_worker, rank, wait_for_all
 from tpo.engines.tracking import Tracked, tracker_callbacks
 from tpo.errors import StageError
 from tpo.records import Epoch, Pair
 
 if TYPE_CHECKING:
-    from trl import DPOTrainer
+    from tpo.engines.pair_trainer import PairTrainer
 
 Progress = Callable[[int, int], None]
 """Called with optimiser steps done and to do; to do is 0 as long as the reference log-probs are computed."""
@@ -95,7 +93,7 @@ def train_from_checkpoint(
     from transformers import set_seed
 
     with _alone_in(folder):
-        start = _as_first_worker(lambda: _prepare(folder))
+        start = as_first_worker(lambda: _prepare(folder))
         dpo = make_trainer(
             model,
             folder,
@@ -107,10 +105,9 @@ def train_from_checkpoint(
             tracked=tracked,
         )
         on_step(start.step if start else 0, 0)
-        _as_first_worker(lambda: _seal_references(folder))
         set_seed(seed)  # finding the reference log-probs in the cache takes other random numbers than computing them
         dpo.train(resume_from_checkpoint=str(start.folder) if start else None)
-        _as_first_worker(lambda: _write_log(dpo.state.log_history, folder))
+        as_first_worker(lambda: _write_log(dpo.state.log_history, folder))
 
 
 def make_trainer(
@@ -123,59 +120,32 @@ def make_trainer(
     on_step: Progress,
     done: int = 0,
     tracked: Tracked | None = None,
-) -> "DPOTrainer":
-    """TRL's trainer on M_t, with the reference log-probs computed; `done` is what `on_step` is told until it trains."""
-    import torch
+) -> "PairTrainer":
+    """The trainer on M_t, with the reference log-probs computed; `done` is what `on_step` is told until it trains."""
     from datasets import disable_progress_bars, load_from_disk
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-    from trl import DPOTrainer
+    from transformers import AutoTokenizer, PrinterCallback
 
-    class SampledIdsDPOTrainer(DPOTrainer):
-        """TRL's trainer on ids as sampled, with the loss before the first step asserted."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-        def compute_ref_log_probs(self, *args: Any, **kwargs: Any) -> Any:
-            on_step(done, 0)
-            return super().compute_ref_log_probs(*args, **kwargs)
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            if self.state.global_step == 0 and config.loss == "dpo":
-                check_first_loss((loss[0] if isinstance(loss, tuple) else loss).item(), config)
-            return loss
-
-        def create_model_card(self, *_: Any, **__: Any) -> None:
-            """None: it would be written with each checkpoint, and nobody publishes those."""
+    from tpo.engines.pair_trainer import PairTrainer
+    from tpo.engines.weights import load_for_training
 
     disable_progress_bars()
-    weights = AutoModelForCausalLM.from_pretrained(
-        model, dtype=getattr(torch, config.precision), local_files_only=True, use_safetensors=True
-    )
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    dpo = SampledIdsDPOTrainer(
-        model=weights,
+    dpo = PairTrainer(
+        config=config,
+        trainer=trainer,
+        references=folder / "dataset" / "references.safetensors",
+        on_reference=lambda: on_step(done, 0),
+        model=load_for_training(model, config),
         args=_arguments(folder, config, trainer, seed),
         train_dataset=load_from_disk(folder / "dataset"),
         processing_class=tokenizer,
-        callbacks=[_keeper(folder, tokenizer, trainer.checkpoint_share, on_step)],
+        callbacks=[_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step)],
     )
     dpo.remove_callback(PrinterCallback)
-    if _rank() == 0 and tracked is not None:
+    if rank() == 0 and tracked is not None:
         for callback in tracker_callbacks(tracked, checkpoints.trainer_folder(folder), done=done):
             dpo.add_callback(callback)
     return dpo
-
-
-def check_first_loss(loss: float, config: TrainConfig) -> None:
-    """Raises `StageError` unless the DPO loss before the first optimiser step is ln 2."""
-    tolerance = 1e-4 if config.precision == "float32" else 2e-2
-    if not math.isclose(loss, math.log(2), abs_tol=tolerance):
-        raise StageError(
-            f"the DPO loss before the first step is {loss:.6f}, expected ln 2 = {math.log(2):.6f}: the reference "
-            "log-probs are not those of the model that is trained"
-        )
 
 
 def finished(folder: Path, config: TrainConfig) -> bool:
@@ -193,14 +163,8 @@ def read_log(folder: Path) -> list[Epoch]:
 def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: int) -> Any:
     from trl import DPOConfig
 
-    loss_type, loss_weights = (
-        (["sigmoid", "sft"], [1.0, config.alpha]) if config.loss == "irpo" else (["sigmoid"], None)
-    )
     return DPOConfig(
         output_dir=str(checkpoints.trainer_folder(folder)),
-        beta=config.beta,
-        loss_type=loss_type,
-        loss_weights=loss_weights,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
@@ -212,6 +176,7 @@ def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: 
         gradient_checkpointing=config.gradient_checkpointing,
         bf16=config.precision == "bfloat16",
         use_cpu=trainer.device == "cpu",
+        ddp_find_unused_parameters=False,
         ddp_backend="gloo" if trainer.device == "cpu" and trainer.workers > 1 else None,
         save_strategy="no",  # the callback decides
         logging_strategy="steps",
@@ -224,8 +189,10 @@ def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: 
     )
 
 
-def _keeper(folder: Path, tokenizer: Any, share: float, on_step: Progress) -> Any:
+def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_step: Progress) -> Any:
     from transformers import TrainerCallback
+
+    from tpo.engines.weights import write_model
 
     class Keeper(TrainerCallback):
         """Reports steps, writes each epoch's model, and has checkpoints made and sealed."""
@@ -239,7 +206,7 @@ def _keeper(folder: Path, tokenizer: Any, share: float, on_step: Progress) -> An
             if state.is_world_process_zero:
                 on_step(state.global_step, state.max_steps)
             ends_epoch = float(state.epoch).is_integer()
-            if not ends_epoch and _as_first_worker(self._pace.due):
+            if not ends_epoch and as_first_worker(self._pace.due):
                 self._ask_to_save(control)
 
         def on_log(
@@ -253,13 +220,12 @@ def _keeper(folder: Path, tokenizer: Any, share: float, on_step: Progress) -> An
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             self._check_place()
-            if state.is_world_process_zero:
-                _write_epoch(getattr(model, "module", model), tokenizer, folder, round(state.epoch))
+            write_model(model, tokenizer, checkpoints.epoch_folder(folder, round(state.epoch)), config.precision)
             self._ask_to_save(control)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             path = checkpoints.trainer_folder(folder) / f"checkpoint-{state.global_step}"
-            _wait_for_all()
+            wait_for_all()
             if state.is_world_process_zero:
                 self._check_place()
                 made = checkpoints.seal_checkpoint(path, step=state.global_step, epochs=math.floor(state.epoch))
@@ -280,29 +246,10 @@ def _keeper(folder: Path, tokenizer: Any, share: float, on_step: Progress) -> An
     return Keeper()
 
 
-def _write_epoch(model: Any, tokenizer: Any, folder: Path, epoch: int) -> None:
-    place = checkpoints.epoch_folder(folder, epoch)
-    temporary = place.with_name(f".{place.name}.tmp")
-    remove(temporary)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    checkpoints.publish(temporary, place)
-
-
 def _prepare(folder: Path) -> Checkpoint | None:
     """Where to go on from, with nothing left that was cut short."""
     remove(folder / "log.jsonl")
-    for path in (folder / "dataset").glob("cache-*.arrow"):
-        if checkpoints.sealed(path) is None:
-            remove(path)
     return checkpoints.tidy(folder)
-
-
-def _seal_references(folder: Path) -> None:
-    """Lets the next start trust the reference log-probs that TRL has cached beside the pairs."""
-    for path in (folder / "dataset").glob("cache-*.arrow"):
-        if checkpoints.sealed(path) is None:
-            checkpoints.seal(path)
 
 
 def _write_log(history: Sequence[Mapping[str, float]], folder: Path) -> None:
@@ -351,32 +298,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Holds the folder, if this is the first worker."""
     from filelock import FileLock
 
-    if _rank() > 0:
+    if rank() > 0:
         yield
         return
     make_folder(checkpoints.trainer_folder(folder))
     with FileLock(checkpoints.trainer_folder(folder) / "lock"):
         yield
-
-
-def _as_first_worker(work: Callable[[], Any]) -> Any:
-    """What the first worker found, told to all; an error of its own ends only the first, and so the group."""
-    import torch.distributed as dist
-
-    found = [work() if _rank() == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
-
-
-def _wait_for_all() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _rank() -> int:
-    import torch.distributed as dist
-
-    return dist.get_rank() if dist.is_initialized() else 0

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from tpo.config import ClusterConfig, JudgeEngineConfig
 from tpo.engines.crew import Crew, Orders
+from tpo.engines.packing import PACKED, NotPlainError, Spans, register_packed_attention
 from tpo.engines.placement import Role
 from tpo.engines.processes import environment, start_ray
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_PACKED = "tpo_packed"
-_HARMLESS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"}
 _PORTIONS = 4
 """Portions that an engine's share of the prompts is handed out in: several engines then end at about the same time."""
 
@@ -68,9 +67,7 @@ class Scorer:
     """One model on one device; lives in a Ray actor."""
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(_PACKED, _attend_chat_by_chat)
+        register_packed_attention()
         self._device = "cuda" if config.device == "gpu" else "cpu"
         self._batch_tokens = config.batch_tokens
         self._reader = load(folder, config.dtype)
@@ -91,7 +88,7 @@ class Scorer:
         with torch.inference_mode():
             if self.packs:
                 for batch in _batches([list(dict.fromkeys(group)) for group in groups if group], self._batch_tokens):
-                    with contextlib.suppress(_NotPlainError):
+                    with contextlib.suppress(NotPlainError):
                         values |= self._values(_chats_of(batch), self._packed_hidden(batch))
             unread = {chat: None for group in groups for chat in group if chat not in values}
             for alike in _padded_batches(list(unread), self._batch_tokens):
@@ -106,7 +103,7 @@ class Scorer:
         import torch
 
         row = _row(batch)
-        self._attend_with(_PACKED)
+        self._attend_with(PACKED)
         hidden: Tensor = self._reader.backbone(
             input_ids=torch.tensor([row.token_ids], device=self._device),
             position_ids=torch.tensor([row.position_ids], device=self._device),
@@ -151,14 +148,10 @@ class Scorer:
         with torch.inference_mode():
             try:
                 packed = self._packed_hidden(batch)
-            except (_NotPlainError, RuntimeError, TypeError):
+            except (NotPlainError, RuntimeError, TypeError):
                 return False
             apart = torch.cat([self._padded_hidden([chat]) for chat in _chats_of(batch)])
         return bool((packed.float() - apart.float()).norm() <= tolerance * apart.float().norm())
-
-
-class _NotPlainError(Exception):
-    """This model's attention is not what `_attend_chat_by_chat` computes."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +170,6 @@ class _Bundle:
 
 
 @dataclass(frozen=True)
-class _Spans:
-    """Where a bundle's tokens stand in a row."""
-
-    shared: slice
-    """The tokens that its chats begin with."""
-    rests: list[slice]
-    """The rest of each chat."""
-
-
-@dataclass(frozen=True)
 class _Row:
     """A batch as one row of tokens."""
 
@@ -194,7 +177,7 @@ class _Row:
     """The tokens."""
     position_ids: list[int]
     """The place of each token in its chat."""
-    spans: list[_Spans]
+    spans: list[Spans]
     """Where each bundle stands."""
     marks: list[list[int]]
     """Where the positions of each chat stand."""
@@ -236,7 +219,7 @@ def _row(batch: Sequence[_Bundle]) -> _Row:
     for bundle in batch:
         shared = append(bundle.chats[0], 0, bundle.shared)
         rests = [append(chat, bundle.shared, len(chat.token_ids)) for chat in bundle.chats]
-        row.spans.append(_Spans(shared, rests))
+        row.spans.append(Spans(shared, rests))
         for chat, rest in zip(bundle.chats, rests, strict=True):
             begins = (shared.start, rest.start - bundle.shared)
             row.marks.append([begins[position >= bundle.shared] + position for position in chat.positions])
@@ -257,56 +240,6 @@ def _padded_batches(chats: Sequence[Chat], batch_tokens: int) -> Iterator[list[C
         batch.append(chat)
     if batch:
         yield batch
-
-
-def _attend_chat_by_chat(
-    module: "nn.Module",
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    _: "Tensor | None",
-    *,
-    spans: Sequence[_Spans],
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **others: object,
-) -> "tuple[Tensor, None]":
-    """Causal attention within each chat of a row; called by transformers with [1, heads, tokens, size] each.
-
-    Raises `_NotPlainError` where the model asks for anything more.
-    """
-    import torch
-
-    more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - _HARMLESS
-    longest = max(_length(bundle.shared) + _length(rest) for bundle in spans for rest in bundle.rests)
-    if more or not getattr(module, "is_causal", True) or (sliding_window or longest) < longest:
-        raise _NotPlainError
-    mixed = []
-    for bundle in spans:
-        for i, rest in enumerate(bundle.rests):
-            parts = [torch.cat((part[:, :, bundle.shared], part[:, :, rest]), 2) for part in (query, key, value)]
-            mixed.append(_attend(*parts, skipped=_length(bundle.shared) if i else 0, scaling=scaling))
-    return torch.cat(mixed, 2).transpose(1, 2), None
-
-
-def _attend(query: "Tensor", key: "Tensor", value: "Tensor", *, skipped: int, scaling: float | None) -> "Tensor":
-    """Causal attention of one chat, for its tokens after the first `skipped`; [1, heads, tokens, size] each.
-
-    Done for the skipped tokens too where they are the fewer: that is quicker than a mask, which causal attention over
-    all of a chat needs none of.
-    """
-    import torch
-
-    tokens, grouped = query.shape[2], key.shape[1] != query.shape[1]
-    attend = torch.nn.functional.scaled_dot_product_attention
-    if 2 * skipped <= tokens:
-        return attend(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)[:, :, skipped:]
-    mask = torch.ones(tokens - skipped, tokens, dtype=torch.bool, device=query.device).tril(skipped)
-    return attend(query[:, :, skipped:], key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
-
-
-def _length(span: slice) -> int:
-    return int(span.stop - span.start)
 
 
 class ScorerActor:

@@ -1,0 +1,261 @@
+"""How fast our trainer takes DPO steps on one device: tokens a second, and the share of the device's matrix product.
+
+In: `--shape` and `--device`. Out: for adapters and for all weights, the pairs' own tokens (prompts count with each of
+their two outputs, padding does not) a second, and what share that is of the largest matrix product that this process
+reaches on the device, measured just before. Weights are random and the model has Llama-3-8B's shape: what is measured
+does not depend on what it says. Runs where there is an NVIDIA GPU:
+
+    python -m tests.benchmarks.gpu_trainer
+    python -m tests.benchmarks.gpu_trainer --shape tiny --device cpu     # tries the script itself
+
+The share counts 6 operations for a parameter and token where all weights are trained, and 4 where only adapters are,
+whose frozen weights need no gradients; what gradient checkpointing computes again, attention and the head on prompts
+do not count. Training all weights keeps 16 bytes a parameter, 128 GB for eight billion: where a GPU has less, the
+number of layers is lowered until it fits, and said.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tpo.config import LoraConfig, TrainConfig, TrainerConfig
+from tpo.records import Pair
+
+VOCABULARY = 128_256
+PAIRS, BATCH, WARM_UP = 24, 4, 2
+"""Pairs, pairs a step, and steps that are not measured."""
+_TRAINED_BYTES, _ROOM_GB = 16, 14
+"""Bytes of a trained parameter; gigabytes left for activations and the weights of a layer in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained, and on what."""
+
+    sizes: dict[str, int]
+    """Of the Llama."""
+    tokens: tuple[int, int]
+    """Shortest and longest sequence."""
+    product: int
+    """Rows and columns of the matrices whose product is the measure."""
+
+
+SHAPES = {
+    "8b": Shape(
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 8192,
+        },
+        (1024, 2048),
+        16384,
+    ),
+    "tiny": Shape(
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 504,
+            "max_position_embeddings": 512,
+        },
+        (64, 128),
+        512,
+    ),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    shape, device = arguments(__doc__)
+    import torch
+
+    peak = peak_product(shape.product, device)
+    print(
+        f"{device_name(device)}: {peak / 1e12:.2f} Tflop/s in a product of {shape.product} × {shape.product}, bfloat16"
+    )
+    pairs = some_pairs(shape)
+    for packing in (False, True):
+        for way in ("adapters", "all weights"):
+            lora = LoraConfig() if way == "adapters" else None
+            layers = _layers_that_fit(shape, device) if lora is None else shape.sizes["num_hidden_layers"]
+            with tempfile.TemporaryDirectory() as name:
+                folder = random_llama(Path(name) / "model", shape, layers, device)
+                seconds = step_seconds(folder, pairs, Path(name) / "run", lora=lora, packing=packing, device=device)
+            parameters = counted_parameters(shape, layers)
+            tokens = _tokens(pairs) / len(pairs) * BATCH
+            rate = tokens / seconds
+            share = rate * parameters * (4 if lora else 6) / peak
+            less = "" if layers == shape.sizes["num_hidden_layers"] else f" of {layers} layers, which is what fits"
+            print(
+                f"{way}{less}, {'packed' if packing else 'padded'}: {rate:,.0f} tokens/s, {share:.1%} of the product, "
+                f"{seconds:.2f} s a step of {BATCH} pairs"
+            )
+            if device == "cuda":
+                print(f"  at most {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU's memory")
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+
+
+def arguments(doc: str | None) -> tuple[Shape, str]:
+    """What the command line asks for; ends the process with a line where it asks for a GPU and there is none."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    found = parser.parse_args()
+    import torch
+
+    if found.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            "nothing is measured: there is no NVIDIA GPU here (try --shape tiny --device cpu for the script itself)"
+        )
+    return SHAPES[found.shape], found.device
+
+
+def device_name(device: str) -> str:
+    """What the measured device is called."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def peak_product(size: int, device: str, *, seconds: float = 3.0) -> float:
+    """Operations a second in products of square bfloat16 matrices."""
+    import torch
+
+    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    for _ in range(3):
+        one @ other
+    wait()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        for _ in range(10):
+            one @ other
+        wait()
+        done += 10
+    return done * 2 * size**3 / (time.perf_counter() - began)
+
+
+def random_llama(folder: Path, shape: Shape, layers: int, device: str) -> Path:
+    """A folder with random bfloat16 weights and a tokenizer that is never asked."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**shape.sizes, "num_hidden_layers": layers}, dtype="bfloat16")
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    del model
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+def counted_parameters(shape: Shape, layers: int) -> int:
+    """Parameters that every token is multiplied with: all but those of the embedding."""
+    sizes = shape.sizes
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    keys = width // heads * sizes["num_key_value_heads"]
+    layer = 2 * width * width + 2 * width * keys + 3 * width * sizes["intermediate_size"]
+    return layers * layer + width * sizes["vocab_size"]
+
+
+def some_pairs(shape: Shape) -> list[Pair]:
+    """Pairs whose sequences have lengths drawn from all of the shape's; a quarter of the shorter is prompt."""
+    draw = random.Random(0)
+
+    def ids(length: int) -> list[int]:
+        return [draw.randrange(2, shape.sizes["vocab_size"]) for _ in range(length)]
+
+    pairs = []
+    for i in range(PAIRS):
+        one, other = (draw.randint(*shape.tokens) for _ in range(2))
+        prompt = min(one, other) // 4
+        pairs.append(Pair(str(i), "regular", ids(prompt), ids(one - prompt), ids(other - prompt), 0, 1, 1.0, 0.0, 1.0))
+    return pairs
+
+
+def step_seconds(
+    folder: Path, pairs: list[Pair], run: Path, *, lora: LoraConfig | None, packing: bool, device: str
+) -> float:
+    """Median seconds of an optimiser step, the first ones apart; the reference's log-probabilities are not in it."""
+    from transformers import TrainerCallback
+
+    from tpo.engines.dpo import make_trainer, write_dataset
+
+    class Clock(TrainerCallback):
+        """Notes when steps end."""
+
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            synchronize(device)()
+            self.ends.append(time.perf_counter())
+            control.should_training_stop = len(self.ends) == PAIRS // BATCH
+            control.should_epoch_stop = control.should_training_stop
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_save = False
+
+    kind: Literal["cpu", "gpu"] = "gpu" if device == "cuda" else "cpu"
+    config = TrainConfig(
+        epochs=1, batch_size=BATCH, micro_batch_size=1, max_tokens=8192, precision="bfloat16", learning_rate=1e-6,
+        gradient_checkpointing=True, lora=lora, packing=packing,
+    )  # fmt: skip
+    write_dataset(pairs, run / "dataset")
+    dpo = make_trainer(
+        folder, run, config=config, trainer=TrainerConfig(device=kind), seed=0, on_step=lambda done, total: None
+    )
+    for callback in [each for each in dpo.callback_handler.callbacks if type(each).__name__ == "Keeper"]:
+        dpo.remove_callback(callback)  # no model is written: that is the disk's speed
+    clock = Clock()
+    dpo.add_callback(clock)
+    dpo.train()
+    times = sorted(
+        later - earlier for earlier, later in zip(clock.ends[WARM_UP:], clock.ends[WARM_UP + 1 :], strict=False)
+    )
+    return times[len(times) // 2]
+
+
+def synchronize(device: str) -> Callable[[], None]:
+    """What waits for a device."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else (lambda: None)
+
+
+def _layers_that_fit(shape: Shape, device: str) -> int:
+    """As many layers as the device has memory to train all weights of."""
+    import torch
+
+    layers = shape.sizes["num_hidden_layers"]
+    if device == "cpu":
+        return layers
+    room = torch.cuda.get_device_properties(0).total_memory - _ROOM_GB * 10**9
+    embedding = shape.sizes["hidden_size"] * shape.sizes["vocab_size"]
+    while layers > 1 and (counted_parameters(shape, layers) + embedding) * _TRAINED_BYTES > room:
+        layers -= 1
+    return layers
+
+
+def _tokens(pairs: list[Pair]) -> int:
+    return sum(2 * len(p.prompt_token_ids) + len(p.chosen_token_ids) + len(p.rejected_token_ids) for p in pairs)
+
+
+if __name__ == "__main__":
+    main()
