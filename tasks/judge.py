@@ -6,7 +6,7 @@ before anything is trained on them, with everything that was said kept.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prefect import task
@@ -24,7 +24,7 @@ from tpo.engines.reply import Tokens
 from tpo.journal import Journal
 from tpo.ledger import API, read_ledger
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
-from tpo.store import read_rows
+from tpo.store import read_rows, stream_rows
 
 
 @task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE)
@@ -41,18 +41,17 @@ def judge(
         done = scores_stage(config, ask, submitted, judgments).complete()
         if done is not None:
             return Answers(samples, done)
-    sample_rows = read_rows(samples, Sample)
     groups = groups_of(
         read_rows(prompts, Prompt),
-        sample_rows,
+        stream_rows(samples, Sample),
         with_errors=ask.purpose == "evaluate",
-        baseline=read_rows(baseline, Sample) if baseline and compares(ask.judge) else (),
+        baseline=stream_rows(baseline, Sample) if baseline and compares(ask.judge) else (),
     )
     judge_ = build_judge(ask.judge, config.judge_engine, config.cluster, api_tokens(config.root))
     if judgments is None:
         judgments = _say_judgments(config, ask, submitted, groups, judge_)
     said = read_rows(judgments, Judgment)
-    scores = make_scores(sample_rows, groups, said, judge_)
+    scores = make_scores(stream_rows(samples, Sample), groups, said, judge_)
     health = measure_health(groups, said, scores, config.evaluation.judge)
     stage = scores_stage(config, ask, submitted, judgments)
     if ask.purpose == "train":
@@ -60,13 +59,13 @@ def judge(
     stage.begin()
     stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}
-    artifact = stage.commit(1, account=Account(len(sample_rows), len(scores), {}), facts=facts)
+    artifact = stage.commit(1, account=Account(samples.rows, len(scores), {}), facts=facts)
     say(f"{stage.name}: {describe_health(health)}")
     return Answers(samples, artifact)
 
 
 def make_scores(
-    samples: Sequence[Sample], groups: Sequence[Group], judgments: Sequence[Judgment], judge_: Judge
+    samples: Iterable[Sample], groups: Sequence[Group], judgments: Sequence[Judgment], judge_: Judge
 ) -> list[Score]:
     """One score a sample, in the samples' order; a sample that was not judged is unscored by its parse error."""
     said: dict[str, list[Judgment]] = {}

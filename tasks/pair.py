@@ -10,7 +10,7 @@ decides.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,7 @@ from tpo.errors import StageError
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled
 from tpo.records import Account, Artifact, Pair, Sample, Score
-from tpo.store import read_rows
+from tpo.store import read_shards, stream_rows
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,25 @@ class Candidates:
         return [candidate.score.response_chars for candidate in self.valid]
 
 
+class StoredCandidates:
+    """Every prompt's candidates, read from the run folder a shard at a time whenever they are gone through.
+
+    All of them with their tokens would be the most that a run's driver ever holds, and a pair needs two of K.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self._samples = answers.samples
+        self._scores: dict[str, list[Score]] = {}
+        for score in stream_rows(answers.scores, Score):
+            self._scores.setdefault(score.prompt_id, []).append(score)
+
+    def __iter__(self) -> Iterator[Candidates]:
+        """In the order of the prompts; a shard holds all samples of its prompts."""
+        for shard in read_shards(self._samples, Sample):
+            prompts = dict.fromkeys(sample.prompt_id for sample in shard)
+            yield from group_candidates(shard, [score for prompt in prompts for score in self._scores[prompt]])
+
+
 @dataclass(frozen=True)
 class Pairs:
     """The pairs of one iteration and how they came about."""
@@ -85,12 +104,17 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
         return done
     for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
-    groups = group_candidates(read_rows(answers.samples, Sample), read_rows(answers.scores, Score))
     margin = least_margin(config.pair, config.judge)
-    made = make_pairs(groups, config.pair, min_margin=margin, max_tokens=config.train.max_tokens, seed=config.seed)
+    made = make_pairs(
+        StoredCandidates(answers),
+        config.pair,
+        min_margin=margin,
+        max_tokens=config.train.max_tokens,
+        seed=config.seed,
+    )
     if not made.pairs:
         raise StageError(
-            f"iteration {iteration}: 0 pairs from {len(groups)} prompts ({_reasons(made.account)}): lower "
+            f"iteration {iteration}: 0 pairs from {made.account.rows_in} prompts ({_reasons(made.account)}): lower "
             f"pair.min_margin ({margin}), or look at {answers.samples.path} and {answers.scores.path}"
         )
     stage.write_shard(0, made.pairs)
@@ -116,16 +140,19 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
 
 
 def make_pairs(
-    groups: Sequence[Candidates], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
+    groups: Iterable[Candidates], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
 ) -> Pairs:
-    """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1)."""
-    spread = [group for group in groups if has_margin(group.scores, min_margin) and not _tied(group)]
-    rho = config.rho
-    if rho == "auto":
-        rho = choose_rho([group.scores for group in spread], [group.lengths for group in spread])
+    """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1).
+
+    Goes through `groups` twice where ρ is to be chosen.
+    """
+    rho = _smallest_rho(groups, min_margin) if config.rho == "auto" else config.rho
     found: dict[str, Pair] = {}
     dropped: dict[str, str] = {}
+    fitting: list[Pair] = []
+    prompts: list[str] = []
     for group in groups:
+        prompts.append(group.prompt_id)
         outcome = _regular_pair(group, rho, min_margin)
         if not isinstance(outcome, Pair):
             dropped[group.prompt_id] = outcome
@@ -133,13 +160,21 @@ def make_pairs(
             dropped[group.prompt_id] = "too_long"
         else:
             found[group.prompt_id] = outcome
-    with_error = [_error_pair(group, rho) for group in groups if group.valid and group.broken]
-    fitting = [pair for pair in with_error if _tokens(pair) <= max_tokens]
+        if group.valid and group.broken and _tokens(with_error := _error_pair(group, rho)) <= max_tokens:
+            fitting.append(with_error)
     for drawn in _drawn(fitting, found.keys(), config.error_share, seed):
         found[drawn.prompt_id] = drawn
         dropped.pop(drawn.prompt_id, None)
-    pairs = [found[group.prompt_id] for group in groups if group.prompt_id in found]
-    return Pairs(pairs, Account(len(groups), len(pairs), dict(Counter(dropped.values()))), rho)
+    pairs = [found[prompt] for prompt in prompts if prompt in found]
+    return Pairs(pairs, Account(len(prompts), len(pairs), dict(Counter(dropped.values()))), rho)
+
+
+def _smallest_rho(groups: Iterable[Candidates], min_margin: float) -> float:
+    """The strength of length control that suits the groups that can make a pair."""
+    spread = [
+        (group.scores, group.lengths) for group in groups if has_margin(group.scores, min_margin) and not _tied(group)
+    ]
+    return choose_rho([scores for scores, _ in spread], [lengths for _, lengths in spread])
 
 
 def describe(made: Pairs) -> Mapping[str, float]:

@@ -22,7 +22,7 @@ from tpo.ledger import read_ledger, spending
 from tpo.method.stats import Estimate, mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample, Score
 from tpo.report_page import Example, render_report, score_picture
-from tpo.store import Manifest, is_set_aside, read_manifest, read_rows
+from tpo.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
 from tpo.summary import Interval, ModelRow, Summary, write_summary
 
 _STAGES = (
@@ -216,7 +216,7 @@ def _epochs(config: RunConfig, iteration: int) -> list[Epoch]:
 
 
 def _margins(pairs: Artifact) -> list[float]:
-    return [pair.margin for pair in read_rows(pairs, Pair) if pair.margin is not None]
+    return [pair.margin for pair in stream_rows(pairs, Pair) if pair.margin is not None]
 
 
 def _examples(measured: Sequence[Measured]) -> list[Example]:
@@ -231,7 +231,7 @@ def _examples_of(iteration: int, origin: Origin, count: int) -> list[Example]:
     picked = [pairs[i] for i in sorted({round(i) for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs)))})]
     prompts = {prompt.prompt_id: prompt for prompt in read_rows(origin.prompts, Prompt)}
     wanted = {pair.prompt_id for pair in picked}
-    samples = {(s.prompt_id, s.index): s for s in read_rows(origin.answers.samples, Sample) if s.prompt_id in wanted}
+    samples = {(s.prompt_id, s.index): s for s in stream_rows(origin.answers.samples, Sample) if s.prompt_id in wanted}
     return [
         _example(
             iteration,

@@ -1,0 +1,201 @@
+"""Our own time and memory in one iteration: everything that is neither an engine nor a trainer.
+
+In: a number of prompts, 8 outputs each. Out: seconds by stage, CPU and wall, and the driver's peak memory, at sizes
+that show how they grow. Each size is measured in a process of its own, with Prefect imported as in a run. The stages
+are the flow's; engine and trainer answer at once, and the time that making their answers takes is measured and left
+out. Prompts are of 60 words; outputs of 300 tokens, half of them right, one in sixteen without the format. Validation
+and test are 1,500 (the paper's) and 600 prompts whatever the size: what grows with the size is the rest. Run with
+`python -m tests.benchmarks.bench_own_time`, by hand with `--prompts 100000` or `--source miniature`.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.mock_engines import mock_train_dpo
+from tests.faults.mock_run import STAGES, make_seed
+from tpo.config import RunConfig, SampleConfig
+from tpo.engines.sampler import Accept, Output, Request
+from tpo.miniature.world import WORDS
+from tpo.records import Artifact
+
+K, VALIDATION, TEST = 8, 1500, 600
+SIZES = (5000, 20_000)
+VOCABULARY = 128_000
+"""Of the models that runs of this size are made with: their token ids are not small integers."""
+BUDGET_SECONDS, BUDGET_MIB = 30.0, 1024.0
+"""What an iteration of 5,000 × 8 may take."""
+
+
+class InstantPool:
+    """Stands in for `SamplerPool`; outputs are put together from ready-made ones, each with a word of its own."""
+
+    def __init__(self) -> None:
+        draw = random.Random(0)
+        self.seconds = 0.0
+        self._texts = [" ".join(draw.choices(WORDS, k=120)) for _ in range(97)]
+        self._ids = [[draw.randrange(VOCABULARY) for _ in range(297)] for _ in range(101)]
+
+    def generate(
+        self,
+        model: Artifact,
+        shards: Sequence[Sequence[Request]],
+        sample: SampleConfig,
+        *,
+        n: int,
+        tries: int,
+        accept: Accept,
+    ) -> Iterator[tuple[int, list[list[Output]]]]:
+        """Outputs, shard by shard."""
+        for i, shard in enumerate(shards):
+            started = time.process_time()
+            outputs = [[self._output(request.seed + j, tries) for j in range(n)] for request in shard]
+            self.seconds += time.process_time() - started
+            yield i, outputs
+
+    def _output(self, seed: int, tries: int) -> Output:
+        thought, response = self._texts[seed % 97], self._texts[seed // 97 % 97]
+        broken = tries == 1 and seed % 16 == 0
+        marker = "" if broken else "Here is my response:"
+        text = f"Here is my thought process: {seed} {thought}\n{marker} {response} The answer is {seed % 2}."
+        return Output([seed % VOCABULARY, *self._ids[seed % 101], 2], text, True, 1)
+
+
+class Clock:
+    """Adds up what stages take, without what the pool takes."""
+
+    def __init__(self, pool: InstantPool) -> None:
+        self._pool = pool
+        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, float] = {}
+        self.peak: dict[str, float] = {}
+
+    def timed(self, name: str, stage: Callable[..., Any]) -> Callable[..., Any]:
+        """The stage, timed."""
+
+        def run(*arguments: Any) -> Any:
+            wall, cpu, mock = time.perf_counter(), time.process_time(), self._pool.seconds
+            found = stage(*arguments)
+            mock = self._pool.seconds - mock
+            self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - cpu - mock
+            self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall - mock
+            self.peak[name] = peak_mib()
+            return found
+
+        return run
+
+
+def peak_mib() -> float:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure each size in a process of its own, and print."""
+    options = _options()
+    if options.one:
+        print(json.dumps(measure(options.prompts[0], options.source)))
+        return
+    print(f"{'prompts × 8':>12} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9} {'ms a prompt':>12} {'KiB a prompt':>13}")
+    for prompts in options.prompts:
+        command = [sys.executable, "-m", "tests.benchmarks.bench_own_time", "--one", "--source", options.source]
+        done = subprocess.run([*command, "--prompts", str(prompts)], stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        cpu, wall = sum(found["cpu"].values()), sum(found["wall"].values())
+        held = found["peak"] - found["before"]
+        print(
+            f"{prompts:12,} {cpu:7.1f} {wall:7.1f} {found['peak']:9.0f} {1000 * cpu / prompts:12.2f} "
+            f"{1024 * held / prompts:13.1f}"
+        )
+        for stage in found["cpu"]:
+            times = f"{found['cpu'][stage]:7.1f} {found['wall'][stage]:7.1f}"
+            print(f"{stage:>12} {times} {found['peaks'][stage]:9.0f}")
+        print(f"{'imports':>12} {'':15} {found['before']:9.0f}   with {', '.join(found['loaded']) or 'nothing heavy'}")
+        if prompts == SIZES[0] and (cpu > BUDGET_SECONDS or found["peak"] > BUDGET_MIB):
+            sys.exit(f"more than {BUDGET_SECONDS:.0f} s or {BUDGET_MIB:.0f} MiB")
+
+
+def measure(prompts: int, source: str) -> dict[str, Any]:
+    """Times and memory of one iteration, after M_0 has been measured."""
+    import flows.iterate as flow
+    import tasks.report
+    import tasks.sample
+    import tasks.train
+
+    pool = InstantPool()
+    clock = Clock(pool)
+    vars(tasks.sample)["sampler_pool"] = lambda *_, **__: pool
+    vars(tasks.train)["train_dpo"] = _train
+    for artifact in ("create_table_artifact", "create_markdown_artifact"):
+        vars(tasks.report)[artifact] = lambda **_: None
+    for name in STAGES:
+        vars(flow)[name] = clock.timed(name, vars(flow)[name].fn)
+    for name in ("iterate", "iteration"):
+        vars(flow)[name] = vars(flow)[name].fn
+    before = peak_mib()
+    with tempfile.TemporaryDirectory() as folder:
+        config = a_run(Path(folder), prompts, source)
+        flow.iterate(config, 0)
+        for times in (clock.cpu, clock.wall, clock.peak):
+            times.clear()
+        flow.iterate(config, 1)
+    loaded = [name for name in ("torch", "transformers", "ray", "vllm", "trl", "pandas") if name in sys.modules]
+    return {
+        "cpu": clock.cpu,
+        "wall": clock.wall,
+        "peaks": clock.peak,
+        "before": before,
+        "peak": peak_mib(),
+        "loaded": loaded,
+    }
+
+
+def a_run(folder: Path, prompts: int, source: str) -> RunConfig:
+    """A run of paper scale on a seed model with next to no weights."""
+    make_seed(folder / "seed")
+    values: dict[str, Any] = {
+        "folder": folder,
+        "model": {"path": str(folder / "seed")},
+        "data": {"per_iteration": prompts, "validation": VALIDATION, "test": TEST, "max_prompt_tokens": 512},
+        "sample": {"k": K, "max_new_tokens": 512},
+        "train": {"max_tokens": 1024},
+        "health": {"max_unscored": 1.0},
+        "tracking": {"to": "none"},
+    }
+    if source == "file":
+        values["data"]["source"] = {
+            "kind": "file",
+            "path": str(folder / "prompts.jsonl"),
+            "reference_column": "answer",
+        }
+        draw = random.Random(0)
+        with (folder / "prompts.jsonl").open("w") as file:
+            for i in range(prompts + VALIDATION + TEST):
+                text = f"{i} {' '.join(draw.choices(WORDS, k=60))}"
+                file.write(json.dumps({"instruction": text, "answer": str(i % 2)}) + "\n")
+    return RunConfig.model_validate(values)
+
+
+def _train(model: Path, pairs: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
+    """The mock's training, without its look at every pair, which is no work of ours."""
+    return mock_train_dpo(model, pairs[:1], *arguments, **settings)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, nargs="+", default=list(SIZES), help="prompts, 8 outputs each")
+    parser.add_argument("--source", choices=["file", "miniature"], default="file", help="where prompts come from")
+    parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
