@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.engines.dpo import train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
 from tpo.engines.trainer import train_dpo
-from tpo.records import Epoch
+from tpo.records import Epoch, Pair
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -29,10 +29,12 @@ STEPS = 75
 Outcome = Callable[[str, str, str], None]
 
 
-def train(folder: Path, on_step: Callable[[int], None], **trainer: Any) -> list[Epoch]:
+def train(
+    folder: Path, on_step: Callable[[int], None], *, pairs: Sequence[Pair] = PAIRS, **trainer: Any
+) -> list[Epoch]:
     return train_dpo(
         SHIPPED_SEED_MODEL,
-        PAIRS,
+        pairs,
         folder,
         config=TRAIN,
         trainer=TrainerConfig.model_validate({"threads": 1, "stall_seconds": 300.0, **trainer}),
@@ -89,21 +91,23 @@ def _ray_session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What is left by the same training in a process like a worker's, without Ray Train and without a checkpoint."""
+    return left_alone(tmp_path_factory.mktemp("whole"), PAIRS)
+
+
+def left_alone(folder: Path, pairs: Sequence[Pair]) -> dict[str, bytes]:
     import ray
 
-    folder = tmp_path_factory.mktemp("whole")
-
-    def leave_alone() -> None:
+    def work() -> None:
         import torch
 
         torch.set_flush_denormal(True)
-        write_dataset(PAIRS, folder / "dataset")
+        write_dataset(pairs, folder / "dataset")
         seldom = TrainerConfig(threads=1, checkpoint_share=1e-6)
         train_from_checkpoint(
             SHIPPED_SEED_MODEL, folder, config=TRAIN, trainer=seldom, seed=0, on_step=lambda done, total: None
         )
 
-    ray.get(ray.remote(leave_alone).options(num_cpus=0, runtime_env={"env_vars": environment(1)}).remote())
+    ray.get(ray.remote(work).options(num_cpus=0, runtime_env={"env_vars": environment(1)}).remote())
     return result(folder)
 
 
@@ -145,20 +149,29 @@ def test_a_worker_that_hangs_is_killed_and_its_training_ends_the_same(
     outcome("the worker that trains stops dead (SIGSTOP)", "train", "killed, a new one goes on; the same bits")
 
 
+FEW = PAIRS[:75]
+"""Ten steps an epoch, the last one of three pairs."""
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one worker makes of a few pairs."""
+    return left_alone(tmp_path_factory.mktemp("lone"), FEW)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_workers_one_of_which_is_killed_make_the_steps_of_one_that_was_left_alone(
-    tmp_path: Path, whole: dict[str, bytes], outcome: Outcome, strategy: str
+    tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
 ):
     """That two workers end with the same bits as two that were left alone: tests/engines/test_many_workers.py."""
-    blow = _Blow(tmp_path, signal.SIGKILL, at=30)
-    train(tmp_path, blow, workers=2, strategy=strategy)
+    blow = _Blow(tmp_path, signal.SIGKILL, at=15)
+    train(tmp_path, blow, pairs=FEW, workers=2, strategy=strategy)
     assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
-    steps, expected = (
-        [json.loads(line) for line in left["steps.jsonl"].splitlines()] for left in (result(tmp_path), whole)
-    )
-    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    left = result(tmp_path)
+    steps, expected = ([json.loads(line) for line in each["steps.jsonl"].splitlines()] for each in (left, lone))
+    assert [step["step"] for step in steps] == list(range(1, 31))
     assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], abs=1e-4)
-    assert result(tmp_path).keys() == whole.keys()
+    assert left.keys() == lone.keys()
     outcome(
         f"kill -9 of one of two workers that train ({strategy})", "train", "both start again from the last checkpoint"
     )
