@@ -17,6 +17,7 @@ from tpo.config import RunConfig, load_config
 from tpo.console import LOGGER
 from tpo.disk import explained
 from tpo.errors import ServerError, StoreError, TpoError
+from tpo.mirror import reading
 from tpo.summary import Summary, read_summary
 from tpo.table import print_table
 from tpo.watchdog import watched
@@ -136,12 +137,13 @@ def _plan(options: argparse.Namespace) -> int:
 def _iterate(options: argparse.Namespace) -> int:
     config = _config(options)
     preflight(config)
-    report = config.root / "report.html"
-    if (found := finished(config, options.to)) is not None:
-        print_table(found)
-        print(f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {report}")
-        return 0
-    check_before_work(config, options.to)
+    report = f"{config.place}/report.html"
+    with reading(config):
+        if (found := finished(config, options.to)) is not None:
+            print_table(found)
+            print(f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {report}")
+            return 0
+        check_before_work(config, options.to)
     started = time.monotonic()
     with watched():
         print_table(_run(config, options.to))
@@ -166,7 +168,7 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
 def _run(config: RunConfig, iterations: int) -> Summary:
     _prefect_environment()
     signal.signal(signal.SIGTERM, _stop)
-    print(f"run {config.name}: to M_{iterations} in {config.root}", file=sys.stderr)
+    print(f"run {config.name}: to M_{iterations} in {config.place}", file=sys.stderr)
     import httpx
     from prefect.exceptions import PrefectException
 

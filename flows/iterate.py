@@ -30,6 +30,7 @@ from tasks.train import train
 from tasks.validate import validate
 from tpo.config import RunConfig
 from tpo.lock import only_writer
+from tpo.mirror import writing
 from tpo.records import Artifact
 from tpo.store import mending
 from tpo.summary import Summary
@@ -38,7 +39,7 @@ from tpo.summary import Summary
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
 def iterate(config: RunConfig, iterations: int) -> Summary:
     """Brings a run to M_T, T = `iterations`; nobody else may write to its folder meanwhile."""
-    with only_writer(config.root):
+    with only_writer(config.root), writing(config):
         keep_config(config)
         return mending(lambda: bring_to(config, iterations))
 

@@ -20,6 +20,7 @@ from judges.reward_model import check_reward_folder
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
+from tpo.bucket import Bucket
 from tpo.config import (
     MINIATURE,
     ArmoRMJudge,
@@ -73,6 +74,8 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
     _check_writing(config.root)
+    if not isinstance(config.folder, Path):
+        Bucket(config.place, config.storage).check_conditions()
     parameters = _parameters(_seed_folder(config))
     for line in (
         *_check_disk(config, iterations, parameters),
@@ -179,7 +182,7 @@ def _check_folder(root: Path) -> None:
 def _check_writing(root: Path) -> None:
     """A file can be written where the run folder is or will be, as the store writes them; it is removed again."""
     parent = next(path for path in (root.resolve(), *root.resolve().parents) if path.exists())
-    probe = parent / f"tpo-probe-{os.getpid()}"
+    probe = parent / f".tpo-probe-{os.getpid()}"
     try:
         write_atomically(probe, b"whether this can be written")
         remove(probe)

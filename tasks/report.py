@@ -87,7 +87,7 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
     picture = score_picture(summary)
     create_markdown_artifact(
         key=f"tpo-{_slug(config.name)}-report",
-        markdown=f"Test score by iteration. The whole page: `{config.root / 'report.html'}`\n\n"
+        markdown=f"Test score by iteration. The whole page: `{config.place}/report.html`\n\n"
         + (f"![Test score by iteration]({picture})" if picture else ""),
         description=f"Run {config.name}, report",
     )

@@ -4,7 +4,6 @@ In: a model and `Pair`s. Out: a checkpoint an epoch, each a model folder of safe
 A training that was stopped goes on from where it was.
 """
 
-import shutil
 from collections.abc import Sequence
 
 from prefect import task
@@ -14,12 +13,13 @@ from tasks.lineage import epoch_artifact, train_stage
 from tasks.spending import training_meter
 from tpo.config import RunConfig
 from tpo.console import Advance, progress_bar, say
+from tpo.disk import remove
 from tpo.engines.checkpoints import trainer_folder
 from tpo.engines.tracking import Tracked
 from tpo.engines.trainer import train_dpo
 from tpo.ledger import Meter
 from tpo.records import Artifact, Pair
-from tpo.store import check_files, read_rows
+from tpo.store import SCRATCH, check_files, read_rows
 
 
 @task(name="train", task_run_name="train iteration {iteration}", cache_policy=NO_CACHE)
@@ -53,8 +53,8 @@ def train(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -
                 )
             finally:
                 count.book()
-        for scratch in ("dataset", "ray", "trainer"):
-            shutil.rmtree(stage.folder / scratch, ignore_errors=True)
+        for scratch in SCRATCH:
+            remove(stage.folder / scratch)
         done = stage.commit_files(facts={"steps": epochs[-1].step, "loss": epochs[-1].loss})
         say(f"{stage.name}: {epochs[-1].step} steps, loss {epochs[0].loss:.3f} → {epochs[-1].loss:.3f}")
     return [epoch_artifact(done, epoch) for epoch in range(1, config.train.epochs + 1)]

@@ -115,6 +115,13 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
         ),
         (["data.max_prompt_tokens=600"], "is 696, more than train.max_tokens (512)"),
         (["name=../up"], "name: String should match pattern"),
+        (
+            ["folder=gs://bucket/x"],
+            "folder: expected a folder, or s3://bucket or s3://bucket/prefix in letters, digits",
+        ),
+        (["folder=s3:/bucket"], "folder: expected a folder, or s3://bucket"),
+        (["folder=s3://Bucket/a b"], "folder: expected a folder, or s3://bucket"),
+        (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
         (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
         (["sample.k"], "override 'sample.k' has no value, expected section.key=value"),
@@ -148,6 +155,16 @@ def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
 def test_no_override_breaks_the_reading_of_overrides(key: str, value: str):
     with contextlib.suppress(InputError):
         load_config(PROFILES[0], [f"{key}={value}"])
+
+
+def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
+    configs = [
+        load_config(a_profile(tmp_path), [f"folder={url}"]) for url in ("s3://one/a", "s3://one/b", "s3://two/a")
+    ]
+    assert [config.place for config in configs] == ["s3://one/a/laptop", "s3://one/b/laptop", "s3://two/a/laptop"]
+    assert len({config.root for config in configs}) == 3
+    assert all(config.root.is_relative_to(".cache/tpo") for config in configs)
+    assert all(RunConfig.model_validate_json(config.model_dump_json()) == config for config in configs)
 
 
 def test_the_seeds_of_two_tries_are_further_apart_than_any_k():

@@ -5,13 +5,15 @@ sections identify a stage's result, and which only say where it ran (`cluster`, 
 Validators reject and never rewrite: what a user wrote is what runs. Nothing here imports torch, Ray or Prefect.
 """
 
+import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from tpo.errors import InputError
 
@@ -512,13 +514,54 @@ class BudgetConfig(Section):
     """Money, by `prices` and the prices of endpoints."""
 
 
+def _kind_of_folder(value: Any) -> str:
+    return "url" if ":/" in str(value) else "path"
+
+
+def _check_url(url: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9!_.*'()-]+)*", url):
+        raise ValueError("expected a folder, or s3://bucket or s3://bucket/prefix in letters, digits and !_.*'()-")
+    return url
+
+
+BucketUrl = Annotated[str, AfterValidator(_check_url)]
+"""`s3://bucket` or `s3://bucket/prefix`, in letters that every server takes as they are."""
+
+
+class StorageConfig(Section):
+    """How a bucket is reached, where `folder` names one.
+
+    Keys stand in no file of ours: they, and what is left out here, come from where AWS's tools look for them
+    (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_DEFAULT_REGION, the machine's role).
+    """
+
+    endpoint_url: str | None = None
+    """Address of a server other than AWS's, or None for AWS's or the one in AWS_ENDPOINT_URL."""
+    region: str | None = None
+    """Region of the bucket, or None for that of AWS_DEFAULT_REGION or the user's AWS profile."""
+    cache: Path = Path(".cache/tpo")
+    """Folder of this machine for the working copies of runs in buckets; deleted, it is fetched again."""
+    tries: int = Field(8, ge=1)
+    """Times that a server is asked that is overloaded, slow, or cuts a connection, with growing pauses up to 20 s."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Longest silence of a server that is connected to or asked."""
+    lease_seconds: float = Field(60.0, ge=2)
+    """Time without a sign of life after which another machine may take over a run."""
+    journal_seconds: float = Field(10.0, ge=0)
+    """Least time between two puts of the journal of what a judge says: what is asked again after a machine is lost."""
+    part_mib: int = Field(64, ge=5, le=5120)
+    """Size in MiB above which a file goes in parts of that size, and is fetched only when it is used."""
+
+
 class RunConfig(Section):
     """A whole run. `runs/<name>/config.json` keeps the resolved copy."""
 
     name: str = Field("laptop", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder below `folder`."""
-    folder: Path = Path("runs")
-    """Where run folders live."""
+    folder: Annotated[
+        Annotated[Path, Tag("path")] | Annotated[BucketUrl, Tag("url")], Discriminator(_kind_of_folder)
+    ] = Path("runs")
+    """Where run folders live: a folder on a local or shared file system, or `s3://bucket/prefix`."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Of prompts, sampling, pair quota and training order."""
     model: ModelConfig = ModelConfig()
@@ -558,10 +601,21 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Where a training can be watched."""
 
+    storage: StorageConfig = StorageConfig()
+    """How a bucket is reached, where `folder` names one."""
+
     @property
     def root(self) -> Path:
-        """The run's folder."""
-        return self.folder / self.name
+        """The run's folder; of a run in a bucket, the working copy on this machine."""
+        if isinstance(self.folder, Path):
+            return self.folder / self.name
+        digest = hashlib.sha256(self.folder.encode()).hexdigest()[:8]
+        return self.storage.cache / f"{self.folder.removeprefix('s3://').split('/')[0]}-{digest}" / self.name
+
+    @property
+    def place(self) -> str:
+        """Where the run is, for people: its folder, or its address in a bucket."""
+        return str(self.root) if isinstance(self.folder, Path) else f"{self.folder}/{self.name}"
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "RunConfig":

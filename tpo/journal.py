@@ -1,10 +1,10 @@
 """A journal of what a stage was told, a line as it comes, for answers that cost too much to be asked twice.
 
-In: keys and values that JSON can hold. Out: the same again after a crash. Each line ends with a checksum. `Lines` is
-the file beneath it, which the ledger (`tpo.ledger`) is too. A line that
-was being written when the process died, or that is no longer what was written, is dropped and its question asked
-again. Every line reaches the operating system at once, so that a killed process loses nothing, and the disk within a
-second, for what a power cut takes is a second's answers.
+In: keys and values that JSON can hold. Out: the same again after a crash. `Lines` is the file beneath it, which the
+ledger (`tpo.ledger`) is too. Each line ends with a checksum. A line that was being written when the process died, or
+that is no longer what was written, is dropped and its question asked again. Every line reaches the operating system at
+once, so that a killed process loses nothing, and the disk within a second, for what a power cut takes is a second's
+answers.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from tpo.console import say
-from tpo.disk import append, explained, sync, write_atomically
+from tpo.disk import append, explained, settle, settle_grown, sync, write_atomically
 
 SYNC_SECONDS = 1.0
 JOURNALS = "journal-*.jsonl"
@@ -41,7 +41,7 @@ class Lines:
             sync(self._path.parent)
         append(self._file, _line(value))
         if time.monotonic() - self._synced > SYNC_SECONDS:
-            sync(self._path)
+            settle_grown(self._path)
             self._synced = time.monotonic()
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class Lines:
         if self._file is not None:
             self._file.close()
             self._file = None
-            sync(self._path)
+            settle(self._path)
 
 
 class Journal:

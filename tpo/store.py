@@ -24,7 +24,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from tpo import __version__
 from tpo.console import say
-from tpo.disk import explained, make_folder, move, remove, sync, write_atomically
+from tpo.disk import (
+    bring_again,
+    bring_here,
+    explained,
+    make_folder,
+    move,
+    remove,
+    settle,
+    size_of,
+    sync,
+    write_atomically,
+)
 from tpo.errors import DamagedError, StoreError
 from tpo.records import RECORDS, Account, Artifact
 
@@ -36,6 +47,8 @@ FORMAT = 2
 
 READ_AT_ONCE = 64 * 2**20
 """Bytes up to which a file's content is checked wherever its stage is met, and not only where it is used."""
+SCRATCH = ("dataset", "ray", "trainer")
+"""Folders in a training stage that hold nothing of its result and are gone when it is complete."""
 _NOT_ITS_HASH = "its content does not have the hash that the manifest says"
 
 Row = TypeVar("Row")
@@ -162,6 +175,7 @@ class Stage:
             seal = _read_checked(_seal(path))
             if seal is None:
                 return False
+            bring_here(path)
             if path.is_file() and file_sha256(path) == seal["sha256"]:
                 return True
             what = f"{path} is not what its seal says"
@@ -209,10 +223,11 @@ class Stage:
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
         """The same for a stage that holds files in place of rows (a model): hashes and syncs every one of them."""
         files = []
+        bring_here(self.folder)
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder).as_posix()
             if name not in ("plan.json", "manifest.json"):
-                sync(path)
+                settle(path)
                 files.append({"name": name, "rows": 1, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         for folder in sorted({self.folder, *(path.parent for path in self.folder.rglob("*"))}):
             sync(folder)
@@ -290,6 +305,7 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
     for file in manifest.files:
         path = artifact.path / file["name"]
         _check_file(artifact.path, file, whole=False)
+        bring_here(path)
         with explained(path):
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
@@ -312,17 +328,28 @@ def check_files(model: Artifact) -> None:
         return
     for file in manifest.files:
         if (folder / file["name"]).is_relative_to(model.path):
+            bring_here(folder / file["name"])
             _check_file(folder, file, whole=True)
 
 
 def _check_file(folder: Path, file: Mapping[str, Any], *, whole: bool) -> None:
     path = folder / file["name"]
-    if not path.is_file():
-        raise DamagedError(folder, f"{path} is missing")
-    if path.stat().st_size != file["bytes"]:
-        raise DamagedError(folder, f"{path} is damaged: it is not {file['bytes']} bytes long")
-    if whole and file_sha256(path) != file["sha256"]:
-        raise DamagedError(folder, f"{path} is damaged: {_NOT_ITS_HASH}")
+    fault = _fault(path, file, whole=whole)
+    if fault is not None and bring_again(path):
+        fault = _fault(path, file, whole=whole)
+    if fault is not None:
+        raise DamagedError(folder, f"{path} {fault}")
+
+
+def _fault(path: Path, file: Mapping[str, Any], *, whole: bool) -> str | None:
+    size = size_of(path)
+    if size is None:
+        return "is missing"
+    if size != file["bytes"]:
+        return f"is damaged: it is not {file['bytes']} bytes long"
+    if whole and path.is_file() and file_sha256(path) != file["sha256"]:
+        return f"is damaged: {_NOT_ITS_HASH}"
+    return None
 
 
 def is_set_aside(path: Path) -> bool:

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ from tests.faults.compare import Difference, difference
 from tpo.errors import TpoError
 
 CHANGES = ("tpo.write", "tpo.append", "tpo.sync", "tpo.rename", "tpo.mkdir", "tpo.remove", "tpo.link", "tpo.copy")
+IN_BUCKET = ("tpo.bucket.put", "tpo.bucket.copy", "tpo.bucket.delete")
 STAGES = ("load_prompts", "sample", "judge", "pair", "train", "validate", "report")
 _FOLDERS = {
     "prompts": "load_prompts",
@@ -39,7 +40,7 @@ _FOLDERS = {
 }
 Damage = Callable[[random.Random, Path, str], None]
 Counts = Mapping[str, int]
-"""How many changes a run makes, by stage, and `all` of them."""
+"""How many changes a run makes, in its bucket if it is in one, by stage, and `all` of them."""
 ATTEMPTS = 6
 """Times that a user starts a run again before giving up on it."""
 
@@ -49,7 +50,7 @@ class Blow:
     """What happens to a process, and when."""
 
     event: str
-    """`change`, `read` or `shard`."""
+    """`change`, `read` or `shard`, or `put` for a change in a bucket."""
     stage: str
     """Whose files the event must be about; `all` for any."""
     at: int
@@ -88,6 +89,15 @@ class Plan:
     """`verifier` or `pairwise`."""
     iterations: int = 2
     """T."""
+    url: str | None = None
+    """The bucket that the run is in, `cache` in the run's folder being the working copies; None for a folder."""
+    storage: Mapping[str, Any] = field(default_factory=dict)
+    """How the bucket is reached."""
+
+    def root(self, folder: Path) -> Path:
+        """The run's files on this machine."""
+        root: Path = config_of(folder, self).root
+        return root
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,8 @@ class _Listener:
             return None
         if event in CHANGES:
             return "change"
+        if event in IN_BUCKET:
+            return "put"
         if event == "tests.shard":
             return "shard"
         reads = event == "open" and str(arguments[0]).startswith(self.root) and arguments[1] in ("r", "rb")
@@ -188,7 +200,7 @@ def prepare() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_seed(Path(folder) / "seed")
         for judge in ("verifier", "pairwise"):
-            flow.iterate(config_of(Path(folder) / judge, judge), 1)
+            flow.iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
     sys.addaudithook(_listener)
 
 
@@ -243,8 +255,9 @@ def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: flo
     try:
         from flows.iterate import iterate
 
-        iterate(config_of(folder, plan.judge), plan.iterations)
-        changes = {stage: count for (kind, stage), count in _listener.counts.items() if kind == "change"}
+        iterate(config_of(folder, plan), plan.iterations)
+        counted = "put" if plan.url else "change"
+        changes = {stage: count for (kind, stage), count in _listener.counts.items() if kind == counted}
         (folder / "changes.json").write_text(json.dumps(changes))
         status = 0
     except TpoError as error:
@@ -259,7 +272,7 @@ def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: flo
         os._exit(status)
 
 
-def config_of(folder: Path, judge: str) -> Any:
+def config_of(folder: Path, plan: Plan) -> Any:
     """The small run that is broken."""
     from tpo.config import RunConfig
 
@@ -270,11 +283,12 @@ def config_of(folder: Path, judge: str) -> Any:
     return RunConfig.model_validate(
         {
             "name": "run",
-            "folder": folder,
+            "folder": plan.url or folder,
+            "storage": {**plan.storage, "cache": folder / "cache"} if plan.url else {},
             "model": {"path": str(folder.parent / "seed")},
             "data": {"per_iteration": 9, "validation": 5, "test": 5},
             "sample": {"k": 3, "evaluation_tries": 2},
-            "judge": judges[judge],
+            "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0},
             "train": {"epochs": 2},
             "health": {"max_unscored": 1.0, "max_unparsable": 1.0},

@@ -52,13 +52,13 @@ class Strike:
 
 
 class Run:
-    """One start of the command."""
+    """One start of the command; `settings` come last, and may move the run from `folder` to a bucket."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, *settings: str) -> None:
         self.folder = folder
         self.prefect = folder / "prefect"
         command = [sys.executable, "-m", "flows", "iterate", "--to", "1", "--run-name", "run"]
-        for setting in (*SETTINGS, f'folder="{folder}"'):
+        for setting in (*SETTINGS, f'folder="{folder}"', *settings):
             command += ["--set", setting]
         with log.open("a") as out:
             self.process = subprocess.Popen(

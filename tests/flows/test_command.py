@@ -1,6 +1,7 @@
 """Claims about the command line: what it resolves, what it refuses, and that a finished run costs nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,10 +10,15 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import finished, main, resolve_config
+from tests.faulty_proxy import Fault, FaultyProxy, Script
 from tests.finished_run import finish
 from tests.rows import a_config
+from tests.s3_server import S3Server, new_url
+from tpo.bucket import Bucket
 from tpo.config import PairwiseJudge, RunConfig, VerifierJudge
 from tpo.errors import InputError
+from tpo.lock import only_writer
+from tpo.mirror import writing
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +45,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def profile_of(config: RunConfig) -> str:
-    return str(config.folder.parent / "tried.toml")
+    return str(config.root.parent.parent / "tried.toml")
 
 
 def resolved(
@@ -110,7 +116,7 @@ def test_an_error_is_one_message_and_exit_status_2(
     assert shown.out == ""
     assert shown.err.startswith("error: ") and shown.err.count("error: ") == 1
     assert told in shown.err
-    assert not config.folder.exists()
+    assert not config.root.parent.exists()
 
 
 @pytest.mark.parametrize("to", ["-1", "three", "1.5", "", "²"])
@@ -146,11 +152,60 @@ def test_a_finished_run_is_recognised_without_anything_heavy(config: RunConfig):
     code = (
         "import sys; from flows.__main__ import main\n"
         f"assert main(['iterate', '--to', '1', '--profile', {profile_of(config)!r}]) == 0\n"
-        "heavy = {'datasets', 'pandas', 'prefect', 'pyarrow', 'ray', 'torch', 'transformers', 'vllm'}\n"
+        "heavy = {'boto3', 'datasets', 'pandas', 'prefect', 'pyarrow', 'ray', 'torch', 'transformers', 'vllm'}\n"
         "sys.exit(str(sorted(heavy & sys.modules.keys())) if heavy & sys.modules.keys() else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def in_bucket(config: RunConfig, s3: S3Server, folder: Path, **changes: object) -> RunConfig:
+    """The same run in a bucket, and a profile of it in `folder`."""
+    moved = config.model_copy(update={"folder": new_url(), "storage": s3.storage(folder / "cache", **changes)})
+    storage = moved.storage.model_dump(mode="json", exclude_none=True)
+    lines = [f"storage.{name} = {json.dumps(value)}\n" for name, value in storage.items()]
+    text = Path(profile_of(config)).read_text().replace(f'folder = "{config.folder}"', f'folder = "{moved.folder}"')
+    (folder / "bucket.toml").write_text(text + "".join(lines))
+    return moved
+
+
+def test_a_finished_run_in_a_bucket_is_recognised_from_an_empty_disk(
+    config: RunConfig, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+):
+    moved = in_bucket(config, s3, tmp_path)
+    with only_writer(moved.root), writing(moved):
+        finish(moved, 1)
+    shutil.rmtree(moved.storage.cache)
+    for _ in range(2):
+        assert main(["iterate", "--to", "1", "--profile", str(tmp_path / "bucket.toml")]) == 0
+        shown = capsys.readouterr().out
+        assert f"M_1 of run tried is complete: nothing to do. Report: {moved.folder}/tried/report.html" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "script", "told"),
+    [
+        ({"endpoint_url": "http://127.0.0.1:9", "tries": 1}, None, "does not answer as it should"),
+        ({}, lambda asked: Fault(status=403, code="AccessDenied"), "is out of reach (AccessDenied"),
+        ({}, lambda asked: Fault(ignore_conditions=True), "does not know conditional writes"),
+    ],
+)
+def test_a_bucket_that_a_run_cannot_be_in_is_refused_before_anything_starts(
+    config: RunConfig,
+    tmp_path: Path,
+    s3: S3Server,
+    proxy: FaultyProxy,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    script: Script | None,
+    told: str,
+):
+    proxy.script = script or proxy.script
+    moved = in_bucket(config, s3, tmp_path, **({"endpoint_url": proxy.endpoint} | changes))
+    assert main(["iterate", "--to", "1", "--profile", str(tmp_path / "bucket.toml")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and told in shown.err and "Traceback" not in shown.err
+    assert Bucket(moved.place, s3.storage(tmp_path)).versions() == {}
 
 
 @pytest.mark.parametrize("lost", ["summary.json", "report.html", "config.json", "iter_1/pairs/manifest.json"])

@@ -44,7 +44,10 @@ def config_for(server: MisbehavingServer, folder: Path, **changes: Any) -> RunCo
 
 
 def judged(config: RunConfig, *, samples: list[Sample] = SAMPLES, iteration: int = 1) -> Answers:
-    prompts, outputs = made(config.folder, "prompts", Prompt, PROMPTS), made(config.folder, "samples", Sample, samples)
+    prompts, outputs = (
+        made(config.root.parent, "prompts", Prompt, PROMPTS),
+        made(config.root.parent, "samples", Sample, samples),
+    )
     return judge.fn(config, training_ask(config, iteration), outputs, prompts)
 
 

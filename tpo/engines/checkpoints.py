@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpo.disk import move, remove, sync, write_atomically
+from tpo.disk import bring_here, move, remove, settle, sync, write_atomically
 from tpo.store import file_sha256
 
 
@@ -65,6 +65,7 @@ def epoch_folder(folder: Path, epoch: int) -> Path:
 
 def tidy(folder: Path) -> Checkpoint | None:
     """The checkpoint to go on from, or None; what it does not build on is removed, so that it is made anew."""
+    bring_here(trainer_folder(folder))
     found = [_checkpoint(path) for path in trainer_folder(folder).glob("checkpoint-*") if path.is_dir()]
     whole = [checkpoint for checkpoint in found if checkpoint is not None and _has_epochs(folder, checkpoint)]
     newest = max(whole, key=lambda checkpoint: checkpoint.step, default=None)
@@ -92,7 +93,7 @@ def seal_checkpoint(path: Path, *, step: int, epochs: int) -> Checkpoint:
 
 def seal(path: Path, **facts: int) -> None:
     """Syncs a file, or a folder with all files in it, and writes down beside it what it is."""
-    _sync_all(path)
+    _settle_all(path)
     write_atomically(_seal(path), json.dumps({**facts, "files": _contents(path)}).encode())
 
 
@@ -108,7 +109,7 @@ def sealed(path: Path) -> dict[str, Any] | None:
 
 def publish(temporary: Path, place: Path) -> None:
     """Puts a folder in its place, whole or not at all; what stands there already stays."""
-    _sync_all(temporary)
+    _settle_all(temporary)
     if place.exists():
         remove(temporary)
     else:
@@ -132,9 +133,9 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _sync_all(path: Path) -> None:
+def _settle_all(path: Path) -> None:
     for file in _files(path):
-        sync(file)
+        settle(file)
     for folder in sorted({file.parent for file in _files(path)} | {path.parent}):
         sync(folder)
 

@@ -18,12 +18,13 @@ from typing import Any
 
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.console import say
-from tpo.disk import make_folder
+from tpo.disk import bring_here, make_folder
 from tpo.engines.dpo import Progress, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
 from tpo.engines.room import await_free_memory, make_room
 from tpo.engines.tracking import Tracked
 from tpo.errors import StageError, TpoError
+from tpo.mirror import catch_up, hand_over, helping
 from tpo.records import Epoch, Pair
 
 RESTARTS = 3
@@ -50,6 +51,7 @@ def train_dpo(
     folder = folder.resolve()
     if finished(folder, config):
         return read_log(folder)
+    bring_here(folder)
     start_ray(cluster)
     make_room("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
     write_dataset(pairs, folder / "dataset")
@@ -60,6 +62,7 @@ def train_dpo(
         "trainer": trainer.model_dump(mode="json"),
         "seed": seed,
         "tracked": tracked,
+        "handover": hand_over(),
     }
     deaths: list[str] = []
     while len(deaths) <= RESTARTS:
@@ -67,6 +70,7 @@ def train_dpo(
             say(f"training: {deaths[-1]}; started again from its last checkpoint")
         death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress)
         if death is None:
+            catch_up(folder)
             return read_log(folder)
         deaths.append(death)
     raise StageError(
@@ -138,16 +142,18 @@ def _work(arguments: Mapping[str, Any]) -> None:
     ray.get(counter.join.remote(ray.get_runtime_context().current_actor))
     if arguments["trainer"]["device"] == "gpu":
         await_free_memory()
-    train_from_checkpoint(
-        Path(arguments["model"]),
-        Path(arguments["folder"]),
-        config=TrainConfig.model_validate(arguments["config"]),
-        trainer=TrainerConfig.model_validate(arguments["trainer"]),
-        seed=arguments["seed"],
-        # Waited for, because it fails where the driver has died: then this worker must write no more.
-        on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
-        tracked=arguments["tracked"],
-    )
+    model, folder = Path(arguments["model"]), Path(arguments["folder"])
+    with helping(arguments["handover"], model, folder):
+        train_from_checkpoint(
+            model,
+            folder,
+            config=TrainConfig.model_validate(arguments["config"]),
+            trainer=TrainerConfig.model_validate(arguments["trainer"]),
+            seed=arguments["seed"],
+            # Waited for, because it fails where the driver has died: then this worker must write no more.
+            on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
+            tracked=arguments["tracked"],
+        )
 
 
 def death_of(error: Exception) -> str:

@@ -1,0 +1,170 @@
+"""Claims about a bucket, on a real S3 server: what is asked of it is done once and whole, whatever the network does."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faulty_proxy import Asked, Fault, FaultyProxy
+from tests.s3_server import S3Server, new_url
+from tpo.bucket import Bucket, ConflictError, Version
+from tpo.errors import StoreError
+
+LARGE = 6 * 2**20
+"""Bytes of a file that goes in two parts."""
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def through(proxy: FaultyProxy, s3: S3Server, tmp_path: Path) -> Bucket:
+    """A bucket behind the proxy."""
+    return Bucket(new_url(), s3.storage(tmp_path, endpoint_url=proxy.endpoint, timeout_seconds=1))
+
+
+def a_file(folder: Path, data: bytes) -> Path:
+    path = folder / "file"
+    path.write_bytes(data)
+    return path
+
+
+def fetched(bucket: Bucket, name: str, folder: Path) -> bytes:
+    bucket.download(name, bucket.versions()[name], folder / "fetched")
+    return (folder / "fetched").read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 1000, LARGE])
+def test_what_is_put_is_listed_copied_fetched_and_deleted(s3: S3Server, tmp_path: Path, size: int):
+    bucket, data = Bucket(new_url(), s3.storage(tmp_path)), os.urandom(size)
+    bucket.put("a/b", a_file(tmp_path, data))
+    bucket.copy("a/b", "a/c")
+    assert {name: version.size for name, version in bucket.versions("a/").items()} == {"a/b": size, "a/c": size}
+    assert fetched(bucket, "a/c", tmp_path) == data
+    assert (bucket.versions()["a/b"].etag.endswith("-2")) == (size == LARGE)
+    bucket.delete("a/b")
+    assert bucket.version("a/b") is None and bucket.get("a/b") is None
+    assert bucket.versions().keys() == {"a/c"}
+
+
+def test_a_write_on_condition_comes_too_late_once_somebody_wrote(s3: S3Server, tmp_path: Path):
+    bucket = Bucket(new_url(), s3.storage(tmp_path))
+    first = bucket.put_if("a", b"1", None)
+    second = bucket.put_if("a", b"2", first)
+    for late in (None, first):
+        with pytest.raises(ConflictError):
+            bucket.put_if("a", b"3", late)
+    found = bucket.get("a")
+    assert found is not None and (found.data, found.etag) == (b"2", second) and 0 <= found.age < 60
+
+
+FAULTS = {
+    "the server is overloaded (503)": Fault(status=503),
+    "the server fails (500)": Fault(status=500, code="InternalError"),
+    "the server is silent": Fault(seconds=2.0),
+    "the connection is cut while sending": Fault(cut_request=True),
+    "the connection is cut while reading": Fault(cut_reply=True),
+    "the reply is lost after it took effect": Fault(lose_reply=True),
+}
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_request_that_is_struck_is_asked_again(
+    through: Bucket,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    outcome: Callable[[str, str, str], None],
+    fault: str,
+    size: int,
+):
+    data = os.urandom(size)
+    proxy.script = lambda asked: FAULTS[fault] if asked.count == 0 else None
+    through.put("a", a_file(tmp_path, data))
+    assert fetched(through, "a", tmp_path) == data
+    through.copy("a", "b")
+    through.delete("a")
+    assert through.versions().keys() == {"b"}
+    assert proxy.struck >= 4
+    outcome(fault, "a bucket, each request", "asked again; what is put and fetched is whole")
+
+
+@pytest.mark.parametrize("fault", [Fault(cut_reply=True), Fault(damage_reply=True)])
+def test_content_that_stays_wrong_is_refused(through: Bucket, proxy: FaultyProxy, tmp_path: Path, fault: Fault):
+    through.put("a", a_file(tmp_path, b"whole" * 100))
+    version = through.versions()["a"]
+    proxy.script = lambda asked: fault if asked.method == "GET" else None
+    with pytest.raises(StoreError, match="does not answer as it should, asked up to 4 times"):
+        through.download("a", version, tmp_path / "fetched")
+
+
+def test_a_server_that_stays_away_is_given_up_with_what_to_do(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
+    proxy.script = lambda asked: Fault(status=503)
+    with pytest.raises(StoreError, match=r"SlowDown.*kept on this machine; run again"):
+        through.put("a", a_file(tmp_path, b"data"))
+    assert len(proxy.asked) == 4
+
+
+def test_a_lost_reply_to_a_write_on_condition_is_a_conflict_with_oneself(through: Bucket, proxy: FaultyProxy):
+    proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count == 0 else None
+    with pytest.raises(ConflictError):
+        through.put_if("a", b"1", None)
+    found = through.get("a")
+    assert found is not None and found.data == b"1"
+
+
+def test_a_server_without_conditional_writes_is_refused(through: Bucket, proxy: FaultyProxy):
+    through.check_conditions()
+    proxy.script = lambda asked: Fault(ignore_conditions=True)
+    with pytest.raises(StoreError, match="does not know conditional writes"):
+        through.check_conditions()
+    assert through.versions() == {}
+
+
+def test_parts_of_an_upload_that_died_are_dropped(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
+    def script(asked: Asked) -> Fault | None:
+        return Fault(status=503) if asked.method in ("POST", "DELETE") and "uploadId" in asked.path else None
+
+    proxy.script = script
+    with pytest.raises(StoreError):
+        through.put("a", a_file(tmp_path, bytes(LARGE)))
+    proxy.script = lambda asked: None
+    through.drop_unfinished()
+    through.drop_unfinished()
+    assert sum(asked.method == "DELETE" and "uploadId" in asked.path for asked in proxy.asked if not asked.count) == 1
+    assert through.versions() == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "url", "says"),
+    [
+        ({}, "s3://no-such-bucket/x", "there is no bucket no-such-bucket at http.*: make it, or set folder"),
+        ({"key": "somebody else"}, "", r"out of reach \(InvalidAccessKeyId at http.*AWS_ACCESS_KEY_ID"),
+        ({"secret": "not hers"}, "", r"out of reach \(SignatureDoesNotMatch.*AWS_ACCESS_KEY_ID"),
+        ({"key": ""}, "", "no keys were found.*AWS_PROFILE"),
+        ({"endpoint_url": "http://127.0.0.1:9"}, "", "does not answer as it should.*run again"),
+        ({"endpoint_url": "not an address"}, "", "no connection to S3 can be made.*storage"),
+    ],
+)
+def test_what_a_user_can_mend_is_said(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], url: str, says: str
+):
+    for name, variable in (("key", "AWS_ACCESS_KEY_ID"), ("secret", "AWS_SECRET_ACCESS_KEY")):
+        if name in changes:
+            monkeypatch.setenv(variable, changes[name])
+    if changes.get("key") == "":
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("HOME", str(tmp_path))
+    told = {name: value for name, value in changes.items() if name == "endpoint_url"}
+    with pytest.raises(StoreError, match=says):
+        Bucket(url or new_url(), s3.storage(tmp_path, **({"tries": 2} | told))).versions()
+
+
+def test_a_version_is_of_a_file_by_its_md5_and_of_one_in_parts_by_its_size(tmp_path: Path):
+    path = a_file(tmp_path, b"abc")
+    assert Version(3, "900150983cd24fb0d6963f7d28e17f72").is_of(path)
+    assert not Version(3, "900150983cd24fb0d6963f7d28e17f73").is_of(path)
+    assert Version(3, "something-2").is_of(path)
+    assert not Version(4, "something-2").is_of(path)

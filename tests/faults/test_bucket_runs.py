@@ -1,0 +1,120 @@
+"""Claims about a run in a bucket: killed at any change there, it goes on elsewhere from an empty disk and ends alike.
+
+The stages are the real ones, on engines that answer at once (`mock_run`); the bucket is a real S3 server's.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.mock_run import STAGES
+from tests.faulty_proxy import FaultyProxy, weather
+from tests.s3_server import S3Server, new_url
+
+ROOT = Path(__file__).parents[2]
+KILL, KILL_TWICE = "kill -9 at a change in the bucket", "kill -9 at a change in the bucket, twice"
+DISKS = {"kept": "the same machine goes on", "lost": "another machine goes on, its disk empty"}
+MATRIX = [(KILL, stage, "lost") for stage in STAGES] + [(KILL_TWICE, "all", disk) for disk in DISKS]
+STRUCK = 0.04
+"""Share of the requests that meet bad weather."""
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+def breaking(parent: Path, s3: S3Server, endpoint: str, cases: list[tuple[str, str, str]]) -> Mapping[str, Any]:
+    """What became of one run a case, made by a process that forks a run at a time."""
+    storage = s3.storage(parent, endpoint_url=endpoint, lease_seconds=2, tries=6, timeout_seconds=2)
+    (parent / "asked.json").write_text(json.dumps([storage.model_dump(mode="json"), cases]))
+    command = [sys.executable, "-m", "tests.faults.test_bucket_runs", str(parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: Mapping[str, Any] = json.loads((parent / "broken.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Mapping[str, Any]:
+    return breaking(tmp_path_factory.mktemp("broken"), s3, s3.endpoint, MATRIX)
+
+
+@pytest.mark.parametrize(("fault", "stage", "disk"), MATRIX)
+def test_a_run_that_is_killed_at_a_change_in_its_bucket_ends_as_it_would_have(
+    broken: Mapping[str, Any], outcome: Callable[[str, str, str], None], fault: str, stage: str, disk: str
+):
+    found = broken[f"{fault}, {stage}, {disk}"]
+    assert found["stopped"], "nothing was struck"
+    assert found["recovered"], found["log"]
+    assert found["differences"] == [[0, 0, 0], [0, 0, 0]], found["log"]
+    outcome(f"{fault}; {DISKS[disk]}", stage if stage != "all" else "any stage", "recovers")
+
+
+def test_in_bad_weather_a_run_ends_as_it_would_have(
+    tmp_path: Path, s3: S3Server, proxy: FaultyProxy, outcome: Callable[[str, str, str], None]
+):
+    proxy.script = weather(0, STRUCK, seconds=3.0)
+    found = breaking(tmp_path, s3, proxy.endpoint, [("nothing else", "all", "kept")])["nothing else, all, kept"]
+    assert proxy.struck > 20
+    assert found["recovered"] and found["differences"] == [[0, 0, 0], [0, 0, 0]], found["log"]
+    outcome(
+        f"{STRUCK:.0%} of the requests to the bucket meet a 5xx, silence, a cut connection or a lost reply",
+        "any stage",
+        "goes on; ends as undisturbed",
+    )
+
+
+def main(parent: Path) -> None:
+    """Breaks a run for each case; writes what became of them."""
+    from tests.faults import mock_run
+    from tests.faults.compare import astuple, difference
+    from tpo.mirror import reading
+
+    storage, cases = json.loads((parent / "asked.json").read_text())
+    mock_run.prepare()
+    mock_run.make_seed(parent / "seed")
+    expected = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", 1))
+    in_bucket = mock_run.Plan("pairwise", 1, new_url(), storage)
+    changes = mock_run.an_example(parent / "in bucket", in_bucket).changes
+    found = {}
+    for fault, stage, disk in cases:
+        dice, plan = random.Random(f"{fault} {stage} {disk}"), mock_run.Plan("pairwise", 1, new_url(), storage)
+        with mock_run.folder_for_runs(parent) as folder:
+            log, status = folder / "log.txt", 0
+            for strikes in range({KILL: 1, KILL_TWICE: 2}.get(fault, 0)):
+                most = changes[stage] // 2**strikes  # less is left to do, the second time
+                blow = mock_run.Blow("put", stage, dice.randint(1, most), _kill)
+                status = mock_run.attempt(folder, plan, log, blow=blow)
+                if disk == "lost":
+                    shutil.rmtree(folder / "cache")
+            stopped = status == -signal.SIGKILL
+            for _ in range(mock_run.ATTEMPTS):
+                if (status := mock_run.attempt(folder, plan, log)) == 0:
+                    break
+            differences = [difference(expected.root, plan.root(folder))]
+            shutil.rmtree(folder / "cache")
+            with reading(mock_run.config_of(folder, plan)):
+                differences.append(difference(expected.root, plan.root(folder)))
+            said = log.read_text(errors="replace")
+        found[f"{fault}, {stage}, {disk}"] = {
+            "stopped": stopped,
+            "recovered": status == 0 and "Traceback" not in said,
+            "differences": [astuple(one) for one in differences],
+            "log": said[-4000:],
+        }
+    (parent / "broken.json").write_text(json.dumps(found))
+
+
+def _kill(_: tuple[Any, ...]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

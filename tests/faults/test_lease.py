@@ -1,0 +1,172 @@
+"""Claims about the lease, on a real S3 server: of two who want a bucket one has it; who has lost it writes no more."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.s3_server import S3Server, new_url
+from tpo.bucket import Bucket
+from tpo.config import StorageConfig
+from tpo.errors import StoreError
+from tpo.lease import Holder, Lease, held, last_holder
+
+ROOT = Path(__file__).parents[2]
+HOLD = """
+import sys, time
+from tpo.config import StorageConfig
+from tpo.lease import held
+with held(sys.argv[1], StorageConfig.model_validate_json(sys.argv[2]), sys.argv[3]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def storage(s3: S3Server, tmp_path: Path) -> StorageConfig:
+    return s3.storage(tmp_path)
+
+
+@pytest.fixture
+def holder(storage: StorageConfig) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
+    """Starts processes that hold a bucket; they are ended at last."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(url: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", HOLD, url, storage.model_dump_json(), "theirs"]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout is not None and processes[-1].stdout.readline() == "held\n"
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_machine_is_told_who_holds_the_bucket(
+    storage: StorageConfig, holder: Callable[[str], "subprocess.Popen[str]"], outcome: Callable[[str, str, str], None]
+):
+    url = new_url()
+    first = holder(url)
+    with (
+        pytest.raises(StoreError, match=rf"process {first.pid} on {socket.gethostname()}, started 20\d\d-.*: wait"),
+        held(url, storage, "ours"),
+    ):
+        pass
+    assert first.poll() is None
+    outcome("a second machine starts the run", "a bucket", "the second one is told who holds it; the first goes on")
+
+
+def test_a_dead_machine_is_waited_for_until_its_lease_runs_out(
+    storage: StorageConfig,
+    holder: Callable[[str], "subprocess.Popen[str]"],
+    capsys: pytest.CaptureFixture[str],
+    outcome: Callable[[str, str, str], None],
+):
+    url = new_url()
+    first = holder(url)
+    first.kill()
+    first.wait()
+    with held(url, storage, "ours") as taken:
+        assert not taken.goes_on
+        said = capsys.readouterr().err
+        assert f"held by process {first.pid}" in said and "waiting up to 3 s" in said
+        assert f"taken over from process {first.pid}" in said
+    outcome("the machine is lost", "a bucket", "another takes over when the lease has run out, and goes on")
+
+
+def test_a_holder_that_died_on_the_same_working_copy_is_not_waited_for(
+    storage: StorageConfig, holder: Callable[[str], "subprocess.Popen[str]"], capsys: pytest.CaptureFixture[str]
+):
+    url = new_url()
+    first = holder(url)
+    first.kill()
+    first.wait()
+    with held(url, storage, "theirs") as taken:
+        assert taken.goes_on
+    said = capsys.readouterr().err
+    assert "waiting" not in said and f"taken over from process {first.pid}" in said
+
+
+def test_a_holder_that_lets_go_leaves_nothing_to_wait_for(storage: StorageConfig, capsys: pytest.CaptureFixture[str]):
+    url = new_url()
+    with pytest.raises(ZeroDivisionError), held(url, storage, "theirs"):
+        _ = 1 / 0
+    with held(url, storage, "ours") as taken:
+        assert not taken.goes_on
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lease_outlives_its_seconds_as_long_as_its_holder_lives(storage: StorageConfig):
+    url = new_url()
+    with held(url, storage, "ours") as taken:
+        threading.Event().wait(2 * storage.lease_seconds)
+        found = last_holder(Bucket(url, storage))
+        assert found is not None and found.renewals >= 4
+        taken.lease.check()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_lease(bucket: Bucket, clock: Clock, session: str = "first") -> Lease:
+    return Lease(bucket, Holder(session, session, "here", 1, "today", seconds=60.0), bucket.get(".lease.json"), clock)
+
+
+def test_who_slept_and_was_taken_for_dead_writes_no_more(
+    storage: StorageConfig, outcome: Callable[[str, str, str], None]
+):
+    bucket, clock = Bucket(new_url(), storage), Clock()
+    first = a_lease(bucket, clock)
+    a_lease(bucket, Clock(), "second")
+    first.check()  # not asked again at once
+    clock.now = 31.0
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"taken over by process 1 on here.*writes no more"):
+            first.check()
+    first.release()
+    found = last_holder(bucket)
+    assert found is not None and found.session == "second" and not found.released
+    outcome("a process sleeps until its lease is another's", "a bucket", "stops before it writes; the other goes on")
+
+
+def test_who_slept_and_was_not_taken_for_dead_goes_on(storage: StorageConfig):
+    bucket, clock = Bucket(new_url(), storage), Clock()
+    first = a_lease(bucket, clock)
+    clock.now = 1000.0
+    first.check()
+    found = last_holder(bucket)
+    assert found is not None and found.renewals == 1
+
+
+def test_a_renewal_whose_reply_is_lost_is_no_loss(storage: StorageConfig, proxy: FaultyProxy):
+    bucket, clock = Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint})), Clock()
+    proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count in (0, 2) else None
+    lease = a_lease(bucket, clock)
+    for clock.now in (100.0, 200.0):
+        lease.check()
+    assert proxy.struck == 2
+
+
+def test_who_cannot_renew_writes_nothing(storage: StorageConfig, proxy: FaultyProxy):
+    bucket, clock = Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint, "tries": 1})), Clock()
+    lease = a_lease(bucket, clock)
+    proxy.script = lambda asked: Fault(status=503)
+    clock.now = 31.0
+    with pytest.raises(StoreError, match="does not answer"):
+        lease.check()
+    proxy.script = lambda asked: None
+    lease.check()
