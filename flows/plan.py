@@ -34,7 +34,7 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
         iterations,
         models=models_of(config),
         cluster=cluster_of(config),
-        past=read_past_runs(config.folder),
+        past=read_past_runs(config.root.parent),
         spent=read_ledger(config.root),
     )
 
