@@ -134,7 +134,8 @@ def _run_with_cap(folder: Path, judge: str, cap: int, log: Path) -> int:
     if child == 0:
         status = 1
         try:
-            config = mock_run.config_of(folder, mock_run.Plan(judge)).model_copy(update={"budget": BudgetConfig(tokens=cap)})
+            config = mock_run.config_of(folder, mock_run.Plan(judge))
+            config = config.model_copy(update={"budget": BudgetConfig(tokens=cap)})
             iterate(config, 1)
             status = 0
         except BudgetError as error:

@@ -154,7 +154,7 @@ def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Pat
 
 WHERE_IT_RUNS = (
     *("name", "folder", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
-    *("tracking", "throughput", "prices", "budget"),
+    *("tracking", "throughput", "prices", "budget", "storage"),
 )
 WHAT_IT_IS = ("engine__dtype", "trainer__workers", "trainer__strategy")
 OTHER_VALUES: dict[str, Any] = {
