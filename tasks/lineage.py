@@ -289,7 +289,8 @@ def is_kept(config: RunConfig) -> bool:
 
 
 def _resolved_copy(config: RunConfig) -> bytes:
-    return (config.model_dump_json(indent=1) + "\n").encode()
+    # Without what each machine has its own of, so that a run in a bucket is the same from all of them.
+    return (config.model_dump_json(indent=1, exclude={"storage": {"cache"}}) + "\n").encode()
 
 
 def completed(config: RunConfig, iterations: int) -> int:

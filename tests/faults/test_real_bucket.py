@@ -23,14 +23,10 @@ SECONDS = 60.0
 
 
 def a_machine(folder: Path, storage: StorageConfig, url: str) -> Run:
-    """The command on a machine of which nothing is known but where the bucket is."""
+    """The command on a machine that knows nothing but where the bucket is."""
     folder.mkdir()
-    told = {"endpoint_url": storage.endpoint_url, "cache": folder / "cache", "lease_seconds": 10.0}
-    settings = [
-        f'storage.{name}="{value}"' if name != "lease_seconds" else f"storage.{name}={value}"
-        for name, value in told.items()
-    ]
-    return Run(folder, folder / "log.txt", f'folder="{url}"', *settings)
+    settings = [f"storage.endpoint_url={storage.endpoint_url}", f"storage.cache={folder / 'cache'}"]
+    return Run(folder, folder / "log.txt", f'folder="{url}"', "storage.lease_seconds=10", *settings)
 
 
 def copy_of(folder: Path) -> Path:
