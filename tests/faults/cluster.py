@@ -22,7 +22,7 @@ RAY = (
     "from ray._private import services; services.resolve_ip_for_localhost = str;"  # else it takes the network's address
     "from ray.scripts.scripts import main; main()"
 )
-_STARTS = 4
+_STARTS = 6
 """Times that a node may be started: Ray gives its agents 15 seconds to start, and the machine may be busy."""
 _START_SECONDS = 120.0
 
