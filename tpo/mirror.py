@@ -113,16 +113,15 @@ class BucketMirror:
         if (name := self._name(path)) is None:
             return
         for one in [one for one in self._elsewhere if one == name or one.startswith(f"{name}/")]:
-            self._fetch(one, self._elsewhere.pop(one))
+            self._fetch(one, self._elsewhere[one])
 
     def bring_again(self, path: Path) -> bool:
-        """Fetches a file in place of the one here; False where the bucket has none, or the same."""
+        """Fetches a file in place of the one here; False where the bucket has none."""
         name = self._name(path)
         version = self.bucket.version(name) if name is not None else None
         if name is None or version is None:
             return False
         say(f"{path} is not what it should be: fetched again from {self.bucket.url}")
-        self._elsewhere.pop(name, None)
         self._fetch(name, version)
         return True
 
@@ -134,7 +133,6 @@ class BucketMirror:
             path = self.root / one
             if _is_shared(one) and not (path.is_file() and version.is_of(path)):
                 self._fetch(one, version)
-                self._elsewhere.pop(one, None)
 
     def pull(self, *, goes_on: bool) -> None:
         """Makes the working copy what the bucket is; `goes_on` says that it may have what the bucket does not."""
@@ -152,7 +150,7 @@ class BucketMirror:
             if version.size <= self.storage.part_mib * _MIB:
                 self._fetch(name, version)
             else:
-                path.unlink(missing_ok=True)
+                remove(path)
                 self._elsewhere[name] = version
         if not goes_on:
             _forget([path for name, path in here.items() if name not in there], self.root)
@@ -209,6 +207,7 @@ class BucketMirror:
         path = self.root / name
         make_folder(path.parent)
         fill_atomically(path, lambda temporary: self.bucket.download(name, version, temporary))
+        self._elsewhere.pop(name, None)
 
 
 @contextlib.contextmanager

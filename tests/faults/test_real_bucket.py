@@ -61,7 +61,6 @@ def test_a_run_whose_machine_is_lost_while_it_trains_ends_as_it_would_have_on_an
     assert alone.end(LONGEST) == 0, (expected / "log.txt").read_text()[-4000:]
     assert alone.clear() == 0
     assert not difference(expected / "run", copy_of(tmp_path / "other"))
-    outcome("everything is killed while it trains, the disk is lost", "the whole command, in a bucket", "recovers")
 
     started = time.monotonic()
     third = a_machine(tmp_path / "third", storage, url)
@@ -70,3 +69,4 @@ def test_a_run_whose_machine_is_lost_while_it_trains_ends_as_it_would_have_on_an
     assert "nothing to do" in (tmp_path / "third/log.txt").read_text()
     assert read_summary(copy_of(tmp_path / "third") / "summary.json").models[-1].model == "M_1"
     assert not difference(expected / "run", copy_of(tmp_path / "third"))
+    outcome("everything is killed while it trains, the disk is lost", "the whole command, in a bucket", "recovers")
