@@ -33,6 +33,8 @@ class Doubler:
         self._once = Path(folder) / "once"
         self._starts = Path(folder) / "starts"
         self._task: str | None = None
+        if self._when == "arrival":
+            self._misbehave([])
 
     def load(self, task: str) -> str | None:
         if self._when == "start":
@@ -45,7 +47,7 @@ class Doubler:
         return None
 
     def work(self, piece: list[int]) -> list[int]:
-        if 13 in piece and self._how and self._when != "start":
+        if 13 in piece and self._how and not self._when:
             return self._misbehave(piece)
         return [2 * i for i in piece]
 
@@ -185,6 +187,15 @@ def test_nobody_waits_for_an_actor_that_is_replaced(make: Make, outcome: Outcome
 def test_an_actor_that_fails_to_start_once_is_started_again(make: Make, how: str, outcome: Outcome):
     assert doubled(make(f"start: {how}, once", 1), orders(start_seconds=30)) == DOUBLED
     outcome(f"an engine {how} as it starts, once", "sample, judge", "started again")
+
+
+def test_an_actor_that_stops_dead_before_it_arrives_is_no_actor_that_waits_for_a_place(make: Make, outcome: Outcome):
+    import ray
+
+    # It takes all there is, so that the next one has a place only if what it held is given back.
+    crew = make("arrival: stops dead, once", 1, cpus=ray.cluster_resources()["CPU"])
+    assert doubled(crew, orders(start_seconds=20)) == DOUBLED
+    outcome("an engine stops dead before it arrives, once", "sample, judge", "started again")
 
 
 def test_a_place_in_which_none_starts_is_given_up_with_a_line_and_the_others_go_on(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from tpo.console import say
-from tpo.engines.placement import Member, Role, dismiss, hire
+from tpo.engines.placement import Member, Role, dismiss, hire, is_placed
 from tpo.engines.room import make_room, register
 from tpo.errors import StageError
 
@@ -195,7 +195,7 @@ class Crew:
         for place in self._places:
             place.failed_starts = 0
             if place.state == "empty":
-                self._call(place)
+                self._call(place, orders)
             elif place.state == "idle":
                 self._prepare(place, orders)
 
@@ -209,26 +209,28 @@ class Crew:
         return bool(pile.held)
 
     def _first_done(self, heard: float, orders: Orders[Any]) -> _Place:
-        """A place where what was under way is done, or has taken too long.
+        """A place where what was under way is done, or has taken too long: an actor that Ray has placed takes too long
+        where it does not arrive, one that waits for a place does not.
 
         Raises `StageError` where all have waited for a place since `heard`, for too long.
         """
         import ray
 
-        under = {place.task: place for place in self._places if place.task is not None}
-        due = min(place.due for place in under.values())
-        if due == math.inf:
-            due = heard + orders.start_seconds
-        done, _ = ray.wait(list(under), num_returns=1, timeout=max(0.0, due - time.monotonic()))
-        if done:
-            return under[done[0]]
-        place = min(under.values(), key=lambda place: place.due)
-        if place.state == "called":
-            raise StageError(
-                f"Ray has placed no {self._role.name} of {orders.model} within {orders.start_seconds:g} s: each of "
-                f"{len(under)} asks for {self._role.asks}, and {_what_ray_has()}. {_START_REMEDY}"
-            )
-        return place
+        while True:
+            under = {place.task: place for place in self._places if place.task is not None}
+            first = min(under.values(), key=lambda place: place.due)
+            done, _ = ray.wait(list(under), num_returns=1, timeout=max(0.0, first.due - time.monotonic()))
+            if done:
+                return under[done[0]]
+            if first.state != "called" or is_placed(first.member):
+                return first
+            some_are_placed, now = any(is_placed(place.member) for place in under.values()), time.monotonic()
+            if not some_are_placed and now >= heard + orders.start_seconds:
+                raise StageError(
+                    f"Ray has placed no {self._role.name} of {orders.model} within {orders.start_seconds:g} s: each of "
+                    f"{len(under)} asks for {self._role.asks}, and {_what_ray_has()}. {_START_REMEDY}"
+                )
+            first.due = (now if some_are_placed else heard) + orders.start_seconds
 
     def _arrive(self, place: _Place, orders: Orders[Any]) -> None:
         """An actor has been placed, or has got ready, or has failed in that."""
@@ -241,7 +243,7 @@ class Crew:
             if place.orders is not orders:
                 self._prepare(place, orders)
         elif place.was_ready:
-            self._call(place)
+            self._call(place, orders)
         else:
             self._call_once_more(place, cause, orders)
 
@@ -249,7 +251,7 @@ class Crew:
         """An actor did not start. Raises `StageError` where no place is left in which one may."""
         place.failed_starts += 1
         if place.failed_starts < _STARTS:
-            self._call(place)
+            self._call(place, orders)
             return
         self._empty(place)
         if all(other.state == "empty" for other in self._places):
@@ -270,18 +272,18 @@ class Crew:
                 f"{self._name(place, orders)} failed where one had failed before: {end.cause}. {orders.remedy}"
             )
         say(f"{self._name(place, orders)} is replaced, what it had is done again: {_line(end.cause)}")
-        self._call(place)
+        self._call(place, orders)
         if end.died:  # perhaps a node is gone, and who was idle there would fail at pieces that are not to blame
             for other in self._places:
                 if other.state == "idle":
                     self._prepare(other, orders)
         return end
 
-    def _call(self, place: _Place) -> None:
+    def _call(self, place: _Place, orders: Orders[Any]) -> None:
         """Asks Ray for a new actor."""
         self._empty(place)
         place.member = hire(self._role)
-        place.wait_for("called", place.member.actor.__ray_ready__.remote(), math.inf)
+        place.wait_for("called", place.member.actor.__ray_ready__.remote(), orders.start_seconds)
 
     def _prepare(self, place: _Place, orders: Orders[Any]) -> None:
         assert place.member is not None

@@ -73,6 +73,13 @@ def hire(role: Role) -> Member:
     return Member(actor.remote(*role.arguments), group)
 
 
+def is_placed(member: Member | None) -> bool:
+    """Whether Ray has found a place for an actor, so that it has a process, alive or not."""
+    from ray._private import state
+
+    return member is not None and bool(state.actors(member.actor._actor_id.hex()).get("Pid"))
+
+
 def dismiss(member: Member) -> None:
     """Ends an actor, and what it has started in its placement group."""
     import ray
