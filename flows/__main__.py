@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,9 +30,14 @@ SERVER_LOST = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
     options = _parser().parse_args(arguments)
+    return ended(lambda: int(options.run(options)))
+
+
+def ended(work: Callable[[], int]) -> int:
+    """Does some work; returns its exit status, and says what went wrong and what to do about it."""
     try:
         with explained():
-            status: int = options.run(options)
+            return work()
     except TpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return SERVER_LOST if isinstance(error, ServerError) else 2
@@ -44,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

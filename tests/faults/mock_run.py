@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -22,7 +23,6 @@ from types import FrameType
 from typing import Any
 
 from tests.faults.compare import Difference, difference
-from tpo.errors import TpoError
 
 CHANGES = ("tpo.write", "tpo.append", "tpo.sync", "tpo.rename", "tpo.mkdir", "tpo.remove", "tpo.link", "tpo.copy")
 IN_BUCKET = ("tpo.bucket.put", "tpo.bucket.copy", "tpo.bucket.delete")
@@ -253,23 +253,25 @@ def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: flo
         time.time = lambda: now() - clock
     _listener.blow, _listener.root, _listener.counts = blow, str(folder), Counter()
     try:
-        from flows.iterate import iterate
+        from flows.__main__ import ended
 
-        iterate(config_of(folder, plan), plan.iterations)
-        counted = "put" if plan.url else "change"
-        changes = {stage: count for (kind, stage), count in _listener.counts.items() if kind == counted}
-        (folder / "changes.json").write_text(json.dumps(changes))
-        status = 0
-    except TpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 143
+        status = ended(lambda: _run(folder, plan))
     except BaseException:  # noqa: BLE001 - whatever it is, it is told, and the run has failed
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _run(folder: Path, plan: Plan) -> int:
+    """Makes the run; counts its changes."""
+    from flows.iterate import iterate
+
+    iterate(config_of(folder, plan), plan.iterations)
+    counted = "put" if plan.url else "change"
+    changes = {stage: count for (kind, stage), count in _listener.counts.items() if kind == counted}
+    (folder / "changes.json").write_text(json.dumps(changes))
+    return 0
 
 
 def config_of(folder: Path, plan: Plan) -> Any:
@@ -330,6 +332,12 @@ def _fail_with(number: int) -> Callable[[tuple[Any, ...]], None]:
         raise OSError(number, os.strerror(number), str(arguments[0]) if arguments else None)
 
     return strike
+
+
+def _run_out_of_memory(_: tuple[Any, ...]) -> None:
+    """The process meets a limit of what it may hold."""
+    resource.setrlimit(resource.RLIMIT_AS, (2**35, resource.RLIM_INFINITY))
+    bytearray(2**36)
 
 
 def _fail_engine(_: tuple[Any, ...]) -> None:
@@ -408,6 +416,7 @@ FAULTS = (
         says="out of reach",
         everywhere=True,
     ),
+    Fault("memory runs out", _at_a_change(_run_out_of_memory), says="memory ran out", everywhere=True),
     Fault("an engine fails for good", _at("shard", _fail_engine, 60), says="it is a mock"),
     Fault("kill -9, then the clock is set back", _KILL, clock=86400.0, everywhere=True),
     Fault("kill -9, then a file is cut", _KILL, damage=_damaged(_cut)),

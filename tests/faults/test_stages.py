@@ -23,7 +23,11 @@ MATRIX = [
     for stage in STAGES
     if (fault.name, stage) != ("the disk fails at a read", "report")  # what it reads are the files of others
 ]
-DESCRIBED = {"disk": "stops, names the disk and what to do; then recovers", "folder": "stops, says so; then recovers"}
+DESCRIBED = {
+    "disk": "stops, names the disk and what to do; then recovers",
+    "folder": "stops, says so; then recovers",
+    "memory": "stops, says so; then recovers",
+}
 
 pytestmark = pytest.mark.faults
 

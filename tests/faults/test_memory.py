@@ -1,0 +1,85 @@
+"""Claims about a machine that is short of memory: Ray's own watch kills an engine, and the run says or does what helps.
+
+Ray watches what its processes hold; its limit is set to what this machine has in use now, and a little more.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+WORK = """
+import sys
+from pathlib import Path
+from tpo.config import ClusterConfig
+from tpo.engines.crew import Crew, Orders
+from tpo.engines.placement import Role
+from tpo.engines.processes import start_ray
+from tpo.errors import StageError
+
+class Eater:
+    def load(self):
+        return None
+    def work(self, piece, mark, times):
+        if piece == 1 and len(mark.read_text()) < times:
+            with mark.open("a") as file:
+                file.write("x")
+            held = [bytearray(b"x") * 2**28 for _ in range(60)]
+        return piece
+
+mark, times = Path(sys.argv[1]), int(sys.argv[2])
+start_ray(ClusterConfig())
+crew = Crew(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1)
+orders = Orders(
+    prepare=lambda actor: actor.load.remote(),
+    hand=lambda actor, piece: actor.work.remote(piece, mark, times),
+    fault=lambda piece, result: None,
+    seconds=100,
+    start_seconds=100,
+    model="a model",
+    remedy="Lower what it holds",
+)
+try:
+    print(sorted(result for _, result in crew.work([0, 1, 2], orders)))
+except StageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "said", "came"),
+    [
+        (1, "[0, 1, 2]", "replaced, its shard done again"),
+        (9, "Lower what it holds", "stops, names the cause and what to do"),
+    ],
+)
+def test_an_engine_that_ray_kills_for_its_memory_is_replaced_and_in_the_end_its_run_stops_and_says_why(
+    tmp_path: Path, outcome: Callable[[str, str, str], None], times: int, said: str, came: str
+):
+    mark, memory = tmp_path / "mark", psutil.virtual_memory()
+    mark.touch()
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, str(mark), str(times)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RAY_memory_usage_threshold": str((memory.total - memory.available + 6 * GIB) / memory.total),
+            "RAY_memory_monitor_refresh_ms": "50",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said in done.stdout, done.stdout + done.stderr
+    assert times == 1 or "memory" in done.stdout
+    assert mark.read_text() == "x" * min(times, 4)
+    outcome(f"Ray kills an engine for its memory, {'once' if times == 1 else 'again and again'}", "sample, judge", came)
