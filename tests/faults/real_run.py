@@ -33,8 +33,8 @@ SETTINGS = (
     "train.micro_batch_size=4",
     "engine.shard_prompts=4",
     "engine.shard_seconds=30",
-    "engine.start_seconds=90",
-    "trainer.stall_seconds=90",
+    "engine.start_seconds=240",
+    "trainer.stall_seconds=120",
 )
 ATTEMPTS = 5
 LONGEST = 900.0

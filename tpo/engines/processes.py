@@ -50,11 +50,13 @@ QUIET = {
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "VLLM_HOST_IP": "127.0.0.1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """Environment of a Ray of our own and of all it starts: the node's address is loopback's.
 
 The first is Ray's switch for machines that form no cluster. Only with it does Ray leave `127.0.0.1` as it is, and it
-binds all its sockets to its node's address. Both also spare the search for an address of the network.
+binds all its sockets to its node's address. The first two also spare the search for an address of the network. The last
+spares the actor that waits for word that a cluster takes a node away.
 """
 
 
@@ -147,7 +149,7 @@ def _close_to_others() -> None:
 
 @functools.cache
 def _start_nodes_our_way() -> None:
-    """Has Ray's nodes in this process start without the dashboard's process, and without haste."""
+    """Has Ray's nodes in this process start without what one machine has no use for, and without haste."""
     from ray._private.node import Node
 
     Node.start_api_server = _start_no_dashboard
@@ -179,6 +181,7 @@ def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
         sockets = [bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
         agent, export, listen, environments = [found.getsockname()[1] for found in sockets]
     parameters = node._ray_params
+    parameters.include_log_monitor = False  # it would send logs to a driver that does not listen
     parameters.metrics_agent_port, parameters.metrics_export_port = agent, export
     parameters.dashboard_agent_listen_port, parameters.runtime_env_agent_port = listen, environments
     for name, port in (
