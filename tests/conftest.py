@@ -1,4 +1,5 @@
-"""What holds for all tests: those marked gpu are skipped where there is no NVIDIA GPU; examples may take their time."""
+"""What holds for all tests: the slow files come first, so that no process ends long after the others; those marked gpu
+are skipped where there is no NVIDIA GPU; examples may take their time."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +15,12 @@ settings.register_profile("tpo", deadline=None)
 settings.load_profile("tpo")
 
 
+SLOW = ("end_to_end", "faults", "browser")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
+    items.sort(key=lambda item: item.path not in slow)
     if not Path("/dev/nvidiactl").exists():
         for item in items:
             if item.get_closest_marker("gpu"):
