@@ -4,6 +4,7 @@ In: a config and the model at work. Out: a `Meter` for the stage.
 """
 
 import contextlib
+import dataclasses
 from math import prod
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tpo.machine import gpus_here
 
 def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     """For sampling `model`."""
-    return Meter(config.root, stage, _engines(config, config.engine, parameters_of(model)), config.budget)
+    worker = dataclasses.replace(_engines(config, config.engine, parameters_of(model)), at_once=config.engine.count)
+    return Meter(config.root, stage, worker, config.budget)
 
 
 def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig) -> Meter:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tpo.config import BudgetConfig
 from tpo.errors import BudgetError
 from tpo.ledger import LEDGER, MOST_LINES, TICK_SECONDS, WORK, Entry, Meter, Worker, read_ledger, spending
+from tpo.throughput import PastRun, past_rate
 
 NO_BUDGET = BudgetConfig()
 
@@ -148,3 +149,21 @@ def test_work_that_knows_no_shards_is_told_when_a_line_is_due(tmp_path: Path):
         assert meter.tick()
         meter.book()
         assert not meter.tick()
+
+
+@pytest.mark.parametrize(("at_once", "shards"), [(1, 3), (8, 8), (8, 16), (8, 60)])
+def test_the_start_of_engines_that_work_side_by_side_is_told_from_their_work(tmp_path: Path, at_once: int, shards: int):
+    """Each takes 45 s to start and 60 s a shard of 600 tokens, which is 10 a second."""
+    with a_meter(tmp_path, devices=at_once, at_once=at_once) as meter:
+        begun = CLOCK.seconds
+        for i in range(shards):
+            CLOCK.seconds = begun + 45 + 60 * (1 + i // at_once)
+            meter.book(prompts=1, answers=100, tokens_out=600)
+    rate = past_rate([PastRun("past", read_ledger(tmp_path))])
+    assert rate is not None
+    if shards > at_once:
+        assert rate.start_seconds == pytest.approx(45)
+        assert rate.tokens_per_second == pytest.approx(10, rel=0.07), "the last turn of 60 shards is half empty"
+    else:
+        assert rate.start_seconds is None
+        assert rate.tokens_per_second == pytest.approx(8 * 600 / (105 * 8)), "the start counts as work"

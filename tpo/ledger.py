@@ -121,6 +121,8 @@ class Worker:
     """As in `Entry`."""
     parameters: int = 0
     """As in `Entry`."""
+    at_once: int = 1
+    """Shards that are worked on at the same time."""
     hour_price: float = 0.0
     """Of one device."""
     input_price: float = 0.0
@@ -239,11 +241,16 @@ class Meter:
                 )
 
     def _found_start(self) -> float | None:
-        """Seconds until work began; None where that cannot be told."""
-        if self._start_seconds is not None or len(self._shards) < ENOUGH_SHARDS:
+        """Seconds until work began: the first shard's less what one takes; None where that cannot be told.
+
+        Of engines that work side by side each ends a shard in turn, so that one takes as long as it is from a shard to
+        that which comes as many places later.
+        """
+        shards, at_once = self._shards, self._worker.at_once
+        turns = (len(shards) - 1) // at_once
+        if self._start_seconds is not None or len(shards) < ENOUGH_SHARDS or not turns:
             return self._start_seconds
-        first, last = self._shards[0], self._shards[-1]
-        return max(0.0, first - (last - first) / (len(self._shards) - 1))
+        return max(0.0, shards[0] - (shards[turns * at_once] - shards[0]) / turns)
 
     def _book(self, entry: Entry) -> None:
         now, worker = self._clock(), self._worker
