@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,17 @@ from tests.rows import a_prompt
 from tpo.disk import write_atomically
 from tpo.errors import DamagedError, StoreError
 from tpo.records import RECORDS, Account, Artifact, Prompt
-from tpo.store import Stage, check_files, combined_sha256, folder_artifact, mending, read_manifest, read_rows
+from tpo.store import (
+    READ_AT_ONCE,
+    Stage,
+    check_files,
+    combined_sha256,
+    file_sha256,
+    folder_artifact,
+    mending,
+    read_manifest,
+    read_rows,
+)
 
 ROWS = [a_prompt("a"), a_prompt("b", reference="no")]
 
@@ -190,6 +201,27 @@ def test_a_model_folder_of_others_is_named_by_the_content_of_its_files(tmp_path:
         (tmp_path / name / "deep" / "model.safetensors").write_bytes(weights)
     a, b, c = (folder_artifact(tmp_path / name).fingerprint for name in "abc")
     assert a == b != c
+
+
+def test_a_large_file_of_a_model_folder_is_read_once_as_long_as_nobody_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    weights, read = tmp_path / "model.safetensors", list[Path]()
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("tpo.store.file_sha256", noted)
+    with weights.open("wb") as file:
+        file.truncate(READ_AT_ONCE + 1)
+    first, second = folder_artifact(tmp_path), folder_artifact(tmp_path)
+    assert (first, read) == (second, [weights])
+    modified = weights.stat().st_mtime_ns
+    with weights.open("r+b") as file:
+        file.write(b"1")
+    os.utime(weights, ns=(modified, modified))
+    assert folder_artifact(tmp_path).fingerprint != first.fingerprint
 
 
 def flip_a_bit(path: Path) -> None:
