@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tpo.machine import gpu_count, memory_bytes
+from tpo.machine import gpu_count, gpus_here, memory_bytes
 
 
 def grouped(folder: Path, own: str, limits: dict[str, str]) -> int:
@@ -67,3 +67,25 @@ def test_gpus_are_unknown_where_there_is_no_nvidia_smi(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_count() is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "gib"),
+    [(None, [80, 24, 16]), ("", []), ("-1", []), ("1", [24]), ("2,0", [80, 16]), ("GPU-b", [24])],
+    ids=["all", "none", "minus_1", "one", "two", "uuid"],
+)
+def test_the_gpus_of_a_plan_are_those_that_are_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, gib: list[int]
+):
+    table = "0, GPU-a1, H100, 81920\n1, GPU-b1, L4, 24576\n2, GPU-c1, T4, 16384\n"
+    (tmp_path / "table").write_text(table)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nexec /bin/cat {tmp_path / 'table'}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    gpus_here.cache_clear()
+    assert [gpu.memory_gib for gpu in gpus_here()] == gib
+    assert visible is None or gpu_count() == len(gib)
+    gpus_here.cache_clear()

@@ -42,14 +42,22 @@ class Gpu:
 
 @functools.cache
 def gpus_here() -> tuple[Gpu, ...]:
-    """This machine's GPUs; none where `nvidia-smi` does not say."""
-    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    """This machine's GPUs, those of `CUDA_VISIBLE_DEVICES` where that is set; none where `nvidia-smi` does not say."""
+    asked = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
-        rows = [line.rsplit(",", 1) for line in listed.stdout.splitlines()]
-        return tuple(Gpu(name.strip(), float(mib) / 1024) for name, mib in rows)
+        rows = [[cell.strip() for cell in line.split(",")] for line in listed.stdout.splitlines()]
+        return tuple(Gpu(name, float(mib) / 1024) for index, uuid, name, mib in rows if _is_visible(index, uuid))
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
+
+
+def _is_visible(index: str, uuid: str) -> bool:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return True
+    names = [name.strip() for name in visible.split(",")]
+    return any(name == index or (name.startswith("GPU-") and uuid.startswith(name)) for name in names)
 
 
 def _limits(cgroups: Path, own_cgroup: Path) -> list[int]:
