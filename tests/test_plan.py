@@ -227,6 +227,11 @@ def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dic
         ("llama3-8b-ste", ["judge_engine.tensor_parallel=3"], "64 attention heads, which are no multiple of that"),
         ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], "more than the 8192 tokens"),
         ("laptop", ["engine.memory_gib=100000"], "this machine's memory has"),
+        (
+            "laptop",
+            ["engine.device=gpu", "cluster.gpus=8"],
+            "how much memory each has is not known here: set cluster.gpu_",
+        ),
     ],
 )
 def test_what_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):

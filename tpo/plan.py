@@ -215,7 +215,7 @@ class _Planner:
             lengths=lengths,
             stages=stages,
             spent=spending(spent),
-            problems=[*self._too_many(stages), *self._too_large(memory), *self._unfit()],
+            problems=[*self._too_many(stages), *self._unknown(stages), *self._too_large(memory), *self._unfit()],
             notes=[*self._tight(memory), *self._spanning(stages), *self._over_budget(stages, spent)],
         )
 
@@ -424,6 +424,14 @@ class _Planner:
             yield (
                 f"{crew.work} asks for {crew.gpus} GPUs ({crew.who}), and there are {there} ({self.cluster.known_by}): "
                 f"lower {remedy}, or describe the machines in [cluster] (nodes, gpus, gpu_memory_gib, gpu)"
+            )
+
+    def _unknown(self, stages: Sequence[Stage]) -> Iterator[str]:
+        """GPUs whose memory nobody has told: what would be called fitting was not looked at."""
+        if self.cluster.gpus and not self.cluster.gpu_bytes and any(stage.crew.gpus for stage in stages):
+            yield (
+                "cluster.gpus is set, and how much memory each has is not known here: set cluster.gpu_memory_gib "
+                "(80 GB are 79.6), or make the plan on the machine itself"
             )
 
     def _too_large(self, memory: Sequence[GpuMemory]) -> Iterator[str]:
