@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.plan import cluster_of, large, models_of, plan_run, print_plan, to_json
+from tasks.spending import judging_meter
 from tests.rows import a_config
 from tpo.config import BudgetConfig, PairwiseJudge, RunConfig, load_config
 from tpo.errors import InputError
@@ -203,6 +205,17 @@ def test_a_past_run_refines_the_forecast_and_the_latest_one_counts(tmp_path: Pat
     assert (plan.lengths.output, plan.lengths.prompt, plan.lengths.source) == (50, 10, "past run new")
     assert stage.work.expected.tokens_out == 9600 * 50
     assert stage.seconds == pytest.approx(9600 * 50 / 100 + 30), "on CPUs engines are started once"
+
+
+@pytest.mark.parametrize("judge", ["armorm", "pairwise"])
+def test_what_a_past_run_noted_of_a_judge_is_found_again(tmp_path: Path, judge: str):
+    config = load_config(PROFILES["laptop"], [f"judge={{kind='{judge}'}}", f"folder={tmp_path}"])
+    config.root.mkdir()
+    with judging_meter(config, "iter_1/judgments", config.judge) as meter:
+        time.sleep(0.01)
+        meter.book(prompts=100, answers=800, tokens_in=1000, tokens_out=1000)
+    (stage,) = [stage for stage in plan_run(config, 1).stages if stage.work.kind == "judge"]
+    assert stage.rate is not None and stage.rate.source == "past run laptop"
 
 
 @pytest.mark.parametrize(

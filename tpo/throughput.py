@@ -46,6 +46,8 @@ CPU_THREAD = Hardware(0.05, 10, 0.012)
 """One thread of a CPU."""
 _COMPUTE_SHARE, _BANDWIDTH_SHARE, _TRAINING_SHARE = 0.4, 0.6, 0.35
 """Shares of the peaks that are usual in prefill, in decoding, and in training."""
+SAME_SIZE = 0.05
+"""Share by which a model's parameters may differ from those that its shape tells: heads of a judge are not in it."""
 ENOUGH_ANSWERS = 50
 """Answers below which a past run shows no rate."""
 
@@ -95,7 +97,7 @@ def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int) -
                 for entry in run.entries
                 if entry.work == work
                 and entry.device == device
-                and abs(entry.parameters - parameters) <= 0.02 * parameters
+                and abs(entry.parameters - parameters) <= SAME_SIZE * parameters
             ],
         )
         for run in past
