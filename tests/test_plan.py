@@ -61,6 +61,11 @@ def test_shapes_have_the_published_number_of_parameters(name: str, parameters: i
     assert PUBLISHED[name].kv_bytes(2) == kv_kib * 1024
 
 
+@pytest.mark.parametrize(("gpus", "splits"), [(1, True), (2, True), (3, False), (8, True), (16, True), (64, False)])
+def test_a_model_splits_over_what_divides_its_heads(gpus: int, splits: bool):
+    assert LLAMA_8B.splits_over(gpus) is splits
+
+
 def test_adapters_of_rank_16_on_llama_3_8b_have_42_million_parameters():
     assert LLAMA_8B.lora_parameters(16) == 41_943_040
 
@@ -237,7 +242,13 @@ def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dic
         ("llama3-8b-armorm", ["cluster.gpus=4"], "sample asks for 8 GPUs"),
         ("llama3-8b-armorm", ["trainer.strategy=ddp"], "train does not fit: .* GiB more than there are; set trainer.s"),
         ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], "judge does not fit: .* raise judge_engine.tensor_p"),
-        ("llama3-8b-ste", ["judge_engine.tensor_parallel=3"], "64 attention heads, which are no multiple of that"),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=3"], "64 attention heads, .* which that does not divide"),
+        ("single-gpu-lora", ["engine.tensor_parallel=3", "cluster.gpus=3"], "2 of keys and values, .* does not divide"),
+        (
+            "single-gpu-lora",
+            ["engine.tensor_parallel=6", "cluster.gpus=6"],
+            "8960 feed-forward numbers, which that doe",
+        ),
         ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], "more than the 8192 tokens"),
         ("laptop", ["engine.memory_gib=100000"], "this machine's memory has"),
         (

@@ -58,6 +58,11 @@ class ModelShape:
         """Bytes of KV cache that one token takes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * number_bytes
 
+    def splits_over(self, gpus: int) -> bool:
+        """Whether vLLM can split it over so many GPUs; heads of keys and values may also stand on several of them."""
+        few, many = sorted((self.kv_heads, gpus))
+        return not (self.heads % gpus or self.intermediate % gpus or many % few)
+
     def lora_parameters(self, rank: int) -> int:
         """Parameters of adapters on every linear layer but the head."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim

@@ -470,11 +470,13 @@ class _Planner:
             if isinstance(judge, PairwiseJudge) and model is not None:
                 engines.append(("judge_engine", config.judge_engine, model))
         for name, engine, model in engines:
-            if model.shape.heads % engine.tensor_parallel:
-                yield (
-                    f"{name}.tensor_parallel is {engine.tensor_parallel}, and {model.name} has {model.shape.heads} "
-                    "attention heads, which are no multiple of that: choose a divisor of them"
-                )
+            if model.shape.splits_over(engine.tensor_parallel):
+                continue
+            yield (
+                f"{name}.tensor_parallel is {engine.tensor_parallel}, and {model.name} has {model.shape.heads} "
+                f"attention heads, {model.shape.kv_heads} of keys and values, and {model.shape.intermediate} "
+                "feed-forward numbers, which that does not divide: choose a divisor of them"
+            )
 
     def _tight(self, memory: Sequence[GpuMemory]) -> Iterator[str]:
         for held in memory:
