@@ -25,6 +25,10 @@ from tpo.workload import calls_of
 ROOT = Path(__file__).parents[1]
 PROFILES = {path.stem: path for path in sorted((ROOT / "deploy" / "profiles").glob("*.toml"))}
 LLAMA_8B = PUBLISHED["Meta-Llama-3-8B-Instruct"]
+SMALL = {
+    "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10,
+    "max_position_embeddings": 512,
+}  # fmt: skip
 
 
 def profile(name: str, *overrides: str) -> RunConfig:
@@ -82,6 +86,29 @@ def test_a_shape_is_read_from_the_folder_where_there_is_one(tmp_path: Path):
     assert find_model(tmp_path).shape.parameters == LLAMA_8B.parameters - 128256 * 4096
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
     with pytest.raises(InputError, match="hidden_size = 'wide', expected a whole number"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "head"),
+    [
+        ({}, True),
+        ({"tie_word_embeddings": True}, False),
+        ({"architectures": ["LlamaForSequenceClassification"]}, False),
+        ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, False),
+        ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": False}, True),
+        ({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": SMALL}, True),
+    ],
+    ids=["own", "tied", "reward model", "gemma", "gemma, untied", "within a model that sees"],
+)
+def test_an_output_matrix_is_counted_where_there_is_one(tmp_path: Path, changes: dict[str, Any], head: bool):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **SMALL, **changes}))
+    assert find_model(tmp_path).shape.head is head
+
+
+def test_a_model_of_experts_is_refused_and_not_taken_for_one_of_them(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "num_local_experts": 8}))
+    with pytest.raises(InputError, match="num_local_experts = 8: what experts take in memory and time is not known"):
         find_model(tmp_path)
 
 
@@ -299,10 +326,7 @@ def test_what_a_run_has_spent_stands_apart(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_run_on_any_model_folder_is_planned_by_its_config(tmp_path: Path):
     config = a_config(tmp_path)
-    shape = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
-    (tmp_path / "model" / "config.json").write_text(
-        json.dumps(shape | {"vocab_size": 10, "max_position_embeddings": 512})
-    )
+    (tmp_path / "model" / "config.json").write_text(json.dumps(SMALL))
     assert plan_run(config, 1).problems == []
 
 

@@ -121,8 +121,14 @@ def find_model(folder: Path) -> Model:
 
 
 def _read_shape(folder: Path) -> ModelShape:
-    config = read_json(folder / "config.json")
-    config = config.get("text_config", config)
+    whole = read_json(folder / "config.json")
+    config = whole.get("text_config", whole)
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if config.get(key):
+            raise InputError(
+                f"{folder / 'config.json'} has {key} = {config[key]}: what experts take in memory and time is not "
+                "known to a plan; make iterate does without one"
+            )
 
     def number(key: str, default: int | None = None) -> int:
         value = config.get(key, default)
@@ -140,11 +146,14 @@ def _read_shape(folder: Path) -> ModelShape:
         intermediate=number("intermediate_size"),
         vocabulary=number("vocab_size"),
         context=number("max_position_embeddings"),
-        head=_has_head(config),
+        head=_has_head(whole, config),
         attention_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
     )
 
 
-def _has_head(config: Mapping[str, Any]) -> bool:
-    writes = any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or ())
-    return writes and not config.get("tie_word_embeddings", False)
+def _has_head(whole: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    writes = any(
+        str(name).endswith(("ForCausalLM", "ForConditionalGeneration")) for name in whole.get("architectures") or ()
+    )
+    ties = str(config.get("model_type")).startswith("gemma")  # unless they say otherwise, and most say nothing
+    return writes and not config.get("tie_word_embeddings", whole.get("tie_word_embeddings", ties))
