@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -26,6 +27,19 @@ class Section(BaseModel):
     """Base of all sections: frozen; unknown keys are errors, and so are numbers that JSON cannot hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _check_address(address: str) -> str:
+    if "@" in urlsplit(address).netloc:
+        raise ValueError(
+            "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
+            "leave it out, keys come from the environment"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+"""Address of a server, without the name or key that an address can hold."""
 
 
 class MiniatureSource(Section):
@@ -172,7 +186,7 @@ class ArmoRMJudge(Section):
 class Endpoint(Section):
     """An OpenAI-compatible server of chat completions."""
 
-    base_url: str = Field(pattern=r"^https?://")
+    base_url: Address = Field(pattern=r"^https?://")
     """Address up to and without `/chat/completions`, for example `http://localhost:8000/v1`."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself stands in no file. Unset, an empty key is sent."""
@@ -535,7 +549,7 @@ class StorageConfig(Section):
     (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_DEFAULT_REGION, the machine's role).
     """
 
-    endpoint_url: str | None = None
+    endpoint_url: Address | None = None
     """Address of a server other than AWS's, or None for AWS's or the one in AWS_ENDPOINT_URL."""
     region: str | None = None
     """Region of the bucket, or None for that of AWS_DEFAULT_REGION or the user's AWS profile."""
