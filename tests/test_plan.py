@@ -198,6 +198,10 @@ def test_no_iteration_is_the_seed_measured_alone():
     assert kinds == {"validation sample", "validation judge", "test sample", "test judge"}
 
 
+def test_more_iterations_take_a_plan_no_longer():
+    assert planned("laptop", to=10**12).disk.checkpoints == 3 * 4 * 883_840 * 10**12
+
+
 def test_a_profiles_figures_come_before_a_guess_and_set_the_hours():
     guessed = planned("llama3-8b-armorm")
     given = planned("llama3-8b-armorm", "throughput.sample=1000", "prices.gpu_hour=2.5")

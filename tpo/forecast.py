@@ -62,7 +62,7 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
 
     `parameters` are the seed model's; `written` are bytes of their checkpoints that are on the disk already.
     """
-    trained = sum(iteration > 0 for iteration in iterations)
+    trained = len(iterations) - (0 in iterations)
     evaluated = config.data.validation * config.train.epochs + config.data.test
     rows = trained * (
         _answers(config, config.data.per_iteration, config.sample.k, config.judge)
