@@ -318,6 +318,19 @@ def test_a_cap_below_the_forecast_is_noted_and_no_problem():
     assert any(note.startswith("budget.tokens is 1,000, and") for note in plan.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "gib"),
+    [
+        ("llama3-8b-armorm", [], 8 * 4 * 8_030_261_248 / GIB),
+        ("llama3-8b-armorm", ["cluster.gpus=4", "cluster.nodes=2"], 4 * 4 * 8_030_261_248 / GIB),
+        ("single-gpu-lora", [], 2 * 1_543_714_304 / GIB),
+    ],
+)
+def test_what_workers_hold_of_a_nodes_memory_as_they_load_is_noted(name: str, overrides: list[str], gib: float):
+    told = f"train: as workers start they hold {gib:,.1f} GiB of a node's own memory"
+    assert any(note.startswith(told) for note in planned(name, *overrides).notes)
+
+
 def test_what_a_run_has_spent_stands_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
     config.root.mkdir()

@@ -216,7 +216,12 @@ class _Planner:
             stages=stages,
             spent=spending(spent),
             problems=[*self._too_many(stages), *self._unknown(stages), *self._too_large(memory), *self._unfit()],
-            notes=[*self._tight(memory), *self._spanning(stages), *self._over_budget(stages, spent)],
+            notes=[
+                *self._tight(memory),
+                *self._loading_workers(),
+                *self._spanning(stages),
+                *self._over_budget(stages, spent),
+            ],
         )
 
     def _judges(self) -> list[tuple[JudgeConfig, Model | None]]:
@@ -483,6 +488,18 @@ class _Planner:
             if held.fits and held.sequences is None and held.there - held.total < TIGHT * held.there:
                 remedy = _REMEDIES[held.work.split()[-1]]
                 yield f"{held.work}: little memory is left, and activations are an estimate; if it runs out, {remedy}"
+
+    def _loading_workers(self) -> Iterator[str]:
+        """What workers on GPUs take of a node's own memory: each loads the whole model there before it is spread."""
+        train, trainer = self.config.train, self.config.trainer
+        if trainer.device == "gpu" and self.iterations:
+            workers = min(trainer.workers, self.cluster.gpus or trainer.workers)
+            number = BYTES[train.precision] if train.lora else BYTES["float32"]
+            held = workers * self.models.seed.shape.parameters * number
+            yield (
+                f"train: as workers start they hold {held / GIB:,.1f} GiB of a node's own memory, the whole model "
+                "each: so much must be free there"
+            )
 
     def _spanning(self, stages: Sequence[Stage]) -> Iterator[str]:
         for crew in {stage.crew.who: stage.crew for stage in stages}.values():
