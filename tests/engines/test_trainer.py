@@ -8,7 +8,11 @@ import math
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 
 from tpo.config import TrainConfig
 from tpo.engines.pair_trainer import check_first_loss
@@ -40,10 +44,10 @@ def test_any_other_first_loss_says_that_the_reference_is_not_the_model(loss: flo
         (WorkerGroupError("", {0: LOST, 1: DIED}), "a worker died"),
         (WorkerGroupError("", {0: LOST}), "a worker died"),
         (WorkerGroupError("", {0: LOST, 1: KILLED}), "a worker ran out of memory"),
-        (ControllerError(WorkerGroupStartupTimeoutError(1)), "a worker died"),
+        (ControllerError(WorkerGroupStartupFailedError()), "a worker died"),
         (ActorDiedError(), "a worker died"),
     ],
-    ids=["died", "another died", "another was lost", "ran out of memory", "did not start", "the controller died"],
+    ids=["died", "another died", "another was lost", "ran out of memory", "died as it started", "the controller died"],
 )
 def test_a_death_is_no_error_of_the_trainings_own(error: Exception, told: str):
     assert death_of(error) == told
@@ -60,6 +64,10 @@ def test_a_death_is_no_error_of_the_trainings_own(error: Exception, told: str):
         (WorkerGroupError("", {0: UNREADABLE}), "TypeError: no such argument"),
         (WorkerGroupError("", {0: MemoryError()}), "lower train.micro_batch_size"),
         (WorkerGroupError("", {0: RuntimeError("CUDA out of memory")}), "lower train.micro_batch_size"),
+        (
+            ControllerError(WorkerGroupStartupTimeoutError(9)),
+            "not started all of 9 workers in time: .* lower trainer.w",
+        ),
         (ControllerError(ValueError("no such backend")), "ValueError: no such backend"),
     ],
 )

@@ -19,6 +19,7 @@ from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.engines.dpo import train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
 from tpo.engines.trainer import train_dpo
+from tpo.errors import StageError
 from tpo.records import Epoch, Pair
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -147,6 +148,20 @@ def test_a_worker_that_hangs_is_killed_and_its_training_ends_the_same(
     assert "no step ended in 30 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
     assert result(tmp_path) == whole
     outcome("the worker that trains stops dead (SIGSTOP)", "train", "killed, a new one goes on; the same bits")
+
+
+def test_more_workers_than_ray_has_room_for_stop_the_training_and_are_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+):
+    import ray
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    many = int(ray.cluster_resources()["CPU"]) + 1
+    with pytest.raises(
+        StageError, match=f"Ray has not started all of {many} workers in time: .* lower trainer.workers"
+    ):
+        train(tmp_path, lambda done: None, workers=many)
+    outcome("Ray has no room for all workers", "train", "stops, says what is asked for")
 
 
 FEW = PAIRS[:75]

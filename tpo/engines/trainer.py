@@ -104,7 +104,8 @@ def _attempt(
         run_config=RunConfig(
             name=name,
             storage_path=str(folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            # Ray's own default is to start workers that do not start for ever again, without a word.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={"env_vars": environment(trainer.threads)},
         ),
     )
@@ -159,9 +160,11 @@ def _work(arguments: Mapping[str, Any]) -> None:
 def death_of(error: Exception) -> str:
     """What killed a worker, in words.
 
-    Raises `StageError` where a failure of Ray Train's holds what the training itself raised.
+    Raises `StageError` where a failure of Ray Train's holds what the training itself raised, and where the workers
+    never were.
     """
     import ray
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     if isinstance(error, ray.train.WorkerGroupError):
         failures = [failure for _, failure in sorted(error.worker_failures.items())]
@@ -171,6 +174,12 @@ def death_of(error: Exception) -> str:
     for failure in failures:
         if isinstance(failure, TpoError):
             raise StageError(f"training failed: {failure}") from error
+        if isinstance(failure, WorkerGroupStartupTimeoutError):
+            raise StageError(
+                f"training failed: Ray has not started all of {failure.num_workers} workers in time: each asks for a "
+                "GPU, or for a CPU where it trains on those; lower trainer.workers, or see what else holds them "
+                "(`ray status`), and run again"
+            ) from error
         if not _is_death(failure):
             remedy = "; lower train.micro_batch_size" if _out_of_memory(failure) else ""
             raise StageError(f"training failed: {type(failure).__name__}: {failure}{remedy}\n{error}") from error
@@ -188,7 +197,6 @@ def _is_death(failure: Exception) -> bool:
         ray.exceptions.OutOfMemoryError,
         exceptions.WorkerHealthCheckTimeoutError,
         exceptions.WorkerGroupStartupFailedError,
-        exceptions.WorkerGroupStartupTimeoutError,
         dist.DistError,
     )
     return isinstance(failure, died) or (isinstance(failure, RuntimeError) and "gloo" in str(failure))
