@@ -39,8 +39,8 @@ from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_training
 from tpo.errors import InputError, StoreError
-from tpo.forecast import GIB, disk_needed, gpus_needed, memory_needed, model_judges
-from tpo.machine import gpu_count, memory_bytes
+from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
+from tpo.machine import cpu_count, gpu_count, memory_bytes
 from tpo.prompt_files import check_prompt_file, file_of
 from tpo.records import Message
 
@@ -76,6 +76,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     _check_writing(config.root)
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
+    _check_cpus(config)
     parameters = _parameters(_seed_folder(config))
     for line in (
         *_check_disk(config, iterations, parameters),
@@ -233,6 +234,17 @@ def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
         raise InputError(f"{told}: {remedy}")
     if total > 0.8 * here:
         yield f"{told}: with what processes take beyond their models it may not fit; {remedy}"
+
+
+def _check_cpus(config: RunConfig) -> None:
+    """Ray has the CPUs that must be there at once; it would wait for them for ever."""
+    here = cpu_count()
+    for key, count in cpus_needed(config).items():
+        if count > here:
+            raise InputError(
+                f"{key} is {count}, and Ray has {here} CPUs here to give, one each: lower it, or set cluster.address "
+                "to a Ray cluster that has them"
+            )
 
 
 def _count_gpus(config: RunConfig) -> Iterator[str]:

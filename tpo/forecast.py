@@ -145,6 +145,19 @@ def gpus_needed(config: RunConfig) -> dict[str, int]:
     return needed
 
 
+def cpus_needed(config: RunConfig) -> dict[str, int]:
+    """CPUs that a Ray of our own must have at once, by the key that asks for them: for one engine, and for all workers
+    that train. Judges' engines ask for none."""
+    if config.cluster.address is not None:
+        return {}
+    needed: dict[str, int] = {}
+    if config.engine.device == "cpu":
+        needed["engine.tensor_parallel"] = config.engine.tensor_parallel
+    if config.trainer.device == "cpu":
+        needed["trainer.workers"] = config.trainer.workers
+    return needed
+
+
 def model_judges(config: RunConfig) -> list[ModelJudge]:
     """The judges that are models of our own: not those that compute, and not those behind a server."""
     return [

@@ -1,4 +1,4 @@
-"""What this machine has: memory and GPUs, as far as this process may use them.
+"""What this machine has: memory, CPUs and GPUs, as far as this process may use them.
 
 In: nothing. Out: numbers, or None where they cannot be known. Loads nothing: a GPU is asked for through `nvidia-smi`.
 """
@@ -16,6 +16,11 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 def memory_bytes(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
     """Memory that processes here may take: the machine's, or less where a control group (a container's) has a limit."""
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(cgroups, own_cgroup)])
+
+
+def cpu_count() -> int:
+    """CPUs that a Ray of our own has to give: the machine's, and two at least."""
+    return max(2, os.cpu_count() or 2)
 
 
 def gpu_count() -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpo.config import EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
-from tpo.forecast import BYTES, GIB, Disk, disk_needed, memory_needed
+from tpo.forecast import BYTES, GIB, Disk, cpus_needed, disk_needed, memory_needed
 from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, training_memory
 from tpo.ledger import API, Entry, Spending, spending
 from tpo.model_shape import Model
@@ -53,6 +53,8 @@ class Cluster:
     """Where that is from, for people."""
     memory_bytes: int
     """Memory of this machine."""
+    cpus: int
+    """CPUs of this machine that Ray has to give."""
 
 
 @dataclass(frozen=True)
@@ -462,8 +464,11 @@ class _Planner:
         return memory_needed(self.config, parameters=self.models.seed.shape.parameters, judges=judges)
 
     def _unfit(self) -> Iterator[str]:
-        """What a model's shape forbids."""
+        """What this machine's CPUs or a model's shape forbid."""
         config, seed = self.config, self.models.seed
+        for key, count in cpus_needed(config).items():
+            if count > self.cluster.cpus:
+                yield f"{key} is {count}, and Ray has {self.cluster.cpus} CPUs here to give, one each: lower it"
         longest = config.data.max_prompt_tokens + config.sample.max_new_tokens
         if longest > seed.shape.context:
             yield (

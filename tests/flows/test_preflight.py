@@ -281,6 +281,22 @@ def test_what_may_not_be_in_memory_at_once_is_said(tmp_path: Path, capsys: pytes
     assert "with what processes take beyond their models it may not fit" in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"trainer": TrainerConfig(workers=32), "train": TrainConfig(micro_batch_size=1)}, "trainer.workers"),
+        ({"engine": EngineConfig(tensor_parallel=32)}, "engine.tensor_parallel"),
+    ],
+)
+def test_more_cpus_at_once_than_ray_has_are_refused_and_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 31)
+    assert f"{key} is 32, and Ray has 31 CPUs here to give" in refused_before_work(able(tmp_path, **changes))
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    check_before_work(able(tmp_path, **changes), 1)
+
+
 def test_a_cluster_may_have_the_memory_that_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = able(tmp_path, engine=EngineConfig(memory_gib=9000), cluster=ClusterConfig(address="auto"))
     assert said(config, capsys) == []

@@ -24,6 +24,7 @@ from typing import Any
 
 from tpo.config import ClusterConfig, EngineConfig
 from tpo.errors import StageError
+from tpo.machine import cpu_count
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -116,7 +117,7 @@ def _start_own_ray() -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=max(2, os.cpu_count() or 2),
+            num_cpus=cpu_count(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
