@@ -75,7 +75,7 @@ def test_gpus_are_unknown_where_there_is_no_nvidia_smi(tmp_path: Path, monkeypat
     ids=["all", "none", "minus_1", "one", "two", "uuid"],
 )
 def test_the_gpus_of_a_plan_are_those_that_are_visible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, gib: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, gib: list[float]
 ):
     table = "0, GPU-a1, H100, 81920\n1, GPU-b1, L4, 24576\n2, GPU-c1, T4, 16384\n"
     (tmp_path / "table").write_text(table)
