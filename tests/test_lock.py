@@ -1,5 +1,6 @@
 """Claims about the lock: one process writes to a run folder, and a dead one is no obstacle."""
 
+import errno
 import os
 import signal
 import socket
@@ -95,3 +96,14 @@ def test_who_holds_it_may_be_unreadable(tmp_path: Path):
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_a_file_system_without_locks_is_refused_and_no_file_stands_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def missing(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.raises(StoreError, match=r"has no locks \(flock\).*: mount it with them"), only_writer(tmp_path):
+        pass

@@ -8,6 +8,7 @@ time-out decides who is dead. Who holds it stands beside it, for the message alo
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import socket
@@ -27,15 +28,23 @@ _LOCK, _HOLDER = ".lock", ".holder.json"
 def only_writer(root: Path) -> Iterator[None]:
     """Holds a run folder, made where there is none, for this process alone.
 
-    Raises `StoreError` naming the holder's host, pid and start where another process holds it.
+    Raises `StoreError` naming the holder's host, pid and start where another process holds it, and where the file
+    system has no locks: a file that stands for one would outlive its holder.
     """
     make_folder(root)
-    lock = FileLock(root / _LOCK, timeout=0)
+    lock = FileLock(root / _LOCK, timeout=0, fallback_to_soft=False)
     with explained(root / _LOCK):
         try:
             lock.acquire()
         except Timeout:
             raise StoreError(f"{root} is being written by {_holder(root)}: wait for it to end, or stop it") from None
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            raise StoreError(
+                f"the file system of {root} has no locks (flock), by which one process at a time writes there: mount "
+                "it with them, or set folder in the profile to another one"
+            ) from error
     try:
         if (root / _HOLDER).exists():
             say(f"{root}: taken over from {_holder(root)}, which ended without a word")
