@@ -7,7 +7,7 @@ up to a cap for evaluation (2410.10630, §3.1).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -19,6 +19,7 @@ from tpo.config import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
+from tpo.ledger import Meter
 from tpo.records import Account, Artifact, Prompt, Sample
 from tpo.store import check_files, read_rows, read_shards
 
@@ -47,11 +48,11 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     ):
         if missing:
             meter.check()
-        done_rows = sum(len(shards[i]) for i in range(len(shards)) if i not in set(missing))
+        done_rows = len(rows) - sum(len(shards[i]) for i in missing)
         left = len(missing)
         for position, outputs in pool.generate(
             model,
-            requests,
+            _within_budget(requests, meter),
             config.sample,
             n=k,
             tries=tries,
@@ -68,11 +69,19 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             done_rows += len(shards[shard])
             advance(done_rows * k)
             left -= 1
-            if left:
-                meter.check()
+        if left:
+            meter.check()
     artifact = stage.commit(len(shards), account=Account(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact
+
+
+def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:
+    """Shards as engines ask for them, until a cap is reached: what is under way then has been paid for, and is kept."""
+    for shard in shards:
+        if meter.is_spent():
+            return
+        yield shard
 
 
 def make_samples(

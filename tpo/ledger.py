@@ -224,8 +224,16 @@ class Meter:
         """Whether it is time for a line of work that knows no shards."""
         return self._clock() - self._last >= TICK_SECONDS
 
+    def is_spent(self) -> bool:
+        """Whether a cap is reached."""
+        return self._excess() is not None
+
     def check(self) -> None:
         """Raises `BudgetError` where a cap is reached."""
+        if (excess := self._excess()) is not None:
+            raise excess
+
+    def _excess(self) -> BudgetError | None:
         total, budget = self._total, self._budget
         hours = total.seconds / 3600
         for name, cap, spent, shown in (
@@ -234,11 +242,12 @@ class Meter:
             ("cost", budget.cost, total.cost, f"{total.cost:,.2f} of money"),
         ):
             if cap is not None and spent >= cap:
-                raise BudgetError(
+                return BudgetError(
                     f"budget.{name} = {cap:,} is reached before {self._stage}: {shown} spent so far (by stage in "
                     f"{self._path}). What is complete is kept: raise budget.{name} in the profile, or with "
                     f'SET="budget.{name}=…", and the same command goes on from here'
                 )
+        return None
 
     def _found_start(self) -> float | None:
         """Seconds until work began: the first shard's less what one takes; None where that cannot be told.

@@ -133,7 +133,8 @@ def _wait_and_end(driver: int, mark: str) -> None:
             missed = time.monotonic()
         elif time.monotonic() - missed > _VITAL_SECONDS:
             words = f"error: the run was ended, since {lost} has died. {_AGAIN}"
-            os.kill(driver, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(driver, signal.SIGKILL)
     if not sys.stdin.buffer.read():
         print(words, file=sys.stderr, flush=True)
     for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class InstantPool:
     def generate(
         self,
         model: Artifact,
-        shards: Sequence[Sequence[Request]],
+        shards: Iterable[Sequence[Request]],
         sample: SampleConfig,
         *,
         n: int,

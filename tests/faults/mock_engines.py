@@ -5,14 +5,15 @@ a shard at a time and in an order that differs from run to run, as with real eng
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prompts.thought import VARIANTS
 from tpo.config import SampleConfig, TrainConfig
@@ -21,6 +22,10 @@ from tpo.engines.reply import Decoding, Reply
 from tpo.engines.sampler import Accept, Output, Request
 from tpo.records import Artifact, Epoch, Pair
 
+T = TypeVar("T")
+
+ENGINES = 2
+"""Shards that are under way at a time."""
 _WORDS = ["river", "stone", "quiet", "seven", "lamp", "over", "green", "walk", "paper", "near"]
 
 
@@ -30,7 +35,7 @@ class MockPool:
     def generate(
         self,
         model: Artifact,
-        shards: Sequence[Sequence[Request]],
+        shards: Iterable[Sequence[Request]],
         sample: SampleConfig,
         *,
         n: int,
@@ -38,17 +43,15 @@ class MockPool:
         accept: Accept,
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Outputs of which one in eight breaks the format."""
-        for i in _any_order(len(shards)):
-            sys.audit("tests.shard")
-            yield i, [[_output(model, request, j, tries, accept) for j in range(n)] for request in shards[i]]
+        for i, shard in _as_engines_free_up(shards):
+            yield i, [[_output(model, request, j, tries, accept) for j in range(n)] for request in shard]
 
     def reply(
         self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
     ) -> Iterator[tuple[int, list[Reply]]]:
         """Verdicts, of which a few cannot be read."""
-        for i in _any_order(len(shards)):
-            sys.audit("tests.shard")
-            yield i, [_verdict(model, ids) for ids in shards[i]]
+        for i, shard in _as_engines_free_up(shards):
+            yield i, [_verdict(model, ids) for ids in shard]
 
 
 def mock_train_dpo(
@@ -71,10 +74,14 @@ def mock_train_dpo(
     return epochs
 
 
-def _any_order(count: int) -> list[int]:
-    order = list(range(count))
-    random.Random(os.getpid()).shuffle(order)
-    return order
+def _as_engines_free_up(shards: Iterable[T]) -> Iterator[tuple[int, T]]:
+    """The shards, by their indices, as they are done: each is taken when an engine has done another."""
+    numbered, dice = enumerate(shards), random.Random(os.getpid())
+    under_way = list(itertools.islice(numbered, ENGINES))
+    while under_way:
+        sys.audit("tests.shard")
+        yield under_way.pop(dice.randrange(len(under_way)))
+        under_way += itertools.islice(numbered, 1)
 
 
 def _output(model: Artifact, request: Request, index: int, tries: int, accept: Accept) -> Output:

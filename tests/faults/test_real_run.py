@@ -47,8 +47,9 @@ def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
     for (name, file), following in zip(BLOWS, [*(file for _, file in BLOWS[1:]), "nothing"], strict=True):
         while not (tmp_path / "run" / file).exists() and run.end(0.1) is None:
             pass
-        while run.end(0.1) is None and not BY_NAME[name].hit(run, dice):
+        while not (hit := BY_NAME[name].hit(run, dice)) and run.end(0.1) is None:
             pass
+        assert hit, f"{name}: the run had ended before:\n{log.read_text()[-4000:]}"
         struck = time.monotonic()
         while (status := run.end(0.1)) is None and not (tmp_path / "run" / following).exists():
             pass

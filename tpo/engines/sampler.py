@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -233,7 +233,7 @@ class SamplerPool:
     def generate(
         self,
         model: Artifact,
-        shards: Sequence[Sequence[Request]],
+        shards: Iterable[Sequence[Request]],
         sample: SampleConfig,
         *,
         n: int,
@@ -241,6 +241,8 @@ class SamplerPool:
         accept: Accept,
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
+
+        The next shard is asked for when an engine is free.
 
         Raises `StageError` where engines fail on the same shard again and again, or do not start.
         """
@@ -265,7 +267,7 @@ class SamplerPool:
     def _spread(
         self,
         model: Artifact,
-        shards: Sequence[Sequence[T]],
+        shards: Iterable[Sequence[T]],
         *,
         hand: Callable[[Any, Sequence[T]], Any],
         whole: Callable[[Any], bool],
