@@ -86,7 +86,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def fill_atomically(path: Path, fill: Callable[[Path], object]) -> None:
-    """The same with a file that `fill` writes, for what comes from the mirror."""
+    """The same with a file that `fill` writes, for what comes from the mirror or does not belong there."""
     _put_in_place(path, fill, b"")
 
 

@@ -13,7 +13,6 @@ Nothing here imports pandas or pyarrow until rows are read or written, so that a
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import itertools
 import json
@@ -38,6 +37,7 @@ from tpo.disk import (
     write_atomically,
 )
 from tpo.errors import DamagedError, StoreError
+from tpo.known_files import known_sha256
 from tpo.records import RECORDS, Account, Artifact
 
 if TYPE_CHECKING:
@@ -381,28 +381,20 @@ def combined_sha256(files: Sequence[Mapping[str, Any]]) -> str:
 def folder_artifact(folder: Path) -> Artifact:
     """An artifact for a model folder that no stage of ours made, named by the content of its files.
 
-    A process reads a large file once, as long as nobody has written to it: every stage of a judge asks for its name.
+    A large file is read once, as long as nobody writes to it.
     """
     files = [
-        {"name": path.relative_to(folder).as_posix(), "sha256": _known_sha256(path)}
+        {"name": path.relative_to(folder).as_posix(), "sha256": _sha256_of(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
     return Artifact(folder, "Model", len(files), combined_sha256(files))
 
 
-def _known_sha256(path: Path) -> str:
+def _sha256_of(path: Path) -> str:
     with explained(path):
-        found = path.stat()
-    if found.st_size <= READ_AT_ONCE:
-        return file_sha256(path)
-    return _sha256_of(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256_of(path: Path, _version: tuple[int, ...]) -> str:
-    """SHA-256 of a file; the version is another one after whatever was done to it."""
-    return file_sha256(path)
+        large = path.stat().st_size > READ_AT_ONCE
+        return known_sha256(path, file_sha256) if large else file_sha256(path)
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
