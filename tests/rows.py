@@ -1,10 +1,12 @@
 """Records and files for tests, with sensible values wherever a test does not care."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpo.config import DataConfig, FileSource, ModelConfig, RunConfig, SampleConfig, TrainConfig
-from tpo.records import Prompt, Sample, Score
+from tpo.records import Artifact, Prompt, Sample, Score
+from tpo.store import Stage
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real instructions that nobody here wrote; absent on most machines."""
@@ -40,6 +42,14 @@ def a_score(
     prompt_id: str = "p", index: int = 0, value: float | None = 1.0, *, chars: int = 4, unscored: str | None = None
 ) -> Score:
     return Score(prompt_id, index, value, unscored, None, chars)
+
+
+def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score]) -> Artifact:
+    """What a stage of this name has written: some rows, all of one kind."""
+    stage = Stage(root, name, type(rows[0]), inputs={}, config={})
+    stage.begin()
+    stage.write_shard(0, rows)
+    return stage.commit(1)
 
 
 def a_model(folder: Path, *, context: int = 512, **config: object) -> Path:

@@ -1,5 +1,6 @@
 """One small run on the real engines, shared by the tests that look at what it left."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",
          "train.micro_batch_size=16", "engine.shard_prompts=16")  # fmt: skip
 
+AFTER_ONE = "after_one.json"
+"""The manifests after the first iteration, by their paths in the run folder."""
 Iterate = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -51,7 +54,12 @@ def _no_ray_left_behind() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_run(iterate: Iterate) -> Path:
-    """A run folder at M_2."""
-    done = iterate(2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Path(iterate.folder) / "small"  # type: ignore[attr-defined]
+    """A run folder at M_2, brought there in two calls; what manifests said after the first lies beside it."""
+    run = Path(iterate.folder) / "small"  # type: ignore[attr-defined]
+    for t in (1, 2):
+        done = iterate(t)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if t == 1:
+            kept = {path.relative_to(run).as_posix(): path.read_text() for path in run.rglob("manifest.json")}
+            (run.parent / AFTER_ONE).write_text(json.dumps(kept))
+    return run

@@ -1,7 +1,8 @@
-"""Claims about a whole run on Prefect, Ray, vLLM and TRL that is struck again and again: it ends as it would have.
+"""Claims about the whole command, on Prefect, Ray, vLLM and TRL: a run that is struck again and again, or loses its
+machine, ends as it would have.
 
 One run takes all of these blows in turn, each as soon as there is something to hit; `make chaos` deals them one a run
-at random moments.
+at random moments. Another is in a bucket, a real S3 server's, and goes on on another machine.
 """
 
 import random
@@ -13,8 +14,12 @@ import pytest
 
 from tests.faults.compare import difference
 from tests.faults.real_run import BY_NAME, LONGEST, Run
+from tests.s3_server import S3Server, new_url
+from tpo.bucket import Bucket
+from tpo.config import StorageConfig
+from tpo.summary import read_summary
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 BLOWS = (
     ("an engine stops dead (SIGSTOP)", "iter_0/validation/epoch_0/samples/plan.json"),
     ("kill -9 of the raylet", "iter_1/samples/plan.json"),
@@ -25,6 +30,8 @@ BLOWS = (
 )
 """What strikes, and the file whose appearance it waits for."""
 ERROR_SECONDS = 60.0
+FROM_NOTHING_SECONDS = 60.0
+"""To see, on a busy machine and from an empty disk, that there is nothing to do."""
 CAME = "recovers, by itself or when run again; says so within a minute where it stops"
 """Which of the two is not told: what strikes next may come before the end that a blow leads to."""
 
@@ -63,3 +70,48 @@ def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
         outcome(name, "the whole command", CAME)
     assert run.end(LONGEST) == 0, log.read_text()[-4000:]
     assert not difference(expected, tmp_path / "run")
+
+
+def a_machine(folder: Path, storage: StorageConfig, url: str) -> Run:
+    """The command on a machine that knows nothing but where the bucket is."""
+    folder.mkdir()
+    settings = [f"storage.endpoint_url={storage.endpoint_url}", f"storage.cache={folder / 'cache'}"]
+    return Run(folder, folder / "log.txt", f'folder="{url}"', "storage.lease_seconds=10", *settings)
+
+
+def copy_of(folder: Path) -> Path:
+    (root,) = (folder / "cache").glob("*/run")
+    return root
+
+
+def test_a_run_whose_machine_is_lost_while_it_trains_ends_as_it_would_have_on_another(
+    expected: Path, s3: S3Server, tmp_path: Path, outcome: Callable[[str, str, str], None]
+):
+    storage, url = s3.storage(tmp_path), new_url()
+    bucket = Bucket(f"{url}/run", storage)
+    lost = a_machine(tmp_path / "lost", storage, url)
+    while not (sealed := [n for n in bucket.versions("iter_1/train/trainer/") if n.endswith(".seal.json")]):
+        assert lost.end(0.1) is None, (tmp_path / "lost/log.txt").read_text()[-4000:]
+    BY_NAME["everything is killed at once"].hit(lost, random.Random(0))
+    lost.end(60.0)
+    lost.clear()
+    assert bucket.version("iter_1/train/manifest.json") is None, f"it had trained already: {sealed}"
+
+    other = a_machine(tmp_path / "other", storage, url)
+    assert other.end(LONGEST) == 0, (tmp_path / "other/log.txt").read_text()[-4000:]
+    said = (tmp_path / "other/log.txt").read_text()
+    assert "which ended without a word" in said and f"Report: {url}/run/report.html" in said
+    assert other.clear() == 0, "processes outlived the run"
+    assert {"summary.json", "report.html", "config.json"} <= bucket.versions().keys()
+    assert not [name for name in bucket.versions() if "/trainer/" in name or "/dataset/" in name or ".tmp" in name]
+
+    assert not difference(expected, copy_of(tmp_path / "other"))
+
+    started = time.monotonic()
+    third = a_machine(tmp_path / "third", storage, url)
+    assert third.end(FROM_NOTHING_SECONDS) == 0
+    print(f"from an empty disk, nothing to do: {time.monotonic() - started:.1f} s")
+    assert "nothing to do" in (tmp_path / "third/log.txt").read_text()
+    assert read_summary(copy_of(tmp_path / "third") / "summary.json").models[-1].model == "M_1"
+    assert not difference(expected, copy_of(tmp_path / "third"))
+    outcome("everything is killed while it trains, the disk is lost", "the whole command, in a bucket", "recovers")

@@ -3,13 +3,16 @@
 import dataclasses
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.lineage import Answers
 from tasks.pair import Candidates, Pairs, describe, group_candidates, make_pairs
-from tests.rows import a_sample, a_score
+from tasks.pair import pair as pair_stage
+from tests.rows import a_config, a_sample, a_score, stored
 from tpo.config import (
     ArmoRMJudge,
     JudgeConfig,
@@ -19,6 +22,7 @@ from tpo.config import (
     VerifierJudge,
     least_margin,
 )
+from tpo.errors import StageError
 from tpo.records import Pair
 
 BROKEN = "broken"
@@ -94,6 +98,19 @@ def test_indices_are_those_of_the_samples_and_not_of_what_is_left_of_them():
 def test_a_prompt_without_a_pair_is_dropped_by_its_reason(candidates: Sequence[Kind], reason: str):
     made = paired(candidates)
     assert (made.pairs, made.account.dropped) == ([], {reason: 1})
+
+
+def test_where_there_is_no_pair_at_all_the_run_stops_with_counts_and_what_to_do(tmp_path: Path):
+    malformed, tied = ("p", "q"), ("r",)
+    samples = [a_sample(name, i, parse_error="x" if name in malformed else None) for name in "pqr" for i in range(2)]
+    scores = [a_score(name, i, None if name in malformed else 1.0) for name in "pqr" for i in range(2)]
+    answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
+    with pytest.raises(
+        StageError,
+        match=r"iteration 1: 0 pairs from 3 prompts \(2 all_malformed, 1 small_margin\): lower pair.min_margin \(0.5\), or "
+        r"look at .*samples and .*scores",
+    ):
+        pair_stage.fn(a_config(tmp_path), 1, answers)
 
 
 def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():

@@ -6,10 +6,9 @@ import pytest
 
 from tasks.lineage import Answers, Chosen
 from tasks.validate import Standing, choose, stand, validate
-from tests.rows import a_config, a_sample, a_score
+from tests.rows import a_config, a_sample, a_score, stored
 from tpo.errors import StageError
-from tpo.records import Sample, Score
-from tpo.store import Stage, folder_artifact
+from tpo.store import folder_artifact
 
 
 @pytest.mark.parametrize(
@@ -55,13 +54,8 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
         a_sample("s"),
     ]
     scores = [a_score("p", value=1.0), a_score("q", value=0.5), a_score("r", value=0.0), a_score("s", value=None)]
-    artifacts = []
-    for name, record, rows in (("samples", Sample, samples), ("scores", Score, scores)):
-        stage = Stage(tmp_path, name, record, inputs={}, config={})
-        stage.begin()
-        stage.write_shard(0, rows)
-        artifacts.append(stage.commit(1))
-    assert stand(3, Answers(*artifacts)) == Standing(epoch=3, score=0.75, parse_rate=0.5)
+    answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
+    assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5)
 
 
 def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_one_half(tmp_path: Path):
@@ -69,13 +63,9 @@ def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_o
         model = tmp_path / name / "model"
         model.mkdir(parents=True)
         (model / "model.safetensors").write_bytes(name.encode())
-        made = []
-        for kind, rows in (("samples", [a_sample()]), ("scores", [a_score(value=value)])):
-            stage = Stage(tmp_path / name, kind, type(rows[0]), inputs={}, config={})
-            stage.begin()
-            stage.write_shard(0, rows)
-            made.append(stage.commit(1))
-        return Chosen(folder_artifact(model), Answers(*made))
+        place = tmp_path / name
+        answers = Answers(stored(place, "samples", [a_sample()]), stored(place, "scores", [a_score(value=value)]))
+        return Chosen(folder_artifact(model), answers)
 
     # The incumbent's own scores are against the model before it, and must not count.
     incumbent, worse, better = answered("incumbent", 0.9), answered("worse", 0.4), answered("better", 0.6)
