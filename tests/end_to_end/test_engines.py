@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -88,52 +87,35 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
 
 
 def test_tied_embeddings_that_a_reload_leaves_stale_are_noticed_and_loaded_anew(pool: SamplerPool, tmp_path: Path):
+    """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
+
+    vLLM's workers are processes of their own here; over GPUs Ray places them, which vLLM does not do on CPUs.
+    """
     a, b = (make_model(tmp_path / f"tied{seed}", seed=seed, tied=True) for seed in (2, 3))
     sampled(pool, a, [REQUESTS])
     reloaded = sampled(pool, b, [REQUESTS])
-    fresh = SamplerPool(EngineConfig(threads=1), ClusterConfig(), 64)
-    try:
-        assert sampled(fresh, b, [REQUESTS]) == reloaded
-    finally:
-        fresh.close()
-
-
-def test_a_dead_engine_is_replaced_and_its_shard_done_again(pool: SamplerPool, tmp_path: Path):
-    import ray
-
-    model = make_model(tmp_path / "a", seed=0)
-    before = sampled(pool, model, [REQUESTS])
-    ray.kill(pool.crew.actors[0])
-    assert sampled(pool, model, [REQUESTS]) == before
-
-
-def test_an_engine_that_is_split_in_two_samples_what_a_whole_one_does(pool: SamplerPool, tmp_path: Path):
-    """vLLM's workers are processes of their own here; over GPUs Ray places them, which vLLM does not do on CPUs."""
-    model = make_model(tmp_path / "a", seed=0)
-    whole = sampled(pool, model, [REQUESTS])
     split = SamplerPool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
     try:
-        assert sampled(split, model, [REQUESTS]) == whole
+        assert sampled(split, b, [REQUESTS]) == reloaded
     finally:
         split.close()
 
 
-@pytest.mark.parametrize(("loss", "start"), [("dpo", math.log(2)), ("irpo", math.inf)])
-def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path, loss: Literal["dpo", "irpo"], start: float):
+def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     pairs = [pair(i) for i in range(16)]
     epochs = train_dpo(
         model.path,
         pairs,
         tmp_path / "train",
-        config=TrainConfig(loss=loss, epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
+        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
         trainer=TrainerConfig(threads=1),
         cluster=ClusterConfig(),
         seed=0,
         progress=lambda done, total: None,
     )
     assert [epoch.step for epoch in epochs] == [2, 4]
-    assert epochs[1].loss < epochs[0].loss < start + 0.05
+    assert epochs[1].loss < epochs[0].loss < math.log(2) + 0.05
     before = LlamaForCausalLM.from_pretrained(model.path).state_dict()
     after = LlamaForCausalLM.from_pretrained(tmp_path / "train" / "epoch_2").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -101,14 +101,14 @@ def test_a_prompt_without_a_pair_is_dropped_by_its_reason(candidates: Sequence[K
 
 
 def test_where_there_is_no_pair_at_all_the_run_stops_with_counts_and_what_to_do(tmp_path: Path):
-    malformed, tied = ("p", "q"), ("r",)
+    malformed = ("p", "q")
     samples = [a_sample(name, i, parse_error="x" if name in malformed else None) for name in "pqr" for i in range(2)]
     scores = [a_score(name, i, None if name in malformed else 1.0) for name in "pqr" for i in range(2)]
     answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
     with pytest.raises(
         StageError,
-        match=r"iteration 1: 0 pairs from 3 prompts \(2 all_malformed, 1 small_margin\): lower pair.min_margin \(0.5\), or "
-        r"look at .*samples and .*scores",
+        match=r"iteration 1: 0 pairs from 3 prompts \(2 all_malformed, 1 small_margin\): "
+        r"lower pair.min_margin \(0.5\), or look at .*samples and .*scores",
     ):
         pair_stage.fn(a_config(tmp_path), 1, answers)
 
