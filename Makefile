@@ -68,7 +68,7 @@ small-judges: setup ## Train the miniature's evaluator and ArmoRM again, from it
 	@$(PY) -m flows small-judges
 
 test: setup ## Run the tests, a file at a time in each of JOBS processes
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n "$(JOBS)" --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
 
 check: setup ## Format, lint, types and import contracts; changes nothing
 	@$(PY) -m ruff format --check .
