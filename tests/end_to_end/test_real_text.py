@@ -22,7 +22,7 @@ def test_the_alpaca_eval_instructions_run_an_iteration(iterate: Iterate):
     done = iterate(
         1,
         source,
-        "data.per_iteration=500",
+        "data.per_iteration=200",
         "data.validation=100",
         "data.test=100",
         "data.max_prompt_tokens=416",
