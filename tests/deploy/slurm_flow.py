@@ -1,0 +1,38 @@
+"""The flow of a SLURM job under test: `python -m flows` as it is, but for the work, which is to square numbers.
+
+In: the command line, and the file that TPO_TOLD names. Out: a line a number that an actor has squared there, its node
+first, until SIGTERM comes.
+"""
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import flows.__main__ as command
+from tests.faults.cluster_driver import Squarer, orders
+from tpo.config import RunConfig
+from tpo.engines.crew import Crew
+from tpo.engines.placement import Role
+from tpo.engines.processes import start_ray
+from tpo.summary import Summary
+
+
+def square(config: RunConfig, iterations: int) -> Summary:
+    """Squares numbers on two actors, a CPU each."""
+    signal.signal(signal.SIGTERM, command._stop)
+    start_ray(config.cluster)
+    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2)
+    numbers: Iterator[int] = itertools.count()
+    with Path(os.environ["TPO_TOLD"]).open("w") as told:
+        for index, (value, node) in crew.work(numbers, orders()):
+            print(node, index, value, iterations, file=told, flush=True)
+    raise AssertionError("the numbers have ended")
+
+
+if __name__ == "__main__":
+    looks_at_no_model = {"check_before_work": lambda *_: None}  # for ten seconds; none is used
+    vars(command).update(looks_at_no_model, _run=square)
+    sys.exit(command.main())

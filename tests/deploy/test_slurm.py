@@ -1,0 +1,184 @@
+"""Claims about deploy/slurm: a job starts Ray behind a token, and at SIGTERM it leaves nothing and queues again.
+
+SLURM's commands are stood in for; the nodes are real Ray nodes, processes of this machine on loopback.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from tests.faults.cluster import RAY
+from tpo.engines.processes import LOOPBACK
+
+pytestmark = pytest.mark.timeout(300)
+ROOT = Path(__file__).parents[2]
+PYTHON = f"""#!/bin/bash
+# The environment's Python, with Ray held to loopback and another flow.
+case "$*" in
+  "-m ray.scripts.scripts "*) exec {sys.executable} -c '{RAY}' "${{@:3}}" ;;
+  "-m flows "*) exec env {" ".join("=".join(item) for item in LOOPBACK.items())} \\
+    {sys.executable} -m tests.deploy.slurm_flow "${{@:3}}" ;;
+  *) exec {sys.executable} "$@" ;;
+esac
+"""
+SRUN = """#!/bin/bash
+# srun where all nodes are this machine: a task a node, and signals handed on.
+while [[ $1 == --* ]]; do shift; done
+tasks=()
+for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
+  SLURM_NODEID=$node SLURMD_NODENAME=127.0.0.1 SLURM_CPUS_ON_NODE=1 "$@" &
+  tasks+=($!)
+done
+trap 'kill -TERM "${tasks[@]}"' TERM
+for task in "${tasks[@]}"; do while kill -0 "$task" 2>/dev/null; do wait "$task"; done; done
+"""
+SCONTROL = """#!/bin/bash
+echo "$@" >>"$TPO_SCONTROL"
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A SLURM job of two nodes."""
+
+    process: "subprocess.Popen[str]"
+    """Its batch script."""
+    folder: Path
+    """What its nodes share."""
+    told: Path
+    """What its flow tells."""
+    scontrol: Path
+    """What SLURM was asked for."""
+
+    def until(self, pattern: str, file: Path, seconds: float = 240) -> str:
+        """Waits until a file holds what a pattern describes; the file's text."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if file.exists() and re.search(pattern, text := file.read_text(), re.DOTALL):
+                return text
+            time.sleep(0.2)
+        logs = {log.name: log.read_text()[-2000:] for log in self.folder.glob("*.log")}
+        raise AssertionError(f"no {pattern!r} in {file}; exit status {self.process.poll()}; the nodes: {logs}")
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A folder of SLURM's commands, and a checkout beside it."""
+    bin_, checkout = tmp_path / "bin", tmp_path / "checkout"
+    scripts = {bin_ / "srun": SRUN, bin_ / "scontrol": SCONTROL, checkout / ".venv/bin/python": PYTHON}
+    for path, text in scripts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    for name in ("deploy", "flows", "judges", "prompts", "tasks", "tests", "tpo"):
+        (checkout / name).symlink_to(ROOT / name)
+    return bin_
+
+
+def submit(commands: Path, *arguments: str) -> Job:
+    number = str(random.randrange(10_000))
+    tmp_path = commands.parent
+    return Job(
+        subprocess.Popen(
+            ["bash", "deploy/slurm/iterate.sbatch", *arguments],
+            cwd=tmp_path / "checkout",
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))},
+                "PATH": f"{commands}:{os.environ['PATH']}",
+                "SLURM_JOB_ID": number,
+                "SLURM_JOB_NUM_NODES": "2",
+                "TPO_TOLD": str(tmp_path / "told.txt"),
+                "TPO_SCONTROL": str(tmp_path / "scontrol.txt"),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ),
+        tmp_path / "checkout/.slurm" / f"{number}-0",
+        tmp_path / "told.txt",
+        tmp_path / "scontrol.txt",
+    )
+
+
+@pytest.fixture
+def job(commands: Path, tmp_path: Path) -> Iterator[Job]:
+    """A job whose flow works on both nodes; what it leaves ends with the test."""
+    job = submit(commands, "--to", "2", "--set", f"folder={tmp_path / 'runs'}")
+    try:
+        yield job
+    finally:
+        left = processes_of(job)
+        job.process.terminate()  # which it does not live to see where the claim holds
+        _, left = psutil.wait_procs(left, timeout=30)
+        for process in left:
+            process.kill()
+
+
+def processes_of(job: Job) -> list[psutil.Process]:
+    """The batch script and all that it has started and is still there."""
+    if job.process.poll() is not None:
+        return []
+    return [leader := psutil.Process(job.process.pid), *leader.children(recursive=True)]
+
+
+def answer(address: str, token: str) -> grpc.StatusCode:
+    """What Ray's control server answers to a bearer of this token."""
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
+        try:
+            call(b"", metadata=[("authorization", f"Bearer {token}")], timeout=30)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def test_a_job_works_on_all_nodes_behind_a_token_and_at_sigterm_leaves_nothing_and_queues_again(job: Job):
+    told = job.until(r"(\w{56}) .*\n(?!\1)\w{56} ", job.told)
+    assert {line.split()[-1] for line in told.splitlines()} == {"2"}, "the job's arguments have not reached the flow"
+
+    token, address = job.folder / "token", (job.folder / "head").read_text().strip()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and stat.S_IMODE(job.folder.stat().st_mode) == 0o700
+    assert answer(address, token.read_text().strip()) == grpc.StatusCode.OK
+    assert answer(address, "0" * 64) == grpc.StatusCode.UNAUTHENTICATED
+
+    started = processes_of(job)
+    assert sum(process.name() == "raylet" for process in started) == 2
+    folders = {
+        Path(found) for process in started for found in re.findall(r"/tmp/tpo\.\w{6}", " ".join(process.cmdline()))
+    }
+    assert len(folders) == 2 and all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
+
+    job.process.send_signal(signal.SIGTERM)
+    assert job.process.wait(60) == 128 + signal.SIGTERM
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert not left
+    assert not token.exists() and not any(folder.exists() for folder in folders)
+    assert job.scontrol.read_text() == f"requeue {job.folder.name.removesuffix('-0')}\n"
+
+
+def test_a_job_without_ray_says_what_its_nodes_said_and_does_not_queue_again(commands: Path):
+    (commands / "srun").write_text('#!/bin/bash\necho "no route to node 0" >"$TPO_JOB/node-0.log"; exit 1\n')
+    job = submit(commands)
+    _, errors = job.process.communicate(timeout=60)
+    assert job.process.returncode == 1 and "no route to node 0" in errors
+    assert not job.scontrol.exists() and not (job.folder / "token").exists()
+
+
+def test_a_job_from_elsewhere_than_a_checkout_is_refused(commands: Path):
+    shutil.rmtree(commands.parent / "checkout/.venv")
+    job = submit(commands)
+    _, errors = job.process.communicate(timeout=60)
+    assert job.process.returncode == 2 and "submit from the repository's root" in errors
