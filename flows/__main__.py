@@ -13,10 +13,10 @@ from typing import NoReturn
 
 from flows.preflight import check_before_work, preflight
 from tasks.lineage import SHIPPED_SEED_MODEL, completed, is_kept
-from tpo.config import RunConfig, load_config
-from tpo.console import LOGGER
+from tpo.config import MINIATURE, RunConfig, load_config
+from tpo.console import LOGGER, say
 from tpo.disk import explained
-from tpo.errors import ServerError, StoreError, TpoError
+from tpo.errors import InputError, ServerError, StoreError, TpoError
 from tpo.mirror import reading
 from tpo.summary import Summary, read_summary
 from tpo.table import print_table
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("kind", choices=["armorm"], help="kind of judge")
     check.add_argument("model", type=Path, help="folder in the published format")
     check.set_defaults(run=_judge_check)
+    _add_serve(commands)
     ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
     ui.set_defaults(run=_ui)
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
@@ -78,6 +79,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     small.set_defaults(run=_small_judges)
     return parser
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
+    serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=_count, default=8000, help="port to listen on (default 8000)")
+    serve.add_argument("--name", default="tpo", help="the model's name for clients (default tpo)")
+    serve.add_argument(
+        "--profile", help="how it was trained and runs (default: the config of the run it lies in, else laptop)"
+    )
+    serve.add_argument("--variant", help="the thought prompt, in place of the profile's")
+    serve.add_argument("--context", type=_count, metavar="TOKENS", help="longest chat and reply (default: the model's)")
+    serve.add_argument("--allow-thoughts", action="store_true", help="show a thought to a request that asks for it")
+    serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
+    serve.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example engine.memory_gib=8"
+    )
+    serve.set_defaults(run=_serve)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +127,7 @@ def resolve_config(
     profile: str, *, run_name: str | None, judge: str | None, seed: int | None, overrides: Sequence[str]
 ) -> RunConfig:
     """The config of a command line; a judge and a seed given there name the run, so that no two share a folder."""
-    path = Path(profile) if profile.endswith(".toml") else PROFILES / f"{profile}.toml"
+    path = _profile_path(profile)
     first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
     last = [f"seed={seed}"] if seed is not None else []
     config = load_config(path, [*first, *overrides, *last])
@@ -115,6 +135,10 @@ def resolve_config(
         given = [judge, None if seed is None else f"seed{seed}"]
         run_name = "-".join([config.name, *(part for part in given if part is not None)])
     return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
+
+
+def _profile_path(profile: str) -> Path:
+    return Path(profile) if profile.endswith((".toml", ".json")) else PROFILES / f"{profile}.toml"
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -204,6 +228,29 @@ def _judge_check(options: argparse.Namespace) -> int:
     for row in found.lines():
         print(row)
     return 0 if found.passed else 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from flows.serve import Place, config_of_run, serve
+
+    model = SHIPPED_SEED_MODEL if options.model == MINIATURE else Path(options.model)
+    if not options.model:
+        raise InputError("there is no model: name its folder, for example MODEL=runs/laptop/iter_3/model")
+    if options.profile:
+        profile = _profile_path(options.profile)
+    else:
+        profile = config_of_run(model) or _profile_path("laptop")
+    variant = [f"prompt.variant={json.dumps(options.variant)}"] if options.variant else []
+    config = load_config(profile, [*options.set, *variant])
+    say(f"starting, asked as in {profile}: {config.prompt.variant}")
+    serve(
+        model,
+        config,
+        Place(options.host, options.port, options.api_key),
+        name=options.name,
+        context_tokens=options.context,
+        allow_thoughts=options.allow_thoughts,
+    )
 
 
 def _ui(_: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ start: a model that learned to write the marker twice could otherwise hide text 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -50,6 +50,16 @@ class Parsed:
     """What the user sees; with an error, the whole output without markers, for want of better."""
     error: ParseError | None
     """Why the output breaks the format, or None."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a user may be shown of one output, which may break the format, or still be under way."""
+
+    thought: str
+    """What stands before the response marker, without thought markers: for those who may see thoughts."""
+    response: str
+    """What stands between the response marker and the next marker of either kind: for everybody."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,25 @@ class ThoughtPrompt:
             return Parsed(thought.strip(), response, None)
         return Parsed(thought.strip(), self._without_markers(output), error)
 
+    def shown(self, output: str, *, finished: bool) -> Shown:
+        """What a user may be shown of an output; of one that does not break the format, what `split` makes of it.
+
+        Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
+        response marker all is thought, and a response ends before the next marker, since nobody knows what follows it.
+        With `finished` False, of an output that the limit cut or that is under way, an end that may be the beginning of
+        a marker is left out, and so what is shown only grows while the output does.
+        """
+        if self.response_marker is None:
+            return Shown("", output.strip())
+        markers = [marker for marker in (self.thought_marker, self.response_marker) if marker]
+        if not finished:
+            output = output[: len(output) - begun(output, markers)]
+        before, _, response = output.partition(self.response_marker)
+        for marker in markers:
+            response = response.partition(marker)[0]
+        thought = before.replace(self.thought_marker, "") if self.thought_marker else before
+        return Shown(thought.strip(), response.strip())
+
     def prose(self) -> list[str]:
         """The pieces of text that this format always uses: constant prose around the instruction, and markers."""
         slot = "\N{OBJECT REPLACEMENT CHARACTER}"
@@ -117,6 +146,11 @@ class ThoughtPrompt:
             if marker:
                 output = output.replace(marker, "")
         return output.strip()
+
+
+def begun(text: str, needles: Iterable[str]) -> int:
+    """How many characters at the end of a text may be the beginning of one of the needles."""
+    return max((n for needle in needles for n in range(1, len(needle)) if text.endswith(needle[:n])), default=0)
 
 
 def load_prompt(config: PromptConfig) -> ThoughtPrompt:

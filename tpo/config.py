@@ -667,17 +667,20 @@ class RunConfig(Section):
 def load_config(profile: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a profile describes, with overrides of the form `section.key=value` applied in order.
 
+    A profile is TOML, or the `config.json` that a run keeps.
     A value is read as TOML where it is TOML (`4`, `0.1`, `true`, `["a"]`) and as text otherwise. Paths in the
     profile are relative to the current folder. Raises `InputError` naming the key, what was found and what was
     expected.
     """
     try:
-        values = tomllib.loads(profile.read_text(encoding="utf-8"))
+        text = profile.read_text(encoding="utf-8")
+        values = json.loads(text) if profile.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in profile.parent.glob("*.toml"))) or "none"
         raise InputError(f"there is no profile {profile}; profiles in {profile.parent}: {known}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"profile {profile} is not readable TOML: {error}") from error
+    except (OSError, json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        kind = "JSON" if profile.suffix == ".json" else "TOML"
+        raise InputError(f"profile {profile} is not readable {kind}: {error}") from error
     for override in overrides:
         _apply(values, override)
     try:

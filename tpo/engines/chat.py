@@ -20,7 +20,8 @@ from tpo.disk import explained
 from tpo.errors import InputError
 from tpo.records import Message
 
-_SLOTS = [f"\N{OBJECT REPLACEMENT CHARACTER}{i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(8)]
+_MOST_STRUCTURES = 64
+"""Sequences of roles whose structure is kept: a server is asked in any."""
 _GUARDS = ("\n", "\x00", "~", "é")
 """Texts to put before a text that stands within a chat, where a tokenizer reads the beginning of a text otherwise."""
 
@@ -123,8 +124,11 @@ class ChatEncoder:
     def structure(self, roles: tuple[str, ...]) -> list[str]:
         """The template's own text before, between and after the content of a chat of these roles."""
         if roles not in self._structures:
-            pieces, rest = [], self._render(_SLOTS[: len(roles)], roles)
-            for slot in _SLOTS[: len(roles)]:
+            if len(self._structures) == _MOST_STRUCTURES:
+                self._structures.clear()
+            slots = [f"\N{OBJECT REPLACEMENT CHARACTER}{i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(len(roles))]
+            pieces, rest = list[str](), self._render(slots, roles)
+            for slot in slots:
                 piece, found, rest = rest.partition(slot)
                 if not found or slot in rest:
                     raise InputError(f"the model's chat template does not show a {roles} chat once and in order")

@@ -70,6 +70,38 @@ def request_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
 
+def later_seed(seed: int, attempt: int) -> int:
+    """The seed of a request's try number `attempt`, from 1."""
+    return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
+
+
+def engine_settings(config: EngineConfig, context_tokens: int) -> dict[str, Any]:
+    """vLLM's settings for an engine.
+
+    On the CPU a compiled model starts minutes later than an eager one, chunked prefill breaks seeds, and only whole
+    blocks of the prefix cache are shared, which by default are longer than our prompts.
+    """
+    on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
+    return {
+        "dtype": config.dtype,
+        "max_model_len": context_tokens,
+        "max_num_seqs": config.max_sequences,
+        "max_num_batched_tokens": max(8192, context_tokens),
+        "enable_prefix_caching": True,
+        "tensor_parallel_size": config.tensor_parallel,
+        "distributed_executor_backend": _backend(config),
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "trust_remote_code": False,
+        # What was checked is what is loaded: not consolidated*.safetensors and params.json, if those lie beside.
+        "load_format": "safetensors",
+        "config_format": "hf",
+        "tokenizer_mode": "hf",
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        **(on_cpu if config.device == "cpu" else {}),
+    }
+
+
 class Engine:
     """One vLLM engine; lives in a Ray actor. It has no model until it is told which to load."""
 
@@ -117,7 +149,7 @@ class Engine:
             ]
             if not again:
                 break
-            asks = [(requests[i].prompt_token_ids, _later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
+            asks = [(requests[i].prompt_token_ids, later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
             for (i, j), (output,) in zip(again, self._sample(asks, sample), strict=True):
                 before = outputs[i][j]
                 outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
@@ -145,28 +177,7 @@ class Engine:
         return LLM(model=model, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """vLLM's settings. On the CPU a compiled model starts minutes later than an eager one, chunked prefill breaks
-        seeds, and only whole blocks of the prefix cache are shared, which by default are longer than our prompts."""
-        config = self._config
-        on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
-        return {
-            "dtype": config.dtype,
-            "max_model_len": self._context_tokens,
-            "max_num_seqs": config.max_sequences,
-            "max_num_batched_tokens": max(8192, self._context_tokens),
-            "enable_prefix_caching": True,
-            "tensor_parallel_size": config.tensor_parallel,
-            "distributed_executor_backend": _backend(config),
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "trust_remote_code": False,
-            # What was checked is what is loaded: not consolidated*.safetensors and params.json, if those lie beside.
-            "load_format": "safetensors",
-            "config_format": "hf",
-            "tokenizer_mode": "hf",
-            "disable_log_stats": True,
-            "generation_config": "vllm",
-            **(on_cpu if config.device == "cpu" else {}),
-        }
+        return engine_settings(self._config, self._context_tokens)
 
     def _sample(self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig) -> list[list[Any]]:
         from vllm import SamplingParams
@@ -319,10 +330,6 @@ def close_pools() -> None:
         for pool in _POOLS.values():
             pool.close()
         _POOLS.clear()
-
-
-def _later_seed(seed: int, attempt: int) -> int:
-    return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
 
 
 def _backend(config: EngineConfig) -> str | None:

@@ -1,0 +1,1 @@
+"""Where it runs: profiles, and what serves a model."""

@@ -1,0 +1,1 @@
+"""What stands before vLLM's server, so that clients see responses and no thoughts."""

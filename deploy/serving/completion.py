@@ -1,0 +1,109 @@
+"""Asks vLLM's app, in the same process, for one completion.
+
+In: the app and the body of a request to its `/v1/completions`. Out: the completion's text chunk by chunk; whoever stops
+reading before its end has it aborted.
+
+Of the client's request nothing goes along but the connection that it came on: no header, no query.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.serving.reading import Ended
+from deploy.serving.request import Refused
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_PATH = "/v1/completions"
+_SECONDS_TO_ABORT = 5.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What came of a completion at a time."""
+
+    text: str
+    """Its text."""
+    tokens: int
+    """Tokens written up to its end."""
+    ended: Ended | None
+    """Why the completion is over; None while it is not."""
+
+
+async def complete(app: App, scope: Scope, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
+    """The chunks of a completion; the last one has `ended`.
+
+    Raises `Refused` with vLLM's own words where it refuses the request, and with none of them where it fails.
+    """
+    events = asyncio.Queue[Event | None]()
+    gone = asyncio.Event()
+    task = asyncio.create_task(app(_inner(scope), _receiver(body, gone), events.put))
+    task.add_done_callback(lambda _: events.put_nowait(None))
+    status, rest = 500, b""
+    try:
+        while (event := await events.get()) is not None:
+            status = event.get("status", status)
+            rest += event.get("body", b"")
+            if status == 200:
+                *lines, rest = rest.split(b"\n\n")
+                for line in lines:
+                    if (chunk := _chunk(line)) is not None:
+                        yield chunk
+                        if chunk.ended is not None:
+                            return
+        raise _refusal(status, rest)
+    finally:
+        # vLLM sees the client leave, and stops the engine itself.
+        gone.set()
+        await asyncio.wait({task}, timeout=_SECONDS_TO_ABORT)
+        task.cancel()
+
+
+def _inner(scope: Scope) -> Scope:
+    headers = [(b"content-type", b"application/json")]
+    headers += [(name, value) for name, value in scope["headers"] if name == b"authorization"]
+    where = {"path": _PATH, "raw_path": _PATH.encode(), "query_string": b"", "method": "POST"}
+    return {**scope, **where, "headers": headers}
+
+
+def _receiver(body: Mapping[str, Any], gone: asyncio.Event) -> Receive:
+    whole = {**body, "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    told = [{"type": "http.request", "body": json.dumps(whole).encode(), "more_body": False}]
+
+    async def receive() -> Event:
+        if told:
+            return told.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def _chunk(line: bytes) -> Chunk | None:
+    """What a server-sent event says; None where it says nothing of the text."""
+    if not line.startswith(b"data: {"):
+        return None
+    data = json.loads(line.removeprefix(b"data: "))
+    if "error" in data:
+        raise _refusal(500, b"")
+    if not data["choices"]:
+        return None
+    (choice,) = data["choices"]
+    ended = choice.get("finish_reason")
+    if ended not in (None, "stop", "length"):
+        raise _refusal(500, b"")
+    return Chunk(choice["text"], data["usage"]["completion_tokens"], ended)
+
+
+def _refusal(status: int, body: bytes) -> Refused:
+    if 400 <= status < 500:
+        error = json.loads(body)["error"]
+        return Refused(status, error["message"], error.get("param"))
+    return Refused(500 if status == 200 else status, "the engine failed to answer: the server's log says why")

@@ -1,0 +1,265 @@
+"""Claims about `make serve`, with OpenAI's own client against the real server on the shipped seed model."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from prompts.thought import VARIANTS
+from tests.thoughts import marked
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-served"
+GENERIC = VARIANTS["generic"]
+QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that is up."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
+
+    def status(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def count(self, metric: str) -> float:
+        """What `/metrics` says of the engine."""
+        request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            (value,) = re.findall(rf"^vllm:{metric}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(value)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`python -m flows serve` on the seed model, thoughts allowed, ended by SIGTERM as an operator would."""
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "flows", "serve", "miniature", "--port", str(port), "--allow-thoughts"]
+    environment = {**os.environ, "SERVED_KEY": KEY}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--api-key", "SERVED_KEY"], cwd=ROOT, env=environment, stdout=output, stderr=output
+        )
+    server = Served(process, port)
+    try:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(OSError):
+                if server.status("/health") == 200:
+                    break
+            time.sleep(0.5)
+        else:
+            pytest.fail(f"no server: {log.read_text()[-3000:]}")
+        yield server
+        # What was thought stands in no log either.
+        assert not marked(GENERIC, log.read_text())
+    finally:
+        process.terminate()
+        try:
+            assert process.wait(60) in (0, -signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+def ask(served: Served, **fields: Any) -> Any:
+    return served.client.chat.completions.create(**{"model": "tpo", "messages": QUESTION, **fields})
+
+
+def test_a_client_that_knows_nothing_of_thoughts_gets_the_response_alone(served: Served):
+    reply = ask(served)
+    (choice,) = reply.choices
+    assert choice.message.content and choice.finish_reason == "stop"
+    assert not marked(GENERIC, reply.model_dump_json())
+    assert not hasattr(choice.message, "reasoning")
+    assert 0 < reply.usage.completion_tokens_details.reasoning_tokens < reply.usage.completion_tokens
+    assert reply.tpo["format_error"] is None and reply.tpo["tries"] >= 1
+
+
+def test_streaming_gives_what_the_whole_reply_would_be(served: Served):
+    for seed in range(5):
+        whole = ask(served, seed=seed)
+        chunks = list(ask(served, seed=seed, stream=True, stream_options={"include_usage": True}))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+        assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason and chunks[-2].tpo == whole.tpo
+        assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 1
+
+
+def test_a_thought_is_shown_to_a_request_that_asks_where_the_operator_allows_it(served: Served):
+    reply = ask(served, seed=3, extra_body={"include_reasoning": True})
+    message = reply.choices[0].message
+    assert message.reasoning and message.reasoning not in message.content
+    chunks = list(ask(served, seed=3, stream=True, extra_body={"include_reasoning": True}))
+    thoughts = [thought for chunk in chunks if (thought := getattr(chunk.choices[0].delta, "reasoning", None))]
+    assert thoughts == [message.reasoning]
+    assert ask(served, seed=3).choices[0].message.content == message.content
+
+
+def test_what_breaks_the_format_is_sampled_again_and_at_the_cap_withheld_and_flagged(served: Served):
+    wild = [ask(served, seed=seed, temperature=1.3) for seed in range(12)]
+    assert any(reply.tpo["tries"] > 1 for reply in wild)
+    assert not any(marked(GENERIC, reply.model_dump_json()) for reply in wild)
+    cut = ask(served, max_tokens=3)
+    assert cut.tpo == {"tries": 8, "discarded_tokens": 7 * 3, "format_error": "cut_by_length"}
+    assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("", "length")
+    assert cut.usage.completion_tokens == cut.usage.completion_tokens_details.reasoning_tokens == 3
+    *_, last = ask(served, max_tokens=3, stream=True)
+    assert last.tpo == cut.tpo and last.choices[0].finish_reason == "length"
+
+
+def test_a_seed_says_what_comes_be_it_sampled_again(served: Served):
+    first, second = ([ask(served, seed=seed, temperature=1.3) for seed in range(6)] for _ in range(2))
+    assert [reply.choices[0] for reply in first] == [reply.choices[0] for reply in second]
+    assert [reply.tpo for reply in first] == [reply.tpo for reply in second]
+
+
+def test_an_earlier_conversation_and_a_system_turn_are_taken(served: Served):
+    turns = [{"role": "system", "content": "Be brief."}, *QUESTION, {"role": "assistant", "content": "It is 7."}]
+    parts = [{"type": "text", "text": "Say hello."}]
+    reply = ask(served, messages=[*turns, {"role": "user", "content": parts}], seed=1)
+    assert reply.usage.prompt_tokens > ask(served, seed=1).usage.prompt_tokens
+
+
+def test_a_stop_text_ends_the_response_and_not_the_thought(served: Served):
+    whole = ask(served, seed=3, extra_body={"include_reasoning": True}).choices[0].message
+    assert "user" in whole.reasoning and "answer" in whole.content
+    cut = ask(served, seed=3, stop=["user", "answer"]).choices[0]
+    assert cut.message.content == whole.content.partition("answer")[0].rstrip() and cut.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprobs": True},
+        {"n": 2},
+        {"logit_bias": {"5": 100}},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"extra_body": {"prompt_logprobs": 1}},
+        {"extra_body": {"return_token_ids": True}},
+        {"extra_body": {"echo": True}},
+        {"extra_body": {"chat_template": "{{ messages }}"}},
+        {"temperature": -1},
+        {"messages": []},
+        {"messages": [*QUESTION, {"role": "assistant", "content": "Here is my response:"}]},
+        {"messages": [{"role": "user", "content": "hello " * 600}]},
+    ],
+)
+def test_what_is_not_served_is_refused_with_status_400(served: Served, fields: dict[str, Any]):
+    with pytest.raises(openai.BadRequestError):
+        ask(served, **fields)
+
+
+def test_every_other_way_to_the_model_is_closed(served: Served):
+    client = served.client
+    for call in (
+        lambda: client.completions.create(model="tpo", prompt="Hello"),
+        lambda: client.responses.create(model="tpo", input="Hello"),
+        lambda: client.embeddings.create(model="tpo", input="Hello"),
+        lambda: client.post("/tokenize", body={"prompt": "Hello"}, cast_to=object),
+        lambda: ask(served, model="other"),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            call()
+    assert [model.id for model in client.models.list()] == ["tpo"]
+
+
+def test_without_the_key_nothing_is_answered_but_whether_it_is_up(served: Served):
+    stranger = openai.OpenAI(base_url=f"{served.url}/v1", api_key="sk-wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        stranger.chat.completions.create(model="tpo", messages=[{"role": "user", "content": "Hello"}])
+    assert {path: served.status(path) for path in ("/health", "/metrics", "/v1/models", "/docs")} == {
+        "/health": 200,
+        "/metrics": 401,
+        "/v1/models": 401,
+        "/docs": 401,
+    }
+    assert KEY not in Path(f"/proc/{served.process.pid}/cmdline").read_text()
+
+
+def test_two_hundred_at_once_are_all_answered_while_others_leave(served: Served):
+    async def crowd() -> tuple[list[Any], list[str]]:
+        client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0, timeout=300)
+
+        async def whole(i: int) -> Any:
+            messages = [{"role": "user", "content": f"What is {i} plus 4?"}]
+            return await client.chat.completions.create(model="tpo", messages=messages)  # type: ignore[arg-type]
+
+        async def streamed(i: int) -> str:
+            messages = [{"role": "user", "content": f"What is {i} plus 5?"}]
+            stream: Any = await client.chat.completions.create(model="tpo", messages=messages, stream=True)  # type: ignore[call-overload]
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        async def leaving(i: int) -> None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(streamed(i) if i % 2 else whole(i), timeout=0.05 * i)
+
+        leavers = [asyncio.create_task(leaving(i)) for i in range(40)]
+        replies = await asyncio.gather(*map(whole, range(100)))
+        texts = await asyncio.gather(*map(streamed, range(100)))
+        await asyncio.gather(*leavers)
+        return replies, texts
+
+    replies, texts = asyncio.run(crowd())
+    assert len(replies) + len(texts) == 200
+    assert not any(marked(GENERIC, text) for text in [*(reply.model_dump_json() for reply in replies), *texts])
+    # At 5 % broken outputs and eight tries next to none is withheld.
+    assert sum(not reply.choices[0].message.content for reply in replies) + texts.count("") <= 2
+
+
+def test_the_engine_stops_for_a_client_that_leaves_while_it_thinks(served: Served):
+    fields: dict[str, Any] = {"temperature": 2, "seed": 1}
+    alone = ask(served, **fields)
+    full = alone.usage.completion_tokens + alone.tpo["discarded_tokens"]
+    assert full > 200, "too few to tell a reply that was stopped from a whole one"
+    body = json.dumps({"messages": QUESTION, **fields}).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}"]
+    lines += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
+    before = served.count("generation_tokens_total")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall("\r\n".join(lines).encode() + body)
+            time.sleep(0.02)
+    last = -1.0
+    while last != (now := served.count("generation_tokens_total")):
+        last = now
+        time.sleep(1)
+    assert now - before < 20 * full / 2
+    assert served.count("num_requests_running") == 0 and ask(served, seed=0).choices[0].message.content

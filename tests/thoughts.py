@@ -1,0 +1,55 @@
+"""Outputs whose thoughts can be told from their responses by their letters, for whoever has to keep the two apart.
+
+A thought is written in Greek and a response in Cyrillic; markers are Latin. What stands after a marker that breaks the
+format is Greek too: nobody knows what it is, and no reader may see it. So any Greek letter where a user looks is a leak.
+"""
+
+import random
+from dataclasses import dataclass
+
+from prompts.thought import ThoughtPrompt
+
+GREEK, CYRILLIC, SPACE = "αβγδεζηθ", "абвгдежз", " \n"
+
+
+@dataclass(frozen=True)
+class Told:
+    """An output, and what a user may see of it."""
+
+    output: str
+    response: str
+
+
+def marked(prompt: ThoughtPrompt, text: str) -> bool:
+    """Whether a marker of `prompt` is in a text."""
+    return any(marker in text for marker in (prompt.thought_marker, prompt.response_marker) if marker)
+
+
+def any_output(prompt: ThoughtPrompt, rng: random.Random) -> Told:
+    """An output that keeps the format or breaks it in one of the ways that there are, with pieces of markers in it."""
+    thought, response = prompt.thought_marker or "", prompt.response_marker or ""
+    markers = [marker for marker in (thought, response) if marker]
+
+    def text(letters: str, pieces: bool = True) -> str:
+        """Some letters, and now and then a marker that was begun and not ended."""
+        parts = [
+            rng.choice(markers)[: rng.randrange(1, 3)] if pieces and markers and rng.random() < 0.1 else letter
+            for letter in rng.choices(letters + SPACE, k=rng.randrange(25))
+        ]
+        return "".join(parts)
+
+    if not markers:
+        answer = text(CYRILLIC)
+        return Told(answer, answer.strip())
+    answer = text(CYRILLIC)
+    opening = rng.choice([thought, thought, ""]) + text(GREEK)
+    after = "".join(rng.choice(markers) + text(GREEK) for _ in range(rng.choice([0, 0, 0, 1, 2])))
+    if rng.random() < 0.25:
+        return Told(opening + rng.choice(["", thought + text(GREEK)]), "")
+    return Told(opening + response + answer + after, answer.strip())
+
+
+def chunks_of(text: str, rng: random.Random) -> list[str]:
+    """A text cut into chunks anywhere."""
+    places = sorted(rng.sample(range(1, len(text)), k=rng.randrange(min(12, len(text))))) if len(text) > 1 else []
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
