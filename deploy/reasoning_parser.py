@@ -46,8 +46,7 @@ class ThoughtParser(ReasoningParser):
         Raises `ValueError`, which vLLM answers with status 400, where the request wants its output constrained: then
         it could not hold a thought.
         """
-        constraint = getattr(request, "structured_outputs", None) or getattr(request, "response_format", None)
-        if constraint is not None and getattr(constraint, "type", None) != "text":
+        if request.extract_structured_outputs() is not None:
             raise ValueError("response_format and structured_outputs are not served with a model that thinks first")
         asks = "include_reasoning" in request.model_fields_set and request.include_reasoning
         request.include_reasoning = bool(asks and os.environ.get(ALLOW) == "1")

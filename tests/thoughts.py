@@ -1,7 +1,7 @@
 """Outputs whose thoughts can be told from their responses by their letters, for whoever has to keep the two apart.
 
 A thought is written in Greek and a response in Cyrillic; markers are Latin. What stands after a marker that breaks the
-format is Greek too: nobody knows what it is, and no reader may see it. So any Greek letter where a user looks is a leak.
+format is Greek too: nobody knows what it is, and no user may see it. So a Greek letter where a user looks is a leak.
 """
 
 import random

@@ -10,7 +10,7 @@ is written here field by field, so that nothing of vLLM's answer passes that was
 """
 
 import asyncio
-import hashlib
+import hmac
 import json
 import os
 import time
@@ -21,8 +21,8 @@ from dataclasses import replace
 from typing import Any
 
 from deploy.serving.completion import App, Receive, Scope, Send, complete
-from deploy.serving.reply import Reply, ReplyWriter
 from deploy.serving.reading import read
+from deploy.serving.reply import Reply, ReplyWriter
 from deploy.serving.request import ChatRequest, Refused, read_request
 from prompts.thought import load_prompt
 from tpo.console import say
@@ -80,8 +80,7 @@ class ResponsesOnly:
         if not self._key:
             return True
         shown = dict(scope["headers"]).get(b"authorization", b"")
-        digests = [hashlib.sha256(text).digest() for text in (shown, b"Bearer " + self._key.encode())]
-        return digests[0] == digests[1]
+        return hmac.compare_digest(shown, b"Bearer " + self._key.encode())
 
     async def _chat(self, scope: Scope, request: ChatRequest, send: Send) -> None:
         thoughts = self._config.allow_thoughts and request.include_reasoning
@@ -151,14 +150,14 @@ class ResponsesOnly:
 
     def _completion(self, request: ChatRequest, ids: list[int]) -> dict[str, Any]:
         """The request to vLLM, without its seed."""
-        config, given = self._config, request.model_dump(include=_SAMPLING, exclude_none=True)
+        config = self._config
         room = config.context_tokens - len(ids)
+        defaults = {"temperature": config.temperature, "top_p": config.top_p}
         return {
             "model": config.name,
             "prompt": ids,
             "max_tokens": min(request.most_tokens or room, room),
-            **{"temperature": config.temperature, "top_p": config.top_p},
-            **given,
+            **(defaults | request.model_dump(include=_SAMPLING, exclude_none=True)),
         }
 
     def _telling(self, send: Send) -> Send:
@@ -211,8 +210,10 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
 
 
 async def _send_json(send: Send, status: int, value: Any) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
+    body = json.dumps(value).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _send_events(send: Send, chunks: AsyncIterator[Any]) -> None:

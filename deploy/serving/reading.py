@@ -1,7 +1,7 @@
 """What may be said of an output to a client, while it comes and when it is over.
 
-In: the text so far and why it ended, if it did. Out: a `Reading`, whose response only grows from one to the next and
-does not depend on how the text was cut into chunks. Pure; the rules of the format are `prompts/thought.py`'s.
+In: the text so far and why it ended, if it did. Out: a `Reading`, whose response only grows from one to the next and in
+the end does not depend on how the text was cut into chunks. Pure; the rules of the format are `prompts/thought.py`'s.
 
 The decision to question: an output that breaks the format shows what stands between its response marker and the next
 marker, and without a response marker nothing. The evaluation falls back on the raw text there, with its markers taken

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,30 @@ def test_a_response_without_error_holds_no_marker(prompt: ThoughtPrompt, pieces:
         assert not any(
             marker in parsed.response for marker in (prompt.thought_marker, prompt.response_marker) if marker
         )
+
+
+@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
+@given(
+    pieces=st.lists(st.sampled_from(["a", " ", "<R>", "<response>", "<internal thought>", "<resp", "onse>"])),
+    finished=st.booleans(),
+)
+def test_what_is_shown_of_a_sound_output_is_what_it_splits_into(
+    prompt: ThoughtPrompt, pieces: list[str], finished: bool
+):
+    output = "".join(pieces)
+    parsed, shown = prompt.split(output, finished=finished), prompt.shown(output, finished=finished)
+    if parsed.error is None:
+        assert (shown.thought, shown.response) == (parsed.thought, parsed.response)
+    assert not any(marker in shown.response for marker in (prompt.thought_marker, prompt.response_marker) if marker)
+
+
+@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
+@given(pieces=st.lists(st.sampled_from(["a", " ", "\n", "<R>", "<response>", "<internal thought>", "Here", " is my "])))
+def test_what_is_shown_only_grows_while_an_output_does(prompt: ThoughtPrompt, pieces: list[str]):
+    output = "".join(pieces)
+    shown = [prompt.shown(output[:end], finished=False) for end in range(len(output) + 1)]
+    for before, after in pairwise([*shown, prompt.shown(output, finished=True)]):
+        assert after.thought.startswith(before.thought) and after.response.startswith(before.response)
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
