@@ -8,6 +8,8 @@ PY = $(VENV)/bin/python
 # Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as
 # SET="sample.k=4 pair.min_margin=0.2". What is empty is left to the profile.
 ITER ?= 3
+# What is served is asked as it was trained, unless a profile is given.
+override SERVE_PROFILE := $(value PROFILE)
 PROFILE ?= laptop
 JUDGE ?=
 SEED ?=
@@ -19,6 +21,11 @@ JSON ?=
 # Of make chaos: how many runs, and on which engines (real or mock).
 N ?= 50
 ENGINE ?= real
+# Of make serve: where; the thought prompt; set for thoughts on request; the environment variable that holds a key.
+PORT ?= 8000
+VARIANT ?=
+THOUGHTS ?=
+KEY ?=
 # Of make test: how many test files at once.
 JOBS ?= 2
 # Set for vLLM and torch on NVIDIA GPUs: make setup GPU=1
@@ -35,9 +42,14 @@ override SET := $(value SET)
 override N := $(value N)
 override ENGINE := $(value ENGINE)
 override JSON := $(value JSON)
+override PORT := $(value PORT)
+override VARIANT := $(value VARIANT)
+override THOUGHTS := $(value THOUGHTS)
+override KEY := $(value KEY)
+export PORT VARIANT THOUGHTS KEY SERVE_PROFILE
 export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON
 
-.PHONY: help setup iterate plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui lock clean
+.PHONY: help setup iterate plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui serve lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -101,6 +113,12 @@ fault-table: setup ## Run the tests of faults and write docs/faults.md from them
 
 ui: setup ## Start Prefect's server and its pages on this machine only
 	@exec $(PY) -m flows ui
+
+serve: setup ## Serve a model to OpenAI's clients, thoughts hidden. MODEL=<folder> PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
+	@set -f -- "$$MODEL" --port "$$PORT" $${SERVE_PROFILE:+--profile "$$SERVE_PROFILE"} \
+		$${VARIANT:+--variant "$$VARIANT"} $${THOUGHTS:+--allow-thoughts} $${KEY:+--api-key "$$KEY"}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows serve "$$@"
 
 lock: ## Resolve requirements/*.in into *.txt again (needs the network)
 	@python3 requirements/lock.py
