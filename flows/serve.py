@@ -78,6 +78,7 @@ def serve(
 def _command(settings: ServeConfig, config: RunConfig, place: Place) -> list[str]:
     engine = engine_settings(config.engine, settings.context_tokens)
     del engine["disable_log_stats"]  # /metrics is made of them
+    del engine["distributed_executor_backend"]  # there is no Ray here
     flags: Mapping[str, object] = {
         **engine,
         "model": settings.model,

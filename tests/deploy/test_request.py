@@ -40,7 +40,6 @@ def refusal(body: bytes) -> Refused:
         ("continue_final_message", True),
         ("chat_template", "{{ messages }}"),
         ("chat_template_kwargs", {"x": 1}),
-        ("skip_special_tokens", False),
         ("stop_token_ids", [1]),
         ("bad_words", ["<R>"]),
         ("min_tokens", 5),
