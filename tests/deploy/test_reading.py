@@ -39,7 +39,8 @@ def test_no_character_of_a_thought_is_shown_in_a_thousand_chunkings_of_a_hundred
         for _ in range(10):
             found = readings(prompt, chunks_of(told.output, rng), "stop")
             assert all(after.response.startswith(before.response) for before, after in pairwise(found))
-            assert found[-1] == whole
+            assert (found[-1].response, found[-1].finish_reason) == (whole.response, whole.finish_reason)
+            assert found[-1].is_reply == whole.is_reply
     assert 10 < broken < 90 or prompt is DIRECT
 
 
