@@ -8,7 +8,7 @@ Of the client's request nothing goes along but the connection that it came on: n
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 _PATH = "/v1/completions"
 _SECONDS_TO_ABORT = 5.0
@@ -37,7 +37,7 @@ class Chunk:
     """Why the completion is over; None while it is not."""
 
 
-async def complete(app: App, scope: Scope, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
+async def complete(app: App, scope: Scope, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
     """The chunks of a completion; the last one has `ended`.
 
     Raises `Refused` with vLLM's own words where it refuses the request, and with none of them where it fails.

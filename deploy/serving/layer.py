@@ -14,7 +14,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -111,7 +111,7 @@ class ResponsesOnly:
             )
         return ids
 
-    async def _replies(self, scope: Scope, request: ChatRequest, ids: list[int]) -> AsyncIterator[Reply]:
+    async def _replies(self, scope: Scope, request: ChatRequest, ids: list[int]) -> AsyncGenerator[Reply, None]:
         """The reply as it grows; the last one is over.
 
         An output that breaks the format is sampled again, unless some of it was shown already, or it was decoded
@@ -134,7 +134,7 @@ class ResponsesOnly:
                     if over:
                         return
 
-    async def _output(self, scope: Scope, request: ChatRequest, body: dict[str, Any]) -> AsyncIterator[Reply]:
+    async def _output(self, scope: Scope, request: ChatRequest, body: dict[str, Any]) -> AsyncGenerator[Reply, None]:
         """One output as it grows; the last one is over."""
         text, thought_tokens, responds = "", 0, False
         async with aclosing(complete(self._app, scope, body)) as chunks:
@@ -216,7 +216,7 @@ async def _send_json(send: Send, status: int, value: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_events(send: Send, chunks: AsyncIterator[Any]) -> None:
+async def _send_events(send: Send, chunks: AsyncGenerator[Any, None]) -> None:
     """Sends chunks as server-sent events. What is refused before the first has its own status, and is raised."""
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     begun = False

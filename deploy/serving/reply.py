@@ -9,7 +9,7 @@ the response: until then the output might be discarded, and what was sent cannot
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ class ReplyWriter:
             "tpo": _beyond(reply),
         }
 
-    async def chunks(self, replies: AsyncIterator[Reply], *, usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, replies: AsyncIterator[Reply], *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of the chat completion, with its `usage` in one more."""
         sent, opened, thought_due = "", False, self._thoughts
         async for reply in replies:

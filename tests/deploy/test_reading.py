@@ -50,7 +50,7 @@ def test_every_beginning_of_an_output_shows_a_beginning_of_its_response(prompt: 
     for told in [any_output(prompt, rng) for _ in range(30)]:
         for end in range(len(told.output)):
             for reason in (None, "length"):
-                begun = read(prompt, told.output[:end], reason, ())  # type: ignore[arg-type]
+                begun = read(prompt, told.output[:end], reason, ())
                 assert told.response.startswith(begun.response)
 
 

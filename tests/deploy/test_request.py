@@ -85,7 +85,7 @@ def test_a_body_that_is_no_request_is_refused(body: bytes):
 
 
 def test_the_last_user_turn_is_asked_with_thoughts_and_earlier_turns_stay():
-    turns = [QUESTION, {"role": "assistant", "content": "So.", "reasoning": "Hm.", "refusal": None}]
+    turns: list[dict[str, Any]] = [QUESTION, {"role": "assistant", "content": "So.", "reasoning": "Hm."}]
     chat = request(*turns, {"role": "user", "content": [{"type": "text", "text": "And?"}]}).chat(GENERIC)
     assert chat == [QUESTION, {"role": "assistant", "content": "So."}, *GENERIC.render("And?")]
 
