@@ -8,7 +8,7 @@ Of the client's request nothing goes along but the connection that it came on: n
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from deploy.serving.request import Refused
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
+Receive = Callable[[], Coroutine[Any, Any, Event]]
+Send = Callable[[Event], Coroutine[Any, Any, None]]
 App = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 _PATH = "/v1/completions"

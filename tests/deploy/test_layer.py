@@ -90,8 +90,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
         )
         monkeypatch.setenv(SETTINGS, config.model_dump_json())
         monkeypatch.setenv(KEY, key)
-        transport = httpx.ASGITransport(app=ResponsesOnly(engine))  # type: ignore[arg-type]
-        http = httpx.AsyncClient(transport=transport)
+        layer: Any = ResponsesOnly(engine)
+        http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(app=layer))
         return openai.AsyncOpenAI(base_url="http://here/v1", api_key="sk", max_retries=0, http_client=http)
 
     return before

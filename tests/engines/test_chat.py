@@ -100,6 +100,14 @@ def test_a_harmless_chat_is_encoded_as_transformers_does(encoders: dict[str, Cha
         assert encoder.encode(chat) == by_transformers(encoder, chat)
 
 
+def test_a_chat_may_have_any_number_of_turns(encoders: dict[str, ChatEncoder]):
+    encoder = encoders["miniature"]
+    for count in range(1, 150, 2):
+        chat = [Message(role=("user", "assistant")[i % 2], content=f"Say {i}.") for i in range(count)]
+        assert encoder.encode(chat) == by_transformers(encoder, chat)
+    assert len(encoder._structures) <= 64
+
+
 @pytest.mark.parametrize("content", HOSTILE)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_control_tokens_in_a_message_stay_text(encoders: dict[str, ChatEncoder], name: str, content: str):
