@@ -31,7 +31,7 @@ class Reply:
     tries: int = 1
     """How many outputs were sampled until this one."""
     discarded_tokens: int = 0
-    """Tokens of those before it, which broke the format."""
+    """Tokens of those before it, which broke the format; of one that was stopped, as many as had come."""
 
 
 class ReplyWriter:
