@@ -58,7 +58,8 @@ def dockerfile() -> tuple[dict[str, str], dict[str, Stage]]:
         elif stages:
             stages[name].instructions.append((instruction, rest))
         else:
-            arguments |= [rest.split("=", 1)]
+            name, value = rest.split("=", 1)
+            arguments[name] = value
     return arguments, stages
 
 

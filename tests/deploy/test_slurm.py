@@ -131,7 +131,8 @@ def processes_of(job: Job) -> list[psutil.Process]:
     """The batch script and all that it has started and is still there."""
     if job.process.poll() is not None:
         return []
-    return [leader := psutil.Process(job.process.pid), *leader.children(recursive=True)]
+    script = psutil.Process(job.process.pid)
+    return [script, *script.children(recursive=True)]
 
 
 def answer(address: str, token: str) -> grpc.StatusCode:
