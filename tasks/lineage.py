@@ -258,7 +258,7 @@ def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
         for file in (manifest.files if manifest else ())
         if file["name"].startswith(prefix)
     ]
-    return Artifact(train.path / f"epoch_{epoch}", "Model", len(files), combined_sha256(files))
+    return Artifact(train.path / f"epoch_{epoch}", len(files), combined_sha256(files))
 
 
 def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Stage:

@@ -362,10 +362,10 @@ def test_a_damaged_model_is_noticed_before_it_is_used(tmp_path: Path, damage: Da
         (stage.folder / epoch / "model.safetensors").write_bytes(b"weights")
     stage.commit_files()
     damage(stage.folder / "epoch_2" / "model.safetensors")
-    check_files(Artifact(stage.folder / "epoch_1", "Model", 1, "first"))
+    check_files(Artifact(stage.folder / "epoch_1", 1, "first"))
     for folder in (stage.folder / "epoch_2", stage.folder):
         with pytest.raises(DamagedError, match=r"epoch_2.model\.safetensors") as caught:
-            check_files(Artifact(folder, "Model", 1, "second"))
+            check_files(Artifact(folder, 1, "second"))
         assert caught.value.folder == stage.folder
 
 

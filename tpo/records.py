@@ -182,12 +182,13 @@ class Health:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A handle to what a stage has written: complete, named by its content."""
+    """A handle to what a stage has written: complete, named by its content.
+
+    It holds no value that handles share: Prefect draws an edge where an object comes from one task and goes to another.
+    """
 
     path: Path
     """The stage's folder: Parquet shards or a model, and a manifest."""
-    record: str
-    """Name of the record class of its rows, or `Model`."""
     rows: int
     """Number of rows; for a model its number of files."""
     fingerprint: str

@@ -120,7 +120,7 @@ class Stage:
             return None
         for file in manifest.files:
             _check_file(self.folder, file, whole=file["bytes"] <= READ_AT_ONCE)
-        return Artifact(self.folder, manifest.record, manifest.rows, manifest.fingerprint)
+        return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
     def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
         """What differs between the given inputs and config and this stage's own, in words."""
@@ -253,7 +253,7 @@ class Stage:
             format=FORMAT,
         )
         write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
-        return Artifact(self.folder, self.record, manifest.rows, manifest.fingerprint)
+        return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
 
 def mending(make: Callable[[], Result]) -> Result:
@@ -388,7 +388,7 @@ def folder_artifact(folder: Path) -> Artifact:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
-    return Artifact(folder, "Model", len(files), combined_sha256(files))
+    return Artifact(folder, len(files), combined_sha256(files))
 
 
 def _sha256_of(path: Path) -> str:

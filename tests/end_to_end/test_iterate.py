@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 def artifact(folder: Path) -> Artifact:
     manifest = read_manifest(folder)
     assert manifest is not None, folder
-    return Artifact(folder, manifest.record, manifest.rows, manifest.fingerprint)
+    return Artifact(folder, manifest.rows, manifest.fingerprint)
 
 
 def test_a_run_leaves_every_stage_complete_and_accounted_for(small_run: Path):

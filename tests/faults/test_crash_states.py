@@ -68,7 +68,7 @@ def read(root: Path, k: int = 1) -> frozenset[str]:
         manifest = store.read_manifest(folder)
         if manifest is not None and found.get(manifest.config["k"]) is None:
             assert folder.name != "prompts" or manifest.config["k"] != k
-            found[manifest.config["k"]] = Artifact(folder, "Prompt", manifest.rows, manifest.fingerprint)
+            found[manifest.config["k"]] = Artifact(folder, manifest.rows, manifest.fingerprint)
     done = {config: artifact for config, artifact in found.items() if artifact is not None}
     for config, artifact in done.items():
         assert (read_rows(artifact, Prompt), artifact.fingerprint) == (all_rows(config), fingerprint(config))

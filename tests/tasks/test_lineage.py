@@ -29,7 +29,7 @@ def shown(value: object) -> str:
 def identity(stage: Stage) -> Artifact:
     """What the stage would make, named by what it is made from."""
     name = hashlib.sha256(repr((stage.record, sorted(stage.inputs.items()), stage.config)).encode()).hexdigest()
-    return Artifact(stage.folder, stage.record, 1, name)
+    return Artifact(stage.folder, 1, name)
 
 
 def identities(config: RunConfig) -> dict[str, str]:
@@ -256,7 +256,7 @@ def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
     for t in range(3):
         (tmp_path / f"{t}.jsonl").write_text(f'{{"instruction": "{t}"}}')
     config = changed(a_config(tmp_path), data__source__path=tmp_path / "{iteration}.jsonl")
-    model = Artifact(tmp_path, "Model", 1, "m")
+    model = Artifact(tmp_path, 1, "m")
 
     def hashes() -> list[str]:
         return [lineage.prompts_stage(config, f"iter_{t}/prompts", model, []).inputs["source"] for t in (1, 2)]
@@ -349,7 +349,7 @@ def test_a_judges_model_is_known_by_its_content_and_not_by_its_place(tmp_path: P
 
 
 def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: Path):
-    samples, prompts, *baselines = (Artifact(tmp_path, "Sample", 1, name) for name in ("samples", "prompts", "a", "b"))
+    samples, prompts, *baselines = (Artifact(tmp_path, 1, name) for name in ("samples", "prompts", "a", "b"))
     for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
         config = a_config(tmp_path, judge={"kind": kind})
         ask = lineage.validation_ask(config, 1, 1)
