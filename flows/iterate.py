@@ -24,11 +24,13 @@ from tasks.lineage import (
 )
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
+from tasks.progress import show_progress
 from tasks.report import Measured, Origin, report
 from tasks.sample import sample
 from tasks.train import train
 from tasks.validate import validate
 from tpo.config import RunConfig
+from tpo.console import look_on
 from tpo.lock import only_writer
 from tpo.mirror import writing
 from tpo.records import Artifact
@@ -39,6 +41,7 @@ from tpo.summary import Summary
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
 def iterate(config: RunConfig, iterations: int) -> Summary:
     """Brings a run to M_T, T = `iterations`; nobody else may write to its folder meanwhile."""
+    look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
         return mending(lambda: bring_to(config, iterations))

@@ -16,6 +16,7 @@ from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
+from tasks.retry import may_pass
 from tasks.spending import judging_meter
 from tpo.config import RunConfig, VerifierJudge, compares
 from tpo.console import Advance, progress_bar, say
@@ -27,7 +28,7 @@ from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
 from tpo.store import read_rows, stream_rows
 
 
-@task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE)
+@task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def judge(
     config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
 ) -> Answers:

@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from prompts.thought import load_prompt
 from tasks.lineage import prompt_file, prompts_stage
+from tasks.retry import may_pass
 from tpo.config import FileSource, MiniatureSource, RunConfig
 from tpo.console import say
 from tpo.engines.chat import ChatEncoder
@@ -27,7 +28,7 @@ from tpo.records import Account, Artifact, Message, Prompt
 from tpo.store import read_rows
 
 
-@task(name="load_prompts", task_run_name="load {folder}", cache_policy=NO_CACHE)
+@task(name="load_prompts", task_run_name="load {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Artifact:
     """The prompts of `folder`, disjoint from those of `earlier`.
 

@@ -19,6 +19,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, pairs_stage
+from tasks.retry import may_pass
 from tpo.config import PairConfig, RunConfig, least_margin
 from tpo.console import say
 from tpo.errors import StageError
@@ -93,7 +94,7 @@ class Pairs:
     """The strength of length control that was used."""
 
 
-@task(name="pair", task_run_name="pair iteration {iteration}", cache_policy=NO_CACHE)
+@task(name="pair", task_run_name="pair iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     """The preference pairs of one iteration.
 

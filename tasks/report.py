@@ -16,6 +16,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, Chosen
+from tasks.retry import may_pass
 from tpo.config import RunConfig
 from tpo.disk import write_atomically
 from tpo.ledger import read_ledger, spending
@@ -59,7 +60,7 @@ class Measured:
     """What it was made from; None for the seed."""
 
 
-@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
     """Summary and page of a run that has reached the last of `measured`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)

@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.lineage import Ask, samples_stage
+from tasks.retry import may_pass
 from tasks.spending import sampling_meter
 from tpo.config import RunConfig
 from tpo.console import progress_bar, say
@@ -24,7 +25,7 @@ from tpo.records import Account, Artifact, Prompt, Sample
 from tpo.store import check_files, read_rows, read_shards
 
 
-@task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE)
+@task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Artifact:
     """Outputs of `model` for `prompts`, asked as `ask` says."""
     stage = samples_stage(config, ask, model, prompts)

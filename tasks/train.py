@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import epoch_artifact, train_stage
+from tasks.retry import may_pass
 from tasks.spending import training_meter
 from tpo.config import RunConfig
 from tpo.console import Advance, progress_bar, say
@@ -22,7 +23,7 @@ from tpo.records import Artifact, Pair
 from tpo.store import SCRATCH, check_files, read_rows
 
 
-@task(name="train", task_run_name="train iteration {iteration}", cache_policy=NO_CACHE)
+@task(name="train", task_run_name="train iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def train(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -> list[Artifact]:
     """The checkpoints of one DPO step, in the order of their epochs."""
     stage = train_stage(config, iteration, model, pairs)

@@ -17,6 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, Chosen, model_stage
+from tasks.retry import may_pass
 from tpo.config import RunConfig, compares
 from tpo.console import say
 from tpo.disk import bring, remove
@@ -41,7 +42,9 @@ class Standing:
     """Share of prompts whose first output kept the format."""
 
 
-@task(name="validate", task_run_name="validate iteration {iteration}", cache_policy=NO_CACHE)
+@task(
+    name="validate", task_run_name="validate iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass
+)
 def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Chosen:
     """M_t and the validation answers that chose it.
 

@@ -12,15 +12,37 @@ from collections.abc import Callable, Iterator
 Advance = Callable[[int], None]
 """Sets how much of the job is done."""
 
+Onlooker = Callable[[str, int, str], Advance]
+"""Is told of a job, its size and its unit as it begins, and gives what to call with the amount done so far."""
+
 LOGGER = "tpo"
 """Logger of the lines; Prefect sends them to its server and shows them with the run."""
 logging.getLogger(LOGGER).setLevel(logging.INFO)
 _SECONDS_BETWEEN_LINES = 10
+_onlookers: list[Onlooker] = []
+
+
+def look_on(onlooker: Onlooker) -> None:
+    """Has somebody told of every bar from now on, once however often this is called."""
+    if onlooker not in _onlookers:
+        _onlookers.append(onlooker)
 
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
     """A bar for one long job; call what it yields with the amount done so far."""
+    with _own_bar(label, total, unit) as own:
+        told = [own, *(onlooker(label, total, unit) for onlooker in _onlookers)]
+
+        def advance(done: int) -> None:
+            for tell in told:
+                tell(done)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _own_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
     if not sys.stderr.isatty():
         yield _line_writer(label, total, unit)
         return

@@ -1,0 +1,22 @@
+"""Claims about what a bar tells to those who look on."""
+
+import pytest
+
+from tpo import console
+from tpo.console import Advance, look_on, progress_bar
+
+
+def test_onlookers_are_told_once_of_every_bar_and_of_all_that_it_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(console, "_onlookers", [])
+    told: list[object] = []
+
+    def onlooker(label: str, total: int, unit: str) -> Advance:
+        told.append((label, total, unit))
+        return told.append
+
+    look_on(onlooker)
+    look_on(onlooker)
+    with progress_bar("sample iter_1", 64, "outputs") as advance:
+        advance(16)
+        advance(64)
+    assert told == [("sample iter_1", 64, "outputs"), 16, 64]
