@@ -49,7 +49,7 @@ override KEY := $(value KEY)
 export PORT VARIANT THOUGHTS KEY SERVE_PROFILE
 export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON
 
-.PHONY: help setup iterate plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui serve lock clean
+.PHONY: help setup iterate plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -113,6 +113,12 @@ fault-table: setup ## Run the tests of faults and write docs/faults.md from them
 
 ui: setup ## Start Prefect's server and its pages on this machine only
 	@exec $(PY) -m flows ui
+
+deploy: setup ## Put the work pool and the deployments into Prefect (PREFECT_API_URL, or make ui's), or renew them
+	@exec $(PY) -m flows deploy
+
+worker: setup ## Run here what the deployments' triggers ask for
+	@exec $(PY) -m flows worker
 
 serve: setup ## Serve a model to OpenAI's clients, thoughts hidden. MODEL=<folder> PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
 	@set -f -- "$$MODEL" --port "$$PORT" $${SERVE_PROFILE:+--profile "$$SERVE_PROFILE"} \

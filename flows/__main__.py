@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,18 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from flows.preflight import check_before_work, preflight
-from tasks.lineage import SHIPPED_SEED_MODEL, completed, is_kept
+from flows.start import prefect_environment, profile_path, ready, resolve_config, working
+from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
-from tpo.console import LOGGER, say
+from tpo.console import say
 from tpo.disk import explained
-from tpo.errors import InputError, ServerError, StoreError, TpoError
-from tpo.mirror import reading
-from tpo.summary import Summary, read_summary
+from tpo.errors import InputError, ServerError, TpoError
+from tpo.summary import Summary
 from tpo.table import print_table
-from tpo.watchdog import watched
 
-PROFILES = Path("deploy/profiles")
+DEPLOYMENTS = Path("deploy/prefect.yaml")
+POOL = "tpo"
+"""The work pool of our deployments."""
 SERVER_LOST = 3
 """Exit status where Prefect's server is out of reach."""
 
@@ -70,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
     ui.set_defaults(run=_ui)
+    deploy = commands.add_parser("deploy", help="put the work pool and the deployments into Prefect, or renew them")
+    deploy.set_defaults(run=_deploy)
+    worker = commands.add_parser("worker", help="run what the deployments' triggers ask for, on this machine")
+    worker.set_defaults(run=_worker)
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
     seed.add_argument("--to", type=Path, default=SHIPPED_SEED_MODEL, metavar="FOLDER", help="where (default: in place)")
     seed.set_defaults(run=_seed_model)
@@ -123,24 +128,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def resolve_config(
-    profile: str, *, run_name: str | None, judge: str | None, seed: int | None, overrides: Sequence[str]
-) -> RunConfig:
-    """The config of a command line; a judge and a seed given there name the run, so that no two share a folder."""
-    path = _profile_path(profile)
-    first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
-    last = [f"seed={seed}"] if seed is not None else []
-    config = load_config(path, [*first, *overrides, *last])
-    if run_name is None:
-        given = [judge, None if seed is None else f"seed{seed}"]
-        run_name = "-".join([config.name, *(part for part in given if part is not None)])
-    return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
-
-
-def _profile_path(profile: str) -> Path:
-    return Path(profile) if profile.endswith((".toml", ".json")) else PROFILES / f"{profile}.toml"
-
-
 def _config(options: argparse.Namespace) -> RunConfig:
     return resolve_config(
         options.profile,
@@ -164,45 +151,25 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _iterate(options: argparse.Namespace) -> int:
     config = _config(options)
-    preflight(config)
     report = f"{config.place}/report.html"
-    with reading(config):
-        if (found := finished(config, options.to)) is not None:
-            print_table(found)
-            print(f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {report}")
-            return 0
-        check_before_work(config, options.to)
+    if (found := ready(config, options.to)) is not None:
+        print_table(found)
+        print(f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {report}")
+        return 0
     started = time.monotonic()
-    with watched():
+    with working():
         print_table(_run(config, options.to))
     print(f"M_{options.to} after {time.monotonic() - started:.0f} s. Report: {report}")
     return 0
 
 
-def finished(config: RunConfig, iterations: int) -> Summary | None:
-    """The summary of a run that has reached M_T and needs nothing, its report included."""
-    path = config.root / "summary.json"
-    if not (is_kept(config) and path.exists() and (config.root / "report.html").exists()):
-        return None
-    if completed(config, iterations) < iterations:
-        return None
-    try:
-        summary = read_summary(path)
-    except StoreError:
-        return None
-    return summary if summary.models[-1].iteration >= iterations else None
-
-
 def _run(config: RunConfig, iterations: int) -> Summary:
-    _prefect_environment()
     signal.signal(signal.SIGTERM, _stop)
     print(f"run {config.name}: to M_{iterations} in {config.place}", file=sys.stderr)
     import httpx
     from prefect.exceptions import PrefectException
 
     from flows.iterate import iterate
-    from tpo.engines.sampler import close_pools
-    from tpo.engines.scoring import close_scorer_pools
 
     try:
         return iterate(config, iterations)
@@ -212,9 +179,6 @@ def _run(config: RunConfig, iterations: int) -> Summary:
             "folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove PREFECT_HOME "
             f"({os.environ['PREFECT_HOME']})"
         ) from error
-    finally:
-        close_pools()
-        close_scorer_pools()
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
@@ -237,9 +201,9 @@ def _serve(options: argparse.Namespace) -> int:
     if not options.model:
         raise InputError("there is no model: name its folder, for example MODEL=runs/laptop/iter_3/model")
     if options.profile:
-        profile = _profile_path(options.profile)
+        profile = profile_path(options.profile)
     else:
-        profile = config_of_run(model) or _profile_path("laptop")
+        profile = config_of_run(model) or profile_path("laptop")
     variant = [f"prompt.variant={json.dumps(options.variant)}"] if options.variant else []
     config = load_config(profile, [*options.set, *variant])
     say(f"starting, asked as in {profile}: {config.prompt.variant}")
@@ -254,8 +218,34 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _ui(_: argparse.Namespace) -> int:
-    _prefect_environment()
+    prefect_environment()
     os.execv(sys.executable, [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"])
+
+
+def _deploy(_: argparse.Namespace) -> int:
+    _use_server()
+    from flows.operation import make_pool
+
+    make_pool(POOL)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
+    os.execv(sys.executable, command)
+
+
+def _worker(_: argparse.Namespace) -> int:
+    _use_server()
+    from flows.operation import end_orphans
+
+    name = socket.gethostname()
+    end_orphans(POOL, name)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
+    os.execv(sys.executable, command)
+
+
+def _use_server() -> None:
+    """Prefect's settings, with the server of `make ui` where no other is named."""
+    prefect_environment()
+    port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+    os.environ.setdefault("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
 
 
 def _seed_model(options: argparse.Namespace) -> int:
@@ -283,28 +273,6 @@ def _start_again_with_threads(count: int) -> None:
     variables = environment(threads=count)
     if not variables.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "flows", *sys.argv[1:]], {**os.environ, **variables})
-
-
-def _prefect_environment() -> None:
-    """Everybody silenced, and Prefect's settings where the user has set none: files beside the runs, quiet terminal.
-
-    Comes before anything is imported that reads its settings then.
-    """
-    from tpo.engines.processes import QUIET
-
-    os.environ.update(QUIET)
-    home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
-    defaults = {
-        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
-        "PREFECT_MEMO_STORE_PATH": str(home / "memo.toml"),
-        "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER,
-        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_what_ray_writes_into_its_logs_holds_no_token_and_no_address_of_ours(mon
 
 def test_the_command_is_silenced_before_any_library_is_imported():
     program = (
-        "import json, os, sys; from flows.__main__ import _prefect_environment; _prefect_environment();"
+        "import json, os, sys; from flows.start import prefect_environment; prefect_environment();"
         "imported = {'ray', 'prefect', 'torch', 'huggingface_hub'} & sys.modules.keys();"
         "print(json.dumps([dict(os.environ), sorted(imported)]))"
     )

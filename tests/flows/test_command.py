@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import finished, main, resolve_config
+from flows.__main__ import main
+from flows.start import finished, resolve_config
 from tests.faulty_proxy import Fault, FaultyProxy, Script
 from tests.finished_run import finish
 from tests.rows import a_config

@@ -184,7 +184,7 @@ def test_a_run_that_can_work_passes_in_silence_and_leaves_nothing_behind(
 
 def test_the_check_of_every_run_loads_nothing_heavy():
     code = (
-        "import sys; from flows.__main__ import resolve_config; from flows.preflight import preflight;"
+        "import sys; from flows.start import resolve_config; from flows.preflight import preflight;"
         "preflight(resolve_config('laptop', run_name=None, judge='armorm', seed=None, overrides=[]));"
         "print([name for name in ('torch', 'ray', 'prefect', 'vllm', 'transformers', 'openai') if name in sys.modules])"
     )

@@ -1,0 +1,62 @@
+"""What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one.
+
+In: the answers of a form, those of `python -m flows iterate`. Out: M_{t+1}, where the manifests say that M_t stands.
+
+A trigger says "go on" and not which iteration: the run folder knows that, however the trigger before it ended. So a
+trigger too many does no harm, and none has to be repeated. The stages are those of `iterate`, called as a function, so
+that they stand on this run's own page and not one page below.
+"""
+
+from typing import Annotated, Literal
+
+from prefect import flow, tags
+from prefect.states import Completed, State
+from pydantic import Field
+
+from flows.iterate import iterate
+from flows.operation import alert, entitle, fetch_keys
+from flows.preflight import preflight
+from flows.start import ready, resolve_config, working
+from tasks.lineage import completed
+from tpo.config import RunConfig
+from tpo.disk import explained
+from tpo.mirror import reading
+
+
+@flow(name="advance", flow_run_name="advance {profile}", on_failure=[alert], on_crashed=[alert])
+def advance(
+    profile: str = "laptop",
+    run_name: str | None = None,
+    judge: Literal["verifier", "reward_model", "armorm", "pairwise"] | None = None,
+    seed: Annotated[int, Field(ge=0)] | None = None,
+    overrides: list[str] = [],  # noqa: B006 - Prefect reads the default for its form, and nobody changes it
+    iterations: Annotated[int, Field(ge=1)] = 1,
+    last: Annotated[int, Field(ge=0)] = 3,
+) -> State:
+    """Brings a run one iteration further; resumes the iteration that was interrupted.
+
+    Args:
+        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
+        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
+        judge: Another judge than the profile's, with its defaults.
+        seed: The run's seed. Empty: the profile's.
+        overrides: Values in place of the profile's, each as `sample.k=4`.
+        iterations: How many iterations this trigger adds at most.
+        last: T of the last model M_T. Once it stands, triggers do nothing.
+    """
+    config = resolve_config(profile, run_name=run_name, judge=judge, seed=seed, overrides=overrides)
+    preflight(config)
+    reached = next_model(config, iterations, last)
+    entitle(f"{config.name} to M_{reached}", config.name)
+    fetch_keys(config)
+    if ready(config, reached) is not None:
+        return Completed(name="NothingToDo", message=f"M_{reached} of {config.name} is complete, and `last` is {last}")
+    with working(), explained(), tags(config.name):
+        iterate.fn(config, reached)
+    return Completed(message=f"M_{reached} of {config.name} is complete: {config.place}/report.html")
+
+
+def next_model(config: RunConfig, iterations: int, last: int) -> int:
+    """T of the model to bring a run to: so many iterations past the last complete one, and no further than `last`."""
+    with reading(config):
+        return min(max(completed(config, last), 0) + iterations, last)

@@ -1,0 +1,103 @@
+"""What lies between a command line or a form and the flow, so that both start the same run in the same way.
+
+In: what a user asks for. Out: a config, the word that there is nothing to do, or a process in which the flow can run.
+Nothing heavy is imported before it is known that there is something to do.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flows.preflight import check_before_work, preflight
+from tasks.lineage import completed, is_kept
+from tpo.config import RunConfig, load_config
+from tpo.console import LOGGER
+from tpo.errors import StoreError
+from tpo.mirror import reading
+from tpo.summary import Summary, read_summary
+from tpo.watchdog import watched
+
+PROFILES = Path("deploy/profiles")
+
+
+def resolve_config(
+    profile: str, *, run_name: str | None, judge: str | None, seed: int | None, overrides: Sequence[str]
+) -> RunConfig:
+    """The config that is asked for; a judge and a seed given here name the run, so that no two share a folder."""
+    path = profile_path(profile)
+    first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
+    last = [f"seed={seed}"] if seed is not None else []
+    config = load_config(path, [*first, *overrides, *last])
+    if run_name is None:
+        given = [judge, None if seed is None else f"seed{seed}"]
+        run_name = "-".join([config.name, *(part for part in given if part is not None)])
+    return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
+
+
+def profile_path(profile: str) -> Path:
+    """The file of a profile that is named, or given as a file."""
+    return Path(profile) if profile.endswith((".toml", ".json")) else PROFILES / f"{profile}.toml"
+
+
+def ready(config: RunConfig, iterations: int) -> Summary | None:
+    """Checks that a run can get to M_T, T = `iterations`; its summary where it is there and nothing is to be done."""
+    preflight(config)
+    with reading(config):
+        if (found := finished(config, iterations)) is None:
+            check_before_work(config, iterations)
+    return found
+
+
+def finished(config: RunConfig, iterations: int) -> Summary | None:
+    """The summary of a run that has reached M_T and needs nothing, its report included."""
+    path = config.root / "summary.json"
+    if not (is_kept(config) and path.exists() and (config.root / "report.html").exists()):
+        return None
+    if completed(config, iterations) < iterations:
+        return None
+    try:
+        summary = read_summary(path)
+    except StoreError:
+        return None
+    return summary if summary.models[-1].iteration >= iterations else None
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Has all that the flow starts in this process end with it, or at the end of the context."""
+    prefect_environment()
+    with watched():
+        from tpo.engines.sampler import close_pools
+        from tpo.engines.scoring import close_scorer_pools
+
+        try:
+            yield
+        finally:
+            close_pools()
+            close_scorer_pools()
+
+
+def prefect_environment() -> None:
+    """Everybody silenced, and Prefect's settings where the user has set none: files beside the runs, quiet terminal.
+
+    Comes before anything is imported that reads its settings then.
+    """
+    from tpo.engines.processes import QUIET
+
+    os.environ.update(QUIET)
+    home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
+    defaults = {
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
+        "PREFECT_MEMO_STORE_PATH": str(home / "memo.toml"),
+        "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # On disk, so that a server that is started again knows who is at work, and lets them go on.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER,
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
