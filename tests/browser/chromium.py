@@ -1,0 +1,107 @@
+"""A page in headless Chromium, by its DevTools protocol: what it shows, what it complains of, how it looks."""
+
+import base64
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from PIL import Image
+from websockets.sync.client import ClientConnection, connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ("--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+
+
+class Page:
+    """One page; `errors` holds what it wrote to its console as errors, threw and did not catch, or failed to load."""
+
+    def __init__(self, folder: Path, *, width: int = 1500, height: int = 1100) -> None:
+        self._folder = folder
+        self._size = f"--window-size={width},{height}"
+        self.errors: list[str] = []
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        command = [str(CHROMIUM), *FLAGS, self._size, "--remote-debugging-port=0", f"--user-data-dir={self._folder}"]
+        self._browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        port_file = self._folder / "DevToolsActivePort"
+        while not port_file.exists() or not port_file.read_text().strip():
+            assert self._browser.poll() is None, "Chromium has ended"
+            time.sleep(0.1)
+        port = port_file.read_text().split()[0]
+        tab = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank", timeout=60).json()
+        self._socket: ClientConnection = connect(tab["webSocketDebuggerUrl"], max_size=None)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._socket.close()
+        self._browser.terminate()
+        self._browser.wait(timeout=30)
+
+    def open(self, url: str, *texts: str, seconds: float = 60) -> str:
+        """Goes there and waits until all of the texts can be read; what can be read then."""
+        self._call("Page.navigate", url=url)
+        return self.wait(*texts, seconds=seconds)
+
+    def wait(self, *texts: str, seconds: float = 60) -> str:
+        """Waits until all of the texts can be read; what can be read then."""
+        deadline = time.monotonic() + seconds
+        while missing := [text for text in texts if text not in self.text()]:
+            assert time.monotonic() < deadline, f"{missing} cannot be read; what can:\n{self.text()}"
+            time.sleep(0.3)
+        return self.text()
+
+    def text(self) -> str:
+        """What can be read, the contents of fields included."""
+        fields = "[...document.querySelectorAll('input,textarea')].map(field => field.value).join('\\n')"
+        return str(self.run(f"document.body ? document.body.innerText + '\\n' + {fields} : ''"))
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+
+    def screenshot(self, path: Path) -> None:
+        """How it looks, as PNG."""
+        path.write_bytes(self._picture())
+
+    def colours(self) -> Mapping[str, int]:
+        """How many points of what can be seen have which colour, as `#rrggbb`."""
+        picture = Image.open(io.BytesIO(self._picture())).convert("RGB")
+        counted = picture.getcolors(maxcolors=picture.width * picture.height) or []
+        return {f"#{red:02x}{green:02x}{blue:02x}": count for count, (red, green, blue) in counted}
+
+    def _picture(self) -> bytes:
+        return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=120))
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                result: dict[str, Any] = message["result"]
+                return result
+            self.errors.extend(_complaints(message.get("method"), message.get("params", {})))
+
+
+def _complaints(event: str | None, told: dict[str, Any]) -> Iterator[str]:
+    with contextlib.suppress(KeyError):
+        if event == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
+            yield " ".join(str(part.get("value", part.get("description"))) for part in told["args"])
+        elif event == "Runtime.exceptionThrown":
+            yield str(
+                told["exceptionDetails"].get("exception", {}).get("description", told["exceptionDetails"]["text"])
+            )
+        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
+            yield f"{told['entry']['text']} {told['entry'].get('url', '')}"

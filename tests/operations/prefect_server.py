@@ -1,0 +1,186 @@
+"""A Prefect server and its worker as an operator starts them, each a process of its own, and the server's API."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+Run = Mapping[str, Any]
+"""A flow run as the API describes it."""
+
+
+class Operation:
+    """A server with its database below `folder`, or at `database`, the deployments, and a worker."""
+
+    def __init__(self, folder: Path, database: str | None = None) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        self._environment = {
+            **kept,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        if database is not None:
+            self._environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
+        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=60)
+        self.server = self._start("ui")
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.wait(self._answers, 180)
+        deploying = self._start("deploy")
+        assert deploying.wait(timeout=240) == 0, self.log("deploy")
+        self.deployment: dict[str, Any] = self._get("/deployments/name/advance/iterate")
+        for times in self.deployment["schedules"]:  # else the hour could strike within a test
+            path = f"/deployments/{self.deployment['id']}/schedules/{times['id']}"
+            self.api.patch(path, json={"active": False}).raise_for_status()
+
+    def close(self) -> None:
+        """Ends all of it."""
+        if self.worker is not None:
+            self.kill_worker()
+        _kill(self.server)
+        self.api.close()
+
+    def start_worker(self) -> None:
+        """Starts the worker."""
+        self.worker = self._start("worker")
+
+    def kill_worker(self) -> None:
+        """Kills the worker's whole session, the run's process included, with -9."""
+        assert self.worker is not None
+        _kill(self.worker)
+        self.worker = None
+
+    def restart_server(self) -> None:
+        """Kills the server with -9 and starts it again on the same database."""
+        _kill(self.server)
+        self.server = self._start("ui")
+        self.wait(self._answers, 180)
+
+    def set_parameters(self, **parameters: Any) -> None:
+        """Sets what the deployment's runs are given where a trigger says nothing else."""
+        self.api.patch(f"/deployments/{self.deployment['id']}", json={"parameters": parameters}).raise_for_status()
+
+    def trigger(self, **parameters: Any) -> str:
+        """Triggers the deployment now; the flow run's id."""
+        asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        made = self.api.post(f"/deployments/{self.deployment['id']}/create_flow_run", json=asked)
+        return str(made.raise_for_status().json()["id"])
+
+    def alert_to(self, url: str) -> None:
+        """Has messages sent to a webhook, by a block that the variable `tpo_alert` names."""
+        kind = self._get("/block_types/slug/custom-webhook")
+        asked = {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}}
+        (schema,) = self.api.post("/block_schemas/filter", json=asked).raise_for_status().json()
+        data = {"name": "ops", "url": url, "json_data": {"subject": "{{subject}}", "body": "{{body}}"}}
+        block = {"name": "ops", "data": data, "block_schema_id": schema["id"], "block_type_id": kind["id"]}
+        self.api.post("/block_documents/", json=block).raise_for_status()
+        variable = {"name": "tpo_alert", "value": "custom-webhook/ops"}
+        self.api.post("/variables/", json=variable).raise_for_status()
+
+    def schedule(self, *, seconds: float) -> str:
+        """Gives the deployment a schedule whose first time is so many seconds from now; that flow run's id."""
+        first = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        times = {"schedule": {"interval": 86400, "anchor_date": first}, "active": True}
+        self.api.post(f"/deployments/{self.deployment['id']}/schedules", json=[times]).raise_for_status()
+
+        def first_one() -> str | None:
+            runs = [
+                run for run in self.runs() if run["auto_scheduled"] and run["expected_start_time"][:19] == first[:19]
+            ]
+            return str(runs[0]["id"]) if runs else None
+
+        found: str = self.wait(first_one, 60)
+        return found
+
+    def run(self, run_id: str) -> Run:
+        """A flow run."""
+        return self._get(f"/flow_runs/{run_id}")
+
+    def runs(self) -> Sequence[Run]:
+        """All flow runs of the deployment."""
+        asked = {"deployments": {"id": {"any_": [self.deployment["id"]]}}}
+        found: Sequence[Run] = self.api.post("/flow_runs/filter", json=asked).raise_for_status().json()
+        return found
+
+    def until(self, run_id: str, *states: str, seconds: float) -> Run:
+        """Waits until a flow run is in one of some states."""
+
+        def there() -> Run | None:
+            found = self.run(run_id)
+            ended = found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+            assert not ended or found["state_name"] in states, (found["state"], self.logs(run_id), self.log("worker"))
+            return found if found["state_name"] in states else None
+
+        run: Run = self.wait(there, seconds)
+        return run
+
+    def artifacts(self, run_id: str) -> Sequence[Mapping[str, Any]]:
+        """The artifacts of a flow run."""
+        asked = {"flow_runs": {"id": {"any_": [run_id]}}}
+        found: Sequence[Mapping[str, Any]] = self.api.post("/artifacts/filter", json=asked).raise_for_status().json()
+        return found
+
+    def graph(self, run_id: str) -> dict[str, set[str]]:
+        """What the page of a run draws: each node's label, and the labels that have an edge to it."""
+        nodes = [node for _, node in self._get(f"/flow_runs/{run_id}/graph-v2")["nodes"]]
+        labels = {node["id"]: str(node["label"]) for node in nodes}
+        return {str(node["label"]): {labels[parent["id"]] for parent in node["parents"]} for node in nodes}
+
+    def logs(self, run_id: str) -> str:
+        """What a flow run has logged."""
+        asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
+        return "\n".join(line["message"] for line in self.api.post("/logs/filter", json=asked).json())
+
+    def log(self, command: str) -> str:
+        """The last of what a process has written."""
+        return (self._folder / f"{command}.log").read_text()[-4000:]
+
+    def wait(self, look: Callable[[], Any], seconds: float) -> Any:
+        """Looks again and again until there is something."""
+        deadline = time.monotonic() + seconds
+        while not (found := look()):
+            assert time.monotonic() < deadline, f"nothing after {seconds:g} s:\n{self.log('ui')}"
+            time.sleep(0.3)
+        return found
+
+    def _answers(self) -> bool:
+        assert self.server.poll() is None, self.log("ui")
+        with contextlib.suppress(httpx.HTTPError):
+            return self.api.get("/health").is_success
+        return False
+
+    def _get(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.get(path).raise_for_status().json()
+        return found
+
+    def _start(self, command: str) -> "subprocess.Popen[bytes]":
+        with (self._folder / f"{command}.log").open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", "flows", command],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)

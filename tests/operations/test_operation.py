@@ -1,0 +1,239 @@
+"""Claims about a run that is operated through Prefect: real server, real worker, real engines, each apart.
+
+One story, told once and looked at by all tests, since each start of the engines costs half a minute: two triggers at
+once; the worker killed with all it runs; the worker started again; the schedule's trigger, which resumes; a trigger
+whose stage fails on purpose; one that mends it. On SQLite everywhere; on PostgreSQL by `TPO_POSTGRES=1`.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.browser.chromium import CHROMIUM, Page
+from tests.operations.postgres import postgres
+from tests.operations.prefect_server import Operation, Run
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
+SETTINGS = (
+    "data.per_iteration=16",
+    "data.validation=8",
+    "data.test=8",
+    "sample.k=4",
+    "train.epochs=1",
+    "train.batch_size=4",
+    "train.micro_batch_size=4",
+    "engine.shard_prompts=4",
+)
+LONG = 900
+GREEN = "#219d4b"
+"""Of a completed stage's bar in the graph, which is painted and has no text to be read."""
+
+
+@dataclass
+class Story:
+    """What happened, in order; runs as they were when they ended."""
+
+    operation: Operation
+    first: Run
+    second: Run
+    """Triggered together with `first`."""
+    at_once: tuple[str, str]
+    """The states of both while one of them worked."""
+    scheduled: Run
+    failed: Run
+    mended: Run
+    told: list[str]
+    """What the webhook of `tpo_alert` was sent."""
+    root: Path
+    after_schedule: dict[str, bytes] = field(default_factory=dict)
+
+
+class Webhook(ThreadingHTTPServer):
+    """Notes what it is sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Listener)
+        self.told: list[str] = []
+
+
+class _Listener(BaseHTTPRequestHandler):
+    server: Webhook
+
+    def do_POST(self) -> None:
+        self.server.told.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def webhook() -> Iterator[Webhook]:
+    with Webhook() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def operation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operation]:
+    folder = tmp_path_factory.mktemp("operation")
+    with postgres(folder) as database:
+        operation = Operation(folder, database)
+        yield operation
+        operation.close()
+
+
+@pytest.fixture(scope="module")
+def story(operation: Operation, webhook: Webhook, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder = tmp_path_factory.mktemp("runs")
+    settings = [*SETTINGS, f'folder="{folder}"']
+    operation.set_parameters(run_name="tiny", overrides=settings, last=1)
+    operation.alert_to(f"http://127.0.0.1:{webhook.server_port}/")
+    operation.start_worker()
+    triggered = [operation.trigger(), operation.trigger()]
+    running = operation.wait(lambda: [i for i in triggered if operation.run(i)["state_name"] == "Running"], LONG)[0]
+    (other,) = set(triggered) - {running}
+    operation.wait((folder / "tiny/iter_0/validation/epoch_0/samples/plan.json").exists, LONG)
+    at_once = (operation.run(running)["state_name"], operation.run(other)["state_name"])
+    operation.kill_worker()
+    operation.start_worker()
+    first = operation.until(running, "Crashed", seconds=LONG)
+    scheduled = operation.until(operation.schedule(seconds=8), "Completed", seconds=LONG)
+    manifests = {str(path): path.read_bytes() for path in (folder / "tiny").rglob("manifest.json")}
+    failed = operation.until(operation.trigger(overrides=[*settings, "pair.min_margin=100"]), "Failed", seconds=LONG)
+    mended = operation.until(operation.trigger(), "Completed", seconds=LONG)
+    return Story(
+        operation,
+        first,
+        operation.run(other),
+        at_once,
+        scheduled,
+        failed,
+        mended,
+        webhook.told,
+        folder / "tiny",
+        manifests,
+    )
+
+
+def test_two_triggers_at_once_do_not_run_at_once(story: Story):
+    assert story.at_once == ("Running", "Cancelled")
+    assert story.second["state"]["message"] == "Deployment concurrency limit reached."
+    assert story.second["total_run_time"] == 0
+
+
+def test_a_run_whose_worker_was_killed_is_crashed_and_says_so(story: Story):
+    assert story.first["state"]["message"] == "Its worker was killed, and the run with it."
+    assert [a["key"] for a in story.operation.artifacts(story.first["id"]) if a["type"] == "markdown"] == [
+        "tpo-stopped"
+    ]
+
+
+def test_the_schedules_trigger_resumes_what_was_interrupted(story: Story):
+    assert story.scheduled["auto_scheduled"] and story.scheduled["name"] == "tiny to M_1"
+    assert {"tpo", "tiny"} <= set(story.scheduled["tags"])
+    assert (story.root / "iter_1/model/model.safetensors").exists()
+    assert "iter_0/prompts/validation: 8 prompts" in story.operation.logs(story.first["id"])
+    assert "iter_0/prompts/validation: 8 prompts" not in story.operation.logs(story.scheduled["id"])
+
+
+def test_a_stage_that_fails_says_why_on_the_runs_page_in_its_log_and_to_whom_it_may_concern(story: Story):
+    why = "iteration 1: 0 pairs from 16 prompts"
+    assert why in story.failed["state"]["message"]
+    (note,) = [a for a in story.operation.artifacts(story.failed["id"]) if a["key"] == "tpo-stopped"]
+    assert why in note["data"] and "the next trigger goes on from there" in note["data"]
+    assert why in story.operation.logs(story.failed["id"])
+    assert [json.loads(told)["subject"] for told in story.told] == ["tiny to M_1 crashed", "tiny to M_1 failed"]
+    assert why in json.loads(story.told[1])["body"]
+
+
+def test_what_was_mended_goes_on_and_makes_nothing_again_that_was_right(story: Story):
+    changed = {path for path, content in story.after_schedule.items() if Path(path).read_bytes() != content}
+    assert changed == {str(story.root / "iter_1/pairs/manifest.json")}
+    assert (story.root / "summary.json").exists()
+
+
+def test_a_trigger_past_the_last_iteration_has_nothing_to_do(story: Story):
+    run = story.operation.until(story.operation.trigger(), "NothingToDo", seconds=LONG)
+    assert run["state"]["message"] == "M_1 of tiny is complete, and `last` is 1"
+
+
+def test_a_trigger_with_a_wrong_answer_in_the_form_is_refused(story: Story):
+    asked = {"parameters": {"last": -1}, "state": {"type": "SCHEDULED"}}
+    path = f"/deployments/{story.operation.deployment['id']}/create_flow_run"
+    assert story.operation.api.post(path, json=asked).status_code == 409
+
+
+def test_the_graph_has_an_edge_where_a_stage_uses_another_and_nowhere_else(story: Story):
+    validation, test, direct = "iter_0/validation/epoch_0", "iter_0/test", "iter_0/direct"
+    first = {f"sample {validation}", f"judge {validation}", f"sample {test}", f"judge {test}"}
+    assert story.operation.graph(story.scheduled["id"]) == {
+        "load iter_0/prompts/validation": set(),
+        "load iter_0/prompts/test": {"load iter_0/prompts/validation"},
+        f"sample {validation}": {"load iter_0/prompts/validation"},
+        f"judge {validation}": {f"sample {validation}", "load iter_0/prompts/validation"},
+        f"sample {test}": {"load iter_0/prompts/test"},
+        f"judge {test}": {f"sample {test}", "load iter_0/prompts/test"},
+        f"sample {direct}": {"load iter_0/prompts/test"},
+        f"judge {direct}": {f"sample {direct}", "load iter_0/prompts/test", f"sample {test}", f"judge {test}"},
+        "iteration / M_1 of tiny": {"load iter_0/prompts/validation", "load iter_0/prompts/test", *first},
+        "report": {
+            *first,
+            f"sample {direct}",
+            f"judge {direct}",
+            "load iter_0/prompts/test",
+            "iteration / M_1 of tiny",
+        },
+    }
+
+
+def test_the_graph_of_an_iteration_is_the_method(story: Story):
+    asked = {"flow_runs": {"name": {"any_": ["M_1 of tiny"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+    iterations = story.operation.api.post("/flow_runs/filter", json=asked).json()
+    epoch = "iter_1/validation/epoch_1"
+    for iteration in iterations:
+        assert story.operation.graph(iteration["id"]) == {
+            "load iter_1/prompts": set(),
+            "sample iter_1": {"load iter_1/prompts"},
+            "judge iter_1": {"sample iter_1", "load iter_1/prompts"},
+            "pair iteration 1": {"sample iter_1", "judge iter_1"},
+            "train iteration 1": {"pair iteration 1"},
+            f"sample {epoch}": {"train iteration 1"},
+            f"judge {epoch}": {f"sample {epoch}"},
+            "validate iteration 1": {"train iteration 1", f"sample {epoch}", f"judge {epoch}"},
+            "sample iter_1/test": {"validate iteration 1"},
+            "judge iter_1/test": {"sample iter_1/test"},
+        }
+    assert len(iterations) == 2  # the schedule's, and that of the mended run
+
+
+def test_a_long_stage_shows_how_far_it_is(story: Story):
+    artifacts = story.operation.api.post("/artifacts/filter", json={}).json()
+    shown = [artifact for artifact in artifacts if artifact["type"] == "progress"]
+    assert [artifact["data"] for artifact in shown if artifact["description"].startswith("train iter_1")] == [100.0]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_the_run_its_stages_its_artifacts_and_the_form(story: Story, tmp_path: Path):
+    """Screenshots stay in the test's folder."""
+    url, run = story.operation.url, story.scheduled["id"]
+    with Page(tmp_path / "profile") as page:
+        page.open(f"{url}/runs/flow-run/{run}", "tiny to M_1", "Completed", "iter_1/model: M_1 is")
+        story.operation.wait(lambda: page.colours().get(GREEN, 0) > 5000, 60)
+        page.screenshot(tmp_path / "run.png")
+        page.open(f"{url}/runs/flow-run/{run}?tab=TaskRuns", "sample iter_0/test", "judge iter_0/direct", "report")
+        page.open(f"{url}/runs/flow-run/{run}?tab=Artifacts", "tpo-tiny-report")
+        page.open(f"{url}/artifacts/key/tpo-tiny", "M_0 direct", "test score")
+        page.open(f"{url}/artifacts/key/tpo-tiny-report", "Test score by iteration")
+        page.open(f"{url}/deployments/deployment/{story.operation.deployment['id']}/run", "profile", "overrides")
+    assert page.errors == []
