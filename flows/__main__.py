@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import socket
@@ -237,6 +238,7 @@ def _worker(_: argparse.Namespace) -> int:
 
     name = socket.gethostname()
     end_orphans(POOL, name)
+    logging.shutdown()  # what is on its way to the server: a process that is replaced says no last words
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     os.execv(sys.executable, command)
 

@@ -9,6 +9,7 @@ notification block (`slack-webhook/<name>`, `custom-webhook/<name>`, …), whose
 import contextlib
 import logging
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def fetch_keys(config: RunConfig) -> None:
 
 def _secret(name: str) -> str | None:
     try:
-        block = Secret[str].load(name)
+        block = Block.load(f"secret/{name}")
     except ValueError:
         return None
     assert isinstance(block, Secret)
@@ -79,6 +80,7 @@ def tell(flow_run: FlowRun, state: State[Any]) -> None:
 
     What it was doing has stopped with it, though nobody was left to tell Prefect: its subflows are marked as crashed.
     """
+    why = (state.message or "").removeprefix("Flow run encountered an exception: ")
     with get_client(sync_client=True) as client:
         name = client.read_flow_run(flow_run.id).name  # a hook is given the name that the run began with
         subject = f"{name} {(state.name or 'stopped').lower()}"
@@ -92,14 +94,19 @@ def tell(flow_run: FlowRun, state: State[Any]) -> None:
                 key="tpo-stopped",
                 type="markdown",
                 description=subject,
-                data=f"**{subject}**\n\n```\n{state.message}\n```\n\n{_NEXT}",
+                data=f"**{subject}**\n\n```\n{_as_it_is(why)}\n```\n\n{_NEXT}",
                 flow_run_id=flow_run.id,
             )
         )
     logger = flow_run_logger(flow_run)
-    logger.error("%s: %s %s", subject, state.message, _NEXT)
+    logger.error("%s: %s. %s", subject, why.removesuffix("."), _NEXT)
     if (block := Variable.get(ALERT_VARIABLE)) is not None:
-        _notify(str(block), subject, f"{state.message}\n\n{_NEXT}", logger)
+        _notify(str(block), subject, f"{why}\n\n{_NEXT}", logger)
+
+
+def _as_it_is(text: str) -> str:
+    """Text for a block of code, in lines that fit a page; it may quote prompts, and nothing in it is markup."""
+    return "\n".join(textwrap.fill(line, width=100) for line in text.replace("`", "'").splitlines())
 
 
 def _notify(name: str, subject: str, body: str, logger: "logging.LoggerAdapter[Any]") -> None:

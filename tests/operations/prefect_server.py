@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
 ROOT = Path(__file__).parents[2]
+LONG = 900.0
+"""Seconds that anything may take, with others on the machine."""
 Run = Mapping[str, Any]
 """A flow run as the API describes it."""
 
@@ -37,22 +39,31 @@ class Operation:
         if database is not None:
             self._environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
         self.api = httpx.Client(base_url=f"{self.url}/api", timeout=60)
-        self.server = self._start("ui")
         self.worker: subprocess.Popen[bytes] | None = None
-        self.wait(self._answers, 180)
-        deploying = self._start("deploy")
-        assert deploying.wait(timeout=240) == 0, self.log("deploy")
-        self.deployment: dict[str, Any] = self._get("/deployments/name/advance/iterate")
-        for times in self.deployment["schedules"]:  # else the hour could strike within a test
-            path = f"/deployments/{self.deployment['id']}/schedules/{times['id']}"
-            self.api.patch(path, json={"active": False}).raise_for_status()
 
-    def close(self) -> None:
-        """Ends all of it."""
+    def __enter__(self) -> Self:
+        self.server = self._start("ui")
+        try:
+            self._deploy()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.worker is not None:
             self.kill_worker()
         _kill(self.server)
         self.api.close()
+
+    def _deploy(self) -> None:
+        self.wait(self._answers)
+        deploying = self._start("deploy")
+        assert deploying.wait(timeout=LONG) == 0, self.log("deploy")
+        self.deployment: dict[str, Any] = self._get("/deployments/name/advance/iterate")
+        for times in self.deployment["schedules"]:  # else the hour could strike within a test
+            path = f"/deployments/{self.deployment['id']}/schedules/{times['id']}"
+            self.api.patch(path, json={"active": False}).raise_for_status()
 
     def start_worker(self) -> None:
         """Starts the worker."""
@@ -68,7 +79,7 @@ class Operation:
         """Kills the server with -9 and starts it again on the same database."""
         _kill(self.server)
         self.server = self._start("ui")
-        self.wait(self._answers, 180)
+        self.wait(self._answers)
 
     def set_parameters(self, **parameters: Any) -> None:
         """Sets what the deployment's runs are given where a trigger says nothing else."""
@@ -103,7 +114,7 @@ class Operation:
             ]
             return str(runs[0]["id"]) if runs else None
 
-        found: str = self.wait(first_one, 60)
+        found: str = self.wait(first_one)
         return found
 
     def run(self, run_id: str) -> Run:
@@ -116,7 +127,7 @@ class Operation:
         found: Sequence[Run] = self.api.post("/flow_runs/filter", json=asked).raise_for_status().json()
         return found
 
-    def until(self, run_id: str, *states: str, seconds: float) -> Run:
+    def until(self, run_id: str, *states: str) -> Run:
         """Waits until a flow run is in one of some states."""
 
         def there() -> Run | None:
@@ -125,7 +136,7 @@ class Operation:
             assert not ended or found["state_name"] in states, (found["state"], self.logs(run_id), self.log("worker"))
             return found if found["state_name"] in states else None
 
-        run: Run = self.wait(there, seconds)
+        run: Run = self.wait(there)
         return run
 
     def artifacts(self, run_id: str) -> Sequence[Mapping[str, Any]]:
@@ -149,7 +160,7 @@ class Operation:
         """The last of what a process has written."""
         return (self._folder / f"{command}.log").read_text()[-4000:]
 
-    def wait(self, look: Callable[[], Any], seconds: float) -> Any:
+    def wait(self, look: Callable[[], Any], seconds: float = LONG) -> Any:
         """Looks again and again until there is something."""
         deadline = time.monotonic() + seconds
         while not (found := look()):
