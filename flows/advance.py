@@ -26,8 +26,8 @@ from tpo.mirror import reading
 @flow(name="advance", flow_run_name="advance {profile}", on_failure=[alert], on_crashed=[alert])
 def advance(
     profile: str = "laptop",
-    run_name: str | None = None,
-    judge: Literal["verifier", "reward_model", "armorm", "pairwise"] | None = None,
+    run_name: str = "",
+    judge: Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise"] = "the profile's",
     seed: Annotated[int, Field(ge=0)] | None = None,
     overrides: list[str] = [],  # noqa: B006 - Prefect reads the default for its form, and nobody changes it
     iterations: Annotated[int, Field(ge=1)] = 1,
@@ -38,13 +38,19 @@ def advance(
     Args:
         profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
         run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
-        judge: Another judge than the profile's, with its defaults.
-        seed: The run's seed. Empty: the profile's.
+        judge: Who scores responses; another judge than the profile's comes with its defaults.
+        seed: The run's seed. None: the profile's.
         overrides: Values in place of the profile's, each as `sample.k=4`.
         iterations: How many iterations this trigger adds at most.
         last: T of the last model M_T. Once it stands, triggers do nothing.
     """
-    config = resolve_config(profile, run_name=run_name, judge=judge, seed=seed, overrides=overrides)
+    config = resolve_config(
+        profile,
+        run_name=run_name or None,
+        judge=None if judge == "the profile's" else judge,
+        seed=seed,
+        overrides=overrides,
+    )
     preflight(config)
     reached = next_model(config, iterations, last)
     entitle(f"{config.name} to M_{reached}", config.name)

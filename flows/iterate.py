@@ -9,6 +9,7 @@ and made again.
 
 from prefect import flow
 
+from flows.graph import name_subflows_as_tasks
 from tasks.judge import judge
 from tasks.lineage import (
     Answers,
@@ -62,6 +63,7 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
     measured = [first]
     for t in range(1, iterations + 1):
         measured.append(iteration(config, t, seed, validation, test, measured))
+        name_subflows_as_tasks()
     return report(config, test, direct, measured)
 
 

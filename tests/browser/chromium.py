@@ -66,6 +66,12 @@ class Page:
         fields = "[...document.querySelectorAll('input,textarea')].map(field => field.value).join('\\n')"
         return str(self.run(f"document.body ? document.body.innerText + '\\n' + {fields} : ''"))
 
+    def click(self, name: str) -> None:
+        """Clicks what bears exactly this name, such as a tab."""
+        bears = f"element => element.innerText.trim() === {json.dumps(name)}"
+        find = f"[...document.querySelectorAll('button,a,li,[role=tab]')].find({bears})"
+        assert self.run(f"(found => found ? (found.click(), true) : false)({find})"), f"there is no {name} to click"
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")

@@ -224,13 +224,16 @@ def test_a_long_stage_shows_how_far_it_is(story: Story):
 def test_a_browser_shows_the_run_its_stages_its_artifacts_and_the_form(story: Story, tmp_path: Path):
     """Screenshots stay in the test's folder."""
     url, run = story.operation.url, story.scheduled["id"]
+    shown = {artifact["key"]: artifact["id"] for artifact in story.operation.artifacts(run)}
     with Page(tmp_path / "profile") as page:
         page.open(f"{url}/runs/flow-run/{run}", "tiny to M_1", "Completed", "iter_1/model: M_1 is")
         story.operation.wait(lambda: page.colours().get(GREEN, 0) > 5000)
         page.screenshot(tmp_path / "run.png")
-        page.open(f"{url}/runs/flow-run/{run}?tab=Task%20Runs", "sample iter_0/test", "judge iter_0/direct", "report")
-        page.open(f"{url}/runs/flow-run/{run}?tab=Artifacts", "tpo-tiny-report")
-        page.open(f"{url}/artifacts/key/tpo-tiny", "M_0 direct", "test score")
-        page.open(f"{url}/artifacts/key/tpo-tiny-report", "Test score by iteration")
+        page.click("Task Runs")
+        page.wait("sample iter_0/test", "judge iter_0/direct", "report")
+        page.click("Artifacts")
+        page.wait("tpo-tiny-report")
+        page.open(f"{url}/artifacts/artifact/{shown['tpo-tiny']}", "M_0 direct", "Task Run\nreport")
+        page.open(f"{url}/artifacts/artifact/{shown['tpo-tiny-report']}", "Test score by iteration")
         page.open(f"{url}/deployments/deployment/{story.operation.deployment['id']}/run", "profile", "overrides")
     assert page.errors == []
