@@ -84,7 +84,7 @@ class Page:
         """How many points of what can be seen have which colour, as `#rrggbb`."""
         picture = Image.open(io.BytesIO(self._picture())).convert("RGB")
         counted = picture.getcolors(maxcolors=picture.width * picture.height) or []
-        return {f"#{red:02x}{green:02x}{blue:02x}": count for count, (red, green, blue) in counted}
+        return {"#" + bytes(colour).hex(): count for count, colour in counted if isinstance(colour, tuple)}
 
     def _picture(self) -> bytes:
         return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
