@@ -1,4 +1,5 @@
-"""On a busy machine Ray's agents take longer to start than the 15 seconds after which Ray's node would give up."""
+"""On a busy machine Ray's agents take longer to start than the 15 seconds after which Ray's node would give up; and Ray
+would have a driver end its own way at SIGTERM."""
 
 import os
 import subprocess
@@ -19,11 +20,14 @@ if any(word.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for wo
     time.sleep(20)
 """
 START = """
+import os, signal
 import ray
 from tpo.config import ClusterConfig
 from tpo.engines.processes import start_ray
 
+signal.signal(signal.SIGTERM, lambda *_: print("asked to end"))
 start_ray(ClusterConfig())
+os.kill(os.getpid(), signal.SIGTERM)
 
 @ray.remote(runtime_env={"env_vars": {"KNOWN": "yes"}})
 def known():
@@ -34,7 +38,9 @@ print(ray.get(known.remote()))
 """
 
 
-def test_ray_starts_on_a_machine_where_its_agents_are_slow(tmp_path: Path, outcome: Callable[[str, str, str], None]):
+def test_ray_starts_where_its_agents_are_slow_and_leaves_what_a_driver_does_at_sigterm(
+    tmp_path: Path, outcome: Callable[[str, str, str], None]
+):
     mark = tmp_path / "mark"
     (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS.format(mark=str(mark)))
     done = subprocess.run(
@@ -46,5 +52,5 @@ def test_ray_starts_on_a_machine_where_its_agents_are_slow(tmp_path: Path, outco
         check=False,
     )
     assert mark.read_text().count("slow") == 2
-    assert done.stdout == "yes\n", done.stderr
+    assert done.stdout == "asked to end\nyes\n", done.stderr
     outcome("Ray's agents take 20 seconds to start", "sample", "goes on; the node waits for them")

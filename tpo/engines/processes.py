@@ -14,11 +14,13 @@ import functools
 import importlib
 import os
 import secrets
+import signal
 import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,24 @@ def start_ray(cluster: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     os.environ.update(QUIET)
+    with _own_sigterm():
+        _connect(cluster)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps what this process does at SIGTERM: Ray has drivers exit at once, with 15 and without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _connect(cluster: ClusterConfig) -> None:
+    import ray
+
     if cluster.address is not None:
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
