@@ -20,6 +20,18 @@ Run = Mapping[str, Any]
 """A flow run as the API describes it."""
 
 
+class Patient(httpx.HTTPTransport):
+    """Asks again where the server says that its database is busy (503), as Prefect's own client does."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(100):
+            if (response := super().handle_request(request)).status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            response.close()
+            time.sleep(0.3)
+        return response
+
+
 class Operation:
     """A server with its database below `folder`, or at `database`, the deployments, and a worker."""
 
@@ -38,7 +50,7 @@ class Operation:
         }
         if database is not None:
             self._environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
-        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=60)
+        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=60, transport=Patient())
         self.worker: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
