@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy = commands.add_parser("deploy", help="put the work pool and the deployments into Prefect, or renew them")
     deploy.set_defaults(run=_deploy)
     worker = commands.add_parser("worker", help="run what the deployments' triggers ask for, on this machine")
+    worker.add_argument("options", nargs="*", help="after --: more options of `prefect worker start`")
     worker.set_defaults(run=_worker)
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
     seed.add_argument("--to", type=Path, default=SHIPPED_SEED_MODEL, metavar="FOLDER", help="where (default: in place)")
@@ -232,7 +233,7 @@ def _deploy(_: argparse.Namespace) -> int:
     os.execv(sys.executable, command)
 
 
-def _worker(_: argparse.Namespace) -> int:
+def _worker(options: argparse.Namespace) -> int:
     _use_server()
     from flows.operation import end_orphans
 
@@ -240,7 +241,7 @@ def _worker(_: argparse.Namespace) -> int:
     end_orphans(POOL, name)
     logging.shutdown()  # what is on its way to the server: a process that is replaced says no last words
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [*command, *options.options])
 
 
 def _use_server() -> None:
