@@ -10,7 +10,8 @@ that they stand on this run's own page and not one page below.
 from typing import Annotated, Literal
 
 from prefect import flow, tags
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from pydantic import Field
 
 from flows.iterate import iterate

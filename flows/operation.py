@@ -12,6 +12,7 @@ import os
 import textwrap
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import Flow, get_client
 from prefect.blocks.abstract import NotificationBlock
@@ -46,7 +47,7 @@ _NEXT = "What is complete is kept: mend the cause, and the next trigger goes on 
 def entitle(name: str, *tags: str) -> None:
     """Gives the flow run that we are in a name and tags that say what it does."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run(this_run.get_id(), name=name, tags=[*this_run.get_tags(), *tags])
+        client.update_flow_run(UUID(this_run.get_id()), name=name, tags=[*this_run.get_tags(), *tags])
 
 
 def fetch_keys(config: RunConfig) -> None:
@@ -70,7 +71,7 @@ def _secret(name: str) -> str | None:
     return str(block.get())
 
 
-def alert(_: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - as Prefect calls it
     """Prefect's hook for a run that fails or crashes: says so."""
     tell(flow_run, state)
 
@@ -116,7 +117,7 @@ def _notify(name: str, subject: str, body: str, logger: "logging.LoggerAdapter[A
             raise InputError(
                 f"{name} is not a notification block: set {ALERT_VARIABLE} to one, as in slack-webhook/ops"
             )
-        block.notify(body=body, subject=subject)
+        block.notify(body=body, subject=subject)  # type: ignore[unused-coroutine]  # none, where no event loop runs
     except Exception as error:  # noqa: BLE001 - the run's own error must not be hidden by that of telling it
         # Not the error's text: it may hold the webhook's address, which is a secret.
         logger.error("%s could not be told: %s; look at block %s", ALERT_VARIABLE, type(error).__name__, name)
@@ -140,7 +141,7 @@ def end_orphans(pool: str, worker: str) -> None:
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=at_work, work_pool_filter=of_pool):
             if run.labels.get("prefect.worker.name") == worker and not _is_alive(run):
-                state = Crashed(message="Its worker was killed, and the run with it.")
+                state: State[Any] = Crashed(message="Its worker was killed, and the run with it.")
                 client.set_flow_run_state(run.id, state, force=True)
                 tell(run, state)
                 say(f"{run.name}: marked as crashed, its worker was killed")

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.__main__ import _parser, resolve_config
+from flows.__main__ import _parser
+from flows.start import resolve_config
 from requirements.install import CPU, GPU
 from tpo import __version__
 from tpo.engines.processes import QUIET
