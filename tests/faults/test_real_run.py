@@ -30,6 +30,8 @@ BLOWS = (
     ("Prefect's database is deleted", "iter_1/test/samples/plan.json"),
 )
 """What strikes, and the file whose appearance it waits for."""
+SOON_NOTICED = "engine.start_seconds=90"
+"""An engine that is stopped while it starts is waited for so long."""
 ERROR_SECONDS = 60.0
 FROM_NOTHING_SECONDS = 60.0
 """To see, on a busy machine and from an empty disk, that there is nothing to do."""
@@ -51,7 +53,7 @@ def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
     expected: Path, tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):
     log, dice, struck = tmp_path / "log.txt", random.Random(0), math.inf
-    run = Run(tmp_path, log)
+    run = Run(tmp_path, log, SOON_NOTICED)
 
     def begun_again(name: str) -> Run:
         said = log.read_text()
@@ -59,7 +61,7 @@ def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
         assert time.monotonic() - struck < ERROR_SECONDS, f"{name}: it took long to say so"
         assert run.clear() == 0, f"{name}: processes outlived the driver"
         log.write_text("")
-        return Run(tmp_path, log)
+        return Run(tmp_path, log, SOON_NOTICED)
 
     for (name, file), following in zip(BLOWS, [*(file for _, file in BLOWS[1:]), "nothing"], strict=True):
         while not ((tmp_path / "run" / file).exists() and BY_NAME[name].hit(run, dice)):
