@@ -107,7 +107,7 @@ def story(operation: Operation, webhook: Webhook, tmp_path_factory: pytest.TempP
     kept = read_manifests(folder / "tiny")
     operation.start_worker()
     first = operation.until(running, "Crashed")
-    scheduled = operation.until(operation.schedule(seconds=15), "Completed")
+    scheduled = operation.until(operation.schedule(), "Completed")
     manifests = read_manifests(folder / "tiny")
     failed = operation.until(operation.trigger(overrides=[*settings, "pair.min_margin=100"]), "Failed")
     mended = operation.until(operation.trigger(), "Completed")
