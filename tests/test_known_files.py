@@ -83,3 +83,12 @@ def test_a_damaged_memory_is_no_memory(model: Path, cache: Path, damage: bytes):
 def test_without_a_cache_it_is_read_again(model: Path, cache: Path):
     cache.parent.parent.write_bytes(b"a file, where the folder should be")
     assert known_sha256(model, file_sha256) == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_without_a_home_it_is_read_again(model: Path, monkeypatch: pytest.MonkeyPatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert known_sha256(model, file_sha256) == hashlib.sha256(b"weights").hexdigest()

@@ -48,7 +48,7 @@ def _remembered() -> Mapping[str, tuple[list[int], str]]:
     """What was read before, by path; nothing of it where the file is not as it was written."""
     try:
         values: Any = json.loads(_file().read_bytes())
-    except (OSError, ValueError):
+    except (OSError, RuntimeError, ValueError):  # where nobody has a home, Path says so by RuntimeError
         return {}
     if not isinstance(values, dict):
         return {}
@@ -57,7 +57,7 @@ def _remembered() -> Mapping[str, tuple[list[int], str]]:
 
 def _remember(entry: Mapping[str, Any]) -> None:
     """Adds to what is known. Where there is no cache to be had, or another process writes too, it is read again."""
-    with contextlib.suppress(OSError, StoreError):
+    with contextlib.suppress(OSError, RuntimeError, StoreError):
         _file().parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps({**_remembered(), **entry}).encode()
         fill_atomically(_file(), lambda temporary: temporary.write_bytes(data))

@@ -52,7 +52,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
     expected: Path, tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):
-    log, dice, struck = tmp_path / "log.txt", random.Random(0), math.inf
+    log, dice, struck = tmp_path / "log.txt", random.Random(0), -math.inf  # before the first blow it may not end
     run = Run(tmp_path, log, SOON_NOTICED)
 
     def begun_again(name: str) -> Run:
