@@ -20,7 +20,7 @@ from tpo.config import MINIATURE, JudgeConfig, RunConfig, VerifierJudge
 from tpo.forecast import GIB
 from tpo.gpu_memory import GpuMemory
 from tpo.ledger import read_ledger
-from tpo.machine import cpu_count, gpus_here, memory_bytes
+from tpo.machine import cpu_count, free_disk, gpus_here, memory_bytes
 from tpo.model_shape import Model, find_model
 from tpo.plan import Cluster, Models, Plan, Stage, make_plan
 from tpo.table import NOTHING, WIDTH, duration, plain_table
@@ -62,6 +62,7 @@ def cluster_of(config: RunConfig) -> Cluster:
         known_by=known,
         memory_bytes=memory_bytes(),
         cpus=cpu_count(),
+        disk_bytes=free_disk(config.root),
     )
 
 

@@ -8,6 +8,7 @@ weights, no Ray, no vLLM, no Prefect. Refused is what cannot work for certain;
 where an estimate may be wrong, a line says so.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -40,7 +41,8 @@ from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_training
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
-from tpo.machine import cpu_count, gpu_count, memory_bytes
+from tpo.machine import cpu_count, free_disk, gpu_count, memory_bytes
+from tpo.model_shape import Model, find_model
 from tpo.prompt_files import check_prompt_file, file_of
 from tpo.records import Message
 
@@ -62,6 +64,7 @@ def preflight(config: RunConfig) -> None:
     for judge in (config.judge, config.evaluation.judge):
         _check_judge(judge)
     _check_gpus(config)
+    _check_splits(config)
     check_tracker(config.tracking)
     if isinstance(config.data.source, FileSource):
         _check_files(config.data.source)
@@ -145,6 +148,26 @@ def _check_gpus(config: RunConfig) -> None:
         )
 
 
+def _check_splits(config: RunConfig) -> None:
+    """vLLM can split each model over the GPUs of an engine, as far as its `config.json` tells."""
+    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
+    asked = [
+        ("engine", config.engine.tensor_parallel, _seed_folder(config)),
+        *(("judge_engine", config.judge_engine.tensor_parallel, judge.folder) for judge in judges if judge.folder),
+    ]
+    for name, gpus, folder in asked:
+        model = _known_model(folder)
+        if model is not None and not model.shape.splits_over(gpus):
+            raise InputError(f"{name}.tensor_parallel is {gpus}, and {model.unsplit}")
+
+
+def _known_model(folder: Path) -> Model | None:
+    """None where a model has a shape of its own, as a mixture of experts has: vLLM will know it."""
+    with contextlib.suppress(InputError):
+        return find_model(folder)
+    return None
+
+
 def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
@@ -202,8 +225,7 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
         path.stat().st_size for t in left for path in config.root.glob(f"iter_{t}/train/epoch_*/*.safetensors")
     )
     needed = disk_needed(config, left, parameters=parameters, written=written)
-    root = config.root.resolve()
-    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+    root, free = config.root.resolve(), free_disk(config.root)
     told = (
         f"{root}: {_size(free)} are free, and what is left of M_{iterations} needs {_size(needed.total)} "
         f"({_size(needed.checkpoints)} for a checkpoint an epoch, {_size(needed.scratch)} while training, up to "

@@ -56,7 +56,12 @@ def _judge(config: RunConfig, judge: JudgeConfig) -> Worker:
     if isinstance(judge, VerifierJudge):
         return Worker("cpu")
     if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-        return Worker(API, input_price=judge.endpoint.input_price, output_price=judge.endpoint.output_price)
+        return Worker(
+            API,
+            server=judge.server,
+            input_price=judge.endpoint.input_price,
+            output_price=judge.endpoint.output_price,
+        )
     assert judge.folder is not None
     tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
     return _engines(config, config.judge_engine, parameters_of(judge.folder), tensor_parallel=tensor_parallel)

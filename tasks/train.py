@@ -1,7 +1,7 @@
 """Trains: one DPO step from M_{t-1} on the iteration's pairs.
 
 In: a model and `Pair`s. Out: a checkpoint an epoch, each a model folder of safetensors; validation chooses among them.
-A training that was stopped goes on from where it was.
+A training that was stopped, as it is when the budget is spent, goes on from where it was.
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,13 @@ def train(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -
                     cluster=config.cluster,
                     seed=config.seed,
                     progress=lambda finished, _: count.reach(finished, advance),
+                    stop=meter.is_spent,
                     tracked=Tracked(config.tracking, config.name, iteration, config.root.resolve()),
                 )
             finally:
                 count.book()
+            if not epochs:
+                meter.check()
         for scratch in SCRATCH:
             remove(stage.folder / scratch)
         done = stage.commit_files(facts={"steps": epochs[-1].step, "loss": epochs[-1].loss})

@@ -168,7 +168,10 @@ def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
         load_config(a_profile(tmp_path), [f"folder={url}"]) for url in ("s3://one/a", "s3://one/b", "s3://two/a")
     ]
     assert [config.place for config in configs] == ["s3://one/a/laptop", "s3://one/b/laptop", "s3://two/a/laptop"]
-    assert len({config.root for config in configs}) == 3
+    configs.append(
+        load_config(a_profile(tmp_path), ["folder=s3://one/a", "storage.endpoint_url=http://elsewhere:9000"])
+    )
+    assert len({config.root for config in configs}) == 4
     assert all(config.root.is_relative_to(".cache/tpo") for config in configs)
     assert all(RunConfig.model_validate_json(config.model_dump_json()) == config for config in configs)
 

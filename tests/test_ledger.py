@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpo.config import BudgetConfig
-from tpo.errors import BudgetError
+from tpo.errors import BudgetError, StoreError
+from tpo.journal import write_lines
 from tpo.ledger import LEDGER, MOST_LINES, TICK_SECONDS, WORK, Entry, Meter, Worker, read_ledger, spending
 from tpo.throughput import PastRun, past_rate
 
@@ -119,10 +120,18 @@ def test_a_long_ledger_is_summed_up_when_it_is_opened_and_says_the_same(tmp_path
     assert after[0].cost == pytest.approx(before[0].cost)
 
 
+def test_a_ledger_of_a_newer_version_is_refused_with_what_is_not_known(tmp_path: Path):
+    write_lines(tmp_path / LEDGER, [{"stage": "iter_1/samples", "device": "cpu", "watts": 3}])
+    with pytest.raises(StoreError, match=r"ledger.jsonl has a line that this version does not know .*watts.*newer"):
+        read_ledger(tmp_path)
+    with pytest.raises(StoreError, match="newer"), a_meter(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     ("budget", "told"),
     [
-        (BudgetConfig(tokens=10), r"budget.tokens = 10 is reached before iter_1/samples: 10 tokens spent"),
+        (BudgetConfig(tokens=10), r"budget.tokens = 10 is reached at iter_1/samples: 10 tokens spent"),
         (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* 10.00 of money"),
         (BudgetConfig(hours=1e-6), r"budget.hours = 1e-06 is reached .* hours of work"),
     ],

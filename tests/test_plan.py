@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,22 @@ def test_what_a_past_run_noted_of_a_judge_is_found_again(tmp_path: Path, judge: 
     assert stage.rate is not None and stage.rate.source == "past run laptop"
 
 
+def test_what_another_server_or_model_behind_it_did_refines_nothing(tmp_path: Path):
+    config = load_config(PROFILES["api-judge"], [f"folder={tmp_path}"])
+    config.root.mkdir()
+    with judging_meter(config, "iter_1/judgments", config.judge) as meter:
+        time.sleep(0.01)
+        meter.book(prompts=100, answers=800, tokens_in=1000, tokens_out=1000)
+    for changes, known in (
+        ([], "past run"),
+        (["judge.model=x"], "guess"),
+        (["judge.endpoint.base_url=http://b/v1"], "guess"),
+    ):
+        other = load_config(PROFILES["api-judge"], [f"folder={tmp_path}", *changes])
+        (stage,) = [stage for stage in plan_run(other, 1).stages if stage.work.kind == "judge"]
+        assert stage.rate is not None and stage.rate.source.startswith(known), changes
+
+
 @pytest.mark.parametrize(
     "other",
     [{"device": "H100"}, {"parameters": 900_000_000}, {"stage": "iter_1/test/samples"}, {"answers": 10}],
@@ -310,6 +327,15 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
     judge = next(crew for crew in plan.crews if crew.work == "judge")
     assert list(judge.places) == places
     assert any("spans nodes" in note for note in plan.notes) == (each > gpus)
+
+
+def test_what_the_disk_here_cannot_hold_is_noted_and_no_problem():
+    config = load_config(PROFILES["laptop"])
+    small = replace(cluster_of(config), disk_bytes=10 * 2**20)
+    plan = make_plan(config, 1, models=models_of(config), cluster=small, past=[])
+    assert plan.problems == []
+    assert [note for note in plan.notes if note.startswith("disk: up to ")]
+    assert not [note for note in planned("laptop").notes if note.startswith("disk: ")]
 
 
 def test_a_cap_below_the_forecast_is_noted_and_no_problem():

@@ -251,6 +251,11 @@ class PairwiseJudge(Section):
             return None
         return _SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
 
+    @property
+    def server(self) -> str:
+        """The model and the server that has it, for people; empty where it is ours."""
+        return f"{self.model} at {self.endpoint.base_url}" if self.endpoint is not None else ""
+
     @model_validator(mode="after")
     def _endpoint_has_model(self) -> "PairwiseJudge":
         if self.endpoint is not None and self.model == MINIATURE:
@@ -516,8 +521,9 @@ class PricesConfig(Section):
 class BudgetConfig(Section):
     """Caps on what a run may spend by its ledger, earlier starts and attempts included; None for no limit.
 
-    Looked at before each shard of sampling and judging and before each training. At a cap the run stops with all that
-    is complete kept; with a higher one the same command goes on.
+    Looked at before each shard of sampling and judging, and twice a second while a model trains, whose steps are booked
+    every half minute. At a cap the run stops with all that is complete kept, and of a training a checkpoint; with a
+    higher one the same command goes on.
     """
 
     hours: float | None = Field(None, gt=0)
@@ -623,7 +629,8 @@ class RunConfig(Section):
         """The run's folder; of a run in a bucket, the working copy on this machine."""
         if isinstance(self.folder, Path):
             return self.folder / self.name
-        digest = hashlib.sha256(self.folder.encode()).hexdigest()[:8]
+        address = f"{self.storage.endpoint_url or ''} {self.folder}"  # a bucket's name is its server's alone
+        digest = hashlib.sha256(address.encode()).hexdigest()[:8]
         return self.storage.cache / f"{self.folder.removeprefix('s3://').split('/')[0]}-{digest}" / self.name
 
     @property

@@ -18,8 +18,8 @@ from typing import Self
 
 from tpo.config import BudgetConfig
 from tpo.console import say
-from tpo.errors import BudgetError
-from tpo.journal import Lines, read_lines, write_lines
+from tpo.errors import BudgetError, StoreError
+from tpo.journal import FoundLines, Lines, read_lines, write_lines
 
 LEDGER = "ledger.jsonl"
 """The ledger's name in the run folder."""
@@ -52,6 +52,8 @@ class Entry:
     """GPUs, or engines or workers on CPUs, that were held; 0 where none was, as behind a server."""
     parameters: int = 0
     """Of the model at work; 0 where that is not known."""
+    server: str = ""
+    """The model and its server, as in `gpt-4.1 at https://…/v1`; empty where a device of ours works."""
     prompts: int = 0
     """Prompts done with."""
     answers: int = 0
@@ -121,6 +123,8 @@ class Worker:
     """As in `Entry`."""
     parameters: int = 0
     """As in `Entry`."""
+    server: str = ""
+    """As in `Entry`."""
     at_once: int = 1
     """Shards that are worked on at the same time."""
     hour_price: float = 0.0
@@ -133,7 +137,7 @@ class Worker:
 
 def read_ledger(root: Path) -> list[Entry]:
     """Everything that the run in `root` has spent, earlier starts included; lines that are damaged are missing."""
-    return [Entry(**values) for values in read_lines(root / LEDGER).values]
+    return _entries(root / LEDGER, read_lines(root / LEDGER))
 
 
 def spending(entries: Iterable[Entry]) -> list[Spending]:
@@ -173,7 +177,7 @@ class Meter:
 
     def __enter__(self) -> Self:
         found = read_lines(self._path)
-        entries = [Entry(**values) for values in found.values]
+        entries = _entries(self._path, found)
         if found.dropped:
             say(f"{self._path}: {found.dropped} damaged lines, whose spending is not known")
         if found.dropped or len(entries) > MOST_LINES:
@@ -243,7 +247,7 @@ class Meter:
         ):
             if cap is not None and spent >= cap:
                 return BudgetError(
-                    f"budget.{name} = {cap:,} is reached before {self._stage}: {shown} spent so far (by stage in "
+                    f"budget.{name} = {cap:,} is reached at {self._stage}: {shown} spent so far (by stage in "
                     f"{self._path}). What is complete is kept: raise budget.{name} in the profile, or with "
                     f'SET="budget.{name}=…", and the same command goes on from here'
                 )
@@ -269,6 +273,7 @@ class Meter:
             entry,
             devices=worker.devices,
             parameters=worker.parameters,
+            server=worker.server,
             seconds=round(seconds, 3),
             cost=cost + seconds / 3600 * worker.devices * worker.hour_price,
         )
@@ -277,11 +282,21 @@ class Meter:
         self._total = _sum([self._total, entry])
 
 
+def _entries(path: Path, found: FoundLines) -> list[Entry]:
+    """Raises `StoreError` where a line is none of ours, as a newer version's may be."""
+    try:
+        return [Entry(**values) for values in found.values]
+    except TypeError as error:
+        raise StoreError(
+            f"{path} has a line that this version does not know ({error}): it is a newer version's; go on with that one"
+        ) from error
+
+
 def _summed(entries: Sequence[Entry]) -> list[Entry]:
     """One entry for all of a stage's work by the same devices and model."""
     alike: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
-        alike.setdefault((entry.stage, entry.device, entry.devices, entry.parameters), []).append(entry)
+        alike.setdefault((entry.stage, entry.device, entry.devices, entry.parameters, entry.server), []).append(entry)
     return [_sum(found) for found in alike.values()]
 
 

@@ -5,6 +5,7 @@ In: nothing. Out: numbers, or None where they cannot be known. Loads nothing: a 
 
 import functools
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ def memory_bytes(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> in
 def cpu_count() -> int:
     """CPUs that a Ray of our own has to give: the machine's, and two at least."""
     return max(2, os.cpu_count() or 2)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    folder = folder.resolve()
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def gpu_count() -> int | None:

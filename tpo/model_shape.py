@@ -89,6 +89,15 @@ class Model:
         count = self.shape.parameters
         return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
+    @property
+    def unsplit(self) -> str:
+        """What to say where it does not split over some GPUs."""
+        shape = self.shape
+        return (
+            f"{self.name} has {shape.heads} attention heads, {shape.kv_heads} of keys and values, and "
+            f"{shape.intermediate} feed-forward numbers, which that does not divide: choose a divisor of them"
+        )
+
 
 _LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 8192)
 PUBLISHED: Mapping[str, ModelShape] = {

@@ -55,6 +55,8 @@ class Cluster:
     """Memory of this machine."""
     cpus: int
     """CPUs of this machine that Ray has to give."""
+    disk_bytes: int
+    """Free where this machine keeps the run, or its working copy."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,6 @@ class _Planner:
         crews: dict[str, Crew] = {}
         for stage in stages:
             crews.setdefault(stage.crew.who, stage.crew)
-        parameters = self.models.seed.shape.parameters
         return Plan(
             run=config.name,
             iterations=self.iterations,
@@ -213,7 +214,7 @@ class _Planner:
             crews=list(crews.values()),
             gpu_memory=memory,
             memory=self._machine_memory(),
-            disk=disk_needed(config, range(self.iterations + 1), parameters=parameters),
+            disk=self._disk(),
             lengths=lengths,
             stages=stages,
             spent=spending(spent),
@@ -221,6 +222,7 @@ class _Planner:
             notes=[
                 *self._tight(memory),
                 *self._loading_workers(),
+                *self._full_disk(),
                 *self._spanning(stages),
                 *self._over_budget(stages, spent),
             ],
@@ -285,7 +287,7 @@ class _Planner:
         if isinstance(judge, VerifierJudge):
             return Crew(kind, "the flow itself (verifier)", 0, 0, device, ())
         if device == API and isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-            who = f"{judge.model} at {judge.endpoint.base_url}, {judge.endpoint.concurrency} calls at once"
+            who = f"{judge.server}, {judge.endpoint.concurrency} calls at once"
             return Crew(kind, who, 0, 1, device, ())
         if kind == "train":
             count, each, what = config.trainer.workers, int(on_gpu), f"{config.trainer.strategy} worker"
@@ -327,7 +329,9 @@ class _Planner:
         if given is not None:
             return Rate(given, "profile")
         parameters = model.shape.parameters if model else 0
-        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters))
+        judge = self._judge_of(work.kind)
+        server = judge.server if isinstance(judge, PairwiseJudge) else ""
+        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters, server=server))
         if found is not None:
             return found
         if model is None:
@@ -480,13 +484,8 @@ class _Planner:
             if isinstance(judge, PairwiseJudge) and model is not None:
                 engines.append(("judge_engine", config.judge_engine, model))
         for name, engine, model in engines:
-            if model.shape.splits_over(engine.tensor_parallel):
-                continue
-            yield (
-                f"{name}.tensor_parallel is {engine.tensor_parallel}, and {model.name} has {model.shape.heads} "
-                f"attention heads, {model.shape.kv_heads} of keys and values, and {model.shape.intermediate} "
-                "feed-forward numbers, which that does not divide: choose a divisor of them"
-            )
+            if not model.shape.splits_over(engine.tensor_parallel):
+                yield f"{name}.tensor_parallel is {engine.tensor_parallel}, and {model.unsplit}"
 
     def _tight(self, memory: Sequence[GpuMemory]) -> Iterator[str]:
         for held in memory:
@@ -504,6 +503,19 @@ class _Planner:
             yield (
                 f"train: as workers start they hold {held / GIB:,.1f} GiB of a node's own memory, the whole model "
                 "each: so much must be free there"
+            )
+
+    def _disk(self) -> Disk:
+        parameters = self.models.seed.shape.parameters
+        return disk_needed(self.config, range(self.iterations + 1), parameters=parameters)
+
+    def _full_disk(self) -> Iterator[str]:
+        """No problem: a plan may be made on another machine than the run, and some of it may be written already."""
+        needed, free = self._disk().total, self.cluster.disk_bytes
+        if needed > free:
+            yield (
+                f"disk: up to {needed / GIB:,.1f} GiB are written in all, and {free / GIB:,.1f} are free on this "
+                f"machine at {self.config.root}"
             )
 
     def _spanning(self, stages: Sequence[Stage]) -> Iterator[str]:

@@ -87,8 +87,9 @@ def read_past_runs(folder: Path) -> list[PastRun]:
     return [PastRun(path.parent.name, read_ledger(path.parent)) for path in ledgers]
 
 
-def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int) -> tuple[PastRun, ...]:
-    """Of past runs those that did the same work with a model of the same size on the same device, with that alone."""
+def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int, server: str = "") -> tuple[PastRun, ...]:
+    """Of past runs those that did the same work with a model of the same size on the same device, or that asked the
+    same server for the same model, with that alone."""
     found = (
         PastRun(
             run.name,
@@ -96,7 +97,7 @@ def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int) -
                 entry
                 for entry in run.entries
                 if entry.work == work
-                and entry.device == device
+                and (entry.device, entry.server) == (device, server)
                 and abs(entry.parameters - parameters) <= SAME_SIZE * parameters
             ],
         )

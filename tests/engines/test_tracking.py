@@ -201,6 +201,24 @@ def test_a_step_under_way_when_a_worker_died_is_not_told_twice(tmp_path: Path):
     assert [step for step in range(1, 6) if Notes(notes).is_news(step)] == [4, 5]
 
 
+def test_a_tracker_that_fails_on_the_way_is_left_and_said_and_the_training_ends_the_same(
+    tmp_path: Path, unwatched: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from torch.utils.tensorboard import SummaryWriter
+
+    asked = list[int]()
+
+    def add_scalar(writer: SummaryWriter, name: str, value: float, step: int) -> None:
+        asked.append(step)
+        if step == 3:
+            raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    assert result(train(tmp_path)) == unwatched
+    assert max(asked) == 3
+    assert capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and is told no more") == 1
+
+
 def test_without_a_tracker_nothing_is_written_for_one(tmp_path: Path):
     folder = train(tmp_path, "none")
     assert {path.name for path in tmp_path.iterdir()} == {"iter_1"}

@@ -24,7 +24,7 @@ import torch
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.engines import checkpoints
-from tpo.engines.dpo import Progress, Step, epochs_of, finished, train_from_checkpoint, write_dataset
+from tpo.engines.dpo import Progress, Step, Stop, epochs_of, finished, train_from_checkpoint, write_dataset
 from tpo.engines.trainer import train_dpo
 from tpo.errors import StageError
 from tpo.records import Pair
@@ -68,6 +68,7 @@ def train(
     folder: Path,
     *,
     on_step: Progress = lambda done, total: None,
+    stop: Stop = lambda: False,
     config: TrainConfig = TRAIN,
     trainer: TrainerConfig = EVERY_STEP,
     pairs: int = PAIRS,
@@ -82,7 +83,7 @@ def train(
 
     folder.mkdir(exist_ok=True)
     write_dataset(some_pairs(pairs), folder / "dataset")
-    train_from_checkpoint(SHIPPED_SEED_MODEL, folder, config=config, trainer=trainer, seed=7, on_step=note)
+    train_from_checkpoint(SHIPPED_SEED_MODEL, folder, config=config, trainer=trainer, seed=7, on_step=note, stop=stop)
     return seen
 
 
@@ -154,6 +155,18 @@ def test_a_training_stopped_at_any_step_goes_on_from_the_one_before_and_ends_the
     with pytest.raises(Stopped):
         train(tmp_path, on_step=stop_at(step))
     assert train(tmp_path) == list(range(step, STEPS + 1))
+    assert result(tmp_path) == whole
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_training_told_to_end_saves_that_step_and_goes_on_from_it(tmp_path: Path, whole: dict[str, bytes], step: int):
+    seldom = TrainerConfig(threads=1, checkpoint_share=1e-6)
+    asked = iter(range(1, STEPS + 1))
+    assert train(tmp_path, trainer=seldom, stop=lambda: next(asked) == step) == list(range(1, step + 1))
+    assert finished(tmp_path, TRAIN) == (step == STEPS)
+    assert [path.name for path in sorted(tmp_path.glob("epoch_*"))] == ["epoch_1", "epoch_2"][: step // 3]
+    if step < STEPS:
+        assert train(tmp_path, trainer=seldom) == list(range(step + 1, STEPS + 1))
     assert result(tmp_path) == whole
 
 

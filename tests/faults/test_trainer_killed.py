@@ -16,7 +16,7 @@ import pytest
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.test_training_resume import some_pairs
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
-from tpo.engines.dpo import train_from_checkpoint, write_dataset
+from tpo.engines.dpo import Stop, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
 from tpo.engines.trainer import train_dpo
 from tpo.errors import StageError
@@ -31,7 +31,12 @@ Outcome = Callable[[str, str, str], None]
 
 
 def train(
-    folder: Path, on_step: Callable[[int], None], *, pairs: Sequence[Pair] = PAIRS, **trainer: Any
+    folder: Path,
+    on_step: Callable[[int], None],
+    *,
+    pairs: Sequence[Pair] = PAIRS,
+    stop: Stop = lambda: False,
+    **trainer: Any,
 ) -> list[Epoch]:
     return train_dpo(
         SHIPPED_SEED_MODEL,
@@ -42,6 +47,7 @@ def train(
         cluster=ClusterConfig(),
         seed=0,
         progress=lambda done, total: on_step(done),
+        stop=stop,
     )
 
 
@@ -190,3 +196,25 @@ def test_two_workers_one_of_which_is_killed_make_the_steps_of_one_that_was_left_
     outcome(
         f"kill -9 of one of two workers that train ({strategy})", "train", "both start again from the last checkpoint"
     )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_told_to_end_as_when_the_budget_is_spent_save_their_step_and_go_on_from_it(
+    tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
+):
+    seen: list[int] = []
+    assert (
+        train(tmp_path, seen.append, pairs=FEW, stop=lambda: max(seen, default=0) >= 12, workers=2, strategy=strategy)
+        == []
+    )
+    (seal,) = (tmp_path / "trainer").glob("*.seal.json")
+    stopped = json.loads(seal.read_text())["step"]
+    assert 12 <= stopped < 30
+    after: list[int] = []
+    assert train(tmp_path, after.append, pairs=FEW, workers=2, strategy=strategy)[-1].step == 30
+    assert min(after) >= stopped
+    steps, expected = (
+        [json.loads(line)["loss"] for line in left["steps.jsonl"].splitlines()] for left in (result(tmp_path), lone)
+    )
+    assert steps == pytest.approx(expected, abs=1e-4)
+    outcome(f"the budget is spent while two workers train ({strategy})", "train", "saves and stops; goes on from there")

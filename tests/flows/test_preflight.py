@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flows.preflight import check_before_work, check_templates, preflight
+from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.template_families import BY_NAME
 from tests.rows import a_config, a_model
 from tpo.config import (
@@ -68,6 +69,17 @@ def test_a_context_that_is_too_small_is_refused_with_both_numbers(tmp_path: Path
     a_model(tmp_path / "model", context=256 + 96 - 1)
     assert "is 352, more than the 351 tokens of context" in refusal(config)
     a_model(tmp_path / "model", context=256 + 96)
+    preflight(config)
+
+
+def test_a_model_that_does_not_split_over_an_engines_gpus_is_refused_unless_its_shape_is_not_known(tmp_path: Path):
+    folder = tmp_path / "copy"
+    shutil.copytree(SHIPPED_SEED_MODEL, folder)
+    config = a_config(tmp_path, model=ModelConfig(path=str(folder)), engine=EngineConfig(tensor_parallel=3))
+    values = json.loads((folder / "config.json").read_text())
+    told = f"engine.tensor_parallel is 3, and copy has {values['num_attention_heads']} attention heads"
+    assert told in refusal(config)
+    (folder / "config.json").write_text(json.dumps({**values, "num_experts": 8}))
     preflight(config)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config import TrainConfig, TrainerConfig
+from tpo.console import say
 from tpo.disk import make_folder, remove, write_atomically
 from tpo.engines import checkpoints
 from tpo.engines.checkpoints import Checkpoint
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with optimiser steps done and to do; to do is 0 as long as the reference log-probs are computed."""
+Stop = Callable[[], bool]
+"""Whether the training is to save what it has and end before its time."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,14 @@ def train_from_checkpoint(
     trainer: TrainerConfig,
     seed: int,
     on_step: Progress,
+    stop: Stop = lambda: False,
+    warn: Callable[[str], None] = say,
     tracked: Tracked | None = None,
 ) -> None:
     """Trains from the newest whole checkpoint in `folder`, or from M_t, to the end; `folder/dataset` holds the pairs.
+
+    Where `stop`, which the first worker asks after each step, says so, it ends with a checkpoint and without a log.
+    `warn` is told of what a user should know and the training can do without.
 
     Every worker calls it. Only one training at a time writes to a folder: one that a dead driver left behind is waited
     for until it has noticed.
@@ -101,13 +109,16 @@ def train_from_checkpoint(
             trainer=trainer,
             seed=seed,
             on_step=on_step,
+            stop=stop,
+            warn=warn,
             done=start.step if start else 0,
             tracked=tracked,
         )
         on_step(start.step if start else 0, 0)
         set_seed(seed)  # finding the reference log-probs in the cache takes other random numbers than computing them
         dpo.train(resume_from_checkpoint=str(start.folder) if start else None)
-        as_first_worker(lambda: _write_log(dpo.state.log_history, folder))
+        if dpo.state.global_step == dpo.state.max_steps:
+            as_first_worker(lambda: _write_log(dpo.state.log_history, folder))
 
 
 def make_trainer(
@@ -118,6 +129,8 @@ def make_trainer(
     trainer: TrainerConfig,
     seed: int,
     on_step: Progress,
+    stop: Stop = lambda: False,
+    warn: Callable[[str], None] = say,
     done: int = 0,
     tracked: Tracked | None = None,
 ) -> "PairTrainer":
@@ -139,11 +152,11 @@ def make_trainer(
         args=_arguments(folder, config, trainer, seed),
         train_dataset=load_from_disk(folder / "dataset"),
         processing_class=tokenizer,
-        callbacks=[_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step)],
+        callbacks=[_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step, stop)],
     )
     dpo.remove_callback(PrinterCallback)
     if rank() == 0 and tracked is not None:
-        for callback in tracker_callbacks(tracked, checkpoints.trainer_folder(folder), done=done):
+        for callback in tracker_callbacks(tracked, checkpoints.trainer_folder(folder), done=done, warn=warn):
             dpo.add_callback(callback)
     return dpo
 
@@ -189,7 +202,7 @@ def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: 
     )
 
 
-def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_step: Progress) -> Any:
+def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_step: Progress, stop: Stop) -> Any:
     from transformers import TrainerCallback
 
     from tpo.engines.weights import write_model
@@ -205,8 +218,9 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 on_step(state.global_step, state.max_steps)
-            ends_epoch = float(state.epoch).is_integer()
-            if not ends_epoch and as_first_worker(self._pace.due):
+            due, stopped = as_first_worker(lambda: (self._pace.due(), stop()))
+            control.should_training_stop |= stopped
+            if (due or stopped) and not _ends_epoch(state):
                 self._ask_to_save(control)
 
         def on_log(
@@ -219,6 +233,8 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_
                 )
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if not _ends_epoch(state):
+                return  # stopped within it
             self._check_place()
             write_model(model, tokenizer, checkpoints.epoch_folder(folder, round(state.epoch)), config.precision)
             self._ask_to_save(control)
@@ -244,6 +260,10 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_
                 raise StageError(f"{folder} was moved away while the training ran: nothing more is written to it")
 
     return Keeper()
+
+
+def _ends_epoch(state: Any) -> bool:
+    return float(state.epoch).is_integer()
 
 
 def _prepare(folder: Path) -> Checkpoint | None:

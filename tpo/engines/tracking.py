@@ -8,11 +8,12 @@ they are told of it and never told again: the step under way when a worker is ki
 with the trainer's checkpoints and belong to one making of the stage; another making is another run to the tracker.
 """
 
+import contextlib
 import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,13 +83,18 @@ def check_tracker_key(tracking: TrackingConfig) -> None:
         )
 
 
-def tracker_callbacks(tracked: Tracked, folder: Path, *, done: int) -> "list[TrainerCallback]":
+def tracker_callbacks(
+    tracked: Tracked, folder: Path, *, done: int, warn: Callable[[str], None]
+) -> "list[TrainerCallback]":
     """The callbacks that show a training to its tracker; for the first worker alone.
+
+    One that cannot be opened stops the training before its first step; one that fails later is left, for this start.
 
     Args:
         tracked: The training.
         folder: Where the notes of what was told are kept, as long as the training is not finished.
         done: Steps done by the checkpoint that it goes on from.
+        warn: Is told of a tracker that failed.
     """
     if tracked.tracking.to == "none":
         return []
@@ -98,6 +104,7 @@ def tracker_callbacks(tracked: Tracked, folder: Path, *, done: int) -> "list[Tra
         """Opens the tracker when the training begins, passes on each step once, and closes it at the end."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._failed = False
             self._notes = Notes(folder / "tracked")
             self._tracker = _OPENERS[tracked.tracking.to](tracked, _Start(self._notes.run, done))
             self._notes.begin(self._tracker.run)
@@ -108,12 +115,30 @@ def tracker_callbacks(tracked: Tracked, folder: Path, *, done: int) -> "list[Tra
             self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
         ) -> None:
             # What the library logs at the end (run time, mean loss) counts from the last start on.
-            if logs and "loss" in logs and (self._tracker.forgets or self._notes.is_news(state.global_step)):
-                self._tracker.callback.on_log(args, state, control, logs=logs, **kwargs)
+            if self._failed or not logs or "loss" not in logs:
+                return
+            if self._tracker.forgets or self._notes.is_news(state.global_step):
+                with self._left_where_it_fails(state.global_step):
+                    self._tracker.callback.on_log(args, state, control, logs=logs, **kwargs)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._tracker.callback.on_train_end(args, state, control, **kwargs)
-            self._tracker.close()
+            if not self._failed:
+                with self._left_where_it_fails(state.global_step):
+                    self._tracker.callback.on_train_end(args, state, control, **kwargs)
+                    self._tracker.close()
+
+        @contextlib.contextmanager
+        def _left_where_it_fails(self, step: int) -> Iterator[None]:
+            """Nothing depends on a tracker, and hours of training must not end because its server is down."""
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001  trackers raise what they like
+                self._failed = True
+                why = f"{type(error).__name__}: {error}"
+                warn(
+                    f"{tracked.tracking.to} failed at step {step} ({why}) and is told no more; the training goes on, "
+                    "and all its steps will stand in steps.jsonl"
+                )
 
     return [Teller()]
 

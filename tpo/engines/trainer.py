@@ -19,7 +19,7 @@ from typing import Any
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.console import say
 from tpo.disk import bring_here, make_folder
-from tpo.engines.dpo import Progress, finished, read_log, train_from_checkpoint, write_dataset
+from tpo.engines.dpo import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
 from tpo.engines.room import await_free_memory, make_room
 from tpo.engines.tracking import Tracked
@@ -41,10 +41,12 @@ def train_dpo(
     cluster: ClusterConfig,
     seed: int,
     progress: Progress,
+    stop: Stop = lambda: False,
     tracked: Tracked | None = None,
 ) -> list[Epoch]:
     """Trains M_{t+1} from M_t on some pairs; `folder/epoch_<n>` holds the model after each epoch.
 
+    Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
     Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
     own error where the training fails, and where workers die again and again.
     """
@@ -68,10 +70,10 @@ def train_dpo(
     while len(deaths) <= RESTARTS:
         if deaths:
             say(f"training: {deaths[-1]}; started again from its last checkpoint")
-        death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress)
+        death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress, stop=stop)
         if death is None:
             catch_up(folder)
-            return read_log(folder)
+            return read_log(folder) if finished(folder, config) else []
         deaths.append(death)
     raise StageError(
         f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: run again to go on. If "
@@ -80,7 +82,13 @@ def train_dpo(
 
 
 def _attempt(
-    arguments: Mapping[str, Any], folder: Path, *, trainer: TrainerConfig, cluster: ClusterConfig, progress: Progress
+    arguments: Mapping[str, Any],
+    folder: Path,
+    *,
+    trainer: TrainerConfig,
+    cluster: ClusterConfig,
+    progress: Progress,
+    stop: Stop,
 ) -> str | None:
     """Starts the workers and waits for their end: None, or what killed one of them.
 
@@ -109,14 +117,13 @@ def _attempt(
             worker_runtime_env={"env_vars": environment(trainer.threads)},
         ),
     )
-    with _watched(counter, progress, trainer.stall_seconds) as stalled:
+    with _watched(counter, progress, stop, trainer.stall_seconds) as stalled:
         try:
             run.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             death = death_of(error)
             hung = f"no step ended in {trainer.stall_seconds:g} seconds (trainer.stall_seconds)"
             return hung if stalled.is_set() else death
-    progress(*ray.get(counter.get.remote()).steps)
     return None
 
 
@@ -153,6 +160,8 @@ def _work(arguments: Mapping[str, Any]) -> None:
             seed=arguments["seed"],
             # Waited for, because it fails where the driver has died: then this worker must write no more.
             on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
+            stop=lambda: ray.get(counter.is_stopped.remote()),
+            warn=lambda message: ray.get(counter.warn.remote(message)),
             tracked=arguments["tracked"],
         )
 
@@ -217,6 +226,10 @@ class _Status:
     """Signs of life."""
     workers: tuple[Any, ...]
     """The workers' actors."""
+    stopped: bool = False
+    """Whether they have been told to end before their time."""
+    warnings: tuple[str, ...] = ()
+    """What they warned of."""
 
 
 class _Counter:
@@ -231,27 +244,44 @@ class _Counter:
     def set(self, done: int, total: int) -> None:
         self._status = replace(self._status, steps=(done, total), calls=self._status.calls + 1)
 
+    def warn(self, message: str) -> None:
+        self._status = replace(self._status, warnings=(*self._status.warnings, message))
+
+    def stop(self) -> None:
+        self._status = replace(self._status, stopped=True)
+
+    def is_stopped(self) -> bool:
+        return self._status.stopped
+
     def get(self) -> _Status:
         return self._status
 
 
 @contextlib.contextmanager
-def _watched(counter: Any, progress: Progress, stall_seconds: float) -> Iterator[threading.Event]:
-    """Shows progress; kills workers that no longer give a sign of life, and then sets the event that it yields."""
+def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float) -> Iterator[threading.Event]:
+    """Shows progress, and tells workers to end where `stop` says so; kills those that no longer give a sign of life,
+    and then sets the event that it yields."""
     import ray
 
-    stop, stalled = threading.Event(), threading.Event()
+    ended, stalled = threading.Event(), threading.Event()
 
     def watch() -> None:
-        calls, since = -1, time.monotonic()
-        while not stop.wait(0.5):
+        calls, since, said = -1, time.monotonic(), 0
+        last = False
+        while not last:
+            last = ended.wait(0.5)
             with contextlib.suppress(ray.exceptions.RayError):
                 status = ray.get(counter.get.remote())
                 if status.calls:
                     progress(*status.steps)
+                for warning in status.warnings[said:]:
+                    say(f"training: {warning}")
+                said = len(status.warnings)
+                if not status.stopped and stop():
+                    ray.get(counter.stop.remote())
                 if status.calls != calls or not status.workers:
                     calls, since = status.calls, time.monotonic()
-                elif time.monotonic() - since > stall_seconds:
+                elif time.monotonic() - since > stall_seconds and not last:
                     stalled.set()
                     for worker in status.workers:
                         ray.kill(worker)
@@ -261,5 +291,5 @@ def _watched(counter: Any, progress: Progress, stall_seconds: float) -> Iterator
     try:
         yield stalled
     finally:
-        stop.set()
+        ended.set()
         thread.join()
