@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tpo.config import RunConfig
 from tpo.ledger import Spending
 from tpo.records import Epoch, Health
-from tpo.report_page import Example, findings, headline, printable, render_report, subscripted
+from tpo.page import printable, subscripted
+from tpo.report_page import Example, findings, headline, render_report
 from tpo.summary import Interval, ModelRow, Summary
 
 HOSTILE = (

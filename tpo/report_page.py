@@ -4,41 +4,38 @@ In: a `Summary` and what the run folder holds beside it. Out: the page as text, 
 
 What models write is shown and must never run. Three things see to that: the template, `report.html.jinja`, escapes all
 text, what models write stands in element bodies alone, and the page's own content security policy forbids scripts and
-every request. The plots show no text but numbers and model names; titles and categories are HTML, so that they wrap,
-scale and follow the reader's font.
-
-The decision to question: colours in the plots are stand-ins that are replaced by CSS variables, so that one SVG serves
-light, dark and print.
+every request.
 """
 
-import base64
-import io
 import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from tpo.ledger import Spending
-from tpo.records import Epoch
-from tpo.summary import Interval, ModelRow, Summary
-from tpo.table import (
-    DIRECT,
-    NOTHING,
-    PERCENT,
-    ScoreScale,
-    counts,
-    duration,
-    fixed,
-    score_scale,
-    short,
-    validation_scale,
+from tpo.page import against, count, render, signed_span, span
+from tpo.plots import (
+    BLUE,
+    MUTED,
+    ORANGE,
+    PAPER,
+    Line,
+    Panel,
+    data_url,
+    draw,
+    iterations,
+    level,
+    limits_of,
+    panel,
+    points,
+    tick,
 )
+from tpo.records import Epoch
+from tpo.summary import ModelRow, Summary
+from tpo.table import DIRECT, NOTHING, PERCENT, ScoreScale, fixed, score_scale, validation_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,26 +43,6 @@ if TYPE_CHECKING:
 TEMPLATE = "report.html.jinja"
 MOST_GROUPS = 30
 """Categories that are plotted, the largest first; the page says how many are not."""
-
-COLOURS: Mapping[str, str] = {
-    "#100001": "--ink",
-    "#100002": "--muted",
-    "#100003": "--grid",
-    "#100004": "--blue",
-    "#100005": "--orange",
-    "#100006": "--paper",
-}
-"""Stand-in colours in the plots, and the CSS variables that replace them (blue and orange of Okabe and Ito)."""
-INK, MUTED, GRID, BLUE, ORANGE, PAPER = COLOURS
-PRINT_COLOURS: Mapping[str, str] = {
-    "--ink": "#1b1b1b",
-    "--muted": "#666666",
-    "--grid": "#c8c8c8",
-    "--blue": "#0072b2",
-    "--orange": "#d55e00",
-    "--paper": "#ffffff",
-}
-"""What the variables stand for where there is no style sheet."""
 
 TERMS: Mapping[str, str] = {
     "M_t": "the model after t iterations; M_0 is the seed, “M_0 direct” is the seed asked to answer without thoughts.",
@@ -131,18 +108,6 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One of several small plots beside each other."""
-
-    title: str
-    """What it shows, for example a category."""
-    note: str
-    """First and last value, in words short enough for a caption."""
-    svg: Markup
-    """The plot."""
-
-
-@dataclass(frozen=True)
 class Figure:
     """The number that a reader should take away, with what it is."""
 
@@ -170,33 +135,16 @@ def render_report(
     iteration t of the M_t that came of them; a standing has `epoch`, `score` and `parse_rate`. Whatever is missing or
     empty leaves its section out.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=printable,
-    )
-    environment.filters.update(
-        model=subscripted,
-        fixed=fixed,
-        short=short,
-        counts=counts,
-        span=_span,
-        signed_span=_signed_span,
-        duration=duration,
-    )
     thinks = config.get("prompt", {}).get("variant") != "direct"
     groups = [row for row in summary.models if row.by_category]
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         summary=summary,
         headline=headline(summary, thinks=thinks),
         findings=findings(summary, thinks=thinks),
         figures=key_figures(summary, thinks=thinks),
         scores=score_scale(summary),
         validation=validation_scale(summary),
-        percent=PERCENT,
         judged=[row for row in summary.models if row.judge],
         judge=config.get("judge", {}).get("kind"),
         stages=list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds)),
@@ -211,7 +159,6 @@ def render_report(
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,
-        NOTHING=NOTHING,
     )
 
 
@@ -221,12 +168,7 @@ def score_picture(summary: Summary) -> str | None:
     if not any(row.score for row in rows):
         return None
     scale, direct = score_scale(summary), _named(summary, DIRECT)
-    svg = str(_draw("test score by iteration", lambda axes: _paint_score(axes, rows, direct, scale)))
-    for variable, colour in PRINT_COLOURS.items():
-        svg = svg.replace(f"var({variable})", colour)
-    svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
-    svg = svg.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    return data_url(draw("test score by iteration", lambda axes: _paint_score(axes, rows, direct, scale)))
 
 
 def headline(summary: Summary, *, thinks: bool = True) -> str:
@@ -235,18 +177,18 @@ def headline(summary: Summary, *, thinks: bool = True) -> str:
     if last is None:
         return "Nothing has been measured yet."
     seed = "M_0 with thoughts" if thinks else "M_0"
-    scale, after = score_scale(summary), f"After {_count(last.iteration, 'iteration')}"
+    scale, after = score_scale(summary), f"After {count(last.iteration, 'iteration')}"
     if last.score is None:
         return f"{after} there is no test score: the evaluation judge scored none of {last.model}'s answers."
     scored = (
-        f"scores {scale.number(last.score.value)} on {_count(last.score.n, 'test prompt')} "
-        f"({100 * summary.confidence:g} % interval {_span(last.score, scale)})"
+        f"scores {scale.number(last.score.value)} on {count(last.score.n, 'test prompt')} "
+        f"({100 * summary.confidence:g} % interval {span(last.score, scale)})"
     )
     over_direct = last.gain_over_direct if thinks and direct else None
-    beside = [_against(over_direct, "M_0 answering directly", scale)] if over_direct else []
+    beside = [against(over_direct, "M_0 answering directly", scale)] if over_direct else []
     if last.iteration == 0:
         return f"Before the first iteration {seed} {', '.join([scored, *beside])}."
-    compared = ([_against(last.gain, seed, scale)] if base and last.gain else []) + beside
+    compared = ([against(last.gain, seed, scale)] if base and last.gain else []) + beside
     return f"{after} {last.model} {scored}{': ' if compared else ''}{' and '.join(compared)}."
 
 
@@ -280,13 +222,13 @@ def _category_findings(base: ModelRow, last: ModelRow, scale: ScoreScale) -> lis
     change = {name: last.by_category[name].value - base.by_category[name].value for name in shared}
     fell = sorted((name for name in shared if change[name] < 0), key=lambda name: (change[name], name))
     if not fell:
-        return [f"No category scores below M_0's ({_count(len(shared), 'category', 'categories')})."]
+        return [f"No category scores below M_0's ({count(len(shared), 'category', 'categories')})."]
     each = [
         f"{name} ({scale.number(base.by_category[name].value)} → {scale.number(last.by_category[name].value)})"
         for name in fell[:6]
     ]
     more = f" and {len(fell) - 6} more" if len(fell) > 6 else ""
-    return [f"{len(fell)} of {_count(len(shared), 'category', 'categories')} fell from M_0: {', '.join(each)}{more}."]
+    return [f"{len(fell)} of {count(len(shared), 'category', 'categories')} fell from M_0: {', '.join(each)}{more}."]
 
 
 def key_figures(summary: Summary, *, thinks: bool = True) -> list[Figure]:
@@ -296,34 +238,18 @@ def key_figures(summary: Summary, *, thinks: bool = True) -> list[Figure]:
         return []
     found = []
     if last.score:
-        found.append(Figure(scale.number(last.score.value), f"test score of {last.model}", _span(last.score, scale)))
+        found.append(Figure(scale.number(last.score.value), f"test score of {last.model}", span(last.score, scale)))
     if last.gain and last.iteration:
         label = "against M_0 with thoughts" if thinks else "against M_0"
-        found.append(Figure(scale.number(last.gain.value, signed=True), label, _signed_span(last.gain, scale)))
+        found.append(Figure(scale.number(last.gain.value, signed=True), label, signed_span(last.gain, scale)))
     if last.gain_over_direct and thinks:
         value = scale.number(last.gain_over_direct.value, signed=True)
-        found.append(Figure(value, "against M_0 answering directly", _signed_span(last.gain_over_direct, scale)))
+        found.append(Figure(value, "against M_0 answering directly", signed_span(last.gain_over_direct, scale)))
     if last.win_rate:
-        found.append(Figure(f"{PERCENT.number(last.win_rate.value)} %", "wins over M_0", _span(last.win_rate, PERCENT)))
+        found.append(Figure(f"{PERCENT.number(last.win_rate.value)} %", "wins over M_0", span(last.win_rate, PERCENT)))
     detail = f"M_0: {PERCENT.number(base.parse_error_rate)} %" if base and last.iteration else "of first outputs"
     found.append(Figure(f"{PERCENT.number(last.parse_error_rate)} %", "parse errors", detail))
     return found
-
-
-def printable(value: object) -> object:
-    """Text with control characters made visible and lone surrogates replaced; anything else as it is."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return value.translate(_VISIBLE).encode("utf-8", "replace").decode()
-
-
-_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "␡"}
-
-
-def subscripted(text: str) -> Markup:
-    """Text, escaped, with M_3 set as M and a subscript; read out or copied it is still M_3."""
-    safe = str(escape(printable(text)))
-    return Markup(re.sub(r"\bM_(t−1|\d+|t)", r'M<span class="under">_</span><sub>\1</sub>', safe))
 
 
 def _last(summary: Summary) -> ModelRow | None:
@@ -333,27 +259,6 @@ def _last(summary: Summary) -> ModelRow | None:
 
 def _named(summary: Summary, model: str) -> ModelRow | None:
     return next((row for row in summary.models if row.model == model), None)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _span(found: Interval, scale: ScoreScale) -> str:
-    """`92.1–96.0`, or with words where an end is negative."""
-    return f"{scale.number(found.low)}{'–' if found.low >= 0 else ' to '}{scale.number(found.high)}"
-
-
-def _signed_span(found: Interval, scale: ScoreScale) -> str:
-    return f"{scale.number(found.low, signed=True)} to {scale.number(found.high, signed=True)}"
-
-
-def _against(gain: Interval, whom: str, scale: ScoreScale) -> str:
-    if gain.low <= 0 <= gain.high:
-        value, span = scale.number(gain.value, signed=True), _signed_span(gain, scale)
-        return f"not clearly different from {whom} ({value}{scale.unit}; the interval {span} includes 0)"
-    amount, side = scale.number(abs(gain.value)), "above" if gain.value > 0 else "below"
-    return f"{amount}{scale.unit} {side} {whom}"
 
 
 def _plots(
@@ -376,23 +281,23 @@ def _plots(
     plain_dpo = config.get("train", {}).get("loss") == "dpo"
     start = math.log(2) if plain_dpo else None
     return {
-        "score": _draw("test score by iteration", lambda axes: _paint_score(axes, rows, direct, scale))
+        "score": draw("test score by iteration", lambda axes: _paint_score(axes, rows, direct, scale))
         if scored
         else None,
-        "win_rate": _draw("win rate over M_0 by iteration", lambda axes: _paint_win_rate(axes, won)) if won else None,
-        "length": _draw("length of thought and response by iteration", lambda axes: _paint_length(axes, rows))
+        "win_rate": draw("win rate over M_0 by iteration", lambda axes: _paint_win_rate(axes, won)) if won else None,
+        "length": draw("length of thought and response by iteration", lambda axes: _paint_length(axes, rows))
         if rows
         else None,
-        "margins": _draw("margins of the training pairs by iteration", lambda axes: _paint_boxes(axes, finite, "pair"))
+        "margins": draw("margins of the training pairs by iteration", lambda axes: _paint_boxes(axes, finite, "pair"))
         if finite
         else None,
-        "judged": _draw("scores of the training samples by iteration", lambda axes: _paint_boxes(axes, judged, None))
+        "judged": draw("scores of the training samples by iteration", lambda axes: _paint_boxes(axes, judged, None))
         if judged
         else None,
-        "loss": _draw("training loss by epoch", lambda axes: _paint_log(axes, logged, chosen, "loss", 1, start))
+        "loss": draw("training loss by epoch", lambda axes: _paint_log(axes, logged, chosen, "loss", 1, start))
         if logged
         else None,
-        "accuracy": _draw(
+        "accuracy": draw(
             "training accuracy by epoch", lambda axes: _paint_log(axes, logged, chosen, "accuracy", 100, 50)
         )
         if logged
@@ -403,23 +308,23 @@ def _plots(
 def _paint_score(axes: "Axes", rows: Sequence[ModelRow], direct: ModelRow | None, scale: ScoreScale) -> None:
     known = [(row.iteration, row.score) for row in rows if row.score]
     if direct and direct.score:
-        level = scale.factor * direct.score.value
+        height = scale.factor * direct.score.value
         axes.axhspan(scale.factor * direct.score.low, scale.factor * direct.score.high, color=ORANGE, alpha=0.13, lw=0)
         # The label goes to the end where the curve is farther away.
         right = abs(known[-1][1].value - direct.score.value) >= abs(known[0][1].value - direct.score.value)
-        _level(axes, level, "M₀ direct", ORANGE, right=right)
-    _points(axes, [t for t, _ in known], [found for _, found in known], scale, BLUE)
-    _iterations(axes, [row.iteration for row in rows])
+        level(axes, height, "M₀ direct", ORANGE, right=right)
+    points(axes, [t for t, _ in known], [found for _, found in known], scale, BLUE)
+    iterations(axes, [row.iteration for row in rows])
 
 
 def _paint_win_rate(axes: "Axes", rows: Sequence[ModelRow]) -> None:
-    _level(axes, 50, "as good as M₀", MUTED, right=True)
+    level(axes, 50, "as good as M₀", MUTED, right=True)
     places = {row.model: place for place, row in enumerate(rows)}
     for direct, colour in ((True, ORANGE), (False, BLUE)):
         some = [row for row in rows if (row.model == DIRECT) == direct]
         found = [row.win_rate for row in some if row.win_rate]
-        _points(axes, [places[row.model] for row in some], found, PERCENT, colour)
-    axes.set_xticks(list(places.values()), ["M₀ direct" if r.model == DIRECT else _tick(r.iteration) for r in rows])
+        points(axes, [places[row.model] for row in some], found, PERCENT, colour)
+    axes.set_xticks(list(places.values()), ["M₀ direct" if r.model == DIRECT else tick(r.iteration) for r in rows])
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.yaxis.set_major_formatter("{x:g} %")
 
@@ -441,7 +346,7 @@ def _paint_length(axes: "Axes", rows: Sequence[ModelRow]) -> None:
     axes.set_ylim(bottom=0)
     axes.margins(y=0.18)
     axes.set_ylim(bottom=0, top=max(*thoughts, *responses, 1) * 1.2)
-    _iterations(axes, steps)
+    iterations(axes, steps)
 
 
 def _paint_boxes(axes: "Axes", values: Mapping[int, Sequence[float]], unit: str | None) -> None:
@@ -454,7 +359,7 @@ def _paint_boxes(axes: "Axes", values: Mapping[int, Sequence[float]], unit: str 
         medianprops={"color": ORANGE, "lw": 2},
     )  # fmt: skip
     axes.set_xticks(
-        list(values), [_tick(t) + (f"\n{_count(len(found), unit)}" if unit else "") for t, found in values.items()]
+        list(values), [tick(t) + (f"\n{count(len(found), unit)}" if unit else "") for t, found in values.items()]
     )
     axes.set_xlim(min(values) - 0.6, max(values) + 0.6)
     if unit:
@@ -471,7 +376,7 @@ def _paint_log(
 ) -> None:
     """One line an iteration beside each other; a ring marks the epoch that was chosen."""
     if start is not None:
-        _level(axes, start, "ln 2, untrained" if field == "loss" else "chance", MUTED, right=field == "loss")
+        level(axes, start, "ln 2, untrained" if field == "loss" else "chance", MUTED, right=field == "loss")
     ticks: list[tuple[float, str]] = []
     left = 0.0
     crowded = sum(map(len, logs.values())) > 15
@@ -485,7 +390,7 @@ def _paint_log(
         middle = places[len(places) // 2] if crowded else None
         for x, line in zip(places, log, strict=True):
             if middle is None or x == middle:
-                named = _tick(t) if x == places[len(places) // 2] else ""
+                named = tick(t) if x == places[len(places) // 2] else ""
                 ticks.append((x, f"{'' if crowded else line.epoch}\n{named}"))
         left = places[-1] + 0.6
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
@@ -507,116 +412,11 @@ def _panels(summary: Summary, field: Literal["by_category", "by_difficulty"]) ->
     shown = [getattr(row, field)[name] for row in summary.models for name in names if name in getattr(row, field)]
     if not shown:
         return []
-    low, high = min(each.low for each in shown), max(each.high for each in shown)
-    room = 0.06 * (high - low or 1)
-    limits = (scale.factor * (low - room), scale.factor * (high + room))
-    return [
-        _panel(name, [(row.iteration, getattr(row, field).get(name)) for row in rows],
-               getattr(direct, field).get(name) if direct else None, scale, limits, sizes[name])
-        for name in names
-    ]  # fmt: skip
-
-
-def _panel(
-    name: str,
-    found: Sequence[tuple[int, Interval | None]],
-    direct: Interval | None,
-    scale: ScoreScale,
-    limits: tuple[float, float],
-    size: int,
-) -> Panel:
-    known = [(t, each) for t, each in found if each]
-
-    def paint(axes: "Axes") -> None:
-        if direct:
-            axes.axhline(scale.factor * direct.value, color=ORANGE, lw=1.1, ls=(0, (4, 2)))
-        steps = [t for t, _ in known]
-        if len(known) > 1:
-            ends = [(scale.factor * each.low, scale.factor * each.high) for _, each in known]
-            axes.fill_between(steps, [e[0] for e in ends], [e[1] for e in ends], color=BLUE, alpha=0.16, lw=0)
-        axes.plot(steps, [scale.factor * each.value for _, each in known], color=BLUE, marker="o", ms=3.5, lw=1.4)
-        axes.set_ylim(limits)
-        axes.locator_params(axis="y", nbins=3)
-        _iterations(axes, [t for t, _ in found], most=4)
-
-    values = [scale.number(each.value) for _, each in (known[:1] + known[1:][-1:])]
-    return Panel(
-        name,
-        f"{' → '.join(values) or NOTHING} · n {size}",
-        _draw(f"test score by iteration: {name}", paint, width=1.75, height=1.25, size=7.5),
-    )
-
-
-def _points(axes: "Axes", places: Sequence[int], found: Sequence[Interval], scale: ScoreScale, colour: str) -> None:
-    """Means joined by a line, with their intervals and their values."""
-    values = [scale.factor * each.value for each in found]
-    below = [scale.factor * (each.value - each.low) for each in found]
-    above = [scale.factor * (each.high - each.value) for each in found]
-    axes.errorbar(
-        places, values, yerr=(below, above), color=colour, marker="o", ms=5, lw=1.6, elinewidth=1.2, capsize=3
-    )
-    if len(places) <= 8:
-        for i, (place, value) in enumerate(zip(places, values, strict=True)):
-            # Beside the point, on the side that the line does not take.
-            rising = values[min(i + 1, len(values) - 1)] >= values[max(0, min(i, len(values) - 2))]
-            axes.annotate(
-                scale.number(found[i].value), (place, value), xytext=(6, -3 if rising else 3), color=INK,
-                textcoords="offset points", ha="left", va="top" if rising else "bottom",
-            )  # fmt: skip
-    axes.margins(x=0.12, y=0.12)
-
-
-def _level(axes: "Axes", value: float, label: str, colour: str, *, right: bool) -> None:
-    axes.axhline(value, color=colour, lw=1.3, ls=(0, (5, 3)))
-    axes.annotate(
-        label, (1 if right else 0, value), xycoords=("axes fraction", "data"), xytext=(-3 if right else 3, 3),
-        textcoords="offset points", ha="right" if right else "left", va="bottom", color=colour,
-    )  # fmt: skip
-
-
-def _iterations(axes: "Axes", steps: Sequence[int], *, most: int = 10) -> None:
-    """Ticks at iterations, evenly fewer where there are more than `most`."""
-    shown = steps[:: math.ceil(len(steps) / most)]
-    axes.set_xticks(list(shown), [_tick(t) for t in shown])
-    axes.set_xlim(min(steps) - 0.35, max(steps) + 0.5)
-
-
-def _tick(iteration: int) -> str:
-    return "M" + str(iteration).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
-def _draw(
-    label: str, paint: Callable[["Axes"], None], *, width: float = 4.2, height: float = 2.5, size: float = 8.5
-) -> Markup:
-    """An SVG that scales with the page; sizes in inches and points at 4.2 inches for half a page."""
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    style = matplotlib.rc_context({
-        "svg.fonttype": "none", "svg.hashsalt": str(printable(label)), "text.parse_math": False, "font.size": size,
-        "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": INK,
-        "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,
-        "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "ytick.major.size": 0,
-        "xtick.major.size": 3, "axes.unicode_minus": True, "savefig.transparent": True, "path.simplify": False,
-    })  # fmt: skip
-    with style:
-        figure = Canvas(figsize=(width, height), layout="constrained")
-        paint(figure.add_subplot())
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(drawn.getvalue(), label)
-
-
-def _inline(svg: str, label: str) -> Markup:
-    """A drawing as it can stand in HTML: no prologue, no names of its own, colours from the page."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*">', "<g>", body)
-    view = re.search(r'viewBox="[^"]*"', body)
-    assert view is not None
-    head = f'<svg {view.group()} role="img" aria-label="{escape(printable(label))}" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    body = re.sub(r"<svg[^>]*>", lambda _: head, body, count=1)
-    for stand_in, variable in COLOURS.items():
-        body = body.replace(stand_in, f"var({variable})")
-    return Markup(body)
+    found = []
+    for name in names:
+        line = Line(BLUE, [(row.iteration, getattr(row, field).get(name)) for row in rows])
+        ends = " → ".join(scale.number(each.value) for _, each in (line.known[:1] + line.known[1:][-1:]))
+        dashed = getattr(direct, field).get(name) if direct else None
+        note = f"{ends or NOTHING} · n {sizes[name]}"
+        found.append(panel(name, note, [line], scale=scale, limits=limits_of(shown, scale), dashed=dashed))
+    return found
