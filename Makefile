@@ -49,7 +49,7 @@ override KEY := $(value KEY)
 export PORT VARIANT THOUGHTS KEY SERVE_PROFILE
 export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON
 
-.PHONY: help setup iterate plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
+.PHONY: help setup iterate compare plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -63,6 +63,12 @@ iterate: setup ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE=
 		$${RUN:+--run-name "$$RUN"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows iterate "$$@"
+
+compare: setup ## Run TPO and its direct baseline up to M_ITER: does thinking pay? As iterate
+	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} \
+		$${RUN:+--run-name "$$RUN"}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows compare "$$@"
 
 plan: setup ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
 	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} \

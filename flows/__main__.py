@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
-from flows.start import prefect_environment, profile_path, ready, resolve_config, working
+from flows.start import compared, prefect_environment, profile_path, ready, resolve_config, working
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
 from tpo.disk import explained
 from tpo.errors import InputError, ServerError, TpoError
-from tpo.summary import Summary
 from tpo.table import print_table
 
+Found = TypeVar("Found")
 DEPLOYMENTS = Path("deploy/prefect.yaml")
 POOL = "tpo"
 """The work pool of our deployments."""
@@ -60,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     iterate.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(iterate)
     iterate.set_defaults(run=_iterate)
+    compare = commands.add_parser("compare", help="the same, and its direct baseline beside it: does thinking pay?")
+    compare.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    _add_run_arguments(compare)
+    compare.set_defaults(run=_compare)
     plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
     plan.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(plan)
@@ -160,21 +164,40 @@ def _iterate(options: argparse.Namespace) -> int:
         return 0
     started = time.monotonic()
     with working():
-        print_table(_run(config, options.to))
+        from flows.iterate import iterate
+
+        print_table(_run(config.name, config, options.to, iterate))
     print(f"M_{options.to} after {time.monotonic() - started:.0f} s. Report: {report}")
     return 0
 
 
-def _run(config: RunConfig, iterations: int) -> Summary:
-    signal.signal(signal.SIGTERM, _stop)
-    print(f"run {config.name}: to M_{iterations} in {config.place}", file=sys.stderr)
+def _compare(options: argparse.Namespace) -> int:
+    from tpo.comparison_page import print_comparison
+
+    config = _config(options)
+    page = f"{config.place}/comparison.html"
+    if (found := compared(config, options.to)) is not None:
+        print_comparison(found)
+        print(f"{config.name} is compared with its direct baseline at M_{options.to}: nothing to do. Page: {page}")
+        return 0
+    started = time.monotonic()
+    with working():
+        from flows.compare import compare_with_direct
+
+        print_comparison(_run(f"{config.name} and {config.name}-direct", config, options.to, compare_with_direct))
+    print(f"M_{options.to} of both after {time.monotonic() - started:.0f} s. Page: {page}")
+    return 0
+
+
+def _run(what: str, config: RunConfig, iterations: int, flow: Callable[[RunConfig, int], Found]) -> Found:
+    """What a flow makes, started from a command line."""
     import httpx
     from prefect.exceptions import PrefectException
 
-    from flows.iterate import iterate
-
+    signal.signal(signal.SIGTERM, _stop)
+    print(f"run {what}: to M_{iterations} in {config.place}", file=sys.stderr)
     try:
-        return iterate(config, iterations)
+        return flow(config, iterations)
     except (httpx.HTTPError, PrefectException) as error:
         raise ServerError(
             f"Prefect's server does not answer as it should ({type(error).__name__}: {error}): run again, the run "

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from flows.preflight import check_before_work, preflight
 from tasks.lineage import completed, is_kept
-from tpo.config import RunConfig, load_config
+from tpo.comparison import COMPARISON, Comparison, read_comparison
+from tpo.config import PromptConfig, RunConfig, load_config
 from tpo.console import LOGGER
-from tpo.errors import StoreError
+from tpo.errors import InputError, StoreError
 from tpo.mirror import reading
 from tpo.summary import Summary, read_summary
 from tpo.watchdog import watched
@@ -62,6 +63,37 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     except StoreError:
         return None
     return summary if summary.models[-1].iteration >= iterations else None
+
+
+def direct_baseline(config: RunConfig) -> RunConfig:
+    """The run that a config is compared with: the same prompts, judge, loss and settings, asked to answer directly.
+
+    Raises `InputError` where the config itself asks for no thoughts.
+    """
+    if config.prompt.variant == "direct":
+        raise InputError(
+            'prompt.variant is "direct", and a comparison with the direct baseline starts from a run that thinks: '
+            "choose another variant"
+        )
+    changes = {
+        "name": f"{config.name}-direct",
+        "prompt": PromptConfig(variant="direct"),
+        "data": config.data.model_copy(update={"also_fits": config.prompt}),
+    }
+    return config.model_copy(update=changes)
+
+
+def compared(config: RunConfig, iterations: int) -> Comparison | None:
+    """Checks that a run and its direct baseline can get to M_T; their comparison where nothing is to be done."""
+    ours, theirs = ready(config, iterations), ready(direct_baseline(config), iterations)
+    path = config.root / COMPARISON
+    if ours is None or theirs is None or not path.exists():
+        return None
+    try:
+        found = read_comparison(path)
+    except StoreError:
+        return None
+    return found if (found.thinking, found.direct) == (ours, theirs) else None
 
 
 @contextlib.contextmanager

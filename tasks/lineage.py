@@ -28,7 +28,7 @@ from tpo.config import (
     least_margin,
 )
 from tpo.disk import write_atomically
-from tpo.errors import DamagedError
+from tpo.errors import DamagedError, StoreError
 from tpo.prompt_files import file_of
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
@@ -101,6 +101,11 @@ def measuring_ask(config: RunConfig, iteration: int) -> Ask:
     return Ask(f"iter_{iteration}/test", "evaluate", config.prompt, config.evaluation.judge)
 
 
+def against_ask(config: RunConfig, iteration: int) -> Ask:
+    """What M_t's test answers are judged for a second time: against those of another run's M_t."""
+    return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge)
+
+
 def direct_ask(config: RunConfig) -> Ask:
     """What the seed is asked without any thought prompt, for comparison."""
     return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge)
@@ -118,7 +123,9 @@ def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequ
     """
     inputs = {f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier)}
     inputs |= {"model": model.fingerprint, **_source_hash(config, folder)}
-    data = config.data.model_dump(mode="json", exclude={"source", "per_iteration", "validation", "test"})
+    if config.data.also_fits is not None:
+        inputs["other prompt templates"] = load_prompt(config.data.also_fits).fingerprint
+    data = config.data.model_dump(mode="json", exclude={"source", "per_iteration", "validation", "test", "also_fits"})
     count = {"validation": config.data.validation, "test": config.data.test}.get(
         folder.split("/")[-1], config.data.per_iteration
     )
@@ -308,6 +315,28 @@ def completed(config: RunConfig, iterations: int) -> int:
     return done
 
 
+@dataclass(frozen=True)
+class Tests:
+    """How a run measured its models."""
+
+    prompts: Artifact
+    """The test prompts."""
+    answers: Sequence[Answers]
+    """Answers of M_0, M_1, … to them."""
+
+
+def tests_of(config: RunConfig, iterations: int) -> Tests:
+    """How a run that has reached M_T, T = `iterations`, measured M_0 … M_T; raises `StoreError` where it has not."""
+    walk = _Walk(config)
+    answers = []
+    for iteration in range(iterations + 1):
+        if not walk.advance(iteration) or walk.tested is None:
+            raise StoreError(f"{config.root} has no complete M_{iteration}: run again to make it")
+        answers.append(walk.tested)
+    assert walk.test is not None
+    return Tests(walk.test, answers)
+
+
 class _Walk:
     """Follows the manifests of a run from the seed on, as the flow would make them."""
 
@@ -319,6 +348,7 @@ class _Walk:
         self.test: Artifact | None = None
         self.incumbent: Chosen | None = None
         self.measured: Answers | None = None
+        self.tested: Answers | None = None
 
     def advance(self, iteration: int) -> bool:
         """Whether everything of this iteration is complete."""
@@ -334,6 +364,7 @@ class _Walk:
         if validated is None or self.measured is None:
             return False
         self.incumbent = Chosen(self.seed, validated)
+        self.tested = self.measured
         return self._asked(direct_ask(self.config), self.seed, self.test, self.measured) is not None
 
     def _iterated(self, iteration: int) -> bool:
@@ -355,7 +386,8 @@ class _Walk:
         if (chosen := stage.complete()) is None or (manifest := stage.manifest()) is None:
             return False
         self.incumbent = Chosen(chosen, (incumbent, *candidates)[manifest.facts["epoch"]].validation)
-        return self._asked(measuring_ask(self.config, iteration), chosen, self.test, self.measured) is not None
+        self.tested = self._asked(measuring_ask(self.config, iteration), chosen, self.test, self.measured)
+        return self.tested is not None
 
     def _prompts(self, folder: str) -> Artifact | None:
         found = prompts_stage(self.config, folder, self.seed, self.earlier).complete()

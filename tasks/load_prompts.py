@@ -39,7 +39,8 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         return done
     for change in stage.begin():
         say(f"{folder}: made again, {change}")
-    encoder, thought_prompt = ChatEncoder(model.path), load_prompt(config.prompt)
+    encoder = ChatEncoder(model.path)
+    ways = [load_prompt(way) for way in (config.prompt, config.data.also_fits) if way is not None]
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:
@@ -51,7 +52,9 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         used=same,
         foreign=other,
         refuse_foreign=config.data.overlap == "refuse",
-        unfit=lambda text: why_unfit(encoder, thought_prompt.render(text), config.data.max_prompt_tokens),
+        unfit=lambda text: next(
+            filter(None, (why_unfit(encoder, way.render(text), config.data.max_prompt_tokens) for way in ways)), None
+        ),
         name=folder,
     )
     stage.write_shard(0, prompts)

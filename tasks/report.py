@@ -6,7 +6,7 @@ nothing and no stage depends on them.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,17 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.lineage import Answers, Chosen
 from tasks.retry import may_pass
 from tpo.config import RunConfig
 from tpo.disk import write_atomically
 from tpo.ledger import read_ledger, spending
-from tpo.method.stats import Estimate, mean, paired_difference, win_rate
-from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample, Score
+from tpo.method.stats import mean, paired_difference, win_rate
+from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample
 from tpo.report_page import Example, render_report, score_picture
 from tpo.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
-from tpo.summary import Interval, ModelRow, Summary, write_summary
+from tpo.summary import ModelRow, Summary, write_summary
 
 _STAGES = (
     "prompts", "samples", "judgments", "scores", "pairs", "train", "validation", "model", "test", "direct"
@@ -76,18 +77,18 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
     )
     write_atomically(config.root / "report.html", page.encode())
     create_table_artifact(
-        key=f"tpo-{_slug(config.name)}",
+        key=f"tpo-{slug(config.name)}",
         table=_artifact_rows(summary),
         description=f"Run {config.name}, one row a model",
     )
     create_table_artifact(
-        key=f"tpo-{_slug(config.name)}-judge",
+        key=f"tpo-{slug(config.name)}-judge",
         table=_judge_rows(summary),
         description=f"Run {config.name}, how sound the {config.judge.kind} judge looked, one row an iteration",
     )
     picture = score_picture(summary)
     create_markdown_artifact(
-        key=f"tpo-{_slug(config.name)}-report",
+        key=f"tpo-{slug(config.name)}-report",
         markdown=f"Test score by iteration. The whole page: `{config.place}/report.html`\n\n"
         + (f"![Test score by iteration]({picture})" if picture else ""),
         description=f"Run {config.name}, report",
@@ -99,7 +100,7 @@ def summarize(
     config: RunConfig, test_prompts: Sequence[Prompt], direct: Answers, measured: Sequence[Measured]
 ) -> Summary:
     """The run in numbers."""
-    base, plain = _values(measured[0].test), _values(direct)
+    base, plain = values_of(measured[0].test), values_of(direct)
     confidence = config.evaluation.confidence
     rows = [("M_0 direct", 0, direct, None), *((f"M_{m.iteration}", m.iteration, m.test, m) for m in measured)]
     models = [_row(config, *row, test_prompts, base, plain) for row in rows]
@@ -116,23 +117,23 @@ def _row(
     base: Mapping[str, float],
     plain: Mapping[str, float],
 ) -> ModelRow:
-    values, samples = _values(test), read_rows(test.samples, Sample)
+    values, samples = values_of(test), read_rows(test.samples, Sample)
     pairs = read_manifest(measured.origin.pairs.path) if measured and measured.origin else None
     chosen = _facts(measured.chosen.model) if pairs and measured else {}
-    estimate = _Estimator(config.evaluation.confidence)
+    estimate = Estimator(config.evaluation.confidence)
     shared = sorted(values.keys() & base.keys())
     against_plain = sorted(values.keys() & plain.keys())
     return ModelRow(
         model=model,
         iteration=iteration,
         score=estimate(mean, list(values.values())),
-        win_rate=estimate(win_rate, [_outcome(values[i], base[i]) for i in shared]) if model != "M_0" else None,
+        win_rate=estimate(win_rate, [outcome(values[i], base[i]) for i in shared]) if model != "M_0" else None,
         gain=estimate(paired_difference, [values[i] for i in shared], [base[i] for i in shared]),
         gain_over_direct=estimate(
             paired_difference, [values[i] for i in against_plain], [plain[i] for i in against_plain]
         ),
-        by_category=_grouped(estimate, values, prompts, lambda prompt: prompt.category),
-        by_difficulty=_grouped(estimate, values, prompts, lambda prompt: prompt.difficulty),
+        by_category=grouped(estimate, values, prompts, lambda prompt: prompt.category),
+        by_difficulty=grouped(estimate, values, prompts, lambda prompt: prompt.difficulty),
         validation_score=_validation_score(measured.chosen.validation) if measured else None,
         parse_error_rate=1 - sum(s.parse_error is None and s.tries == 1 for s in samples) / len(samples),
         thought_chars=float(np.mean([len(s.thought) for s in samples])),
@@ -152,42 +153,9 @@ def _health(measured: Measured) -> Health | None:
     return Health(**facts["health"]) if facts else None
 
 
-class _Estimator:
-    """Means with intervals; None where there is nothing to take a mean of."""
-
-    def __init__(self, confidence: float) -> None:
-        self._confidence = confidence
-
-    def __call__(self, statistic: Callable[..., Estimate], *values: Sequence[float]) -> Interval | None:
-        if not values[0]:
-            return None
-        found = statistic(*values, confidence=self._confidence)
-        return Interval(found.value, found.low, found.high, found.n)
-
-
-def _grouped(
-    estimate: _Estimator, values: Mapping[str, float], prompts: Sequence[Prompt], key: Callable[[Prompt], object]
-) -> dict[str, Interval]:
-    groups: dict[str, list[float]] = {}
-    for prompt in prompts:
-        if (name := key(prompt)) is not None and prompt.prompt_id in values:
-            groups.setdefault(str(name), []).append(values[prompt.prompt_id])
-    found = {name: estimate(mean, groups[name]) for name in sorted(groups)}
-    return {name: interval for name, interval in found.items() if interval is not None}
-
-
-def _values(answers: Answers) -> dict[str, float]:
-    """Score by prompt, of the prompts that were scored."""
-    return {s.prompt_id: s.value for s in read_rows(answers.scores, Score) if s.value is not None}
-
-
-def _outcome(value: float, base: float) -> float:
-    return 0.5 if abs(value - base) < 1e-9 else float(value > base)
-
-
 def _validation_score(answers: Answers) -> float | None:
     parsed = {s.prompt_id for s in read_rows(answers.samples, Sample) if s.parse_error is None}
-    values = [value for prompt_id, value in _values(answers).items() if prompt_id in parsed]
+    values = [value for prompt_id, value in values_of(answers).items() if prompt_id in parsed]
     return float(np.mean(values)) if values else None
 
 
@@ -196,6 +164,8 @@ def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
     totals: dict[str, float] = {}
     for manifest in _manifests(config, iteration):
         kind = manifest.stage.split("/")[1]
+        if kind not in _STAGES:
+            continue  # of a comparison
         totals[kind] = round(totals.get(kind, 0.0) + manifest.seconds, 1)
     return {kind: totals[kind] for kind in sorted(totals, key=_STAGES.index)}
 
@@ -288,7 +258,3 @@ def _judge_rows(summary: Summary) -> list[dict[str, object]]:
         for row in summary.models
         if row.judge is not None
     ]
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())

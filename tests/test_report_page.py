@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tpo.config import RunConfig
 from tpo.ledger import Spending
-from tpo.records import Epoch, Health
 from tpo.page import printable, subscripted
+from tpo.records import Epoch, Health
 from tpo.report_page import Example, findings, headline, render_report
 from tpo.summary import Interval, ModelRow, Summary
 

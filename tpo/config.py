@@ -73,23 +73,6 @@ class FileSource(Section):
     """Column that holds a whole number from 1, for tables."""
 
 
-class DataConfig(Section):
-    """Which prompts are asked, and how many."""
-
-    source: Annotated[MiniatureSource | FileSource, Field(discriminator="kind")] = MiniatureSource()
-    """Where prompts come from."""
-    per_iteration: int = Field(400, ge=1)
-    """Fresh prompts an iteration, disjoint from all earlier ones (the paper: 5,000)."""
-    validation: int = Field(200, ge=1)
-    """Prompts that choose the best checkpoint (the paper: 1,500)."""
-    test: int = Field(600, ge=1)
-    """Prompts that only measure: no choice depends on them."""
-    overlap: Literal["skip", "refuse"] = "skip"
-    """What to do with a prompt that an earlier iteration, validation or test has: skip and count it, or stop."""
-    max_prompt_tokens: int = Field(256, ge=8)
-    """Longest prompt, thought prompt and chat template included; longer ones are dropped and counted, never cut."""
-
-
 class ModelConfig(Section):
     """The seed model M_0."""
 
@@ -106,6 +89,26 @@ class PromptConfig(Section):
     """A Jinja file in place of the shipped user turn; it holds `{{ instruction }}`."""
     system_template: Path | None = None
     """A Jinja file in place of the shipped system turn."""
+
+
+class DataConfig(Section):
+    """Which prompts are asked, and how many."""
+
+    source: Annotated[MiniatureSource | FileSource, Field(discriminator="kind")] = MiniatureSource()
+    """Where prompts come from."""
+    per_iteration: int = Field(400, ge=1)
+    """Fresh prompts an iteration, disjoint from all earlier ones (the paper: 5,000)."""
+    validation: int = Field(200, ge=1)
+    """Prompts that choose the best checkpoint (the paper: 1,500)."""
+    test: int = Field(600, ge=1)
+    """Prompts that only measure: no choice depends on them."""
+    overlap: Literal["skip", "refuse"] = "skip"
+    """What to do with a prompt that an earlier iteration, validation or test has: skip and count it, or stop."""
+    max_prompt_tokens: int = Field(256, ge=8)
+    """Longest prompt, thought prompt and chat template included; longer ones are dropped and counted, never cut."""
+    also_fits: PromptConfig | None = None
+    """Another way to ask that each prompt must fit too: that of a run which this one is compared with, so that both
+    take the same prompts."""
 
 
 class SampleConfig(Section):

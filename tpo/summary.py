@@ -95,10 +95,15 @@ def write_summary(summary: Summary) -> bytes:
 def read_summary(path: Path) -> Summary:
     """A summary from its file; raises `StoreError` where that is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Summary(**{**values, "models": [_row(row) for row in values["models"]]})
+        return summary_from(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{path} is not a summary of this version ({error}): remove it and run again") from error
+
+
+def summary_from(values: Mapping[str, Any]) -> Summary:
+    """A summary from what JSON holds of it; raises `TypeError`, `KeyError` or `AttributeError` where that is another
+    thing."""
+    return Summary(**{**values, "models": [_row(row) for row in values["models"]]})
 
 
 def _row(values: Mapping[str, Any]) -> ModelRow:

@@ -187,6 +187,7 @@ OTHER_VALUES: dict[str, Any] = {
     "budget__hours": 1.0,
     "budget__tokens": 1000,
     "budget__cost": None,
+    "data__also_fits": {"variant": "specific"},
     "pair__rho": 0.1,
     "pair__min_margin": 0.3,
 }

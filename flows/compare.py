@@ -1,0 +1,44 @@
+"""Thinking against its direct baseline (2410.10630, Figure 3): two runs that differ in the prompt alone, side by side.
+
+In: a config that thinks, and T. Out: its run and that of the direct baseline, both at M_T, and the page that compares
+them. Each run is that of `iterate`, in a folder of its own: what `make iterate` has made already is used as it is.
+"""
+
+from prefect import flow
+
+from flows.graph import name_subflows_as_tasks
+from flows.iterate import iterate
+from flows.start import direct_baseline
+from tasks.compare import Arm, compare
+from tasks.judge import judge
+from tasks.lineage import Answers, Tests, against_ask, tests_of
+from tpo.comparison import Comparison
+from tpo.config import RunConfig, compares
+from tpo.lock import only_writer
+from tpo.mirror import writing
+from tpo.store import mending
+
+
+@flow(name="compare", flow_run_name="{config.name} against direct, to M_{iterations}")
+def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
+    """Brings a run and its direct baseline to M_T, T = `iterations`, and compares them."""
+    arms = []
+    for each in (config, direct_baseline(config)):
+        summary = iterate(each, iterations)
+        name_subflows_as_tasks()
+        tests = tests_of(each, iterations)
+        arms.append((Arm(each, summary, tests.answers), tests))
+    (thinking, tests), (direct, _) = arms
+    with only_writer(config.root), writing(config):
+        return mending(lambda: compare(thinking, direct, tests.prompts, head_to_head(thinking, direct, tests)))
+
+
+def head_to_head(thinking: Arm, direct: Arm, tests: Tests) -> list[Answers]:
+    """What a judge that compares says of both runs' answers; nothing where it reads one response at a time."""
+    config = thinking.config
+    if not compares(config.evaluation.judge):
+        return []
+    return [
+        judge(config, against_ask(config, t), ours.samples, tests.prompts, theirs.samples)
+        for t, (ours, theirs) in enumerate(zip(thinking.tests, direct.tests, strict=True))
+    ]

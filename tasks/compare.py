@@ -1,0 +1,132 @@
+"""Compares two runs: what each model of one scores over the other's, prompt by prompt.
+
+In: the summaries of both and their models' answers to the same test prompts. Out: a `Comparison`, `comparison.json` and
+`comparison.html` in the folder of the run that thinks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.estimates import Estimator, grouped, outcome, slug, values_of
+from tasks.lineage import Answers
+from tasks.retry import may_pass
+from tpo.comparison import COMPARISON, Comparison, Lead, verdict, write_comparison
+from tpo.comparison_page import curve_picture, render_comparison
+from tpo.config import RunConfig
+from tpo.disk import write_atomically
+from tpo.ledger import read_ledger
+from tpo.method.stats import mean, win_rate
+from tpo.records import Artifact, Prompt
+from tpo.store import read_rows
+from tpo.summary import Interval, Summary
+
+PAGE = "comparison.html"
+"""The page's name in the folder of the run that thinks."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of two runs that are compared."""
+
+    config: RunConfig
+    """Its config."""
+    summary: Summary
+    """What it came to."""
+    tests: Sequence[Answers]
+    """Answers of M_0 … M_T to the test prompts."""
+
+
+@task(name="compare", task_run_name="compare", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Answers]) -> Comparison:
+    """Compares the run that thinks with the one that answers directly.
+
+    Args:
+        thinking: The run with the thought prompt; its folder gets the page.
+        direct: The run without it.
+        prompts: The test prompts of both.
+        against: The thinking models' answers with what a judge that compares said of them against the direct ones';
+            empty where the judge reads one response at a time.
+    """
+    rows = read_rows(prompts, Prompt)
+    confidence = thinking.config.evaluation.confidence
+    if against:
+        leads = [_head_to_head(t, found, rows, confidence) for t, found in enumerate(against)]
+    else:
+        ends = zip(thinking.tests, direct.tests, strict=True)
+        leads = [_paired(t, one, other, rows, confidence) for t, (one, other) in enumerate(ends)]
+    comparison = Comparison(
+        thinking=thinking.summary,
+        direct=direct.summary,
+        measure="win_rate" if against else "difference",
+        leads=leads,
+        spent={"thinking": _spent(thinking.config), "direct": _spent(direct.config)},
+    )
+    config = thinking.config
+    write_atomically(config.root / PAGE, render_comparison(comparison).encode())
+    write_atomically(config.root / COMPARISON, write_comparison(comparison))
+    picture = curve_picture(comparison)
+    create_markdown_artifact(
+        key=f"tpo-{slug(config.name)}-comparison",
+        markdown="\n\n".join(
+            [
+                *verdict(comparison),
+                *([f"![Thinking and direct by iteration]({picture})"] if picture else []),
+                f"The whole page: `{config.place}/{PAGE}`",
+            ]
+        ),
+        description=f"Run {config.name} against {direct.config.name}",
+    )
+    return comparison
+
+
+def _paired(t: int, thinking: Answers, direct: Answers, prompts: Sequence[Prompt], confidence: float) -> Lead:
+    """Differences of scores over the prompts that both were scored on."""
+    ours, theirs = values_of(thinking), values_of(direct)
+    shared = [prompt.prompt_id for prompt in prompts if prompt.prompt_id in ours and prompt.prompt_id in theirs]
+    return _lead(
+        t,
+        {prompt_id: ours[prompt_id] - theirs[prompt_id] for prompt_id in shared},
+        {prompt_id: outcome(ours[prompt_id], theirs[prompt_id]) for prompt_id in shared},
+        prompts,
+        confidence,
+    )
+
+
+def _head_to_head(t: int, thinking: Answers, prompts: Sequence[Prompt], confidence: float) -> Lead:
+    """Shares won, as the judge said it of both responses."""
+    won = values_of(thinking)
+    return _lead(t, won, {prompt_id: outcome(value, 0.5) for prompt_id, value in won.items()}, prompts, confidence)
+
+
+def _lead(
+    t: int,
+    leads: Mapping[str, float],
+    outcomes: Mapping[str, float],
+    prompts: Sequence[Prompt],
+    confidence: float,
+) -> Lead:
+    estimate = Estimator(confidence)
+
+    def groups(key: Callable[[Prompt], object]) -> dict[str, Interval]:
+        return grouped(estimate, leads, prompts, key)
+
+    return Lead(
+        iteration=t,
+        overall=estimate(mean, list(leads.values())),
+        by_category=groups(lambda prompt: prompt.category),
+        by_difficulty=groups(lambda prompt: prompt.difficulty),
+        win_rate=estimate(win_rate, list(outcomes.values())),
+    )
+
+
+def _spent(config: RunConfig) -> dict[str, float]:
+    entries = read_ledger(config.root)
+    return {
+        "tokens": sum(entry.tokens for entry in entries),
+        "seconds": sum(entry.seconds for entry in entries),
+        "cost": sum(entry.cost for entry in entries),
+    }

@@ -1,0 +1,177 @@
+"""Claims about a run and its direct baseline: the same prompts, nothing made twice, numbers that follow from the rows.
+
+The runs are those of `tests.faults.mock_run`, on mock engines, in a process of their own.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.start import direct_baseline
+from tests.rows import a_config
+from tpo.config import PromptConfig
+from tpo.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 2
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What became of the runs, by evaluation judge."""
+    parent = tmp_path_factory.mktemp("compare")
+    command = [sys.executable, "-m", "tests.flows.test_compare", str(parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
+    return result
+
+
+JUDGES = pytest.mark.parametrize("judge", ["verifier", "pairwise"])
+
+
+@JUDGES
+def test_both_take_the_same_prompts_also_where_some_fit_only_without_thoughts(found: Mapping[str, Any], judge: str):
+    thinking, direct = found[judge]["prompts"]
+    assert thinking == direct
+    assert len(thinking) == ITERATIONS + 2
+    assert found[judge]["too_long"] > 0
+
+
+@JUDGES
+def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any], judge: str):
+    assert found[judge]["again"] == []
+    assert found[judge]["known"]
+
+
+@JUDGES
+def test_the_lead_is_the_mean_over_prompts_of_what_the_rows_say(found: Mapping[str, Any], judge: str):
+    assert found[judge]["leads"] == pytest.approx(found[judge]["expected"])
+    assert found[judge]["measure"] == {"verifier": "difference", "pairwise": "win_rate"}[judge]
+    assert len(found[judge]["leads"]) == ITERATIONS + 1
+
+
+@JUDGES
+def test_both_start_from_one_model_which_asked_alike_answers_alike(found: Mapping[str, Any], judge: str):
+    assert found[judge]["direct_before"][0] == found[judge]["direct_before"][1]
+
+
+def test_a_run_without_thoughts_has_no_direct_baseline(tmp_path: Path):
+    with pytest.raises(InputError, match="starts from a run that thinks"):
+        direct_baseline(a_config(tmp_path, prompt=PromptConfig(variant="direct")))
+
+
+def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
+    config = a_config(tmp_path, prompt=PromptConfig(variant="specific"))
+    changed = {
+        key: value for key, value in direct_baseline(config).model_dump().items() if value != config.model_dump()[key]
+    }
+    assert changed.keys() == {"name", "prompt", "data"}
+    assert changed["data"] == {**config.data.model_dump(), "also_fits": config.prompt.model_dump()}
+
+
+def main(parent: Path) -> None:
+    """Makes the runs; writes what became of them."""
+    import flows.compare
+    import tasks.compare
+    from flows.compare import compare_with_direct
+    from flows.start import compared
+    from tests.faults import mock_run
+
+    mock_run.prepare()
+    flow = vars(flows.compare)
+    flow.update(judge=flow["judge"].fn, compare=flow["compare"].fn, iterate=vars(flows.iterate)["iterate"])
+    vars(tasks.compare)["create_markdown_artifact"] = lambda **_: None
+    found = {}
+    for judge in ("verifier", "pairwise"):
+        folder = parent / judge
+        folder.mkdir()
+        config = _config(folder, judge)
+        comparison = compare_with_direct.fn(config, ITERATIONS)
+        before = _times(folder)
+        assert compare_with_direct.fn(config, ITERATIONS) == comparison
+        found[judge] = {
+            "prompts": [_prompts(folder / name) for name in ("run", "run-direct")],
+            "too_long": _too_long(folder / "run-direct"),
+            "again": sorted(path for path, time in _times(folder).items() if before.get(path) != time),
+            "known": compared(config, ITERATIONS) is not None,
+            "measure": comparison.measure,
+            "leads": [lead.overall.value for lead in comparison.leads if lead.overall],
+            "expected": _expected(folder, judge),
+            "direct_before": [_outputs(folder / at) for at in ("run/iter_0/direct", "run-direct/iter_0/test")],
+        }
+    (parent / "found.json").write_text(json.dumps(found))
+
+
+def _config(folder: Path, judge: str) -> Any:
+    from tests.faults import mock_run
+    from tpo.config import FileSource, ModelConfig, PairwiseJudge
+
+    config = mock_run.config_of(folder, mock_run.Plan("verifier"))
+    rows = [{"instruction": f"What is {i} + 1?" + " Say it." * (i % 40), "answer": str(i + 1)} for i in range(200)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = FileSource(path=folder / "prompts.jsonl", reference_column="answer")
+    data = config.data.model_copy(update={"source": source, "max_prompt_tokens": 150})
+    evaluation = config.evaluation
+    if judge == "pairwise":
+        evaluation = evaluation.model_copy(update={"judge": PairwiseJudge()})
+    return config.model_copy(update={"data": data, "evaluation": evaluation, "model": ModelConfig()})
+
+
+def _prompts(root: Path) -> list[list[str]]:
+    from tpo.records import Prompt
+
+    places = ["iter_0/prompts/validation", "iter_0/prompts/test", *(f"iter_{t + 1}/prompts" for t in range(ITERATIONS))]
+    return [[row.prompt_id for row in _rows(root / place, Prompt)] for place in places]
+
+
+def _rows(folder: Path, kind: Any) -> list[Any]:
+    from tpo.records import Artifact
+    from tpo.store import read_manifest, read_rows
+
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return list(read_rows(Artifact(folder, manifest.rows, manifest.fingerprint), kind))
+
+
+def _too_long(root: Path) -> int:
+    manifest = json.loads((root / "iter_0/prompts/test/manifest.json").read_text())
+    return int(manifest["account"]["dropped"].get("too_long", 0))
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    from tpo.records import Score
+
+    return {row.prompt_id: row.value for row in _rows(folder / "scores", Score) if row.value is not None}
+
+
+def _outputs(folder: Path) -> list[str]:
+    from tpo.records import Sample
+
+    return [row.output for row in _rows(folder / "samples", Sample)]
+
+
+def _expected(folder: Path, judge: str) -> list[float]:
+    leads = []
+    for t in range(ITERATIONS + 1):
+        if judge == "pairwise":
+            values = list(_scores(folder / "run" / f"iter_{t}/against").values())
+        else:
+            ours, theirs = (_scores(folder / name / f"iter_{t}/test") for name in ("run", "run-direct"))
+            values = [ours[prompt] - theirs[prompt] for prompt in ours.keys() & theirs.keys()]
+        leads.append(sum(values) / len(values))
+    return leads
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """When each stage was made."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
