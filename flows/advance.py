@@ -1,4 +1,5 @@
-"""What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one.
+"""What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one; and
+a comparison with the direct baseline.
 
 In: the answers of a form, those of `python -m flows iterate`. Out: M_{t+1}, where the manifests say that M_t stands.
 
@@ -14,21 +15,24 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
+from flows.compare import compare_with_direct
 from flows.iterate import iterate
 from flows.operation import alert, entitle, fetch_keys
 from flows.preflight import preflight
-from flows.start import ready, resolve_config, working
+from flows.start import compared, ready, resolve_config, working
 from tasks.lineage import completed
 from tpo.config import RunConfig
 from tpo.disk import explained
 from tpo.mirror import reading
+
+JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise"]
 
 
 @flow(name="advance", flow_run_name="advance {profile}", on_failure=[alert], on_crashed=[alert])
 def advance(
     profile: str = "laptop",
     run_name: str = "",
-    judge: Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise"] = "the profile's",
+    judge: JudgeChoice = "the profile's",
     seed: Annotated[int, Field(ge=0)] | None = None,
     overrides: list[str] = [],  # noqa: B006 - Prefect reads the default for its form, and nobody changes it
     iterations: Annotated[int, Field(ge=1)] = 1,
@@ -45,13 +49,7 @@ def advance(
         iterations: How many iterations this trigger adds at most.
         last: T of the last model M_T. Once it stands, triggers do nothing.
     """
-    config = resolve_config(
-        profile,
-        run_name=run_name or None,
-        judge=None if judge == "the profile's" else judge,
-        seed=seed,
-        overrides=overrides,
-    )
+    config = _asked_for(profile, run_name, judge, seed, overrides)
     preflight(config)
     reached = next_model(config, iterations, last)
     entitle(f"{config.name} to M_{reached}", config.name)
@@ -61,6 +59,45 @@ def advance(
     with working(), explained(), tags(config.name):
         iterate.fn(config, reached)
     return Completed(message=f"M_{reached} of {config.name} is complete: {config.place}/report.html")
+
+
+@flow(name="compare-runs", flow_run_name="compare {profile}", on_failure=[alert], on_crashed=[alert])
+def compare_runs(
+    profile: str = "laptop",
+    run_name: str = "",
+    judge: JudgeChoice = "the profile's",
+    seed: Annotated[int, Field(ge=0)] | None = None,
+    overrides: list[str] = [],  # noqa: B006 - as above
+    iterations: Annotated[int, Field(ge=0)] = 3,
+) -> State:
+    """Brings a run and its direct baseline to M_T and compares them.
+
+    Args:
+        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
+        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
+        judge: Who scores responses; another judge than the profile's comes with its defaults.
+        seed: The run's seed. None: the profile's.
+        overrides: Values in place of the profile's, each as `sample.k=4`.
+        iterations: T of the models that are compared.
+    """
+    config = _asked_for(profile, run_name, judge, seed, overrides)
+    entitle(f"{config.name} against direct, to M_{iterations}", config.name)
+    fetch_keys(config)
+    if compared(config, iterations) is not None:
+        return Completed(name="NothingToDo", message=f"{config.name} is compared with its direct baseline already")
+    with working(), explained(), tags(config.name):
+        compare_with_direct.fn(config, iterations)
+    return Completed(message=f"{config.name} is compared with its direct baseline: {config.place}/comparison.html")
+
+
+def _asked_for(profile: str, run_name: str, judge: JudgeChoice, seed: int | None, overrides: list[str]) -> RunConfig:
+    return resolve_config(
+        profile,
+        run_name=run_name or None,
+        judge=None if judge == "the profile's" else judge,
+        seed=seed,
+        overrides=overrides,
+    )
 
 
 def next_model(config: RunConfig, iterations: int, last: int) -> int:

@@ -1,12 +1,16 @@
 """Claims about what a trigger does before it does anything: where it goes, and what its form asks."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from prefect import Flow
 from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from flows.advance import advance, next_model
+from flows.advance import advance, compare_runs, next_model
 from tasks.load_prompts import load_prompts
 from tasks.retry import may_pass
 from tests.finished_run import finish
@@ -27,6 +31,15 @@ def test_a_trigger_goes_on_from_the_last_complete_model_and_no_further_than_the_
     assert next_model(config, iterations, last) == reached
 
 
+def test_every_deployment_names_a_flow_that_takes_its_parameters():
+    listed = yaml.safe_load(Path("deploy/prefect.yaml").read_text())["deployments"]
+    assert [deployment["name"] for deployment in listed] == ["iterate", "compare"]
+    for deployment in listed:
+        flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
+        flow.validate_parameters(deployment["parameters"])
+        assert deployment["concurrency_limit"]["limit"] == 1
+
+
 def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
     config = a_config(tmp_path)
     finish(config, 2)
@@ -34,9 +47,10 @@ def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
     assert next_model(config, 1, 3) == 2
 
 
-def test_the_form_says_what_each_of_its_fields_is():
-    form = parameter_schema(advance).model_dump()["properties"]
-    assert list(form) == ["profile", "run_name", "judge", "seed", "overrides", "iterations", "last"]
+@pytest.mark.parametrize(("flow", "last"), [(advance, ["iterations", "last"]), (compare_runs, ["iterations"])])
+def test_the_form_says_what_each_of_its_fields_is(flow: Flow[..., State], last: list[str]):
+    form = parameter_schema(flow).model_dump()["properties"]
+    assert list(form) == ["profile", "run_name", "judge", "seed", "overrides", *last]
     assert all(field["description"] and "default" in field for field in form.values())
 
 
