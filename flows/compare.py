@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.graph import name_subflows_as_tasks
 from flows.iterate import iterate
-from flows.start import direct_baseline
+from flows.start import direct_baseline, reached
 from tasks.compare import Arm, compare
 from tasks.judge import judge
 from tasks.lineage import Answers, Tests, against_ask, tests_of
@@ -24,8 +24,10 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
     """Brings a run and its direct baseline to M_T, T = `iterations`, and compares them."""
     arms = []
     for each in (config, direct_baseline(config)):
-        summary = iterate(each, iterations)
-        name_subflows_as_tasks()
+        # A run that is past M_T keeps the report of all that it has.
+        if (summary := reached(each, iterations)) is None:
+            summary = iterate(each, iterations)
+            name_subflows_as_tasks()
         tests = tests_of(each, iterations)
         arms.append((Arm(each, summary, tests.answers), tests))
     (thinking, tests), (direct, _) = arms

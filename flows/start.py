@@ -51,6 +51,12 @@ def ready(config: RunConfig, iterations: int) -> Summary | None:
     return found
 
 
+def reached(config: RunConfig, iterations: int) -> Summary | None:
+    """The summary of a run that has reached M_T, T = `iterations`, or is past it."""
+    with reading(config):
+        return finished(config, iterations)
+
+
 def finished(config: RunConfig, iterations: int) -> Summary | None:
     """The summary of a run that has reached M_T and needs nothing, its report included."""
     path = config.root / "summary.json"

@@ -49,7 +49,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "half", "first", "crossing"),
     [
-        ([-0.09, 0.05, 0.2], 0.03, "After 2 iterations each thinking is ahead of direct (+20.0 points, 95 % interval "
+        ([-0.09, 0.05, 0.2], 0.03, "After 2 iterations each, thinking is ahead of direct (+20.0 points, 95 % interval "
          "+17.0 to +23.0).", "The lines cross between M_0 and M_1, where the lead is clear."),
         ([-0.09, 0.01, 0.2], 0.03, "ahead of direct",
          "The lines cross between M_0 and M_1; from M_2 on the lead is clear."),
@@ -79,7 +79,7 @@ def test_kinds_of_instruction_are_sorted_by_what_they_gain():
 
 def test_of_a_judge_that_compares_even_is_one_half():
     won = a_comparison([0.4, 0.7], measure="win_rate")
-    assert verdict(won)[0].startswith("After 1 iteration each thinking is ahead of direct (it wins 70.0 % of test prom")
+    assert verdict(won)[0].startswith("After 1 iteration each, thinking is ahead of direct (it wins 70.0 % of test prom")
     assert verdict(a_comparison([0.4, 0.51], measure="win_rate"))[0].count("not clearly different from direct") == 1
     page = render_comparison(won)
     assert "it compared those of the two runs" in page and "<th>Thinking</th>" not in page
@@ -91,7 +91,7 @@ def test_scores_of_another_unit_are_shown_in_it():
 
 
 def test_a_comparison_before_any_training_and_one_without_scores_have_their_verdicts():
-    assert verdict(a_comparison([-0.09]))[0].startswith("Before any training thinking is behind direct")
+    assert verdict(a_comparison([-0.09]))[0].startswith("Before any training, thinking is behind direct")
     blank = a_comparison([0.1])
     blank = Comparison(blank.thinking, blank.direct, "difference", [Lead(0, None, {}, {}, None)], blank.spent)
     assert verdict(blank) == ["There is no verdict: the evaluation judge scored no test prompt for both."]
@@ -103,7 +103,7 @@ def test_every_number_of_the_table_is_on_the_page(capsys: pytest.CaptureFixture[
     page = render_comparison(comparison)
     print_comparison(comparison)
     printed = capsys.readouterr().out
-    for number in re.findall(r"[+−]?\d+\.\d", printed.split("Before training")[0]):
+    for number in re.findall(r"[+−]?\d+\.\d", printed.split("Before training,")[0]):
         assert number in page, number
     for name, mark in (("dial", "gains"), ("relay", "loses")):
         row = page.split(f'data-kind="{name}"')[1].split("</tr>")[0]

@@ -107,10 +107,10 @@ def verdict(comparison: Comparison) -> list[str]:
     first, last = comparison.leads[0], comparison.leads[-1]
     if last.overall is None:
         return ["There is no verdict: the evaluation judge scored no test prompt for both."]
-    after = f"after {count(last.iteration, 'iteration')} each" if last.iteration else "before any training"
+    after = f"after {count(last.iteration, 'iteration')} each," if last.iteration else "before any training,"
     found = [f"{after[0].upper()}{after[1:]} thinking is {_ahead(comparison, last.overall)}."]
     if last.iteration and first.overall is not None:
-        found.append(f"Before training it is {_ahead(comparison, first.overall)}.")
+        found.append(f"Before training, it is {_ahead(comparison, first.overall)}.")
         found.append(_crossing(comparison))
     for name, groups in (("categories", last.by_category), ("difficulties", last.by_difficulty)):
         if len(groups) > 1:

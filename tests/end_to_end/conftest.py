@@ -26,16 +26,18 @@ def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
     """Runs `python -m flows iterate` in a process of its own, with small numbers and a run folder of the session's."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def call(to: int, *overrides: str, name: str = "small") -> "subprocess.CompletedProcess[str]":
+    def call(
+        to: int, *overrides: str, name: str = "small", flow: str = "iterate"
+    ) -> "subprocess.CompletedProcess[str]":
         settings: Sequence[str] = (*SMALL, f'folder="{folder}"', *overrides)
-        command = [sys.executable, "-m", "flows", "iterate", "--to", str(to), "--run-name", name]
+        command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name]
         for setting in settings:
             command += ["--set", setting]
         environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False
         )
-        (folder / f"{name}-{to}.log").write_text(done.stdout + done.stderr)
+        (folder / f"{flow}-{name}-{to}.log").write_text(done.stdout + done.stderr)
         return done
 
     call.folder = folder  # type: ignore[attr-defined]

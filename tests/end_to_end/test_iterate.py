@@ -5,6 +5,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.end_to_end.conftest import AFTER_ONE, Iterate
+from tpo.comparison import read_comparison
 from tpo.records import Artifact, Pair, Prompt, Sample, Score
 from tpo.store import read_manifest, read_rows
 from tpo.summary import read_summary
@@ -92,3 +93,19 @@ def test_the_second_iteration_kept_all_of_the_first(small_run: Path):
     """The run was brought to M_1 and, by another call, to M_2."""
     for path, content in json.loads((small_run.parent / AFTER_ONE).read_text()).items():
         assert (small_run / path).read_text() == content
+
+
+def test_a_comparison_takes_the_run_as_it_is_and_adds_its_direct_baseline(small_run: Path, iterate: Iterate):
+    before = {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
+    done = iterate(1, flow="compare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "After 1 iteration each, thinking is " in " ".join(done.stdout.split())
+    assert {path: path.read_bytes() for path in before} == before
+    comparison = read_comparison(small_run / "comparison.json")
+    direct = read_summary(small_run.parent / "small-direct" / "summary.json")
+    assert comparison.direct == direct and [row.model for row in direct.models] == ["M_0 direct", "M_0", "M_1"]
+    assert all(row.thought_chars == 0 for row in direct.models)
+    assert [lead.overall is not None and lead.overall.n for lead in comparison.leads] == [48, 48]
+    assert "Kinds of instruction" in (small_run / "comparison.html").read_text()
+    again = iterate(1, flow="compare")
+    assert again.returncode == 0 and "nothing to do" in again.stdout
