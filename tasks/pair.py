@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -61,6 +62,17 @@ class Candidates:
     def lengths(self) -> list[int]:
         """Response lengths of the valid candidates, in characters."""
         return [candidate.score.response_chars for candidate in self.valid]
+
+    @property
+    def thoughts(self) -> list[int]:
+        """Thought lengths of the valid candidates, in characters."""
+        return [len(candidate.sample.thought) for candidate in self.valid]
+
+    def controlled(self, rho: float, thought_penalty: float) -> NDArray[np.float64]:
+        """Length-controlled scores of the valid candidates."""
+        return length_controlled(
+            self.scores, self.lengths, rho, thoughts=self.thoughts, thought_penalty=thought_penalty
+        )
 
 
 class StoredCandidates:
@@ -147,22 +159,25 @@ def make_pairs(
 
     Goes through `groups` twice where ρ is to be chosen.
     """
-    rho = _smallest_rho(groups, min_margin) if config.rho == "auto" else config.rho
+    penalty = config.thought_penalty
+    rho = _smallest_rho(groups, min_margin, penalty) if config.rho == "auto" else config.rho
     found: dict[str, Pair] = {}
     dropped: dict[str, str] = {}
     fitting: list[Pair] = []
     prompts: list[str] = []
     for group in groups:
         prompts.append(group.prompt_id)
-        outcome = _regular_pair(group, rho, min_margin)
+        outcome = _regular_pair(group, group.controlled(rho, penalty), min_margin)
         if not isinstance(outcome, Pair):
             dropped[group.prompt_id] = outcome
         elif _tokens(outcome) > max_tokens:
             dropped[group.prompt_id] = "too_long"
         else:
             found[group.prompt_id] = outcome
-        if group.valid and group.broken and _tokens(with_error := _error_pair(group, rho)) <= max_tokens:
-            fitting.append(with_error)
+        if group.valid and group.broken:
+            with_error = _error_pair(group, group.controlled(rho, penalty))
+            if _tokens(with_error) <= max_tokens:
+                fitting.append(with_error)
     for drawn in _drawn(fitting, found.keys(), config.error_share, seed):
         found[drawn.prompt_id] = drawn
         dropped.pop(drawn.prompt_id, None)
@@ -170,12 +185,19 @@ def make_pairs(
     return Pairs(pairs, Account(len(prompts), len(pairs), dict(Counter(dropped.values()))), rho)
 
 
-def _smallest_rho(groups: Iterable[Candidates], min_margin: float) -> float:
+def _smallest_rho(groups: Iterable[Candidates], min_margin: float, thought_penalty: float) -> float:
     """The strength of length control that suits the groups that can make a pair."""
     spread = [
-        (group.scores, group.lengths) for group in groups if has_margin(group.scores, min_margin) and not _tied(group)
+        (group.scores, group.lengths, group.thoughts)
+        for group in groups
+        if has_margin(group.scores, min_margin) and not _tied(group)
     ]
-    return choose_rho([scores for scores, _ in spread], [lengths for _, lengths in spread])
+    return choose_rho(
+        [scores for scores, _, _ in spread],
+        [lengths for _, lengths, _ in spread],
+        thoughts=[thoughts for _, _, thoughts in spread],
+        thought_penalty=thought_penalty,
+    )
 
 
 def describe(made: Pairs) -> Mapping[str, float]:
@@ -191,7 +213,7 @@ def describe(made: Pairs) -> Mapping[str, float]:
     }
 
 
-def _regular_pair(group: Candidates, rho: float, min_margin: float) -> Pair | str:
+def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
     """The group's pair of valid candidates, or the reason why it has none."""
     if not group.valid:
         return "unscored" if group.unscored else "all_malformed"
@@ -201,7 +223,6 @@ def _regular_pair(group: Candidates, rho: float, min_margin: float) -> Pair | st
         return "small_margin"
     if _tied(group):
         return "tie"
-    controlled = length_controlled(group.scores, group.lengths, rho)
     indices = select_pair(controlled, group.lengths, texts=[candidate.sample.output for candidate in group.valid])
     if indices is None:
         return "tie"
@@ -219,9 +240,8 @@ def _tied(group: Candidates) -> bool:
     return not group.scores or max(group.scores) - min(group.scores) < TIE_TOLERANCE
 
 
-def _error_pair(group: Candidates, rho: float) -> Pair:
+def _error_pair(group: Candidates, controlled: NDArray[np.float64]) -> Pair:
     """The group's best valid candidate against its first output that breaks the format."""
-    controlled = length_controlled(group.scores, group.lengths, rho)
     best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))
     return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
 

@@ -311,6 +311,9 @@ class PairConfig(Section):
     rho: float | Literal["auto"] = "auto"
     """Strength of length control in [0, 0.5], or `auto`: the smallest that keeps chosen answers no longer than
     rejected ones."""
+    thought_penalty: float = Field(0.0, ge=0, le=2)
+    """How much a longer thought must be better, as `rho` is for responses: this many standard deviations of the score
+    for one of the thought's length. The paper has none (0)."""
     min_margin: float | None = Field(None, ge=0)
     """Least spread of a group's raw scores, in the judge's own unit, since equally good responses have nothing to teach
     but length. None for what suits the judge: half a right answer (`verifier`), half a nat (`pairwise`), and with

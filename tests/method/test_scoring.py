@@ -48,6 +48,26 @@ def test_a_score_is_its_z_less_rho_times_the_z_of_its_length() -> None:
     assert length_controlled(SCORES, LENGTHS, 0.3) == pytest.approx(expected)
 
 
+def test_a_thoughts_length_is_taken_off_like_a_responses_with_a_coefficient_of_its_own() -> None:
+    scores, lengths, thoughts = [1.0, 3.0, 2.0], [5.0, 1.0, 9.0], [30.0, 10.0, 80.0]
+    found = length_controlled(scores, lengths, 0.2, thoughts=thoughts, thought_penalty=0.7)
+    assert found == pytest.approx(z(scores) - 0.2 * z(lengths) - 0.7 * z(thoughts))
+    assert length_controlled(scores, lengths, 0.2, thoughts=thoughts) == pytest.approx(z(scores) - 0.2 * z(lengths))
+
+
+def test_rho_is_chosen_with_the_thoughts_taken_off() -> None:
+    # The longer response is as much better as its thought is longer: once that is taken off, nothing favours it.
+    scores, lengths, thoughts = [[1.0, 0.0]], [[9.0, 5.0]], [[80.0, 20.0]]
+    with pytest.warns(UserWarning, match=r"at rho 0.5"):
+        assert choose_rho(scores, lengths) == 0.5
+    assert choose_rho(scores, lengths, thoughts=thoughts, thought_penalty=1.5) == 0.0
+
+
+def test_a_negative_penalty_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"thought_penalty is -0\.1; expected a number from 0"):
+        length_controlled([1.0, 2.0], [1.0, 2.0], 0.1, thoughts=[1.0, 2.0], thought_penalty=-0.1)
+
+
 def test_the_standard_deviation_is_of_the_population() -> None:
     assert length_controlled([0, 2], [5, 5], 0).tolist() == [-1, 1]
 

@@ -69,6 +69,15 @@ def test_the_best_is_chosen_and_the_worst_rejected():
     assert made.pairs[0].margin == pytest.approx(2.449490)  # (1 − 0) / std of (0.5, 1, 0)
 
 
+def test_with_a_penalty_the_shorter_thought_of_equally_good_outputs_is_chosen():
+    samples = [a_sample("p", i, thought="." * chars, response=f"Yes {i}.") for i, chars in enumerate((60, 10, 50, 30))]
+    groups = group_candidates(samples, [a_score("p", i, value) for i, value in enumerate((1.0, 1.0, 0.0, 0.0))])
+    settings = {"min_margin": 0.5, "max_tokens": 10_000, "seed": 0}
+    for penalty, expected in ((0.0, (0, 2)), (0.3, (1, 2))):
+        config = PairConfig(rho=0.0, thought_penalty=penalty)
+        assert indices(make_pairs(groups, config, **settings).pairs) == [expected], penalty  # type: ignore[arg-type]
+
+
 def test_a_pair_holds_the_full_outputs_as_sampled_thoughts_included():
     (pair,) = paired([1.0, 0.0]).pairs
     chosen, rejected = (a_sample("p0", i, response="....") for i in (0, 1))

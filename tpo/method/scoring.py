@@ -5,6 +5,9 @@ for a set of groups (2410.10630, "Length control").
 
 The decision to question: the paper gives the range of rho and the aim (chosen no longer than rejected), not how to
 choose. We take the smallest rho on a grid that meets the aim on average, because a larger one only trades score away.
+
+Thoughts have no part in the paper's score, and it names a control of their length as missing. Here a coefficient of
+their own may be given, which takes off a share of a thought's length in the same way; by default it is 0.
 """
 
 import warnings
@@ -22,13 +25,22 @@ FLAT_TOLERANCE: Final = 1e-12
 """A standard deviation below this share of the largest value is rounding, and counts as 0."""
 
 
-def length_controlled(scores: ArrayLike, lengths: ArrayLike, rho: float) -> NDArray[np.float64]:
+def length_controlled(
+    scores: ArrayLike,
+    lengths: ArrayLike,
+    rho: float,
+    *,
+    thoughts: ArrayLike | None = None,
+    thought_penalty: float = 0.0,
+) -> NDArray[np.float64]:
     """s = z(score) - rho·z(length) within one group, z(v) = (v - mean)/std with ddof 0 (2410.10630, Length control).
 
     `scores` and `lengths` (characters of the answer) have shape (K,), valid candidates only; so has the result, in
-    standard deviations. z is 0 where the values are all equal up to rounding.
+    standard deviations. z is 0 where the values are all equal up to rounding. Where `thoughts` are given (characters of
+    the thoughts, (K,)), thought_penalty·z(thoughts) is taken off too; that is ours.
 
-    Raises ValueError for rho outside [0, 0.5], shapes that differ, scores that are not finite, or negative lengths.
+    Raises ValueError for rho outside [0, 0.5], a negative penalty, shapes that differ, scores that are not finite, or
+    negative lengths.
     """
     if not RHO_GRID[0] <= rho <= RHO_GRID[-1]:
         raise ValueError(f"rho is {rho}; expected a number from {RHO_GRID[0]} to {RHO_GRID[-1]}: see choose_rho()")
@@ -37,16 +49,27 @@ def length_controlled(scores: ArrayLike, lengths: ArrayLike, rho: float) -> NDAr
         return group.scores
     valid = np.ones((1, len(group.scores)), dtype=np.bool_)
     score_z, length_z = _standardise(group.scores[None], valid)[0], _standardise(group.lengths[None], valid)[0]
-    return np.asarray(score_z - rho * length_z)
+    thought_z = np.zeros_like(score_z)
+    if thoughts is not None:
+        thought_z = _standardise(read_group(scores, thoughts).lengths[None], valid)[0]
+    return np.asarray(score_z - rho * length_z - _checked(thought_penalty) * thought_z)
 
 
-def choose_rho(scores: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, min_margin: float = 0.0) -> float:
+def choose_rho(
+    scores: Sequence[ArrayLike],
+    lengths: Sequence[ArrayLike],
+    *,
+    min_margin: float = 0.0,
+    thoughts: Sequence[ArrayLike] | None = None,
+    thought_penalty: float = 0.0,
+) -> float:
     """Smallest rho of 0, 0.05, …, 0.5 at which mean chosen length <= mean rejected length (aim: 2410.10630).
 
     `scores` and `lengths` (characters of the answer) hold one array (K_g,) for each of G groups, valid candidates only;
     the means run over all regular pairs at that rho. Groups whose raw scores spread less than `min_margin` are left
     out. Pairs of identical texts need not be: they add the same to both means. Without a pair there is nothing to
-    control, and rho is 0. Where no rho suffices, warns and returns 0.5.
+    control, and rho is 0. Where no rho suffices, warns and returns 0.5. `thoughts` and `thought_penalty` are those of
+    `length_controlled`, by group.
 
     Raises ValueError where the number of groups differs, and as `length_controlled` does.
     """
@@ -55,6 +78,8 @@ def choose_rho(scores: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, min
     score, length, valid = _padded(scores, lengths)
     valid &= have_margin(score, valid, min_margin)[:, None]
     score_z, length_z = _standardise(score, valid), _standardise(length, valid)
+    if thoughts is not None:
+        score_z = score_z - _checked(thought_penalty) * _standardise(_padded(scores, thoughts)[1], valid)
     for rho in RHO_GRID:
         pairs = select_pairs(score_z - rho * length_z, length, valid)
         excess, count = _excess_length(pairs, length)
@@ -66,6 +91,12 @@ def choose_rho(scores: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, min
         stacklevel=2,
     )
     return RHO_GRID[-1]
+
+
+def _checked(thought_penalty: float) -> float:
+    if not thought_penalty >= 0:
+        raise ValueError(f"thought_penalty is {thought_penalty}; expected a number from 0: long thoughts lose by it")
+    return thought_penalty
 
 
 def _excess_length(pairs: PairArrays, length: NDArray[np.float64]) -> tuple[float, int]:
