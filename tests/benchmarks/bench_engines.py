@@ -12,7 +12,6 @@ quiet: the load at the start is printed. Run with `python -m tests.benchmarks.be
 import itertools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +23,6 @@ from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
 from tpo.engines.chat import ChatEncoder
-from tpo.engines.processes import environment
 from tpo.engines.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.world import problems
 from tpo.store import folder_artifact
@@ -37,9 +35,7 @@ SAMPLE = SampleConfig()
 
 def main() -> None:
     """Measure and print."""
-    variables = environment(1)
-    if not variables.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # of the loops' processes, and of this one's
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before anything starts")
     # Ray's count of CPUs is left out of it: three engines are there at a time, of which one or two work.
     pools = [

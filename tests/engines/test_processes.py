@@ -63,3 +63,25 @@ def test_the_command_is_silenced_before_any_library_is_imported():
     variables, imported = json.loads(done.stdout)
     assert variables.items() >= QUIET.items()
     assert imported == []
+
+
+def test_no_process_of_ray_is_bound_to_one_core_where_openmp_is_preloaded(tmp_path: Path):
+    """A process with Intel's OpenMP in it binds what it forks, as it did all engines to the same core."""
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    if not library.exists() or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("no libiomp5.so here, or a single core")
+    program = (
+        "import os, ray, torch; from tpo.config import ClusterConfig; from tpo.engines.processes import start_ray;"
+        "torch.ones(300, 300) @ torch.ones(300, 300); start_ray(ClusterConfig());"
+        "found = ray.remote(lambda: os.sched_getaffinity(0)).options(num_cpus=0);"
+        "print(ray.get(found.remote()) == os.sched_getaffinity(0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment(1), "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "True"

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tpo.config import ClusterConfig, EngineConfig
 from tpo.errors import StageError
 from tpo.machine import cpu_count
@@ -151,6 +153,19 @@ def _start_own_ray() -> None:
             f"Ray did not start within 30 seconds: this machine is very busy, or Ray is broken (its logs: "
             f"{os.environ.get('RAY_TMPDIR', _private_folder() / 'ray')}); let other work end, then run again"
         ) from error
+    _unbind_children(os.sched_getaffinity(0))
+
+
+def _unbind_children(cpus: set[int]) -> None:
+    """Gives all that this process has started the CPUs that it has itself.
+
+    Where Intel's OpenMP is preloaded, as vLLM's guide for CPUs says, a process that forks binds its child to one core;
+    Ray's daemons are such children, and every engine that they start would share that core with all others.
+    """
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, cpus)
 
 
 def _close_to_others() -> None:
