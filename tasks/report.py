@@ -243,15 +243,19 @@ def _artifact_rows(summary: Summary) -> list[dict[str, object]]:
         for name in ("score", "win_rate", "gain", "gain_over_direct"):
             interval = getattr(row, name)
             shown[name] = f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else "–"
-        rows.append({name: value for name, value in shown.items() if not isinstance(value, dict)})
+        rows.append({name: _cell(value) for name, value in shown.items() if not isinstance(value, dict)})
     return rows
+
+
+def _cell(value: object) -> object:
+    return f"{value:.3f}" if isinstance(value, float) else value
 
 
 def _judge_rows(summary: Summary) -> list[dict[str, object]]:
     return [
         {
             "model": row.model,
-            **dataclasses.asdict(row.judge),
+            **{name: _cell(value) for name, value in dataclasses.asdict(row.judge).items()},
             "unscored": ", ".join(f"{count} {reason}" for reason, count in row.judge.unscored.items()) or 0,
             "score_quantiles": " ".join(f"{value:.3g}" for value in row.judge.score_quantiles),
         }
