@@ -21,7 +21,7 @@ from tpo.engines.processes import start_ray
 from tpo.summary import Summary
 
 
-def square(config: RunConfig, iterations: int) -> Summary:
+def square(_what: str, config: RunConfig, iterations: int, _flow: object) -> Summary:
     """Squares numbers on two actors, a CPU each."""
     signal.signal(signal.SIGTERM, command._stop)
     start_ray(config.cluster)
