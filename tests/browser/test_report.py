@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.test_report_page import EXAMPLE, FIRST, HEALTH, SEED, Reader, interval
+from tpo.comparison import Comparison, Lead
+from tpo.comparison_page import render_comparison
 from tpo.report_page import render_report
 from tpo.summary import Summary
 
@@ -223,6 +225,20 @@ def test_a_report_full_of_payloads_runs_nothing_and_asks_for_nothing(
     tags = {tag for tag, _ in elements}
     assert tags.isdisjoint({"script", "img", "iframe", "object", "embed", "link", "base", "form", "video", "template"})
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
+def test_a_comparison_full_of_payloads_runs_nothing_and_asks_for_nothing(
+    tmp_path: Path, server: Server, payloads: list[str], policy: bool
+):
+    names = {payload: interval(0.1) for payload in payloads}
+    leads = [Lead(t, interval(0.1), names, names, interval(0.6)) for t in (0, 1)]
+    run = Summary("".join(payloads), 0, 0.95, [dataclasses.replace(SEED, by_category=names), FIRST])
+    page = render_comparison(Comparison(run, run, "difference", leads, {}))
+    seen = browse(page if policy else POLICY.sub("", page), tmp_path, server)
+    assert not seen.ran and seen.asked == []
+    tags = {tag for tag, _ in Reader(seen.dom).elements}
+    assert tags.isdisjoint({"script", "img", "iframe", "object", "embed", "link", "base", "form", "video", "template"})
 
 
 def test_a_report_looks_the_same_under_its_policy_as_without(tmp_path: Path, server: Server):
