@@ -99,7 +99,8 @@ def compared(config: RunConfig, iterations: int) -> Comparison | None:
         found = read_comparison(path)
     except StoreError:
         return None
-    return found if (found.thinking, found.direct) == (ours, theirs) else None
+    current = (found.thinking, found.direct) == (ours, theirs) and found.leads[-1].iteration >= iterations
+    return found if current else None
 
 
 @contextlib.contextmanager

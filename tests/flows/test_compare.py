@@ -50,6 +50,11 @@ def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(fou
 
 
 @JUDGES
+def test_a_comparison_of_fewer_iterations_is_not_taken_for_one_of_more(found: Mapping[str, Any], judge: str):
+    assert found[judge]["shorter"]
+
+
+@JUDGES
 def test_the_lead_is_the_mean_over_prompts_of_what_the_rows_say(found: Mapping[str, Any], judge: str):
     assert found[judge]["leads"] == pytest.approx(found[judge]["expected"])
     assert found[judge]["measure"] == {"verifier": "difference", "pairwise": "win_rate"}[judge]
@@ -95,11 +100,15 @@ def main(parent: Path) -> None:
         comparison = compare_with_direct.fn(config, ITERATIONS)
         before = _times(folder)
         assert compare_with_direct.fn(config, ITERATIONS) == comparison
+        known = compared(config, ITERATIONS) is not None
+        again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+        compare_with_direct.fn(config, ITERATIONS - 1)
         found[judge] = {
+            "shorter": compared(config, ITERATIONS) is None and compared(config, ITERATIONS - 1) is not None,
             "prompts": [_prompts(folder / name) for name in ("run", "run-direct")],
             "too_long": _too_long(folder / "run-direct"),
-            "again": sorted(path for path, time in _times(folder).items() if before.get(path) != time),
-            "known": compared(config, ITERATIONS) is not None,
+            "again": again,
+            "known": known,
             "measure": comparison.measure,
             "leads": [lead.overall.value for lead in comparison.leads if lead.overall],
             "expected": _expected(folder, judge),
