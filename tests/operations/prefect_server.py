@@ -40,7 +40,7 @@ class Operation:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self._folder = folder
+        self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self._environment = {
             **kept,
@@ -174,7 +174,7 @@ class Operation:
 
     def log(self, command: str) -> str:
         """The last of what a process has written."""
-        return (self._folder / f"{command}.log").read_text()[-4000:]
+        return (self.folder / f"{command}.log").read_text()[-4000:]
 
     def wait(self, look: Callable[[], Any], seconds: float = LONG) -> Any:
         """Looks again and again until there is something."""
@@ -195,7 +195,7 @@ class Operation:
         return found
 
     def _start(self, command: str) -> "subprocess.Popen[bytes]":
-        with (self._folder / f"{command}.log").open("ab") as out:
+        with (self.folder / f"{command}.log").open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "flows", command],
                 cwd=ROOT,

@@ -6,6 +6,9 @@ whose stage fails on purpose; one that mends it. On SQLite everywhere; on Postgr
 """
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -225,6 +228,29 @@ def test_a_long_stage_shows_how_far_it_is(story: Story):
     artifacts = story.operation.api.post("/artifacts/filter", json={}).json()
     shown = [artifact for artifact in artifacts if artifact["type"] == "progress"]
     assert [artifact["data"] for artifact in shown if artifact["description"].startswith("train iter_1")] == [100.0]
+
+
+KEYED = """
+import os
+from prefect.blocks.system import Secret
+from flows.operation import fetch_keys
+from flows.start import PROFILES
+from tpo.config import load_config
+Secret(value="canary-of-a-key").save("judge-key")
+fetch_keys(load_config(PROFILES / "api-judge.toml", ["judge.endpoint.key_variable=JUDGE_KEY"]))
+print(os.environ["JUDGE_KEY"])
+"""
+
+
+def test_a_key_that_the_worker_lacks_comes_from_a_secret_block_and_stands_nowhere_in_the_clear(
+    story: Story, tmp_path: Path
+):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    ours = {"PREFECT_API_URL": f"{story.operation.url}/api", "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", KEYED], env=kept | ours, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["canary-of-a-key"]
+    files = [path for folder in (story.operation.folder, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"canary-of-a-key" in path.read_bytes()]
 
 
 @pytest.mark.browser
