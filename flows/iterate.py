@@ -19,6 +19,7 @@ from tasks.lineage import (
     direct_ask,
     keep_config,
     measuring_ask,
+    reference_of,
     seed_model,
     training_ask,
     validation_ask,
@@ -77,7 +78,8 @@ def iteration(
     prompts = load_prompts(config, f"iter_{t}/prompts", seed, earlier)
     answers = ask(config, training_ask(config, t), incumbent.model, prompts)
     pairs = pair(config, t, answers)
-    checkpoints = train(config, t, incumbent.model, pairs)
+    reference = reference_of(config, seed, incumbent.model)
+    checkpoints = train(config, f"iter_{t}", incumbent.model, reference, pairs)
     candidates = [
         Chosen(checkpoint, ask(config, validation_ask(config, t, epoch), checkpoint, validation, incumbent.validation))
         for epoch, checkpoint in enumerate(checkpoints, 1)

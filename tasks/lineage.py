@@ -9,7 +9,7 @@ and is watched (`engine`, `trainer`, `cluster`, `tracking`, folder and name) ide
 the numbers themselves: `engine.dtype`, `trainer.workers` and `trainer.strategy`.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -240,20 +240,48 @@ def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
     )
 
 
-def train_stage(config: RunConfig, iteration: int, model: Artifact, pairs: Artifact) -> Stage:
-    """The checkpoints of one DPO step, a model folder an epoch."""
+def reference_of(config: RunConfig, seed: Artifact, model: Artifact) -> Artifact:
+    """The model that DPO on `model` holds it to."""
+    return seed if config.train.reference == "seed" else model
+
+
+def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Artifact, pairs: Artifact) -> Stage:
+    """The checkpoints of one DPO step below `folder`, a model folder an epoch."""
+    inputs = {"model": model.fingerprint, "pairs": pairs.fingerprint}
+    if reference.fingerprint != model.fingerprint:
+        inputs["reference"] = reference.fingerprint
     return Stage(
         config.root,
-        f"iter_{iteration}/train",
+        f"{folder}/train",
         "Model",
-        inputs={"model": model.fingerprint, "pairs": pairs.fingerprint},
-        config={
-            "seed": config.seed,
-            "train": config.train.model_dump(mode="json"),
-            "workers": config.trainer.workers,
-            "strategy": config.trainer.strategy,
-        },
+        inputs=inputs,
+        config=_training_values(config, {"train": config.train.model_dump(mode="json", exclude={"reference"})}),
     )
+
+
+def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> Stage:
+    """The checkpoints of supervised fine-tuning below `folder`, a model folder an epoch."""
+    assert config.sft is not None
+    return Stage(
+        config.root,
+        f"{folder}/train",
+        "Model",
+        inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
+        config=_training_values(config, {"sft": config.sft.model_dump(mode="json", exclude={"too_long"})}),
+    )
+
+
+def _training_values(config: RunConfig, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The config values that decide what a training comes to."""
+    trainer = config.trainer
+    return {"seed": config.seed, **training, "workers": trainer.workers, "strategy": trainer.strategy}
+
+
+def epoch_artifacts(train: Artifact) -> list[Artifact]:
+    """The checkpoints of a training stage, in the order of its epochs."""
+    manifest = read_manifest(train.path)
+    assert manifest is not None
+    return [epoch_artifact(train, epoch) for epoch in range(1, manifest.facts["epochs"] + 1)]
 
 
 def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
@@ -373,12 +401,13 @@ class _Walk:
         prompts = self._prompts(f"iter_{iteration}/prompts")
         answers = prompts and self._asked(training_ask(self.config, iteration), incumbent.model, prompts)
         pairs = answers and pairs_stage(self.config, iteration, answers).complete()
-        train = pairs and train_stage(self.config, iteration, incumbent.model, pairs).complete()
+        reference = reference_of(self.config, self.seed, incumbent.model)
+        train = pairs and train_stage(self.config, f"iter_{iteration}", incumbent.model, reference, pairs).complete()
         if not train:
             return False
         candidates = []
-        for epoch in range(1, self.config.train.epochs + 1):
-            model, ask = epoch_artifact(train, epoch), validation_ask(self.config, iteration, epoch)
+        for epoch, model in enumerate(epoch_artifacts(train), 1):
+            ask = validation_ask(self.config, iteration, epoch)
             if (validated := self._asked(ask, model, self.validation, incumbent.validation)) is None:
                 return False
             candidates.append(Chosen(model, validated))

@@ -19,6 +19,7 @@ from tasks.spending import sampling_meter
 from tpo.config import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.forcing import Rule, ThoughtBudget
 from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
 from tpo.ledger import Meter
 from tpo.records import Account, Artifact, Prompt, Sample
@@ -40,7 +41,13 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = stage.config["sample"]["k"], stage.config["sample"]["tries"]
     encoder = ChatEncoder(model.path)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
-    pool = sampler_pool(config.engine, config.cluster, config.data.max_prompt_tokens + config.sample.max_new_tokens)
+    rules = rules_of(config, thought_prompt)
+    pool = sampler_pool(
+        config.engine,
+        config.cluster,
+        config.data.max_prompt_tokens + config.sample.max_new_tokens,
+        forcing=config.sample.max_thought_tokens is not None,
+    )
     if missing:
         check_files(model)
     with (
@@ -58,6 +65,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             n=k,
             tries=tries,
             accept=lambda text, finished: thought_prompt.split(text, finished=finished).error is None,
+            rules=rules,
         ):
             shard = missing[position]
             meter.book(
@@ -75,6 +83,12 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     artifact = stage.commit(len(shards), account=Account(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact
+
+
+def rules_of(config: RunConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
+    """What every output must write."""
+    longest, marker = config.sample.max_thought_tokens, thought_prompt.response_marker
+    return [ThoughtBudget(longest, marker)] if longest is not None and marker is not None else []
 
 
 def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:

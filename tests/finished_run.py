@@ -22,8 +22,9 @@ def finish(config: RunConfig, iterations: int) -> None:
         earlier.append(prompts := _rows(lineage.prompts_stage(config, f"iter_{t}/prompts", seed, earlier)))
         answers = _asked(config, lineage.training_ask(config, t), chosen.model, prompts)
         pairs = _rows(lineage.pairs_stage(config, t, answers))
-        train = _epochs(lineage.train_stage(config, t, chosen.model, pairs), config.train.epochs)
-        checkpoints = [lineage.epoch_artifact(train, epoch) for epoch in range(1, config.train.epochs + 1)]
+        reference = lineage.reference_of(config, seed, chosen.model)
+        stage = lineage.train_stage(config, f"iter_{t}", chosen.model, reference, pairs)
+        checkpoints = lineage.epoch_artifacts(_epochs(stage, config.train.epochs))
         candidates = [
             Chosen(
                 model, _asked(config, lineage.validation_ask(config, t, epoch), model, validation, chosen.validation)
@@ -58,7 +59,7 @@ def _epochs(stage: Stage, count: int) -> Artifact:
     for epoch in range(1, count + 1):
         (stage.folder / f"epoch_{epoch}").mkdir()
         (stage.folder / f"epoch_{epoch}" / "model.safetensors").write_bytes(f"{stage.name} {epoch}".encode())
-    return stage.commit_files()
+    return stage.commit_files(facts={"epochs": count})
 
 
 def _row(t: int) -> ModelRow:

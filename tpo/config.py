@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -122,6 +122,9 @@ class SampleConfig(Section):
     """Nucleus sampling mass."""
     max_new_tokens: int = Field(96, ge=1)
     """Longest output, thought and response together; an output cut here is a parse error."""
+    max_thought_tokens: int | None = Field(None, ge=1)
+    """Longest thought: after so many tokens the response begins, whatever the model would write. None for as long as it
+    likes; the paper has no such maximum, and names it as missing."""
     tries: int = Field(1, ge=1, le=64)
     """Times that an output of a training prompt is sampled until it parses; 1 keeps parse errors as they come."""
     evaluation_tries: int = Field(8, ge=1, le=64)
@@ -350,29 +353,30 @@ class LoraConfig(Section):
     """Ends of the names of the modules that get an adapter; `all-linear` is every linear layer but the head."""
 
 
-class TrainConfig(Section):
-    """The DPO step (TRL). The paper gives no optimiser settings; the defaults are the miniature's."""
+class TrainingConfig(Section):
+    """What all trainings have; the defaults are the miniature's."""
 
-    loss: Literal["dpo", "irpo"] = "dpo"
-    """`irpo` adds α times the chosen output's negative log-likelihood per token."""
-    beta: float = Field(0.1, gt=0)
-    """Strength of the pull towards the reference M_t."""
-    alpha: float = Field(1.0, gt=0)
-    """Weight of the likelihood term; used by `irpo` alone."""
     epochs: int = Field(3, ge=1)
-    """Passes over the pairs; each ends with a checkpoint, and validation chooses among them (the paper: 10)."""
+    """Passes over the rows; each ends with a checkpoint."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps after which the training ends, in the middle of a pass if need be; None for whole passes alone.
+    The last pass ends there, with its checkpoint."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """How the learning rate falls."""
+    final_share: float = Field(0.0, ge=0, lt=1)
+    """What is left of the peak learning rate at the end, with `cosine` alone."""
     warmup_share: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises to its peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
     batch_size: int = Field(32, ge=1)
-    """Pairs an optimiser step, over all workers."""
+    """Rows an optimiser step, over all workers."""
     micro_batch_size: int = Field(32, ge=1)
-    """Pairs a worker holds at once; smaller than `batch_size` by gradient accumulation."""
+    """Rows a worker holds at once; smaller than `batch_size` by gradient accumulation."""
     max_tokens: int = Field(512, ge=8)
-    """Longest prompt plus output; a longer pair is dropped and counted, never cut."""
+    """Longest prompt plus output."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in and is saved in. With `bfloat16` the weights that are trained and the optimiser's
     state stay in float32, 16 bytes a parameter, and only weights below an adapter are bfloat16."""
@@ -381,16 +385,91 @@ class TrainConfig(Section):
     lora: LoraConfig | None = None
     """Train adapters and not all weights; a section `[train.lora]` in a profile, which may be empty."""
     packing: bool = False
-    """Compute a worker's pairs as one row without padding, a pair's prompt once: exact, and refused for models where it
-    would not be (attention windows shorter than a pair, capped logits, recurrent layers)."""
+    """Compute a worker's rows as one without padding, a pair's prompt once: exact, and refused for models where it
+    would not be (attention windows shorter than a row, capped logits, recurrent layers)."""
 
     @model_validator(mode="after")
-    def _micro_divides(self) -> "TrainConfig":
+    def _micro_divides(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _only_a_cosine_has_an_end(self) -> Self:
+        if self.final_share and self.schedule != "cosine":
+            raise ValueError(f'final_share is {self.final_share} with schedule {self.schedule}: it goes with "cosine"')
+        return self
+
+    def passes(self, rows: int) -> int:
+        """Passes over so many rows, each of which leaves a checkpoint: `epochs`, or fewer where `max_steps` says so."""
+        if self.max_steps is None or rows == 0:
+            return self.epochs
+        return min(self.epochs, -(-self.max_steps // -(-rows // self.batch_size)))
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps for so many rows."""
+        whole = self.epochs * -(-rows // self.batch_size)
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+
+Loss: TypeAlias = Literal[
+    "dpo", "irpo", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+]  # fmt: skip
+"""Preference losses by name: TRL's, but for `dpo`, which it calls `sigmoid`, and `irpo`, which is that and a likelihood
+term."""
+
+
+class TrainConfig(TrainingConfig):
+    """The preference step (TRL). The paper gives no optimiser settings; the defaults are the miniature's.
+
+    Validation chooses among the epochs' checkpoints (the paper: 10 epochs). A pair that is longer than `max_tokens` is
+    dropped and counted, never cut.
+    """
+
+    loss: Loss = "dpo"
+    """The paper has `dpo`, and saw no noticeable difference with `irpo` (2404.19733), which adds α times the chosen
+    output's negative log-likelihood per token. The others are TRL's, under its names."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull towards the reference; τ of `ipo`."""
+    alpha: float = Field(1.0, gt=0)
+    """Weight of the likelihood term; used by `irpo` alone."""
+    length_desensitization: float | None = Field(None, ge=0, le=1)
+    """Weight of the tokens of the longer output past the length of the shorter one (α of LD-DPO, 2409.06411): 1 is the
+    loss as it is, 0 leaves them out. None for the loss as it is."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of preferences taken to be the wrong way round, for `robust` (2403.00409), `exo_pair` (2402.00856, which
+    needs some, as 0.001), `aot` and `aot_unpaired`."""
+    divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """What holds the policy to the reference (f-DPO, 2309.16240); others than `reverse_kl` go with losses of the
+    difference of both rewards."""
+    divergence_alpha: float = Field(0.5, gt=0)
+    """α of `alpha_divergence`."""
+    reference: Literal["previous", "seed"] = "previous"
+    """The model that the policy is held to, frozen within a step: `previous` is M_{t-1}, so that each iteration may
+    move as far as the one before it; `seed` is M_0 in all iterations, which bounds how far the whole run goes."""
+
+    @model_validator(mode="after")
+    def _loss_takes_its_options(self) -> Self:
+        smoothed = ("robust", "exo_pair", "aot", "aot_unpaired")
+        if self.label_smoothing and self.loss not in smoothed:
+            raise ValueError(f"label_smoothing is set and loss is {self.loss}: it goes with {', '.join(smoothed)}")
+        if self.loss == "exo_pair" and not self.label_smoothing:
+            raise ValueError("loss is exo_pair, which has no value without label_smoothing: set it, as to 0.001")
+        diverging = ("dpo", "irpo", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
+        if self.divergence != "reverse_kl" and self.loss not in diverging:
+            raise ValueError(f"divergence is {self.divergence} and loss is {self.loss}: it goes with {diverging}")
+        return self
+
+
+class SftConfig(TrainingConfig):
+    """Supervised fine-tuning: the model learns to write given outputs. The defaults are the miniature's."""
+
+    too_long: Literal["drop", "cut"] = "drop"
+    """What becomes of a prompt and output longer than `max_tokens`: it is left out and counted, or the output loses its
+    end, as ThinkPO's published code has it."""
 
 
 class ValidationConfig(Section):
@@ -604,6 +683,8 @@ class RunConfig(Section):
     """How scores become pairs."""
     train: TrainConfig = TrainConfig()
     """The DPO step."""
+    sft: SftConfig | None = None
+    """Supervised fine-tuning, in the recipes that have it."""
     validation: ValidationConfig = ValidationConfig()
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -655,6 +736,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _thoughts_have_room(self) -> "RunConfig":
+        longest = self.sample.max_thought_tokens
+        if longest is not None and self.prompt.variant == "direct":
+            raise ValueError('sample.max_thought_tokens is set, and prompt.variant "direct" has no thoughts to end')
+        if longest is not None and longest >= self.sample.max_new_tokens:
+            raise ValueError(
+                f"sample.max_thought_tokens is {longest}, and sample.max_new_tokens ({self.sample.max_new_tokens}) "
+                "leaves no room for a response"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cost_has_prices(self) -> "RunConfig":
         endpoints = [
             judge.endpoint for judge in (self.judge, self.evaluation.judge) if isinstance(judge, PairwiseJudge)
@@ -668,12 +761,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _workers_share_a_batch(self) -> "RunConfig":
-        at_once = self.train.micro_batch_size * self.trainer.workers
-        if self.train.batch_size % at_once:
-            raise ValueError(
-                f"train.batch_size {self.train.batch_size} is not a multiple of train.micro_batch_size × "
-                f"trainer.workers = {at_once}: a step would take another number of pairs"
-            )
+        trainings: dict[str, TrainingConfig] = {"train": self.train}
+        if self.sft is not None:
+            trainings["sft"] = self.sft
+        for name, training in trainings.items():
+            at_once = training.micro_batch_size * self.trainer.workers
+            if training.batch_size % at_once:
+                raise ValueError(
+                    f"{name}.batch_size {training.batch_size} is not a multiple of {name}.micro_batch_size × "
+                    f"trainer.workers = {at_once}: a step would take another number of rows"
+                )
         return self
 
 

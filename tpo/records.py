@@ -120,6 +120,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Demonstration:
+    """One output to imitate, under the prompt that was asked."""
+
+    prompt_id: str
+    """The prompt."""
+    prompt_token_ids: list[int]
+    """The prompt's tokens."""
+    output_token_ids: list[int]
+    """The output's tokens, end token included."""
+    output: str
+    """The same as text, special tokens left out."""
+    origin: Literal["given", "sampled"]
+    """`given` with the prompt, or `sampled` from a model and found right."""
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One line of a training log: what the trainer measured at the end of an epoch."""
 
@@ -128,11 +144,11 @@ class Epoch:
     step: int
     """Optimiser steps so far."""
     loss: float
-    """Mean training loss of the epoch; before the first step it is ln 2 (plus the NLL term for IRPO)."""
-    margin: float
-    """Mean of β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)] over the epoch."""
-    accuracy: float
-    """Share of pairs whose margin is positive, over the epoch."""
+    """Mean training loss of the epoch; DPO's before the first step is ln 2 (plus the NLL term for IRPO)."""
+    margin: float | None
+    """Mean of β·[(log π_c − log π_ref,c) − (log π_r − log π_ref,r)] over the epoch; None for demonstrations."""
+    accuracy: float | None
+    """Share of pairs whose margin is positive, over the epoch; None for demonstrations."""
 
 
 @dataclass(frozen=True)
@@ -215,5 +231,7 @@ def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-RECORDS: Mapping[str, type] = {cls.__name__: cls for cls in (Prompt, Sample, Judgment, Score, Pair, Epoch)}
+RECORDS: Mapping[str, type] = {
+    cls.__name__: cls for cls in (Prompt, Sample, Judgment, Score, Pair, Demonstration, Epoch)
+}
 """The record classes that can be stored, by name."""

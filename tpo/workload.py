@@ -174,7 +174,10 @@ def calls_of(judge: PairwiseJudge, k: int) -> Calls:
 
 def _training(config: RunConfig, lengths: Lengths, rounds: int) -> Work:
     pairs = rounds * config.data.per_iteration
-    passes = pairs * config.train.epochs
+    passes = rounds * min(
+        config.data.per_iteration * config.train.epochs,
+        config.train.steps(config.data.per_iteration) * config.train.batch_size,
+    )
     return Work(
         "train",
         rounds,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.mock_engines import mock_train_dpo
+from tests.faults.mock_engines import mock_train_model
 from tests.faults.mock_run import STAGES, make_seed
 from tpo.config import RunConfig, SampleConfig
 from tpo.engines.sampler import Accept, Output, Request
@@ -128,12 +128,12 @@ def measure(prompts: int, source: str) -> dict[str, Any]:
     import flows.iterate as flow
     import tasks.report
     import tasks.sample
-    import tasks.train
+    import tasks.training
 
     pool = InstantPool()
     clock = Clock(pool)
     vars(tasks.sample)["sampler_pool"] = lambda *_, **__: pool
-    vars(tasks.train)["train_dpo"] = _train
+    vars(tasks.training)["train_model"] = _train
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
     for name in STAGES:
@@ -184,9 +184,9 @@ def a_run(folder: Path, prompts: int, source: str) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def _train(model: Path, pairs: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
-    """The mock's training, without its look at every pair, which is no work of ours."""
-    return mock_train_dpo(model, pairs[:1], *arguments, **settings)
+def _train(model: Path, rows: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
+    """The mock's training, without its look at every row, which is no work of ours."""
+    return mock_train_model(model, rows[:1], *arguments, **settings)
 
 
 def _options() -> argparse.Namespace:

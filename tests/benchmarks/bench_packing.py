@@ -28,14 +28,14 @@ def main() -> None:
     if not variables.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})
     from tpo.engines.packing import PACKED, register_packed_attention
-    from tpo.engines.pair_inputs import packed_row, padded_row
+    from tpo.engines.row_inputs import PAIR, packed_row, padded_row
 
     register_packed_attention()
     model = _model()
     plain = model.config._attn_implementation
     ways: dict[str, tuple[str, Callable[[Sequence[Pair]], Any]]] = {
-        "padded": (plain, lambda pairs: padded_row(pairs, 0)),
-        "packed": (PACKED, packed_row),
+        "padded": (plain, lambda pairs: padded_row(pairs, PAIR, 0)),
+        "packed": (PACKED, lambda pairs: packed_row(pairs, PAIR)),
     }
     batches = _batches(np.random.default_rng(0))
     seconds, worst = dict.fromkeys(ways, 0.0), 0.0
@@ -58,12 +58,12 @@ def main() -> None:
 
 def _step(model: Any, row: Any) -> np.ndarray:
     """One forward and backward pass; the outputs' log-probabilities."""
-    from tpo.engines.pair_inputs import pair_log_probs
+    from tpo.engines.row_inputs import output_log_probs
 
     model.zero_grad()
-    found = pair_log_probs(model, row)
-    (found.chosen - found.rejected).sum().backward()
-    return np.concatenate([found.chosen.detach().numpy(), found.rejected.detach().numpy()])
+    chosen, rejected = output_log_probs(model, row).sums()
+    (chosen - rejected).sum().backward()
+    return np.concatenate([chosen.detach().numpy(), rejected.detach().numpy()])
 
 
 def _model() -> Any:

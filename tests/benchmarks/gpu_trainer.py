@@ -195,7 +195,7 @@ def step_seconds(
     """Median seconds of an optimiser step, the first ones apart; the reference's log-probabilities are not in it."""
     from transformers import TrainerCallback
 
-    from tpo.engines.dpo import make_trainer, write_dataset
+    from tpo.engines.training import make_trainer, write_dataset
 
     class Clock(TrainerCallback):
         """Notes when steps end."""

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
 from tpo.engines.sampler import Accept, Output, Request, SamplerPool
-from tpo.engines.trainer import train_dpo
+from tpo.engines.trainer import train_model
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
 from tpo.store import folder_artifact
@@ -104,7 +104,7 @@ def test_tied_embeddings_that_a_reload_leaves_stale_are_noticed_and_loaded_anew(
 def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     pairs = [pair(i) for i in range(16)]
-    epochs = train_dpo(
+    epochs = train_model(
         model.path,
         pairs,
         tmp_path / "train",
@@ -125,7 +125,7 @@ def test_a_worker_that_fails_says_why(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     (model.path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(StageError, match="training failed"):
-        train_dpo(
+        train_model(
             model.path,
             [pair(0)],
             tmp_path / "train",

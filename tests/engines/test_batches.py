@@ -29,7 +29,7 @@ def steps(made: Layout, order: list[int], tokens: list[int]) -> list[list[list[S
 @given(SIZES)
 def test_a_step_takes_the_next_pairs_of_the_order_and_each_weighs_the_same(sizes: tuple[int, int, int, int]):
     made = layout(*sizes)
-    order, tokens = epoch_order(made.pairs, seed=3, epoch=1), [3 + i % 7 for i in range(made.pairs)]
+    order, tokens = epoch_order(made.rows, seed=3, epoch=1), [3 + i % 7 for i in range(made.rows)]
     found = steps(made, order, tokens)
     for i, step in enumerate(found):
         batch = order[i * made.batch_size : (i + 1) * made.batch_size]
@@ -37,11 +37,11 @@ def test_a_step_takes_the_next_pairs_of_the_order_and_each_weighs_the_same(sizes
         weights: Counter[int] = Counter()
         for share in shares:
             assert share.indices and len(share.indices) <= made.micro_batch_size
-            assert (share.batch_pairs, share.batch_tokens) == (len(batch), sum(tokens[j] for j in batch))
+            assert (share.batch_rows, share.batch_tokens) == (len(batch), sum(tokens[j] for j in batch))
             if share.counts:
-                weights.update({j: Fraction(1, share.batch_pairs) for j in share.indices})
+                weights.update({j: Fraction(1, share.batch_rows) for j in share.indices})
         assert weights == {j: Fraction(1, len(batch)) for j in batch}
-    assert len(found) == -(-made.pairs // made.batch_size)
+    assert len(found) == -(-made.rows // made.batch_size)
 
 
 @given(SIZES)
@@ -49,11 +49,11 @@ def test_workers_compute_like_shares_and_the_last_step_takes_no_more_rounds_than
     sizes: tuple[int, int, int, int],
 ):
     made = layout(*sizes)
-    for step in steps(made, list(range(made.pairs)), [1] * made.pairs):
+    for step in steps(made, list(range(made.rows)), [1] * made.rows):
         shares = [share for each in step for share in each]
         computed = [len(share.indices) * share.counts for share in shares]
         assert max(computed) - min(computed) <= 1
-        assert len(step) == -(-shares[0].batch_pairs // (made.micro_batch_size * made.workers))
+        assert len(step) == -(-shares[0].batch_rows // (made.micro_batch_size * made.workers))
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])

@@ -22,8 +22,8 @@ from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.test_training_resume import some_pairs
 from tests.engines.worker_group import end_of_workers, run_workers
 from tpo.config import LoraConfig, TrainConfig, TrainerConfig
-from tpo.engines.dpo import Progress, train_from_checkpoint, write_dataset
 from tpo.engines.ranks import rank
+from tpo.engines.training import Progress, train_from_checkpoint, write_dataset
 
 TRAIN = TrainConfig(epochs=7, batch_size=8, micro_batch_size=2, learning_rate=3e-4)
 PAIRS = some_pairs(117)
@@ -110,15 +110,17 @@ def test_many_workers_make_the_steps_of_one(
     "changes",
     [
         {"loss": "irpo"},
+        {"loss": "apo_zero", "length_desensitization": 0.5},
         {"lora": LoraConfig(rank=4)},
         {"gradient_checkpointing": True, "packing": True},
         {"lora": LoraConfig(rank=4), "gradient_checkpointing": True, "packing": True},
     ],
-    ids=["irpo", "lora", "gradient checkpointing and packing", "all of these"],
+    ids=["irpo", "apo_zero, length-desensitised", "lora", "gradient checkpointing and packing", "all of these"],
 )
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_they_do_so_whatever_is_trained_and_however(tmp_path: Path, strategy: str, changes: dict[str, Any]):
-    plain = SHORT.model_copy(update={key: value for key, value in changes.items() if key in ("loss", "lora")})
+    computed = ("gradient_checkpointing", "packing")
+    plain = SHORT.model_copy(update={key: value for key, value in changes.items() if key not in computed})
     expected = train(tmp_path / "one", plain, few=True)
     steps = train(tmp_path / "two", SHORT.model_copy(update=changes), workers=2, strategy=strategy, few=True)
     assert len(steps) == 6 and expected[-1]["loss"] < expected[0]["loss"]

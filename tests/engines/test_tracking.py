@@ -20,9 +20,9 @@ import torch
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.test_training_resume import EVERY_STEP, TRAIN, Stopped, result, some_pairs, stop_at
 from tpo.config import TrackingConfig
-from tpo.engines.dpo import train_from_checkpoint, write_dataset
 from tpo.engines.processes import QUIET
 from tpo.engines.tracking import Notes, Tracked
+from tpo.engines.training import train_from_checkpoint, write_dataset
 
 ROOT = Path(__file__).parents[2]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
@@ -63,7 +63,7 @@ def train(root: Path, to: Tracker = "tensorboard", *, stop: int | None = None, m
         trainer=EVERY_STEP,
         seed=7,
         on_step=stop_at(stop) if stop else lambda done, total: None,
-        tracked=Tracked(TrackingConfig(to=to), "mine", 1, root),
+        tracked=Tracked(TrackingConfig(to=to), "mine", "iter_1", root),
     )
     return folder
 

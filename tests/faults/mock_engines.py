@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prompts.thought import VARIANTS
-from tpo.config import SampleConfig, TrainConfig
+from tpo.config import SampleConfig, TrainingConfig
 from tpo.disk import make_folder, write_atomically
+from tpo.engines.forcing import Rule
 from tpo.engines.reply import Decoding, Reply
 from tpo.engines.sampler import Accept, Output, Request
-from tpo.records import Artifact, Epoch, Pair
+from tpo.records import Artifact, Demonstration, Epoch, Pair
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class MockPool:
         n: int,
         tries: int,
         accept: Accept,
+        rules: Sequence[Rule] = (),
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Outputs of which one in eight breaks the format."""
         for i, shard in _as_engines_free_up(shards):
@@ -54,14 +56,20 @@ class MockPool:
             yield i, [_verdict(model, ids) for ids in shard]
 
 
-def mock_train_dpo(
-    model: Path, pairs: Sequence[Pair], folder: Path, *, config: TrainConfig, progress: Callable[..., None], **_: Any
+def mock_train_model(
+    model: Path,
+    rows: Sequence[Pair | Demonstration],
+    folder: Path,
+    *,
+    config: TrainingConfig,
+    progress: Callable[..., None],
+    **_: Any,
 ) -> list[Epoch]:
-    """Stands in for `train_dpo`: a model folder an epoch, the finished ones of an earlier call kept."""
+    """Stands in for `train_model`: a model folder an epoch, the finished ones of an earlier call kept."""
     weights = (model / "model.safetensors").read_bytes()
     epochs = []
-    for epoch in range(1, config.epochs + 1):
-        weights = hashlib.sha256(weights + repr(pairs).encode()).digest() * 8
+    for epoch in range(1, config.passes(len(rows)) + 1):
+        weights = hashlib.sha256(weights + repr(rows).encode()).digest() * 8
         place = folder / f"epoch_{epoch}"
         make_folder(place)
         for path in sorted(model.iterdir()):
@@ -69,7 +77,7 @@ def mock_train_dpo(
                 data = weights if path.suffix == ".safetensors" else path.read_bytes()
                 write_atomically(place / path.name, data)
         epochs.append(Epoch(epoch, epoch * 3, 0.7 - epoch / 10, 0.1 * epoch, 0.5))
-        progress(epoch * 3, config.epochs * 3)
+        progress(epoch * 3, config.passes(len(rows)) * 3)
     write_atomically(folder / "log.jsonl", b"".join(json.dumps(asdict(line)).encode() + b"\n" for line in epochs))
     return epochs
 

@@ -187,14 +187,14 @@ def prepare() -> None:
     import judges.askers
     import tasks.report
     import tasks.sample
-    import tasks.train
-    from tests.faults.mock_engines import MockPool, mock_train_dpo
+    import tasks.training
+    from tests.faults.mock_engines import MockPool, mock_train_model
 
     pa.set_cpu_count(1)
     vars(flow).update({name: vars(flow)[name].fn for name in (*STAGES, "iterate", "iteration")})
     for module in (tasks.sample, judges.askers):
         vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
-    vars(tasks.train)["train_dpo"] = mock_train_dpo
+    vars(tasks.training)["train_model"] = mock_train_model
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
     with tempfile.TemporaryDirectory() as folder:

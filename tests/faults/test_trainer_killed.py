@@ -16,9 +16,9 @@ import pytest
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.test_training_resume import some_pairs
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
-from tpo.engines.dpo import Stop, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
-from tpo.engines.trainer import train_dpo
+from tpo.engines.trainer import train_model
+from tpo.engines.training import Stop, train_from_checkpoint, write_dataset
 from tpo.errors import StageError
 from tpo.records import Epoch, Pair
 
@@ -38,7 +38,7 @@ def train(
     stop: Stop = lambda: False,
     **trainer: Any,
 ) -> list[Epoch]:
-    return train_dpo(
+    return train_model(
         SHIPPED_SEED_MODEL,
         pairs,
         folder,

@@ -214,10 +214,10 @@ def test_the_graph_of_an_iteration_is_the_method(story: Story):
             "sample iter_1": {"load iter_1/prompts"},
             "judge iter_1": {"sample iter_1", "load iter_1/prompts"},
             "pair iteration 1": {"sample iter_1", "judge iter_1"},
-            "train iteration 1": {"pair iteration 1"},
-            f"sample {epoch}": {"train iteration 1"},
+            "train iter_1": {"pair iteration 1"},
+            f"sample {epoch}": {"train iter_1"},
             f"judge {epoch}": {f"sample {epoch}"},
-            "validate iteration 1": {"train iteration 1", f"sample {epoch}", f"judge {epoch}"},
+            "validate iteration 1": {"train iter_1", f"sample {epoch}", f"judge {epoch}"},
             "sample iter_1/test": {"validate iteration 1"},
             "judge iter_1/test": {"sample iter_1/test"},
         }

@@ -12,7 +12,7 @@ from tasks import lineage
 from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
-from tpo.config import RunConfig
+from tpo.config import RunConfig, SftConfig
 from tpo.records import Artifact
 from tpo.store import Stage
 
@@ -40,14 +40,16 @@ def identities(config: RunConfig) -> dict[str, str]:
     prompts = identity(lineage.prompts_stage(config, "iter_1/prompts", seed, [validation, test]))
     samples, judgments, answers = asked(config, lineage.training_ask(config, 1), seed, prompts)
     pairs = identity(lineage.pairs_stage(config, 1, answers))
-    train = identity(lineage.train_stage(config, 1, seed, pairs))
+    train = identity(lineage.train_stage(config, "iter_1", seed, seed, pairs))
+    later = lineage.train_stage(config, "iter_2", train, lineage.reference_of(config, seed, train), pairs)
+    trained = Artifact(train.path, 1, train.fingerprint + identity(later).fingerprint)
     incumbent = Chosen(seed, asked(config, lineage.validation_ask(config, 0, 0), seed, validation)[2])
     candidate = Chosen(train, asked(config, lineage.validation_ask(config, 1, 1), train, validation)[2])
     model = identity(lineage.model_stage(config, 1, incumbent, [candidate]))
     _, _, tested = asked(config, lineage.measuring_ask(config, 1), model, test)
     stages = {
         "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
-        "train": train, "model": model, "test": tested.scores,
+        "train": trained, "model": model, "test": tested.scores,
     }  # fmt: skip
     return {name: artifact.fingerprint for name, artifact in stages.items()}
 
@@ -169,6 +171,11 @@ OTHER_VALUES: dict[str, Any] = {
     "judge__answer_pattern": "(x)",
     "train__batch_size": 64,
     "train__alpha": 0.5,
+    "train__max_steps": 5,
+    "train__length_desensitization": 0.5,
+    "train__label_smoothing": None,
+    "sft": None,
+    "sample__max_thought_tokens": 5,
     "train__lora": {"rank": 4},
     "train__micro_batch_size": 16,
     "trainer__workers": None,
@@ -224,6 +231,29 @@ def test_every_field_of_a_config_identifies_something_unless_it_only_says_where_
         after = identities(changed(config, **{path: value}))
         where = path not in WHAT_IT_IS and path.startswith(WHERE_IT_RUNS)
         assert (after == before) is where, path
+
+
+def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
+    values = a_config(tmp_path).model_dump() | {"trainer": {"workers": 1}}
+    model, rows = Artifact(tmp_path, 1, "m"), Artifact(tmp_path, 1, "d")
+
+    def made(**changes: Any) -> str:
+        config = RunConfig.model_validate(values | {"sft": changes})
+        return identity(lineage.fine_tune_stage(config, "sft", model, rows)).fingerprint
+
+    other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
+    for name, info in SftConfig.model_fields.items():
+        if name != "too_long":  # which decides what is demonstrated, before anything is trained
+            value = other[name] if name in other else another(info.default, info.annotation)
+            assert made(**{name: value}) != made(), name
+
+
+def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path: Path):
+    config = a_config(tmp_path)
+    assert changed_by(config, train__reference="seed") == {"train"}
+    seed, later = Artifact(tmp_path, 1, "m0"), Artifact(tmp_path, 1, "m1")
+    assert lineage.reference_of(config, seed, later) == later
+    assert lineage.reference_of(changed(config, train__reference="seed"), seed, later) == seed
 
 
 def rewrite(path: Path, old: bytes, new: bytes) -> None:

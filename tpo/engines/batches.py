@@ -1,12 +1,12 @@
-"""Which pairs a worker takes, step by step: the same global batches in the same order, however many workers there are.
+"""Which rows a worker takes, step by step: the same global batches in the same order, however many workers there are.
 
-In: how many pairs there are, how many make a step, and which of how many workers asks. Out: that worker's shares.
+In: how many rows there are, how many make a step, and which of how many workers asks. Out: that worker's shares.
 
-The libraries' own way deals batches out to workers and fills the last ones up with pairs of the beginning, so that
-what a step learns from depends on how many workers there are. Here a step's pairs are fixed first, the last and
+The libraries' own way deals batches out to workers and fills the last ones up with rows of the beginning, so that
+what a step learns from depends on how many workers there are. Here a step's rows are fixed first, the last and
 smaller batch of an epoch included, and then cut into equal shares, a round of all workers at a time. Where shares
-cannot be equal, each pair still counts the same: a share says how many pairs and chosen tokens the whole batch has,
-and what a worker computes is divided by those. A worker for whom a batch is too small computes a pair that does not
+cannot be equal, each row still counts the same: a share says how many rows and output tokens the whole batch has,
+and what a worker computes is divided by those. A worker for whom a batch is too small computes a row that does not
 count, because the others wait for it.
 """
 
@@ -25,20 +25,20 @@ class Share:
     """What one worker computes at once, as a part of a global batch."""
 
     indices: tuple[int, ...]
-    """The pairs; never empty."""
+    """The rows; never empty."""
     counts: bool
     """Whether they count: not where the worker only keeps the others company."""
-    batch_pairs: int
+    batch_rows: int
     """Pairs in the global batch."""
     batch_tokens: int
-    """Tokens of their chosen outputs."""
+    """Tokens of their first outputs: the chosen ones, or those to imitate."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an epoch's pairs are laid out over steps, rounds and workers."""
+    """How an epoch's rows are laid out over steps, rounds and workers."""
 
-    pairs: int
+    rows: int
     """Pairs an epoch."""
     batch_size: int
     """Pairs a step; the last step of an epoch takes what is left."""
@@ -55,23 +55,23 @@ class Layout:
     @property
     def rounds_an_epoch(self) -> int:
         """The same for all steps of an epoch together."""
-        full, rest = divmod(self.pairs, self.batch_size)
+        full, rest = divmod(self.rows, self.batch_size)
         return full * self.rounds + self._rounds(rest)
 
-    def shares(self, order: Sequence[int], chosen_tokens: Sequence[int], worker: int) -> Iterator[Share]:
+    def shares(self, order: Sequence[int], tokens: Sequence[int], worker: int) -> Iterator[Share]:
         """One worker's shares of an epoch, `rounds_an_epoch` of them.
 
-        `order` is a permutation of the pairs, `chosen_tokens` how long their chosen outputs are.
+        `order` is a permutation of the rows, `tokens` how long their first outputs are.
         """
-        for begin in range(0, self.pairs, self.batch_size):
+        for begin in range(0, self.rows, self.batch_size):
             batch = order[begin : begin + self.batch_size]
-            tokens = sum(chosen_tokens[i] for i in batch)
+            in_batch = sum(tokens[i] for i in batch)
             parts = _cut(batch, self._rounds(len(batch)) * self.workers)
             for part in parts[worker :: self.workers]:
-                yield Share(tuple(part or batch[:1]), bool(part), len(batch), tokens)
+                yield Share(tuple(part or batch[:1]), bool(part), len(batch), in_batch)
 
-    def _rounds(self, pairs: int) -> int:
-        return math.ceil(pairs / (self.micro_batch_size * self.workers))
+    def _rounds(self, rows: int) -> int:
+        return math.ceil(rows / (self.micro_batch_size * self.workers))
 
 
 def _cut(batch: Sequence[int], parts: int) -> list[Sequence[int]]:
@@ -80,18 +80,18 @@ def _cut(batch: Sequence[int], parts: int) -> list[Sequence[int]]:
     return [batch[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
-def epoch_order(pairs: int, *, seed: int, epoch: int) -> list[int]:
-    """The pairs in the order of an epoch, counted from 0: that of accelerate's `SeedableRandomSampler`."""
-    order: list[int] = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
+    """The rows in the order of an epoch, counted from 0: that of accelerate's `SeedableRandomSampler`."""
+    order: list[int] = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
     return order
 
 
 class ShareSampler:
     """One worker's shares of the epoch that is set, as a batch sampler of batches of one share."""
 
-    def __init__(self, layout: Layout, chosen_tokens: Sequence[int], *, seed: int, worker: int) -> None:
+    def __init__(self, layout: Layout, tokens: Sequence[int], *, seed: int, worker: int) -> None:
         self._layout = layout
-        self._chosen_tokens = chosen_tokens
+        self._tokens = tokens
         self._seed = seed
         self._worker = worker
         self._epoch = 0
@@ -101,8 +101,8 @@ class ShareSampler:
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[Share]]:
-        order = epoch_order(self._layout.pairs, seed=self._seed, epoch=self._epoch)
-        for share in self._layout.shares(order, self._chosen_tokens, self._worker):
+        order = epoch_order(self._layout.rows, seed=self._seed, epoch=self._epoch)
+        for share in self._layout.shares(order, self._tokens, self._worker):
             yield [share]
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class ShareSampler:
 
 
 class ShareLoader(DataLoader[Any]):
-    """Loads the shares of a `ShareSampler`; a data set of pairs gives a share's inputs for `dataset[share]`.
+    """Loads the shares of a `ShareSampler`; a data set gives a share's inputs for `dataset[share]`.
 
     transformers sets the epoch on what it iterates, and on the batch sampler within where it skips the shares that
     were done before a training was stopped.

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
 from tpo.engines.crew import Crew, Orders
+from tpo.engines.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
 from tpo.engines.placement import Role
 from tpo.engines.processes import engine_environment, start_ray
 from tpo.engines.reply import Decoding, Reply
@@ -75,8 +76,8 @@ def later_seed(seed: int, attempt: int) -> int:
     return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
 
 
-def engine_settings(config: EngineConfig, context_tokens: int) -> dict[str, Any]:
-    """vLLM's settings for an engine.
+def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool = False) -> dict[str, Any]:
+    """vLLM's settings for an engine; with `forcing` requests may say what must be written (`tpo.engines.forcing`).
 
     On the CPU a compiled model starts minutes later than an eager one, chunked prefill breaks seeds, and only whole
     blocks of the prefix cache are shared, which by default are longer than our prompts.
@@ -98,6 +99,7 @@ def engine_settings(config: EngineConfig, context_tokens: int) -> dict[str, Any]
         "tokenizer_mode": "hf",
         "disable_log_stats": True,
         "generation_config": "vllm",
+        **({"logits_processors": [PROCESSOR]} if forcing else {}),
         **(on_cpu if config.device == "cpu" else {}),
     }
 
@@ -105,9 +107,10 @@ def engine_settings(config: EngineConfig, context_tokens: int) -> dict[str, Any]
 class Engine:
     """One vLLM engine; lives in a Ray actor. It has no model until it is told which to load."""
 
-    def __init__(self, config: EngineConfig, context_tokens: int) -> None:
+    def __init__(self, config: EngineConfig, context_tokens: int, forcing: bool = False) -> None:
         self._config = config
         self._context_tokens = context_tokens
+        self._forcing = forcing
         self._llm: Any = None
         self._loaded: str | None = None
 
@@ -133,13 +136,17 @@ class Engine:
         return None
 
     def generate(
-        self, requests: Sequence[Request], sample: SampleConfig, n: int, tries: int, accept: Accept
+        self,
+        requests: Sequence[Request],
+        sample: SampleConfig,
+        n: int,
+        tries: int,
+        accept: Accept,
+        rules: Sequence[Rule] = (),
     ) -> list[list[Output]]:
         """`n` outputs a request, each sampled up to `tries` times until it is accepted."""
-        outputs = [
-            [self._output(output, 1) for output in group]
-            for group in self._sample([(request.prompt_token_ids, request.seed, n) for request in requests], sample)
-        ]
+        first = [(request.prompt_token_ids, request.seed, n) for request in requests]
+        outputs = [[self._output(output, 1) for output in group] for group in self._sample(first, sample, rules)]
         for attempt in range(2, tries + 1):
             again = [
                 (i, j)
@@ -150,7 +157,7 @@ class Engine:
             if not again:
                 break
             asks = [(requests[i].prompt_token_ids, later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
-            for (i, j), (output,) in zip(again, self._sample(asks, sample), strict=True):
+            for (i, j), (output,) in zip(again, self._sample(asks, sample, rules), strict=True):
                 before = outputs[i][j]
                 outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
         return outputs
@@ -177,9 +184,11 @@ class Engine:
         return LLM(model=model, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return engine_settings(self._config, self._context_tokens)
+        return engine_settings(self._config, self._context_tokens, forcing=self._forcing)
 
-    def _sample(self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig) -> list[list[Any]]:
+    def _sample(
+        self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig, rules: Sequence[Rule]
+    ) -> list[list[Any]]:
         from vllm import SamplingParams
 
         params = [
@@ -189,6 +198,7 @@ class Engine:
                 temperature=sample.temperature,
                 top_p=sample.top_p,
                 max_tokens=sample.max_new_tokens,
+                extra_args={ARGUMENT: as_argument(rules)} if rules else None,
             )
             for _, seed, n in asks
         ]
@@ -224,17 +234,26 @@ class SamplerPool:
     """Engines that share the work of one run; started at first use, kept until `close`.
 
     `cpus` is what each takes of Ray's count of a machine's CPUs when it runs on one: 0 for engines that lie idle while
-    others work.
+    others work. `forcing` says whether what is sampled may have rules (`tpo.engines.forcing`).
     """
 
-    def __init__(self, config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        cluster: ClusterConfig,
+        context_tokens: int,
+        *,
+        cpus: float = 1.0,
+        forcing: bool = False,
+    ) -> None:
         self._config = config
         self._cluster = cluster
+        self._forcing = forcing
         on_gpu = config.device == "gpu"
         role = Role(
             name="engine",
             make=Engine,
-            arguments=(config, context_tokens),
+            arguments=(config, context_tokens, forcing),
             cpus=0 if on_gpu else cpus * config.tensor_parallel,
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
@@ -250,17 +269,20 @@ class SamplerPool:
         n: int,
         tries: int,
         accept: Accept,
+        rules: Sequence[Rule] = (),
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
 
-        The next shard is asked for when an engine is free.
+        The next shard is asked for when an engine is free. `rules` say what every output must write, in a pool that was
+        made for it.
 
         Raises `StageError` where engines fail on the same shard again and again, or do not start.
         """
+        assert self._forcing or not rules
         return self._spread(
             model,
             shards,
-            hand=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept),
+            hand=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept, rules),
             whole=lambda outputs: len(outputs) == n and all(output.token_ids for output in outputs),
         )
 
@@ -309,18 +331,18 @@ class SamplerPool:
         self.crew.close()
 
 
-_POOLS: dict[tuple[EngineConfig, ClusterConfig, int, float], SamplerPool] = {}
+_POOLS: dict[tuple[EngineConfig, ClusterConfig, int, float, bool], SamplerPool] = {}
 _POOLS_LOCK = threading.Lock()
 
 
 def sampler_pool(
-    config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0
+    config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0, forcing: bool = False
 ) -> SamplerPool:
     """The process's pool for these settings: engines outlive a stage, since starting one takes half a minute."""
     with _POOLS_LOCK:
-        key = (config, cluster, context_tokens, cpus)
+        key = (config, cluster, context_tokens, cpus, forcing)
         if key not in _POOLS:
-            _POOLS[key] = SamplerPool(config, cluster, context_tokens, cpus=cpus)
+            _POOLS[key] = SamplerPool(config, cluster, context_tokens, cpus=cpus, forcing=forcing)
         return _POOLS[key]
 
 

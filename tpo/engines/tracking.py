@@ -43,15 +43,15 @@ class Tracked:
     """Which tracker."""
     run: str
     """Name of the run."""
-    iteration: int
-    """t of the M_t that it makes."""
+    part: str
+    """Which of its trainings this is, as the folder has it: `iter_1`."""
     root: Path
     """The run's folder, which holds what the tracker keeps in files."""
 
     @property
     def name(self) -> str:
         """What the tracker calls it."""
-        return f"{self.run}-iter_{self.iteration}"
+        return f"{self.run}-{self.part.replace('/', '-')}"
 
 
 def check_tracker(tracking: TrackingConfig) -> None:
@@ -206,7 +206,7 @@ def _open_tensorboard(tracked: Tracked, start: _Start) -> _Tracker:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    place = tracked.root / "tensorboard" / f"iter_{tracked.iteration}"
+    place = tracked.root / "tensorboard" / tracked.part.replace("/", "-")
     if start.run is None and place.exists():
         set_aside(place)
     writer = SummaryWriter(str(place), purge_step=start.done + 1)

@@ -1,7 +1,7 @@
-"""The DPO step on Ray Train's workers: starts them, watches them, and starts them again where one dies.
+"""A training on Ray Train's workers: starts them, watches them, and starts them again where one dies.
 
-In: M_t's folder and pairs. Out: a folder of safetensors an epoch and the log; what a worker does stands in
-`tpo.engines.dpo`.
+In: a model's folder and pairs or demonstrations. Out: a folder of safetensors an epoch and the log; what a worker does
+stands in `tpo.engines.training`.
 
 A worker that dies or hangs is started again and goes on from its last checkpoint. What the training itself raises is
 not tried again: it would only happen again, later.
@@ -16,50 +16,56 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
+from tpo.config import ClusterConfig, SftConfig, TrainConfig, TrainerConfig, TrainingConfig
 from tpo.console import say
 from tpo.disk import bring_here, make_folder
-from tpo.engines.dpo import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.engines.processes import environment, start_ray
 from tpo.engines.room import await_free_memory, make_room
 from tpo.engines.tracking import Tracked
+from tpo.engines.training import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.errors import StageError, TpoError
 from tpo.mirror import catch_up, hand_over, helping
-from tpo.records import Epoch, Pair
+from tpo.records import Demonstration, Epoch, Pair
 
 RESTARTS = 3
 """Times that workers are started again in one call: more deaths than that have a cause that will not go away."""
+_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "sft": SftConfig}
 
 
-def train_dpo(
+def train_model(
     model: Path,
-    pairs: Sequence[Pair],
+    rows: Sequence[Pair | Demonstration],
     folder: Path,
     *,
-    config: TrainConfig,
+    config: TrainingConfig,
     trainer: TrainerConfig,
     cluster: ClusterConfig,
     seed: int,
     progress: Progress,
+    reference: Path | None = None,
     stop: Stop = lambda: False,
     tracked: Tracked | None = None,
 ) -> list[Epoch]:
-    """Trains M_{t+1} from M_t on some pairs; `folder/epoch_<n>` holds the model after each epoch.
+    """Trains a model on pairs (a `TrainConfig`) or demonstrations; `folder/epoch_<n>` holds it after each epoch.
 
+    `reference` is the folder of DPO's reference, if that is another model than the one that is trained.
     Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
     Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
     own error where the training fails, and where workers die again and again.
     """
     folder = folder.resolve()
-    if finished(folder, config):
+    passes = config.passes(len(rows))
+    if finished(folder, passes):
         return read_log(folder)
     bring_here(folder)
     start_ray(cluster)
     make_room("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
-    write_dataset(pairs, folder / "dataset")
+    write_dataset(rows, folder / "dataset")
     arguments = {
         "model": str(model.resolve()),
+        "reference": None if reference is None else str(reference.resolve()),
         "folder": str(folder),
+        "section": next(name for name, kind in _SECTIONS.items() if isinstance(config, kind)),
         "config": config.model_dump(mode="json"),
         "trainer": trainer.model_dump(mode="json"),
         "seed": seed,
@@ -73,11 +79,11 @@ def train_dpo(
         death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress, stop=stop)
         if death is None:
             catch_up(folder)
-            return read_log(folder) if finished(folder, config) else []
+            return read_log(folder) if finished(folder, passes) else []
         deaths.append(death)
     raise StageError(
         f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: run again to go on. If "
-        f"memory ran out, lower train.micro_batch_size (now {config.micro_batch_size})"
+        f"memory ran out, lower {arguments['section']}.micro_batch_size (now {config.micro_batch_size})"
     )
 
 
@@ -143,7 +149,7 @@ def _work(arguments: Mapping[str, Any]) -> None:
     """What each worker of Ray Train runs."""
     import ray
     import torch
-    from trl import DPOTrainer  # noqa: F401  slow to import, and from `join` on silence is a sign of a hang
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401  slow to import, and from `join` on silence is a sign of a hang
 
     torch.set_flush_denormal(True)
     counter = arguments["counter"]
@@ -151,13 +157,15 @@ def _work(arguments: Mapping[str, Any]) -> None:
     if arguments["trainer"]["device"] == "gpu":
         await_free_memory()
     model, folder = Path(arguments["model"]), Path(arguments["folder"])
-    with helping(arguments["handover"], model, folder):
+    reference = None if arguments["reference"] is None else Path(arguments["reference"])
+    with helping(arguments["handover"], *filter(None, (model, reference)), folder):
         train_from_checkpoint(
             model,
             folder,
-            config=TrainConfig.model_validate(arguments["config"]),
+            config=_SECTIONS[arguments["section"]].model_validate(arguments["config"]),
             trainer=TrainerConfig.model_validate(arguments["trainer"]),
             seed=arguments["seed"],
+            reference=reference,
             # Waited for, because it fails where the driver has died: then this worker must write no more.
             on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
             stop=lambda: ray.get(counter.is_stopped.remote()),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tpo.config import TrainConfig, TrainerConfig
+from tpo.config import TrainerConfig, TrainingConfig
 from tpo.engines.packing import NotPlainError, Spans, attend_span_by_span
 from tpo.errors import InputError
 
@@ -17,7 +17,7 @@ _TRIED = "tpo_tried"
 """The attention's name in transformers while it is tried."""
 
 
-def check_training(folder: Path, train: TrainConfig, trainer: TrainerConfig) -> None:
+def check_training(folder: Path, train: TrainingConfig, trainer: TrainerConfig, *, section: str = "train") -> None:
     """Refuses adapters on modules that are not there, packing that would not be exact, and layers nobody can spread."""
     if train.lora is None and not train.packing and trainer.strategy == "ddp":
         return
@@ -28,7 +28,7 @@ def check_training(folder: Path, train: TrainConfig, trainer: TrainerConfig) -> 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if train.lora is not None and not isinstance(train.lora.target_modules, str):
-        _check_targets(model, train.lora.target_modules, folder)
+        _check_targets(model, train.lora.target_modules, folder, section)
     if trainer.strategy == "fsdp" and not getattr(model, "_no_split_modules", None):
         raise InputError(
             f"{folder}: transformers does not say which modules are the layers of {type(model).__name__}, so its "
@@ -36,11 +36,11 @@ def check_training(folder: Path, train: TrainConfig, trainer: TrainerConfig) -> 
         )
     if train.packing and (fault := packing_fault(model, train.max_tokens)):
         raise InputError(
-            f"{folder}: {fault}, so packed rows would not give what padded ones do: set train.packing to false"
+            f"{folder}: {fault}, so packed rows would not give what padded ones do: set {section}.packing to false"
         )
 
 
-def _check_targets(model: Any, targets: Sequence[str], folder: Path) -> None:
+def _check_targets(model: Any, targets: Sequence[str], folder: Path, section: str) -> None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -51,7 +51,7 @@ def _check_targets(model: Any, targets: Sequence[str], folder: Path) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in inner):
             raise InputError(
-                f"train.lora.target_modules has {target!r}, and no linear layer of {folder} but the head ends so; "
+                f"{section}.lora.target_modules has {target!r}, and no linear layer of {folder} but the head ends so; "
                 f"known there: {known}"
             )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tpo.config import TrainConfig
+from tpo.config import TrainingConfig
 from tpo.disk import remove
 from tpo.engines import checkpoints
 from tpo.engines.ranks import rank, world_size
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SHARD = "shard_{}.pt"
 
 
-def load_for_training(folder: Path, config: TrainConfig) -> Any:
+def load_for_training(folder: Path, config: TrainingConfig) -> Any:
     """The model in a folder, in the precision that its weights have in training."""
     from transformers import AutoModelForCausalLM
 
@@ -36,7 +36,7 @@ def load_for_training(folder: Path, config: TrainConfig) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
 
 
-def adapter(config: TrainConfig) -> "PeftLora | None":
+def adapter(config: TrainingConfig) -> "PeftLora | None":
     """What peft is told, or None for full training."""
     from peft import LoraConfig as PeftLora
 

@@ -1,12 +1,12 @@
-"""What each worker runs: TRL's DPO trainer on the token ids as they were sampled, from its last checkpoint on.
+"""What each worker runs: a trainer of TRL on token ids, DPO or SFT, from its last checkpoint on.
 
-In: M_t's folder and a data set of pairs as token ids. Out: a folder of safetensors an epoch, a log line an epoch and a
-line a step.
+In: a model's folder and a data set of pairs or demonstrations as token ids. Out: a folder of safetensors an epoch, a
+log line an epoch and a line a step.
 
-How it differs from TRL's own way stands in `tpo.engines.pair_trainer`.
+How it differs from TRL's own way stands in `tpo.engines.share_trainer` and `tpo.engines.pair_trainer`.
 
 A training that goes on from a checkpoint ends as one that was never stopped, bit for bit on a CPU. So the reference
-log-probs are taken from M_t, before a checkpoint's weights are loaded; every step is logged, since a mean over an
+log-probs are computed before a checkpoint's weights are loaded; every step is logged, since a mean over an
 epoch would begin anew with each start; and the checkpoint at an epoch's end is made after the epoch's model stands,
 since the library does not come back to the end of that epoch.
 """
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpo.config import TrainConfig, TrainerConfig
+from tpo.config import SftConfig, TrainConfig, TrainerConfig, TrainingConfig
 from tpo.console import say
 from tpo.disk import make_folder, remove, write_atomically
 from tpo.engines import checkpoints
@@ -28,10 +28,10 @@ from tpo.engines.checkpoints import Checkpoint
 from tpo.engines.ranks import as_first_worker, rank, wait_for_all
 from tpo.engines.tracking import Tracked, tracker_callbacks
 from tpo.errors import StageError
-from tpo.records import Epoch, Pair
+from tpo.records import Demonstration, Epoch, Pair
 
 if TYPE_CHECKING:
-    from tpo.engines.pair_trainer import PairTrainer
+    from tpo.engines.share_trainer import ShareTrainer
 
 Progress = Callable[[int, int], None]
 """Called with optimiser steps done and to do; to do is 0 as long as the reference log-probs are computed."""
@@ -48,52 +48,62 @@ class Step:
     epoch: float
     """Passes over the pairs so far."""
     loss: float
-    """Mean loss over the step's pairs, before the step."""
-    margin: float
-    """Mean of the pairs' margins (`Epoch.margin`)."""
-    accuracy: float
-    """Share of pairs whose margin is positive."""
+    """Mean loss over the step's rows, before the step."""
+    margin: float | None
+    """Mean of the pairs' margins (`Epoch.margin`); None for demonstrations."""
+    accuracy: float | None
+    """Share of pairs whose margin is positive; None for demonstrations."""
     gradient_norm: float
     """Before clipping."""
     learning_rate: float
     """Of this step."""
 
 
-def write_dataset(pairs: Sequence[Pair], folder: Path) -> None:
-    """The pairs on disk, from where every worker maps them; those of an earlier start stay."""
+def write_dataset(rows: Sequence[Pair | Demonstration], folder: Path) -> None:
+    """The rows on disk, from where every worker maps them; those of an earlier start stay."""
     from datasets import Dataset, disable_progress_bars
 
     if folder.exists():
         return
     disable_progress_bars()
-    columns = {
-        "prompt_ids": [pair.prompt_token_ids for pair in pairs],
-        "chosen_ids": [pair.chosen_token_ids for pair in pairs],
-        "rejected_ids": [pair.rejected_token_ids for pair in pairs],
-    }
     temporary = folder.with_name(f".{folder.name}.tmp")
     remove(temporary)
     make_folder(folder.parent)
-    Dataset.from_dict(columns).save_to_disk(temporary)
+    columns = [_columns(row) for row in rows]
+    Dataset.from_dict({name: [each[name] for each in columns] for name in columns[0]}).save_to_disk(temporary)
     checkpoints.publish(temporary, folder)
+
+
+def _columns(row: Pair | Demonstration) -> dict[str, list[int]]:
+    """A row as `tpo.engines.row_inputs` reads it."""
+    if isinstance(row, Demonstration):
+        return {"prompt_ids": row.prompt_token_ids, "output_ids": row.output_token_ids}
+    return {
+        "prompt_ids": row.prompt_token_ids,
+        "chosen_ids": row.chosen_token_ids,
+        "rejected_ids": row.rejected_token_ids,
+    }
 
 
 def train_from_checkpoint(
     model: Path,
     folder: Path,
     *,
-    config: TrainConfig,
+    config: TrainingConfig,
     trainer: TrainerConfig,
     seed: int,
     on_step: Progress,
+    reference: Path | None = None,
     stop: Stop = lambda: False,
     warn: Callable[[str], None] = say,
     tracked: Tracked | None = None,
 ) -> None:
-    """Trains from the newest whole checkpoint in `folder`, or from M_t, to the end; `folder/dataset` holds the pairs.
+    """Trains from the newest whole checkpoint in `folder`, or from `model`, to the end; `folder/dataset` holds the
+    rows.
 
-    Where `stop`, which the first worker asks after each step, says so, it ends with a checkpoint and without a log.
-    `warn` is told of what a user should know and the training can do without.
+    `reference` is the folder of DPO's reference, if that is another model. Where `stop`, which the first worker asks
+    after each step, says so, it ends with a checkpoint and without a log. `warn` is told of what a user should know and
+    the training can do without.
 
     Every worker calls it. Only one training at a time writes to a folder: one that a dead driver left behind is waited
     for until it has noticed.
@@ -102,13 +112,14 @@ def train_from_checkpoint(
 
     with _alone_in(folder):
         start = as_first_worker(lambda: _prepare(folder))
-        dpo = make_trainer(
+        made = make_trainer(
             model,
             folder,
             config=config,
             trainer=trainer,
             seed=seed,
             on_step=on_step,
+            reference=reference,
             stop=stop,
             warn=warn,
             done=start.step if start else 0,
@@ -116,54 +127,92 @@ def train_from_checkpoint(
         )
         on_step(start.step if start else 0, 0)
         set_seed(seed)  # finding the reference log-probs in the cache takes other random numbers than computing them
-        dpo.train(resume_from_checkpoint=str(start.folder) if start else None)
-        if dpo.state.global_step == dpo.state.max_steps:
-            as_first_worker(lambda: _write_log(dpo.state.log_history, folder))
+        made.train(resume_from_checkpoint=str(start.folder) if start else None)
+        if made.state.global_step == made.state.max_steps:
+            as_first_worker(lambda: _write_log(made.state.log_history, folder))
 
 
 def make_trainer(
     model: Path,
     folder: Path,
     *,
-    config: TrainConfig,
+    config: TrainingConfig,
     trainer: TrainerConfig,
     seed: int,
     on_step: Progress,
+    reference: Path | None = None,
     stop: Stop = lambda: False,
     warn: Callable[[str], None] = say,
     done: int = 0,
     tracked: Tracked | None = None,
-) -> "PairTrainer":
-    """The trainer on M_t, with the reference log-probs computed; `done` is what `on_step` is told until it trains."""
+) -> "ShareTrainer":
+    """The trainer on a model, with the reference log-probs computed where there is a reference; `done` is what
+    `on_step` is told until it trains."""
     from datasets import disable_progress_bars, load_from_disk
     from transformers import AutoTokenizer, PrinterCallback
 
-    from tpo.engines.pair_trainer import PairTrainer
+    from tpo.engines.share_trainer import ShareTrainer
     from tpo.engines.weights import load_for_training
 
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    dpo = PairTrainer(
-        config=config,
-        trainer=trainer,
-        references=folder / "dataset" / "references.safetensors",
-        on_reference=lambda: on_step(done, 0),
-        model=load_for_training(model, config),
-        args=_arguments(folder, config, trainer, seed),
-        train_dataset=load_from_disk(folder / "dataset"),
-        processing_class=tokenizer,
-        callbacks=[_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step, stop)],
-    )
-    dpo.remove_callback(PrinterCallback)
+    rows = load_from_disk(folder / "dataset")
+
+    def make(folder_of_weights: Path, **options: Any) -> Any:
+        kind, arguments = _kind_of(config)
+        return kind(
+            config=config,
+            trainer=trainer,
+            model=load_for_training(folder_of_weights, config),
+            args=arguments(**_arguments(folder, config, trainer, seed, rows=len(rows))),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            **options,
+        )
+
+    callbacks = [_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step, stop)]
+    if isinstance(config, TrainConfig):
+        references = folder / "dataset" / "references.safetensors"
+        kept = {"references": references, "on_reference": lambda: on_step(done, 0)}
+        if reference is not None:
+            # It leaves its log-probs on disk and goes; the trainer of the model finds them there.
+            as_kept = make(reference, is_reference=True, **kept)
+            del as_kept
+            _give_memory_back()
+        made = make(model, is_reference=reference is None, callbacks=callbacks, **kept)
+    else:
+        made = make(model, callbacks=callbacks)
+    assert isinstance(made, ShareTrainer)
+    made.remove_callback(PrinterCallback)
     if rank() == 0 and tracked is not None:
         for callback in tracker_callbacks(tracked, checkpoints.trainer_folder(folder), done=done, warn=warn):
-            dpo.add_callback(callback)
-    return dpo
+            made.add_callback(callback)
+    return made
 
 
-def finished(folder: Path, config: TrainConfig) -> bool:
-    """Whether a training has ended here: it writes its log last."""
-    epochs = [checkpoints.epoch_folder(folder, epoch) for epoch in range(1, config.epochs + 1)]
+def _kind_of(config: TrainingConfig) -> tuple[type, type]:
+    """The trainer's class and that of its arguments."""
+    from trl import DPOConfig, SFTConfig
+
+    from tpo.engines.demonstration_trainer import DemonstrationTrainer
+    from tpo.engines.pair_trainer import PairTrainer
+
+    return (DemonstrationTrainer, SFTConfig) if isinstance(config, SftConfig) else (PairTrainer, DPOConfig)
+
+
+def _give_memory_back() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def finished(folder: Path, passes: int) -> bool:
+    """Whether a training of so many passes has ended here: it writes its log last."""
+    epochs = [checkpoints.epoch_folder(folder, epoch) for epoch in range(1, passes + 1)]
     return (folder / "log.jsonl").exists() and all(epoch.is_dir() for epoch in epochs)
 
 
@@ -173,39 +222,45 @@ def read_log(folder: Path) -> list[Epoch]:
     return [Epoch(**json.loads(line)) for line in lines]
 
 
-def _arguments(folder: Path, config: TrainConfig, trainer: TrainerConfig, seed: int) -> Any:
-    from trl import DPOConfig
+def _arguments(folder: Path, config: TrainingConfig, trainer: TrainerConfig, seed: int, *, rows: int) -> dict[str, Any]:
+    falls_to_a_share = config.final_share > 0
+    arguments = {
+        "output_dir": str(checkpoints.trainer_folder(folder)),
+        "num_train_epochs": config.epochs,
+        "max_steps": -1 if config.max_steps is None else config.steps(rows),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr" if falls_to_a_share else config.schedule,
+        "lr_scheduler_kwargs": {"min_lr_rate": config.final_share} if falls_to_a_share else None,
+        "warmup_steps": config.warmup_share,
+        "weight_decay": config.weight_decay,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": max(1, config.batch_size // config.micro_batch_size // trainer.workers),
+        "max_length": config.max_tokens,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": config.precision == "bfloat16",
+        "use_cpu": trainer.device == "cpu",
+        "ddp_find_unused_parameters": False,
+        "ddp_backend": "gloo" if trainer.device == "cpu" and trainer.workers > 1 else None,
+        "save_strategy": "no",  # the callback decides
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": [],  # the tracker's callback is added by hand, so that a resumed training shows no step twice
+        "disable_tqdm": True,
+        "seed": seed,
+        "data_seed": seed,
+    }
+    if isinstance(config, TrainConfig):
+        arguments["precompute_ref_log_probs"] = True
+    return arguments
 
-    return DPOConfig(
-        output_dir=str(checkpoints.trainer_folder(folder)),
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_share,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=max(1, config.batch_size // config.micro_batch_size // trainer.workers),
-        max_length=config.max_tokens,
-        precompute_ref_log_probs=True,
-        gradient_checkpointing=config.gradient_checkpointing,
-        bf16=config.precision == "bfloat16",
-        use_cpu=trainer.device == "cpu",
-        ddp_find_unused_parameters=False,
-        ddp_backend="gloo" if trainer.device == "cpu" and trainer.workers > 1 else None,
-        save_strategy="no",  # the callback decides
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=[],  # the tracker's callback is added by hand, so that a resumed training shows no step twice
-        disable_tqdm=True,
-        seed=seed,
-        data_seed=seed,
-    )
 
-
-def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_step: Progress, stop: Stop) -> Any:
+def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, on_step: Progress, stop: Stop) -> Any:
     from transformers import TrainerCallback
 
     from tpo.engines.weights import write_model
+
+    section = "sft" if isinstance(config, SftConfig) else "train"
 
     class Keeper(TrainerCallback):
         """Reports steps, writes each epoch's model, and has checkpoints made and sealed."""
@@ -229,14 +284,14 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_
             if logs and not math.isfinite(logs.get("loss", 0.0)):
                 raise StageError(
                     f"the loss at step {state.global_step} is {logs['loss']}: the training has diverged; lower "
-                    "train.learning_rate"
+                    f"{section}.learning_rate"
                 )
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if not _ends_epoch(state):
                 return  # stopped within it
             self._check_place()
-            write_model(model, tokenizer, checkpoints.epoch_folder(folder, round(state.epoch)), config.precision)
+            write_model(model, tokenizer, checkpoints.epoch_folder(folder, math.ceil(state.epoch)), config.precision)
             self._ask_to_save(control)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -244,7 +299,8 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_
             wait_for_all()
             if state.is_world_process_zero:
                 self._check_place()
-                made = checkpoints.seal_checkpoint(path, step=state.global_step, epochs=math.floor(state.epoch))
+                epochs = math.ceil(state.epoch) if _ends_epoch(state) else math.floor(state.epoch)
+                made = checkpoints.seal_checkpoint(path, step=state.global_step, epochs=epochs)
                 checkpoints.keep_only(folder, made)
                 on_step(state.global_step, state.max_steps)
             self._pace.saved(time.monotonic() - self._began)
@@ -263,7 +319,8 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainConfig, share: float, on_
 
 
 def _ends_epoch(state: Any) -> bool:
-    return float(state.epoch).is_integer()
+    """Whether a pass is over: at its last row, or where the training ends."""
+    return float(state.epoch).is_integer() or state.global_step >= state.max_steps
 
 
 def _prepare(folder: Path) -> Checkpoint | None:
@@ -279,8 +336,8 @@ def _write_log(history: Sequence[Mapping[str, float]], folder: Path) -> None:
             step=int(line["step"]),
             epoch=line["epoch"],
             loss=line["loss"],
-            margin=line["rewards/margins"],
-            accuracy=line["rewards/accuracies"],
+            margin=line.get("rewards/margins"),
+            accuracy=line.get("rewards/accuracies"),
             gradient_norm=line["grad_norm"],
             learning_rate=line["learning_rate"],
         )
@@ -302,8 +359,8 @@ def epochs_of(steps: Sequence[Step]) -> list[Epoch]:
             epoch=epoch,
             step=members[-1].step,
             loss=_mean([step.loss for step in members]),
-            margin=_mean([step.margin for step in members]),
-            accuracy=_mean([step.accuracy for step in members]),
+            margin=_mean_or_none([step.margin for step in members]),
+            accuracy=_mean_or_none([step.accuracy for step in members]),
         )
         for epoch, members in by_epoch.items()
     ]
@@ -311,6 +368,11 @@ def epochs_of(steps: Sequence[Step]) -> list[Epoch]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
 
 
 @contextlib.contextmanager

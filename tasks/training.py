@@ -1,0 +1,130 @@
+"""What the stages that train have in common: from a stage to its checkpoints, booked, shown and stopped in time.
+
+In: a stage, a model and rows to train on. Out: a checkpoint an epoch, each a model folder of safetensors. A training
+that was stopped, as it is when the budget is spent, goes on from where it was.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.lineage import epoch_artifacts
+from tasks.spending import training_meter
+from tpo.config import RunConfig, TrainingConfig
+from tpo.console import Advance, progress_bar, say
+from tpo.disk import remove
+from tpo.engines.checkpoints import trainer_folder
+from tpo.engines.tracking import Tracked
+from tpo.engines.trainer import train_model
+from tpo.ledger import Meter
+from tpo.records import Artifact, Demonstration, Epoch, Pair
+from tpo.store import SCRATCH, Stage, check_files, read_rows
+
+
+def run_training(
+    config: RunConfig,
+    training: TrainingConfig,
+    stage: Stage,
+    model: Artifact,
+    rows: Artifact,
+    *,
+    row_type: type[Pair] | type[Demonstration],
+    reference: Artifact | None = None,
+) -> list[Artifact]:
+    """The checkpoints of a stage that trains `model` on `rows`, in the order of their epochs.
+
+    `reference` is what DPO holds the model to, where that is another model.
+    """
+    done = stage.complete()
+    if done is None:
+        for change in stage.begin():
+            say(f"{stage.name}: made again, {change}")
+        for used in filter(None, (model, reference)):
+            check_files(used)
+        epochs = _train(config, training, stage, model.path, read_rows(rows, row_type), reference)
+        for scratch in SCRATCH:
+            remove(stage.folder / scratch)
+        facts = {"epochs": len(epochs), "steps": epochs[-1].step, "loss": epochs[-1].loss}
+        done = stage.commit_files(facts=facts)
+        say(f"{stage.name}: {epochs[-1].step} steps, loss {epochs[0].loss:.3f} → {epochs[-1].loss:.3f}")
+    return epoch_artifacts(done)
+
+
+def _train(
+    config: RunConfig,
+    training: TrainingConfig,
+    stage: Stage,
+    model: Path,
+    rows: Sequence[Pair | Demonstration],
+    reference: Artifact | None,
+) -> Sequence[Epoch]:
+    part, steps = stage.name.removesuffix("/train"), training.steps(len(rows))
+    with (
+        progress_bar(f"train {part}", steps, "steps") as advance,
+        training_meter(config, stage.name, model) as meter,
+    ):
+        meter.check()
+        count = _Steps(rows, training, meter, fresh=not trainer_folder(stage.folder).exists())
+        try:
+            epochs = train_model(
+                model,
+                rows,
+                stage.folder,
+                config=training,
+                trainer=config.trainer,
+                cluster=config.cluster,
+                seed=config.seed,
+                progress=lambda finished, _: count.reach(finished, advance),
+                reference=None if reference is None else reference.path,
+                stop=meter.is_spent,
+                tracked=Tracked(config.tracking, config.name, part, config.root.resolve()),
+            )
+        finally:
+            count.book()
+        if not epochs:
+            meter.check()
+    return epochs
+
+
+class _Steps:
+    """Counts optimiser steps as tokens spent: what is done again after a crash has been done twice.
+
+    A step counts as the mean of all of them, since rows come shuffled.
+    """
+
+    def __init__(
+        self, rows: Sequence[Pair | Demonstration], training: TrainingConfig, meter: Meter, *, fresh: bool
+    ) -> None:
+        an_epoch = -(-len(rows) // training.batch_size)
+        self._share = 1 / max(1, an_epoch)
+        self._rows = len(rows)
+        self._tokens = sum(map(_tokens, rows))
+        self._meter = meter
+        self._reached = 0 if fresh else None
+        self._done = 0
+        self._booked = 0
+
+    def reach(self, step: int, advance: Advance) -> None:
+        """Takes note of how far the training is; books a line now and then."""
+        advance(step)
+        self._meter.started()
+        if self._reached is not None:
+            self._done += max(0, step - self._reached)
+        self._reached = step
+        if self._meter.tick():
+            self.book()
+
+    def book(self) -> None:
+        """Books the steps since the last line."""
+        before, now = self._booked * self._share, self._done * self._share
+        self._booked = self._done
+        self._meter.book(
+            answers=round(self._rows * now) - round(self._rows * before),
+            tokens_in=round(self._tokens * now) - round(self._tokens * before),
+        )
+
+
+def _tokens(row: Pair | Demonstration) -> int:
+    """Tokens that one pass over a row reads."""
+    if isinstance(row, Demonstration):
+        return len(row.prompt_token_ids) + len(row.output_token_ids)
+    return 2 * len(row.prompt_token_ids) + len(row.chosen_token_ids) + len(row.rejected_token_ids)
