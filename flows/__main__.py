@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from flows.start import compared, prefect_environment, profile_path, ready, resolve_config, working
+from flows.start import compared, made, prefect_environment, profile_path, ready, resolve_config, working
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(compare)
     compare.set_defaults(run=_compare)
+    thinkpo = commands.add_parser("thinkpo", help="ThinkPO: fine-tune on long reasoning, then prefer it to short")
+    _add_run_arguments(thinkpo, profile="thinkpo")
+    thinkpo.set_defaults(run=_thinkpo)
     plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
     plan.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(plan)
@@ -111,9 +114,9 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.set_defaults(run=_serve)
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_run_arguments(parser: argparse.ArgumentParser, profile: str = "laptop") -> None:
     """What says which run is meant."""
-    parser.add_argument("--profile", default="laptop", help="a name in deploy/profiles, or a .toml file")
+    parser.add_argument("--profile", default=profile, help="a name in deploy/profiles, or a .toml file")
     parser.add_argument(
         "--run-name", help="name of the run folder (default: the profile's name, with the judge and seed given here)"
     )
@@ -189,13 +192,32 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(what: str, config: RunConfig, iterations: int, flow: Callable[[RunConfig, int], Found]) -> Found:
+def _thinkpo(options: argparse.Namespace) -> int:
+    from tpo.ladder_page import print_ladder
+
+    config = _config(options)
+    page = f"{config.place}/ladder.html"
+    if (found := made(config)) is not None:
+        print_ladder(found)
+        print(f"run {config.name} is complete: nothing to do. Page: {page}")
+        return 0
+    started = time.monotonic()
+    with working():
+        from flows.thinkpo import thinkpo
+
+        print_ladder(_run(config.name, config, None, lambda config, _: thinkpo(config)))
+    print(f"{config.name} after {time.monotonic() - started:.0f} s. Page: {page}")
+    return 0
+
+
+def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[RunConfig, Any], Found]) -> Found:
     """What a flow makes, started from a command line."""
     import httpx
     from prefect.exceptions import PrefectException
 
     signal.signal(signal.SIGTERM, _stop)
-    print(f"run {what}: to M_{iterations} in {config.place}", file=sys.stderr)
+    goal = "" if iterations is None else f"to M_{iterations} "
+    print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
     try:
         return flow(config, iterations)
     except (httpx.HTTPError, PrefectException) as error:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.preflight import check_before_work, preflight
-from tasks.lineage import completed, is_kept
+from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
 from tpo.console import LOGGER
 from tpo.errors import InputError, StoreError
+from tpo.ladder import LADDER, Ladder, read_ladder
 from tpo.mirror import reading
+from tpo.receipt import receipt_holds
 from tpo.summary import Summary, read_summary
 from tpo.watchdog import watched
 
@@ -69,6 +71,18 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     except StoreError:
         return None
     return summary if summary.models[-1].iteration >= iterations else None
+
+
+def made(config: RunConfig) -> Ladder | None:
+    """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
+    preflight(config)
+    path = config.root / LADDER
+    with reading(config):
+        if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):
+            with contextlib.suppress(StoreError):
+                return read_ladder(path)
+        check_before_work(config, 1)
+    return None
 
 
 def direct_baseline(config: RunConfig) -> RunConfig:

@@ -61,12 +61,13 @@ class Verifier:
 
     def _read(self, group: Group, index: int, response: str) -> Judgment:
         answer = self.answer(response)
-        equal = None if group.reference is None else self._equal(answer, group.reference)
+        equal = None if group.reference is None else self.equal(answer, group.reference)
         outcome = None if equal is None else float(equal)
         detail = json.dumps({"answer": answer, "reference": group.reference}, ensure_ascii=False)
         return Judgment(group.prompt_id, index, None, outcome, detail)
 
-    def _equal(self, answer: str, reference: str) -> bool | None:
+    def equal(self, answer: str, reference: str) -> bool | None:
+        """Whether two answers are equal; None where that is not known within the time limit."""
         if _normal(answer) == _normal(reference):
             return True
         return _MATH.equal(answer, reference) if self._config.match == "math" else False

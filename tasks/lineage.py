@@ -20,9 +20,12 @@ from tpo.config import (
     MINIATURE,
     FileSource,
     JudgeConfig,
+    PairFile,
+    PairModels,
     PairwiseJudge,
     PromptConfig,
     RunConfig,
+    SampleConfig,
     VerifierJudge,
     compares,
     least_margin,
@@ -30,7 +33,7 @@ from tpo.config import (
 from tpo.disk import write_atomically
 from tpo.errors import DamagedError, StoreError
 from tpo.prompt_files import file_of
-from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
+from tpo.records import Artifact, Demonstration, Judgment, Pair, Prompt, Sample, Score
 from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
 
 SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "tpo" / "miniature" / "seed_model"
@@ -51,6 +54,8 @@ class Ask:
     """How the model is asked."""
     judge: JudgeConfig
     """Who scores the responses."""
+    sample: SampleConfig
+    """How outputs are sampled."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +93,41 @@ class Chosen:
 
 def training_ask(config: RunConfig, iteration: int) -> Ask:
     """What M_{t-1} is asked to make pairs for M_t."""
-    return Ask(f"iter_{iteration}", "train", config.prompt, config.judge)
+    return Ask(f"iter_{iteration}", "train", config.prompt, config.judge, config.sample)
 
 
 def validation_ask(config: RunConfig, iteration: int, epoch: int) -> Ask:
     """What a checkpoint is asked to be chosen; epoch 0 of iteration 0 is the seed itself."""
-    return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge)
+    return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge, config.sample)
 
 
 def measuring_ask(config: RunConfig, iteration: int) -> Ask:
     """What M_t is asked to be measured."""
-    return Ask(f"iter_{iteration}/test", "evaluate", config.prompt, config.evaluation.judge)
+    return test_ask(config, f"iter_{iteration}")
+
+
+def test_ask(config: RunConfig, folder: str) -> Ask:
+    """What the model of a folder is asked to be measured."""
+    return Ask(f"{folder}/test", "evaluate", config.prompt, config.evaluation.judge, config.sample)
+
+
+def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
+    """What a model is asked for outputs of one side of ThinkPO's pairs."""
+    prompt, sample = {
+        "long": (source.long_prompt, source.long_sample),
+        "short": (source.short_prompt, source.short_sample),
+    }[side]
+    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, sample)
 
 
 def against_ask(config: RunConfig, iteration: int) -> Ask:
     """What M_t's test answers are judged for a second time: against those of another run's M_t."""
-    return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge)
+    return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
 
 
 def direct_ask(config: RunConfig) -> Ask:
     """What the seed is asked without any thought prompt, for comparison."""
-    return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge)
+    return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample)
 
 
 def seed_model(config: RunConfig) -> Artifact:
@@ -143,17 +162,21 @@ def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequ
 
 def prompt_file(source: FileSource, folder: str) -> Path:
     """The file that the prompts of a stage's folder are drawn from."""
-    iteration, _, kind = folder.partition("/prompts")
-    return file_of(source, kind.removeprefix("/"), int(iteration.removeprefix("iter_")))
+    place, _, kind = folder.partition("/prompts")
+    iteration = int(place.removeprefix("iter_")) if place.startswith("iter_") else 0
+    return file_of(source, kind.removeprefix("/"), iteration)
 
 
 def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
     """Outputs of one model for one set of prompts."""
-    sample = config.sample.model_dump(mode="json", exclude={"k", "tries", "evaluation_tries"})
+    only_for = {"k", "temperature", "tries", "evaluation_temperature", "evaluation_tries"}
+    sample = ask.sample.model_dump(mode="json", exclude=only_for)
     if ask.purpose == "train":
-        sample |= {"k": config.sample.k, "tries": config.sample.tries}
+        sample |= {"k": ask.sample.k, "tries": ask.sample.tries, "temperature": ask.sample.temperature}
     else:
-        sample |= {"k": 1, "tries": config.sample.evaluation_tries}
+        warmth = ask.sample.evaluation_temperature
+        temperature = ask.sample.temperature if warmth is None else warmth
+        sample |= {"k": 1, "tries": ask.sample.evaluation_tries, "temperature": temperature}
     return Stage(
         config.root,
         f"{ask.folder}/samples",
@@ -312,6 +335,66 @@ def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates
     )
 
 
+def demonstrations_stage(
+    config: RunConfig, folder: str, model: Artifact, prompts: Artifact, written: Artifact | None
+) -> Stage:
+    """Outputs to imitate for a set of prompts: those given with them, or those that a model has `written`.
+
+    `model`, which is to imitate them, matters because its tokenizer makes the tokens.
+    """
+    assert config.sft is not None
+    inputs = {"model": model.fingerprint, "prompts": prompts.fingerprint}
+    if written is not None:
+        inputs["written"] = written.fingerprint
+    return Stage(
+        config.root,
+        f"{folder}/demonstrations",
+        Demonstration,
+        inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
+        config={"max_tokens": config.sft.max_tokens, "too_long": config.sft.too_long},
+    )
+
+
+def pairs_by_length_stage(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Stage:
+    """Pairs of long and short outputs to the same prompts."""
+    assert config.thinkpo is not None
+    values = config.thinkpo.model_dump(mode="json", exclude={"source"})
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs={"long": long.fingerprint, "short": short.fingerprint},
+        config={"seed": config.seed, "thinkpo": values, "max_tokens": config.train.max_tokens},
+    )
+
+
+def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> Stage:
+    """Pairs of long and short outputs from a file, in the tokens of `model`."""
+    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
+    source = config.thinkpo.source
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs={
+            "model": model.fingerprint,
+            "pair file": _content_of(source.path),
+            "prompt templates": load_prompt(config.prompt).fingerprint,
+        },
+        config={
+            "seed": config.seed,
+            "thinkpo": config.thinkpo.model_dump(mode="json", exclude={"source"}),
+            "columns": source.model_dump(mode="json", exclude={"path"}),
+            "max_tokens": config.train.max_tokens,
+        },
+    )
+
+
+def _content_of(path: Path) -> str:
+    """A file's or a dataset folder's content, by its hash."""
+    return folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)
+
+
 def keep_config(config: RunConfig) -> None:
     """Writes the config to the run folder as `config.json`, every default spelled out."""
     write_atomically(config.root / "config.json", _resolved_copy(config))
@@ -341,6 +424,24 @@ def completed(config: RunConfig, iterations: int) -> int:
             break
         done = iteration
     return done
+
+
+def leaves(config: RunConfig) -> dict[str, str]:
+    """What a run is made from that none of its stages has made: models, files and templates, by content."""
+    found = {"model": seed_model(config).fingerprint, "prompt templates": load_prompt(config.prompt).fingerprint}
+    for name, judge in (("judge", config.judge), ("test judge", config.evaluation.judge)):
+        found |= {f"{name}, {key}": value for key, value in _judge_inputs(judge).items()}
+    for kind in ("prompts", "prompts/validation", "prompts/test"):
+        found |= {f"{kind}, {key}": value for key, value in _source_hash(config, f"iter_0/{kind}").items()}
+    if config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile):
+        found["pair file"] = _content_of(config.thinkpo.source.path)
+    elif config.thinkpo is not None and isinstance(config.thinkpo.source, PairModels):
+        source = config.thinkpo.source
+        for side, model, own in (("long", source.long, "demonstrations"), ("short", source.short, "seed")):
+            prompt = source.long_prompt if side == "long" else source.short_prompt
+            found[f"{side}, templates"] = load_prompt(prompt).fingerprint
+            found[f"{side}, model"] = own if model == own else folder_artifact(Path(model)).fingerprint
+    return found
 
 
 @dataclass(frozen=True)
@@ -439,6 +540,4 @@ def _source_hash(config: RunConfig, folder: str) -> dict[str, str]:
     if not isinstance(config.data.source, FileSource):
         return {}
     path = prompt_file(config.data.source, folder)
-    if path.is_dir():
-        return {"source": folder_artifact(path).fingerprint}
-    return {"source": file_sha256(path)} if path.is_file() else {}
+    return {"source": _content_of(path)} if path.exists() else {}

@@ -142,17 +142,23 @@ def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
     return _from_file(source, prompt_file(source, folder), config.seed)
 
 
-def make_prompt(instruction: str, reference: str | None, category: str | None, difficulty: int | None) -> Prompt:
+def make_prompt(
+    instruction: str,
+    reference: str | None,
+    category: str | None,
+    difficulty: int | None,
+    demonstration: str | None = None,
+) -> Prompt:
     """A prompt with the id that its instruction gives it."""
     prompt_id = hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-    return Prompt(prompt_id, instruction, reference, category, difficulty)
+    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration)
 
 
 def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:
     kind = folder.rsplit("/", 1)[-1]
     split: world.Split = "validation" if kind == "validation" else "test" if kind == "test" else "train"
     for problem in world.problems(split, seed, source.categories or None):
-        yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty)
+        yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty, problem.worked)
 
 
 def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:

@@ -16,7 +16,7 @@ from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.lineage import Ask, samples_stage
 from tasks.retry import may_pass
 from tasks.spending import sampling_meter
-from tpo.config import RunConfig
+from tpo.config import RunConfig, SampleConfig
 from tpo.console import progress_bar, say
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.forcing import Rule, ThoughtBudget
@@ -38,15 +38,16 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
     shards = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [i for i in range(len(shards)) if not stage.has_shard(i)]
-    k, tries = stage.config["sample"]["k"], stage.config["sample"]["tries"]
+    resolved = stage.config["sample"]
+    k, tries = resolved["k"], resolved["tries"]
+    how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = ChatEncoder(model.path)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
-    rules = rules_of(config, thought_prompt)
     pool = sampler_pool(
         config.engine,
         config.cluster,
-        config.data.max_prompt_tokens + config.sample.max_new_tokens,
-        forcing=config.sample.max_thought_tokens is not None,
+        config.data.max_prompt_tokens + how.max_new_tokens,
+        forcing=how.max_thought_tokens is not None,
     )
     if missing:
         check_files(model)
@@ -61,11 +62,11 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
         for position, outputs in pool.generate(
             model,
             _within_budget(requests, meter),
-            config.sample,
+            how,
             n=k,
             tries=tries,
             accept=lambda text, finished: thought_prompt.split(text, finished=finished).error is None,
-            rules=rules,
+            rules=rules_of(how, thought_prompt),
         ):
             shard = missing[position]
             meter.book(
@@ -85,9 +86,9 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     return artifact
 
 
-def rules_of(config: RunConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
+def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     """What every output must write."""
-    longest, marker = config.sample.max_thought_tokens, thought_prompt.response_marker
+    longest, marker = how.max_thought_tokens, thought_prompt.response_marker
     return [ThoughtBudget(longest, marker)] if longest is not None and marker is not None else []
 
 

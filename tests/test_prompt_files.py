@@ -47,7 +47,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str):
         {"instruction": text, "answer": i, "kind": "k", "level": i + 1} for i, text in enumerate(INSTRUCTIONS)
     ]
     assert read(write(tmp_path / name, rows), **COLUMNS) == [
-        PromptRow(text, str(i), "k", i + 1) for i, text in enumerate(INSTRUCTIONS)
+        PromptRow(text, str(i), "k", i + 1, None) for i, text in enumerate(INSTRUCTIONS)
     ]
 
 
@@ -59,7 +59,7 @@ def test_a_number_beside_an_empty_cell_keeps_its_form(tmp_path: Path, name: str)
 
 def test_columns_that_are_not_named_are_not_read(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", [{"question": "Why?", "answer": "42", "instruction": 7}])
-    assert read(path, instruction_column="question") == [PromptRow("Why?", None, None, None)]
+    assert read(path, instruction_column="question") == [PromptRow("Why?", None, None, None, None)]
 
 
 @settings(max_examples=30)

@@ -71,6 +71,8 @@ class FileSource(Section):
     """Column that holds a category, for tables."""
     difficulty_column: str | None = None
     """Column that holds a whole number from 1, for tables."""
+    demonstration_column: str | None = None
+    """Column that holds a response to imitate, for recipes that fine-tune on given ones."""
 
 
 class ModelConfig(Section):
@@ -127,8 +129,20 @@ class SampleConfig(Section):
     likes; the paper has no such maximum, and names it as missing."""
     tries: int = Field(1, ge=1, le=64)
     """Times that an output of a training prompt is sampled until it parses; 1 keeps parse errors as they come."""
+    evaluation_temperature: float | None = Field(None, ge=0, le=2)
+    """Sampling temperature for validation and test; 0 is greedy decoding. None for `temperature`."""
     evaluation_tries: int = Field(8, ge=1, le=64)
     """The same for validation and test; the paper samples again until an output parses, we stop at a cap."""
+
+
+def check_answer_pattern(pattern: str) -> None:
+    """Raises `ValueError` unless a pattern is a regular expression with one group."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
+    if groups != 1:
+        raise ValueError(f"answer_pattern has {groups} groups, expected one: ( ) around the answer alone")
 
 
 class VerifierJudge(Section):
@@ -146,14 +160,7 @@ class VerifierJudge(Section):
 
     @model_validator(mode="after")
     def _one_group(self) -> "VerifierJudge":
-        import re
-
-        try:
-            groups = re.compile(self.answer_pattern).groups
-        except re.error as error:
-            raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
-        if groups != 1:
-            raise ValueError(f"answer_pattern has {groups} groups, expected one: ( ) around the answer alone")
+        check_answer_pattern(self.answer_pattern)
         return self
 
 
@@ -472,6 +479,70 @@ class SftConfig(TrainingConfig):
     end, as ThinkPO's published code has it."""
 
 
+class PairFile(Section):
+    """Pairs of a long and a short output from a file, as published ones are."""
+
+    kind: Literal["file"] = "file"
+    """Names this source."""
+    path: Path
+    """A `.jsonl`, `.json`, `.csv` or `.parquet` file, or a Hugging Face dataset saved to disk."""
+    instruction_column: str = "instruction"
+    """Column of what is asked: text, or a chat whose last user turn it is."""
+    chosen_column: str = "chosen"
+    """Column of the long outputs: text, a message, or a chat whose last turn it is."""
+    rejected_column: str = "rejected"
+    """Column of the short outputs."""
+
+
+class PairModels(Section):
+    """Pairs of what two models, or the demonstrations and a model, have written for the prompts of fine-tuning."""
+
+    kind: Literal["models"] = "models"
+    """Names this source."""
+    long: str = "demonstrations"
+    """Folder of a model that writes long outputs, or `demonstrations` for those that were fine-tuned on, as the paper
+    has it."""
+    short: str = "seed"
+    """Folder of a model that writes short outputs, or `seed` for the one that is fine-tuned."""
+    long_prompt: PromptConfig = PromptConfig(variant="direct")
+    """How the model of long outputs is asked."""
+    short_prompt: PromptConfig = PromptConfig(variant="direct")
+    """How the model of short outputs is asked (the paper: to reason step by step, in few words)."""
+    long_sample: SampleConfig = SampleConfig(temperature=0.7, top_p=0.9)
+    """How long outputs are sampled; one a prompt."""
+    short_sample: SampleConfig = SampleConfig(temperature=0.7, top_p=0.9)
+    """How short outputs are sampled; one a prompt (the paper: temperature 0.7, top-p 0.9, 1,024 tokens at most)."""
+
+
+class ThinkPoConfig(Section):
+    """ThinkPO (2502.13173): a fine-tuned model learns to prefer long reasoning to short."""
+
+    source: Annotated[PairFile | PairModels, Field(discriminator="kind")] = PairModels()
+    """Where long and short outputs are from."""
+    answer_pattern: str = r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+    """Regular expression with one group; its last match in an output is its answer, and a pair needs two."""
+    match: Literal["exact", "math"] = "math"
+    """How both answers are compared: as text, or as mathematics."""
+    differing_share: float = Field(0.0, ge=0, lt=1)
+    """Largest share of pairs whose answers differ; their long outputs are preferred all the same (the paper: 2,000 of
+    10,080)."""
+    min_chosen_tokens: int = Field(1, ge=1)
+    """Shortest long output."""
+    max_chosen_tokens: int | None = Field(None, ge=1)
+    """Longest long output; None for what `train.max_tokens` leaves (the paper's script: below 8,192)."""
+    gap: Literal["all", "small", "middle", "large"] = "all"
+    """Which third of the pairs, by how much longer their long outputs are: the paper's length-gap subsets."""
+    most_pairs: int | None = Field(None, ge=1)
+    """Pairs to keep at most, drawn by the run's seed (the paper's subsets: 1,000)."""
+    swap: bool = False
+    """Prefer the short outputs: the control experiment."""
+
+    @model_validator(mode="after")
+    def _one_group(self) -> Self:
+        check_answer_pattern(self.answer_pattern)
+        return self
+
+
 class ValidationConfig(Section):
     """How the best checkpoint is chosen: mean judge score of parsed answers; M_t itself is a candidate."""
 
@@ -685,6 +756,8 @@ class RunConfig(Section):
     """The DPO step."""
     sft: SftConfig | None = None
     """Supervised fine-tuning, in the recipes that have it."""
+    thinkpo: ThinkPoConfig | None = None
+    """Pairs of long and short outputs, in the recipe ThinkPO."""
     validation: ValidationConfig = ValidationConfig()
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()

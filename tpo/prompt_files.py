@@ -10,15 +10,17 @@ import json
 import math
 import stat
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tpo import row_files
 from tpo.config import FileSource
 from tpo.errors import InputError
 
+Row = TypeVar("Row")
 MOST_DIFFICULTY = 1_000_000
 """Largest difficulty, which is a level and not a measurement."""
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
@@ -37,6 +39,8 @@ class PromptRow:
     """The category, where the file names one."""
     difficulty: int | None
     """The difficulty, where the file names one."""
+    demonstration: str | None
+    """The response to imitate, where the file names one."""
 
 
 def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, iteration: int) -> Path:
@@ -56,19 +60,31 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         "reference": source.reference_column,
         "category": source.category_column,
         "difficulty": source.difficulty_column,
+        "demonstration": source.demonstration_column,
     }
     named = {name: column for name, column in wanted.items() if column is not None}
-    table = _read_table(path, list(named.values()))
+    return read_columns(path, named, _prompt_row, section="data.source")
+
+
+def read_columns(
+    path: Path, named: Mapping[str, str], make: Callable[[dict[str, Any]], Row], *, section: str
+) -> list[Row]:
+    """What `make` makes of each row's values by name; `named` has the column of each.
+
+    Raises `InputError` where the file cannot be read or lacks a column, which `section` of a profile names, and where
+    `make` raises `ValueError`.
+    """
+    table = _read_table(path, list(named.values()), section)
     if not table.rows:
-        raise InputError(f"{path} holds no prompts")
+        raise InputError(f"{path} holds no rows")
     for column in named.values():
         if column not in table.columns:
             known = ", ".join(map(repr, table.columns))
-            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set data.source.*_column")
+            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set {section}.*_column")
     found = []
     for number, values in enumerate(table.rows, 1):
         try:
-            found.append(_prompt_row(dict(zip(named, values, strict=True))))
+            found.append(make(dict(zip(named, values, strict=True))))
         except ValueError as error:
             raise InputError(f"{path}, row {number}: {error}") from error
     return found
@@ -90,10 +106,10 @@ class _Table:
     """Those columns of each row that were asked for."""
 
 
-def _read_table(path: Path, columns: list[str]) -> _Table:
+def _read_table(path: Path, columns: list[str], section: str) -> _Table:
     """Reads a file in a process of its own; raises `InputError` where it cannot be read. A damaged row is never
     skipped."""
-    _check_kind(path)
+    _check_kind(path, section)
     rows: list[Any] = []
     command = [sys.executable, "-I", row_files.__file__, str(path.absolute()), *columns]
     # Half a line, where that process has died, is no JSON.
@@ -111,16 +127,14 @@ def _read_table(path: Path, columns: list[str]) -> _Table:
     return _Table(last["columns"], rows)
 
 
-def _check_kind(path: Path) -> None:
+def _check_kind(path: Path, section: str) -> None:
     """A file of a known kind or a dataset folder, and no pipe or device, which to open can take for ever."""
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path} does not exist; data.source.path names a file or a dataset folder") from None
+        raise InputError(f"{path} does not exist; {section}.path names a file or a dataset folder") from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read: {error}; data.source.path names a file or a dataset folder"
-        ) from error
+        raise InputError(f"{path} cannot be read: {error}; {section}.path names a file or a dataset folder") from error
     if stat.S_ISDIR(kind):
         if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             raise InputError(
@@ -138,18 +152,19 @@ def _prompt_row(values: dict[str, Any]) -> PromptRow:
     if not isinstance(instruction, str | None) and instruction == instruction:
         raise ValueError(f"the instruction is {instruction!r}, expected text")
     return PromptRow(
-        instruction=_encodable(instruction) if isinstance(instruction, str) else "",
+        instruction=encodable(instruction) if isinstance(instruction, str) else "",
         reference=_text(values.get("reference")),
         category=_text(values.get("category")),
         difficulty=_whole_number(values.get("difficulty")),
+        demonstration=_text(values.get("demonstration")),
     )
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or value == "" or value != value else _encodable(str(value))
+    return None if value is None or value == "" or value != value else encodable(str(value))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text itself; ValueError where it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
     try:
         text.encode()

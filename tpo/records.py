@@ -33,6 +33,8 @@ class Prompt:
     """Kind of instruction, for tables by category."""
     difficulty: int | None = None
     """1 (easiest) and up, for tables by difficulty."""
+    demonstration: str | None = None
+    """A response to imitate, where one is given."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ class Pair:
     """The chosen sample."""
     rejected_index: int
     """The rejected sample."""
-    chosen_score: float
-    """The judge's raw score of the chosen response."""
+    chosen_score: float | None
+    """The judge's raw score of the chosen response; None where no judge chose."""
     rejected_score: float | None
-    """The judge's raw score of the rejected response; None for a parse error."""
+    """The judge's raw score of the rejected response; None for a parse error, and where no judge chose."""
     margin: float | None
-    """Difference of the length-controlled scores; None for a parse error."""
+    """Difference of the length-controlled scores; None for a parse error, and where no judge chose."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Example:
     """What stands before the chosen response; empty without a thought."""
     chosen_response: str
     """The chosen response, all that the judge saw."""
-    chosen_score: float
+    chosen_score: float | None
     """The judge's raw score of the chosen response, in the judge's own unit."""
     chosen_tokens: int
     """Tokens of the chosen output, thought and end token included."""

@@ -43,7 +43,7 @@ from tpo.records import RECORDS, Account, Artifact
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = 2
+FORMAT = 3
 """Version of this layout; a manifest from another one is refused."""
 
 READ_AT_ONCE = 64 * 2**20
@@ -118,8 +118,7 @@ class Stage:
         manifest = self.manifest()
         if manifest is None or self.changes(manifest.inputs, manifest.config):
             return None
-        for file in manifest.files:
-            _check_file(self.folder, file, whole=file["bytes"] <= READ_AT_ONCE)
+        check_stage(self.folder, manifest)
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
     def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
@@ -279,6 +278,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     values = _read_checked(folder / "manifest.json")
     return Manifest(**values) if values is not None else None
+
+
+def check_stage(folder: Path, manifest: Manifest) -> None:
+    """Raises `DamagedError` where a file of a stage is missing or not what was written, as far as `complete` looks."""
+    for file in manifest.files:
+        _check_file(folder, file, whole=file["bytes"] <= READ_AT_ONCE)
 
 
 def read_rows(artifact: Artifact, record: type[Row]) -> list[Row]:

@@ -92,6 +92,16 @@ class ChatEncoder:
             pieces += [Piece(text), Piece(after, True)]
         return self.encode_pieces(pieces)
 
+    def encode_output(self, text: str) -> list[int]:
+        """Token ids of what a model would write, the token that ends its turn included; control tokens are letters.
+
+        Raises `InputError` where the tokenizer names no such token.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise InputError("the model's tokenizer names no eos_token, which ends an output to imitate")
+        return [*self.ids(text, as_text=True), int(end)]
+
     @property
     def keeps_outer_space(self) -> bool:
         """Whether the chat template inserts a message with the white space around it."""

@@ -69,6 +69,11 @@ class Problem:
     steps: tuple[Step, ...] = ()
     """The written work, one step a level of difficulty; empty where the answer takes no steps."""
 
+    @property
+    def worked(self) -> str:
+        """A response that works the answer out."""
+        return " ".join([*(step.text for step in self.steps), f"The answer is {self.reference}."])
+
 
 def split_of(instruction: str) -> Split:
     """The one split that an instruction belongs to: a function of its text alone."""

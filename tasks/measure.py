@@ -1,0 +1,161 @@
+"""Measures a ladder of models, each made from one before: the run in numbers, and a page to read.
+
+In: every model's answers to the same test prompts. Out: `ladder.json`, `ladder.html` and artifacts in Prefect, made
+anew each time; they identify nothing and no stage depends on them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.estimates import Estimator, grouped, slug, values_of
+from tasks.lineage import Answers
+from tasks.retry import may_pass
+from tpo.config import RunConfig
+from tpo.disk import write_atomically
+from tpo.ladder import LADDER, Ladder, Rung, sentences, write_ladder
+from tpo.ladder_page import Answer, Asked, ladder_picture, render_ladder
+from tpo.ledger import read_ledger, spending
+from tpo.method.stats import mean, paired_difference
+from tpo.records import Artifact, Prompt, Sample, Score
+from tpo.store import read_manifest, read_rows
+from tpo.summary import Interval
+
+PAGE = "ladder.html"
+"""The page's name in a run's folder."""
+EXAMPLES = 12
+"""Test prompts whose answers the page shows."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model with what was made to measure it."""
+
+    model: str
+    """What it is called."""
+    test: Answers
+    """Its answers to the test prompts."""
+    below: str | None = None
+    """The model that it is held against."""
+    rows: Mapping[str, Artifact] = field(default_factory=dict)
+    """What it was trained on, by name: `pairs`, `demonstrations`."""
+
+
+@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+def measure(config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[Step]) -> Ladder:
+    """The ladder and the page of a run that has made all of `steps`."""
+    prompts = read_rows(test_prompts, Prompt)
+    estimate = Estimator(config.evaluation.confidence)
+    read = {step.model: _Read(step.test) for step in steps}
+    rungs = [_rung(step, read, prompts, estimate) for step in steps]
+    ladder = Ladder(config.name, recipe, config.seed, config.evaluation.confidence, rungs)
+    page = render_ladder(
+        ladder,
+        config=config.model_dump(mode="json"),
+        examples=_examples(config, read, prompts),
+        spent=spending(read_ledger(config.root)),
+    )
+    write_atomically(config.root / PAGE, page.encode())
+    write_atomically(config.root / LADDER, write_ladder(ladder))
+    picture = ladder_picture(ladder)
+    create_markdown_artifact(
+        key=f"tpo-{slug(config.name)}-ladder",
+        markdown="\n\n".join(
+            [
+                *sentences(ladder),
+                *([f"![Test score by model]({picture})"] if picture else []),
+                f"The whole page: `{config.place}/{PAGE}`",
+            ]
+        ),
+        description=f"Run {config.name}, {recipe}",
+    )
+    return ladder
+
+
+class _Read:
+    """A model's answers as rows."""
+
+    def __init__(self, test: Answers) -> None:
+        self.values = values_of(test)
+        self.samples = {sample.prompt_id: sample for sample in read_rows(test.samples, Sample)}
+        self.scores = {score.prompt_id: score for score in read_rows(test.scores, Score)}
+        self.tokens = {i: float(len(sample.output_token_ids)) for i, sample in self.samples.items()}
+
+
+def _rung(step: Step, read: Mapping[str, _Read], prompts: Sequence[Prompt], estimate: Estimator) -> Rung:
+    own, below = read[step.model], read[step.below] if step.below else None
+    tokens = estimate(mean, list(own.tokens.values()))
+    assert tokens is not None
+    samples = own.samples.values()
+    return Rung(
+        model=step.model,
+        below=step.below,
+        score=estimate(mean, list(own.values.values())),
+        gain=_change(estimate, own.values, below.values) if below else None,
+        tokens=tokens,
+        tokens_gain=_change(estimate, own.tokens, below.tokens) if below else None,
+        by_category=grouped(estimate, own.values, prompts, lambda prompt: prompt.category),
+        by_difficulty=grouped(estimate, own.values, prompts, lambda prompt: prompt.difficulty),
+        error_rate=1 - sum(s.parse_error is None and s.tries == 1 for s in samples) / len(samples),
+        made_from=_made_from(step.rows),
+        dropped=_dropped(step.rows),
+    )
+
+
+def _change(estimate: Estimator, after: Mapping[str, float], before: Mapping[str, float]) -> Interval | None:
+    """The mean difference over the prompts that both have a value for."""
+    shared = sorted(after.keys() & before.keys())
+    return estimate(paired_difference, [after[i] for i in shared], [before[i] for i in shared])
+
+
+def _made_from(rows: Mapping[str, Artifact]) -> dict[str, float]:
+    """How many rows of each kind, and what their stages found of them."""
+    found: dict[str, float] = {}
+    for name, artifact in rows.items():
+        found[name] = artifact.rows
+        manifest = read_manifest(artifact.path)
+        found |= dict(manifest.facts) if manifest else {}
+    return found
+
+
+def _dropped(rows: Mapping[str, Artifact]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for artifact in rows.values():
+        manifest = read_manifest(artifact.path)
+        account = manifest.account if manifest else None
+        for reason, count in (account["dropped"] if account else {}).items():
+            found[reason] = found.get(reason, 0) + count
+    return found
+
+
+def _examples(config: RunConfig, read: Mapping[str, _Read], prompts: Sequence[Prompt]) -> list[Asked]:
+    """Test prompts spread evenly over the set."""
+    picked = sorted({round(i) for i in np.linspace(0, len(prompts) - 1, min(EXAMPLES, len(prompts)))})
+    thinks = config.prompt.variant != "direct"
+    return [
+        Asked(
+            prompt.instruction,
+            prompt.reference,
+            prompt.category,
+            prompt.difficulty,
+            [_answer(model, rows, prompt.prompt_id, thinks=thinks) for model, rows in read.items()],
+        )
+        for prompt in (prompts[i] for i in picked)
+    ]
+
+
+def _answer(model: str, rows: _Read, prompt_id: str, *, thinks: bool) -> Answer:
+    sample, score = rows.samples[prompt_id], rows.scores[prompt_id]
+    return Answer(
+        model,
+        sample.thought if thinks else None,
+        sample.response,
+        len(sample.output_token_ids),
+        score.value,
+        score.correct,
+        sample.parse_error,
+    )

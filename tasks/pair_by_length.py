@@ -1,0 +1,236 @@
+"""Pairs long with short: the preferences of ThinkPO (2502.13173, §3.2), in which no judge has a part.
+
+In: a long and a short output a prompt, from two sets of `Demonstration`s or from a file. Out: `Pair`s with the long
+output chosen, and an account of every prompt that gave none.
+
+The paper's filter: both outputs give an answer in the format that is asked for, and the answers are equal, so that a
+pair differs in how much is thought and not in what comes out; a share of pairs whose answers differ may be added. That
+a long output must be the longer one is ours: what is compared here is length.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from judges.verifier import Verifier
+from prompts.thought import load_prompt
+from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
+from tasks.retry import may_pass
+from tpo.config import PairFile, RunConfig, ThinkPoConfig, VerifierJudge
+from tpo.console import say
+from tpo.engines.chat import ChatEncoder
+from tpo.errors import StageError
+from tpo.pair_files import read_pair_rows
+from tpo.records import Account, Artifact, Demonstration, Pair
+from tpo.store import Stage, read_rows, stream_rows
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output."""
+
+    token_ids: list[int]
+    """Its tokens, end token included."""
+    text: str
+    """The same as text."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A long and a short output to one prompt; either is None where there is none."""
+
+    prompt_id: str
+    """The prompt."""
+    prompt_token_ids: list[int]
+    """Its tokens."""
+    long: Output | None
+    """The one that thinks at length."""
+    short: Output | None
+    """The other one."""
+
+    @property
+    def gap(self) -> int:
+        """How many tokens longer the long one is."""
+        return len(self.long.token_ids) - len(self.short.token_ids) if self.long and self.short else 0
+
+
+@dataclass(frozen=True)
+class PairsByLength:
+    """Pairs and how they came about."""
+
+    pairs: list[Pair]
+    """In the order of the prompts."""
+    account: Account
+    """In prompts."""
+    differing: int
+    """Pairs whose answers differ."""
+    mean_gap: float
+    """Mean difference of long and short in tokens."""
+
+
+@task(name="pair_by_length", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Artifact:
+    """Pairs of `Demonstration`s, the long ones chosen. Raises `StageError` where there is not a single one."""
+    stage = pairs_by_length_stage(config, folder, long, short)
+    return stage.complete() or _make(config, stage, lambda: contrasts_of(long, short))
+
+
+@task(name="pairs_from_file", task_run_name="pairs of {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
+    """Pairs of a file, in the tokens of `model`. Raises `StageError` where there is not a single one."""
+    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
+    source = config.thinkpo.source
+    stage = pairs_from_file_stage(config, folder, model)
+    return stage.complete() or _make(config, stage, lambda: contrasts_in(source, config, model))
+
+
+def contrasts_of(long: Artifact, short: Artifact) -> Iterator[Contrast]:
+    """Two sets of outputs, prompt by prompt; those without a short output come last."""
+    by_prompt = {row.prompt_id: row for row in read_rows(short, Demonstration)}
+    for row in stream_rows(long, Demonstration):
+        other = by_prompt.pop(row.prompt_id, None)
+        yield Contrast(
+            row.prompt_id,
+            row.prompt_token_ids,
+            Output(row.output_token_ids, row.output),
+            None if other is None else Output(other.output_token_ids, other.output),
+        )
+    for row in by_prompt.values():
+        yield Contrast(row.prompt_id, row.prompt_token_ids, None, Output(row.output_token_ids, row.output))
+
+
+def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterator[Contrast]:
+    """The outputs of a file, row by row, under the prompt that the model is asked with."""
+    encoder, prompt = ChatEncoder(model.path), load_prompt(config.prompt)
+
+    def output(text: str) -> Output | None:
+        return Output(encoder.encode_output(text), text) if text.strip() else None
+
+    for row in read_pair_rows(source):
+        prompt_id = hashlib.sha256(row.instruction.encode()).hexdigest()[:16]
+        ids = encoder.encode(prompt.render(row.instruction))
+        yield Contrast(prompt_id, ids, output(row.chosen), output(row.rejected))
+
+
+def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Contrast]]) -> Artifact:
+    assert config.thinkpo is not None
+    for change in stage.begin():
+        say(f"{stage.name}: made again, {change}")
+    judge = Verifier(VerifierJudge(match=config.thinkpo.match, answer_pattern=config.thinkpo.answer_pattern))
+    made = make_pairs(
+        contrasts(), config.thinkpo, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal
+    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
+    if not made.pairs:
+        raise StageError(
+            f"{stage.name}: 0 pairs from {made.account.rows_in} prompts ({reasons}): set thinkpo.answer_pattern to how "
+            "the outputs give their answers, or train.max_tokens to their length"
+        )
+    stage.write_shard(0, made.pairs)
+    facts = {"differing": made.differing, "mean_gap": made.mean_gap}
+    artifact = stage.commit(1, account=made.account, facts=facts)
+    say(f"{stage.name}: {len(made.pairs)} pairs, {made.mean_gap:.0f} tokens apart; dropped: {reasons or 'none'}")
+    return artifact
+
+
+def make_pairs(
+    contrasts: Iterable[Contrast],
+    config: ThinkPoConfig,
+    *,
+    max_tokens: int,
+    seed: int,
+    equal: Callable[[str, str], bool | None],
+) -> PairsByLength:
+    """The pairs of some contrasts; `equal` says whether two answers are, or None where it cannot tell."""
+    pattern = re.compile(config.answer_pattern)
+    dropped: Counter[str] = Counter()
+    matching: list[Contrast] = []
+    differing: list[Contrast] = []
+    order: dict[str, int] = {}
+    count = 0
+    for count, contrast in enumerate(contrasts, 1):
+        reason = "duplicate" if contrast.prompt_id in order else _unfit(contrast, pattern, config, max_tokens)
+        order.setdefault(contrast.prompt_id, count)
+        if reason is not None:
+            dropped[reason] += 1
+        elif (same := equal(*_answers(contrast, pattern))) is None:
+            dropped["undecided"] += 1
+        else:
+            (matching if same else differing).append(contrast)
+    share = config.differing_share
+    added = _drawn(differing, int(share / (1 - share) * len(matching)), seed)
+    dropped["answers_differ"] += len(differing) - len(added)
+    kept = _third([*matching, *added], config.gap)
+    dropped["other_gap"] += len(matching) + len(added) - len(kept)
+    drawn = _drawn(kept, len(kept) if config.most_pairs is None else config.most_pairs, seed)
+    dropped["not_drawn"] += len(kept) - len(drawn)
+    drawn.sort(key=lambda contrast: order[contrast.prompt_id])
+    apart = {contrast.prompt_id for contrast in added}
+    return PairsByLength(
+        pairs=[_pair(contrast, swap=config.swap) for contrast in drawn],
+        account=Account(count, len(drawn), {reason: n for reason, n in dropped.items() if n}),
+        differing=sum(contrast.prompt_id in apart for contrast in drawn),
+        mean_gap=float(np.mean([contrast.gap for contrast in drawn])) if drawn else 0.0,
+    )
+
+
+def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPoConfig, max_tokens: int) -> str | None:
+    """Why a contrast makes no pair, whatever its answers are."""
+    if contrast.long is None or contrast.short is None:
+        return "no_long_output" if contrast.long is None else "no_short_output"
+    length = len(contrast.long.token_ids)
+    if not pattern.search(contrast.long.text) or not pattern.search(contrast.short.text):
+        return "no_answer"
+    if length < config.min_chosen_tokens:
+        return "long_output_too_short"
+    longest = max(length, len(contrast.short.token_ids))
+    if length > (config.max_chosen_tokens or length) or len(contrast.prompt_token_ids) + longest > max_tokens:
+        return "too_long"
+    return "not_longer" if contrast.gap <= 0 else None
+
+
+def _answers(contrast: Contrast, pattern: "re.Pattern[str]") -> tuple[str, str]:
+    assert contrast.long is not None and contrast.short is not None
+    long, short = (pattern.findall(output.text)[-1].strip() for output in (contrast.long, contrast.short))
+    return long, short
+
+
+def _drawn(contrasts: Sequence[Contrast], count: int, seed: int) -> list[Contrast]:
+    """So many of them, by a hash with the run's seed."""
+
+    def lot(contrast: Contrast) -> str:
+        return hashlib.sha256(f"{seed} {contrast.prompt_id}".encode()).hexdigest()
+
+    return sorted(contrasts, key=lot)[:count]
+
+
+def _third(contrasts: Sequence[Contrast], gap: str) -> list[Contrast]:
+    """Those of a third of the gaps."""
+    if gap == "all":
+        return list(contrasts)
+    part = ("small", "middle", "large").index(gap)
+    ranked = sorted(contrasts, key=lambda contrast: (contrast.gap, contrast.prompt_id))
+    return ranked[len(ranked) * part // 3 : len(ranked) * (part + 1) // 3]
+
+
+def _pair(contrast: Contrast, *, swap: bool) -> Pair:
+    assert contrast.long is not None and contrast.short is not None
+    chosen, rejected = (contrast.short, contrast.long) if swap else (contrast.long, contrast.short)
+    return Pair(
+        prompt_id=contrast.prompt_id,
+        kind="regular",
+        prompt_token_ids=contrast.prompt_token_ids,
+        chosen_token_ids=chosen.token_ids,
+        rejected_token_ids=rejected.token_ids,
+        chosen_index=0,
+        rejected_index=0,
+        chosen_score=None,
+        rejected_score=None,
+        margin=None,
+    )
