@@ -96,7 +96,10 @@ def final_answer(text: str) -> str | None:
 
 
 def is_right(text: str, reference: str) -> bool:
-    """Whether the final answer of `text` is `reference`, up to `ANSWER_TOLERANCE` [C]; a text without one is wrong."""
+    """Whether the final answer of `text` is `reference`, up to `ANSWER_TOLERANCE`; a text without one is wrong.
+
+    So the code scores greedy answers; samples it sorts into right and wrong by equality [C], and we by this too [D].
+    """
     answer = final_answer(text)
     return answer is not None and abs(float(answer) - float(reference)) < ANSWER_TOLERANCE
 
