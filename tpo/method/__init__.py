@@ -5,4 +5,7 @@ a record or imports another part of the project, so every rule can be tested aga
 
 `ratings` turns verdicts into Bradley-Terry ratings, `scoring` controls them for length, `pairing` picks the chosen and
 the rejected response, `stats` puts an interval round a mean.
+
+Beside it, of DPO-ST (2407.18248): `diversity` keeps solutions that differ, `arithmetic` has the value of an expression
+and `calculator` the text and tokens that must follow it.
 """

@@ -1,0 +1,87 @@
+"""What GSM8K's files hold: rows that can be read, annotations, and whether the calculator writes their results.
+
+In: JSON-lines files of the data set. Out, for each: counts, and every annotation by how it agrees, those that are not
+only written otherwise one by one. `python -m tests.benchmarks.gsm8k_report FILE...`; docs/gsm8k.md has what it prints.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tpo.gsm8k import Annotation, Problem, annotations, from_t5, is_right, read_row, to_t5
+
+
+def problems(file: Path) -> Iterator[tuple[int, Problem | None, str]]:
+    """Each row's number from 1, the problem if it can be read, and the answer as it is."""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line)
+            try:
+                yield number, read_row(row), str(row["answer"])
+            except ValueError as error:
+                print(f"  row {number}: {error}")
+                yield number, None, str(row.get("answer"))
+
+
+def way_of_writing(found: Annotation) -> str:
+    """How a result that is equal to the calculator's differs from it in writing."""
+    sign, result = ("-", found.result[1:]) if found.result.startswith("-") else ("", found.result)
+    if "." not in result:
+        return "not a decimal number"
+    whole, decimals = result.split(".")
+    left_out = "no zero before the point" if not whole else ""
+    shortened = f"{sign}{whole or '0'}.{decimals.rstrip('0')}".removesuffix(".")
+    zeros = "zeros at the end" if decimals.endswith("0") and shortened == found.calculated else ""
+    return " and ".join(filter(None, [left_out, zeros])) or "other"
+
+
+def survives_t5(answer: str, problem: Problem) -> bool:
+    """Whether annotations and answer are the same after `to_t5` and `from_t5`, but for the whole numbers repeated."""
+    before = [one for one in annotations(answer) if not (one.expression.isdigit() and one.result.isdigit())]
+    back = from_t5(to_t5(answer))
+    return annotations(back) == before and is_right(back, problem.reference)
+
+
+def report(file: Path) -> None:
+    """One file's figures."""
+    print(file.name)
+    rows: Counter[str] = Counter()
+    agreements: Counter[str] = Counter()
+    ways: Counter[str] = Counter()
+    for number, problem, answer in problems(file):
+        rows["rows"] += 1
+        if problem is None:
+            continue
+        rows["read"] += 1
+        rows["right by their own answer"] += is_right(answer, problem.reference)
+        found = annotations(problem.rationale)
+        rows["without annotations"] += not found
+        rows["with all annotations whole"] += len(found) == answer.count("<<") == answer.count(">>")
+        rows["with every result right"] += all(one.agreement in ("identical", "equal", "rounded") for one in found)
+        rows["with every result as the calculator writes it"] += all(one.agreement == "identical" for one in found)
+        rows["the same after T5's form and back"] += survives_t5(answer, problem)
+        for one in found:
+            agreements[one.agreement] += 1
+            if one.agreement == "equal":
+                ways[way_of_writing(one)] += 1
+            elif one.agreement != "identical":
+                print(
+                    f"  row {number}: <<{one.expression}={one.result}>> {one.agreement}: {one.reason or one.calculated}"
+                )
+    for counts in (rows, agreements, ways):
+        print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"  annotations {agreements.total()}")
+
+
+def main() -> None:
+    """Report on the files that are named."""
+    parser = argparse.ArgumentParser(description="What GSM8K's files hold.")
+    parser.add_argument("files", nargs="+", type=Path)
+    for file in parser.parse_args().files:
+        report(file)
+
+
+if __name__ == "__main__":
+    main()
