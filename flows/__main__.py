@@ -13,12 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from flows.start import compared, made, prefect_environment, profile_path, ready, resolve_config, working
+from flows.start import compared, made, prefect_environment, profile_path, ready, resolve_config, without_dpo, working
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
 from tpo.disk import explained
 from tpo.errors import InputError, ServerError, TpoError
+from tpo.ladder import ABLATION, LADDER, page_of
 from tpo.table import print_table
 
 Found = TypeVar("Found")
@@ -67,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     thinkpo = commands.add_parser("thinkpo", help="ThinkPO: fine-tune on long reasoning, then prefer it to short")
     _add_run_arguments(thinkpo, profile="thinkpo")
     thinkpo.set_defaults(run=_thinkpo)
+    own = commands.add_parser("self-train", help="DPO-ST: learn from own right answers, DPO before each time")
+    own.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    own.add_argument("--ablation", action="store_true", help="also run it without DPO, and compare both")
+    _add_run_arguments(own, profile="self-train")
+    own.set_defaults(run=_self_train)
     plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
     plan.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(plan)
@@ -207,6 +213,29 @@ def _thinkpo(options: argparse.Namespace) -> int:
 
         print_ladder(_run(config.name, config, None, lambda config, _: thinkpo(config)))
     print(f"{config.name} after {time.monotonic() - started:.0f} s. Page: {page}")
+    return 0
+
+
+def _self_train(options: argparse.Namespace) -> int:
+    from tpo.ladder_page import print_ladder
+
+    config, last = _config(options), f"SFT_{options.to}"
+    if config.self_train is None:
+        raise InputError(f"profile {options.profile} has no section [self_train]: choose another, such as self-train")
+    name = ABLATION if options.ablation else LADDER
+    page = f"{config.place}/{page_of(name)}"
+    found = made(config, last, name)
+    if (not options.ablation or made(without_dpo(config), last) is not None) and found is not None:
+        print_ladder(found)
+        print(f"{last} of run {config.name} is complete: nothing to do. Page: {page}")
+        return 0
+    started = time.monotonic()
+    with working():
+        from flows.self_train import self_train, self_train_and_plain
+
+        flow = self_train_and_plain if options.ablation else self_train
+        print_ladder(_run(config.name, config, options.to, flow))
+    print(f"{last} after {time.monotonic() - started:.0f} s. Page: {page}")
     return 0
 
 

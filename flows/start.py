@@ -73,16 +73,38 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     return summary if summary.models[-1].iteration >= iterations else None
 
 
-def made(config: RunConfig) -> Ladder | None:
-    """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
+def made(config: RunConfig, last: str | None = None, name: str = LADDER) -> Ladder | None:
+    """Checks that a run that makes a ladder of models can be made; the ladder where nothing is to be done.
+
+    Nothing is where the run was finished, and the ladder called `name` reaches the model called `last`.
+    """
     preflight(config)
-    path = config.root / LADDER
     with reading(config):
-        if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):
-            with contextlib.suppress(StoreError):
-                return read_ladder(path)
-        check_before_work(config, 1)
+        if (found := _ladder(config, last, name)) is None:
+            check_before_work(config, 1)
+    return found
+
+
+def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
+    path = config.root / name
+    if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):
+        with contextlib.suppress(StoreError):
+            ladder = read_ladder(path)
+            return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None
     return None
+
+
+def without_dpo(config: RunConfig) -> RunConfig:
+    """The run that DPO-ST is compared with: classic self-training, all else alike.
+
+    Raises `InputError` where the config itself has no DPO step.
+    """
+    if config.self_train is None or not config.self_train.dpo:
+        raise InputError(
+            "a comparison with classic self-training starts from a run with the DPO step: set self_train.dpo to true"
+        )
+    changes = {"name": f"{config.name}-plain", "self_train": config.self_train.model_copy(update={"dpo": False})}
+    return config.model_copy(update=changes)
 
 
 def direct_baseline(config: RunConfig) -> RunConfig:

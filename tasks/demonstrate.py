@@ -27,14 +27,22 @@ from tpo.store import read_rows, stream_rows
 
 @task(name="demonstrate", task_run_name="demonstrate {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def demonstrate(
-    config: RunConfig, folder: str, model: Artifact, prompts: Artifact, written: Artifact | None = None
+    config: RunConfig,
+    folder: str,
+    model: Artifact,
+    prompts: Artifact,
+    written: Artifact | None = None,
+    *,
+    most: int | None = None,
 ) -> Artifact:
     """Demonstrations for `model`: what is given with `prompts`, or their first samples in `written` that parse.
+
+    With `most`, so many of them at most: those of the first prompts.
 
     Raises `InputError` where there is not a single one, with the counts that say why.
     """
     assert config.sft is not None
-    stage = demonstrations_stage(config, folder, model, prompts, written)
+    stage = demonstrations_stage(config, folder, model, prompts, written, most)
     if (done := stage.complete()) is not None:
         return done
     for change in stage.begin():
@@ -51,6 +59,9 @@ def demonstrate(
     for row in asked:
         if (output := outputs.get(row.prompt_id)) is None:
             dropped["no_output"] += 1
+            continue
+        if len(made) == most:
+            dropped["not_used"] += 1
             continue
         prompt_ids = encoder.encode(prompt.render(row.instruction))
         fitted = fit(prompt_ids, encoder.encode_output(output), config.sft)

@@ -120,6 +120,20 @@ def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "shor
     return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, sample)
 
 
+def pairing_ask(config: RunConfig, iteration: int) -> Ask:
+    """What SFT_{t-1} is asked for outputs that pairs are made of, in self-training."""
+    assert config.self_train is not None
+    sample = config.sample.model_copy(update={"k": config.self_train.pair_outputs})
+    return Ask(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
+
+
+def labelling_ask(config: RunConfig, iteration: int) -> Ask:
+    """What DPO_t is asked for outputs that SFT_t imitates; without a DPO step SFT_{t-1}."""
+    assert config.self_train is not None
+    sample = config.sample.model_copy(update={"k": config.self_train.label_outputs})
+    return Ask(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
+
+
 def against_ask(config: RunConfig, iteration: int) -> Ask:
     """What M_t's test answers are judged for a second time: against those of another run's M_t."""
     return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
@@ -336,11 +350,16 @@ def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates
 
 
 def demonstrations_stage(
-    config: RunConfig, folder: str, model: Artifact, prompts: Artifact, written: Artifact | None
+    config: RunConfig,
+    folder: str,
+    model: Artifact,
+    prompts: Artifact,
+    written: Artifact | None,
+    most: int | None = None,
 ) -> Stage:
     """Outputs to imitate for a set of prompts: those given with them, or those that a model has `written`.
 
-    `model`, which is to imitate them, matters because its tokenizer makes the tokens.
+    `model`, which is to imitate them, matters because its tokenizer makes the tokens; `most` is how many are taken.
     """
     assert config.sft is not None
     inputs = {"model": model.fingerprint, "prompts": prompts.fingerprint}
@@ -351,7 +370,11 @@ def demonstrations_stage(
         f"{folder}/demonstrations",
         Demonstration,
         inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
-        config={"max_tokens": config.sft.max_tokens, "too_long": config.sft.too_long},
+        config={
+            "max_tokens": config.sft.max_tokens,
+            "too_long": config.sft.too_long,
+            **({} if most is None else {"most": most}),
+        },
     )
 
 
@@ -388,6 +411,45 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
             "max_tokens": config.train.max_tokens,
         },
     )
+
+
+def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+    """Pairs of right and wrong outputs to the same questions."""
+    assert config.self_train is not None
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs=_answered(given, answers),
+        config={
+            "pairs_per_question": config.self_train.pairs_per_question,
+            "max_tokens": config.train.max_tokens,
+        },
+    )
+
+
+def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+    """Outputs to imitate: those that are given, and those that were answered right."""
+    assert config.self_train is not None and config.sft is not None
+    return Stage(
+        config.root,
+        f"{folder}/demonstrations",
+        Demonstration,
+        inputs=_answered(given, answers),
+        config={
+            "similarity": config.self_train.similarity,
+            "cap_quantile": config.self_train.cap_quantile,
+            "max_tokens": config.sft.max_tokens,
+        },
+    )
+
+
+def _answered(given: Artifact, answers: Sequence[Answers]) -> dict[str, str]:
+    """What is given, and what models answered, in the order in which they were asked."""
+    inputs = {"given": given.fingerprint}
+    for i, each in enumerate(answers, 1):
+        inputs |= {f"samples {i}": each.samples.fingerprint, f"scores {i}": each.scores.fingerprint}
+    return inputs
 
 
 def _content_of(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Measures a ladder of models, each made from one before: the run in numbers, and a page to read.
 
 In: every model's answers to the same test prompts. Out: `ladder.json`, `ladder.html` and artifacts in Prefect, made
-anew each time; they identify nothing and no stage depends on them.
+anew each time; they identify nothing and no stage depends on them. Two runs side by side are a ladder too, under a name
+of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from tasks.lineage import Answers
 from tasks.retry import may_pass
 from tpo.config import RunConfig
 from tpo.disk import write_atomically
-from tpo.ladder import LADDER, Ladder, Rung, sentences, write_ladder
+from tpo.ladder import LADDER, Ladder, Rung, page_of, sentences, write_ladder
 from tpo.ladder_page import Answer, Asked, ladder_picture, render_ladder
 from tpo.ledger import read_ledger, spending
 from tpo.method.stats import mean, paired_difference
@@ -25,8 +26,6 @@ from tpo.records import Artifact, Prompt, Sample, Score
 from tpo.store import read_manifest, read_rows
 from tpo.summary import Interval
 
-PAGE = "ladder.html"
-"""The page's name in a run's folder."""
 EXAMPLES = 12
 """Test prompts whose answers the page shows."""
 
@@ -46,8 +45,10 @@ class Step:
 
 
 @task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
-def measure(config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[Step]) -> Ladder:
-    """The ladder and the page of a run that has made all of `steps`."""
+def measure(
+    config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[Step], name: str = LADDER
+) -> Ladder:
+    """The ladder and the page of a run that has made all of `steps`; `name` is the ladder's in the run's folder."""
     prompts = read_rows(test_prompts, Prompt)
     estimate = Estimator(config.evaluation.confidence)
     read = {step.model: _Read(step.test) for step in steps}
@@ -59,16 +60,16 @@ def measure(config: RunConfig, recipe: str, test_prompts: Artifact, steps: Seque
         examples=_examples(config, read, prompts),
         spent=spending(read_ledger(config.root)),
     )
-    write_atomically(config.root / PAGE, page.encode())
-    write_atomically(config.root / LADDER, write_ladder(ladder))
+    write_atomically(config.root / page_of(name), page.encode())
+    write_atomically(config.root / name, write_ladder(ladder))
     picture = ladder_picture(ladder)
     create_markdown_artifact(
-        key=f"tpo-{slug(config.name)}-ladder",
+        key=f"tpo-{slug(config.name)}-{slug(name.removesuffix('.json'))}",
         markdown="\n\n".join(
             [
                 *sentences(ladder),
                 *([f"![Test score by model]({picture})"] if picture else []),
-                f"The whole page: `{config.place}/{PAGE}`",
+                f"The whole page: `{config.place}/{page_of(name)}`",
             ]
         ),
         description=f"Run {config.name}, {recipe}",

@@ -19,7 +19,7 @@ from tasks.spending import sampling_meter
 from tpo.config import RunConfig, SampleConfig
 from tpo.console import progress_bar, say
 from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import Rule, ThoughtBudget
+from tpo.engines.forcing import Calculator, Rule, ThoughtBudget
 from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
 from tpo.ledger import Meter
 from tpo.records import Account, Artifact, Prompt, Sample
@@ -43,12 +43,9 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = ChatEncoder(model.path)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
-    pool = sampler_pool(
-        config.engine,
-        config.cluster,
-        config.data.max_prompt_tokens + how.max_new_tokens,
-        forcing=how.max_thought_tokens is not None,
-    )
+    rules = rules_of(how, thought_prompt)
+    longest = config.data.max_prompt_tokens + how.max_new_tokens
+    pool = sampler_pool(config.engine, config.cluster, longest, forcing=bool(rules))
     if missing:
         check_files(model)
     with (
@@ -66,7 +63,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             n=k,
             tries=tries,
             accept=lambda text, finished: thought_prompt.split(text, finished=finished).error is None,
-            rules=rules_of(how, thought_prompt),
+            rules=rules,
         ):
             shard = missing[position]
             meter.book(
@@ -88,8 +85,13 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
 
 def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     """What every output must write."""
+    rules: list[Rule] = []
     longest, marker = how.max_thought_tokens, thought_prompt.response_marker
-    return [ThoughtBudget(longest, marker)] if longest is not None and marker is not None else []
+    if longest is not None and marker is not None:
+        rules.append(ThoughtBudget(longest, marker))
+    if how.calculator is not None:
+        rules.append(Calculator(how.calculator))
+    return rules
 
 
 def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:

@@ -1,11 +1,12 @@
 """Records and files for tests, with sensible values wherever a test does not care."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tasks.lineage import Answers
 from tpo.config import DataConfig, FileSource, ModelConfig, RunConfig, SampleConfig, TrainConfig
-from tpo.records import Artifact, Prompt, Sample, Score
+from tpo.records import Artifact, Demonstration, Prompt, Sample, Score
 from tpo.store import Stage
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -44,7 +45,23 @@ def a_score(
     return Score(prompt_id, index, value, unscored, None, chars)
 
 
-def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score]) -> Artifact:
+def a_demonstration(prompt_id: str, output: str) -> Demonstration:
+    """A given output whose tokens are its letters."""
+    return Demonstration(prompt_id, [1, 2], [*map(ord, output)], output, "given")
+
+
+def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str, bool | None]]]) -> Answers:
+    """Stored answers by prompt, each a text whose tokens are its letters, and whether it is right."""
+    samples, scores = list[Sample](), list[Score]()
+    for prompt_id, group in outputs.items():
+        for index, (text, correct) in enumerate(group):
+            samples.append(Sample(prompt_id, index, [1, 2], [*map(ord, text)], text, "", text, None, 1))
+            value = None if correct is None else float(correct)
+            scores.append(Score(prompt_id, index, value, None if value is not None else "x", correct, len(text)))
+    return Answers(stored(root, f"{name}/samples", samples), stored(root, f"{name}/scores", scores))
+
+
+def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score | Demonstration]) -> Artifact:
     """What a stage of this name has written: some rows, all of one kind."""
     stage = Stage(root, name, type(rows[0]), inputs={}, config={})
     stage.begin()

@@ -127,6 +127,9 @@ class SampleConfig(Section):
     max_thought_tokens: int | None = Field(None, ge=1)
     """Longest thought: after so many tokens the response begins, whatever the model would write. None for as long as it
     likes; the paper has no such maximum, and names it as missing."""
+    calculator: Literal["gsm8k", "t5"] | None = None
+    """Writes the results of calculator annotations in place of the model (DPO-ST, 2407.18248): after `<<48/2=`
+    (`gsm8k`) or `[ 48 / 2 =` (`t5`). None for a model that does its own arithmetic."""
     tries: int = Field(1, ge=1, le=64)
     """Times that an output of a training prompt is sampled until it parses; 1 keeps parse errors as they come."""
     evaluation_temperature: float | None = Field(None, ge=0, le=2)
@@ -543,6 +546,27 @@ class ThinkPoConfig(Section):
         return self
 
 
+class SelfTrainConfig(Section):
+    """DPO-augmented self-training (DPO-ST, 2407.18248): a model learns from those of its own answers that are right."""
+
+    dpo: bool = True
+    """Whether the model is taught by DPO to tell right from wrong before it writes what the next one imitates; without,
+    this is classic self-training."""
+    demonstrations: int | None = Field(None, ge=1)
+    """Questions whose demonstration is used, the first ones; None for all that have one, as the paper has it."""
+    pair_outputs: int = Field(5, ge=1, le=1000)
+    """Outputs a question that pairs are made of, sampled from the fine-tuned model."""
+    label_outputs: int = Field(3, ge=1, le=1000)
+    """Outputs a question, the right ones of which are imitated next (the paper's K: 3, 5, 10)."""
+    similarity: float = Field(0.7, ge=0, le=1)
+    """Right outputs to one question that are more alike than this are one: the share of tokens, of those that either
+    has, that both have."""
+    pairs_per_question: int = Field(3, ge=1)
+    """Pairs of a right and a wrong output to one question, at most; those that are least alike."""
+    cap_quantile: float = Field(0.9, ge=0, le=1)
+    """Right outputs to one question that are imitated: at most as many as this share of the questions has."""
+
+
 class ValidationConfig(Section):
     """How the best checkpoint is chosen: mean judge score of parsed answers; M_t itself is a candidate."""
 
@@ -758,6 +782,8 @@ class RunConfig(Section):
     """Supervised fine-tuning, in the recipes that have it."""
     thinkpo: ThinkPoConfig | None = None
     """Pairs of long and short outputs, in the recipe ThinkPO."""
+    self_train: SelfTrainConfig | None = None
+    """Learning from its own right answers, in the recipe DPO-ST."""
     validation: ValidationConfig = ValidationConfig()
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -818,6 +844,17 @@ class RunConfig(Section):
                 f"sample.max_thought_tokens is {longest}, and sample.max_new_tokens ({self.sample.max_new_tokens}) "
                 "leaves no room for a response"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _self_training_knows_what_is_right(self) -> "RunConfig":
+        if self.self_train is not None and self.judge.kind != "verifier":
+            raise ValueError(
+                f"self_train is set and judge.kind is {self.judge.kind}, which does not know what is right: set it to "
+                '"verifier"'
+            )
+        if self.self_train is not None and self.sft is None:
+            raise ValueError("self_train is set and sft is not: add a section [sft], in which every model is made")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,8 @@ from tpo.table import ScoreScale, scale_of
 
 LADDER = "ladder.json"
 """The ladder's name in a run's folder."""
+ABLATION = "ablation.json"
+"""The same of a ladder whose models are held against those of a run without DPO."""
 TOKENS = ScoreScale(1.0, 1, " tokens")
 """How lengths are written."""
 
@@ -71,6 +73,11 @@ class Ladder:
         """How scores are written."""
         shown = [rung.score for rung in self.rungs if rung.score]
         return scale_of([end for found in shown for end in (found.low, found.high)])
+
+
+def page_of(name: str) -> str:
+    """The name of the page of a ladder of this name."""
+    return name.removesuffix(".json") + ".html"
 
 
 def write_ladder(ladder: Ladder) -> bytes:

@@ -1,4 +1,4 @@
-"""Claims about what a thought's budget forces, token by token.
+"""Claims about what a thought's budget and a calculator force, token by token.
 
 With the real engine: tests/end_to_end/test_forcing.py.
 """
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.engines.forcing import ThoughtBudget, as_argument, forcers_of
+from tpo.engines.forcing import Calculator, Rule, ThoughtBudget, as_argument, forcers_of
 
 MARKER = "Here is my response:"
 SEED: Any = AutoTokenizer.from_pretrained(SHIPPED_SEED_MODEL)
@@ -35,12 +35,17 @@ TOKENIZERS = {"words": SEED, "bytes": _bytes()}
 
 def written(tokenizer: Any, budget: int, model: list[int], length: int) -> list[int]:
     """What a request writes whose model would write `model`, for so many tokens."""
-    (forcer,) = forcers_of(as_argument([ThoughtBudget(budget, MARKER)]), tokenizer)
+    return forced(tokenizer, ThoughtBudget(budget, MARKER), model, length)
+
+
+def forced(tokenizer: Any, rule: Rule, model: list[int], length: int) -> list[int]:
+    """The same, with any rule."""
+    (forcer,) = forcers_of(as_argument([rule]), tokenizer)
     found: list[int] = []
     own = iter(model)
     while len(found) < length:
-        forced = forcer.next_token(found)
-        found.append(next(own) if forced is None else forced)
+        token = forcer.next_token(found)
+        found.append(next(own) if token is None else token)
     return found
 
 
@@ -84,5 +89,32 @@ def test_a_request_that_is_taken_up_again_writes_the_same(budget: int, own: list
     whole = written(tokenizer, budget, own, 30)
     for length in range(30):
         (fresh,) = forcers_of(as_argument([ThoughtBudget(budget, MARKER)]), tokenizer)
-        forced = fresh.next_token(whole[:length])
-        assert forced is None or forced == whole[length]
+        token = fresh.next_token(whole[:length])
+        assert token is None or token == whole[length]
+
+
+@pytest.mark.parametrize(("style", "begun", "due"), [("gsm8k", "<<3+4=", "7>>"), ("t5", "[ 3 + 4 =", " 7]")])
+def test_a_calculator_writes_the_result_and_lets_the_model_go_on(style: Any, begun: str, due: str):
+    tokenizer = TOKENIZERS["bytes"]
+    before, after = ids(tokenizer, f"That is {begun}"), ids(tokenizer, "5 kites.")
+    result = len(ids(tokenizer, due))
+    found = forced(tokenizer, Calculator(style), [*before, *after], len(before) + result + len(after))
+    assert tokenizer.decode(found) == f"That is {begun}{due}5 kites."
+
+
+def test_a_calculator_and_a_budget_go_together():
+    tokenizer = TOKENIZERS["bytes"]
+    rules: list[Rule] = [ThoughtBudget(40, MARKER), Calculator("gsm8k")]
+    forcers = forcers_of(as_argument(rules), tokenizer)
+    found = ids(tokenizer, "<<12*12=")
+    while (token := next((t for f in forcers if (t := f.next_token(found)) is not None), None)) is not None:
+        found.append(token)
+    assert tokenizer.decode(found) == "<<12*12=144>>"
+
+
+def test_requests_of_one_engine_look_at_each_token_once():
+    tokenizer = TOKENIZERS["bytes"]
+    one, two = (forcers_of(as_argument([Calculator("gsm8k")]), tokenizer)[0] for _ in range(2))
+    one.next_token(ids(tokenizer, "<<1+1="))
+    assert vars(one)["_equals"] is vars(two)["_equals"]
+    assert vars(one)["_equals"]

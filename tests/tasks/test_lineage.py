@@ -12,7 +12,7 @@ from tasks import lineage
 from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
-from tpo.config import RunConfig, SftConfig
+from tpo.config import RunConfig, SelfTrainConfig, SftConfig
 from tpo.records import Artifact
 from tpo.store import Stage
 
@@ -175,7 +175,11 @@ OTHER_VALUES: dict[str, Any] = {
     "train__length_desensitization": 0.5,
     "train__label_smoothing": None,
     "sft": None,
+    "thinkpo": None,
+    "self_train": None,
     "sample__max_thought_tokens": 5,
+    "sample__evaluation_temperature": 0.0,
+    "sample__calculator": "gsm8k",
     "train__lora": {"rank": 4},
     "train__micro_batch_size": 16,
     "trainer__workers": None,
@@ -246,6 +250,40 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
         if name != "too_long":  # which decides what is demonstrated, before anything is trained
             value = other[name] if name in other else another(info.default, info.annotation)
             assert made(**{name: value}) != made(), name
+
+
+def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_leaves_a_step_out(tmp_path: Path):
+    values = a_config(tmp_path).model_dump() | {"sft": {}}
+    rows, answers = Artifact(tmp_path, 1, "d"), Answers(Artifact(tmp_path, 1, "x"), Artifact(tmp_path, 1, "y"))
+
+    def made(**changes: Any) -> list[str]:
+        config = RunConfig.model_validate(values | {"self_train": changes})
+        assert config.self_train is not None
+        asks = (lineage.pairing_ask(config, 1), lineage.labelling_ask(config, 1))
+        stages = [
+            lineage.demonstrations_stage(config, "iter_0/sft", rows, rows, None, config.self_train.demonstrations),
+            *(lineage.samples_stage(config, ask, rows, rows) for ask in asks),
+            lineage.pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
+            lineage.pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
+        ]
+        return [identity(stage).fingerprint for stage in stages]
+
+    assert made(dpo=False) == made()
+    for name, info in SelfTrainConfig.model_fields.items():
+        if name != "dpo":
+            value = 7 if name == "demonstrations" else another(info.default, info.annotation)
+            changed_stages = [a != b for a, b in zip(made(), made(**{name: value}), strict=True)]
+            assert sum(changed_stages) == 1, name
+
+
+def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_far(tmp_path: Path):
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
+    given, *rows = (Artifact(tmp_path, 1, name) for name in "gabcd")
+    first, second = Answers(rows[0], rows[1]), Answers(rows[2], rows[3])
+    for stage in (lineage.pairs_by_answer_stage, lineage.pseudo_labels_stage):
+        pools = ([first], [second], [first, second], [second, first])
+        names = {identity(stage(config, "iter_1/sft", given, pool)).fingerprint for pool in pools}
+        assert len(names) == len(pools)
 
 
 def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Tokens that a request must write next, whatever the model would: a budget for its thought.
+"""Tokens that a request must write next, whatever the model would: a budget for its thought, a calculator's results.
 
 In: what a request has written so far. Out: the token that it writes next, or None where the model decides.
 
@@ -9,7 +9,10 @@ puts off and takes up again is asked about from its beginning, so what is forced
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
+
+from tpo.method import calculator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,9 +45,22 @@ class ThoughtBudget:
         return _EndsThought(self, tokenizer)
 
 
-Rule = ThoughtBudget
+@dataclass(frozen=True)
+class Calculator:
+    """What follows the `=` of an annotation is its value (DPO-ST, 2407.18248): `tpo.method.calculator` says what."""
+
+    style: calculator.Style
+    """How annotations are written."""
+
+    def forcer(self, tokenizer: "PreTrainedTokenizerBase") -> Forcer:
+        """Its decisions for one request."""
+        plain = _plain(tokenizer)
+        return calculator.Calculator(plain, self.style, equals=plain.equals)
+
+
+Rule = ThoughtBudget | Calculator
 """What can be forced; a new kind is a class here and in `_RULES`."""
-_RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget}
+_RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator": Calculator}
 
 
 def as_argument(rules: Sequence[Rule]) -> list[dict[str, Any]]:
@@ -87,3 +103,25 @@ class _EndsThought:
             return whole
         longest = min(whole, len(thought_ids))
         return next((n for n in range(longest, 0, -1) if thought_ids[-n:] == self._forced[:n]), 0)
+
+
+class _Plain:
+    """A tokenizer as the calculator knows it: text and tokens, nothing added and nothing tidied."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self.equals: dict[int, bool] = {}
+        """Which tokens have an `=`: filled by all requests of a process, each token looked at once."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without a begin or end token."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, spaces as they are."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+@lru_cache(maxsize=4)
+def _plain(tokenizer: "PreTrainedTokenizerBase") -> _Plain:
+    return _Plain(tokenizer)

@@ -1,0 +1,114 @@
+"""DPO-augmented self-training (DPO-ST, 2407.18248, Algorithm 1): a model learns from what it got right, over and over.
+
+In: a config with a few demonstrations and many questions whose answers are known, and T. Out: a run folder in which
+stand the base, SFT_0, and for each iteration DPO_t and SFT_t, and how each measures up. SFT_t is always the base that
+was fine-tuned on all that is given and all that was right so far; DPO_t, made of SFT_{t-1}, only writes for it.
+
+Without the DPO step (`self_train.dpo`) this is classic self-training, in which SFT_{t-1} writes for SFT_t: the ablation
+that `self_train_and_plain` makes beside it. The stages are those of the other recipes: each looks at its manifest
+first, so the same call starts a run, resumes it and adds iterations to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prefect import flow
+
+from flows.iterate import ask
+from flows.start import without_dpo
+from tasks.demonstrate import demonstrate
+from tasks.fine_tune import fine_tune
+from tasks.lineage import Answers, keep_config, labelling_ask, leaves, pairing_ask, seed_model, test_ask
+from tasks.load_prompts import load_prompts
+from tasks.measure import Step, measure
+from tasks.pair_by_answer import pair_by_answer
+from tasks.progress import show_progress
+from tasks.pseudo_label import pseudo_label
+from tasks.train import train
+from tpo.config import RunConfig
+from tpo.console import look_on
+from tpo.ladder import ABLATION, Ladder
+from tpo.lock import only_writer
+from tpo.mirror import writing
+from tpo.receipt import write_receipt
+from tpo.records import Artifact
+from tpo.store import mending
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run has made."""
+
+    test: Artifact
+    """The test prompts."""
+    steps: list[Step]
+    """Its models, in the order in which they were made."""
+    ladder: Ladder
+    """How they measure up."""
+
+
+@flow(name="self_train", flow_run_name="{config.name} to SFT_{iterations}")
+def self_train(config: RunConfig, iterations: int) -> Ladder:
+    """Brings a run to SFT_T, T = `iterations`; nobody else may write to its folder meanwhile."""
+    return _run(config, iterations).ladder
+
+
+@flow(name="self_train_and_plain", flow_run_name="{config.name} with and without DPO, to SFT_{iterations}")
+def self_train_and_plain(config: RunConfig, iterations: int) -> Ladder:
+    """Brings a run and one without the DPO step to SFT_T, T = `iterations`; holds each SFT_t against the other's."""
+    ours, plain = (_run(each, iterations) for each in (config, without_dpo(config)))
+    theirs = {step.model: step for step in plain.steps}
+    steps = [Step("base", ours.steps[0].test)]
+    for step in ours.steps:
+        if step.model.startswith("SFT_"):
+            other = theirs[step.model]
+            below = f"{step.model} without"
+            steps += [
+                Step(below, other.test, None, other.rows),
+                Step(step.model, step.test, below, step.rows),
+            ]
+    with only_writer(config.root), writing(config):
+        return mending(lambda: measure(config, "DPO-ST and self-training without DPO", ours.test, steps, ABLATION))
+
+
+def _run(config: RunConfig, iterations: int) -> Made:
+    look_on(show_progress)
+    with only_writer(config.root), writing(config):
+        keep_config(config)
+        made = mending(lambda: make_models(config, iterations))
+        write_receipt(config.root, leaves(config))
+        return made
+
+
+def make_models(config: RunConfig, iterations: int) -> Made:
+    """Makes and measures the base, SFT_0, and DPO_t and SFT_t for t = 1 … T."""
+    assert config.self_train is not None
+    base = seed_model(config)
+    test = load_prompts(config, "base/prompts/test", base, [])
+    questions = load_prompts(config, "base/prompts/train", base, [test])
+    first = ask(config, test_ask(config, "base"), base, test)
+    steps = [Step("base", first)]
+
+    def measured(name: str, folder: str, model: Artifact, rows: Mapping[str, Artifact]) -> Artifact:
+        below = next(step.model for step in reversed(steps) if not step.model.startswith("DPO_"))
+        steps.append(Step(name, ask(config, test_ask(config, folder), model, test, first), below, rows))
+        return model
+
+    def fine_tuned(t: int, demonstrations: Artifact) -> Artifact:
+        model = fine_tune(config, f"iter_{t}/sft", base, demonstrations)[-1]
+        return measured(f"SFT_{t}", f"iter_{t}/sft", model, {"demonstrations": demonstrations})
+
+    given = demonstrate(config, "iter_0/sft", base, questions, most=config.self_train.demonstrations)
+    tuned = fine_tuned(0, given)
+    to_pair, to_imitate = list[Answers](), list[Answers]()
+    for t in range(1, iterations + 1):
+        writer = tuned
+        if config.self_train.dpo:
+            to_pair.append(ask(config, pairing_ask(config, t), tuned, questions))
+            pairs = pair_by_answer(config, f"iter_{t}/dpo", given, to_pair)
+            writer = train(config, f"iter_{t}/dpo", tuned, tuned, pairs)[-1]
+            measured(f"DPO_{t}", f"iter_{t}/dpo", writer, {"pairs": pairs})
+        to_imitate.append(ask(config, labelling_ask(config, t), writer, questions))
+        tuned = fine_tuned(t, pseudo_label(config, f"iter_{t}/sft", given, to_imitate))
+    name = "DPO-ST" if config.self_train.dpo else "self-training"
+    return Made(test, steps, measure(config, name, test, steps))

@@ -1,0 +1,305 @@
+"""Claims about a run of self-training: what is made of what, nothing made twice, and what its ablation leaves out.
+
+The runs are on mock engines, in a process of their own, without Prefect.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.start import without_dpo
+from tests.rows import a_config
+from tpo.config import RunConfig, SelfTrainConfig
+from tpo.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 2
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What became of the runs."""
+    parent = tmp_path_factory.mktemp("self_train")
+    command = [sys.executable, "-m", "tests.flows.test_self_train", str(parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
+    return result
+
+
+def test_each_model_is_held_against_the_one_that_it_was_made_from(found: Mapping[str, Any]):
+    assert found["rungs"] == [
+        ["base", None], ["SFT_0", "base"],
+        ["DPO_1", "SFT_0"], ["SFT_1", "SFT_0"],
+        ["DPO_2", "SFT_1"], ["SFT_2", "SFT_1"],
+    ]  # fmt: skip
+
+
+def test_every_sft_starts_from_the_base_and_every_dpo_from_the_sft_before(found: Mapping[str, Any]):
+    trained = found["trained"]
+    assert {trained[f"iter_{t}/sft"] for t in range(ITERATIONS + 1)} == {found["seed"]}
+    assert [trained[f"iter_{t}/dpo"] for t in (1, 2)] == [found["models"][f"iter_{t}/sft"] for t in (0, 1)]
+
+
+def test_pairs_are_of_the_sft_model_and_labels_of_the_dpo_model(found: Mapping[str, Any]):
+    models = found["models"]
+    assert [found["writers"][f"iter_{t}/dpo"] for t in (1, 2)] == [models[f"iter_{t}/sft"] for t in (0, 1)]
+    assert [found["writers"][f"iter_{t}/sft"] for t in (1, 2)] == [models[f"iter_{t}/dpo"] for t in (1, 2)]
+
+
+def test_without_dpo_the_sft_model_writes_the_labels_itself_and_nothing_is_paired(found: Mapping[str, Any]):
+    plain = found["plain"]
+    assert [rung for rung, _ in plain["rungs"]] == ["base", "SFT_0", "SFT_1", "SFT_2"]
+    assert [plain["writers"][f"iter_{t}/sft"] for t in (1, 2)] == [plain["models"][f"iter_{t}/sft"] for t in (0, 1)]
+    assert not any("dpo" in folder for folder in plain["trained"])
+
+
+def test_what_was_right_and_given_is_imitated_and_nothing_else(found: Mapping[str, Any]):
+    assert found["given"] == 4
+    for labels in found["labels"]:
+        assert labels["wrong"] == 0
+        assert labels["given"] == 4
+        assert labels["sampled"] > 0
+
+
+def test_a_run_that_was_stopped_in_the_middle_comes_to_the_same_and_keeps_what_was_complete(found: Mapping[str, Any]):
+    assert found["stopped"]["kept"]
+    assert found["stopped"]["same"]
+
+
+def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any]):
+    assert found["again"] == []
+    assert found["known"] == {"SFT_1": True, "SFT_2": True, "SFT_3": False}
+
+
+def test_the_ablation_holds_each_sft_against_the_one_without_dpo_prompt_by_prompt(found: Mapping[str, Any]):
+    ablation = found["ablation"]
+    assert [rung for rung in ablation["rungs"] if rung[1]] == [[f"SFT_{t}", f"SFT_{t} without"] for t in range(3)]
+    assert ablation["gains"] == pytest.approx(ablation["expected"])
+    assert ablation["gains"][0] == 0.0
+
+
+def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
+    values = a_config(tmp_path).model_dump()
+    with pytest.raises(ValueError, match="does not know what is right"):
+        RunConfig.model_validate({**values, "sft": {}, "self_train": {}, "judge": {"kind": "armorm"}})
+    with pytest.raises(ValueError, match=r"add a section \[sft\]"):
+        RunConfig.model_validate({**values, "self_train": {}})
+
+
+def test_only_a_run_with_the_dpo_step_can_leave_it_out(tmp_path: Path):
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
+    plain = without_dpo(config)
+    assert (plain.name, plain.self_train) == ("tried-plain", SelfTrainConfig(dpo=False))
+    for other in (plain, a_config(tmp_path)):
+        with pytest.raises(InputError, match=r"set self_train\.dpo to true"):
+            without_dpo(other)
+
+
+class _Stopped(Exception):
+    """Stands for whatever ends a run."""
+
+
+def main(parent: Path) -> None:
+    """Makes the runs; writes what became of them."""
+    from flows import iterate, self_train
+    from flows.start import made
+    from tpo.ladder import ABLATION
+
+    folder = parent / "whole"
+    _prepare()
+    config = _config(folder)
+    ablation = self_train.self_train_and_plain.fn(config, ITERATIONS)
+    before = _times(folder)
+    assert self_train.self_train_and_plain.fn(config, ITERATIONS) == ablation
+    again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+    found = {
+        **_seen(config.root),
+        "plain": _seen(without_dpo(config).root),
+        "seed": iterate.seed_model(config).fingerprint,
+        "again": again,
+        "known": {last: made(config, last) is not None for last in ("SFT_1", "SFT_2", "SFT_3")},
+        "ablation": _ablation(config, ablation),
+        "stopped": _stopped(parent / "stopped", config),
+    }
+    assert made(config, f"SFT_{ITERATIONS}", ABLATION) == ablation
+    (parent / "found.json").write_text(json.dumps(found))
+
+
+def _prepare() -> None:
+    """Mock engines in their places, no Prefect."""
+    import flows.iterate
+    import flows.self_train
+    import tasks.measure
+    import tasks.sample
+    import tasks.training
+    from tests.faults.mock_engines import mock_train_model
+
+    stages = (
+        *("sample", "judge", "load_prompts", "demonstrate", "fine_tune", "train"),
+        *("pair_by_answer", "pseudo_label", "measure"),
+    )
+    for module in (flows.iterate, flows.self_train):
+        vars(module).update({name: vars(module)[name].fn for name in stages if name in vars(module)})
+    vars(tasks.sample)["sampler_pool"] = lambda *_, **__: _Pool()
+    vars(tasks.training)["train_model"] = mock_train_model
+    vars(tasks.measure)["create_markdown_artifact"] = lambda **_: None
+
+
+class _Pool:
+    """Answers right, wrong and not at all, by model, prompt and seed."""
+
+    def generate(
+        self, model: Any, shards: Any, sample: Any, *, n: int, **_: Any
+    ) -> Iterator[tuple[int, list[list[Any]]]]:
+        """Outputs that name one of four answers, one of which is right."""
+        from tpo.engines.sampler import Output
+
+        def output(request: Any, index: int) -> Any:
+            dice = random.Random(f"{model.fingerprint} {request.seed} {index}")
+            words = " ".join(dice.choices(["red", "blue", "hat", "cup", "first", "up"], k=4))
+            text = f"{words} The answer is {dice.choice([0, 1, 2, 3])}."
+            return Output(list(text.encode()), text, dice.random() < 0.9, 1)
+
+        for i, shard in enumerate(shards):
+            yield i, [[output(request, j) for j in range(n)] for request in shard]
+
+
+def _config(folder: Path) -> RunConfig:
+    from tests.faults import mock_run
+    from tpo.config import FileSource, ModelConfig
+
+    folder.mkdir()
+    values = mock_run.config_of(folder, mock_run.Plan("verifier")).model_dump()
+    rows = [
+        {"q": f"What is {i} less {i - i % 4}?", "a": str(i % 4), "w": f"first. The answer is {i % 4}."}
+        for i in range(40)
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = FileSource(
+        path=folder / "questions.jsonl", instruction_column="q", reference_column="a", demonstration_column="w"
+    )
+    return RunConfig.model_validate(
+        values
+        | {
+            "model": ModelConfig(),
+            "data": {"source": source, "per_iteration": 12, "test": 10},
+            "prompt": {"variant": "direct"},
+            "sft": {"epochs": 1},
+            "self_train": {"demonstrations": 4, "pair_outputs": 4, "label_outputs": 2},
+        }
+    )
+
+
+def _seen(root: Path) -> dict[str, Any]:
+    """What a run's folder tells."""
+    from tasks.lineage import epoch_artifacts
+    from tpo.ladder import read_ladder
+    from tpo.records import Demonstration
+
+    trained = {folder.parent.relative_to(root).as_posix(): folder for folder in sorted(root.glob("iter_*/*/train"))}
+    writers = sorted(root.glob("iter_*/*/samples"))
+    labels = [_rows(root / f"iter_{t}/sft/demonstrations", Demonstration) for t in range(1, ITERATIONS + 1)]
+    references = _references(root)
+    return {
+        "rungs": [[rung.model, rung.below] for rung in read_ladder(root / "ladder.json").rungs],
+        "trained": {name: _manifest(folder)["inputs"]["model"] for name, folder in trained.items()},
+        "models": {name: epoch_artifacts(_artifact(folder))[-1].fingerprint for name, folder in trained.items()},
+        "writers": {
+            folder.parent.relative_to(root).as_posix(): _manifest(folder)["inputs"]["model"] for folder in writers
+        },
+        "given": len(_rows(root / "iter_0/sft/demonstrations", Demonstration)),
+        "labels": [_counts(rows, references) for rows in labels],
+    }
+
+
+def _counts(rows: Sequence[Any], references: Mapping[str, str]) -> dict[str, int]:
+    return {
+        "wrong": sum(not row.output.endswith(f"is {references[row.prompt_id]}.") for row in rows),
+        "given": sum(row.origin == "given" for row in rows),
+        "sampled": sum(row.origin == "sampled" for row in rows),
+    }
+
+
+def _references(root: Path) -> dict[str, str]:
+    from tpo.records import Prompt
+
+    return {row.prompt_id: row.reference for row in _rows(root / "base/prompts/train", Prompt)}
+
+
+def _ablation(config: RunConfig, ladder: Any) -> dict[str, Any]:
+    from tpo.records import Score
+
+    def scores(root: Path, t: int) -> dict[str, float]:
+        return {row.prompt_id: row.value for row in _rows(root / f"iter_{t}/sft/test/scores", Score)}
+
+    expected = []
+    for t in range(ITERATIONS + 1):
+        ours, theirs = scores(config.root, t), scores(without_dpo(config).root, t)
+        expected.append(sum(ours[prompt] - theirs[prompt] for prompt in ours) / len(ours))
+    return {
+        "rungs": [[rung.model, rung.below] for rung in ladder.rungs],
+        "gains": [rung.gain.value for rung in ladder.rungs if rung.gain],
+        "expected": expected,
+    }
+
+
+def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
+    """A run that an exception ends before its second pairs are there, and then the same command again."""
+    from flows import self_train
+    from tpo.ladder import read_ladder
+
+    config = _config(folder)
+    stage = vars(self_train)["pair_by_answer"]
+
+    def failing(config: RunConfig, where: str, *arguments: Any) -> Any:
+        if where == "iter_2/dpo":
+            raise _Stopped
+        return stage(config, where, *arguments)
+
+    vars(self_train)["pair_by_answer"] = failing
+    try:
+        self_train.self_train.fn(config, ITERATIONS)
+        raise AssertionError("nothing stopped it")
+    except _Stopped:
+        before = _times(config.root)
+    finally:
+        vars(self_train)["pair_by_answer"] = stage
+    ladder = self_train.self_train.fn(config, ITERATIONS)
+    after = _times(config.root)
+    same = read_ladder(whole.root / "ladder.json") == ladder
+    return {"kept": bool(before) and all(after[path] == time for path, time in before.items()), "same": same}
+
+
+def _manifest(folder: Path) -> Any:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def _artifact(folder: Path) -> Any:
+    from tpo.records import Artifact
+    from tpo.store import read_manifest
+
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return Artifact(folder, manifest.rows, manifest.fingerprint)
+
+
+def _rows(folder: Path, kind: Any) -> list[Any]:
+    from tpo.store import read_rows
+
+    return list(read_rows(_artifact(folder), kind))
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """When each stage was made."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
