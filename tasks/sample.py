@@ -40,7 +40,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = stage.config["sample"]["k"], stage.config["sample"]["tries"]
     encoder = ChatEncoder(model.path)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
-    pool = sampler_pool(config.engine, config.cluster, config.data.max_prompt_tokens + config.sample.max_new_tokens)
+    pool = sampler_pool(config.engine, config.cluster, config.context_tokens)
     if missing:
         check_files(model)
     with (

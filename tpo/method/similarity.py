@@ -63,9 +63,9 @@ class NearTexts:
         for holder in sorted(shared):
             other = self._words[holder]
             total = length + len(other)
-            if 2 * min(length, len(other)) > self._most * total - _SLACK:
-                if 2 * _common(places, length, other) / total > self._most:
-                    return holder
+            possible = 2 * min(length, len(other)) > self._most * total - _SLACK
+            if possible and 2 * _common(places, length, other) / total > self._most:
+                return holder
         return None
 
     def _add(self, words: list[str]) -> None:
