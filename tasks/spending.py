@@ -14,6 +14,7 @@ from tpo.engines.tensor_files import read_tensors
 from tpo.errors import InputError
 from tpo.ledger import API, Meter, Worker, read_ledger
 from tpo.machine import gpus_here
+from tpo.records import Artifact
 
 
 def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
@@ -22,14 +23,15 @@ def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     return Meter(config.root, stage, worker, config.budget)
 
 
-def generating_meter(config: RunConfig, stage: str, model: Path | None) -> Meter:
+def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> Meter:
     """For having `model`, or a server's where it is None, write prompts."""
     settings = config.data.synthetic
     if model is None and settings is not None and settings.endpoint is not None:
         worker = _server(settings.server, settings.endpoint)
     else:
         assert model is not None
-        worker = dataclasses.replace(_engines(config, config.engine, parameters_of(model)), at_once=config.engine.count)
+        engines = _engines(config, config.engine, parameters_of(model.path))
+        worker = dataclasses.replace(engines, at_once=config.engine.count)
     return Meter(config.root, stage, worker, config.budget)
 
 

@@ -300,7 +300,7 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
     asked = dict[int, list[_Asked]]()
     with (
         progress_bar(f"write {writing.folder}", shards * size, "generations") as advance,
-        generating_meter(config, stage.name, writing.model and writing.model.path) as meter,
+        generating_meter(config, stage.name, writing.model) as meter,
     ):
 
         def questions() -> Iterator[tuple[Path, list[Question]]]:
