@@ -26,6 +26,7 @@ from tpo.records import Message
 
 OPEN, CLOSE = "<task>", "</task>"
 """What stands around each instruction, shown or written."""
+_CUT_LETTER = "\N{REPLACEMENT CHARACTER}"
 _TRIED = ("An <example> & {{ more }} of it", 'Another "one",\nof two lines', "The third.")
 
 
@@ -33,7 +34,7 @@ class Fault(StrEnum):
     """Why something that a model wrote is no instruction."""
 
     UNPARSABLE = "unparsable"
-    """It holds no marker, or an instruction that is not closed or is empty."""
+    """It holds no marker, or an instruction that is not closed, is empty, or has a letter without all its bytes."""
     CUT_BY_LENGTH = "cut_by_length"
     """The token limit cut the instruction, or came before any."""
 
@@ -114,7 +115,7 @@ def _check(prompt: InstructionPrompt) -> None:
 
 def _read_one(text: str, *, finished: bool) -> Written:
     instruction, closed, _ = text.partition(CLOSE)
-    if closed and instruction.strip():
+    if closed and instruction.strip() and _CUT_LETTER not in instruction:
         return Written(instruction.strip())
     return Written("", Fault.UNPARSABLE if finished or closed else Fault.CUT_BY_LENGTH)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prompts.instructions import CLOSE, OPEN, Fault, Written, can_be_shown, load_instruction_prompt
 from tpo.errors import InputError
 
-TEXTS = st.text().map(str.strip).filter(can_be_shown)
+TEXTS = st.text().map(str.strip).filter(lambda text: can_be_shown(text) and "\ufffd" not in text)
 SHIPPED = load_instruction_prompt(None)
 
 
@@ -35,6 +35,7 @@ def test_the_number_of_new_instructions_is_asked_for():
         (f"{OPEN}Whole.{CLOSE} and mo", False, [Written("Whole.")]),
         (f"{OPEN}Not closed.", True, [Written("", Fault.UNPARSABLE)]),
         (f"{OPEN}Not closed. {OPEN}Closed.{CLOSE}", True, [Written("", Fault.UNPARSABLE), Written("Closed.")]),
+        (f"{OPEN}Say \ufffd.{CLOSE}", True, [Written("", Fault.UNPARSABLE)]),
         (f"{OPEN} \n{CLOSE}", True, [Written("", Fault.UNPARSABLE)]),
         ("I cannot do that.", True, [Written("", Fault.UNPARSABLE)]),
         ("I can", False, [Written("", Fault.CUT_BY_LENGTH)]),
