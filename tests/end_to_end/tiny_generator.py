@@ -69,7 +69,7 @@ def _batches(encoder: ChatEncoder, tokenizer: PreTrainedTokenizerFast) -> Iterat
     prompt, rng = load_instruction_prompt(None), np.random.default_rng(0)
     known = [p.instruction for p in itertools.islice(world.problems("seed", 0, CATEGORIES), 3000)]
     while True:
-        batch = []
+        batch = list[tuple[list[int], list[int]]]()
         for _ in range(BATCH):
             *shown, new = (known[i] for i in rng.choice(len(known), SHOTS + 1, replace=False))
             output = encoder.ids(f"{OPEN}\n{new}\n{CLOSE}", as_text=True)

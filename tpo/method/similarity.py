@@ -4,8 +4,9 @@ In: texts, one after the other, and a threshold. Out: the first earlier text tha
 
 Similar is what Self-Instruct (2212.10560, §2.2) calls so: the longest common subsequence of words, 2·LCS / (m + n),
 which does not mind a name or a number changed, nor a clause left out. It is exact. Texts that share too few words for
-the threshold are never compared: a pair above it has its rarest words in common (the prefix filter of similarity joins,
-Chaudhuri et al. 2006), so an index of those finds all partners. Words that no example of rarity holds count as rarest.
+the threshold are never compared: a pair above it has some of its rarest words in common (the prefix filter of
+similarity joins, Chaudhuri et al. 2006; that several are shared, Wang et al. 2012), so an index of those finds all
+partners. Words that none of the first texts holds count as rarest.
 """
 
 import re
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Sequence
 _SINGLE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Scripts that put no space between words: each letter counts as one."""
 _WORD = re.compile(rf"[{_SINGLE}]|[^\W_{_SINGLE}]+")
+_SHARED = 3
+"""Rare words that a pair must share to be compared; more make fewer pairs and a longer index."""
 _SLACK = 1e-9
 """What rounding may take from a bound; the filter then lets a few pairs more through to be compared."""
 
@@ -59,8 +62,11 @@ class NearTexts:
         """The place, from 0, of the first text that this one is too similar to."""
         words = words_of(text)
         places, length = _places(words), len(words)
-        shared = {holder for part in self._rarest(words) for holder in self._holders.get(part, ())}
-        for holder in sorted(shared):
+        shared: Counter[int] = Counter()
+        for part in self._rarest(words):
+            shared.update(self._holders.get(part, ()))
+        needed = min(_SHARED, self._least(length))
+        for holder in sorted(holder for holder, count in shared.items() if count >= needed):
             other = self._words[holder]
             total = length + len(other)
             possible = 2 * min(length, len(other)) > self._most * total - _SLACK
@@ -74,11 +80,8 @@ class NearTexts:
         self._words.append(words)
 
     def _rarest(self, words: Sequence[str]) -> list[tuple[str, int]]:
-        """The rarest words of a text, its n-th use of a word told apart: so many that any near text shares one.
-
-        A near text has over m·t / (2 - t) words, since its LCS is no longer than itself, and so many it shares.
-        """
-        least = int(len(words) * self._most / (2 - self._most) - _SLACK) + 1
+        """The rarest words of a text, its n-th use of a word told apart: so many that any near text shares some."""
+        least = self._least(len(words))
         if least > len(words):
             return []
         uses: Counter[str] = Counter()
@@ -86,7 +89,14 @@ class NearTexts:
         for word in words:
             parts.append((self._frequency[word], word, uses[word]))
             uses[word] += 1
-        return [(word, use) for _, word, use in sorted(parts)[: len(words) - least + 1]]
+        return [(word, use) for _, word, use in sorted(parts)[: len(words) - least + min(_SHARED, least)]]
+
+    def _least(self, length: int) -> int:
+        """Words that a text of m words shares with any near one at least.
+
+        That one has over m·t / (2 - t) words, since their LCS is no longer than it, and they share as many.
+        """
+        return int(length * self._most / (2 - self._most) - _SLACK) + 1
 
 
 def _places(words: Sequence[str]) -> dict[str, int]:
