@@ -42,7 +42,11 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 def models_of(config: RunConfig) -> Models:
     """The models of a run, by their folders."""
     seed = find_model(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
-    return Models(seed, _judge_model(config.judge), _judge_model(config.evaluation.judge))
+    writer = config.data.synthetic
+    generator = None
+    if writer is not None and writer.endpoint is None:
+        generator = seed if writer.folder is None else find_model(writer.folder)
+    return Models(seed, _judge_model(config.judge), _judge_model(config.evaluation.judge), generator)
 
 
 def cluster_of(config: RunConfig) -> Cluster:
@@ -111,9 +115,11 @@ def print_plan(plan: Plan) -> None:
 
 def _models(plan: Plan) -> Table:
     table = _grid()
-    named = {"M_0": plan.models.seed, "judge": plan.models.judge, "test judge": plan.models.evaluation}
+    models = plan.models
+    named = {"M_0": models.seed, "generator": models.generator, "judge": models.judge, "test judge": models.evaluation}
+    told = {"test judge": models.judge, "generator": models.seed}
     for role, model in named.items():
-        if model is not None and not (role == "test judge" and model == plan.models.judge):
+        if model is not None and model != told.get(role):
             missing = "" if model.is_there else f" ({model.known_by})"
             table.add_row(role, Text(f"{model.name}, {model.billions} parameters{missing}"))
     return table

@@ -88,12 +88,18 @@ def made(config: RunConfig) -> Ladder | None:
 def direct_baseline(config: RunConfig) -> RunConfig:
     """The run that a config is compared with: the same prompts, judge, loss and settings, asked to answer directly.
 
-    Raises `InputError` where the config itself asks for no thoughts.
+    Raises `InputError` where the config itself asks for no thoughts, and where a server writes its prompts.
     """
     if config.prompt.variant == "direct":
         raise InputError(
             'prompt.variant is "direct", and a comparison with the direct baseline starts from a run that thinks: '
             "choose another variant"
+        )
+    if config.data.synthetic is not None and config.data.synthetic.endpoint is not None:
+        raise InputError(
+            "data.synthetic.endpoint is set, and a server writes other prompts each time, while a comparison needs the "
+            "same in both runs: have a model folder write them, or gather those of a run (iter_*/prompts) in a file "
+            "and name it as data.source"
         )
     changes = {
         "name": f"{config.name}-direct",

@@ -46,7 +46,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     pool = sampler_pool(
         config.engine,
         config.cluster,
-        config.data.max_prompt_tokens + how.max_new_tokens,
+        max(config.context_tokens, config.data.max_prompt_tokens + how.max_new_tokens),
         forcing=how.max_thought_tokens is not None,
     )
     if missing:

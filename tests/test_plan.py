@@ -390,3 +390,32 @@ def test_guesses_grow_with_the_hardware_and_shrink_with_the_model():
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2_000_000, "2.0 M")])
 def test_counts_are_said_as_people_say_them(count: int, shown: str):
     assert large(count) == shown
+
+
+def test_prompts_that_a_model_writes_are_planned_for():
+    writes = "data.synthetic={}"
+    plain, own = planned("llama3-8b-armorm", to=2), planned("llama3-8b-armorm", writes, to=2)
+    assert [stage.work.kind for stage in own.stages][1:] == [stage.work.kind for stage in plain.stages]
+    generate = own.stages[0]
+    assert (generate.work.kind, generate.work.rounds, generate.work.prompts) == ("generate", 2, 10_000)
+    assert generate.crew.who == own.stages[1].crew.who
+    assert generate.seconds > 0 and generate.work.expected.tokens < generate.work.most.tokens
+    assert own.problems == []
+
+
+def test_a_server_that_writes_prompts_is_paid_by_its_prices():
+    endpoint = '{base_url = "http://here/v1", input_price = 2, output_price = 8, concurrency = 4}'
+    plan = planned("llama3-8b-armorm", f'data.synthetic={{model = "m", endpoint = {endpoint}}}', to=2)
+    generate = plan.stages[0]
+    assert "m at http://here/v1, 4 calls at once" in generate.crew.who
+    expected = generate.work.expected
+    assert generate.cost == pytest.approx((expected.tokens_in * 2 + expected.tokens_out * 8) / 1e6)
+    assert plan.models.generator is None
+
+
+def test_a_generator_of_its_own_must_fit_beside_the_others(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "architectures": ["LlamaForCausalLM"]}))
+    settings = f'{{model = "{tmp_path}", max_prompt_tokens = 500, max_new_tokens = 13}}'
+    plan = planned("llama3-8b-armorm", f"data.synthetic={settings}")
+    assert any("data.synthetic.max_prompt_tokens + max_new_tokens is 513" in problem for problem in plan.problems)
+    assert "generate" in [held.work for held in plan.gpu_memory]

@@ -50,6 +50,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         float: st.floats(allow_nan=False),
         bool: st.booleans(),
         list[int]: st.lists(st.integers(0, 2**31 - 1)),
+        list[str]: st.lists(st.text()),
         type(None): st.none(),
     }
     return (

@@ -2,18 +2,21 @@
 
 In: a config, T, and what is known of lengths. Out: amounts, as expected and at most. Pure arithmetic.
 
-The decision to question: what is expected. Every output is taken to parse and every prompt to give a pair; an adaptive
+The decision to question: what is expected. Every output is taken to parse, every generation to give all the fresh
+prompts that it is asked for, and every prompt to give a pair; an adaptive
 tournament is taken to ask what it asked in our benchmarks (2 comparisons a response with soft results, 3.75 with hard
 ones); lengths are the profile's, else past runs', else half of the most that is allowed.
 """
 
 from dataclasses import dataclass
 
-from tpo.config import JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config import DataConfig, JudgeConfig, PairwiseJudge, RunConfig, SyntheticConfig, VerifierJudge
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250
 """Tokens of a comparison beside question and answers: system turn, headings, chat template."""
+FEW_SHOT_PROSE_TOKENS = 150
+"""Tokens of a prompt that asks for instructions, beside its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
 """Tokens in which a judge explains itself, where nobody has measured them."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
@@ -41,7 +44,7 @@ class Amount:
     """An amount of work."""
 
     answers: int
-    """Outputs sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
+    """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
     tokens_in: int
     """Tokens read; in training all of them."""
     tokens_out: int
@@ -87,6 +90,7 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     # What is compared with itself needs no comparison: M_0's validation, and its test.
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
+        *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
         _sampling(config, "sample", lengths, iterations, data.per_iteration, config.sample.k, config.sample.tries),
         _judging("judge", config.judge, lengths, iterations, data.per_iteration, config.sample.k),
         _training(config, lengths, iterations),
@@ -111,6 +115,21 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
     if judge.mode != "cot":
         return 1
     return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
+
+
+def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
+    prompts = rounds * data.per_iteration
+    expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
+    # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
+    read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
+    written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)
+    return Work(
+        "generate",
+        rounds,
+        prompts,
+        Amount(expected, round(expected * read), round(expected * written)),
+        Amount(most, most * settings.max_prompt_tokens, most * settings.max_new_tokens),
+    )
 
 
 def _sampling(config: RunConfig, kind: str, lengths: Lengths, rounds: int, prompts: int, k: int, tries: int) -> Work:

@@ -71,6 +71,13 @@ def test_a_run_without_thoughts_has_no_direct_baseline(tmp_path: Path):
         direct_baseline(a_config(tmp_path, prompt=PromptConfig(variant="direct")))
 
 
+def test_a_server_that_writes_other_prompts_each_time_has_no_place_in_a_comparison(tmp_path: Path):
+    synthetic = {"model": "m", "endpoint": {"base_url": "http://here/v1"}}
+    config = a_config(tmp_path, judge={"kind": "pairwise"}, data={"synthetic": synthetic})
+    with pytest.raises(InputError, match=r"data\.synthetic\.endpoint is set.*same in both runs"):
+        direct_baseline(config)
+
+
 def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
     config = a_config(tmp_path, prompt=PromptConfig(variant="specific"))
     changed = {
