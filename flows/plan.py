@@ -28,10 +28,13 @@ from tpo.throughput import read_past_runs
 
 
 def plan_run(config: RunConfig, iterations: int) -> Plan:
-    """The plan of a run; raises `InputError` where a model's shape is not known."""
+    """The plan of a run; raises `InputError` where a model's shape is not known.
+
+    A recipe with an end of its own is planned to that, whatever `iterations` is.
+    """
     return make_plan(
         config,
-        iterations,
+        iterations if config.thinkpo is None else 1,
         models=models_of(config),
         cluster=cluster_of(config),
         past=read_past_runs(config.root.parent),
@@ -95,7 +98,7 @@ def print_plan(plan: Plan) -> None:
             console.print(Text(part) if isinstance(part, str) else part)
         console.print()
 
-    console.print(Text(f"run {plan.run} to M_{plan.iterations}, before anything runs\n", style="bold"))
+    console.print(Text(f"run {plan.run}, {plan.goal}, before anything runs\n", style="bold"))
     section("Models and machines", _models(plan), _machines(plan))
     section("What goes where", _crews(plan))
     if plan.gpu_memory:

@@ -28,6 +28,7 @@ from tpo.config import (
     ArmoRMJudge,
     FileSource,
     JudgeConfig,
+    PairFile,
     PairwiseJudge,
     PromptConfig,
     RewardModelJudge,
@@ -45,6 +46,7 @@ from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.machine import cpu_count, free_disk, gpu_count, memory_bytes
 from tpo.model_shape import Model, find_model
+from tpo.pair_files import read_pair_rows
 from tpo.prompt_files import check_prompt_file, file_of, read_prompt_rows
 from tpo.records import Message
 
@@ -94,8 +96,38 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     check_endpoints(config)
     check_tracker_key(config.tracking)
     check_training(_seed_folder(config), config.train, config.trainer)
+    if config.sft is not None:
+        check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
     for line in check_templates(config):
         say(line)
+
+
+def check_thinkpo(config: RunConfig) -> None:
+    """Refuses a run of ThinkPO whose profile, models or files cannot make one."""
+    if config.thinkpo is None:
+        raise InputError(
+            "the profile has no section [thinkpo], expected one that says where long and short outputs are from: take "
+            "deploy/profiles/thinkpo.toml as an example"
+        )
+    source, prompts = config.thinkpo.source, config.data.source
+    if isinstance(source, PairFile):
+        read_pair_rows(source)
+    elif config.sft is None:
+        raise InputError(
+            'thinkpo.source.kind is "models", and there is no section [sft]: models write for the prompts of '
+            'fine-tuning; add [sft], or take pairs from a file (thinkpo.source.kind = "file")'
+        )
+    else:
+        for prompt in (source.long_prompt, source.short_prompt):
+            load_prompt(prompt)
+        for model, own in ((source.long, "demonstrations"), (source.short, "seed")):
+            if model != own:
+                check_model_folder(Path(model))
+    if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
+        raise InputError(
+            "[sft] is there, and data.source.demonstration_column is not: name the column that holds the responses to "
+            "imitate"
+        )
 
 
 def _seed_folder(config: RunConfig) -> Path:

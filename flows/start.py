@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.preflight import check_before_work, preflight
+from flows.preflight import check_before_work, check_thinkpo, preflight
 from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
@@ -76,6 +76,7 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
 def made(config: RunConfig) -> Ladder | None:
     """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
     preflight(config)
+    check_thinkpo(config)
     path = config.root / LADDER
     with reading(config):
         if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):

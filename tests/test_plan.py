@@ -16,7 +16,7 @@ from tests.rows import a_config
 from tpo.config import BudgetConfig, PairwiseJudge, RunConfig, load_config
 from tpo.errors import InputError
 from tpo.forecast import GIB
-from tpo.gpu_memory import engine_memory, training_memory
+from tpo.gpu_memory import engine_memory, trainings_memory
 from tpo.ledger import LEDGER, Entry, Meter, Worker
 from tpo.model_shape import PUBLISHED, find_model
 from tpo.plan import Plan, make_plan
@@ -59,6 +59,9 @@ def test_every_profile_plans_and_fits_where_it_says_it_runs(name: str, capsys: p
         ("Llama-3.2-1B-Instruct", 1_235_814_400, 32),
         ("Qwen2.5-0.5B-Instruct", 494_032_768, 12),
         ("Qwen2.5-1.5B-Instruct", 1_543_714_304, 28),
+        ("Qwen2.5-3B-Instruct", 3_085_938_688, 36),
+        ("Qwen2.5-7B-Instruct", 7_615_616_512, 56),
+        ("Qwen2.5-14B-Instruct", 14_770_033_664, 192),
     ],
 )
 def test_shapes_have_the_published_number_of_parameters(name: str, parameters: int, kv_kib: int):
@@ -144,25 +147,26 @@ def test_tensor_parallelism_divides_weights_and_cache():
 
 
 def test_training_takes_16_bytes_a_parameter_spread_over_its_workers():
-    held = training_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
+    (held,) = trainings_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
     parts = held.parts
     assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * 8_030_261_248 // 8
-    alone = training_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
+    (alone,) = trainings_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
     assert alone.parts["weights"] == 4 * 8_030_261_248 and not alone.fits
 
 
 def test_adapters_leave_the_weights_below_them_in_16_bits_and_without_a_gradient():
     shape = PUBLISHED["Qwen2.5-1.5B-Instruct"]
-    parts = training_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB).parts
+    (held,) = trainings_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB)
+    parts = held.parts
     assert parts["frozen weights"] == 2 * shape.parameters
     assert parts["optimiser"] == 8 * shape.lora_parameters(16)
 
 
 def test_gradient_checkpointing_spares_activations():
     plain, spared = (
-        training_memory(
+        trainings_memory(
             profile("llama3-8b-armorm", f"train.gradient_checkpointing={value}"), LLAMA_8B, gpu_bytes=80 * GIB
-        ).parts["activations"]
+        )[0].parts["activations"]
         for value in ("false", "true")
     )
     assert plain > 5 * spared

@@ -879,6 +879,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "RunConfig":
+        if self.thinkpo is not None:
+            return self  # whose pairs are not of what `sample` describes, and are counted where they are too long
         longest = self.data.max_prompt_tokens + self.sample.max_new_tokens
         if longest > self.train.max_tokens:
             raise ValueError(

@@ -109,6 +109,12 @@ PUBLISHED: Mapping[str, ModelShape] = {
     "Llama-3.2-1B-Instruct": ModelShape(16, 2048, 32, 8, 64, 8192, 128256, 131072, head=False),
     "Qwen2.5-0.5B-Instruct": ModelShape(24, 896, 14, 2, 64, 4864, 151936, 32768, head=False, attention_bias=True),
     "Qwen2.5-1.5B-Instruct": ModelShape(28, 1536, 12, 2, 128, 8960, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-3B-Instruct": ModelShape(36, 2048, 16, 2, 128, 11008, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-7B-Instruct": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
+    "Qwen2.5-Math-7B-Instruct": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 4096, attention_bias=True),
+    "Qwen2.5-14B-Instruct": ModelShape(48, 5120, 40, 8, 128, 13824, 152064, 32768, attention_bias=True),
+    "Bespoke-Stratos-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
+    "DeepSeek-R1-Distill-Qwen-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 131072, attention_bias=True),
 }
 """Published shapes by the name of the folder that a model is downloaded to. ArmoRM's heads, a few million parameters,
 are left out."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from tpo.config import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, SyntheticConfig, VerifierJudge
 from tpo.forecast import BYTES, GIB, Disk, cpus_needed, disk_needed, memory_needed
-from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, training_memory
+from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, trainings_memory
 from tpo.ledger import API, Entry, Spending, spending
 from tpo.model_shape import Model
 from tpo.throughput import (
@@ -130,6 +130,8 @@ class Plan:
 
     run: str
     """Its name."""
+    goal: str
+    """What it is brought to, for people: `to M_3`."""
     iterations: int
     """T."""
     models: Models
@@ -210,6 +212,7 @@ class _Planner:
             crews.setdefault(stage.crew.who, stage.crew)
         return Plan(
             run=config.name,
+            goal=f"to M_{self.iterations}" if config.thinkpo is None else "ThinkPO",
             iterations=self.iterations,
             models=self.models,
             cluster=self.cluster,
@@ -434,7 +437,7 @@ class _Planner:
                 if not any(replace(held, work=other.work) == other for other in found):
                     found.append(held)
         if config.trainer.device == "gpu":
-            found.append(training_memory(config, seed, gpu_bytes=gpu_bytes))
+            found += trainings_memory(config, seed, gpu_bytes=gpu_bytes)
         return found
 
     def _too_many(self, stages: Sequence[Stage]) -> Iterator[str]:

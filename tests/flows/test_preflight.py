@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_before_work, check_endpoints, check_templates, preflight
+from flows.preflight import check_before_work, check_endpoints, check_templates, check_thinkpo, preflight
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.template_families import BY_NAME
 from tests.misbehaving_server import MisbehavingServer
@@ -478,3 +478,26 @@ def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Pat
         tmp_path, model=ModelConfig(), judge=judge, prompt=PromptConfig.model_validate({"variant": variant})
     )
     assert check_templates(config) == []
+
+
+THINKPO: dict[str, Any] = {"sft": {}, "thinkpo": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"thinkpo": None}, r"no section \[thinkpo\]"),
+        ({"sft": None}, r"models write for the prompts of fine-tuning"),
+        ({"thinkpo": {"source": {"kind": "file", "path": "no.jsonl"}}}, "thinkpo.source.path names a file"),
+        ({"thinkpo": {"source": {"kind": "models", "short": "no-model"}}}, "no-model"),
+        (
+            {"thinkpo": {"source": {"kind": "models", "short_prompt": {"variant": "direct", "user_template": "no.j"}}}},
+            "no.j",
+        ),
+        ({}, "data.source.demonstration_column is not"),
+    ],
+)
+def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+    values = a_config(tmp_path).model_dump() | THINKPO | changes
+    with pytest.raises(InputError, match=told):
+        check_thinkpo(RunConfig.model_validate(values))
