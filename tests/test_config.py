@@ -89,7 +89,10 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["sample.kk=4"], "sample.kk: unknown key; known here: evaluation_tries, k, max_new_tokens,"),
+        (
+            ["sample.kk=4"],
+            "sample.kk: unknown key; known here: evaluation_temperature, evaluation_tries, k,",
+        ),
         (["smaple.k=4"], "smaple: unknown key; known here: budget, cluster,"),
         (["data.source.kind=miniature", "data.source.pth=x"], "data.source.pth: unknown key; known here: categories"),
         (["evaluation.judge.x=1"], "evaluation.judge.x: unknown key; known here: answer_pattern"),

@@ -181,6 +181,8 @@ OTHER_VALUES: dict[str, Any] = {
     "train__label_smoothing": None,
     "sft": None,
     "sample__max_thought_tokens": 5,
+    "sample__evaluation_temperature": 0.5,
+    "thinkpo": None,
     "train__lora": {"rank": 4},
     "train__micro_batch_size": 16,
     "trainer__workers": None,
