@@ -33,13 +33,8 @@ def rung(model: str, below: str | None, score: float, gain: float | None) -> Run
     )
 
 
-LADDER = Ladder(
-    "mine",
-    "ThinkPO",
-    0,
-    0.95,
-    [rung("base", None, 0.3, None), rung("SFT", "base", 0.6, 0.3), rung("DPO", "SFT", 0.61, 0.01)],
-)
+RUNGS = [rung("base", None, 0.3, None), rung("SFT", "base", 0.6, 0.3), rung("DPO", "SFT", 0.61, 0.01)]
+LADDER = Ladder("mine", "ThinkPO", 0, 0.95, RUNGS)
 
 
 def test_a_ladder_survives_its_file(tmp_path: Path):
