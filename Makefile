@@ -5,6 +5,10 @@ SHELL := /bin/sh
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
+# A run is a dozen processes, and each would compile all that it imports, again and again, where the environment keeps
+# Python from writing bytecode, as containers often do.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as
 # SET="sample.k=4 pair.min_margin=0.2". What is empty is left to the profile.
 ITER ?= 3
