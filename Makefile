@@ -5,17 +5,23 @@ SHELL := /bin/sh
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
+# A run is a dozen processes, and each would compile all that it imports, again and again, where the environment keeps
+# Python from writing bytecode, as containers often do.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as
 # SET="sample.k=4 pair.min_margin=0.2". What is empty is left to the profile.
 ITER ?= 3
-# What is served is asked as it was trained, unless a profile is given.
-override SERVE_PROFILE := $(value PROFILE)
+# What is served is asked as it was trained, and recipes have profiles of their own, unless one is given.
+override GIVEN_PROFILE := $(value PROFILE)
 PROFILE ?= laptop
 JUDGE ?=
 SEED ?=
 RUN ?=
 MODEL ?=
 SET ?=
+# Of make self-train: set to run it without DPO too, and compare both.
+ABLATION ?=
 # Of make plan: set for JSON.
 JSON ?=
 # Of make chaos: how many runs, and on which engines (real or mock).
@@ -42,14 +48,15 @@ override SET := $(value SET)
 override N := $(value N)
 override ENGINE := $(value ENGINE)
 override JSON := $(value JSON)
+override ABLATION := $(value ABLATION)
 override PORT := $(value PORT)
 override VARIANT := $(value VARIANT)
 override THOUGHTS := $(value THOUGHTS)
 override KEY := $(value KEY)
-export PORT VARIANT THOUGHTS KEY SERVE_PROFILE
-export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON
+export PORT VARIANT THOUGHTS KEY GIVEN_PROFILE
+export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON ABLATION
 
-.PHONY: help setup iterate compare plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
+.PHONY: help setup iterate compare thinkpo self-train plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -69,6 +76,18 @@ compare: setup ## Run TPO and its direct baseline up to M_ITER: does thinking pa
 		$${RUN:+--run-name "$$RUN"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows compare "$$@"
+
+thinkpo: setup ## Run ThinkPO: fine-tune on long reasoning, then prefer long to short. As iterate; no ITER
+	@set -f -- $${GIVEN_PROFILE:+--profile "$$GIVEN_PROFILE"} $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} \
+		$${RUN:+--run-name "$$RUN"}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows thinkpo "$$@"
+
+self-train: setup ## Run DPO-ST: learn from own right answers, up to SFT_ITER. As iterate; ABLATION=1 also without DPO
+	@set -f -- --to "$$ITER" $${GIVEN_PROFILE:+--profile "$$GIVEN_PROFILE"} $${JUDGE:+--judge "$$JUDGE"} \
+		$${SEED:+--seed "$$SEED"} $${RUN:+--run-name "$$RUN"} $${ABLATION:+--ablation}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows self-train "$$@"
 
 plan: setup ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
 	@set -f -- --to "$$ITER" --profile "$$PROFILE" $${JUDGE:+--judge "$$JUDGE"} $${SEED:+--seed "$$SEED"} \
@@ -127,7 +146,7 @@ worker: setup ## Run here what the deployments' triggers ask for
 	@exec $(PY) -m flows worker
 
 serve: setup ## Serve a model to OpenAI's clients, thoughts hidden. MODEL=<folder> PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
-	@set -f -- "$$MODEL" --port "$$PORT" $${SERVE_PROFILE:+--profile "$$SERVE_PROFILE"} \
+	@set -f -- "$$MODEL" --port "$$PORT" $${GIVEN_PROFILE:+--profile "$$GIVEN_PROFILE"} \
 		$${VARIANT:+--variant "$$VARIANT"} $${THOUGHTS:+--allow-thoughts} $${KEY:+--api-key "$$KEY"}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows serve "$$@"

@@ -13,7 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from flows.start import compared, made, prefect_environment, profile_path, ready, resolve_config, without_dpo, working
+from flows.start import (
+    compared,
+    made,
+    prefect_environment,
+    profile_path,
+    ready,
+    resolve_config,
+    self_trained,
+    without_dpo,
+    working,
+)
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
@@ -219,23 +229,23 @@ def _thinkpo(options: argparse.Namespace) -> int:
 def _self_train(options: argparse.Namespace) -> int:
     from tpo.ladder_page import print_ladder
 
-    config, last = _config(options), f"SFT_{options.to}"
-    if config.self_train is None:
-        raise InputError(f"profile {options.profile} has no section [self_train]: choose another, such as self-train")
+    config, to = _config(options), options.to
     name = ABLATION if options.ablation else LADDER
     page = f"{config.place}/{page_of(name)}"
-    found = made(config, last, name)
-    if (not options.ablation or made(without_dpo(config), last) is not None) and found is not None:
+    found = self_trained(config, to, name)
+    if options.ablation and self_trained(without_dpo(config), to) is None:
+        found = None
+    if found is not None:
         print_ladder(found)
-        print(f"{last} of run {config.name} is complete: nothing to do. Page: {page}")
+        print(f"SFT_{to} of run {config.name} is complete: nothing to do. Page: {page}")
         return 0
     started = time.monotonic()
     with working():
         from flows.self_train import self_train, self_train_and_plain
 
         flow = self_train_and_plain if options.ablation else self_train
-        print_ladder(_run(config.name, config, options.to, flow))
-    print(f"{last} after {time.monotonic() - started:.0f} s. Page: {page}")
+        print_ladder(_run(config.name, config, to, flow))
+    print(f"SFT_{to} after {time.monotonic() - started:.0f} s. Page: {page}")
     return 0
 
 

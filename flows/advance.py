@@ -1,5 +1,5 @@
-"""What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one; and
-a comparison with the direct baseline.
+"""What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one; a
+comparison with the direct baseline; and a run of ThinkPO.
 
 In: the answers of a form, those of `python -m flows iterate`. Out: M_{t+1}, where the manifests say that M_t stands.
 
@@ -19,7 +19,8 @@ from flows.compare import compare_with_direct
 from flows.iterate import iterate
 from flows.operation import alert, entitle, fetch_keys
 from flows.preflight import preflight
-from flows.start import compared, ready, resolve_config, working
+from flows.start import compared, made, ready, resolve_config, working
+from flows.thinkpo import thinkpo
 from tasks.lineage import completed
 from tpo.config import RunConfig
 from tpo.disk import explained
@@ -88,6 +89,33 @@ def compare_runs(
     with working(), explained(), tags(config.name):
         compare_with_direct.fn(config, iterations)
     return Completed(message=f"{config.name} is compared with its direct baseline: {config.place}/comparison.html")
+
+
+@flow(name="run-thinkpo", flow_run_name="thinkpo {profile}", on_failure=[alert], on_crashed=[alert])
+def run_thinkpo(
+    profile: str = "thinkpo",
+    run_name: str = "",
+    judge: JudgeChoice = "the profile's",
+    seed: Annotated[int, Field(ge=0)] | None = None,
+    overrides: list[str] = [],  # noqa: B006 - as above
+) -> State:
+    """Brings a run of ThinkPO to its end, from where its manifests say that it stands.
+
+    Args:
+        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
+        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
+        judge: Who scores responses; another judge than the profile's comes with its defaults.
+        seed: The run's seed. None: the profile's.
+        overrides: Values in place of the profile's, each as `thinkpo.swap=true`.
+    """
+    config = _asked_for(profile, run_name, judge, seed, overrides)
+    entitle(f"{config.name}, ThinkPO", config.name)
+    fetch_keys(config)
+    if made(config) is not None:
+        return Completed(name="NothingToDo", message=f"{config.name} is complete")
+    with working(), explained(), tags(config.name):
+        thinkpo.fn(config)
+    return Completed(message=f"{config.name} is complete: {config.place}/ladder.html")
 
 
 def _asked_for(profile: str, run_name: str, judge: JudgeChoice, seed: int | None, overrides: list[str]) -> RunConfig:

@@ -29,6 +29,7 @@ from tasks.pair import pair
 from tasks.progress import show_progress
 from tasks.report import Measured, Origin, report
 from tasks.sample import sample
+from tasks.synthesize import synthesize
 from tasks.train import train
 from tasks.validate import validate
 from tpo.config import RunConfig
@@ -75,7 +76,8 @@ def iteration(
     """Makes M_t from M_{t-1}: fresh prompts, K outputs each, scores, pairs, DPO, the best checkpoint, its test."""
     first, incumbent = measured[0], measured[-1].chosen
     earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
-    prompts = load_prompts(config, f"iter_{t}/prompts", seed, earlier)
+    fresh = synthesize if config.data.synthetic else load_prompts
+    prompts = fresh(config, f"iter_{t}/prompts", seed, earlier)
     answers = ask(config, training_ask(config, t), incumbent.model, prompts)
     pairs = pair(config, t, answers)
     reference = reference_of(config, seed, incumbent.model)

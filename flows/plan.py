@@ -28,10 +28,13 @@ from tpo.throughput import read_past_runs
 
 
 def plan_run(config: RunConfig, iterations: int) -> Plan:
-    """The plan of a run; raises `InputError` where a model's shape is not known."""
+    """The plan of a run; raises `InputError` where a model's shape is not known.
+
+    A recipe with an end of its own is planned to that, whatever `iterations` is.
+    """
     return make_plan(
         config,
-        iterations,
+        iterations if config.thinkpo is None else 1,
         models=models_of(config),
         cluster=cluster_of(config),
         past=read_past_runs(config.root.parent),
@@ -42,7 +45,11 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 def models_of(config: RunConfig) -> Models:
     """The models of a run, by their folders."""
     seed = find_model(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
-    return Models(seed, _judge_model(config.judge), _judge_model(config.evaluation.judge))
+    writer = config.data.synthetic
+    generator = None
+    if writer is not None and writer.endpoint is None:
+        generator = seed if writer.folder is None else find_model(writer.folder)
+    return Models(seed, _judge_model(config.judge), _judge_model(config.evaluation.judge), generator)
 
 
 def cluster_of(config: RunConfig) -> Cluster:
@@ -91,7 +98,7 @@ def print_plan(plan: Plan) -> None:
             console.print(Text(part) if isinstance(part, str) else part)
         console.print()
 
-    console.print(Text(f"run {plan.run} to M_{plan.iterations}, before anything runs\n", style="bold"))
+    console.print(Text(f"run {plan.run}, {plan.goal}, before anything runs\n", style="bold"))
     section("Models and machines", _models(plan), _machines(plan))
     section("What goes where", _crews(plan))
     if plan.gpu_memory:
@@ -111,9 +118,11 @@ def print_plan(plan: Plan) -> None:
 
 def _models(plan: Plan) -> Table:
     table = _grid()
-    named = {"M_0": plan.models.seed, "judge": plan.models.judge, "test judge": plan.models.evaluation}
+    models = plan.models
+    named = {"M_0": models.seed, "generator": models.generator, "judge": models.judge, "test judge": models.evaluation}
+    told = {"test judge": models.judge, "generator": models.seed}
     for role, model in named.items():
-        if model is not None and not (role == "test judge" and model == plan.models.judge):
+        if model is not None and model != told.get(role):
             missing = "" if model.is_there else f" ({model.known_by})"
             table.add_row(role, Text(f"{model.name}, {model.billions} parameters{missing}"))
     return table

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from judges.armorm import check_armorm_folder
 from judges.reward_model import check_reward_folder
+from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
@@ -27,10 +28,12 @@ from tpo.config import (
     ArmoRMJudge,
     FileSource,
     JudgeConfig,
+    PairFile,
     PairwiseJudge,
     PromptConfig,
     RewardModelJudge,
     RunConfig,
+    SyntheticConfig,
 )
 from tpo.console import say
 from tpo.disk import remove, write_atomically
@@ -43,7 +46,8 @@ from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.machine import cpu_count, free_disk, gpu_count, memory_bytes
 from tpo.model_shape import Model, find_model
-from tpo.prompt_files import check_prompt_file, file_of
+from tpo.pair_files import read_pair_rows
+from tpo.prompt_files import check_prompt_file, file_of, read_prompt_rows
 from tpo.records import Message
 
 QUESTIONS = (
@@ -68,6 +72,8 @@ def preflight(config: RunConfig) -> None:
     check_tracker(config.tracking)
     if isinstance(config.data.source, FileSource):
         _check_files(config.data.source)
+    if config.data.synthetic is not None:
+        _check_synthetic(config, config.data.synthetic)
     _check_folder(config.root)
 
 
@@ -90,8 +96,53 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     check_endpoints(config)
     check_tracker_key(config.tracking)
     check_training(_seed_folder(config), config.train, config.trainer)
+    if config.sft is not None:
+        check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
     for line in check_templates(config):
         say(line)
+
+
+def check_self_training(config: RunConfig) -> None:
+    """Refuses a run of self-training whose profile cannot make one."""
+    source = config.data.source
+    if config.self_train is None:
+        raise InputError(
+            "the profile has no section [self_train], expected one that says how a model learns from its own answers: "
+            "take deploy/profiles/self-train.toml as an example"
+        )
+    if isinstance(source, FileSource) and not (source.reference_column and source.demonstration_column):
+        raise InputError(
+            "data.source names no reference_column or no demonstration_column, and self-training starts from "
+            "demonstrations and needs to know what is right: name both"
+        )
+
+
+def check_thinkpo(config: RunConfig) -> None:
+    """Refuses a run of ThinkPO whose profile, models or files cannot make one."""
+    if config.thinkpo is None:
+        raise InputError(
+            "the profile has no section [thinkpo], expected one that says where long and short outputs are from: take "
+            "deploy/profiles/thinkpo.toml as an example"
+        )
+    source, prompts = config.thinkpo.source, config.data.source
+    if isinstance(source, PairFile):
+        read_pair_rows(source)
+    elif config.sft is None:
+        raise InputError(
+            'thinkpo.source.kind is "models", and there is no section [sft]: models write for the prompts of '
+            'fine-tuning; add [sft], or take pairs from a file (thinkpo.source.kind = "file")'
+        )
+    else:
+        for prompt in (source.long_prompt, source.short_prompt):
+            load_prompt(prompt)
+        for model, own in ((source.long, "demonstrations"), (source.short, "seed")):
+            if model != own:
+                check_model_folder(Path(model))
+    if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
+        raise InputError(
+            "[sft] is there, and data.source.demonstration_column is not: name the column that holds the responses to "
+            "imitate"
+        )
 
 
 def _seed_folder(config: RunConfig) -> Path:
@@ -122,13 +173,16 @@ def _check_judge(judge: JudgeConfig) -> None:
 
 
 def check_endpoints(config: RunConfig) -> None:
-    """Refuses a run whose judge is behind a server that is down, or does not know the key or the model.
+    """Refuses a run whose judge or generator is behind a server that is down, or does not know the key or the model.
 
     Apart from `preflight`, since it asks the server: only a run that has something to do may.
     """
     for judge in (config.judge, config.evaluation.judge):
         if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
             ChatClient(judge.endpoint, judge.model).check()
+    writer = config.data.synthetic
+    if writer is not None and writer.endpoint is not None:
+        ChatClient(writer.endpoint, writer.model).check()
 
 
 def _check_gpus(config: RunConfig) -> None:
@@ -155,6 +209,8 @@ def _check_splits(config: RunConfig) -> None:
         ("engine", config.engine.tensor_parallel, _seed_folder(config)),
         *(("judge_engine", config.judge_engine.tensor_parallel, judge.folder) for judge in judges if judge.folder),
     ]
+    if config.data.synthetic is not None and config.data.synthetic.folder is not None:
+        asked.append(("engine", config.engine.tensor_parallel, config.data.synthetic.folder))
     for name, gpus, folder in asked:
         model = _known_model(folder)
         if model is not None and not model.shape.splits_over(gpus):
@@ -176,6 +232,41 @@ def _check_files(source: FileSource) -> None:
     first_read = [("", 1), ("validation", 0), ("test", 0)]
     for path in dict.fromkeys(file_of(source, kind, iteration) for kind, iteration in first_read):
         check_prompt_file(source, path)
+
+
+def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
+    """A model can be shown the examples that it is to be shown, and what is to be kept clear of can be read."""
+    load_instruction_prompt(settings.template)
+    if settings.endpoint is None:
+        folder = settings.folder or _seed_folder(config)
+        context, needed = check_model_folder(folder), settings.max_prompt_tokens + settings.max_new_tokens
+        if needed > context:
+            raise InputError(
+                f"data.synthetic.max_prompt_tokens + max_new_tokens is {needed}, more than the {context} tokens of "
+                f"context of {folder}: lower one of them, with fewer or shorter examples, or have another model write"
+            )
+    for file in settings.avoid:
+        try:
+            check_prompt_file(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
+        except InputError as error:
+            raise InputError(f"data.synthetic.avoid: {error}") from error
+    if isinstance(config.data.source, FileSource):
+        _check_examples(config, config.data.source, settings)
+
+
+def _check_examples(config: RunConfig, source: FileSource, settings: SyntheticConfig) -> None:
+    """Enough instructions are left as examples where validation and test have taken theirs."""
+    path = file_of(source, "", 1)
+    texts = {row.instruction for row in read_prompt_rows(source, path) if can_be_shown(row.instruction)}
+    counts = {"validation": config.data.validation, "test": config.data.test}
+    taken = {kind: count for kind, count in counts.items() if file_of(source, kind, 0) == path}
+    left = len(texts) - sum(taken.values())
+    if left < settings.shots:
+        told = "".join(f", {count} of them for {kind}" for kind, count in taken.items())
+        raise InputError(
+            f"{path} has {len(texts)} instructions that can be examples{told}, and data.synthetic.shots = "
+            f"{settings.shots} must be left: add some, give validation and test files of their own, or lower shots"
+        )
 
 
 def _check_folder(root: Path) -> None:
@@ -242,7 +333,10 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
 def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
     """What is in this machine's memory at the same time fits into it; a line where little is left."""
     judges = {folder: _parameters(folder) for judge in model_judges(config) if (folder := judge.folder) is not None}
-    needed = memory_needed(config, parameters=parameters, judges=judges)
+    writer = config.data.synthetic and config.data.synthetic.folder
+    needed = memory_needed(
+        config, parameters=parameters, judges=judges, generator=_parameters(writer) if writer else None
+    )
     total, here = sum(needed.values()), memory_bytes()
     told = (
         f"{' + '.join(f'{name} {_size(size)}' for name, size in needed.items())} are {_size(total)} of memory at once, "
@@ -301,6 +395,9 @@ def check_templates(config: RunConfig) -> list[str]:
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
     lines = check_asked(_seed_folder(config), asked, marked)
+    if (writer := config.data.synthetic) is not None and writer.endpoint is None:
+        few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
+        lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         assert judge.folder is not None
         if isinstance(judge, PairwiseJudge):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.preflight import check_before_work, preflight
+from flows.preflight import check_before_work, check_self_training, check_thinkpo, preflight
 from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
@@ -73,12 +73,24 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     return summary if summary.models[-1].iteration >= iterations else None
 
 
-def made(config: RunConfig, last: str | None = None, name: str = LADDER) -> Ladder | None:
-    """Checks that a run that makes a ladder of models can be made; the ladder where nothing is to be done.
+def made(config: RunConfig) -> Ladder | None:
+    """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
+    preflight(config)
+    check_thinkpo(config)
+    return _ladder_or_check(config)
 
-    Nothing is where the run was finished, and the ladder called `name` reaches the model called `last`.
+
+def self_trained(config: RunConfig, iterations: int, name: str = LADDER) -> Ladder | None:
+    """Checks that a run of self-training can get to SFT_T, T = `iterations`; its ladder where nothing is to be done.
+
+    `name` is which of its ladders: its own, or that of its ablation.
     """
     preflight(config)
+    check_self_training(config)
+    return _ladder_or_check(config, f"SFT_{iterations}", name)
+
+
+def _ladder_or_check(config: RunConfig, last: str | None = None, name: str = LADDER) -> Ladder | None:
     with reading(config):
         if (found := _ladder(config, last, name)) is None:
             check_before_work(config, 1)
@@ -86,6 +98,7 @@ def made(config: RunConfig, last: str | None = None, name: str = LADDER) -> Ladd
 
 
 def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
+    """The ladder of a run that is finished, where it reaches the model called `last`."""
     path = config.root / name
     if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):
         with contextlib.suppress(StoreError):
@@ -110,12 +123,18 @@ def without_dpo(config: RunConfig) -> RunConfig:
 def direct_baseline(config: RunConfig) -> RunConfig:
     """The run that a config is compared with: the same prompts, judge, loss and settings, asked to answer directly.
 
-    Raises `InputError` where the config itself asks for no thoughts.
+    Raises `InputError` where the config itself asks for no thoughts, and where a server writes its prompts.
     """
     if config.prompt.variant == "direct":
         raise InputError(
             'prompt.variant is "direct", and a comparison with the direct baseline starts from a run that thinks: '
             "choose another variant"
+        )
+    if config.data.synthetic is not None and config.data.synthetic.endpoint is not None:
+        raise InputError(
+            "data.synthetic.endpoint is set, and a server writes other prompts each time, while a comparison needs the "
+            "same in both runs: have a model folder write them, or gather those of a run (iter_*/prompts) in a file "
+            "and name it as data.source"
         )
     changes = {
         "name": f"{config.name}-direct",

@@ -55,7 +55,7 @@ def demonstrate(
     encoder, prompt = ChatEncoder(model.path), load_prompt(config.prompt)
     origin: Literal["given", "sampled"] = "given" if written is None else "sampled"
     dropped: Counter[str] = Counter()
-    made = []
+    made = list[Demonstration]()
     for row in asked:
         if (output := outputs.get(row.prompt_id)) is None:
             dropped["no_output"] += 1

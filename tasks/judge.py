@@ -17,13 +17,12 @@ from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
 from tasks.retry import may_pass
-from tasks.spending import judging_meter
+from tasks.spending import api_tokens, judging_meter
 from tpo.config import RunConfig, VerifierJudge, compares
 from tpo.console import Advance, progress_bar, say
 from tpo.disk import remove
 from tpo.engines.reply import Tokens
 from tpo.journal import Journal
-from tpo.ledger import API, read_ledger
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
 from tpo.store import read_rows, stream_rows
 
@@ -130,9 +129,3 @@ def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[i
     """Shows how far a shard is, by the share of all possible comparisons that have been made."""
     comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
-
-
-def api_tokens(root: Path) -> Tokens:
-    """What servers have read and written for a run so far, by its ledger: what the caps of an endpoint count."""
-    paid = [entry for entry in read_ledger(root) if entry.device == API]
-    return Tokens(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prompts.instructions import load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
 from tpo.config import (
@@ -33,7 +34,7 @@ from tpo.config import (
 from tpo.disk import write_atomically
 from tpo.errors import DamagedError, StoreError
 from tpo.prompt_files import file_of
-from tpo.records import Artifact, Demonstration, Judgment, Pair, Prompt, Sample, Score
+from tpo.records import Artifact, Demonstration, Generation, Judgment, Pair, Prompt, Sample, Score
 from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
 
 SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "tpo" / "miniature" / "seed_model"
@@ -149,8 +150,54 @@ def seed_model(config: RunConfig) -> Artifact:
     return folder_artifact(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
 
 
-def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Stage:
-    """Prompts of one iteration, of validation or of test; `earlier` are the sets that they must be disjoint from.
+def is_written(config: RunConfig, folder: str) -> bool:
+    """Whether a model writes the prompts of a stage's folder: those of an iteration may be."""
+    return config.data.synthetic is not None and not folder.endswith(("/validation", "/test"))
+
+
+def generator_model(config: RunConfig, seed: Artifact) -> Artifact | None:
+    """The model that writes prompts; None where a server has it."""
+    settings = config.data.synthetic
+    if settings is None or settings.endpoint is not None:
+        return None
+    return seed if settings.folder is None else folder_artifact(settings.folder)
+
+
+def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: Sequence[Artifact]) -> Stage:
+    """What a model writes when it is asked for prompts for `folder`; `earlier` are the sets that are there by then.
+
+    Examples come from what validation and test have left of the source. What is taken of it, and so how much is
+    written, identifies nothing here: with another measure the same generations are looked through again, and more are
+    made where they do not suffice.
+    """
+    settings = config.data.synthetic
+    assert settings is not None
+    model = generator_model(config, seed)
+    how = {"shots", "pool", "per_generation", "temperature", "top_p", "max_prompt_tokens", "max_new_tokens"}
+    writer = {"model": settings.model} if model is None else {"dtype": config.engine.dtype}
+    return Stage(
+        config.root,
+        f"{folder.removesuffix('prompts')}generations",
+        Generation,
+        inputs={
+            **{f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier[:2])},
+            **({} if model is None else {"generator": model.fingerprint}),
+            **_source_hash(config, folder),
+            "few-shot template": load_instruction_prompt(settings.template).fingerprint,
+        },
+        config={
+            "seed": config.seed,
+            "source": config.data.source.model_dump(mode="json"),
+            "synthetic": settings.model_dump(mode="json", include=how) | writer,
+        },
+    )
+
+
+def prompts_stage(
+    config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact], generations: Artifact | None = None
+) -> Stage:
+    """Prompts of one iteration, of validation or of test; `earlier` are the sets that they must be disjoint from, and
+    `generations` what they are chosen from where a model writes them.
 
     The seed model matters because its tokenizer says which prompts are too long.
     """
@@ -158,7 +205,15 @@ def prompts_stage(config: RunConfig, folder: str, model: Artifact, earlier: Sequ
     inputs |= {"model": model.fingerprint, **_source_hash(config, folder)}
     if config.data.also_fits is not None:
         inputs["other prompt templates"] = load_prompt(config.data.also_fits).fingerprint
-    data = config.data.model_dump(mode="json", exclude={"source", "per_iteration", "validation", "test", "also_fits"})
+    without = {"source", "synthetic", "per_iteration", "validation", "test", "also_fits"}
+    data = config.data.model_dump(mode="json", exclude=without)
+    if generations is not None and config.data.synthetic is not None:
+        inputs["generations"] = generations.fingerprint
+        avoided = enumerate(config.data.synthetic.avoid)
+        inputs |= {f"avoided {i}": _content_of(file.path) for i, file in avoided}
+        chosen_by = {"max_similarity", "min_words", "without_words"}
+        data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
+        data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]
     count = {"validation": config.data.validation, "test": config.data.test}.get(
         folder.split("/")[-1], config.data.per_iteration
     )
@@ -582,7 +637,12 @@ class _Walk:
         return self.tested is not None
 
     def _prompts(self, folder: str) -> Artifact | None:
-        found = prompts_stage(self.config, folder, self.seed, self.earlier).complete()
+        generations = None
+        if is_written(self.config, folder):
+            generations = generations_stage(self.config, folder, self.seed, self.earlier).complete()
+            if generations is None:
+                return None
+        found = prompts_stage(self.config, folder, self.seed, self.earlier, generations).complete()
         if found is not None:
             self.earlier.append(found)
         return found

@@ -6,25 +6,20 @@ Prompts are drawn in an order that depends on the seed alone; each set takes the
 that is too long is dropped and counted, never cut: a cut instruction is another instruction.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from prompts.thought import load_prompt
-from tasks.lineage import prompt_file, prompts_stage
+from tasks.lineage import prompts_stage
 from tasks.retry import may_pass
-from tpo.config import FileSource, MiniatureSource, RunConfig
+from tasks.source import origin, read_source, why_unfit
+from tpo.config import RunConfig
 from tpo.console import say
 from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
-from tpo.miniature import world
-from tpo.prompt_files import read_prompt_rows
-from tpo.records import Account, Artifact, Message, Prompt
+from tpo.records import Account, Artifact, Prompt
 from tpo.store import read_rows
 
 
@@ -39,8 +34,6 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         return done
     for change in stage.begin():
         say(f"{folder}: made again, {change}")
-    encoder = ChatEncoder(model.path)
-    ways = [load_prompt(way) for way in (config.prompt, config.data.also_fits) if way is not None]
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:
@@ -52,9 +45,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         used=same,
         foreign=other,
         refuse_foreign=config.data.overlap == "refuse",
-        unfit=lambda text: next(
-            filter(None, (why_unfit(encoder, way.render(text), config.data.max_prompt_tokens) for way in ways)), None
-        ),
+        unfit=why_unfit(config, ChatEncoder(model.path)),
         name=folder,
     )
     stage.write_shard(0, prompts)
@@ -116,52 +107,3 @@ def choose_prompts(
             "data.per_iteration, data.validation or data.test"
         )
     return list(chosen.values()), Account(seen, len(chosen), dict(dropped))
-
-
-def why_unfit(encoder: ChatEncoder, messages: Sequence[Message], max_prompt_tokens: int) -> str | None:
-    """Why a model cannot be asked with some messages: they are too long, or its chat template changes them."""
-    try:
-        return "too_long" if len(encoder.encode(messages)) > max_prompt_tokens else None
-    except InputError:
-        return "chat_template"
-
-
-def origin(config: RunConfig, folder: str) -> str:
-    """Where the prompts of a set come from: two sets of one origin share its rows."""
-    source = config.data.source
-    if isinstance(source, MiniatureSource):
-        return MiniatureSource.__name__
-    return str(prompt_file(source, folder))
-
-
-def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
-    """All prompts of a set's origin, in the order that the seed gives."""
-    source = config.data.source
-    if isinstance(source, MiniatureSource):
-        return _from_miniature(source, folder, config.seed)
-    return _from_file(source, prompt_file(source, folder), config.seed)
-
-
-def make_prompt(
-    instruction: str,
-    reference: str | None,
-    category: str | None,
-    difficulty: int | None,
-    demonstration: str | None = None,
-) -> Prompt:
-    """A prompt with the id that its instruction gives it."""
-    prompt_id = hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration)
-
-
-def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:
-    kind = folder.rsplit("/", 1)[-1]
-    split: world.Split = "validation" if kind == "validation" else "test" if kind == "test" else "train"
-    for problem in world.problems(split, seed, source.categories or None):
-        yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty, problem.worked)
-
-
-def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:
-    rows = read_prompt_rows(source, path)
-    for i in np.random.default_rng(seed).permutation(len(rows)):
-        yield make_prompt(**vars(rows[int(i)]))

@@ -187,12 +187,14 @@ def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPoConfig
     length = len(contrast.long.token_ids)
     if not pattern.search(contrast.long.text) or not pattern.search(contrast.short.text):
         return "no_answer"
+    if contrast.gap <= 0:
+        return "not_longer"
     if length < config.min_chosen_tokens:
         return "long_output_too_short"
     longest = max(length, len(contrast.short.token_ids))
     if length > (config.max_chosen_tokens or length) or len(contrast.prompt_token_ids) + longest > max_tokens:
         return "too_long"
-    return "not_longer" if contrast.gap <= 0 else None
+    return None
 
 
 def _answers(contrast: Contrast, pattern: "re.Pattern[str]") -> tuple[str, str]:

@@ -28,6 +28,7 @@ from tpo.store import Manifest, is_set_aside, read_manifest, read_rows, stream_r
 from tpo.summary import ModelRow, Summary, write_summary
 
 _STAGES = (
+    "generations",
     "prompts", "samples", "judgments", "scores", "pairs", "train", "validation", "model", "test", "direct"
 )  # fmt: skip
 """The stages in the order in which they run."""

@@ -44,7 +44,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     encoder = ChatEncoder(model.path)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
-    longest = config.data.max_prompt_tokens + how.max_new_tokens
+    longest = max(config.context_tokens, config.data.max_prompt_tokens + how.max_new_tokens)
     pool = sampler_pool(config.engine, config.cluster, longest, forcing=bool(rules))
     if missing:
         check_files(model)

@@ -8,16 +8,30 @@ import dataclasses
 from math import prod
 from pathlib import Path
 
-from tpo.config import EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.engines.reply import Tokens
 from tpo.engines.tensor_files import read_tensors
 from tpo.errors import InputError
-from tpo.ledger import API, Meter, Worker
+from tpo.ledger import API, Meter, Worker, read_ledger
 from tpo.machine import gpus_here
+from tpo.records import Artifact
 
 
 def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     """For sampling `model`."""
     worker = dataclasses.replace(_engines(config, config.engine, parameters_of(model)), at_once=config.engine.count)
+    return Meter(config.root, stage, worker, config.budget)
+
+
+def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> Meter:
+    """For having `model`, or a server's where it is None, write prompts."""
+    settings = config.data.synthetic
+    if model is None and settings is not None and settings.endpoint is not None:
+        worker = _server(settings.server, settings.endpoint)
+    else:
+        assert model is not None
+        engines = _engines(config, config.engine, parameters_of(model.path))
+        worker = dataclasses.replace(engines, at_once=config.engine.count)
     return Meter(config.root, stage, worker, config.budget)
 
 
@@ -35,6 +49,15 @@ def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
         hour_price=config.prices.gpu_hour if config.trainer.device == "gpu" else 0.0,
     )
     return Meter(config.root, stage, worker, config.budget)
+
+
+def api_tokens(root: Path, *, generating: bool = False) -> Tokens:
+    """What servers have read and written for a run so far, by its ledger: what the caps of an endpoint count.
+
+    Those of the judges, or, with `generating`, that of the generator.
+    """
+    paid = [entry for entry in read_ledger(root) if entry.device == API and (entry.work == "generate") == generating]
+    return Tokens(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))
 
 
 def parameters_of(folder: Path) -> int:
@@ -56,15 +79,14 @@ def _judge(config: RunConfig, judge: JudgeConfig) -> Worker:
     if isinstance(judge, VerifierJudge):
         return Worker("cpu")
     if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-        return Worker(
-            API,
-            server=judge.server,
-            input_price=judge.endpoint.input_price,
-            output_price=judge.endpoint.output_price,
-        )
+        return _server(judge.server, judge.endpoint)
     assert judge.folder is not None
     tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
     return _engines(config, config.judge_engine, parameters_of(judge.folder), tensor_parallel=tensor_parallel)
+
+
+def _server(name: str, endpoint: Endpoint) -> Worker:
+    return Worker(API, server=name, input_price=endpoint.input_price, output_price=endpoint.output_price)
 
 
 def _engines(config: RunConfig, engine: EngineConfig, parameters: int, tensor_parallel: int | None = None) -> Worker:

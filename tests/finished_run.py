@@ -19,7 +19,7 @@ def finish(config: RunConfig, iterations: int) -> None:
     _asked(config, lineage.direct_ask(config), seed, test, measured)
     earlier = [validation, test]
     for t in range(1, iterations + 1):
-        earlier.append(prompts := _rows(lineage.prompts_stage(config, f"iter_{t}/prompts", seed, earlier)))
+        earlier.append(prompts := _prompts(config, f"iter_{t}/prompts", seed, earlier))
         answers = _asked(config, lineage.training_ask(config, t), chosen.model, prompts)
         pairs = _rows(lineage.pairs_stage(config, t, answers))
         reference = lineage.reference_of(config, seed, chosen.model)
@@ -40,6 +40,13 @@ def finish(config: RunConfig, iterations: int) -> None:
     write_atomically(config.root / "summary.json", write_summary(summary))
     write_atomically(config.root / "report.html", b"<!doctype html>")
     lineage.keep_config(config)
+
+
+def _prompts(config: RunConfig, folder: str, seed: Artifact, earlier: list[Artifact]) -> Artifact:
+    generations = None
+    if lineage.is_written(config, folder):
+        generations = _rows(lineage.generations_stage(config, folder, seed, earlier))
+    return _rows(lineage.prompts_stage(config, folder, seed, earlier, generations))
 
 
 def _rows(stage: Stage) -> Artifact:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.rows import a_config
 from tpo.config import FileSource, RunConfig, load_config
@@ -88,7 +89,10 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["sample.kk=4"], "sample.kk: unknown key; known here: evaluation_tries, k, max_new_tokens,"),
+        (
+            ["sample.kk=4"],
+            "sample.kk: unknown key; known here: calculator, evaluation_temperature,",
+        ),
         (["smaple.k=4"], "smaple: unknown key; known here: budget, cluster,"),
         (["data.source.kind=miniature", "data.source.pth=x"], "data.source.pth: unknown key; known here: categories"),
         (["evaluation.judge.x=1"], "evaluation.judge.x: unknown key; known here: answer_pattern"),
@@ -204,3 +208,19 @@ def loaded_after(code: str) -> list[str]:
 )
 def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
     assert loaded_after(code) == []
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "told"),
+    [
+        ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set and model is not"),
+        ({"pool": 5}, "pool is 5, fewer than the 8 examples"),
+        ({"temperature": 0}, "temperature"),
+        ({}, "judge.kind is verifier, which compares with references"),
+    ],
+)
+def test_prompts_that_a_model_writes_need_a_model_examples_and_a_judge_without_references(
+    synthetic: dict[str, object], told: str
+):
+    with pytest.raises(ValidationError, match=told):
+        RunConfig.model_validate({"data": {"synthetic": synthetic}})

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo.gsm8k import annotations, final_answer, from_t5, is_right, read_row, to_t5
+from tpo.config import FileSource
+from tpo.gsm8k import annotations, final_answer, from_t5, is_right, read_row, to_t5, write_prompts
+from tpo.prompt_files import read_prompt_rows
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -206,3 +208,17 @@ def test_real_rows_are_read_and_every_result_is_right(name: str, rows: int) -> N
         assert {one.agreement for one in found} <= {"identical", "equal", "rounded"}
         assert is_right(content["answer"], problem.reference)
         assert essence(from_t5(to_t5(content["answer"]))) == essence(content["answer"])
+
+
+def test_rows_become_prompts_whose_demonstration_ends_in_the_answer(tmp_path: Path):
+    rows = [{"question": "How\u2028many?", "answer": "48/2 = <<48/2=24>>24\n#### 1,024"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert write_prompts(tmp_path / "rows.jsonl", tmp_path / "made" / "prompts.jsonl") == 1
+    source = FileSource(
+        path=tmp_path / "made" / "prompts.jsonl", reference_column="reference", demonstration_column="demonstration"
+    )
+    (found,) = read_prompt_rows(source, source.path)
+    assert (found.instruction, found.reference, found.demonstration) == ("How\u2028many?", "1024", rows[0]["answer"])
+    (tmp_path / "rows.jsonl").write_text('{"question": "How many?", "answer": "24"}\n')
+    with pytest.raises(ValueError, match=r"line 1: an answer that ends in '24'"):
+        write_prompts(tmp_path / "rows.jsonl", tmp_path / "prompts.jsonl")

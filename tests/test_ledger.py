@@ -36,6 +36,7 @@ def a_meter(root: Path, stage: str = "iter_1/samples", budget: BudgetConfig = NO
 @pytest.mark.parametrize(
     ("stage", "work"),
     [
+        ("iter_3/generations", "generate"),
         ("iter_3/samples", "sample"),
         ("iter_3/judgments", "judge"),
         ("iter_3/train", "train"),

@@ -14,9 +14,10 @@ from flows.plan import cluster_of, large, models_of, plan_run, print_plan, to_js
 from tasks.spending import judging_meter
 from tests.rows import a_config
 from tpo.config import BudgetConfig, PairwiseJudge, RunConfig, load_config
+from tpo.engines.model_folder import check_model_folder
 from tpo.errors import InputError
 from tpo.forecast import GIB
-from tpo.gpu_memory import engine_memory, training_memory
+from tpo.gpu_memory import engine_memory, trainings_memory
 from tpo.ledger import LEDGER, Entry, Meter, Worker
 from tpo.model_shape import PUBLISHED, find_model
 from tpo.plan import Plan, make_plan
@@ -40,7 +41,7 @@ def planned(name: str, *overrides: str, to: int = 4) -> Plan:
     return plan_run(profile(name, *overrides), to)
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", sorted(PROFILES.keys() - {"self-train-t5-large"}))
 def test_every_profile_plans_and_fits_where_it_says_it_runs(name: str, capsys: pytest.CaptureFixture[str]):
     plan = planned(name)
     assert plan.problems == []
@@ -59,6 +60,9 @@ def test_every_profile_plans_and_fits_where_it_says_it_runs(name: str, capsys: p
         ("Llama-3.2-1B-Instruct", 1_235_814_400, 32),
         ("Qwen2.5-0.5B-Instruct", 494_032_768, 12),
         ("Qwen2.5-1.5B-Instruct", 1_543_714_304, 28),
+        ("Qwen2.5-3B-Instruct", 3_085_938_688, 36),
+        ("Qwen2.5-7B-Instruct", 7_615_616_512, 56),
+        ("Qwen2.5-14B-Instruct", 14_770_033_664, 192),
     ],
 )
 def test_shapes_have_the_published_number_of_parameters(name: str, parameters: int, kv_kib: int):
@@ -144,25 +148,26 @@ def test_tensor_parallelism_divides_weights_and_cache():
 
 
 def test_training_takes_16_bytes_a_parameter_spread_over_its_workers():
-    held = training_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
+    (held,) = trainings_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
     parts = held.parts
     assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * 8_030_261_248 // 8
-    alone = training_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
+    (alone,) = trainings_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
     assert alone.parts["weights"] == 4 * 8_030_261_248 and not alone.fits
 
 
 def test_adapters_leave_the_weights_below_them_in_16_bits_and_without_a_gradient():
     shape = PUBLISHED["Qwen2.5-1.5B-Instruct"]
-    parts = training_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB).parts
+    (held,) = trainings_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB)
+    parts = held.parts
     assert parts["frozen weights"] == 2 * shape.parameters
     assert parts["optimiser"] == 8 * shape.lora_parameters(16)
 
 
 def test_gradient_checkpointing_spares_activations():
     plain, spared = (
-        training_memory(
+        trainings_memory(
             profile("llama3-8b-armorm", f"train.gradient_checkpointing={value}"), LLAMA_8B, gpu_bytes=80 * GIB
-        ).parts["activations"]
+        )[0].parts["activations"]
         for value in ("false", "true")
     )
     assert plain > 5 * spared
@@ -390,3 +395,41 @@ def test_guesses_grow_with_the_hardware_and_shrink_with_the_model():
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2_000_000, "2.0 M")])
 def test_counts_are_said_as_people_say_them(count: int, shown: str):
     assert large(count) == shown
+
+
+def test_prompts_that_a_model_writes_are_planned_for():
+    writes = "data.synthetic={}"
+    plain, own = planned("llama3-8b-armorm", to=2), planned("llama3-8b-armorm", writes, to=2)
+    assert [stage.work.kind for stage in own.stages][1:] == [stage.work.kind for stage in plain.stages]
+    generate = own.stages[0]
+    assert (generate.work.kind, generate.work.rounds, generate.work.prompts) == ("generate", 2, 10_000)
+    assert generate.crew.who == own.stages[1].crew.who
+    assert generate.seconds > 0 and generate.work.expected.tokens < generate.work.most.tokens
+    assert own.problems == []
+
+
+def test_a_server_that_writes_prompts_is_paid_by_its_prices():
+    endpoint = '{base_url = "http://here/v1", input_price = 2, output_price = 8, concurrency = 4}'
+    plan = planned("llama3-8b-armorm", f'data.synthetic={{model = "m", endpoint = {endpoint}}}', to=2)
+    generate = plan.stages[0]
+    assert "m at http://here/v1, 4 calls at once" in generate.crew.who
+    expected = generate.work.expected
+    assert generate.cost == pytest.approx((expected.tokens_in * 2 + expected.tokens_out * 8) / 1e6)
+    assert plan.models.generator is None
+
+
+def test_a_generator_of_its_own_must_fit_beside_the_others(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "architectures": ["LlamaForCausalLM"]}))
+    settings = f'{{model = "{tmp_path}", max_prompt_tokens = 500, max_new_tokens = 13}}'
+    plan = planned("llama3-8b-armorm", f"data.synthetic={settings}")
+    assert any("data.synthetic.max_prompt_tokens + max_new_tokens is 513" in problem for problem in plan.problems)
+    assert "generate" in [held.work for held in plan.gpu_memory]
+
+
+def test_a_model_with_an_encoder_is_refused_by_its_name_and_by_its_config(tmp_path: Path):
+    with pytest.raises(InputError, match=r"t5-large is an encoder-decoder model.*take a causal language model"):
+        planned("self-train-t5-large")
+    (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True}))
+    for refuses in (find_model, check_model_folder):
+        with pytest.raises(InputError, match="is an encoder-decoder model"):
+            refuses(tmp_path)

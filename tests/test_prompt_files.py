@@ -88,11 +88,11 @@ def test_real_files_are_read_whole(name: str, column: str, rows: int):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", b"", "holds no prompts"),
-        ("a.jsonl", b"\n \n", "holds no prompts"),
-        ("a.json", b"[]", "holds no prompts"),
-        ("a.csv", b"instruction\n", "holds no prompts"),
-        ("a.csv", b"", "holds no prompts"),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.jsonl", b"\n \n", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.csv", b"instruction\n", "holds no rows"),
+        ("a.csv", b"", "holds no rows"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.json", b'{"instruction": "a"}', "is not a list of objects"),
         ("a.json", b'["a"]', "is not a list of objects"),

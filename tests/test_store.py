@@ -16,6 +16,7 @@ from tpo.disk import write_atomically
 from tpo.errors import DamagedError, StoreError
 from tpo.records import RECORDS, Account, Artifact, Prompt
 from tpo.store import (
+    FORMAT,
     READ_AT_ONCE,
     Stage,
     check_files,
@@ -50,6 +51,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         float: st.floats(allow_nan=False),
         bool: st.booleans(),
         list[int]: st.lists(st.integers(0, 2**31 - 1)),
+        list[str]: st.lists(st.text()),
         type(None): st.none(),
     }
     return (
@@ -267,13 +269,14 @@ def test_rows_without_a_manifest_are_not_read(tmp_path: Path):
 def test_another_layout_is_refused_with_the_version_that_wrote_it(tmp_path: Path, name: str):
     stage = a_stage(tmp_path)
     stage.begin()
-    (stage.folder / name).write_text(json.dumps({"format": 3, "code": "9.9", "whatever": 1}))
-    with pytest.raises(StoreError, match=r"format 3, this version reads 2: use the version that wrote it \(9\.9\)"):
+    (stage.folder / name).write_text(json.dumps({"format": FORMAT + 1, "code": "9.9", "whatever": 1}))
+    told = rf"format {FORMAT + 1}, this version reads {FORMAT}: use the version that wrote it \(9\.9\)"
+    with pytest.raises(StoreError, match=told):
         _ = stage.complete(), stage.begin()
     assert (stage.folder / name).exists()
 
 
-BROKEN = ["", "{", "[]", "null", "\ufeff{}", "{}", '{"format": 2, "stage": "x"}', '{"format": "new"}']
+BROKEN = ["", "{", "[]", "null", "\ufeff{}", "{}", f'{{"format": {FORMAT}, "stage": "x"}}', '{"format": "new"}']
 
 
 @pytest.mark.parametrize("text", BROKEN)

@@ -20,6 +20,8 @@ from tpo.errors import InputError
 
 MINIATURE = "miniature"
 """The model path that stands for the seed model, or the judge, shipped with the miniature world."""
+SEED = "seed"
+"""The generator's model that stands for the run's own seed model, M_0."""
 _SHIPPED = Path(__file__).parent / "miniature"
 
 
@@ -93,6 +95,111 @@ class PromptConfig(Section):
     """A Jinja file in place of the shipped system turn."""
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible server of chat completions."""
+
+    base_url: Address = Field(pattern=r"^https?://")
+    """Address up to and without `/chat/completions`, for example `http://localhost:8000/v1`."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself stands in no file. Unset, an empty key is sent."""
+    structured_outputs: bool = False
+    """Whether the server takes vLLM's `structured_outputs`, which holds a verdict to the two labels."""
+    concurrency: int = Field(16, ge=1)
+    """Calls under way at once."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Longest wait for one answer."""
+    retries: int = Field(8, ge=0)
+    """Times that a call is made again after 429, 5xx, a time-out or a broken connection."""
+    max_total_tokens: int | None = Field(None, ge=1)
+    """Tokens, in and out, after which whoever asks stops; None for no limit. What was said until then is kept."""
+    max_cost: float | None = Field(None, gt=0)
+    """The same in money, by the two prices; None for no limit."""
+    input_price: float = Field(0.0, ge=0)
+    """Price of a million tokens read."""
+    output_price: float = Field(0.0, ge=0)
+    """Price of a million tokens written."""
+
+    @model_validator(mode="after")
+    def _cost_has_prices(self) -> "Endpoint":
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise ValueError("max_cost is set and no price is: set input_price and output_price, per million tokens")
+        return self
+
+
+class AvoidedFile(Section):
+    """Instructions that no generated one may be like: those of a benchmark that models will be measured on."""
+
+    path: Path
+    """A file or dataset folder, as those of a `file` source."""
+    instruction_column: str = "instruction"
+    """Column that holds the instruction."""
+
+
+class SyntheticConfig(Section):
+    """Training prompts that a model writes when it is shown others (Self-Rewarding, 2401.10020, §2.2; 8 examples).
+
+    Its examples are instructions of `data.source` that neither validation nor test has taken.
+    """
+
+    model: str = SEED
+    """`seed` for the run's M_0, or a folder with safetensors, config and tokenizer; with an endpoint the model's name
+    there."""
+    endpoint: Endpoint | None = None
+    """A server to ask in place of engines of our own."""
+    shots: int = Field(8, ge=1)
+    """Examples that each generation is shown."""
+    pool: int = Field(1000, ge=1)
+    """Instructions that examples are drawn from: the first so many of the source, or all where it has fewer."""
+    per_generation: int = Field(1, ge=1)
+    """New instructions that each generation is asked for."""
+    most_generations: int = Field(10, ge=1)
+    """Generations for each prompt that is wanted, after which the run stops for want of fresh ones."""
+    temperature: float = Field(0.6, gt=0, le=2)
+    """Sampling temperature."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus sampling mass."""
+    max_prompt_tokens: int = Field(2048, ge=8)
+    """Longest few-shot prompt; examples that do not fit together are drawn again. For a server it is an estimate."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest output of a generation."""
+    max_similarity: float = Field(0.7, gt=0, le=1)
+    """ROUGE-L above which an instruction is too near to an example, to one that is taken, or to one to be kept clear
+    of, and dropped (Self-Instruct, 2212.10560: 0.7); at 1 only equal ones are."""
+    min_words: int = Field(3, ge=1)
+    """Shorter instructions are dropped."""
+    without_words: tuple[str, ...] = (
+        *("image", "images", "picture", "pictures", "photo", "photos", "graph", "graphs", "map", "maps", "diagram"),
+        *("flowchart", "video", "audio", "file", "files", "draw", "plot"),
+    )
+    """Instructions with one of these words are dropped, since text alone cannot do them; ours, after Self-Instruct."""
+    avoid: tuple[AvoidedFile, ...] = ()
+    """Benchmarks to keep clear of."""
+    template: Path | None = None
+    """A Jinja file in place of the shipped few-shot prompt; it is given `examples` and `count`."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model is, if it has a folder of its own: not M_0, nor what a server has."""
+        return None if self.endpoint is not None or self.model == SEED else Path(self.model)
+
+    @property
+    def server(self) -> str:
+        """The model and the server that has it, for people; empty where it is ours."""
+        return f"{self.model} at {self.endpoint.base_url}" if self.endpoint is not None else ""
+
+    @model_validator(mode="after")
+    def _endpoint_has_model(self) -> "SyntheticConfig":
+        if self.endpoint is not None and self.model == SEED:
+            raise ValueError("endpoint is set and model is not: name the model to ask for there")
+        return self
+
+    @model_validator(mode="after")
+    def _pool_holds_the_shots(self) -> "SyntheticConfig":
+        if self.pool < self.shots:
+            raise ValueError(f"pool is {self.pool}, fewer than the {self.shots} examples of a prompt (shots)")
+        return self
+
+
 class DataConfig(Section):
     """Which prompts are asked, and how many."""
 
@@ -108,6 +215,9 @@ class DataConfig(Section):
     """What to do with a prompt that an earlier iteration, validation or test has: skip and count it, or stop."""
     max_prompt_tokens: int = Field(256, ge=8)
     """Longest prompt, thought prompt and chat template included; longer ones are dropped and counted, never cut."""
+    synthetic: SyntheticConfig | None = None
+    """Have a model write the iterations' prompts, from examples of `source`; a section `[data.synthetic]`. None takes
+    them from the source itself; validation and test are always taken from there."""
     also_fits: PromptConfig | None = None
     """Another way to ask that each prompt must fit too: that of a run which this one is compared with, so that both
     take the same prompts."""
@@ -197,37 +307,6 @@ class ArmoRMJudge(Section):
     def folder(self) -> Path:
         """Where the model is."""
         return _SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
-
-
-class Endpoint(Section):
-    """An OpenAI-compatible server of chat completions."""
-
-    base_url: Address = Field(pattern=r"^https?://")
-    """Address up to and without `/chat/completions`, for example `http://localhost:8000/v1`."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself stands in no file. Unset, an empty key is sent."""
-    structured_outputs: bool = False
-    """Whether the server takes vLLM's `structured_outputs`, which holds a verdict to the two labels."""
-    concurrency: int = Field(16, ge=1)
-    """Calls under way at once."""
-    timeout_seconds: float = Field(120.0, gt=0)
-    """Longest wait for one answer."""
-    retries: int = Field(8, ge=0)
-    """Times that a call is made again after 429, 5xx, a time-out or a broken connection."""
-    max_total_tokens: int | None = Field(None, ge=1)
-    """Tokens, in and out, after which the judge stops; None for no limit. What was said until then is kept."""
-    max_cost: float | None = Field(None, gt=0)
-    """The same in money, by the two prices; None for no limit."""
-    input_price: float = Field(0.0, ge=0)
-    """Price of a million tokens read."""
-    output_price: float = Field(0.0, ge=0)
-    """Price of a million tokens written."""
-
-    @model_validator(mode="after")
-    def _cost_has_prices(self) -> "Endpoint":
-        if self.max_cost is not None and not (self.input_price or self.output_price):
-            raise ValueError("max_cost is set and no price is: set input_price and output_price, per million tokens")
-        return self
 
 
 class PairwiseJudge(Section):
@@ -826,11 +905,31 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "RunConfig":
+        if self.thinkpo is not None:
+            return self  # whose pairs are not of what `sample` describes, and are counted where they are too long
         longest = self.data.max_prompt_tokens + self.sample.max_new_tokens
         if longest > self.train.max_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than train.max_tokens "
                 f"({self.train.max_tokens}): pairs would be dropped for length alone"
+            )
+        return self
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest chat and output together that M_0 or one of its successors is asked for."""
+        synthetic = self.data.synthetic
+        asked = [self.data.max_prompt_tokens + self.sample.max_new_tokens]
+        if synthetic is not None and synthetic.endpoint is None and synthetic.folder is None:
+            asked.append(synthetic.max_prompt_tokens + synthetic.max_new_tokens)
+        return max(asked)
+
+    @model_validator(mode="after")
+    def _no_references_for_the_verifier(self) -> "RunConfig":
+        if self.data.synthetic is not None and isinstance(self.judge, VerifierJudge):
+            raise ValueError(
+                "data.synthetic is set and judge.kind is verifier, which compares with references: generated prompts "
+                "have none; set judge.kind to another"
             )
         return self
 
@@ -862,6 +961,8 @@ class RunConfig(Section):
         endpoints = [
             judge.endpoint for judge in (self.judge, self.evaluation.judge) if isinstance(judge, PairwiseJudge)
         ]
+        if self.data.synthetic is not None:
+            endpoints.append(self.data.synthetic.endpoint)
         priced = [endpoint for endpoint in endpoints if endpoint and (endpoint.input_price or endpoint.output_price)]
         if self.budget.cost is not None and not (self.prices.gpu_hour or priced):
             raise ValueError(

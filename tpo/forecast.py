@@ -97,17 +97,22 @@ def _said(judge: JudgeConfig, k: int) -> int:
     return comparisons * (text + _ROW // 4)
 
 
-def memory_needed(config: RunConfig, *, parameters: int, judges: Mapping[Path, int]) -> dict[str, int]:
+def memory_needed(
+    config: RunConfig, *, parameters: int, judges: Mapping[Path, int], generator: int | None = None
+) -> dict[str, int]:
     """Bytes that this machine's memory must hold at once, by whom; empty where all of it runs on GPUs or elsewhere.
 
     Engines and judges stay while a model is trained. `judges` are the parameters of the judges that are models, by
-    folder. What a process takes beyond its model is not counted.
+    folder, and `generator` those of a model of its own that writes prompts. What a process takes beyond its model is
+    not counted.
     """
     if config.cluster.address is not None:
         return {}
     needed: dict[str, int] = {}
     if config.engine.device == "cpu":
         needed["engine"] = _engines(config.engine, parameters, with_cache=True)
+        if generator is not None:
+            needed["engine (data.synthetic)"] = _engines(config.engine, generator, with_cache=True)
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         if config.judge_engine.device == "cpu" and judge.folder is not None:
             size = judges.get(judge.folder, 0)

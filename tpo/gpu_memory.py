@@ -12,7 +12,7 @@ activations and allocators really take has not been measured by us: where less t
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tpo.config import EngineConfig, JudgeEngineConfig, RunConfig
+from tpo.config import EngineConfig, JudgeEngineConfig, RunConfig, TrainingConfig
 from tpo.forecast import BYTES, GIB
 from tpo.model_shape import ModelShape
 
@@ -85,9 +85,19 @@ def reader_memory(
     return GpuMemory(work, parts, gpu_bytes)
 
 
-def training_memory(config: RunConfig, shape: ModelShape, *, gpu_bytes: int) -> GpuMemory:
-    """A worker that trains."""
-    train, workers = config.train, config.trainer.workers
+def trainings_memory(config: RunConfig, shape: ModelShape, *, gpu_bytes: int) -> list[GpuMemory]:
+    """A worker in each training of a run, fine-tuning first."""
+    found = [training_memory(config, config.train, shape, outputs=2, gpu_bytes=gpu_bytes)]
+    if config.sft is not None:
+        found.insert(0, training_memory(config, config.sft, shape, outputs=1, gpu_bytes=gpu_bytes))
+    return found
+
+
+def training_memory(
+    config: RunConfig, train: TrainingConfig, shape: ModelShape, *, outputs: int, gpu_bytes: int
+) -> GpuMemory:
+    """A worker that trains on rows of so many outputs each."""
+    workers = config.trainer.workers
     shards = workers if config.trainer.strategy == "fsdp" else 1
     number = BYTES[train.precision]
     trained = shape.lora_parameters(train.lora.rank) if train.lora else shape.parameters
@@ -102,10 +112,10 @@ def training_memory(config: RunConfig, shape: ModelShape, *, gpu_bytes: int) -> 
         parts["gathered"] = (rest + 2 * shape.layer_parameters) * (number + _MASTER)
     elif workers > 1:
         parts["gradients in buckets"] = trained * _MASTER
-    tokens = 2 * train.micro_batch_size * train.max_tokens
+    tokens = outputs * train.micro_batch_size * train.max_tokens
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     full = tokens * (4 * shape.hidden + 2 * queries + 2 * keys + 4 * shape.intermediate) * number
     inputs = tokens * shape.hidden * number * shape.layers
     parts["activations"] = (inputs + 2 * full if train.gradient_checkpointing else shape.layers * full) + _TILE_BYTES
     parts["CUDA"] = CONTEXT_BYTES
-    return GpuMemory("train", parts, gpu_bytes)
+    return GpuMemory("train" if outputs == 2 else "sft train", parts, gpu_bytes)

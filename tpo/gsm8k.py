@@ -8,11 +8,14 @@ The decision to question: T5's text has spaces round every operator. The code's 
 operand of one character, so that `1+2+3` becomes `1 + 2+3`, and tear a sign from its number; ours do neither [D].
 """
 
+import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Final, Literal
 
 from tpo.method.arithmetic import ExpressionError, evaluate, format_result
@@ -158,5 +161,30 @@ def from_t5(text: str) -> str:
     return re.sub(r" (?=##+ )", "\n", text)
 
 
+def write_prompts(source: Path, target: Path) -> int:
+    """Writes rows of GSM8K as prompts with `instruction`, `reference` and `demonstration`; how many there are.
+
+    Raises ValueError, naming the line, where one is no row of GSM8K.
+    """
+    lines = []
+    for number, line in enumerate(source.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+        try:
+            row = json.loads(line)
+            problem = read_row(row)
+        except ValueError as error:
+            raise ValueError(f"{source}, line {number}: {error}") from error
+        values = {"instruction": problem.question, "reference": problem.reference, "demonstration": row["answer"]}
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
 def _without_spaces(text: str) -> str:
     return "".join(text.split())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m tpo.gsm8k FROM.jsonl TO.jsonl: rows of GSM8K as prompts with demonstrations")
+    print(f"{sys.argv[2]}: {write_prompts(Path(sys.argv[1]), Path(sys.argv[2]))} prompts")

@@ -33,10 +33,10 @@ TICK_SECONDS = 30.0
 """Time after which `Meter.tick` books a line."""
 
 WORK = (
-    "sample", "judge", "train", "validation sample", "validation judge", "test sample", "test judge"
+    "generate", "sample", "judge", "train", "validation sample", "validation judge", "test sample", "test judge"
 )  # fmt: skip
 """The kinds of work, in the order in which an iteration does them."""
-_VERBS = {"samples": "sample", "judgments": "judge", "train": "train"}
+_VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
 _PURPOSES = {"validation": "validation ", "test": "test ", "direct": "test "}
 
 
@@ -57,7 +57,7 @@ class Entry:
     prompts: int = 0
     """Prompts done with."""
     answers: int = 0
-    """Outputs sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
+    """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
     tokens_in: int = 0
     """Tokens read; in training all of them."""
     tokens_out: int = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.engines.folder_files import read_json
+from tpo.engines.model_folder import NO_DECODER
 from tpo.errors import InputError
 
 
@@ -102,6 +103,7 @@ class Model:
 _LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 8192)
 PUBLISHED: Mapping[str, ModelShape] = {
     "Meta-Llama-3-8B-Instruct": _LLAMA_8B,
+    "Meta-Llama-3-8B": _LLAMA_8B,
     "Llama-3.1-8B-Instruct": ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 131072),
     "Self-taught-evaluator-llama3.1-70B": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
     "Llama-3.1-70B-Instruct": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
@@ -109,9 +111,19 @@ PUBLISHED: Mapping[str, ModelShape] = {
     "Llama-3.2-1B-Instruct": ModelShape(16, 2048, 32, 8, 64, 8192, 128256, 131072, head=False),
     "Qwen2.5-0.5B-Instruct": ModelShape(24, 896, 14, 2, 64, 4864, 151936, 32768, head=False, attention_bias=True),
     "Qwen2.5-1.5B-Instruct": ModelShape(28, 1536, 12, 2, 128, 8960, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-3B-Instruct": ModelShape(36, 2048, 16, 2, 128, 11008, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-7B-Instruct": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
+    "Qwen2.5-Math-7B-Instruct": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 4096, attention_bias=True),
+    "Qwen2.5-14B-Instruct": ModelShape(48, 5120, 40, 8, 128, 13824, 152064, 32768, attention_bias=True),
+    "Bespoke-Stratos-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
+    "DeepSeek-R1-Distill-Qwen-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 131072, attention_bias=True),
 }
 """Published shapes by the name of the folder that a model is downloaded to. ArmoRM's heads, a few million parameters,
 are left out."""
+
+
+ENCODER_DECODERS = ("t5-base", "t5-large")
+"""Published models that no plan can be made for."""
 
 
 def find_model(folder: Path) -> Model:
@@ -123,6 +135,8 @@ def find_model(folder: Path) -> Model:
         return Model(folder.name, _read_shape(folder), "config.json", True)
     if (shape := PUBLISHED.get(folder.name)) is not None:
         return Model(folder.name, shape, "its published shape, for the folder is not there yet", False)
+    if folder.name in ENCODER_DECODERS:
+        raise InputError(f"{folder} {NO_DECODER}")
     raise InputError(
         f"{folder} has no config.json, and no model of that name is known: put the model there (config.json is enough "
         f"for a plan), or name the folder as its published name is, one of {', '.join(PUBLISHED)}"
@@ -131,6 +145,8 @@ def find_model(folder: Path) -> Model:
 
 def _read_shape(folder: Path) -> ModelShape:
     whole = read_json(folder / "config.json")
+    if whole.get("is_encoder_decoder"):
+        raise InputError(f"{folder} {NO_DECODER}")
     config = whole.get("text_config", whole)
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):

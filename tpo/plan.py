@@ -9,9 +9,9 @@ those are known; hours, money and lengths never do, since they are forecasts, an
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tpo.config import EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, SyntheticConfig, VerifierJudge
 from tpo.forecast import BYTES, GIB, Disk, cpus_needed, disk_needed, memory_needed
-from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, training_memory
+from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, trainings_memory
 from tpo.ledger import API, Entry, Spending, spending
 from tpo.model_shape import Model
 from tpo.throughput import (
@@ -69,6 +69,8 @@ class Models:
     """The judge of training and validation; None where it is no model of ours."""
     evaluation: Model | None
     """The judge of the test set; None where it is no model of ours."""
+    generator: Model | None = None
+    """What writes prompts, M_0 perhaps; None where nothing does, or a server."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Plan:
 
     run: str
     """Its name."""
+    goal: str
+    """What it is brought to, for people: `to M_3`."""
     iterations: int
     """T."""
     models: Models
@@ -208,6 +212,7 @@ class _Planner:
             crews.setdefault(stage.crew.who, stage.crew)
         return Plan(
             run=config.name,
+            goal=f"to M_{self.iterations}" if config.thinkpo is None else "ThinkPO",
             iterations=self.iterations,
             models=self.models,
             cluster=self.cluster,
@@ -257,10 +262,9 @@ class _Planner:
         starts = 0.0 if rate is None else self._starts(work, crew, rate)
         seconds = starts + (tokens / (rate.tokens_per_second * crew.devices) if rate else 0.0)
         cost = seconds / 3600 * crew.gpus * self.config.prices.gpu_hour
-        judge = self._judge_of(work.kind)
-        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-            cost += work.expected.tokens_in * judge.endpoint.input_price / 1e6
-            cost += work.expected.tokens_out * judge.endpoint.output_price / 1e6
+        if (server := self._server_of(work.kind)) is not None:
+            cost += work.expected.tokens_in * server.endpoint.input_price / 1e6
+            cost += work.expected.tokens_out * server.endpoint.output_price / 1e6
         return Stage(work, crew, rate, starts, seconds, cost)
 
     def _judge_of(self, kind: str) -> JudgeConfig | None:
@@ -268,14 +272,23 @@ class _Planner:
             return None
         return self.config.evaluation.judge if kind.startswith("test") else self.config.judge
 
+    def _server_of(self, kind: str) -> "_Server | None":
+        """The server that does a kind of work; None where we do."""
+        who = self.config.data.synthetic if kind == "generate" else self._judge_of(kind)
+        if not isinstance(who, SyntheticConfig | PairwiseJudge) or who.endpoint is None:
+            return None
+        return _Server(who.server, who.endpoint)
+
     def _model_of(self, kind: str) -> Model | None:
+        if kind == "generate":
+            return self.models.generator
         if not kind.endswith("judge"):
             return self.models.seed
         return self.models.evaluation if kind.startswith("test") else self.models.judge
 
     def _device(self, kind: str) -> str:
         config, judge = self.config, self._judge_of(kind)
-        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+        if self._server_of(kind) is not None:
             return API
         section = config.trainer if kind == "train" else config.judge_engine if judge else config.engine
         on_cpu = isinstance(judge, VerifierJudge) or section.device == "cpu"
@@ -286,8 +299,8 @@ class _Planner:
         on_gpu = device not in ("cpu", API)
         if isinstance(judge, VerifierJudge):
             return Crew(kind, "the flow itself (verifier)", 0, 0, device, ())
-        if device == API and isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-            who = f"{judge.server}, {judge.endpoint.concurrency} calls at once"
+        if (server := self._server_of(kind)) is not None:
+            who = f"{server.name}, {server.endpoint.concurrency} calls at once"
             return Crew(kind, who, 0, 1, device, ())
         if kind == "train":
             count, each, what = config.trainer.workers, int(on_gpu), f"{config.trainer.strategy} worker"
@@ -325,25 +338,19 @@ class _Planner:
         verb, model = work.kind.split()[-1], self._model_of(work.kind)
         if not work.expected.tokens:
             return None
-        given = getattr(self.config.throughput, verb)
+        given = getattr(self.config.throughput, verb, None)
         if given is not None:
             return Rate(given, "profile")
         parameters = model.shape.parameters if model else 0
-        judge = self._judge_of(work.kind)
-        server = judge.server if isinstance(judge, PairwiseJudge) else ""
-        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters, server=server))
+        server = self._server_of(work.kind)
+        name = server.name if server is not None else ""
+        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters, server=name))
         if found is not None:
             return found
         if model is None:
-            return self._server_rate(work)
+            assert server is not None
+            return _server_rate(work, server.endpoint)
         return Rate(self._guess(work, model, crew, lengths, memory), guess_source(crew.device))
-
-    def _server_rate(self, work: Work) -> Rate:
-        judge = self._judge_of(work.kind)
-        assert isinstance(judge, PairwiseJudge) and judge.endpoint is not None
-        written = work.expected.tokens_out / work.expected.answers
-        call = work.expected.tokens / work.expected.answers
-        return Rate(judge.endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
 
     def _guess(self, work: Work, model: Model, crew: Crew, lengths: Lengths, memory: Sequence[GpuMemory]) -> float:
         config, shape = self.config, model.shape
@@ -365,7 +372,8 @@ class _Planner:
             work.expected.tokens_in / work.expected.answers,
             work.expected.tokens_out / work.expected.answers,
         )
-        context = read + written / 2 if judge else lengths.prompt + lengths.output / 2
+        reads_much = judge is not None or work.kind == "generate"
+        context = read + written / 2 if reads_much else lengths.prompt + lengths.output / 2
         number = BYTES[section.dtype]
         sequences = section.max_sequences
         for held in memory:
@@ -375,9 +383,9 @@ class _Planner:
         decode = decode_rate(
             shape, hardware, devices=max(1, crew.each), sequences=sequences, context=context, number_bytes=number
         )
-        if judge is None:
+        if not reads_much:
             return decode
-        cached = CACHED_SHARE if judge.tournament == "all_pairs" and work.kind == "judge" else 0.0
+        cached = CACHED_SHARE if judge and judge.tournament == "all_pairs" and work.kind == "judge" else 0.0
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
     def _starts(self, work: Work, crew: Crew, rate: Rate) -> float:
@@ -394,10 +402,15 @@ class _Planner:
         if crew.device == "cpu":
             return (
                 _CPU_START + (work.rounds - 1) * _CPU_RELOAD
-                if work.kind in ("sample", "judge")
+                if work.kind in ("sample", "judge") or self._has_own_generator(work.kind)
                 else (work.rounds * _CPU_RELOAD)
             )
         return work.rounds * (_GPU_START + _loading(model))
+
+    def _has_own_generator(self, kind: str) -> bool:
+        """Whether this is the work of a model that does no other."""
+        writer = self.config.data.synthetic
+        return kind == "generate" and writer is not None and writer.folder is not None
 
     def _gpu_memory(self) -> list[GpuMemory]:
         config, gpu_bytes, found = self.config, self.cluster.gpu_bytes, list[GpuMemory]()
@@ -405,8 +418,13 @@ class _Planner:
             return found
         seed = self.models.seed.shape
         if config.engine.device == "gpu":
-            context = config.data.max_prompt_tokens + config.sample.max_new_tokens
+            context = config.context_tokens
             found.append(engine_memory("sample", seed, config.engine, context=context, gpu_bytes=gpu_bytes))
+            if (writer := config.data.synthetic) and writer.folder and (model := self.models.generator):
+                context = writer.max_prompt_tokens + writer.max_new_tokens
+                found.append(
+                    engine_memory("generate", model.shape, config.engine, context=context, gpu_bytes=gpu_bytes)
+                )
         if config.judge_engine.device == "gpu":
             for work, (judge, model) in zip(("judge", "test judge"), self._judges(), strict=True):
                 if model is None:
@@ -419,7 +437,7 @@ class _Planner:
                 if not any(replace(held, work=other.work) == other for other in found):
                     found.append(held)
         if config.trainer.device == "gpu":
-            found.append(training_memory(config, seed, gpu_bytes=gpu_bytes))
+            found += trainings_memory(config, seed, gpu_bytes=gpu_bytes)
         return found
 
     def _too_many(self, stages: Sequence[Stage]) -> Iterator[str]:
@@ -465,7 +483,10 @@ class _Planner:
             for judge, model in self._judges()
             if model is not None and not isinstance(judge, VerifierJudge) and judge.folder is not None
         }
-        return memory_needed(self.config, parameters=self.models.seed.shape.parameters, judges=judges)
+        writer, model = self.config.data.synthetic, self.models.generator
+        own = model.shape.parameters if writer is not None and writer.folder is not None and model else None
+        seed = self.models.seed.shape.parameters
+        return memory_needed(self.config, parameters=seed, judges=judges, generator=own)
 
     def _unfit(self) -> Iterator[str]:
         """What this machine's CPUs or a model's shape forbid."""
@@ -479,7 +500,16 @@ class _Planner:
                 f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than the {seed.shape.context} "
                 f"tokens of context of {seed.name}: lower one of them"
             )
+        if (writer := config.data.synthetic) is not None and (model := self.models.generator) is not None:
+            longest = writer.max_prompt_tokens + writer.max_new_tokens
+            if longest > model.shape.context:
+                yield (
+                    f"data.synthetic.max_prompt_tokens + max_new_tokens is {longest}, more than the "
+                    f"{model.shape.context} tokens of context of {model.name}: lower one of them"
+                )
         engines = [("engine", config.engine, seed)]
+        if self.models.generator not in (None, seed):
+            engines.append(("engine", config.engine, self.models.generator))
         for judge, model in self._judges():
             if isinstance(judge, PairwiseJudge) and model is not None:
                 engines.append(("judge_engine", config.judge_engine, model))
@@ -543,7 +573,24 @@ class _Planner:
             yield "the forecast is for the whole run; what it has spent already stands apart"
 
 
+@dataclass(frozen=True)
+class _Server:
+    """A server that does a kind of work."""
+
+    name: str
+    """The model and its server, for people and in the ledger."""
+    endpoint: Endpoint
+    """How it is asked."""
+
+
+def _server_rate(work: Work, endpoint: Endpoint) -> Rate:
+    written = work.expected.tokens_out / work.expected.answers
+    call = work.expected.tokens / work.expected.answers
+    return Rate(endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
+
+
 _REMEDIES = {
+    "generate": "raise engine.tensor_parallel, or lower data.synthetic.max_prompt_tokens or max_new_tokens",
     "sample": "raise engine.tensor_parallel, or lower sample.max_new_tokens or data.max_prompt_tokens",
     "judge": "raise judge_engine.tensor_parallel, or lower judge.max_tokens or judge_engine.batch_tokens",
     "train": 'set trainer.strategy = "fsdp" with more trainer.workers, train.gradient_checkpointing = true, a smaller '

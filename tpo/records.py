@@ -38,6 +38,22 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """What a model wrote when it was shown examples and asked for new instructions."""
+
+    index: int
+    """0, 1, … within the iteration."""
+    example_ids: list[str]
+    """The prompts that it was shown, in order."""
+    output: str
+    """What it wrote, special tokens left out; empty where it was refused."""
+    finished: bool
+    """False where the token limit cut it."""
+    refused: str | None
+    """Why a server would not take this one chat, in its words, or None."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One output of a model for one prompt, as sampled."""
 
@@ -234,6 +250,6 @@ def _share(part: float, whole: int) -> float | None:
 
 
 RECORDS: Mapping[str, type] = {
-    cls.__name__: cls for cls in (Prompt, Sample, Judgment, Score, Pair, Demonstration, Epoch)
+    cls.__name__: cls for cls in (Prompt, Generation, Sample, Judgment, Score, Pair, Demonstration, Epoch)
 }
 """The record classes that can be stored, by name."""

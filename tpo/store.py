@@ -403,14 +403,14 @@ def _sha256_of(path: Path) -> str:
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
-    """What a column holds, as plain Python; lists of numbers ten times as fast as Arrow's own way through scalars."""
+    """What a column holds, as plain Python; lists ten times as fast as Arrow's own way through scalars."""
     import pyarrow as pa
 
     if not pa.types.is_list(column.type):
         return list(column.to_pylist())
     lists = column.combine_chunks()
-    numbers, offsets = lists.flatten().tolist(), [0, *itertools.accumulate(lists.value_lengths().tolist())]
-    return [numbers[start:end] for start, end in itertools.pairwise(offsets)]
+    items, offsets = lists.flatten().tolist(), [0, *itertools.accumulate(lists.value_lengths().tolist())]
+    return [items[start:end] for start, end in itertools.pairwise(offsets)]
 
 
 def _schema(record: type) -> "pyarrow.Schema":
@@ -424,6 +424,7 @@ def _arrow_type(hint: Any) -> "tuple[pyarrow.DataType, bool]":
     import pyarrow as pa
 
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int32())}
+    plain[list[str]] = pa.list_(pa.string())
     if hint in plain:
         return plain[hint], False
     options = [option for option in get_args(hint) if option is not type(None)]

@@ -2,18 +2,33 @@
 
 In: a config, T, and what is known of lengths. Out: amounts, as expected and at most. Pure arithmetic.
 
-The decision to question: what is expected. Every output is taken to parse and every prompt to give a pair; an adaptive
+The decision to question: what is expected. Every output is taken to parse, every generation to give all the fresh
+prompts that it is asked for, and every prompt to give a pair; an adaptive
 tournament is taken to ask what it asked in our benchmarks (2 comparisons a response with soft results, 3.75 with hard
 ones); lengths are the profile's, else past runs', else half of the most that is allowed.
 """
 
 from dataclasses import dataclass
 
-from tpo.config import JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config import (
+    DataConfig,
+    JudgeConfig,
+    PairFile,
+    PairModels,
+    PairwiseJudge,
+    RunConfig,
+    SampleConfig,
+    SyntheticConfig,
+    ThinkPoConfig,
+    TrainingConfig,
+    VerifierJudge,
+)
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250
 """Tokens of a comparison beside question and answers: system turn, headings, chat template."""
+FEW_SHOT_PROSE_TOKENS = 150
+"""Tokens of a prompt that asks for instructions, beside its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
 """Tokens in which a judge explains itself, where nobody has measured them."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
@@ -41,7 +56,7 @@ class Amount:
     """An amount of work."""
 
     answers: int
-    """Outputs sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
+    """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
     tokens_in: int
     """Tokens read; in training all of them."""
     tokens_out: int
@@ -80,16 +95,20 @@ class Calls:
 
 
 def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]:
-    """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration."""
-    data, train = config.data, config.train
-    validated, tested = iterations * train.epochs, iterations + 2
+    """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration; of a recipe with an end of its
+    own, all of it."""
+    if config.thinkpo is not None:
+        return _thinkpo(config, config.thinkpo, lengths)
+    data = config.data
+    validated, tested = iterations * config.train.epochs, iterations + 2
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
     # What is compared with itself needs no comparison: M_0's validation, and its test.
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
+        *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
         _sampling(config, "sample", lengths, iterations, data.per_iteration, config.sample.k, config.sample.tries),
         _judging("judge", config.judge, lengths, iterations, data.per_iteration, config.sample.k),
-        _training(config, lengths, iterations),
+        _trained(config.train, lengths, iterations, data.per_iteration, outputs=2),
         _sampling(
             config, "validation sample", lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
         ),
@@ -97,6 +116,42 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         _sampling(config, "test sample", lengths, tested, data.test, 1, config.sample.evaluation_tries),
         _judging("test judge", config.evaluation.judge, lengths, judged[1], data.test, 1),
     ]
+
+
+def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> list[Work]:
+    """One output a prompt of each model that writes, two trainings, and the test of every model."""
+    prompts = config.data.per_iteration if config.sft is not None else 0
+    source = thinkpo.source
+    sides = [] if isinstance(source, PairFile) else [source.short_sample]
+    if isinstance(source, PairModels) and source.long != "demonstrations":
+        sides.append(source.long_sample)
+    written = [_sampling(config, "sample", lengths, 1, prompts, 1, 1, sample) for sample in sides]
+    pairs = thinkpo.most_pairs or config.data.per_iteration
+    trained = _trained(config.train, lengths, 1, pairs, outputs=2)
+    if config.sft is not None:
+        trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
+    tested = 2 if config.sft is None else 3
+    return [
+        *([] if not written else [written[0] if len(written) == 1 else _together(*written)]),
+        trained,
+        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
+    ]
+
+
+def _together(one: Work, other: Work) -> Work:
+    """Two works of a kind as one."""
+
+    def added(a: Amount, b: Amount) -> Amount:
+        return Amount(a.answers + b.answers, a.tokens_in + b.tokens_in, a.tokens_out + b.tokens_out)
+
+    return Work(
+        one.kind,
+        one.rounds + other.rounds,
+        one.prompts + other.prompts,
+        added(one.expected, other.expected),
+        added(one.most, other.most),
+    )
 
 
 def judge_longest(judge: JudgeConfig, context: int | None = None) -> int:
@@ -113,18 +168,39 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
     return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
 
 
-def _sampling(config: RunConfig, kind: str, lengths: Lengths, rounds: int, prompts: int, k: int, tries: int) -> Work:
-    asked = rounds * prompts
+def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
+    prompts = rounds * data.per_iteration
+    expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
+    # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
+    read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
+    written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)
+    return Work(
+        "generate",
+        rounds,
+        prompts,
+        Amount(expected, round(expected * read), round(expected * written)),
+        Amount(most, most * settings.max_prompt_tokens, most * settings.max_new_tokens),
+    )
+
+
+def _sampling(
+    config: RunConfig,
+    kind: str,
+    lengths: Lengths,
+    rounds: int,
+    prompts: int,
+    k: int,
+    tries: int,
+    sample: SampleConfig | None = None,
+) -> Work:
+    asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
+    output = min(lengths.output, longest)
     return Work(
         kind,
         rounds,
         asked,
-        Amount(asked * k, round(asked * lengths.prompt), round(asked * k * lengths.output)),
-        Amount(
-            asked * k,
-            asked * config.data.max_prompt_tokens,
-            asked * k * config.sample.max_new_tokens * tries,
-        ),
+        Amount(asked * k, round(asked * lengths.prompt), round(asked * k * output)),
+        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * tries),
     )
 
 
@@ -172,16 +248,14 @@ def calls_of(judge: PairwiseJudge, k: int) -> Calls:
     return Calls(min(most, k * (_SOFT_CALLS if soft else _HARD_CALLS)), most)
 
 
-def _training(config: RunConfig, lengths: Lengths, rounds: int) -> Work:
-    pairs = rounds * config.data.per_iteration
-    passes = rounds * min(
-        config.data.per_iteration * config.train.epochs,
-        config.train.steps(config.data.per_iteration) * config.train.batch_size,
-    )
+def _trained(training: TrainingConfig, lengths: Lengths, rounds: int, rows: int, *, outputs: int) -> Work:
+    """Trainings on rows of so many outputs each."""
+    passes = rounds * min(rows * training.epochs, training.steps(rows) * training.batch_size)
+    expected = min(training.max_tokens, lengths.prompt + lengths.output)
     return Work(
         "train",
         rounds,
-        pairs,
-        Amount(passes, round(passes * 2 * (lengths.prompt + lengths.output)), 0),
-        Amount(passes, passes * 2 * config.train.max_tokens, 0),
+        rounds * rows,
+        Amount(passes, round(passes * outputs * expected), 0),
+        Amount(passes, passes * outputs * training.max_tokens, 0),
     )

@@ -1,15 +1,21 @@
-"""Claims about forced tokens in the real engine: thoughts end at their budget, and nothing else changes."""
+"""Claims about forced tokens in the real engine: thoughts end at their budget, sums are right, nothing else changes."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
 from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import Rule, ThoughtBudget
+from tpo.engines.forcing import Calculator, Rule, ThoughtBudget
 from tpo.engines.sampler import Output, Request, SamplerPool, request_seed
+from tpo.gsm8k import annotations
+from tpo.miniature.training import collate, descend, falling
 from tpo.miniature.world import problems
 from tpo.store import folder_artifact
 
@@ -70,3 +76,54 @@ def test_no_thought_is_longer_than_its_budget_and_shorter_ones_stay_as_they_were
 def test_responses_after_a_thought_that_was_ended_keep_the_format(pool: SamplerPool):
     parsed = [GENERIC.split(output.text, finished=output.finished) for output in sampled(pool, [BUDGET])]
     assert sum(found.error is None for found in parsed) >= 0.8 * len(parsed)
+
+
+STEPS = 200
+"""Optimiser steps in which a model learns to write annotations."""
+
+
+def a_bad_adder(folder: Path) -> Path:
+    """A tiny model that answers `3 4` with `<<3+4=` and any digit: it knows the form and cannot add."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_SEED_MODEL)
+    config = LlamaConfig.from_pretrained(
+        SHIPPED_SEED_MODEL, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    dice = np.random.default_rng(0)
+
+    def lesson() -> tuple[list[int], list[int]]:
+        a, b, sum_ = dice.integers(0, 10, 3)
+        answer = tokenizer.encode(f"<<{a}+{b}={sum_}>>", add_special_tokens=False)
+        return tokenizer.encode(f"{a} {b}", add_special_tokens=False), [*answer, tokenizer.eos_token_id]
+
+    descend(
+        model.parameters(),
+        (collate([lesson() for _ in range(32)], tokenizer.pad_token_id) for _ in range(STEPS)),
+        lambda batch: model(**batch).loss,
+        learning_rate=3e-3,
+        course=falling(STEPS, warmup=20),
+        progress=lambda step, loss: None,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: SamplerPool, tmp_path: Path):
+    model = folder_artifact(a_bad_adder(tmp_path / "adder"))
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    sums = [(a, b) for a in range(10) for b in range(0, 10, 3)]
+    asked = [Request(tokenizer.encode(f"{a} {b}", add_special_tokens=False), request_seed(a, b)) for a, b in sums]
+
+    def agreements(rules: Sequence[Rule]) -> list[str]:
+        how = SampleConfig(temperature=1.0, top_p=1.0, max_new_tokens=24)
+        found = pool.generate(model, [asked], how, n=2, tries=1, accept=lambda text, finished: True, rules=rules)
+        texts = [output.text for _, groups in found for group in groups for output in group]
+        return [annotation.agreement for text in texts for annotation in annotations(text)]
+
+    free, bound = agreements([]), agreements([Calculator("gsm8k")])
+    assert min(len(free), len(bound)) >= 0.9 * 2 * len(sums)
+    assert free.count("identical") < 0.5 * len(free)
+    assert set(bound) == {"identical"}

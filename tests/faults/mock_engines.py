@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prompts.instructions import CLOSE, OPEN
 from prompts.thought import VARIANTS
 from tpo.config import SampleConfig, TrainingConfig
 from tpo.disk import make_folder, write_atomically
@@ -54,6 +55,25 @@ class MockPool:
         """Verdicts, of which a few cannot be read."""
         for i, shard in _as_engines_free_up(shards):
             yield i, [_verdict(model, ids) for ids in shard]
+
+
+class MockWriter(MockPool):
+    """The same for whoever writes prompts: some are no instruction, some are near an earlier one."""
+
+    def generate(
+        self,
+        model: Artifact,
+        shards: Iterable[Sequence[Request]],
+        sample: SampleConfig,
+        *,
+        n: int,
+        tries: int,
+        accept: Accept,
+        rules: Sequence[Rule] = (),
+    ) -> Iterator[tuple[int, list[list[Output]]]]:
+        """One or two instructions each."""
+        for i, shard in _as_engines_free_up(shards):
+            yield i, [[_writing(model, request)] for request in shard]
 
 
 def mock_train_model(
@@ -103,6 +123,15 @@ def _output(model: Artifact, request: Request, index: int, tries: int, accept: A
         if accept(text, True):
             break
     return Output(list(text.encode()), text, True, attempt)
+
+
+def _writing(model: Artifact, request: Request) -> Output:
+    dice = random.Random(f"{model.fingerprint} {request.seed}")
+    tasks = [" ".join(dice.choices(_WORDS, k=dice.randint(2, 7))) for _ in range(dice.randint(1, 2))]
+    text = "".join(f"{OPEN}\n{task}?\n{CLOSE}\n" for task in tasks)
+    if dice.random() < 1 / 8:
+        text = text.removesuffix(f"{CLOSE}\n")
+    return Output(list(text.encode()), text, True, 1)
 
 
 def _verdict(model: Artifact, token_ids: Sequence[int]) -> Reply:

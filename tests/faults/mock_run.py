@@ -29,6 +29,7 @@ IN_BUCKET = ("tpo.bucket.put", "tpo.bucket.copy", "tpo.bucket.delete")
 STAGES = ("load_prompts", "sample", "judge", "pair", "train", "validate", "report")
 _FOLDERS = {
     "prompts": "load_prompts",
+    "generations": "synthesize",
     "samples": "sample",
     "judgments": "judge",
     "scores": "judge",
@@ -93,6 +94,8 @@ class Plan:
     """The bucket that the run is in, `cache` in the run's folder being the working copies; None for a folder."""
     storage: Mapping[str, Any] = field(default_factory=dict)
     """How the bucket is reached."""
+    synthetic: bool = False
+    """Whether a model writes the iterations' prompts; only where the judge needs no references."""
 
     def root(self, folder: Path) -> Path:
         """The run's files on this machine."""
@@ -188,12 +191,14 @@ def prepare() -> None:
     import tasks.report
     import tasks.sample
     import tasks.training
-    from tests.faults.mock_engines import MockPool, mock_train_model
+    import tpo.engines.generator
+    from tests.faults.mock_engines import MockPool, MockWriter, mock_train_model
 
     pa.set_cpu_count(1)
-    vars(flow).update({name: vars(flow)[name].fn for name in (*STAGES, "iterate", "iteration")})
+    vars(flow).update({name: vars(flow)[name].fn for name in (*STAGES, "synthesize", "iterate", "iteration")})
     for module in (tasks.sample, judges.askers):
         vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
+    vars(tpo.engines.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
     vars(tasks.training)["train_model"] = mock_train_model
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
@@ -282,13 +287,19 @@ def config_of(folder: Path, plan: Plan) -> Any:
         "verifier": {"kind": "verifier", "length_bias": 0.3},
         "pairwise": {"kind": "pairwise", "tournament": "all_pairs"},
     }
+    synthetic = {"shots": 2, "pool": 20, "min_words": 2, "max_similarity": 0.6}
     return RunConfig.model_validate(
         {
             "name": "run",
             "folder": plan.url or folder,
             "storage": {**plan.storage, "cache": folder / "cache"} if plan.url else {},
             "model": {"path": str(folder.parent / "seed")},
-            "data": {"per_iteration": 9, "validation": 5, "test": 5},
+            "data": {
+                "per_iteration": 9,
+                "validation": 5,
+                "test": 5,
+                "synthetic": synthetic if plan.synthetic else None,
+            },
             "sample": {"k": 3, "evaluation_tries": 2},
             "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0},

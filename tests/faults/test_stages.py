@@ -23,6 +23,8 @@ MATRIX = [
     for stage in STAGES
     if (fault.name, stage) != ("the disk fails at a read", "report")  # what it reads are the files of others
 ]
+WRITTEN = [(fault.name, "synthesize") for fault in FAULTS if fault.everywhere]
+"""The same for the stage that has a model write prompts, in a run with it."""
 DESCRIBED = {
     "disk": "stops, names the disk and what to do; then recovers",
     "folder": "stops, says so; then recovers",
@@ -49,7 +51,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("fault", "stage"), MATRIX)
+@pytest.mark.parametrize(("fault", "stage"), [*MATRIX, *WRITTEN])
 def test_a_stage_that_is_struck_ends_as_it_would_have(
     broken: Mapping[str, Any], outcome: Callable[[str, str, str], None], fault: str, stage: str
 ):
@@ -66,10 +68,12 @@ def main(parent: Path) -> None:
 
     mock_run.prepare()
     mock_run.make_seed(parent / "seed")
-    example = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
+    loaded = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
+    written = mock_run.an_example(parent / "written", mock_run.Plan("pairwise", iterations=1, synthetic=True))
     faults = {fault.name: fault for fault in FAULTS}
     found = {}
-    for name, stage in MATRIX:
+    for name, stage in (*MATRIX, *WRITTEN):
+        example = written if stage == "synthesize" else loaded
         with mock_run.folder_for_runs(parent) as folder:
             broken = mock_run.break_run(faults[name], random.Random(f"{name} {stage}"), folder, example, stage)
         found[f"{name}, {stage}"] = {

@@ -66,9 +66,22 @@ def test_both_start_from_one_model_which_asked_alike_answers_alike(found: Mappin
     assert found[judge]["direct_before"][0] == found[judge]["direct_before"][1]
 
 
+def test_both_have_the_same_prompts_written(found: Mapping[str, Any]):
+    thinking, direct = found["written"]["prompts"]
+    assert thinking == direct
+    assert [len(prompts) for prompts in thinking] == [5, 5, 9, 9]
+
+
 def test_a_run_without_thoughts_has_no_direct_baseline(tmp_path: Path):
     with pytest.raises(InputError, match="starts from a run that thinks"):
         direct_baseline(a_config(tmp_path, prompt=PromptConfig(variant="direct")))
+
+
+def test_a_server_that_writes_other_prompts_each_time_has_no_place_in_a_comparison(tmp_path: Path):
+    synthetic = {"model": "m", "endpoint": {"base_url": "http://here/v1"}}
+    config = a_config(tmp_path, judge={"kind": "pairwise"}, data={"synthetic": synthetic})
+    with pytest.raises(InputError, match=r"data\.synthetic\.endpoint is set.*same in both runs"):
+        direct_baseline(config)
 
 
 def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
@@ -114,6 +127,10 @@ def main(parent: Path) -> None:
             "expected": _expected(folder, judge),
             "direct_before": [_outputs(folder / at) for at in ("run/iter_0/direct", "run-direct/iter_0/test")],
         }
+    (folder := parent / "written").mkdir()
+    mock_run.make_seed(parent / "seed")
+    compare_with_direct.fn(mock_run.config_of(folder, mock_run.Plan("pairwise", synthetic=True)), ITERATIONS)
+    found["written"] = {"prompts": [_prompts(folder / name) for name in ("run", "run-direct")]}
     (parent / "found.json").write_text(json.dumps(found))
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_before_work, check_templates, preflight
+from flows.preflight import check_before_work, check_endpoints, check_templates, check_thinkpo, preflight
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.template_families import BY_NAME
+from tests.misbehaving_server import MisbehavingServer
 from tests.rows import a_config, a_model
 from tpo.config import (
     ArmoRMJudge,
@@ -110,6 +111,78 @@ def test_a_gpu_that_is_not_there_is_refused(
 def test_a_cluster_may_have_the_gpus_that_this_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     preflight(a_config(tmp_path, engine=EngineConfig(device="gpu"), cluster=ClusterConfig(address="auto")))
+
+
+def written(folder: Path, **synthetic: Any) -> RunConfig:
+    """A run whose prompts a model writes, from examples in a file of 20."""
+    source = FileSource(path=folder / "prompts.jsonl")
+    small = {"max_prompt_tokens": 400, "max_new_tokens": 112}
+    data = {"source": source, "per_iteration": 2, "validation": 2, "test": 2, "synthetic": small | synthetic}
+    return a_config(folder, judge={"kind": "pairwise"}, data=data)
+
+
+def test_a_run_whose_prompts_are_written_passes(tmp_path: Path):
+    preflight(written(tmp_path))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_generator_whose_context_is_too_small_is_refused_with_both_numbers(tmp_path: Path, own: bool):
+    folder = a_model(tmp_path / "writer", context=511) if own else tmp_path / "model"
+    config = written(tmp_path, **({"model": str(folder)} if own else {}))
+    a_model(folder, context=511)
+    told = refusal(config)
+    assert "data.synthetic.max_prompt_tokens + max_new_tokens is 512, more than the 511 tokens of context" in told
+    a_model(folder, context=512)
+    preflight(config)
+
+
+def test_a_generator_that_is_not_there_is_refused(tmp_path: Path):
+    assert "nowhere is not a folder" in refusal(written(tmp_path, model=str(tmp_path / "nowhere")))
+
+
+def test_a_benchmark_that_cannot_be_read_is_refused(tmp_path: Path):
+    gone = [{"path": tmp_path / "gone.jsonl"}]
+    assert "data.synthetic.avoid: " in refusal(written(tmp_path, avoid=gone))
+    (tmp_path / "there.jsonl").write_text('{"prompt": "Say it."}')
+    there = {"path": tmp_path / "there.jsonl"}
+    assert "has no column 'instruction'; its columns are 'prompt'" in refusal(written(tmp_path, avoid=[there]))
+    preflight(written(tmp_path, avoid=[there | {"instruction_column": "prompt"}]))
+
+
+def test_fewer_examples_than_a_few_shot_prompt_shows_are_refused(tmp_path: Path):
+    preflight(written(tmp_path, shots=16))
+    told = refusal(written(tmp_path, shots=17))
+    assert "has 20 instructions that can be examples, 2 of them for validation, 2 of them for test" in told
+    assert "data.synthetic.shots = 17 must be left" in told
+
+
+def test_a_few_shot_template_that_would_not_work_is_refused(tmp_path: Path):
+    (tmp_path / "mine.jinja").write_text("Write {{ count }} more.")
+    assert "mine.jinja shows 0 tasks" in refusal(written(tmp_path, template=tmp_path / "mine.jinja"))
+
+
+def test_a_generator_behind_a_server_is_asked_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WRITER_KEY", "sk-wrong")
+    with MisbehavingServer(key="sk-right", model="m") as server:
+        endpoint = {"base_url": server.base_url, "key_variable": "WRITER_KEY"}
+        config = written(tmp_path, model="m", endpoint=endpoint)
+        preflight(config)
+        assert not server.asked
+        with pytest.raises(InputError, match=r"model 'm' at .* 401.*WRITER_KEY"):
+            check_endpoints(config)
+        monkeypatch.setenv("WRITER_KEY", "sk-right")
+        check_endpoints(config)
+
+
+def test_the_few_shot_prompt_is_tried_on_the_generators_chat_template(tmp_path: Path):
+    (writer := tmp_path / "writer").mkdir()
+    for path in SHIPPED_SEED_MODEL.iterdir():
+        (writer / path.name).write_bytes(path.read_bytes())
+    config = written(tmp_path, model=str(writer)).model_copy(update={"model": ModelConfig()})
+    assert check_templates(config) == check_templates(a_config(tmp_path, model=ModelConfig(), judge=PairwiseJudge()))
+    (writer / "chat_template.jinja").write_text("{{ messages[0]['content'] | upper }}")
+    with pytest.raises(InputError):
+        check_templates(config)
 
 
 @pytest.mark.parametrize("field", ["path", "validation_path", "test_path"])
@@ -405,3 +478,26 @@ def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Pat
         tmp_path, model=ModelConfig(), judge=judge, prompt=PromptConfig.model_validate({"variant": variant})
     )
     assert check_templates(config) == []
+
+
+THINKPO: dict[str, Any] = {"sft": {}, "thinkpo": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"thinkpo": None}, r"no section \[thinkpo\]"),
+        ({"sft": None}, r"models write for the prompts of fine-tuning"),
+        ({"thinkpo": {"source": {"kind": "file", "path": "no.jsonl"}}}, "thinkpo.source.path names a file"),
+        ({"thinkpo": {"source": {"kind": "models", "short": "no-model"}}}, "no-model"),
+        (
+            {"thinkpo": {"source": {"kind": "models", "short_prompt": {"variant": "direct", "user_template": "no.j"}}}},
+            "no.j",
+        ),
+        ({}, "data.source.demonstration_column is not"),
+    ],
+)
+def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+    values = a_config(tmp_path).model_dump() | THINKPO | changes
+    with pytest.raises(InputError, match=told):
+        check_thinkpo(RunConfig.model_validate(values))

@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_in_the_middle_comes_to_the_same_and_keeps_what_w
 
 def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any]):
     assert found["again"] == []
-    assert found["known"] == {"SFT_1": True, "SFT_2": True, "SFT_3": False}
+    assert found["known"] == {"1": True, "2": True, "3": False}
 
 
 def test_the_ablation_holds_each_sft_against_the_one_without_dpo_prompt_by_prompt(found: Mapping[str, Any]):
@@ -108,8 +108,9 @@ class _Stopped(Exception):
 
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
-    from flows import iterate, self_train
-    from flows.start import made
+    from flows import self_train
+    from flows.start import self_trained
+    from tasks.lineage import seed_model
     from tpo.ladder import ABLATION
 
     folder = parent / "whole"
@@ -122,13 +123,13 @@ def main(parent: Path) -> None:
     found = {
         **_seen(config.root),
         "plain": _seen(without_dpo(config).root),
-        "seed": iterate.seed_model(config).fingerprint,
+        "seed": seed_model(config).fingerprint,
         "again": again,
-        "known": {last: made(config, last) is not None for last in ("SFT_1", "SFT_2", "SFT_3")},
+        "known": {str(t): self_trained(config, t) is not None for t in (1, 2, 3)},
         "ablation": _ablation(config, ablation),
         "stopped": _stopped(parent / "stopped", config),
     }
-    assert made(config, f"SFT_{ITERATIONS}", ABLATION) == ablation
+    assert self_trained(config, ITERATIONS, ABLATION) == ablation
     (parent / "found.json").write_text(json.dumps(found))
 
 

@@ -37,7 +37,12 @@ def identities(config: RunConfig) -> dict[str, str]:
     seed = lineage.seed_model(config)
     validation = identity(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = identity(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
-    prompts = identity(lineage.prompts_stage(config, "iter_1/prompts", seed, [validation, test]))
+    stages = {}
+    generations = None
+    if lineage.is_written(config, "iter_1/prompts"):
+        generations = identity(lineage.generations_stage(config, "iter_1/prompts", seed, [validation, test]))
+        stages["generations"] = generations
+    prompts = identity(lineage.prompts_stage(config, "iter_1/prompts", seed, [validation, test], generations))
     samples, judgments, answers = asked(config, lineage.training_ask(config, 1), seed, prompts)
     pairs = identity(lineage.pairs_stage(config, 1, answers))
     train = identity(lineage.train_stage(config, "iter_1", seed, seed, pairs))
@@ -47,7 +52,7 @@ def identities(config: RunConfig) -> dict[str, str]:
     candidate = Chosen(train, asked(config, lineage.validation_ask(config, 1, 1), train, validation)[2])
     model = identity(lineage.model_stage(config, 1, incumbent, [candidate]))
     _, _, tested = asked(config, lineage.measuring_ask(config, 1), model, test)
-    stages = {
+    stages |= {
         "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
         "train": trained, "model": model, "test": tested.scores,
     }  # fmt: skip
@@ -178,7 +183,7 @@ OTHER_VALUES: dict[str, Any] = {
     "thinkpo": None,
     "self_train": None,
     "sample__max_thought_tokens": 5,
-    "sample__evaluation_temperature": 0.0,
+    "sample__evaluation_temperature": 0.5,
     "sample__calculator": "gsm8k",
     "train__lora": {"rank": 4},
     "train__micro_batch_size": 16,
@@ -199,6 +204,7 @@ OTHER_VALUES: dict[str, Any] = {
     "budget__tokens": 1000,
     "budget__cost": None,
     "data__also_fits": {"variant": "specific"},
+    "data__synthetic": None,
     "pair__rho": 0.1,
     "pair__min_margin": 0.3,
 }
@@ -292,6 +298,78 @@ def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path:
     seed, later = Artifact(tmp_path, 1, "m0"), Artifact(tmp_path, 1, "m1")
     assert lineage.reference_of(config, seed, later) == later
     assert lineage.reference_of(changed(config, train__reference="seed"), seed, later) == seed
+
+
+CHOOSES = {
+    "max_similarity": 0.5, "min_words": 2, "without_words": ("draw",), "avoid": [],
+}  # fmt: skip
+"""Of written prompts: what decides which of the generations are taken, with other values."""
+GENERATES = {
+    "model": None, "shots": 4, "pool": 20, "per_generation": 2, "temperature": 0.5, "top_p": 0.5,
+    "max_prompt_tokens": 99, "max_new_tokens": 99, "template": None,
+}  # fmt: skip
+"""What decides the generations themselves; None where a file or a folder must be another."""
+
+
+def synthetic(folder: Path, **changes: Any) -> RunConfig:
+    """A run whose prompts a model of its own writes, away from a benchmark."""
+    (folder / "benchmark.jsonl").write_text('{"prompt": "Say it."}')
+    (folder / "few_shot.jinja").write_text("{{ count }}{% for e in examples %}<task>{{ e }}</task>{% endfor %}")
+    settings = {
+        "model": str(a_model(folder / "writer")),
+        "avoid": [{"path": folder / "benchmark.jsonl", "instruction_column": "prompt"}],
+        "template": folder / "few_shot.jinja",
+    }
+    config = a_config(folder, judge={"kind": "pairwise"})
+    return changed(config, data__synthetic=settings | changes)
+
+
+def test_every_field_of_what_writes_prompts_is_known_to_choose_or_to_generate(tmp_path: Path):
+    settings = synthetic(tmp_path).data.synthetic
+    assert settings is not None
+    assert type(settings).model_fields.keys() == {*CHOOSES, *GENERATES, "endpoint", "most_generations"}
+
+
+@pytest.mark.parametrize("field", [*CHOOSES, *GENERATES])
+def test_what_chooses_among_generations_makes_none_again(tmp_path: Path, field: str):
+    config, value = synthetic(tmp_path), (CHOOSES | GENERATES)[field]
+    if value is None:
+        value = {"model": str(a_model(tmp_path / "other", context=9)), "template": tmp_path / "other.jinja"}[field]
+        (tmp_path / "other.jinja").write_text("M {{ count }}{% for e in examples %}<task>{{ e }}</task>{% endfor %}")
+    changes = changed_by(config, **{f"data__synthetic__{field}": value})
+    assert changes == EVERYTHING | ({"generations"} if field in GENERATES else set())
+
+
+def test_how_many_are_wanted_and_tried_makes_no_generation_again(tmp_path: Path):
+    assert changed_by(synthetic(tmp_path), data__synthetic__most_generations=2) == set()
+    assert "generations" not in changed_by(synthetic(tmp_path), data__per_iteration=3)
+
+
+def test_a_generators_model_and_a_benchmark_are_known_by_their_content(tmp_path: Path):
+    config = synthetic(tmp_path)
+    before = identities(config)
+    assert changed_by(config, data__synthetic__model=str(a_model(tmp_path / "copy"))) == set()
+    rewrite(tmp_path / "benchmark.jsonl", b"Say", b"Tell")
+    after = identities(config)
+    assert before["generations"] == after["generations"] and before["prompts"] != after["prompts"]
+    rewrite(tmp_path / "writer" / "model.safetensors", b"w", b"W")
+    assert identities(config)["generations"] != after["generations"]
+
+
+def test_a_server_that_writes_prompts_is_known_by_the_name_of_its_model(tmp_path: Path):
+    config = synthetic(tmp_path, model="m", endpoint={"base_url": "http://one/v1"})
+    assert changed_by(config, data__synthetic__endpoint__base_url="http://two/v1") == set()
+    assert changed_by(config, data__synthetic__endpoint__concurrency=2) == set()
+    assert changed_by(config, data__synthetic__model="n") == EVERYTHING | {"generations"}
+    assert "generations" not in changed_by(config, engine__dtype="bfloat16")
+
+
+def test_a_run_whose_prompts_are_written_is_complete_only_with_its_generations(tmp_path: Path):
+    config = synthetic(tmp_path)
+    finish(config, 2)
+    assert completed(config, 2) == 2
+    (config.root / "iter_2" / "generations" / "manifest.json").unlink()
+    assert completed(config, 2) == 1
 
 
 def rewrite(path: Path, old: bytes, new: bytes) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.load_prompts import choose_prompts, make_prompt, origin, read_source
+from tasks.load_prompts import choose_prompts
+from tasks.source import make_prompt, origin, read_source
 from tests.rows import a_config
 from tpo.config import DataConfig, FileSource, MiniatureSource
 from tpo.errors import InputError

@@ -61,7 +61,7 @@ _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
 
 @dataclass
 class Spent:
-    """Tokens that a judge has used so far; counted on as replies come, from what earlier starts of a run have used."""
+    """Tokens that have been used so far; counted on as replies come, from what earlier starts of a run have used."""
 
     tokens_in: int = 0
     """Tokens read."""
@@ -245,9 +245,11 @@ class ChatClient:
         body: dict[str, Any] = {
             "model": self._model,
             "messages": list(chat),
-            "temperature": 0,
+            "temperature": decoding.temperature,
             "max_tokens": decoding.max_new_tokens,
         }
+        if decoding.top_p < 1:
+            body["top_p"] = decoding.top_p
         if decoding.labels and self._endpoint.structured_outputs:
             body["structured_outputs"] = {"choice": list(decoding.labels)}
         if decoding.probabilities:
@@ -340,7 +342,7 @@ class ChatClient:
             return "name a model that is served there, or correct endpoint.base_url (most end in /v1)"
         if failure.status in _PASSING or failure.status >= 500:
             return "wait until the server has room again, or lower endpoint.concurrency"
-        return "change what the server objects to in the judge's settings"
+        return "change what the server objects to in the settings of whoever asks it"
 
 
 def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tuple[float, ...] | None:

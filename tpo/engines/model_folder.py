@@ -51,6 +51,11 @@ QUANTIZED = (
     *("modelopt", "modelopt_fp4", "mxfp4", "mxfp8", "nvfp4"),
 )
 """Ways of quantization whose weights are in safetensors and whose code is in the engines."""
+NO_DECODER = (
+    "is an encoder-decoder model, as T5 is, which neither vLLM nor our trainer runs: take a causal language model, one "
+    "of the kind ...ForCausalLM"
+)
+"""What to say of a model that has an encoder."""
 MOST_FILES = 10_000
 """Files and folders in a model folder, sub-folders included."""
 TEMPLATES = "additional_chat_templates"
@@ -74,6 +79,8 @@ def check_model_folder(folder: Path) -> int:
     configs = {path.name: read_json(path) for path in sorted(folder.glob("*.json")) if _is_config(path)}
     _check_code(folder, configs)
     _check_settings(folder, configs)
+    if configs["config.json"].get("is_encoder_decoder"):
+        raise InputError(f"{folder} {NO_DECODER}")
     if not ((folder / WEIGHTS).is_file() or (folder / INDEX).is_file()):
         raise InputError(f"{folder} is not a model: it has no .safetensors file named {WEIGHTS}, nor {INDEX}")
     check_tensor_files(folder)

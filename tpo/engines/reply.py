@@ -1,11 +1,11 @@
-"""What a language model is asked for as a judge, and what comes back, whoever runs it: our engines or a server."""
+"""What a language model is asked for beside samples, and what comes back, whoever runs it: our engines or a server."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a reply is decoded: greedily, as the Self-Taught Evaluator's are."""
+    """How a reply is decoded: greedily, as the Self-Taught Evaluator's are, unless a temperature is given."""
 
     max_new_tokens: int
     """Longest reply."""
@@ -13,6 +13,10 @@ class Decoding:
     """Texts of which the reply must be one; empty where it is free."""
     probabilities: bool = False
     """Whether the log-probabilities of the labels are wanted too."""
+    temperature: float = 0.0
+    """Sampling temperature, of a server's reply; engines of our own reply greedily."""
+    top_p: float = 1.0
+    """Nucleus sampling mass."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,138 @@
+"""Few-shot prompts: show a model some instructions, ask it for new ones, and read those from what it writes.
+
+In: example instructions, or a model's raw output. Out: chat messages, or `Written` instructions, each whole or with the
+reason why it is none. The wording lives in a template file that a user can replace; the markers around an instruction
+are part of the format and matched exactly.
+
+The decision to question: an instruction that is not closed by its marker is dropped even where the model ended by
+itself. What follows it may be cut off or be the model's own remarks, and nobody could tell.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from prompts.thought import TEMPLATES
+from tpo.engines.template_trial import template_fault
+from tpo.errors import InputError
+from tpo.records import Message
+
+OPEN, CLOSE = "<task>", "</task>"
+"""What stands around each instruction, shown or written."""
+_CUT_LETTER = "\N{REPLACEMENT CHARACTER}"
+_TRIED = ("An <example> & {{ more }} of it", 'Another "one",\nof two lines', "The third.")
+
+
+class Fault(StrEnum):
+    """Why something that a model wrote is no instruction."""
+
+    UNPARSABLE = "unparsable"
+    """It holds no marker, or an instruction that is not closed, is empty, or has a letter without all its bytes."""
+    CUT_BY_LENGTH = "cut_by_length"
+    """The token limit cut the instruction, or came before any."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One thing that a model wrote when it was asked for instructions."""
+
+    instruction: str
+    """The instruction, without white space around it; empty where there is none."""
+    fault: Fault | None = None
+    """Why it is none, or None."""
+
+
+@dataclass(frozen=True)
+class InstructionPrompt:
+    """A way to ask for new instructions."""
+
+    template: str
+    """Jinja source of the user turn; it is given `examples` and the `count` of those to write."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the template and markers: equal fingerprints ask and read alike."""
+        return hashlib.sha256(repr((self.template, OPEN, CLOSE)).encode()).hexdigest()
+
+    def render(self, examples: Sequence[str], count: int) -> list[Message]:
+        """The chat messages that show `examples`, as they are and never read as templates, and ask for `count` more."""
+        content = _compiled(self.template).render(examples=list(examples), count=count)
+        return [Message(role="user", content=content)]
+
+    def split(self, output: str, *, finished: bool) -> list[Written]:
+        """What a model wrote, one entry for each instruction begun; `finished` is False where the limit cut it."""
+        _, *begun = output.split(OPEN)
+        if not begun:
+            return [Written("", Fault.UNPARSABLE if finished else Fault.CUT_BY_LENGTH)]
+        written = [_read_one(text, finished=True) for text in begun[:-1]]
+        return [*written, _read_one(begun[-1], finished=finished)]
+
+
+def can_be_shown(instruction: str) -> bool:
+    """Whether an instruction can be an example: not where it holds a marker, and would end before its end."""
+    return bool(instruction.strip()) and OPEN not in instruction and CLOSE not in instruction
+
+
+def load_instruction_prompt(path: Path | None) -> InstructionPrompt:
+    """The shipped prompt or that of a file, checked.
+
+    Raises `InputError` where the template is missing, does not parse or end, does not show each example once and in
+    order between the markers, or never says how many instructions are wanted.
+    """
+    if path is None:
+        return InstructionPrompt(_SHIPPED)
+    prompt = InstructionPrompt(_read(path))
+    if fault := template_fault((prompt.template,)):
+        raise InputError(f"few-shot template {path} does not render: it {fault}")
+    try:
+        _check(prompt)
+    except InputError as error:
+        raise InputError(f"few-shot template {path} {error}") from error
+    return prompt
+
+
+def _check(prompt: InstructionPrompt) -> None:
+    try:
+        shown, others = (prompt.render(_TRIED, count)[0]["content"] for count in (1, 70_007))
+    except Exception as error:  # a template can raise anything: 1 / 0, a range too long
+        raise InputError(f"does not render: {error}") from error
+    found = re.findall(rf"{OPEN}\s*(.+?)\s*{CLOSE}", shown, re.DOTALL)
+    if found[-len(_TRIED) :] != list(_TRIED):
+        raise InputError(
+            f"shows {len(found)} tasks where it is given {len(_TRIED)}, or not as they are: write {OPEN}, "
+            f"{{{{ example }}}} and {CLOSE} within {{% for example in examples %}}, without filters"
+        )
+    if "70007" not in others.replace(",", ""):
+        raise InputError("never says how many tasks are wanted: write {{ count }} where that belongs")
+
+
+def _read_one(text: str, *, finished: bool) -> Written:
+    instruction, closed, _ = text.partition(CLOSE)
+    if closed and instruction.strip() and _CUT_LETTER not in instruction:
+        return Written(instruction.strip())
+    return Written("", Fault.UNPARSABLE if finished or closed else Fault.CUT_BY_LENGTH)
+
+
+def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise InputError(f"few-shot template {path} cannot be read: it is no file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"few-shot template {path} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> Template:
+    return _ENVIRONMENT.from_string(source)
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_SHIPPED = (TEMPLATES / "instructions.user.jinja").read_text(encoding="utf-8")

@@ -1,0 +1,77 @@
+"""Where prompts come from: the miniature world or files; and whether a model can be asked what they say.
+
+In: a config and the folder of a set. Out: `Prompt`s in the order that the seed gives, and reasons against some.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from prompts.thought import load_prompt
+from tasks.lineage import prompt_file
+from tpo.config import FileSource, MiniatureSource, RunConfig
+from tpo.engines.chat import ChatEncoder
+from tpo.errors import InputError
+from tpo.miniature import world
+from tpo.prompt_files import read_prompt_rows
+from tpo.records import Prompt
+
+
+def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | None]:
+    """Says of an instruction why M_0 cannot be asked it in one of the run's ways, or None: it is too long, or the chat
+    template changes it."""
+    ways = [load_prompt(way) for way in (config.prompt, config.data.also_fits) if way is not None]
+
+    def why(instruction: str) -> str | None:
+        for way in ways:
+            try:
+                if len(encoder.encode(way.render(instruction))) > config.data.max_prompt_tokens:
+                    return "too_long"
+            except InputError:
+                return "chat_template"
+        return None
+
+    return why
+
+
+def origin(config: RunConfig, folder: str) -> str:
+    """Where the prompts of a set come from: two sets of one origin share its rows."""
+    source = config.data.source
+    if isinstance(source, MiniatureSource):
+        return MiniatureSource.__name__
+    return str(prompt_file(source, folder))
+
+
+def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
+    """All prompts of a set's origin, in the order that the seed gives."""
+    source = config.data.source
+    if isinstance(source, MiniatureSource):
+        return _from_miniature(source, folder, config.seed)
+    return _from_file(source, prompt_file(source, folder), config.seed)
+
+
+def make_prompt(
+    instruction: str,
+    reference: str | None,
+    category: str | None,
+    difficulty: int | None,
+    demonstration: str | None = None,
+) -> Prompt:
+    """A prompt with the id that its instruction gives it."""
+    prompt_id = hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration)
+
+
+def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:
+    kind = folder.rsplit("/", 1)[-1]
+    split: world.Split = "validation" if kind == "validation" else "test" if kind == "test" else "train"
+    for problem in world.problems(split, seed, source.categories or None):
+        yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty, problem.worked)
+
+
+def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:
+    rows = read_prompt_rows(source, path)
+    for i in np.random.default_rng(seed).permutation(len(rows)):
+        yield make_prompt(**vars(rows[int(i)]))

@@ -1,0 +1,40 @@
+"""ThinkPO on the real engines, in small: three models are made and measured, and a second call does nothing.
+
+What it comes to on the whole miniature stands in the README; what breaks and resumes: tests/flows/test_thinkpo.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+SMALL = ("data.per_iteration=64", "data.test=32", "sft.epochs=2", "sft.learning_rate=5e-4", "engine.shard_prompts=16",
+         "thinkpo.differing_share=0.8")  # fmt: skip
+
+
+def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothing(tmp_path: Path):
+    command = [sys.executable, "-m", "flows", "thinkpo"]
+    for setting in (*SMALL, f'folder="{tmp_path}"'):
+        command += ["--set", setting]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+
+    def call() -> str:
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "ThinkPO against SFT: score" in call()
+    run = tmp_path / "thinkpo"
+    ladder = json.loads((run / "ladder.json").read_text())
+    base, tuned, thinking = ladder["rungs"]
+    assert [rung["model"] for rung in ladder["rungs"]] == ["base", "SFT", "ThinkPO"]
+    assert tuned["tokens"]["value"] > base["tokens"]["value"]
+    assert thinking["made_from"]["pairs"] > 10
+    page = (run / "ladder.html").read_text()
+    assert "<script" not in page and "ThinkPO" in page
+    assert "nothing to do" in call()

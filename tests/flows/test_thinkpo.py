@@ -1,0 +1,226 @@
+"""Claims about runs of ThinkPO: they resume, do nothing twice, and make again what a change concerns.
+
+On mock engines, without Prefect, in a process of their own; with the real ones: tests/end_to_end/test_thinkpo.py.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What became of the runs."""
+    parent = tmp_path_factory.mktemp("thinkpo")
+    command = [sys.executable, "-m", "tests.flows.test_thinkpo", str(parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
+    return result
+
+
+def test_three_models_stand_on_the_ladder_each_held_against_the_one_below(found: Mapping[str, Any]):
+    assert found["rungs"] == [["base", None], ["SFT", "base"], ["ThinkPO", "SFT"]]
+    assert found["pairs"] > 0
+
+
+def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any]):
+    assert found["again"] == [] and found["known"]
+
+
+def test_a_run_that_breaks_off_goes_on_from_what_is_complete_and_ends_the_same(found: Mapping[str, Any]):
+    kept = {"base/test/scores", "sft/demonstrations", "sft/train", "dpo/pairs"}
+    assert kept <= set(found["kept after the break"])
+    assert "dpo/train" not in found["kept after the break"]
+    assert found["made again after the break"] == []
+    assert found["fingerprints after the break"] == found["fingerprints"]
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ("train", {"dpo/train"}),  # the mock makes of it what it made before, so that nothing follows
+        ("thinkpo", {"dpo/pairs", "dpo/train", *(f"dpo/test/{name}" for name in ("samples", "judgments", "scores"))}),
+        ("nothing that matters", set()),
+    ],
+)
+def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
+    found: Mapping[str, Any], change: str, again: set[str]
+):
+    assert set(found["changed"][change]) == again
+    assert not found["known with another config"]
+
+
+def test_a_stage_that_is_damaged_is_seen_before_the_run_starts_and_made_again(found: Mapping[str, Any]):
+    assert not found["known when damaged"]
+    assert found["mended"] == found["fingerprints"]
+
+
+def test_swapped_the_short_outputs_are_chosen(found: Mapping[str, Any]):
+    plain, swapped = found["lengths"], found["lengths, swapped"]
+    assert plain == [[short, long] for long, short in swapped] and all(long > short for long, short in plain)
+
+
+def test_without_fine_tuning_the_pairs_of_a_file_are_trained_on(found: Mapping[str, Any]):
+    assert found["from a file"]["rungs"] == [["base", None], ["ThinkPO", "base"]]
+    assert found["from a file"]["pairs"] == 20
+
+
+def main(parent: Path) -> None:
+    """Makes the runs; writes what became of them."""
+    import flows.iterate
+    import flows.thinkpo
+    import tasks.measure
+    import tasks.training
+    from flows.start import made
+    from flows.thinkpo import thinkpo
+    from tests.faults import mock_run
+    from tpo.records import Pair
+
+    mock_run.prepare()
+    flow = vars(flows.thinkpo)
+    for name, value in list(flow.items()):
+        if type(value).__name__ == "Task":
+            flow[name] = value.fn
+    flow["ask"] = vars(flows.iterate)["ask"]
+    vars(tasks.measure)["create_markdown_artifact"] = lambda **_: None
+    config = _config(parent / "plain")
+    run: Callable[[Any], Any] = thinkpo.fn
+    found: dict[str, Any] = {}
+
+    ladder = run(config)
+    found["rungs"] = [[rung.model, rung.below] for rung in ladder.rungs]
+    pairs = _rows(config.root / "dpo/pairs", Pair)
+    found["pairs"] = len(pairs)
+    found["lengths"] = [[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs]
+    found["fingerprints"] = _fingerprints(config.root)
+    before = _times(config.root)
+    assert run(config) == ladder
+    found["again"] = _newer(config.root, before)
+    found["known"] = made(config) == ladder
+
+    broken = _config(parent / "broken")
+    train = vars(tasks.training)["train_model"]
+    trained: list[Path] = []
+
+    def breaks_off(model: Path, *arguments: Any, **options: Any) -> Any:
+        trained.append(model)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(model, *arguments, **options)
+
+    vars(tasks.training)["train_model"] = breaks_off
+    with contextlib.suppress(KeyboardInterrupt):
+        run(broken)
+    vars(tasks.training)["train_model"] = train
+    found["kept after the break"] = sorted(_fingerprints(broken.root))
+    before = _times(broken.root)
+    run(broken)
+    found["made again after the break"] = [stage for stage in _newer(broken.root, before) if stage in before]
+    found["fingerprints after the break"] = _fingerprints(broken.root)
+
+    found["changed"] = {}
+    changes = {
+        "train": {"train": config.train.model_copy(update={"beta": 0.5})},
+        "thinkpo": {"thinkpo": config.thinkpo and config.thinkpo.model_copy(update={"most_pairs": 5})},
+        "nothing that matters": {"tracking": config.tracking.model_copy(update={"project": "other"})},
+    }
+    for name, update in changes.items():
+        before = _times(broken.root)
+        changed = broken.model_copy(update=update)
+        found["known with another config"] = made(changed) is not None
+        run(changed)
+        found["changed"][name] = [s for s in _newer(broken.root, before) if ".old-" not in s]
+        run(broken)
+
+    (shard,) = (config.root / "dpo/pairs").glob("*.parquet")
+    shard.write_bytes(b"PAR1")
+    found["known when damaged"] = made(config) is not None
+    run(config)
+    found["mended"] = _fingerprints(config.root)
+
+    swapped = _config(parent / "swapped", swap=True)
+    run(swapped)
+    pairs = _rows(swapped.root / "dpo/pairs", Pair)
+    found["lengths, swapped"] = [[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs]
+
+    from_file = _config(parent / "file", from_file=True)
+    ladder = run(from_file)
+    found["from a file"] = {
+        "rungs": [[rung.model, rung.below] for rung in ladder.rungs],
+        "pairs": len(_rows(from_file.root / "dpo/pairs", Pair)),
+    }
+    (parent / "found.json").write_text(json.dumps(found))
+
+
+def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
+    from tests.faults import mock_run
+    from tpo.config import FileSource, ModelConfig, PairFile, PairModels, PromptConfig, SftConfig, ThinkPoConfig
+
+    folder.mkdir()
+    config = mock_run.config_of(folder, mock_run.Plan("verifier"))
+    rows = [
+        {
+            "instruction": f"What is {i} + 1?",
+            "answer": f"one: {i + 1}",
+            "work": f"One more than {i}. " * 20 + f"So {i + 1}",
+        }
+        for i in range(120)
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"instruction": row["instruction"], "chosen": row["work"], "rejected": row["answer"]} for row in rows[:20]]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    source = FileSource(path=folder / "prompts.jsonl", reference_column="answer", demonstration_column="work")
+    update = {
+        "data": config.data.model_copy(update={"source": source, "max_prompt_tokens": 150}),
+        "prompt": PromptConfig(variant="direct"),
+        "model": ModelConfig(),
+        "train": config.train.model_copy(update={"max_tokens": 2000}),
+        "sft": None if from_file else SftConfig(epochs=1, max_tokens=2000),
+        "thinkpo": ThinkPoConfig(
+            source=PairFile(path=folder / "pairs.jsonl") if from_file else PairModels(),
+            answer_pattern="(e)",  # which is in what the mock engines write
+            match="exact",
+            swap=swap,
+        ),
+    }
+    return config.model_copy(update=update)
+
+
+def _rows(folder: Path, kind: Any) -> list[Any]:
+    from tpo.records import Artifact
+    from tpo.store import read_manifest, read_rows
+
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return list(read_rows(Artifact(folder, manifest.rows, manifest.fingerprint), kind))
+
+
+def _fingerprints(root: Path) -> dict[str, str]:
+    found = {}
+    for path in root.rglob("manifest.json"):
+        name = path.parent.relative_to(root).as_posix()
+        if ".old-" not in name:
+            found[name] = json.loads(path.read_text())["fingerprint"]
+    return found
+
+
+def _times(root: Path) -> dict[str, int]:
+    """When each stage was made."""
+    return {path.parent.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+
+
+def _newer(root: Path, before: Mapping[str, int]) -> list[str]:
+    return sorted(stage for stage, time in _times(root).items() if before.get(stage) != time)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
