@@ -45,7 +45,9 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
     longest = max(config.context_tokens, config.data.max_prompt_tokens + how.max_new_tokens)
-    pool = sampler_pool(config.engine, config.cluster, longest, forcing=bool(rules))
+    # For all of a run alike, whether this round has rules or not: other engines would take half a minute to start.
+    forcing = how.max_thought_tokens is not None or how.calculator is not None
+    pool = sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
     if missing:
         check_files(model)
     with (
