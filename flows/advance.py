@@ -1,5 +1,5 @@
 """What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one; a
-comparison with the direct baseline; and a run of ThinkPO.
+comparison with the direct baseline; and runs of the other methods.
 
 In: the answers of a form, those of `python -m flows iterate`. Out: M_{t+1}, where the manifests say that M_t stands.
 
@@ -19,7 +19,8 @@ from flows.compare import compare_with_direct
 from flows.iterate import iterate
 from flows.operation import alert, entitle, fetch_keys
 from flows.preflight import preflight
-from flows.start import compared, made, ready, resolve_config, working
+from flows.self_train import self_train
+from flows.start import compared, made, ready, resolve_config, self_trained, working
 from flows.thinkpo import thinkpo
 from tasks.lineage import completed
 from tpo.config import RunConfig
@@ -116,6 +117,35 @@ def run_thinkpo(
     with working(), explained(), tags(config.name):
         thinkpo.fn(config)
     return Completed(message=f"{config.name} is complete: {config.place}/ladder.html")
+
+
+@flow(name="run-self-train", flow_run_name="self-train {profile}", on_failure=[alert], on_crashed=[alert])
+def run_self_train(
+    profile: str = "self-train",
+    run_name: str = "",
+    judge: JudgeChoice = "the profile's",
+    seed: Annotated[int, Field(ge=0)] | None = None,
+    overrides: list[str] = [],  # noqa: B006 - as above
+    iterations: Annotated[int, Field(ge=0)] = 3,
+) -> State:
+    """Brings a run of DPO-ST to SFT_T, from where its manifests say that it stands.
+
+    Args:
+        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
+        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
+        judge: Who scores responses; another judge than the profile's comes with its defaults.
+        seed: The run's seed. None: the profile's.
+        overrides: Values in place of the profile's, each as `self_train.dpo=false`.
+        iterations: T of the last model SFT_T.
+    """
+    config = _asked_for(profile, run_name, judge, seed, overrides)
+    entitle(f"{config.name}, DPO-ST to SFT_{iterations}", config.name)
+    fetch_keys(config)
+    if self_trained(config, iterations) is not None:
+        return Completed(name="NothingToDo", message=f"SFT_{iterations} of {config.name} is complete")
+    with working(), explained(), tags(config.name):
+        self_train.fn(config, iterations)
+    return Completed(message=f"SFT_{iterations} of {config.name} is complete: {config.place}/ladder.html")
 
 
 def _asked_for(profile: str, run_name: str, judge: JudgeChoice, seed: int | None, overrides: list[str]) -> RunConfig:

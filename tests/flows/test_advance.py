@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from flows.advance import advance, compare_runs, next_model, run_thinkpo
+from flows.advance import advance, compare_runs, next_model, run_self_train, run_thinkpo
 from tasks.load_prompts import load_prompts
 from tasks.retry import may_pass
 from tests.finished_run import finish
@@ -33,7 +33,7 @@ def test_a_trigger_goes_on_from_the_last_complete_model_and_no_further_than_the_
 
 def test_every_deployment_names_a_flow_that_takes_its_parameters():
     listed = yaml.safe_load(Path("deploy/prefect.yaml").read_text())["deployments"]
-    assert [deployment["name"] for deployment in listed] == ["iterate", "compare", "thinkpo"]
+    assert [deployment["name"] for deployment in listed] == ["iterate", "compare", "thinkpo", "self-train"]
     for deployment in listed:
         flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
         flow.validate_parameters(deployment["parameters"])
@@ -48,7 +48,13 @@ def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("flow", "last"), [(advance, ["iterations", "last"]), (compare_runs, ["iterations"]), (run_thinkpo, [])]
+    ("flow", "last"),
+    [
+        (advance, ["iterations", "last"]),
+        (compare_runs, ["iterations"]),
+        (run_thinkpo, []),
+        (run_self_train, ["iterations"]),
+    ],
 )
 def test_the_form_says_what_each_of_its_fields_is(flow: Flow[..., State], last: list[str]):
     form = parameter_schema(flow).model_dump()["properties"]
