@@ -126,4 +126,6 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
     free, bound = agreements([]), agreements([Calculator("gsm8k")])
     assert min(len(free), len(bound)) >= 0.9 * 2 * len(sums)
     assert free.count("identical") < 0.5 * len(free)
-    assert set(bound) == {"identical"}
+    # What is no arithmetic, as a rare `<<3++=`, has no value to write and is left to the model.
+    assert {*bound} <= {"identical", "no value"}
+    assert bound.count("identical") > 0.9 * len(bound), bound.count("no value")
