@@ -433,3 +433,29 @@ def test_a_model_with_an_encoder_is_refused_by_its_name_and_by_its_config(tmp_pa
     for refuses in (find_model, check_model_folder):
         with pytest.raises(InputError, match="is an encoder-decoder model"):
             refuses(tmp_path)
+
+
+def amounts(name: str, *overrides: str, to: int = 3) -> dict[str, tuple[int, int, int]]:
+    """Rounds, prompts and answers by kind of work."""
+    stages = planned(name, *overrides, to=to).stages
+    return {s.work.kind: (s.work.rounds, s.work.prompts, s.work.expected.answers) for s in stages}
+
+
+def test_a_plan_of_thinkpo_has_one_output_a_prompt_two_trainings_and_the_test_of_three_models():
+    found = amounts("thinkpo-qwen2.5-3b")
+    assert found["sample"] == (1, 17_000, 17_000)
+    assert found["train"] == (2, 34_000, 3 * 17_000 + 17_000)
+    assert found["test sample"] == (3, 1_500, 1_500)
+    assert "validation sample" not in found and "judge" not in found
+    assert amounts("thinkpo-bespoke-7b").keys() == {"train", "test sample", "test judge"}
+    assert planned("thinkpo").goal == "ThinkPO"
+
+
+def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_once_more_than_that():
+    found = amounts("self-train")
+    assert found["sample"] == (3, 1_200, 3 * 400 * (5 + 3))
+    assert found["train"][0] == 4 + 3 and found["test sample"] == (8, 3_200, 3_200)
+    plain = amounts("self-train", "self_train.dpo=false")
+    assert plain["sample"] == (3, 1_200, 3 * 400 * 3)
+    assert plain["train"][0] == 4 and plain["test sample"][0] == 5
+    assert planned("self-train", to=3).goal == "to SFT_3"

@@ -212,7 +212,7 @@ class _Planner:
             crews.setdefault(stage.crew.who, stage.crew)
         return Plan(
             run=config.name,
-            goal=f"to M_{self.iterations}" if config.thinkpo is None else "ThinkPO",
+            goal=self._goal(),
             iterations=self.iterations,
             models=self.models,
             cluster=self.cluster,
@@ -232,6 +232,11 @@ class _Planner:
                 *self._over_budget(stages, spent),
             ],
         )
+
+    def _goal(self) -> str:
+        if self.config.thinkpo is not None:
+            return "ThinkPO"
+        return f"to {'M' if self.config.self_train is None else 'SFT'}_{self.iterations}"
 
     def _judges(self) -> list[tuple[JudgeConfig, Model | None]]:
         return [(self.config.judge, self.models.judge), (self.config.evaluation.judge, self.models.evaluation)]

@@ -9,6 +9,7 @@ ones); lengths are the profile's, else past runs', else half of the most that is
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 from tpo.config import (
     DataConfig,
@@ -18,6 +19,8 @@ from tpo.config import (
     PairwiseJudge,
     RunConfig,
     SampleConfig,
+    SelfTrainConfig,
+    SftConfig,
     SyntheticConfig,
     ThinkPoConfig,
     TrainingConfig,
@@ -99,6 +102,8 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     own, all of it."""
     if config.thinkpo is not None:
         return _thinkpo(config, config.thinkpo, lengths)
+    if config.self_train is not None and config.sft is not None:
+        return _self_training(config, config.self_train, config.sft, lengths, iterations)
     data = config.data
     validated, tested = iterations * config.train.epochs, iterations + 2
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
@@ -134,6 +139,31 @@ def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> lis
     return [
         *([] if not written else [written[0] if len(written) == 1 else _together(*written)]),
         trained,
+        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
+    ]
+
+
+def _self_training(
+    config: RunConfig, how: SelfTrainConfig, sft: SftConfig, lengths: Lengths, iterations: int
+) -> list[Work]:
+    """Outputs for pairs and for pseudo-labels, a fine-tuning more than iterations, and the test of every model.
+
+    Each iteration is taken to add one output to imitate a question, and pairs to be as many as may be.
+    """
+    questions, rounds = config.data.per_iteration, range(iterations + 1)
+    given = min(questions, how.demonstrations or questions)
+    outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
+    written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.tries)
+    judged = _judging("judge", config.judge, lengths, iterations, questions, outputs)
+    trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in rounds]
+    if how.dpo and iterations:
+        trained.append(_trained(config.train, lengths, iterations, questions * how.pairs_per_question, outputs=2))
+    tested = iterations + 2 + (iterations if how.dpo else 0)
+    return [
+        written,
+        judged,
+        reduce(_together, trained),
         _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
         _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
