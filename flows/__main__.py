@@ -255,7 +255,8 @@ def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[R
     from prefect.exceptions import PrefectException
 
     signal.signal(signal.SIGTERM, _stop)
-    goal = "" if iterations is None else f"to M_{iterations} "
+    last = "M" if config.self_train is None else "SFT"
+    goal = "" if iterations is None else f"to {last}_{iterations} "
     print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
     try:
         return flow(config, iterations)

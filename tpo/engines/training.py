@@ -174,7 +174,7 @@ def make_trainer(
     if isinstance(config, TrainConfig):
         references = folder / "dataset" / "references.safetensors"
         kept = {"references": references, "on_reference": lambda: on_step(done, 0)}
-        if reference is not None:
+        if reference is not None and not as_first_worker(lambda: checkpoints.sealed(references) is not None):
             # It leaves its log-probs on disk and goes; the trainer of the model finds them there.
             as_kept = make(reference, is_reference=True, **kept)
             del as_kept
