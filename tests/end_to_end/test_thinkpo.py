@@ -13,8 +13,8 @@ import pytest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-SMALL = ("data.per_iteration=64", "data.test=32", "sft.epochs=2", "sft.learning_rate=5e-4", "engine.shard_prompts=16",
-         "thinkpo.differing_share=0.8")  # fmt: skip
+SMALL = ("data.per_iteration=64", "data.test=32", "sft.epochs=4", "sft.learning_rate=1e-3", "sft.batch_size=16",
+         "sft.micro_batch_size=16", "engine.shard_prompts=16", "thinkpo.differing_share=0.8")  # fmt: skip
 
 
 def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothing(tmp_path: Path):
@@ -33,7 +33,7 @@ def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothin
     ladder = json.loads((run / "ladder.json").read_text())
     base, tuned, thinking = ladder["rungs"]
     assert [rung["model"] for rung in ladder["rungs"]] == ["base", "SFT", "ThinkPO"]
-    assert tuned["tokens"]["value"] > base["tokens"]["value"]
+    assert tuned["tokens"]["low"] > base["tokens"]["high"]
     assert thinking["made_from"]["pairs"] > 10
     page = (run / "ladder.html").read_text()
     assert "<script" not in page and "ThinkPO" in page

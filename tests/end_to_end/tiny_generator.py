@@ -23,7 +23,7 @@ CATEGORIES = ("opposites", "largest", "recall")
 """Those with the shortest instructions."""
 SHOTS = 8
 CONTEXT_TOKENS = 640
-STEPS, BATCH = 90, 16
+STEPS, BATCH = 150, 16
 
 
 def train_tiny_generator(folder: Path) -> None:
