@@ -57,6 +57,7 @@ class Operation:
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # else a minute passes before a schedule is seen
         }
         if database is not None:
             self._environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
