@@ -24,9 +24,10 @@ SET ?=
 ABLATION ?=
 # Of make plan: set for JSON.
 JSON ?=
-# Of make chaos: how many runs, and on which engines (real or mock).
+# Of make chaos: how many runs, on which engines (real or mock), of which recipe (iterate, thinkpo, self-train).
 N ?= 50
 ENGINE ?= real
+RECIPE ?= iterate
 # Of make serve: where; the thought prompt; set for thoughts on request; the environment variable that holds a key.
 PORT ?= 8000
 VARIANT ?=
@@ -47,6 +48,7 @@ override RUN := $(value RUN)
 override SET := $(value SET)
 override N := $(value N)
 override ENGINE := $(value ENGINE)
+override RECIPE := $(value RECIPE)
 override JSON := $(value JSON)
 override ABLATION := $(value ABLATION)
 override PORT := $(value PORT)
@@ -54,7 +56,7 @@ override VARIANT := $(value VARIANT)
 override THOUGHTS := $(value THOUGHTS)
 override KEY := $(value KEY)
 export PORT VARIANT THOUGHTS KEY GIVEN_PROFILE
-export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE JSON ABLATION
+export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE RECIPE JSON ABLATION
 
 .PHONY: help setup iterate compare thinkpo self-train plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
 
@@ -129,8 +131,8 @@ bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what 
 		echo "== $$file"; $(PY) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit; \
 	done
 
-chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock SEED=
-	@$(PY) -m tests.faults.chaos --runs "$$N" --engine "$$ENGINE" $${SEED:+--seed "$$SEED"}
+chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
+	@$(PY) -m tests.faults.chaos --runs "$$N" --engine "$$ENGINE" --recipe "$$RECIPE" $${SEED:+--seed "$$SEED"}
 
 fault-table: setup ## Run the tests of faults and write docs/faults.md from them
 	@rows=$$(mktemp) && OMP_NUM_THREADS=1 TPO_FAULT_ROWS="$$rows" \

@@ -1,8 +1,8 @@
 """`make chaos N=50`: breaks N runs of the miniature at random, resumes each, and counts what is lost.
 
 In: how many runs, a seed, and the engine: `real` is the whole command on Prefect, Ray, vLLM and TRL (two minutes a
-run), `mock` the stages themselves on engines that answer at once (two seconds a run). Out: a table by kind of fault,
-and the exit status 1 where a single row is lost, duplicated or changed, or a run does not end.
+run), of any recipe, `mock` the stages of TPO themselves on engines that answer at once (two seconds a run). Out: a
+table by kind of fault, and the exit status 1 where a single row is lost, duplicated or changed, or a run does not end.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.faults.compare import Difference, astuple
@@ -40,11 +41,11 @@ def mock_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
             yield fault.name, break_run(fault, random.Random(f"{seed} {i}"), folder, example)
 
 
-def real_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
+def real_runs(count: int, seed: int, parent: Path, recipe: str) -> Iterator[Outcome]:
     """Breaks `count` runs of the whole command."""
     from tests.faults import real_run
 
-    yield from real_run.broken_runs(count, seed, parent)
+    yield from real_run.broken_runs(count, seed, parent, real_run.RECIPES[recipe])
 
 
 def table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
@@ -68,8 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["real", "mock"], default="real")
+    parser.add_argument("--recipe", choices=["iterate", "thinkpo", "self-train"], default="iterate")
     options = parser.parse_args(arguments)
-    make: Callable[[int, int, Path], Iterator[Outcome]] = mock_runs if options.engine == "mock" else real_runs
+    make: Callable[[int, int, Path], Iterator[Outcome]] = partial(real_runs, recipe=options.recipe)
+    if options.engine == "mock":
+        if options.recipe != "iterate":
+            parser.error(f"--engine mock runs iterate; for {options.recipe}: tests/flows")
+        make = mock_runs
     started, outcomes = time.monotonic(), list[Outcome]()
     with tempfile.TemporaryDirectory(prefix="tpo-chaos-") as folder:
         for name, broken in make(options.runs, options.seed, Path(folder)):

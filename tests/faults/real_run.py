@@ -1,8 +1,8 @@
 """Runs of the whole command on Prefect, Ray, vLLM and TRL, each struck at a random moment and started again.
 
-A run is `python -m flows iterate` on the miniature with small numbers, in a session of its own. What is struck is one
-of its processes, its files, or all of it at once, as by a reset. Where the command ends with an error it must say what
-is wrong; then it is started again, as a user would, until it ends well.
+A run is `python -m flows iterate`, or another recipe, on the miniature with small numbers, in a session of its own.
+What is struck is one of its processes, its files, or all of it at once, as by a reset. Where the command ends with an
+error it must say what is wrong; then it is started again, as a user would, until it ends well.
 """
 
 import contextlib
@@ -23,12 +23,7 @@ from tests.faults.compare import Difference, difference
 from tests.faults.mock_run import Broken
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = (
-    "data.per_iteration=16",
-    "data.validation=8",
-    "data.test=8",
-    "sample.k=4",
-    "train.epochs=2",
+SMALL = (
     "train.batch_size=4",
     "train.micro_batch_size=4",
     "engine.shard_prompts=4",
@@ -36,6 +31,40 @@ SETTINGS = (
     "engine.start_seconds=240",
     "trainer.stall_seconds=120",
 )
+SFT = ("sft.batch_size=8", "sft.micro_batch_size=8", "sft.epochs=4", "sft.learning_rate=1e-3")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A command and the numbers with which it ends in a minute or two."""
+
+    name: str
+    """As `python -m flows` calls it."""
+    settings: Sequence[str]
+    """In place of its profile's, each as `sample.k=4`."""
+    iterations: int | None = None
+    """T, where it has iterations."""
+
+    def command(self, settings: Sequence[str]) -> list[str]:
+        """The whole command line, with more settings."""
+        to = [] if self.iterations is None else ["--to", str(self.iterations)]
+        command = [sys.executable, "-m", "flows", self.name, *to, "--run-name", "run"]
+        return [*command, *(word for setting in (*SMALL, *self.settings, *settings) for word in ("--set", setting))]
+
+
+ITERATE = Recipe(
+    "iterate",
+    ("data.per_iteration=16", "data.validation=8", "data.test=8", "sample.k=4", "train.epochs=2"),
+    iterations=1,
+)
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        ITERATE,
+        Recipe("thinkpo", ("data.per_iteration=32", "data.test=8", *SFT, "thinkpo.differing_share=0.8")),
+        Recipe("self-train", ("data.per_iteration=32", "data.test=8", *SFT, "self_train.demonstrations=16"), 1),
+    )
+}
 ATTEMPTS = 5
 LONGEST = 900.0
 """Seconds that one process may take, with others on the machine."""
@@ -54,12 +83,10 @@ class Strike:
 class Run:
     """One start of the command; `settings` come last, and may move the run from `folder` to a bucket."""
 
-    def __init__(self, folder: Path, log: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, log: Path, *settings: str, recipe: Recipe = ITERATE) -> None:
         self.folder = folder
         self.prefect = folder / "prefect"
-        command = [sys.executable, "-m", "flows", "iterate", "--to", "1", "--run-name", "run"]
-        for setting in (*SETTINGS, f'folder="{folder}"', *settings):
-            command += ["--set", setting]
+        command = recipe.command([f'folder="{folder}"', *settings])
         with log.open("a") as out:
             self.process = subprocess.Popen(
                 command,
@@ -97,29 +124,30 @@ class Run:
         return len(left)
 
 
-def broken_runs(count: int, seed: int, parent: Path, strikes: Sequence[Strike] = ()) -> Iterator[tuple[str, Broken]]:
+def broken_runs(count: int, seed: int, parent: Path, recipe: Recipe = ITERATE) -> Iterator[tuple[str, Broken]]:
     """Breaks `count` runs, each kind of strike in turn, at moments that `seed` draws."""
     started = time.monotonic()
     expected = parent / "expected"
     expected.mkdir()
-    run = Run(expected, parent / "expected.log")
+    run = Run(expected, parent / "expected.log", recipe=recipe)
     if run.end(LONGEST) != 0:
         raise RuntimeError(f"the uninterrupted run failed:\n{(parent / 'expected.log').read_text()[-4000:]}")
     run.clear()
     whole = time.monotonic() - started
-    kinds = strikes or STRIKES
     for i in range(count):
-        strike = kinds[i % len(kinds)]
+        strike = STRIKES[i % len(STRIKES)]
         folder = parent / f"run{i}"
         folder.mkdir()
-        yield strike.name, break_run(strike, random.Random(f"{seed} {i}"), folder, expected / "run", whole)
+        yield strike.name, break_run(strike, random.Random(f"{seed} {i}"), folder, expected / "run", whole, recipe)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def break_run(strike: Strike, dice: random.Random, folder: Path, expected: Path, whole: float) -> Broken:
+def break_run(
+    strike: Strike, dice: random.Random, folder: Path, expected: Path, whole: float, recipe: Recipe
+) -> Broken:
     """Breaks one run, starts it again until it ends, and compares it with the one in `expected`."""
     log = folder / "log.txt"
-    run = Run(folder, log)
+    run = Run(folder, log, recipe=recipe)
     status = run.end(dice.uniform(0.02, 0.95) * whole)
     struck = False
     while status is None and not struck:
@@ -133,7 +161,7 @@ def break_run(strike: Strike, dice: random.Random, folder: Path, expected: Path,
         run.clear()
         if status == 0:
             break
-        run = Run(folder, log)
+        run = Run(folder, log, recipe=recipe)
         status = run.end(LONGEST)
         quiet = quiet and status is not None
     said = log.read_text(encoding="utf-8", errors="replace")
