@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from flows.start import (
+    ablated,
     compared,
     made,
     prefect_environment,
@@ -21,7 +22,6 @@ from flows.start import (
     ready,
     resolve_config,
     self_trained,
-    without_dpo,
     working,
 )
 from tasks.lineage import SHIPPED_SEED_MODEL
@@ -230,12 +230,8 @@ def _self_train(options: argparse.Namespace) -> int:
     from tpo.ladder_page import print_ladder
 
     config, to = _config(options), options.to
-    name = ABLATION if options.ablation else LADDER
-    page = f"{config.place}/{page_of(name)}"
-    found = self_trained(config, to, name)
-    if options.ablation and self_trained(without_dpo(config), to) is None:
-        found = None
-    if found is not None:
+    page = f"{config.place}/{page_of(ABLATION if options.ablation else LADDER)}"
+    if (found := (ablated if options.ablation else self_trained)(config, to)) is not None:
         print_ladder(found)
         print(f"SFT_{to} of run {config.name} is complete: nothing to do. Page: {page}")
         return 0

@@ -19,12 +19,13 @@ from flows.compare import compare_with_direct
 from flows.iterate import iterate
 from flows.operation import alert, entitle, fetch_keys
 from flows.preflight import preflight
-from flows.self_train import self_train
-from flows.start import compared, made, ready, resolve_config, self_trained, working
+from flows.self_train import self_train, self_train_and_plain
+from flows.start import ablated, compared, made, ready, resolve_config, self_trained, working
 from flows.thinkpo import thinkpo
 from tasks.lineage import completed
 from tpo.config import RunConfig
 from tpo.disk import explained
+from tpo.ladder import ABLATION, LADDER, page_of
 from tpo.mirror import reading
 
 JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise"]
@@ -127,6 +128,7 @@ def run_self_train(
     seed: Annotated[int, Field(ge=0)] | None = None,
     overrides: list[str] = [],  # noqa: B006 - as above
     iterations: Annotated[int, Field(ge=0)] = 3,
+    ablation: bool = False,
 ) -> State:
     """Brings a run of DPO-ST to SFT_T, from where its manifests say that it stands.
 
@@ -137,15 +139,17 @@ def run_self_train(
         seed: The run's seed. None: the profile's.
         overrides: Values in place of the profile's, each as `self_train.dpo=false`.
         iterations: T of the last model SFT_T.
+        ablation: Whether to run it without the DPO step too, and hold each SFT_t against the other's.
     """
     config = _asked_for(profile, run_name, judge, seed, overrides)
-    entitle(f"{config.name}, DPO-ST to SFT_{iterations}", config.name)
+    entitle(f"{config.name}, DPO-ST {'with and without DPO ' if ablation else ''}to SFT_{iterations}", config.name)
     fetch_keys(config)
-    if self_trained(config, iterations) is not None:
+    if (ablated if ablation else self_trained)(config, iterations) is not None:
         return Completed(name="NothingToDo", message=f"SFT_{iterations} of {config.name} is complete")
     with working(), explained(), tags(config.name):
-        self_train.fn(config, iterations)
-    return Completed(message=f"SFT_{iterations} of {config.name} is complete: {config.place}/ladder.html")
+        (self_train_and_plain if ablation else self_train).fn(config, iterations)
+    page = page_of(ABLATION if ablation else LADDER)
+    return Completed(message=f"SFT_{iterations} of {config.name} is complete: {config.place}/{page}")
 
 
 def _asked_for(profile: str, run_name: str, judge: JudgeChoice, seed: int | None, overrides: list[str]) -> RunConfig:

@@ -16,7 +16,7 @@ from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
 from tpo.console import LOGGER
 from tpo.errors import InputError, StoreError
-from tpo.ladder import LADDER, Ladder, read_ladder
+from tpo.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.mirror import reading
 from tpo.receipt import receipt_holds
 from tpo.summary import Summary, read_summary
@@ -88,6 +88,12 @@ def self_trained(config: RunConfig, iterations: int, name: str = LADDER) -> Ladd
     preflight(config)
     check_self_training(config)
     return _ladder_or_check(config, f"SFT_{iterations}", name)
+
+
+def ablated(config: RunConfig, iterations: int) -> Ladder | None:
+    """The same for a run and the one without DPO; the ladder that holds them against each other."""
+    found = self_trained(config, iterations, ABLATION)
+    return found if self_trained(without_dpo(config), iterations) is not None else None
 
 
 def _ladder_or_check(config: RunConfig, last: str | None = None, name: str = LADDER) -> Ladder | None:

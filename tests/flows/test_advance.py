@@ -53,7 +53,7 @@ def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
         (advance, ["iterations", "last"]),
         (compare_runs, ["iterations"]),
         (run_thinkpo, []),
-        (run_self_train, ["iterations"]),
+        (run_self_train, ["iterations", "ablation"]),
     ],
 )
 def test_the_form_says_what_each_of_its_fields_is(flow: Flow[..., State], last: list[str]):
