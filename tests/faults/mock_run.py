@@ -181,10 +181,14 @@ def stage_of(path: str) -> str | None:
 
 
 def prepare() -> None:
-    """Makes this process one whose forks can run: mock engines in their places, no Prefect, everything imported."""
+    """Makes this process one whose forks can run: mock engines in their places, no Prefect, everything imported.
+
+    The report's plots are empty: drawing them takes more than all else that such a run does.
+    """
     import tempfile
 
     import pyarrow as pa
+    from markupsafe import Markup
 
     import flows.iterate as flow
     import judges.askers
@@ -192,6 +196,8 @@ def prepare() -> None:
     import tasks.sample
     import tasks.training
     import tpo.engines.generator
+    import tpo.plots
+    import tpo.report_page
     from tests.faults.mock_engines import MockPool, MockWriter, mock_train_model
 
     pa.set_cpu_count(1)
@@ -200,6 +206,8 @@ def prepare() -> None:
         vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
     vars(tpo.engines.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
     vars(tasks.training)["train_model"] = mock_train_model
+    for module in (tpo.plots, tpo.report_page):
+        vars(module)["draw"] = lambda *_, **__: Markup("<svg></svg>")
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
     with tempfile.TemporaryDirectory() as folder:
