@@ -126,33 +126,31 @@ def _drive(folder: Path, at: int) -> None:
     train(folder, die)
 
 
-def test_a_training_whose_driver_and_then_whose_worker_is_killed_ends_the_same(
-    tmp_path: Path, whole: dict[str, bytes], outcome: Outcome
+def test_a_training_whose_driver_and_then_whose_worker_is_killed_and_the_next_one_hangs_ends_the_same(
+    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome
 ):
     driver = multiprocessing.get_context("spawn").Process(target=_drive, args=(tmp_path, 10))
     driver.start()
     driver.join()
     assert driver.exitcode == -signal.SIGKILL
     assert not (tmp_path / "log.jsonl").exists()
-    blow = _Blow(tmp_path, signal.SIGKILL, at=30)
-    epochs = train(tmp_path, blow)
+    killed, hung = _Blow(tmp_path, signal.SIGKILL, at=25), _Blow(tmp_path, signal.SIGSTOP, at=45)
+
+    def strike(done: int) -> None:
+        killed(done)
+        if killed.went_on_from is not None:
+            hung(done)
+
+    epochs = train(tmp_path, strike, stall_seconds=30)
     assert epochs[-1].step == STEPS
-    assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    for blow in (killed, hung):
+        assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    assert "no step ended in 30 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
     assert result(tmp_path) == whole
     outcome(
         "kill -9 of the driver while it trains", "train", "goes on from its last checkpoint; ends with the same bits"
     )
     outcome("kill -9 of the worker that trains", "train", "a new one goes on from the last checkpoint; the same bits")
-
-
-def test_a_worker_that_hangs_is_killed_and_its_training_ends_the_same(
-    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome
-):
-    blow = _Blow(tmp_path, signal.SIGSTOP, at=10)
-    train(tmp_path, blow, stall_seconds=30)
-    assert blow.struck is not None
-    assert "no step ended in 30 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
-    assert result(tmp_path) == whole
     outcome("the worker that trains stops dead (SIGSTOP)", "train", "killed, a new one goes on; the same bits")
 
 
@@ -181,13 +179,29 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_one_of_which_is_killed_make_the_steps_of_one_that_was_left_alone(
+def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_of_one_that_was_left_alone(
     tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
 ):
     """That two workers end with the same bits as two that were left alone: tests/engines/test_many_workers.py."""
-    blow = _Blow(tmp_path, signal.SIGKILL, at=15)
-    train(tmp_path, blow, pairs=FEW, workers=2, strategy=strategy)
+    blow, seen = _Blow(tmp_path, signal.SIGKILL, at=8), list[int]()
+
+    def strike(done: int) -> None:
+        blow(done)
+        if blow.went_on_from is not None:
+            seen.append(done)
+
+    def spent() -> bool:
+        """As when the budget is spent."""
+        return max(seen, default=0) >= 18
+
+    assert train(tmp_path, strike, pairs=FEW, stop=spent, workers=2, strategy=strategy) == []
     assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    (seal,) = (tmp_path / "trainer").glob("*.seal.json")
+    stopped = json.loads(seal.read_text())["step"]
+    assert 18 <= stopped < 30
+    after: list[int] = []
+    assert train(tmp_path, after.append, pairs=FEW, workers=2, strategy=strategy)[-1].step == 30
+    assert min(after) >= stopped
     left = result(tmp_path)
     steps, expected = ([json.loads(line) for line in each["steps.jsonl"].splitlines()] for each in (left, lone))
     assert [step["step"] for step in steps] == list(range(1, 31))
@@ -196,25 +210,4 @@ def test_two_workers_one_of_which_is_killed_make_the_steps_of_one_that_was_left_
     outcome(
         f"kill -9 of one of two workers that train ({strategy})", "train", "both start again from the last checkpoint"
     )
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_told_to_end_as_when_the_budget_is_spent_save_their_step_and_go_on_from_it(
-    tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
-):
-    seen: list[int] = []
-    assert (
-        train(tmp_path, seen.append, pairs=FEW, stop=lambda: max(seen, default=0) >= 12, workers=2, strategy=strategy)
-        == []
-    )
-    (seal,) = (tmp_path / "trainer").glob("*.seal.json")
-    stopped = json.loads(seal.read_text())["step"]
-    assert 12 <= stopped < 30
-    after: list[int] = []
-    assert train(tmp_path, after.append, pairs=FEW, workers=2, strategy=strategy)[-1].step == 30
-    assert min(after) >= stopped
-    steps, expected = (
-        [json.loads(line)["loss"] for line in left["steps.jsonl"].splitlines()] for left in (result(tmp_path), lone)
-    )
-    assert steps == pytest.approx(expected, abs=1e-4)
     outcome(f"the budget is spent while two workers train ({strategy})", "train", "saves and stops; goes on from there")
