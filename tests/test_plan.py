@@ -453,9 +453,9 @@ def test_a_plan_of_thinkpo_has_one_output_a_prompt_two_trainings_and_the_test_of
 
 def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_once_more_than_that():
     found = amounts("self-train")
-    assert found["sample"] == (3, 1_200, 3 * 400 * (5 + 3))
+    assert found["sample"] == (3, 1_800, 3 * 600 * (5 + 3))
     assert found["train"][0] == 4 + 3 and found["test sample"] == (8, 3_200, 3_200)
     plain = amounts("self-train", "self_train.dpo=false")
-    assert plain["sample"] == (3, 1_200, 3 * 400 * 3)
+    assert plain["sample"] == (3, 1_800, 3 * 600 * 3)
     assert plain["train"][0] == 4 and plain["test sample"][0] == 5
     assert planned("self-train", to=3).goal == "to SFT_3"
