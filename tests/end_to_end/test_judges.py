@@ -41,7 +41,8 @@ def test_armorm_judges_training_and_validation_and_the_verifier_the_test(iterate
 
 
 def test_a_judge_that_compares_trains_validates_and_tests_and_killed_goes_on(iterate: Iterate):
-    settings = ("judge={kind='pairwise'}", "evaluation.judge={kind='pairwise'}", ONE_EPOCH)
+    fewer = ("data.per_iteration=24", "data.validation=12", "data.test=24", "sample.k=6")
+    settings = ("judge={kind='pairwise'}", "evaluation.judge={kind='pairwise'}", ONE_EPOCH, *fewer)
     run = Path(iterate.folder) / "pairwise"  # type: ignore[attr-defined]
     kept = _killed_while_it_judges(run, *settings)
     done = iterate(1, *settings, name="pairwise")

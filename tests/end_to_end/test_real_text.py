@@ -22,9 +22,9 @@ def test_the_alpaca_eval_instructions_run_an_iteration(iterate: Iterate):
     done = iterate(
         1,
         source,
-        "data.per_iteration=200",
-        "data.validation=100",
-        "data.test=100",
+        "data.per_iteration=100",
+        "data.validation=50",
+        "data.test=50",
         "data.max_prompt_tokens=416",
         "judge.length_bias=1.0",
         "pair.min_margin=0",
