@@ -102,6 +102,13 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         say(line)
 
 
+def check_tpo(config: RunConfig) -> None:
+    """Refuses a run of TPO whose profile is another recipe's."""
+    for section, recipe in (("thinkpo", "thinkpo"), ("self_train", "self-train")):
+        if getattr(config, section) is not None:
+            raise InputError(f"the profile has a section [{section}], which is another recipe's: call make {recipe}")
+
+
 def check_self_training(config: RunConfig) -> None:
     """Refuses a run of self-training whose profile cannot make one."""
     source = config.data.source
@@ -114,6 +121,11 @@ def check_self_training(config: RunConfig) -> None:
         raise InputError(
             "data.source names no reference_column or no demonstration_column, and self-training starts from "
             "demonstrations and needs to know what is right: name both"
+        )
+    if (config.self_train.demonstrations or 0) > config.data.per_iteration:
+        raise InputError(
+            f"self_train.demonstrations is {config.self_train.demonstrations}, expected at most data.per_iteration, "
+            f"{config.data.per_iteration}: they are those of the first questions"
         )
 
 

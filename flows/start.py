@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.preflight import check_before_work, check_self_training, check_thinkpo, preflight
+from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
 from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
@@ -47,6 +47,7 @@ def profile_path(profile: str) -> Path:
 def ready(config: RunConfig, iterations: int) -> Summary | None:
     """Checks that a run can get to M_T, T = `iterations`; its summary where it is there and nothing is to be done."""
     preflight(config)
+    check_tpo(config)
     with reading(config):
         if (found := finished(config, iterations)) is None:
             check_before_work(config, iterations)

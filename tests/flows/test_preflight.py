@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import check_before_work, check_endpoints, check_templates, check_thinkpo, preflight
+from flows.preflight import (
+    check_before_work,
+    check_endpoints,
+    check_self_training,
+    check_templates,
+    check_thinkpo,
+    check_tpo,
+    preflight,
+)
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.template_families import BY_NAME
 from tests.misbehaving_server import MisbehavingServer
@@ -501,3 +509,28 @@ def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dic
     values = a_config(tmp_path).model_dump() | THINKPO | changes
     with pytest.raises(InputError, match=told):
         check_thinkpo(RunConfig.model_validate(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"self_train": None}, r"no section \[self_train\]"),
+        ({}, "data.source names no reference_column"),
+        (
+            {"data": {"per_iteration": 9, "source": {"kind": "miniature"}}, "self_train": {"demonstrations": 10}},
+            "demonstrations is 10, expected at most data.per_iteration, 9",
+        ),
+    ],
+)
+def test_a_run_of_self_training_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+    values = a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}} | changes
+    with pytest.raises(InputError, match=told):
+        check_self_training(RunConfig.model_validate(values))
+
+
+@pytest.mark.parametrize(("section", "recipe"), [("thinkpo", "thinkpo"), ("self_train", "self-train")])
+def test_a_profile_of_another_recipe_is_refused_where_tpo_is_asked_for(tmp_path: Path, section: str, recipe: str):
+    values = a_config(tmp_path).model_dump()
+    check_tpo(RunConfig.model_validate(values))
+    with pytest.raises(InputError, match=f"another recipe's: call make {recipe}"):
+        check_tpo(RunConfig.model_validate(values | {"sft": {}, section: {}}))
