@@ -1,12 +1,13 @@
 """Claims about a ladder of models: it survives its file, its words follow its numbers, and its page runs nothing."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from tpo.errors import StoreError
-from tpo.ladder import Ladder, Rung, read_ladder, sentences, write_ladder
+from tpo.ladder import Ladder, Rung, held_against, read_ladder, sentences, write_ladder
 from tpo.ladder_page import Answer, Asked, ladder_picture, print_ladder, render_ladder
 from tpo.summary import Interval
 
@@ -81,3 +82,24 @@ def test_a_ladder_without_scores_has_no_picture_of_them():
     assert ladder_picture(blind) is None and ladder_picture(LADDER) is not None
     assert sentences(blind) == []
     assert "<h1>" in render_ladder(blind, config={}, examples=[], spent=[])
+
+
+def test_models_of_another_run_have_a_line_of_their_own_below_the_models_that_are_held_against_them():
+    pairs = [
+        (rung(f"SFT_{t} without", None, 0.5, None), rung(f"SFT_{t}", f"SFT_{t} without", 0.6, 0.1)) for t in (0, 1)
+    ]
+    ladder = dataclasses.replace(LADDER, rungs=[RUNGS[0], *(each for pair in pairs for each in pair)])
+    assert [each.model for each in held_against(ladder)] == ["SFT_0 without", "SFT_1 without"]
+    assert held_against(LADDER) == []
+    pages = [render_ladder(each, config={}, examples=[], spent=[]) for each in (LADDER, ladder)]
+    assert ["in orange what each is held against" in page for page in pages] == [False, True]
+    named = [set(re.findall(r"<text[^>]*>([^<]+)</text>", page)) for page in pages]
+    assert {"base", "SFT", "DPO"} <= named[0]
+    assert {"base", "SFT_0", "SFT_1"} <= named[1] and "SFT_0 without" not in named[1]
+
+
+def test_a_long_ladder_names_some_of_its_models_and_not_one_over_the_other():
+    long = [RUNGS[0], *(rung(f"SFT_{t}", "base", 0.5, 0.1) for t in range(20))]
+    page = render_ladder(dataclasses.replace(LADDER, rungs=long), config={}, examples=[], spent=[])
+    named = set(re.findall(r"<text[^>]*>(SFT_\d+)</text>", page))
+    assert 4 <= len(named) <= 9

@@ -75,6 +75,11 @@ class Ladder:
         return scale_of([end for found in shown for end in (found.low, found.high)])
 
 
+def held_against(ladder: Ladder) -> list[Rung]:
+    """Models of another run, which are in the ladder for others to be held against them."""
+    return [rung for rung in ladder.rungs[1:] if rung.below is None]
+
+
 def page_of(name: str) -> str:
     """The name of the page of a ladder of this name."""
     return name.removesuffix(".json") + ".html"

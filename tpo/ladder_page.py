@@ -5,6 +5,7 @@ In: a `Ladder` and what the run folder holds beside it. Out: one HTML file under
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from tpo.ladder import TOKENS, Ladder, sentences
+from tpo.ladder import TOKENS, Ladder, held_against, sentences
 from tpo.ledger import Spending
 from tpo.page import render
-from tpo.plots import BLUE, data_url, draw, points
+from tpo.plots import BLUE, ORANGE, data_url, draw, points
 from tpo.summary import Interval
 from tpo.table import NOTHING, PERCENT, WIDTH, ScoreScale, counts, fixed, plain_table
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 30
 """Categories that are shown, the first by name; the page says how many are not."""
+MOST_NAMES = 9
+"""Models named below a plot; of more, every second one, and so on."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def render_ladder(
         amount=amount,
         scores=_plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale),
         lengths=_plot(ladder, "tokens of an output by model", [rung.tokens for rung in ladder.rungs], TOKENS),
+        against=bool(held_against(ladder)),
         groups={title: names for title, names in groups.items() if names},
         left_out=max(0, len(categories) - MOST_GROUPS),
         examples=examples,
@@ -129,13 +133,23 @@ def amount(number: float) -> str:
 
 
 def _plot(ladder: Ladder, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
-    known = [(place, each) for place, each in enumerate(found) if each]
+    """A value by model; those of another run in a line of their own, each at the model that is held against it."""
+    others = {rung.model for rung in held_against(ladder)}
+    ours = [rung for rung in ladder.rungs if rung.model not in others]
+    place_of = {rung.model: place for place, rung in enumerate(ours)}
+    place_of |= {rung.below: place for place, rung in enumerate(ours) if rung.below in others}
+    known = [(rung.model, each) for rung, each in zip(ladder.rungs, found, strict=True) if each]
     if not known:
         return None
 
     def paint(axes: "Axes") -> None:
-        points(axes, [place for place, _ in known], [each for _, each in known], scale, BLUE)
-        axes.set_xticks(range(len(ladder.rungs)), [rung.model for rung in ladder.rungs])
-        axes.set_xlim(-0.35, len(ladder.rungs) - 0.5)
+        for colour, apart in ((ORANGE, True), (BLUE, False)):
+            line = [(place_of[model], each) for model, each in known if (model in others) == apart]
+            if line:
+                places, values = [place for place, _ in line], [each for _, each in line]
+                points(axes, places, values, scale, colour, valued=not others)
+        step = math.ceil(len(ours) / MOST_NAMES)
+        axes.set_xticks(range(0, len(ours), step), [rung.model for rung in ours[::step]])
+        axes.set_xlim(-0.35, len(ours) - 0.5)
 
     return draw(label, paint)

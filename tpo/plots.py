@@ -109,15 +109,23 @@ def limits_of(shown: Sequence[Interval], scale: ScoreScale) -> tuple[float, floa
     return scale.factor * (low - room), scale.factor * (high + room)
 
 
-def points(axes: "Axes", places: Sequence[int], found: Sequence[Interval], scale: ScoreScale, colour: str) -> None:
-    """Means joined by a line, with their intervals and their values."""
+def points(
+    axes: "Axes",
+    places: Sequence[int],
+    found: Sequence[Interval],
+    scale: ScoreScale,
+    colour: str,
+    *,
+    valued: bool = True,
+) -> None:
+    """Means joined by a line, with their intervals and, where there is room for them, their values."""
     values = [scale.factor * each.value for each in found]
     below = [scale.factor * (each.value - each.low) for each in found]
     above = [scale.factor * (each.high - each.value) for each in found]
     axes.errorbar(
         places, values, yerr=(below, above), color=colour, marker="o", ms=5, lw=1.6, elinewidth=1.2, capsize=3
     )
-    if len(places) <= 8:
+    if valued and len(places) <= 8:
         for i, (place, value) in enumerate(zip(places, values, strict=True)):
             # Beside the point, on the side that the line does not take.
             rising = values[min(i + 1, len(values) - 1)] >= values[max(0, min(i, len(values) - 2))]
