@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 TRAIN = TrainConfig(epochs=3, batch_size=8, micro_batch_size=2)
 PAIRS = some_pairs(200)
 STEPS = 75
+OFTEN = 1.0
+"""The share of the time that checkpoints may take where there must be one before a blow, however soon it falls."""
 Outcome = Callable[[str, str, str], None]
 
 
@@ -68,8 +70,19 @@ def result(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in left}
 
 
+def checkpointed(folder: Path) -> int:
+    """Steps in the last checkpoint; 0 where there is none, or another is just put in its place."""
+    try:
+        return max(int(json.loads(seal.read_text())["step"]) for seal in (folder / "trainer").glob("*.seal.json"))
+    except (OSError, ValueError):
+        return 0
+
+
 class _Blow:
-    """Sends a signal to the worker when it has done some steps, and notes what was done when it next reports."""
+    """Sends a signal to the worker when it has done some steps, and notes what was done when it next reports.
+
+    It waits for a checkpoint past the first step, so that going on can be told from beginning anew.
+    """
 
     def __init__(self, folder: Path, number: signal.Signals, at: int) -> None:
         self._folder, self._signal, self._at = folder, number, at
@@ -77,7 +90,7 @@ class _Blow:
         self.went_on_from: int | None = None
 
     def __call__(self, done: int) -> None:
-        if self.struck is None and done >= self._at:
+        if self.struck is None and done >= self._at and checkpointed(self._folder) > 1:
             pid = worker_of(self._folder)
             assert pid is not None
             os.kill(pid, self._signal)
@@ -141,7 +154,7 @@ def test_a_training_whose_driver_and_then_whose_worker_is_killed_and_the_next_on
         if killed.went_on_from is not None:
             hung(done)
 
-    epochs = train(tmp_path, strike, stall_seconds=30)
+    epochs = train(tmp_path, strike, stall_seconds=30, checkpoint_share=OFTEN)
     assert epochs[-1].step == STEPS
     for blow in (killed, hung):
         assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
@@ -194,13 +207,14 @@ def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_
         """As when the budget is spent."""
         return max(seen, default=0) >= 18
 
-    assert train(tmp_path, strike, pairs=FEW, stop=spent, workers=2, strategy=strategy) == []
+    two: dict[str, Any] = {"workers": 2, "strategy": strategy, "checkpoint_share": OFTEN}
+    assert train(tmp_path, strike, pairs=FEW, stop=spent, **two) == []
     assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
     (seal,) = (tmp_path / "trainer").glob("*.seal.json")
     stopped = json.loads(seal.read_text())["step"]
     assert 18 <= stopped < 30
     after: list[int] = []
-    assert train(tmp_path, after.append, pairs=FEW, workers=2, strategy=strategy)[-1].step == 30
+    assert train(tmp_path, after.append, pairs=FEW, **two)[-1].step == 30
     assert min(after) >= stopped
     left = result(tmp_path)
     steps, expected = ([json.loads(line) for line in each["steps.jsonl"].splitlines()] for each in (left, lone))
