@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from tests.faults import real_run
 from tests.faults.compare import Difference, astuple
 from tests.faults.mock_run import (
     FAULTS,
@@ -43,8 +44,6 @@ def mock_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
 
 def real_runs(count: int, seed: int, parent: Path, recipe: str) -> Iterator[Outcome]:
     """Breaks `count` runs of the whole command."""
-    from tests.faults import real_run
-
     yield from real_run.broken_runs(count, seed, parent, real_run.RECIPES[recipe])
 
 
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["real", "mock"], default="real")
-    parser.add_argument("--recipe", choices=["iterate", "thinkpo", "self-train"], default="iterate")
+    parser.add_argument("--recipe", choices=list(real_run.RECIPES), default="iterate")
     options = parser.parse_args(arguments)
     make: Callable[[int, int, Path], Iterator[Outcome]] = partial(real_runs, recipe=options.recipe)
     if options.engine == "mock":
