@@ -18,7 +18,7 @@ import torch
 from trl import SFTTrainer
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tests.engines.worker_group import run_workers
+from tests.engines.worker_group import end_of_workers, run_workers
 from tpo.config import LoraConfig, SftConfig, TrainerConfig
 from tpo.engines.row_inputs import DEMONSTRATION, output_log_probs, padded_row
 from tpo.engines.training import Progress, make_trainer, train_from_checkpoint, write_dataset
@@ -121,11 +121,7 @@ def test_a_training_that_is_killed_ends_the_same(tmp_path: Path, at: int, max_st
         if total and done == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if (child := os.fork()) == 0:
-        torch.set_num_threads(1)  # torch mends its pool after a fork here
-        work(tmp_path / "broken", config, 1, "ddp", die)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert end_of_workers(1, lambda: work(tmp_path / "broken", config, 1, "ddp", die)) == [-signal.SIGKILL]
     found = train(tmp_path / "broken", config)
     assert found == expected and len(found) == config.steps(ROWS) == (max_steps or STEPS)
     for epoch in range(1, config.passes(ROWS) + 1):

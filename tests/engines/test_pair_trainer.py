@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.test_scoring import MODELS, SIZES, VOCABULARY
 from tests.engines.test_training_resume import some_pairs
+from tests.engines.worker_group import end_of_workers
 from tpo.config import LoraConfig, Loss, TrainConfig, TrainerConfig
 from tpo.engines.packing import PACKED, register_packed_attention
 from tpo.engines.preference_loss import preference_loss
@@ -304,12 +305,12 @@ def test_a_training_of_adapters_that_is_killed_ends_the_same(tmp_path: Path, pac
         if total and done == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    write_dataset(some_pairs(21), broken / "dataset")
-    if (child := os.fork()) == 0:
+    def work() -> None:
         often = TrainerConfig.model_construct(threads=1, checkpoint_share=1e9)
         train_from_checkpoint(SHIPPED_SEED_MODEL, broken, config=config, trainer=often, seed=7, on_step=die)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    write_dataset(some_pairs(21), broken / "dataset")
+    assert end_of_workers(1, work) == [-signal.SIGKILL]
     kept = {path.name for path in (broken / "trainer" / "checkpoint-4").iterdir()}
     assert "adapter_model.safetensors" in kept and "model.safetensors" not in kept
     train(broken, config)

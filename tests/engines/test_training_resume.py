@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import pytest
 import torch
 
 from tasks.lineage import SHIPPED_SEED_MODEL
+from tests.engines.worker_group import end_of_workers
 from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.engines import checkpoints
 from tpo.engines.trainer import train_model
@@ -113,15 +113,11 @@ def killed_at(event: str, what: str, work: Callable[[], object]) -> None:
         if heard == event and re.search(what, str(arguments[0])):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if (child := os.fork()) == 0:
-        try:
-            torch.set_num_threads(1)  # torch mends its pool after a fork here, and not where threads load a model
-            sys.addaudithook(hear)
-            work()
-        finally:
-            traceback.print_exc()
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, f"{event} of {what} did not happen"
+    def heard_at_work() -> None:
+        sys.addaudithook(hear)
+        work()
+
+    assert end_of_workers(1, heard_at_work) == [-signal.SIGKILL], f"{event} of {what} did not happen"
 
 
 @pytest.fixture(autouse=True)

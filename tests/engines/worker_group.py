@@ -12,8 +12,6 @@ from accelerate.state import AcceleratorState, GradientState
 
 from tpo.engines.process_group import _join
 
-KILLED = 9
-
 
 def run_workers(count: int, work: Callable[[], object]) -> None:
     """Runs something in each of so many workers, and fails if it failed in any."""
@@ -34,7 +32,7 @@ def _forked(number: int, count: int, rendezvous: str, work: Callable[[], object]
         return child
     code = 1
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # torch mends its pool after a fork here, and not where threads load a model
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         if count > 1:
