@@ -58,7 +58,7 @@ override KEY := $(value KEY)
 export PORT VARIANT THOUGHTS KEY GIVEN_PROFILE
 export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE RECIPE JSON ABLATION
 
-.PHONY: help setup iterate compare thinkpo self-train plan judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
+.PHONY: help setup iterate compare thinkpo self-train plan fetch judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -96,6 +96,9 @@ plan: setup ## Say what a run needs, takes and costs, before anything runs. As i
 		$${RUN:+--run-name "$$RUN"} $${JSON:+--json}; \
 	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
 	exec $(PY) -m flows plan "$$@"
+
+fetch: setup ## Get a profile's seed model, as the first run would. PROFILE=
+	@$(PY) -m flows fetch --profile "$$PROFILE"
 
 judge-check: setup ## Hold a judge's folder to its published figures. JUDGE=armorm MODEL=<folder>
 	@$(PY) -m flows judge-check "$$JUDGE" "$$MODEL"

@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
+    fetch = commands.add_parser("fetch", help="get a profile's seed model, for machines that run without a network")
+    _add_run_arguments(fetch)
+    fetch.set_defaults(run=_fetch)
     check = commands.add_parser("judge-check", help="hold a judge's folder to the figures published for it")
     check.add_argument("kind", choices=["armorm"], help="kind of judge")
     check.add_argument("model", type=Path, help="folder in the published format")
@@ -266,6 +269,17 @@ def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[R
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from tpo.models.published import fetch_model
+
+    model = _config(options).model
+    fetch_model(model)
+    if model.path != MINIATURE and not Path(model.path).is_dir():
+        raise InputError(f"there is no folder {model.path}, and the profile does not say where from: set model.hub_id")
+    print(f"the seed model is there: {model.path}")
+    return 0
 
 
 def _judge_check(options: argparse.Namespace) -> int:

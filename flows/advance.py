@@ -18,9 +18,8 @@ from pydantic import Field
 from flows.compare import compare_with_direct
 from flows.iterate import iterate
 from flows.operation import alert, entitle, fetch_keys
-from flows.preflight import preflight
 from flows.self_train import self_train, self_train_and_plain
-from flows.start import ablated, compared, made, ready, resolve_config, self_trained, working
+from flows.start import ablated, checked, compared, made, ready, resolve_config, self_trained, working
 from flows.thinkpo import thinkpo
 from tasks.lineage import completed
 from tpo.config import RunConfig
@@ -53,7 +52,7 @@ def advance(
         last: T of the last model M_T. Once it stands, triggers do nothing.
     """
     config = _asked_for(profile, run_name, judge, seed, overrides)
-    preflight(config)
+    checked(config)
     reached = next_model(config, iterations, last)
     entitle(f"{config.name} to M_{reached}", config.name)
     fetch_keys(config)

@@ -18,6 +18,7 @@ from tpo.console import LOGGER
 from tpo.errors import InputError, StoreError
 from tpo.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.mirror import reading
+from tpo.models.published import fetch_model
 from tpo.receipt import receipt_holds
 from tpo.summary import Summary, read_summary
 from tpo.watchdog import watched
@@ -44,9 +45,15 @@ def profile_path(profile: str) -> Path:
     return Path(profile) if profile.endswith((".toml", ".json")) else PROFILES / f"{profile}.toml"
 
 
+def checked(config: RunConfig) -> None:
+    """Checks what needs no more than a look at files, after fetching the seed model if the profile says from where."""
+    fetch_model(config.model)
+    preflight(config)
+
+
 def ready(config: RunConfig, iterations: int) -> Summary | None:
     """Checks that a run can get to M_T, T = `iterations`; its summary where it is there and nothing is to be done."""
-    preflight(config)
+    checked(config)
     check_tpo(config)
     with reading(config):
         if (found := finished(config, iterations)) is None:
@@ -76,7 +83,7 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
 
 def made(config: RunConfig) -> Ladder | None:
     """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
-    preflight(config)
+    checked(config)
     check_thinkpo(config)
     return _ladder_or_check(config)
 
@@ -86,7 +93,7 @@ def self_trained(config: RunConfig, iterations: int, name: str = LADDER) -> Ladd
 
     `name` is which of its ladders: its own, or that of its ablation.
     """
-    preflight(config)
+    checked(config)
     check_self_training(config)
     return _ladder_or_check(config, f"SFT_{iterations}", name)
 

