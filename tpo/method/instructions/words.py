@@ -1,9 +1,9 @@
 """Words, sentences and capital words of a response, counted as IFEval's official checker counts them.
 
-The official checker leaves sentences to NLTK's Punkt model for English and capital words to NLTK's tokenizer. Their
-data cannot be installed from a package index, so this module has the published rules (Kiss and Strunk, 2006; the Penn
-Treebank's tokenization) with a short list of abbreviations in place of trained tables. Where a text uses others, a
-count can be off by one; docs/ifeval.md says how often. Everything here takes time linear in the text.
+The official checker leaves sentences to NLTK's Punkt model for English and capital words to NLTK's tokenizer, which
+download trained tables at run time. This module has the published rules (Kiss and Strunk, 2006; the Penn Treebank's
+tokenization) with short word lists in place of the tables. In rare texts, outlines with letters for most, a count of
+sentences can differ; docs/ifeval.md says how often. Everything here takes time linear in the text.
 """
 
 import re
@@ -12,9 +12,9 @@ _ABBREVIATIONS = frozenset(
     re.findall(
         r"\S+",
         """
-        adm ariz aug ave bros c calif cie co col colo conn corp ct d dec dr e f feb fla fri ft g gen h ill inc jan jr k kan
-        ky l lt ltd m maj messrs mg mich minn mr mrs ms n nev nov oct okla ore p pa ph.d prof r rep reps s sen sep sept sr
-        st t tenn tues v va vs vt w wash wed wis yr
+        adm ariz aug ave bros c calif cie co col colo conn corp ct d dec dr e f feb fla fri ft g gen h ill inc
+        jan jr k kan ky l lt ltd m maj messrs mg mich minn mr mrs ms n nev nov oct okla ore p pa ph.d prof r
+        rep reps s sen sep sept sr st t tenn tues v va vs vt w wash wed wis yr
         """,
     )
 )
@@ -24,9 +24,9 @@ _STARTERS = frozenset(
     re.findall(
         r"\S+",
         """
-        according although among both but despite even he however i if in indeed instead it many meanwhile moreover most
-        nevertheless nonetheless nor please separately similarly since so some the there these they this though thus under
-        when while yet your
+        according although among both but despite even he however i if in indeed instead it many meanwhile
+        moreover most nevertheless nonetheless nor please separately similarly since so some the there these
+        they this though thus under when while yet your
         """,
     )
 )
