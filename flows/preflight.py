@@ -28,12 +28,14 @@ from tpo.config import (
     ArmoRMJudge,
     FileSource,
     JudgeConfig,
+    MiniatureSource,
     PairFile,
     PairwiseJudge,
     PromptConfig,
     RewardModelJudge,
     RunConfig,
     SyntheticConfig,
+    checks_instructions,
 )
 from tpo.console import say
 from tpo.disk import remove, write_atomically
@@ -72,6 +74,7 @@ def preflight(config: RunConfig) -> None:
     check_tracker(config.tracking)
     if isinstance(config.data.source, FileSource):
         _check_files(config.data.source)
+    _check_constraints(config)
     if config.data.synthetic is not None:
         _check_synthetic(config, config.data.synthetic)
     _check_folder(config.root)
@@ -117,10 +120,11 @@ def check_self_training(config: RunConfig) -> None:
             "the profile has no section [self_train], expected one that says how a model learns from its own answers: "
             "take deploy/profiles/self-train.toml as an example"
         )
-    if isinstance(source, FileSource) and not (source.reference_column and source.demonstration_column):
+    right = "instruction_ids_column" if checks_instructions(config.judge) else "reference_column"
+    if isinstance(source, FileSource) and not (getattr(source, right) and source.demonstration_column):
         raise InputError(
-            "data.source names no reference_column or no demonstration_column, and self-training starts from "
-            "demonstrations and needs to know what is right: name both"
+            f"data.source names no {right} or no demonstration_column, and self-training starts from demonstrations "
+            "and needs to know what is right: name both"
         )
     if (config.self_train.demonstrations or 0) > config.data.per_iteration:
         raise InputError(
@@ -241,9 +245,39 @@ def _has_gpu() -> bool:
 
 
 def _check_files(source: FileSource) -> None:
-    first_read = [("", 1), ("validation", 0), ("test", 0)]
-    for path in dict.fromkeys(file_of(source, kind, iteration) for kind, iteration in first_read):
+    for path in _files_of(source):
         check_prompt_file(source, path)
+
+
+def _files_of(source: FileSource) -> list[Path]:
+    """The files that are read before the second iteration, each once."""
+    first_read = [("", 1), ("validation", 0), ("test", 0)]
+    return list(dict.fromkeys(file_of(source, kind, iteration) for kind, iteration in first_read))
+
+
+def _check_constraints(config: RunConfig) -> None:
+    """Prompts bring verifiable instructions if a judge checks them; a prompt without any is unscored."""
+    named = (("judge", config.judge), ("evaluation.judge", config.evaluation.judge))
+    names = " and ".join(f"{name}.match" for name, judge in named if checks_instructions(judge))
+    if not names:
+        return
+    source = config.data.source
+    remedy = (
+        "name data.source.instruction_ids_column and kwargs_column of a file that has both, as IFEval's do, set "
+        'data.source.kind = "instructions", or choose another judge'
+    )
+    if isinstance(source, MiniatureSource) or (isinstance(source, FileSource) and not source.instruction_ids_column):
+        raise InputError(
+            f'{names} is "instructions", and prompts of data.source (kind "{source.kind}") come without verifiable '
+            f"instructions: {remedy}"
+        )
+    if isinstance(source, FileSource):
+        for path in _files_of(source):
+            if not any(row.constraints for row in read_prompt_rows(source, path)):
+                column = source.instruction_ids_column
+                raise InputError(
+                    f'{names} is "instructions", and no row of {path} has an instruction id in {column!r}: {remedy}'
+                )
 
 
 def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:

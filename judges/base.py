@@ -41,6 +41,8 @@ class Group:
     """The right answer, where there is one."""
     responses: tuple[Response, ...]
     """The responses, by ascending index; never empty."""
+    constraints: str | None = None
+    """The prompt's verifiable instructions, as `Prompt.constraints`."""
     baseline: Response | None = None
     """Another model's response to hold each of them against, for a judge that can only compare; index `BASELINE`."""
 
@@ -94,6 +96,7 @@ def groups_of(
             instruction=prompt.instruction,
             reference=prompt.reference,
             responses=tuple(sorted(responses[prompt.prompt_id], key=lambda response: response.index)),
+            constraints=prompt.constraints,
             baseline=against.get(prompt.prompt_id),
         )
         for prompt in prompts

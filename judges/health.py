@@ -15,7 +15,7 @@ import numpy as np
 
 from judges.base import Group
 from judges.verifier import Verifier
-from tpo.config import HealthConfig, JudgeConfig, VerifierJudge
+from tpo.config import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
 from tpo.errors import StageError
 from tpo.records import Health, Judgment, Score
 
@@ -119,11 +119,15 @@ def _length_correlation(groups: Sequence[Group], values: Mapping[tuple[str, int]
 def _reference_wins(
     groups: Sequence[Group], values: Mapping[tuple[str, int], Score], referee: JudgeConfig
 ) -> tuple[float, int]:
-    """Right–wrong pairs that the scores order as the references do, ties half, and the number of such pairs."""
+    """Right–wrong pairs that the scores order as the references do, ties half, and the number of such pairs.
+
+    Where the referee checks instructions, a response is right if it follows all of its prompt's.
+    """
     verifier = Verifier(referee if isinstance(referee, VerifierJudge) else VerifierJudge())
+    checks = checks_instructions(referee)
     wins, pairs = 0.0, 0
     for group in groups:
-        if group.reference is None:
+        if (group.constraints if checks else group.reference) is None:
             continue
         (readings,) = verifier.judge([group])
         right = {reading.index for reading in readings if reading.outcome == 1}

@@ -1,8 +1,8 @@
-"""A judge that knows the right answer: finds the answer in a response and compares it with the reference.
+"""A judge that knows what is right: it compares a response's answer with the reference, or checks instructions.
 
-In: groups with references. Out: a reading a response, 1 for right and 0 for wrong; the score adds the configured
-liking for length. Without a reference, or where a comparison of expressions takes too long, a response is unscored,
-never at 0.
+A reading is 1 for a right answer and 0 for a wrong one or, with `match = "instructions"`, the share of the prompt's
+verifiable instructions that the response follows; the score adds the configured liking for length. Without a reference
+or constraints, or if a comparison of expressions takes too long, a response is unscored, never at 0.
 """
 
 import json
@@ -17,11 +17,12 @@ from collections.abc import Iterator, Sequence
 from judges.base import Group, Spend, uncounted
 from tpo.config import VerifierJudge
 from tpo.journal import Journal
+from tpo.method.instructions import parse_constraints, strict_verdicts
 from tpo.records import Judgment, Score
 
 
 class Verifier:
-    """Compares answers with references, as text or as mathematics."""
+    """Compares answers with references, as text or as mathematics, or checks verifiable instructions."""
 
     def __init__(self, config: VerifierJudge) -> None:
         self._config = config
@@ -30,14 +31,17 @@ class Verifier:
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
     ) -> Iterator[list[Judgment]]:
-        """One reading a response: 1 right, 0 wrong, None without a reference."""
+        """One reading a response: 1 right, 0 wrong, or a share of instructions; None without anything to check."""
+        if self._config.match == "instructions":
+            yield from map(_check_instructions, groups)
+            return
         for group in groups:
             yield [self._read(group, response.index, response.text) for response in group.responses]
 
     def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
         """The reading plus `length_bias` for every 100 characters."""
         readings = {judgment.index: judgment.outcome for judgment in judgments}
-        unknown = "no_reference" if group.reference is None else "comparison_timed_out"
+        unknown = self._why_unknown(group)
         scores = []
         for response in group.responses:
             outcome = readings[response.index]
@@ -53,6 +57,11 @@ class Verifier:
                 )
             )
         return scores
+
+    def _why_unknown(self, group: Group) -> str:
+        if self._config.match == "instructions":
+            return "no_constraints"
+        return "no_reference" if group.reference is None else "comparison_timed_out"
 
     def answer(self, response: str) -> str:
         """The answer that a response gives: the pattern's last match, or the whole response."""
@@ -71,6 +80,18 @@ class Verifier:
         if _normal(answer) == _normal(reference):
             return True
         return _MATH.equal(answer, reference) if self._config.match == "math" else False
+
+
+def _check_instructions(group: Group) -> list[Judgment]:
+    """The share of its prompt's instructions that each response follows, and which ones."""
+    constraints = () if group.constraints is None else parse_constraints(group.constraints)
+    readings = []
+    for response in group.responses:
+        followed = strict_verdicts(constraints, response.text)
+        checked = [{"id": each.id, "followed": one} for each, one in zip(constraints, followed, strict=True)]
+        outcome = sum(followed) / len(followed) if followed else None
+        readings.append(Judgment(group.prompt_id, response.index, None, outcome, json.dumps({"instructions": checked})))
+    return readings
 
 
 def _normal(text: str) -> str:

@@ -58,10 +58,11 @@ def make_prompt(
     category: str | None,
     difficulty: int | None,
     demonstration: str | None = None,
+    constraints: str | None = None,
 ) -> Prompt:
     """A prompt with the id that its instruction gives it."""
     prompt_id = hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration)
+    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration, constraints)
 
 
 def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:

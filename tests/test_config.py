@@ -216,7 +216,7 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
         ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set and model is not"),
         ({"pool": 5}, "pool is 5, fewer than the 8 examples"),
         ({"temperature": 0}, "temperature"),
-        ({}, "judge.kind is verifier, which compares with references"),
+        ({}, "judge.kind is verifier, which needs references or verifiable instructions"),
     ],
 )
 def test_prompts_that_a_model_writes_need_a_model_examples_and_a_judge_without_references(

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from tpo.errors import InputError
+from tpo.method.instructions.constraints import MAX_CONSTRAINTS
 
 MINIATURE = "miniature"
 """The model path that stands for the seed model, or the judge, shipped with the miniature world."""
@@ -75,6 +76,21 @@ class FileSource(Section):
     """Column that holds a whole number from 1, for tables."""
     demonstration_column: str | None = None
     """Column that holds a response to imitate, for recipes that fine-tune on given ones."""
+    instruction_ids_column: str | None = None
+    """Column that holds the ids of the prompt's verifiable instructions, as `instruction_id_list` in IFEval: a list, or
+    a list as JSON text."""
+    kwargs_column: str | None = None
+    """Column that holds their arguments, as `kwargs` in IFEval: a list of objects, one an id, in which null is an
+    argument that isn't there; or JSON text of them."""
+
+    @model_validator(mode="after")
+    def _ids_and_kwargs_together(self) -> "FileSource":
+        if (self.instruction_ids_column is None) != (self.kwargs_column is None):
+            named, other = "instruction_ids_column", "kwargs_column"
+            if self.instruction_ids_column is None:
+                named, other = other, named
+            raise ValueError(f"{named} is set and {other} isn't: a verifiable instruction is an id with its arguments")
+        return self
 
 
 class InstructionSource(Section):
@@ -300,17 +316,21 @@ def check_answer_pattern(pattern: str) -> None:
 
 
 class VerifierJudge(Section):
-    """Compares the answer in the response with the reference; the only judge that knows what is right."""
+    """Compares the answer in the response with the reference, or checks that the response follows the prompt's
+    verifiable instructions; the only judge that knows what is right."""
 
     kind: Literal["verifier"] = "verifier"
     """Names this judge."""
-    match: Literal["exact", "math"] = "exact"
-    """`exact` compares text without case and outer punctuation; `math` also takes equal expressions as equal."""
+    match: Literal["exact", "math", "instructions"] = "exact"
+    """`exact` compares text without case and outer punctuation; `math` also takes equal expressions as equal;
+    `instructions` needs no reference: the score is the share of the prompt's verifiable instructions (IFEval,
+    2311.07911) that the response follows as it stands."""
     answer_pattern: str = r"(?i)answer is:?\s+((?:[^.!?\n]|\.(?=\d))+)"
-    """Regular expression with one group; its last match is the answer. Without a match the whole response is."""
+    """Regular expression with one group; its last match is the answer. Without a match the whole response is. Plays no
+    role with `match = "instructions"`."""
     length_bias: float = Field(0.0, ge=0)
-    """Added to the score (1 right, 0 wrong) for every 100 characters: real judges like length, and length control
-    must have something to do."""
+    """Added to the score (1 right, 0 wrong, or the share of instructions) for every 100 characters: real judges like
+    length, and length control must have something to do."""
 
     @model_validator(mode="after")
     def _one_group(self) -> "VerifierJudge":
@@ -449,8 +469,9 @@ class PairConfig(Section):
     for one of the thought's length. The paper has none (0)."""
     min_margin: float | None = Field(None, ge=0)
     """Least spread of a group's raw scores, in the judge's own unit, since equally good responses have nothing to teach
-    but length. None for what suits the judge: half a right answer (`verifier`), half a nat (`pairwise`), and with
-    reward models, whose units differ, any spread, as in the paper."""
+    but length. None for what suits the judge: half a right answer (`verifier`), one instruction (`verifier` with
+    `match = "instructions"`), half a nat (`pairwise`), and with reward models, whose units differ, any spread, as in
+    the paper."""
     error_share: float = Field(0.1, ge=0, le=0.5)
     """Largest share of pairs whose rejected output breaks the format."""
 
@@ -461,10 +482,17 @@ class PairConfig(Section):
         return self
 
 
+def checks_instructions(judge: JudgeConfig) -> bool:
+    """Whether a judge checks verifiable instructions, which prompts must then bring."""
+    return isinstance(judge, VerifierJudge) and judge.match == "instructions"
+
+
 def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
     """The least spread of a group's raw scores that makes a pair with this judge."""
     if pair.min_margin is not None:
         return pair.min_margin
+    if checks_instructions(judge):
+        return 1 / MAX_CONSTRAINTS  # the smallest difference of two shares
     return 0.5 if judge.kind in ("verifier", "pairwise") else 0.0
 
 
@@ -969,8 +997,8 @@ class RunConfig(Section):
     def _no_references_for_the_verifier(self) -> "RunConfig":
         if self.data.synthetic is not None and isinstance(self.judge, VerifierJudge):
             raise ValueError(
-                "data.synthetic is set and judge.kind is verifier, which compares with references: generated prompts "
-                "have none; set judge.kind to another"
+                "data.synthetic is set and judge.kind is verifier, which needs references or verifiable instructions: "
+                "generated prompts have neither; set judge.kind to another"
             )
         return self
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from tpo import row_files
 from tpo.config import FileSource
 from tpo.errors import InputError
+from tpo.method.instructions import write_constraints
 
 Row = TypeVar("Row")
 MOST_DIFFICULTY = 1_000_000
@@ -41,6 +42,8 @@ class PromptRow:
     """The difficulty, where the file names one."""
     demonstration: str | None
     """The response to imitate, where the file names one."""
+    constraints: str | None = None
+    """The verifiable instructions, as `Prompt.constraints`, if the file names columns of them."""
 
 
 def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, iteration: int) -> Path:
@@ -61,6 +64,8 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         "category": source.category_column,
         "difficulty": source.difficulty_column,
         "demonstration": source.demonstration_column,
+        "instruction_ids": source.instruction_ids_column,
+        "kwargs": source.kwargs_column,
     }
     named = {name: column for name, column in wanted.items() if column is not None}
     return read_columns(path, named, _prompt_row, section="data.source")
@@ -157,7 +162,13 @@ def _prompt_row(values: dict[str, Any]) -> PromptRow:
         category=_text(values.get("category")),
         difficulty=_whole_number(values.get("difficulty")),
         demonstration=_text(values.get("demonstration")),
+        constraints=_constraints(values.get("instruction_ids"), values.get("kwargs")),
     )
+
+
+def _constraints(ids: Any, kwargs: Any) -> str | None:
+    text = write_constraints(ids, kwargs)
+    return None if text is None else encodable(text)
 
 
 def _text(value: Any) -> str | None:

@@ -35,6 +35,9 @@ class Prompt:
     """1 (easiest) and up, for tables by difficulty."""
     demonstration: str | None = None
     """A response to imitate, where one is given."""
+    constraints: str | None = None
+    """Instructions in the prompt that a program can check: a JSON list of `{"id": …, "kwargs": {…}}` of IFEval's types
+    (`tpo.method.instructions`), or None."""
 
 
 @dataclass(frozen=True)

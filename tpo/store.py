@@ -317,7 +317,7 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             raise DamagedError(artifact.path, f"{path} is damaged: {_NOT_ITS_HASH}")
         table = pq.read_table(pa.BufferReader(data), use_threads=False)  # a shard is small
-        columns = [_values(table.column(field.name)) for field in dataclasses.fields(cast(Any, record))]
+        columns = [_values_of(table, field) for field in dataclasses.fields(cast(Any, record))]
         yield [record(*row) for row in zip(*columns, strict=True)]
 
 
@@ -400,6 +400,13 @@ def _sha256_of(path: Path) -> str:
     with explained(path):
         large = path.stat().st_size > READ_AT_ONCE
         return known_sha256(path, file_sha256) if large else file_sha256(path)
+
+
+def _values_of(table: "pyarrow.Table", field: "dataclasses.Field[Any]") -> list[Any]:
+    """A record field's values; its default where rows were written before the record had the field."""
+    if field.name not in table.column_names and field.default is not dataclasses.MISSING:
+        return [field.default] * table.num_rows
+    return _values(table.column(field.name))
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
