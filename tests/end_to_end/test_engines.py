@@ -1,16 +1,21 @@
 """The real engines on small weights: what the sampler promises of seeds and weights, and the trainer of its loss."""
 
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
-from tpo.engines.sampler import Accept, Output, Request, SamplerPool
+from tpo.engines.processes import engine_environment, start_ray
+from tpo.engines.sampler import Accept, Engine, Output, Request, SamplerPool
 from tpo.engines.trainer import train_model
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
@@ -86,19 +91,58 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
     assert sampled(pool, a, [REQUESTS]) == of_a
 
 
-def test_tied_embeddings_that_a_reload_leaves_stale_are_noticed_and_loaded_anew(pool: SamplerPool, tmp_path: Path):
+def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: SamplerPool, tmp_path: Path):
     """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
 
     vLLM's workers are processes of their own here; over GPUs Ray places them, which vLLM does not do on CPUs.
     """
     a, b = (make_model(tmp_path / f"tied{seed}", seed=seed, tied=True) for seed in (2, 3))
     sampled(pool, a, [REQUESTS])
+    actors = pool.crew.actors
     reloaded = sampled(pool, b, [REQUESTS])
+    assert pool.crew.actors == actors
     split = SamplerPool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
     try:
         assert sampled(split, b, [REQUESTS]) == reloaded
     finally:
         split.close()
+
+
+class ForgetfulEngine(Engine):
+    """Leaves the tied head as vLLM's own reload does."""
+
+    def _reload(self, folder: str) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype: Literal["float32", "bfloat16"]):
+    """On a real model too, where a folder of one with tied embeddings is named in TPO_REAL_MODEL."""
+    import ray
+
+    given = os.environ.get("TPO_REAL_MODEL")
+    old = folder_artifact(Path(given)) if given else make_model(tmp_path / "old", seed=0, tied=True)
+    new, one_layer = (moved(old, tmp_path / part, part) for part in ("", "layers.1."))
+    start_ray(ClusterConfig())
+    config = EngineConfig(threads=1, dtype=dtype)
+    environment = {"env_vars": engine_environment(config)}
+    engine = ray.remote(ForgetfulEngine).options(runtime_env=environment).remote(config, 64)
+    assert ray.get(engine.load.remote(old)) is None
+    assert ray.get(engine.has_weights_of.remote(old))
+    assert not ray.get(engine.has_weights_of.remote(one_layer))
+    assert "lm_head (packed)" in ray.get(engine.load.remote(new))
+    ray.kill(engine)
+
+
+def moved(model: Artifact, folder: Path, part: str) -> Artifact:
+    """The model after a short training of a part of it."""
+    torch.manual_seed(0)
+    shutil.copytree(model.path, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if part in name]:
+        weights[name] += 1e-4 * torch.randn_like(weights[name])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder_artifact(folder)
 
 
 def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):

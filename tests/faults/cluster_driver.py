@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.config import ClusterConfig, DataConfig, EngineConfig, RunConfig
-from tpo.engines.crew import Crew, Orders
+from tpo.engines.crew import Crew, Orders, Remedies
 from tpo.engines.placement import Role
 from tpo.engines.processes import start_ray
 
@@ -75,7 +75,7 @@ def orders() -> Orders[int]:
         seconds=60,
         start_seconds=240,
         model="numbers",
-        remedy="",
+        remedies=Remedies(memory="", late=""),
     )
 
 

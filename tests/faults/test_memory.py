@@ -20,7 +20,7 @@ WORK = """
 import sys
 from pathlib import Path
 from tpo.config import ClusterConfig
-from tpo.engines.crew import Crew, Orders
+from tpo.engines.crew import Crew, Orders, Remedies
 from tpo.engines.placement import Role
 from tpo.engines.processes import start_ray
 from tpo.errors import StageError
@@ -45,7 +45,7 @@ orders = Orders(
     seconds=100,
     start_seconds=100,
     model="a model",
-    remedy="Lower what it holds",
+    remedies=Remedies(memory="Lower what it holds", late="Give it longer"),
 )
 try:
     print(sorted(result for _, result in crew.work([0, 1, 2], orders)))

@@ -34,10 +34,20 @@ TOO_MUCH = 4
 """What stops the run."""
 _STARTS = 2
 """Times that an actor may fail to start until its place is given up."""
-_START_REMEDY = (
-    "If the model is large, raise start_seconds (of engine or judge_engine); look whether Ray has the CPUs or GPUs "
-    "that are asked for."
-)
+_LATE_START = "If the model is large, raise start_seconds (of engine or judge_engine)"
+_NO_PLACE = "Look whether other work holds Ray's CPUs or GPUs, or ask for fewer"
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What to do about a failure that stops a run; which of them is said depends on the cause."""
+
+    memory: str
+    """An actor died, or its error speaks of memory."""
+    late: str
+    """A piece took too long."""
+    cache: str = ""
+    """vLLM found too little room for its KV cache."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,8 @@ class Orders(Generic[Piece]):
     """Longest time to get ready."""
     model: str
     """What they work with, for people."""
-    remedy: str
-    """What to do about a piece that fails again and again."""
+    remedies: Remedies
+    """What to do if it fails again and again."""
 
 
 @dataclass
@@ -97,6 +107,22 @@ class _End:
     """Why there is no result."""
     died: bool = False
     """Whether it is the actor that is gone, and not the task that failed."""
+    late: bool = False
+    """Whether it took too long."""
+
+    def with_remedy(self, late: str, remedies: Remedies) -> str:
+        """The cause and what to do about it; an actor's own words say so themselves."""
+        cause = str(self.cause).rstrip()
+        last = _last_line(cause)  # those above are a traceback, in which any word may occur
+        if self.late:
+            remedy = late
+        elif "KV cache" in last:
+            remedy = remedies.cache
+        elif self.died or "memory" in last.lower():
+            remedy = remedies.memory
+        else:
+            remedy = ""
+        return f"{cause}. {remedy}" if remedy else cause
 
 
 class _Pile(Generic[Piece]):
@@ -228,26 +254,27 @@ class Crew:
             if not some_are_placed and now >= heard + orders.start_seconds:
                 raise StageError(
                     f"Ray has placed no {self._role.name} of {orders.model} within {orders.start_seconds:g} s: each of "
-                    f"{len(under)} asks for {self._role.asks}, and {_what_ray_has()}. {_START_REMEDY}"
+                    f"{len(under)} asks for {self._role.asks}, and {_what_ray_has()}. {_NO_PLACE}"
                 )
             first.due = (now if some_are_placed else heard) + orders.start_seconds
 
     def _arrive(self, place: _Place, orders: Orders[Any]) -> None:
         """An actor has been placed, or has got ready, or has failed in that."""
         end = _collect(place, orders.start_seconds)
-        cause = end.cause or (end.result if place.state == "preparing" else None)
-        if cause is None and place.state == "preparing":
+        if end.cause is None and place.state == "preparing":
+            end = _End(cause=end.result)
+        if end.cause is None and place.state == "preparing":
             place.was_ready, place.failed_starts = True, 0
             place.rest()
-        if cause is None:
+        if end.cause is None:
             if place.orders is not orders:
                 self._prepare(place, orders)
         elif place.was_ready:
             self._call(place, orders)
         else:
-            self._call_once_more(place, cause, orders)
+            self._call_once_more(place, end, orders)
 
-    def _call_once_more(self, place: _Place, cause: str, orders: Orders[Any]) -> None:
+    def _call_once_more(self, place: _Place, end: _End, orders: Orders[Any]) -> None:
         """An actor did not start. Raises `StageError` where no place is left in which one may."""
         place.failed_starts += 1
         if place.failed_starts < _STARTS:
@@ -255,8 +282,9 @@ class Crew:
             return
         self._empty(place)
         if all(other.state == "empty" for other in self._places):
-            raise StageError(f"no {self._role.name} of {orders.model} starts: {cause}. {_START_REMEDY} {orders.remedy}")
-        say(f"{self._name(place, orders)} does not start and is given up, others go on: {_line(cause)}")
+            said = end.with_remedy(_LATE_START, orders.remedies)
+            raise StageError(f"no {self._role.name} of {orders.model} starts: {said}")
+        say(f"{self._name(place, orders)} does not start and is given up, others go on: {_line(str(end.cause))}")
 
     def _end(self, place: _Place, pile: _Pile[Piece], orders: Orders[Piece]) -> _End:
         """A piece is done, or has failed. Raises `StageError` where it has failed too often."""
@@ -268,9 +296,8 @@ class Crew:
             place.rest()
             return end
         if not pile.put_back(place.piece, DEATH if end.died else FAILURE):
-            raise StageError(
-                f"{self._name(place, orders)} failed where one had failed before: {end.cause}. {orders.remedy}"
-            )
+            said = end.with_remedy(orders.remedies.late, orders.remedies)
+            raise StageError(f"{self._name(place, orders)} failed where one had failed before: {said}")
         say(f"{self._name(place, orders)} is replaced, what it had is done again: {_line(end.cause)}")
         self._call(place, orders)
         if end.died:  # perhaps a node is gone, and who was idle there would fail at pieces that are not to blame
@@ -307,7 +334,7 @@ def _collect(place: _Place, seconds: float) -> _End:
     try:
         return _End(ray.get(place.task, timeout=0))
     except ray.exceptions.GetTimeoutError:
-        return _End(cause=f"no answer within {seconds:g} s")
+        return _End(cause=f"no answer within {seconds:g} s", late=True)
     except ray.exceptions.RayTaskError as error:
         return _End(cause=str(error))
     except ray.exceptions.RayError as error:
@@ -323,6 +350,10 @@ def _what_ray_has() -> str:
 
 
 def _line(cause: str) -> str:
-    """The last line of an error of Ray's, which tells what it was; some are long."""
-    last = next((line for line in reversed(cause.splitlines()) if line.strip()), cause)
-    return textwrap.shorten(last, 200, placeholder=" …")
+    """The last line of an error, shortened."""
+    return textwrap.shorten(_last_line(cause), 200, placeholder=" …")
+
+
+def _last_line(cause: str) -> str:
+    """The line of an error of Ray's that tells what it was."""
+    return next((line for line in reversed(cause.splitlines()) if line.strip()), cause)

@@ -5,23 +5,23 @@ of a model that judges, its replies.
 
 Every request has a seed of its own, so that what is sampled does not depend on batches, order or engine. On the CPU a
 live engine takes the weights of the next model, which saves the half minute of a start; since a reload has failed in
-silence before, log-probs of a probe are then compared with those that transformers computes from the same folder.
+silence before, `tpo.engines.weight_proof` then shows that the engine has the weights of the folder and no others.
 """
 
 import dataclasses
 import hashlib
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
-from tpo.engines.crew import Crew, Orders
+from tpo.engines.crew import Crew, Orders, Remedies
 from tpo.engines.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
 from tpo.engines.placement import Role
 from tpo.engines.processes import engine_environment, start_ray
 from tpo.engines.reply import Decoding, Reply
+from tpo.engines.weight_proof import Difference, difference, foreign_weights, probe_tokens, refresh_tied_heads
 from tpo.records import Artifact
 
 T = TypeVar("T")
@@ -33,9 +33,11 @@ CPU_BLOCK_TOKENS = 32
 SEED_STRIDE = 1009
 """Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
 
-_REMEDY = (
-    "If memory ran out, lower engine.memory_gib or engine.max_sequences; if shards take long, lower "
-    "engine.shard_prompts or raise engine.shard_seconds (of a judge: judge_engine.*)"
+_REMEDIES = Remedies(
+    memory="If memory ran out, lower engine.memory_gib or engine.max_sequences (of a judge: judge_engine.*)",
+    late="Lower engine.shard_prompts, or raise engine.shard_seconds (of a judge: judge_engine.*)",
+    cache="Raise engine.memory_gib, on a GPU engine.gpu_memory_utilization (of a judge: judge_engine.*), or lower "
+    "sample.max_new_tokens",
 )
 
 
@@ -113,25 +115,28 @@ class Engine:
         self._forcing = forcing
         self._llm: Any = None
         self._loaded: str | None = None
+        self._incomparable: frozenset[str] = frozenset()
+        """Weights that differ from the files' right after a start: vLLM transforms them, so a reload proves nothing."""
 
     def load(self, model: Artifact) -> str | None:
-        """Takes the weights of `model`, unless it has them: None, or why it is of no use for them.
+        """Takes the weights of `model`, unless it has them: None, or why it is of no use for them, and what to do.
 
-        On the CPU it is proved that it has them; on a GPU an engine keeps the weights that it started with.
+        A CPU engine proves that it has them. One on GPUs keeps the weights that it started with, and so does one whose
+        weights cannot be compared with a folder's: both are replaced.
         """
         if self._loaded == model.fingerprint:
             return None
         on_gpu = self._config.device == "gpu"
-        if self._llm is None:
+        started = self._llm is None
+        if started:
             self._llm = self._start(str(model.path))
-        elif on_gpu:
+        elif on_gpu or self._incomparable:
             return "it holds another model"
         else:
             self._loaded = None
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model.path)})
-            self._llm.reset_prefix_cache()
-        if not on_gpu and not self.has_weights_of(model):
-            return f"its log-probs are not those of {model.path}: its weights load wrong"
+            self._reload(str(model.path))
+        if not on_gpu and (fault := self._fault(model, started)) is not None:
+            return fault
         self._loaded = model.fingerprint
         return None
 
@@ -208,26 +213,52 @@ class Engine:
     def _output(self, output: Any, tries: int, discarded_tokens: int = 0) -> Output:
         return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries, discarded_tokens)
 
+    def _reload(self, folder: str) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._llm.apply_model(refresh_tied_heads)
+        self._llm.reset_prefix_cache()
+
     def has_weights_of(self, model: Artifact) -> bool:
-        """Whether the engine gives a probe the log-probs that transformers gives it with the weights in `model`."""
+        """Whether the engine computes with the weights in `model`, and as transformers does (`weight_proof`)."""
+        return self._fault(model, started=False) is None
+
+    def _fault(self, model: Artifact, started: bool) -> str | None:
+        """What shows that the engine does not have the weights of `model`, and what to do, or None."""
+        foreign = self._foreign_weights(model)
+        if started:
+            self._incomparable = foreign
+        if stale := sorted(foreign - self._incomparable):
+            return f"{len(stale)} of its weights are not in {model.path}, {stale[0]} for one: it holds another model"
+        away = self._difference(model)
+        if away.is_rounding:
+            return None
+        dtype = self._config.dtype
+        return (
+            f"its log-probs on a probe are {away.found:.2g} nats from those that transformers computes with the "
+            f"weights in {model.path}, where rounding to {dtype} explains {away.rounding:.2g}: vLLM reads or computes "
+            "this model differently, and would sample from a model that is not the one trained. Check that config.json "
+            "describes the weights; if it does, this model cannot be used with this version of vLLM"
+        )
+
+    def _foreign_weights(self, model: Artifact) -> frozenset[str]:
+        """The engine's weights that are not in `model`; of one that is split over processes, that it has some."""
         import torch
-        from transformers import AutoModelForCausalLM
+
+        if self._config.tensor_parallel > 1:
+            return frozenset({"split weights"})
+        dtype = getattr(torch, self._config.dtype)
+        (foreign,) = self._llm.apply_model(lambda held: foreign_weights(held, model.path, dtype))
+        return frozenset(foreign)
+
+    def _difference(self, model: Artifact) -> Difference:
+        import torch
         from vllm import SamplingParams
 
-        peer = AutoModelForCausalLM.from_pretrained(
-            model.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-        size = peer.config.vocab_size
-        probe = [(7 + 31 * i) % size for i in range(24)]
-        with torch.no_grad():
-            expected = peer(torch.tensor([probe])).logits[0].log_softmax(-1)
+        probe = probe_tokens(self._llm.llm_engine.model_config.get_vocab_size(), self._context_tokens)
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
-        tolerance = 1e-3 if self._config.dtype == "float32" else 0.1
-        return all(
-            math.isclose(found[token].logprob, expected[i, token].item(), abs_tol=tolerance)
-            for i, (token, found) in enumerate(zip(probe[1:], result.prompt_logprobs[1:], strict=True))
-        )
+        found = [said[token].logprob for token, said in zip(probe[1:], result.prompt_logprobs[1:], strict=True)]
+        return difference(found, probe, model.path, getattr(torch, self._config.dtype))
 
 
 class SamplerPool:
@@ -322,7 +353,7 @@ class SamplerPool:
             seconds=self._config.shard_seconds,
             start_seconds=self._config.start_seconds,
             model=str(model.path),
-            remedy=_REMEDY,
+            remedies=_REMEDIES,
         )
         yield from self.crew.work(shards, orders)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config import ClusterConfig, JudgeEngineConfig
-from tpo.engines.crew import Crew, Orders
+from tpo.engines.crew import Crew, Orders, Remedies
 from tpo.engines.packing import PACKED, NotPlainError, Spans, register_packed_attention
 from tpo.engines.placement import Role
 from tpo.engines.processes import environment, start_ray
@@ -305,7 +305,10 @@ class ScorerPool:
             seconds=self._config.shard_seconds,
             start_seconds=self._config.start_seconds,
             model=str(self._folder),
-            remedy="If memory ran out, lower judge_engine.batch_tokens",
+            remedies=Remedies(
+                memory="If memory ran out, lower judge_engine.batch_tokens",
+                late="Lower judge_engine.shard_prompts, or raise judge_engine.shard_seconds",
+            ),
         )
 
     def close(self) -> None:

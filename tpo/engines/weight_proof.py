@@ -1,0 +1,244 @@
+"""Proof that a CPU engine computes with the weights of a model folder, and not with stale or misread ones.
+
+Two checks, since each is blind to what the other sees:
+
+- **The weights, exactly.** Every weight the engine computes with must occur in the folder's files, bit for bit in the
+  engine's dtype. vLLM repacks matrices and discards the originals, so a matrix is read back through its own kernel:
+  an input that is 1 in one place and 0 elsewhere returns a column. Rows are then looked up among the files' rows, which
+  needs no knowledge of how vLLM names or fuses them. A layer of old weights shows however little training moved it.
+- **The log-probs, as far as rounding allows.** On a probe they must be transformers' float32 ones. How far rounding
+  alone leads away is measured on the model itself: transformers computes the probe in the engine's dtype too. This
+  catches weights in the wrong place, and a model that vLLM computes differently.
+
+Accepted costs: 64 columns of each matrix are compared, not all; the second check holds a copy of the model in the
+engine's dtype (one layer at a time in float32) while it runs.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PROBE_TOKENS = 64
+"""Tokens of the probe, fewer if the engine's context is shorter."""
+COLUMNS = 64
+"""Columns of each matrix that are compared."""
+ROUNDING_FACTOR = 3.0
+"""How many times transformers' own rounding error an engine's may be: on real models the two differ by less than a
+factor of 1.5, and wrong weights are off by nats."""
+LEAST_TOLERANCE = 1e-3
+"""Difference in nats (root mean square) that always passes: two float32 implementations agree to 1e-5."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an engine's log-probs are from transformers' float32 ones, in nats (root mean square over a probe)."""
+
+    found: float
+    """The engine's."""
+    rounding: float
+    """transformers' own, when it computes in the engine's dtype."""
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains it."""
+        return self.found <= LEAST_TOLERANCE + ROUNDING_FACTOR * self.rounding
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight that an engine computes with."""
+
+    name: str
+    """Human-readable."""
+    values: "torch.Tensor"
+    """A vector, or of each row of a matrix its compared columns."""
+    row_length: int
+    """Columns of the matrix; 0 for a vector."""
+
+
+@dataclass(frozen=True)
+class _StoredWeights:
+    """What a comparison needs to know of a folder's tensors."""
+
+    rows: Mapping[int, "torch.Tensor"]
+    """By row length: hashes of the rows of all matrices, their compared columns in the engine's dtype."""
+    vectors: Sequence["torch.Tensor"]
+    """Norms and biases."""
+    dtype: "torch.dtype"
+    """The engine's. A few vectors are in float32 all the same: as in the file, or rounded before."""
+
+    def hold(self, weight: _Weight) -> bool:
+        """Whether the weight is made of what is stored: rows in any order, or vectors one after another."""
+        import torch
+
+        if weight.row_length:
+            wanted = _hashes(weight.values)
+            wanted = wanted[wanted != 0]  # rows of zeros pad the vocabulary
+            known = self.rows.get(weight.row_length)
+            return not wanted.numel() or (known is not None and bool(torch.isin(wanted, known).all()))
+        exact = [vector.to(weight.values.dtype) for vector in self.vectors]
+        rounded = [vector.to(self.dtype).to(weight.values.dtype) for vector in self.vectors]
+        return _is_joined(weight.values, exact) or _is_joined(weight.values, rounded)
+
+
+def refresh_tied_heads(model: Any) -> None:
+    """Repack the output heads of a vLLM model for the CPU.
+
+    A reload repacks each layer that it loads; a head tied to the embedding is not loaded and keeps the old copy.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and not module.weight.is_meta:
+            module.quant_method.process_weights_after_loading(module)
+
+
+def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype") -> frozenset[str]:
+    """Names of the vLLM model's weights that do not occur in the folder's files.
+
+    None should, if the engine has these weights, except those that vLLM transforms when it loads them: those differ
+    right after a start, too.
+    """
+    import torch
+
+    with torch.inference_mode():
+        stored = _read_folder(folder, dtype)
+        return frozenset(weight.name for weight in _weights(model, dtype) if not stored.hold(weight))
+
+
+def difference(found: Sequence[float], probe: Sequence[int], folder: Path, dtype: "torch.dtype") -> Difference:
+    """How far an engine's log-probs of all tokens of `probe` but the first are from those of the model in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    with torch.inference_mode():
+        rounded = _log_probs(peer, probe)
+        with _in_float32(peer):
+            exact = _log_probs(peer, probe)
+    return Difference(_rms(torch.tensor(found) - exact), _rms(rounded - exact))
+
+
+def probe_tokens(vocabulary: int, context_tokens: int) -> list[int]:
+    """Tokens spread over the vocabulary; log-probs of unlikely tokens depend on all weights."""
+    return [(7 + 31 * i) % vocabulary for i in range(min(PROBE_TOKENS, context_tokens - 1))]
+
+
+def _log_probs(peer: Any, probe: Sequence[int]) -> "torch.Tensor":
+    import torch
+
+    logits = peer(torch.tensor([probe])).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0]
+
+
+def _rms(values: "torch.Tensor") -> float:
+    found = float(values.double().square().mean().sqrt())
+    return found if math.isfinite(found) else math.inf
+
+
+@contextlib.contextmanager
+def _in_float32(peer: Any) -> Iterator[None]:
+    """Has each module compute in float32, its weights as they are: converted for its own call and back, losslessly."""
+    import torch
+
+    def convert(dtype: torch.dtype) -> Any:
+        def hook(module: torch.nn.Module, *_: Any) -> None:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+        return hook
+
+    handles = []
+    for module in peer.modules():
+        kept = next(iter(module.parameters(recurse=False)), None)
+        if kept is not None and kept.dtype.is_floating_point and kept.dtype != torch.float32:
+            handles.append(module.register_forward_pre_hook(convert(torch.float32)))
+            handles.append(module.register_forward_hook(convert(kept.dtype)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weights(model: Any, dtype: "torch.dtype") -> Iterator[_Weight]:
+    """All weights of a vLLM model as it computes with them."""
+    for path, module in model.named_modules():
+        if (kernel := getattr(module, "cpu_linear", None)) is not None:
+            yield _read_back(f"{path} (packed)", kernel, module, dtype)
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if parameter.ndim < 2 and parameter.numel():
+                yield _Weight(name, parameter.data, 0)
+            elif parameter.numel():
+                yield _Weight(name, _columns(parameter.data), parameter.shape[-1])
+
+
+def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _Weight:
+    """A packed matrix, as its kernel multiplies with it."""
+    import torch
+
+    length = getattr(module, "input_size_per_partition", None) or module.embedding_dim
+    compared = _compared(length)
+    ones = torch.zeros(len(compared), length, dtype=dtype)
+    ones[torch.arange(len(compared)), compared] = 1
+    return _Weight(name, kernel(ones, module.weight, None).T.contiguous(), length)
+
+
+def _columns(matrix: "torch.Tensor") -> "torch.Tensor":
+    """The compared columns of a matrix, or of several stacked."""
+    length = matrix.shape[-1]
+    return matrix.reshape(-1, length)[:, _compared(length)]
+
+
+def _compared(length: int) -> "torch.Tensor":
+    import torch
+
+    return torch.randperm(length, generator=torch.Generator().manual_seed(length))[:COLUMNS]
+
+
+def _hashes(rows: "torch.Tensor") -> "torch.Tensor":
+    """A 64-bit number for each row, equal for equal values; 0 for a row of zeros."""
+    import torch
+
+    bits = {2: torch.int16, 4: torch.int32}[rows.element_size()]
+    random = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=random) | 1
+    # Adding 0 turns -0, which a kernel cannot return, into 0.
+    return ((rows + 0.0).contiguous().view(bits).long() * factors).sum(1)
+
+
+def _is_joined(joined: "torch.Tensor", vectors: Sequence["torch.Tensor"]) -> bool:
+    """Whether a vector is made of some of `vectors`, one after another."""
+    import torch
+
+    ends = {0}
+    for start in range(len(joined)):
+        if start in ends:
+            rest = joined[start:]
+            ends |= {start + len(v) for v in vectors if len(v) <= len(rest) and torch.equal(v, rest[: len(v)])}
+    return len(joined) in ends
+
+
+def _read_folder(folder: Path, dtype: "torch.dtype") -> _StoredWeights:
+    import torch
+    from safetensors import safe_open
+
+    rows: dict[int, list[torch.Tensor]] = {}
+    vectors: list[torch.Tensor] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(name)
+                if not tensor.dtype.is_floating_point:
+                    continue
+                if tensor.ndim < 2:
+                    vectors.append(tensor.reshape(-1))
+                else:
+                    rows.setdefault(tensor.shape[-1], []).append(_hashes(_columns(tensor).to(dtype)))
+    return _StoredWeights({length: torch.cat(hashes) for length, hashes in rows.items()}, vectors, dtype)
