@@ -19,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from tpo.config import TrainingConfig
 from tpo.disk import remove
 from tpo.engines import checkpoints
+from tpo.engines.folder_files import some_of
 from tpo.engines.ranks import rank, world_size
+from tpo.errors import StageError
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftLora
@@ -75,6 +77,19 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if type(module).__name__ in names:
             yield module
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, *, spread: bool) -> None:
+    """Raises `StageError` unless the optimizer holds every weight that is to be trained, and holds shards if the
+    model is `spread`: anything else would leave weights as they are without any sign of it."""
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    trained = _trained(model)
+    lost = [name for name, weight in trained if id(weight) not in held or isinstance(weight, DTensor) != spread]
+    if lost or len(held) != len(trained):
+        raise StageError(
+            f"the optimizer holds {len(held)} of {len(trained)} trainable weights as they are trained, and would not "
+            f"train {some_of(lost)}: this is a fault of ours, please report it"
+        )
 
 
 def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -> None:
