@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 from urllib.parse import urlsplit
@@ -578,6 +578,8 @@ Loss: TypeAlias = Literal[
 ]  # fmt: skip
 """Preference losses by name: TRL's, but for `dpo`, which it calls `sigmoid`, and `irpo`, which is that and a likelihood
 term."""
+WHOLE_BATCH_LOSSES: Set[Loss] = {"aot", "aot_unpaired"}
+"""Losses that sort a step's pairs, so that they have no value for a part of them."""
 
 
 class TrainConfig(TrainingConfig):
@@ -589,7 +591,8 @@ class TrainConfig(TrainingConfig):
 
     loss: Loss = "dpo"
     """The paper has `dpo`, and saw no noticeable difference with `irpo` (2404.19733), which adds α times the chosen
-    output's negative log-likelihood per token. The others are TRL's, under its names."""
+    output's negative log-likelihood per token. The others are TRL's, under its names. `aot` and `aot_unpaired` sort a
+    step's pairs: they need `micro_batch_size` = `batch_size` and one worker."""
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the reference; τ of `ipo`."""
     alpha: float = Field(1.0, gt=0)
@@ -619,6 +622,16 @@ class TrainConfig(TrainingConfig):
         diverging = ("dpo", "irpo", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop")
         if self.divergence != "reverse_kl" and self.loss not in diverging:
             raise ValueError(f"divergence is {self.divergence} and loss is {self.loss}: it goes with {diverging}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_sorted_batch_is_whole(self) -> Self:
+        if self.loss in WHOLE_BATCH_LOSSES and self.micro_batch_size != self.batch_size:
+            raise ValueError(
+                f"loss is {self.loss}, which sorts the pairs of a step, and a worker holds micro_batch_size = "
+                f"{self.micro_batch_size} of batch_size = {self.batch_size} at once: set both to the same number and "
+                f"trainer.workers to 1, or loss to one that is a mean over pairs, such as dpo or apo_zero"
+            )
         return self
 
 
@@ -1044,6 +1057,12 @@ class RunConfig(Section):
         trainings: dict[str, TrainingConfig] = {"train": self.train}
         if self.sft is not None:
             trainings["sft"] = self.sft
+        if self.train.loss in WHOLE_BATCH_LOSSES and self.trainer.workers > 1:
+            raise ValueError(
+                f"train.loss is {self.train.loss}, which sorts the pairs of a step, and trainer.workers = "
+                f"{self.trainer.workers} share them: set trainer.workers to 1 and train.micro_batch_size to "
+                f"train.batch_size, or train.loss to one that is a mean over pairs, such as dpo or apo_zero"
+            )
         for name, training in trainings.items():
             at_once = training.micro_batch_size * self.trainer.workers
             if training.batch_size % at_once:

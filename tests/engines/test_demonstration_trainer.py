@@ -96,9 +96,10 @@ def test_outputs_become_likelier_and_each_pass_leaves_a_model(tmp_path: Path):
     [
         ({"packing": True}, 1, "ddp"),
         ({}, 2, "ddp"),
+        ({"packing": True}, 2, "fsdp"),
         ({"packing": True, "lora": LoraConfig(rank=4)}, 2, "fsdp"),
     ],
-    ids=["packed", "two workers", "two workers, spread, packed, of adapters"],
+    ids=["packed", "two workers", "two workers, spread, packed", "two workers, spread, packed, of adapters"],
 )
 def test_steps_are_the_same_however_they_are_computed(
     tmp_path: Path, changes: dict[str, Any], workers: int, strategy: str

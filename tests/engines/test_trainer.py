@@ -4,8 +4,12 @@ How it goes on after a stop: test_training_resume.py; with Ray: tests/faults/tes
 """
 
 import math
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
@@ -14,9 +18,10 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from tpo.config import TrainConfig
+from tests.engines.worker_group import TIMEOUT_S, run_workers
+from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
 from tpo.engines.pair_trainer import check_first_loss
-from tpo.engines.trainer import death_of
+from tpo.engines.trainer import _torch_config, death_of
 from tpo.errors import StageError, StoreError
 
 DIED = WorkerHealthCheckFailedError("A worker health check failed.", failure=ActorDiedError())
@@ -74,3 +79,19 @@ def test_a_death_is_no_error_of_the_trainings_own(error: Exception, told: str):
 def test_an_error_of_the_trainings_own_is_told_and_not_what_followed_from_it(error: Exception, told: str):
     with pytest.raises(StageError, match=told):
         death_of(error)
+
+
+@pytest.mark.parametrize("cluster", [ClusterConfig(), ClusterConfig(address="auto")], ids=["one machine", "cluster"])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_workers_wait_for_each_other_longer_than_for_a_step(cluster: ClusterConfig, device: str):
+    trainer = TrainerConfig.model_validate({"device": device, "stall_seconds": 7200.5})
+    assert _torch_config(trainer, cluster, Path("rendezvous")).timeout_s > 7200.5
+
+
+def test_a_process_group_has_the_time_out_that_it_is_given():
+    def waits() -> None:
+        group = dist.group.WORLD
+        assert group is not None
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=TIMEOUT_S)
+
+    run_workers(2, waits)

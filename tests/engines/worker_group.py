@@ -12,6 +12,9 @@ from accelerate.state import AcceleratorState, GradientState
 
 from tpo.engines.process_group import _join
 
+TIMEOUT_S = 1234.0
+"""How long a worker waits for another."""
+
 
 def run_workers(count: int, work: Callable[[], object]) -> None:
     """Runs something in each of so many workers, and fails if it failed in any."""
@@ -36,7 +39,7 @@ def _forked(number: int, count: int, rendezvous: str, work: Callable[[], object]
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         if count > 1:
-            _join(number, count, "gloo", rendezvous)
+            _join(number, count, "gloo", rendezvous, timeout_s=TIMEOUT_S)
         work()
         code = 0
     except BaseException:  # noqa: BLE001  the child must end here, whatever happened

@@ -61,8 +61,6 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         self._config = config
         self._is_reference = is_reference
         self._references = self._kept_references(references, on_reference)
-        if self._spread:
-            self.model.reshard()  # without a backward pass it stays whole, and the optimiser would take what is whole
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -105,7 +103,7 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         )
         # Scaled to nothing and not switched off: that freezes it too, and FSDP2 takes the first pass for all of them.
         without_adapter = rescale_adapter_scale(self.model, 0.0) if self._config.lora else nullcontext()
-        with torch.no_grad(), without_adapter, self.accelerator.autocast():
+        with without_adapter, self._outside_training():
             for share in alone.shares(range(len(pairs)), [0] * len(pairs), rank()):
                 on_batch()
                 log_probs = output_log_probs(self.model, self._prepare_inputs(pairs[share])["row"])

@@ -8,6 +8,7 @@ does as well, and what gloo and NCCL open is held to loopback. A lone worker nee
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import ray
 import torch.distributed
@@ -38,16 +39,19 @@ class _LoopbackBackend(Backend):
         if workers > 1:
             at = backend_config
             joining = [
-                worker_group.execute_single_async(i, _join, i, workers, str(at.backend), at.rendezvous)
+                worker_group.execute_single_async(
+                    i, _join, i, workers, str(at.backend), at.rendezvous, timeout_s=at.timeout_s
+                )
                 for i in range(workers)
             ]
             ray.get(joining)
 
 
-def _join(number: int, workers: int, backend: str, rendezvous: str) -> None:
+def _join(number: int, workers: int, backend: str, rendezvous: str, *, timeout_s: float) -> None:
     os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
     # From these accelerate learns that it is one of several.
     os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number)})
     os.environ.update({"WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers)})
     store = torch.distributed.FileStore(rendezvous, workers)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group(backend, store=store, rank=number, world_size=workers)
+    timeout = timedelta(seconds=timeout_s)  # NCCL's own is ten minutes, less than a large checkpoint may take
+    torch.distributed.init_process_group(backend, store=store, rank=number, world_size=workers, timeout=timeout)

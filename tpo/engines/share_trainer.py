@@ -12,7 +12,8 @@ What is ours and not TRL's, and why:
 - Weights that are spread over workers are saved in shards, one a worker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,30 @@ class ShareTrainer(Trainer):
             self._measured = None
         super().log(logs, start_time)
 
+    @contextmanager
+    def _outside_training(self) -> Iterator[None]:
+        """Surrounds every forward pass that no backward pass follows.
+
+        FSDP2 leaves the root group (embeddings, final norm, head) whole after a forward pass, for the backward pass to
+        use. Without one it stays whole, and an optimizer created then would hold tensors that are never trained.
+        """
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+        if self._spread:
+            self.model.reshard()
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Creates the optimizer; raises `StageError` unless it will train every weight that is to be trained."""
+        optimizer = super().create_optimizer(model)
+        weights.check_optimizer(self.model, optimizer, spread=self._spread)
+        return optimizer
+
     def _pack(self) -> None:
         """Sets the model to packed rows, after trying that they give what padded ones do."""
         register_packed_attention()
         tolerance = 1e-4 if self._training.precision == "float32" else 0.05
         tried = [self.train_dataset[i] for i in range(min(3, len(self.train_dataset)))]
-        with torch.no_grad(), self.accelerator.autocast():
+        with self._outside_training():
             apart = self._tried(padded_row(tried, self.columns, self.processing_class.pad_token_id))
             self._unwrapped().set_attn_implementation(PACKED)
             packed = self._tried(packed_row(tried, self.columns))

@@ -8,6 +8,7 @@ not tried again: it would only happen again, later.
 """
 
 import contextlib
+import math
 import threading
 import time
 import uuid
@@ -134,15 +135,20 @@ def _attempt(
 
 
 def _torch_config(trainer: TrainerConfig, cluster: ClusterConfig, rendezvous: Path) -> Any:
-    """How workers find each other: on one machine by a file, on a cluster as Ray has it."""
+    """How workers find each other: on one machine by a file, on a cluster as Ray has it.
+
+    They wait for each other longer than for a step: a worker that hangs, or saves for too long, is then noticed by
+    `_watched`, whose message names the setting.
+    """
     from ray.train.torch import TorchConfig
 
     from tpo.engines.process_group import LoopbackTorch
 
     backend = "nccl" if trainer.device == "gpu" else "gloo"
+    timeout_s = math.ceil(trainer.stall_seconds) + 60
     if cluster.address is not None:
-        return TorchConfig(backend=backend)
-    return LoopbackTorch(backend=backend, rendezvous=str(rendezvous))
+        return TorchConfig(backend=backend, timeout_s=timeout_s)
+    return LoopbackTorch(backend=backend, timeout_s=timeout_s, rendezvous=str(rendezvous))
 
 
 def _work(arguments: Mapping[str, Any]) -> None:

@@ -5,7 +5,9 @@ its weights (torch's meta device), and called so where packing is asked for: not
 what attention it wants. That the numbers are right as well is tried by the trainer, on the weights.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,35 @@ from tpo.errors import InputError
 
 _TRIED = "tpo_tried"
 """The attention's name in transformers while it is tried."""
+
+
+def check_saving(folder: Path) -> None:
+    """Refuses a model whose config, generation config or tokenizer could not be written next to trained weights.
+
+    All but the weights are saved here once, to a folder that is thrown away.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        with _refused(folder / "generation_config.json", "read"):
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    with tempfile.TemporaryDirectory() as place:
+        with _refused(folder / "config.json", "read and written"):
+            AutoConfig.from_pretrained(folder, local_files_only=True).save_pretrained(place)
+        with _refused(folder / "tokenizer_config.json", "read and written with its tokenizer"):
+            AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(place)
+
+
+@contextmanager
+def _refused(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers raises whatever it stumbles over in these files
+        said = str(error).strip().partition("\n")[0][:300]
+        raise InputError(
+            f"{path} cannot be {what} by transformers ({type(error).__name__}: {said}), so no trained model could be "
+            "saved or loaded: correct that value, or remove it from the file"
+        ) from error
 
 
 def check_training(folder: Path, train: TrainingConfig, trainer: TrainerConfig, *, section: str = "train") -> None:

@@ -8,18 +8,24 @@ for computing alone. In bfloat16 itself a weight has 8 bits: at DPO's learning r
 half of its last one, and would be rounded away. Weights that are not trained, those below an adapter, are bfloat16.
 """
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from tpo.config import TrainingConfig
 from tpo.disk import remove
 from tpo.engines import checkpoints
+from tpo.engines.folder_files import some_of
 from tpo.engines.ranks import rank, world_size
+from tpo.errors import StageError
 
 if TYPE_CHECKING:
     from peft import LoraConfig as PeftLora
@@ -77,6 +83,19 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, *, spread: bool) -> None:
+    """Raises `StageError` unless the optimizer holds every weight that is to be trained, and holds shards if the
+    model is `spread`: anything else would leave weights as they are without any sign of it."""
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    trained = _trained(model)
+    lost = [name for name, weight in trained if id(weight) not in held or isinstance(weight, DTensor) != spread]
+    if lost or len(held) != len(trained):
+        raise StageError(
+            f"the optimizer holds {len(held)} of {len(trained)} trainable weights as they are trained, and would not "
+            f"train {some_of(lost)}: this is a fault of ours, please report it"
+        )
+
+
 def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -> None:
     """Writes the model as one folder of safetensors, whole or not at all; all workers call it, the first one writes."""
     plain = _plain(model)
@@ -85,12 +104,32 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
         return
     temporary = place.with_name(f".{place.name}.tmp")
     remove(temporary)
-    plain.save_pretrained(temporary, state_dict=state)
+    with _unchecked_generation_config(plain, temporary):
+        plain.save_pretrained(temporary, state_dict=state)
     # That has noted what the weights are in training, and not what they are in the file.
     plain.config.dtype = precision
     plain.config.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     checkpoints.publish(temporary, place)
+
+
+@contextmanager
+def _unchecked_generation_config(model: Any, folder: Path) -> Iterator[None]:
+    """Has a model saved to `folder` with the generation config that it was published with, to the byte.
+
+    transformers reads, and refuses to write, what many published ones hold, such as a temperature without `do_sample`.
+    A model published without that file gets one with what its config says of generation.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+    published = Path(model.name_or_path) / GENERATION_CONFIG_NAME
+    if published.is_file():
+        shutil.copyfile(published, folder / GENERATION_CONFIG_NAME)
+    else:
+        own.to_json_file(folder / GENERATION_CONFIG_NAME)
 
 
 def _plain(model: Any) -> Any:
