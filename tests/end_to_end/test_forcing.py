@@ -1,5 +1,9 @@
 """Claims about forced tokens in the real engine: thoughts end at their budget, sums are right, nothing else changes."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +16,8 @@ from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import ClusterConfig, EngineConfig, SampleConfig
 from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import Calculator, Rule, ThoughtBudget
+from tpo.engines.forcing import Calculator, Rule, ThoughtBudget, as_argument
+from tpo.engines.processes import engine_environment
 from tpo.engines.sampler import Output, Request, SamplerPool, request_seed
 from tpo.gsm8k import annotations
 from tpo.miniature.training import collate, descend, falling
@@ -129,3 +134,43 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
     # What is no arithmetic, as a rare `<<3++=`, has no value to write and is left to the model.
     assert {*bound} <= {"identical", "no value"}
     assert bound.count("identical") > 0.9 * len(bound), bound.count("no value")
+
+
+def test_the_v2_model_runner_of_gpus_writes_what_v1_writes(pool: SamplerPool):
+    """As a whole: vLLM's loader, scheduler and V2 runner, on the CPU."""
+    encoder = ChatEncoder(SHIPPED_SEED_MODEL)
+    budgets = (3, 5, None, 8)
+    prompts = [
+        encoder.encode(GENERIC.render(problem.instruction))
+        for problem, _ in zip(problems("test", 0, ("dial", "cups")), range(12), strict=False)
+    ]
+    greedy = SampleConfig(max_new_tokens=64).model_copy(update={"temperature": 0.0})
+    expected: list[list[int]] = [[]] * len(prompts)
+    asks: list[dict[str, object]] = [{}] * len(prompts)
+    for i, budget in enumerate(budgets):
+        mine = range(i, len(prompts), len(budgets))
+        rules = [] if budget is None else [ThoughtBudget(budget, BUDGET.marker)]
+        found = pool.generate(
+            folder_artifact(SHIPPED_SEED_MODEL),
+            [[Request(prompts[j], 0) for j in mine]],
+            greedy,
+            n=1,
+            tries=1,
+            accept=lambda text, finished: True,
+            rules=rules,
+        )
+        ((_, groups),) = list(found)
+        for j, (output,) in zip(mine, groups, strict=True):
+            expected[j], asks[j] = output.token_ids, {"prompt": prompts[j], "rules": as_argument(rules)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.end_to_end.v2_engine", str(SHIPPED_SEED_MODEL)],
+        input=json.dumps(asks),
+        env={**os.environ, **engine_environment(EngineConfig())},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    assert sum(thought_tokens(Output(ids, "", True, 1)) <= 9 for ids in expected) >= 9

@@ -1,10 +1,12 @@
-"""Tokens that a request must write next, whatever the model would: a budget for its thought, a calculator's results.
+"""Tokens that a request must write next, whatever the model would: a thought's budget, a calculator's results.
 
-In: what a request has written so far. Out: the token that it writes next, or None where the model decides.
+The pure core: given everything that a request has written so far, `Forced.next_token` is the token that it writes next,
+or None if the model decides. vLLM asks before it samples each token, in its own process, through
+`tpo.engines.forced_tokens`. A forced token is sampled like any other, from a distribution in which nothing else is
+possible, so seeds, log-probs and stopping stay vLLM's.
 
-vLLM asks, before it samples each token, in its own process (`ForcedTokens`). A forced token is sampled like any other,
-from a distribution in which nothing else is possible: seeds, log-probs and stopping stay vLLM's. A request that vLLM
-puts off and takes up again is asked about from its beginning, so what is forced depends on its tokens alone.
+What is forced depends on a request's tokens alone: a request that vLLM preempts and resumes is asked about from its
+beginning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,10 +71,28 @@ def as_argument(rules: Sequence[Rule]) -> list[dict[str, Any]]:
     return [{"rule": names[type(rule)], **asdict(rule)} for rule in rules]
 
 
+def read_rules(argument: Sequence[Mapping[str, Any]]) -> list[Rule]:
+    """The rules that a request carries; raises `ValueError` if it carries something else."""
+    try:
+        return [_RULES[values["rule"]](**{k: v for k, v in values.items() if k != "rule"}) for values in argument]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{ARGUMENT} holds {argument!r}, which are not rules of ours: {error}") from error
+
+
 def forcers_of(argument: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
-    """The decisions of a request's rules, the first that has one first."""
-    rules = [_RULES[values["rule"]](**{k: v for k, v in values.items() if k != "rule"}) for values in argument]
-    return [rule.forcer(tokenizer) for rule in rules]
+    """The decisions of a request's rules, in the order in which they are asked."""
+    return [rule.forcer(tokenizer) for rule in read_rules(argument)]
+
+
+class Forced:
+    """The decisions for one request, of all its rules together."""
+
+    def __init__(self, argument: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._forcers = forcers_of(argument, tokenizer)
+
+    def next_token(self, output_ids: Sequence[int]) -> int | None:
+        """The token after `output_ids`, by the first rule that has one; None if the model decides."""
+        return next((token for each in self._forcers if (token := each.next_token(output_ids)) is not None), None)
 
 
 class _EndsThought:
