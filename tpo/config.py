@@ -264,7 +264,8 @@ class VerifierJudge(Section):
     kind: Literal["verifier"] = "verifier"
     """Names this judge."""
     match: Literal["exact", "math"] = "exact"
-    """`exact` compares text without case and outer punctuation; `math` also takes equal expressions as equal."""
+    """`exact` compares text without case and outer punctuation; `math` compares expressions, in LaTeX with or without
+    dollar signs: units, percent signs, number bases and `x =` count only if both answers write them."""
     answer_pattern: str = r"(?i)answer is:?\s+((?:[^.!?\n]|\.(?=\d))+)"
     """Regular expression with one group; its last match is the answer. Without a match the whole response is."""
     length_bias: float = Field(0.0, ge=0)
