@@ -322,9 +322,10 @@ class VerifierJudge(Section):
     kind: Literal["verifier"] = "verifier"
     """Names this judge."""
     match: Literal["exact", "math", "instructions"] = "exact"
-    """`exact` compares text without case and outer punctuation; `math` also takes equal expressions as equal;
-    `instructions` needs no reference: the score is the share of the prompt's verifiable instructions (IFEval,
-    2311.07911) that the response follows as it stands."""
+    """`exact` compares text without case and outer punctuation; `math` compares expressions, in LaTeX with or without
+    dollar signs: units, percent signs, number bases and `x =` count only if both answers write them; `instructions`
+    needs no reference: the score is the share of the prompt's verifiable instructions (IFEval, 2311.07911) that the
+    response follows as it stands."""
     answer_pattern: str = r"(?i)answer is:?\s+((?:[^.!?\n]|\.(?=\d))+)"
     """Regular expression with one group; its last match is the answer. Without a match the whole response is. Plays no
     role with `match = "instructions"`."""
