@@ -10,8 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from flows.start import (
     ablated,
@@ -24,11 +23,22 @@ from flows.start import (
     self_trained,
     working,
 )
+from flows.stopping import (
+    STOPPED,
+    TO_RESUME,
+    exit_status,
+    last_words,
+    say_last_words,
+    steady_streams,
+    stop_in_order,
+    stop_requested,
+)
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
 from tpo.disk import explained
-from tpo.errors import InputError, ServerError, TpoError
+from tpo.engines.processes import loopback_without_proxy
+from tpo.errors import InputError, ServerError, StageError, TpoError
 from tpo.ladder import ABLATION, LADDER, page_of
 from tpo.table import print_table
 
@@ -42,7 +52,10 @@ SERVER_LOST = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
+    os.environ.update(loopback_without_proxy(os.environ))
     options = _parser().parse_args(arguments)
+    resumes = options.run in (_iterate, _compare, _thinkpo, _self_train)
+    last_words(TO_RESUME if resumes else STOPPED)
     return ended(lambda: int(options.run(options)))
 
 
@@ -50,18 +63,36 @@ def ended(work: Callable[[], int]) -> int:
     """Does some work; returns its exit status, and says what went wrong and what to do about it."""
     try:
         with explained():
-            return work()
-    except TpoError as error:
-        print(f"error: {error}", file=sys.stderr)
+            status = work()
+            sys.stdout.flush()
+            return status
+    except (TpoError, MemoryError, KeyboardInterrupt) as error:
+        if (number := _stopped_by(error)) is not None:
+            say_last_words()
+            return exit_status(number)
+        if isinstance(error.__cause__, BrokenPipeError) and _is_cut_off(sys.stdout):
+            return exit_status(signal.SIGPIPE)
+        if isinstance(error, MemoryError):
+            error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return SERVER_LOST if isinstance(error, ServerError) else 2
-    except MemoryError:
-        print(
-            "error: memory ran out; what is complete is kept: free some and run the same command again", file=sys.stderr
-        )
-        return 2
-    except KeyboardInterrupt as stopped:
-        print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
-        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+
+
+def _stopped_by(error: BaseException) -> int | None:
+    """The signal that ended the work; whatever else fails once one was received is its consequence."""
+    if isinstance(error, KeyboardInterrupt) and error.args:
+        return int(error.args[0])
+    return int(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else stop_requested()
+
+
+def _is_cut_off(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more, as after `| head`; what is printed there then goes nowhere."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -250,7 +281,6 @@ def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[R
     import httpx
     from prefect.exceptions import PrefectException
 
-    signal.signal(signal.SIGTERM, _stop)
     last = "M" if config.self_train is None else "SFT"
     goal = "" if iterations is None else f"to {last}_{iterations} "
     print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
@@ -262,10 +292,6 @@ def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[R
             "folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove PREFECT_HOME "
             f"({os.environ['PREFECT_HOME']})"
         ) from error
-
-
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 def _judge_check(options: argparse.Namespace) -> int:
@@ -360,6 +386,8 @@ def _start_again_with_threads(count: int) -> None:
 
 
 if __name__ == "__main__":
+    steady_streams()
+    stop_in_order()
     status = main()
     if status == SERVER_LOST:
         sys.stdout.flush()

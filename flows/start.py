@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
+from flows.stopping import apart_from_terminal
 from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
@@ -169,7 +170,7 @@ def compared(config: RunConfig, iterations: int) -> Comparison | None:
 def working() -> Iterator[None]:
     """Has all that the flow starts in this process end with it, or at the end of the context."""
     prefect_environment()
-    with watched():
+    with watched(), apart_from_terminal():
         from tpo.engines.sampler import close_pools
         from tpo.engines.scoring import close_scorer_pools
 
@@ -185,9 +186,9 @@ def prefect_environment() -> None:
 
     Comes before anything is imported that reads its settings then.
     """
-    from tpo.engines.processes import QUIET
+    from tpo.engines.processes import QUIET, loopback_without_proxy
 
-    os.environ.update(QUIET)
+    os.environ.update(QUIET | loopback_without_proxy(os.environ))
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),

@@ -20,7 +20,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,24 @@ The first is Ray's switch for machines that form no cluster. Only with it does R
 binds all its sockets to its node's address. The first two also spare the search for an address of the network. The last
 spares the actor that waits for word that a cluster takes a node away.
 """
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+"""What this machine calls itself: Prefect's server, Ray and a judge's server on this machine are asked by these."""
+
+
+def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
+    """`NO_PROXY` and `no_proxy` with the names of this machine added to what the user has there.
+
+    Prefect, gRPC, OpenAI's client and boto3 would ask a proxy for what listens on loopback, and no proxy can reach it.
+    Both spellings are set, since some read one and some the other, and prefer it.
+    """
+    upper, lower = variables.get("NO_PROXY", ""), variables.get("no_proxy", "")
+    return {"NO_PROXY": _with_loopback(upper or lower), "no_proxy": _with_loopback(lower or upper)}
+
+
+def _with_loopback(names: str) -> str:
+    given = [name for part in names.split(",") if (name := part.strip())]
+    return "*" if "*" in given else ",".join(dict.fromkeys([*given, *LOOPBACK_NAMES]))
 
 
 def environment(threads: int) -> dict[str, str]:
