@@ -44,6 +44,7 @@ from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_training
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
+from tpo.lock import check_unheld
 from tpo.machine import cpu_count, free_disk, gpu_count, memory_bytes
 from tpo.model_shape import Model, find_model
 from tpo.pair_files import read_pair_rows
@@ -82,6 +83,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
 
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
+    check_unheld(config.root)
     _check_writing(config.root)
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
@@ -325,7 +327,9 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
     done = completed(config, iterations) if (config.root / "iter_0").is_dir() else -1
     left = range(done + 1, iterations + 1)
     written = sum(
-        path.stat().st_size for t in left for path in config.root.glob(f"iter_{t}/train/epoch_*/*.safetensors")
+        path.stat().st_size
+        for path in config.root.glob("iter_*/train/epoch_*/*.safetensors")
+        if path.parents[2].name not in {f"iter_{t}" for t in range(done + 1)}
     )
     needed = disk_needed(config, left, parameters=parameters, written=written)
     root, free = config.root.resolve(), free_disk(config.root)

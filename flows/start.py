@@ -7,6 +7,7 @@ Nothing heavy is imported before it is known that there is something to do.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
 from tpo.console import LOGGER
-from tpo.errors import InputError, StoreError
+from tpo.errors import InputError, StoreError, shortened
 from tpo.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.mirror import reading
 from tpo.receipt import receipt_holds
@@ -42,7 +43,14 @@ def resolve_config(
 
 def profile_path(profile: str) -> Path:
     """The file of a profile that is named, or given as a file."""
-    return Path(profile) if profile.endswith((".toml", ".json")) else PROFILES / f"{profile}.toml"
+    if profile.endswith((".toml", ".json")):
+        return Path(profile)
+    if not re.fullmatch(r"[\w.-]+", profile):
+        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
+        raise InputError(
+            f"{shortened(repr(profile))} is not a profile: expected a file that ends in .toml, or one of {known}"
+        )
+    return PROFILES / f"{profile}.toml"
 
 
 def ready(config: RunConfig, iterations: int) -> Summary | None:

@@ -145,7 +145,7 @@ def _killed_for_memory() -> int:
 def _wait_and_end(driver: int, mark: str) -> None:
     flock = _Flock(driver, mark)
     killed = _killed_for_memory()
-    words = "error: the run was killed before it could say why"
+    words = "error: the run ended without a word: it was killed"
     missed = time.monotonic()
     while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
         flock.look()
