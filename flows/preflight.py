@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from judges.armorm import check_armorm_folder
 from judges.reward_model import check_reward_folder
@@ -39,6 +40,7 @@ from tpo.console import say
 from tpo.disk import remove, write_atomically
 from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
+from tpo.engines.processes import LOOPBACK_NAMES, proxy_fault
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_training
@@ -84,6 +86,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
     check_unheld(config.root)
+    check_proxies(config)
     _check_writing(config.root)
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
@@ -102,6 +105,22 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
     for line in check_templates(config):
         say(line)
+
+
+def check_proxies(config: RunConfig) -> None:
+    """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients cannot use."""
+    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
+    endpoints = [asker.endpoint for asker in (*judges, config.data.synthetic) if asker is not None and asker.endpoint]
+    asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
+    if not isinstance(config.folder, Path):
+        asked.add(config.storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "https://s3.amazonaws.com"))
+    elsewhere = sorted(url for url in asked if url and urlsplit(url).hostname not in LOOPBACK_NAMES)
+    if config.tracking.to not in ("tensorboard", "none"):
+        elsewhere.append(config.tracking.to)
+    if elsewhere and (fault := proxy_fault(os.environ)) is not None:
+        raise InputError(
+            f"{fault}, and the run asks {elsewhere[0]}: name another proxy, or unset the variable if none is needed"
+        )
 
 
 def check_tpo(config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from flows.stopping import apart_from_terminal
 from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
-from tpo.console import LOGGER
+from tpo.console import LOGGER, say
 from tpo.errors import InputError, StoreError, shortened
 from tpo.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.mirror import reading
@@ -38,7 +38,7 @@ def resolve_config(
     if run_name is None:
         given = [judge, None if seed is None else f"seed{seed}"]
         run_name = "-".join([config.name, *(part for part in given if part is not None)])
-    return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
+    return load_config(path, [*first, *overrides, *last, f"name={json.dumps(run_name, ensure_ascii=False)}"])
 
 
 def profile_path(profile: str) -> Path:
@@ -194,9 +194,13 @@ def prefect_environment() -> None:
 
     Comes before anything is imported that reads its settings then.
     """
-    from tpo.engines.processes import QUIET, loopback_without_proxy
+    from tpo.engines.processes import QUIET, loopback_without_proxy, proxy_fault
 
     os.environ.update(QUIET | loopback_without_proxy(os.environ))
+    if (fault := proxy_fault(os.environ)) is not None:
+        # Whoever asks something elsewhere was refused before (`check_proxies`); the rest is on this machine.
+        say(f"{fault}: proxies are left out, all that is asked is on this machine")
+        os.environ.update(NO_PROXY="*", no_proxy="*")
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),

@@ -272,7 +272,7 @@ def check_answer_pattern(pattern: str) -> None:
     """Raises `ValueError` unless a pattern is a regular expression with one group."""
     try:
         groups = re.compile(pattern).groups
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
     if groups != 1:
         raise ValueError(f"answer_pattern has {groups} groups, expected one: ( ) around the answer alone")
@@ -1017,7 +1017,7 @@ def load_config(profile: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         for override in overrides:
             _apply(values, override)
-        _check_text(values)
+        _check_values(values)
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"profile {profile} is refused:\n" + "\n".join(_explain(error))) from None
@@ -1037,6 +1037,8 @@ def _read_profile(profile: Path) -> dict[str, Any]:
             raise InputError(f"profile {place} has more than {MAX_PROFILE_BYTES:,} bytes: it is not a profile")
         text = data.decode("utf-8-sig")
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except InputError:
+        raise
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in profile.parent.glob("*.toml"))) or "none"
         raise InputError(f"there is no profile {place}; profiles in {profile.parent}: {known}") from None
@@ -1049,22 +1051,27 @@ def _read_profile(profile: Path) -> dict[str, Any]:
     return values
 
 
-def _check_text(value: Any, where: str = "") -> None:
+def _check_values(value: Any, where: str = "") -> None:
     """Refuses what no file name, address or JSON can hold, before a library stumbles over it."""
     if isinstance(value, dict):
         for key, part in value.items():
-            _check_text(key, f"the key {shortened(repr(key))}")
-            _check_text(part, f"{where}.{key}".removeprefix("."))
+            _check_values(key, f"the key {shortened(repr(key))}")
+            _check_values(part, f"{where}.{key}".removeprefix("."))
     elif isinstance(value, list):
         for part in value:
-            _check_text(part, where)
+            _check_values(part, where)
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise InputError(f"{shortened(where)} is a number of {value.bit_length()} bits: expected one that counts")
     elif isinstance(value, str) and (found := _UNFIT.search(value)):
         raise InputError(
             f"{shortened(where)} holds the character {found.group()!r} (in {shortened(repr(value))}): expected text "
             "in UTF-8 without control characters"
         )
+    elif isinstance(value, str) and value.startswith("~/"):
+        raise InputError(f"{shortened(where)} is {shortened(value)}, and ~ is not replaced here: write the path out")
 
 
+_MAX_BITS = 1024
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters but for tab and line ends, and what is left of bytes that are not UTF-8."""
 
@@ -1116,7 +1123,10 @@ def _explain(error: ValidationError) -> list[str]:
         else:
             told = item["type"] == "missing" or isinstance(item["input"], dict | BaseModel)
             found = "" if told else f" (found {shortened(json.dumps(item['input'], default=str))})"
-            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{found}")
+            what = item["msg"].removeprefix("Value error, ")
+            if "discriminator" in what:  # pydantic's word for the key by which it tells sections apart
+                what = "expected a section with a key kind that says which it is"
+            lines.append(f"  {where}: {shortened(what, 500)}{found}")
     return lines
 
 

@@ -12,6 +12,7 @@ read, and makes its folders writable by everyone.
 import contextlib
 import functools
 import importlib
+import ipaddress
 import os
 import secrets
 import signal
@@ -27,7 +28,7 @@ from typing import Any
 import psutil
 
 from tpo.config import ClusterConfig, EngineConfig
-from tpo.errors import StageError
+from tpo.errors import StageError, shortened
 from tpo.machine import cpu_count
 
 QUIET = {
@@ -79,8 +80,36 @@ def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _with_loopback(names: str) -> str:
-    given = [name for part in names.split(",") if (name := part.strip())]
+    given = [name for part in names.split(",") if (name := part.strip()) and _is_readable(name)]
     return "*" if "*" in given else ",".join(dict.fromkeys([*given, *LOOPBACK_NAMES]))
+
+
+def _is_readable(name: str) -> bool:
+    """Whether httpx can read a name in `NO_PROXY`: ranges of IPv6, as `::1/128`, keep it from starting at all."""
+    if "://" in name or name.count(":") < 2:
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv6Address(name))
+    return False
+
+
+def proxy_fault(variables: Mapping[str, str]) -> str | None:
+    """Why HTTP clients cannot use the proxies that the environment names; None if they can, or there are none."""
+    proxies = {"http_proxy", "https_proxy", "all_proxy"}
+    given = {name: value for name, value in variables.items() if name.lower() in proxies and value}
+    if not given or "*" in loopback_without_proxy(variables).values():
+        return None
+    import httpx
+
+    for name, value in given.items():
+        address = value if "://" in value else f"http://{value}"
+        try:
+            httpx.Client(proxy=address, verify=False, trust_env=False).close()
+        except ImportError:
+            return f"{name} names a SOCKS proxy, for which the package socksio is missing"
+        except (ValueError, httpx.InvalidURL) as error:
+            return f"{name} is not the address of a proxy ({shortened(str(error))})"
+    return None
 
 
 def environment(threads: int) -> dict[str, str]:
