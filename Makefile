@@ -9,6 +9,41 @@ PY = $(VENV)/bin/python
 # Python from writing bytecode, as containers often do.
 unexport PYTHONDONTWRITEBYTECODE
 
+# What each target reads. Whatever else is given on make's command line is refused, since make itself would ignore it; a
+# target that is not listed takes what any other does.
+RUN_READS := PROFILE JUDGE SEED RUN SET
+READS_iterate := ITER $(RUN_READS)
+READS_compare := ITER $(RUN_READS)
+READS_thinkpo := $(RUN_READS)
+READS_self-train := ITER ABLATION $(RUN_READS)
+READS_plan := ITER JSON $(RUN_READS)
+READS_judge-check := JUDGE MODEL
+READS_check-model := MODEL PROBE PROFILE SET
+READS_chaos := N ENGINE RECIPE SEED
+READS_serve := MODEL PORT PROFILE VARIANT THOUGHTS KEY SET
+READS_test := JOBS
+READS_fault-table := JOBS
+READS_ANYWHERE := VENV GPU PYTHON SHELL MAKEFLAGS
+NO_READS := setup seed-model small-judges check audit licences format bench ui deploy worker lock clean
+GOALS := $(or $(MAKECMDGOALS),help)
+LISTED := $(foreach goal,$(GOALS),$(if $(READS_$(goal))$(filter $(goal),$(NO_READS)),$(goal)))
+ALL_READS := $(sort $(foreach name,$(filter READS_%,$(.VARIABLES)),$($(name))))
+READABLE := $(if $(filter-out $(LISTED),$(GOALS)),$(ALL_READS),$(sort $(foreach goal,$(GOALS),$(READS_$(goal)))))
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+UNREAD := $(filter-out $(READABLE) $(READS_ANYWHERE) -*-%,$(GIVEN))
+quoted = '$(subst ','\'',$(1))'
+ifneq ($(UNREAD),)
+MEANT := $(shell python3 -c 'import difflib, sys; name, *known = sys.argv[1:]; \
+	print(*difflib.get_close_matches(name.upper(), known, 1))' $(call quoted,$(firstword $(UNREAD))) $(READABLE))
+INSTEAD := $(if $(MEANT),did you mean $(MEANT)? ,$(if $(and $(filter MODEL,$(UNREAD)),$(filter SET,$(READABLE))),\
+	set the seed model by SET=model.path=<folder>; ))
+$(error error: make $(GOALS) does not read $(firstword $(UNREAD)): $(INSTEAD)it reads $(or $(READABLE),no variables))
+endif
+ifneq ($(word 2,$(GOALS)),)
+NO_TARGET := $(filter-out $(shell sed -n 's/^\([a-z-]*\):.*## .*/\1/p' Makefile),$(GOALS))
+$(if $(NO_TARGET),$(error error: there is no target $(NO_TARGET), see make help; a number goes to a variable, as ITER=3))
+endif
+
 # Which M_t to be at; the profile, by name or path; another judge than the profile's; overrides such as
 # SET="sample.k=4 pair.min_margin=0.2". What is empty is left to the profile.
 ITER ?= 3

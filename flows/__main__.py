@@ -1,17 +1,23 @@
 """`python -m flows …`: the command behind `make`. Light until it is known that there is something to do."""
 
-import argparse
-import json
-import logging
 import os
 import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The imports below take half a second, in which ^C would print a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import argparse
+import functools
+import json
+import logging
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from flows.start import (
     ablated,
@@ -24,11 +30,23 @@ from flows.start import (
     self_trained,
     working,
 )
+from flows.stopping import (
+    STOPPED,
+    TO_RESUME,
+    end_in_order,
+    exit_status,
+    last_words,
+    say_last_words,
+    steady_streams,
+    stop_in_order,
+    stop_requested,
+)
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
 from tpo.disk import explained
-from tpo.errors import InputError, ServerError, TpoError
+from tpo.engines.processes import loopback_without_proxy
+from tpo.errors import InputError, ServerError, StageError, TpoError, shortened
 from tpo.ladder import ABLATION, LADDER, page_of
 from tpo.table import print_table
 
@@ -42,7 +60,10 @@ SERVER_LOST = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
+    os.environ.update(loopback_without_proxy(os.environ))
     options = _parser().parse_args(arguments)
+    resumes = options.run in (_iterate, _compare, _thinkpo, _self_train)
+    last_words(TO_RESUME if resumes else STOPPED)
     return ended(lambda: int(options.run(options)))
 
 
@@ -50,41 +71,67 @@ def ended(work: Callable[[], int]) -> int:
     """Does some work; returns its exit status, and says what went wrong and what to do about it."""
     try:
         with explained():
-            return work()
-    except TpoError as error:
-        print(f"error: {error}", file=sys.stderr)
+            status = work()
+            sys.stdout.flush()
+            return status
+    except (TpoError, MemoryError, KeyboardInterrupt) as error:
+        if (number := _stopped_by(error)) is not None:
+            if stop_requested() is None:
+                say_last_words()
+            return exit_status(number)
+        if isinstance(error.__cause__, BrokenPipeError) and _is_cut_off(sys.stdout):
+            return exit_status(signal.SIGPIPE)
+        if isinstance(error, MemoryError):
+            error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return SERVER_LOST if isinstance(error, ServerError) else 2
-    except MemoryError:
-        print(
-            "error: memory ran out; what is complete is kept: free some and run the same command again", file=sys.stderr
-        )
-        return 2
-    except KeyboardInterrupt as stopped:
-        print("stopped; what is complete is kept, the same command goes on from there", file=sys.stderr)
-        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+
+
+def _stopped_by(error: BaseException) -> int | None:
+    """The signal that ended the work; whatever else fails once one was received is its consequence."""
+    if isinstance(error, KeyboardInterrupt) and error.args:
+        return int(error.args[0])
+    return int(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else stop_requested()
+
+
+def _is_cut_off(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more, as after `| head`; what is printed there then goes nowhere."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m flows", description="Thought Preference Optimization")
+    parser = _Parser(prog="python -m flows", description="Thought Preference Optimization")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     iterate = commands.add_parser("iterate", help="bring a run to M_T: start it, resume it, add iterations to it")
-    iterate.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    iterate.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(iterate)
     iterate.set_defaults(run=_iterate)
     compare = commands.add_parser("compare", help="the same, and its direct baseline beside it: does thinking pay?")
-    compare.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    compare.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(compare)
     compare.set_defaults(run=_compare)
     thinkpo = commands.add_parser("thinkpo", help="ThinkPO: fine-tune on long reasoning, then prefer it to short")
     _add_run_arguments(thinkpo, profile="thinkpo")
     thinkpo.set_defaults(run=_thinkpo)
     own = commands.add_parser("self-train", help="DPO-ST: learn from own right answers, DPO before each time")
-    own.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    own.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
     own.add_argument("--ablation", action="store_true", help="also run it without DPO, and compare both")
     _add_run_arguments(own, profile="self-train")
     own.set_defaults(run=_self_train)
     plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
-    plan.add_argument("--to", type=_count, default=3, metavar="T", help="the iteration to reach (default 3)")
+    plan.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
     _add_run_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
@@ -118,13 +165,15 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
     serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    serve.add_argument("--port", type=_count, default=8000, help="port to listen on (default 8000)")
+    serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default 8000)")
     serve.add_argument("--name", default="tpo", help="the model's name for clients (default tpo)")
     serve.add_argument(
         "--profile", help="how it was trained and runs (default: the config of the run it lies in, else laptop)"
     )
     serve.add_argument("--variant", help="the thought prompt, in place of the profile's")
-    serve.add_argument("--context", type=_count, metavar="TOKENS", help="longest chat and reply (default: the model's)")
+    serve.add_argument(
+        "--context", type=_tokens, metavar="TOKENS", help="longest chat and reply (default: the model's)"
+    )
     serve.add_argument("--allow-thoughts", action="store_true", help="show a thought to a request that asks for it")
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
     serve.add_argument(
@@ -144,15 +193,31 @@ def _add_run_arguments(parser: argparse.ArgumentParser, profile: str = "laptop")
         metavar="KIND",
         help="another judge than the profile's, with its defaults: verifier, armorm, pairwise",
     )
-    parser.add_argument("--seed", type=int, help="the run's seed (default: the profile's)")
+    parser.add_argument("--seed", type=_seed, help="the run's seed (default: the profile's)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example sample.k=4"
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+MAX_ITERATIONS = 1_000_000
+"""The largest T; the paper stops at 4, and what a disk holds is far below."""
+MAX_PORT = 65_535
+
+
+def _count(text: str, *, least: int = 0, most: int = 10**9) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{shortened(repr(text))} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+_iterations = functools.partial(_count, most=MAX_ITERATIONS)
+_port = functools.partial(_count, least=1, most=MAX_PORT)
+_tokens = functools.partial(_count, least=1)
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch("-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{shortened(repr(text))} is not a whole number from 0 to {2**31 - 1}")
     return int(text)
 
 
@@ -253,7 +318,6 @@ def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[R
     import httpx
     from prefect.exceptions import PrefectException
 
-    signal.signal(signal.SIGTERM, _stop)
     last = "M" if config.self_train is None else "SFT"
     goal = "" if iterations is None else f"to {last}_{iterations} "
     print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
@@ -261,14 +325,10 @@ def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[R
         return flow(config, iterations)
     except (httpx.HTTPError, PrefectException) as error:
         raise ServerError(
-            f"Prefect's server does not answer as it should ({type(error).__name__}: {error}): run again, the run "
-            "folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove PREFECT_HOME "
-            f"({os.environ['PREFECT_HOME']})"
+            f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): run "
+            "again, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
+            f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
         ) from error
-
-
-def _stop(number: int, _: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -374,7 +434,11 @@ def _start_again_with_threads(count: int) -> None:
 
 
 if __name__ == "__main__":
+    steady_streams()
+    stop_in_order()
     status = main()
+    if (number := stop_requested()) is not None:
+        end_in_order(number)
     if status == SERVER_LOST:
         sys.stdout.flush()
         os._exit(status)  # Prefect would try for minutes to tell its server of the end

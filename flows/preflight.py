@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from judges.armorm import check_armorm_folder
 from judges.reward_model import check_reward_folder
@@ -41,11 +42,13 @@ from tpo.console import say
 from tpo.disk import remove, write_atomically
 from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
+from tpo.engines.processes import LOOPBACK_NAMES, proxy_fault
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_saving, check_training
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
+from tpo.lock import check_unheld
 from tpo.machine import cpu_count, free_disk, gpu_count, memory_bytes
 from tpo.model_shape import Model, find_model
 from tpo.pair_files import read_pair_rows
@@ -85,6 +88,8 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
 
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
+    check_unheld(config.root)
+    check_proxies(config)
     _check_writing(config.root)
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
@@ -104,6 +109,22 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
     for line in check_templates(config):
         say(line)
+
+
+def check_proxies(config: RunConfig) -> None:
+    """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients cannot use."""
+    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
+    endpoints = [asker.endpoint for asker in (*judges, config.data.synthetic) if asker is not None and asker.endpoint]
+    asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
+    if not isinstance(config.folder, Path):
+        asked.add(config.storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "https://s3.amazonaws.com"))
+    elsewhere = sorted(url for url in asked if url and urlsplit(url).hostname not in LOOPBACK_NAMES)
+    if config.tracking.to not in ("tensorboard", "none"):
+        elsewhere.append(config.tracking.to)
+    if elsewhere and (fault := proxy_fault(os.environ)) is not None:
+        raise InputError(
+            f"{fault}, and the run asks {elsewhere[0]}: name another proxy, or unset the variable if none is needed"
+        )
 
 
 def check_tpo(config: RunConfig) -> None:
@@ -360,7 +381,9 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
     done = completed(config, iterations) if (config.root / "iter_0").is_dir() else -1
     left = range(done + 1, iterations + 1)
     written = sum(
-        path.stat().st_size for t in left for path in config.root.glob(f"iter_{t}/train/epoch_*/*.safetensors")
+        path.stat().st_size
+        for path in config.root.glob("iter_*/train/epoch_*/*.safetensors")
+        if path.parents[2].name not in {f"iter_{t}" for t in range(done + 1)}
     )
     needed = disk_needed(config, left, parameters=parameters, written=written)
     root, free = config.root.resolve(), free_disk(config.root)

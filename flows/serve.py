@@ -4,6 +4,7 @@ In: a model folder and how it was asked in training. Out: nothing; the process i
 whoever stops this command stops the server. Nothing of vLLM is imported here: it is started by its command line.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -17,7 +18,7 @@ from tpo.config import RunConfig
 from tpo.engines.model_folder import check_model_folder
 from tpo.engines.processes import engine_environment
 from tpo.engines.sampler import engine_settings
-from tpo.errors import InputError
+from tpo.errors import InputError, shortened
 from tpo.serve_config import KEY, SETTINGS, ServeConfig
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
@@ -60,8 +61,8 @@ def serve(
     load_prompt(config.prompt)
     if context_tokens is not None and context_tokens > longest:
         raise InputError(f"--context is {context_tokens}, more than the {longest} tokens of {model}: lower it")
-    key = _key(place)
     _check_port(place)
+    key = _key(place)
     settings = ServeConfig(
         model=model.resolve(),
         name=name,
@@ -115,12 +116,20 @@ def _key(place: Place) -> str:
 
 
 def _check_port(place: Place) -> None:
+    if not place.host.strip():
+        raise InputError("--host is empty: name an address of this machine, as 127.0.0.1")
     family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((place.host, place.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        found = error.strerror if isinstance(error, OSError) else "it is not a name of a machine"
+        remedy = {
+            errno.EADDRINUSE: "choose another --port, or end what listens there",
+            errno.EACCES: "choose a --port from 1024 on",
+        }
         raise InputError(
-            f"{place.host} port {place.port} cannot be listened on ({error.strerror}): choose another --port"
+            f"{shortened(place.host)} port {place.port} cannot be listened on ({found}): "
+            + remedy.get(error.errno if isinstance(error, OSError) else 0, "set --host to an address of this machine")
         ) from error

@@ -7,15 +7,17 @@ Nothing heavy is imported before it is known that there is something to do.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
+from flows.stopping import apart_from_terminal
 from tasks.lineage import completed, is_kept, leaves
 from tpo.comparison import COMPARISON, Comparison, read_comparison
 from tpo.config import PromptConfig, RunConfig, load_config
-from tpo.console import LOGGER
-from tpo.errors import InputError, StoreError
+from tpo.console import LOGGER, say
+from tpo.errors import InputError, StoreError, shortened
 from tpo.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.mirror import reading
 from tpo.models.published import fetch_model
@@ -37,12 +39,19 @@ def resolve_config(
     if run_name is None:
         given = [judge, None if seed is None else f"seed{seed}"]
         run_name = "-".join([config.name, *(part for part in given if part is not None)])
-    return load_config(path, [*first, *overrides, *last, f'name="{run_name}"'])
+    return load_config(path, [*first, *overrides, *last, f"name={json.dumps(run_name, ensure_ascii=False)}"])
 
 
 def profile_path(profile: str) -> Path:
     """The file of a profile that is named, or given as a file."""
-    return Path(profile) if profile.endswith((".toml", ".json")) else PROFILES / f"{profile}.toml"
+    if profile.endswith((".toml", ".json")):
+        return Path(profile)
+    if not re.fullmatch(r"[\w.-]+", profile):
+        known = ", ".join(sorted(path.stem for path in PROFILES.glob("*.toml")))
+        raise InputError(
+            f"{shortened(repr(profile))} is not a profile: expected a file that ends in .toml, or one of {known}"
+        )
+    return PROFILES / f"{profile}.toml"
 
 
 def checked(config: RunConfig) -> None:
@@ -176,7 +185,7 @@ def compared(config: RunConfig, iterations: int) -> Comparison | None:
 def working() -> Iterator[None]:
     """Has all that the flow starts in this process end with it, or at the end of the context."""
     prefect_environment()
-    with watched():
+    with watched(), apart_from_terminal():
         from tpo.engines.sampler import close_pools
         from tpo.engines.scoring import close_scorer_pools
 
@@ -192,9 +201,13 @@ def prefect_environment() -> None:
 
     Comes before anything is imported that reads its settings then.
     """
-    from tpo.engines.processes import QUIET
+    from tpo.engines.processes import QUIET, loopback_without_proxy, proxy_fault
 
-    os.environ.update(QUIET)
+    os.environ.update(QUIET | loopback_without_proxy(os.environ))
+    if (fault := proxy_fault(os.environ)) is not None:
+        # Whoever asks something elsewhere was refused before (`check_proxies`); the rest is on this machine.
+        say(f"{fault}: proxies are left out, all that is asked is on this machine")
+        os.environ.update(NO_PROXY="*", no_proxy="*")
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),

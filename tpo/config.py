@@ -5,6 +5,7 @@ sections identify a stage's result, and which only say where it ran (`cluster`, 
 Validators reject and never rewrite: what a user wrote is what runs. Nothing here imports torch, Ray or Prefect.
 """
 
+import difflib
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from tpo.errors import InputError
+from tpo.errors import InputError, shortened
 from tpo.method.instructions.constraints import MAX_CONSTRAINTS
 
 MINIATURE = "miniature"
@@ -26,14 +27,33 @@ SEED = "seed"
 _SHIPPED = Path(__file__).parent / "miniature"
 
 
+MAX_NUMBER = 2**31 - 1
+"""The largest number that a setting may have: the largest that all libraries below take."""
+MAX_TOKENS = 10**15
+"""The same for counts of tokens, which add up over a whole run."""
+MAX_PROFILE_BYTES = 2**20
+"""Size of the largest profile that is read."""
+
+
 class Section(BaseModel):
     """Base of all sections: frozen; unknown keys are errors, and so are numbers that JSON cannot hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        for name, value in self:
+            most = MAX_TOKENS if "tokens" in name else MAX_NUMBER
+            if isinstance(value, int | float) and abs(value) > most:
+                raise ValueError(f"{name} is {shortened(str(value))}, expected at most {most:,}")
+        return self
+
 
 def _check_address(address: str) -> str:
-    if "@" in urlsplit(address).netloc:
+    parts = urlsplit(address)
+    if parts.port == 0 or not parts.hostname:  # `port` itself raises where it is no port
+        raise ValueError("expected an address with the name of a machine and, if need be, a port from 1 to 65535")
+    if "@" in parts.netloc:
         raise ValueError(
             "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
             "leave it out, keys come from the environment"
@@ -309,7 +329,7 @@ def check_answer_pattern(pattern: str) -> None:
     """Raises `ValueError` unless a pattern is a regular expression with one group."""
     try:
         groups = re.compile(pattern).groups
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
     if groups != 1:
         raise ValueError(f"answer_pattern has {groups} groups, expected one: ( ) around the answer alone")
@@ -1082,52 +1102,132 @@ def load_config(profile: Path, overrides: Sequence[str] = ()) -> RunConfig:
     profile are relative to the current folder. Raises `InputError` naming the key, what was found and what was
     expected.
     """
+    values = _read_profile(profile)
     try:
-        text = profile.read_text(encoding="utf-8")
-        values = json.loads(text) if profile.suffix == ".json" else tomllib.loads(text)
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in profile.parent.glob("*.toml"))) or "none"
-        raise InputError(f"there is no profile {profile}; profiles in {profile.parent}: {known}") from None
-    except (OSError, json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        kind = "JSON" if profile.suffix == ".json" else "TOML"
-        raise InputError(f"profile {profile} is not readable {kind}: {error}") from error
-    for override in overrides:
-        _apply(values, override)
-    try:
+        for override in overrides:
+            _apply(values, override)
+        _check_values(values)
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"profile {profile} is refused:\n" + "\n".join(_explain(error))) from None
+    except RecursionError:
+        raise InputError(f"profile {profile} is refused: its values, or an override, are nested too deeply") from None
+
+
+def _read_profile(profile: Path) -> dict[str, Any]:
+    kind = "JSON" if profile.suffix == ".json" else "TOML"
+    place = shortened(str(profile))
+    try:
+        if profile.exists() and not profile.is_file():
+            raise InputError(f"profile {place} is not a file: name one that holds {kind}")
+        with profile.open("rb") as file:
+            data = file.read(MAX_PROFILE_BYTES + 1)
+        if len(data) > MAX_PROFILE_BYTES:
+            raise InputError(f"profile {place} has more than {MAX_PROFILE_BYTES:,} bytes: it is not a profile")
+        text = data.decode("utf-8-sig")
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in profile.parent.glob("*.toml"))) or "none"
+        raise InputError(f"there is no profile {place}; profiles in {profile.parent}: {known}") from None
+    except RecursionError:
+        raise InputError(f"profile {place} is not readable {kind}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"profile {place} is not readable {kind}: {shortened(str(error))}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"profile {place} holds one {kind} value, expected sections and keys")
+    return values
+
+
+def _check_values(value: Any, where: str = "") -> None:
+    """Refuses what no file name, address or JSON can hold, before a library stumbles over it."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_values(key, f"the key {shortened(repr(key))}")
+            _check_values(part, f"{where}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for part in value:
+            _check_values(part, where)
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise InputError(f"{shortened(where)} is a number of {value.bit_length()} bits: expected one that counts")
+    elif isinstance(value, str) and (found := _UNFIT.search(value)):
+        raise InputError(
+            f"{shortened(where)} holds the character {found.group()!r} (in {shortened(repr(value))}): expected text "
+            "in UTF-8 without control characters"
+        )
+    elif isinstance(value, str) and value.startswith("~/"):
+        raise InputError(f"{shortened(where)} is {shortened(value)}, and ~ is not replaced here: write the path out")
+
+
+_MAX_BITS = 1024
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters but for tab and line ends, and what is left of bytes that are not UTF-8."""
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
+    told = shortened(repr(override))
     if not equals or not key:
-        raise InputError(f"override {override!r} has no value, expected section.key=value, for example sample.k=4")
-    try:
-        document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        document = {}
-    value = document["value"] if document.keys() == {"value"} else text
+        raise InputError(
+            f"override {told} has no value, expected section.key=value, for example sample.k=4 (SET is split at "
+            "spaces: give a value with spaces to python -m flows with --set)"
+        )
     *sections, last = key.split(".")
+    if not last or not all(sections):
+        raise InputError(f"override {told} has an empty name in its key, expected section.key=value")
+    value = _value(text, told)
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise InputError(f"override {override!r}: {section!r} is a value and not a section")
+            raise InputError(f"override {told}: {section!r} is a value and not a section")
     values[last] = value
+
+
+def _value(text: str, told: str) -> Any:
+    """What an override says: TOML, or else the text as it is."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text.startswith(('"', "'")):
+            raise InputError(
+                f"override {told} begins with a quote and is not TOML ({shortened(str(error))}): close the quote, or "
+                "leave quotes out"
+            ) from None
+        return text
+    except ValueError as error:
+        raise InputError(f"override {told} is not readable TOML: {shortened(str(error))}") from None
+    except RecursionError:
+        raise InputError(f"override {told} is not readable TOML: it is nested too deeply") from None
+    return document["value"] if document.keys() == {"value"} else text
 
 
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
         key, known = _place(item["loc"])
-        where = ".".join(key) or "the run"
+        where = shortened(".".join(map(_spelled, key))) or "the run"
         if item["type"] == "extra_forbidden":
-            lines.append(f"  {where}: unknown key; known here: {', '.join(known)}")
+            lines.append(f"  {where}: unknown key; known here: {', '.join(known)}{_meant(key[-1], known)}")
         else:
             told = item["type"] == "missing" or isinstance(item["input"], dict | BaseModel)
-            found = "" if told else f" (found {json.dumps(item['input'], default=str)})"
-            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{found}")
+            found = "" if told else f" (found {shortened(json.dumps(item['input'], default=str))})"
+            what = item["msg"].removeprefix("Value error, ")
+            if "discriminator" in what:  # pydantic's word for the key by which it tells sections apart
+                what = "expected a section with a key kind that says which it is"
+            lines.append(f"  {where}: {shortened(what, 500)}{found}")
     return lines
+
+
+def _spelled(name: str) -> str:
+    """A name of a key as TOML spells it."""
+    return name if re.fullmatch(r"[\w-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """The known name that is nearest to one that is not known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

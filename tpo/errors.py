@@ -2,6 +2,16 @@
 
 from pathlib import Path
 
+MAX_QUOTED_LENGTH = 120
+"""Characters of a user's text, or of a library's, that a message quotes."""
+
+
+def shortened(text: str, most: int = MAX_QUOTED_LENGTH) -> str:
+    """A text for a message: on one line, and without its middle if it is long."""
+    line = " ".join(text.split())
+    half = most // 2
+    return line if len(line) <= most else f"{line[:half]} … {line[-half:]} ({len(text)} characters)"
+
 
 class TpoError(Exception):
     """Base of the errors whose message says what was found, what was expected and what to do next."""

@@ -24,6 +24,28 @@ from tpo.errors import StoreError
 _LOCK, _HOLDER = ".lock", ".holder.json"
 
 
+def check_unheld(root: Path) -> None:
+    """Raises `StoreError` naming the holder where another process holds a run folder now.
+
+    A look before work, so that a second run does not start Prefect to be refused then; `only_writer` decides. What is
+    wrong with the folder otherwise is its to say too.
+    """
+    lock = FileLock(root / _LOCK, timeout=0, fallback_to_soft=False)
+    if not (root / _LOCK).is_file():
+        return
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _held(root) from None
+    except OSError:
+        return
+    lock.release()
+
+
+def _held(root: Path) -> StoreError:
+    return StoreError(f"{root} is being written by {_holder(root)}: wait for it to end, or stop it")
+
+
 @contextlib.contextmanager
 def only_writer(root: Path) -> Iterator[None]:
     """Holds a run folder, made where there is none, for this process alone.
@@ -37,7 +59,7 @@ def only_writer(root: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise StoreError(f"{root} is being written by {_holder(root)}: wait for it to end, or stop it") from None
+            raise _held(root) from None
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise

@@ -33,11 +33,13 @@ _VITAL = {
 """What a driver cannot do without: what stands in the command line, and what it is."""
 _VITAL_SECONDS = 20.0
 """How long a driver may go on without one of them: it may be about to end."""
-_AGAIN = (
-    "What is complete is kept: run the same command again. If it ends like this again, look at `dmesg` for the "
-    "kernel's killer of processes, and give engines and trainer less memory"
+_AGAIN = "What is complete is kept: run the same command again"
+_LESS_MEMORY = (
+    "The kernel has killed a process for want of memory since the run began (see `dmesg`): give engines and trainer "
+    "less memory"
 )
-_LAST_WORDS = f"error: the run ended without a word: it was killed, or memory ran out. {_AGAIN}"
+_theirs: list[int] = []
+"""The pipes to this process's watchdogs."""
 
 
 @contextlib.contextmanager
@@ -54,11 +56,18 @@ def watched() -> Iterator[None]:
         start_new_session=True,
     )
     os.close(ours)
+    _theirs.append(theirs)
     try:
         yield
     finally:
+        end_is_known()
+
+
+def end_is_known() -> None:
+    """Has the watchdog end what is left without a word once this process is gone, which has said why itself."""
+    while _theirs:
         with contextlib.suppress(BrokenPipeError):
-            os.write(theirs, b"ended")  # and the pipe stays open until this process is gone
+            os.write(_theirs.pop(), b"ended")  # and the pipe stays open until this process is gone
 
 
 class _Flock:
@@ -123,20 +132,33 @@ def _vital_name(pid: int) -> str | None:
     return next((name for words, name in _VITAL.items() if words in command), None)
 
 
+def _killed_for_memory() -> int:
+    """Processes that the kernel has killed for want of memory, here and in this container, since they came up."""
+    count = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            rows = (line.split() for line in Path(path).read_text(errors="replace").splitlines())
+            count += sum(int(row[1]) for row in rows if row[0] == "oom_kill")
+    return count
+
+
 def _wait_and_end(driver: int, mark: str) -> None:
     flock = _Flock(driver, mark)
-    words = _LAST_WORDS
+    killed = _killed_for_memory()
+    words = "error: the run ended without a word: it was killed"
     missed = time.monotonic()
     while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
         flock.look()
         if (lost := flock.lost()) is None:
             missed = time.monotonic()
         elif time.monotonic() - missed > _VITAL_SECONDS:
-            words = f"error: the run was ended, since {lost} has died. {_AGAIN}"
+            words = f"error: the run was ended, since {lost} has died"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(driver, signal.SIGKILL)
     if not sys.stdin.buffer.read():
-        print(words, file=sys.stderr, flush=True)
+        short = [_LESS_MEMORY] if _killed_for_memory() > killed else []
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            print(". ".join([words, _AGAIN, *short]), file=sys.stderr, flush=True)
     for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):
         flock.send(number)
         deadline = time.monotonic() + seconds

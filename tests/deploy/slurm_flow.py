@@ -6,13 +6,13 @@ first, until SIGTERM comes.
 
 import itertools
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import flows.__main__ as command
 from flows import start
+from flows.stopping import stop_in_order
 from tests.faults.cluster_driver import Squarer, orders
 from tpo.config import RunConfig
 from tpo.engines.crew import Crew
@@ -23,7 +23,6 @@ from tpo.summary import Summary
 
 def square(_what: str, config: RunConfig, iterations: int, _flow: object) -> Summary:
     """Squares numbers on two actors, a CPU each."""
-    signal.signal(signal.SIGTERM, command._stop)
     start_ray(config.cluster)
     crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2)
     numbers: Iterator[int] = itertools.count()
@@ -36,4 +35,5 @@ def square(_what: str, config: RunConfig, iterations: int, _flow: object) -> Sum
 if __name__ == "__main__":
     vars(start).update(check_before_work=lambda *_: None)  # it would look at a model for ten seconds; none is used
     vars(command).update(_run=square)
+    stop_in_order()
     sys.exit(command.main())

@@ -12,6 +12,7 @@ read, and makes its folders writable by everyone.
 import contextlib
 import functools
 import importlib
+import ipaddress
 import os
 import secrets
 import signal
@@ -20,14 +21,14 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tpo.config import ClusterConfig, EngineConfig
-from tpo.errors import StageError
+from tpo.errors import StageError, shortened
 from tpo.machine import cpu_count
 
 QUIET = {
@@ -63,6 +64,52 @@ The first is Ray's switch for machines that form no cluster. Only with it does R
 binds all its sockets to its node's address. The first two also spare the search for an address of the network. The last
 spares the actor that waits for word that a cluster takes a node away.
 """
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+"""What this machine calls itself: Prefect's server, Ray and a judge's server on this machine are asked by these."""
+
+
+def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
+    """`NO_PROXY` and `no_proxy` with the names of this machine added to what the user has there.
+
+    Prefect, gRPC, OpenAI's client and boto3 would ask a proxy for what listens on loopback, and no proxy can reach it.
+    Both spellings are set, since some read one and some the other, and prefer it.
+    """
+    upper, lower = variables.get("NO_PROXY", ""), variables.get("no_proxy", "")
+    return {"NO_PROXY": _with_loopback(upper or lower), "no_proxy": _with_loopback(lower or upper)}
+
+
+def _with_loopback(names: str) -> str:
+    given = [name for part in names.split(",") if (name := part.strip()) and _is_readable(name)]
+    return "*" if "*" in given else ",".join(dict.fromkeys([*given, *LOOPBACK_NAMES]))
+
+
+def _is_readable(name: str) -> bool:
+    """Whether httpx can read a name in `NO_PROXY`: ranges of IPv6, as `::1/128`, keep it from starting at all."""
+    if "://" in name or name.count(":") < 2:
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv6Address(name))
+    return False
+
+
+def proxy_fault(variables: Mapping[str, str]) -> str | None:
+    """Why HTTP clients cannot use the proxies that the environment names; None if they can, or there are none."""
+    proxies = {"http_proxy", "https_proxy", "all_proxy"}
+    given = {name: value for name, value in variables.items() if name.lower() in proxies and value}
+    if not given or "*" in loopback_without_proxy(variables).values():
+        return None
+    import httpx
+
+    for name, value in given.items():
+        address = value if "://" in value else f"http://{value}"
+        try:
+            httpx.Client(proxy=address, verify=False, trust_env=False).close()
+        except ImportError:
+            return f"{name} names a SOCKS proxy, for which the package socksio is missing"
+        except (ValueError, httpx.InvalidURL) as error:
+            return f"{name} is not the address of a proxy ({shortened(str(error))})"
+    return None
 
 
 def environment(threads: int) -> dict[str, str]:
