@@ -28,6 +28,7 @@ from tpo.config import (
     MINIATURE,
     ArmoRMJudge,
     FileSource,
+    InstructionSource,
     JudgeConfig,
     MiniatureSource,
     PairFile,
@@ -36,6 +37,7 @@ from tpo.config import (
     RewardModelJudge,
     RunConfig,
     SyntheticConfig,
+    VerifierJudge,
     checks_instructions,
 )
 from tpo.console import say
@@ -281,9 +283,15 @@ def _check_constraints(config: RunConfig) -> None:
     """Prompts bring verifiable instructions if a judge checks them; a prompt without any is unscored."""
     named = (("judge", config.judge), ("evaluation.judge", config.evaluation.judge))
     names = " and ".join(f"{name}.match" for name, judge in named if checks_instructions(judge))
+    source = config.data.source
+    others = [name for name, judge in named if isinstance(judge, VerifierJudge) and not checks_instructions(judge)]
+    if others and isinstance(source, InstructionSource):
+        raise InputError(
+            f"{' and '.join(others)} is a verifier that compares with references, and data.source.kind is "
+            f'"instructions", whose prompts have none: set {others[0]}.match = "instructions", or choose another judge'
+        )
     if not names:
         return
-    source = config.data.source
     remedy = (
         "name data.source.instruction_ids_column and kwargs_column of a file that has both, as IFEval's do, set "
         'data.source.kind = "instructions", or choose another judge'

@@ -1,4 +1,4 @@
-"""Where prompts come from: the miniature world or files; and whether a model can be asked what they say.
+"""Where prompts come from: the miniature world, writing tasks or files; and whether a model can be asked what they say.
 
 In: a config and the folder of a set. Out: `Prompt`s in the order that the seed gives, and reasons against some.
 """
@@ -6,12 +6,14 @@ In: a config and the folder of a set. Out: `Prompt`s in the order that the seed 
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from prompts.thought import load_prompt
 from tasks.lineage import prompt_file
-from tpo.config import FileSource, MiniatureSource, RunConfig
+from tpo.config import FileSource, InstructionSource, MiniatureSource, RunConfig
+from tpo.data.writing import writing_tasks
 from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
 from tpo.miniature import world
@@ -39,8 +41,8 @@ def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | 
 def origin(config: RunConfig, folder: str) -> str:
     """Where the prompts of a set come from: two sets of one origin share its rows."""
     source = config.data.source
-    if isinstance(source, MiniatureSource):
-        return MiniatureSource.__name__
+    if not isinstance(source, FileSource):
+        return type(source).__name__
     return str(prompt_file(source, folder))
 
 
@@ -49,6 +51,8 @@ def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
     source = config.data.source
     if isinstance(source, MiniatureSource):
         return _from_miniature(source, folder, config.seed)
+    if isinstance(source, InstructionSource):
+        return _from_writing_tasks(source, folder, config.seed)
     return _from_file(source, prompt_file(source, folder), config.seed)
 
 
@@ -65,10 +69,24 @@ def make_prompt(
     return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration, constraints)
 
 
-def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:
+def _split_of(folder: str) -> Literal["train", "validation", "test"]:
     kind = folder.rsplit("/", 1)[-1]
-    split: world.Split = "validation" if kind == "validation" else "test" if kind == "test" else "train"
-    for problem in world.problems(split, seed, source.categories or None):
+    return "validation" if kind == "validation" else "test" if kind == "test" else "train"
+
+
+def _from_writing_tasks(source: InstructionSource, folder: str, seed: int) -> Iterator[Prompt]:
+    for task in writing_tasks(
+        _split_of(folder),
+        seed,
+        types=source.types,
+        max_instructions=source.max_instructions,
+        max_words=source.max_words,
+    ):
+        yield make_prompt(task.instruction, None, task.category, task.difficulty, constraints=task.constraints)
+
+
+def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:
+    for problem in world.problems(_split_of(folder), seed, source.categories or None):
         yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty, problem.worked)
 
 

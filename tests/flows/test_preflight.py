@@ -534,3 +534,16 @@ def test_a_profile_of_another_recipe_is_refused_where_tpo_is_asked_for(tmp_path:
     check_tpo(RunConfig.model_validate(values))
     with pytest.raises(InputError, match=f"another recipe's: call make {recipe}"):
         check_tpo(RunConfig.model_validate(values | {"sft": {}, section: {}}))
+
+
+@pytest.mark.parametrize(
+    ("match", "told"),
+    [("exact", "whose prompts have none: set judge.match"), ("math", "whose prompts have none: set judge.match")],
+)
+def test_writing_tasks_are_refused_for_a_verifier_that_compares_with_references(tmp_path: Path, match: str, told: str):
+    checking = {"kind": "verifier", "match": "instructions"}
+    values = a_config(tmp_path).model_dump() | {"evaluation": {"judge": checking}}
+    values["data"] = {"source": {"kind": "instructions"}}
+    preflight(RunConfig.model_validate(values | {"judge": checking}))
+    with pytest.raises(InputError, match=told):
+        preflight(RunConfig.model_validate(values | {"judge": {"kind": "verifier", "match": match}}))

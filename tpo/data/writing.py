@@ -27,6 +27,8 @@ _SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("test", 15), ("validation", 10)
 """Percent of the writing tasks."""
 _MAX_DRAWS_IN_VAIN = 10_000
 """Draws without a new task after which a stream ends: a few types with few arguments have few tasks."""
+_MAX_BRIEF_WORDS = 150
+"""Most words at which a task itself asks to be brief: left alone, a model writes a page."""
 _LANGUAGES = {
     "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "pt": "Portuguese", "nl": "Dutch",
 }  # fmt: skip
@@ -144,7 +146,8 @@ def _draft(rng: np.random.Generator, first: _Type, max_words: int) -> _Draft:
         return _Draft(f"Do you agree that {_pick(rng, lists['statements'])}?", (), max_words)
     topic = _pick(rng, list(lists["topics"]))
     words = [str(word) for word in rng.permutation(lists["topics"][topic])]
-    task = f"Write {_pick(rng, lists['forms'])} about {topic}."
+    length = f", in {max_words} words or fewer" if max_words <= _MAX_BRIEF_WORDS else ""
+    task = f"Write {_pick(rng, lists['forms'])} about {topic}{length}."
     if rng.random() < 0.5:
         task = f"{task} {_pick(rng, lists['manners'])}"
     return _Draft(task, words, max_words)
