@@ -5,11 +5,17 @@ In: groups, what was said of them, and the scores. Out: a `Health`, and a `Stage
 The decision to question: agreement with references counts pairs of responses to one prompt of which one is right and
 one wrong by the exact verifier, and asks whether the right one scores higher; equal scores count a half. It measures
 what pair selection needs, an order within a prompt, and not calibration.
+
+What tells a judge that compares from a coin is κ of the two orders, not their plain agreement: a judge that likes the
+first response agrees with itself less than half the time and may still be worth asking, since the bias cancels, while
+one that always takes the first says nothing.
 """
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +24,11 @@ from judges.verifier import Verifier
 from tpo.config import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
 from tpo.errors import StageError
 from tpo.records import Health, Judgment, Score
+
+FEW_CASES = 30
+"""Below so many cases a figure must be beyond its limit by more than chance."""
+ONE_SIDED_95 = 1.645
+"""Standard errors."""
 
 
 def measure_health(
@@ -35,6 +46,8 @@ def measure_health(
     refused = sum(judgment.outcome is None and "reason" in json.loads(judgment.detail) for judgment in asked)
     right, pairs = _reference_wins(groups, values, referee)
     scored = [score.value for score in values.values() if score.value is not None]
+    alike, swap_pairs = _alike_in_both_orders(asked)
+    equal = _equal_groups(groups, values)
     return Health(
         responses=len(judged),
         unscored=_count(score.unscored for score in values.values() if score.unscored is not None),
@@ -43,40 +56,112 @@ def measure_health(
         refused=refused,
         ties=len(outcomes) - len(decided),
         first_rate=_share(sum(outcome > 0 for outcome in decided), len(decided)),
-        swap_agreement=_swap_agreement(asked),
+        swap_agreement=_share(alike, swap_pairs),
         length_correlation=_length_correlation(groups, values),
         reference_agreement=_share(right, pairs),
         reference_pairs=pairs,
         score_quantiles=[float(q) for q in np.quantile(scored, np.linspace(0, 1, 11))] if scored else [],
+        swap_pairs=swap_pairs,
+        equal_rate=_share(sum(equal), len(equal)),
+        scored_groups=len(equal),
     )
 
 
-def check_health(health: Health, limits: HealthConfig, stage: str) -> None:
-    """Raises `StageError` with every limit that `health` passes."""
-    most = [
-        ("max_unscored", health.unscored_rate, "of the responses are unscored"),
-        ("max_unparsable", health.unparsable_rate, "of the comparisons have no verdict that can be read"),
-        ("max_ties", health.tie_rate, "of the comparisons are ties"),
-        ("max_first_rate", health.first_rate, "of the decided comparisons go to the response shown first"),
-        ("max_length_correlation", health.length_correlation, "is the correlation of score and length"),
+@dataclass(frozen=True)
+class _Limit:
+    """One figure of a judge's health and the limit that it is within or beyond."""
+
+    name: str
+    """Its field in `HealthConfig`; `min_` or `max_` says which side is beyond."""
+    value: float | None
+    """What was found; None if there was nothing to find."""
+    what: str
+    """What the figure is, as the end of a sentence."""
+    cases: int | None = None
+    """Cases behind it, if chance has a part in it."""
+    chance: float = 0.0
+    """Of a figure beyond chance: the share that chance gives."""
+
+    def is_passed(self, limit: float) -> bool:
+        """Whether the figure is beyond `limit`, and if few cases are behind it, by more than chance."""
+        if self.value is None:
+            return False
+        margin = 0.0 if self.cases is None or self.cases >= FEW_CASES else self._margin(self.cases)
+        return self.value + margin < limit if self.name.startswith("min") else self.value - margin > limit
+
+    def _margin(self, cases: int) -> float:
+        """How far from the figure the true one may lie (Wilson's interval)."""
+        if not cases:
+            return math.inf
+        assert self.value is not None
+        share = self.value * (1 - self.chance) + self.chance
+        z2 = ONE_SIDED_95**2
+        centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
+        half = math.sqrt(share * (1 - share) * z2 / cases + (z2 / (2 * cases)) ** 2) / (1 + z2 / cases)
+        bound = centre + half if self.name.startswith("min") else centre - half
+        return abs(bound - share) / (1 - self.chance)
+
+    def told(self, limit: float) -> str:
+        """The figure and the limit in words."""
+        bound = "at least" if self.name.startswith("min") else "at most"
+        return f"{self.value:.3f} {self.what}, and health.{self.name} allows {bound} {limit}"
+
+
+def check_health(health: Health, limits: HealthConfig, stage: str, *, exact: bool = False) -> None:
+    """Raises `StageError` with every limit that `health` is beyond.
+
+    An `exact` judge, a verifier, may score all responses to hard prompts alike.
+    """
+    passed = [
+        (limit, bound)
+        for limit in _limits(health)
+        if limit.is_passed(bound := getattr(limits, limit.name)) and not (exact and limit.name == "max_equal")
     ]
-    least = [
-        ("min_swap_agreement", health.swap_agreement, "of the pairs are decided alike in both orders"),
-        ("min_reference_agreement", health.reference_agreement, "of right–wrong pairs are ordered as the references"),
-    ]
-    passed = [(*limit, "at most") for limit in most if limit[1] is not None and limit[1] > getattr(limits, limit[0])]
-    passed += [(*limit, "at least") for limit in least if limit[1] is not None and limit[1] < getattr(limits, limit[0])]
     if not passed:
         return
-    said = "; ".join(
-        f"{value:.3f} {what}, and health.{name} allows {bound} {getattr(limits, name)}"
-        for name, value, what, bound in passed
-    )
+    said = "; ".join(limit.told(bound) for limit, bound in passed)
     reasons = ", ".join(f"{count} {reason}" for reason, count in health.unscored.items()) or "none"
     raise StageError(
         f"{stage}: the judge does not look sound: {said} (unscored: {reasons}). Nothing was trained on it and what it "
         "said is kept: look at the judgments beside it, choose another judge, or move the limit"
     )
+
+
+def _limits(health: Health) -> list[_Limit]:
+    swap_pairs = health.swap_pairs or health.decided // 2
+    return [
+        _Limit("max_unscored", health.unscored_rate, "of the responses are unscored"),
+        _Limit("max_unparsable", health.unparsable_rate, "of the comparisons have no verdict that can be read"),
+        _Limit("max_ties", health.tie_rate, "of the comparisons are ties", health.comparisons),
+        _Limit(
+            "max_first_rate",
+            health.first_rate,
+            "of the decided comparisons go to the response shown first",
+            health.decided,
+        ),
+        _Limit("max_equal", health.equal_rate, "of the prompts have equal scores only", health.scored_groups),
+        _Limit("max_length_correlation", health.length_correlation, "is the correlation of score and length"),
+        _Limit(
+            "min_swap_agreement",
+            health.swap_agreement,
+            "of the pairs are decided alike in both orders",
+            swap_pairs,
+        ),
+        _Limit(
+            "min_swap_kappa",
+            health.swap_kappa,
+            "is the agreement of the two orders beyond chance (a coin's, or that of a judge to which only the order "
+            "matters, is 0)",
+            swap_pairs,
+            health.chance_agreement or 0.0,
+        ),
+        _Limit(
+            "min_reference_agreement",
+            health.reference_agreement,
+            "of right–wrong pairs are ordered as the references (a coin: 0.5)",
+            health.reference_pairs,
+        ),
+    ]
 
 
 def describe_health(health: Health) -> str:
@@ -95,14 +180,26 @@ def describe_health(health: Health) -> str:
     return ", ".join(said)
 
 
-def _swap_agreement(asked: Sequence[Judgment]) -> float | None:
+def _alike_in_both_orders(asked: Sequence[Judgment]) -> tuple[int, int]:
+    """Pairs of responses that the same one won in both orders, and all pairs that were decided in both."""
     results = {(j.prompt_id, j.index, j.other_index): j.outcome for j in asked}
     both = [
         (outcome, other)
         for (prompt_id, m, n), outcome in results.items()
         if n is not None and m < n and outcome and (other := results.get((prompt_id, n, m)))
     ]
-    return _share(sum((outcome > 0) != (other > 0) for outcome, other in both), len(both))
+    return sum((outcome > 0) != (other > 0) for outcome, other in both), len(both)
+
+
+def _equal_groups(groups: Sequence[Group], values: Mapping[tuple[str, int], Score]) -> list[bool]:
+    """Of each group with scored responses that differ: whether all scores are equal."""
+    found = []
+    for group in groups:
+        texts = {response.index: response.text for response in group.responses}
+        scored = {texts[s.index]: s.value for s in _scores(group, values) if s.value is not None}
+        if len(scored) > 1:
+            found.append(len(set(scored.values())) == 1)
+    return found
 
 
 def _length_correlation(groups: Sequence[Group], values: Mapping[tuple[str, int], Score]) -> float | None:

@@ -55,7 +55,7 @@ def judge(
     health = measure_health(groups, said, scores, config.evaluation.judge)
     stage = scores_stage(config, ask, submitted, judgments)
     if ask.purpose == "train":
-        check_health(health, config.health, stage.name)
+        check_health(health, config.health, stage.name, exact=isinstance(ask.judge, VerifierJudge))
     stage.begin()
     stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}

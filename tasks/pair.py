@@ -21,9 +21,9 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, pairs_stage
 from tasks.retry import may_pass
+from tasks.shortage import PromptScores, Shortage, remedy_for_scored
 from tpo.config import PairConfig, RunConfig, least_margin
 from tpo.console import say
-from tpo.errors import StageError
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled
 from tpo.records import Account, Artifact, Pair, Sample, Score
@@ -110,7 +110,7 @@ class Pairs:
 def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     """The preference pairs of one iteration.
 
-    Raises `StageError` where there is not a single one, with the counts that say why.
+    Raises `StageError` if fewer prompts than `health.min_pairs` give one, with the counts that say why.
     """
     stage = pairs_stage(config, iteration, answers)
     if (done := stage.complete()) is not None:
@@ -125,15 +125,22 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
         max_tokens=config.train.max_tokens,
         seed=config.seed,
     )
-    if not made.pairs:
-        raise StageError(
-            f"iteration {iteration}: 0 pairs from {made.account.rows_in} prompts ({_reasons(made.account)}): lower "
-            f"pair.min_margin ({margin}), or look at {answers.samples.path} and {answers.scores.path}"
-        )
+    account = made.account
+    shortage = Shortage(f"iteration {iteration}", account.rows_out, account.rows_in, account.dropped)
+    if shortage.is_serious(config.health.min_pairs):
+        remedy = remedy_for_scored(config, account.dropped, _prompt_scores(answers))
+        where = f"what was sampled and scored is in {answers.samples.path} and {answers.scores.path}"
+        raise shortage.error(config.health.min_pairs, f"{remedy} ({where})")
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts=describe(made))
     say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {_reasons(made.account) or 'none'}")
     return artifact
+
+
+def _prompt_scores(answers: Answers) -> Iterator[PromptScores]:
+    for group in StoredCandidates(answers):
+        candidates = [*group.valid, *group.broken, *group.unscored]
+        yield PromptScores([c.sample for c in candidates], [c.score for c in candidates])
 
 
 def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[Candidates]:

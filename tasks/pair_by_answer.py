@@ -9,7 +9,7 @@ digit.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefect import task
@@ -17,10 +17,10 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, pairs_by_answer_stage
 from tasks.retry import may_pass
+from tasks.shortage import Shortage
 from tasks.solutions import Question, Written, questions_of
 from tpo.config import RunConfig
 from tpo.console import say
-from tpo.errors import StageError
 from tpo.method.diversity import Contrast, least_alike
 from tpo.records import Account, Artifact, Pair
 
@@ -39,7 +39,7 @@ class PairsByAnswer:
 
 @task(name="pair_by_answer", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
-    """Pairs of right and wrong outputs. Raises `StageError` where there is not a single one."""
+    """Pairs of right and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` give one."""
     assert config.self_train is not None
     stage = pairs_by_answer_stage(config, folder, given, answers)
     if (done := stage.complete()) is not None:
@@ -49,15 +49,28 @@ def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Seq
     questions = questions_of(given, answers)
     made = make_pairs(questions, most=config.self_train.pairs_per_question, max_tokens=config.train.max_tokens)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
-    if not made.pairs:
-        raise StageError(
-            f"{stage.name}: 0 pairs from {len(questions)} questions ({reasons}): raise self_train.pair_outputs, set "
-            f"judge.answer_pattern to how answers are given, or look at {answers[-1].samples.path}"
-        )
+    shortage = Shortage(stage.name, made.questions, len(questions), made.account.dropped, unit="questions")
+    if shortage.is_serious(config.health.min_pairs):
+        raise shortage.error(config.health.min_pairs, _remedy(made.account.dropped, config, answers))
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts={"questions": made.questions})
     say(f"{stage.name}: {len(made.pairs)} pairs of {made.questions} questions; dropped: {reasons or 'none'}")
     return artifact
+
+
+def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Answers]) -> str:
+    """What to do about the reason that most questions without a pair share."""
+    assert config.self_train is not None
+    reasons = ("no_wrong_output", "no_right_output", "too_long")
+    where = f"look at {answers[-1].samples.path}"
+    match max(reasons, key=lambda reason: dropped.get(reason, 0)):
+        case "too_long":
+            return f"raise train.max_tokens ({config.train.max_tokens}) to the length of the outputs"
+        case "no_right_output":
+            return f"set judge.answer_pattern to how answers are given, or {where}"
+        case _:
+            more = f"raise self_train.pair_outputs ({config.self_train.pair_outputs})"
+            return f"{more}, take harder questions, or {where}"
 
 
 def make_pairs(questions: Iterable[Question], *, most: int, max_tokens: int) -> PairsByAnswer:

@@ -11,7 +11,7 @@ a long output must be the longer one is ours: what is compared here is length.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,10 @@ from judges.verifier import Verifier
 from prompts.thought import load_prompt
 from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
 from tasks.retry import may_pass
+from tasks.shortage import Shortage
 from tpo.config import PairFile, RunConfig, ThinkPoConfig, VerifierJudge
 from tpo.console import say
 from tpo.engines.chat import ChatEncoder
-from tpo.errors import StageError
 from tpo.pair_files import read_pair_rows
 from tpo.records import Account, Artifact, Demonstration, Pair
 from tpo.store import Stage, read_rows, stream_rows
@@ -76,14 +76,14 @@ class PairsByLength:
 
 @task(name="pair_by_length", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Artifact:
-    """Pairs of `Demonstration`s, the long ones chosen. Raises `StageError` where there is not a single one."""
+    """Pairs of `Demonstration`s, long ones chosen. Raises `StageError` if they are too few (`health.min_pairs`)."""
     stage = pairs_by_length_stage(config, folder, long, short)
     return stage.complete() or _make(config, stage, lambda: contrasts_of(long, short))
 
 
 @task(name="pairs_from_file", task_run_name="pairs of {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
-    """Pairs of a file, in the tokens of `model`. Raises `StageError` where there is not a single one."""
+    """Pairs of a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
     assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
     source = config.thinkpo.source
     stage = pairs_from_file_stage(config, folder, model)
@@ -127,16 +127,41 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
         contrasts(), config.thinkpo, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal
     )
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
-    if not made.pairs:
-        raise StageError(
-            f"{stage.name}: 0 pairs from {made.account.rows_in} prompts ({reasons}): set thinkpo.answer_pattern to how "
-            "the outputs give their answers, or train.max_tokens to their length"
-        )
+    # Pairs that were fit and not drawn, and prompts that came twice, are no failure.
+    not_short = {"not_drawn", "other_gap", "duplicate"}
+    dropped = {reason: count for reason, count in made.account.dropped.items() if reason not in not_short}
+    prompts = made.account.rows_in - made.account.dropped.get("duplicate", 0)
+    paired = prompts - sum(dropped.values()) if made.pairs else 0
+    shortage = Shortage(stage.name, paired, prompts, dropped if made.pairs else made.account.dropped)
+    if shortage.is_serious(config.health.min_pairs):
+        raise shortage.error(config.health.min_pairs, _remedy(shortage.dropped, config))
     stage.write_shard(0, made.pairs)
     facts = {"differing": made.differing, "mean_gap": made.mean_gap}
     artifact = stage.commit(1, account=made.account, facts=facts)
     say(f"{stage.name}: {len(made.pairs)} pairs, {made.mean_gap:.0f} tokens apart; dropped: {reasons or 'none'}")
     return artifact
+
+
+def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
+    """What to do about the reason that most prompts without a pair share."""
+    assert config.thinkpo is not None
+    thinkpo = config.thinkpo
+    remedies = {
+        "no_answer": "set thinkpo.answer_pattern to how the outputs give their answers",
+        "undecided": f"set thinkpo.match ({thinkpo.match}) to how answers can be compared",
+        "answers_differ": "long and short outputs give different answers: look at them, or raise "
+        f"thinkpo.differing_share ({thinkpo.differing_share:g})",
+        "too_long": f"raise train.max_tokens ({config.train.max_tokens}) or thinkpo.max_chosen_tokens "
+        f"({thinkpo.max_chosen_tokens}) to the length of the outputs",
+        "not_longer": "the long outputs are no longer than the short ones: look whether they are the wrong way round",
+        "long_output_too_short": f"lower thinkpo.min_chosen_tokens ({thinkpo.min_chosen_tokens})",
+        "no_long_output": "most prompts have no long output: look at where they come from",
+        "no_short_output": "most prompts have no short output: look at where they come from",
+        "other_gap": f"so few pairs have no third by length: set thinkpo.gap ({thinkpo.gap}) to all",
+        "not_drawn": f"raise thinkpo.most_pairs ({thinkpo.most_pairs})",
+    }
+    most = max(dropped, key=lambda reason: dropped[reason], default="")
+    return remedies.get(most, "look at the outputs")
 
 
 def make_pairs(

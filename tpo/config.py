@@ -461,22 +461,38 @@ def compares(judge: JudgeConfig) -> bool:
 
 
 class HealthConfig(Section):
-    """How sound a judge must look while it judges training samples: beyond a limit the run stops and says which."""
+    """How sound a judge must look while it judges training samples, and how many pairs must come of them: beyond a
+    limit the run stops before it trains, and says which.
+
+    The defaults stop what carries no information. With fewer than 30 cases behind a share (pairs asked in both orders,
+    decided comparisons, prompts, right–wrong pairs) it must be beyond its limit by more than chance.
+    """
 
     max_unscored: float = Field(0.2, ge=0, le=1)
     """Largest share of responses that parse and that the judge did not score."""
     max_unparsable: float = Field(0.2, ge=0, le=1)
     """Largest share of comparisons without a verdict that can be read."""
-    max_ties: float = Field(1.0, ge=0, le=1)
+    max_ties: float = Field(0.9, ge=0, le=1)
     """Largest share of comparisons that end in a tie."""
     min_swap_agreement: float = Field(0.0, ge=0, le=1)
-    """Least share of pairs, asked in both orders and decided in both, in which the same response wins."""
-    max_first_rate: float = Field(1.0, ge=0, le=1)
+    """Least share of pairs, asked in both orders and decided in both, in which the same response wins. What chance
+    gives depends on how often the first response wins, which `min_swap_kappa` allows for."""
+    min_swap_kappa: float = Field(0.1, ge=-1, le=1)
+    """Least agreement of the two orders beyond chance (Cohen's κ): 1 if the same response always wins, 0 if a coin
+    decides, or the place in which a response is shown."""
+    max_first_rate: float = Field(0.8, ge=0, le=1)
     """Largest share of decided comparisons that the response shown first wins."""
+    max_equal: float = Field(0.9, ge=0, le=1)
+    """Largest share of prompts whose responses differ and all get the same score. Not asked of `verifier`, for which it
+    depends on how hard the prompts are."""
     max_length_correlation: float = Field(1.0, ge=0, le=1)
     """Largest mean correlation of score and length within a prompt's responses."""
-    min_reference_agreement: float = Field(0.0, ge=0, le=1)
-    """Least share of right–wrong pairs of responses in which the right one scores higher, where references exist."""
+    min_reference_agreement: float = Field(0.51, ge=0, le=1)
+    """Least share of right–wrong pairs of responses in which the right one scores higher, where references exist; equal
+    scores count half, so that a coin and constant scores give 0.5."""
+    min_pairs: float = Field(0.1, ge=0, le=1)
+    """Least share of prompts that give a pair to train on, in all recipes. Where fewer do, something is wrong with the
+    outputs or their scores, or there is nothing left to learn."""
 
 
 class PairConfig(Section):

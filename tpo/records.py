@@ -200,6 +200,12 @@ class Health:
     """Pairs that `reference_agreement` is a share of."""
     score_quantiles: Sequence[float]
     """Scores at 0, 10, …, 100 %; empty without scores."""
+    swap_pairs: int = 0
+    """Pairs that `swap_agreement` is a share of; 0 too in what was written before this was counted."""
+    equal_rate: float | None = None
+    """Share of `scored_groups` in which all scores are equal."""
+    scored_groups: int = 0
+    """Prompts with scored responses that differ."""
 
     @property
     def unscored_rate(self) -> float | None:
@@ -215,6 +221,23 @@ class Health:
     def tie_rate(self) -> float | None:
         """Share of comparisons that ended in a tie."""
         return _share(self.ties, self.comparisons)
+
+    @property
+    def decided(self) -> int:
+        """Comparisons that one of the two responses won."""
+        return self.comparisons - self.unparsable - self.refused - self.ties
+
+    @property
+    def chance_agreement(self) -> float | None:
+        """`swap_agreement` of a judge that heeds nothing but the order, and prefers the first as often as this one."""
+        return None if self.first_rate is None else 2 * self.first_rate * (1 - self.first_rate)
+
+    @property
+    def swap_kappa(self) -> float | None:
+        """Agreement of the two orders beyond chance (Cohen's κ): at most 1; 0 if the responses do not matter."""
+        if self.swap_agreement is None or self.chance_agreement is None:
+            return None
+        return (self.swap_agreement - self.chance_agreement) / (1 - self.chance_agreement)
 
 
 @dataclass(frozen=True)

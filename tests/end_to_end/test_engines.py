@@ -122,7 +122,7 @@ def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype:
 
     given = os.environ.get("TPO_REAL_MODEL")
     old = folder_artifact(Path(given)) if given else make_model(tmp_path / "old", seed=0, tied=True)
-    new, one_layer = (moved(old, tmp_path / part, part) for part in ("", "layers.1."))
+    new, one_layer = (moved(old, tmp_path / name, part) for name, part in (("new", ""), ("one", "layers.1.")))
     start_ray(ClusterConfig())
     config = EngineConfig(threads=1, dtype=dtype)
     environment = {"env_vars": engine_environment(config)}

@@ -312,7 +312,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
             "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0},
             "train": {"epochs": 2},
-            "health": {"max_unscored": 1.0, "max_unparsable": 1.0},
+            "health": {"max_unscored": 1.0, "max_unparsable": 1.0, "min_swap_kappa": -1.0, "min_pairs": 0.0},
             "engine": {"shard_prompts": 2},
             "judge_engine": {"shard_prompts": 2},
         }

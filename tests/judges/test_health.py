@@ -1,6 +1,9 @@
 """Claims about a judge's health: each figure counts what its name says, and a limit that is passed is named."""
 
+import contextlib
 import json
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -76,8 +79,27 @@ def test_where_there_is_nothing_there_is_no_share():
     assert {found.unscored_rate, found.unparsable_rate, found.tie_rate, found.first_rate, found.swap_agreement} == {
         None
     }
+    assert (found.swap_kappa, found.equal_rate) == (None, None)
     check_health(found, HealthConfig(max_unscored=0, max_ties=0, min_swap_agreement=1), "scores")
     assert describe_health(found) == "0 scored"
+
+
+def test_a_prompt_whose_responses_are_one_and_the_same_says_nothing_of_equal_scores():
+    same, equal, apart = a_group("a", "a"), a_group("a", "b", prompt_id="q"), a_group("a", "b", prompt_id="r")
+    scores = scored(same, 1.0, 1.0) + scored(equal, 2.0, 2.0) + scored(apart, 1.0, 2.0)
+    found = health([same, equal, apart], [], scores)
+    assert (found.equal_rate, found.scored_groups) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("first_rate", "agreement", "kappa"),
+    [(0.5, 1.0, 1.0), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.8, 0.32, 0.0), (0.5, 0.0, -1.0), (0.73, 0.54, 0.2408)],
+)
+def test_kappa_is_agreement_beyond_that_of_a_judge_to_which_only_the_order_matters(
+    first_rate: float, agreement: float, kappa: float
+):
+    found = Health(**SOUND | {"first_rate": first_rate, "swap_agreement": agreement})
+    assert found.swap_kappa == pytest.approx(kappa, abs=1e-3)
 
 
 SOUND: dict[str, Any] = {
@@ -104,6 +126,77 @@ def test_a_limit_that_is_passed_is_named_with_what_was_found(found: dict[str, An
     with pytest.raises(StageError, match="iter_1/scores: the judge does not look sound") as error:
         check_health(Health(**SOUND | found), HealthConfig(**limits), "iter_1/scores")
     assert said in str(error.value)
+
+
+def asked_in_both_orders(pairs: int, verdict: Callable[[random.Random, int], float]) -> Health:
+    """Health of a judge whose verdict on a pair, given which response is shown first, is `verdict`."""
+    draw, said, groups, scores = random.Random(0), [], [], []
+    for p in range(pairs):
+        groups.append(a_group("a", "b", prompt_id=f"{p}"))
+        scores += scored(groups[-1], 1.0, 0.0)
+        said += [
+            compared(m, n, outcome, prompt_id=f"{p}") for m, n in ((0, 1), (1, 0)) if (outcome := verdict(draw, m))
+        ]
+    return health(groups, said, scores)
+
+
+def biased(share: float, first: float) -> Callable[[random.Random, int], float]:
+    """Prefers response 0 in this share of its verdicts; in the others the first with probability `first`."""
+
+    def verdict(draw: random.Random, shown_first: int) -> float:
+        if draw.random() < share:
+            return 1.0 if shown_first == 0 else -1.0
+        return 1.0 if draw.random() < first else -1.0
+
+    return verdict
+
+
+@pytest.mark.parametrize("pairs", [40, 200, 2000])
+@pytest.mark.parametrize("first", [0.5, 0.7, 0.9, 1.0])
+def test_a_judge_that_heeds_the_order_or_a_coin_alone_is_stopped_by_default(pairs: int, first: float):
+    with pytest.raises(StageError, match="min_swap_kappa"):
+        check_health(asked_in_both_orders(pairs, biased(0.0, first)), HealthConfig(), "scores")
+
+
+@pytest.mark.parametrize("pairs", [3, 10, 40, 2000])
+@pytest.mark.parametrize(("share", "first"), [(0.7, 0.5), (0.6, 0.9), (1.0, 0.5)])
+def test_a_judge_that_likes_the_first_and_still_tells_them_apart_passes(pairs: int, share: float, first: float):
+    check_health(asked_in_both_orders(pairs, biased(share, first)), HealthConfig(), "scores")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"first_rate": 1.0, "swap_agreement": 0.0}, r"max_first_rate.*min_swap_kappa"),
+        ({"swap_agreement": 0.5}, "min_swap_kappa"),
+        ({"ties": 95}, "max_ties"),
+        ({"equal_rate": 1.0, "scored_groups": 40}, "max_equal"),
+        ({"reference_agreement": 0.5}, "min_reference_agreement"),
+    ],
+)
+def test_what_carries_no_information_is_stopped_by_default(found: dict[str, Any], said: str):
+    with pytest.raises(StageError, match=said):
+        check_health(Health(**SOUND | found), HealthConfig(), "scores")
+
+
+def test_judges_like_those_that_are_shipped_pass_by_default():
+    weak = {"first_rate": 0.7313, "swap_agreement": 0.53, "reference_agreement": 0.55, "reference_pairs": 2000}
+    check_health(Health(**SOUND | weak), HealthConfig(), "scores")
+
+
+def test_a_verifier_may_find_all_responses_wrong():
+    hard = Health(**SOUND | {"equal_rate": 1.0, "scored_groups": 40})
+    check_health(hard, HealthConfig(), "scores", exact=True)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "agreement", "stops"),
+    [(50, 0.49, True), (29, 0.49, False), (8, 0.4, False), (8, 0.0, True), (1, 0.0, False)],
+)
+def test_with_few_pairs_a_limit_must_be_passed_by_more_than_chance(pairs: int, agreement: float, stops: bool):
+    found = Health(**SOUND | {"swap_agreement": agreement, "swap_pairs": pairs})
+    with pytest.raises(StageError) if stops else contextlib.nullcontext():
+        check_health(found, HealthConfig(min_swap_agreement=0.5, min_swap_kappa=-1), "scores")
 
 
 def test_every_limit_that_is_passed_is_named():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,17 +110,106 @@ def test_a_prompt_without_a_pair_is_dropped_by_its_reason(candidates: Sequence[K
     assert (made.pairs, made.account.dropped) == ([], {reason: 1})
 
 
-def test_where_there_is_no_pair_at_all_the_run_stops_with_counts_and_what_to_do(tmp_path: Path):
-    malformed = ("p", "q")
-    samples = [a_sample(name, i, parse_error="x" if name in malformed else None) for name in "pqr" for i in range(2)]
-    scores = [a_score(name, i, None if name in malformed else 1.0) for name in "pqr" for i in range(2)]
+CUT, UNMARKED = "cut_by_length", "missing_response_marker"
+Outcome = tuple[float | str, str | None]
+"""Of a sample: its score, or why it has none; and its parse error."""
+GOOD: list[Outcome] = [(1.0, None), (0.0, None)]
+
+
+def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
+    """What the stage says when it stops the run."""
+    samples, scores = [], []
+    for p, outcomes in enumerate(prompts):
+        for i, (value, error) in enumerate(outcomes):
+            samples.append(a_sample(f"p{p}", i, response="x" * (2 + p + 10 * i), parse_error=error))
+            scored = isinstance(value, float) and error is None
+            unscored = None if scored else str(value)
+            scores.append(a_score(f"p{p}", i, float(value) if scored else None, unscored=unscored))
     answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
-    with pytest.raises(
-        StageError,
-        match=r"iteration 1: 0 pairs from 3 prompts \(2 all_malformed, 1 small_margin\): "
-        r"lower pair.min_margin \(0.5\), or look at .*samples and .*scores",
-    ):
-        pair_stage.fn(a_config(tmp_path), 1, answers)
+    with pytest.raises(StageError) as error:
+        pair_stage.fn(a_config(tmp_path, **changes), 1, answers)
+    assert re.search(r"what was sampled and scored is in .*samples and .*scores", str(error.value))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "told"),
+    [
+        (
+            [[("x", UNMARKED)] * 2] * 2 + [[(1.0, None)] * 2],
+            {},
+            r"^iteration 1: 0 pairs from 3 prompts \(2 all_malformed, 1 small_margin\): 4 of 6 outputs do not follow "
+            r"the format \(4 missing_response_marker\): set sample.max_thought_tokens, which writes .*, or raise "
+            r"sample.tries \(1\), or try another prompt.variant or template",
+        ),
+        (
+            [[("x", UNMARKED), ("x", UNMARKED)]],
+            {"sample": {"k": 2, "max_thought_tokens": 9}},
+            r"\(2 missing_response_marker\): raise sample.tries",
+        ),
+        (
+            [[("x", UNMARKED), ("x", UNMARKED)]],
+            {"prompt": {"variant": "direct"}},
+            r"\(2 missing_response_marker\): raise sample.tries",
+        ),
+        (
+            [[("x", CUT), (1.0, None)]] * 2 + [[("x", CUT)] * 2],
+            {"sample": {"k": 2, "max_new_tokens": 70}},
+            r"4 of 6 outputs were cut after 70 tokens, and those that ended have 18.5 tokens at the median and 19 at "
+            r"most: raise sample.max_new_tokens \(70\), or set sample.max_thought_tokens, so that the response begins",
+        ),
+        (
+            [[("x", CUT), ("x", CUT)]],
+            {"sample": {"k": 2, "max_thought_tokens": 50}},
+            r"none ended by itself: raise sample.max_new_tokens \(96\), or lower sample.max_thought_tokens \(50\)",
+        ),
+        (
+            [[("no_verdict", None), (1.0, None)], [("no_verdict", None), ("too_long", None)]],
+            {},
+            r"the judge scored too few responses \(unscored: 2 no_verdict, 1 too_long\): look at what it said",
+        ),
+        (
+            [[(1.0, None), (0.7, None)], [(1.0, None), (0.8, None)]],
+            {},
+            r"a prompt's raw scores lie 0.25 apart at the median: lower pair.min_margin \(0.5\)",
+        ),
+        (
+            [[(1.0, None), (1.0, None)], [(0.0, None), (0.0, None)]],
+            {},
+            r"all responses are right, or all are wrong: choose prompts .*, or raise sample.k \(2\)",
+        ),
+        (
+            [[(3.0, None), (3.0, None)]],
+            {"judge": {"kind": "armorm", "model": "m"}},
+            r"the responses to most prompts get equal scores: look whether they differ",
+        ),
+    ],
+)
+def test_the_remedy_fits_the_reason_that_most_prompts_share(
+    tmp_path: Path, prompts: list[list[Outcome]], changes: dict[str, object], told: str
+):
+    said = stop(tmp_path, *prompts, **changes)
+    assert re.search(told, said), said
+    assert ("min_margin" in said) == ("min_margin" in told)
+
+
+def test_a_run_stops_if_far_fewer_prompts_than_there_are_give_a_pair(tmp_path: Path):
+    prompts = [GOOD, *[[("x", UNMARKED)] * 2] * 15]
+    said = stop(tmp_path / "stops", *prompts, pair={"error_share": 0})
+    assert re.match(
+        r"iteration 1: only 1 of 16 prompts gave a pair \(6.2%, and health.min_pairs asks for 10.0%; 15 all_malformed\)"
+        r": 30 of 32 outputs do not follow the format .* To train on so few all the same, lower health.min_pairs$",
+        said,
+    )
+
+
+@pytest.mark.parametrize(("paired", "least"), [(2, 0.1), (1, 0.05), (1, 0.0)])
+def test_a_run_goes_on_with_as_many_pairs_as_are_asked_for(tmp_path: Path, paired: int, least: float):
+    scored = {f"p{p}": (1.0, 0.0) if p < paired else (1.0, 1.0) for p in range(16)}
+    samples = [a_sample(name, i) for name in scored for i in range(2)]
+    scores = [a_score(name, i, values[i]) for name, values in scored.items() for i in range(2)]
+    answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
+    assert pair_stage.fn(a_config(tmp_path, health={"min_pairs": least}), 1, answers).rows == paired
 
 
 def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():
