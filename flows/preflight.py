@@ -18,10 +18,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from judges.armorm import check_armorm_folder
+from judges.askers import ServerAsker
 from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
-from prompts.verdict import load_verdict_prompt
+from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tpo.bucket import Bucket
 from tpo.config import (
@@ -42,9 +43,11 @@ from tpo.config import (
 )
 from tpo.console import say
 from tpo.disk import remove, write_atomically
-from tpo.engines.api import ChatClient
+from tpo.engines.api import Spent
+from tpo.engines.generator import ApiGenerator
 from tpo.engines.model_folder import check_model_folder
 from tpo.engines.processes import LOOPBACK_NAMES, proxy_fault
+from tpo.engines.reply import Tokens
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_saving, check_training
@@ -213,16 +216,20 @@ def _check_judge(judge: JudgeConfig) -> None:
 
 
 def check_endpoints(config: RunConfig) -> None:
-    """Refuses a run whose judge or generator is behind a server that is down, or does not know the key or the model.
+    """Refuses a run whose judge or generator is behind a server that is down, does not know the key or the model, or
+    does not take what it will be asked: each is asked once, just as the run will ask.
 
     Apart from `preflight`, since it asks the server: only a run that has something to do may.
     """
-    for judge in (config.judge, config.evaluation.judge):
-        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-            ChatClient(judge.endpoint, judge.model).check()
+    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
+    for judge in {judge.model_dump_json(): judge for judge in judges}.values():
+        if judge.endpoint is not None:
+            for line in ServerAsker(judge, judge.endpoint, load_verdict_prompt(judge), Tokens()).check():
+                say(line)
     writer = config.data.synthetic
     if writer is not None and writer.endpoint is not None:
-        ChatClient(writer.endpoint, writer.model).check()
+        few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
+        ApiGenerator(writer, writer.endpoint, Spent(), without_control_tokens).check(few_shot)
 
 
 def _check_gpus(config: RunConfig) -> None:

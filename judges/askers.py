@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from judges.unreadable import TOO_LONG, cause_of
 from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
 from tpo.config import ClusterConfig, Endpoint, JudgeEngineConfig, PairwiseJudge
 from tpo.engines.api import ChatClient, Refused, Spent
@@ -22,10 +23,12 @@ from tpo.engines.chat import ChatEncoder, Piece
 from tpo.engines.model_folder import check_model_folder
 from tpo.engines.reply import Decoding, Reply, Tokens
 from tpo.engines.sampler import sampler_pool
+from tpo.errors import InputError
+from tpo.records import Message
 from tpo.store import folder_artifact
 
 SHARD_COMPARISONS = 512
-"""Comparisons handed to an engine at a time, more where a group has more."""
+"""Comparisons handed to an engine at a time, about; more if a group has more."""
 PUBLISHED_NEW_TOKENS = 2048
 """Longest judgment of the Self-Taught Evaluator."""
 TEXTS_HELD = 4096
@@ -51,6 +54,10 @@ class Comparison:
         return self.instruction, self.first, self.second
 
 
+PLAIN = Comparison("What is 12 + 30?", "12 + 30 is 42.", "12 + 30 is 43.")
+"""One that any judge can decide."""
+
+
 class Asker(Protocol):
     """Answers comparisons."""
 
@@ -69,6 +76,7 @@ class EngineAsker:
         self._model = folder_artifact(config.folder)
         self._context = min(config.max_tokens, check_model_folder(config.folder))
         self._decoding = decoding_of(config, self._context)
+        self._engines = engine.count
         self._pool = sampler_pool(engine, cluster, self._context, cpus=0)
         self._encoder = ComparisonEncoder(prompt, ChatEncoder(config.folder))
 
@@ -77,8 +85,8 @@ class EngineAsker:
         prompts = self._encoder.encode(comparisons)
         longest = self._context - self._decoding.max_new_tokens
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest]
-        yield from ((i, Refused("too_long")) for i in sorted(set(range(len(prompts))) - set(fitting)))
-        shards = shards_of(comparisons, fitting)
+        yield from ((i, Refused(TOO_LONG)) for i in sorted(set(range(len(prompts))) - set(fitting)))
+        shards = shards_of(comparisons, fitting, self._engines)
         tokens = [[prompts[i] for i in shard] for shard in shards]
         labels = self._encoder.labels if self._decoding.labels else []
         for shard, replies in self._pool.reply(self._model, tokens, self._decoding, labels):
@@ -89,6 +97,7 @@ class ServerAsker:
     """Asks an OpenAI-compatible server."""
 
     def __init__(self, config: PairwiseJudge, endpoint: Endpoint, prompt: VerdictPrompt, spent: Tokens) -> None:
+        self._config = config
         self._client = ChatClient(endpoint, config.model)
         self._decoding = decoding_of(config, config.max_tokens)
         self._prompt = prompt
@@ -96,8 +105,24 @@ class ServerAsker:
 
     def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
         """The replies as the server gives them."""
-        chats = [self._prompt.render(*map(without_control_tokens, asked.texts)) for asked in comparisons]
-        return self._client.ask(chats, self._decoding, spent=self._spent)
+        return self._client.ask(list(map(self._chat, comparisons)), self._decoding, spent=self._spent)
+
+    def check(self) -> Iterator[str]:
+        """Asks for one verdict as the judge will ask; a line if it cannot be read.
+
+        Raises `InputError` if the server does not answer, or answers with what no other comparison would mend.
+        """
+        reply = self._client.check(self._chat(PLAIN), self._decoding)
+        cause = cause_of(reply, self._config)
+        if cause is None:
+            return
+        said = f"{self._config.server}: its reply to a plain comparison {cause.what}: {cause.remedy}"
+        if not reply.text.strip() or reply.text.lstrip().startswith(LABELS):
+            raise InputError(said)
+        yield said
+
+    def _chat(self, asked: Comparison) -> list[Message]:
+        return self._prompt.render(*map(without_control_tokens, asked.texts))
 
 
 class ComparisonEncoder:
@@ -155,14 +180,20 @@ def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
     """How replies are decoded in the config's mode."""
     if config.mode == "cot":
         return Decoding(config.max_new_tokens or min(PUBLISHED_NEW_TOKENS, context // 4))
-    return Decoding(LABEL_TOKENS, LABELS, probabilities=config.mode == "probability")
+    return Decoding(config.max_new_tokens or LABEL_TOKENS, LABELS, probabilities=config.mode == "probability")
 
 
-def shards_of(comparisons: Sequence[Comparison], positions: Sequence[int]) -> list[list[int]]:
-    """Positions of comparisons in shards, none of which ends within the comparisons of one instruction."""
-    shards: list[list[int]] = []
-    for _, group in itertools.groupby(positions, key=lambda i: comparisons[i].instruction):
-        if not shards or len(shards[-1]) >= SHARD_COMPARISONS:
-            shards.append([])
-        shards[-1] += group
-    return shards
+def shards_of(comparisons: Sequence[Comparison], positions: Sequence[int], engines: int = 1) -> list[list[int]]:
+    """Positions of comparisons in shards of comparable size, none of which ends within those of one instruction.
+
+    As many as keep each of `engines` busy alike, and none much larger than `SHARD_COMPARISONS`.
+    """
+    groups = [list(group) for _, group in itertools.groupby(positions, key=lambda i: comparisons[i].instruction)]
+    count = min(len(groups), engines * -(-len(positions) // (engines * SHARD_COMPARISONS)))
+    shards: list[list[int]] = [[] for _ in range(count)]
+    placed = 0
+    for group in groups:
+        # The shard in which the group's middle lies, if all were cut evenly.
+        shards[(2 * placed + len(group)) * count // (2 * len(positions))] += group
+        placed += len(group)
+    return [shard for shard in shards if shard]

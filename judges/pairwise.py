@@ -20,10 +20,12 @@ import numpy as np
 
 from judges.askers import Asker, Comparison
 from judges.base import BASELINE, Group, Response, Spend, uncounted
+from judges.unreadable import FirstAnswers
 from prompts.verdict import Verdict, parse_verdict
 from tpo.config import PairwiseJudge
 from tpo.engines.api import Refused
 from tpo.engines.reply import Reply, Tokens
+from tpo.errors import StageError
 from tpo.journal import Journal
 from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
@@ -38,13 +40,15 @@ class Pairwise:
     def __init__(self, config: PairwiseJudge, asker: Asker) -> None:
         self._config = config
         self._asker = asker
+        self._first = FirstAnswers(config)
 
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
     ) -> Iterator[list[Judgment]]:
         """The comparisons of each group.
 
-        What `journal` holds is not asked again, and what is asked is written there as it comes.
+        What `journal` holds is not asked again, and what is asked is written there as it comes. Raises `StageError`
+        after the first answers if hardly any of them has a verdict; the journal then forgets those that have none.
         """
         matches = [_Match(group, self._config) for group in groups]
         while questions := self._next_questions(matches):
@@ -89,11 +93,20 @@ class Pairwise:
             if question.key in known:
                 yield question, _from_json(known[question.key])
         open_ = [question for question in questions if question.key not in known]
+        unread: list[str] = []
         for i, said in self._asker.ask([question.comparison for question in open_]):
             if isinstance(said, Reply):
                 spend(Tokens(said.input_tokens, said.output_tokens))
             if journal:
                 journal.write(open_[i].key, _to_json(said))
+            unread += [] if self._first.see(said) else [open_[i].key]
+            try:
+                self._first.check()
+            except StageError:
+                # The remedy may be a setting that leaves the stage what it is: they would be read again.
+                if journal:
+                    journal.forget(unread)
+                raise
             yield open_[i], said
 
     def _ratings(self, group: Group, said: "_Said") -> dict[str, float]:

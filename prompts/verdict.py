@@ -22,6 +22,7 @@ from pathlib import Path
 from jinja2 import Environment, nodes
 
 from tpo.config import PairwiseJudge
+from tpo.engines.reply import without_thinking
 from tpo.errors import InputError
 from tpo.records import Message
 
@@ -115,10 +116,11 @@ def parse_verdict(text: str, *, finished: bool) -> Verdict | None:
     """The verdict in what a judge wrote; None where there is none, or more than one.
 
     As published, both labels are no verdict and `[[C]]` alone is a tie. A judgment that the token limit cut (`finished`
-    is False) is none either: what it says so far may be a quotation.
+    is False) is none either: what it says so far may be a quotation. Thinking that it begins with weighs both.
     """
     if not finished:
         return None
+    text = without_thinking(text)
     first, second = (label in text for label in LABELS)
     if first and second:
         return None

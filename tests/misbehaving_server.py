@@ -33,6 +33,8 @@ class Say:
     """Tokens of the reply with their log-probs, in the server's own form."""
     seconds: float = 0.0
     """How long the model takes."""
+    message: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the message beside or in place of the usual ones: `{"content": None, "reasoning": "Well"}`."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class MisbehavingServer:
         text = self._says(request) if say.text is None else say.text
         choice: Json = {
             "index": 0,
-            "message": {"role": "assistant", "content": text},
+            "message": {"role": "assistant", "content": text} | dict(say.message),
             "finish_reason": say.finish_reason,
         }
         if say.logprobs is not None:

@@ -50,14 +50,31 @@ class Section(BaseModel):
 
 
 def _check_address(address: str) -> str:
-    parts = urlsplit(address)
-    if parts.port == 0 or not parts.hostname:  # `port` itself raises where it is no port
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        hint = "; an IPv6 address stands in brackets, http://[::1]:8000/v1" if address.count(":") > 2 else ""
+        raise ValueError(f"{address!r} is no address: {error}{hint}") from error
+    if port == 0:
         raise ValueError("expected an address with the name of a machine and, if need be, a port from 1 to 65535")
     if "@" in parts.netloc:
         raise ValueError(
             "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
             "leave it out, keys come from the environment"
         )
+    if re.search(r"[\s\x00-\x1f\x7f]", address):
+        raise ValueError(f"{address!r} holds white space: leave it out")
+    if not host or parts.scheme.lower() not in ("http", "https"):
+        raise ValueError(f"{address!r} is no address: expected one such as http://localhost:8000")
+    return address
+
+
+def _check_base_url(address: str) -> str:
+    path = urlsplit(address).path.rstrip("/")
+    if path.endswith(("/chat/completions", "/completions", "/chat", "/models")):
+        base = re.sub(r"(?:/chat)?/completions$|/chat$|/models$", "", address.rstrip("/"))
+        raise ValueError(f"{address!r} goes on beyond the server's base: leave it at {base!r}")
     return address
 
 
@@ -175,12 +192,25 @@ class PromptConfig(Section):
 class Endpoint(Section):
     """An OpenAI-compatible server of chat completions."""
 
-    base_url: Address = Field(pattern=r"^https?://")
+    base_url: Annotated[Address, AfterValidator(_check_base_url)] = Field(pattern=r"^https?://")
     """Address up to and without `/chat/completions`, for example `http://localhost:8000/v1`."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself stands in no file. Unset, an empty key is sent."""
     structured_outputs: bool = False
     """Whether the server takes vLLM's `structured_outputs`, which holds a verdict to the two labels."""
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the longest reply. A server that refuses a form and names another one is asked in that."""
+    min_token_limit: int = Field(1, ge=1)
+    """Smallest longest reply that the server takes; some want at least 16 tokens."""
+    temperature: bool = True
+    """Whether a temperature is sent; some reasoning models take none but their own."""
+    top_logprobs: int = Field(20, ge=2, le=20)
+    """Alternatives to ask for at each token, with `mode = "probability"`; 20 is the most that OpenAI and vLLM give."""
+    system_role: Literal["send", "fold"] = "send"
+    """`fold` puts the text of a system turn before the user's, for a server or model without system turns."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of each request, in place of ours where they have the same name: `{ reasoning_effort = "low" }`,
+    `{ chat_template_kwargs = { enable_thinking = false } }`."""
     concurrency: int = Field(16, ge=1)
     """Calls under way at once."""
     timeout_seconds: float = Field(120.0, gt=0)
@@ -410,7 +440,8 @@ class PairwiseJudge(Section):
     ridge: float = Field(0.1, gt=0)
     """Pull of the Bradley-Terry ratings towards 0; without it a response that wins everything has no finite one."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Longest judgment; None for 2,048 (as published) or a quarter of the model's context where that is less."""
+    """Longest judgment; None for 2,048 (as published) or a quarter of the model's context where that is less, and for
+    8 tokens with `verdict` and `probability`. A model that reasons before it answers needs more."""
     max_tokens: int = Field(8192, ge=64)
     """Longest chat and judgment together, or the model's context where that is less; a longer comparison is counted
     as not made, never cut."""

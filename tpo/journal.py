@@ -56,6 +56,7 @@ class Journal:
     """Answers by key, on disk as they come; `written` is told how many there are."""
 
     def __init__(self, path: Path, written: Callable[[int], None] = lambda answers: None) -> None:
+        self._path = path
         self._lines = Lines(path)
         self._written = written
         found = read_journal(path)
@@ -80,6 +81,13 @@ class Journal:
         self._lines.write([key, answer])
         self._answers[key] = answer
         self._written(len(self._answers))
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Takes answers out, so that they are asked for again."""
+        self._lines.close()
+        for key in keys:
+            self._answers.pop(key, None)
+        write_lines(self._path, [*self._answers.items()])
 
 
 @dataclass(frozen=True)

@@ -591,7 +591,7 @@ def test_a_check_does_not_wait_for_a_server_that_hangs():
 def test_a_check_says_what_the_server_says(action: Action, says: str):
     with MisbehavingServer(lambda request, n: action) as server:
         assert says in problem(server)
-    assert len(server.asked) == 1
+    assert (len(server.asked) > 1) == (says == "429: quota")
 
 
 def test_a_check_notices_a_server_that_does_not_hold_replies_to_labels():
@@ -599,12 +599,6 @@ def test_a_check_notices_a_server_that_does_not_hold_replies_to_labels():
         assert "wrote 'Hello! How' where structured_outputs" in problem(server, structured_outputs=True)
     with MisbehavingServer(says=lambda request: str(request["structured_outputs"]["choice"][0])) as server:
         client(server, structured_outputs=True).check()
-
-
-def test_an_address_that_is_none_is_named():
-    bad = Endpoint(base_url="http://127.0.0.1:x/v1", key_variable="JUDGE_KEY")
-    with pytest.raises(InputError, match=r"endpoint.base_url is http://127.0.0.1:x/v1.*Invalid port"):
-        ChatClient(bad, "judge").check()
 
 
 # Probabilities of labels

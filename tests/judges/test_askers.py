@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from judges.askers import (
-    SHARD_COMPARISONS,
     Comparison,
     ComparisonEncoder,
     ServerAsker,
@@ -104,8 +103,27 @@ def test_comparisons_of_one_instruction_stay_in_one_shard():
     assert sorted(itertools.chain(*shards)) == [i for i in range(len(asked)) if i % 7]
     owners = [{asked[i].instruction for i in shard} for shard in shards]
     assert sum(map(len, owners)) == 20
-    assert all(len(shard) >= SHARD_COMPARISONS for shard in shards[:-1])
     assert shards_of([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "each", "engines", "sizes"),
+    [
+        (25, 56, 1, [504, 448, 448]),
+        (25, 2, 1, [50]),
+        (25, 2, 4, [12, 14, 12, 12]),
+        (3, 2, 8, [2, 2, 2]),
+        (1, 2000, 4, [2000]),
+        (100, 56, 4, [700] * 8),
+    ],
+)
+def test_shards_are_of_comparable_size_and_keep_every_engine_busy(
+    prompts: int, each: int, engines: int, sizes: list[int]
+):
+    asked = [Comparison(f"question {i}", str(j), "b") for i in range(prompts) for j in range(each)]
+    shards = shards_of(asked, range(len(asked)), engines)
+    assert list(itertools.chain(*shards)) == list(range(len(asked)))
+    assert [len(shard) for shard in shards] == sizes
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ call is made; what goes into a message is searched for it first, since servers l
 
 import asyncio
 import dataclasses
+import ipaddress
 import itertools
 import math
 import os
@@ -26,11 +27,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from tpo.config import Endpoint
+from tpo.console import say
 from tpo.engines.reply import Decoding, Reply
+from tpo.engines.request_form import RequestForm, described, remedy
 from tpo.errors import InputError, StageError
 from tpo.records import Message
 
@@ -45,8 +49,8 @@ LONGEST_WAIT = 60.0
 """Where that doubling ends, in seconds."""
 LONGEST_RETRY_AFTER = 600.0
 """Longest wait, in seconds, that a server may ask for; one that asks for more has failed."""
-TOP_LOGPROBS = 20
-"""Alternatives asked for at each token: the most that OpenAI and vLLM give."""
+MAX_CHECK_WAIT = 30.0
+"""Longest time that a check waits between its tries, in seconds, all together."""
 
 _NO_KEY = "EMPTY"
 _PROBE_LABELS = ("yes", "no")
@@ -54,6 +58,27 @@ _PASSING = frozenset({408, 409, 425, 429})
 _ONE_CHAT = re.compile(
     r"context.?(length|window|size)|content.?(filter|policy)|(prompt|input|request) (is |are )?too (long|large)", re.I
 )
+_CUT = frozenset(
+    {
+        "length",
+        "max_tokens",
+        "model_length",
+        "content_filter",
+        "safety",
+        "tool_calls",
+        "function_call",
+        "error",
+        "abort",
+    }
+)
+"""Reasons to end that leave a reply unfinished; servers have any number of words for an ordinary end."""
+_UNRESOLVED = re.compile(
+    r"name or service not known|nodename nor servname|name resolution|getaddrinfo|No address", re.I
+)
+MAX_FORMS = 8
+"""Forms that one call is asked in at most."""
+_FORMS: dict[tuple[str, str], RequestForm] = {}
+"""The form that each endpoint and model was last asked in, if it isn't that of the settings."""
 _Outcome: TypeAlias = "Reply | Refused | _Failure"
 _Call: TypeAlias = Future[_Outcome]
 _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
@@ -117,31 +142,34 @@ class ChatClient:
         self._endpoint = endpoint
         self._model = model
         self._sleep = sleep
+        self._form = _FORMS.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
 
     def __repr__(self) -> str:
         return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
 
-    def check(self) -> None:
-        """Makes one short call.
+    def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
+        """Makes one call, as `ask` would; without a chat a short one.
 
-        Raises `InputError` within ten seconds where nobody answers, the key or the model is wrong, or the server does
-        not hold a reply to its labels although the endpoint says so.
+        What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
+        `InputError` if there is no reply, or one that does not keep to the labels although the endpoint says so.
         """
         held = self._endpoint.structured_outputs
-        decoding = Decoding(16, _PROBE_LABELS) if held else Decoding(1)
-        chat = [Message(role="user", content="Hello.")]
+        seconds = CHECK_SECONDS if decoding is None else self._endpoint.timeout_seconds
+        decoding = decoding or (Decoding(16, _PROBE_LABELS) if held else Decoding(1))
+        chat = chat or [Message(role="user", content="Hello.")]
         with self._connection() as (client, submit):
-            outcome = submit(self._attempt(client, chat, decoding, CHECK_SECONDS)).result()
+            outcome = submit(self._call(client, chat, decoding, threading.Event(), seconds, checks=True)).result()
         if isinstance(outcome, Refused):
             outcome = _Failure(outcome.reason, 400)
         if isinstance(outcome, _Failure):
             raise InputError(f"{self._name} gave no answer: {outcome.cause}; {self._remedy(outcome)}")
-        if held and outcome.text.strip() not in _PROBE_LABELS:
+        if held and decoding.labels and outcome.text.strip() not in decoding.labels:
             raise InputError(
-                f"{self._name} wrote {outcome.text!r} where structured_outputs allowed only {_PROBE_LABELS}: serve it "
-                "with a vLLM that knows structured_outputs, without a reasoning parser, or set "
+                f"{self._name} wrote {outcome.text!r} where structured_outputs allowed only {decoding.labels}: serve "
+                "it with a vLLM that knows structured_outputs, without a reasoning parser, or set "
                 "endpoint.structured_outputs to false"
             )
+        return outcome
 
     def ask(
         self, chats: Sequence[Sequence[Message]], decoding: Decoding, *, spent: Spent | None = None
@@ -171,7 +199,8 @@ class ChatClient:
             def start() -> None:
                 while waiting and len(under_way) < self._endpoint.concurrency and not self._cap_reached(spent):
                     index = waiting.pop()
-                    call = submit(self._call(client, chats[index], decoding, given_up))
+                    seconds = self._endpoint.timeout_seconds
+                    call = submit(self._call(client, chats[index], decoding, given_up, seconds))
                     under_way[call] = index
                     call.add_done_callback(done.put)
 
@@ -200,23 +229,54 @@ class ChatClient:
             )
 
     async def _call(
-        self, client: "openai.AsyncOpenAI", chat: Sequence[Message], decoding: Decoding, given_up: threading.Event
+        self,
+        client: "openai.AsyncOpenAI",
+        chat: Sequence[Message],
+        decoding: Decoding,
+        given_up: threading.Event,
+        seconds: float,
+        *,
+        checks: bool = False,
     ) -> _Outcome:
-        """One chat, tried until it is answered or there is no use in trying."""
-        tries = 1
+        """One chat, tried until it is answered or there is no use in trying, each try for so many seconds."""
+        tries, waited, forms = 1, 0.0, 0
         while True:
-            outcome = await self._attempt(client, chat, decoding, self._endpoint.timeout_seconds)
+            form = self._form
+            outcome = await self._attempt(client, chat, decoding, form, seconds)
             if not isinstance(outcome, _Failure):
                 return outcome
+            if forms < MAX_FORMS and self._took_another_form(form, outcome, decoding):
+                forms += 1
+                continue
             if not outcome.passing or tries > self._endpoint.retries or given_up.is_set():
                 return dataclasses.replace(outcome, tries=tries)
             # Full jitter: calls that were turned away together do not come back together.
             jitter = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 30)))
-            await self._sleep(outcome.retry_after + jitter)
-            tries += 1
+            wait = outcome.retry_after + jitter
+            if checks and (waited + wait > MAX_CHECK_WAIT or outcome.status is None):
+                return dataclasses.replace(outcome, tries=tries)
+            await self._sleep(wait)
+            tries, waited = tries + 1, waited + wait
+
+    def _took_another_form(self, asked: RequestForm, failure: "_Failure", decoding: Decoding) -> bool:
+        """Whether there is a form to ask in other than the one `asked` in, after the server's refusal of that."""
+        if failure.status not in (400, 422):
+            return False
+        if self._form == asked:
+            other = asked.after(failure.cause, decoding)
+            if other is None:
+                return False
+            say(f"{self._name} says {failure.cause!r}: asked again with {described(other, asked)}")
+            _FORMS[self._endpoint.model_dump_json(), self._model] = self._form = other
+        return True
 
     async def _attempt(
-        self, client: "openai.AsyncOpenAI", chat: Sequence[Message], decoding: Decoding, seconds: float
+        self,
+        client: "openai.AsyncOpenAI",
+        chat: Sequence[Message],
+        decoding: Decoding,
+        form: RequestForm,
+        seconds: float,
     ) -> _Outcome:
         import httpx2
         import openai
@@ -224,9 +284,8 @@ class ChatClient:
         try:
             async with asyncio.timeout(seconds):
                 # Not chat.completions.create: building its objects costs more than all else that we do for a call.
-                answer = await client.post(
-                    "/chat/completions", cast_to=httpx2.Response, body=self._body(chat, decoding)
-                )
+                body = form.body(self._model, chat, decoding)
+                answer = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except TimeoutError:
             return _Failure(f"no answer within {seconds:g} s", passing=True)
         except openai.APIStatusError as error:
@@ -236,25 +295,10 @@ class ChatClient:
             text = _scrubbed(f"{type(cause).__name__}: {cause}".removesuffix(": "), client.api_key)
             return _Failure(f"the connection failed ({text})", passing=True)
         try:
-            return _reply(_Completion.model_validate_json(answer.content), chat, decoding)
+            return _reply(_Completion.model_validate_json(answer.content), chat, decoding, form.limit(decoding))
         except ValidationError:
             text = _scrubbed(answer.text, client.api_key)
             return _Failure(f"what came is no chat completion: {text!r}", passing=True)
-
-    def _body(self, chat: Sequence[Message], decoding: Decoding) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": list(chat),
-            "temperature": decoding.temperature,
-            "max_tokens": decoding.max_new_tokens,
-        }
-        if decoding.top_p < 1:
-            body["top_p"] = decoding.top_p
-        if decoding.labels and self._endpoint.structured_outputs:
-            body["structured_outputs"] = {"choice": list(decoding.labels)}
-        if decoding.probabilities:
-            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        return body
 
     @contextmanager
     def _connection(self) -> Iterator[tuple["openai.AsyncOpenAI", _Submit]]:
@@ -296,7 +340,10 @@ class ChatClient:
                 base_url=self._endpoint.base_url,
                 max_retries=0,
                 timeout=None,  # a call has one limit, over all that it does
-                http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=None),
+                # No proxy of the environment reaches our own loopback.
+                http_client=openai.DefaultAsyncHttpxClient(
+                    limits=limits, timeout=None, trust_env=not _is_loopback(self._endpoint.base_url)
+                ),
             )
         except httpx2.InvalidURL as error:
             raise InputError(f"endpoint.base_url is {self._endpoint.base_url}, expected an address: {error}") from None
@@ -336,13 +383,17 @@ class ChatClient:
         if failure.status in (401, 403):
             what = "set it to a key that this server takes" if self._key() else "it is not set: set it to the key"
             return f"the key is read from the environment variable {variable}: {what}"
+        if failure.status is None and _UNRESOLVED.search(failure.cause):
+            return "no machine has the name in endpoint.base_url: correct it"
         if failure.status is None:
             return "start the server, or correct endpoint.base_url"
         if failure.status == 404:
             return "name a model that is served there, or correct endpoint.base_url (most end in /v1)"
+        if failure.status >= 500 and re.search(r"system.{0,20}role|roles must alternate", failure.cause, re.I):
+            return remedy(failure.cause)
         if failure.status in _PASSING or failure.status >= 500:
             return "wait until the server has room again, or lower endpoint.concurrency"
-        return "change what the server objects to in the settings of whoever asks it"
+        return remedy(failure.cause)
 
 
 def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tuple[float, ...] | None:
@@ -386,8 +437,21 @@ class _Failure:
     tries: int = 1
 
 
+class _Part(BaseModel):
+    text: str = ""
+
+
 class _Said(BaseModel):
-    content: str | None = None
+    content: str | list[_Part] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What is said, in one piece; some servers give it in parts."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 class _Logprobs(BaseModel):
@@ -417,18 +481,36 @@ class _Completion(BaseModel):
     usage: _Usage | None = None
 
 
-def _reply(completion: _Completion, chat: Sequence[Message], decoding: Decoding) -> Reply:
+def _reply(completion: _Completion, chat: Sequence[Message], decoding: Decoding, limit: int) -> Reply:
     choice, usage = completion.choices[0], completion.usage or _Usage()
-    text = choice.message.content or ""
+    text, reasoning = choice.message.text, choice.message.reasoning or choice.message.reasoning_content or ""
     positions = (choice.logprobs and choice.logprobs.content) or []
+    reason = (choice.finish_reason or "").lower()
+    if not reason and (usage.completion_tokens or 0) >= limit:
+        reason = "length"
+    cut = reason in _CUT
     return Reply(
         text=text,
-        finished=choice.finish_reason == "stop",
+        finished=not cut,
         input_tokens=usage.prompt_tokens or _estimated_tokens(*(message["content"] for message in chat)),
-        output_tokens=usage.completion_tokens or _estimated_tokens(text),
+        output_tokens=usage.completion_tokens or _estimated_tokens(text, reasoning),
         cached_tokens=(usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0,
         label_logprobs=label_logprobs(positions, decoding.labels) if decoding.probabilities else None,
+        ended_by=reason if cut else "",
+        reasoning_chars=len(reasoning),
     )
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, where no proxy can lead."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _estimated_tokens(*texts: str) -> int:

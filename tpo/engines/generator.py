@@ -7,15 +7,16 @@ made again. Engines lose a shard at most, and write the same again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from tpo.config import ClusterConfig, Endpoint, EngineConfig, SampleConfig, SyntheticConfig
 from tpo.engines.api import ChatClient, Refused, Spent
 from tpo.engines.chat import ChatEncoder
-from tpo.engines.reply import Decoding, Reply
+from tpo.engines.reply import Decoding, Reply, without_thinking
 from tpo.engines.sampler import Request, sampler_pool
+from tpo.errors import InputError
 from tpo.journal import Journal
 from tpo.records import Artifact, Message
 
@@ -122,6 +123,7 @@ class ApiGenerator:
         self._decoding = Decoding(settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p)
         self._spent = spent
         self._clean = clean
+        self._server = settings.server
 
     def shard_size(self, prompts: int) -> int:
         """Enough for calls not to wait for one another."""
@@ -139,16 +141,36 @@ class ApiGenerator:
             with Journal(path) as journal:
                 told = {int(key): _from_json(value) for key, value in journal.answers.items()}
                 open_ = [i for i in range(len(questions)) if i not in told]
-                chats = [
-                    [Message(role=m["role"], content=self._clean(m["content"])) for m in questions[i].messages]
-                    for i in open_
-                ]
+                chats = [self._chat(questions[i].messages) for i in open_]
                 for place, said in self._client.ask(chats, self._decoding, spent=self._spent):
                     if isinstance(said, Reply):
                         spend([said])
-                    told[open_[place]] = said
-                    journal.write(str(open_[place]), _to_json(said))
+                    told[open_[place]] = _answer_alone(said)
+                    journal.write(str(open_[place]), _to_json(told[open_[place]]))
             yield position, [told[i] for i in range(len(questions))]
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """Asks as the generator will; raises `InputError` if the server does not answer with text."""
+        reply = self._client.check(self._chat(messages), self._decoding)
+        if not without_thinking(reply.text).strip():
+            reasoned = reply.reasoning_chars or reply.text.strip()
+            raise InputError(
+                f"{self._server} wrote nothing when it was asked for instructions: "
+                + (
+                    "it reasoned until its tokens were spent: raise"
+                    if reasoned
+                    else "look at its chat template, or raise"
+                )
+                + " data.synthetic.max_new_tokens, or have it reason less with endpoint.extra_body"
+            )
+
+    def _chat(self, messages: Sequence[Message]) -> list[Message]:
+        return [Message(role=m["role"], content=self._clean(m["content"])) for m in messages]
+
+
+def _answer_alone(said: Told) -> Told:
+    """A reply without the thinking that it begins with, where a model tries instructions out."""
+    return replace(said, text=without_thinking(said.text)) if isinstance(said, Reply) else said
 
 
 def _to_json(said: Told) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """What a language model is asked for beside samples, and what comes back, whoever runs it: our engines or a server."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -26,7 +27,7 @@ class Reply:
     text: str
     """What the model wrote."""
     finished: bool
-    """False where the token limit cut it."""
+    """False if the token limit cut it, or a filter or a tool call ended it."""
     input_tokens: int
     """Tokens read."""
     output_tokens: int
@@ -36,6 +37,25 @@ class Reply:
     label_logprobs: tuple[float, ...] | None = None
     """Natural log-probability of each label, in the order of `Decoding.labels`, as far as it was asked for and the
     server tells; -inf for a label beyond what it tells."""
+    ended_by: str = ""
+    """Why a reply that isn't finished ends, in the server's word: `length`, `content_filter`."""
+    reasoning_chars: int = 0
+    """Characters of reasoning that the server keeps apart from the text."""
+
+
+def without_thinking(text: str) -> str:
+    """A reply without the block of thinking that it begins with; the block's beginning may stand in the prompt.
+
+    A reply whose block does not end is all thinking.
+    """
+    end = max(text.rfind(tag) + len(tag) if tag in text else -1 for tag in _THINKING_ENDS)
+    if end >= 0:
+        return text[end:].lstrip()
+    return "" if _THINKING_BEGINS.match(text) else text
+
+
+_THINKING_ENDS = ("</think>", "</thinking>", "</reasoning>", "[/THINK]")
+_THINKING_BEGINS = re.compile(r"\s*(?:<think>|<thinking>|<reasoning>|\[THINK\])")
 
 
 @dataclass(frozen=True)

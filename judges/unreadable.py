@@ -1,0 +1,130 @@
+"""Why no verdict can be read from a reply, and when to stop asking a judge that gives none.
+
+A judge whose replies are cut, empty or hold no label costs as much as a good one. Its first answers show it, so that
+the stage stops after some tens of them and says the commonest cause with the setting that helps.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from prompts.verdict import LABELS, parse_verdict
+from tpo.config import PairwiseJudge
+from tpo.engines.api import Refused
+from tpo.engines.reply import Reply, without_thinking
+from tpo.errors import StageError
+
+FIRST_ANSWERS = 32
+"""Answers after which a judge is looked at for the first time."""
+LEAST_READABLE = 0.1
+"""Share of verdicts that can be read, below which there is no use in asking on."""
+TOO_LONG = "too_long"
+"""Why our own asker refuses a comparison; nothing was asked or paid."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why no verdict can be read."""
+
+    what: str
+    """What came, in a few words that replies of a kind share."""
+    remedy: str
+    """What to set."""
+
+
+def cause_of(said: Reply | Refused, config: PairwiseJudge) -> Cause | None:
+    """Why no verdict can be read from what was said; None if one can."""
+    if isinstance(said, Refused):
+        return Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', said.reason)[:200]})", _REFUSED)
+    if config.mode == "probability":
+        if said.label_logprobs is not None and max(said.label_logprobs) > -math.inf:
+            return None
+        if said.finished and said.text.lstrip().startswith(LABELS):
+            return Cause("came without log-probabilities of the labels", _NO_LOGPROBS)
+    elif parse_verdict(said.text, finished=said.finished) is not None:
+        return None
+    return _cut(said, config) if not said.finished else _unlabelled(said, config)
+
+
+def _cut(reply: Reply, config: PairwiseJudge) -> Cause:
+    text = without_thinking(reply.text).strip()
+    if reply.ended_by in ("content_filter", "safety"):
+        return Cause("was held back by the server's content filter", _REFUSED)
+    if reply.ended_by in ("tool_calls", "function_call"):
+        return Cause("was a tool call", "serve the judge without tools")
+    if not text and (reply.reasoning_chars or reply.text.strip()):
+        return Cause(
+            "was cut by length while the judge was still reasoning, with no verdict yet", _reasons_less(config)
+        )
+    if not text:
+        return Cause(
+            "was cut by length with empty content, as if all of it were hidden reasoning", _reasons_less(config)
+        )
+    return Cause(f"was cut by length after {reply.output_tokens} tokens, before its end", "raise judge.max_new_tokens")
+
+
+def _unlabelled(reply: Reply, config: PairwiseJudge) -> Cause:
+    text = without_thinking(reply.text)
+    if not text.strip() and (reply.reasoning_chars or reply.text.strip()):
+        return Cause("was reasoning alone, with empty content", _reasons_less(config))
+    if not text.strip():
+        return Cause("was empty", "look at what the server says to a chat, and at its chat template")
+    if config.mode == "probability":
+        return Cause("did not begin with a label", _holds_to_labels(config))
+    if all(label in text for label in LABELS):
+        return Cause(f"named both labels, {' and '.join(LABELS)}", _BOTH)
+    return Cause(f"named neither {' nor '.join(LABELS)}", _holds_to_labels(config))
+
+
+class FirstAnswers:
+    """Looks at a judge's answers as they come."""
+
+    def __init__(self, config: PairwiseJudge) -> None:
+        self._config = config
+        self._read = 0
+        self._causes: Counter[Cause] = Counter()
+
+    def see(self, said: Reply | Refused) -> bool:
+        """Takes note of an answer; whether a verdict can be read from it."""
+        cause = cause_of(said, self._config)
+        if cause is None:
+            self._read += 1
+        elif not (isinstance(said, Refused) and said.reason == TOO_LONG):
+            self._causes[cause] += 1
+        return cause is None
+
+    def check(self) -> None:
+        """Raises `StageError` if hardly any verdict can be read."""
+        asked = self._read + self._causes.total()
+        if asked < FIRST_ANSWERS or self._read >= LEAST_READABLE * asked:
+            return
+        cause, count = self._causes.most_common(1)[0]
+        raise StageError(
+            f"the judge {self._config.model!r} gave {self._read} verdicts that can be read in its first {asked} "
+            f"answers, so it is not asked further; {count} times the reply {cause.what}. What helps: {cause.remedy}; "
+            "then start again, and what has no verdict is asked again"
+        )
+
+
+def _reasons_less(config: PairwiseJudge) -> str:
+    less = ', or have it reason less: endpoint.extra_body = { reasoning_effort = "low" } or ' if config.endpoint else ""
+    how = "{ chat_template_kwargs = { enable_thinking = false } }" if config.endpoint else ""
+    return f"raise judge.max_new_tokens{less}{how}"
+
+
+def _holds_to_labels(config: PairwiseJudge) -> str:
+    other = "take a judge that follows the verdict prompt"
+    if config.endpoint is None:
+        return f'set judge.mode to "verdict" or "probability", which hold a reply to the labels, or {other}'
+    if config.endpoint.structured_outputs and config.mode != "cot":
+        return f"serve the judge without a reasoning parser, which lets replies escape structured_outputs, or {other}"
+    return (
+        'with a vLLM server, set endpoint.structured_outputs and judge.mode = "verdict" or "probability", which hold a '
+        f"reply to the labels; or {other}"
+    )
+
+
+_NO_LOGPROBS = 'set judge.mode to "verdict" or "cot", which need no log-probabilities, or serve the judge with vLLM'
+_BOTH = "take a judge that follows the verdict prompt, or say in a judge.system_template to finish with one label"
+_REFUSED = "lower judge.max_response_chars, or take a judge with a longer context or without such a filter"
