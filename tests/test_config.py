@@ -130,7 +130,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
             "judge.endpoint.base_url: the address holds a name or key before an @",
         ),
         (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address holds a name or key"),
-        (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
+        (["storage.endpoint_url=http://[::1"], "is no address: Invalid IPv6 URL"),
         (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
         (["name.first=x"], "name.first=x': 'name' is a value and not a section"),

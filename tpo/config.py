@@ -50,6 +50,11 @@ class Section(BaseModel):
 
 
 def _check_address(address: str) -> str:
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
+            "leave it out, keys come from the environment"
+        )
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
@@ -58,11 +63,6 @@ def _check_address(address: str) -> str:
         raise ValueError(f"{address!r} is no address: {error}{hint}") from error
     if port == 0:
         raise ValueError("expected an address with the name of a machine and, if need be, a port from 1 to 65535")
-    if "@" in parts.netloc:
-        raise ValueError(
-            "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
-            "leave it out, keys come from the environment"
-        )
     if re.search(r"[\s\x00-\x1f\x7f]", address):
         raise ValueError(f"{address!r} holds white space: leave it out")
     if not host or parts.scheme.lower() not in ("http", "https"):

@@ -160,7 +160,7 @@ def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Pat
 
 
 WHERE_IT_RUNS = (
-    *("name", "folder", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
+    *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage"),
 )
 WHAT_IT_IS = ("engine__dtype", "trainer__workers", "trainer__strategy")
@@ -168,6 +168,7 @@ OTHER_VALUES: dict[str, Any] = {
     "name": "another",
     "folder": Path("elsewhere"),
     "model__path": None,
+    "model__package": None,
     "data__source__path": None,
     "prompt__user_template": None,
     "prompt__system_template": None,
