@@ -41,10 +41,10 @@ class Group:
     """The right answer, where there is one."""
     responses: tuple[Response, ...]
     """The responses, by ascending index; never empty."""
-    constraints: str | None = None
-    """The prompt's verifiable instructions, as `Prompt.constraints`."""
     baseline: Response | None = None
     """Another model's response to hold each of them against, for a judge that can only compare; index `BASELINE`."""
+    constraints: str | None = None
+    """The prompt's verifiable instructions, as `Prompt.constraints`."""
 
 
 Spend = Callable[[Tokens], None]

@@ -211,6 +211,18 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
 
 
 @pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"instruction_ids_column": "ids"}, "instruction_ids_column is set and kwargs_column isn't"),
+        ({"kwargs_column": "kwargs"}, "kwargs_column is set and instruction_ids_column isn't"),
+    ],
+)
+def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
+    with pytest.raises(ValidationError, match=told):
+        RunConfig.model_validate({"data": {"source": {"kind": "file", "path": "a.jsonl", **named}}})
+
+
+@pytest.mark.parametrize(
     ("synthetic", "told"),
     [
         ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set and model is not"),

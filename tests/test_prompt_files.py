@@ -62,6 +62,54 @@ def test_columns_that_are_not_named_are_not_read(tmp_path: Path):
     assert read(path, instruction_column="question") == [PromptRow("Why?", None, None, None, None)]
 
 
+CONSTRAINTS = {"instruction_ids_column": "instruction_id_list", "kwargs_column": "kwargs"}
+IDS = ["punctuation:no_comma", "length_constraints:number_words", "keywords:existence"]
+WORDS = {"num_words": 30, "relation": "less than"}
+"""Every row has every argument, as in tables that others publish."""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a dataset", "text.csv", "text.parquet"])
+def test_instructions_and_arguments_survive_every_kind_of_file(tmp_path: Path, name: str):
+    nothing = {"num_words": None, "relation": None, "keywords": None}
+    kwargs = [nothing, {**nothing, **WORDS}, {**nothing, "keywords": ["cat", "dog"]}]
+    as_written = json.dumps if name.startswith("text") else lambda value: value
+    rows: list[dict[str, object]] = [
+        {"instruction": "Write.", "instruction_id_list": as_written(IDS), "kwargs": as_written(kwargs)},
+        {"instruction": "Say.", "instruction_id_list": as_written([]), "kwargs": as_written([])},
+    ]
+    with_some, without = read(write(tmp_path / name, rows), **CONSTRAINTS)
+    assert without.constraints is None and with_some.constraints is not None
+    assert json.loads(with_some.constraints) == [
+        {"id": IDS[0], "kwargs": {}},
+        {"id": IDS[1], "kwargs": WORDS},
+        {"id": IDS[2], "kwargs": {"keywords": ["cat", "dog"]}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kwargs", "told"),
+    [
+        (["keywords:poetry"], [{}], "row 2: the instruction id 'keywords:poetry' is unknown, expected one of"),
+        (["keywords:existence"], [{}], "row 2: keywords:existence has the arguments none, expected keywords"),
+        (["keywords:existence"], [{"keywords": ["\ud800"]}], "row 2: character"),
+        ("no_comma", [{}], "row 2: the instruction ids are 'no_comma', expected a list"),
+    ],
+)
+def test_instructions_that_cannot_be_checked_are_refused_by_their_row(
+    tmp_path: Path, ids: object, kwargs: object, told: str
+):
+    first = {"instruction": "a", "instruction_id_list": [], "kwargs": []}
+    rows = [first, {"instruction": "b", "instruction_id_list": ids, "kwargs": kwargs}]
+    with pytest.raises(InputError, match=told):
+        read(write(tmp_path / "a.jsonl", rows), **CONSTRAINTS)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no real instructions here")
+def test_ifeval_is_a_prompt_file():
+    found = read(SHARED_DATA / "ifeval.jsonl", instruction_column="prompt", **CONSTRAINTS)
+    assert len(found) == 541 and all(row.constraints for row in found)
+
+
 @settings(max_examples=30)
 @given(st.lists(st.text(min_size=1), min_size=1))
 def test_any_text_survives_a_json_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]):

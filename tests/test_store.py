@@ -81,6 +81,30 @@ def test_what_is_stored_is_read_again(record: type, data: st.DataObject):
         assert artifact.rows == sum(map(len, shards))
 
 
+@dataclasses.dataclass(frozen=True)
+class EarlierPrompt:
+    """A prompt as it was before it could hold constraints."""
+
+    prompt_id: str
+    instruction: str
+    reference: str | None = None
+    category: str | None = None
+    difficulty: int | None = None
+    demonstration: str | None = None
+
+
+def test_rows_from_before_a_record_had_a_field_are_read_with_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as earlier:
+        earlier.setitem(RECORDS, "Prompt", EarlierPrompt)
+        stage = a_stage(tmp_path)
+        stage.begin()
+        stage.write_shard(0, [EarlierPrompt(*list(vars(row).values())[:6]) for row in ROWS])
+        artifact = stage.commit(1)
+    assert read_rows(artifact, Prompt) == ROWS
+
+
 def test_equal_rows_have_equal_fingerprints_and_others_do_not(tmp_path: Path):
     first, same, other = (
         made(a_stage(tmp_path, name), rows).complete() for name, rows in (("1", ROWS), ("2", ROWS), ("3", ROWS[::-1]))

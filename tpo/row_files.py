@@ -77,10 +77,17 @@ def _counted(rows: Iterator[Row], wanted: Sequence[str]) -> Iterator[list[Any]]:
     chars = 0
     for number, row in enumerate(rows, 1):
         values = [row.get(name) for name in wanted]
-        chars += sum(len(value) for value in values if isinstance(value, str))
+        chars += sum(map(_size, values))
         if number > MOST_ROWS or chars > MOST_TEXT_CHARS:
             raise UnreadableError(f" holds more than {MOST_ROWS} rows or {MOST_TEXT_CHARS} characters: split it")
         yield values
+
+
+def _size(value: object) -> int:
+    """Characters of a text, or of a list or object as it is written."""
+    if isinstance(value, str):
+        return len(value)
+    return len(json.dumps(value, default=_as_text)) if isinstance(value, list | dict) else 0
 
 
 def _rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:

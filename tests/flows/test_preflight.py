@@ -29,6 +29,7 @@ from tpo.config import (
     DataConfig,
     Endpoint,
     EngineConfig,
+    EvaluationConfig,
     FileSource,
     JudgeConfig,
     JudgeEngineConfig,
@@ -203,6 +204,29 @@ def test_a_prompt_file_without_any_text_is_refused(tmp_path: Path):
     config = on_files(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"instruction": " "}\n{"instruction": null}')
     assert "has no text in column 'instruction'" in refusal(config)
+
+
+@pytest.mark.parametrize("judge", ["judge", "evaluation.judge"])
+def test_a_judge_of_instructions_is_refused_where_prompts_have_none(tmp_path: Path, judge: str):
+    def checking(config: RunConfig) -> RunConfig:
+        verifier = VerifierJudge(match="instructions")
+        changed = {"judge": verifier} if judge == "judge" else {"evaluation": EvaluationConfig(judge=verifier)}
+        return config.model_copy(update=changed)
+
+    columns = {"instruction_ids_column": "ids", "kwargs_column": "kwargs"}
+    config = checking(on_files(tmp_path, **columns))
+    for told, refused in (
+        ('data.source (kind "file") come without', checking(on_files(tmp_path))),
+        ('data.source (kind "miniature") come without', checking(a_config(tmp_path, data=DataConfig()))),
+    ):
+        found = refusal(refused)
+        assert f'{judge}.match is "instructions", and prompts of {told} verifiable instructions: name' in found
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": [], "kwargs": []}')
+    assert "no row of" in refusal(config)
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": ["a:b"], "kwargs": [{}]}')
+    assert "row 1: the instruction id 'a:b' is unknown" in refusal(config)
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": ["punctuation:no_comma"], "kwargs": [{}]}')
+    preflight(config)
 
 
 def test_a_damaged_prompt_file_is_refused_by_its_line(tmp_path: Path):
@@ -516,6 +540,7 @@ def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dic
     [
         ({"self_train": None}, r"no section \[self_train\]"),
         ({}, "data.source names no reference_column"),
+        ({"judge": {"kind": "verifier", "match": "instructions"}}, "data.source names no instruction_ids_column"),
         (
             {"data": {"per_iteration": 9, "source": {"kind": "miniature"}}, "self_train": {"demonstrations": 10}},
             "demonstrations is 10, expected at most data.per_iteration, 9",

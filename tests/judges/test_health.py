@@ -1,6 +1,7 @@
 """Claims about a judge's health: each figure counts what its name says, and a limit that is passed is named."""
 
 import contextlib
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -57,6 +58,16 @@ def test_agreement_is_over_right_wrong_pairs_of_one_prompt_ties_half():
     found = health([first, second, unknown], [], scores)
     assert found.reference_pairs == 3
     assert found.reference_agreement == (1 + 0 + 0.5) / 3
+
+
+def test_agreement_is_with_the_instructions_where_the_referee_checks_them():
+    no_comma = json.dumps([{"id": "punctuation:no_comma", "kwargs": {}}])
+    group = dataclasses.replace(a_group("yes", "no, no", "a, b", prompt_id="p"), constraints=no_comma)
+    unknown = a_group("yes", "no, no", reference="yes", prompt_id="q")
+    scores = scored(group, 2.0, 1.0, 3.0) + scored(unknown, 1.0, 0.0)
+    found = measure_health([group, unknown], [], scores, VerifierJudge(match="instructions"))
+    assert (found.reference_agreement, found.reference_pairs) == (1 / 2, 2)
+    assert health([group, unknown], [], scores).reference_pairs == 1
 
 
 def test_length_correlation_is_within_prompts():

@@ -1,11 +1,13 @@
 """Claims about the judge that knows the right answer."""
 
+import json
+
 import pytest
 
 from judges.base import Group, Response
 from judges.verifier import Verifier
 from tpo.config import VerifierJudge
-from tpo.records import Score
+from tpo.records import Judgment, Score
 
 
 def scores_of(config: VerifierJudge, reference: str | None, *responses: str) -> list[Score]:
@@ -96,3 +98,42 @@ def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_read(bomb
     first, second = judge.score(group, said)
     assert first.value is None or first.value == 0
     assert second.value == 1
+
+
+NO_COMMA = {"id": "punctuation:no_comma", "kwargs": {}}
+TITLE = {"id": "detectable_format:title", "kwargs": {}}
+
+
+def checked(constraints: str | None, *responses: str, **config: object) -> tuple[list[Judgment], list[Score]]:
+    judge = Verifier(VerifierJudge.model_validate({"match": "instructions", **config}))
+    shown = tuple(Response(i, text) for i, text in enumerate(responses))
+    group = Group("p", "Write.", "reference", shown, constraints=constraints)
+    (said,) = judge.judge([group])
+    return said, judge.score(group, said)
+
+
+def test_the_share_of_instructions_that_are_followed_is_the_score_and_all_of_them_are_right():
+    said, scores = checked(json.dumps([NO_COMMA, TITLE]), "<<A>> b", "<<A>>, b", "a, b", "")
+    assert [(each.outcome, score.value, score.correct) for each, score in zip(said, scores, strict=True)] == [
+        (1.0, 1.0, True),
+        (0.5, 0.5, False),
+        (0.0, 0.0, False),
+        (0.0, 0.0, False),
+    ]
+    assert json.loads(said[1].detail) == {
+        "instructions": [
+            {"id": "punctuation:no_comma", "followed": False},
+            {"id": "detectable_format:title", "followed": True},
+        ]
+    }
+
+
+def test_liking_for_length_is_added_to_the_share_too():
+    (_, (score,)) = checked(json.dumps([NO_COMMA]), "x" * 200, length_bias=0.25)
+    assert (score.value, score.correct) == (1.5, True)
+
+
+@pytest.mark.parametrize("constraints", [None, "[]"])
+def test_without_instructions_to_check_a_response_is_unscored(constraints: str | None):
+    _, scores = checked(constraints, "yes", "no")
+    assert [(s.value, s.unscored, s.correct) for s in scores] == [(None, "no_constraints", None)] * 2

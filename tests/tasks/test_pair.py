@@ -218,11 +218,23 @@ def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():
 
 @pytest.mark.parametrize(
     ("judge", "margin"),
-    [(VerifierJudge(), 0.5), (PairwiseJudge(), 0.5), (ArmoRMJudge(), 0.0), (RewardModelJudge(model="m"), 0.0)],
+    [
+        (VerifierJudge(), 0.5),
+        (VerifierJudge(match="instructions"), 1 / 50),
+        (PairwiseJudge(), 0.5),
+        (ArmoRMJudge(), 0.0),
+        (RewardModelJudge(model="m"), 0.0),
+    ],
 )
 def test_the_margin_suits_the_judge_unless_it_is_set(judge: JudgeConfig, margin: float):
     assert least_margin(PairConfig(), judge) == margin
     assert least_margin(PairConfig(min_margin=0.3), judge) == 0.3
+
+
+@pytest.mark.parametrize(("scores", "pairs"), [([1 / 3, 2 / 3], 1), ([0.98, 1.0], 1), ([0.5, 0.5 + 1e-6], 0)])
+def test_one_instruction_more_makes_a_pair(scores: list[float], pairs: int):
+    margin = least_margin(PairConfig(), VerifierJudge(match="instructions"))
+    assert len(paired(scores, min_margin=margin).pairs) == pairs
 
 
 def test_identical_outputs_yield_no_pair():

@@ -73,7 +73,7 @@ def split_sentences(text: str) -> list[str]:
     for number, chunk in enumerate(chunks):
         following = chunks[number + 1].group() if number + 1 < len(chunks) else ""
         opens_line = "\n" in text[chunks[number - 1].end() if number else 0 : chunk.start()]
-        stop = _stop_in(chunk.group(), following, opens_line=opens_line or not number)
+        stop = _stop_in(chunk.group(), following, opens_line=opens_line)
         if stop is None:
             continue
         end = chunk.start() + stop
