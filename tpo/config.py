@@ -722,8 +722,7 @@ class TrainerConfig(Section):
     """CPU threads a worker."""
     checkpoint_share: float = Field(0.05, gt=0, le=1)
     """Largest share of the training time that may be spent on saving checkpoints, from which a training that was
-    stopped goes on: after a save that took a minute, the next is due 20 minutes later. One is saved at each epoch's end
-    too."""
+    stopped resumes: after a save that took a minute, the next is due 20 minutes later."""
     stall_seconds: float = Field(1800.0, gt=0)
     """Time without any step after which a worker counts as hung: it is killed, and goes on from its last checkpoint."""
 
