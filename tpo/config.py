@@ -664,6 +664,9 @@ class ValidationConfig(Section):
 
     min_parse_rate: float = Field(0.9, ge=0, le=1)
     """Least share of outputs that parse at the first try; a checkpoint below it is not chosen."""
+    min_scored_share: float = Field(0.8, ge=0, le=1)
+    """Least number of prompts with a score, as a share of those of the candidate that has most; a checkpoint below it
+    is not chosen, since its mean is over fewer and perhaps easier prompts."""
 
 
 class EvaluationConfig(Section):
