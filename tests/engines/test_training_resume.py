@@ -177,6 +177,27 @@ def test_a_training_stopped_at_any_step_goes_on_from_the_one_before_and_ends_the
     assert result(tmp_path) == whole
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"micro_batch_size": 2}, {"micro_batch_size": 8}, {"gradient_checkpointing": True, "packing": True}],
+    ids=["smaller pieces", "larger pieces", "otherwise computed"],
+)
+def test_a_training_resumes_in_other_pieces_with_the_rows_that_are_left(
+    tmp_path: Path, whole: dict[str, bytes], changes: dict[str, object]
+):
+    """As after an out-of-memory error, whose message says to lower the micro-batch size."""
+    with pytest.raises(Stopped):
+        train(tmp_path, on_step=stop_at(5))
+    assert train(tmp_path, config=TRAIN.model_copy(update=changes)) == [5, 6]
+    found, expected = (
+        [json.loads(line) for line in text.splitlines()]
+        for text in ((tmp_path / "steps.jsonl").read_bytes(), whole["steps.jsonl"])
+    )
+    assert found[:4] == expected[:4]
+    for name in ("step", "epoch", "loss", "gradient_norm", "learning_rate"):
+        assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], abs=1e-4), name
+
+
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_a_training_told_to_end_saves_that_step_and_goes_on_from_it(tmp_path: Path, whole: dict[str, bytes], step: int):
     asked = iter(range(1, STEPS + 1))
