@@ -50,7 +50,7 @@ from tpo.engines.processes import LOOPBACK_NAMES, proxy_fault
 from tpo.engines.reply import Tokens
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
-from tpo.engines.training_check import check_saving, check_training
+from tpo.engines.training_check import check_generation_config, check_training
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.lock import check_unheld
@@ -108,7 +108,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
-    check_saving(_seed_folder(config))
+    check_generation_config(_seed_folder(config))
     check_training(_seed_folder(config), config.train, config.trainer)
     if config.sft is not None:
         check_training(_seed_folder(config), config.sft, config.trainer, section="sft")

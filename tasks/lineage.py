@@ -27,6 +27,9 @@ from tpo.config import (
     PromptConfig,
     RunConfig,
     SampleConfig,
+    TrainConfig,
+    TrainingConfig,
+    ValidationConfig,
     VerifierJudge,
     compares,
     least_margin,
@@ -348,6 +351,7 @@ def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Arti
         "Model",
         inputs=inputs,
         config=_training_values(config, {"train": config.train.model_dump(mode="json", exclude={"reference"})}),
+        indifferent=_indifferent("train", config.train),
     )
 
 
@@ -360,6 +364,7 @@ def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrati
         "Model",
         inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
         config=_training_values(config, {"sft": config.sft.model_dump(mode="json", exclude={"too_long"})}),
+        indifferent=_indifferent("sft", config.sft),
     )
 
 
@@ -367,6 +372,23 @@ def _training_values(config: RunConfig, training: Mapping[str, Any]) -> dict[str
     """The config values that decide what a training comes to."""
     trainer = config.trainer
     return {"seed": config.seed, **training, "workers": trainer.workers, "strategy": trainer.strategy}
+
+
+def _indifferent(section: str, training: TrainingConfig) -> set[str]:
+    """The values of a training that say how it is computed and not what, and those that its other values leave unused.
+
+    What is computed in other pieces differs by rounding alone: after an out-of-memory error they may change, and the
+    training resumes.
+    """
+    names = {"micro_batch_size", "packing", "gradient_checkpointing"}
+    if training.schedule == "constant":
+        names.add("warmup_share")
+    if isinstance(training, TrainConfig):
+        if training.loss != "irpo":
+            names.add("alpha")
+        if training.divergence != "alpha_divergence":
+            names.add("divergence_alpha")
+    return {f"{section}.{name}" for name in names}
 
 
 def epoch_artifacts(train: Artifact) -> list[Artifact]:
@@ -400,7 +422,15 @@ def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates
         f"iter_{iteration}/model",
         "Model",
         inputs=inputs,
-        config={"validation": config.validation.model_dump(mode="json")},
+        config={"validation": _without_new_defaults(config.validation)},
+    )
+
+
+def _without_new_defaults(validation: ValidationConfig) -> dict[str, Any]:
+    """The values of a section without those defaults that earlier versions did not note."""
+    new = {"min_scored_share"}
+    return validation.model_dump(mode="json", exclude=new) | validation.model_dump(
+        mode="json", include=new, exclude_defaults=True
     )
 
 

@@ -3,9 +3,9 @@
 In: candidates with their validation answers. Out: a model folder.
 
 The paper chooses by 1,500 prompts and does not say how (2410.10630, §3.1). Ours is the mean judge score of the answers
-that parse, among candidates that keep the format often enough. M_{t-1} is a candidate: a DPO step that made nothing
-better leaves the model as it was, and says so. A judge that compares holds every checkpoint against M_{t-1}, which
-then stands at one half.
+that parse, among candidates that keep the format often enough and have a score for enough prompts. M_{t-1} is a
+candidate: a DPO step that made nothing better leaves the model as it was, and says so. A judge that compares holds
+every checkpoint against M_{t-1}, which then stands at one half.
 """
 
 import math
@@ -40,6 +40,8 @@ class Standing:
     was scored."""
     parse_rate: float
     """Share of prompts whose first output kept the format."""
+    scored: int = 0
+    """Prompts with an answer that parses and was scored."""
 
 
 @task(
@@ -57,8 +59,9 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
         return Chosen(done, everyone[manifest.facts["epoch"]].validation)
     standings = [stand(epoch, candidate.validation) for epoch, candidate in enumerate(everyone)]
     if compares(config.judge):
-        standings[0] = replace(standings[0], score=LEVEL)
-    best = choose(standings, config.validation.min_parse_rate)
+        # By definition and not by its own scores, which are against another model.
+        standings[0] = replace(standings[0], score=LEVEL, scored=max(standing.scored for standing in standings))
+    best = choose(standings, config.validation.min_parse_rate, config.validation.min_scored_share)
     for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
     check_files(everyone[best.epoch].model)
@@ -74,23 +77,36 @@ def stand(epoch: int, answers: Answers) -> Standing:
     """The standing of one candidate."""
     samples, scores = read_rows(answers.samples, Sample), read_rows(answers.scores, Score)
     parsed = {(sample.prompt_id, sample.index) for sample in samples if sample.parse_error is None}
-    values = [score.value for score in scores if score.value is not None and (score.prompt_id, score.index) in parsed]
+    values = {
+        (score.prompt_id, score.index): score.value
+        for score in scores
+        if score.value is not None and (score.prompt_id, score.index) in parsed
+    }
     first = sum(sample.parse_error is None and sample.tries == 1 for sample in samples)
-    return Standing(epoch, sum(values) / len(values) if values else None, first / len(samples))
+    mean = sum(values.values()) / len(values) if values else None
+    return Standing(epoch, mean, first / len(samples), len({prompt_id for prompt_id, _ in values}))
 
 
-def choose(standings: Sequence[Standing], min_parse_rate: float) -> Standing:
-    """The best standing that keeps the format; the earlier one of equals, and M_{t-1} where none keeps it."""
-    scored = [standing for standing in standings if standing.score is not None]
-    if not scored:
+def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_share: float = 0.8) -> Standing:
+    """The best standing that keeps the format and was scored on enough prompts; the earlier one of equals, and M_{t-1}
+    if none is eligible.
+
+    Raises `StageError` if no candidate has a score.
+    """
+    if all(standing.score is None for standing in standings):
         raise StageError(
             "validation: the judge scored none of the answers of any candidate, so that none can be chosen: look at "
             "validation/*/scores, or use a judge that scores prompts without a reference"
         )
-    eligible = [standing for standing in scored if standing.parse_rate >= min_parse_rate]
-    if not eligible:
-        return standings[0]
-    return max(eligible, key=lambda standing: (standing.score or 0.0, -standing.epoch))
+    most = max(standing.scored for standing in standings)
+    eligible = [
+        standing
+        for standing in standings
+        if standing.score is not None
+        and standing.parse_rate >= min_parse_rate
+        and standing.scored >= min_scored_share * most
+    ]
+    return max(eligible, key=lambda standing: (standing.score or 0.0, -standing.epoch), default=standings[0])
 
 
 def _bring_files(source: Path, target: Path, root: Path) -> None:

@@ -801,6 +801,9 @@ class ValidationConfig(Section):
 
     min_parse_rate: float = Field(0.9, ge=0, le=1)
     """Least share of outputs that parse at the first try; a checkpoint below it is not chosen."""
+    min_scored_share: float = Field(0.8, ge=0, le=1)
+    """Least number of prompts with a score, as a share of those of the candidate that has most; a checkpoint below it
+    is not chosen, since its mean is over fewer and perhaps easier prompts."""
 
 
 class EvaluationConfig(Section):
@@ -859,8 +862,7 @@ class TrainerConfig(Section):
     """CPU threads a worker."""
     checkpoint_share: float = Field(0.05, gt=0, le=1)
     """Largest share of the training time that may be spent on saving checkpoints, from which a training that was
-    stopped goes on: after a save that took a minute, the next is due 20 minutes later. One is saved at each epoch's end
-    too."""
+    stopped resumes: after a save that took a minute, the next is due 20 minutes later."""
     stall_seconds: float = Field(1800.0, gt=0)
     """Time without any step after which a worker counts as hung: it is killed, and goes on from its last checkpoint."""
 

@@ -16,8 +16,10 @@ import datetime
 import hashlib
 import itertools
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
@@ -50,6 +52,8 @@ READ_AT_ONCE = 64 * 2**20
 """Bytes up to which a file's content is checked wherever its stage is met, and not only where it is used."""
 SCRATCH = ("dataset", "ray", "trainer")
 """Folders in a training stage that hold nothing of its result and are gone when it is complete."""
+_HASHED_AT_ONCE = min(8, os.cpu_count() or 1)
+"""Files that are hashed at the same time, a thread each: one alone reads about 1 GB/s, and a disk gives more."""
 _NOT_ITS_HASH = "its content does not have the hash that the manifest says"
 
 Row = TypeVar("Row")
@@ -94,13 +98,23 @@ class Stage:
     """One stage of a run: a folder, what it is made from, and the rows or files in it."""
 
     def __init__(
-        self, root: Path, name: str, record: type | str, *, inputs: Mapping[str, str], config: Mapping[str, Any]
+        self,
+        root: Path,
+        name: str,
+        record: type | str,
+        *,
+        inputs: Mapping[str, str],
+        config: Mapping[str, Any],
+        indifferent: Iterable[str] = (),
     ) -> None:
+        """`indifferent` are keys of `config`, such as `train.packing`, whose values identify nothing: they are left
+        out, and a stage that was made with any values of them, as earlier versions noted, is this one."""
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
         self.inputs = dict(inputs)
-        self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
+        self._indifferent = frozenset(indifferent)
+        self.config: dict[str, Any] = _without(json.loads(json.dumps(config, default=str)), self._indifferent)
         self.folder = root / name
         self.shard_size: int | None = None
         self._started = time.monotonic()
@@ -129,7 +143,7 @@ class Stage:
         old, new = dict(_leaves(config)), dict(_leaves(self.config))
         return found + [
             f"{key}: {old.get(key)!r} → {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
+            for key in sorted((old.keys() | new.keys()) - self._indifferent)
             if old.get(key) != new.get(key)
         ]
 
@@ -222,13 +236,20 @@ class Stage:
 
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
         """The same for a stage that holds files in place of rows (a model): hashes and syncs every one of them."""
-        files = []
         bring_here(self.folder)
-        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-            name = path.relative_to(self.folder).as_posix()
-            if name not in ("plan.json", "manifest.json"):
-                settle(path)
-                files.append({"name": name, "rows": 1, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
+        own = {self.folder / "plan.json", self.folder / "manifest.json"}
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and path not in own)
+        for path in paths:
+            settle(path)
+        files = [
+            {
+                "name": path.relative_to(self.folder).as_posix(),
+                "rows": 1,
+                "bytes": path.stat().st_size,
+                "sha256": sha256,
+            }
+            for path, sha256 in zip(paths, sha256_of_each(paths), strict=True)
+        ]
         for folder in sorted({self.folder, *(path.parent for path in self.folder.rglob("*"))}):
             sync(folder)
         return self._commit(files, None, facts or {})
@@ -378,6 +399,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_each(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of the content of some files, in their order, computed several at once."""
+    with ThreadPoolExecutor(max_workers=_HASHED_AT_ONCE) as threads:
+        return list(threads.map(file_sha256, paths))
+
+
 def combined_sha256(files: Sequence[Mapping[str, Any]]) -> str:
     """One SHA-256 over the names and hashes of some files."""
     return hashlib.sha256("".join(f"{file['name']} {file['sha256']}\n" for file in files).encode()).hexdigest()
@@ -446,6 +473,15 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _without(config: Mapping[str, Any], keys: Set[str], prefix: str = "") -> dict[str, Any]:
+    """A config without the values of some keys, as `_leaves` names them."""
+    return {
+        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{prefix}{key}" not in keys
+    }
 
 
 def _seal(path: Path) -> Path:

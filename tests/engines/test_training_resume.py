@@ -31,6 +31,8 @@ from tpo.records import Pair
 
 EVERY_STEP = TrainerConfig.model_construct(threads=1, checkpoint_share=1e9)
 """No share is so large: a checkpoint is due as soon as the last is sealed."""
+SELDOM = TrainerConfig(threads=1, checkpoint_share=1e-6)
+"""After the first step's, no checkpoint is due."""
 TRAIN = TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3)
 PAIRS = 22
 STEPS = 6
@@ -96,10 +98,8 @@ def stop_at(step: int) -> Progress:
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    """Everything that a training leaves, and its last checkpoint's state: weights, optimiser, schedule, RNG."""
+    """Everything that a training leaves."""
     left = [*folder.glob("epoch_*/*"), folder / "log.jsonl", folder / "steps.jsonl"]
-    state = folder / "trainer" / f"checkpoint-{STEPS}"
-    left += [state / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in left}
 
 
@@ -139,8 +139,31 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return result(folder)
 
 
-def test_how_often_checkpoints_are_saved_changes_nothing(tmp_path: Path, whole: dict[str, bytes]):
-    train(tmp_path, trainer=TrainerConfig(threads=1, checkpoint_share=1e-6))
+def checkpoints_in(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "trainer").glob("checkpoint-*") if path.is_dir()}
+
+
+def test_how_often_checkpoints_are_saved_changes_nothing_and_an_epochs_end_is_no_reason_to(
+    tmp_path: Path, whole: dict[str, bytes]
+):
+    train(tmp_path, trainer=SELDOM)
+    assert result(tmp_path) == whole
+    assert checkpoints_in(tmp_path) == {"checkpoint-1"}
+
+
+def test_the_last_step_is_not_saved_in_a_checkpoint_too(tmp_path: Path):
+    train(tmp_path)
+    assert checkpoints_in(tmp_path) == {f"checkpoint-{STEPS - 1}"}
+
+
+@pytest.mark.parametrize("step", [4, STEPS])
+def test_a_model_of_an_epoch_that_is_newer_than_the_last_checkpoint_is_made_again_the_same(
+    tmp_path: Path, whole: dict[str, bytes], step: int
+):
+    with pytest.raises(Stopped):
+        train(tmp_path, on_step=stop_at(step), trainer=SELDOM)
+    assert checkpoints_in(tmp_path) == {"checkpoint-1"} and (tmp_path / "epoch_1").is_dir()
+    assert train(tmp_path, trainer=SELDOM) == list(range(2, STEPS + 1))
     assert result(tmp_path) == whole
 
 
@@ -154,15 +177,35 @@ def test_a_training_stopped_at_any_step_goes_on_from_the_one_before_and_ends_the
     assert result(tmp_path) == whole
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"micro_batch_size": 2}, {"micro_batch_size": 8}, {"gradient_checkpointing": True, "packing": True}],
+    ids=["smaller pieces", "larger pieces", "otherwise computed"],
+)
+def test_a_training_resumes_in_other_pieces_with_the_rows_that_are_left(
+    tmp_path: Path, whole: dict[str, bytes], changes: dict[str, object]
+):
+    """As after an out-of-memory error, whose message says to lower the micro-batch size."""
+    with pytest.raises(Stopped):
+        train(tmp_path, on_step=stop_at(5))
+    assert train(tmp_path, config=TRAIN.model_copy(update=changes)) == [5, 6]
+    found, expected = (
+        [json.loads(line) for line in text.splitlines()]
+        for text in ((tmp_path / "steps.jsonl").read_bytes(), whole["steps.jsonl"])
+    )
+    assert found[:4] == expected[:4]
+    for name in ("step", "epoch", "loss", "gradient_norm", "learning_rate"):
+        assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], abs=1e-4), name
+
+
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_a_training_told_to_end_saves_that_step_and_goes_on_from_it(tmp_path: Path, whole: dict[str, bytes], step: int):
-    seldom = TrainerConfig(threads=1, checkpoint_share=1e-6)
     asked = iter(range(1, STEPS + 1))
-    assert train(tmp_path, trainer=seldom, stop=lambda: next(asked) == step) == list(range(1, step + 1))
+    assert train(tmp_path, trainer=SELDOM, stop=lambda: next(asked) == step) == list(range(1, step + 1))
     assert finished(tmp_path, TRAIN.epochs) == (step == STEPS)
     assert [path.name for path in sorted(tmp_path.glob("epoch_*"))] == ["epoch_1", "epoch_2"][: step // 3]
     if step < STEPS:
-        assert train(tmp_path, trainer=seldom) == list(range(step + 1, STEPS + 1))
+        assert train(tmp_path, trainer=SELDOM) == list(range(step + 1, STEPS + 1))
     assert result(tmp_path) == whole
 
 
@@ -177,7 +220,7 @@ def test_a_training_stopped_again_and_again_gets_on_and_ends_the_same(tmp_path: 
                     raise Stopped
 
         with pytest.raises(Stopped):
-            train(tmp_path, on_step=stop_after_one, trainer=TrainerConfig(threads=1, checkpoint_share=1e-6))
+            train(tmp_path, on_step=stop_after_one, trainer=SELDOM)
     assert train(tmp_path) == [STEPS]
     assert result(tmp_path) == whole
 
@@ -195,7 +238,7 @@ def test_a_training_stopped_again_and_again_gets_on_and_ends_the_same(tmp_path: 
         ("tpo.sync", "epoch_1.tmp/model.safetensors"),
         ("tpo.rename", "epoch_1.tmp"),
         ("os.mkdir", "checkpoint-3"),
-        ("tpo.remove", "checkpoint-5$"),
+        ("tpo.remove", "checkpoint-4$"),
         ("tpo.write", "steps.jsonl"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.engines.training_check import check_saving
+from tpo.engines.training_check import check_generation_config
 from tpo.engines.weights import write_model
 from tpo.errors import InputError
 
@@ -45,7 +45,7 @@ def saved(model: Path, place: Path) -> Path:
 )
 def test_a_trained_model_keeps_the_generation_config_that_it_was_published_with(tmp_path: Path, values: dict[str, Any]):
     model = published(tmp_path / "model", generation=values)
-    check_saving(model)
+    check_generation_config(model)
     place = saved(model, tmp_path / "first")
     place = saved(place, tmp_path / "second")
     assert (place / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
@@ -54,7 +54,7 @@ def test_a_trained_model_keeps_the_generation_config_that_it_was_published_with(
 
 def test_without_one_it_gets_one_with_what_its_config_says_of_generation(tmp_path: Path):
     model = published(tmp_path / "model", config={"temperature": 0.6}, generation=None)
-    check_saving(model)
+    check_generation_config(model)
     found = GenerationConfig.from_pretrained(saved(model, tmp_path / "place"))
     assert (found.temperature, found.eos_token_id) == (0.6, 491)
 
@@ -72,4 +72,4 @@ def test_a_generation_config_that_nothing_can_read_is_refused_before_work(
 ):
     model = published(tmp_path / "model", generation=values)
     with pytest.raises(InputError, match=rf"generation_config.json cannot be read .*{told}.*remove it from the file"):
-        check_saving(model)
+        check_generation_config(model)

@@ -110,10 +110,17 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
         {"health__max_unscored": 0.5},
         {"tracking__to": "none"},
         {"tracking__project": "another"},
+        {"train__micro_batch_size": 16},
+        {"train__packing": True},
+        {"train__gradient_checkpointing": True},
+        {"train__alpha": 2.0},
+        {"train__divergence_alpha": 0.4},
     ],
     ids=shown,
 )
-def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, Any]):
+def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_is_unused(
+    tmp_path: Path, changes: dict[str, Any]
+):
     assert changed_by(a_config(tmp_path), **changes) == set()
 
 
@@ -136,9 +143,8 @@ def test_where_a_run_runs_identifies_nothing(tmp_path: Path, changes: dict[str, 
         ({"pair__min_margin": 0.1}, AFTER_SCORES),
         ({"pair__rho": 0.1}, AFTER_SCORES),
         ({"train__learning_rate": 0.1}, {"train", "model", "test"}),
-        ({"train__micro_batch_size": 16}, {"train", "model", "test"}),
         ({"trainer__workers": 2, "train__micro_batch_size": 16}, {"train", "model", "test"}),
-        ({"train__packing": True}, {"train", "model", "test"}),
+        ({"validation__min_scored_share": 0.5}, {"model", "test"}),
         ({"train__lora": {"rank": 4}}, {"train", "model", "test"}),
         ({"validation__min_parse_rate": 0.5}, {"model", "test"}),
         ({"evaluation__judge__match": "math"}, {"test"}),
@@ -159,6 +165,9 @@ def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Pat
         assert changed_by(other_adapters, **{f"train__lora__{name}": value}) == {"train", "model", "test"}, name
 
 
+IN_WHICH_PIECES = tuple(f"train__{name}" for name in ("micro_batch_size", "packing", "gradient_checkpointing"))
+UNUSED = ("train__alpha", "train__divergence_alpha")
+"""By the loss and divergence that are the default."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage"),
@@ -240,7 +249,7 @@ def test_every_field_of_a_config_identifies_something_unless_it_only_says_where_
         if value is None:
             continue
         after = identities(changed(config, **{path: value}))
-        where = path not in WHAT_IT_IS and path.startswith(WHERE_IT_RUNS)
+        where = path not in WHAT_IT_IS and path.startswith((*WHERE_IT_RUNS, *IN_WHICH_PIECES, *UNUSED))
         assert (after == before) is where, path
 
 
@@ -256,7 +265,27 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
     for name, info in SftConfig.model_fields.items():
         if name != "too_long":  # which decides what is demonstrated, before anything is trained
             value = other[name] if name in other else another(info.default, info.annotation)
-            assert made(**{name: value}) != made(), name
+            assert (made(**{name: value}) != made()) is (f"train__{name}" not in IN_WHICH_PIECES), name
+
+
+def test_values_that_a_training_uses_identify_it(tmp_path: Path):
+    config = changed(a_config(tmp_path), train__loss="irpo", train__divergence="alpha_divergence")
+    for name, value in {"train__alpha": 2.0, "train__divergence_alpha": 0.4}.items():
+        assert changed_by(config, **{name: value}) == {"train", "model", "test"}
+    for schedule, stages in (("cosine", {"train", "model", "test"}), ("constant", set())):
+        config = changed(a_config(tmp_path), train__schedule=schedule)
+        assert changed_by(config, train__warmup_share=0.2) == stages
+
+
+@pytest.mark.parametrize("name", ["alpha", "divergence_alpha", "micro_batch_size", "packing", "gradient_checkpointing"])
+def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_it_noted_in_vain(
+    tmp_path: Path, name: str
+):
+    config = a_config(tmp_path)
+    stage = lineage.train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
+    noted = {**stage.config, "train": config.train.model_dump(mode="json", exclude={"reference"}) | {name: 123}}
+    assert stage.changes(stage.inputs, noted) == []
+    assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
 
 
 def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_leaves_a_step_out(tmp_path: Path):

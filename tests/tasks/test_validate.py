@@ -41,6 +41,16 @@ def test_what_is_chosen_is(standings: list[tuple[float | None, float]], epoch: i
     assert choose(candidates, min_parse_rate=0.9).epoch == epoch
 
 
+@pytest.mark.parametrize(
+    ("scored", "epoch"),
+    [([1500, 1], 0), ([1500, 1199], 0), ([1500, 1200], 1), ([700, 700], 1), ([1, 1500], 1), ([1, 1000, 1500], 2)],
+)
+def test_a_candidate_that_was_scored_on_far_fewer_prompts_than_another_is_not_chosen(scored: list[int], epoch: int):
+    """Later candidates score better, but for the third."""
+    standings = [Standing(i, (0.8, 0.95, 0.9)[i], 1.0, count) for i, count in enumerate(scored)]
+    assert choose(standings, min_parse_rate=0.9, min_scored_share=0.8).epoch == epoch
+
+
 def test_nothing_is_chosen_where_nobody_was_scored():
     with pytest.raises(StageError, match="scored none of the answers"):
         choose([Standing(0, None, 1.0), Standing(1, None, 1.0)], 0.9)
@@ -55,7 +65,7 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
     ]
     scores = [a_score("p", value=1.0), a_score("q", value=0.5), a_score("r", value=0.0), a_score("s", value=None)]
     answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
-    assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5)
+    assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5, scored=2)
 
 
 def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_one_half(tmp_path: Path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.disk import bring_here, move, remove, settle, sync, write_atomically
-from tpo.store import file_sha256
+from tpo.store import sha256_of_each
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,11 @@ def _has_epochs(folder: Path, checkpoint: Checkpoint) -> bool:
 
 
 def _contents(path: Path) -> list[list[object]]:
-    return [[file.relative_to(path).as_posix(), file.stat().st_size, file_sha256(file)] for file in _files(path)]
+    files = _files(path)
+    return [
+        [file.relative_to(path).as_posix(), file.stat().st_size, sha256]
+        for file, sha256 in zip(files, sha256_of_each(files), strict=True)
+    ]
 
 
 def _files(path: Path) -> list[Path]:

@@ -7,8 +7,9 @@ How it differs from TRL's own way stands in `tpo.engines.share_trainer` and `tpo
 
 A training that goes on from a checkpoint ends as one that was never stopped, bit for bit on a CPU. So the reference
 log-probs are computed before a checkpoint's weights are loaded; every step is logged, since a mean over an
-epoch would begin anew with each start; and the checkpoint at an epoch's end is made after the epoch's model stands,
-since the library does not come back to the end of that epoch.
+epoch would begin anew with each start; and a checkpoint at an epoch's end is made after the epoch's model stands,
+since the library does not come back to the end of that epoch. An epoch's end is not saved more often than other steps:
+if the newest checkpoint is older than an epoch's model, that model is made again.
 """
 
 import contextlib
@@ -269,12 +270,14 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
             self._place = folder.stat().st_ino
             self._pace = checkpoints.Pace(share)
             self._began = 0.0
+            self._stopped = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 on_step(state.global_step, state.max_steps)
             due, stopped = as_first_worker(lambda: (self._pace.due(), stop()))
             control.should_training_stop |= stopped
+            self._stopped |= stopped
             if (due or stopped) and not _ends_epoch(state):
                 self._ask_to_save(control)
 
@@ -292,7 +295,10 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
                 return  # stopped within it
             self._check_place()
             write_model(model, tokenizer, checkpoints.epoch_folder(folder, math.ceil(state.epoch)), config.precision)
-            self._ask_to_save(control)
+            if state.global_step >= state.max_steps:
+                return  # nothing is left to resume
+            if self._stopped or as_first_worker(self._pace.due):
+                self._ask_to_save(control)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             path = checkpoints.trainer_folder(folder) / f"checkpoint-{state.global_step}"
