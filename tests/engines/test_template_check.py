@@ -34,9 +34,7 @@ def changed(folder: Path, name: str, *, old: str = "", new: str = "", **config: 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sound_model_passes(tmp_path: Path, name: str):
     folder = BY_NAME[name].save(tmp_path)
-    lines = check_asked(folder, ASKED, ANSWERED)
-    assert [line for line in lines if "<think>" not in line] == []
-    assert bool(lines) == (name == "qwen")
+    assert check_asked(folder, ASKED, ANSWERED) == []
     assert [line for line in check_read(folder, READ) if "</think>" not in line] == []
 
 
@@ -87,6 +85,45 @@ def test_a_bos_at_every_turn_is_refused_even_where_the_first_is_right(tmp_path: 
         check_asked(folder, [VARIANTS["system"].render("Say hello.")], ANSWERED)
 
 
+OWN_SYSTEM_TURN = (
+    "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{%- endif %}"
+)
+
+
+def with_bos(folder: Path, template: str) -> Path:
+    """ChatML with `<|im_start|>` as its BOS, as SmolLM2 has it."""
+    BY_NAME["chatml"].save(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|im_start|>"}))
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@pytest.mark.parametrize("before", ["", OWN_SYSTEM_TURN], ids=["as_asked", "with_a_system_turn_of_its_own"])
+@pytest.mark.parametrize("variant", ["generic", "system"])
+def test_a_bos_that_opens_every_turn_is_right(tmp_path: Path, before: str, variant: str):
+    folder = with_bos(tmp_path, before + BY_NAME["chatml"].template)
+    asked = [VARIANTS[variant].render(question) for question in QUESTIONS]
+    assert check_asked(folder, asked, ANSWERED) == [] == check_read(folder, READ)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("{%- for m", "{{- bos_token }}{%- for m", r"begins a chat with 2 BOS \(<\|im_start\|>\)"),
+        ("<|im_end|>", "<|im_end|><|im_start|>", r"writes BOS .* times in a chat"),
+        ("'<|im_start|>assistant\n'", "'assistant\n'", r"writes BOS .* times in a chat"),
+    ],
+    ids=["doubled_at_the_start", "doubled_at_later_turns", "not_before_the_answer"],
+)
+def test_a_bos_that_opens_turns_and_stands_elsewhere_too_is_refused(tmp_path: Path, old: str, new: str, told: str):
+    template = BY_NAME["chatml"].template
+    assert old in template
+    folder = with_bos(tmp_path, template.replace(old, new))
+    with pytest.raises(InputError, match=told):
+        check_asked(folder, [VARIANTS["system"].render("Say hello.")], ANSWERED)
+
+
 @pytest.mark.parametrize("told_by", ["config.json", "generation_config.json"])
 def test_an_end_of_turn_at_which_sampling_does_not_stop_is_refused_until_the_file_lists_it(
     tmp_path: Path, told_by: str
@@ -131,7 +168,20 @@ def test_a_structure_that_a_user_can_write_is_said(tmp_path: Path):
         token["special"] = token["content"] != "<|im_start|>"
     (folder / "tokenizer.json").write_text(json.dumps(inner))
     (line,) = check_asked(folder, ASKED, ANSWERED)
-    assert "writes <|im_start|>, and so can a user" in line
+    assert "writes <|im_start|>, and a user who writes the same is read as the template is" in line
+
+
+@pytest.mark.parametrize("token", ["\n", "user", "<think>"])
+def test_an_added_token_that_is_no_structure_is_not_worth_a_note(tmp_path: Path, token: str):
+    """Gemma's vocabulary adds line breaks, and Qwen's the tags around thoughts: users write the former all the time."""
+    folder = changed(
+        tmp_path, "chatml", old="<|im_start|>assistant\n", new="<|im_start|>assistant\n<think>\n</think>\n"
+    )
+    inner = json.loads((folder / "tokenizer.json").read_text())
+    last = max(entry["id"] for entry in inner["added_tokens"])
+    inner["added_tokens"].append(inner["added_tokens"][0] | {"id": last + 1, "content": token, "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(inner))
+    assert not any("special" in line for line in check_asked(folder, ASKED, ANSWERED))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +195,7 @@ def test_a_structure_that_a_user_can_write_is_said(tmp_path: Path):
             {"old": " ~ m.content ~", "new": " ~ m.content.split('Here is my response:')[-1] ~"},
             "does not show an assistant's turn as it is",
         ),
-        ({"old": "<|im_start|>assistant\n", "new": "<|im_start|>assistant\n", "date": True}, "writes the date"),
+        ({"old": "<|im_start|>assistant\n", "new": "<|im_start|>assistant\n", "date": True}, "writes today's date"),
     ],
     ids=["opens_a_thought", "cuts_thoughts", "date"],
 )
@@ -184,4 +234,4 @@ def test_a_judge_whose_template_rewrites_responses_is_refused(tmp_path: Path):
 
 def test_a_judge_that_cuts_thoughts_out_of_responses_says_so(tmp_path: Path):
     (line,) = check_read(BY_NAME["qwen"].save(tmp_path), READ)
-    assert "such responses are unscored" in line
+    assert "such a response is left unscored" in line

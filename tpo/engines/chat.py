@@ -101,6 +101,11 @@ class ChatEncoder:
         return [*self.ids(text, as_text=True), int(end)]
 
     @property
+    def asks_for_answer(self) -> bool:
+        """Whether chats end with the generation prompt."""
+        return self._generation_prompt
+
+    @property
     def keeps_outer_space(self) -> bool:
         """Whether the chat template inserts a message with the white space around it."""
         return " x " in self._render([" x "], ["user"])
@@ -162,9 +167,11 @@ class ChatEncoder:
                 f"a message holds {half.group()!r}, half of a surrogate pair, expected Unicode text"
             ) from error
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The chat as the template shows it."""
-        return self._render([message["content"] for message in messages], [message["role"] for message in messages])
+    def render(self, messages: Sequence[Message], **variables: object) -> str:
+        """The chat as the template shows it, where `variables` are the template's own."""
+        return self._render(
+            [message["content"] for message in messages], [message["role"] for message in messages], **variables
+        )
 
     def by_template(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat as transformers makes them, which reads control tokens in messages as such."""
@@ -174,11 +181,11 @@ class ChatEncoder:
             )
         )
 
-    def _render(self, content: Sequence[str], roles: Sequence[str]) -> str:
+    def _render(self, content: Sequence[str], roles: Sequence[str], **variables: object) -> str:
         chat = [{"role": role, "content": text} for role, text in zip(roles, content, strict=True)]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=self._generation_prompt
+                chat, tokenize=False, add_generation_prompt=self._generation_prompt, **variables
             )
         except Exception as error:  # a template can raise anything, by itself or by what it computes
             raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error

@@ -3,8 +3,9 @@
 In: a model's folder and a few plain chats. Out: what a person should know of, in lines, or an `InputError` that names
 the file to mend. Loads the tokenizer alone; what is checked goes wrong in silence otherwise, and only after hours.
 
-The decision to question: a template that cuts thoughts out of earlier turns is allowed, and said. Nothing here renders
-a model's own output again: it is trained on the tokens that it sampled, and judges see responses alone.
+A note must be worth reading: it tells of what can go wrong in this run, and of nothing that every model of its family
+does. A template that cuts `<think>` blocks out of earlier turns is such a thing: nothing renders a model's own output
+again, since it is trained on the tokens that it sampled, and judges see responses alone.
 """
 
 import itertools
@@ -19,6 +20,8 @@ from tpo.records import Message
 ANSWER = "Forty-two, I would say."
 """An answer that no template has a reason to change."""
 _THINKING = "<think>I add the two.</think>"
+_THOUGHT_TAGS = ("<think>", "</think>")
+_DATED = "the date of a day"
 
 
 def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[str]:
@@ -59,7 +62,7 @@ def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
         reader.encode([*chats[0][:-1], _said(f"{_THINKING}\n{ANSWER}")])
     except InputError:
         lines.append(
-            f"{_template_file(model)} rewrites a response that holds {_THINKING!r}: such responses are unscored"
+            f"{_template_file(model)} rewrites a response that holds {_THINKING!r}: such a response is left unscored"
         )
     return lines
 
@@ -85,7 +88,7 @@ def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) ->
             f"{model / 'tokenizer.json'} reads a plain chat as {theirs[place : place + 3]} from token {place} on where "
             f"we read {ours[place : place + 3]}, expected the same: mend how its added_tokens are read"
         )
-    _check_bos(encoder, model, ours)
+    _check_bos(encoder, model, chat, ours)
 
 
 def _check_letters(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
@@ -98,7 +101,8 @@ def _check_letters(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -
         raise InputError(f"{model / 'tokenizer.json'}: {error}") from None
 
 
-def _check_bos(encoder: ChatEncoder, model: Path, ids: Sequence[int]) -> None:
+def _check_bos(encoder: ChatEncoder, model: Path, chat: Sequence[Message], ids: Sequence[int]) -> None:
+    """One BOS at the start, if the tokenizer puts one there, and no other unless BOS is what opens each turn."""
     bos, name = encoder.tokenizer.bos_token_id, encoder.tokenizer.bos_token
     if bos is None:
         return
@@ -114,11 +118,27 @@ def _check_bos(encoder: ChatEncoder, model: Path, ids: Sequence[int]) -> None:
             f"{_template_file(model)} begins a chat without BOS, which {model / 'tokenizer.json'} puts before every "
             f"other text ({name}), expected one: write {{{{ bos_token }}}} at its start"
         )
-    if found and bos != encoder.tokenizer.eos_token_id and ids.count(bos) > 1:
+    if found and bos != encoder.tokenizer.eos_token_id and ids.count(bos) > 1 and not _opens_turns(encoder, name, chat):
         raise InputError(
             f"{_template_file(model)} writes BOS ({name}) {ids.count(bos)} times in a chat, expected once, at its "
-            "start: write {{ bos_token }} outside of the loop over messages"
+            "start, or as the token that opens every turn: write {{ bos_token }} outside of the loop over messages"
         )
+
+
+def _opens_turns(encoder: ChatEncoder, token: str, chat: Sequence[Message]) -> bool:
+    """Whether a control token opens every turn, as SmolLM2's BOS does: once each, with the role's name after it.
+
+    A BOS that is repeated by mistake is followed by the token that does open turns, or is missing from some turns.
+    """
+    first, *between, last = encoder.structure(tuple(message["role"] for message in chat))
+    # The first piece may open a system turn of the template's own; the last one opens the answer, if one is asked for.
+    once = [*between, last] if encoder.asks_for_answer else between
+    names = (piece.partition(token)[2] for piece in (first, *once))
+    return (
+        token in first
+        and all(piece.count(token) == 1 for piece in once)
+        and not any(name.startswith(tuple(encoder.control)) for name in names)
+    )
 
 
 def _check_end_of_turn(reader: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
@@ -180,32 +200,40 @@ def _about_generation_prompt(
 
 def _about_answers(reader: ChatEncoder, model: Path, chat: Sequence[Message], answers: Sequence[str]) -> list[str]:
     """What the template leaves out of an assistant's turn; one line, if any."""
-    for answer in (*answers, f"{_THINKING}\n{ANSWER}"):
+    for answer in answers:
         shown = reader.render([*chat, _said(answer)])
         if answer.strip() not in shown:
             return [
                 f"{_template_file(model)} does not show an assistant's turn as it is (it shows {answer[:60]!r} as "
-                f"{shown[-60:]!r}): the loop renders none, but chats of several turns and training on text lose "
-                "thoughts"
+                f"{shown[-60:]!r}): the loop renders none, but a served chat of several turns loses what is left out"
             ]
     return []
 
 
 def _about_template(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> list[str]:
-    """What a user could write as the template does, and what another day changes."""
+    """Structure that a user could write as well as the template, and what changes from one day to the next."""
     lines = []
     own = "".join(encoder.structure(tuple(message["role"] for message in chat)))
     added = {str(token) for token in encoder.tokenizer.added_tokens_decoder.values()}
-    if open_ := sorted(token for token in added - encoder.control.keys() if token and token in own):
+    if open_ := sorted(token for token in added - encoder.control.keys() if token in own and _is_structure(token)):
         lines.append(
-            f"{_template_file(model)} writes {', '.join(open_)}, and so can a user: the token is not special in "
-            f'{model / "tokenizer.json"} ("special": true under added_tokens makes it so)'
+            f"{_template_file(model)} writes {', '.join(open_)}, and a user who writes the same is read as the "
+            f'template is: to keep it text in messages, set "special": true for it under added_tokens in '
+            f"{model / 'tokenizer.json'}"
         )
-    elif not any(token in own for token in added):
+    elif not any(token in own for token in encoder.control):
         lines.append(f"{_template_file(model)} writes no control token: a user can write whatever it does")
-    if "strftime_now" in str(encoder.tokenizer.chat_template):
-        lines.append(f"{_template_file(model)} writes the date: on another day the same prompts have other tokens")
+    if _DATED in encoder.render(chat, strftime_now=lambda form: _DATED):
+        lines.append(
+            f"{_template_file(model)} writes today's date into every prompt: on another day the same prompts have "
+            "other tokens; to keep them, write a fixed date in place of strftime_now(…) there"
+        )
     return lines
+
+
+def _is_structure(token: str) -> bool:
+    """Whether a token that isn't special can only be structure: not white space, a word, or a tag around a thought."""
+    return not (token.isspace() or token.isalnum() or token in _THOUGHT_TAGS)
 
 
 def _shared(first: Sequence[object], second: Sequence[object]) -> int:
