@@ -2,7 +2,8 @@
 
 In: a model's folder and chat messages. Out: the token ids of the prompt. A chat is encoded as a whole, as the model's
 makers do, with control tokens read as such in the template's own text alone: `<|end|>` in an instruction stays seven
-letters. There is one BOS, the template's.
+letters. There is one BOS, the template's. Thinking of the model's own is switched off where the template can do that: a
+thought is asked for in words, or not at all.
 
 Where a message holds no control token, or none comes about where texts meet, that is the tokenizer's own reading of the
 whole. Else the text between the template's control tokens is read with control tokens switched off. Either way the
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.disk import explained
+from tpo.engines.thinking_template import thinking_template
 from tpo.errors import InputError
 from tpo.records import Message
 
@@ -45,6 +47,7 @@ class ChatEncoder:
         if not self.tokenizer.chat_template:
             raise InputError(f"{model} has no chat template: add chat_template.jinja or use an instruction-tuned model")
         self._generation_prompt = generation_prompt
+        self.thinking = thinking_template(self.tokenizer)
         self._structures: dict[tuple[str, ...], list[str]] = {}
         self.control = {
             str(token): index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
@@ -177,7 +180,11 @@ class ChatEncoder:
         """Token ids of the chat as transformers makes them, which reads control tokens in messages as such."""
         return list(
             self.tokenizer.apply_chat_template(
-                list(messages), tokenize=True, add_generation_prompt=self._generation_prompt, return_dict=False
+                list(messages),
+                tokenize=True,
+                add_generation_prompt=self._generation_prompt,
+                return_dict=False,
+                **self.thinking.variables,
             )
         )
 
@@ -185,7 +192,10 @@ class ChatEncoder:
         chat = [{"role": role, "content": text} for role, text in zip(roles, content, strict=True)]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=self._generation_prompt, **variables
+                chat,
+                tokenize=False,
+                add_generation_prompt=self._generation_prompt,
+                **(self.thinking.variables | variables),
             )
         except Exception as error:  # a template can raise anything, by itself or by what it computes
             raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error

@@ -1,0 +1,141 @@
+"""How a model's chat template has it think by itself, and whether that can be switched off.
+
+Found by rendering: a chat that asks for an answer, with thinking on and off, and an answer that comes with a thought.
+Weights are not looked at, so this is what the template does; a model may think less, or more, than its template knows.
+
+Four kinds (docs/models.md): `none`; `hybrid`, the model opens a thought itself; `prefilled`, the prompt has opened it
+already, so that an output holds the closing tag alone; `channels`, thought and response are separate messages.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tpo.records import Message
+
+SWITCHES = ("enable_thinking", "thinking")
+"""Variables by which templates switch thinking on and off."""
+TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+"""What is known to stand around thoughts, for templates that never show one."""
+_THOUGHT, _ANSWER = "I add the two.", "Forty-two, I would say."
+_ASKED = [Message(role="user", content="Say hello.")]
+
+
+@dataclass(frozen=True)
+class ThinkingTemplate:
+    """What a chat template does about thoughts of the model's own."""
+
+    kind: Literal["none", "hybrid", "prefilled", "channels"] = "none"
+    """How a thought begins: never, by the model, in the prompt, or as a message of its own."""
+    opening: str | None = None
+    """Text of what opens a thought, such as `<think>`; None for the kind `none`."""
+    closing: str | None = None
+    """Text of what closes it."""
+    switch: str | None = None
+    """The template's variable that switches thinking on and off; None if there is none."""
+
+    @property
+    def variables(self) -> dict[str, bool]:
+        """What the template is given so that the model does not think by itself."""
+        return {self.switch: False} if self.switch else {}
+
+    @property
+    def always_thinks(self) -> bool:
+        """Whether every output begins with a thought, for all that a prompt can do."""
+        return self.kind in ("prefilled", "channels") and self.switch is None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What no response may hold: the texts around a thought."""
+        return tuple(tag for tag in (self.opening, self.closing) if tag)
+
+
+def thinking_template(tokenizer: Any) -> ThinkingTemplate:
+    """What the chat template of a transformers tokenizer does; `none` for one that refuses a plain question."""
+
+    def render(chat: list[dict[str, str]], *, to_answer: bool = False, **variables: bool) -> str:
+        try:
+            return str(
+                tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=to_answer, **variables)
+            )
+        except Exception:  # noqa: BLE001 - a template can raise anything; what uses it will say so
+            return ""
+
+    asked = [{"role": turn["role"], "content": turn["content"]} for turn in _ASKED]
+    switch = next((name for name in SWITCHES if _differs(render, asked, name)), None)
+    thinking = {switch: True} if switch else {}
+    on = render(asked, to_answer=True, **thinking)
+    tags = _shown_tags(render, asked, on, thinking) or _known_tags(render, asked, on, str(tokenizer.chat_template))
+    if tags is None:
+        return ThinkingTemplate("hybrid", None, None, switch) if switch else ThinkingTemplate()
+    opening, closing = tags
+    if on.rstrip().endswith(opening):
+        return ThinkingTemplate("prefilled", opening, closing, switch)
+    return ThinkingTemplate("channels" if _has_channels(render, asked, opening) else "hybrid", opening, closing, switch)
+
+
+_Render = Callable[..., str]
+
+
+def _differs(render: _Render, asked: list[dict[str, str]], switch: str) -> bool:
+    on, off = (render(asked, to_answer=True, **{switch: value}) for value in (True, False))
+    return on != off
+
+
+def _shown_tags(
+    render: _Render, asked: list[dict[str, str]], on: str, thinking: dict[str, bool]
+) -> tuple[str, str] | None:
+    """What stands around a thought that is handed to the template in the fields that templates read it from."""
+    thought = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
+    shown = render([*asked, {"role": "assistant", "content": _ANSWER, **thought}], **thinking)
+    before, found, after = shown.partition(_THOUGHT)
+    between = after.partition(_ANSWER)[0].strip()
+    if not found or not between:
+        return None
+    # A prompt ends with the header of the answer; where it opens a thought too, nothing is left behind it.
+    opening = before[_shared(before, on) :].strip() or _last_tag(before)
+    closing = _first_tag(between)
+    return (opening, closing) if opening and closing else None
+
+
+def _known_tags(render: _Render, asked: list[dict[str, str]], on: str, template: str) -> tuple[str, str] | None:
+    """Known tags that end a prompt, that the template cuts out of an answer, or that it writes in some other case."""
+    for opening, closing in TAGS:
+        if closing not in template:
+            continue
+        answer = f"{opening}{_THOUGHT}{closing}{_ANSWER}"
+        shown = render([*asked, {"role": "assistant", "content": answer}])
+        if on.rstrip().endswith(opening) or (shown and answer not in shown) or _differs(render, asked, SWITCHES[0]):
+            return opening, closing
+    return None
+
+
+def _has_channels(render: _Render, asked: list[dict[str, str]], opening: str) -> bool:
+    """Whether an answer without a thought is headed in the way that a thought is, by other words."""
+    prompt, shown = render(asked, to_answer=True), render([*asked, {"role": "assistant", "content": _ANSWER}])
+    heading = shown.partition(_ANSWER)[0][_shared(shown, prompt) :].strip()
+    return bool(heading) and opening not in heading
+
+
+def _last_tag(text: str) -> str | None:
+    found = re.findall(r"<[^<>\s]+>|\[[^\[\]\s]+\]", text)
+    return found[-1] if found and text.rstrip().endswith(found[-1]) else None
+
+
+def _first_tag(text: str) -> str | None:
+    found = re.match(r"<[^<>\s]+>|\[[^\[\]\s]+\]", text)
+    return found.group() if found else None
+
+
+def _shared(first: str, second: str) -> int:
+    """How many characters two texts begin with in common."""
+    return next(
+        (i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]),
+        min(len(first), len(second)),
+    )
