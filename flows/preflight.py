@@ -415,7 +415,7 @@ def check_templates(config: RunConfig) -> list[str]:
 
     Raises `InputError` where tokens would not be what the run relies on.
     """
-    from tpo.engines.template_check import ANSWER, check_asked, check_read
+    from tpo.engines.template_check import ANSWER, check_asked, check_read, check_thinking
 
     prompt = load_prompt(config.prompt)
     asked = [
@@ -425,6 +425,8 @@ def check_templates(config: RunConfig) -> list[str]:
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
     lines = check_asked(_seed_folder(config), asked, marked)
+    if config.thinkpo is None and config.self_train is None:
+        lines += check_thinking(_seed_folder(config))
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])

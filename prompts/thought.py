@@ -7,6 +7,7 @@ The response begins after the *first* response marker. A second one inside the r
 start: a model that learned to write the marker twice could otherwise hide text from one reader and not from another.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class ParseError(StrEnum):
     """The response holds the response marker again."""
     THOUGHT_MARKER_IN_RESPONSE = "thought_marker_in_response"
     """The response holds the thought marker."""
+    NATIVE_THOUGHT = "native_thought"
+    """The model thought in its own way as well, though that was switched off."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class ThoughtPrompt:
     """Text that opens the thought; None where the thought starts at once."""
     response_marker: str | None = None
     """Text that opens the response; None for a direct prompt, whose outputs are responses as they are."""
+    native_tags: tuple[str, ...] = ()
+    """What the model writes around thoughts of its own, opening first: a response never holds what is between them."""
 
     @property
     def fingerprint(self) -> str:
@@ -94,6 +99,10 @@ class ThoughtPrompt:
 
     def split(self, output: str, *, finished: bool) -> Parsed:
         """Thought and response of one output; `finished` is False where the token limit cut it."""
+        if any(tag in output for tag in self.native_tags):
+            shown = self.shown(output, finished=True)
+            error = ParseError.NATIVE_THOUGHT if finished else ParseError.CUT_BY_LENGTH
+            return Parsed(shown.thought, shown.response, error)
         if self.response_marker is None:
             response = output.strip()
             if not finished:
@@ -124,22 +133,38 @@ class ThoughtPrompt:
         With `finished` False, of an output that the limit cut or that is under way, an end that may be the beginning of
         a marker is left out, and so what is shown only grows while the output does.
         """
-        if self.response_marker is None:
-            return Shown("", output.strip())
         markers = [marker for marker in (self.thought_marker, self.response_marker) if marker]
         if not finished:
-            output = output[: len(output) - begun(output, markers)]
+            output = output[: len(output) - begun(output, [*markers, *self.native_tags])]
+        output = self._without_native_thoughts(output)
+        if self.response_marker is None:
+            return Shown("", output.strip())
         before, _, response = output.partition(self.response_marker)
         for marker in markers:
             response = response.partition(marker)[0]
         thought = before.replace(self.thought_marker, "") if self.thought_marker else before
         return Shown(thought.strip(), response.strip())
 
+    def without_native_thoughts(self, tags: tuple[str, ...]) -> "ThoughtPrompt":
+        """The same prompt of a model that may think in its own way between `tags` (opening, closing); none for none."""
+        return dataclasses.replace(self, native_tags=tags)
+
     def prose(self) -> list[str]:
         """The pieces of text that this format always uses: constant prose around the instruction, and markers."""
         slot = "\N{OBJECT REPLACEMENT CHARACTER}"
         pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
         return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
+
+    def _without_native_thoughts(self, output: str) -> str:
+        """An output without the block that opens it, up to the next tag: what follows that is a thought, or unknown."""
+        if not self.native_tags:
+            return output
+        opening, closing = self.native_tags[0], self.native_tags[-1]
+        if output.lstrip().startswith(opening):
+            output = output.partition(closing)[2]
+        for tag in self.native_tags:
+            output = output.partition(tag)[0]
+        return output
 
     def _without_markers(self, output: str) -> str:
         for marker in (self.thought_marker, self.response_marker):

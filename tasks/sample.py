@@ -42,6 +42,9 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = resolved["k"], resolved["tries"]
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = ChatEncoder(model.path)
+    if config.thinkpo is None and not encoder.thinking.always_thinks:
+        # There a model's own way of thinking is what is trained; elsewhere it was switched off, and is no response.
+        thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.tags)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
     longest = max(config.context_tokens, config.data.max_prompt_tokens + how.max_new_tokens)

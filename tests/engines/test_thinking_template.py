@@ -7,7 +7,9 @@ import trl
 
 from tests.engines.template_families import BY_NAME
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.template_check import check_thinking
 from tpo.engines.thinking_template import ThinkingTemplate, thinking_template
+from tpo.errors import InputError
 from tpo.records import Message
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -84,3 +86,27 @@ def test_what_always_thinks_is_what_no_prompt_can_keep_from_it():
         "gptoss",
         "muse_glimmer",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("deepseek_r1_distill", r"opens every answer with a thought \(<think>\) and has no variable"),
+        ("gptoss", r"puts thoughts into messages of their own \(<\|channel\|>analysis<\|message\|>\)"),
+    ],
+)
+def test_a_model_that_always_thinks_is_refused_by_name(tmp_path: Path, name: str, told: str):
+    folder = BY_NAME["chatml"].save(tmp_path)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
+    with pytest.raises(InputError, match=told) as refused:
+        check_thinking(folder)
+    assert str(folder) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "qwen3_6", "lfm2_2_5"])
+def test_a_model_that_may_think_without_a_switch_gets_a_note_and_others_none(tmp_path: Path, name: str):
+    folder = BY_NAME["chatml"].save(tmp_path)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
+    lines = check_thinking(folder)
+    assert bool(lines) == (name == "lfm2_2_5")
+    assert all("knows thoughts between <think> and </think>, and no way to switch them off" in line for line in lines)

@@ -125,6 +125,47 @@ def test_outputs_are_split_by_the_papers_rules(
     assert (parsed.thought, parsed.response, parsed.error) == (thought, response, error)
 
 
+NATIVE = [VARIANTS[name].without_native_thoughts(("<think>", "</think>")) for name in ("direct", "specific", "generic")]
+
+
+@pytest.mark.parametrize(
+    ("output", "finished", "responses", "error"),
+    [
+        ("<think>\na secret\n</think>\n\nParis.", True, ("Paris.", "", ""), ParseError.NATIVE_THOUGHT),
+        (
+            "<think>\na <R> secret\n</think>\n\nDraft.\n<R>\nParis.",
+            True,
+            (..., "Paris.", ""),
+            ParseError.NATIVE_THOUGHT,
+        ),
+        (
+            "<think>Here is my response: a secret</think>Easy. Here is my response: Paris.",
+            True,
+            (..., "", "Paris."),
+            ParseError.NATIVE_THOUGHT,
+        ),
+        ("<think>\na secret", False, ("", "", ""), ParseError.CUT_BY_LENGTH),
+        ("Paris. <think>a secret</think>", True, ("Paris.", "", ""), ParseError.NATIVE_THOUGHT),
+        ("a secret</think>Paris.", True, (..., "", ""), ParseError.NATIVE_THOUGHT),
+    ],
+)
+def test_what_a_model_thinks_in_its_own_way_is_no_response(
+    output: str, finished: bool, responses: tuple[object, ...], error: ParseError
+):
+    for prompt, response in zip(NATIVE, responses, strict=True):
+        parsed = prompt.split(output, finished=finished)
+        assert parsed.error is error
+        assert response is ... or parsed.response == response
+        assert prompt.shown(output, finished=finished).response == parsed.response
+
+
+def test_an_output_without_a_thought_of_the_models_own_is_split_as_ever():
+    for prompt, name in zip(NATIVE, ("direct", "specific", "generic"), strict=True):
+        for output in ("Paris.", "Draft.\n<R>\nParis.", "Here is my thought process: a\nHere is my response: b"):
+            assert prompt.split(output, finished=True) == VARIANTS[name].split(output, finished=True)
+            assert prompt.fingerprint == VARIANTS[name].fingerprint
+
+
 def test_every_thought_marker_leaves_the_thought():
     assert DRAFT.split("<internal thought>a<internal thought>b<response>c", finished=True).thought == "ab"
 
@@ -171,8 +212,14 @@ def test_what_is_shown_of_a_sound_output_is_what_it_splits_into(
     assert not any(marker in shown.response for marker in (prompt.thought_marker, prompt.response_marker) if marker)
 
 
-@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
-@given(pieces=st.lists(st.sampled_from(["a", " ", "\n", "<R>", "<response>", "<internal thought>", "Here", " is my "])))
+@pytest.mark.parametrize("prompt", [*VARIANTS.values(), *NATIVE], ids=by_name)
+@given(
+    pieces=st.lists(
+        st.sampled_from(
+            ["a", " ", "\n", "<R>", "<response>", "<internal thought>", "Here", " is my ", "<think>", "</think>"]
+        )
+    )
+)
 def test_what_is_shown_only_grows_while_an_output_does(prompt: ThoughtPrompt, pieces: list[str]):
     output = "".join(pieces)
     shown = [prompt.shown(output[:end], finished=False) for end in range(len(output) + 1)]

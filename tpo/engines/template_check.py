@@ -48,6 +48,31 @@ def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequen
     ]
 
 
+def check_thinking(model: Path) -> list[str]:
+    """What to know of a model that is to think as a prompt in words asks, or not at all.
+
+    Raises `InputError` if no prompt can keep it from thinking in its own way: its thoughts would count as responses.
+    """
+    thinking = ChatEncoder(model).thinking
+    if thinking.always_thinks:
+        how = (
+            f"opens every answer with a thought ({thinking.opening})"
+            if thinking.kind == "prefilled"
+            else f"puts thoughts into messages of their own ({thinking.opening})"
+        )
+        raise InputError(
+            f"{_template_file(model)} {how} and has no variable such as enable_thinking that switches thinking off: "
+            "such a model's own thoughts can't be told from its responses here yet; take a model that doesn't think "
+            "by itself, or one whose template can switch it off, as Qwen3's can"
+        )
+    if thinking.kind == "hybrid" and thinking.switch is None:
+        return [
+            f"{_template_file(model)} knows thoughts between {thinking.opening} and {thinking.closing}, and no way to "
+            "switch them off: if the model writes one, the output counts as malformed"
+        ]
+    return []
+
+
 def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
     """What to know of a model that reads `chats`, each with the assistant's turn at its end.
 
