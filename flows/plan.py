@@ -16,7 +16,9 @@ from rich.text import Text
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.spending import device_name
-from tpo.config import MINIATURE, JudgeConfig, RunConfig, VerifierJudge
+from tpo.config import MINIATURE, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.engines.model_config import check_use, read_model_config
+from tpo.engines.model_folder import check_writer, has_weights
 from tpo.forecast import GIB
 from tpo.gpu_memory import GpuMemory
 from tpo.ledger import read_ledger
@@ -44,12 +46,13 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 
 def models_of(config: RunConfig) -> Models:
     """The models of a run, by their folders."""
-    seed = find_model(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
+    folder = SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
+    seed = _find_writer(folder, trained=True, device=config.engine.device)
     writer = config.data.synthetic
     generator = None
     if writer is not None and writer.endpoint is None:
-        generator = seed if writer.folder is None else find_model(writer.folder)
-    return Models(seed, _judge_model(config.judge), _judge_model(config.evaluation.judge), generator)
+        generator = seed if writer.folder is None else _find_writer(writer.folder, device=config.engine.device)
+    return Models(seed, _judge_model(config, config.judge), _judge_model(config, config.evaluation.judge), generator)
 
 
 def cluster_of(config: RunConfig) -> Cluster:
@@ -73,10 +76,22 @@ def cluster_of(config: RunConfig) -> Cluster:
     )
 
 
-def _judge_model(judge: JudgeConfig) -> Model | None:
+def _judge_model(config: RunConfig, judge: JudgeConfig) -> Model | None:
     if isinstance(judge, VerifierJudge) or judge.folder is None:
         return None
+    if isinstance(judge, PairwiseJudge):
+        return _find_writer(judge.folder, device=config.judge_engine.device)
     return find_model(judge.folder)
+
+
+def _find_writer(folder: Path, *, trained: bool = False, device: str) -> Model:
+    """A model that writes; what a run would refuse of it, as far as its files are there, is refused here as well."""
+    model = find_model(folder)
+    if has_weights(folder):
+        check_writer(folder, trained=trained, device=device)
+    elif model.is_there:
+        check_use(folder, read_model_config(folder), trained=trained, device=device)
+    return model
 
 
 def to_json(plan: Plan) -> str:

@@ -33,6 +33,7 @@ from tpo.config import (
     JudgeConfig,
     MiniatureSource,
     PairFile,
+    PairModels,
     PairwiseJudge,
     PromptConfig,
     RewardModelJudge,
@@ -45,12 +46,13 @@ from tpo.console import say
 from tpo.disk import remove, write_atomically
 from tpo.engines.api import Spent
 from tpo.engines.generator import ApiGenerator
-from tpo.engines.model_folder import check_model_folder
+from tpo.engines.model_folder import check_writer
 from tpo.engines.processes import LOOPBACK_NAMES, proxy_fault
 from tpo.engines.reply import Tokens
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
 from tpo.engines.training_check import check_generation_config, check_training
+from tpo.engines.weights_check import check_weights
 from tpo.errors import InputError, StoreError
 from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.lock import check_unheld
@@ -76,7 +78,7 @@ def preflight(config: RunConfig) -> None:
     load_prompt(config.prompt)
     _check_model(config)
     for judge in (config.judge, config.evaluation.judge):
-        _check_judge(judge)
+        _check_judge(config, judge)
     _check_gpus(config)
     _check_splits(config)
     check_tracker(config.tracking)
@@ -108,6 +110,9 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
+    for folder in writers(config):
+        for line in check_weights(folder):
+            say(line)
     check_generation_config(_seed_folder(config))
     check_training(_seed_folder(config), config.train, config.trainer)
     if config.sft is not None:
@@ -180,7 +185,7 @@ def check_thinkpo(config: RunConfig) -> None:
             load_prompt(prompt)
         for model, own in ((source.long, "demonstrations"), (source.short, "seed")):
             if model != own:
-                check_model_folder(Path(model))
+                check_writer(Path(model), device=config.engine.device)
     if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
         raise InputError(
             "[sft] is there, and data.source.demonstration_column is not: name the column that holds the responses to "
@@ -192,9 +197,21 @@ def _seed_folder(config: RunConfig) -> Path:
     return SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
 
 
+def writers(config: RunConfig) -> list[Path]:
+    """The folders of the models that write in a run, each once: M_0, judges that are asked, and whoever else writes."""
+    folders = [_seed_folder(config)]
+    folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
+    if config.data.synthetic is not None and config.data.synthetic.folder is not None:
+        folders.append(config.data.synthetic.folder)
+    if config.thinkpo is not None and isinstance(config.thinkpo.source, PairModels):
+        source = config.thinkpo.source
+        folders += [Path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")]
+    return list(dict.fromkeys(folders))
+
+
 def _check_model(config: RunConfig) -> None:
     folder = _seed_folder(config)
-    context = check_model_folder(folder)
+    context = check_writer(folder, trained=True, device=config.engine.device)
     needed = config.data.max_prompt_tokens + config.sample.max_new_tokens
     if needed > context:
         raise InputError(
@@ -203,7 +220,7 @@ def _check_model(config: RunConfig) -> None:
         )
 
 
-def _check_judge(judge: JudgeConfig) -> None:
+def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
     match judge:
         case RewardModelJudge():
             check_reward_folder(judge.folder)
@@ -212,7 +229,7 @@ def _check_judge(judge: JudgeConfig) -> None:
         case PairwiseJudge():
             load_verdict_prompt(judge)
             if judge.folder is not None:
-                check_model_folder(judge.folder)
+                check_writer(judge.folder, device=config.judge_engine.device)
 
 
 def check_endpoints(config: RunConfig) -> None:
@@ -322,7 +339,8 @@ def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
     load_instruction_prompt(settings.template)
     if settings.endpoint is None:
         folder = settings.folder or _seed_folder(config)
-        context, needed = check_model_folder(folder), settings.max_prompt_tokens + settings.max_new_tokens
+        context = check_writer(folder, device=config.engine.device)
+        needed = settings.max_prompt_tokens + settings.max_new_tokens
         if needed > context:
             raise InputError(
                 f"data.synthetic.max_prompt_tokens + max_new_tokens is {needed}, more than the {context} tokens of "

@@ -15,9 +15,11 @@ from typing import NoReturn
 
 from prompts.thought import load_prompt
 from tpo.config import RunConfig
-from tpo.engines.model_folder import check_model_folder
+from tpo.console import say
+from tpo.engines.model_folder import check_writer
 from tpo.engines.processes import engine_environment
 from tpo.engines.sampler import engine_settings
+from tpo.engines.weights_check import check_weights
 from tpo.errors import InputError, shortened
 from tpo.serve_config import KEY, SETTINGS, ServeConfig
 
@@ -57,12 +59,14 @@ def serve(
     Raises `InputError` where the folder is not one that we load, the templates do not work, the context is longer than
     the model's, the key is missing, or the port is taken.
     """
-    longest = check_model_folder(model)
+    longest = check_writer(model, device=config.engine.device)
     load_prompt(config.prompt)
     if context_tokens is not None and context_tokens > longest:
         raise InputError(f"--context is {context_tokens}, more than the {longest} tokens of {model}: lower it")
     _check_port(place)
     key = _key(place)
+    for line in check_weights(model):
+        say(line)
     settings = ServeConfig(
         model=model.resolve(),
         name=name,

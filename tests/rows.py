@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 from tasks.lineage import Answers
@@ -69,14 +70,47 @@ def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score | Demon
     return stage.commit(1)
 
 
+LLAMA: Mapping[str, object] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": True,
+    "vocab_size": 640,
+}
+"""The shape of a model that hardly takes any space."""
+
+
 def a_model(folder: Path, *, context: int = 512, **config: object) -> Path:
     """A folder that looks like a model to everything that does not load it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context, **config}))
-    header = b'{"weights": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"w")
+    values = {**LLAMA, "max_position_embeddings": context, **config}
+    (folder / "config.json").write_text(json.dumps(values))
+    some_weights(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder
+
+
+def some_weights(folder: Path, *, rows: int = 640) -> None:
+    """Weights of `LLAMA`'s shape with so many tokens; on disk they take no space, for nothing of them was written."""
+    layer, size = "model.layers.0", 64
+    shapes = {
+        "model.embed_tokens.weight": [rows, size],
+        "model.norm.weight": [size],
+        **{f"{layer}.{name}.weight": [size] for name in ("input_layernorm", "post_attention_layernorm")},
+        **{f"{layer}.self_attn.{name}_proj.weight": [size, size] for name in "qkvo"},
+        **{f"{layer}.mlp.{name}_proj.weight": [size, size] for name in ("gate", "up", "down")},
+    }
+    header, end = dict[str, object](), 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def a_config(folder: Path, **changes: object) -> RunConfig:

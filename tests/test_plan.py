@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 PROFILES = {path.stem: path for path in sorted((ROOT / "deploy" / "profiles").glob("*.toml"))}
 LLAMA_8B = PUBLISHED["Meta-Llama-3-8B-Instruct"]
 SMALL = {
-    "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10,
-    "max_position_embeddings": 512,
+    "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16,
+    "vocab_size": 10, "max_position_embeddings": 512,
 }  # fmt: skip
 
 
@@ -81,8 +81,9 @@ def test_adapters_of_rank_16_on_llama_3_8b_have_42_million_parameters():
 
 def test_a_shape_is_read_from_the_folder_where_there_is_one(tmp_path: Path):
     config = {
-        "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 8192,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+        "max_position_embeddings": 8192,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = find_model(tmp_path)

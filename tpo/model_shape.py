@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpo.engines.folder_files import read_json
-from tpo.engines.model_folder import NO_DECODER
+from tpo.engines.model_config import NO_DECODER, read_model_config, text_part
 from tpo.errors import InputError
 
 
@@ -144,10 +143,8 @@ def find_model(folder: Path) -> Model:
 
 
 def _read_shape(folder: Path) -> ModelShape:
-    whole = read_json(folder / "config.json")
-    if whole.get("is_encoder_decoder"):
-        raise InputError(f"{folder} {NO_DECODER}")
-    config = whole.get("text_config", whole)
+    whole = read_model_config(folder)
+    config = text_part(whole)
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
             raise InputError(
@@ -156,7 +153,7 @@ def _read_shape(folder: Path) -> ModelShape:
             )
 
     def number(key: str, default: int | None = None) -> int:
-        value = config.get(key, default)
+        value = default if config.get(key) is None else config[key]
         if type(value) is not int or value < 1:
             raise InputError(f"{folder / 'config.json'} has {key} = {value!r}, expected a whole number from 1")
         return value

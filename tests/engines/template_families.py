@@ -96,7 +96,11 @@ class Family:
         """A model folder with this tokenizer, without weights."""
         tokenizer = self.tokenizer()
         tokenizer.save_pretrained(folder)
-        values = {"max_position_embeddings": 4096, "eos_token_id": tokenizer.eos_token_id} | config
+        values = {
+            "model_type": "llama",
+            "max_position_embeddings": 4096,
+            "eos_token_id": tokenizer.eos_token_id,
+        } | config
         (folder / "config.json").write_text(json.dumps(values))
         return folder
 

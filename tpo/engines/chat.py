@@ -42,10 +42,8 @@ class ChatEncoder:
     """Encodes chats for one model: to be answered or, without the generation prompt, to be read as they stand."""
 
     def __init__(self, model: Path, *, generation_prompt: bool = True) -> None:
-        from transformers import AutoTokenizer
-
         with explained(model):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+            self.tokenizer: Any = _load_tokenizer(model)
         if not self.tokenizer.chat_template:
             raise InputError(f"{model} has no chat template: add chat_template.jinja or use an instruction-tuned model")
         self._generation_prompt = generation_prompt
@@ -233,6 +231,22 @@ class ChatEncoder:
             return False
         token, index = next(iter(self.control.items()))
         return self.ids(f"{token}a", as_text=False) != [index, *self.ids("a", as_text=False)]
+
+
+def _load_tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the tokenizers library, written in Rust, panics with what isn't an Exception
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk and not of what the files say
+        told = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{model} has a tokenizer that does not load ({type(error).__name__}: {told}): fetch its files again"
+        ) from error
 
 
 def _shown(rendered: str, structure: Sequence[str], content: Sequence[str]) -> list[str] | None:

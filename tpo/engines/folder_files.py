@@ -17,6 +17,19 @@ MOST_VOCABULARY_BYTES = 128 << 20
 """Size of a vocabulary or of an index of tensors that is read; the largest published ones have 35 MB."""
 
 
+LFS_POINTER = b"version https://git-lfs"
+"""How the small file begins that git leaves in place of a large one which it has not fetched."""
+
+
+def check_fetched(path: Path, start: bytes) -> None:
+    """Raises `InputError` if a file, which begins with `start`, is only Git LFS's pointer to it."""
+    if start.startswith(LFS_POINTER):
+        raise InputError(
+            f"{path} is Git LFS's pointer to the file and not the file itself: run git lfs pull in the folder that it "
+            "was cloned into, or fetch the model with hf download"
+        )
+
+
 def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
     """The text in a file; raises `InputError` where it is larger than `most_bytes` or is not UTF-8."""
     try:
@@ -26,6 +39,7 @@ def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
             raise InputError(
                 f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it is none of ours"
             )
+        check_fetched(path, content)
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable: {error}") from error

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tpo.engines.folder_files import MOST_VOCABULARY_BYTES, read_json, read_text, some_of
+from tpo.engines.folder_files import read_json, read_text, some_of
+from tpo.engines.model_config import check_generation_config, check_use, context_tokens, read_model_config, text_part
 from tpo.engines.template_trial import template_fault
-from tpo.engines.tensor_files import INDEX, WEIGHTS, check_tensor_files
+from tpo.engines.tensor_files import INDEX, WEIGHTS, check_tensor_files, read_tensors
+from tpo.engines.tokenizer_files import check_tokenizer
 from tpo.errors import InputError
 
 PICKLES = (
@@ -51,11 +53,6 @@ QUANTIZED = (
     *("modelopt", "modelopt_fp4", "mxfp4", "mxfp8", "nvfp4"),
 )
 """Ways of quantization whose weights are in safetensors and whose code is in the engines."""
-NO_DECODER = (
-    "is an encoder-decoder model, as T5 is, which neither vLLM nor our trainer runs: take a causal language model, one "
-    "of the kind ...ForCausalLM"
-)
-"""What to say of a model that has an encoder."""
 MOST_FILES = 10_000
 """Files and folders in a model folder, sub-folders included."""
 TEMPLATES = "additional_chat_templates"
@@ -65,31 +62,84 @@ _RUNS_CODE = ("auto_map", "custom_generate", "custom_pipelines")
 _ELSEWHERE = ("speculators_config", "transformers_weights", "kernel_config", "use_kernels")
 _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _OTHER_CONFIGS = ("chat_template.json", "modules.json", "special_tokens_map.json")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_DEPTH_SEARCHED = 3
+_PACKED_TYPES = re.compile(r"F[468]_|[UI](8|16|32)$")
+"""Types of numbers, by the format's names, that only quantized weights are in."""
 
 
 def check_model_folder(folder: Path) -> int:
     """The model's context in tokens, after checking that the folder holds what we load and nothing that we refuse."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: expected one with safetensors, config and tokenizer")
+        raise InputError(f"{folder} is not a folder: {_how_to_get(folder)}")
     _check_kinds(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is not a model: it has no config.json")
     _check_names(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a model: it has no config.json{_model_below(folder)}")
     configs = {path.name: read_json(path) for path in sorted(folder.glob("*.json")) if _is_config(path)}
     _check_code(folder, configs)
     _check_settings(folder, configs)
-    if configs["config.json"].get("is_encoder_decoder"):
-        raise InputError(f"{folder} {NO_DECODER}")
-    if not ((folder / WEIGHTS).is_file() or (folder / INDEX).is_file()):
-        raise InputError(f"{folder} is not a model: it has no .safetensors file named {WEIGHTS}, nor {INDEX}")
+    config = read_model_config(folder)
+    context = context_tokens(folder, config)
+    check_generation_config(folder)
+    if not has_weights(folder):
+        raise InputError(
+            f"{folder} is not a model: it has no .safetensors file named {WEIGHTS}, nor {INDEX}{_other_weights(folder)}"
+        )
     check_tensor_files(folder)
-    _check_tokenizer(folder)
+    check_tokenizer(folder, text_part(config).get("vocab_size"))
     _check_templates(folder, configs)
-    context = configs["config.json"].get("max_position_embeddings")
-    if type(context) is not int or context < 1:
-        raise InputError(f"{folder / 'config.json'} has no max_position_embeddings, expected the context in tokens")
     return context
+
+
+def check_writer(folder: Path, *, trained: bool = False, device: str = "gpu") -> int:
+    """What `check_model_folder` does, for a model that writes text on a `device` and may be `trained`.
+
+    Raises `InputError` for a model that can't be used so, as far as its config and its weights' headers tell.
+    """
+    context = check_model_folder(folder)
+    check_use(folder, read_model_config(folder), trained=trained, device=device)
+    if trained:
+        packed = {
+            tensor.dtype for name, tensor in read_tensors(folder).items() if name.rpartition(".")[2].endswith("weight")
+        }
+        if kinds := sorted(kind for kind in packed if _PACKED_TYPES.match(kind)):
+            raise InputError(
+                f"{folder} holds weights of type {', '.join(kinds)}, which are quantized, and training needs plain "
+                "ones: take the model's unquantized version (bfloat16)"
+            )
+    return context
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights under one of the two names that loaders look for."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def _how_to_get(folder: Path) -> str:
+    """What to do about a folder that isn't there."""
+    if folder.is_file():
+        return f"it is a file; name the folder that it is in, {folder.parent}"
+    expected, name = "expected one with safetensors, config and tokenizer", str(folder)
+    if folder.parent.name == "models":
+        return f"{expected}; fetch the model, for example with hf download OWNER/{folder.name} --local-dir {folder}"
+    if _HUB_NAME.fullmatch(name) and not folder.parent.is_dir():
+        place = f"models/{folder.name}"
+        return f"{expected}; if it is a name on the model hub, hf download {name} --local-dir {place}, and name {place}"
+    return expected
+
+
+def _model_below(folder: Path) -> str:
+    """Where a model is instead, for the end of a message; empty if none is found."""
+    depths = ("*/" * depth + "config.json" for depth in range(1, _DEPTH_SEARCHED + 1))
+    found = sorted(path.parent for pattern in depths for path in folder.glob(pattern))
+    return f"; there is a model in {found[0]}: name that folder" if found else ""
+
+
+def _other_weights(folder: Path) -> str:
+    """What there is instead of weights, for the end of a message."""
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f"; it holds {some_of(found)}: fetch the index as well, or name the file so" if found else ""
 
 
 def _check_kinds(folder: Path) -> None:
@@ -202,13 +252,6 @@ def _settings(config: object) -> Iterator[tuple[str, object]]:
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-
-
-def _check_tokenizer(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise InputError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
-    for name in _VOCABULARIES:
-        read_json(folder / name, MOST_VOCABULARY_BYTES)
 
 
 def _check_templates(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpo.engines.folder_files import MOST_VOCABULARY_BYTES, read_json, some_of
+from tpo.engines.folder_files import LFS_POINTER, MOST_VOCABULARY_BYTES, check_fetched, read_json, some_of
 from tpo.errors import InputError
 
 WEIGHTS = "model.safetensors"
@@ -37,6 +37,8 @@ class StoredTensor:
     """The file that holds it."""
     shape: tuple[int, ...]
     """Its shape."""
+    dtype: str = ""
+    """Its type, by the format's name for it."""
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -93,6 +95,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            check_fetched(path, file.read(len(LFS_POINTER)))
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header would have {length} bytes, and the file has {size}")
@@ -103,6 +107,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         spans = sorted((*_span(name, about), name) for name, about in header.items())
     except FileNotFoundError:
         raise InputError(f"{path} is not there: the folder's weights are not complete, fetch them again") from None
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a safetensors file: {error}") from error
     end = 0
@@ -114,7 +120,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise InputError(
             f"{path} has {size} bytes, expected {8 + length + end}: it is cut off or damaged, fetch it again"
         )
-    return {name: StoredTensor(path, tuple(about["shape"])) for name, about in header.items()}
+    return {name: StoredTensor(path, tuple(about["shape"]), about["dtype"]) for name, about in header.items()}
 
 
 def _span(name: str, about: Any) -> tuple[int, int]:
