@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import re
+import select
 import socket
 import sys
 import time
@@ -79,7 +80,7 @@ def ended(work: Callable[[], int]) -> int:
             if stop_requested() is None:
                 say_last_words()
             return exit_status(number)
-        if isinstance(error.__cause__, BrokenPipeError) and _is_cut_off(sys.stdout):
+        if isinstance(error.__cause__, BrokenPipeError) and _is_unread(sys.stdout):
             return exit_status(signal.SIGPIPE)
         if isinstance(error, MemoryError):
             error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
@@ -94,14 +95,14 @@ def _stopped_by(error: BaseException) -> int | None:
     return int(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else stop_requested()
 
 
-def _is_cut_off(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more, as after `| head`; what is printed there then goes nowhere."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more, as after `| head`; what is left of it then goes nowhere."""
+    found = select.poll()
+    found.register(stream.fileno(), select.POLLERR)
+    if not found.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return True
 
 
 class _Parser(argparse.ArgumentParser):
