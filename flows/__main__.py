@@ -8,19 +8,22 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
 import re
+import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from flows.start import (
     ablated,
+    check_prefect_settings,
     compared,
     made,
     prefect_environment,
@@ -44,7 +47,7 @@ from flows.stopping import (
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, RunConfig, load_config
 from tpo.console import say
-from tpo.disk import explained
+from tpo.disk import explained, make_folder
 from tpo.engines.processes import loopback_without_proxy
 from tpo.errors import InputError, ServerError, StageError, TpoError, shortened
 from tpo.ladder import ABLATION, LADDER, page_of
@@ -79,7 +82,7 @@ def ended(work: Callable[[], int]) -> int:
             if stop_requested() is None:
                 say_last_words()
             return exit_status(number)
-        if isinstance(error.__cause__, BrokenPipeError) and _is_cut_off(sys.stdout):
+        if isinstance(error.__cause__, BrokenPipeError) and _is_unread(sys.stdout):
             return exit_status(signal.SIGPIPE)
         if isinstance(error, MemoryError):
             error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
@@ -94,14 +97,14 @@ def _stopped_by(error: BaseException) -> int | None:
     return int(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else stop_requested()
 
 
-def _is_cut_off(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more, as after `| head`; what is printed there then goes nowhere."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more, as after `| head`; what is left of it then goes nowhere."""
+    found = select.poll()
+    found.register(stream.fileno(), select.POLLERR)
+    if not found.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return True
 
 
 class _Parser(argparse.ArgumentParser):
@@ -315,19 +318,30 @@ def _self_train(options: argparse.Namespace) -> int:
 
 def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[RunConfig, Any], Found]) -> Found:
     """What a flow makes, started from a command line."""
-    import httpx
-    from prefect.exceptions import PrefectException
-
     last = "M" if config.self_train is None else "SFT"
     goal = "" if iterations is None else f"to {last}_{iterations} "
     print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
-    try:
+    remedy = (
+        "run again, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
+        f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
+    )
+    with _answered_by_prefect(remedy):
         return flow(config, iterations)
-    except (httpx.HTTPError, PrefectException) as error:
+
+
+@contextlib.contextmanager
+def _answered_by_prefect(remedy: str) -> Iterator[None]:
+    """Raises `ServerError` with a remedy if Prefect's server fails."""
+    import httpx
+    from prefect.exceptions import PrefectException
+
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, PrefectException, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):
+            raise  # Prefect has no error of its own for a server that did not start
         raise ServerError(
-            f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): run "
-            "again, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
-            f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
+            f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): {remedy}"
         ) from error
 
 
@@ -376,6 +390,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _ui(_: argparse.Namespace) -> int:
     prefect_environment()
+    check_prefect_settings()
     os.execv(sys.executable, [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"])
 
 
@@ -383,7 +398,8 @@ def _deploy(_: argparse.Namespace) -> int:
     _use_server()
     from flows.operation import make_pool
 
-    make_pool(POOL)
+    with _answered_by_prefect(_SERVER_FIRST):
+        make_pool(POOL)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)]
     os.execv(sys.executable, command)
 
@@ -393,10 +409,14 @@ def _worker(options: argparse.Namespace) -> int:
     from flows.operation import end_orphans
 
     name = socket.gethostname()
-    end_orphans(POOL, name)
+    with _answered_by_prefect(_SERVER_FIRST):
+        end_orphans(POOL, name)
     logging.shutdown()  # what is on its way to the server: a process that is replaced says no last words
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     os.execv(sys.executable, [*command, *options.options])
+
+
+_SERVER_FIRST = "start one by make ui, or set PREFECT_API_URL to the address of one that runs"
 
 
 def _use_server() -> None:
@@ -404,9 +424,11 @@ def _use_server() -> None:
     prefect_environment()
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     os.environ.setdefault("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    check_prefect_settings()
 
 
 def _seed_model(options: argparse.Namespace) -> int:
+    make_folder(options.to)
     _start_again_with_threads(2)
     from flows.seed_model import build_seed_model
 
@@ -416,6 +438,7 @@ def _seed_model(options: argparse.Namespace) -> int:
 
 
 def _small_judges(options: argparse.Namespace) -> int:
+    make_folder(options.to)
     _start_again_with_threads(2)
     from flows.small_judges import build_small_judges
 

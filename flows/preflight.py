@@ -47,7 +47,7 @@ from tpo.disk import remove, write_atomically
 from tpo.engines.api import Spent
 from tpo.engines.generator import ApiGenerator
 from tpo.engines.model_folder import check_writer
-from tpo.engines.processes import LOOPBACK_NAMES, proxy_fault
+from tpo.engines.processes import LOOPBACK_NAMES, check_rays_folder, proxy_fault
 from tpo.engines.reply import Tokens
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
@@ -97,6 +97,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     """
     check_unheld(config.root)
     check_proxies(config)
+    _check_places(config)
     _check_writing(config.root)
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
@@ -393,6 +394,19 @@ def _check_folder(root: Path) -> None:
         )
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{parent} is not a folder that can be written to: set folder in the profile to one that is")
+
+
+def _check_places(config: RunConfig) -> None:
+    """What Prefect and Ray keep beside the run has a place."""
+    home = Path(os.environ.get("PREFECT_HOME") or ".prefect").absolute()
+    parent = next(path for path in (home, *home.parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(
+            f"{home} cannot be made or written to, where Prefect keeps its database: set PREFECT_HOME to a folder that "
+            "can be"
+        )
+    if config.cluster.address is None:
+        check_rays_folder()
 
 
 def _check_writing(root: Path) -> None:

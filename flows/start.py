@@ -185,6 +185,7 @@ def compared(config: RunConfig, iterations: int) -> Comparison | None:
 def working() -> Iterator[None]:
     """Has all that the flow starts in this process end with it, or at the end of the context."""
     prefect_environment()
+    check_prefect_settings()
     with watched(), apart_from_terminal():
         from tpo.engines.sampler import close_pools
         from tpo.engines.scoring import close_scorer_pools
@@ -194,6 +195,22 @@ def working() -> Iterator[None]:
         finally:
             close_pools()
             close_scorer_pools()
+
+
+def check_prefect_settings() -> None:
+    """Raises `InputError` if Prefect does not take what the environment says to it; after `prefect_environment`."""
+    from pydantic import ValidationError
+
+    try:
+        from prefect.settings import get_current_settings
+
+        get_current_settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"Prefect refuses its settings, {'.'.join(map(str, first['loc']))} ({shortened(first['msg'])}, found "
+            f"{shortened(repr(first['input']))}): see the environment variables whose names begin with PREFECT_"
+        ) from None
 
 
 def prefect_environment() -> None:

@@ -2,7 +2,8 @@
 
 The first signal raises `KeyboardInterrupt` in the main thread, so that locks, leases and engines are let go of in
 order. If that takes longer than `GRACE_SECONDS` the process leaves anyway: the run folder is whole at every moment, and
-the watchdog ends what is left of its children.
+the watchdog ends what is left of its children. A thread counts the seconds and sees the second signal, since Python
+runs handlers in the main thread alone, which may wait in a library that does not look at signals.
 
 A terminal sends ^C to all processes of its foreground group. Ray's daemons, Prefect's server and the engines must
 outlive that moment, or the driver would wait for them and report that they died; so what a run starts is started in
@@ -13,6 +14,7 @@ import atexit
 import contextlib
 import functools
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -31,6 +33,7 @@ TO_RESUME = "Stopped. Rerun the same command to resume."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _received: int | None = None
+_told = threading.Event()
 _last_words = TO_RESUME
 
 
@@ -39,9 +42,33 @@ def stop_in_order() -> None:
 
     A signal that is ignored stays so, as `nohup` has it.
     """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_leave_in_time, args=(reader,), name="stopping", daemon=True).start()
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # A forked child that is ended must not write into the pipe that it shares with us.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+def _leave_in_time(reader: int) -> None:
+    """Ends this process at the second signal, or `GRACE_SECONDS` after the first."""
+    number = _next_signal(reader)
+    if number == signal.SIGHUP:
+        _let_go_of_terminal()
+    _tell("Stopping. Press ^C again to stop at once." if number == signal.SIGINT else "Stopping.")
+    _told.set()
+    if select.select([reader], [], [], GRACE_SECONDS)[0]:
+        number = _next_signal(reader)
+    leave(number)
+
+
+def _next_signal(reader: int) -> int:
+    while (number := os.read(reader, 1)[0]) not in _SIGNALS:
+        pass
+    return number
 
 
 def stop_requested() -> int | None:
@@ -81,18 +108,12 @@ def leave(number: int) -> NoReturn:
     os._exit(exit_status(number))
 
 
-def _stop(number: int, _: FrameType | None) -> NoReturn:
+def _stop(number: int, _: FrameType | None) -> None:
     global _received  # noqa: PLW0603 -- as above
-    if number == signal.SIGHUP:
-        _let_go_of_terminal()
-    if _received is not None:
-        leave(number)
-    _received = number
-    _tell("Stopping. Press ^C again to stop at once." if number == signal.SIGINT else "Stopping.")
-    late = threading.Timer(GRACE_SECONDS, leave, [number])
-    late.daemon = True
-    late.start()
-    raise KeyboardInterrupt(number)
+    if _received is None:  # at a second signal the thread leaves
+        _received = number
+        _told.wait(1.0)
+        raise KeyboardInterrupt(number)
 
 
 def _tell(line: str) -> None:

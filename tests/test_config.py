@@ -136,6 +136,34 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
         (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
         (["sample.k"], "override 'sample.k' has no value, expected section.key=value"),
         (["=4"], "override '=4' has no value"),
+        (["sample..k=4"], "has an empty name in its key"),
+        (["smaple.k=4"], "did you mean sample?"),
+        (["name='x"], "begins with a quote and is not TOML"),
+        (["seed=" + "9" * 5000], "is not readable TOML: Exceeds the limit"),
+        (["seed=0x" + "f" * 5000], "seed is a number of 20000 bits"),
+        (["seed=" + "[" * 100_000], "is not readable TOML: it is nested too deeply"),
+        ([".".join(["a"] * 100_000) + "=1"], "are nested too deeply"),
+        (["a" * 5000 + "=1"], "(5000 characters): unknown key"),
+        (["name=" + "/" * 5000], "(5002 characters)"),
+        (
+            ["train.epochs=99999999999999999999"],
+            "train: epochs is 99999999999999999999, expected at most 2,147,483,647",
+        ),
+        (["trainer.stall_seconds=1e300"], "trainer: stall_seconds is 1e+300, expected at most"),
+        (["sample.k=1979-05-27"], 'sample.k: Input should be a valid integer (found "1979-05-27")'),
+        (["model.path=a\0b"], r"model.path holds the character '\x00'"),
+        (["model.path=\udcff"], "expected text in UTF-8"),
+        (["folder=~/runs"], "folder is ~/runs, and ~ is not replaced here: write the path out"),
+        (["judge=4"], "judge: expected a section with a key kind"),
+        (["judge.answer_pattern=(a{99999999999})"], "answer_pattern is not a regular expression"),
+        (
+            ["judge={kind='pairwise', model='m', endpoint={base_url='http://127.0.0.1:99999/v1'}}"],
+            "judge.endpoint.base_url: Port out of range 0-65535",
+        ),
+        (
+            ["judge={kind='pairwise', model='m', endpoint={base_url='http://'}}"],
+            "judge.endpoint.base_url: expected an address with the name of a machine",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Path, overrides: list[str], told: str):
@@ -153,12 +181,54 @@ def test_a_profile_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pa
         load_config(tmp_path / "labtop.toml")
 
 
-@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"[sample]\nk = 1\nk = 2"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name = ",
+        b"\xff\xfe",
+        b"[sample]\nk = 1\nk = 2",
+        b"seed = " + b"9" * 5000,
+        b"x = " + b"[" * 100_000 + b"]" * 100_000,
+        b"x = " + b"{a = " * 10_000 + b"1" + b"}" * 10_000,
+    ],
+    ids=["no value", "not UTF-8", "a key twice", "5,000 digits", "arrays in arrays", "tables in tables"],
+)
 def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="not readable TOML"):
+    with pytest.raises(InputError, match="not readable TOML") as refused:
         load_config(path)
+    assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
+        ('{"seed": ' + "9" * 5000 + "}", "is not readable JSON: Exceeds the limit"),
+        ("[1]", "holds one JSON value, expected sections and keys"),
+        ('{"name": "\\ud800"}', "expected text in UTF-8"),
+        (" " * 2**21, "has more than 1,048,576 bytes"),
+    ],
+    ids=["deep", "5,000 digits", "a list", "half a character", "huge"],
+)
+def test_a_config_that_no_run_has_kept_is_refused(tmp_path: Path, content: str, told: str):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as refused:
+        load_config(path)
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("place", ["/dev", "/dev/zero"])
+def test_a_profile_that_is_not_a_file_is_refused_and_not_read(tmp_path: Path, place: str):
+    (tmp_path / "mine.toml").symlink_to(place)
+    with pytest.raises(InputError, match="is not a file"):
+        load_config(tmp_path / "mine.toml")
+
+
+def test_a_profile_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path):
+    assert load_config(a_profile(tmp_path, '\ufeffname = "marked"')).name == "marked"
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

@@ -1,9 +1,12 @@
 """Claims about what a bar tells to those who look on."""
 
+import io
+import sys
+
 import pytest
 
 from tpo import console
-from tpo.console import Advance, look_on, progress_bar
+from tpo.console import Advance, look_on, progress_bar, say
 
 
 def test_onlookers_are_told_once_of_every_bar_and_of_all_that_it_is_told(monkeypatch: pytest.MonkeyPatch):
@@ -20,3 +23,12 @@ def test_onlookers_are_told_once_of_every_bar_and_of_all_that_it_is_told(monkeyp
         advance(16)
         advance(64)
     assert told == [("sample iter_1", 64, "outputs"), 16, 64]
+
+
+def test_a_line_that_nobody_reads_any_more_ends_no_run(monkeypatch: pytest.MonkeyPatch):
+    class Unread(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Unread())
+    say("iter_1/samples: 96 outputs")

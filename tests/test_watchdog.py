@@ -54,7 +54,9 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
             time.sleep(0.1)
         assert not any(map(alive, started))
         assert alive(other.pid)
-        assert ("ended without a word" in run.stderr.read()) is (end == "killed with -9")
+        said = run.stderr.read()
+        assert ("ended without a word" in said) is (end == "killed with -9")
+        assert "memory" not in said, "and none was short"
     finally:
         other.kill()
         other.wait()

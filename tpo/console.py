@@ -59,12 +59,13 @@ def _own_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
 def say(message: str) -> None:
     """One line for the person at the terminal, above any bar, and for whoever listens to the logger `tpo`."""
     logging.getLogger(LOGGER).info(message)
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+    with contextlib.suppress(OSError):  # a reader that is gone, as after `2>&1 | head`, ends no run
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-        tqdm.write(message, file=sys.stderr)
-    else:
-        print(message, file=sys.stderr, flush=True)
+            tqdm.write(message, file=sys.stderr)
+        else:
+            print(message, file=sys.stderr, flush=True)
 
 
 def _line_writer(label: str, total: int, unit: str) -> Advance:

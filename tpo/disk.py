@@ -225,7 +225,12 @@ def explained(path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(_explanation(path or Path(str(error.filename or ".")), error)) from error
+        if path is None and error.filename is None:
+            raise StoreError(
+                f"{error.strerror or error}, when something was printed or written that has no name: see where the "
+                "output goes, then run again; what is complete is kept"
+            ) from error
+        raise StoreError(_explanation(path or Path(str(error.filename)), error)) from error
 
 
 def _explanation(path: Path, error: OSError) -> str:
@@ -243,6 +248,6 @@ def _explanation(path: Path, error: OSError) -> str:
 
 def _free_mib(path: Path) -> int:
     try:
-        return shutil.disk_usage(next(parent for parent in path.parents if parent.is_dir())).free // 2**20
+        return shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.is_dir())).free // 2**20
     except OSError:
         return 0

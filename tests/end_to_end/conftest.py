@@ -18,6 +18,8 @@ SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.e
 
 AFTER_ONE = "after_one.json"
 """The manifests after the first iteration, by their paths in the run folder."""
+DEAD_PROXY = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+"""A proxy that nothing answers at: what a run asks is on this machine."""
 Iterate = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -33,7 +35,7 @@ def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
         command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name]
         for setting in settings:
             command += ["--set", setting]
-        environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
+        environment = {**os.environ, **DEAD_PROXY, "PREFECT_HOME": str(folder / "prefect")}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False
         )

@@ -10,7 +10,14 @@ import pytest
 
 from tpo.config import EngineConfig
 from tpo.engines import processes
-from tpo.engines.processes import LOOPBACK, QUIET, engine_environment, environment
+from tpo.engines.processes import (
+    LOOPBACK,
+    QUIET,
+    engine_environment,
+    environment,
+    loopback_without_proxy,
+    proxy_fault,
+)
 from tpo.errors import StageError
 
 
@@ -85,3 +92,54 @@ def test_no_process_of_ray_is_bound_to_one_core_where_openmp_is_preloaded(tmp_pa
         timeout=300,
     )
     assert done.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize(
+    ("given", "upper", "lower"),
+    [
+        ({}, "localhost,127.0.0.1,::1", "localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "corp, ::1/128"}, "corp,localhost,127.0.0.1,::1", "corp,localhost,127.0.0.1,::1"),
+        ({"NO_PROXY": "a", "no_proxy": "b"}, "a,localhost,127.0.0.1,::1", "b,localhost,127.0.0.1,::1"),
+        ({"no_proxy": "127.0.0.1,*.corp"}, "127.0.0.1,*.corp,localhost,::1", "127.0.0.1,*.corp,localhost,::1"),
+        ({"NO_PROXY": "*"}, "*", "*"),
+    ],
+)
+def test_what_is_on_this_machine_is_asked_without_a_proxy_and_the_users_own_names_stay(
+    given: dict[str, str], upper: str, lower: str
+):
+    found = loopback_without_proxy(given)
+    assert found == {"NO_PROXY": upper, "no_proxy": lower}
+    assert loopback_without_proxy(found) == found
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("http://127.0.0.1:9", None),
+        ("proxy.corp:3128", None),
+        ("", None),
+        ("ftp://proxy.corp", "is not the address of a proxy"),
+        ("http://[::1", "is not the address of a proxy"),
+    ],
+)
+def test_a_proxy_that_no_client_can_use_is_known_by_its_variable(name: str, value: str, fault: str | None):
+    found = proxy_fault({name: value})
+    assert found is None if fault is None else found is not None and found.startswith(f"{name} {fault}")
+    assert proxy_fault({name: value, "NO_PROXY": "*"}) is None
+
+
+def test_prefects_client_asks_this_machine_whatever_the_environment_says_of_proxies():
+    program = (
+        "import http.server, threading, httpx; from flows.start import prefect_environment; prefect_environment()\n"
+        "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)\n"
+        "threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "print(httpx.Client().get(f'http://127.0.0.1:{server.server_port}/').status_code)"
+    )
+    for proxy in ("http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://x"):
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+        variables = {**os.environ, **dict.fromkeys(names, proxy), "NO_PROXY": "fe80::/10,corp"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "200\n"

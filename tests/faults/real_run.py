@@ -193,6 +193,12 @@ def _signal(number: int, *words: str) -> Callable[[Run, random.Random], bool]:
     return hit
 
 
+def _interrupt(run: Run, _: random.Random) -> bool:
+    """What a terminal does at ^C: the signal goes to the whole group."""
+    os.killpg(run.process.pid, signal.SIGINT)
+    return True
+
+
 def _reset(run: Run, _: random.Random) -> bool:
     for process in run.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -245,5 +251,6 @@ STRIKES = (
             )
         ),
     ),
+    Strike("^C in the terminal", _interrupt),
 )
 BY_NAME: Mapping[str, Strike] = {strike.name: strike for strike in STRIKES}

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.end_to_end, pytest.mark.timeout(18
 BLOWS = (
     ("an engine stops dead (SIGSTOP)", "iter_0/validation/epoch_0/samples/plan.json"),
     ("kill -9 of the raylet", "iter_1/samples/plan.json"),
+    ("^C in the terminal", "iter_1/pairs/manifest.json"),
     ("kill -9 of a trainer", "iter_1/train/dataset"),
     ("kill -9 of the driver", "iter_1/train/log.jsonl"),
     ("kill -9 of Prefect's server", "iter_1/validation/epoch_2/samples/plan.json"),
@@ -57,7 +58,11 @@ def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
 
     def begun_again(name: str) -> Run:
         said = log.read_text()
-        assert run.end(0) != 0 and "error: " in said, f"{name}: {said[-4000:]}"
+        if name == "^C in the terminal":
+            assert run.end(0) == 130 and said.endswith("Stopped. Rerun the same command to resume.\n"), said[-4000:]
+            assert "error: " not in said and "Traceback" not in said
+        else:
+            assert run.end(0) != 0 and "error: " in said, f"{name}: {said[-4000:]}"
         assert time.monotonic() - struck < ERROR_SECONDS, f"{name}: it took long to say so"
         assert run.clear() == 0, f"{name}: processes outlived the driver"
         log.write_text("")

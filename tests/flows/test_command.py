@@ -1,6 +1,7 @@
 """Claims about the command line: what it resolves, what it refuses, and that a finished run costs nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -119,12 +120,51 @@ def test_an_error_is_one_message_and_exit_status_2(
     assert not config.root.parent.exists()
 
 
-@pytest.mark.parametrize("to", ["-1", "three", "1.5", "", "²"])
-def test_an_iteration_to_reach_is_a_whole_number_from_0(capsys: pytest.CaptureFixture[str], to: str):
+@pytest.mark.parametrize("to", ["-1", "three", "1.5", "", "²", "٣", "99999999999999999999", "9" * 5000])
+@pytest.mark.parametrize("command", ["iterate", "compare", "self-train", "plan"])
+def test_an_iteration_to_reach_is_a_whole_number_from_0(capsys: pytest.CaptureFixture[str], command: str, to: str):
     with pytest.raises(SystemExit) as stopped:
-        main(["iterate", f"--to={to}"])
+        main([command, f"--to={to}"])
     assert stopped.value.code == 2
-    assert "--to" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--to" in said and "is not a whole number from 0 to 1000000" in said
+    assert said.count("\n") == 1 and len(said) < 500
+
+
+@pytest.mark.parametrize("seed", ["x", "", "1.5", "9" * 5000])
+def test_a_seed_is_a_whole_number(capsys: pytest.CaptureFixture[str], seed: str):
+    with pytest.raises(SystemExit) as stopped:
+        main(["iterate", f"--seed={seed}"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "--seed" in said and said.count("\n") == 1 and len(said) < 500
+
+
+@pytest.mark.parametrize("profile", ["", "a/b", "deploy/profiles/laptop", "laptop ", "a\0b"])
+def test_what_is_neither_a_profiles_name_nor_a_file_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
+):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "--profile", profile]) == 2
+    assert (
+        "is not a profile: expected a file that ends in .toml, or one of api-judge, laptop" in capsys.readouterr().err
+    )
+
+
+def test_iterations_that_no_disk_holds_are_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    profile = str(ROOT / "deploy" / "profiles" / "laptop.toml")
+    command = ["iterate", "--to", "1000000", "--profile", profile, "--set", f"folder={tmp_path}"]
+    assert main([*command, "--set", "train.epochs=10000"]) == 2
+    assert "what is left of M_1000000 needs" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_makes_is_refused_before_prefect_starts(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+):
+    with only_writer(config.root):
+        assert main(["iterate", "--to", "1", "--profile", profile_of(config)]) == 2
+    said = capsys.readouterr().err
+    assert f"is being written by process {os.getpid()}" in said and "run tried" not in said
 
 
 def test_a_command_is_asked_for(capsys: pytest.CaptureFixture[str]):

@@ -13,6 +13,7 @@ import pytest
 from flows.preflight import (
     check_before_work,
     check_endpoints,
+    check_proxies,
     check_self_training,
     check_templates,
     check_thinkpo,
@@ -565,3 +566,32 @@ def test_writing_tasks_are_refused_for_a_verifier_that_compares_with_references(
     preflight(RunConfig.model_validate(values | {"judge": checking}))
     with pytest.raises(InputError, match=told):
         preflight(RunConfig.model_validate(values | {"judge": {"kind": "verifier", "match": match}}))
+
+
+@pytest.mark.parametrize("proxy", ["ftp://proxy.corp", "http://[::1"])
+def test_a_proxy_that_no_client_can_use_is_refused_where_a_server_elsewhere_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+
+    def asking(address: str) -> RunConfig:
+        return a_config(tmp_path, judge=PairwiseJudge(model="m", endpoint=Endpoint(base_url=address)))
+
+    with pytest.raises(InputError, match=r"ALL_PROXY is not .*, and the run asks https://judge"):
+        check_proxies(asking("https://judge.corp/v1"))
+    check_proxies(asking("http://localhost:8000/v1"))
+    check_proxies(a_config(tmp_path))
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.corp:3128")
+    check_proxies(asking("https://judge.corp/v1"))
+
+
+def test_places_that_prefect_and_ray_cannot_use_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = a_config(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="set PREFECT_HOME to a folder that can be"):
+        check_before_work(config, 0)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
+    with pytest.raises(InputError, match=r"bytes too many for the paths that sockets can have: set RAY_TMPDIR"):
+        check_before_work(config, 0)

@@ -81,6 +81,10 @@ def test_a_key_is_named_by_its_variable_and_is_in_no_command_line(monkeypatch: p
         (["miniature", "--context", "513"], "--context is 513, more than the 512 tokens"),
         (["miniature", "--variant", "other"], "prompt.variant"),
         (["miniature", "--profile", "nowhere"], "there is no profile"),
+        (["miniature", "--host", "nowhere.invalid"], "set --host to an address of this machine"),
+        (["miniature", "--host", "192.0.2.1"], "set --host to an address of this machine"),
+        (["miniature", "--host", "a" * 70 + "." + "b" * 70], "set --host to an address of this machine"),
+        (["miniature", "--host", ""], "--host is empty"),
         (["nowhere"], "nowhere is not a folder"),
         ([""], "there is no model: name its folder"),
     ],
@@ -96,6 +100,15 @@ def test_a_folder_with_code_is_not_served(tmp_path: Path, port: str, capsys: pyt
     model = a_model(tmp_path / "model", auto_map={"AutoModel": "evil.Model"})
     assert main(["serve", str(model), "--port", port]) == 2
     assert "holds code of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "99999", "-1", "http", "9" * 5000])
+def test_a_port_that_is_no_port_is_refused_in_one_line(number: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "miniature", f"--port={number}"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "is not a whole number from 1 to 65535" in said and said.count("\n") == 1
 
 
 def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]):

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from tpo.config import ClusterConfig, EngineConfig
-from tpo.errors import StageError, shortened
+from tpo.errors import InputError, StageError, shortened
 from tpo.machine import cpu_count
 
 QUIET = {
@@ -191,14 +191,14 @@ def _start_own_ray() -> None:
             log_to_driver=False,
             logging_level="ERROR",
             _node_ip_address="127.0.0.1",
-            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(_private_folder() / "ray"),
+            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(rays_folder()),
         )
     except Exception as error:  # Ray raises nothing narrower
         if "timed out during startup" not in str(error):
             raise
         raise StageError(
             f"Ray did not start within 30 seconds: this machine is very busy, or Ray is broken (its logs: "
-            f"{os.environ.get('RAY_TMPDIR', _private_folder() / 'ray')}); let other work end, then run again"
+            f"{rays_folder()}); let other work end, then run again"
         ) from error
     _unbind_children(os.sched_getaffinity(0))
 
@@ -275,6 +275,26 @@ def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
     ):
         names.persist_port(node.get_session_dir_path(), node.node_id, name, port)
     start(node)
+
+
+def rays_folder() -> Path:
+    """Where Ray's sockets and logs are: a folder that nobody else can enter, unless the user has named one."""
+    given = os.environ.get("RAY_TMPDIR")
+    return Path(given) if given else _private_folder() / "ray"
+
+
+def check_rays_folder() -> None:
+    """Raises `InputError` if paths in the folder for Ray's files would be too long for sockets."""
+    folder = rays_folder()
+    if (spare := _MAX_SOCKET_PATH - _SOCKET_PATH_BELOW - len(os.fsencode(folder))) < 0:
+        raise InputError(
+            f"{folder}, the folder for Ray's sockets, has {-spare} bytes too many for the paths that sockets can have: "
+            "set RAY_TMPDIR to a folder with a shorter path, as /tmp/ray"
+        )
+
+
+_MAX_SOCKET_PATH = 107
+_SOCKET_PATH_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 def _private_folder() -> Path:
