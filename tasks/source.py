@@ -4,6 +4,7 @@ In: a config and the folder of a set. Out: `Prompt`s in the order that the seed 
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,8 +61,21 @@ def make_prompt(
     demonstration: str | None = None,
 ) -> Prompt:
     """A prompt with the id that its instruction gives it."""
-    prompt_id = hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration)
+    return Prompt(prompt_id_of(instruction), instruction, reference, category, difficulty, demonstration)
+
+
+def question_key(instruction: str) -> str:
+    """Equal for instructions that differ in case, blanks or Unicode form alone: they ask the same.
+
+    Prompts keep the ids of their exact instructions; of one without such differences this is the id.
+    """
+    text = unicodedata.normalize("NFKC", instruction).casefold()
+    return prompt_id_of(" ".join(unicodedata.normalize("NFKC", text).split()))
+
+
+def prompt_id_of(instruction: str) -> str:
+    """A prompt's id."""
+    return hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator[Prompt]:
