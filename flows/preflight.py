@@ -24,6 +24,7 @@ from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
+from tasks.source import question_key
 from tpo.bucket import Bucket
 from tpo.config import (
     MINIATURE,
@@ -359,7 +360,7 @@ def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
 def _check_examples(config: RunConfig, source: FileSource, settings: SyntheticConfig) -> None:
     """Enough instructions are left as examples where validation and test have taken theirs."""
     path = file_of(source, "", 1)
-    texts = {row.instruction for row in read_prompt_rows(source, path) if can_be_shown(row.instruction)}
+    texts = {question_key(row.instruction) for row in read_prompt_rows(source, path) if can_be_shown(row.instruction)}
     counts = {"validation": config.data.validation, "test": config.data.test}
     taken = {kind: count for kind, count in counts.items() if file_of(source, kind, 0) == path}
     left = len(texts) - sum(taken.values())

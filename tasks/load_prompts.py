@@ -3,7 +3,8 @@
 In: a source (the miniature world or files) and the sets that came earlier. Out: `Prompt`s, disjoint from those sets.
 
 Prompts are drawn in an order that depends on the seed alone; each set takes the next ones that nobody had. A prompt
-that is too long is dropped and counted, never cut: a cut instruction is another instruction.
+that is too long is dropped and counted, never cut: a cut instruction is another instruction. Instructions that differ
+in case, blanks or Unicode form alone are one question: no two sets share it, and no set has it twice.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import prompts_stage
 from tasks.retry import may_pass
-from tasks.source import origin, read_source, why_unfit
+from tasks.source import origin, question_key, read_source, why_unfit
 from tpo.config import RunConfig
 from tpo.console import say
 from tpo.engines.chat import ChatEncoder
@@ -37,8 +38,8 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:
-        ids = {prompt.prompt_id for prompt in read_rows(artifact, Prompt)}
-        (same if origin(config, artifact.path.relative_to(config.root).as_posix()) == own else other).update(ids)
+        keys = {question_key(prompt.instruction) for prompt in read_rows(artifact, Prompt)}
+        (same if origin(config, artifact.path.relative_to(config.root).as_posix()) == own else other).update(keys)
     prompts, account = choose_prompts(
         read_source(config, folder),
         count=stage.config["data"]["count"],
@@ -70,8 +71,9 @@ def choose_prompts(
     Args:
         candidates: Prompts in the order in which they are to be taken.
         count: How many to take.
-        used: Ids that earlier sets took from the same source; passed over, as they must be.
-        foreign: Ids of earlier sets from other sources: a leak, skipped or refused.
+        used: Keys of questions (`question_key`) that earlier sets took from the same source; passed over, as they
+            must be.
+        foreign: Keys of questions of earlier sets from other sources: a leak, skipped or refused.
         refuse_foreign: Whether to refuse it.
         unfit: Why the model cannot be asked an instruction, or None.
         name: What the set is called in errors.
@@ -83,13 +85,14 @@ def choose_prompts(
         if len(chosen) == count:
             break
         seen += 1
+        key = question_key(prompt.instruction)
         if not prompt.instruction.strip():
             dropped["empty"] += 1
-        elif prompt.prompt_id in chosen:
+        elif key in chosen:
             dropped["duplicate"] += 1
-        elif prompt.prompt_id in used:
+        elif key in used:
             dropped["used_before"] += 1
-        elif prompt.prompt_id in foreign:
+        elif key in foreign:
             if refuse_foreign:
                 raise InputError(
                     f"{name}: {prompt.instruction[:80]!r} is also in an earlier iteration, validation or test: take "
@@ -99,7 +102,7 @@ def choose_prompts(
         elif (reason := unfit(prompt.instruction)) is not None:
             dropped[reason] += 1
         else:
-            chosen[prompt.prompt_id] = prompt
+            chosen[key] = prompt
     if len(chosen) < count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none dropped"
         raise InputError(

@@ -4,6 +4,7 @@ In: a config and the folder of a set. Out: `Prompt`s in the order that the seed 
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -65,8 +66,21 @@ def make_prompt(
     constraints: str | None = None,
 ) -> Prompt:
     """A prompt with the id that its instruction gives it."""
-    prompt_id = hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-    return Prompt(prompt_id, instruction, reference, category, difficulty, demonstration, constraints)
+    return Prompt(prompt_id_of(instruction), instruction, reference, category, difficulty, demonstration, constraints)
+
+
+def question_key(instruction: str) -> str:
+    """Equal for instructions that differ in case, blanks or Unicode form alone: they ask the same.
+
+    Prompts keep the ids of their exact instructions; of one without such differences this is the id.
+    """
+    text = unicodedata.normalize("NFKC", instruction).casefold()
+    return prompt_id_of(" ".join(unicodedata.normalize("NFKC", text).split()))
+
+
+def prompt_id_of(instruction: str) -> str:
+    """A prompt's id."""
+    return hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 def _split_of(folder: str) -> Literal["train", "validation", "test"]:

@@ -23,7 +23,7 @@ from prompts.instructions import InstructionPrompt, Written, can_be_shown, load_
 from prompts.verdict import without_control_tokens
 from tasks.lineage import generations_stage, generator_model, prompts_stage
 from tasks.retry import may_pass
-from tasks.source import make_prompt, read_source, why_unfit
+from tasks.source import make_prompt, question_key, read_source, why_unfit
 from tasks.spending import api_tokens, generating_meter
 from tpo.config import FileSource, RunConfig, SyntheticConfig
 from tpo.console import progress_bar, say
@@ -92,7 +92,8 @@ class _Writing:
         """Raises `InputError` where the source has too few examples."""
         settings = config.data.synthetic
         assert settings is not None
-        taken = {prompt.prompt_id for artifact in earlier[:2] for prompt in read_rows(artifact, Prompt)}
+        sets = [read_rows(artifact, Prompt) for artifact in earlier[:2]]
+        taken = {question_key(prompt.instruction) for prompts in sets for prompt in prompts}
         pool = example_pool(read_source(config, folder), taken=taken, most=settings.pool)
         if len(pool) < settings.shots:
             raise InputError(
@@ -134,13 +135,14 @@ class _Asked:
 
 
 def example_pool(source: Iterator[Prompt], *, taken: set[str], most: int) -> list[Prompt]:
-    """The first distinct instructions of a source that can be shown and are in none of the sets that were taken."""
+    """The first distinct instructions of a source that can be shown and whose keys (`question_key`) are not taken."""
     pool: dict[str, Prompt] = {}
     for prompt in source:
         if len(pool) == most:
             break
-        if prompt.prompt_id not in taken and can_be_shown(prompt.instruction):
-            pool.setdefault(prompt.prompt_id, prompt)
+        key = question_key(prompt.instruction)
+        if key not in taken and can_be_shown(prompt.instruction):
+            pool.setdefault(key, prompt)
     return list(pool.values())
 
 

@@ -3,7 +3,10 @@
 Each maker gets the place to make it in and the path of a canary: a file that appears if anything of it is executed.
 """
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import pickle
 import shutil
@@ -11,6 +14,7 @@ import socket
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +487,19 @@ def holding_pickle(path: Path, canary: Path) -> None:
     write(path, pickled(canary))
 
 
+def packed(content: bytes, *, times: int = 1) -> Change:
+    """The content in a compressed file, many times over."""
+
+    def make(path: Path, canary: Path) -> None:
+        import pyarrow as pa
+
+        ways = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+        zstd = partial(pa.compress, codec="zstd", asbytes=True)
+        write(path, ways.get(path.suffix, zstd)(content) * times)
+
+    return make
+
+
 def sparse(start: bytes, size: int) -> Change:
     def make(path: Path, canary: Path) -> None:
         with path.open("wb") as file:
@@ -494,6 +511,16 @@ def sparse(start: bytes, size: int) -> Change:
 
 def linking(target: str) -> Change:
     return lambda path, _: path.symlink_to(target)
+
+
+def inside(make: Change) -> Change:
+    """The same as the only file of a folder."""
+
+    def change(path: Path, canary: Path) -> None:
+        path.mkdir()
+        make(path / "a.jsonl", canary)
+
+    return change
 
 
 def parquet(columns: Callable[[], dict[str, Any]], **options: Any) -> Change:
@@ -584,7 +611,18 @@ DATA_FILES: dict[str, HostileFile] = {
     },
     "a pickle by its own name": HostileFile("a.pkl", holding_pickle, "of an unknown kind, expected .jsonl"),
     "code": HostileFile("a.py", lambda path, canary: write(path, code(canary).encode()), "of an unknown kind"),
-    "an archive": HostileFile("a.jsonl.gz", holding(b"\x1f\x8b"), "of an unknown kind"),
+    "an archive": HostileFile("a.tar.gz", holding(b"\x1f\x8b"), "of an unknown kind"),
+    "an archive cut off": HostileFile("a.jsonl.gz", holding(b"\x1f\x8b"), r"cannot be read \(.gz\)"),
+    "a device in a folder": HostileFile("a", inside(linking("/dev/zero")), "is not a dataset saved to disk"),
+    "a pipe in a folder": HostileFile("a", inside(lambda path, _: os.mkfifo(path)), "is not a dataset saved to disk"),
+    "a pickle in a folder": HostileFile("a", inside(holding_pickle), "/a.jsonl(, line 1, is not JSON| cannot be read)"),
+    **{
+        f"a line without end, {name}": HostileFile(name, packed(b" " * (20 << 20)), "a line of more than 16777216")
+        for name in ("a.jsonl.gz", "a.csv.xz", "a.jsonl.zst", "a.jsonl.bz2")
+    },
+    "gigabytes in an archive": HostileFile(
+        "a.jsonl.gz", packed(b" " * (1 << 20) + b"\n", times=1030), "unpacks to more than 1073741824 bytes"
+    ),
     "no ending": HostileFile("a", holding(row()), "of an unknown kind"),
     **{
         f"a pipe, {name}": HostileFile(name, lambda path, _: os.mkfifo(path), "is neither a file nor a folder")
@@ -617,7 +655,10 @@ DATA_FILES: dict[str, HostileFile] = {
     "bytes that are no text": HostileFile(
         "a.jsonl", holding(b'{"instruction": "\xed\xa0\x80"}'), "cannot be read: .*utf-8"
     ),
-    "another encoding": HostileFile("a.jsonl", holding(row().decode().encode("utf-16")), "cannot be read: .*utf-8"),
+    "another encoding": HostileFile(
+        "a.jsonl", holding(row().decode().encode("utf-16-le")), "holds NUL bytes, as UTF-16 does: save it as UTF-8"
+    ),
+    "another encoding that is marked": HostileFile("a.jsonl", holding(row().decode().encode("utf-16")), None),
     "a number of many digits": HostileFile(
         "a.jsonl", holding(b'{"instruction": %s}' % (b"9" * 5000)), "line 1, is not JSON"
     ),

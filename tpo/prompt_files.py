@@ -1,4 +1,4 @@
-"""Prompts from files: JSON lines, JSON, CSV, Parquet, or a Hugging Face dataset saved to disk.
+"""Prompts from files: JSON lines, JSON, CSV, TSV, Parquet, a folder of them, or a Hugging Face dataset saved to disk.
 
 In: a path and the names of its columns. Out: rows with an instruction and, where named, reference, category and
 difficulty. A damaged row is an error that names the line and never a row less: what is missing from a data set without
@@ -24,8 +24,14 @@ from tpo.method.instructions import write_constraints
 Row = TypeVar("Row")
 MOST_DIFFICULTY = 1_000_000
 """Largest difficulty, which is a level and not a measurement."""
-KINDS = (".jsonl", ".json", ".csv", ".parquet")
-"""Endings of files that are read."""
+_NOT_READ = {
+    (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object a line",
+    (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"): "unpack it and name a file in it",
+    (".xlsx", ".xls", ".ods"): "save the sheet as .csv",
+    (".arrow", ".feather"): "name the folder of the dataset that it is a part of",
+    (".parquet.gz", ".parquet.zst"): "unpack it",
+}
+"""What to do about files of other kinds, by their endings."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         "kwargs": source.kwargs_column,
     }
     named = {name: column for name, column in wanted.items() if column is not None}
-    return read_columns(path, named, _prompt_row, section="data.source")
+    return read_columns(path, named, lambda values: _prompt_row(values, named), section="data.source")
 
 
 def read_columns(
@@ -83,7 +89,7 @@ def read_columns(
     if not table.rows:
         raise InputError(f"{path} holds no rows")
     for column in named.values():
-        if column not in table.columns:
+        if column not in table.columns and column.split(".")[0] not in table.columns:
             known = ", ".join(map(repr, table.columns))
             raise InputError(f"{path} has no column {column!r}; its columns are {known}: set {section}.*_column")
     found = []
@@ -141,27 +147,40 @@ def _check_kind(path: Path, section: str) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; {section}.path names a file or a dataset folder") from error
     if stat.S_ISDIR(kind):
-        if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            raise InputError(
-                f"{path} cannot be read: it is not a dataset saved to disk, for it has no state.json (name one split's "
-                "folder)"
-            )
+        _check_folder(path)
     elif not stat.S_ISREG(kind):
         raise InputError(f"{path} is neither a file nor a folder (a pipe, a socket or a device), expected one of both")
-    elif path.suffix not in KINDS:
-        raise InputError(f"{path} is of an unknown kind, expected {', '.join(KINDS)} or a dataset folder")
+    elif not row_files.kind_of(path.name)[0]:
+        name = path.name.lower()
+        told = next((f": {what}" for endings, what in _NOT_READ.items() if name.endswith(endings)), "")
+        raise InputError(
+            f"{path} is of an unknown kind, expected {', '.join(row_files.KINDS)} (text also with "
+            f"{', '.join(row_files.COMPRESSED)}), a folder of them or a dataset folder{told}"
+        )
 
 
-def _prompt_row(values: dict[str, Any]) -> PromptRow:
+def _check_folder(path: Path) -> None:
+    """A dataset, or a folder with files of a known kind."""
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")) or row_files.parts_of(path):
+        return
+    folders = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    told = f": name one of its folders ({', '.join(folders[:8])})" if folders else ""
+    raise InputError(
+        f"{path} cannot be read: it is not a dataset saved to disk, for it has no state.json, and holds no files of "
+        f"rows ({', '.join(row_files.KINDS)}){told}"
+    )
+
+
+def _prompt_row(values: dict[str, Any], named: Mapping[str, str]) -> PromptRow:
     instruction = values.get("instruction")
     if not isinstance(instruction, str | None) and instruction == instruction:
         raise ValueError(f"the instruction is {instruction!r}, expected text")
     return PromptRow(
         instruction=encodable(instruction) if isinstance(instruction, str) else "",
-        reference=_text(values.get("reference")),
-        category=_text(values.get("category")),
+        reference=_text(_single(values.get("reference")), "reference", named),
+        category=_text(values.get("category"), "category", named),
         difficulty=_whole_number(values.get("difficulty")),
-        demonstration=_text(values.get("demonstration")),
+        demonstration=_text(values.get("demonstration"), "demonstration", named),
         constraints=_constraints(values.get("instruction_ids"), values.get("kwargs")),
     )
 
@@ -171,7 +190,27 @@ def _constraints(ids: Any, kwargs: Any) -> str | None:
     return None if text is None else encodable(text)
 
 
-def _text(value: Any) -> str | None:
+def _single(reference: Any) -> Any:
+    """The one answer in a list of one; a whole number that a column of floats holds, as a model would write it."""
+    if isinstance(reference, list) and len(reference) < 2:
+        reference = reference[0] if reference else None
+    if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
+        return int(reference)
+    return reference
+
+
+def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
+    """A text or number as text; ValueError if it is neither, whose notation no model would write."""
+    if isinstance(value, dict):
+        fields = ", ".join(f"{named[what]}.{name}" for name in value)
+        raise ValueError(
+            f"the {what} has fields, expected text or a number: set data.source.{what}_column to one of {fields}"
+        )
+    if isinstance(value, list):
+        raise ValueError(
+            f"the {what} is a list of {len(value)} ({value!r:.60}), expected one text or number: write the one that "
+            "counts in a column"
+        )
     return None if value is None or value == "" or value != value else encodable(str(value))
 
 
@@ -185,7 +224,7 @@ def encodable(text: str) -> str:
 
 
 def _whole_number(value: Any) -> int | None:
-    text = _text(value)
+    text = None if value is None or value == "" or value != value else str(value)
     try:
         number = 0.0 if text is None else float(text)
     except ValueError:

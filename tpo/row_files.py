@@ -7,18 +7,32 @@ code of ours.
 
 The decision to question: a Hugging Face dataset is read as the Arrow files that it is, without its library, which makes
 objects of whatever classes the folder names. Extension types, pickled ones among them, are read as what they store.
+Of the features that a dataset declares, class labels alone are heeded: their numbers become the names they stand for.
+
+A folder of files of one kind is read as one file, in the order of their names, if they are parts of one split and none
+of them is missing.
 """
 
+import bz2
+import contextlib
 import csv
+import gzip
+import io
 import json
+import lzma
+import re
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
+KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of files that are read, in either case."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings that those of text may have after their own."""
 MOST_FILE_BYTES = 1 << 30
-"""Size of a file, or of the files of a dataset together."""
+"""Size of a file, also unpacked, or of the files of a folder together."""
 MOST_ROWS = 2_000_000
 """Rows of a file."""
 MOST_TEXT_CHARS = 1 << 28
@@ -35,6 +49,13 @@ Columns = dict[str, None]
 
 _END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"
 _BATCH_ROWS = 256
+_ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""Encodings by the mark at the beginning of a file; without one it is UTF-8."""
+_PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+"""A part of a split, as datasets are published."""
+_SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test"}
+_ABOUT = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
+"""Files that lie beside data and are none."""
 
 
 class UnreadableError(Exception):
@@ -72,11 +93,27 @@ def _as_text(value: object) -> str:
     return str(value)
 
 
+def kind_of(name: str) -> tuple[str, str]:
+    """The endings of a file's name that say what is in it and how it is compressed; empty if it is none of ours."""
+    stem, compression = name.lower(), ""
+    for ending in COMPRESSED:
+        if stem.endswith(ending):
+            stem, compression = stem.removesuffix(ending), ending
+    kind = next((kind for kind in KINDS if stem.endswith(kind)), "")
+    return ("", "") if compression and kind in ("", ".parquet") else (kind, compression)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The data files in a folder, by name."""
+    visible = (path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    return sorted(path for path in visible if path.name not in _ABOUT and kind_of(path.name)[0] and path.is_file())
+
+
 def _counted(rows: Iterator[Row], wanted: Sequence[str]) -> Iterator[list[Any]]:
     """The wanted values of each row; UnreadableError where there are too many."""
     chars = 0
     for number, row in enumerate(rows, 1):
-        values = [row.get(name) for name in wanted]
+        values = [_value(row, name) for name in wanted]
         chars += sum(map(_size, values))
         if number > MOST_ROWS or chars > MOST_TEXT_CHARS:
             raise UnreadableError(f" holds more than {MOST_ROWS} rows or {MOST_TEXT_CHARS} characters: split it")
@@ -90,20 +127,118 @@ def _size(value: object) -> int:
     return len(json.dumps(value, default=_as_text)) if isinstance(value, list | dict) else 0
 
 
+def _value(row: Row, name: str) -> Any:
+    """A row's value of a column, or of a field within one: `reward_model.ground_truth`."""
+    if name in row or "." not in name:
+        return row.get(name)
+    value: Any = row
+    for field in name.split("."):
+        if value is None:
+            return None
+        if value is not row and not (isinstance(value, dict) and field in value):
+            fields = f"the fields {', '.join(map(repr, value))}" if isinstance(value, dict) else f"{value!r:.40}"
+            raise UnreadableError(f" has no field {name!r} in some row: there is {fields}")
+        value = value.get(field)
+    return value
+
+
 def _rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """The rows of a file, with the wanted columns at least; `columns` gets the names of all."""
-    if path.is_dir():
+    """The rows of a file or a folder, with the wanted columns at least; `columns` gets the names of all."""
+    if not path.is_dir():
+        _check_size(path.stat().st_size)
+        yield from _file_rows(path, wanted, columns)
+    elif any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         yield from _dataset(path, wanted, columns)
-        return
-    _check_size(path.stat().st_size)
-    if path.suffix == ".parquet":
+    else:
+        yield from _folder_rows(path, wanted, columns)
+
+
+def _folder_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
+    """The rows of all files in a folder, which must be parts of one whole."""
+    parts = parts_of(path)
+    _check_parts([part.name for part in parts])
+    _check_size(sum(part.stat().st_size for part in parts))
+    for part in parts:
+        own: Columns = {}
+        try:
+            yield from _file_rows(part, wanted, own)
+        except UnreadableError as error:
+            raise UnreadableError(f"/{part.name}{error}") from error
+        except (MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            raise UnreadableError(f"/{part.name} cannot be read: {error}") from error
+        if lost := [name for name in wanted if name in columns and name not in own and own]:
+            raise UnreadableError(f"/{part.name} has no column {lost[0]!r}, which files before it have")
+        columns.update(own)
+
+
+def _check_parts(names: Sequence[str]) -> None:
+    kinds = sorted({kind_of(name)[0] for name in names})
+    if len(kinds) > 1:
+        raise UnreadableError(f" holds files of several kinds ({', '.join(kinds)}): name one of them")
+    parts = [_PART.match(name) for name in names]
+    splits = {part["split"] for part in parts if part}
+    splits |= {stem for name in names if (stem := name.split(".")[0].lower()) in _SPLITS}
+    if len(splits) > 1:
+        raise UnreadableError(
+            f" holds several splits ({', '.join(sorted(splits))}): name one file, or give each split a folder"
+        )
+    numbers = {int(part["number"]) for part in parts if part}
+    counts = {int(part["count"]) for part in parts if part}
+    if counts and (len(counts) > 1 or numbers != set(range(min(counts)))):
+        raise UnreadableError(f" holds {len(numbers)} parts of {max(counts)}: get those that are missing")
+
+
+def _file_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
+    kind, compression = kind_of(path.name)
+    if kind == ".parquet":
         yield from _parquet(path, wanted, columns)
         return
-    read = {".csv": _csv, ".jsonl": _json_lines, ".json": _json}[path.suffix]
-    with path.open(encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as file:
-        for row in read(file):
-            columns.update(dict.fromkeys(row))
-            yield row
+    read = {".csv": _csv, ".tsv": _tsv, ".json": _json}.get(kind, _json_lines)
+    try:
+        with _unpacked(path, compression) as packed, io.BufferedReader(_Limited(packed)) as data:
+            start = data.peek(4)[:4]
+            encoding = next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
+            if encoding == "utf-8" and b"\0" in start:
+                raise UnreadableError(" holds NUL bytes, as UTF-16 does: save it as UTF-8")
+            with io.TextIOWrapper(data, encoding=encoding, newline="") as file:
+                for row in read(file):
+                    columns.update(dict.fromkeys(row))
+                    yield row
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f" cannot be read: {error}; save it as UTF-8 (iconv -t UTF-8)") from error
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, OSError) as error:
+        packed_as = f" ({compression})" if compression else ""
+        raise UnreadableError(f" cannot be read{packed_as}: {error}") from error
+
+
+def _unpacked(path: Path, compression: str) -> "contextlib.AbstractContextManager[IO[bytes]]":
+    if compression == ".zst":
+        import pyarrow as pa
+
+        return contextlib.closing(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    opened: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return opened[compression](path, "rb") if compression else path.open("rb")
+
+
+class _Limited(io.RawIOBase):
+    """What a stream holds, up to the size that a file may have: a kilobyte can unpack to a terabyte."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = MOST_FILE_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._stream.read(min(len(buffer), 1 << 20))
+        self._left -= len(found)
+        if self._left < 0:
+            raise UnreadableError(f" unpacks to more than {MOST_FILE_BYTES} bytes: split it")
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def _check_size(size: int) -> None:
@@ -119,9 +254,14 @@ def _text_lines(file: TextIO) -> Iterator[str]:
 
 
 def _json_lines(file: TextIO) -> Iterator[Row]:
+    first = True
     for number, line in enumerate(_text_lines(file), 1):
         if not line.strip():
             continue
+        if first and line.lstrip().startswith("["):
+            yield from _list_of_objects(line + file.read())
+            return
+        first = False
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -132,20 +272,79 @@ def _json_lines(file: TextIO) -> Iterator[Row]:
 
 
 def _json(file: TextIO) -> Iterator[Row]:
-    rows = json.load(file)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UnreadableError(" is not a list of objects")
-    yield from rows
+    """A list of objects, or objects line by line, which such files often hold."""
+    text = file.read()
+    try:
+        yield from _list_of_objects(text)
+    except json.JSONDecodeError as error:
+        if not text.lstrip().startswith("{") or error.msg != "Extra data":
+            raise
+        yield from _json_lines(io.StringIO(text, newline=""))
+
+
+def _list_of_objects(text: str) -> list[Row]:
+    held = json.loads(text)
+    if isinstance(held, list) and all(isinstance(row, dict) for row in held):
+        return held
+    told = ""
+    if isinstance(held, dict):
+        lists = [name for name, value in held.items() if isinstance(value, list) and value]
+        told = f": keep the list {lists[0]!r} in it alone" if lists and isinstance(held[lists[0]][0], dict) else told
+        if held and all(isinstance(value, dict) for value in held.values()):
+            told = ', but one of columns: write it row by row (in pandas orient="records")'
+    raise UnreadableError(f" is not a list of objects{told}")
 
 
 def _csv(file: TextIO) -> Iterator[Row]:
+    return _separated(file, ",")
+
+
+def _tsv(file: TextIO) -> Iterator[Row]:
+    return _separated(file, "\t")
+
+
+def _separated(file: TextIO, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(MOST_LINE_CHARS)
-    reader = csv.DictReader(_text_lines(file), strict=True)
+    reader = csv.DictReader(_text_lines(file), strict=True, delimiter=delimiter)
+    header = reader.fieldnames or ()
+    if len(header) == 1 and (other := next((mark for mark in ";\t,|" if mark in header[0]), None)):
+        raise UnreadableError(
+            f" has one column, {header[0]!r}: its cells are separated by {other!r}, expected {delimiter!r} (commas in "
+            ".csv, tabs in .tsv)"
+        )
     for row in reader:
         if None in row or None in row.values():
-            cells = len(reader.fieldnames or ())
-            raise UnreadableError(f", line {reader.line_num}, has not the {cells} cells of the header")
+            raise UnreadableError(f", line {reader.line_num}, has not the {len(header)} cells of the header")
         yield row
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """The names that the numbers of class labels stand for, by column, as the library `datasets` notes them."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        return {}
+    return {name: names for name, names in labels.items() if isinstance(names, list)}
+
+
+def _named(rows: Sequence[Row], class_names: dict[str, list[str]]) -> Sequence[Row]:
+    """The rows with class labels by name; the library writes -1 where there is none."""
+    for row in rows:
+        for column, names in class_names.items():
+            number = row.get(column)
+            if not isinstance(number, int):
+                continue
+            if not -1 <= number < len(names):
+                raise UnreadableError(f" has the class {number} in column {column!r}, which names {len(names)}")
+            row[column] = None if number == -1 else names[number]
+    return rows
+
+
+def _stored_names(wanted: Sequence[str], columns: Columns) -> list[str]:
+    """The columns that hold what is wanted, which may be a field within one."""
+    stored = [name if name in columns else name.split(".")[0] for name in wanted]
+    return [name for name in dict.fromkeys(stored) if name in columns]
 
 
 def _parquet(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
@@ -156,9 +355,10 @@ def _parquet(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
     columns.update(dict.fromkeys(file.schema_arrow.names))
     if file.metadata.num_rows > MOST_ROWS:
         raise UnreadableError(f" holds {file.metadata.num_rows} rows, more than {MOST_ROWS} rows: split it")
-    for batch in file.iter_batches(_BATCH_ROWS, columns=[name for name in wanted if name in columns]):
+    class_names = _class_names(file.schema_arrow)
+    for batch in file.iter_batches(_BATCH_ROWS, columns=_stored_names(wanted, columns)):
         batch.validate(full=True)
-        yield from batch.to_pylist() or [{}] * batch.num_rows
+        yield from _named(batch.to_pylist(), class_names) or [{}] * batch.num_rows
 
 
 def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
@@ -166,8 +366,10 @@ def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
     import pyarrow as pa
 
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        raise UnreadableError(f" holds several splits ({', '.join(map(str, splits))}): name one of its folders")
+        splits = [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
+        if len(splits) != 1:
+            raise UnreadableError(f" holds several splits ({', '.join(splits)}): name one of its folders")
+        path /= Path(splits[0]).name
     names = [
         str(part["filename"]) for part in json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
     ]
@@ -182,10 +384,11 @@ def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
                 raise UnreadableError(f" is cut off: {name} does not end as Arrow streams do")
         schema = pa.ipc.open_stream(pa.OSFile(str(path / name))).schema
         columns.update(dict.fromkeys(schema.names))
-        options = pa.ipc.IpcReadOptions(included_fields=[i for i, name in enumerate(schema.names) if name in wanted])
+        stored, class_names = _stored_names(wanted, columns), _class_names(schema)
+        options = pa.ipc.IpcReadOptions(included_fields=[i for i, name in enumerate(schema.names) if name in stored])
         for batch in pa.ipc.open_stream(pa.OSFile(str(path / name)), options=options):
             batch.validate(full=True)
-            yield from batch.to_pylist()
+            yield from _named(batch.to_pylist(), class_names)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Claims about which prompts a set takes: fresh ones, in the seed's order, and every other counted."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.load_prompts import choose_prompts
-from tasks.source import make_prompt, origin, read_source
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tasks.load_prompts import choose_prompts, load_prompts
+from tasks.source import make_prompt, origin, question_key, read_source
 from tests.rows import a_config
 from tpo.config import DataConfig, FileSource, MiniatureSource
 from tpo.errors import InputError
-from tpo.records import Account, Prompt
+from tpo.records import Account, Artifact, Prompt
+from tpo.store import folder_artifact, read_manifest, read_rows
 
 
 def prompts_of(*instructions: str) -> list[Prompt]:
@@ -56,6 +59,39 @@ def test_what_is_passed_over_is_counted_by_its_reason(
     instructions: tuple[str, ...], changes: dict[str, Any], dropped: dict[str, int]
 ):
     assert chosen(*instructions, **changes) == (["a", "b"], Account(len(instructions), 2, dropped))
+
+
+FORMS_OF_ONE = ["Why is É blue?", "why is é BLUE?", " Why  is\tÉ\nblue? ", "Why is E\u0301 blue?", "Ｗｈｙ is É blue?"]
+
+
+@pytest.mark.parametrize("other", FORMS_OF_ONE)
+def test_case_blanks_and_unicode_form_make_no_fresh_prompt(other: str):
+    fits = {"unfit": lambda text: None}
+    first, keys = FORMS_OF_ONE[0], {question_key(FORMS_OF_ONE[0])}
+    assert chosen(first, other, "b", **fits) == ([first, "b"], Account(3, 2, {"duplicate": 1}))
+    assert chosen("a", other, "b", used=keys, **fits) == (["a", "b"], Account(3, 2, {"used_before": 1}))
+    assert chosen("a", other, "b", foreign=keys, **fits) == (["a", "b"], Account(3, 2, {"overlap": 1}))
+
+
+@pytest.mark.parametrize("other", ["Why is E blue?", "Why is É blue", "Why is Éblue?"])
+def test_other_letters_and_punctuation_make_another_question(other: str):
+    assert question_key(other) != question_key(FORMS_OF_ONE[0])
+
+
+def test_validation_and_training_share_no_question_that_differs_in_form_alone(tmp_path: Path):
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"{form} {i}"}) + "\n" for i in range(6) for form in FORMS_OF_ONE)
+    )
+    config, model = a_config(tmp_path), folder_artifact(SHIPPED_SEED_MODEL)
+    sets = list[Artifact]()
+    for name in ("iter_0/prompts/validation", "iter_0/prompts/test", "iter_1/prompts"):
+        sets.append(load_prompts.fn(config, name, model, sets))
+    prompts = [prompt for artifact in sets for prompt in read_rows(artifact, Prompt)]
+    assert len(prompts) == len({question_key(prompt.instruction) for prompt in prompts}) == 6
+    assert all(prompt.prompt_id == make_prompt(prompt.instruction, None, None, None).prompt_id for prompt in prompts)
+    manifest = read_manifest(sets[-1].path)
+    assert manifest is not None and manifest.account is not None
+    assert manifest.account["dropped"] == {"used_before": 8}
 
 
 def test_an_overlap_is_refused_where_that_is_asked_for():
