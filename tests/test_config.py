@@ -158,11 +158,11 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
         (["judge.answer_pattern=(a{99999999999})"], "answer_pattern is not a regular expression"),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://127.0.0.1:99999/v1'}}"],
-            "judge.endpoint.base_url: Port out of range 0-65535",
+            "judge.endpoint.base_url: 'http://127.0.0.1:99999/v1' is no address: Port out of range 0-65535",
         ),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://'}}"],
-            "judge.endpoint.base_url: expected an address with the name of a machine",
+            "judge.endpoint.base_url: 'http://' is no address: expected one such as http://localhost:8000",
         ),
     ],
 )
