@@ -162,8 +162,9 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
         return
     temporary = place.with_name(f".{place.name}.tmp")
     remove(temporary)
-    with _unchecked_generation_config(plain, temporary):
+    with without_generation_config(plain):
         plain.save_pretrained(temporary, state_dict=state)
+    _write_generation_config(plain, temporary)
     # That has noted what the weights are in training, and not what they are in the file.
     plain.config.dtype = precision
     plain.config.save_pretrained(temporary)
@@ -172,22 +173,25 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
 
 
 @contextmanager
-def _unchecked_generation_config(model: Any, folder: Path) -> Iterator[None]:
-    """Has a model saved to `folder` with the generation config that it was published with, to the byte.
-
-    transformers reads, and refuses to write, what many published ones hold, such as a temperature without `do_sample`.
-    A model published without that file gets one with what its config says of generation.
-    """
-    own, model.generation_config = model.generation_config, GenerationConfig()
+def without_generation_config(model: Any) -> Iterator[None]:
+    """Lets transformers save a model, which otherwise refuses what many published generation configs hold, such as a
+    temperature without `do_sample`."""
+    plain = _plain(model)
+    own, plain.generation_config = plain.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        plain.generation_config = own
+
+
+def _write_generation_config(model: Any, folder: Path) -> None:
+    """The generation config that a model was published with, to the byte; a model without that file gets one with what
+    its config says of generation."""
     published = Path(model.name_or_path) / GENERATION_CONFIG_NAME
     if published.is_file():
         shutil.copyfile(published, folder / GENERATION_CONFIG_NAME)
     else:
-        own.to_json_file(folder / GENERATION_CONFIG_NAME)
+        model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
 
 
 def _plain(model: Any) -> Any:
