@@ -354,8 +354,9 @@ def test_a_cap_below_the_forecast_is_noted_and_no_problem():
 @pytest.mark.parametrize(
     ("name", "overrides", "gib"),
     [
-        ("llama3-8b-armorm", [], 8 * 4 * 8_030_261_248 / GIB),
-        ("llama3-8b-armorm", ["cluster.gpus=4", "cluster.nodes=2"], 4 * 4 * 8_030_261_248 / GIB),
+        ("llama3-8b-armorm", [], 4 * 8_030_261_248 / GIB),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp"], 8 * 4 * 8_030_261_248 / GIB),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp", "cluster.gpus=4", "cluster.nodes=2"], 16 * 8_030_261_248 / GIB),
         ("single-gpu-lora", [], 2 * 1_543_714_304 / GIB),
     ],
 )

@@ -529,15 +529,17 @@ class _Planner:
                 yield f"{held.work}: little memory is left, and activations are an estimate; if it runs out, {remedy}"
 
     def _loading_workers(self) -> Iterator[str]:
-        """What workers on GPUs take of a node's own memory: each loads the whole model there before it is spread."""
+        """What workers on GPUs take of a node's own memory: each loads the whole model there, or the first one alone if
+        its weights are then spread."""
         train, trainer = self.config.train, self.config.trainer
         if trainer.device == "gpu" and self.iterations:
-            workers = min(trainer.workers, self.cluster.gpus or trainer.workers)
+            spread = trainer.strategy == "fsdp"
+            workers = 1 if spread else min(trainer.workers, self.cluster.gpus or trainer.workers)
             number = BYTES[train.precision] if train.lora else BYTES["float32"]
             held = workers * self.models.seed.shape.parameters * number
             yield (
                 f"train: as workers start they hold {held / GIB:,.1f} GiB of a node's own memory, the whole model "
-                "each: so much must be free there"
+                f"{'in the first' if spread else 'each'}: so much must be free there"
             )
 
     def _disk(self) -> Disk:

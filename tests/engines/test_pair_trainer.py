@@ -280,6 +280,10 @@ def test_adapters_train_and_are_merged_into_a_plain_model_that_says_the_same(tmp
     assert (expected[1] - seed[1]).abs().max() > 1.0
 
 
+def test_the_weights_are_not_hashed_for_a_cache_of_trls_that_is_not_used(tmp_path: Path):
+    assert a_trainer(tmp_path, TRAIN)._precompute_model_hash is None
+
+
 def test_adapters_of_named_modules_alone_are_trained(tmp_path: Path):
     train(tmp_path, TRAIN.model_copy(update={"lora": LoraConfig(target_modules=("q_proj",)), "epochs": 1}))
     seed = AutoModelForCausalLM.from_pretrained(SHIPPED_SEED_MODEL, dtype=torch.float32).state_dict()

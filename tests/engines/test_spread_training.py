@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.test_demonstration_trainer import some_demonstrations
@@ -24,7 +26,7 @@ from tests.engines.worker_group import end_of_workers, run_workers
 from tpo.config import LoraConfig, SftConfig, TrainConfig, TrainerConfig, TrainingConfig
 from tpo.engines.ranks import rank
 from tpo.engines.training import train_from_checkpoint, write_dataset
-from tpo.engines.weights import check_optimizer
+from tpo.engines.weights import check_optimizer, load_for_training, spread
 from tpo.errors import StageError
 from tpo.records import Demonstration, Pair
 
@@ -62,6 +64,34 @@ def test_packed_and_spread_every_weight_that_is_to_be_trained_is_and_a_killed_tr
     still = {name for name, weight in after.items() if torch.equal(weight.float(), before[name].float())}
     adapted = {name for name in before if name.endswith("_proj.weight")}
     assert still == (before.keys() - adapted if lora else set())
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["a head of its own", "tied"])
+def test_weights_that_the_first_worker_alone_reads_are_those_of_the_file_on_all(tmp_path: Path, tied: bool):
+    config = LlamaConfig(
+        vocab_size=67, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=tied,
+    )  # fmt: skip
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+
+    def load() -> None:
+        model = load_for_training(tmp_path, DPO, spread=True)
+        assert {weight.is_meta for weight in model.parameters()} == {rank() > 0}
+        spread(model, device="cpu", precision="float32")
+        whole = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        weights = dict(model.named_parameters())
+        assert weights.keys() == dict(whole.named_parameters()).keys()
+        for name, expected in whole.named_parameters():
+            found = weights[name]
+            assert isinstance(found, DTensor) and 0 < found.to_local().numel() < expected.numel(), name
+            assert torch.equal(found.full_tensor(), expected), name
+        for name, expected in whole.named_buffers():
+            assert torch.equal(dict(model.named_buffers())[name], expected), name
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+        ids = torch.arange(9)[None]
+        torch.testing.assert_close(model(ids).logits, whole(ids).logits)
+
+    run_workers(2, load)
 
 
 def test_an_optimizer_that_would_leave_a_weight_as_it_is_is_refused_by_that_weights_name():

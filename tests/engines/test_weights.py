@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.lineage import SHIPPED_SEED_MODEL
+from tests.engines.test_demonstration_trainer import some_demonstrations
+from tpo.config import SftConfig, TrainerConfig
+from tpo.engines.training import train_from_checkpoint, write_dataset
 from tpo.engines.training_check import check_generation_config
 from tpo.engines.weights import write_model
 from tpo.errors import InputError
@@ -50,6 +54,20 @@ def test_a_trained_model_keeps_the_generation_config_that_it_was_published_with(
     place = saved(place, tmp_path / "second")
     assert (place / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
     assert GenerationConfig.from_pretrained(place).to_dict() == GenerationConfig.from_pretrained(model).to_dict()
+
+
+def test_a_training_saves_checkpoints_and_models_whatever_the_generation_config_holds(tmp_path: Path):
+    torch.set_num_threads(1)
+    model = published(tmp_path / "model", generation={"temperature": 0.9})
+    write_dataset(some_demonstrations(9), tmp_path / "train" / "dataset")
+    often = TrainerConfig.model_construct(threads=1, checkpoint_share=1e9)
+    config = SftConfig(epochs=1, batch_size=4, micro_batch_size=4)
+    train_from_checkpoint(
+        model, tmp_path / "train", config=config, trainer=often, seed=7, on_step=lambda done, total: None
+    )
+    assert (tmp_path / "train" / "trainer" / "checkpoint-2.seal.json").exists()
+    place = tmp_path / "train" / "epoch_1"
+    assert (place / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
 
 
 def test_without_one_it_gets_one_with_what_its_config_says_of_generation(tmp_path: Path):

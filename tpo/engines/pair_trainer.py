@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import safetensors.torch
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
 from trl import DPOTrainer
+from trl.trainer import dpo_trainer
 
 from tpo.config import TrainConfig
 from tpo.disk import write_atomically
@@ -57,7 +59,10 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         `on_reference` is called with every batch of them that is computed; `is_reference` says whether this model is
         the reference too, as it is before the first step. Raises `StageError` as every `ShareTrainer` does.
         """
-        super().__init__(config=config, **options)
+        with mock.patch.object(dpo_trainer, "hash_module", return_value=None):
+            # TRL hashes all weights to name a cache of its own for the reference's log-probs, which is not used here;
+            # and most workers have no weights yet.
+            super().__init__(config=config, **options)
         self._config = config
         self._is_reference = is_reference
         self._references = self._kept_references(references, on_reference)

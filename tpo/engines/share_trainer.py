@@ -138,7 +138,8 @@ class ShareTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the weights into a checkpoint; those of a spread model stand beside its optimiser's state."""
         if not self._spread:
-            super().save_model(output_dir, _internal_call)
+            with weights.without_generation_config(self.model):
+                super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self._spread:

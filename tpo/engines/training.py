@@ -164,7 +164,7 @@ def make_trainer(
         return kind(
             config=config,
             trainer=trainer,
-            model=load_for_training(folder_of_weights, config),
+            model=load_for_training(folder_of_weights, config, spread=trainer.strategy == "fsdp"),
             args=arguments(**_arguments(folder, config, trainer, seed, rows=len(rows))),
             train_dataset=rows,
             processing_class=tokenizer,

@@ -24,7 +24,7 @@ from tpo.config import TrainingConfig
 from tpo.disk import remove
 from tpo.engines import checkpoints
 from tpo.engines.folder_files import some_of
-from tpo.engines.ranks import rank, world_size
+from tpo.engines.ranks import as_first_worker, rank, world_size
 from tpo.errors import StageError
 
 if TYPE_CHECKING:
@@ -33,12 +33,21 @@ if TYPE_CHECKING:
 _SHARD = "shard_{}.pt"
 
 
-def load_for_training(folder: Path, config: TrainingConfig) -> Any:
-    """The model in a folder, in the precision that its weights have in training."""
-    from transformers import AutoModelForCausalLM
+def load_for_training(folder: Path, config: TrainingConfig, *, spread: bool) -> Any:
+    """The model in a folder, in the precision that its weights have in training.
+
+    If its weights will be `spread`, the first worker alone reads them, and the others get a model without weights (on
+    torch's meta device): all workers of a machine share its memory, which would have to hold one copy for each.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     frozen = config.lora is not None
     dtype = getattr(torch, config.precision) if frozen else torch.float32
+    if spread and rank() > 0:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(folder, local_files_only=True), dtype=dtype
+            )
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
 
 
@@ -61,6 +70,9 @@ def adapter(config: TrainingConfig) -> "PeftLora | None":
 def spread(model: nn.Module, *, device: str, precision: str) -> None:
     """Spreads a model's weights over all workers, in place: FSDP2, a group a layer and one for the rest.
 
+    The first worker hands out its weights a group at a time, so that no other ever holds more of the model than its
+    shards and one whole group.
+
     The rest (embeddings, final norm, head) stays whole from the forward pass to the backward pass. TRL's fused head
     reads the head's weight without calling the head, and would find a shard otherwise.
     """
@@ -70,9 +82,55 @@ def spread(model: nn.Module, *, device: str, precision: str) -> None:
     mesh = init_device_mesh(device, (world_size(),))
     computed_in = torch.bfloat16 if precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
-    for layer in _layers(model):
+    weights = _FirstWorkersWeights(model, torch.device(device))
+    for layer in list(_layers(model)):
+        weights.fill(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    weights.fill(model)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+class _FirstWorkersWeights:
+    """The first worker's weights, for models of the same architecture that have none."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._owners = {module: name for name, module in model.named_modules()}
+        own = {name: (id(tensor), tensor.shape, tensor.dtype) for _, name, _, tensor in self._tensors(model)}
+        self._told = as_first_worker(lambda: own)
+        if own.keys() != self._told.keys():
+            raise StageError(
+                f"the model has other weights in its file than by its config ({some_of(own.keys() ^ self._told)}), so "
+                "they cannot be spread over workers: set trainer.strategy to ddp"
+            )
+
+    def fill(self, module: nn.Module) -> None:
+        """Puts whole tensors in the place of those of a module that are not spread yet; all workers call it."""
+        filled: dict[int, Tensor] = {}  # tied weights are one tensor, and must stay one
+        for held_in, name, key, tensor in list(self._tensors(module)):
+            told_id = self._told[name][0]
+            if told_id not in filled:
+                filled[told_id] = self._received(name, tensor)
+            held_in[key] = filled[told_id]
+
+    def _received(self, name: str, tensor: Tensor) -> Tensor:
+        _, shape, dtype = self._told[name]
+        mine = tensor.detach() if rank() == 0 else torch.empty(shape, dtype=dtype, device=self._device)
+        whole = mine.to(self._device).contiguous()
+        if world_size() > 1:
+            torch.distributed.broadcast(whole, src=0)
+        return nn.Parameter(whole, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else whole
+
+    def _tensors(self, module: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, Tensor]]:
+        """Every tensor that is not spread yet: what holds it, its name in the model, its key there, and itself.
+
+        Plain attributes too, in which some rotary embeddings keep frequencies.
+        """
+        for owner in module.modules():
+            for held_in in (owner._parameters, owner._buffers, vars(owner)):
+                for key, tensor in held_in.items():
+                    if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
+                        yield held_in, f"{self._owners[owner]}.{key}", key, tensor
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -104,8 +162,9 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
         return
     temporary = place.with_name(f".{place.name}.tmp")
     remove(temporary)
-    with _unchecked_generation_config(plain, temporary):
+    with without_generation_config(plain):
         plain.save_pretrained(temporary, state_dict=state)
+    _write_generation_config(plain, temporary)
     # That has noted what the weights are in training, and not what they are in the file.
     plain.config.dtype = precision
     plain.config.save_pretrained(temporary)
@@ -114,22 +173,25 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
 
 
 @contextmanager
-def _unchecked_generation_config(model: Any, folder: Path) -> Iterator[None]:
-    """Has a model saved to `folder` with the generation config that it was published with, to the byte.
-
-    transformers reads, and refuses to write, what many published ones hold, such as a temperature without `do_sample`.
-    A model published without that file gets one with what its config says of generation.
-    """
-    own, model.generation_config = model.generation_config, GenerationConfig()
+def without_generation_config(model: Any) -> Iterator[None]:
+    """Lets transformers save a model, which otherwise refuses what many published generation configs hold, such as a
+    temperature without `do_sample`."""
+    plain = _plain(model)
+    own, plain.generation_config = plain.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        plain.generation_config = own
+
+
+def _write_generation_config(model: Any, folder: Path) -> None:
+    """The generation config that a model was published with, to the byte; a model without that file gets one with what
+    its config says of generation."""
     published = Path(model.name_or_path) / GENERATION_CONFIG_NAME
     if published.is_file():
         shutil.copyfile(published, folder / GENERATION_CONFIG_NAME)
     else:
-        own.to_json_file(folder / GENERATION_CONFIG_NAME)
+        model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
 
 
 def _plain(model: Any) -> Any:
