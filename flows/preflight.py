@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
+from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.armorm import check_armorm_folder
 from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
@@ -36,6 +37,7 @@ from tpo.config import (
     SyntheticConfig,
 )
 from tpo.console import say
+from tpo.contexts import contexts, pair_writers
 from tpo.disk import remove, write_atomically
 from tpo.engines.api import ChatClient
 from tpo.engines.model_folder import check_model_folder
@@ -64,14 +66,13 @@ _LONGEST_PATH_BELOW = 120
 def preflight(config: RunConfig) -> None:
     """Refuses a run that cannot work on this machine with these files."""
     load_prompt(config.prompt)
-    _check_model(config)
+    _check_contexts(config)
     for judge in (config.judge, config.evaluation.judge):
         _check_judge(judge)
     _check_gpus(config)
     _check_splits(config)
     check_tracker(config.tracking)
-    if isinstance(config.data.source, FileSource):
-        _check_files(config.data.source)
+    _check_files(config)
     if config.data.synthetic is not None:
         _check_synthetic(config, config.data.synthetic)
     _check_folder(config.root)
@@ -86,6 +87,9 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
     _check_cpus(config)
+    for fault in too_few_prompts(config, iterations):
+        raise InputError(fault)
+    config = sized(config)
     parameters = _parameters(_seed_folder(config))
     for line in (
         *_check_disk(config, iterations, parameters),
@@ -122,10 +126,11 @@ def check_self_training(config: RunConfig) -> None:
             "data.source names no reference_column or no demonstration_column, and self-training starts from "
             "demonstrations and needs to know what is right: name both"
         )
-    if (config.self_train.demonstrations or 0) > config.data.per_iteration:
+    most = config.data.per_iteration
+    if most != "all" and (config.self_train.demonstrations or 0) > most:
         raise InputError(
             f"self_train.demonstrations is {config.self_train.demonstrations}, expected at most data.per_iteration, "
-            f"{config.data.per_iteration}: they are those of the first questions"
+            f"{most}: they are those of the first questions"
         )
 
 
@@ -161,15 +166,12 @@ def _seed_folder(config: RunConfig) -> Path:
     return SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
 
 
-def _check_model(config: RunConfig) -> None:
-    folder = _seed_folder(config)
-    context = check_model_folder(folder)
-    needed = config.data.max_prompt_tokens + config.sample.max_new_tokens
-    if needed > context:
-        raise InputError(
-            f"data.max_prompt_tokens + sample.max_new_tokens is {needed}, more than the {context} tokens of context "
-            f"of {folder}: lower one of them"
-        )
+def _check_contexts(config: RunConfig) -> None:
+    """Each model that writes has room for its own prompts and outputs."""
+    for asked in contexts(config):
+        folder = asked.folder or _seed_folder(config)
+        if (fault := asked.fault(check_model_folder(folder), folder)) is not None:
+            raise InputError(fault)
 
 
 def _check_judge(judge: JudgeConfig) -> None:
@@ -221,8 +223,7 @@ def _check_splits(config: RunConfig) -> None:
         ("engine", config.engine.tensor_parallel, _seed_folder(config)),
         *(("judge_engine", config.judge_engine.tensor_parallel, judge.folder) for judge in judges if judge.folder),
     ]
-    if config.data.synthetic is not None and config.data.synthetic.folder is not None:
-        asked.append(("engine", config.engine.tensor_parallel, config.data.synthetic.folder))
+    asked += [("engine", config.engine.tensor_parallel, each.folder) for each in contexts(config) if each.folder]
     for name, gpus, folder in asked:
         model = _known_model(folder)
         if model is not None and not model.shape.splits_over(gpus):
@@ -240,23 +241,24 @@ def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
 
-def _check_files(source: FileSource) -> None:
-    first_read = [("", 1), ("validation", 0), ("test", 0)]
-    for path in dict.fromkeys(file_of(source, kind, iteration) for kind, iteration in first_read):
+def _check_files(config: RunConfig) -> None:
+    """The files that are read first are there, and have as many prompts as are taken of them until then."""
+    source = config.data.source
+    if not isinstance(source, FileSource):
+        return
+    if config.thinkpo is not None or config.self_train is not None:
+        first_read = [each.path for each in prompt_sets(config, 1)]
+    else:
+        first_read = [file_of(source, "", 1), file_of(source, "validation", 0), file_of(source, "test", 0)]
+    for path in dict.fromkeys(first_read):
         check_prompt_file(source, path)
+    for fault in too_few_prompts(config, 1):
+        raise InputError(fault)
 
 
 def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
     """A model can be shown the examples that it is to be shown, and what is to be kept clear of can be read."""
     load_instruction_prompt(settings.template)
-    if settings.endpoint is None:
-        folder = settings.folder or _seed_folder(config)
-        context, needed = check_model_folder(folder), settings.max_prompt_tokens + settings.max_new_tokens
-        if needed > context:
-            raise InputError(
-                f"data.synthetic.max_prompt_tokens + max_new_tokens is {needed}, more than the {context} tokens of "
-                f"context of {folder}: lower one of them, with fewer or shorter examples, or have another model write"
-            )
     for file in settings.avoid:
         try:
             check_prompt_file(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
@@ -327,6 +329,8 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
     written = sum(
         path.stat().st_size for t in left for path in config.root.glob(f"iter_{t}/train/epoch_*/*.safetensors")
     )
+    if config.thinkpo is not None or config.self_train is not None:
+        written = sum(path.stat().st_size for path in config.root.glob("**/train/epoch_*/*.safetensors"))
     needed = disk_needed(config, left, parameters=parameters, written=written)
     root, free = config.root.resolve(), free_disk(config.root)
     told = (
@@ -347,7 +351,11 @@ def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
     judges = {folder: _parameters(folder) for judge in model_judges(config) if (folder := judge.folder) is not None}
     writer = config.data.synthetic and config.data.synthetic.folder
     needed = memory_needed(
-        config, parameters=parameters, judges=judges, generator=_parameters(writer) if writer else None
+        config,
+        parameters=parameters,
+        judges=judges,
+        generator=_parameters(writer) if writer else None,
+        writers={str(each.folder): _parameters(each.folder) for each in pair_writers(config) if each.folder},
     )
     total, here = sum(needed.values()), memory_bytes()
     told = (
@@ -407,6 +415,9 @@ def check_templates(config: RunConfig) -> list[str]:
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
     lines = check_asked(_seed_folder(config), asked, marked)
+    for writer in pair_writers(config):
+        said = load_prompt(writer.prompt)
+        lines += check_asked(writer.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])

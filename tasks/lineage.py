@@ -57,6 +57,8 @@ class Ask:
     """Who scores the responses."""
     sample: SampleConfig
     """How outputs are sampled."""
+    work: str = "sample"
+    """Whose context its engine has (`tpo.contexts`): M_0's and its successors', or another model's."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,14 @@ def test_ask(config: RunConfig, folder: str) -> Ask:
 
 
 def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
-    """What a model is asked for outputs of one side of ThinkPO's pairs."""
+    """What a model is asked for outputs of one side of ThinkPO's pairs: one a prompt, sampled once as in the paper, or
+    as often as the side's own `tries` say."""
     prompt, sample = {
         "long": (source.long_prompt, source.long_sample),
         "short": (source.short_prompt, source.short_sample),
     }[side]
-    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, sample)
+    once = sample.model_copy(update={"evaluation_tries": sample.tries})
+    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
 
 
 def pairing_ask(config: RunConfig, iteration: int) -> Ask:

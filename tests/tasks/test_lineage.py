@@ -197,6 +197,7 @@ OTHER_VALUES: dict[str, Any] = {
     "throughput__sample": 9.0,
     "throughput__judge": 9.0,
     "throughput__train": 9.0,
+    "throughput__prompts": 9,
     "throughput__prompt_tokens": 9.0,
     "throughput__output_tokens": 9.0,
     "throughput__judgment_tokens": 9.0,
