@@ -260,7 +260,19 @@ def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifac
             "prompt templates": load_prompt(ask.prompt).fingerprint,
         },
         config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
+        without_effect=_without_effect(sample, ask),
     )
+
+
+def _without_effect(sample: Mapping[str, Any], ask: Ask) -> set[str]:
+    """Values of `sample` that these outputs do not depend on: a thought's maximum if no thought is asked for, and the
+    nucleus of greedy decoding."""
+    found = set()
+    if load_prompt(ask.prompt).response_marker is None:
+        found.add("sample.max_thought_tokens")
+    if sample["temperature"] == 0:
+        found.add("sample.top_p")
+    return found
 
 
 def baseline_of(ask: Ask, samples: Artifact, against: Answers | None) -> Artifact | None:

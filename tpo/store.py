@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
@@ -94,13 +94,23 @@ class Stage:
     """One stage of a run: a folder, what it is made from, and the rows or files in it."""
 
     def __init__(
-        self, root: Path, name: str, record: type | str, *, inputs: Mapping[str, str], config: Mapping[str, Any]
+        self,
+        root: Path,
+        name: str,
+        record: type | str,
+        *,
+        inputs: Mapping[str, str],
+        config: Mapping[str, Any],
+        without_effect: Collection[str] = (),
     ) -> None:
+        """`without_effect` are values of `config`, by their paths as in `sample.top_p`, that this result does not
+        depend on: they stand in the manifest and are not compared."""
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
         self.inputs = dict(inputs)
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
+        self._without_effect = frozenset(without_effect)
         self.folder = root / name
         self.shard_size: int | None = None
         self._started = time.monotonic()
@@ -130,7 +140,7 @@ class Stage:
         return found + [
             f"{key}: {old.get(key)!r} → {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
+            if old.get(key) != new.get(key) and key not in self._without_effect
         ]
 
     def begin(self, *, shard_size: int | None = None) -> list[str]:
