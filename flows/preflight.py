@@ -415,9 +415,9 @@ def check_templates(config: RunConfig) -> list[str]:
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
     lines = check_asked(_seed_folder(config), asked, marked)
-    for writer in pair_writers(config):
-        said = load_prompt(writer.prompt)
-        lines += check_asked(writer.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])
+    for each in pair_writers(config):
+        said = load_prompt(each.prompt)
+        lines += check_asked(each.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])

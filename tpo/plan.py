@@ -592,12 +592,18 @@ class _Planner:
     def _full_disk(self) -> Iterator[str]:
         """That this machine's disk is too small, which may not be the run's."""
         needed, free, config = self._disk().total, self.cluster.disk_bytes, self.config
-        if needed > free:
-            epochs = "--to (ITER) or train.epochs" if config.thinkpo is None else "train.epochs or sft.epochs"
-            yield (
-                f"disk: up to {needed / GIB:,.1f} GiB are written in all, and {free / GIB:,.1f} are free on this "
-                f"machine at {config.root}: free some, set folder in the profile to a larger disk, or lower {epochs}"
-            )
+        if needed <= free:
+            return
+        keys = ["train.epochs", *(["sft.epochs"] if config.sft is not None else [])]
+        keys = keys if config.thinkpo is not None else ["--to (ITER)", *keys]
+        if config.cluster.gpus is None and config.cluster.address is None:
+            remedy = f"free some, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
+        else:
+            remedy = "so much must be free where the run is made"
+        yield (
+            f"disk: up to {needed / GIB:,.1f} GiB are written in all, and {free / GIB:,.1f} are free on this machine "
+            f"at {config.root}: {remedy}"
+        )
 
     def _idle(self, stages: Sequence[Stage]) -> Iterator[str]:
         """Engines that never get a shard."""
