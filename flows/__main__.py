@@ -242,7 +242,7 @@ def _plan(options: argparse.Namespace) -> int:
         print(to_json(plan))
     else:
         print_plan(plan)
-    return 2 if plan.problems else 0
+    return 0 if plan.fits else 2
 
 
 def _iterate(options: argparse.Namespace) -> int:

@@ -8,17 +8,21 @@ not there yet, so that a plan needs neither a download nor a GPU, and loads no l
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.prompt_counts import sized, too_few_prompts
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.spending import device_name
 from tpo.config import MINIATURE, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.contexts import pair_writers
 from tpo.engines.model_config import check_use, read_model_config
 from tpo.engines.model_folder import check_writer, has_weights
+from tpo.errors import InputError
 from tpo.forecast import GIB
 from tpo.gpu_memory import GpuMemory
 from tpo.ledger import read_ledger
@@ -34,14 +38,26 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 
     A recipe with an end of its own is planned to that, whatever `iterations` is.
     """
+    iterations = iterations if config.thinkpo is None else 1
+    problems = list(_prompt_problems(config, iterations))
+    config = sized(config, counting=not problems)
     return make_plan(
         config,
-        iterations if config.thinkpo is None else 1,
+        iterations,
         models=models_of(config),
         cluster=cluster_of(config),
         past=read_past_runs(config.root.parent),
         spent=read_ledger(config.root),
+        problems=problems,
     )
+
+
+def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
+    """Prompt files that are here and cannot be read, or have too few prompts."""
+    try:
+        yield from too_few_prompts(config, iterations)
+    except InputError as error:
+        yield str(error)
 
 
 def models_of(config: RunConfig) -> Models:
@@ -52,7 +68,12 @@ def models_of(config: RunConfig) -> Models:
     generator = None
     if writer is not None and writer.endpoint is None:
         generator = seed if writer.folder is None else _find_writer(writer.folder, device=config.engine.device)
-    return Models(seed, _judge_model(config, config.judge), _judge_model(config, config.evaluation.judge), generator)
+    writers = {
+        writer.work: seed if writer.folder is None else _find_writer(writer.folder, device=config.engine.device)
+        for writer in pair_writers(config)
+    }
+    judges = (_judge_model(config, judge) for judge in (config.judge, config.evaluation.judge))
+    return Models(seed, *judges, generator, writers)
 
 
 def cluster_of(config: RunConfig) -> Cluster:
@@ -72,8 +93,13 @@ def cluster_of(config: RunConfig) -> Cluster:
         known_by=known,
         memory_bytes=memory_bytes(),
         cpus=cpu_count(),
-        disk_bytes=free_disk(config.root),
+        disk_bytes=free_disk(config.root) + _written(config.root),
     )
+
+
+def _written(root: Path) -> int:
+    """Bytes of a run that are on the disk already."""
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
 def _judge_model(config: RunConfig, judge: JudgeConfig) -> Model | None:
@@ -128,14 +154,32 @@ def print_plan(plan: Plan) -> None:
     if plan.problems:
         section("It cannot run so", *(f"- {problem}" for problem in plan.problems))
     else:
-        console.print(Text("It fits.", style="bold"))
+        console.print(Text(_verdict(plan), style="bold"))
+
+
+def _verdict(plan: Plan) -> str:
+    needed, free = plan.disk.total, plan.cluster.disk_bytes
+    if needed <= free:
+        return "It fits."
+    if not plan.is_here:
+        return f"Given a disk with {_size(needed)} free, which this machine does not have ({_size(free)}): It fits."
+    if plan.fits:
+        return f"It may not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
+    return f"It does not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
 
 
 def _models(plan: Plan) -> Table:
     table = _grid()
     models = plan.models
-    named = {"M_0": models.seed, "generator": models.generator, "judge": models.judge, "test judge": models.evaluation}
-    told = {"test judge": models.judge, "generator": models.seed}
+    writers = {work.replace("sample", "writer"): model for work, model in models.writers.items()}
+    named = {
+        "M_0": models.seed,
+        "generator": models.generator,
+        **writers,
+        "judge": models.judge,
+        "test judge": models.evaluation,
+    }
+    told = {"test judge": models.judge, "generator": models.seed, **dict.fromkeys(writers, models.seed)}
     for role, model in named.items():
         if model is not None and model != told.get(role):
             missing = "" if model.is_there else f" ({model.known_by})"
@@ -146,10 +190,10 @@ def _models(plan: Plan) -> Table:
 def _machines(plan: Plan) -> str:
     cluster = plan.cluster
     if not cluster.gpus:
-        return "machines    no GPUs"
+        return "machines      no GPUs"
     gib = f"{cluster.gpu_bytes / GIB:,.1f} GiB"
     nodes, gpus = counted_as("node", cluster.nodes), counted_as("GPU", cluster.gpus)
-    return f"machines    {nodes} of {gpus} ({cluster.gpu}, {gib} each), {cluster.known_by}"
+    return f"machines      {nodes} of {gpus} ({cluster.gpu}, {gib} each), {cluster.known_by}"
 
 
 def _crews(plan: Plan) -> Table:
@@ -162,7 +206,7 @@ def _crews(plan: Plan) -> Table:
 def _memory_lines(held: GpuMemory) -> str:
     parts = " + ".join(f"{name} {size / GIB:,.1f}" for name, size in held.parts.items() if size >= 0.05 * GIB)
     verdict = "fits" if held.fits else "DOES NOT FIT"
-    line = f"{held.work:10}  {parts} = {held.total / GIB:,.1f} of {held.there / GIB:,.1f}: {verdict}"
+    line = f"{held.work:12}  {parts} = {held.total / GIB:,.1f} of {held.there / GIB:,.1f}: {verdict}"
     if held.sequences is not None and held.fits:
         line += f"; KV cache {held.cache / GIB:,.1f}, {held.sequences} of the longest sequences"
     return line
@@ -171,13 +215,14 @@ def _memory_lines(held: GpuMemory) -> str:
 def _this_machine(plan: Plan) -> list[str]:
     disk = plan.disk
     lines = [
-        f"disk        {disk.total / GIB:,.1f} GiB at most: {disk.checkpoints / GIB:,.1f} for a checkpoint an epoch, "
-        f"{disk.scratch / GIB:,.1f} while training, {disk.rows / GIB:,.1f} for samples and judgments"
+        f"disk          {_size(disk.total)} at most: {_size(disk.checkpoints)} for a checkpoint an epoch, "
+        f"{_size(disk.scratch)} while training, {_size(disk.rows)} for samples and judgments; "
+        f"{_size(plan.cluster.disk_bytes)} are free or hold some of it already"
     ]
     if plan.memory:
         parts = " + ".join(f"{who} {size / GIB:,.2f}" for who, size in plan.memory.items())
         needed, here = sum(plan.memory.values()) / GIB, plan.cluster.memory_bytes / GIB
-        lines.insert(0, f"memory      {parts} = {needed:,.2f} of {here:,.1f} GiB")
+        lines.insert(0, f"memory        {parts} = {needed:,.2f} of {here:,.1f} GiB")
     return lines
 
 
@@ -263,7 +308,7 @@ def _spent(plan: Plan) -> Table:
 
 def _grid() -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(width=10, no_wrap=True)
+    table.add_column(width=12, no_wrap=True)
     table.add_column()
     return table
 
@@ -271,6 +316,11 @@ def _grid() -> Table:
 def counted_as(what: str, count: int) -> str:
     """`1 node`, `2 nodes`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    """Bytes, human-readable."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"
 
 
 def _money(cost: float) -> str:

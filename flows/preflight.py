@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.armorm import check_armorm_folder
 from judges.askers import ServerAsker
 from judges.reward_model import check_reward_folder
@@ -44,6 +45,7 @@ from tpo.config import (
     checks_instructions,
 )
 from tpo.console import say
+from tpo.contexts import contexts, pair_writers
 from tpo.disk import remove, write_atomically
 from tpo.engines.api import Spent
 from tpo.engines.generator import ApiGenerator
@@ -77,14 +79,13 @@ _LONGEST_PATH_BELOW = 120
 def preflight(config: RunConfig) -> None:
     """Refuses a run that cannot work on this machine with these files."""
     load_prompt(config.prompt)
-    _check_model(config)
+    _check_contexts(config)
     for judge in (config.judge, config.evaluation.judge):
         _check_judge(config, judge)
     _check_gpus(config)
     _check_splits(config)
     check_tracker(config.tracking)
-    if isinstance(config.data.source, FileSource):
-        _check_files(config.data.source)
+    _check_files(config)
     _check_constraints(config)
     if config.data.synthetic is not None:
         _check_synthetic(config, config.data.synthetic)
@@ -103,6 +104,9 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
     _check_cpus(config)
+    for fault in too_few_prompts(config, iterations):
+        raise InputError(fault)
+    config = sized(config)
     parameters = _parameters(_seed_folder(config))
     for line in (
         *_check_disk(config, iterations, parameters),
@@ -160,10 +164,11 @@ def check_self_training(config: RunConfig) -> None:
             f"data.source names no {right} or no demonstration_column, and self-training starts from demonstrations "
             "and needs to know what is right: name both"
         )
-    if (config.self_train.demonstrations or 0) > config.data.per_iteration:
+    most = config.data.per_iteration
+    if most != "all" and (config.self_train.demonstrations or 0) > most:
         raise InputError(
             f"self_train.demonstrations is {config.self_train.demonstrations}, expected at most data.per_iteration, "
-            f"{config.data.per_iteration}: they are those of the first questions"
+            f"{most}: they are those of the first questions"
         )
 
 
@@ -211,15 +216,14 @@ def writers(config: RunConfig) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _check_model(config: RunConfig) -> None:
-    folder = _seed_folder(config)
-    context = check_writer(folder, trained=True, device=config.engine.device)
-    needed = config.data.max_prompt_tokens + config.sample.max_new_tokens
-    if needed > context:
-        raise InputError(
-            f"data.max_prompt_tokens + sample.max_new_tokens is {needed}, more than the {context} tokens of context "
-            f"of {folder}: lower one of them"
-        )
+def _check_contexts(config: RunConfig) -> None:
+    """Each model that writes can be used as the run uses it, and has room for its own prompts and outputs."""
+    seed = _seed_folder(config)
+    for asked in contexts(config):
+        folder = asked.folder or seed
+        context = check_writer(folder, trained=folder == seed, device=config.engine.device)
+        if (fault := asked.fault(context, folder)) is not None:
+            raise InputError(fault)
 
 
 def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
@@ -275,8 +279,7 @@ def _check_splits(config: RunConfig) -> None:
         ("engine", config.engine.tensor_parallel, _seed_folder(config)),
         *(("judge_engine", config.judge_engine.tensor_parallel, judge.folder) for judge in judges if judge.folder),
     ]
-    if config.data.synthetic is not None and config.data.synthetic.folder is not None:
-        asked.append(("engine", config.engine.tensor_parallel, config.data.synthetic.folder))
+    asked += [("engine", config.engine.tensor_parallel, each.folder) for each in contexts(config) if each.folder]
     for name, gpus, folder in asked:
         model = _known_model(folder)
         if model is not None and not model.shape.splits_over(gpus):
@@ -294,9 +297,19 @@ def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
 
-def _check_files(source: FileSource) -> None:
-    for path in _files_of(source):
+def _check_files(config: RunConfig) -> None:
+    """The files that are read first are there, and have as many prompts as are taken of them until then."""
+    source = config.data.source
+    if not isinstance(source, FileSource):
+        return
+    if config.thinkpo is not None or config.self_train is not None:
+        first_read = [each.path for each in prompt_sets(config, 1)]
+    else:
+        first_read = [file_of(source, "", 1), file_of(source, "validation", 0), file_of(source, "test", 0)]
+    for path in dict.fromkeys(first_read):
         check_prompt_file(source, path)
+    for fault in too_few_prompts(config, 1):
+        raise InputError(fault)
 
 
 def _files_of(source: FileSource) -> list[Path]:
@@ -339,15 +352,6 @@ def _check_constraints(config: RunConfig) -> None:
 def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
     """A model can be shown the examples that it is to be shown, and what is to be kept clear of can be read."""
     load_instruction_prompt(settings.template)
-    if settings.endpoint is None:
-        folder = settings.folder or _seed_folder(config)
-        context = check_writer(folder, device=config.engine.device)
-        needed = settings.max_prompt_tokens + settings.max_new_tokens
-        if needed > context:
-            raise InputError(
-                f"data.synthetic.max_prompt_tokens + max_new_tokens is {needed}, more than the {context} tokens of "
-                f"context of {folder}: lower one of them, with fewer or shorter examples, or have another model write"
-            )
     for file in settings.avoid:
         try:
             check_prompt_file(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
@@ -433,6 +437,8 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
         for path in config.root.glob("iter_*/train/epoch_*/*.safetensors")
         if path.parents[2].name not in {f"iter_{t}" for t in range(done + 1)}
     )
+    if config.thinkpo is not None or config.self_train is not None:
+        written = sum(path.stat().st_size for path in config.root.glob("**/train/epoch_*/*.safetensors"))
     needed = disk_needed(config, left, parameters=parameters, written=written)
     root, free = config.root.resolve(), free_disk(config.root)
     told = (
@@ -453,7 +459,11 @@ def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
     judges = {folder: _parameters(folder) for judge in model_judges(config) if (folder := judge.folder) is not None}
     writer = config.data.synthetic and config.data.synthetic.folder
     needed = memory_needed(
-        config, parameters=parameters, judges=judges, generator=_parameters(writer) if writer else None
+        config,
+        parameters=parameters,
+        judges=judges,
+        generator=_parameters(writer) if writer else None,
+        writers={str(each.folder): _parameters(each.folder) for each in pair_writers(config) if each.folder},
     )
     total, here = sum(needed.values()), memory_bytes()
     told = (
@@ -515,6 +525,9 @@ def check_templates(config: RunConfig) -> list[str]:
     lines = check_asked(_seed_folder(config), asked, marked)
     if config.thinkpo is None and config.self_train is None:
         lines += check_thinking(_seed_folder(config))
+    for each in pair_writers(config):
+        said = load_prompt(each.prompt)
+        lines += check_asked(each.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])

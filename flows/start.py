@@ -104,7 +104,7 @@ def self_trained(config: RunConfig, iterations: int, name: str = LADDER) -> Ladd
     """
     checked(config)
     check_self_training(config)
-    return _ladder_or_check(config, f"SFT_{iterations}", name)
+    return _ladder_or_check(config, f"SFT_{iterations}", name, iterations)
 
 
 def ablated(config: RunConfig, iterations: int) -> Ladder | None:
@@ -113,10 +113,12 @@ def ablated(config: RunConfig, iterations: int) -> Ladder | None:
     return found if self_trained(without_dpo(config), iterations) is not None else None
 
 
-def _ladder_or_check(config: RunConfig, last: str | None = None, name: str = LADDER) -> Ladder | None:
+def _ladder_or_check(
+    config: RunConfig, last: str | None = None, name: str = LADDER, iterations: int = 1
+) -> Ladder | None:
     with reading(config):
         if (found := _ladder(config, last, name)) is None:
-            check_before_work(config, 1)
+            check_before_work(config, iterations)
     return found
 
 

@@ -60,6 +60,8 @@ class Ask:
     """Who scores the responses."""
     sample: SampleConfig
     """How outputs are sampled."""
+    work: str = "sample"
+    """Whose context its engine has (`tpo.contexts`): M_0's and its successors', or another model's."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,14 @@ def test_ask(config: RunConfig, folder: str) -> Ask:
 
 
 def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
-    """What a model is asked for outputs of one side of ThinkPO's pairs."""
+    """What a model is asked for outputs of one side of ThinkPO's pairs: one a prompt, sampled once as in the paper, or
+    as often as the side's own `tries` say."""
     prompt, sample = {
         "long": (source.long_prompt, source.long_sample),
         "short": (source.short_prompt, source.short_sample),
     }[side]
-    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, sample)
+    once = sample.model_copy(update={"evaluation_tries": sample.tries})
+    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
 
 
 def pairing_ask(config: RunConfig, iteration: int) -> Ask:
@@ -259,7 +263,19 @@ def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifac
             "prompt templates": load_prompt(ask.prompt).fingerprint,
         },
         config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
+        without_effect=_sampling_without_effect(sample, ask),
     )
+
+
+def _sampling_without_effect(sample: Mapping[str, Any], ask: Ask) -> set[str]:
+    """Values of `sample` that these outputs do not depend on: a thought's maximum if no thought is asked for, and the
+    nucleus of greedy decoding."""
+    found = set()
+    if load_prompt(ask.prompt).response_marker is None:
+        found.add("sample.max_thought_tokens")
+    if sample["temperature"] == 0:
+        found.add("sample.top_p")
+    return found
 
 
 def baseline_of(ask: Ask, samples: Artifact, against: Answers | None) -> Artifact | None:
@@ -351,7 +367,7 @@ def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Arti
         "Model",
         inputs=inputs,
         config=_training_values(config, {"train": config.train.model_dump(mode="json", exclude={"reference"})}),
-        indifferent=_indifferent("train", config.train),
+        without_effect=_training_without_effect("train", config.train),
     )
 
 
@@ -364,7 +380,7 @@ def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrati
         "Model",
         inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
         config=_training_values(config, {"sft": config.sft.model_dump(mode="json", exclude={"too_long"})}),
-        indifferent=_indifferent("sft", config.sft),
+        without_effect=_training_without_effect("sft", config.sft),
     )
 
 
@@ -374,7 +390,7 @@ def _training_values(config: RunConfig, training: Mapping[str, Any]) -> dict[str
     return {"seed": config.seed, **training, "workers": trainer.workers, "strategy": trainer.strategy}
 
 
-def _indifferent(section: str, training: TrainingConfig) -> set[str]:
+def _training_without_effect(section: str, training: TrainingConfig) -> set[str]:
     """The values of a training that say how it is computed and not what, and those that its other values leave unused.
 
     What is computed in other pieces differs by rounding alone: after an out-of-memory error they may change, and the

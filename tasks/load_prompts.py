@@ -42,7 +42,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         (same if origin(config, artifact.path.relative_to(config.root).as_posix()) == own else other).update(keys)
     prompts, account = choose_prompts(
         read_source(config, folder),
-        count=stage.config["data"]["count"],
+        count=None if stage.config["data"]["count"] == "all" else stage.config["data"]["count"],
         used=same,
         foreign=other,
         refuse_foreign=config.data.overlap == "refuse",
@@ -59,7 +59,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
 def choose_prompts(
     candidates: Iterable[Prompt],
     *,
-    count: int,
+    count: int | None,
     used: set[str],
     foreign: set[str],
     refuse_foreign: bool,
@@ -70,7 +70,7 @@ def choose_prompts(
 
     Args:
         candidates: Prompts in the order in which they are to be taken.
-        count: How many to take.
+        count: How many to take; None for all there are.
         used: Keys of questions (`question_key`) that earlier sets took from the same source; passed over, as they
             must be.
         foreign: Keys of questions of earlier sets from other sources: a leak, skipped or refused.
@@ -103,10 +103,10 @@ def choose_prompts(
             dropped[reason] += 1
         else:
             chosen[key] = prompt
-    if len(chosen) < count:
+    if len(chosen) < (count or 1):
         reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none dropped"
         raise InputError(
-            f"{name}: {len(chosen)} fresh prompts in {seen} rows ({reasons}), expected {count}: add prompts, or lower "
-            "data.per_iteration, data.validation or data.test"
+            f"{name}: {len(chosen)} fresh prompts in {seen} rows ({reasons}), expected {count or '1 or more'}: add "
+            "prompts, or lower data.per_iteration, data.validation or data.test"
         )
     return list(chosen.values()), Account(seen, len(chosen), dict(dropped))

@@ -18,9 +18,12 @@ from tasks.retry import may_pass
 from tasks.spending import sampling_meter
 from tpo.config import RunConfig, SampleConfig
 from tpo.console import progress_bar, say
+from tpo.contexts import context_of
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.forcing import Calculator, Rule, ThoughtBudget
+from tpo.engines.model_folder import check_model_folder
 from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
+from tpo.errors import InputError
 from tpo.ledger import Meter
 from tpo.records import Account, Artifact, Prompt, Sample
 from tpo.store import check_files, read_rows, read_shards
@@ -47,7 +50,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
         thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.tags)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
-    longest = max(config.context_tokens, config.data.max_prompt_tokens + how.max_new_tokens)
+    longest = _context(config, ask, requests, model)
     # For all of a run alike, whether this round has rules or not: other engines would take half a minute to start.
     forcing = how.max_thought_tokens is not None or how.calculator is not None
     pool = sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
@@ -86,6 +89,24 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     artifact = stage.commit(len(shards), account=Account(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact
+
+
+def _context(config: RunConfig, ask: Ask, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
+    """Context of the engine: that of its model's settings, or more if prompts are longer as this model is asked.
+
+    Prompts were chosen by how M_0 is asked; another model has another template and tokenizer. Raises `InputError` if it
+    has no room for the longest.
+    """
+    planned = context_of(config, ask.work)
+    prompt = max((len(request.prompt_token_ids) for shard in requests for request in shard), default=0)
+    needed = prompt + ask.sample.max_new_tokens
+    if needed > planned and needed > (there := check_model_folder(model.path)):
+        raise InputError(
+            f"{ask.folder}: the longest prompt has {prompt} tokens as {model.path} is asked, and with outputs of "
+            f"{ask.sample.max_new_tokens} that is more than its {there} tokens of context: lower "
+            "data.max_prompt_tokens or the outputs' max_new_tokens"
+        )
+    return max(planned, needed)
 
 
 def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:

@@ -27,6 +27,7 @@ from tasks.source import make_prompt, question_key, read_source, why_unfit
 from tasks.spending import api_tokens, generating_meter
 from tpo.config import FileSource, RunConfig, SyntheticConfig
 from tpo.console import progress_bar, say
+from tpo.contexts import context_of
 from tpo.disk import remove
 from tpo.engines.api import Refused, Spent
 from tpo.engines.chat import ChatEncoder
@@ -244,7 +245,7 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
         return "forbidden_word" if forbidden.intersection(words) else fits(instruction)
 
     return Choice(
-        count=config.data.per_iteration,
+        count=config.data.count,
         known={
             "benchmark": benchmarks,
             "overlap": [text for texts in sets[:2] for text in texts],
@@ -271,7 +272,7 @@ def _take(choice: Choice, generations: Artifact, prompt: InstructionPrompt, *, a
 
 def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choice, made: int) -> Artifact:
     """One more round of generations, beside those that there are."""
-    count, settings = config.data.per_iteration, writing.settings
+    count, settings = config.data.count, writing.settings
     wanted = next_round(
         made=made,
         taken=len(choice.taken),
@@ -337,9 +338,7 @@ def _generator(config: RunConfig, writing: _Writing) -> Generator:
         spent = Spent(used.input_tokens, used.output_tokens)
         return ApiGenerator(settings, settings.endpoint, spent, without_control_tokens)
     assert writing.model is not None
-    own = settings.max_prompt_tokens + settings.max_new_tokens
-    context = config.context_tokens if settings.folder is None else own
-    return EngineGenerator(settings, writing.model, config.engine, config.cluster, context)
+    return EngineGenerator(settings, writing.model, config.engine, config.cluster, context_of(config, "generate"))
 
 
 def _book(meter: Meter, replies: Sequence[Reply]) -> None:

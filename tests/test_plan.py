@@ -335,12 +335,16 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
     assert any("spans nodes" in note for note in plan.notes) == (each > gpus)
 
 
-def test_what_the_disk_here_cannot_hold_is_noted_and_no_problem():
+def test_what_the_disk_here_cannot_hold_is_noted_and_does_not_fit(capsys: pytest.CaptureFixture[str]):
     config = load_config(PROFILES["laptop"])
     small = replace(cluster_of(config), disk_bytes=10 * 2**20)
     plan = make_plan(config, 1, models=models_of(config), cluster=small, past=[])
     assert plan.problems == []
     assert [note for note in plan.notes if note.startswith("disk: up to ")]
+    assert not plan.fits
+    print_plan(plan)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("It does not fit: up to ") and last.endswith("are written, and the disk has 10.0 MiB.")
     assert not [note for note in planned("laptop").notes if note.startswith("disk: ")]
 
 
@@ -437,6 +441,18 @@ def test_a_model_with_an_encoder_is_refused_by_its_name_and_by_its_config(tmp_pa
             refuses(tmp_path)
 
 
+@pytest.mark.parametrize("disk_gib", [10, 10_000])
+def test_a_disk_elsewhere_is_not_known_here_and_said_to_be_needed(disk_gib: int, capsys: pytest.CaptureFixture[str]):
+    config = profile("llama3-8b-armorm")
+    cluster = replace(cluster_of(config), disk_bytes=disk_gib * GIB)
+    plan = make_plan(config, 3, models=models_of(config), cluster=cluster, past=[])
+    print_plan(plan)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert plan.fits
+    assert (last == "It fits.") == (disk_gib == 10_000)
+    assert last == "It fits." or ("this machine does not have" in last and "10.0 GiB" in last)
+
+
 def amounts(name: str, *overrides: str, to: int = 3) -> dict[str, tuple[int, int, int]]:
     """Rounds, prompts and answers by kind of work."""
     stages = planned(name, *overrides, to=to).stages
@@ -445,8 +461,8 @@ def amounts(name: str, *overrides: str, to: int = 3) -> dict[str, tuple[int, int
 
 def test_a_plan_of_thinkpo_has_one_output_a_prompt_two_trainings_and_the_test_of_three_models():
     found = amounts("thinkpo-qwen2.5-3b")
-    assert found["sample"] == (1, 17_000, 17_000)
-    assert found["train"] == (2, 34_000, 3 * 17_000 + 17_000)
+    assert found["short sample"] == (1, 16_710, 16_710)
+    assert found["train"] == (2, 2 * 16_710, 3 * 16_710 + 16_710)
     assert found["test sample"] == (3, 1_500, 1_500)
     assert "validation sample" not in found and "judge" not in found
     assert amounts("thinkpo-bespoke-7b").keys() == {"train", "test sample", "test judge"}
@@ -461,3 +477,70 @@ def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_on
     assert plain["sample"] == (3, 1_800, 3 * 600 * 3)
     assert plain["train"][0] == 4 and plain["test sample"][0] == 5
     assert planned("self-train", to=3).goal == "to SFT_3"
+
+
+def test_a_writer_of_thinkpo_has_its_own_context_model_memory_and_time():
+    plan = planned("thinkpo-reproduced-7b")
+    held = {held.work: held for held in plan.gpu_memory}
+    (writer,) = [stage for stage in plan.stages if stage.work.kind == "short sample"]
+    assert writer.crew.who.endswith("Qwen2.5-Math-7B-Instruct") and writer.crew.gpus == 8 and writer.seconds > 60
+    short, long = held["short sample"].sequences, held["sample"].sequences
+    assert short is not None and long is not None
+    assert short == pytest.approx(long * 32_768 / 2_048, rel=0.1)
+    assert plan.problems == []
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(3072, True), (3073, False)])
+def test_a_writers_prompts_and_outputs_are_compared_with_its_own_model(tokens: int, fits: bool):
+    """Qwen2.5-Math-7B-Instruct has 4,096 positions, and prompts have up to 1,024 tokens."""
+    plan = planned("thinkpo-reproduced-7b", f"thinkpo.source.short_sample.max_new_tokens={tokens}")
+    told = "data.max_prompt_tokens + thinkpo.source.short_sample.max_new_tokens is 4097, more than the 4096 tokens"
+    assert any(told in problem for problem in plan.problems) is not fits
+
+
+def test_a_writer_must_split_over_an_engines_gpus():
+    plan = planned("thinkpo-qwen2.5-3b", "engine.tensor_parallel=8", "engine.count=1")
+    assert any("Qwen2.5-Math-7B-Instruct has 28 attention heads" in problem for problem in plan.problems)
+
+
+def test_the_disk_of_thinkpo_has_a_model_an_epoch_of_both_trainings_and_what_its_writers_write():
+    plan = planned("thinkpo-reproduced-7b")
+    parameters = plan.models.seed.shape.parameters
+    assert plan.disk.checkpoints == (3 + 1) * 2 * parameters
+    assert plan.disk.scratch == 2 * 12 * parameters
+    longer = planned("thinkpo-reproduced-7b", "thinkpo.source.short_sample.max_new_tokens=2048")
+    assert longer.disk.rows - plan.disk.rows == 16_710 * 2 * 1024 * 10
+
+
+def test_the_disk_of_self_training_has_a_model_an_epoch_of_all_trainings():
+    plan = planned("self-train-llama", to=3)
+    config, parameters = profile("self-train-llama"), plan.models.seed.shape.parameters
+    assert config.sft is not None
+    preferences = config.train.passes(config.data.count * 3)
+    assert plan.disk.checkpoints == (4 * config.sft.epochs + 3 * preferences) * 2 * parameters
+
+
+def test_engines_without_a_shard_are_named_and_take_no_share_of_the_work():
+    speed = "throughput.sample=1000"
+    plan, split = (planned("thinkpo-reproduced-7b", speed, f"engine.shard_prompts={size}") for size in (250, 25))
+    seconds = [
+        next(stage.seconds - stage.start_seconds for stage in each.stages if stage.work.kind == "test sample")
+        for each in (plan, split)
+    ]
+    assert any("test sample: 500 prompts are 2 shards, so that 6 of 8 engines" in note for note in plan.notes)
+    assert "lower engine.shard_prompts to 63" in "".join(plan.notes)
+    assert not any("have nothing to do" in note for note in split.notes)
+    assert seconds[0] > 1.5 * seconds[1]
+
+
+def test_all_prompts_of_a_file_are_counted_if_it_is_there(tmp_path: Path):
+    path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
+    row = {"demonstration": "d", "answer": "1"}
+    test.write_text("".join(json.dumps({"instruction": f"Test {i}", **row}) + "\n" for i in range(500)))
+    path.write_text("".join(json.dumps({"instruction": f"{i % 70}", **row}) + "\n" for i in range(100)))
+    files = [f"data.source.path={path}", f"data.source.test_path={test}"]
+    assert amounts("thinkpo-qwen2.5-3b", *files)["short sample"] == (1, 70, 70)
+    plan = planned("thinkpo-qwen2.5-3b", *files, "data.per_iteration=71")
+    told = 'the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
+    assert any(f"{path} has 70 different prompts, and {told}" in problem for problem in plan.problems)
+    assert not plan.fits

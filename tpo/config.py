@@ -312,8 +312,9 @@ class DataConfig(Section):
 
     source: Annotated[MiniatureSource | FileSource | InstructionSource, Field(discriminator="kind")] = MiniatureSource()
     """Where prompts come from."""
-    per_iteration: int = Field(400, ge=1)
-    """Fresh prompts an iteration, disjoint from all earlier ones (the paper: 5,000)."""
+    per_iteration: Annotated[int, Field(ge=1)] | Literal["all"] = 400
+    """Fresh prompts an iteration, disjoint from all earlier ones (the paper: 5,000). `all` takes all that a file has
+    and the test set leaves: in the recipes with one set of prompts, ThinkPO and self-training."""
     validation: int = Field(200, ge=1)
     """Prompts that choose the best checkpoint (the paper: 1,500)."""
     test: int = Field(600, ge=1)
@@ -328,6 +329,20 @@ class DataConfig(Section):
     also_fits: PromptConfig | None = None
     """Another way to ask that each prompt must fit too: that of a run which this one is compared with, so that both
     take the same prompts."""
+
+    @property
+    def count(self) -> int:
+        """`per_iteration` as a number, for what needs one; "all" has been counted by then (`flows.prompt_counts`)."""
+        assert self.per_iteration != "all"
+        return self.per_iteration
+
+    @model_validator(mode="after")
+    def _written_prompts_are_counted(self) -> Self:
+        if self.synthetic is not None and self.per_iteration == "all":
+            raise ValueError(
+                'per_iteration is "all", and a model writes the prompts (data.synthetic): set it to a number'
+            )
+        return self
 
 
 class SampleConfig(Section):
@@ -918,6 +933,8 @@ class ThroughputConfig(Section):
     """Mean tokens of an output, thought and response."""
     response_share: float = Field(0.5, gt=0, le=1)
     """Share of an output that is its response, which is all that judges read."""
+    prompts: int | None = Field(None, ge=1)
+    """Prompts that `data.per_iteration = "all"` is taken for as long as the file isn't there to be counted."""
     judgment_tokens: float | None = Field(None, gt=0)
     """Mean tokens that a judge writes a comparison, where it explains."""
 
@@ -1067,14 +1084,18 @@ class RunConfig(Section):
             )
         return self
 
-    @property
-    def context_tokens(self) -> int:
-        """Longest chat and output together that M_0 or one of its successors is asked for."""
-        synthetic = self.data.synthetic
-        asked = [self.data.max_prompt_tokens + self.sample.max_new_tokens]
-        if synthetic is not None and synthetic.endpoint is None and synthetic.folder is None:
-            asked.append(synthetic.max_prompt_tokens + synthetic.max_new_tokens)
-        return max(asked)
+    @model_validator(mode="after")
+    def _all_prompts_are_one_set(self) -> "RunConfig":
+        if self.data.per_iteration != "all":
+            return self
+        if self.thinkpo is None and self.self_train is None:
+            raise ValueError(
+                'data.per_iteration is "all", and each iteration takes fresh prompts: set it to a number (it goes with '
+                "[thinkpo] or [self_train], which have one set of prompts)"
+            )
+        if isinstance(self.data.source, MiniatureSource):
+            raise ValueError('data.per_iteration is "all", and the miniature has no end: set it to a number')
+        return self
 
     @model_validator(mode="after")
     def _no_references_for_the_verifier(self) -> "RunConfig":

@@ -11,6 +11,7 @@ and 21 MB while training. 400 outputs of 600 English words, in all columns of `S
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from tpo.config import (
     ArmoRMJudge,
@@ -21,6 +22,7 @@ from tpo.config import (
     RunConfig,
     VerifierJudge,
 )
+from tpo.contexts import pair_writers
 
 ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge
 """A judge that is a model."""
@@ -62,23 +64,61 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
 
     `parameters` are the seed model's; `written` are bytes of their checkpoints that are on the disk already.
     """
+    if config.thinkpo is not None or config.self_train is not None:
+        return _ladder_disk(config, max(iterations, default=0), parameters=parameters, written=written)
     trained = len(iterations) - (0 in iterations)
     evaluated = config.data.validation * config.train.epochs + config.data.test
     rows = trained * (
-        _answers(config, config.data.per_iteration, config.sample.k, config.judge)
+        _answers(config, config.data.count, config.sample.k, config.judge)
         + _answers(config, config.data.validation * config.train.epochs, 1, config.judge)
         + _answers(config, config.data.test, 1, config.evaluation.judge)
-        + config.data.per_iteration * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN
+        + config.data.count * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN
     )
     if 0 in iterations:
         rows += _answers(config, config.data.validation, 1, config.judge)
         rows += 2 * _answers(config, config.data.test, 1, config.evaluation.judge)
-    rows += (trained * (config.data.per_iteration + evaluated)) * _ROW
+    rows += (trained * (config.data.count + evaluated)) * _ROW
     model = parameters * BYTES[config.train.precision]
     return Disk(
         rows=rows,
         checkpoints=max(0, trained * config.train.epochs * model - written),
         scratch=2 * _STATE * _trained(config, parameters) if trained else 0,
+    )
+
+
+def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written: int) -> Disk:
+    """The same for all of a run of ThinkPO, or of self-training to SFT_T, T = `iterations`."""
+    train, sft = config.train, config.sft
+    test = _answers(config, config.data.test, 1, config.evaluation.judge)
+    prompts = config.data.count if sft is not None else 0
+    imitated = (sft.max_tokens * _TOKEN + _ROW) if sft is not None else 0
+    # The demonstrations, as they are in the prompts and as they are trained on.
+    rows = config.data.test * config.data.max_prompt_tokens * _PROMPT_TOKEN + 2 * prompts * imitated
+    if config.self_train is not None:
+        how, dpo = config.self_train, iterations if config.self_train.dpo else 0
+        tunings, preferences, tested = iterations + 1, dpo, iterations + 2 + dpo
+        rows += iterations * _answers(config, prompts, how.label_outputs, config.judge)
+        rows += dpo * _answers(config, prompts, how.pair_outputs, config.judge)
+        # SFT_t imitates what is given and an output a question of each iteration before.
+        rows += iterations * (iterations + 1) // 2 * prompts * imitated
+        pairs = dpo * prompts * how.pairs_per_question
+    else:
+        assert config.thinkpo is not None
+        tunings, preferences, tested = int(sft is not None), 1, 3 if sft is not None else 2
+        for writer in pair_writers(config):
+            # As sampled, and again as they are trained on.
+            rows += prompts * 2 * (writer.sample.max_new_tokens * _TOKEN + _ROW)
+        pairs = config.thinkpo.most_pairs or config.data.count
+    rows += tested * test + pairs * (2 * train.max_tokens * _PROMPT_TOKEN + _ROW)
+    models = preferences * train.passes(max(1, pairs)) * BYTES[train.precision]
+    if sft is not None:
+        models += tunings * sft.passes(max(1, prompts)) * BYTES[sft.precision]
+    trainings = [train] * (preferences > 0) + ([sft] if sft is not None else [])
+    trained = any(training.lora is None for training in trainings)
+    return Disk(
+        rows=rows,
+        checkpoints=max(0, models * parameters - written),
+        scratch=2 * _STATE * parameters if trained else 0,
     )
 
 
@@ -98,12 +138,18 @@ def _said(judge: JudgeConfig, k: int) -> int:
 
 
 def memory_needed(
-    config: RunConfig, *, parameters: int, judges: Mapping[Path, int], generator: int | None = None
+    config: RunConfig,
+    *,
+    parameters: int,
+    judges: Mapping[Path, int],
+    generator: int | None = None,
+    writers: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Bytes that this machine's memory must hold at once, by whom; empty where all of it runs on GPUs or elsewhere.
 
     Engines and judges stay while a model is trained. `judges` are the parameters of the judges that are models, by
-    folder, and `generator` those of a model of its own that writes prompts. What a process takes beyond its model is
+    folder, `generator` those of a model of its own that writes prompts, and `writers` those of ThinkPO's writers other
+    than M_0, by folder. What a process takes beyond its model is
     not counted.
     """
     if config.cluster.address is not None:
@@ -113,6 +159,8 @@ def memory_needed(
         needed["engine"] = _engines(config.engine, parameters, with_cache=True)
         if generator is not None:
             needed["engine (data.synthetic)"] = _engines(config.engine, generator, with_cache=True)
+        for folder, size in writers.items():
+            needed[f"engine ({Path(folder).name})"] = _engines(config.engine, size, with_cache=True)
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         if config.judge_engine.device == "cpu" and judge.folder is not None:
             size = judges.get(judge.folder, 0)

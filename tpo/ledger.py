@@ -33,11 +33,14 @@ TICK_SECONDS = 30.0
 """Time after which `Meter.tick` books a line."""
 
 WORK = (
-    "generate", "sample", "judge", "train", "validation sample", "validation judge", "test sample", "test judge"
+    "generate", "short sample", "long sample", "sample", "judge", "train", "validation sample", "validation judge",
+    "test sample", "test judge"
 )  # fmt: skip
 """The kinds of work, in the order in which an iteration does them."""
 _VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
-_PURPOSES = {"validation": "validation ", "test": "test ", "direct": "test "}
+_PURPOSES = {
+    "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short "
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ The decision to question: what refuses a plan. Too few GPUs and too little memor
 those are known; hours, money and lengths never do, since they are forecasts, and a forecast says where it is from.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpo.config import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, SyntheticConfig, VerifierJudge
+from tpo.contexts import context_of, contexts, pair_writers
 from tpo.forecast import BYTES, GIB, Disk, cpus_needed, disk_needed, memory_needed
 from tpo.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, trainings_memory
 from tpo.ledger import API, Entry, Spending, spending
@@ -71,6 +73,8 @@ class Models:
     """The judge of the test set; None where it is no model of ours."""
     generator: Model | None = None
     """What writes prompts, M_0 perhaps; None where nothing does, or a server."""
+    writers: Mapping[str, Model] = field(default_factory=dict)
+    """What writes for ThinkPO's pairs, by its work; M_0 perhaps."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ class Plan:
     """Bytes that this machine's memory holds at once, by whom."""
     disk: Disk
     """Bytes that the run writes."""
+    is_here: bool
+    """Whether the run is planned for this machine, so that its disk is the run's: the profile describes no others."""
     lengths: Lengths
     """Mean tokens."""
     stages: Sequence[Stage]
@@ -156,6 +162,12 @@ class Plan:
     """Why it cannot run so."""
     notes: Sequence[str] = field(default=())
     """What to know."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run can be made so, as far as is known: rows on the disk are a bound from above."""
+        certain = self.disk.checkpoints + self.disk.scratch
+        return not self.problems and not (self.is_here and certain > self.cluster.disk_bytes)
 
     @property
     def seconds(self) -> float:
@@ -186,9 +198,10 @@ def make_plan(
     cluster: Cluster,
     past: Sequence[PastRun],
     spent: Sequence[Entry] = (),
+    problems: Sequence[str] = (),
 ) -> Plan:
-    """The plan of M_0 to M_T, T = `iterations`."""
-    planner = _Planner(config, iterations, models, cluster, past)
+    """The plan of M_0 to M_T, T = `iterations`; `problems` are those that are known already."""
+    planner = _Planner(config, iterations, models, cluster, past, problems)
     return planner.plan(spent)
 
 
@@ -201,6 +214,7 @@ class _Planner:
     models: Models
     cluster: Cluster
     past: Sequence[PastRun]
+    problems: Sequence[str]
 
     def plan(self, spent: Sequence[Entry]) -> Plan:
         config, lengths = self.config, self._lengths()
@@ -220,14 +234,22 @@ class _Planner:
             gpu_memory=memory,
             memory=self._machine_memory(),
             disk=self._disk(),
+            is_here=self.config.cluster.gpus is None and self.config.cluster.address is None,
             lengths=lengths,
             stages=stages,
             spent=spending(spent),
-            problems=[*self._too_many(stages), *self._unknown(stages), *self._too_large(memory), *self._unfit()],
+            problems=[
+                *self.problems,
+                *self._too_many(stages),
+                *self._unknown(stages),
+                *self._too_large(memory),
+                *self._unfit(),
+            ],
             notes=[
                 *self._tight(memory),
                 *self._loading_workers(),
                 *self._full_disk(),
+                *self._idle(stages),
                 *self._spanning(stages),
                 *self._over_budget(stages, spent),
             ],
@@ -265,12 +287,27 @@ class _Planner:
         rate = self._rate(work, crew, lengths, memory)
         tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
         starts = 0.0 if rate is None else self._starts(work, crew, rate)
-        seconds = starts + (tokens / (rate.tokens_per_second * crew.devices) if rate else 0.0)
+        # What a past run measured has its engines' idle time in it.
+        measured = rate is None or rate.source.startswith("past run")
+        busy = 1.0 if measured else self._busy_share(work, crew)
+        seconds = starts + (tokens / (rate.tokens_per_second * crew.devices * busy) if rate else 0.0)
         cost = seconds / 3600 * crew.gpus * self.config.prices.gpu_hour
         if (server := self._server_of(work.kind)) is not None:
             cost += work.expected.tokens_in * server.endpoint.input_price / 1e6
             cost += work.expected.tokens_out * server.endpoint.output_price / 1e6
         return Stage(work, crew, rate, starts, seconds, cost)
+
+    def _shards(self, work: Work, crew: Crew) -> int:
+        """Pieces in which a round's prompts are handed out; 0 if they are not."""
+        if work.kind == "train" or not crew.count or self._server_of(work.kind) is not None:
+            return 0
+        section = self.config.judge_engine if self._judge_of(work.kind) else self.config.engine
+        return math.ceil(work.prompts / work.rounds / section.shard_prompts)
+
+    def _busy_share(self, work: Work, crew: Crew) -> float:
+        """Share of a crew that works, on average: each shard is one engine's, and the last ones leave others idle."""
+        shards = self._shards(work, crew)
+        return shards / (math.ceil(shards / crew.count) * crew.count) if shards else 1.0
 
     def _judge_of(self, kind: str) -> JudgeConfig | None:
         if not kind.endswith("judge"):
@@ -287,6 +324,8 @@ class _Planner:
     def _model_of(self, kind: str) -> Model | None:
         if kind == "generate":
             return self.models.generator
+        if kind in self.models.writers:
+            return self.models.writers[kind]
         if not kind.endswith("judge"):
             return self.models.seed
         return self.models.evaluation if kind.startswith("test") else self.models.judge
@@ -378,9 +417,11 @@ class _Planner:
             work.expected.tokens_out / work.expected.answers,
         )
         reads_much = judge is not None or work.kind == "generate"
-        context = read + written / 2 if reads_much else lengths.prompt + lengths.output / 2
+        context = read + written / 2 if reads_much else lengths.prompt + written / 2
         number = BYTES[section.dtype]
-        sequences = section.max_sequences
+        # An engine has one shard at a time.
+        at_once = min(section.shard_prompts, work.prompts / work.rounds) * work.expected.answers / work.prompts
+        sequences = max(1, min(section.max_sequences, round(at_once)))
         for held in memory:
             if held.work == _memory_of(work.kind):
                 each = shape.kv_bytes(number) * context / section.tensor_parallel
@@ -407,7 +448,7 @@ class _Planner:
         if crew.device == "cpu":
             return (
                 _CPU_START + (work.rounds - 1) * _CPU_RELOAD
-                if work.kind in ("sample", "judge") or self._has_own_generator(work.kind)
+                if work.kind in ("sample", "judge", *self.models.writers) or self._has_own_generator(work.kind)
                 else (work.rounds * _CPU_RELOAD)
             )
         return work.rounds * (_GPU_START + _loading(model))
@@ -423,10 +464,13 @@ class _Planner:
             return found
         seed = self.models.seed.shape
         if config.engine.device == "gpu":
-            context = config.context_tokens
+            context = context_of(config)
             found.append(engine_memory("sample", seed, config.engine, context=context, gpu_bytes=gpu_bytes))
+            for work, own in self._own_writers().items():
+                context = context_of(config, work)
+                found.append(engine_memory(work, own.shape, config.engine, context=context, gpu_bytes=gpu_bytes))
             if (writer := config.data.synthetic) and writer.folder and (model := self.models.generator):
-                context = writer.max_prompt_tokens + writer.max_new_tokens
+                context = context_of(config, "generate")
                 found.append(
                     engine_memory("generate", model.shape, config.engine, context=context, gpu_bytes=gpu_bytes)
                 )
@@ -473,7 +517,7 @@ class _Planner:
             if not held.fits:
                 short = held.total - held.there
                 lack = f"{short / GIB:,.1f} GiB more than there are" if short > 0 else "no room for one sequence's KV"
-                yield f"{held.work} does not fit: {lack}; {_REMEDIES[held.work.split()[-1]]}"
+                yield f"{held.work} does not fit: {lack}; {_remedy(held.work)}"
         needed, here = sum(self._machine_memory().values()), self.cluster.memory_bytes
         if needed > here:
             yield (
@@ -491,7 +535,16 @@ class _Planner:
         writer, model = self.config.data.synthetic, self.models.generator
         own = model.shape.parameters if writer is not None and writer.folder is not None and model else None
         seed = self.models.seed.shape.parameters
-        return memory_needed(self.config, parameters=seed, judges=judges, generator=own)
+        writers = {model.name: model.shape.parameters for model in self._own_writers().values()}
+        return memory_needed(self.config, parameters=seed, judges=judges, generator=own, writers=writers)
+
+    def _own_writers(self) -> dict[str, Model]:
+        """The models that write for ThinkPO's pairs and do no other work, by their work."""
+        return {
+            writer.work: self.models.writers[writer.work]
+            for writer in pair_writers(self.config)
+            if writer.folder is not None
+        }
 
     def _unfit(self) -> Iterator[str]:
         """What this machine's CPUs or a model's shape forbid."""
@@ -499,20 +552,12 @@ class _Planner:
         for key, count in cpus_needed(config).items():
             if count > self.cluster.cpus:
                 yield f"{key} is {count}, and Ray has {self.cluster.cpus} CPUs here to give, one each: lower it"
-        longest = config.data.max_prompt_tokens + config.sample.max_new_tokens
-        if longest > seed.shape.context:
-            yield (
-                f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than the {seed.shape.context} "
-                f"tokens of context of {seed.name}: lower one of them"
-            )
-        if (writer := config.data.synthetic) is not None and (model := self.models.generator) is not None:
-            longest = writer.max_prompt_tokens + writer.max_new_tokens
-            if longest > model.shape.context:
-                yield (
-                    f"data.synthetic.max_prompt_tokens + max_new_tokens is {longest}, more than the "
-                    f"{model.shape.context} tokens of context of {model.name}: lower one of them"
-                )
+        for asked in contexts(config):
+            model = self._model_of(asked.work)
+            if model is not None and (fault := asked.fault(model.shape.context, model.name)) is not None:
+                yield fault
         engines = [("engine", config.engine, seed)]
+        engines += [("engine", config.engine, model) for model in self._own_writers().values()]
         if self.models.generator not in (None, seed):
             engines.append(("engine", config.engine, self.models.generator))
         for judge, model in self._judges():
@@ -525,7 +570,7 @@ class _Planner:
     def _tight(self, memory: Sequence[GpuMemory]) -> Iterator[str]:
         for held in memory:
             if held.fits and held.sequences is None and held.there - held.total < TIGHT * held.there:
-                remedy = _REMEDIES[held.work.split()[-1]]
+                remedy = _remedy(held.work)
                 yield f"{held.work}: little memory is left, and activations are an estimate; if it runs out, {remedy}"
 
     def _loading_workers(self) -> Iterator[str]:
@@ -547,13 +592,33 @@ class _Planner:
         return disk_needed(self.config, range(self.iterations + 1), parameters=parameters)
 
     def _full_disk(self) -> Iterator[str]:
-        """No problem: a plan may be made on another machine than the run, and some of it may be written already."""
-        needed, free = self._disk().total, self.cluster.disk_bytes
-        if needed > free:
-            yield (
-                f"disk: up to {needed / GIB:,.1f} GiB are written in all, and {free / GIB:,.1f} are free on this "
-                f"machine at {self.config.root}"
-            )
+        """That this machine's disk is too small, which may not be the run's."""
+        needed, free, config = self._disk().total, self.cluster.disk_bytes, self.config
+        if needed <= free:
+            return
+        keys = ["train.epochs", *(["sft.epochs"] if config.sft is not None else [])]
+        keys = keys if config.thinkpo is not None else ["--to (ITER)", *keys]
+        if config.cluster.gpus is None and config.cluster.address is None:
+            remedy = f"free some, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
+        else:
+            remedy = "so much must be free where the run is made"
+        yield (
+            f"disk: up to {needed / GIB:,.1f} GiB are written in all, and {free / GIB:,.1f} are free on this machine "
+            f"at {config.root}: {remedy}"
+        )
+
+    def _idle(self, stages: Sequence[Stage]) -> Iterator[str]:
+        """Engines that never get a shard."""
+        for stage in stages:
+            shards = self._shards(stage.work, stage.crew)
+            if 0 < shards < stage.crew.count:
+                name = "judge_engine" if self._judge_of(stage.work.kind) else "engine"
+                each, count = math.ceil(stage.work.prompts / stage.work.rounds), stage.crew.count
+                yield (
+                    f"{stage.work.kind}: {each:,} prompts are {shards} shard{'' if shards == 1 else 's'}, so that "
+                    f"{count - shards} of {count} engines have nothing to do: lower {name}.shard_prompts to "
+                    f"{math.ceil(each / count):,} to use all of them"
+                )
 
     def _spanning(self, stages: Sequence[Stage]) -> Iterator[str]:
         for crew in {stage.crew.who: stage.crew for stage in stages}.values():
@@ -594,6 +659,16 @@ def _server_rate(work: Work, endpoint: Endpoint) -> Rate:
     written = work.expected.tokens_out / work.expected.answers
     call = work.expected.tokens / work.expected.answers
     return Rate(endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
+
+
+def _remedy(work: str) -> str:
+    """What to do if one kind of work has too little memory."""
+    remedy = _REMEDIES[work.split()[-1]]
+    if work.startswith(("short ", "long ")):
+        remedy = remedy.replace("sample.max_new_tokens", f"thinkpo.source.{work.replace(' ', '_')}.max_new_tokens")
+    if work.startswith("sft "):
+        remedy = remedy.replace("train.g", "sft.g").replace("train.m", "sft.m").replace("[train.lora]", "[sft.lora]")
+    return remedy
 
 
 _REMEDIES = {

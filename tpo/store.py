@@ -18,7 +18,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,16 +105,16 @@ class Stage:
         *,
         inputs: Mapping[str, str],
         config: Mapping[str, Any],
-        indifferent: Iterable[str] = (),
+        without_effect: Collection[str] = (),
     ) -> None:
-        """`indifferent` are keys of `config`, such as `train.packing`, whose values identify nothing: they are left
-        out, and a stage that was made with any values of them, as earlier versions noted, is this one."""
+        """`without_effect` are values of `config`, by their paths as in `sample.top_p`, that this result does not
+        depend on: they stand in the manifest, as those of earlier versions do, and are not compared."""
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
         self.inputs = dict(inputs)
-        self._indifferent = frozenset(indifferent)
-        self.config: dict[str, Any] = _without(json.loads(json.dumps(config, default=str)), self._indifferent)
+        self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
+        self._without_effect = frozenset(without_effect)
         self.folder = root / name
         self.shard_size: int | None = None
         self._started = time.monotonic()
@@ -143,8 +143,8 @@ class Stage:
         old, new = dict(_leaves(config)), dict(_leaves(self.config))
         return found + [
             f"{key}: {old.get(key)!r} → {new.get(key)!r}"
-            for key in sorted((old.keys() | new.keys()) - self._indifferent)
-            if old.get(key) != new.get(key)
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key not in self._without_effect
         ]
 
     def begin(self, *, shard_size: int | None = None) -> list[str]:
@@ -473,15 +473,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _without(config: Mapping[str, Any], keys: Set[str], prefix: str = "") -> dict[str, Any]:
-    """A config without the values of some keys, as `_leaves` names them."""
-    return {
-        key: _without(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if f"{prefix}{key}" not in keys
-    }
 
 
 def _seal(path: Path) -> Path:

@@ -14,8 +14,6 @@ from functools import reduce
 from tpo.config import (
     DataConfig,
     JudgeConfig,
-    PairFile,
-    PairModels,
     PairwiseJudge,
     RunConfig,
     SampleConfig,
@@ -26,6 +24,7 @@ from tpo.config import (
     TrainingConfig,
     VerifierJudge,
 )
+from tpo.contexts import pair_writers
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250
@@ -34,6 +33,8 @@ FEW_SHOT_PROSE_TOKENS = 150
 """Tokens of a prompt that asks for instructions, beside its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
 """Tokens in which a judge explains itself, where nobody has measured them."""
+_MAX_ROUNDS_APART = 1000
+"""Iterations whose trainings are added up one by one; of more the mean is taken."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
 """Comparisons a response that an adaptive tournament asked (tests/benchmarks/bench_tournament.py)."""
 
@@ -111,9 +112,9 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
         *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
-        _sampling(config, "sample", lengths, iterations, data.per_iteration, config.sample.k, config.sample.tries),
-        _judging("judge", config.judge, lengths, iterations, data.per_iteration, config.sample.k),
-        _trained(config.train, lengths, iterations, data.per_iteration, outputs=2),
+        _sampling(config, "sample", lengths, iterations, data.count, config.sample.k, config.sample.tries),
+        _judging("judge", config.judge, lengths, iterations, data.count, config.sample.k),
+        _trained(config.train, lengths, iterations, data.count, outputs=2),
         _sampling(
             config, "validation sample", lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
         ),
@@ -125,19 +126,18 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
 
 def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> list[Work]:
     """One output a prompt of each model that writes, two trainings, and the test of every model."""
-    prompts = config.data.per_iteration if config.sft is not None else 0
-    source = thinkpo.source
-    sides = [] if isinstance(source, PairFile) else [source.short_sample]
-    if isinstance(source, PairModels) and source.long != "demonstrations":
-        sides.append(source.long_sample)
-    written = [_sampling(config, "sample", lengths, 1, prompts, 1, 1, sample) for sample in sides]
-    pairs = thinkpo.most_pairs or config.data.per_iteration
+    prompts = config.data.count if config.sft is not None else 0
+    written = [
+        _sampling(config, writer.work, lengths, 1, prompts, 1, writer.sample.tries, writer.sample)
+        for writer in pair_writers(config)
+    ]
+    pairs = thinkpo.most_pairs or config.data.count
     trained = _trained(config.train, lengths, 1, pairs, outputs=2)
     if config.sft is not None:
         trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
     tested = 2 if config.sft is None else 3
     return [
-        *([] if not written else [written[0] if len(written) == 1 else _together(*written)]),
+        *written,
         trained,
         _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
         _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
@@ -151,12 +151,15 @@ def _self_training(
 
     Each iteration is taken to add one output to imitate a question, and pairs to be as many as may be.
     """
-    questions, rounds = config.data.per_iteration, range(iterations + 1)
+    questions = config.data.count
     given = min(questions, how.demonstrations or questions)
     outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
     written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.tries)
     judged = _judging("judge", config.judge, lengths, iterations, questions, outputs)
-    trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in rounds]
+    if iterations <= _MAX_ROUNDS_APART:
+        trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
+    else:
+        trained = [_trained(sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
     if how.dpo and iterations:
         trained.append(_trained(config.train, lengths, iterations, questions * how.pairs_per_question, outputs=2))
     tested = iterations + 2 + (iterations if how.dpo else 0)
@@ -199,7 +202,7 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
 
 
 def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
-    prompts = rounds * data.per_iteration
+    prompts = rounds * data.count
     expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
     # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
     read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
@@ -224,7 +227,8 @@ def _sampling(
     sample: SampleConfig | None = None,
 ) -> Work:
     asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
-    output = min(lengths.output, longest)
+    # Of a writer with settings of its own no lengths are known: half of the most, unless those that are known are less.
+    output = min(lengths.output, longest if sample is None else longest / 2)
     return Work(
         kind,
         rounds,

@@ -346,6 +346,7 @@ def filling(folder: Path) -> RunConfig:
     return able(
         folder,
         parameters=shutil.disk_usage(folder).free // 120,
+        data=DataConfig(per_iteration=2, validation=2, test=2),
         train=TrainConfig(epochs=3),
         cluster=ClusterConfig(address="auto"),
     )
@@ -356,7 +357,7 @@ ON_GPU = EngineConfig(device="gpu")
 
 def test_outputs_that_may_not_fit_are_said_and_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     many = shutil.disk_usage(tmp_path).free // 10_000
-    config = able(tmp_path, data=DataConfig(source=FileSource(path=tmp_path / "prompts.jsonl"), per_iteration=many))
+    config = able(tmp_path, data=DataConfig(per_iteration=many))
     (line,) = said(config, capsys)
     assert "are free" in line and "it may not fit; lower data.per_iteration" in line
 

@@ -13,6 +13,7 @@ from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config import RunConfig, SelfTrainConfig, SftConfig
+from tpo.contexts import context_of
 from tpo.records import Artifact
 from tpo.store import Stage
 
@@ -209,6 +210,7 @@ OTHER_VALUES: dict[str, Any] = {
     "throughput__sample": 9.0,
     "throughput__judge": 9.0,
     "throughput__train": 9.0,
+    "throughput__prompts": 9,
     "throughput__prompt_tokens": 9.0,
     "throughput__output_tokens": 9.0,
     "throughput__judgment_tokens": 9.0,
@@ -535,3 +537,51 @@ def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: P
         ask = lineage.validation_ask(config, 1, 1)
         stages = [lineage.judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
         assert (stages[0].inputs != stages[1].inputs) == matters
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "again"),
+    [
+        ("direct", {"sample__max_thought_tokens": 20}, False),
+        ("thinking", {"sample__max_thought_tokens": 20}, True),
+        ("direct", {"sample__top_p": 0.5}, True),
+        ("direct", {"sample__max_new_tokens": 64}, True),
+        ("direct, greedy", {"sample__top_p": 0.5}, False),
+        ("thinking, greedy", {"sample__top_p": 0.5}, False),
+        ("training, greedy", {"sample__top_p": 0.5}, True),
+    ],
+)
+def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
+    tmp_path: Path, kind: str, changes: dict[str, Any], again: bool
+):
+    """Both ways: a manifest of before this rule holds the value, and is as current as one of now."""
+    config = a_config(tmp_path)
+    if kind.endswith("greedy"):
+        config = changed(config, sample__evaluation_temperature=0.0)
+    artifact = Artifact(tmp_path, 1, "a")
+
+    def stage(config: RunConfig) -> Stage:
+        ask = {
+            "direct": lineage.direct_ask(config),
+            "thinking": lineage.measuring_ask(config, 1),
+            "training": lineage.training_ask(config, 1),
+        }[kind.split(",")[0]]
+        return lineage.samples_stage(config, ask, artifact, artifact)
+
+    one, other = stage(config), stage(changed(config, **changes))
+    assert one.config != other.config
+    for mine, theirs in ((one, other), (other, one)):
+        assert bool(mine.changes(theirs.inputs, theirs.config)) is again
+
+
+def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_path: Path):
+    values = a_config(tmp_path).model_dump()
+    source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "tries": 1}}
+    config = RunConfig.model_validate(values | {"sft": {}, "thinkpo": {"source": source}})
+    assert config.thinkpo is not None
+    ask = lineage.write_ask(config, config.thinkpo.source, "short")  # type: ignore[arg-type]
+    artifact = Artifact(tmp_path, 1, "a")
+    sampled = lineage.samples_stage(config, ask, artifact, artifact).config["sample"]
+    assert (sampled["k"], sampled["tries"]) == (1, 1)
+    assert context_of(config, ask.work) == config.data.max_prompt_tokens + 50
+    assert context_of(config) == config.data.max_prompt_tokens + config.sample.max_new_tokens

@@ -1,0 +1,119 @@
+"""How many prompts a run takes from each of its files, compared with how many the files have.
+
+Known before work: a file's distinct instructions are an upper bound of the prompts that it gives, since some may be too
+long for the model. What is called short here is short for certain.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tasks.source import make_prompt
+from tpo.config import FileSource, RunConfig
+from tpo.prompt_files import file_of, read_prompt_rows
+
+GUESSED_PROMPTS = 10_000
+"""What "all" is taken for if neither the file nor the profile says."""
+_MAX_FILES = 1000
+"""Files of iterations that are counted."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts that are taken from one file."""
+
+    name: str
+    """What they are for."""
+    path: Path
+    """The file."""
+    count: int | None
+    """How many are taken, over all sets of this kind; None for all that are left."""
+
+
+def prompt_sets(config: RunConfig, iterations: int) -> list[PromptSet]:
+    """What a run to M_T, T = `iterations`, takes from files; nothing for other sources."""
+    data, source = config.data, config.data.source
+    if not isinstance(source, FileSource):
+        return []
+    test = PromptSet("data.test", file_of(source, "test", 0), data.test)
+    if config.thinkpo is not None and config.sft is None:
+        return [test]
+    if config.thinkpo is not None or config.self_train is not None:
+        only = None if data.per_iteration == "all" else data.per_iteration
+        return [test, PromptSet("data.per_iteration", file_of(source, "", 0), only)]
+    found = [test, PromptSet("data.validation", file_of(source, "validation", 0), data.validation)]
+    if data.synthetic is not None:
+        return found
+    if "{iteration}" not in str(source.path):
+        return [*found, PromptSet("data.per_iteration", file_of(source, "", 1), data.count * iterations)]
+    files = [file_of(source, "", t) for t in range(1, min(iterations, _MAX_FILES) + 1)]
+    return found + [PromptSet("data.per_iteration", path, data.count) for path in files if path.exists()]
+
+
+def too_few_prompts(config: RunConfig, iterations: int) -> Iterator[str]:
+    """Each file that has fewer prompts than the run takes, with what to do about it.
+
+    Raises `InputError` if a file cannot be read; files that are not there are passed over.
+    """
+    sets = prompt_sets(config, iterations)
+    for path in dict.fromkeys(each.path for each in sets):
+        mine = [each for each in sets if each.path == path]
+        if not path.exists():
+            continue
+        there = count_prompts(config, path)
+        left = there - sum(each.count or 0 for each in mine)
+        if left < 0 or (left == 0 and any(each.count is None for each in mine)):
+            yield _told(config, iterations, path, there, mine)
+
+
+def count_prompts(config: RunConfig, path: Path) -> int:
+    """The distinct instructions of a file; one that only differs as `tasks.source` overlooks is counted once."""
+    assert isinstance(config.data.source, FileSource)
+    stat = path.stat()
+    return _distinct(config.data.source, path, stat.st_mtime_ns, stat.st_size)
+
+
+def sized(config: RunConfig, *, counting: bool = True) -> RunConfig:
+    """The config with a number for `data.per_iteration = "all"`: what the file has, or, if it is not there or not to be
+    counted, what is expected of it."""
+    if config.data.per_iteration != "all":
+        return config
+    count = _all(config, counting=counting)
+    return config.model_copy(update={"data": config.data.model_copy(update={"per_iteration": count})})
+
+
+def _all(config: RunConfig, *, counting: bool) -> int:
+    test, *prompts = prompt_sets(config, 1)
+    if not counting or not prompts or not prompts[0].path.exists():
+        return config.throughput.prompts or GUESSED_PROMPTS
+    there = count_prompts(config, prompts[0].path)
+    return max(1, there - (config.data.test if test.path == prompts[0].path else 0))
+
+
+@lru_cache(maxsize=16)
+def _distinct(source: FileSource, path: Path, _changed: int, _bytes: int) -> int:
+    rows = read_prompt_rows(source, path)
+    return len({make_prompt(row.instruction, None, None, None).prompt_id for row in rows if row.instruction.strip()})
+
+
+def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequence[PromptSet]) -> str:
+    fixed = sum(each.count or 0 for each in sets if each.name != "data.per_iteration")
+    one_set = config.thinkpo is not None or config.self_train is not None
+    asked = [
+        f"{each.name} {config.data.per_iteration:,} × {iterations:,} iterations"
+        if each.name == "data.per_iteration" and not one_set and each.count != config.data.per_iteration
+        else f"{each.name} {'all the rest' if each.count is None else f'{each.count:,}'}"
+        for each in sets
+    ]
+    told = f"{path} has {there:,} different prompts, and the run takes more: {' + '.join(asked)}"
+    left = there - fixed
+    if left < 1 or all(each.name != "data.per_iteration" for each in sets):
+        return f"{told}: add rows, lower these, or give validation and test files of their own"
+    if one_set:
+        return f'{told}: set data.per_iteration to "all", or to {left:,} at most, or add rows'
+    each = left // max(1, iterations)
+    fewer = f"to {each:,} at most, " if each else ""
+    steps = left // config.data.count
+    stop = f"--to (ITER) to {steps:,} at most, " if 0 < steps < iterations else ""
+    return f"{told}: lower data.per_iteration {fewer}{'or ' if fewer and stop else ''}{stop}or add rows"
