@@ -9,6 +9,7 @@ in case, blanks or Unicode form alone are one question: no two sets share it, an
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -42,7 +43,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         (same if origin(config, artifact.path.relative_to(config.root).as_posix()) == own else other).update(keys)
     prompts, account = choose_prompts(
         read_source(config, folder),
-        count=None if stage.config["data"]["count"] == "all" else stage.config["data"]["count"],
+        count=stage.config["data"]["count"],
         used=same,
         foreign=other,
         refuse_foreign=config.data.overlap == "refuse",
@@ -59,7 +60,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
 def choose_prompts(
     candidates: Iterable[Prompt],
     *,
-    count: int | None,
+    count: int | Literal["all"],
     used: set[str],
     foreign: set[str],
     refuse_foreign: bool,
@@ -70,7 +71,7 @@ def choose_prompts(
 
     Args:
         candidates: Prompts in the order in which they are to be taken.
-        count: How many to take; None for all there are.
+        count: How many to take, or all there are.
         used: Keys of questions (`question_key`) that earlier sets took from the same source; passed over, as they
             must be.
         foreign: Keys of questions of earlier sets from other sources: a leak, skipped or refused.
@@ -103,10 +104,11 @@ def choose_prompts(
             dropped[reason] += 1
         else:
             chosen[key] = prompt
-    if len(chosen) < (count or 1):
+    least = 1 if count == "all" else count
+    if len(chosen) < least:
         reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items()) or "none dropped"
         raise InputError(
-            f"{name}: {len(chosen)} fresh prompts in {seen} rows ({reasons}), expected {count or '1 or more'}: add "
+            f"{name}: {len(chosen)} fresh prompts in {seen} rows ({reasons}), expected {least}: add "
             "prompts, or lower data.per_iteration, data.validation or data.test"
         )
     return list(chosen.values()), Account(seen, len(chosen), dict(dropped))
