@@ -77,13 +77,15 @@ def ended(work: Callable[[], int]) -> int:
             status = work()
             sys.stdout.flush()
             return status
-    except (TpoError, MemoryError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if (number := _stopped_by(error)) is not None:
             if stop_requested() is None:
                 say_last_words()
             return exit_status(number)
         if isinstance(error.__cause__, BrokenPipeError) and _is_unread(sys.stdout):
             return exit_status(signal.SIGPIPE)
+        if not isinstance(error, TpoError | MemoryError):
+            raise
         if isinstance(error, MemoryError):
             error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
         print(f"error: {error}", file=sys.stderr, flush=True)
