@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
     serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
