@@ -77,13 +77,15 @@ def ended(work: Callable[[], int]) -> int:
             status = work()
             sys.stdout.flush()
             return status
-    except (TpoError, MemoryError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if (number := _stopped_by(error)) is not None:
             if stop_requested() is None:
                 say_last_words()
             return exit_status(number)
         if isinstance(error.__cause__, BrokenPipeError) and _is_unread(sys.stdout):
             return exit_status(signal.SIGPIPE)
+        if not isinstance(error, TpoError | MemoryError):
+            raise
         if isinstance(error, MemoryError):
             error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -164,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
     serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")

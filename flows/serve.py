@@ -135,5 +135,5 @@ def _check_port(place: Place) -> None:
         }
         raise InputError(
             f"{shortened(place.host)} port {place.port} cannot be listened on ({found}): "
-            + remedy.get(error.errno if isinstance(error, OSError) else 0, "set --host to an address of this machine")
+            + remedy.get((isinstance(error, OSError) and error.errno) or 0, "set --host to an address of this machine")
         ) from error
