@@ -38,7 +38,7 @@ def _check_address(address: str) -> str:
         _ = parts.port
     except ValueError as error:
         hint = "; an IPv6 address stands in brackets, http://[::1]:8000/v1" if address.count(":") > 2 else ""
-        raise ValueError(f"{address!r} is no address: {error}{hint}") from error
+        raise ValueError(f"{error}: {address!r} is no address{hint}") from error
     if "@" in parts.netloc:
         raise ValueError(
             "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
