@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tasks.source import make_prompt
+from tasks.source import question_key
 from tpo.config import FileSource, RunConfig
 from tpo.prompt_files import file_of, read_prompt_rows
 
@@ -94,7 +94,7 @@ def _all(config: RunConfig, *, counting: bool) -> int:
 @lru_cache(maxsize=16)
 def _distinct(source: FileSource, path: Path, _changed: int, _bytes: int) -> int:
     rows = read_prompt_rows(source, path)
-    return len({make_prompt(row.instruction, None, None, None).prompt_id for row in rows if row.instruction.strip()})
+    return len({question_key(row.instruction) for row in rows if row.instruction.strip()})
 
 
 def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequence[PromptSet]) -> str:

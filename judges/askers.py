@@ -117,7 +117,8 @@ class ServerAsker:
         if cause is None:
             return
         said = f"{self._config.server}: its reply to a plain comparison {cause.what}: {cause.remedy}"
-        if not reply.text.strip() or reply.text.lstrip().startswith(LABELS):
+        without_logprobs = self._config.mode == "probability" and reply.text.lstrip().startswith(LABELS)
+        if not reply.text.strip() or without_logprobs:
             raise InputError(said)
         yield said
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.rows import a_config
-from tpo.config import FileSource, RunConfig, load_config
+from tpo.config import Endpoint, FileSource, RunConfig, load_config
 from tpo.engines.sampler import SEED_STRIDE
 from tpo.errors import InputError
 
@@ -130,7 +130,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
             "judge.endpoint.base_url: the address holds a name or key before an @",
         ),
         (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address holds a name or key"),
-        (["storage.endpoint_url=http://[::1"], "is no address: Invalid IPv6 URL"),
+        (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
         (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
         (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
@@ -158,7 +158,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
         (["judge.answer_pattern=(a{99999999999})"], "answer_pattern is not a regular expression"),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://127.0.0.1:99999/v1'}}"],
-            "judge.endpoint.base_url: 'http://127.0.0.1:99999/v1' is no address: Port out of range 0-65535",
+            "judge.endpoint.base_url: Port out of range 0-65535",
         ),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://'}}"],
@@ -168,6 +168,36 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
 )
 def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Path, overrides: list[str], told: str):
     assert told in refusal(tmp_path, *overrides, text='name = "mine"\n')
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' is no address"),
+        ("http://127.0.0.1:x/v1", "Port could not be cast to integer value as 'x'"),
+        ("http://::1:8000/v1", "an IPv6 address stands in brackets, http://[::1]:8000/v1"),
+        ("http://[::1:8000/v1", "an IPv6 address stands in brackets"),
+        ("http:///v1", "expected one such as http://localhost:8000"),
+        ("http://local host:8000/v1", "holds white space"),
+        ("http://localhost:8000/v1 ", "holds white space"),
+        ("localhost:8000/v1", "String should match pattern"),
+        ("ftp://localhost/v1", "String should match pattern"),
+        ("http://h:8000/v1/chat/completions", "goes on beyond the server's base: leave it at 'http://h:8000/v1'"),
+        ("http://h:8000/v1/chat/completions/", "leave it at 'http://h:8000/v1'"),
+        ("http://h:8000/v1/models", "leave it at 'http://h:8000/v1'"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
+    for section in ("judge={kind='pairwise', ", "data.synthetic={"):
+        override = f"{section}model='m', endpoint={{base_url='{url}'}}}}"
+        assert told in refusal(tmp_path, override, text='name = "mine"\n')
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:8000/v1", "https://api.openai.com/v1/", "http://localhost", "http://h:1/v1"]
+)
+def test_an_address_that_is_one_is_taken(url: str):
+    assert Endpoint(base_url=url).base_url == url
 
 
 def test_every_fault_of_a_profile_is_told_at_once(tmp_path: Path):

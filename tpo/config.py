@@ -60,7 +60,7 @@ def _check_address(address: str) -> str:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         hint = "; an IPv6 address stands in brackets, http://[::1]:8000/v1" if address.count(":") > 2 else ""
-        raise ValueError(f"{address!r} is no address: {error}{hint}") from error
+        raise ValueError(f"{error}: {address!r} is no address{hint}") from error
     if port == 0:
         raise ValueError("expected an address with the name of a machine and, if need be, a port from 1 to 65535")
     if re.search(r"[\s\x00-\x1f\x7f]", address):

@@ -109,12 +109,12 @@ def test_comparisons_of_one_instruction_stay_in_one_shard():
 @pytest.mark.parametrize(
     ("prompts", "each", "engines", "sizes"),
     [
-        (25, 56, 1, [504, 448, 448]),
+        (25, 56, 1, [448, 504, 448]),
         (25, 2, 1, [50]),
-        (25, 2, 4, [12, 14, 12, 12]),
+        (25, 2, 4, [12, 12, 14, 12]),
         (3, 2, 8, [2, 2, 2]),
         (1, 2000, 4, [2000]),
-        (100, 56, 4, [700] * 8),
+        (100, 56, 4, [448, 504, 448] * 4),
     ],
 )
 def test_shards_are_of_comparable_size_and_keep_every_engine_busy(

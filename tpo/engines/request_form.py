@@ -66,7 +66,7 @@ class RequestForm:
 
     def after(self, refusal: str, decoding: Decoding) -> "RequestForm | None":
         """Another form, if `refusal` names something that this one can do otherwise."""
-        forms = (self._after_limit, self._after_temperature, self._after_top_p, self._after_logprobs)
+        forms = (self._after_limit, self._after_top_p, self._after_temperature, self._after_logprobs)
         return next((form for each in forms if (form := each(refusal, decoding)) is not None), None)
 
     def _messages(self, chat: Sequence[Message]) -> list[Message]:
@@ -80,6 +80,8 @@ class RequestForm:
             return None
         if (least := _least(refusal)) is not None and self.limit(decoding) < least <= _MOST_OF_A_LEAST:
             return replace(self, min_limit=least)
+        if self.limit_field != self.endpoint.token_limit_field:
+            return None  # it was the other field, and was refused too
         other = next(name for name in _LIMIT_FIELDS if name != self.limit_field)
         named = re.search(rf"\b{self.limit_field}\b", refusal)
         if named and _UNSUPPORTED.search(refusal) and not _TOO_MUCH.search(refusal):
