@@ -127,7 +127,8 @@ class _FirstWorkersWeights:
         Plain attributes too, in which some rotary embeddings keep frequencies.
         """
         for owner in module.modules():
-            for held_in in (owner._parameters, owner._buffers, vars(owner)):
+            holders: list[dict[str, Any]] = [owner._parameters, owner._buffers, vars(owner)]
+            for held_in in holders:
                 for key, tensor in held_in.items():
                     if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor):
                         yield held_in, f"{self._owners[owner]}.{key}", key, tensor
