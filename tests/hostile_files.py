@@ -493,8 +493,8 @@ def packed(content: bytes, *, times: int = 1) -> Change:
     def make(path: Path, canary: Path) -> None:
         import pyarrow as pa
 
-        ways = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
-        zstd = partial(pa.compress, codec="zstd", asbytes=True)
+        ways: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+        zstd: Callable[[bytes], bytes] = partial(pa.compress, codec="zstd", asbytes=True)
         write(path, ways.get(path.suffix, zstd)(content) * times)
 
     return make

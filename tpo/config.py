@@ -92,7 +92,8 @@ class MiniatureSource(Section):
 
 
 class FileSource(Section):
-    """Prompts from files: `.jsonl`, `.json`, `.csv`, `.parquet`, or a Hugging Face dataset saved to disk."""
+    """Prompts from files: `.jsonl`, `.json`, `.csv` or `.tsv` (also compressed), `.parquet`, a folder of such files, or
+    a Hugging Face dataset saved to disk. A column may be a field within one: `reward_model.ground_truth`."""
 
     kind: Literal["file"] = "file"
     """Names this source."""
@@ -732,7 +733,7 @@ class PairFile(Section):
     kind: Literal["file"] = "file"
     """Names this source."""
     path: Path
-    """A `.jsonl`, `.json`, `.csv` or `.parquet` file, or a Hugging Face dataset saved to disk."""
+    """A file, a folder of files, or a dataset, as prompts may come from."""
     instruction_column: str = "instruction"
     """Column of what is asked: text, or a chat whose last user turn it is."""
     chosen_column: str = "chosen"

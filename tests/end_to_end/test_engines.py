@@ -126,7 +126,7 @@ def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype:
     start_ray(ClusterConfig())
     config = EngineConfig(threads=1, dtype=dtype)
     environment = {"env_vars": engine_environment(config)}
-    engine = ray.remote(ForgetfulEngine).options(runtime_env=environment).remote(config, 64)
+    engine = ray.remote(ForgetfulEngine).options(num_cpus=0, runtime_env=environment).remote(config, 64)
     assert ray.get(engine.load.remote(old)) is None
     assert ray.get(engine.has_weights_of.remote(old))
     assert not ray.get(engine.has_weights_of.remote(one_layer))

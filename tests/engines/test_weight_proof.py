@@ -117,8 +117,9 @@ def test_a_tied_head_that_a_reload_left_stale_is_named(tmp_path: Path, dtype: to
 def said_by(folder: Path, dtype: torch.dtype, probe: list[int]) -> list[float]:
     with torch.inference_mode():
         model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
-        logits = model(torch.tensor([probe])).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0].tolist()
+        logits: torch.Tensor = model(torch.tensor([probe])).logits[0, :-1].float()
+    said: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0].tolist()
+    return said
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

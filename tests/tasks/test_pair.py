@@ -126,10 +126,10 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
             unscored = None if scored else str(value)
             scores.append(a_score(f"p{p}", i, float(value) if scored else None, unscored=unscored))
     answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
-    with pytest.raises(StageError) as error:
+    with pytest.raises(StageError) as stopped:
         pair_stage.fn(a_config(tmp_path, **changes), 1, answers)
-    assert re.search(r"what was sampled and scored is in .*samples and .*scores", str(error.value))
-    return str(error.value)
+    assert re.search(r"what was sampled and scored is in .*samples and .*scores", str(stopped.value))
+    return str(stopped.value)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,8 @@ def test_the_remedy_fits_the_reason_that_most_prompts_share(
 
 
 def test_a_run_stops_if_far_fewer_prompts_than_there_are_give_a_pair(tmp_path: Path):
-    prompts = [GOOD, *[[("x", UNMARKED)] * 2] * 15]
+    broken: list[Outcome] = [("x", UNMARKED)] * 2
+    prompts = [GOOD, *[broken] * 15]
     said = stop(tmp_path / "stops", *prompts, pair={"error_share": 0})
     assert re.match(
         r"iteration 1: only 1 of 16 prompts gave a pair \(6.2%, and health.min_pairs asks for 10.0%; 15 all_malformed\)"

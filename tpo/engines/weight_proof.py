@@ -133,7 +133,7 @@ def probe_tokens(vocabulary: int, context_tokens: int) -> list[int]:
 def _log_probs(peer: Any, probe: Sequence[int]) -> "torch.Tensor":
     import torch
 
-    logits = peer(torch.tensor([probe])).logits[0, :-1].float()
+    logits: torch.Tensor = peer(torch.tensor([probe])).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0]
 
 
