@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from tpo.config import (
 from tpo.console import say
 from tpo.disk import remove, write_atomically
 from tpo.engines.api import ChatClient
+from tpo.engines.model_config import context_tokens, read_model_config
 from tpo.engines.model_folder import check_writer
 from tpo.engines.tensor_files import read_tensors
 from tpo.engines.tracking import check_tracker, check_tracker_key
@@ -105,6 +106,34 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
     for line in check_templates(config):
         say(line)
+
+
+def model_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """The checks of M_0 that a run makes beyond those of its folder's files, to be made one by one."""
+    folder = _seed_folder(config)
+    return [
+        lambda: _check_context(config, folder),
+        lambda: _check_splits(config),
+        lambda: check_weights(folder),
+        lambda: check_training(folder, config.train, config.trainer),
+        lambda: config.sft and check_training(folder, config.sft, config.trainer, section="sft"),
+    ]
+
+
+def machine_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """The checks of this machine for M_0, to be made one by one."""
+    folder = _seed_folder(config)
+    return [
+        lambda: _check_gpus(config),
+        lambda: _check_cpus(config),
+        lambda: _check_memory(config, _parameters(folder)),
+        lambda: _count_gpus(config),
+    ]
+
+
+def template_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """The checks of chat templates; one, for a run without other models."""
+    return [lambda: check_templates(config)]
 
 
 def check_tpo(config: RunConfig) -> None:
@@ -180,7 +209,12 @@ def writers(config: RunConfig) -> list[Path]:
 
 def _check_model(config: RunConfig) -> None:
     folder = _seed_folder(config)
-    context = check_writer(folder, trained=True, device=config.engine.device)
+    check_writer(folder, trained=True, device=config.engine.device)
+    _check_context(config, folder)
+
+
+def _check_context(config: RunConfig, folder: Path) -> None:
+    context = context_tokens(folder, read_model_config(folder))
     needed = config.data.max_prompt_tokens + config.sample.max_new_tokens
     if needed > context:
         raise InputError(
