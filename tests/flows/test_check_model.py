@@ -25,7 +25,8 @@ def test_the_miniature_is_described_and_taken(capsys: pytest.CaptureFixture[str]
 def test_every_refusal_is_said_and_not_the_first_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = sound_model(tmp_path / "odd")
     WEIGHTS["no head, though it is not tied"].make(folder)
-    assert main(["check-model", str(folder), "--set", "sample.max_new_tokens=5000"]) == 2
+    longer = ["--set", "sample.max_new_tokens=5000", "--set", "train.max_tokens=6000"]
+    assert main(["check-model", str(folder), *longer]) == 2
     shown = " ".join(capsys.readouterr().out.split())
     assert "has no lm_head.weight" in shown and "more than the 512 tokens of context" in shown
 
