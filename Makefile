@@ -19,7 +19,7 @@ READS_self-train := ITER ABLATION $(RUN_READS)
 READS_plan := ITER JSON $(RUN_READS)
 READS_fetch := PROFILE
 READS_judge-check := JUDGE MODEL
-READS_check-model := MODEL PROBE PROFILE SET
+READS_check-model := MODEL PROFILE WEIGHTS PROBE JSON SET
 READS_chaos := N ENGINE RECIPE SEED
 READS_serve := MODEL PORT PROFILE VARIANT THOUGHTS KEY SET
 READS_test := JOBS
@@ -58,8 +58,11 @@ MODEL ?=
 SET ?=
 # Of make self-train: set to run it without DPO too, and compare both.
 ABLATION ?=
-# Of make plan: set for JSON.
+# Of make plan and make check-model: set for JSON.
 JSON ?=
+# Of make check-model: set to load the weights too, and to sample a few instructions.
+WEIGHTS ?=
+PROBE ?=
 # Of make chaos: how many runs, on which engines (real or mock), of which recipe (iterate, thinkpo, self-train).
 N ?= 50
 ENGINE ?= real
@@ -91,10 +94,13 @@ override PORT := $(value PORT)
 override VARIANT := $(value VARIANT)
 override THOUGHTS := $(value THOUGHTS)
 override KEY := $(value KEY)
+override WEIGHTS := $(value WEIGHTS)
+override PROBE := $(value PROBE)
+export WEIGHTS PROBE
 export PORT VARIANT THOUGHTS KEY GIVEN_PROFILE
 export ITER PROFILE JUDGE MODEL SEED RUN SET N ENGINE RECIPE JSON ABLATION
 
-.PHONY: help setup iterate compare thinkpo self-train plan fetch judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
+.PHONY: help setup iterate compare thinkpo self-train plan fetch check-model judge-check seed-model small-judges test check audit licences format bench chaos fault-table ui deploy worker serve lock clean
 
 help: ## Show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -185,6 +191,12 @@ deploy: setup ## Put the work pool and the deployments into Prefect (PREFECT_API
 
 worker: setup ## Run here what the deployments' triggers ask for
 	@exec $(PY) -m flows worker
+
+check-model: setup ## Does my model work here? What it is, what a run would refuse. MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
+	@set -f -- "$$MODEL" $${GIVEN_PROFILE:+--profile "$$GIVEN_PROFILE"} $${WEIGHTS:+--weights} $${PROBE:+--probe} \
+		$${JSON:+--json}; \
+	for pair in $$SET; do set -- "$$@" --set "$$pair"; done; \
+	exec $(PY) -m flows check-model "$$@"
 
 serve: setup ## Serve a model to OpenAI's clients, thoughts hidden. MODEL=<folder> PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
 	@set -f -- "$$MODEL" --port "$$PORT" $${GIVEN_PROFILE:+--profile "$$GIVEN_PROFILE"} \

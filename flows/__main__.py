@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("kind", choices=["armorm"], help="kind of judge")
     check.add_argument("model", type=Path, help="folder in the published format")
     check.set_defaults(run=_judge_check)
+    _add_check_model(commands)
     _add_serve(commands)
     ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
     ui.set_defaults(run=_ui)
@@ -164,6 +165,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     small.set_defaults(run=_small_judges)
     return parser
+
+
+def _add_check_model(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    model = commands.add_parser("check-model", help="does a model work here? what it is, and what a run would refuse")
+    model.add_argument("model", help="its folder, or miniature for the shipped seed model")
+    model.add_argument("--profile", default="laptop", help="what it is to be used for, and on what (default laptop)")
+    model.add_argument("--weights", action="store_true", help="also load the weights and read a chat with them")
+    model.add_argument("--probe", action="store_true", help="also sample a few instructions with every thought prompt")
+    model.add_argument("--json", action="store_true", help="print JSON")
+    model.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override, for example sample.k=4",
+    )
+    model.set_defaults(run=_check_model)
 
 
 def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -365,6 +383,19 @@ def _judge_check(options: argparse.Namespace) -> int:
     for row in found.lines():
         print(row)
     return 0 if found.passed else 1
+
+
+def _check_model(options: argparse.Namespace) -> int:
+    from flows.check_model import check_model
+    from tpo.model_report import as_json, as_lines
+
+    if not options.model:
+        raise InputError("there is no model: name its folder, for example MODEL=models/SmolLM2-135M-Instruct")
+    profile = profile_path(options.profile)
+    config = load_config(profile, options.set)
+    found = check_model(options.model, config, profile=str(profile), weights=options.weights, probe=options.probe)
+    print(as_json(found) if options.json else "\n".join(as_lines(found)))
+    return 0 if found.passed else 2
 
 
 def _serve(options: argparse.Namespace) -> int:

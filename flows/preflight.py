@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -141,6 +141,35 @@ def check_proxies(config: RunConfig) -> None:
         raise InputError(
             f"{fault}, and the run asks {elsewhere[0]}: name another proxy, or unset the variable if none is needed"
         )
+
+
+def model_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """The checks of M_0 that a run makes beyond those of its folder's files, to be made one by one."""
+    folder = _seed_folder(config)
+    return [
+        lambda: _check_contexts(config),
+        lambda: _check_splits(config),
+        lambda: check_weights(folder),
+        lambda: check_generation_config(folder),
+        lambda: check_training(folder, config.train, config.trainer),
+        lambda: config.sft and check_training(folder, config.sft, config.trainer, section="sft"),
+    ]
+
+
+def machine_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """The checks of this machine for M_0, to be made one by one."""
+    folder = _seed_folder(config)
+    return [
+        lambda: _check_gpus(config),
+        lambda: _check_cpus(config),
+        lambda: _check_memory(config, _parameters(folder)),
+        lambda: _count_gpus(config),
+    ]
+
+
+def template_checks(config: RunConfig) -> list[Callable[[], object]]:
+    """The checks of chat templates; one, for a run without other models."""
+    return [lambda: check_templates(config)]
 
 
 def check_tpo(config: RunConfig) -> None:

@@ -171,7 +171,7 @@ def _check_end_of_turn(reader: ChatEncoder, model: Path, chat: Sequence[Message]
     after = reader.structure((*(message["role"] for message in chat), "assistant"))[-1]
     names = {index: str(token) for index, token in reader.tokenizer.added_tokens_decoder.items()}
     end = next((token for token in reader.ids(after, as_text=False) if token in names), None)
-    stops, file = _stops(reader, model)
+    stops, file = stop_tokens(reader, model)
     if end is None:
         raise InputError(
             f"{_template_file(model)} puts {after!r} after an assistant's turn, expected a control token at which "
@@ -186,7 +186,7 @@ def _check_end_of_turn(reader: ChatEncoder, model: Path, chat: Sequence[Message]
         )
 
 
-def _stops(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
+def stop_tokens(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
     """The tokens at which vLLM stops, and the file that says so: the tokenizer's EOS, and the generation config's."""
     path = model / "generation_config.json"
     if not path.is_file():

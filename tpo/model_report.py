@@ -1,0 +1,202 @@
+"""What `check-model` finds out about a model, and how it's shown: facts, refusals, notes and, if asked, a probe."""
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+
+from tpo.errors import InputError
+
+COLUMNS = 118
+"""Width of the page."""
+_LABEL = 12
+_EXAMPLE_CHARS = 400
+DEGREES = tuple(range(1, 17))
+"""Numbers of GPUs per engine that are looked at."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One output of a probe, taken apart."""
+
+    thought: str
+    """The thought, as far as one was found."""
+    response: str
+    """The response; of an output that breaks the format, all of it."""
+    error: str | None
+    """Why it breaks the format."""
+    thought_tokens: int
+    """Tokens of the thought."""
+    tokens: int
+    """Tokens of the output."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of one way to ask for thoughts."""
+
+    variant: str
+    """The prompt's name."""
+    trials: Sequence[Trial]
+    """Every output."""
+    seconds: float
+    """Time that sampling took."""
+
+    @property
+    def followed(self) -> int:
+        """Outputs that follow the format."""
+        return sum(trial.error is None for trial in self.trials)
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How many outputs break the format, by reason."""
+        names = sorted({trial.error for trial in self.trials if trial.error is not None})
+        return {name: sum(trial.error == name for trial in self.trials) for name in names}
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens written in a second."""
+        return sum(trial.tokens for trial in self.trials) / self.seconds if self.seconds else 0.0
+
+    @property
+    def example(self) -> Trial:
+        """An output to show: one that follows the format, if any does."""
+        return next((trial for trial in self.trials if trial.error is None), self.trials[0])
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model before its first run."""
+
+    model: str
+    """Its folder."""
+    profile: str
+    """What the checks were made for."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What it is and can do, by name."""
+    refusals: Sequence[str] = ()
+    """Why a run would refuse it."""
+    notes: Sequence[str] = ()
+    """What a run would say of it."""
+    probes: Sequence[Probe] = ()
+    """What it writes."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether a run would take it."""
+        return not self.refusals
+
+
+class Collector:
+    """Makes checks one after another and keeps what each says, where a run would stop at the first refusal."""
+
+    def __init__(self) -> None:
+        self.refusals: list[str] = []
+        self.notes: list[str] = []
+
+    def run(self, check: Callable[[], object]) -> bool:
+        """Makes one check, which returns notes or anything else; whether it refused nothing."""
+        try:
+            found = check()
+            # A check may find its refusal only while its notes are read.
+            lines = [line for line in found if isinstance(line, str)] if isinstance(found, Iterable) else []
+        except InputError as error:
+            if str(error) not in self.refusals:
+                self.refusals.append(str(error))
+            return False
+        self.notes += [line for line in lines if line not in self.notes]
+        return True
+
+
+def as_json(report: ModelReport) -> str:
+    """The report, with what follows from it."""
+    values = dataclasses.asdict(report)
+    values["passed"] = report.passed
+    for shown, probe in zip(values["probes"], report.probes, strict=True):
+        shown |= {"followed": probe.followed, "errors": probe.errors, "tokens_per_second": probe.tokens_per_second}
+    return json.dumps(values, indent=1, ensure_ascii=False)
+
+
+def as_lines(report: ModelReport) -> list[str]:
+    """The report as a page of text."""
+    lines = [f"model {report.model}, checked for {report.profile}", ""]
+    for name, text in report.facts.items():
+        lines += _entry(name, text)
+    for title, texts in (("To know", report.notes), ("A run would refuse it", report.refusals)):
+        if texts:
+            lines += ["", f"{title}:"]
+            for text in texts:
+                lines += textwrap.wrap(text, COLUMNS, initial_indent="- ", subsequent_indent="  ", **_WHOLE_WORDS)
+    if report.probes:
+        lines += ["", *_probe_table(report.probes)]
+        for probe in report.probes:
+            lines += ["", *_example(probe)]
+    verdict = "A run takes this model." if report.passed else "A run does not take this model as things are."
+    return [*lines, "", verdict]
+
+
+_WHOLE_WORDS: Mapping[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
+
+
+def _entry(name: str, text: str) -> list[str]:
+    wrapped = textwrap.wrap(text, COLUMNS - _LABEL, **_WHOLE_WORDS) or [""]
+    return [f"{name if i == 0 else '':{_LABEL}}{line}" for i, line in enumerate(wrapped)]
+
+
+def _probe_table(probes: Sequence[Probe]) -> list[str]:
+    head = (
+        f"{'prompt':16}{'follow the format':>19}{'thought chars':>15}{'tokens':>8}{'output tokens':>15}{'tokens/s':>10}"
+    )
+    lines = [head + "   what breaks it"]
+    for probe in probes:
+        fine = [trial for trial in probe.trials if trial.error is None]
+        share = f"{probe.followed} of {len(probe.trials)}"
+        broken = ", ".join(f"{count} {name}" for name, count in probe.errors.items())
+        lines.append(
+            f"{probe.variant:16}{share:>19}{_mean(len(trial.thought) for trial in fine):>15}"
+            f"{_mean(trial.thought_tokens for trial in fine):>8}{_mean(trial.tokens for trial in probe.trials):>15}"
+            f"{probe.tokens_per_second:>10,.0f}   {broken}".rstrip()
+        )
+    return [*lines, "Lengths are means; of thoughts, over the outputs that follow the format."]
+
+
+def _mean(values: Iterable[int]) -> str:
+    found = list(values)
+    return f"{mean(found):,.0f}" if found else "–"
+
+
+def _example(probe: Probe) -> list[str]:
+    shown = probe.example
+    parts = {"thought": shown.thought, "response" if shown.error is None else shown.error: shown.response}
+    lines = [f"{probe.variant}:"]
+    for name, text in parts.items():
+        if text:
+            lines += textwrap.wrap(
+                f"{name}: {textwrap.shorten(text, _EXAMPLE_CHARS, placeholder=' …')}",
+                COLUMNS,
+                initial_indent="  ",
+                subsequent_indent="    ",
+            )
+    return lines
+
+
+def advice(probes: Sequence[Probe], max_new_tokens: int) -> list[str]:
+    """What to do if a probe shows that a first run would be for nothing."""
+    notes = []
+    for probe in probes:
+        count = len(probe.trials)
+        cut = probe.errors.get("cut_by_length", 0)
+        if 2 * cut > count:
+            notes.append(
+                f"prompt {probe.variant}: {cut} of {count} outputs were cut at sample.max_new_tokens = "
+                f"{max_new_tokens}: raise it, or set sample.max_thought_tokens"
+            )
+        elif 2 * probe.followed < count:
+            notes.append(
+                f"prompt {probe.variant}: {count - probe.followed} of {count} outputs break the format: try another "
+                "prompt.variant, set sample.max_thought_tokens (the response's marker is then written for the model), "
+                "or raise sample.tries"
+            )
+    return notes
