@@ -77,7 +77,8 @@ class RealFamily:
         if self.template is not None:
             (folder / "chat_template.jinja").write_text(_template(self.template), encoding="utf-8")
         tokenizer = _tokenizer(folder)
-        stops = [tokenizer.convert_tokens_to_ids(token) for token in self.stops] or [tokenizer.eos_token_id]
+        ids = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
+        stops = [ids[token] for token in self.stops] or [tokenizer.eos_token_id]
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
         (folder / "config.json").write_text(json.dumps(self.config(tokenizer).to_diff_dict(), default=str))
         return folder
@@ -129,7 +130,10 @@ class RealFamily:
         path.write_text(json.dumps(inner, ensure_ascii=False), encoding="utf-8")
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         decoder = settings.get("added_tokens_decoder", {})
-        settings["added_tokens_decoder"] = {k: v for k, v in decoder.items() if v["content"] not in self.dropped}
+        settings["added_tokens_decoder"] = {k: v for k, v in decoder.items() if v["content"] not in self.dropped} | {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in (kept if self.added else [])
+        }
         if not settings["added_tokens_decoder"]:
             del settings["added_tokens_decoder"]
         for name in ("additional_special_tokens", *([] if self.template is None else ["chat_template"])):
@@ -238,7 +242,7 @@ ZOO: tuple[RealFamily, ...] = (
         "cl100k",
         "Phi3ForCausalLM",
         PHI_4,
-        nearest="tokenizer: cl100k, which it extends, with the control tokens of its chats; template: written after its",
+        nearest="tokenizer: cl100k, which it extends, with its chats' control tokens; template: written after its",
         added={**CHATML_CL100K, "<|im_sep|>": {}},
         tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
         stops=("<|endoftext|>", "<|im_end|>"),
@@ -257,7 +261,7 @@ ZOO: tuple[RealFamily, ...] = (
         "cl100k",
         "Olmo3ForCausalLM",
         BY_NAME["chatml"].template,
-        nearest="tokenizer: cl100k, which it extends, with ChatML's tokens; template: ChatML, as its instruct models have",
+        nearest="tokenizer: cl100k, which it extends, with ChatML's tokens; template: ChatML",
         added=CHATML_CL100K,
         tokens={"eos_token": "<|im_end|>", "pad_token": "<|fim_suffix|>"},
         stops=("<|im_end|>", "<|endoftext|>"),

@@ -20,8 +20,8 @@ page is not what they say. Where no package holds a family's own tokenizer or te
 taken instead.
 
 Thinking is what the model's own template does: `none`; `hybrid`, the model opens a thought itself; `prefilled`, the
-prompt opens it; `channels`, a thought is a message of its own. Where a variable switches it off, every prompt is written
-with it off, also for `direct`.
+prompt opens it; `channels`, a thought is a message of its own. If a variable switches it off, it is off in every
+prompt, also for `direct`.
 
 | family | architecture | thinking | TPO | system turn | tokenizer and template |
 |---|---|---|---|---|---|

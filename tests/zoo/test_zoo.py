@@ -1,6 +1,5 @@
 """Claims about real families: their published tokenizers and templates, through the checks that a run makes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,8 +27,9 @@ def made(family: RealFamily, room: Path) -> Path:
 
 
 @pytest.fixture(params=ZOO, ids=lambda family: family.name)
-def family(request: pytest.FixtureRequest) -> Iterator[RealFamily]:
-    yield request.param
+def family(request: pytest.FixtureRequest) -> RealFamily:
+    found: RealFamily = request.param
+    return found
 
 
 def test_what_the_page_says_of_a_family_is_what_its_checks_say(family: RealFamily, tmp_path: Path):
