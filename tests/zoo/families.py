@@ -157,7 +157,6 @@ def _template(name: str) -> str:
 
 
 LLAMA_3 = ("<|end_of_text|>", "<|eot_id|>")
-LLAMA_3_1 = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 QWEN = ("<|im_end|>", "<|endoftext|>")
 QWEN_THINKS = ("<tool_response>", "</tool_response>", "<think>", "</think>")
 RSTRIP = {"rstrip": True}
@@ -171,8 +170,8 @@ QWEN_3_5 = {
 }
 ZOO: tuple[RealFamily, ...] = (
     RealFamily("Llama 3", "llama3", "LlamaForCausalLM", "llama3", stops=LLAMA_3),
-    RealFamily("Llama 3.1", "llama3_1", "LlamaForCausalLM", "llama3_1", stops=LLAMA_3_1),
-    RealFamily("Llama 3.2", "llama3_1", "LlamaForCausalLM", "llama3_2", stops=LLAMA_3_1, tied=True),
+    RealFamily("Llama 3.1", "llama3_1", "LlamaForCausalLM", "llama3_1", stops=LLAMA_3),
+    RealFamily("Llama 3.2", "llama3_1", "LlamaForCausalLM", "llama3_2", stops=LLAMA_3, tied=True),
     RealFamily(
         "Qwen2.5",
         "qwen3",
