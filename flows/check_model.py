@@ -15,6 +15,7 @@ from flows.preflight import machine_checks, model_checks, template_checks
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config import MINIATURE, EvaluationConfig, ModelConfig, PromptConfig, RunConfig, TrainingConfig, VerifierJudge
+from tpo.contexts import context_of
 from tpo.engines.model_config import check_use, context_tokens, quantization, read_model_config, text_part
 from tpo.engines.model_folder import check_model_folder
 from tpo.engines.tensor_files import read_tensors
@@ -241,7 +242,7 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
     asked = {prompt.variant: prompt for prompt in reversed(prompts)}
     probes = []
     with working():
-        pool = sampler_pool(config.engine, config.cluster, config.context_tokens, forcing=forcing)
+        pool = sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
 
         def outputs(requests: Sequence[Request], prompt: ThoughtPrompt, n: int) -> "list[list[Output]]":
             rules = rules_of(sample, prompt)

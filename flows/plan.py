@@ -72,8 +72,8 @@ def models_of(config: RunConfig) -> Models:
         writer.work: seed if writer.folder is None else _find_writer(writer.folder, device=config.engine.device)
         for writer in pair_writers(config)
     }
-    judges = (_judge_model(config, judge) for judge in (config.judge, config.evaluation.judge))
-    return Models(seed, *judges, generator, writers)
+    judge, evaluation = (_judge_model(config, judge) for judge in (config.judge, config.evaluation.judge))
+    return Models(seed, judge, evaluation, generator, writers)
 
 
 def cluster_of(config: RunConfig) -> Cluster:

@@ -145,15 +145,17 @@ def check_proxies(config: RunConfig) -> None:
 
 def model_checks(config: RunConfig) -> list[Callable[[], object]]:
     """The checks of M_0 that a run makes beyond those of its folder's files, to be made one by one."""
-    folder = _seed_folder(config)
-    return [
+    folder, sft = _seed_folder(config), config.sft
+    checks: list[Callable[[], object]] = [
         lambda: _check_contexts(config),
         lambda: _check_splits(config),
         lambda: check_weights(folder),
         lambda: check_generation_config(folder),
         lambda: check_training(folder, config.train, config.trainer),
-        lambda: config.sft and check_training(folder, config.sft, config.trainer, section="sft"),
     ]
+    if sft is not None:
+        checks.append(lambda: check_training(folder, sft, config.trainer, section="sft"))
+    return checks
 
 
 def machine_checks(config: RunConfig) -> list[Callable[[], object]]:

@@ -128,7 +128,7 @@ def as_lines(report: ModelReport) -> list[str]:
         if texts:
             lines += ["", f"{title}:"]
             for text in texts:
-                lines += textwrap.wrap(text, COLUMNS, initial_indent="- ", subsequent_indent="  ", **_WHOLE_WORDS)
+                lines += [f"{'  ' if i else '- '}{line}" for i, line in enumerate(_wrapped(text, COLUMNS - 2))]
     if report.probes:
         lines += ["", *_probe_table(report.probes)]
         for probe in report.probes:
@@ -137,11 +137,13 @@ def as_lines(report: ModelReport) -> list[str]:
     return [*lines, "", verdict]
 
 
-_WHOLE_WORDS: Mapping[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of whole words; one at least."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _entry(name: str, text: str) -> list[str]:
-    wrapped = textwrap.wrap(text, COLUMNS - _LABEL, **_WHOLE_WORDS) or [""]
+    wrapped = _wrapped(text, COLUMNS - _LABEL)
     return [f"{name if i == 0 else '':{_LABEL}}{line}" for i, line in enumerate(wrapped)]
 
 

@@ -104,7 +104,7 @@ def without_head(tensors: Tensors) -> Tensors:
 
 CONFIGS: Mapping[str, Odd] = {
     **{
-        f"{key} {value!r}": Odd(config(**{key: value}), rf"config.json has {key} = .*, expected")
+        f"{key} {value!r}": Odd(config(**dict[str, Any]({key: value})), rf"config.json has {key} = .*, expected")
         for key, value in [
             ("num_attention_heads", 0), ("num_attention_heads", "4"), ("num_attention_heads", None),
             ("num_attention_heads", 4.0), ("num_attention_heads", True), ("num_hidden_layers", -1),

@@ -138,7 +138,7 @@ class RealFamily:
             del settings["added_tokens_decoder"]
         for name in ("additional_special_tokens", *([] if self.template is None else ["chat_template"])):
             settings.pop(name, None)
-        settings |= self.tokens | ({} if self.adds_bos else {"add_bos_token": False})
+        settings |= dict(self.tokens) | ({} if self.adds_bos else {"add_bos_token": False})
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
 
 
@@ -160,7 +160,7 @@ LLAMA_3 = ("<|end_of_text|>", "<|eot_id|>")
 QWEN = ("<|im_end|>", "<|endoftext|>")
 QWEN_THINKS = ("<tool_response>", "</tool_response>", "<think>", "</think>")
 RSTRIP = {"rstrip": True}
-CHATML_CL100K = {"<|im_start|>": {}, "<|im_end|>": {}}
+CHATML_CL100K: dict[str, dict[str, bool]] = {"<|im_start|>": {}, "<|im_end|>": {}}
 QWEN_3_5 = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 32,
