@@ -85,8 +85,8 @@ def preflight(config: RunConfig) -> None:
     _check_gpus(config)
     _check_splits(config)
     check_tracker(config.tracking)
-    _check_files(config)
     _check_constraints(config)
+    _check_files(config)
     if config.data.synthetic is not None:
         _check_synthetic(config, config.data.synthetic)
     _check_folder(config.root)

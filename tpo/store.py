@@ -114,7 +114,7 @@ class Stage:
         self.record = record if isinstance(record, str) else record.__name__
         self.inputs = dict(inputs)
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
-        self._without_effect = frozenset(without_effect)
+        self.without_effect = frozenset(without_effect)
         self.folder = root / name
         self.shard_size: int | None = None
         self._started = time.monotonic()
@@ -144,7 +144,7 @@ class Stage:
         return found + [
             f"{key}: {old.get(key)!r} → {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and key not in self._without_effect
+            if old.get(key) != new.get(key) and key not in self.without_effect
         ]
 
     def begin(self, *, shard_size: int | None = None) -> list[str]:

@@ -1,7 +1,7 @@
 """Claims about what identifies a stage's result, and about when a run is recognised as complete."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -29,8 +29,17 @@ def shown(value: object) -> str:
 
 def identity(stage: Stage) -> Artifact:
     """What the stage would make, named by what it is made from."""
-    name = hashlib.sha256(repr((stage.record, sorted(stage.inputs.items()), stage.config)).encode()).hexdigest()
+    matters = {key: value for key, value in leaves(stage.config) if key not in stage.without_effect}
+    name = hashlib.sha256(repr((stage.record, sorted(stage.inputs.items()), matters)).encode()).hexdigest()
     return Artifact(stage.folder, 1, name)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def identities(config: RunConfig) -> dict[str, str]:
