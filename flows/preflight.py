@@ -366,7 +366,10 @@ def _check_constraints(config: RunConfig) -> None:
         "name data.source.instruction_ids_column and kwargs_column of a file that has both, as IFEval's do, set "
         'data.source.kind = "instructions", or choose another judge'
     )
-    if isinstance(source, MiniatureSource) or (isinstance(source, FileSource) and not source.instruction_ids_column):
+    comes_without = isinstance(source, MiniatureSource)
+    if isinstance(source, FileSource):
+        comes_without = source.instruction_ids_column is None
+    if comes_without:
         raise InputError(
             f'{names} is "instructions", and prompts of data.source (kind "{source.kind}") come without verifiable '
             f"instructions: {remedy}"

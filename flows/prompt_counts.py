@@ -106,7 +106,9 @@ def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequ
         else f"{each.name} {'all the rest' if each.count is None else f'{each.count:,}'}"
         for each in sets
     ]
-    told = f"{path} has {there:,} different prompts, and the run takes more: {' + '.join(asked)}"
+    told = (
+        f"{path} has {there:,} different prompt{'' if there == 1 else 's'}, and the run takes more: {' + '.join(asked)}"
+    )
     left = there - fixed
     if left < 1 or all(each.name != "data.per_iteration" for each in sets):
         return f"{told}: add rows, lower these, or give validation and test files of their own"

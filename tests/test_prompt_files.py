@@ -101,8 +101,10 @@ def test_instructions_and_arguments_survive_every_kind_of_file(tmp_path: Path, n
 def test_instructions_that_cannot_be_checked_are_refused_by_their_row(
     tmp_path: Path, ids: object, kwargs: object, told: str
 ):
-    first: dict[str, object] = {"instruction": "a", "instruction_id_list": [], "kwargs": []}
-    rows = [first, {"instruction": "b", "instruction_id_list": ids, "kwargs": kwargs}]
+    rows: list[dict[str, object]] = [
+        {"instruction": "a", "instruction_id_list": [], "kwargs": []},
+        {"instruction": "b", "instruction_id_list": ids, "kwargs": kwargs},
+    ]
     with pytest.raises(InputError, match=told):
         read(write(tmp_path / "a.jsonl", rows), **CONSTRAINTS)
 

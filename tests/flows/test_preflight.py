@@ -226,7 +226,8 @@ def test_a_judge_of_instructions_is_refused_where_prompts_have_none(tmp_path: Pa
     assert "no row of" in refusal(config)
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": ["a:b"], "kwargs": [{}]}')
     assert "row 1: the instruction id 'a:b' is unknown" in refusal(config)
-    (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": ["punctuation:no_comma"], "kwargs": [{}]}')
+    rows = ({"instruction": f"{i}", "ids": ["punctuation:no_comma"], "kwargs": [{}]} for i in range(1200))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     preflight(config)
 
 
