@@ -42,6 +42,8 @@ class Standing:
     """Share of prompts whose first output kept the format."""
     scored: int = 0
     """Prompts with an answer that parses and was scored."""
+    parsed: int = 0
+    """Answers that parse, scored or not."""
 
 
 @task(
@@ -84,7 +86,7 @@ def stand(epoch: int, answers: Answers) -> Standing:
     }
     first = sum(sample.parse_error is None and sample.tries == 1 for sample in samples)
     mean = sum(values.values()) / len(values) if values else None
-    return Standing(epoch, mean, first / len(samples), len({prompt_id for prompt_id, _ in values}))
+    return Standing(epoch, mean, first / len(samples), len({prompt_id for prompt_id, _ in values}), len(parsed))
 
 
 def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_share: float = 0.8) -> Standing:
@@ -94,6 +96,12 @@ def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_shar
     Raises `StageError` if no candidate has a score.
     """
     if all(standing.score is None for standing in standings):
+        if not any(standing.parsed for standing in standings):
+            raise StageError(
+                "validation: no answer of any candidate keeps the format, so that none can be chosen: raise "
+                "sample.evaluation_tries, sample.max_new_tokens if outputs are cut by length, or data.validation; set "
+                "sample.max_thought_tokens, after which the response is begun for the model; or use another prompt"
+            )
         raise StageError(
             "validation: the judge scored none of the answers of any candidate, so that none can be chosen: look at "
             "validation/*/scores, or use a judge that scores prompts without a reference"

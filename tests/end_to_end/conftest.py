@@ -29,10 +29,10 @@ def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
     folder = tmp_path_factory.mktemp("runs")
 
     def call(
-        to: int, *overrides: str, name: str = "small", flow: str = "iterate"
+        to: int, *overrides: str, name: str = "small", flow: str = "iterate", profile: str = "laptop"
     ) -> "subprocess.CompletedProcess[str]":
         settings: Sequence[str] = (*SMALL, f'folder="{folder}"', *overrides)
-        command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name]
+        command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name, "--profile", profile]
         for setting in settings:
             command += ["--set", setting]
         environment = {**os.environ, **DEAD_PROXY, "PREFECT_HOME": str(folder / "prefect")}

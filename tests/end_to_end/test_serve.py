@@ -3,18 +3,9 @@
 import asyncio
 import contextlib
 import json
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,79 +13,24 @@ import openai
 import pytest
 
 from prompts.thought import VARIANTS
+from tests.end_to_end.server import KEY, Served, serving
 from tests.thoughts import marked
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-KEY = "sk-served"
 GENERIC = VARIANTS["generic"]
 QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server that is up."""
-
-    process: "subprocess.Popen[bytes]"
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @cached_property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
-
-    def status(self, path: str) -> int:
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-
-    def count(self, metric: str) -> float:
-        """What `/metrics` says of the engine."""
-        request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            (value,) = re.findall(rf"^vllm:{metric}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
-        return float(value)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`python -m flows serve` on the seed model, thoughts allowed, ended by SIGTERM as an operator would."""
+    """The seed model, thoughts allowed."""
     log = tmp_path_factory.mktemp("serve") / "log"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows", "serve", "miniature", "--port", str(port), "--allow-thoughts"]
-    environment = {**os.environ, "SERVED_KEY": KEY}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--api-key", "SERVED_KEY"], cwd=ROOT, env=environment, stdout=output, stderr=output
-        )
-    server = Served(process, port)
-    try:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(OSError):
-                if server.status("/health") == 200:
-                    break
-            time.sleep(0.5)
-        else:
-            pytest.fail(f"no server: {log.read_text()[-3000:]}")
+    with serving("miniature", "--allow-thoughts", log=log) as server:
         yield server
         # What was thought stands in no log either.
         assert not marked(GENERIC, log.read_text())
-    finally:
-        process.terminate()
-        try:
-            assert process.wait(60) in (0, -signal.SIGTERM)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
 
 
 def ask(served: Served, **fields: Any) -> Any:

@@ -53,7 +53,12 @@ def test_a_candidate_that_was_scored_on_far_fewer_prompts_than_another_is_not_ch
 
 def test_nothing_is_chosen_where_nobody_was_scored():
     with pytest.raises(StageError, match="scored none of the answers"):
-        choose([Standing(0, None, 1.0), Standing(1, None, 1.0)], 0.9)
+        choose([Standing(0, None, 1.0, parsed=5), Standing(1, None, 1.0)], 0.9)
+
+
+def test_if_no_answer_keeps_the_format_the_remedy_is_about_the_format():
+    with pytest.raises(StageError, match=r"keeps the format.*evaluation_tries"):
+        choose([Standing(0, None, 0.0), Standing(1, None, 0.0)], 0.9)
 
 
 def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp_path: Path):
@@ -65,7 +70,7 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
     ]
     scores = [a_score("p", value=1.0), a_score("q", value=0.5), a_score("r", value=0.0), a_score("s", value=None)]
     answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
-    assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5, scored=2)
+    assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5, scored=2, parsed=3)
 
 
 def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_one_half(tmp_path: Path):

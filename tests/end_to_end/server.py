@@ -1,0 +1,83 @@
+"""The product's own server, started as an operator would and ended by SIGTERM."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import openai
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-served"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that is up."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
+
+    def status(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def count(self, metric: str) -> float:
+        """What `/metrics` says of the engine."""
+        request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            (value,) = re.findall(rf"^vllm:{metric}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(value)
+
+
+@contextlib.contextmanager
+def serving(model: str, *options: str, log: Path) -> Iterator[Served]:
+    """`python -m flows serve` on a model, up; what it says goes to `log`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "flows", "serve", model, "--port", str(port), "--api-key", "SERVED_KEY", *options]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "SERVED_KEY": KEY}, stdout=output, stderr=output
+        )
+    server = Served(process, port)
+    try:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(OSError):
+                if server.status("/health") == 200:
+                    break
+            time.sleep(0.5)
+        else:
+            pytest.fail(f"no server: {log.read_text()[-3000:]}")
+        yield server
+    finally:
+        process.terminate()
+        try:
+            assert process.wait(60) in (0, -signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise

