@@ -139,7 +139,11 @@ def test_a_published_folder_is_loaded_and_its_sub_folders_are_not_opened(loaded:
 
 def read(path: Path, columns: tuple[str, ...]) -> list[PromptRow]:
     """What a run on this file reads, once `preflight` has passed it."""
-    source = FileSource.model_validate({"path": path, **{f"{column}_column": column for column in columns}})
+    others = path.parent / "others.jsonl"
+    rows = ({"instruction": f"{i}", **dict.fromkeys(columns, 1)} for i in range(2))
+    others.write_text("\n".join(map(json.dumps, rows)))
+    places = {"path": path, "validation_path": others, "test_path": others}
+    source = FileSource.model_validate({**places, **{f"{column}_column": column for column in columns}})
     preflight(a_config(path.parent, data=DataConfig(source=source, per_iteration=1, validation=1, test=1)))
     return read_prompt_rows(source, path)
 

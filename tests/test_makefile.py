@@ -1,5 +1,6 @@
 """Claims about what make takes on its command line: what a target does not read is refused before anything starts."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """What make would do; `setup` counts as done."""
-    return subprocess.run(
-        ["make", "-n", "-o", "setup", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """What make would do, called from no other make; `setup` counts as done."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-n", "-o", "setup", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,4 @@ def test_what_a_target_reads_is_taken(arguments: list[str]):
 
 
 def test_a_variable_of_the_environment_is_nobody_elses_mistake():
-    done = subprocess.run(
-        ["env", "MODEL=x", "make", "-n", "-o", "setup", "iterate"], cwd=ROOT, capture_output=True, check=False
-    )
-    assert done.returncode == 0
+    assert make("iterate", MODEL="x").returncode == 0

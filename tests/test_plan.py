@@ -58,6 +58,7 @@ def test_every_profile_plans_and_fits_where_it_says_it_runs(name: str, capsys: p
         ("Self-taught-evaluator-llama3.1-70B", 70_553_706_496, 320),
         ("ArmoRM-Llama3-8B-v0.1", 7_504_928_768, 128),
         ("Llama-3.2-1B-Instruct", 1_235_814_400, 32),
+        ("SmolLM2-135M-Instruct", 134_515_008, 22.5),
         ("Qwen2.5-0.5B-Instruct", 494_032_768, 12),
         ("Qwen2.5-1.5B-Instruct", 1_543_714_304, 28),
         ("Qwen2.5-3B-Instruct", 3_085_938_688, 36),

@@ -108,6 +108,7 @@ PUBLISHED: Mapping[str, ModelShape] = {
     "Llama-3.1-70B-Instruct": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
     "ArmoRM-Llama3-8B-v0.1": ModelShape(32, 4096, 32, 8, 128, 14336, 128257, 8192, head=False),
     "Llama-3.2-1B-Instruct": ModelShape(16, 2048, 32, 8, 64, 8192, 128256, 131072, head=False),
+    "SmolLM2-135M-Instruct": ModelShape(30, 576, 9, 3, 64, 1536, 49152, 8192, head=False),
     "Qwen2.5-0.5B-Instruct": ModelShape(24, 896, 14, 2, 64, 4864, 151936, 32768, head=False, attention_bias=True),
     "Qwen2.5-1.5B-Instruct": ModelShape(28, 1536, 12, 2, 128, 8960, 151936, 32768, head=False, attention_bias=True),
     "Qwen2.5-3B-Instruct": ModelShape(36, 2048, 16, 2, 128, 11008, 151936, 32768, head=False, attention_bias=True),

@@ -143,7 +143,7 @@ def test_parts_of_an_upload_that_died_are_dropped(through: Bucket, proxy: Faulty
         ({"secret": "not hers"}, "", r"out of reach \(SignatureDoesNotMatch.*AWS_ACCESS_KEY_ID"),
         ({"key": ""}, "", "no keys were found.*AWS_PROFILE"),
         ({"endpoint_url": "http://127.0.0.1:9"}, "", "does not answer as it should.*run again"),
-        ({"endpoint_url": "not an address"}, "", "no connection to S3 can be made.*storage"),
+        ({"region": "not a region"}, "", "no connection to S3 can be made.*storage"),
     ],
 )
 def test_what_a_user_can_mend_is_said(
@@ -157,7 +157,7 @@ def test_what_a_user_can_mend_is_said(
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("HOME", str(tmp_path))
-    told = {name: value for name, value in changes.items() if name == "endpoint_url"}
+    told = {name: value for name, value in changes.items() if name in ("endpoint_url", "region")}
     with pytest.raises(StoreError, match=says):
         Bucket(url or new_url(), s3.storage(tmp_path, **({"tries": 2} | told))).versions()
 
