@@ -253,12 +253,15 @@ class Engine:
     def _difference(self, model: Artifact) -> Difference:
         import torch
         from vllm import SamplingParams
+        from vllm.config import set_current_vllm_config
 
         probe = probe_tokens(self._llm.llm_engine.model_config.get_vocab_size(), self._context_tokens)
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
         found = [said[token].logprob for token, said in zip(probe[1:], result.prompt_logprobs[1:], strict=True)]
-        return difference(found, probe, model.path, getattr(torch, self._config.dtype))
+        # vLLM's decorators reach some classes of transformers (OLMo 2), which then can't be made outside of its config.
+        with set_current_vllm_config(self._llm.llm_engine.vllm_config):
+            return difference(found, probe, model.path, getattr(torch, self._config.dtype))
 
 
 class SamplerPool:

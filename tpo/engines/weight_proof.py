@@ -183,7 +183,8 @@ def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _We
     """A packed matrix, as its kernel multiplies with it."""
     import torch
 
-    length = getattr(module, "input_size_per_partition", None) or module.embedding_dim
+    lengths = (getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim"))
+    length = next(filter(None, lengths))  # a router of experts is not split, and has input_size alone
     compared = _compared(length)
     ones = torch.zeros(len(compared), length, dtype=dtype)
     ones[torch.arange(len(compared)), compared] = 1
