@@ -1,5 +1,6 @@
 """Claims about odd model folders: one line says what is wrong, before work, and the same one wherever it is asked."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.engines.odd_folders import CONFIGS, FILES, SOUND, WEIGHTS, Odd
 from tests.hostile_files import sound_model
 from tests.rows import a_config
 from tpo.config import ModelConfig, RunConfig
+from tpo.engines.model_config import check_use
 from tpo.engines.model_folder import check_writer
 from tpo.engines.weights_check import check_weights
 from tpo.errors import InputError
@@ -118,3 +120,10 @@ def test_a_judge_in_a_form_that_vllm_takes_is_not_refused(tmp_path: Path, method
     CONFIGS[f"weights quantized by {method}"].make(folder)
     assert check_writer(folder, device="gpu") == 512
     assert check_weights(folder) == []
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here, and the family runs")
+@pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"])
+def test_a_family_that_needs_torchvision_is_refused_where_there_is_none(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match="for which vLLM needs torchvision"):
+        check_use(tmp_path, {"architectures": [name], "model_type": "qwen3_5_text"}, trained=False, device="cpu")

@@ -47,10 +47,12 @@ def trained(model: LlamaForCausalLM, part: str, step: float) -> LlamaForCausalLM
 class Packed(torch.nn.Module):
     """A matrix of which only a copy in a kernel is left."""
 
-    def __init__(self, matrix: torch.Tensor, *, keep: bool = False) -> None:
+    def __init__(
+        self, matrix: torch.Tensor, *, keep: bool = False, length_name: str = "input_size_per_partition"
+    ) -> None:
         super().__init__()
         packed = matrix.T.contiguous()
-        self.input_size_per_partition = len(packed)
+        setattr(self, length_name, len(packed))
         self.weight = torch.nn.Parameter(matrix if keep else torch.empty(0))
         self.cpu_linear = lambda x, weight, bias: x @ packed
 
@@ -71,7 +73,7 @@ def engine(weights: Weights, dtype: torch.dtype, head: torch.Tensor | None = Non
         layer.register_parameter("qkv_bias", torch.nn.Parameter(bias))
         layer.add_module("out", Packed(weights[f"{attention}.o_proj.weight"]))
         layer.add_module("gate_up", Packed(torch.cat([weights[f"{mlp}.{x}_proj.weight"] for x in ("gate", "up")])))
-        layer.add_module("down", Packed(weights[f"{mlp}.down_proj.weight"]))
+        layer.add_module("down", Packed(weights[f"{mlp}.down_proj.weight"], length_name="input_size"))
         norm = weights[f"model.layers.{i}.input_layernorm.weight"]
         layer.register_parameter("norm", torch.nn.Parameter(norm))
         model.add_module(f"layer{i}", layer)

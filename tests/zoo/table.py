@@ -16,14 +16,16 @@ HEAD = """# Which families of models work
 
 Made by `python -m tests.zoo.table` from `tests/zoo`, which takes each family's published tokenizer and chat template
 through the checks that a run makes before work, with the prompt variants `generic` and `direct`; a test fails if this
-page is not what they say. Where no package holds a family's own tokenizer or template, the last column says what is
+page is not what they say. That vLLM samples a family and our trainer trains it is another matter, which `python -m
+tests.zoo.trial` tries. Qwen3.5 and 3.6 are refused on machines without torchvision, which vLLM's code for them imports:
+the CPU set leaves it out. Where no package holds a family's own tokenizer or template, the last column says what is
 taken instead.
 
 Thinking is what the model's own template does: `none`; `hybrid`, the model opens a thought itself; `prefilled`, the
 prompt opens it; `channels`, a thought is a message of its own. If a variable switches it off, it is off in every
 prompt, also for `direct`.
 
-| family | architecture | thinking | TPO | system turn | tokenizer and template |
+| family | architecture | thinking | checks for TPO | system turn | tokenizer and template |
 |---|---|---|---|---|---|
 """
 

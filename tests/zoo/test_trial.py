@@ -27,7 +27,7 @@ def test_families_sample_judge_train_save_load_and_serve(tmp_path: Path):
     results = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "tests.zoo.trial", str(tmp_path / "trial"), str(results), *NAMES]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=850, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     told = {row["name"]: row["steps"] for row in map(json.loads, results.read_text().splitlines())}
     steps = ("make", "sample", "judge", "train", "load", "serve")

@@ -76,6 +76,8 @@ _EXTRACT = (
 _SCORING = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel")
 _NEEDS_PACKAGE: Mapping[str, tuple[str, ...]] = {"bitsandbytes": ("bitsandbytes",)}
 """What vLLM needs for a kind of quantized weights beyond what is installed with it."""
+_NEEDS_TORCHVISION = ("Qwen3_5",)
+"""Beginnings of architectures whose text model vLLM keeps beside one that sees, and so imports torchvision for."""
 _NEEDS_PACKAGE_ON_CPU: Mapping[str, tuple[str, ...]] = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
 """What transformers needs for them, with which an engine on the CPU proves that it has the right weights."""
 
@@ -126,6 +128,12 @@ def check_use(folder: Path, config: Mapping[str, Any], *, trained: bool, device:
         raise InputError(
             f"{path} has architectures = {scoring}: this model gives a number for a text and writes none; take a "
             'model of the kind ...ForCausalLM, or use it as a judge (judge.kind = "reward_model")'
+        )
+    if any(name.startswith(_NEEDS_TORCHVISION) for name in names) and find_spec("torchvision") is None:
+        raise InputError(
+            f"{path} has architectures = {names}, for which vLLM needs torchvision, and there is none here: use a "
+            "machine set up with GPU=1, or a model of another family (torchvision's builds do not work with the CPU's "
+            "torch)"
         )
     kind = config.get("model_type")
     if trained and _is_multimodal(config):
