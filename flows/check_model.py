@@ -250,9 +250,7 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
             return next(found for _, found in shards)
 
         for i, (variant, settings) in enumerate(reversed(asked.items())):
-            prompt = load_prompt(settings)
-            if not encoder.thinking.always_thinks:
-                prompt = prompt.without_native_thoughts(encoder.thinking.tags)
+            prompt = load_prompt(settings).without_native_thoughts(encoder.thinking.unwanted)
             try:
                 ids = [encoder.encode(prompt.render(instruction)) for instruction in INSTRUCTIONS]
             except InputError:

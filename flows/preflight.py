@@ -547,7 +547,7 @@ def check_templates(config: RunConfig) -> list[str]:
 
     Raises `InputError` where tokens would not be what the run relies on.
     """
-    from tpo.engines.template_check import ANSWER, check_asked, check_read, check_thinking
+    from tpo.engines.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
 
     prompt = load_prompt(config.prompt)
     asked = [
@@ -571,6 +571,8 @@ def check_templates(config: RunConfig) -> list[str]:
             verdict = load_verdict_prompt(judge)
             compared = [verdict.render(question, ANSWER, f"{ANSWER} Or 43.") for question in QUESTIONS]
             lines += check_asked(judge.folder, compared, [f"{ANSWER} [[A]]"])
+            if judge.mode != "cot":
+                check_labels_first(judge.folder)
         else:
             read: list[Sequence[Message]] = [
                 [Message(role="user", content=question), Message(role="assistant", content=ANSWER)]

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from prompts.thought import load_prompt
+from tasks.sample import rules_of
 from tpo.config import RunConfig
 from tpo.console import say
+from tpo.engines.forcing import as_argument
 from tpo.engines.model_folder import check_writer
 from tpo.engines.processes import engine_environment
 from tpo.engines.sampler import engine_settings
@@ -60,7 +62,7 @@ def serve(
     the model's, the key is missing, or the port is taken.
     """
     longest = check_writer(model, device=config.engine.device)
-    load_prompt(config.prompt)
+    rules = rules_of(config.sample, load_prompt(config.prompt))
     if context_tokens is not None and context_tokens > longest:
         raise InputError(f"--context is {context_tokens}, more than the {longest} tokens of {model}: lower it")
     _check_port(place)
@@ -76,6 +78,8 @@ def serve(
         tries=config.sample.evaluation_tries,
         temperature=config.sample.temperature,
         top_p=config.sample.top_p,
+        forced=as_argument(rules) if rules else "",
+        native_thoughts=config.thinkpo is not None,
         allow_thoughts=allow_thoughts,
     )
     command = _command(settings, config, place)
@@ -84,7 +88,7 @@ def serve(
 
 
 def _command(settings: ServeConfig, config: RunConfig, place: Place) -> list[str]:
-    engine = engine_settings(config.engine, settings.context_tokens)
+    engine = engine_settings(config.engine, settings.context_tokens, forcing=bool(settings.forced))
     del engine["disable_log_stats"]  # /metrics is made of them
     del engine["distributed_executor_backend"]  # there is no Ray here
     flags: Mapping[str, object] = {
@@ -103,6 +107,8 @@ def _command(settings: ServeConfig, config: RunConfig, place: Place) -> list[str
         option = flag.replace("_", "-")
         if isinstance(value, bool):
             command.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            command += [f"--{option}", *value]
         elif value is not None:
             command += [f"--{option}", str(value)]
     return command

@@ -45,9 +45,8 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = resolved["k"], resolved["tries"]
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = ChatEncoder(model.path)
-    if config.thinkpo is None and not encoder.thinking.always_thinks:
-        # There a model's own way of thinking is what is trained; elsewhere it was switched off, and is no response.
-        thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.tags)
+    if config.thinkpo is None:  # ThinkPO trains the model's own way of thinking
+        thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.unwanted)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
     longest = _context(config, ask, requests, model)

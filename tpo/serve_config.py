@@ -35,5 +35,9 @@ class ServeConfig(Section):
     """Sampling temperature of requests that name none."""
     top_p: float = Field(gt=0, le=1)
     """Nucleus sampling mass of requests that name none."""
+    forced: str = ""
+    """Rules for every output (`tpo.engines.forcing.as_argument`); empty for none."""
+    native_thoughts: bool = False
+    """Whether the model was trained to think in its own way (ThinkPO), so that such a thought breaks no format."""
     allow_thoughts: bool = False
     """Whether a request that asks for the thought gets it."""

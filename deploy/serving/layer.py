@@ -27,6 +27,7 @@ from deploy.serving.request import ChatRequest, Refused, read_request
 from prompts.thought import load_prompt
 from tpo.console import say
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.forcing import ARGUMENT
 from tpo.engines.sampler import later_seed
 from tpo.errors import InputError
 from tpo.serve_config import KEY, SETTINGS, ServeConfig
@@ -43,8 +44,10 @@ class ResponsesOnly:
         self._app = app
         self._config = ServeConfig.model_validate_json(os.environ[SETTINGS])
         self._key = os.environ.get(KEY)
-        self._prompt = load_prompt(self._config.prompt)
         self._encoder = ChatEncoder(self._config.model)
+        self._prompt = load_prompt(self._config.prompt)
+        if not self._config.native_thoughts:
+            self._prompt = self._prompt.without_native_thoughts(self._encoder.thinking.unwanted)
         self._encoder.encode(self._prompt.render("Say hello."))  # what cannot work is known before a client comes
         self._encoding = ThreadPoolExecutor(1)
         self._started = int(time.time())
@@ -152,7 +155,9 @@ class ResponsesOnly:
         """The request to vLLM, without its seed."""
         config = self._config
         room = config.context_tokens - len(ids)
-        defaults = {"temperature": config.temperature, "top_p": config.top_p}
+        defaults: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
+        if config.forced:
+            defaults["vllm_xargs"] = {ARGUMENT: config.forced}
         return {
             "model": config.name,
             "prompt": ids,

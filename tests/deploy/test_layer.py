@@ -8,18 +8,22 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import trl
 
 from deploy.serving.completion import Receive, Scope, Send
 from deploy.serving.layer import MOST_BODY_BYTES, ResponsesOnly
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
+from tests.engines.template_families import BY_NAME
 from tpo.config import PromptConfig
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.forcing import ARGUMENT, ThoughtBudget, as_argument
 from tpo.engines.sampler import SEED_STRIDE
 from tpo.serve_config import KEY, SETTINGS, ServeConfig
 
@@ -76,17 +80,26 @@ Serve = Callable[..., openai.AsyncOpenAI]
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """A client of the layer before an engine."""
 
-    def before(engine: Engine, *, allow_thoughts: bool = False, key: str = "") -> openai.AsyncOpenAI:
+    def before(
+        engine: Engine,
+        *,
+        model: Path = SHIPPED_SEED_MODEL,
+        prompt: PromptConfig | None = None,
+        allow_thoughts: bool = False,
+        key: str = "",
+        **settings: Any,
+    ) -> openai.AsyncOpenAI:
         config = ServeConfig(
-            model=SHIPPED_SEED_MODEL,
+            model=model,
             name="tpo",
             url="http://here",
             context_tokens=512,
-            prompt=PromptConfig(),
+            prompt=prompt or PromptConfig(),
             tries=8,
             temperature=0.8,
             top_p=0.95,
             allow_thoughts=allow_thoughts,
+            **settings,
         )
         monkeypatch.setenv(SETTINGS, config.model_dump_json())
         monkeypatch.setenv(KEY, key)
@@ -121,6 +134,31 @@ def test_the_model_is_asked_token_for_token_as_in_training(serve: Serve):
         engine = Engine([SOUND])
         whole(serve(engine), messages=[{"role": "user", "content": text}])
         assert engine.asked[0]["prompt"] == encoder.encode(VARIANTS["generic"].render(text))
+
+
+def test_what_sampling_forced_is_forced_in_serving_too(serve: Serve):
+    rules = as_argument([ThoughtBudget(40, "Here is my response:")])
+    engine = Engine([SOUND])
+    whole(serve(engine, forced=rules))
+    assert engine.asked[0]["vllm_xargs"] == {ARGUMENT: rules}
+
+
+NATIVE = ["<think>\nsecret", " plan</th", "ink>\n\nHere is my thought: no.\nHere is my response: fine day."]
+
+
+@pytest.mark.parametrize("variant", ["generic", "direct"])
+def test_a_thought_in_the_models_own_way_is_sampled_again_and_never_shown(serve: Serve, tmp_path: Path, variant: str):
+    folder = BY_NAME["chatml"].save(tmp_path)
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    (folder / "chat_template.jinja").write_text(template.read_text())
+    settings: Any = {"model": folder, "prompt": PromptConfig.model_validate({"variant": variant})}
+    reply = whole(serve(Engine([NATIVE, SOUND]), **settings))
+    assert reply.tpo["tries"] == 2 and "plan" not in reply.model_dump_json()
+    reply = whole(serve(Engine([NATIVE]), **settings))
+    assert reply.tpo["format_error"] == "native_thought" and "plan" not in reply.model_dump_json()
+    assert "plan" not in "".join(contents(streamed(serve(Engine([NATIVE]), **settings))))
+    reply = whole(serve(Engine([NATIVE]), native_thoughts=True, **settings))
+    assert reply.tpo["format_error"] is None
 
 
 def test_the_response_is_the_content_and_the_thought_is_nowhere(serve: Serve):

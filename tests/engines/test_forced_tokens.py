@@ -198,7 +198,7 @@ def test_what_is_no_rule_is_refused_when_a_request_is_admitted():
     admit = build_custom_logits_processors_params_validator([PROCESSOR])
     admit(asks([Calculator("t5")]))
     admit(SamplingParams())
-    for argument in ([{"rule": "unknown"}], [{"rule": "calculator", "colour": 1}], "calculator"):
+    for argument in ('[{"rule": "unknown"}]', '[{"rule": "calculator", "colour": 1}]', "calculator", "7", "[7]"):
         with pytest.raises(VLLMValidationError, match="not rules of ours"):
             admit(SamplingParams(extra_args={ARGUMENT: argument}))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 
 from flows.preflight import (
     check_before_work,
@@ -497,6 +498,17 @@ def test_a_judge_whose_template_doubles_bos_is_refused(tmp_path: Path, kind: str
     judge: JudgeConfig = PairwiseJudge(model=str(folder)) if kind == "pairwise" else RewardModelJudge(model=str(folder))
     with pytest.raises(InputError, match=rf"{template} begins a chat with 2 BOS"):
         check_templates(able(tmp_path, judge=judge))
+
+
+def test_a_judge_that_always_thinks_is_refused_where_a_label_has_to_come_first(tmp_path: Path):
+    folder = BY_NAME["chatml"].save(tmp_path / "judge")
+    some_weights(folder)
+    template = Path(trl.__file__).parent / "chat_templates" / "deepseek_r1_distill.jinja"
+    (folder / "chat_template.jinja").write_text(template.read_text().replace("<｜end▁of▁sentence｜>", "<|im_end|>"))
+    for mode in ("probability", "verdict"):
+        with pytest.raises(InputError, match=r'opens every answer with a thought.*set judge.mode to "cot"'):
+            check_templates(a_config(tmp_path, model=ModelConfig(), judge=PairwiseJudge(model=str(folder), mode=mode)))
+    check_templates(a_config(tmp_path, model=ModelConfig(), judge=PairwiseJudge(model=str(folder), mode="cot")))
 
 
 @pytest.mark.parametrize("judge", [VerifierJudge(), ArmoRMJudge(), PairwiseJudge(), PairwiseJudge(mode="probability")])

@@ -1,12 +1,13 @@
-"""Takes families through the whole product in one process: `python -m tests.zoo.trial <folder> <results> [name …]`.
+"""Families taken through the whole product: `python -m tests.zoo.trial <folder> <results> [name …]`.
 
-For each family, with the product's own code: sample four prompts, parse and judge what comes; train one step of DPO on
-it, packed if that is exact; save; load what was saved in vLLM and in plain transformers, and compare the log-probs of
-the trained outputs with the trainer's; answer one request through the serving layer. One line of JSON a family; a step
-that fails is given with its error, and the next ones are left out.
+For each family, with the product's own code: check the model; sample four prompts; parse and judge the outputs; train
+one DPO step on them, on packed rows if that is exact; save; load the saved folder in vLLM and in plain transformers and
+compare the log-probs of the trained outputs with the trainer's; answer one request through the serving layer. Writes
+one line of JSON per family. After a step that fails, the rest are skipped.
 
-What differs from a run: engine and trainer are in this process and not in Ray's actors, since starting those takes
-longer than all else here, and vLLM's server is a shell around the engine that is there already.
+What differs from a run: engine and trainer are ordinary processes rather than Ray actors, which take longer to start
+than everything else here, and vLLM's server is a shell around the engine that already exists. The trainer has its own
+process, as in a run, because importing vLLM changes some of transformers' classes (OLMo 2 can't be built afterwards).
 """
 
 import asyncio
@@ -18,7 +19,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +36,22 @@ os.environ |= {
 }
 
 from deploy.serving.layer import ResponsesOnly
+from flows.check_model import check_model
 from judges.base import groups_of
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.sample import make_samples
 from tests.zoo.families import ZOO, RealFamily
-from tpo.config import EngineConfig, PromptConfig, SampleConfig, TrainConfig, TrainerConfig, VerifierJudge
+from tpo.config import EngineConfig, PromptConfig, SampleConfig, TrainConfig, TrainerConfig, VerifierJudge, load_config
 from tpo.engines.chat import ChatEncoder
 from tpo.engines.sampler import Engine, Output, Request, request_seed
 from tpo.engines.training import make_trainer, write_dataset
-from tpo.engines.training_check import check_training
-from tpo.errors import InputError
+from tpo.model_report import ModelReport
 from tpo.records import Pair, Prompt
 from tpo.serve_config import SETTINGS, ServeConfig
 from tpo.store import folder_artifact
 
+PROFILE = Path(__file__).parents[2] / "deploy" / "profiles" / "laptop.toml"
 CONTEXT = 512
 QUESTIONS = (
     "Say hello.",
@@ -65,27 +69,34 @@ TOLERANCE = 1e-5
 """How far the log-prob of an output may be off in float32, relative to its size."""
 
 
+class RefusedError(Exception):
+    """The family is refused before work."""
+
+
+STEPS = ("check", "sample", "judge", "train", "load", "serve")
+"""What is done with a family, in this order."""
+
+
 @dataclass
 class Result:
-    """What became of one family."""
+    """What happened to one family."""
 
     name: str
     """The family."""
+    refused: str = ""
+    """Why `check-model` refuses it for TPO; the trial then continues with the prompt variant `direct`."""
     packed: bool = False
     """Whether it was trained on packed rows."""
-    unpacked_because: str = ""
-    """Why not, if not."""
     steps: dict[str, str] = field(default_factory=dict)
-    """What was done, and `ok` or the error that ended it."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """How long each took."""
+    """`ok` or the error, by step."""
 
 
 class Trial:
-    """One family on its way."""
+    """One family's way through the steps."""
 
-    def __init__(self, family: RealFamily, folder: Path) -> None:
+    def __init__(self, family: RealFamily, folder: Path, trainer: Executor) -> None:
         self.family = family
+        self._trainer = trainer
         self.result = Result(family.name)
         self._folder = folder
         self._model, self._trained = folder / "model", folder / "train"
@@ -98,39 +109,33 @@ class Trial:
 
     def run(self) -> Result:
         """All steps in order, until one fails."""
-        steps: Mapping[str, Callable[[], None]] = {
-            "make": self._make,
-            "sample": self._sample,
-            "judge": self._judge,
-            "train": self._train,
-            "load": self._load,
-            "serve": self._serve,
-        }
+        steps: Mapping[str, Callable[[], None]] = {name: getattr(self, f"_{name}") for name in STEPS}
         for name, step in steps.items():
             began = time.monotonic()
             try:
                 step()
                 self.result.steps[name] = "ok"
-            except Exception as error:  # noqa: BLE001 - any library's error is what the table is to tell
+            except Exception as error:  # noqa: BLE001 - the table shows any library's error
                 traceback.print_exc()
-                self.result.steps[name] = f"{type(error).__name__}: {error}"[:2000]
+                kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
+                self.result.steps[name] = f"{kind}{error}"[:2000]
                 break
             finally:
-                self.result.seconds[name] = round(time.monotonic() - began, 1)
+                print(f"{self.family.name} {name}: {time.monotonic() - began:.1f} s", file=sys.stderr)
         with contextlib.suppress(Exception):
             self._forget_engine()
         return self.result
 
-    def _make(self) -> None:
+    def _check(self) -> None:
         self.family.save(self._model)
+        report = self._trainer.submit(checked, self._model).result()
         self._encoder = ChatEncoder(self._model)
-        if self._encoder.thinking.always_thinks:
+        if report.refusals:
+            self.result.refused = "; ".join(report.refusals).replace(f"{self._model}/", "")
+            if not self._encoder.thinking.always_thinks:
+                raise RefusedError(f"refused, as {self.result.refused}")
             self._variant = "direct"
-        try:
-            check_training(self._model, TRAIN, TRAINER)
-            self.result.packed = TRAIN.packing
-        except InputError as error:
-            self.result.unpacked_because = str(error).removeprefix(f"{self._model}: ")
+        self.result.packed = report.facts["packing"].startswith("yes")
 
     def _sample(self) -> None:
         prompt = VARIANTS[self._variant]
@@ -140,7 +145,7 @@ class Trial:
         self._outputs = self._engine.generate(self._requests, SAMPLE, 2, 1, lambda text, finished: True)
 
     def _judge(self) -> None:
-        prompt = VARIANTS[self._variant].without_native_thoughts(self._encoder.thinking.tags)
+        prompt = VARIANTS[self._variant].without_native_thoughts(self._encoder.thinking.unwanted)
         asked = [Prompt(f"p{i}", question, "42") for i, question in enumerate(QUESTIONS)]
         samples = make_samples(asked, self._requests, self._outputs, prompt)
         judge = Verifier(VerifierJudge())
@@ -155,23 +160,18 @@ class Trial:
         ]
         write_dataset(self._pairs, self._trained / "dataset")
         config = TRAIN.model_copy(update={"packing": self.result.packed})
-        made: Any = make_trainer(
-            self._model, self._trained, config=config, trainer=TRAINER, seed=0, on_step=lambda done, total: None
-        )
-        made.train()
-        _expect(made.state.global_step == 1, f"{made.state.global_step} steps were made, expected one")
-        self._log_probs = made._reference_log_probs(lambda: None)[0].tolist()
+        self._log_probs = self._trainer.submit(trained_log_probs, self._model, self._trained, config).result()
 
     def _load(self) -> None:
         saved = self._trained / "epoch_1"
         self._loaded(saved)
-        for name, found in (("vLLM", self._of_engine()), ("transformers", _of_transformers(saved, self._pairs))):
+        for name, found in (("vLLM", self._of_engine()), ("transformers", self._of_transformers(saved))):
             away = max(abs(its - ours) for its, ours in zip(found, self._log_probs, strict=True))
             print(self.family.name, name, away, found, file=sys.stderr)
             _expect(away <= TOLERANCE * max(map(abs, found)), f"{name} {found}, trainer {self._log_probs}")
-        before = _of_transformers(self._model, self._pairs)
+        before = self._of_transformers(self._model)
         print(self.family.name, "before", before, file=sys.stderr)
-        _expect(before != _of_transformers(saved, self._pairs), "the step changed nothing")
+        _expect(before != self._log_probs, "the step changed nothing")
 
     def _serve(self) -> None:
         config = ServeConfig(
@@ -216,6 +216,9 @@ class Trial:
             for pair, result in zip(self._pairs, results, strict=True)
         ]
 
+    def _of_transformers(self, folder: Path) -> list[float]:
+        return self._trainer.submit(log_probs, folder, self._pairs).result()
+
     async def _completions(self, scope: Any, receive: Any, send: Any) -> None:
         """vLLM's /v1/completions, as far as the layer asks for it."""
         from vllm import SamplingParams
@@ -231,7 +234,21 @@ class Trial:
         await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode()})
 
 
-def _of_transformers(folder: Path, pairs: Sequence[Pair]) -> list[float]:
+def checked(folder: Path) -> ModelReport:
+    """What `check-model` says of a folder and its weights."""
+    return check_model(str(folder), load_config(PROFILE), profile="laptop", weights=True, probe=False)
+
+
+def trained_log_probs(model: Path, folder: Path, config: TrainConfig) -> list[float]:
+    """Trains one step in this process and gives the trained model's log-probs of the chosen outputs."""
+    trainer: Any = make_trainer(model, folder, config=config, trainer=TRAINER, seed=0, on_step=lambda done, total: None)
+    trainer.train()
+    _expect(trainer.state.global_step == 1, f"{trainer.state.global_step} steps were taken, expected one")
+    found: list[float] = trainer._reference_log_probs(lambda: None)[0].tolist()
+    return found
+
+
+def log_probs(folder: Path, pairs: Sequence[Pair]) -> list[float]:
     """Log-probs of the chosen outputs, by plain transformers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -266,14 +283,15 @@ def _expect(is_so: bool, otherwise: str) -> None:
 
 
 def main(folder: Path, results: Path, names: Sequence[str]) -> None:
-    """Writes a line a family; all of them without `names`."""
+    """Writes a line per family, for all families unless there are `names`."""
     import torch
 
     torch.set_num_threads(1)
-    with results.open("w", encoding="utf-8") as lines:
+    with results.open("w", encoding="utf-8") as lines, ProcessPoolExecutor(1, get_context("spawn")) as trainer:
         for family in ZOO:
             if not names or family.name in names:
-                lines.write(json.dumps(asdict(Trial(family, folder / family.name.replace(" ", "-")).run())) + "\n")
+                result = Trial(family, folder / family.name.replace(" ", "-"), trainer).run()
+                lines.write(json.dumps(asdict(result)) + "\n")
                 lines.flush()
 
 

@@ -9,7 +9,7 @@ Accepted cost under V2: its host runs ahead of the GPU, and what a request wrote
 have met. Each step in which a request has rules waits for that; steps without such a request do not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class ForcedTokens(V1LogitsProcessor, V2LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raises `ValueError` if a request carries what are not rules; both runners ask when it is admitted."""
-        read_rules(_argument(sampling_params))
+        if argument := _argument(sampling_params):
+            read_rules(argument)
 
 
 class V1ForcedTokens(AdapterLogitsProcessor):
@@ -141,6 +142,6 @@ def _tokenizer(vllm_config: Any) -> Any:
     return AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer, local_files_only=True)
 
 
-def _argument(params: SamplingParams) -> Sequence[Mapping[str, Any]]:
+def _argument(params: SamplingParams) -> str:
     """The rules that a request carries, as `as_argument` writes them; empty for none."""
-    return (params.extra_args or {}).get(ARGUMENT) or ()
+    return (params.extra_args or {}).get(ARGUMENT) or ""

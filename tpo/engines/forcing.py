@@ -9,10 +9,11 @@ What is forced depends on a request's tokens alone: a request that vLLM preempts
 beginning.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tpo.method import calculator
 
@@ -65,21 +66,22 @@ Rule = ThoughtBudget | Calculator
 _RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator": Calculator}
 
 
-def as_argument(rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """Rules in the form in which a request carries them to vLLM's process."""
+def as_argument(rules: Sequence[Rule]) -> str:
+    """Rules as JSON, the form in which a request carries them to vLLM's process: its server takes no nested values."""
     names = {kind: name for name, kind in _RULES.items()}
-    return [{"rule": names[type(rule)], **asdict(rule)} for rule in rules]
+    return json.dumps([{"rule": names[type(rule)], **asdict(rule)} for rule in rules])
 
 
-def read_rules(argument: Sequence[Mapping[str, Any]]) -> list[Rule]:
+def read_rules(argument: str) -> list[Rule]:
     """The rules that a request carries; raises `ValueError` if it carries something else."""
     try:
-        return [_RULES[values["rule"]](**{k: v for k, v in values.items() if k != "rule"}) for values in argument]
-    except (KeyError, TypeError, AttributeError) as error:
+        found = json.loads(argument)
+        return [_RULES[values["rule"]](**{k: v for k, v in values.items() if k != "rule"}) for values in found]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{ARGUMENT} holds {argument!r}, which are not rules of ours: {error}") from error
 
 
-def forcers_of(argument: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
+def forcers_of(argument: str, tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
     """The decisions of a request's rules, in the order in which they are asked."""
     return [rule.forcer(tokenizer) for rule in read_rules(argument)]
 
@@ -87,7 +89,7 @@ def forcers_of(argument: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedToke
 class Forced:
     """The decisions for one request, of all its rules together."""
 
-    def __init__(self, argument: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, argument: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._forcers = forcers_of(argument, tokenizer)
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:

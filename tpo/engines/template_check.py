@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tpo.engines.chat import ChatEncoder
+from tpo.engines.thinking_template import ThinkingTemplate
 from tpo.errors import InputError
 from tpo.records import Message
 
@@ -55,13 +56,9 @@ def check_thinking(model: Path) -> list[str]:
     """
     thinking = ChatEncoder(model).thinking
     if thinking.always_thinks:
-        how = (
-            f"opens every answer with a thought ({thinking.opening})"
-            if thinking.kind == "prefilled"
-            else f"puts thoughts into messages of their own ({thinking.opening})"
-        )
         raise InputError(
-            f"{_template_file(model)} {how} and has no variable such as enable_thinking that switches thinking off: "
+            f"{_template_file(model)} {_how_it_thinks(thinking)} and has no variable such as enable_thinking "
+            "that switches thinking off: "
             "such a model's own thoughts can't be told from its responses here yet; take a model that doesn't think "
             "by itself, or one whose template can switch it off, as Qwen3's can"
         )
@@ -71,6 +68,22 @@ def check_thinking(model: Path) -> list[str]:
             "switch them off: if the model writes one, the output counts as malformed"
         ]
     return []
+
+
+def check_labels_first(model: Path) -> None:
+    """Raises `InputError` for a judge whose replies can't begin with a label, since they begin with a thought."""
+    thinking = ChatEncoder(model).thinking
+    if thinking.always_thinks:
+        raise InputError(
+            f"{_template_file(model)} {_how_it_thinks(thinking)}, where judge.mode expects a label: set judge.mode to "
+            '"cot", in which a judge may think first'
+        )
+
+
+def _how_it_thinks(thinking: ThinkingTemplate) -> str:
+    if thinking.kind == "prefilled":
+        return f"opens every answer with a thought ({thinking.opening})"
+    return f"puts thoughts into messages of their own ({thinking.opening})"
 
 
 def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:

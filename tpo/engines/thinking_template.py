@@ -52,8 +52,13 @@ class ThinkingTemplate:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What no response may hold: the texts around a thought."""
+        """The texts around a thought, opening first."""
         return tuple(tag for tag in (self.opening, self.closing) if tag)
+
+    @property
+    def unwanted(self) -> tuple[str, ...]:
+        """Tags that no output may hold, since thinking is switched off; none for a model that always thinks."""
+        return () if self.always_thinks else self.tags
 
 
 def thinking_template(tokenizer: Any) -> ThinkingTemplate:
