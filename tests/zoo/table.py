@@ -39,23 +39,28 @@ A small model with random weights shows that the parts fit together, not that tr
 """
 
 
-def row(family: RealFamily, room: Path) -> str:
-    """The family's line; `room` is an empty folder for its files."""
-    folder = family.save_tokenizer(room / family.name.replace(" ", "-"))
+def row(family: RealFamily, folder: Path) -> str:
+    """The family's line, from its folder without weights."""
     plain = [VARIANTS[name].render(question) for name in ("generic", "direct") for question in QUESTIONS]
     trial = trials()[family.name]
-    failed = next((said for said in trial["steps"].values() if said != "ok"), None)
     cells = (
         family.name,
         f"`{family.architecture}`",
         _thinking(folder),
         said(folder, lambda: check_thinking(folder) + check_asked(folder, plain, [ANSWER])),
         said(folder, lambda: check_asked(folder, [VARIANTS["system"].render(QUESTIONS[0])], [ANSWER]) and []),
-        failed.partition(": ")[0] if failed else "passes with `direct`" if trial["refused"] else "passes",
-        "–" if failed else "packed" if trial["packed"] else "padded",
+        _outcome(trial),
+        "packed" if trial["packed"] else "padded" if "train" in trial["steps"] else "–",
         family.nearest or "its own",
     )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+def _outcome(trial: Mapping[str, Any]) -> str:
+    step, said = next(((step, said) for step, said in trial["steps"].items() if said != "ok"), ("", ""))
+    if step:
+        return f"{'refused' if step == 'check' else step}: {said.partition(': ')[0]}"
+    return "passes with `direct`" if trial["refused"] else "passes"
 
 
 def trials() -> Mapping[str, Mapping[str, Any]]:
@@ -76,7 +81,7 @@ def said(folder: Path, check: Callable[[], Sequence[str]]) -> str:
 def table() -> str:
     """The page."""
     with TemporaryDirectory() as room:
-        return HEAD + "".join(row(family, Path(room)) for family in ZOO)
+        return HEAD + "".join(row(family, family.save_tokenizer(Path(room) / str(i))) for i, family in enumerate(ZOO))
 
 
 def _thinking(folder: Path) -> str:

