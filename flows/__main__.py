@@ -10,7 +10,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import argparse
 import contextlib
 import functools
-import json
 import logging
 import re
 import select
@@ -19,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 from flows.start import (
     ablated,
@@ -45,7 +44,7 @@ from flows.stopping import (
     stop_requested,
 )
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import MINIATURE, RunConfig, load_config
+from tpo.config import MINIATURE, PromptConfig, RunConfig, load_config
 from tpo.console import say
 from tpo.disk import explained, make_folder
 from tpo.engines.processes import loopback_without_proxy
@@ -185,6 +184,7 @@ def _add_check_model(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    variants = get_args(PromptConfig.model_fields["variant"].annotation)
     serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
     serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
@@ -193,7 +193,7 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     serve.add_argument(
         "--profile", help="how it was trained and runs (default: the config of the run it lies in, else laptop)"
     )
-    serve.add_argument("--variant", help="the thought prompt, in place of the profile's")
+    serve.add_argument("--variant", choices=variants, help="the thought prompt, in place of the profile's")
     serve.add_argument(
         "--context", type=_tokens, metavar="TOKENS", help="longest chat and reply (default: the model's)"
     )
@@ -408,8 +408,9 @@ def _serve(options: argparse.Namespace) -> int:
         profile = profile_path(options.profile)
     else:
         profile = config_of_run(model) or profile_path("laptop")
-    variant = [f"prompt.variant={json.dumps(options.variant)}"] if options.variant else []
-    config = load_config(profile, [*options.set, *variant])
+    config = load_config(profile, options.set)
+    if options.variant:
+        config = config.model_copy(update={"prompt": PromptConfig(variant=options.variant)})
     say(f"starting, asked as in {profile}: {config.prompt.variant}")
     serve(
         model,

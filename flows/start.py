@@ -164,6 +164,7 @@ def direct_baseline(config: RunConfig) -> RunConfig:
     changes = {
         "name": f"{config.name}-direct",
         "prompt": PromptConfig(variant="direct"),
+        "sample": config.sample.model_copy(update={"max_thought_tokens": None}),
         "data": config.data.model_copy(update={"also_fits": config.prompt}),
     }
     return config.model_copy(update=changes)

@@ -14,7 +14,8 @@ import pytest
 
 from flows.start import direct_baseline
 from tests.rows import a_config
-from tpo.config import PromptConfig
+from tests.test_config import PROFILES
+from tpo.config import PromptConfig, RunConfig, load_config
 from tpo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,13 @@ def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
     }
     assert changed.keys() == {"name", "prompt", "data"}
     assert changed["data"] == {**config.data.model_dump(), "also_fits": config.prompt.model_dump()}
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_the_baseline_of_every_profile_is_a_config_that_prefect_takes(path: Path):
+    config = load_config(path)
+    if config.thinkpo is None and config.self_train is None and config.prompt.variant != "direct":
+        RunConfig.model_validate_json(direct_baseline(config).model_dump_json())
 
 
 def main(parent: Path) -> None:

@@ -64,6 +64,9 @@ def test_a_model_of_a_run_is_asked_as_the_run_asked_it(tmp_path: Path, port: str
     assert become(str(model), "--port", port).settings.prompt.variant == "specific"
     assert become(str(model), "--port", port, "--variant", "direct").settings.prompt.variant == "direct"
     assert become(str(model), "--port", port, "--profile", "laptop").settings.prompt.variant == "generic"
+    limited = ("--set", "sample.max_thought_tokens=40")
+    assert "thought_budget" in become(str(model), "--port", port, *limited).settings.forced
+    assert become(str(model), "--port", port, *limited, "--variant", "direct").settings.forced == ""
 
 
 def test_a_key_is_named_by_its_variable_and_is_in_no_command_line(monkeypatch: pytest.MonkeyPatch, port: str):
@@ -79,7 +82,6 @@ def test_a_key_is_named_by_its_variable_and_is_in_no_command_line(monkeypatch: p
         (["miniature", "--host", "0.0.0.0"], "can be reached by others: name a key's variable"),
         (["miniature", "--api-key", "NOT_SET"], "names NOT_SET, which is not set"),
         (["miniature", "--context", "513"], "--context is 513, more than the 512 tokens"),
-        (["miniature", "--variant", "other"], "prompt.variant"),
         (["miniature", "--profile", "nowhere"], "there is no profile"),
         (["miniature", "--host", "nowhere.invalid"], "set --host to an address of this machine"),
         (["miniature", "--host", "192.0.2.1"], "set --host to an address of this machine"),
