@@ -1,14 +1,17 @@
 """make's variables as options of `tpo`: `make iterate ITER=3 SET="sample.k=4 seed=1"` is `tpo iterate --to 3 --set …`.
 
-A variable on make's command line that the target doesn't read is refused, since make itself would ignore it: so a
-mistyped ITR=3 doesn't start three hours of something else. Variables of the environment are read too, and never refused.
+A variable on make's command line that the target doesn't read is refused, since make itself would ignore it: a mistyped
+ITR=3 must not start three hours of something else. Variables of the environment are read too, and never refused.
 Runs before there is a virtual environment, on any Python 3.
 """
+
+from __future__ import annotations
 
 import difflib
 import os
 import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 
 OPTIONS = {
     "ITER": "--to",
@@ -19,6 +22,7 @@ OPTIONS = {
     "PORT": "--port",
     "VARIANT": "--variant",
     "KEY": "--api-key",
+    "N": "--runs",
 }
 """Variables with a value. SET may hold several overrides, separated by spaces."""
 FLAGS = {
@@ -30,7 +34,7 @@ FLAGS = {
 }
 """Variables that only have to be set."""
 RUN = ("PROFILE", "JUDGE", "SEED", "RUN", "SET")
-READS = {
+READS: Mapping[str, tuple[str, ...]] = {
     "iterate": ("ITER", *RUN),
     "compare": ("ITER", *RUN),
     "thinkpo": RUN,
@@ -40,6 +44,7 @@ READS = {
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),
     "judge-check": ("JUDGE", "MODEL"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
+    "lock": ("UPGRADE",),
     "test": ("JOBS",),
     "fault-table": ("JOBS",),
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),
@@ -47,24 +52,26 @@ READS = {
 """What each target reads; one that isn't listed reads nothing."""
 ARGUMENTS = {"judge-check": ("JUDGE", "MODEL"), "check-model": ("MODEL",), "serve": ("MODEL",)}
 """Variables that are given by position."""
+PROGRAMS = {"chaos": ["tests.faults.chaos"]}
+"""Targets that aren't commands of `tpo`, and their modules."""
 EVERYWHERE = ("VENV", "GPU", "PYTHON", "SHELL", "MAKEFLAGS")
 
 
-def given(flags):
+def given(flags: str) -> dict[str, str]:
     """The variables of make's command line, from MAKEFLAGS, where spaces are escaped and `$` is doubled."""
     words = re.findall(r"(?:\\.|[^\s\\])+", flags.partition("-- ")[2])
     pairs = (re.sub(r"\\(.)", r"\1", word).replace("$$", "$").partition("=") for word in words)
     return {name.rstrip(":?+!"): value for name, equals, value in pairs if equals}
 
 
-def fault(goals, variables):
+def fault(goals: Sequence[str], variables: Iterable[str]) -> str | None:
     """What is wrong with a command line, or None."""
     read = sorted({name for goal in goals for name in READS.get(goal, ())})
     for name in variables:
         if name in read or name in EVERYWHERE:
             continue
         meant = difflib.get_close_matches(name.upper(), read, 1)
-        instead = "did you mean {}? ".format(meant[0]) if meant else ""
+        instead = f"did you mean {meant[0]}? " if meant else ""
         if name == "MODEL" and "SET" in read:
             instead = "set the seed model by SET=model.path=<folder>; "
         reads = " ".join(read) or "no variables"
@@ -72,7 +79,7 @@ def fault(goals, variables):
     return None
 
 
-def options(target, variables):
+def options(target: str, variables: Mapping[str, str]) -> list[str]:
     """The options of `tpo <target>` that variables stand for; those that are empty are left out."""
     words = [variables.get(name, "") for name in ARGUMENTS.get(target, ())]
     for name in READS.get(target, ()):
@@ -87,7 +94,7 @@ def options(target, variables):
     return words
 
 
-def main():
+def main() -> None:
     """`check GOAL …` refuses what they don't read; `run TARGET` becomes `tpo TARGET` with its options."""
     what, *goals = sys.argv[1:]
     variables = given(os.environ.get("MAKEFLAGS", ""))
@@ -96,7 +103,7 @@ def main():
         sys.exit("error: " + found if found else 0)
     (target,) = goals
     words = options(target, {**os.environ, **variables})
-    os.execv(sys.executable, [sys.executable, "-m", "flows", target, *words])
+    os.execv(sys.executable, [sys.executable, "-m", *PROGRAMS.get(target, ["flows", target]), *words])
 
 
 if __name__ == "__main__":
