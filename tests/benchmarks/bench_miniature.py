@@ -1,7 +1,6 @@
 """What the miniature shows: three iterations on three seeds, and once without length control. 20 to 40 minutes.
 
-In: nothing, or a folder for the runs, which are then kept and gone on with. Out: the figures of docs/results.md, printed. Run
-with `python -m tests.benchmarks.bench_miniature [FOLDER]`.
+Prints the figures of docs/results.md. With a folder, runs are kept there and resumed. Run with `python -m tests.benchmarks.bench_miniature [FOLDER]`.
 """
 
 import subprocess

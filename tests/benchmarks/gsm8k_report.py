@@ -1,7 +1,8 @@
 """What GSM8K's files hold: rows that can be read, annotations, and whether the calculator writes their results.
 
 In: JSON-lines files of the data set. Out, for each: counts, and every annotation by how it agrees, those that are not
-only written otherwise one by one. `python -m tests.benchmarks.gsm8k_report FILE...`; docs/recipes/gsm8k.md has what it prints.
+only written otherwise one by one. `python -m tests.benchmarks.gsm8k_report FILE...`; its output is in
+docs/recipes/gsm8k.md.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """ThinkPO on the real engines, in small: three models are made and measured, and a second call does nothing.
 
-What it comes to on the whole miniature is in docs/recipes/thinkpo.md; what breaks and resumes: tests/flows/test_thinkpo.py.
+docs/recipes/thinkpo.md has its results on the whole miniature; tests/flows/test_thinkpo.py breaks and resumes it.
 """
 
 import json
