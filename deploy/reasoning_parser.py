@@ -7,10 +7,9 @@ In: outputs of vLLM's chat endpoint, whole or in chunks. Out: content and reason
 PYTHONPATH. This is the parser and no more: `make serve` also puts the thought prompt on, samples replies again that
 break the format, and closes the endpoints that no parser sees, such as `/v1/completions`.
 
-The decision to question: reasoning never ends, as far as vLLM is told. Its streaming would hand what follows straight
-to the client, and there a model can still write a marker and think on; and the ids that it asks about are the prompt's
-too, which quotes the markers. The price is that vLLM cannot constrain responses (`response_format`), so that such
-requests are refused.
+As far as vLLM knows, the reasoning never ends. Its streaming would pass what follows straight to the client, where a
+model can still write a marker and think on; and the ids that it asks about include the prompt's, which quotes the
+markers. So vLLM can't constrain responses (`response_format`), and such requests are refused.
 """
 
 import os

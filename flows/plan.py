@@ -2,8 +2,8 @@
 
 In: a config and T. Out: what goes where, whether it fits, how much it asks for, how long that takes, what it costs.
 
-The decision to question: models are known by their `config.json`, or by their published shapes where the folders are
-not there yet, so that a plan needs neither a download nor a GPU, and loads no library for models.
+Models are known by their `config.json` or, before they are downloaded, by their published shapes, so a plan needs
+neither a download nor a GPU and loads no model library.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 In: groups. Out: a reading a response, with its attributes and the gating that weighed them; the score is the reading.
 
-The decision to question: the published folder brings code of its own. It is refused, and so is a folder whose tensors
-are not exactly those that our module has, before anything is loaded: with a tensor more or less it is another model.
+The published folder brings its own code, which is refused, and so is a folder whose tensors aren't exactly those of our
+module: with a tensor more or less it is a different model.
 """
 
 import itertools

@@ -4,9 +4,9 @@ In: comparisons as texts. Out: replies, as they come, in any order. Engines are 
 comparisons share (the question, the first answer) stands at the front of both, and comparisons that share it follow
 one another, so that the engine's prefix cache computes it once.
 
-The decision to question: a comparison's tokens are put together from pieces that are encoded once a response, since
-encoding all of them as whole texts takes longer than everything else we do. A tokenizer may join letters across a seam;
-so one comparison of each group is encoded whole too, and where the two differ the whole group is.
+A comparison's tokens are joined from pieces that are encoded once per response: encoding every comparison as a whole
+takes longer than everything else we do. A tokenizer may merge letters across a seam, so one comparison of each group is
+also encoded whole, and if the two differ, the whole group is.
 """
 
 import itertools

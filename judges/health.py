@@ -2,9 +2,9 @@
 
 In: groups, what was said of them, and the scores. Out: a `Health`, and a `StageError` where a limit is passed.
 
-The decision to question: agreement with references counts pairs of responses to one prompt of which one is right and
-one wrong by the exact verifier, and asks whether the right one scores higher; equal scores count a half. It measures
-what pair selection needs, an order within a prompt, and not calibration.
+Agreement with references counts pairs of responses to one prompt, one right and one wrong by the exact verifier, and
+asks whether the right one scores higher; equal scores count half. It measures the order within a prompt, which is what
+pair selection needs, not calibration.
 
 What tells a judge that compares from a coin is κ of the two orders, not their plain agreement: a judge that likes the
 first response agrees with itself less than half the time and may still be worth asking, since the bias cancels, while

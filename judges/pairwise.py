@@ -4,9 +4,9 @@ In: groups. Out: comparisons, each with the judge's own words, and from them one
 (2410.10630, "ELO scoring"). With a baseline the comparisons are with that alone, and the score is the share of both
 orders that the response wins: 1, 0, or a half where the orders contradict each other.
 
-The decision to question: responses of equal text enter as one, since no judge can tell them apart, and share a rating;
-the paper asks for them eight times. A verdict that cannot be read, or a call that failed for good, adds nothing, as a
-tie does, but is recorded as what it is; a response without a single verdict is unscored and not in the middle.
+Responses of equal text are compared once and share a rating. A verdict that can't be read, or a call that failed for
+good, adds nothing, as a tie does, but is recorded as what it is; a response without a single verdict is unscored rather
+than average.
 """
 
 import itertools

@@ -3,8 +3,7 @@
 In: groups. Out: a reading a response, the model's number for the chat of instruction and response through the model's
 own template; the score is that number, in the model's own unit. What a response says cannot become structure.
 
-The decision to question: published pipelines cut a chat that is too long, and score what is left. Here it is unscored,
-as is one that the model gives no finite number: a cut response is another response, and a health limit counts them.
+A chat that is too long, or that the model gives no finite number, is unscored; a health limit counts them.
 """
 
 import json

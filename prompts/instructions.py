@@ -4,8 +4,8 @@ In: example instructions, or a model's raw output. Out: chat messages, or `Writt
 reason why it is none. The wording lives in a template file that a user can replace; the markers around an instruction
 are part of the format and matched exactly.
 
-The decision to question: an instruction that is not closed by its marker is dropped even where the model ended by
-itself. What follows it may be cut off or be the model's own remarks, and nobody could tell.
+An instruction that isn't closed by its marker is dropped even if the model stopped by itself: what follows may be cut
+off, or be the model's own remarks.
 """
 
 import hashlib

@@ -3,11 +3,11 @@
 In: an instruction and two responses, or what a judge wrote. Out: chat messages, or a `Verdict`. The layout is the
 Self-Taught Evaluator's (2408.02666; its published code), which that model was trained on letter by letter.
 
-The decision to question: the layout is plain text, so a response that quotes it could pose as the end of one answer
-and the start of the next, and one that quotes a label could put words into the judge's mouth. Such quotes, and look-
-alikes of them, get round brackets before they are shown (`defused`); all other text is shown as it is. Two texts look
-alike here if their skeletons are equal: what is left without white space, marks and what cannot be seen, in one case
-and one script. A template whose parts are not told apart by words in brackets is refused: nothing could be defused.
+The layout is plain text, so a response that quotes it could pose as the end of one answer and the start of the next,
+and one that quotes a label could put words into the judge's mouth. Such quotes, and look-alikes, get round brackets
+before they are shown (`defused`); all other text is shown as it is. Two texts look alike if their skeletons are equal:
+what is left without white space, marks and invisible characters, in one case and one script. A template whose parts
+aren't separated by words in brackets is refused: nothing could be defused.
 """
 
 import hashlib

@@ -3,8 +3,8 @@
 In: demonstrations that are given, and `Answers` of one model or of several, in the order in which they were asked. Out:
 `Question`s. What is right is what the judge found right: there is no second opinion here.
 
-The decision to question: two outputs of equal text are one, whichever models wrote them, and the first counts. That is
-the paper's code (2407.18248), which goes through distinct texts.
+Two outputs of equal text are one, whichever models wrote them, and the first counts, as in the paper's code
+(2407.18248).
 """
 
 from collections.abc import Iterator, Sequence

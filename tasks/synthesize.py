@@ -3,10 +3,9 @@
 In: instructions of the source, and the sets that came earlier. Out: `Generation`s, shard by shard, and the fresh
 `Prompt`s that are chosen from them; they have no reference.
 
-The decision to question: generations are kept apart from what is taken of them, and are made round by round, as many as
-the share that was fresh so far lets expect. So the prompts follow from the first generations that suffice, whatever
-broke on the way, and with another measure of what is fresh no generation is made, or paid for, a second time. Unlike
-the paper's, examples are all the source's: none is a prompt that a model wrote before.
+Generations are kept apart from the prompts chosen from them and are made in rounds, sized by the share that was fresh
+so far. So the prompts follow from the first generations that suffice, whatever broke on the way, and with another
+measure of freshness no generation is made or paid for twice. Unlike in the paper, all examples are the source's.
 """
 
 import math

@@ -2,10 +2,10 @@
 
 In: the summaries of both and what is known prompt by prompt. Out: a `Comparison`, and in words what it shows.
 
-The decision to question: the lead. Scores of a judge that reads one response at a time are subtracted, prompt by
-prompt, and even is 0. Those of a judge that compares are shares won against a model of the same run and cannot be
-subtracted, so that judge is shown the responses of both runs, and even is one half. Intervals are over prompts; with
-one training run each they say nothing about what another seed would give.
+The lead: scores of a judge that reads one response at a time are subtracted, prompt by prompt, and 0 is even. Scores of
+a judge that compares are shares won against a model of the same run and can't be subtracted, so that judge sees the
+responses of both runs, and one half is even. Intervals are over prompts; with one training run each, they say nothing
+about another seed.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@ In: rows with a `question` and an `answer`, whose rationale holds annotations `<
 `#### 72`; or what a model wrote in that form. Out: `Problem`, `Annotation`, the final answer, text in the other form.
 Rules marked [C] are those of DPO-ST's code (2407.18248), those marked [D] ours.
 
-The decision to question: T5's text has spaces round every operator. The code's substitutions miss one that follows an
-operand of one character, so that `1+2+3` becomes `1 + 2+3`, and tear a sign from its number; ours do neither [D].
+T5's text has spaces around every operator. The paper's substitutions miss one that follows an operand of one character
+(`1+2+3` becomes `1 + 2+3`) and tear a sign from its number; ours do neither [D].
 """
 
 import json

@@ -4,9 +4,8 @@ In: a file. Out: the SHA-256 of its content, from the user's cache (`$XDG_CACHE_
 the one that was read: the same device, inode, size, and times of the last write and of the last change, by which git
 too knows a file again.
 
-The decision to question: what changes content and leaves all of these alone is not seen. A write cannot, since it sets
-the time of change, which nobody can set by hand; but that clock is coarse, so a file is remembered only once it has
-been at rest.
+A change of content that leaves all of these alone is not noticed. A write can't do that, since it sets the time of
+change, which no user can set; but that clock is coarse, so a file is remembered only after it has been at rest.
 """
 
 import contextlib

@@ -2,10 +2,10 @@
 
 In: what a stage's work took, as it takes it. Out: entries, their sums by stage, and a `BudgetError` at a cap.
 
-The decision to question: nothing is ever taken back. A line is written before the work that it paid for is kept, so
-what a crash loses is paid for twice and counts twice; a stage that is set aside or made again has been paid for too.
-The ledger is the only place where spending is counted; it says nothing about results, and no result depends on it.
-What a killed process had not booked yet is missing: the time since its last line, a shard or half a minute at the most.
+Entries are never taken back. A line is written before the work that it paid for is kept, so what a crash loses is paid
+for twice and counts twice; so does a stage that is moved aside or made again. The ledger is the only place where
+spending is counted, and no result depends on it. Missing is only what a killed process had not booked: the time since
+its last line, at most a shard or half a minute.
 """
 
 import dataclasses

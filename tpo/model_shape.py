@@ -3,8 +3,8 @@
 In: a model folder, there or not yet. Out: its shape, by its `config.json`, or where it is not there by the folder's
 name, for the models that the shipped profiles name.
 
-The decision to question: the table of published shapes. A plan is made before hundreds of gigabytes are fetched, and so
-before there is a `config.json`; a name that is not in the table is refused and not guessed.
+A plan is made before hundreds of gigabytes are downloaded, and so before there is a `config.json`: hence the table of
+published shapes. A name that isn't in it is refused rather than guessed.
 """
 
 from collections.abc import Mapping

@@ -2,8 +2,8 @@
 
 In: a config, T, the shapes of its models, the machines, and past runs. Out: a `Plan`. Arithmetic alone.
 
-The decision to question: what refuses a plan. Too few GPUs and too little memory for weights and their like do, since
-those are known; hours, money and lengths never do, since they are forecasts, and a forecast says where it is from.
+Too few GPUs and too little memory for weights, gradients and optimizer refuse a plan, since those are known. Hours,
+money and lengths never do: they are estimates, and each says where it is from.
 """
 
 import math

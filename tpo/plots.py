@@ -3,8 +3,7 @@
 In: intervals. Out: SVG whose colours are the page's. The plots show no text but numbers and model names; titles and
 categories are HTML, so that they wrap, scale and follow the reader's font.
 
-The decision to question: colours in the plots are stand-ins that are replaced by CSS variables, so that one SVG serves
-light, dark and print.
+Colors are placeholders that are replaced by CSS variables, so that one SVG serves light, dark and print.
 """
 
 import base64

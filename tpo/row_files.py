@@ -5,9 +5,9 @@ words. A file of a kilobyte can ask for a terabyte (one long text, named a milli
 parser in C can die of a damaged one: that ends this process and no other. It is started as a script, and imports no
 code of ours.
 
-The decision to question: a Hugging Face dataset is read as the Arrow files that it is, without its library, which makes
-objects of whatever classes the folder names. Extension types, pickled ones among them, are read as what they store.
-Of the features that a dataset declares, class labels alone are heeded: their numbers become the names they stand for.
+A Hugging Face dataset is read as the Arrow files that it consists of, without its library, which creates objects of
+whatever classes the folder names. Extension types, pickled ones among them, are read as what they store. Of the
+features that a dataset declares only class labels are used: their numbers become names.
 
 A folder of files of one kind is read as one file, in the order of their names, if they are parts of one split and none
 of them is missing.

@@ -3,9 +3,9 @@
 In: a `Summary`. Out: `rich` tables that fit 100 columns. Nothing but rich is imported, so that a finished run shows its
 table at once.
 
-The decision to question: scores are shown times 100 where all test scores are shares (in [0, 1], as a verifier's are),
-because "94.2" and "31.5 points" are easier to say than "0.942". Scores of any other judge are shown in the judge's own
-unit, with as many decimals as their size asks for. `tpo.report_page` follows the same rule through `ScoreScale`.
+Scores are shown times 100 if all test scores are shares (in [0, 1], as a verifier's are): "94.2" and "31.5 points" are
+easier to say than "0.942". Other judges' scores are shown in the judge's own unit, with as many decimals as their size
+asks for. `tpo.report_page` follows the same rule through `ScoreScale`.
 """
 
 from collections.abc import Iterable, Mapping

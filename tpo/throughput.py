@@ -2,10 +2,10 @@
 
 In: what the profile says, past runs' ledgers, and the models and hardware. Out: rates, each with where it is from.
 
-The decision to question: the order of sources. The profile comes first, then the most recent run in the same folder
-that did this work with a model of this size on this device, then a guess: the roofline of the published peaks
-(arithmetic, memory bandwidth) at shares of them that are usual, and a fixed time a step, since small models wait for
-that alone. What a past run's engines took to start is reckoned apart, a start each time that a stage begins.
+Speeds come from the profile; else from the latest run in the same folder that did this work with a model of this size
+on this device; else from an estimate: the roofline of published peaks (arithmetic, memory bandwidth) at usual shares,
+plus a fixed time per step, which dominates for small models. The time that a past run's engines took to start is
+counted separately, once for each stage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,10 +2,9 @@
 
 In: a config, T, and what is known of lengths. Out: amounts, as expected and at most. Pure arithmetic.
 
-The decision to question: what is expected. Every output is taken to parse, every generation to give all the fresh
-prompts that it is asked for, and every prompt to give a pair; an adaptive
-tournament is taken to ask what it asked in our benchmarks (2 comparisons a response with soft results, 3.75 with hard
-ones); lengths are the profile's, else past runs', else half of the most that is allowed.
+Every output is expected to parse, every generation to give the fresh prompts that it is asked for, and every prompt to
+give a pair. An adaptive tournament is expected to ask what it asked in our benchmarks (2 comparisons per response with
+soft results, 3.75 with hard ones). Lengths are the profile's, else past runs', else half of the limit.
 """
 
 from dataclasses import dataclass

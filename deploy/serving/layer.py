@@ -4,9 +4,9 @@ In: vLLM's app, which starts this with `--middleware`, and a `ServeConfig` in th
 `/v1/chat/completions` as OpenAI's does, `/v1/models`, `/health` and `/metrics`; nothing else is found.
 
 It imports nothing of vLLM and asks it as any client would, over `/v1/completions`, so that a new vLLM changes little
-here. The decision to question is that endpoint: token ids go in, made as for sampling, where the chat endpoint reads
-control tokens in a user's words as such; raw text comes out, which `prompts/thought.py` splits; and what a client gets
-is written here field by field, so that nothing of vLLM's answer passes that was not thought of.
+here. Token ids go in, made as for sampling: the chat endpoint would read control tokens in a user's words as such. Raw
+text comes out, which `prompts/thought.py` splits, and the client's answer is written here field by field, so that
+nothing of vLLM's answer passes unintended.
 """
 
 import asyncio

@@ -3,9 +3,8 @@
 In: the text so far and why it ended, if it did. Out: a `Reading`, whose response only grows from one to the next and in
 the end does not depend on how the text was cut into chunks. Pure; the rules of the format are `prompts/thought.py`'s.
 
-The decision to question: an output that breaks the format shows what stands between its response marker and the next
-marker, and without a response marker nothing. The evaluation falls back on the raw text there, with its markers taken
-out; here that would be a thought, shown to somebody who must not see one.
+An output that breaks the format shows what is between its response marker and the next marker, and nothing without a
+response marker. The evaluation falls back to the raw text there, which would show a thought here.
 """
 
 from collections.abc import Sequence

@@ -2,9 +2,9 @@
 
 In: the body of a request. Out: a `ChatRequest`, or a `Refused` with the status and the words that the client gets.
 
-The decision to question: the list says what is let in, and anything else that asks for something is refused by name.
-Of vLLM's hundred fields a dozen would show thoughts (log-probs, token ids, echo), others would keep the format from
-being met (a constrained output, a bias against a marker's tokens), and the next version has more.
+An allow-list: anything else that asks for something is refused by name. Of vLLM's hundred fields, a dozen would show
+thoughts (log-probs, token ids, echo), others would break the format (constrained output, a bias against a marker's
+tokens), and the next version has more.
 """
 
 import json

@@ -3,11 +3,11 @@
 In: chats. Out: for each its index with a `Reply`, or with a `Refused` where the server will not take that one chat, in
 the order in which they come.
 
-The decision to question: a failed call is never a reply. What may pass (429, 5xx, time-outs, broken connections,
-answers that are no completion) is asked again, by our own rules, the SDK's retries being off; what will not pass stops
-the stage, and a cap on tokens or money stops it too. A server that does not say what it read and wrote is taken to have
-used a token for every four characters, so that the caps hold there as well. The key is read from the environment when a
-call is made; what goes into a message is searched for it first, since servers like to quote it.
+A failed call is never a reply. What may pass (429, 5xx, time-outs, broken connections, answers that aren't completions)
+is asked again by our own rules, with the SDK's retries off; what won't pass stops the stage, and so does a cap on
+tokens or money. A server that doesn't report its tokens is taken to use one for every four characters, so that the caps
+hold there too. The key is read from the environment for each call, and messages are searched for it before they are
+shown, since servers like to quote it.
 """
 
 import asyncio

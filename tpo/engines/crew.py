@@ -8,8 +8,8 @@ by a result that is not what was asked for (fewer outputs than prompts), or by t
 hangs looks alive to Ray.
 
 What an actor had that failed is given to another, and what fails again and again stops the run with what is complete
-kept. The decision to question: a death weighs half of any other failure, for a node that dies takes all its actors
-along, and none of the pieces is to blame; but a piece that kills whoever takes it must come to an end.
+kept. A death weighs half of any other failure: a node that dies takes all its actors with it, and none of the pieces is
+to blame. But a piece that kills every worker that takes it must come to an end.
 """
 
 import math

@@ -3,10 +3,10 @@
 In: a folder, of a seed model or of any judge. Out: its context length in tokens, or an `InputError` that names what was
 found. Nothing of the folder is executed or unpickled to find out, no tensor is read, and nothing heavy is imported.
 
-The decision to question: what lies in sub-folders is let be, pickles included, for no loader of ours opens them (a test
-records every file that they open) and published folders carry such: Meta's Llamas hold their first format in
-`original/*.pth`. What lies beside the weights is refused even where it would not be loaded: it is one flag of a library
-away from being code that runs, and whoever wants the model can delete the file.
+Subfolders are ignored, pickles included: none of our loaders opens them (a test records every file that they open), and
+published folders have some (Meta's Llamas keep their first format in `original/*.pth`). Files next to the weights are
+refused even if they would not be loaded: they are one flag of a library away from being code that runs, and a user who
+wants the model can delete the file.
 """
 
 import os

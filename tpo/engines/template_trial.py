@@ -4,8 +4,8 @@ In: templates' text. Out: what is wrong with one, or None. Transformers renders 
 keeps them from running code; it does not keep them from running for ever, nor from making text without end. So each is
 rendered for a few short chats, where time, memory and text are limited and the process can be killed.
 
-The decision to question: a template can tell this trial from a run and misbehave only then. Code it cannot run there
-either; a run that it holds up has to be stopped by hand.
+A template can recognize this trial and misbehave only in a run. It can't run code there either; a run that it holds up
+has to be stopped by hand.
 """
 
 import json

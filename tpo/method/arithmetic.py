@@ -3,10 +3,9 @@
 In: text such as `48/2` or `(3+4)*.5`, as models write it. Out: an exact fraction; or `ExpressionError` and why. A value
 as text, by the rule of DPO-ST's calculator (2407.18248, its code [C]).
 
-The decision to question: the code runs Python's `eval` on what a model wrote. Here a small parser knows numbers,
-+ - * / //, signs and parentheses, and beyond `eval` thousands separators and per cent [D]; nothing else has a meaning,
-so nothing else can happen. Its work is bounded by the length of the text, since no operator makes a number longer than
-its operands together.
+The paper's code runs Python's `eval` on what a model wrote. Here a small parser knows numbers, + - * / //, signs and
+parentheses and, beyond `eval`, thousands separators and percent [D]; nothing else has a meaning, so nothing else can
+happen. Its work is bounded by the length of the text: no operator makes a number longer than its operands together.
 """
 
 import re

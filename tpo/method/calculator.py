@@ -4,10 +4,10 @@ In: what a model wrote so far, as text or as token ids. Out: the text that must 
 the model decides. DPO-ST's code (2407.18248) forces the results of annotations while it samples: a whole number or two
 decimals, then what closes the annotation [C]. Where the expression has no value, nothing is forced [C].
 
-The decision to question: tokens are chosen for the text that they add, not for their place in a list. A token is forced
-only if the text so far and the token decode to the text so far and a part of what must follow; the first choice is the
-token that the tokenizer itself takes there. The code counts tokens by characters, which is right only where every digit
-is a token. If a model writes another number before it can be stopped, as a token `=2` does, it is left alone [D].
+Tokens are chosen for the text that they add, not for their place in a list. A token is forced only if the text so far
+plus the token decodes to the text so far plus a part of what must follow; the first choice is the token that the
+tokenizer itself takes there. The paper's code counts tokens by characters, which is right only if every digit is a
+token. If a model writes another number before it can be stopped, as a token `=2` does, it is left alone [D].
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@ leaves the rest to its code.
 From the code [C]: the Jaccard index of token *sets*, above 0.7 is a duplicate, greedy over the sorted distinct texts
 with the gold solution first; three pairs of lowest similarity; a cap at the 90th percentile, rounded down.
 
-The decision to question: where pairs are alike to the same degree the code takes one by chance, and we the first in the
-order given, so that a run that is done again has the same pairs [D].
+If pairs are equally similar, the paper's code takes one at random; here it is the first in the given order, so that a
+repeated run has the same pairs [D].
 """
 
 import itertools

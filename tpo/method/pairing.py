@@ -3,8 +3,8 @@
 In: length-controlled scores and answer lengths of a group's valid responses. Out: indices into the group, or None where
 the group yields no pair; and the quota of error pairs (2410.10630, "Preference pairs").
 
-The decision to question: scores within 1e-9 are a tie, and ties lean against length (chosen the shorter, rejected the
-longer), because coarse judges tie often and length control should not stop there.
+Scores within 1e-9 are a tie, and ties lean against length (chosen: the shorter; rejected: the longer), because coarse
+judges tie often and length control should not stop there.
 """
 
 from collections.abc import Sequence

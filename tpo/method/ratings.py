@@ -3,10 +3,9 @@
 In: verdicts, or soft results, of ordered pairs of a group's responses. Out: one rating a response, centred to mean 0
 (2410.10630, "ELO scoring").
 
-The decision to question: the paper maximises the bare likelihood, which has no finite optimum as soon as one response
-wins or loses every game, and among 8 responses that is common. We subtract (ridge/2)·Σε² by default, which makes the
-optimum unique and finite and leaves the order unchanged when every pair met equally often. `ridge=0` is the paper's
-objective, and is refused where it has no answer.
+The paper maximizes the plain likelihood, which has no finite optimum once a response wins or loses every game, and
+among 8 responses that is common. We subtract (ridge/2)·Σε² by default, which makes the optimum unique and finite and
+keeps the order if every pair met equally often. `ridge=0` is the paper's objective, and is refused if it has no answer.
 """
 
 from typing import Final

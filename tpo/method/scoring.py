@@ -3,8 +3,8 @@
 In: raw scores and answer lengths of a group's valid candidates. Out: length-controlled scores, or the coefficient rho
 for a set of groups (2410.10630, "Length control").
 
-The decision to question: the paper gives the range of rho and the aim (chosen no longer than rejected), not how to
-choose. We take the smallest rho on a grid that meets the aim on average, because a larger one only trades score away.
+The paper gives the range of ρ and the goal (chosen no longer than rejected), not how to choose. We take the smallest ρ
+on a grid that meets the goal on average, because a larger one only trades score away.
 
 Thoughts have no part in the paper's score, and it names a control of their length as missing. Here a coefficient of
 their own may be given, which takes off a share of a thought's length in the same way; by default it is 0.

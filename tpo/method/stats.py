@@ -2,9 +2,8 @@
 
 In: one number a prompt. Out: an `Estimate`: the mean, its interval, and the number of prompts.
 
-The decision to question: the interval is the percentile bootstrap over prompts. It is easy to explain and respects the
-bounds of a win rate, at the price of being a little narrow below some 30 prompts. It says nothing about the variation
-between training runs.
+Intervals are percentile bootstraps over prompts: easy to explain, and within the bounds of a win rate, but a little
+narrow below about 30 prompts. They say nothing about the variation between training runs.
 """
 
 from dataclasses import dataclass

@@ -3,11 +3,11 @@
 In: the number of responses K and the results so far. Out: the ordered pairs to ask next, none when the group is done.
 `AllPairs` is the paper's design, K(K - 1) calls (2410.10630); `Adaptive` asks about 2K.
 
-The decision to question: only the best and the worst response become a pair, so `Adaptive` asks what may still change
-those two, and asks a pair's second order, which cancels position bias, only where that may change them too. With soft
-results it so captures as much as all pairs do with hard ones. Where the bias differs from pair to pair by more than
-about 1 nat it captures less, unless a smaller `lone_weight` buys the second orders; where the judge has a fixed opinion
-of each pair, it captures less in any case, because it averages fewer. tests/benchmarks/bench_tournament.py has figures.
+Only the best and the worst response become a pair, so `Adaptive` asks what may still change those two, and asks a pair
+in the second order, which cancels position bias, only if that may change them too. With soft results it captures as
+much as all pairs do with hard ones. It captures less if the bias differs between pairs by more than about 1 nat, unless
+a smaller `lone_weight` buys the second orders, and if the judge has a fixed opinion of each pair, since it averages
+fewer of them. tests/benchmarks/bench_tournament.py has figures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,10 +3,10 @@
 In: problems of the world and a random generator. Out: `Duel`s of two `Candidate`s, and a judgment of each that works
 the answer out before it compares.
 
-A right answer is better than a wrong one, and any answer better than an attack. The decision to question: of two that
-stand equal one may be called better all the same, by a taste, and else the one shown first is. That is how real judges
-are: length control must have something to do, and a liking for the first place must cancel over the swap. A taste for
-whatever is longer has no end, and what learns from it grows and grows; one for full sentences is content with them.
+A right answer is better than a wrong one, and any answer better than an attack. Of two equal
+ones, one may be called better by a taste, else the one shown first. Real judges are like that: length control must have
+something to do, and a preference for the first place must cancel when the order is swapped. A taste for anything longer
+has no end, and responses would grow forever; a taste for full sentences is content with them.
 """
 
 from collections.abc import Sequence
