@@ -1,4 +1,4 @@
-"""`python -m flows …`: the command behind `make`. Light until it is known that there is something to do."""
+"""`tpo …`, which is `python -m flows …`: the command behind `make`. Light until it is known that there is something to do."""
 
 import os
 import signal
@@ -116,7 +116,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m flows", description="Thought Preference Optimization")
+    parser = _Parser(prog="tpo", description="Thought Preference Optimization")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     iterate = commands.add_parser("iterate", help="bring a run to M_T: start it, resume it, add iterations to it")
     iterate.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")

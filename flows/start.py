@@ -25,7 +25,9 @@ from tpo.receipt import receipt_holds
 from tpo.summary import Summary, read_summary
 from tpo.watchdog import watched
 
-PROFILES = Path("deploy/profiles")
+SHIPPED = Path("deploy") / "profiles"
+PROFILES = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[1] / SHIPPED
+"""Profiles by name: those of the folder that the command is called from, else ours."""
 
 
 def resolve_config(

@@ -1242,7 +1242,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(
             f"override {told} has no value, expected section.key=value, for example sample.k=4 (SET is split at "
-            "spaces: give a value with spaces to python -m flows with --set)"
+            "spaces: give a value with spaces to the command tpo with --set)"
         )
     *sections, last = key.split(".")
     if not last or not all(sections):
