@@ -1,4 +1,4 @@
-"""`tpo …`, which is `python -m flows …`: the command behind `make`. Light until it is known that there is something to do."""
+"""`tpo …`, or `python -m flows …`: the command behind `make`. Light until it is known that there is work to do."""
 
 import os
 import signal
