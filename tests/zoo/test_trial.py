@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 def test_a_family_is_checked_sampled_judged_trained_saved_loaded_and_served(found: Mapping[str, Any], name: str):
     if name not in found:
         pytest.skip("its tokenizer cannot be fetched")
+    if "torchvision" in trials()[name]["refused"] and find_spec("torchvision") is not None:
+        pytest.skip("it was recorded without torchvision, which is installed here")
     assert found[name] == trials()[name]
 
 
