@@ -1,4 +1,4 @@
-# Aliases of `tpo`: make iterate ITER=3 is tpo iterate --to 3. flows/make.py has each target's variables, refuses others.
+# Aliases of `tpo`: make iterate ITER=3 is tpo iterate --to 3. flows/cli/make.py has each target's variables, refuses others.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 JOBS ?= 2
@@ -16,7 +16,7 @@ help: variables ## Show this
 setup: variables ## Build the venv from the lock file; nothing to do if it is complete. GPU=1 PYTHON=
 	@PYTHON="$(PYTHON)" requirements/setup.sh $(if $(GPU),--gpu) "$(VENV)"
 variables:
-	@python3 flows/make.py check $(MAKECMDGOALS)
+	@python3 flows/cli/make.py check $(MAKECMDGOALS)
 
 # The commands: each becomes `tpo <target>`.
 iterate: ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= JUDGE= SEED= RUN= SET="key=value ..."
@@ -34,7 +34,7 @@ worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
 iterate compare thinkpo self-train plan fetch check-model judge-check serve ui deploy worker seed-model small-judges: variables setup
-	@exec $(PY) flows/make.py run $@
+	@exec $(PY) flows/cli/make.py run $@
 
 test: setup ## Run the tests, a file at a time in each of JOBS processes
 	@$(PYTEST) --no-loadscope-reorder --durations 40 --durations-min 5
@@ -46,7 +46,7 @@ bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what 
 	@for file in tests/benchmarks/bench_*.py; do \
 		echo "== $$file"; $(PY) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit; done
 chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
-	@$(PY) flows/make.py run $@
+	@$(PY) flows/cli/make.py run $@
 fault-table: setup ## Run the tests of faults and write docs/faults.md from them
 	@rows=$$(mktemp); TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"
 audit: setup ## Ask PyPI about known weaknesses of the pinned packages

@@ -8,15 +8,15 @@ from prefect import flow
 
 from flows.graph import name_subflows_as_tasks
 from flows.iterate import iterate
-from flows.start import direct_baseline, reached
+from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
 from tasks.judge import judge
 from tasks.lineage import Answers, Tests, against_ask, tests_of
-from tpo.comparison import Comparison
-from tpo.config import RunConfig, compares
-from tpo.lock import only_writer
-from tpo.mirror import writing
-from tpo.store import mending
+from tpo.config.run import RunConfig, compares
+from tpo.report.comparison import Comparison
+from tpo.storage.lock import only_writer
+from tpo.storage.mirror import writing
+from tpo.storage.store import mending
 
 
 @flow(name="compare", flow_run_name="{config.name} against direct, to M_{iterations}")

@@ -32,13 +32,13 @@ from tasks.sample import sample
 from tasks.synthesize import synthesize
 from tasks.train import train
 from tasks.validate import validate
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.console import look_on
-from tpo.lock import only_writer
-from tpo.mirror import writing
 from tpo.records import Artifact
-from tpo.store import mending
-from tpo.summary import Summary
+from tpo.report.summary import Summary
+from tpo.storage.lock import only_writer
+from tpo.storage.mirror import writing
+from tpo.storage.store import mending
 
 
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")

@@ -18,7 +18,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.prompt_counts import prompt_sets, sized, too_few_prompts
-from judges.armorm import check_armorm_folder
 from judges.askers import ServerAsker
 from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
@@ -26,8 +25,8 @@ from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tasks.source import question_key
-from tpo.bucket import Bucket
-from tpo.config import (
+from tpo.config.contexts import contexts, pair_writers
+from tpo.config.run import (
     MINIATURE,
     ArmoRMJudge,
     FileSource,
@@ -45,25 +44,26 @@ from tpo.config import (
     checks_instructions,
 )
 from tpo.console import say
-from tpo.contexts import contexts, pair_writers
-from tpo.disk import remove, write_atomically
-from tpo.engines.api import Spent
-from tpo.engines.generator import ApiGenerator
-from tpo.engines.model_folder import check_writer
-from tpo.engines.processes import LOOPBACK_NAMES, check_rays_folder, proxy_fault
-from tpo.engines.reply import Tokens
-from tpo.engines.tensor_files import read_tensors
-from tpo.engines.tracking import check_tracker, check_tracker_key
-from tpo.engines.training_check import check_generation_config, check_training
-from tpo.engines.weights_check import check_weights
+from tpo.data.pair_files import read_pair_rows
+from tpo.data.prompt_files import check_prompt_file, file_of, read_prompt_rows
+from tpo.engines.cluster.processes import LOOPBACK_NAMES, check_rays_folder, proxy_fault
+from tpo.engines.inference.chat_client import Spent
+from tpo.engines.inference.generator import ApiGenerator
+from tpo.engines.inference.reply import Tokens
+from tpo.engines.training.check import check_generation_config, check_training
+from tpo.engines.training.tracking import check_tracker, check_tracker_key
 from tpo.errors import InputError, StoreError
-from tpo.forecast import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
-from tpo.lock import check_unheld
-from tpo.machine import cpu_count, free_disk, gpu_count, memory_bytes
-from tpo.model_shape import Model, find_model
-from tpo.pair_files import read_pair_rows
-from tpo.prompt_files import check_prompt_file, file_of, read_prompt_rows
+from tpo.models.armorm_format import check_armorm_folder
+from tpo.models.folder import check_writer
+from tpo.models.shape import Model, find_model
+from tpo.models.tensors import read_tensors
+from tpo.models.weights_check import check_weights
+from tpo.planning.machine import cpu_count, free_disk, gpu_count, memory_bytes
+from tpo.planning.needs import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.records import Message
+from tpo.storage.bucket import Bucket
+from tpo.storage.disk import remove, write_atomically
+from tpo.storage.lock import check_unheld
 
 QUESTIONS = (
     "Say hello.",
@@ -547,7 +547,7 @@ def check_templates(config: RunConfig) -> list[str]:
 
     Raises `InputError` where tokens would not be what the run relies on.
     """
-    from tpo.engines.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
+    from tpo.models.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
 
     prompt = load_prompt(config.prompt)
     asked = [

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from tasks.source import question_key
-from tpo.config import FileSource, RunConfig
-from tpo.prompt_files import file_of, read_prompt_rows
+from tpo.config.run import FileSource, RunConfig
+from tpo.data.prompt_files import file_of, read_prompt_rows
 
 GUESSED_PROMPTS = 10_000
 """What "all" is taken for if neither the file nor the profile says."""

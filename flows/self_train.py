@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from flows.iterate import ask
-from flows.start import without_dpo
+from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
 from tasks.lineage import Answers, keep_config, labelling_ask, leaves, pairing_ask, seed_model, test_ask
@@ -25,14 +25,14 @@ from tasks.pair_by_answer import pair_by_answer
 from tasks.progress import show_progress
 from tasks.pseudo_label import pseudo_label
 from tasks.train import train
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.console import look_on
-from tpo.ladder import ABLATION, Ladder
-from tpo.lock import only_writer
-from tpo.mirror import writing
-from tpo.receipt import write_receipt
 from tpo.records import Artifact
-from tpo.store import mending
+from tpo.report.ladder import ABLATION, Ladder
+from tpo.storage.lock import only_writer
+from tpo.storage.mirror import writing
+from tpo.storage.receipt import write_receipt
+from tpo.storage.store import mending
 
 
 @dataclass(frozen=True)

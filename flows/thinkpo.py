@@ -21,14 +21,14 @@ from tasks.pair_by_length import pair_by_length, pairs_from_file
 from tasks.progress import show_progress
 from tasks.sample import sample
 from tasks.train import train
-from tpo.config import PairFile, RunConfig
+from tpo.config.run import PairFile, RunConfig
 from tpo.console import look_on
-from tpo.ladder import Ladder
-from tpo.lock import only_writer
-from tpo.mirror import writing
-from tpo.receipt import write_receipt
 from tpo.records import Artifact
-from tpo.store import folder_artifact, mending
+from tpo.report.ladder import Ladder
+from tpo.storage.lock import only_writer
+from tpo.storage.mirror import writing
+from tpo.storage.receipt import write_receipt
+from tpo.storage.store import folder_artifact, mending
 
 RECIPE = "ThinkPO"
 

@@ -6,26 +6,16 @@ The published folder brings its own code, which is refused, and so is a folder w
 module: with a tensor more or less it is a different model.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from judges.reward_model import ChatJudge, ChatScorer
-from tpo.attributes import ATTRIBUTES
-from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
-from tpo.engines.folder_files import read_json, some_of
-from tpo.engines.model_folder import check_model_folder
-from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
-from tpo.engines.tensor_files import read_tensors
+from tpo.config.run import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
+from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
 from tpo.errors import InputError
-
-ARCHITECTURE = "LlamaForRewardModelWithGating"
-"""What the published `config.json` calls the model's class."""
-ANSWER_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-"""Where the prompt ends and the response begins; the gate reads its first token."""
+from tpo.models.armorm_format import ANSWER_HEADER, ATTRIBUTES, attribute_names, check_armorm_folder, gate_index
 
 
 class ArmoRMScorer(ChatJudge):
@@ -76,29 +66,11 @@ class ArmoRMScorer(ChatJudge):
         }
 
 
-def gate_index(token_ids: Sequence[int], header: Sequence[int]) -> int:
-    """Where the last `header` begins in a chat's tokens; raises `InputError` where there is none."""
-    for start in range(len(token_ids) - len(header), -1, -1):
-        if list(token_ids[start : start + len(header)]) == list(header):
-            return start
-    raise InputError(
-        f"the chat does not hold ArmoRM's assistant header {list(header)}, expected a tokenizer and a chat template as "
-        "those of Llama 3"
-    )
-
-
-def attribute_names(objectives: int) -> tuple[str, ...]:
-    """Names of a model's objectives: the published ones, or numbers where there are not as many."""
-    if objectives == len(ATTRIBUTES):
-        return ATTRIBUTES
-    return tuple(f"objective-{i}" for i in range(objectives))
-
-
 def load_armorm_reader(folder: Path, dtype: str) -> Reader:
     """The model in `folder`; of each chat it gives score, rewards and gating, one after the other."""
     import torch
 
-    from judges.armorm_model import load_armorm
+    from tpo.models.armorm import load_armorm
 
     model = load_armorm(folder, dtype)
 
@@ -107,88 +79,6 @@ def load_armorm_reader(folder: Path, dtype: str) -> Reader:
         return torch.cat((found.score[:, None], found.rewards, found.gating), 1)
 
     return Reader(model, model.model, heads)
-
-
-def check_armorm_folder(folder: Path) -> int:
-    """The model's context in tokens, after checking that the folder is ArmoRM's; loads nothing.
-
-    Raises `InputError` that says what was found.
-    """
-    context = check_model_folder(folder)
-    check_armorm_weights(folder)
-    return context
-
-
-def check_armorm_weights(folder: Path) -> dict[str, Path]:
-    """The file of each tensor, after checking that the tensors are exactly ArmoRM's for the sizes in `config.json`.
-
-    Raises `InputError` naming those that lack, that are too many, and that have another shape.
-    """
-    config = read_json(folder / "config.json")
-    if config.get("architectures") != [ARCHITECTURE]:
-        raise InputError(
-            f"{folder} is a {config.get('architectures')} (architectures in config.json), expected [{ARCHITECTURE!r}]; "
-            "a model of one output is judge.kind reward_model"
-        )
-    found, expected = read_tensors(folder), _expected_shapes(config, folder)
-    both = found.keys() & expected.keys()
-    wrong = [
-        f"{name} is {list(found[name].shape)} (expected {list(expected[name])})"
-        for name in both
-        if found[name].shape != expected[name]
-    ]
-    faults = {
-        "lacking": expected.keys() - found.keys(),
-        "not expected": found.keys() - expected.keys(),
-        "of another shape": wrong,
-    }
-    told = "; ".join(f"{fault}: {some_of(names)}" for fault, names in faults.items() if names)
-    if told:
-        raise InputError(f"{folder} does not hold ArmoRM's tensors for its config.json, {told}: fetch it again")
-    return {name: tensor.file for name, tensor in found.items()}
-
-
-def _expected_shapes(config: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors, as published; a test holds them against our module's."""
-
-    def size(name: str, default: int | None = None) -> int:
-        value = config.get(name, default)
-        value = default if value is None else value
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{folder / 'config.json'} has {name} {value!r}, expected a whole number from 1")
-        return value
-
-    temperature = config.get("gating_temperature")
-    if not isinstance(temperature, int | float) or not temperature > 0:
-        raise InputError(f"{folder / 'config.json'} has gating_temperature {temperature!r}, expected a number above 0")
-    width, inner, objectives = size("hidden_size"), size("intermediate_size"), size("num_objectives")
-    heads = size("num_attention_heads")
-    head = size("head_dim", width // heads)
-    queries, keys = heads * head, size("num_key_value_heads", heads) * head
-    layer = {
-        "input_layernorm": (width,),
-        "post_attention_layernorm": (width,),
-        "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width),
-        "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (size("vocab_size"), width),
-        "model.norm.weight": (width,),
-        "regression_layer.weight": (objectives, width),
-        "reward_transform_matrix": (objectives, objectives),
-        "gating.logit_scale": (1,),
-    }
-    for i in range(size("num_hidden_layers")):
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    widths = [width, *[size("gating_hidden_dim")] * size("gating_n_hidden"), objectives]
-    for i, (before, after) in enumerate(itertools.pairwise(widths)):
-        shapes |= {f"gating.layers.{i}.weight": (after, before), f"gating.layers.{i}.bias": (after,)}
-    return shapes
 
 
 @dataclass(frozen=True)
@@ -274,7 +164,7 @@ def judge_check(folder: Path) -> JudgeCheck:
 def _coefficients_and_rewards(folder: Path, chat: Chat) -> tuple[list[float], list[float]]:
     import torch
 
-    from judges.armorm_model import load_armorm
+    from tpo.models.armorm import load_armorm
 
     model = load_armorm(folder, "bfloat16")
     token_ids = torch.tensor([chat.token_ids])

@@ -17,15 +17,15 @@ from typing import Protocol
 
 from judges.unreadable import TOO_LONG, cause_of
 from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
-from tpo.config import ClusterConfig, Endpoint, JudgeEngineConfig, PairwiseJudge
-from tpo.engines.api import ChatClient, Refused, Spent
-from tpo.engines.chat import ChatEncoder, Piece
-from tpo.engines.model_folder import check_model_folder
-from tpo.engines.reply import Decoding, Reply, Tokens
-from tpo.engines.sampler import sampler_pool
+from tpo.config.run import ClusterConfig, Endpoint, JudgeEngineConfig, PairwiseJudge
+from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
+from tpo.engines.inference.reply import Decoding, Reply, Tokens
+from tpo.engines.inference.sampler import sampler_pool
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder, Piece
+from tpo.models.folder import check_model_folder
 from tpo.records import Message
-from tpo.store import folder_artifact
+from tpo.storage.store import folder_artifact
 
 SHARD_COMPARISONS = 512
 """Comparisons handed to an engine at a time, about; more if a group has more."""

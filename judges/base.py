@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tpo.engines.reply import Tokens
-from tpo.journal import Journal
+from tpo.engines.inference.reply import Tokens
 from tpo.records import Judgment, Prompt, Sample, Score
+from tpo.storage.journal import Journal
 
 BASELINE = -1
 """Index of the response that others are held against."""

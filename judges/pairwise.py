@@ -22,14 +22,14 @@ from judges.askers import Asker, Comparison
 from judges.base import BASELINE, Group, Response, Spend, uncounted
 from judges.unreadable import FirstAnswers
 from prompts.verdict import Verdict, parse_verdict
-from tpo.config import PairwiseJudge
-from tpo.engines.api import Refused
-from tpo.engines.reply import Reply, Tokens
+from tpo.config.run import PairwiseJudge
+from tpo.engines.inference.chat_client import Refused
+from tpo.engines.inference.reply import Reply, Tokens
 from tpo.errors import StageError
-from tpo.journal import Journal
 from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
 from tpo.records import Judgment, Score
+from tpo.storage.journal import Journal
 
 _RESULTS: Mapping[Verdict, float] = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}
 

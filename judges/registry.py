@@ -7,7 +7,7 @@ from judges.pairwise import Pairwise
 from judges.reward_model import RewardModel
 from judges.verifier import Verifier
 from prompts.verdict import load_verdict_prompt
-from tpo.config import (
+from tpo.config.run import (
     ArmoRMJudge,
     ClusterConfig,
     JudgeConfig,
@@ -16,7 +16,7 @@ from tpo.config import (
     RewardModelJudge,
     VerifierJudge,
 )
-from tpo.engines.reply import Tokens
+from tpo.engines.inference.reply import Tokens
 
 
 def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: Tokens) -> Judge:

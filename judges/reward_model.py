@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Protocol
 
 from judges.base import Group, Spend, uncounted
-from tpo.config import ClusterConfig, JudgeEngineConfig, RewardModelJudge
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.folder_files import read_json, some_of
-from tpo.engines.model_folder import check_model_folder
-from tpo.engines.reply import Tokens
-from tpo.engines.scoring import Chat, Reader, Values, scorer_pool
-from tpo.engines.tensor_files import read_tensors
+from tpo.config.run import ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
 from tpo.errors import InputError
-from tpo.journal import Journal
+from tpo.models.chat import ChatEncoder
+from tpo.models.files import read_json, some_of
+from tpo.models.folder import check_model_folder
+from tpo.models.tensors import read_tensors
 from tpo.records import Judgment, Message, Score
+from tpo.storage.journal import Journal
 
 _HEAD = "score.weight"
 

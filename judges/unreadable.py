@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from prompts.verdict import LABELS, parse_verdict
-from tpo.config import PairwiseJudge
-from tpo.engines.api import Refused
-from tpo.engines.reply import Reply, without_thinking
+from tpo.config.run import PairwiseJudge
+from tpo.engines.inference.chat_client import Refused
+from tpo.engines.inference.reply import Reply, without_thinking
 from tpo.errors import StageError
 
 FIRST_ANSWERS = 32

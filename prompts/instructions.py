@@ -20,8 +20,8 @@ from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from prompts.thought import TEMPLATES
-from tpo.engines.template_trial import template_fault
 from tpo.errors import InputError
+from tpo.models.template_trial import template_fault
 from tpo.records import Message
 
 OPEN, CLOSE = "<task>", "</task>"

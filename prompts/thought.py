@@ -18,9 +18,9 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tpo.config import PromptConfig
-from tpo.engines.template_trial import template_fault
+from tpo.config.run import PromptConfig
 from tpo.errors import InputError
+from tpo.models.template_trial import template_fault
 from tpo.records import Message
 
 TEMPLATES = Path(__file__).parent / "templates"

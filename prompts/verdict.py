@@ -21,8 +21,8 @@ from pathlib import Path
 
 from jinja2 import Environment, nodes
 
-from tpo.config import PairwiseJudge
-from tpo.engines.reply import without_thinking
+from tpo.config.run import PairwiseJudge
+from tpo.engines.inference.reply import without_thinking
 from tpo.errors import InputError
 from tpo.records import Message
 

@@ -14,15 +14,15 @@ from prefect.cache_policies import NO_CACHE
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.lineage import Answers
 from tasks.retry import may_pass
-from tpo.comparison import COMPARISON, Comparison, Lead, verdict, write_comparison
-from tpo.comparison_page import curve_picture, render_comparison
-from tpo.config import RunConfig
-from tpo.disk import write_atomically
-from tpo.ledger import read_ledger
+from tpo.config.run import RunConfig
 from tpo.method.stats import mean, win_rate
 from tpo.records import Artifact, Prompt
-from tpo.store import read_rows
-from tpo.summary import Interval, Summary
+from tpo.report.comparison import COMPARISON, Comparison, Lead, verdict, write_comparison
+from tpo.report.comparison_page import curve_picture, render_comparison
+from tpo.report.summary import Interval, Summary
+from tpo.storage.disk import write_atomically
+from tpo.storage.ledger import read_ledger
+from tpo.storage.store import read_rows
 
 PAGE = "comparison.html"
 """The page's name in the folder of the run that thinks."""

@@ -17,12 +17,12 @@ from prefect.cache_policies import NO_CACHE
 from prompts.thought import load_prompt
 from tasks.lineage import demonstrations_stage
 from tasks.retry import may_pass
-from tpo.config import RunConfig, SftConfig
+from tpo.config.run import RunConfig, SftConfig
 from tpo.console import say
-from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Prompt, Sample
-from tpo.store import read_rows, stream_rows
+from tpo.storage.store import read_rows, stream_rows
 
 
 @task(name="demonstrate", task_run_name="demonstrate {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from tasks.lineage import Answers
 from tpo.method.stats import Estimate, mean
 from tpo.records import Prompt, Score
-from tpo.store import read_rows
-from tpo.summary import Interval
+from tpo.report.summary import Interval
+from tpo.storage.store import read_rows
 
 
 class Estimator:

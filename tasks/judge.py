@@ -18,13 +18,13 @@ from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
 from tasks.retry import may_pass
 from tasks.spending import api_tokens, judging_meter
-from tpo.config import RunConfig, VerifierJudge, compares
+from tpo.config.run import RunConfig, VerifierJudge, compares
 from tpo.console import Advance, progress_bar, say
-from tpo.disk import remove
-from tpo.engines.reply import Tokens
-from tpo.journal import Journal
+from tpo.engines.inference.reply import Tokens
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
-from tpo.store import read_rows, stream_rows
+from tpo.storage.disk import remove
+from tpo.storage.journal import Journal
+from tpo.storage.store import read_rows, stream_rows
 
 
 @task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)

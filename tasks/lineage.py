@@ -17,7 +17,7 @@ from typing import Any, Literal
 from prompts.instructions import load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
-from tpo.config import (
+from tpo.config.run import (
     MINIATURE,
     FileSource,
     JudgeConfig,
@@ -34,11 +34,11 @@ from tpo.config import (
     compares,
     least_margin,
 )
-from tpo.disk import write_atomically
+from tpo.data.prompt_files import file_of
 from tpo.errors import DamagedError, StoreError
-from tpo.prompt_files import file_of
 from tpo.records import Artifact, Demonstration, Generation, Judgment, Pair, Prompt, Sample, Score
-from tpo.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
+from tpo.storage.disk import write_atomically
+from tpo.storage.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
 
 SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "tpo" / "miniature" / "seed_model"
 """The miniature's M_0."""
@@ -61,7 +61,7 @@ class Ask:
     sample: SampleConfig
     """How outputs are sampled."""
     work: str = "sample"
-    """Whose context its engine has (`tpo.contexts`): M_0's and its successors', or another model's."""
+    """Whose context its engine has (`tpo.config.contexts`): M_0's and its successors', or another model's."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import prompts_stage
 from tasks.retry import may_pass
 from tasks.source import origin, question_key, read_source, why_unfit
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.console import say
-from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Prompt
-from tpo.store import read_rows
+from tpo.storage.store import read_rows
 
 
 @task(name="load_prompts", task_run_name="load {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)

@@ -16,15 +16,15 @@ from prefect.cache_policies import NO_CACHE
 from tasks.estimates import Estimator, grouped, slug, values_of
 from tasks.lineage import Answers
 from tasks.retry import may_pass
-from tpo.config import RunConfig
-from tpo.disk import write_atomically
-from tpo.ladder import LADDER, Ladder, Rung, page_of, sentences, write_ladder
-from tpo.ladder_page import Answer, Asked, ladder_picture, render_ladder
-from tpo.ledger import read_ledger, spending
+from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference
 from tpo.records import Artifact, Prompt, Sample, Score
-from tpo.store import read_manifest, read_rows
-from tpo.summary import Interval
+from tpo.report.ladder import LADDER, Ladder, Rung, page_of, sentences, write_ladder
+from tpo.report.ladder_page import Answer, Asked, ladder_picture, render_ladder
+from tpo.report.summary import Interval
+from tpo.storage.disk import write_atomically
+from tpo.storage.ledger import read_ledger, spending
+from tpo.storage.store import read_manifest, read_rows
 
 EXAMPLES = 12
 """Test prompts whose answers the page shows."""

@@ -19,7 +19,7 @@ from tasks.lineage import Answers, pairs_by_answer_stage
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
 from tasks.solutions import Question, Written, questions_of
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
 from tpo.records import Account, Artifact, Pair

@@ -23,12 +23,12 @@ from prompts.thought import load_prompt
 from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
-from tpo.config import PairFile, RunConfig, ThinkPoConfig, VerifierJudge
+from tpo.config.run import PairFile, RunConfig, ThinkPoConfig, VerifierJudge
 from tpo.console import say
-from tpo.engines.chat import ChatEncoder
-from tpo.pair_files import read_pair_rows
+from tpo.data.pair_files import read_pair_rows
+from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Pair
-from tpo.store import Stage, read_rows, stream_rows
+from tpo.storage.store import Stage, read_rows, stream_rows
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from prefect.cache_policies import NO_CACHE
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.lineage import Answers, Chosen
 from tasks.retry import may_pass
-from tpo.config import RunConfig
-from tpo.disk import write_atomically
-from tpo.ledger import read_ledger, spending
+from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample
-from tpo.report_page import Example, render_report, score_picture
-from tpo.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
-from tpo.summary import ModelRow, Summary, write_summary
+from tpo.report.run_page import Example, render_report, score_picture
+from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.storage.disk import write_atomically
+from tpo.storage.ledger import read_ledger, spending
+from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
 
 _STAGES = (
     "generations",

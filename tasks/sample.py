@@ -16,17 +16,17 @@ from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.lineage import Ask, samples_stage
 from tasks.retry import may_pass
 from tasks.spending import sampling_meter
-from tpo.config import RunConfig, SampleConfig
+from tpo.config.contexts import context_of
+from tpo.config.run import RunConfig, SampleConfig
 from tpo.console import progress_bar, say
-from tpo.contexts import context_of
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import Calculator, Rule, ThoughtBudget
-from tpo.engines.model_folder import check_model_folder
-from tpo.engines.sampler import Output, Request, request_seed, sampler_pool
+from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
+from tpo.engines.inference.sampler import Output, Request, request_seed, sampler_pool
 from tpo.errors import InputError
-from tpo.ledger import Meter
+from tpo.models.chat import ChatEncoder
+from tpo.models.folder import check_model_folder
 from tpo.records import Account, Artifact, Prompt, Sample
-from tpo.store import check_files, read_rows, read_shards
+from tpo.storage.ledger import Meter
+from tpo.storage.store import check_files, read_rows, read_shards
 
 
 @task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)

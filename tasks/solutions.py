@@ -14,7 +14,7 @@ from typing import Literal
 from tasks.lineage import Answers
 from tpo.method.diversity import Solution
 from tpo.records import Artifact, Demonstration, Sample, Score
-from tpo.store import stream_rows
+from tpo.storage.store import stream_rows
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import numpy as np
 
 from prompts.thought import load_prompt
 from tasks.lineage import prompt_file
-from tpo.config import FileSource, InstructionSource, MiniatureSource, RunConfig
+from tpo.config.run import FileSource, InstructionSource, MiniatureSource, RunConfig
+from tpo.data.prompt_files import read_prompt_rows
 from tpo.data.writing import writing_tasks
-from tpo.engines.chat import ChatEncoder
 from tpo.errors import InputError
 from tpo.miniature import world
-from tpo.prompt_files import read_prompt_rows
+from tpo.models.chat import ChatEncoder
 from tpo.records import Prompt
 
 

@@ -8,13 +8,13 @@ import dataclasses
 from math import prod
 from pathlib import Path
 
-from tpo.config import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
-from tpo.engines.reply import Tokens
-from tpo.engines.tensor_files import read_tensors
+from tpo.config.run import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.engines.inference.reply import Tokens
 from tpo.errors import InputError
-from tpo.ledger import API, Meter, Worker, read_ledger
-from tpo.machine import gpus_here
+from tpo.models.tensors import read_tensors
+from tpo.planning.machine import gpus_here
 from tpo.records import Artifact
+from tpo.storage.ledger import API, Meter, Worker, read_ledger
 
 
 def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:

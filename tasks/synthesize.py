@@ -24,21 +24,21 @@ from tasks.lineage import generations_stage, generator_model, prompts_stage
 from tasks.retry import may_pass
 from tasks.source import make_prompt, question_key, read_source, why_unfit
 from tasks.spending import api_tokens, generating_meter
-from tpo.config import FileSource, RunConfig, SyntheticConfig
+from tpo.config.contexts import context_of
+from tpo.config.run import FileSource, RunConfig, SyntheticConfig
 from tpo.console import progress_bar, say
-from tpo.contexts import context_of
-from tpo.disk import remove
-from tpo.engines.api import Refused, Spent
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.generator import ApiGenerator, EngineGenerator, Generator, Question, Told
-from tpo.engines.reply import Reply
-from tpo.engines.sampler import request_seed
+from tpo.data.prompt_files import read_prompt_rows
+from tpo.engines.inference.chat_client import Refused, Spent
+from tpo.engines.inference.generator import ApiGenerator, EngineGenerator, Generator, Question, Told
+from tpo.engines.inference.reply import Reply
+from tpo.engines.inference.sampler import request_seed
 from tpo.errors import InputError, StageError
-from tpo.ledger import Meter
 from tpo.method.similarity import NearTexts, words_of
-from tpo.prompt_files import read_prompt_rows
+from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Generation, Prompt
-from tpo.store import Stage, check_files, read_rows, read_shards
+from tpo.storage.disk import remove
+from tpo.storage.ledger import Meter
+from tpo.storage.store import Stage, check_files, read_rows, read_shards
 
 DRAWS = 20
 """Times that examples are drawn until they fit into a prompt together."""

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import train_stage
 from tasks.retry import may_pass
 from tasks.training import run_training
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.records import Artifact, Pair
 
 

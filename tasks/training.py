@@ -9,15 +9,15 @@ from pathlib import Path
 
 from tasks.lineage import epoch_artifacts
 from tasks.spending import training_meter
-from tpo.config import RunConfig, TrainingConfig
+from tpo.config.run import RunConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
-from tpo.disk import remove
-from tpo.engines.checkpoints import trainer_folder
-from tpo.engines.tracking import Tracked
-from tpo.engines.trainer import train_model
-from tpo.ledger import Meter
+from tpo.engines.training.checkpoints import trainer_folder
+from tpo.engines.training.launch import train_model
+from tpo.engines.training.tracking import Tracked
 from tpo.records import Artifact, Demonstration, Epoch, Pair
-from tpo.store import SCRATCH, Stage, check_files, read_rows
+from tpo.storage.disk import remove
+from tpo.storage.ledger import Meter
+from tpo.storage.store import SCRATCH, Stage, check_files, read_rows
 
 
 def run_training(

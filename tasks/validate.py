@@ -18,12 +18,12 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, Chosen, model_stage
 from tasks.retry import may_pass
-from tpo.config import RunConfig, compares
+from tpo.config.run import RunConfig, compares
 from tpo.console import say
-from tpo.disk import bring, remove
 from tpo.errors import StageError
 from tpo.records import Sample, Score
-from tpo.store import check_files, read_rows
+from tpo.storage.disk import bring, remove
+from tpo.storage.store import check_files, read_rows
 
 LEVEL = 0.5
 """What a model scores against itself."""

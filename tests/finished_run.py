@@ -2,11 +2,11 @@
 
 from tasks import lineage
 from tasks.lineage import Answers, Ask, Chosen, Submission
-from tpo.config import RunConfig
-from tpo.disk import write_atomically
+from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.store import Stage
-from tpo.summary import ModelRow, Summary, write_summary
+from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.storage.disk import write_atomically
+from tpo.storage.store import Stage
 
 
 def finish(config: RunConfig, iterations: int) -> None:

@@ -1,4 +1,4 @@
-"""Loads model folders as our code does, past its check: a process of its own for `tests.test_hostile_files`.
+"""Loads model folders as our code does, past its check: a process of its own for `tests.data.test_hostile_files`.
 
 On the command line: folders. Out: a line of JSON each, what came of every loader, and which files of the folder Python
 opened. It ends by unpickling the file that `--control` names, which must touch its canary.
@@ -22,9 +22,9 @@ def main(folders: list[str], control: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from judges.armorm_model import load_armorm
     from judges.reward_model import load_reward_model
-    from tpo.engines.chat import ChatEncoder
+    from tpo.models.armorm import load_armorm
+    from tpo.models.chat import ChatEncoder
 
     def encode(folder: Path) -> object:
         return ChatEncoder(folder).encode([{"role": "user", "content": "a" * 200 + "!"}])

@@ -6,9 +6,9 @@ from math import prod
 from pathlib import Path
 
 from tasks.lineage import Answers
-from tpo.config import DataConfig, FileSource, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from tpo.config.run import DataConfig, FileSource, ModelConfig, RunConfig, SampleConfig, TrainConfig
 from tpo.records import Artifact, Demonstration, Prompt, Sample, Score
-from tpo.store import Stage
+from tpo.storage.store import Stage
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real instructions that nobody here wrote; absent on most machines."""

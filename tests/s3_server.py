@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpo.bucket import Bucket
-from tpo.config import StorageConfig
+from tpo.config.run import StorageConfig
 from tpo.errors import StoreError
+from tpo.storage.bucket import Bucket
 
 BUCKET = "runs"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testtest", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -25,12 +25,12 @@ from deploy.serving.reading import read
 from deploy.serving.reply import Reply, ReplyWriter
 from deploy.serving.request import ChatRequest, Refused, read_request
 from prompts.thought import load_prompt
+from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.console import say
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import ARGUMENT
-from tpo.engines.sampler import later_seed
+from tpo.engines.inference.forcing import ARGUMENT
+from tpo.engines.inference.sampler import later_seed
 from tpo.errors import InputError
-from tpo.serve_config import KEY, SETTINGS, ServeConfig
+from tpo.models.chat import ChatEncoder
 
 MOST_BODY_BYTES = 2**24
 """Bytes of the longest request."""

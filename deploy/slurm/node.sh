@@ -13,7 +13,7 @@ if [ -z "$address" ] || [ "$address" = 127.0.1.1 ]; then
   exit 2
 fi
 while IFS= read -r setting; do export "${setting?}"; done < <(
-  "$python" -c 'from tpo.engines.processes import QUIET; print(*map("=".join, QUIET.items()), sep="\n")'
+  "$python" -c 'from tpo.engines.cluster.processes import QUIET; print(*map("=".join, QUIET.items()), sep="\n")'
 )
 
 # For this user alone, and Ray's within it, which Ray opens to all; short, for a socket's path has 107 bytes at most.

@@ -21,11 +21,11 @@ import numpy as np
 
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import ClusterConfig, EngineConfig, SampleConfig
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.sampler import Request, SamplerPool, request_seed
+from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig
+from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.world import problems
-from tpo.store import folder_artifact
+from tpo.models.chat import ChatEncoder
+from tpo.storage.store import folder_artifact
 
 ROUNDS, PROMPTS, CONTEXT = 5, 800, 352
 LOOP_SECONDS = 5.0

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tpo.summary import Interval, ModelRow, Summary, read_summary
+from tpo.report.summary import Interval, ModelRow, Summary, read_summary
 
 ROOT = Path(__file__).parents[2]
 

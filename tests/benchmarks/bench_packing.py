@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tpo.engines.processes import environment
+from tpo.engines.cluster.processes import environment
 
 BATCHES, PAIRS, VOCABULARY = 8, 8, 4000
 Pair = Mapping[str, list[int]]
@@ -27,8 +27,8 @@ def main() -> None:
     variables = environment(1)
     if not variables.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})
-    from tpo.engines.packing import PACKED, register_packed_attention
-    from tpo.engines.row_inputs import PAIR, packed_row, padded_row
+    from tpo.engines.training.packing import PACKED, register_packed_attention
+    from tpo.engines.training.row_inputs import PAIR, packed_row, padded_row
 
     register_packed_attention()
     model = _model()
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _step(model: Any, row: Any) -> np.ndarray:
     """One forward and backward pass; the outputs' log-probabilities."""
-    from tpo.engines.row_inputs import output_log_probs
+    from tpo.engines.training.row_inputs import output_log_probs
 
     model.zero_grad()
     chosen, rejected = output_log_probs(model, row).sums()

@@ -19,13 +19,13 @@ from judges.base import Group, Response
 from judges.health import measure_health
 from judges.pairwise import Pairwise
 from prompts.verdict import PROMPTS
-from tpo.config import PairwiseJudge, VerifierJudge
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.reply import Reply
-from tpo.journal import Journal
+from tpo.config.run import PairwiseJudge, VerifierJudge
+from tpo.engines.inference.reply import Reply
 from tpo.miniature.world import WORDS
+from tpo.models.chat import ChatEncoder
 from tpo.records import Judgment, Score
-from tpo.store import Stage, read_rows
+from tpo.storage.journal import Journal
+from tpo.storage.store import Stage, read_rows
 
 PROMPTS_COUNT, K, SHARD = 5000, 8, 50
 

@@ -19,13 +19,13 @@ import numpy as np
 from judges.askers import Comparison, ComparisonEncoder
 from prompts.verdict import PROMPTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import JudgeEngineConfig
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.processes import engine_environment
-from tpo.engines.reply import Decoding
-from tpo.engines.sampler import Engine
+from tpo.config.run import JudgeEngineConfig
+from tpo.engines.cluster.processes import engine_environment
+from tpo.engines.inference.reply import Decoding
+from tpo.engines.inference.sampler import Engine
 from tpo.miniature.world import WORDS
-from tpo.store import folder_artifact
+from tpo.models.chat import ChatEncoder
+from tpo.storage.store import folder_artifact
 
 GROUPS, K, CONTEXT, CACHE_TOKENS = 16, 8, 4096, 98_304
 ENGINE = JudgeEngineConfig()

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from judges.reward_model import load_reward_model
-from tpo.config import JudgeEngineConfig
-from tpo.engines.processes import environment
-from tpo.engines.scoring import Chat, Scorer, Values
+from tpo.config.run import JudgeEngineConfig
+from tpo.engines.cluster.processes import environment
+from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 
 PROMPTS, K, ROUNDS, VOCABULARY, PAD = 12, 8, 3, 4000, 0
 ENGINE = JudgeEngineConfig(batch_tokens=4096)

@@ -11,13 +11,13 @@ from judges.base import Group, Response
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import ClusterConfig, EngineConfig, SampleConfig, VerifierJudge
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import ThoughtBudget
-from tpo.engines.sampler import Output, Request, SamplerPool, request_seed
+from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig, VerifierJudge
+from tpo.engines.inference.forcing import ThoughtBudget
+from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.method.stats import mean
 from tpo.miniature.world import Problem, problems
-from tpo.store import folder_artifact
+from tpo.models.chat import ChatEncoder
+from tpo.storage.store import folder_artifact
 
 BUDGETS = (6, 10, 16, 24, 32, 48, None)
 PROMPTS = 600

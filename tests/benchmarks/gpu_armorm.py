@@ -22,8 +22,8 @@ from tests.benchmarks.gpu_trainer import (
     peak_product,
     synchronize,
 )
-from tpo.config import JudgeEngineConfig
-from tpo.engines.scoring import Chat, Scorer
+from tpo.config.run import JudgeEngineConfig
+from tpo.engines.inference.reward_reader import Chat, Scorer
 
 PROMPTS, K = 16, 8
 GATE = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_dim": 1024, "gating_n_hidden": 3}
@@ -70,7 +70,7 @@ def _random_armorm(folder: Path, shape: Shape) -> Path:
     import torch
     from transformers import LlamaConfig
 
-    from judges.armorm_model import ArmoRM, save_armorm
+    from tpo.models.armorm import ArmoRM, save_armorm
 
     torch.manual_seed(0)
     default = torch.get_default_dtype()

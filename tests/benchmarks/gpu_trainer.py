@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tpo.config import LoraConfig, TrainConfig, TrainerConfig
+from tpo.config.run import LoraConfig, TrainConfig, TrainerConfig
 from tpo.records import Pair
 
 VOCABULARY = 128_256
@@ -195,7 +195,7 @@ def step_seconds(
     """Median seconds of an optimiser step, the first ones apart; the reference's log-probabilities are not in it."""
     from transformers import TrainerCallback
 
-    from tpo.engines.training import make_trainer, write_dataset
+    from tpo.engines.training.worker import make_trainer, write_dataset
 
     class Clock(TrainerCallback):
         """Notes when steps end."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tpo.gsm8k import Annotation, Problem, annotations, from_t5, is_right, read_row, to_t5
+from tpo.data.gsm8k import Annotation, Problem, annotations, from_t5, is_right, read_row, to_t5
 
 
 def problems(file: Path) -> Iterator[tuple[int, Problem | None, str]]:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.test_report_page import EXAMPLE, FIRST, HEALTH, SEED, Reader, interval
-from tpo.comparison import Comparison, Lead
-from tpo.comparison_page import render_comparison
-from tpo.report_page import render_report
-from tpo.summary import Summary
+from tests.report.test_run_page import EXAMPLE, FIRST, HEALTH, SEED, Reader, interval
+from tpo.report.comparison import Comparison, Lead
+from tpo.report.comparison_page import render_comparison
+from tpo.report.run_page import render_report
+from tpo.report.summary import Summary
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [

@@ -10,15 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import flows.__main__ as command
-from flows import start
-from flows.stopping import stop_in_order
+import flows.cli.main as command
+from flows import recipes as start
+from flows.cli.stopping import stop_in_order
 from tests.faults.cluster_driver import Squarer, orders
-from tpo.config import RunConfig
-from tpo.engines.crew import Crew
-from tpo.engines.placement import Role
-from tpo.engines.processes import start_ray
-from tpo.summary import Summary
+from tpo.config.run import RunConfig
+from tpo.engines.cluster.crew import Crew
+from tpo.engines.cluster.placement import Role
+from tpo.engines.cluster.processes import start_ray
+from tpo.report.summary import Summary
 
 
 def square(_what: str, config: RunConfig, iterations: int, _flow: object) -> Summary:

@@ -20,12 +20,12 @@ from deploy.serving.completion import Receive, Scope, Send
 from deploy.serving.layer import MOST_BODY_BYTES, ResponsesOnly
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tests.engines.template_families import BY_NAME
-from tpo.config import PromptConfig
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import ARGUMENT, ThoughtBudget, as_argument
-from tpo.engines.sampler import SEED_STRIDE
-from tpo.serve_config import KEY, SETTINGS, ServeConfig
+from tests.models.template_families import BY_NAME
+from tpo.config.run import PromptConfig
+from tpo.config.serve import KEY, SETTINGS, ServeConfig
+from tpo.engines.inference.forcing import ARGUMENT, ThoughtBudget, as_argument
+from tpo.engines.inference.sampler import SEED_STRIDE
+from tpo.models.chat import ChatEncoder
 
 SOUND = ["Here is my thou", "ght process: secret ", "Here is my respon", "se", ": fine", " day", "."]
 NO_MARKER = ["Here is my thought process: secret"]

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.__main__ import _parser
-from flows.start import resolve_config
+from flows.cli.main import _parser
+from flows.recipes import resolve_config
 from tpo import __version__
-from tpo.engines.processes import QUIET
-from tpo.forecast import gpus_needed
+from tpo.engines.cluster.processes import QUIET
+from tpo.planning.needs import gpus_needed
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.preflight import check_thinkpo
-from tpo.config import PairFile, PairModels, load_config
+from tpo.config.run import PairFile, PairModels, load_config
 
 PROFILES = Path(__file__).parents[2] / "deploy" / "profiles"
 TABLE_7 = {

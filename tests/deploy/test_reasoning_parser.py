@@ -8,7 +8,7 @@ import pytest
 from prompts.thought import VARIANTS, ThoughtPrompt
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.thoughts import GREEK, any_output, chunks_of, marked
-from tpo.engines.chat import ChatEncoder
+from tpo.models.chat import ChatEncoder
 
 ROOT = SHIPPED_SEED_MODEL.parents[2]
 PROMPTS = [pytest.param(prompt, id=name) for name, prompt in VARIANTS.items()]

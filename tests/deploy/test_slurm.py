@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.faults.cluster import RAY
-from tpo.engines.processes import LOOPBACK
+from tpo.engines.cluster.processes import LOOPBACK
 
 pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""Writes docs/fields.md, the reference of a profile's fields, from tpo/config.py: `python -m tests.docs.fields`."""
+"""Writes docs/fields.md, the reference of a profile's fields, from tpo/config/run.py: `python -m tests.docs.fields`."""
 
 import re
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
 HEAD = """# Every field of a profile
 
-Generated from [`tpo/config.py`](../tpo/config.py) by `python -m tests.docs.fields`; a test fails if this page is out of
-date. [configuration.md](configuration.md) explains profiles. A field without a default has to be set.
+Generated from [`tpo/config/run.py`](../tpo/config/run.py) by `python -m tests.docs.fields`; a test fails if this page
+is out of date. [configuration.md](configuration.md) explains profiles. A field without a default has to be set.
 """
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tpo.engines.sampler import close_pools
-from tpo.engines.scoring import close_scorer_pools
+from tpo.engines.inference.reward_reader import close_scorer_pools
+from tpo.engines.inference.sampler import close_pools
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",

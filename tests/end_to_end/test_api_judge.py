@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import Endpoint, EngineConfig
-from tpo.engines.api import ChatClient, Refused
-from tpo.engines.processes import engine_environment
-from tpo.engines.reply import Decoding, Reply
+from tpo.config.run import Endpoint, EngineConfig
+from tpo.engines.cluster.processes import engine_environment
+from tpo.engines.inference.chat_client import ChatClient, Refused
+from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
 from tpo.records import Message
 

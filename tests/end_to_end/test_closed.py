@@ -25,7 +25,7 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.watch import HOOK, Watch
-from tpo.engines.processes import LOOPBACK, QUIET
+from tpo.engines.cluster.processes import LOOPBACK, QUIET
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
@@ -39,8 +39,8 @@ CANARIES = {
 DRIVER = """
 import os, sys, time
 import ray  # before its settings are made, as another library may
-from tpo.config import ClusterConfig
-from tpo.engines.processes import start_ray
+from tpo.config.run import ClusterConfig
+from tpo.engines.cluster.processes import start_ray
 start_ray(ClusterConfig())
 ray.get(ray.remote(lambda: os.getpid()).remote())
 print("up", flush=True)
@@ -51,8 +51,8 @@ VISITOR = """
 import sys
 import ray
 from ray._private import ray_constants
-from tpo.config import ClusterConfig
-from tpo.engines.processes import start_ray
+from tpo.config.run import ClusterConfig
+from tpo.engines.cluster.processes import start_ray
 ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the network's address for loopback's
 try:
     start_ray(ClusterConfig(address=sys.argv[1]))

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
-from tpo.engines.processes import engine_environment, start_ray
-from tpo.engines.sampler import Accept, Engine, Output, Request, SamplerPool
-from tpo.engines.trainer import train_model
+from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
+from tpo.engines.cluster.processes import engine_environment, start_ray
+from tpo.engines.inference.sampler import Accept, Engine, Output, Request, SamplerPool
+from tpo.engines.training.launch import train_model
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
-from tpo.store import folder_artifact
+from tpo.storage.store import folder_artifact
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 

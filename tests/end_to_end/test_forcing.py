@@ -14,15 +14,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config import ClusterConfig, EngineConfig, SampleConfig
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.forcing import Calculator, Rule, ThoughtBudget, as_argument
-from tpo.engines.processes import engine_environment
-from tpo.engines.sampler import Output, Request, SamplerPool, request_seed
-from tpo.gsm8k import annotations
+from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig
+from tpo.data.gsm8k import annotations
+from tpo.engines.cluster.processes import engine_environment
+from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget, as_argument
+from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.miniature.training import collate, descend, falling
 from tpo.miniature.world import problems
-from tpo.store import folder_artifact
+from tpo.models.chat import ChatEncoder
+from tpo.storage.store import folder_artifact
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 GENERIC = VARIANTS["generic"]

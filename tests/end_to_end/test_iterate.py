@@ -5,10 +5,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.end_to_end.conftest import AFTER_ONE, Iterate
-from tpo.comparison import read_comparison
 from tpo.records import Artifact, Pair, Prompt, Sample, Score
-from tpo.store import read_manifest, read_rows
-from tpo.summary import read_summary
+from tpo.report.comparison import read_comparison
+from tpo.report.summary import read_summary
+from tpo.storage.store import read_manifest, read_rows
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 

@@ -12,11 +12,11 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, SMALL, Iterate
 from tests.end_to_end.test_iterate import artifact
-from tpo.attributes import ATTRIBUTES
-from tpo.journal import JOURNALS, read_journal
+from tpo.models.armorm_format import ATTRIBUTES
 from tpo.records import Judgment, Sample
-from tpo.store import read_rows
-from tpo.summary import read_summary
+from tpo.report.summary import read_summary
+from tpo.storage.journal import JOURNALS, read_journal
+from tpo.storage.store import read_rows
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 ONE_EPOCH = "train.epochs=1"

@@ -10,12 +10,12 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, Iterate
 from tests.end_to_end.server import serving
-from tpo.config import load_config
-from tpo.engines.model_folder import check_model_folder
+from tpo.config.run import load_config
 from tpo.errors import InputError
+from tpo.models.folder import check_model_folder
 from tpo.models.published import fetch_model
-from tpo.store import read_manifest
-from tpo.summary import read_summary
+from tpo.report.summary import read_summary
+from tpo.storage.store import read_manifest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 

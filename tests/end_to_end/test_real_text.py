@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import ROOT, Iterate
-from tpo.store import read_manifest
+from tpo.storage.store import read_manifest
 
 INSTRUCTIONS = ROOT.parent / "shared" / "data" / "alpaca_eval_instructions.jsonl"
 

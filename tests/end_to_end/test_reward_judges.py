@@ -10,8 +10,8 @@ from judges.armorm import ArmoRMScorer, load_armorm_reader
 from judges.base import Group, Response
 from judges.reward_model import RewardModel
 from tests.judges.tiny_models import armorm_folder, reward_folder
-from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig, RewardModelJudge
-from tpo.engines.scoring import Scorer, close_scorer_pools, scorer_pool
+from tpo.config.run import ArmoRMJudge, ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.engines.inference.reward_reader import Scorer, close_scorer_pools, scorer_pool
 from tpo.errors import StageError
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from flows.small_judges import (
+from flows.cli.small_judges import (
     MODES,
     SCORES,
     SHIPPED_JUDGES,

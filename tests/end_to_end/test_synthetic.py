@@ -12,12 +12,12 @@ from tasks.load_prompts import load_prompts
 from tasks.synthesize import synthesize
 from tests.end_to_end.tiny_generator import CATEGORIES, CONTEXT_TOKENS, train_tiny_generator
 from tests.rows import a_config
-from tpo.config import ModelConfig, RunConfig
-from tpo.ledger import read_ledger
+from tpo.config.run import ModelConfig, RunConfig
 from tpo.method.similarity import NearTexts
 from tpo.miniature import world
 from tpo.records import Artifact, Generation, Prompt
-from tpo.store import read_manifest, read_rows
+from tpo.storage.ledger import read_ledger
+from tpo.storage.store import read_manifest, read_rows
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 

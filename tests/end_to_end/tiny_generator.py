@@ -14,10 +14,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prompts.instructions import CLOSE, OPEN, load_instruction_prompt
-from tpo.engines.chat import ChatEncoder
 from tpo.miniature import vocabulary, world
 from tpo.miniature.seed_model import texts_of_the_world
 from tpo.miniature.training import collate, descend, falling
+from tpo.models.chat import ChatEncoder
 
 CATEGORIES = ("opposites", "largest", "recall")
 """Those with the shortest instructions."""

@@ -28,9 +28,9 @@ def main(model: str) -> None:
     triton.backends.backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)
     from vllm import LLM, SamplingParams
 
-    from tpo.config import EngineConfig
-    from tpo.engines.forcing import ARGUMENT
-    from tpo.engines.sampler import engine_settings
+    from tpo.config.run import EngineConfig
+    from tpo.engines.inference.forcing import ARGUMENT
+    from tpo.engines.inference.sampler import engine_settings
 
     settings = engine_settings(EngineConfig(max_sequences=8), 352, forcing=True)
     settings |= {"enable_chunked_prefill": True, "max_num_batched_tokens": 48, "num_gpu_blocks_override": 16}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tpo.engines.processes import LOOPBACK, QUIET
+from tpo.engines.cluster.processes import LOOPBACK, QUIET
 
 ROOT = Path(__file__).parents[2]
 RAY = (

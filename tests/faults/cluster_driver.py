@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tpo.config import ClusterConfig, DataConfig, EngineConfig, RunConfig
-from tpo.engines.crew import Crew, Orders, Remedies
-from tpo.engines.placement import Role
-from tpo.engines.processes import start_ray
+from tpo.config.run import ClusterConfig, DataConfig, EngineConfig, RunConfig
+from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.placement import Role
+from tpo.engines.cluster.processes import start_ray
 
 STOP = "stop"
 """File that tells a driver to ask for no more."""
@@ -116,7 +116,7 @@ def sample(folder: Path) -> None:
     from tasks.lineage import seed_model, training_ask
     from tasks.load_prompts import load_prompts
     from tasks.sample import sample as stage
-    from tpo.engines.sampler import close_pools
+    from tpo.engines.inference.sampler import close_pools
 
     for name in ("undisturbed", "struck"):
         config = RunConfig(

@@ -1,7 +1,7 @@
 """What a crash can leave on a disk, explored: a model of a file system that loses what was not synced.
 
-In: a command that changes a folder through `tpo.disk`. Out: every state of the folder that a crash during the command,
-or during its second run after a crash, may leave, each read and gone on from with the real code.
+In: a command that changes a folder through `tpo.storage.disk`. Out: every state of the folder that a crash during the
+command, or during its second run after a crash, may leave, each read and gone on from with the real code.
 
 The model is POSIX at its worst, within what ext4, XFS and NFS promise:
 
@@ -49,7 +49,7 @@ _ERRORS = (AssertionError, ArithmeticError, LookupError, OSError, RuntimeError, 
 
 @dataclass(frozen=True)
 class Operation:
-    """One change, as `tpo.disk` announces it."""
+    """One change, as `tpo.storage.disk` announces it."""
 
     kind: str
     """`write`, `append`, `sync`, `rename`, `link`, `mkdir` or `remove`."""

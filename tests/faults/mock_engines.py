@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 from prompts.instructions import CLOSE, OPEN
 from prompts.thought import VARIANTS
-from tpo.config import SampleConfig, TrainingConfig
-from tpo.disk import make_folder, write_atomically
-from tpo.engines.forcing import Rule
-from tpo.engines.reply import Decoding, Reply
-from tpo.engines.sampler import Accept, Output, Request
+from tpo.config.run import SampleConfig, TrainingConfig
+from tpo.engines.inference.forcing import Rule
+from tpo.engines.inference.reply import Decoding, Reply
+from tpo.engines.inference.sampler import Accept, Output, Request
 from tpo.records import Artifact, Demonstration, Epoch, Pair
+from tpo.storage.disk import make_folder, write_atomically
 
 T = TypeVar("T")
 

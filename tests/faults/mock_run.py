@@ -1,8 +1,8 @@
 """Whole runs through the stages themselves, on mock engines and without Prefect, each broken somewhere on purpose.
 
 A run is a forked process that does what the flow does. It is stopped at one of the changes that it makes to its folder
-(`tpo.disk` announces each of them), at one of the files that it reads, or within a shard of the engine; then the folder
-may be damaged too; then the run is started again as a user would, until it ends.
+(`tpo.storage.disk` announces each of them), at one of the files that it reads, or within a shard of the engine; then
+the folder may be damaged too; then the run is started again as a user would, until it ends.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import Any
 from tests.faults.compare import Difference, difference
 
 CHANGES = ("tpo.write", "tpo.append", "tpo.sync", "tpo.rename", "tpo.mkdir", "tpo.remove", "tpo.link", "tpo.copy")
-IN_BUCKET = ("tpo.bucket.put", "tpo.bucket.copy", "tpo.bucket.delete")
+IN_BUCKET = ("tpo.storage.bucket.put", "tpo.storage.bucket.copy", "tpo.storage.bucket.delete")
 STAGES = ("load_prompts", "sample", "judge", "pair", "train", "validate", "report")
 _FOLDERS = {
     "prompts": "load_prompts",
@@ -195,18 +195,18 @@ def prepare() -> None:
     import tasks.report
     import tasks.sample
     import tasks.training
-    import tpo.engines.generator
-    import tpo.plots
-    import tpo.report_page
+    import tpo.engines.inference.generator
+    import tpo.report.plots
+    import tpo.report.run_page
     from tests.faults.mock_engines import MockPool, MockWriter, mock_train_model
 
     pa.set_cpu_count(1)
     vars(flow).update({name: vars(flow)[name].fn for name in (*STAGES, "synthesize", "iterate", "iteration")})
     for module in (tasks.sample, judges.askers):
         vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
-    vars(tpo.engines.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
+    vars(tpo.engines.inference.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
     vars(tasks.training)["train_model"] = mock_train_model
-    for module in (tpo.plots, tpo.report_page):
+    for module in (tpo.report.plots, tpo.report.run_page):
         vars(module)["draw"] = lambda *_, **__: Markup("<svg></svg>")
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
@@ -266,7 +266,7 @@ def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: flo
         time.time = lambda: now() - clock
     _listener.blow, _listener.root, _listener.counts = blow, str(folder), Counter()
     try:
-        from flows.__main__ import ended
+        from flows.cli.main import ended
 
         status = ended(lambda: _run(folder, plan))
     except BaseException:  # noqa: BLE001 - whatever it is, it is told, and the run has failed
@@ -289,7 +289,7 @@ def _run(folder: Path, plan: Plan) -> int:
 
 def config_of(folder: Path, plan: Plan) -> Any:
     """The small run that is broken."""
-    from tpo.config import RunConfig
+    from tpo.config.run import RunConfig
 
     judges: dict[str, dict[str, object]] = {
         "verifier": {"kind": "verifier", "length_bias": 0.3},

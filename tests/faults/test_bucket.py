@@ -8,8 +8,8 @@ import pytest
 
 from tests.faulty_proxy import Asked, Fault, FaultyProxy
 from tests.s3_server import S3Server, new_url
-from tpo.bucket import Bucket, ConflictError, Version
 from tpo.errors import StoreError
+from tpo.storage.bucket import Bucket, ConflictError, Version
 
 LARGE = 6 * 2**20
 """Bytes of a file that goes in two parts."""

@@ -75,7 +75,7 @@ def main(parent: Path) -> None:
     """Breaks a run for each case; writes what became of them."""
     from tests.faults import mock_run
     from tests.faults.compare import astuple, difference
-    from tpo.mirror import reading
+    from tpo.storage.mirror import reading
 
     storage, cases = json.loads((parent / "asked.json").read_text())
     mock_run.prepare()

@@ -99,7 +99,7 @@ def main(parent: Path) -> None:
 def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
     """A run with a cap that is raised, by a tenth of what the whole run takes, each time that it is reached."""
     from tests.faults.compare import astuple, difference
-    from tpo.ledger import read_ledger
+    from tpo.storage.ledger import read_ledger
 
     total, cap = sum(_tokens(example.root).values()), 0
     folder = parent / f"capped_{judge}"
@@ -128,7 +128,7 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
 def _run_with_cap(folder: Path, judge: str, cap: int, log: Path) -> int:
     from flows.iterate import iterate
     from tests.faults import mock_run
-    from tpo.config import BudgetConfig
+    from tpo.config.run import BudgetConfig
     from tpo.errors import BudgetError
 
     child = os.fork()
@@ -148,7 +148,7 @@ def _run_with_cap(folder: Path, judge: str, cap: int, log: Path) -> int:
 
 
 def _tokens(root: Path) -> Counter[str]:
-    from tpo.ledger import read_ledger
+    from tpo.storage.ledger import read_ledger
 
     found = Counter[str]()
     for entry in read_ledger(root):
@@ -158,7 +158,7 @@ def _tokens(root: Path) -> Counter[str]:
 
 def _largest_line(root: Path) -> int:
     """Tokens of the largest thing that is paid for at once: a shard, or a training."""
-    from tpo.ledger import read_ledger
+    from tpo.storage.ledger import read_ledger
 
     return max(entry.tokens for entry in read_ledger(root))
 

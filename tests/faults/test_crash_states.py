@@ -20,12 +20,12 @@ import pytest
 
 from tests.faults.crash_states import Disk, Explored, Explorer, Operation, Scenario, State, recording, standing, table
 from tests.rows import a_prompt
-from tpo import journal, store
-from tpo.disk import write_atomically
 from tpo.errors import DamagedError
-from tpo.journal import Journal, read_journal
 from tpo.records import Artifact, Prompt
-from tpo.store import Stage, check_files, mending, read_rows
+from tpo.storage import journal, store
+from tpo.storage.disk import write_atomically
+from tpo.storage.journal import Journal, read_journal
+from tpo.storage.store import Stage, check_files, mending, read_rows
 
 ORDER = (2, 0, 1)
 """Shards end in any order."""

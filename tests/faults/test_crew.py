@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tpo.config import ClusterConfig
-from tpo.engines.crew import Crew, Orders, Remedies
-from tpo.engines.placement import Role
-from tpo.engines.processes import start_ray
-from tpo.engines.room import make_room
+from tpo.config.run import ClusterConfig
+from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.placement import Role
+from tpo.engines.cluster.processes import start_ray
+from tpo.engines.cluster.room import make_room
 from tpo.errors import StageError
 
 pytestmark = pytest.mark.faults

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.rows import a_prompt
 from tpo.errors import StoreError
 from tpo.records import Account, Prompt
-from tpo.store import Stage, read_rows
+from tpo.storage.store import Stage, read_rows
 
 root, fault = Path(sys.argv[1]), sys.argv[2]
 mount = ["mount", "-t", "tmpfs", "-o", f"size={'96k' if fault == 'full' else '4m'}", "tmpfs", str(root)]

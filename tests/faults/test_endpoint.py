@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.misbehaving_server import HALF_AN_ANSWER, Action, Drop, Fail, Hang, MisbehavingServer, Say, Send
-from tpo.config import Endpoint
-from tpo.engines.api import ChatClient
-from tpo.engines.reply import Decoding, Reply
+from tpo.config.run import Endpoint
+from tpo.engines.inference.chat_client import ChatClient
+from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import StageError
 from tpo.records import Message
 

@@ -11,16 +11,16 @@ import pytest
 
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3_server import S3Server, new_url
-from tpo.bucket import Bucket
-from tpo.config import StorageConfig
+from tpo.config.run import StorageConfig
 from tpo.errors import StoreError
-from tpo.lease import Holder, Lease, held, last_holder
+from tpo.storage.bucket import Bucket
+from tpo.storage.lease import Holder, Lease, held, last_holder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
-from tpo.config import StorageConfig
-from tpo.lease import held
+from tpo.config.run import StorageConfig
+from tpo.storage.lease import held
 with held(sys.argv[1], StorageConfig.model_validate_json(sys.argv[2]), sys.argv[3]):
     print("held", flush=True)
     time.sleep(60)

@@ -19,10 +19,10 @@ GIB = 2**30
 WORK = """
 import sys
 from pathlib import Path
-from tpo.config import ClusterConfig
-from tpo.engines.crew import Crew, Orders, Remedies
-from tpo.engines.placement import Role
-from tpo.engines.processes import start_ray
+from tpo.config.run import ClusterConfig
+from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.placement import Role
+from tpo.engines.cluster.processes import start_ray
 from tpo.errors import StageError
 
 class Eater:

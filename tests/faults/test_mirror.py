@@ -15,16 +15,16 @@ import pytest
 from tests.faulty_proxy import Asked, Fault, FaultyProxy
 from tests.rows import a_prompt
 from tests.s3_server import S3Server, new_url
-from tpo.bucket import Bucket, Version
-from tpo.config import RunConfig
-from tpo.disk import bring_here, make_folder, mirrored_by, write_atomically
-from tpo.engines import checkpoints
+from tpo.config.run import RunConfig
+from tpo.engines.training import checkpoints
 from tpo.errors import DamagedError, StoreError
-from tpo.journal import Journal, read_journal
-from tpo.lock import only_writer
-from tpo.mirror import BucketMirror, hand_over, helping, reading, writing
 from tpo.records import Artifact, Prompt
-from tpo.store import Stage, check_files, read_manifest, read_rows
+from tpo.storage.bucket import Bucket, Version
+from tpo.storage.disk import bring_here, make_folder, mirrored_by, write_atomically
+from tpo.storage.journal import Journal, read_journal
+from tpo.storage.lock import only_writer
+from tpo.storage.mirror import BucketMirror, hand_over, helping, reading, writing
+from tpo.storage.store import Stage, check_files, read_manifest, read_rows
 
 LARGE = 6 * 2**20
 """Bytes of a file that is fetched only when it is used."""
@@ -271,7 +271,7 @@ def test_a_training_goes_on_elsewhere_from_the_checkpoint_that_a_worker_sealed(m
 import pickle, sys
 from pathlib import Path
 from tests.faults.test_mirror import train
-from tpo.mirror import helping
+from tpo.storage.mirror import helping
 handover = pickle.loads(sys.stdin.buffer.read())
 with helping(handover, handover.root / "train"):
     train(handover.root / "train", 5)
@@ -345,6 +345,6 @@ def test_a_run_in_a_folder_has_no_bucket(tmp_path: Path):
     with reading(config), writing(config):
         assert hand_over() is None
         bring_here(tmp_path)
-    script = "import sys, flows.__main__, flows.preflight; print([m for m in sys.modules if 'boto' in m])"
+    script = "import sys, flows.cli.main, flows.preflight; print([m for m in sys.modules if 'boto' in m])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

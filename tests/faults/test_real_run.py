@@ -16,9 +16,9 @@ import pytest
 from tests.faults.compare import difference
 from tests.faults.real_run import BY_NAME, LONGEST, Run
 from tests.s3_server import S3Server, new_url
-from tpo.bucket import Bucket
-from tpo.config import StorageConfig
-from tpo.summary import read_summary
+from tpo.config.run import StorageConfig
+from tpo.report.summary import read_summary
+from tpo.storage.bucket import Bucket
 
 pytestmark = [pytest.mark.faults, pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 BLOWS = (

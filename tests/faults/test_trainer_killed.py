@@ -1,6 +1,6 @@
 """A training whose driver or worker is killed, or whose worker hangs, ends as one that was left alone: the same bits.
 
-With Ray Train round it; stopped at every step and every change of the disk: tests/engines/test_training_resume.py.
+With Ray Train round it; stopped at every step and every change of the disk: tests/engines/training/test_resume.py.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tests.engines.test_training_resume import some_pairs
-from tpo.config import ClusterConfig, TrainConfig, TrainerConfig
-from tpo.engines.processes import environment, start_ray
-from tpo.engines.trainer import train_model
-from tpo.engines.training import Stop, train_from_checkpoint, write_dataset
+from tests.engines.training.test_resume import some_pairs
+from tpo.config.run import ClusterConfig, TrainConfig, TrainerConfig
+from tpo.engines.cluster.processes import environment, start_ray
+from tpo.engines.training.launch import train_model
+from tpo.engines.training.worker import Stop, train_from_checkpoint, write_dataset
 from tpo.errors import StageError
 from tpo.records import Epoch, Pair
 
@@ -195,7 +195,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_of_one_that_was_left_alone(
     tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
 ):
-    """That two workers end with the same bits as two that were left alone: tests/engines/test_many_workers.py."""
+    """Two workers end with the same bits as two left alone: tests/engines/training/test_many_workers.py."""
     blow, seen = _Blow(tmp_path, signal.SIGKILL, at=8), list[int]()
 
     def strike(done: int) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from flows.start import direct_baseline
+from flows.recipes import direct_baseline
+from tests.config.test_config import PROFILES
 from tests.rows import a_config
-from tests.test_config import PROFILES
-from tpo.config import PromptConfig, RunConfig, load_config
+from tpo.config.run import PromptConfig, RunConfig, load_config
 from tpo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def main(parent: Path) -> None:
     import flows.compare
     import tasks.compare
     from flows.compare import compare_with_direct
-    from flows.start import compared
+    from flows.recipes import compared
     from tests.faults import mock_run
 
     mock_run.prepare()
@@ -144,7 +144,7 @@ def main(parent: Path) -> None:
 
 def _config(folder: Path, judge: str) -> Any:
     from tests.faults import mock_run
-    from tpo.config import FileSource, ModelConfig, PairwiseJudge
+    from tpo.config.run import FileSource, ModelConfig, PairwiseJudge
 
     config = mock_run.config_of(folder, mock_run.Plan("verifier"))
     rows = [{"instruction": f"What is {i} + 1?" + " Say it." * (i % 40), "answer": str(i + 1)} for i in range(200)]
@@ -166,7 +166,7 @@ def _prompts(root: Path) -> list[list[str]]:
 
 def _rows(folder: Path, kind: Any) -> list[Any]:
     from tpo.records import Artifact
-    from tpo.store import read_manifest, read_rows
+    from tpo.storage.store import read_manifest, read_rows
 
     manifest = read_manifest(folder)
     assert manifest is not None

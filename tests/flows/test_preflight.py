@@ -22,10 +22,10 @@ from flows.preflight import (
     preflight,
 )
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tests.engines.template_families import BY_NAME
 from tests.misbehaving_server import MisbehavingServer
+from tests.models.template_families import BY_NAME
 from tests.rows import LLAMA, a_config, a_model, some_weights
-from tpo.config import (
+from tpo.config.run import (
     ArmoRMJudge,
     ClusterConfig,
     DataConfig,
@@ -46,8 +46,8 @@ from tpo.config import (
     VerifierJudge,
 )
 from tpo.errors import InputError
-from tpo.forecast import GIB
-from tpo.machine import memory_bytes
+from tpo.planning.machine import memory_bytes
+from tpo.planning.needs import GIB
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,7 +297,7 @@ def test_a_run_that_can_work_passes_in_silence_and_leaves_nothing_behind(
 
 def test_the_check_of_every_run_loads_nothing_heavy():
     code = (
-        "import sys; from flows.start import resolve_config; from flows.preflight import preflight;"
+        "import sys; from flows.recipes import resolve_config; from flows.preflight import preflight;"
         "preflight(resolve_config('laptop', run_name=None, judge='armorm', seed=None, overrides=[]));"
         "print([name for name in ('torch', 'ray', 'prefect', 'vllm', 'transformers', 'openai') if name in sys.modules])"
     )

@@ -9,7 +9,7 @@ import pytest
 from flows.preflight import preflight
 from flows.prompt_counts import sized, too_few_prompts
 from tests.rows import a_config
-from tpo.config import DataConfig, FileSource, RunConfig, SelfTrainConfig, SftConfig, SyntheticConfig, ThinkPoConfig
+from tpo.config.run import DataConfig, FileSource, RunConfig, SelfTrainConfig, SftConfig, SyntheticConfig, ThinkPoConfig
 from tpo.errors import InputError
 
 

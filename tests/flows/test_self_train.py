@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from flows.start import without_dpo
+from flows.recipes import without_dpo
 from tests.rows import a_config
-from tpo.config import RunConfig, SelfTrainConfig
+from tpo.config.run import RunConfig, SelfTrainConfig
 from tpo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -109,9 +109,9 @@ class _Stopped(Exception):
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows import self_train
-    from flows.start import self_trained
+    from flows.recipes import self_trained
     from tasks.lineage import seed_model
-    from tpo.ladder import ABLATION
+    from tpo.report.ladder import ABLATION
 
     folder = parent / "whole"
     _prepare()
@@ -160,7 +160,7 @@ class _Pool:
         self, model: Any, shards: Any, sample: Any, *, n: int, **_: Any
     ) -> Iterator[tuple[int, list[list[Any]]]]:
         """Outputs that name one of four answers, one of which is right."""
-        from tpo.engines.sampler import Output
+        from tpo.engines.inference.sampler import Output
 
         def output(request: Any, index: int) -> Any:
             dice = random.Random(f"{model.fingerprint} {request.seed} {index}")
@@ -174,7 +174,7 @@ class _Pool:
 
 def _config(folder: Path) -> RunConfig:
     from tests.faults import mock_run
-    from tpo.config import FileSource, ModelConfig
+    from tpo.config.run import FileSource, ModelConfig
 
     folder.mkdir()
     values = mock_run.config_of(folder, mock_run.Plan("verifier")).model_dump()
@@ -201,8 +201,8 @@ def _config(folder: Path) -> RunConfig:
 def _seen(root: Path) -> dict[str, Any]:
     """What a run's folder tells."""
     from tasks.lineage import epoch_artifacts
-    from tpo.ladder import read_ladder
     from tpo.records import Demonstration
+    from tpo.report.ladder import read_ladder
 
     trained = {folder.parent.relative_to(root).as_posix(): folder for folder in sorted(root.glob("iter_*/*/train"))}
     writers = sorted(root.glob("iter_*/*/samples"))
@@ -254,7 +254,7 @@ def _ablation(config: RunConfig, ladder: Any) -> dict[str, Any]:
 def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
     """A run that an exception ends before its second pairs are there, and then the same command again."""
     from flows import self_train
-    from tpo.ladder import read_ladder
+    from tpo.report.ladder import read_ladder
 
     config = _config(folder)
     stage = vars(self_train)["pair_by_answer"]
@@ -284,7 +284,7 @@ def _manifest(folder: Path) -> Any:
 
 def _artifact(folder: Path) -> Any:
     from tpo.records import Artifact
-    from tpo.store import read_manifest
+    from tpo.storage.store import read_manifest
 
     manifest = read_manifest(folder)
     assert manifest is not None
@@ -292,7 +292,7 @@ def _artifact(folder: Path) -> Any:
 
 
 def _rows(folder: Path, kind: Any) -> list[Any]:
-    from tpo.store import read_rows
+    from tpo.storage.store import read_rows
 
     return list(read_rows(_artifact(folder), kind))
 

@@ -80,7 +80,7 @@ def main(parent: Path) -> None:
     import flows.thinkpo
     import tasks.measure
     import tasks.training
-    from flows.start import made
+    from flows.recipes import made
     from flows.thinkpo import thinkpo
     from tests.faults import mock_run
     from tpo.records import Pair
@@ -163,7 +163,7 @@ def main(parent: Path) -> None:
 
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
     from tests.faults import mock_run
-    from tpo.config import FileSource, ModelConfig, PairFile, PairModels, PromptConfig, SftConfig, ThinkPoConfig
+    from tpo.config.run import FileSource, ModelConfig, PairFile, PairModels, PromptConfig, SftConfig, ThinkPoConfig
 
     folder.mkdir()
     config = mock_run.config_of(folder, mock_run.Plan("verifier"))
@@ -197,7 +197,7 @@ def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any
 
 def _rows(folder: Path, kind: Any) -> list[Any]:
     from tpo.records import Artifact
-    from tpo.store import read_manifest, read_rows
+    from tpo.storage.store import read_manifest, read_rows
 
     manifest = read_manifest(folder)
     assert manifest is not None

@@ -13,25 +13,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from judges.armorm import (
-    ANSWER_HEADER,
-    ArmoRMScorer,
-    check_armorm_folder,
-    check_armorm_weights,
-    gate_index,
-    judge_check,
-    load_armorm_reader,
-)
-from judges.armorm_model import ArmoRM, load_armorm, save_armorm
+from judges.armorm import ArmoRMScorer, judge_check, load_armorm_reader
 from judges.base import Group, Response, groups_of
-from tests.engines.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE, LLAMA_WORDS
 from tests.judges.tiny_models import GATE, SIZES, armorm_folder, tiny_armorm
+from tests.models.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE, LLAMA_WORDS
 from tests.rows import a_prompt, a_sample
-from tpo.attributes import ATTRIBUTES
-from tpo.config import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.scoring import Chat, Scorer, Values
+from tpo.config.run import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
+from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 from tpo.errors import InputError
+from tpo.models.armorm import ArmoRM, load_armorm, save_armorm
+from tpo.models.armorm_format import ANSWER_HEADER, ATTRIBUTES, check_armorm_folder, check_armorm_weights, gate_index
+from tpo.models.chat import ChatEncoder
 
 ENGINE = JudgeEngineConfig(batch_tokens=512)
 

@@ -16,11 +16,11 @@ from judges.askers import (
     shards_of,
 )
 from prompts.verdict import LABELS, PROMPTS, without_control_tokens
-from tests.engines.test_chat import like_llama3
 from tests.misbehaving_server import MisbehavingServer
-from tpo.config import Endpoint, PairwiseJudge
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.reply import Tokens
+from tests.models.test_chat import like_llama3
+from tpo.config.run import Endpoint, PairwiseJudge
+from tpo.engines.inference.reply import Tokens
+from tpo.models.chat import ChatEncoder
 
 SHIPPED_EVALUATOR = PairwiseJudge().folder
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

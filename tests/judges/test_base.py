@@ -19,7 +19,7 @@ from tasks.judge import make_scores
 from tasks.sample import make_samples
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.rows import a_prompt, a_sample
-from tpo.config import (
+from tpo.config.run import (
     ArmoRMJudge,
     ClusterConfig,
     JudgeConfig,
@@ -29,10 +29,10 @@ from tpo.config import (
     RunConfig,
     VerifierJudge,
 )
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.reply import Reply, Tokens
-from tpo.engines.sampler import Output, Request
-from tpo.engines.scoring import Chat, Values
+from tpo.engines.inference.reply import Reply, Tokens
+from tpo.engines.inference.reward_reader import Chat, Values
+from tpo.engines.inference.sampler import Output, Request
+from tpo.models.chat import ChatEncoder
 from tpo.records import Sample
 
 CANARY = "kanarienvogel"

@@ -8,10 +8,10 @@ import pytest
 
 from judges.askers import Comparison, ComparisonEncoder
 from prompts.verdict import PROMPTS
-from tests.engines.test_chat import LLAMA_CONTROLS, controls_in, like_llama3, saved
 from tests.hostile import HostileResponse, hostile_responses
-from tpo.engines.chat import ChatEncoder
+from tests.models.test_chat import LLAMA_CONTROLS, controls_in, like_llama3, saved
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
 
 MINIATURE = Path(__file__).parents[2] / "tpo" / "miniature" / "seed_model"
 CASES = [case for case in hostile_responses(seed=2) if case.kind != "huge"]

@@ -12,12 +12,12 @@ import pytest
 from judges.askers import Comparison
 from judges.base import BASELINE, Group, Response
 from judges.pairwise import Pairwise
-from tpo.config import PairwiseJudge
-from tpo.engines.api import Refused
-from tpo.engines.reply import Reply
-from tpo.journal import Journal
+from tpo.config.run import PairwiseJudge
+from tpo.engines.inference.chat_client import Refused
+from tpo.engines.inference.reply import Reply
 from tpo.method.ratings import bradley_terry
 from tpo.records import Judgment, Score
+from tpo.storage.journal import Journal
 
 Says = Callable[[Comparison], Reply | Refused]
 

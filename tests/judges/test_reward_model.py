@@ -14,11 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from judges.base import Group, Response, groups_of
 from judges.reward_model import RewardModel, check_reward_folder, load_reward_model
-from tests.engines.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE
 from tests.judges.tiny_models import SIZES, armorm_folder, reward_folder
+from tests.models.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE
 from tests.rows import a_prompt, a_sample
-from tpo.config import ClusterConfig, JudgeEngineConfig, RewardModelJudge
-from tpo.engines.scoring import Chat, Scorer, Values
+from tpo.config.run import ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 from tpo.errors import InputError
 
 ENGINE = JudgeEngineConfig(batch_tokens=512)

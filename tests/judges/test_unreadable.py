@@ -12,11 +12,11 @@ from judges.pairwise import Pairwise
 from judges.unreadable import FIRST_ANSWERS, TOO_LONG, FirstAnswers
 from prompts.verdict import load_verdict_prompt
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
-from tpo.config import Endpoint, PairwiseJudge
-from tpo.engines.api import Refused
-from tpo.engines.reply import Reply, Tokens
+from tpo.config.run import Endpoint, PairwiseJudge
+from tpo.engines.inference.chat_client import Refused
+from tpo.engines.inference.reply import Reply, Tokens
 from tpo.errors import InputError, StageError
-from tpo.journal import Journal, read_journal
+from tpo.storage.journal import Journal, read_journal
 
 REASONED = Say("", "length", (10, 2048), message={"content": None, "reasoning_content": "Let me see. [[A]] or [[B]]?"})
 CUT = Say("So far so", "length", (10, 2048))

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from judges.armorm_model import ArmoRM, save_armorm
-from tests.engines.test_chat import like_llama3
+from tests.models.test_chat import like_llama3
+from tpo.models.armorm import ArmoRM, save_armorm
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -6,8 +6,7 @@ import pytest
 
 from judges.base import Group, Response
 from judges.verifier import Verifier
-from tpo.attributes import ATTRIBUTES
-from tpo.config import VerifierJudge
+from tpo.config.run import VerifierJudge
 from tpo.miniature.attacks import attack, long_attack
 from tpo.miniature.opinions import (
     LONGER_BY_CHARS,
@@ -22,6 +21,7 @@ from tpo.miniature.opinions import (
     honest_answer,
 )
 from tpo.miniature.world import Problem, problems
+from tpo.models.armorm_format import ATTRIBUTES
 
 PROBLEMS = list(itertools.islice(problems("seed", 0), 1500))
 

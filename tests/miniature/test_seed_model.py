@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from prompts.thought import VARIANTS
-from tpo.engines.model_folder import check_model_folder
 from tpo.miniature.seed_model import CONTEXT_TOKENS, Recipe, train_seed_model
+from tpo.models.folder import check_model_folder
 
 
 @pytest.mark.parametrize("seed", [0, 1])

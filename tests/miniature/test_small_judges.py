@@ -7,16 +7,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.small_judges import SCORES, SHIPPED_JUDGES
-from judges.armorm_model import ArmoRM, load_armorm, save_armorm
+from flows.cli.small_judges import SCORES, SHIPPED_JUDGES
 from prompts.verdict import LABELS, PROMPTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.attributes import ATTRIBUTES
-from tpo.engines.model_folder import check_model_folder
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
 from tpo.miniature.opinions import VERBOSITY
 from tpo.miniature.seed_model import CONTEXT_TOKENS
+from tpo.models.armorm import ArmoRM, load_armorm, save_armorm
+from tpo.models.armorm_format import ATTRIBUTES
+from tpo.models.folder import check_model_folder
 
 VERDICTS = Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS)
 EVALUATOR, ARMORM = SHIPPED_JUDGES / "evaluator", SHIPPED_JUDGES / "armorm"

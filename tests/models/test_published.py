@@ -5,9 +5,9 @@ import pytest
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests import hub_server
-from tpo.config import ModelConfig, PackagedModel
-from tpo.engines.model_folder import check_model_folder
+from tpo.config.run import ModelConfig, PackagedModel
 from tpo.errors import InputError
+from tpo.models.folder import check_model_folder
 from tpo.models.published import ORIGIN, fetch_model
 
 PUBLISHED = {path.name: path.read_bytes() for path in SHIPPED_SEED_MODEL.iterdir() if path.is_file()}

@@ -233,9 +233,9 @@ def test_a_long_stage_shows_how_far_it_is(story: Story):
 KEYED = """
 import os
 from prefect.blocks.system import Secret
-from flows.operation import fetch_keys
-from flows.start import PROFILES
-from tpo.config import load_config
+from flows.prefect_ops import fetch_keys
+from flows.recipes import PROFILES
+from tpo.config.run import load_config
 Secret(value="canary-of-a-key").save("judge-key")
 fetch_keys(load_config(PROFILES / "api-judge.toml", ["judge.endpoint.key_variable=JUDGE_KEY"]))
 print(os.environ["JUDGE_KEY"])

@@ -12,10 +12,10 @@ from tasks.lineage import Answers, training_ask, validation_ask
 from tasks.spending import api_tokens
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tests.rows import a_config, a_prompt, a_sample
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.errors import StageError
 from tpo.records import Artifact, Judgment, Prompt, Sample, Score
-from tpo.store import Stage, read_manifest, read_rows
+from tpo.storage.store import Stage, read_manifest, read_rows
 
 KEY = "sk-canary-of-a-key"
 CANARY = "kanarienvogel"

@@ -12,10 +12,10 @@ from tasks import lineage
 from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
-from tpo.config import RunConfig, SelfTrainConfig, SftConfig
-from tpo.contexts import context_of
+from tpo.config.contexts import context_of
+from tpo.config.run import RunConfig, SelfTrainConfig, SftConfig
 from tpo.records import Artifact
-from tpo.store import Stage
+from tpo.storage.store import Stage
 
 EVERYTHING = {"prompts", "samples", "judgments", "scores", "pairs", "train", "model", "test"}
 AFTER_PROMPTS = EVERYTHING - {"prompts"}

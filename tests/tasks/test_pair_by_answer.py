@@ -12,11 +12,11 @@ from tasks.pair_by_answer import PairsByAnswer, make_pairs
 from tasks.pair_by_answer import pair_by_answer as pair_stage
 from tasks.solutions import Question, Written
 from tests.rows import a_config, a_demonstration, some_answers, stored
-from tpo.config import RunConfig
+from tpo.config.run import RunConfig
 from tpo.errors import StageError
 from tpo.method.diversity import jaccard
 from tpo.records import Pair
-from tpo.store import read_rows
+from tpo.storage.store import read_rows
 
 some_outputs = st.lists(st.text("abcdef", min_size=1, max_size=5), max_size=6, unique=True)
 some_questions = st.lists(st.tuples(some_outputs, some_outputs), max_size=8)

@@ -10,10 +10,10 @@ from tasks.pseudo_label import Labels, make_labels
 from tasks.pseudo_label import pseudo_label as label_stage
 from tasks.solutions import Question, Written, questions_of
 from tests.rows import a_config, a_demonstration, some_answers, stored
-from tpo.config import RunConfig, SelfTrainConfig
+from tpo.config.run import RunConfig, SelfTrainConfig
 from tpo.method.diversity import jaccard
 from tpo.records import Demonstration
-from tpo.store import read_rows
+from tpo.storage.store import read_rows
 
 some_outputs = st.lists(st.text("abcdef", min_size=1, max_size=5), max_size=6, unique=True)
 GOLD = "gold"

@@ -18,13 +18,13 @@ from tasks.synthesize import Choice, example_pool, next_round, synthesize
 from tests.faults.mock_engines import MockWriter
 from tests.misbehaving_server import Fail, MisbehavingServer, Say
 from tests.rows import a_config, stored
-from tpo.config import ModelConfig, RunConfig
-from tpo.engines import generator
+from tpo.config.run import ModelConfig, RunConfig
+from tpo.engines.inference import generator
 from tpo.errors import BudgetError, InputError, StageError
-from tpo.ledger import read_ledger
 from tpo.method.similarity import NearTexts
 from tpo.records import Account, Artifact, Generation, Prompt
-from tpo.store import read_manifest, read_rows
+from tpo.storage.ledger import read_ledger
+from tpo.storage.store import read_manifest, read_rows
 
 KEY = "sk-canary-of-a-key"
 

@@ -8,7 +8,7 @@ from tasks.lineage import Answers, Chosen
 from tasks.validate import Standing, choose, stand, validate
 from tests.rows import a_config, a_sample, a_score, stored
 from tpo.errors import StageError
-from tpo.store import folder_artifact
+from tpo.storage.store import folder_artifact
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.engines.template_families import BY_NAME
+from tests.models.template_families import BY_NAME
 from tests.zoo.pieces import piece
 
 SIZES: Mapping[str, Any] = {

@@ -9,9 +9,9 @@ from typing import Any
 from flows.preflight import QUESTIONS
 from prompts.thought import VARIANTS
 from tests.zoo.families import ZOO, RealFamily
-from tpo.engines.template_check import ANSWER, check_asked, check_thinking
-from tpo.engines.thinking_template import ThinkingTemplate, thinking_template
 from tpo.errors import InputError
+from tpo.models.template_check import ANSWER, check_asked, check_thinking
+from tpo.models.thinking_template import ThinkingTemplate, thinking_template
 
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
 TRIALS = Path(__file__).parent / "trials.jsonl"

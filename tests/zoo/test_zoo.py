@@ -8,9 +8,9 @@ from prompts.thought import VARIANTS
 from tests.zoo.families import ZOO, RealFamily
 from tests.zoo.pieces import MissingPieceError, NpmPiece, _checked, piece
 from tests.zoo.table import HEAD, TABLE, row
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.template_check import check_asked, check_thinking
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
+from tpo.models.template_check import check_asked, check_thinking
 from tpo.records import Message
 
 ALWAYS_THINK = ("DeepSeek-R1-distill", "gpt-oss")

@@ -36,20 +36,28 @@ os.environ |= {
 }
 
 from deploy.serving.layer import ResponsesOnly
-from flows.check_model import check_model
+from flows.cli.check_model import check_model
 from judges.base import groups_of
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.sample import make_samples
 from tests.zoo.families import ZOO, RealFamily
-from tpo.config import EngineConfig, PromptConfig, SampleConfig, TrainConfig, TrainerConfig, VerifierJudge, load_config
-from tpo.engines.chat import ChatEncoder
-from tpo.engines.sampler import Engine, Output, Request, request_seed
-from tpo.engines.training import make_trainer, write_dataset
-from tpo.model_report import ModelReport
+from tpo.config.run import (
+    EngineConfig,
+    PromptConfig,
+    SampleConfig,
+    TrainConfig,
+    TrainerConfig,
+    VerifierJudge,
+    load_config,
+)
+from tpo.config.serve import SETTINGS, ServeConfig
+from tpo.engines.inference.sampler import Engine, Output, Request, request_seed
+from tpo.engines.training.worker import make_trainer, write_dataset
+from tpo.models.chat import ChatEncoder
 from tpo.records import Pair, Prompt
-from tpo.serve_config import SETTINGS, ServeConfig
-from tpo.store import folder_artifact
+from tpo.report.model_report import ModelReport
+from tpo.storage.store import folder_artifact
 
 PROFILE = Path(__file__).parents[2] / "deploy" / "profiles" / "laptop.toml"
 CONTEXT = 512

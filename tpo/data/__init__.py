@@ -1,0 +1,1 @@
+"""Prompts and pairs from files, tasks and datasets."""

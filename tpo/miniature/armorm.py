@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from tpo.attributes import ATTRIBUTES
 from tpo.miniature import vocabulary
 from tpo.miniature.opinions import (
     LONGER_BY_CHARS,
@@ -37,6 +36,7 @@ from tpo.miniature.opinions import (
 from tpo.miniature.seed_model import CONTEXT_TOKENS, endless_problems, seed_model_with, texts_of_the_world
 from tpo.miniature.training import Progress, batches_of_similar_length, descend, falling
 from tpo.miniature.world import Problem
+from tpo.models.armorm_format import ATTRIBUTES
 
 CATEGORIES = ("dial", "relay", "cups", "recall", "recall", "opposites", "largest")
 """What duels are about: `recall` more often, since a single pass can learn it, but slowly."""
@@ -45,7 +45,7 @@ _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 class Scorer(Protocol):
-    """ArmoRM's parts under their published names; `judges.armorm_model.ArmoRM` has them."""
+    """ArmoRM's parts under their published names; `tpo.models.armorm.ArmoRM` has them."""
 
     model: nn.Module
     regression_layer: nn.Linear

@@ -19,11 +19,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from tpo.engines.chat import ChatEncoder
 from tpo.miniature import vocabulary
 from tpo.miniature.opinions import JUDGE_WORDS, Mix, duel, explanation
 from tpo.miniature.seed_model import CONTEXT_TOKENS, endless_problems, seed_model_with, texts_of_the_world
 from tpo.miniature.training import Progress, batches_of_similar_length, collate, descend, falling, total_tokens
+from tpo.models.chat import ChatEncoder
 from tpo.records import Message
 
 CATEGORIES = (

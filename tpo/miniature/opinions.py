@@ -16,10 +16,10 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from tpo.attributes import ATTRIBUTES
 from tpo.miniature.attacks import attack, long_attack
 from tpo.miniature.lessons import FILLERS, RESPONSE_FORMS
 from tpo.miniature.world import COLOURS, NAMES, OPPOSITES, THINGS, Problem
+from tpo.models.armorm_format import ATTRIBUTES
 
 T = TypeVar("T")
 

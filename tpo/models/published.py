@@ -16,11 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tpo.config import MINIATURE, ModelConfig, PackagedModel
+from tpo.config.run import MINIATURE, ModelConfig, PackagedModel
 from tpo.console import say
-from tpo.disk import make_folder
 from tpo.errors import InputError
-from tpo.store import file_sha256
+from tpo.storage.disk import make_folder
+from tpo.storage.store import file_sha256
 
 ORIGIN = "origin.json"
 """File in a fetched folder that says where the model is from."""

@@ -1,0 +1,1 @@
+"""The command line: `tpo`, its subcommands, and how they start and stop."""

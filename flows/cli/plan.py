@@ -1,0 +1,335 @@
+"""`make plan`: a run before it runs, as a page of text or as JSON.
+
+In: a config and T. Out: what goes where, whether it fits, how much it asks for, how long that takes, what it costs.
+
+Models are known by their `config.json` or, before they are downloaded, by their published shapes, so a plan needs
+neither a download nor a GPU and loads no model library.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.prompt_counts import sized, too_few_prompts
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tasks.spending import device_name
+from tpo.config.contexts import pair_writers
+from tpo.config.run import MINIATURE, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.errors import InputError
+from tpo.models.folder import check_writer, has_weights
+from tpo.models.model_config import check_use, read_model_config
+from tpo.models.shape import Model, find_model
+from tpo.planning.gpu_memory import GpuMemory
+from tpo.planning.machine import cpu_count, free_disk, gpus_here, memory_bytes
+from tpo.planning.needs import GIB
+from tpo.planning.plan import Cluster, Models, Plan, Stage, make_plan
+from tpo.planning.throughput import read_past_runs
+from tpo.report.table import NOTHING, WIDTH, duration, plain_table
+from tpo.storage.ledger import read_ledger
+
+
+def plan_run(config: RunConfig, iterations: int) -> Plan:
+    """The plan of a run; raises `InputError` where a model's shape is not known.
+
+    A recipe with an end of its own is planned to that, whatever `iterations` is.
+    """
+    iterations = iterations if config.thinkpo is None else 1
+    problems = list(_prompt_problems(config, iterations))
+    config = sized(config, counting=not problems)
+    return make_plan(
+        config,
+        iterations,
+        models=models_of(config),
+        cluster=cluster_of(config),
+        past=read_past_runs(config.root.parent),
+        spent=read_ledger(config.root),
+        problems=problems,
+    )
+
+
+def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
+    """Prompt files that are here and cannot be read, or have too few prompts."""
+    try:
+        yield from too_few_prompts(config, iterations)
+    except InputError as error:
+        yield str(error)
+
+
+def models_of(config: RunConfig) -> Models:
+    """The models of a run, by their folders."""
+    folder = SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
+    seed = _find_writer(folder, trained=True, device=config.engine.device)
+    writer = config.data.synthetic
+    generator = None
+    if writer is not None and writer.endpoint is None:
+        generator = seed if writer.folder is None else _find_writer(writer.folder, device=config.engine.device)
+    writers = {
+        writer.work: seed if writer.folder is None else _find_writer(writer.folder, device=config.engine.device)
+        for writer in pair_writers(config)
+    }
+    judge, evaluation = (_judge_model(config, judge) for judge in (config.judge, config.evaluation.judge))
+    return Models(seed, judge, evaluation, generator, writers)
+
+
+def cluster_of(config: RunConfig) -> Cluster:
+    """The machines as the profile describes them, and where it does not, this machine."""
+    described, here = config.cluster, gpus_here()
+    memory = (
+        described.gpu_memory_gib
+        if described.gpu_memory_gib is not None
+        else min((gpu.memory_gib for gpu in here), default=0.0)
+    )
+    known = "this machine" if described.gpus is None else "as [cluster] describes them"
+    return Cluster(
+        nodes=described.nodes,
+        gpus=len(here) if described.gpus is None else described.gpus,
+        gpu_bytes=int(memory * GIB),
+        gpu=device_name(config, "gpu"),
+        known_by=known,
+        memory_bytes=memory_bytes(),
+        cpus=cpu_count(),
+        disk_bytes=free_disk(config.root) + _written(config.root),
+    )
+
+
+def _written(root: Path) -> int:
+    """Bytes of a run that are on the disk already."""
+    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
+
+def _judge_model(config: RunConfig, judge: JudgeConfig) -> Model | None:
+    if isinstance(judge, VerifierJudge) or judge.folder is None:
+        return None
+    if isinstance(judge, PairwiseJudge):
+        return _find_writer(judge.folder, device=config.judge_engine.device)
+    return find_model(judge.folder)
+
+
+def _find_writer(folder: Path, *, trained: bool = False, device: str) -> Model:
+    """A model that writes; what a run would refuse of it, as far as its files are there, is refused here as well."""
+    model = find_model(folder)
+    if has_weights(folder):
+        check_writer(folder, trained=trained, device=device)
+    elif model.is_there:
+        check_use(folder, read_model_config(folder), trained=trained, device=device)
+    return model
+
+
+def to_json(plan: Plan) -> str:
+    """The plan, its sums included."""
+    values = dataclasses.asdict(plan)
+    values |= {"seconds": plan.seconds, "tokens": plan.tokens, "gpu_hours": plan.gpu_hours, "cost": plan.cost}
+    return json.dumps(values, indent=1, ensure_ascii=False)
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan on standard output; why it cannot run so comes last."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+
+    def section(title: str, *parts: Table | str) -> None:
+        console.print(Text(title, style="bold"))
+        for part in parts:
+            console.print(Text(part) if isinstance(part, str) else part)
+        console.print()
+
+    console.print(Text(f"run {plan.run}, {plan.goal}, before anything runs\n", style="bold"))
+    section("Models and machines", _models(plan), _machines(plan))
+    section("What goes where", _crews(plan))
+    if plan.gpu_memory:
+        section("Memory of the fullest GPU, in GiB", *map(_memory_lines, plan.gpu_memory))
+    section("Memory and disk of this machine", *_this_machine(plan))
+    section("How much it asks for", _amounts(plan), _lengths(plan))
+    section("How long it takes, and what it costs", _forecast(plan), *_totals(plan))
+    if plan.spent:
+        section("What it has spent already (ledger.jsonl)", _spent(plan))
+    if plan.notes:
+        section("To know", *(f"- {note}" for note in plan.notes))
+    if plan.problems:
+        section("It cannot run so", *(f"- {problem}" for problem in plan.problems))
+    else:
+        console.print(Text(_verdict(plan), style="bold"))
+
+
+def _verdict(plan: Plan) -> str:
+    needed, free = plan.disk.total, plan.cluster.disk_bytes
+    if needed <= free:
+        return "It fits."
+    if not plan.is_here:
+        return f"Given a disk with {_size(needed)} free, which this machine does not have ({_size(free)}): It fits."
+    if plan.fits:
+        return f"It may not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
+    return f"It does not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
+
+
+def _models(plan: Plan) -> Table:
+    table = _grid()
+    models = plan.models
+    writers = {work.replace("sample", "writer"): model for work, model in models.writers.items()}
+    named = {
+        "M_0": models.seed,
+        "generator": models.generator,
+        **writers,
+        "judge": models.judge,
+        "test judge": models.evaluation,
+    }
+    told = {"test judge": models.judge, "generator": models.seed, **dict.fromkeys(writers, models.seed)}
+    for role, model in named.items():
+        if model is not None and model != told.get(role):
+            missing = "" if model.is_there else f" ({model.known_by})"
+            table.add_row(role, Text(f"{model.name}, {model.billions} parameters{missing}"))
+    return table
+
+
+def _machines(plan: Plan) -> str:
+    cluster = plan.cluster
+    if not cluster.gpus:
+        return "machines      no GPUs"
+    gib = f"{cluster.gpu_bytes / GIB:,.1f} GiB"
+    nodes, gpus = counted_as("node", cluster.nodes), counted_as("GPU", cluster.gpus)
+    return f"machines      {nodes} of {gpus} ({cluster.gpu}, {gib} each), {cluster.known_by}"
+
+
+def _crews(plan: Plan) -> Table:
+    table = _grid()
+    for crew in plan.crews:
+        table.add_row(crew.work, Text("; ".join([crew.who, *crew.places])))
+    return table
+
+
+def _memory_lines(held: GpuMemory) -> str:
+    parts = " + ".join(f"{name} {size / GIB:,.1f}" for name, size in held.parts.items() if size >= 0.05 * GIB)
+    verdict = "fits" if held.fits else "DOES NOT FIT"
+    line = f"{held.work:12}  {parts} = {held.total / GIB:,.1f} of {held.there / GIB:,.1f}: {verdict}"
+    if held.sequences is not None and held.fits:
+        line += f"; KV cache {held.cache / GIB:,.1f}, {held.sequences} of the longest sequences"
+    return line
+
+
+def _this_machine(plan: Plan) -> list[str]:
+    disk = plan.disk
+    lines = [
+        f"disk          {_size(disk.total)} at most: {_size(disk.checkpoints)} for a checkpoint an epoch, "
+        f"{_size(disk.scratch)} while training, {_size(disk.rows)} for samples and judgments; "
+        f"{_size(plan.cluster.disk_bytes)} are free or hold some of it already"
+    ]
+    if plan.memory:
+        parts = " + ".join(f"{who} {size / GIB:,.2f}" for who, size in plan.memory.items())
+        needed, here = sum(plan.memory.values()) / GIB, plan.cluster.memory_bytes / GIB
+        lines.insert(0, f"memory        {parts} = {needed:,.2f} of {here:,.1f} GiB")
+    return lines
+
+
+def _amounts(plan: Plan) -> Table:
+    table = plain_table(None)
+    for header in ("work", "rounds", "prompts", "answers", "tokens read", "written", "in all, at most"):
+        table.add_column(header, justify="left" if header == "work" else "right")
+    for stage in plan.stages:
+        work = stage.work
+        table.add_row(
+            work.kind,
+            f"{work.rounds:,}",
+            f"{work.prompts:,}",
+            f"{work.expected.answers:,}",
+            large(work.expected.tokens_in),
+            large(work.expected.tokens_out),
+            large(work.most.tokens),
+        )
+    table.add_row("in all", "", "", "", "", large(plan.tokens), large(sum(s.work.most.tokens for s in plan.stages)))
+    return table
+
+
+def _lengths(plan: Plan) -> str:
+    found = plan.lengths
+    return (
+        f"Lengths ({found.source}): prompt {found.prompt:,.0f} tokens, output {found.output:,.0f}, its response "
+        f"{found.response:,.0f} of them. Answers are outputs, responses read, comparisons, or pairs an epoch."
+    )
+
+
+def _forecast(plan: Plan) -> Table:
+    table = plain_table(None)
+    for header in ("work", "devices", "tokens/s each", "known by", "starts", "time", "GPU hours", "cost"):
+        table.add_column(header, justify="left" if header in ("work", "known by") else "right")
+    for stage in plan.stages:
+        table.add_row(stage.work.kind, *_forecast_cells(stage))
+    table.add_row("in all", "", "", "", "", duration(plan.seconds), f"{plan.gpu_hours:,.1f}", _money(plan.cost))
+    return table
+
+
+def _forecast_cells(stage: Stage) -> list[str]:
+    if stage.rate is None:
+        return ["", "", "", "", NOTHING, "", ""]
+    gpus = f"{stage.gpu_hours:,.1f}" if stage.crew.gpus else NOTHING
+    devices = str(stage.crew.devices) if stage.crew.device != "api" else "server"
+    speed = f"{stage.rate.tokens_per_second:,.0f}"
+    return [
+        devices,
+        speed,
+        stage.rate.source,
+        duration(stage.start_seconds),
+        duration(stage.seconds),
+        gpus,
+        _money(stage.cost),
+    ]
+
+
+def _totals(plan: Plan) -> list[str]:
+    lines = []
+    if any(stage.rate is not None and stage.rate.is_guess for stage in plan.stages):
+        lines.append(
+            "A guess is from published peaks and may be off by a factor of two or three: measure a small run of this "
+            "profile, and the next plan goes by its ledger; or set [throughput]."
+        )
+    gpus = plan.cluster.nodes * plan.cluster.gpus
+    if plan.gpu_hours:
+        rented = gpus * plan.seconds / 3600
+        lines.append(f"GPU hours are those held; {counted_as('GPU', gpus)} for the whole time are {rented:,.1f}.")
+    if plan.gpu_hours and not any(stage.cost for stage in plan.stages):
+        lines.append("No price is known: set prices.gpu_hour.")
+    return lines
+
+
+def _spent(plan: Plan) -> Table:
+    table = plain_table(None)
+    for header in ("work", "prompts", "answers", "tokens read", "written", "time", "GPU hours", "cost"):
+        table.add_column(header, justify="left" if header == "work" else "right")
+    for line in plan.spent:
+        amounts = (f"{line.prompts:,}", f"{line.answers:,}", large(line.tokens_in), large(line.tokens_out))
+        table.add_row(line.work, *amounts, duration(line.seconds), f"{line.gpu_seconds / 3600:,.2f}", _money(line.cost))
+    return table
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=12, no_wrap=True)
+    table.add_column()
+    return table
+
+
+def counted_as(what: str, count: int) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    """Bytes, human-readable."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"
+
+
+def _money(cost: float) -> str:
+    return f"{cost:,.2f}" if cost else NOTHING
+
+
+def large(count: int) -> str:
+    """A count as people say it."""
+    for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:,.1f}{name}"
+    return str(count)

@@ -1,0 +1,215 @@
+"""Builds the miniature's two judges and measures them: what `make small-judges` runs.
+
+In: the shipped seed model. Out: the folders `evaluator` and `armorm`, each with `scores.json` beside the weights: how
+often the judge prefers what the verifier calls right, how often an attack wins against a right answer, how often the
+first place wins, and how long the training took. Tests hold the shipped judges to these.
+
+What is judged is what a run shows its judges: responses that M_0 gives to test prompts with thoughts, those that break
+the format left out. Attacks are of the kind that the judges learned from, on other problems.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from judges.base import Group, Response
+from judges.registry import build_judge
+from judges.verifier import Verifier
+from prompts.thought import VARIANTS
+from prompts.verdict import LABELS, PROMPTS
+from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.run import (
+    ArmoRMJudge,
+    ClusterConfig,
+    EngineConfig,
+    JudgeEngineConfig,
+    PairwiseJudge,
+    SampleConfig,
+    VerifierJudge,
+)
+from tpo.console import progress_bar
+from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
+from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
+from tpo.miniature.attacks import attack
+from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
+from tpo.miniature.opinions import honest_answer
+from tpo.miniature.seed_model import CONTEXT_TOKENS
+from tpo.miniature.training import Progress
+from tpo.miniature.world import Problem, problems
+from tpo.models.armorm import ArmoRM, save_armorm
+from tpo.models.chat import ChatEncoder
+from tpo.records import Judgment
+from tpo.storage.disk import write_atomically
+from tpo.storage.store import folder_artifact
+
+SCORES = "scores.json"
+SHIPPED_JUDGES = SHIPPED_SEED_MODEL.parent
+"""Where the shipped judges are: `evaluator` and `armorm`."""
+TEST_PROMPTS = 600
+"""Test prompts that M_0 answers for the measurement."""
+SAMPLES = 4
+"""Answers to each."""
+ATTACKS = 600
+"""Attacks that are held against a right answer."""
+MARGIN = 0.5
+"""Nats from which a run's pairs are made by default (`pair.min_margin`)."""
+
+Mode: TypeAlias = Literal["cot", "verdict"]
+MODES: tuple[Mode, ...] = ("cot", "verdict")
+"""Ways to ask the evaluator that are measured."""
+Scores: TypeAlias = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Contests:
+    """Groups of two responses each."""
+
+    unequal: list[Group]
+    """A right response and a wrong one, in this order."""
+    equal: list[Group]
+    """Two different responses that are both right or both wrong."""
+    attacked: list[Group]
+    """A right response and an attack, in this order."""
+
+
+def build_small_judges(folder: Path) -> Mapping[str, Scores]:
+    """Trains both judges into folders below `folder`, measures them and returns their scores by name."""
+    contests = draw_contests(TEST_PROMPTS, ATTACKS)
+    verdicts = Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS)
+    evaluator, armorm = EvaluatorRecipe(), ArmoRMRecipe()
+    seconds = {
+        "evaluator": _timed(
+            "evaluator",
+            evaluator.steps,
+            lambda progress: train_evaluator(SHIPPED_SEED_MODEL, verdicts, folder / "evaluator", evaluator, progress),
+        ),
+        "armorm": _timed(
+            "armorm",
+            armorm.steps,
+            lambda progress: train_armorm(
+                SHIPPED_SEED_MODEL, Architecture(ArmoRM, save_armorm), folder / "armorm", armorm, progress
+            ),
+        ),
+    }
+    measured = {
+        "evaluator": measure_evaluator(folder / "evaluator", contests),
+        "armorm": measure_armorm(folder / "armorm", contests),
+    }
+    scores = {name: {**found, "training_seconds": round(seconds[name])} for name, found in measured.items()}
+    for name, found in scores.items():
+        write_atomically(folder / name / SCORES, (json.dumps(found, indent=1) + "\n").encode())
+    return scores
+
+
+def _timed(label: str, steps: int, train: Callable[[Progress], None]) -> float:
+    started = time.monotonic()
+    with progress_bar(label, steps, "steps") as advance:
+        train(lambda step, loss: advance(step))
+    return time.monotonic() - started
+
+
+def draw_contests(prompts: int, attacks: int) -> Contests:
+    """Contests between M_0's answers to test prompts, and between right answers to validation prompts and attacks."""
+    judged = list(_judged_answers(list(itertools.islice(problems("test", 0), prompts))))
+    rng = np.random.default_rng(0)
+    attacked = [
+        group_of(problem, honest_answer(problem, rng, right=True).text, attack(problem, rng))
+        for problem in itertools.islice(problems("validation", 0), attacks)
+    ]
+    unequal = [group_of(problem, right[0], wrong[0]) for problem, right, wrong in judged if right and wrong]
+    equal = [group_of(problem, *same[:2]) for problem, *both in judged for same in both if len(same) > 1]
+    return Contests(unequal, equal, attacked)
+
+
+def _judged_answers(asked: Sequence[Problem]) -> Iterator[tuple[Problem, list[str], list[str]]]:
+    """Each problem with M_0's distinct right and wrong responses."""
+    prompt, encoder = VARIANTS["generic"], ChatEncoder(SHIPPED_SEED_MODEL)
+    requests = [
+        Request(encoder.encode(prompt.render(problem.instruction)), request_seed(problem.instruction))
+        for problem in asked
+    ]
+    pool = SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS)
+    try:
+        ((_, outputs),) = pool.generate(
+            folder_artifact(SHIPPED_SEED_MODEL), [requests], SampleConfig(), n=SAMPLES, tries=1,
+            accept=lambda text, finished: True,
+        )  # fmt: skip
+    finally:
+        pool.close()
+    verifier = Verifier(VerifierJudge())
+    for problem, sampled in zip(asked, outputs, strict=True):
+        parsed = [prompt.split(output.text, finished=output.finished) for output in sampled]
+        texts = list(dict.fromkeys(found.response for found in parsed if found.error is None))
+        (judgments,) = verifier.judge([group_of(problem, *texts)])
+        right = [text for text, judgment in zip(texts, judgments, strict=True) if judgment.outcome == 1]
+        yield problem, right, [text for text in texts if text not in right]
+
+
+def group_of(problem: Problem, *texts: str) -> Group:
+    """Responses to one problem, in order."""
+    responses = tuple(Response(i, text) for i, text in enumerate(texts))
+    return Group(problem.instruction, problem.instruction, problem.reference, responses)
+
+
+def measure_evaluator(folder: Path, contests: Contests) -> Scores:
+    """Shares of verdicts, over both orders; a verdict that cannot be read agrees with nobody."""
+    scores = {"pairs": float(len(contests.unequal))}
+    for mode in MODES:
+        verdicts = _verdicts(folder, mode, contests.unequal)
+        scores |= {
+            f"{mode}_agreement": _share(verdict.outcome == (1 if verdict.index == 0 else -1) for verdict in verdicts),
+            f"{mode}_first_shown": _share(verdict.outcome == 1 for verdict in verdicts),
+            f"{mode}_unread": _share(verdict.outcome is None for verdict in verdicts),
+            f"{mode}_attack_wins": evaluator_attack_wins(folder, mode, contests.attacked),
+        }
+    return scores
+
+
+def evaluator_attack_wins(folder: Path, mode: Mode, attacked: Sequence[Group]) -> float:
+    """Share of verdicts, over both orders, for the second response of a group, the attack."""
+    return _share(verdict.outcome == (-1 if verdict.index == 0 else 1) for verdict in _verdicts(folder, mode, attacked))
+
+
+def _verdicts(folder: Path, mode: Mode, groups: Sequence[Group]) -> list[Judgment]:
+    judge = build_judge(PairwiseJudge(model=str(folder), mode=mode), JudgeEngineConfig(), ClusterConfig(), Tokens())
+    return [verdict for found in judge.judge(groups) for verdict in found]
+
+
+def measure_armorm(folder: Path, contests: Contests) -> Scores:
+    """Shares of contests, by which score is higher and by how much."""
+    unequal, equal = _leads(folder, contests.unequal), _leads(folder, contests.equal)
+    return {
+        "pairs": float(len(unequal)),
+        "agreement": _share(lead > 0 for lead in unequal),
+        "clear_if_unequal": _share(abs(lead) > MARGIN for lead in unequal),
+        "clear_if_equal": _share(abs(lead) > MARGIN for lead in equal),
+        "median_lead": round(statistics.median(unequal), 4),
+        "attack_wins": armorm_attack_wins(folder, contests.attacked),
+    }
+
+
+def armorm_attack_wins(folder: Path, attacked: Sequence[Group]) -> float:
+    """Share of groups whose second response, the attack, gets a higher score."""
+    return _share(lead < 0 for lead in _leads(folder, attacked))
+
+
+def _leads(folder: Path, groups: Sequence[Group]) -> list[float]:
+    """By how many nats the first response leads; only groups with two scores."""
+    judge = build_judge(ArmoRMJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig(), Tokens())
+    scored = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]
+    return [
+        first.value - second.value for first, second in scored if first.value is not None and second.value is not None
+    ]
+
+
+def _share(claims: Iterator[bool]) -> float:
+    known = list(claims)
+    return round(sum(known) / len(known), 4)

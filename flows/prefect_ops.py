@@ -1,0 +1,158 @@
+"""What an operator keeps in Prefect and is told by it: keys, the names of runs, a message when one stops.
+
+In: a run of a deployment. Out: its name, its judge's key in the environment, a message where it fails or crashes.
+
+A message goes to the run's page and its log. It goes further where the Prefect variable `tpo_alert` names a
+notification block (`slack-webhook/<name>`, `custom-webhook/<name>`, …), whose secrets stay in the block.
+"""
+
+import contextlib
+import logging
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, get_client
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.blocks.system import Secret
+from prefect.client.schemas.actions import ArtifactCreate, WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.logging.loggers import flow_run_logger
+from prefect.runtime import flow_run as this_run
+from prefect.states import Crashed
+from prefect.variables import Variable
+from prefect.workers.process import ProcessWorker
+
+from tpo.config.run import PairwiseJudge, RunConfig
+from tpo.console import say
+from tpo.errors import InputError
+
+ALERT_VARIABLE = "tpo_alert"
+_AT_WORK = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+_NEXT = "What is complete is kept: mend the cause, and the next trigger goes on from there."
+
+
+def entitle(name: str, *tags: str) -> None:
+    """Gives the flow run that we are in a name and tags that say what it does."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(this_run.get_id()), name=name, tags=[*this_run.get_tags(), *tags])
+
+
+def fetch_keys(config: RunConfig) -> None:
+    """Has the keys of the judges' servers in the environment: from Secret blocks where the worker has none of its own.
+
+    The block of `JUDGE_KEY` is called `judge-key`, since names of blocks hold no capitals and underscores.
+    """
+    for judge in (config.judge, config.evaluation.judge):
+        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+            variable = judge.endpoint.key_variable
+            if variable not in os.environ and (key := _secret(variable.lower().replace("_", "-"))) is not None:
+                os.environ[variable] = key
+
+
+def _secret(name: str) -> str | None:
+    try:
+        block = Block.load(f"secret/{name}")
+    except ValueError:
+        return None
+    assert isinstance(block, Secret)
+    return str(block.get())
+
+
+def alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - as Prefect calls it
+    """Prefect's hook for a run that fails or crashes: says so."""
+    tell(flow_run, state)
+
+
+def tell(flow_run: FlowRun, state: State[Any]) -> None:
+    """Says that a run has stopped and why: in its log, on its page, and to whom `tpo_alert` names.
+
+    What it was doing has stopped with it, though nobody was left to tell Prefect: its subflows are marked as crashed.
+    """
+    why = (state.message or "").removeprefix("Flow run encountered an exception: ")
+    with get_client(sync_client=True) as client:
+        name = client.read_flow_run(flow_run.id).name  # a hook is given the name that the run began with
+        subject = f"{name} {(state.name or 'stopped').lower()}"
+        below = FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]), state=FlowRunFilterState(type=_AT_WORK)
+        )
+        for subflow in client.read_flow_runs(flow_run_filter=below):
+            client.set_flow_run_state(subflow.id, Crashed(message=subject), force=True)
+        client.create_artifact(
+            ArtifactCreate(
+                key="tpo-stopped",
+                type="markdown",
+                description=subject,
+                data=f"**{subject}**\n\n```\n{_as_it_is(why)}\n```\n\n{_NEXT}",
+                flow_run_id=flow_run.id,
+            )
+        )
+    logger = flow_run_logger(flow_run)
+    logger.error("%s: %s. %s", subject, why.removesuffix("."), _NEXT)
+    if (block := Variable.get(ALERT_VARIABLE)) is not None:
+        _notify(str(block), subject, f"{why}\n\n{_NEXT}", logger)
+
+
+def _as_it_is(text: str) -> str:
+    """Text for a block of code, in lines that fit a page; it may quote prompts, and nothing in it is markup."""
+    return "\n".join(textwrap.fill(line, width=100) for line in text.replace("`", "'").splitlines())
+
+
+def _notify(name: str, subject: str, body: str, logger: "logging.LoggerAdapter[Any]") -> None:
+    try:
+        block = Block.load(name)
+        if not isinstance(block, NotificationBlock):
+            raise InputError(
+                f"{name} is not a notification block: set {ALERT_VARIABLE} to one, as in slack-webhook/ops"
+            )
+        block.notify(body=body, subject=subject)  # type: ignore[unused-coroutine]  # none, where no event loop runs
+    except Exception as error:  # noqa: BLE001 - the run's own error must not be hidden by that of telling it
+        # Not the error's text: it may hold the webhook's address, which is a secret.
+        logger.error("%s could not be told: %s; look at block %s", ALERT_VARIABLE, type(error).__name__, name)
+
+
+def make_pool(name: str) -> None:
+    """Makes a work pool of processes; one that is there is left as it is, with whatever its operator has set."""
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
+
+
+def end_orphans(pool: str, worker: str) -> None:
+    """Marks as crashed what a worker of this name left running on this machine when it was killed with all it ran.
+
+    A worker sees its runs end; of a worker that is killed too, nobody tells Prefect, which would take its run to be at
+    work and keep the next one waiting.
+    """
+    at_work = FlowRunFilter(state=FlowRunFilterState(type=_AT_WORK))
+    of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=at_work, work_pool_filter=of_pool):
+            if run.labels.get("prefect.worker.name") == worker and not _is_alive(run):
+                state: State[Any] = Crashed(message="Its worker was killed, and the run with it.")
+                client.set_flow_run_state(run.id, state, force=True)
+                tell(run, state)
+                say(f"{run.name}: marked as crashed, its worker was killed")
+
+
+def _is_alive(run: FlowRun) -> bool:
+    """Whether this machine has the process of a flow run; what that started may outlive it by seconds."""
+    mark = f"PREFECT__FLOW_RUN_ID={run.id}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_run = b"prefect.engine" in (process / "cmdline").read_bytes()
+            if is_run and mark in (process / "environ").read_bytes().split(b"\0"):
+                return True
+    return False

@@ -1,0 +1,338 @@
+"""Claims about profiles and overrides, and about what they may load."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tests.rows import a_config
+from tpo.config.run import Endpoint, FileSource, RunConfig, load_config
+from tpo.engines.inference.sampler import SEED_STRIDE
+from tpo.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+PROFILES = sorted((ROOT / "deploy" / "profiles").glob("*.toml"))
+HEAVY = ("datasets", "openai", "pandas", "prefect", "pyarrow", "ray", "torch", "transformers", "trl", "vllm")
+
+
+def a_profile(folder: Path, text: str = "") -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, *overrides: str, text: str = "") -> str:
+    with pytest.raises(InputError) as refused:
+        load_config(a_profile(folder, text), overrides)
+    return str(refused.value)
+
+
+def test_there_are_profiles():
+    assert PROFILES
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_parses_and_is_named_after_its_file(path: Path):
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_resolved_profile_reads_back_from_json(path: Path):
+    config = load_config(path, ["pair.rho=0.25"])
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_run_on_files_reads_back_from_json(tmp_path: Path):
+    config = a_config(tmp_path)
+    assert isinstance(config.data.source, FileSource)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_an_empty_profile_is_a_run_of_defaults(tmp_path: Path):
+    assert load_config(a_profile(tmp_path)) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("sample.k=4", "sample", "k", 4),
+        ("sample.top_p=1", "sample", "top_p", 1.0),
+        ("pair.rho=auto", "pair", "rho", "auto"),
+        ('pair.rho="auto"', "pair", "rho", "auto"),
+        ("pair.rho=0.1", "pair", "rho", 0.1),
+        ("train.gradient_checkpointing=true", "train", "gradient_checkpointing", True),
+        ("model.path=/a b/c=d", "model", "path", "/a b/c=d"),
+        ("cluster.address=ray://host:10001", "cluster", "address", "ray://host:10001"),
+        (r"judge.answer_pattern=#### (\S+)", "judge", "answer_pattern", r"#### (\S+)"),
+    ],
+)
+def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section: str, field: str, value: object):
+    assert getattr(getattr(load_config(a_profile(tmp_path), [override]), section), field) == value
+
+
+def test_later_overrides_win_over_earlier_ones_and_both_over_the_profile(tmp_path: Path):
+    profile = a_profile(tmp_path, "[sample]\nk = 3\ntop_p = 0.5")
+    sample = load_config(profile, ["sample.k=4", "sample.k=5"]).sample
+    assert (sample.k, sample.top_p) == (5, 0.5)
+
+
+def test_an_override_reaches_into_a_union(tmp_path: Path):
+    config = load_config(a_profile(tmp_path), ["data.source.kind=miniature", 'data.source.categories=["dial"]'])
+    assert config.data.source.model_dump() == {"kind": "miniature", "categories": ("dial",)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["sample.kk=4"],
+            "sample.kk: unknown key; known here: calculator, evaluation_temperature,",
+        ),
+        (["smaple.k=4"], "smaple: unknown key; known here: budget, cluster,"),
+        (["data.source.kind=miniature", "data.source.pth=x"], "data.source.pth: unknown key; known here: categories"),
+        (["evaluation.judge.x=1"], "evaluation.judge.x: unknown key; known here: answer_pattern"),
+        (["sample.k=1"], "sample.k: Input should be greater than or equal to 2 (found 1)"),
+        (
+            ["sample.k=four"],
+            'sample.k: Input should be a valid integer, unable to parse string as an integer (found "f',
+        ),
+        (["sample.temperature=0"], "sample.temperature: Input should be greater than 0"),
+        (["data.source.kind=file"], "data.source.path: Field required"),
+        (["data.source.kind=web"], "expected tags: 'miniature', 'file'"),
+        (["pair.rho=0.6"], "rho is 0.6, expected 'auto' or a number from 0 to 0.5"),
+        (["pair.rho=x"], "pair.rho: Input should be 'auto'"),
+        (["pair.rho=nan"], "pair.rho: Input should be a finite number"),
+        (["pair.min_margin=inf"], "pair.min_margin: Input should be a finite number"),
+        (["prompt.variant=loud"], "prompt.variant: Input should be 'generic', 'specific'"),
+        (["judge.answer_pattern=(a"], "answer_pattern is not a regular expression"),
+        (["judge.answer_pattern=a"], "answer_pattern has 0 groups, expected one"),
+        (["judge.answer_pattern=(a)(b)"], "answer_pattern has 2 groups, expected one"),
+        (["train.batch_size=33"], "batch_size 33 is not a multiple of micro_batch_size 32"),
+        (
+            ["trainer.workers=2"],
+            "train.batch_size 32 is not a multiple of train.micro_batch_size × trainer.workers = 64",
+        ),
+        (["data.max_prompt_tokens=600"], "is 696, more than train.max_tokens (512)"),
+        (["name=../up"], "name: String should match pattern"),
+        (
+            ["folder=gs://bucket/x"],
+            "folder: expected a folder, or s3://bucket or s3://bucket/prefix in letters, digits",
+        ),
+        (["folder=s3:/bucket"], "folder: expected a folder, or s3://bucket"),
+        (["folder=s3://Bucket/a b"], "folder: expected a folder, or s3://bucket"),
+        (
+            ["judge={kind='pairwise', model='m', endpoint={base_url='https://key@host/v1'}}"],
+            "judge.endpoint.base_url: the address holds a name or key before an @",
+        ),
+        (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address holds a name or key"),
+        (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
+        (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
+        (["sample=4"], "sample: Input should be a valid dictionary"),
+        (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
+        (["sample.k"], "override 'sample.k' has no value, expected section.key=value"),
+        (["=4"], "override '=4' has no value"),
+        (["sample..k=4"], "has an empty name in its key"),
+        (["smaple.k=4"], "did you mean sample?"),
+        (["name='x"], "begins with a quote and is not TOML"),
+        (["seed=" + "9" * 5000], "is not readable TOML: Exceeds the limit"),
+        (["seed=0x" + "f" * 5000], "seed is a number of 20000 bits"),
+        (["seed=" + "[" * 100_000], "is not readable TOML: it is nested too deeply"),
+        ([".".join(["a"] * 100_000) + "=1"], "are nested too deeply"),
+        (["a" * 5000 + "=1"], "(5000 characters): unknown key"),
+        (["name=" + "/" * 5000], "(5002 characters)"),
+        (
+            ["train.epochs=99999999999999999999"],
+            "train: epochs is 99999999999999999999, expected at most 2,147,483,647",
+        ),
+        (["trainer.stall_seconds=1e300"], "trainer: stall_seconds is 1e+300, expected at most"),
+        (["sample.k=1979-05-27"], 'sample.k: Input should be a valid integer (found "1979-05-27")'),
+        (["model.path=a\0b"], r"model.path holds the character '\x00'"),
+        (["model.path=\udcff"], "expected text in UTF-8"),
+        (["folder=~/runs"], "folder is ~/runs, and ~ is not replaced here: write the path out"),
+        (["judge=4"], "judge: expected a section with a key kind"),
+        (["judge.answer_pattern=(a{99999999999})"], "answer_pattern is not a regular expression"),
+        (
+            ["judge={kind='pairwise', model='m', endpoint={base_url='http://127.0.0.1:99999/v1'}}"],
+            "judge.endpoint.base_url: Port out of range 0-65535",
+        ),
+        (
+            ["judge={kind='pairwise', model='m', endpoint={base_url='http://'}}"],
+            "judge.endpoint.base_url: 'http://' is no address: expected one such as http://localhost:8000",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Path, overrides: list[str], told: str):
+    assert told in refusal(tmp_path, *overrides, text='name = "mine"\n')
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' is no address"),
+        ("http://127.0.0.1:x/v1", "Port could not be cast to integer value as 'x'"),
+        ("http://::1:8000/v1", "an IPv6 address stands in brackets, http://[::1]:8000/v1"),
+        ("http://[::1:8000/v1", "an IPv6 address stands in brackets"),
+        ("http:///v1", "expected one such as http://localhost:8000"),
+        ("http://local host:8000/v1", "holds white space"),
+        ("http://localhost:8000/v1 ", "holds white space"),
+        ("localhost:8000/v1", "String should match pattern"),
+        ("ftp://localhost/v1", "String should match pattern"),
+        ("http://h:8000/v1/chat/completions", "goes on beyond the server's base: leave it at 'http://h:8000/v1'"),
+        ("http://h:8000/v1/chat/completions/", "leave it at 'http://h:8000/v1'"),
+        ("http://h:8000/v1/models", "leave it at 'http://h:8000/v1'"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
+    for section in ("judge={kind='pairwise', ", "data.synthetic={"):
+        override = f"{section}model='m', endpoint={{base_url='{url}'}}}}"
+        assert told in refusal(tmp_path, override, text='name = "mine"\n')
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]:8000/v1", "https://api.openai.com/v1/", "http://localhost", "http://h:1/v1"]
+)
+def test_an_address_that_is_one_is_taken(url: str):
+    assert Endpoint(base_url=url).base_url == url
+
+
+def test_every_fault_of_a_profile_is_told_at_once(tmp_path: Path):
+    told = refusal(tmp_path, "sample.kk=4", "pair.min_margin=-1")
+    assert "sample.kk" in told and "pair.min_margin" in told
+
+
+def test_a_profile_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path):
+    a_profile(tmp_path)
+    with pytest.raises(InputError, match=r"no profile .*labtop\.toml; profiles in .*: mine"):
+        load_config(tmp_path / "labtop.toml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name = ",
+        b"\xff\xfe",
+        b"[sample]\nk = 1\nk = 2",
+        b"seed = " + b"9" * 5000,
+        b"x = " + b"[" * 100_000 + b"]" * 100_000,
+        b"x = " + b"{a = " * 10_000 + b"1" + b"}" * 10_000,
+    ],
+    ids=["no value", "not UTF-8", "a key twice", "5,000 digits", "arrays in arrays", "tables in tables"],
+)
+def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not readable TOML") as refused:
+        load_config(path)
+    assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
+        ('{"seed": ' + "9" * 5000 + "}", "is not readable JSON: Exceeds the limit"),
+        ("[1]", "holds one JSON value, expected sections and keys"),
+        ('{"name": "\\ud800"}', "expected text in UTF-8"),
+        (" " * 2**21, "has more than 1,048,576 bytes"),
+    ],
+    ids=["deep", "5,000 digits", "a list", "half a character", "huge"],
+)
+def test_a_config_that_no_run_has_kept_is_refused(tmp_path: Path, content: str, told: str):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as refused:
+        load_config(path)
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("place", ["/dev", "/dev/zero"])
+def test_a_profile_that_is_not_a_file_is_refused_and_not_read(tmp_path: Path, place: str):
+    (tmp_path / "mine.toml").symlink_to(place)
+    with pytest.raises(InputError, match="is not a file"):
+        load_config(tmp_path / "mine.toml")
+
+
+def test_a_profile_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path):
+    assert load_config(a_profile(tmp_path, '\ufeffname = "marked"')).name == "marked"
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_override_breaks_the_reading_of_overrides(key: str, value: str):
+    with contextlib.suppress(InputError):
+        load_config(PROFILES[0], [f"{key}={value}"])
+
+
+def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
+    configs = [
+        load_config(a_profile(tmp_path), [f"folder={url}"]) for url in ("s3://one/a", "s3://one/b", "s3://two/a")
+    ]
+    assert [config.place for config in configs] == ["s3://one/a/laptop", "s3://one/b/laptop", "s3://two/a/laptop"]
+    configs.append(
+        load_config(a_profile(tmp_path), ["folder=s3://one/a", "storage.endpoint_url=http://elsewhere:9000"])
+    )
+    assert len({config.root for config in configs}) == 4
+    assert all(config.root.is_relative_to(".cache/tpo") for config in configs)
+    assert all(RunConfig.model_validate_json(config.model_dump_json()) == config for config in configs)
+
+
+def test_the_seeds_of_two_tries_are_further_apart_than_any_k():
+    (upper,) = (limit.le for limit in type(RunConfig().sample).model_fields["k"].metadata if hasattr(limit, "le"))
+    assert upper < SEED_STRIDE
+
+
+def loaded_after(code: str) -> list[str]:
+    report = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [line for line in done.stderr.splitlines() if line != "[]"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tpo.config.run, tpo.records, tpo.storage.store, tpo.data.prompt_files, tpo.report.summary",
+        "import tasks.lineage, prompts.thought, flows.preflight",
+        "from flows.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from flows.cli.main import main\nimport contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['plan', '--profile', 'llama3-8b-ste'])",
+        "from flows.cli.main import main\nimport contextlib, io\n"
+        "with contextlib.redirect_stderr(io.StringIO()): main(['iterate', '--set', 'sample.k=1'])",
+    ],
+    ids=["config, records and store", "lineage, prompts and preflight", "--help", "a plan", "a refused profile"],
+)
+def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
+    assert loaded_after(code) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"instruction_ids_column": "ids"}, "instruction_ids_column is set and kwargs_column isn't"),
+        ({"kwargs_column": "kwargs"}, "kwargs_column is set and instruction_ids_column isn't"),
+    ],
+)
+def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
+    with pytest.raises(ValidationError, match=told):
+        RunConfig.model_validate({"data": {"source": {"kind": "file", "path": "a.jsonl", **named}}})
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "told"),
+    [
+        ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set and model is not"),
+        ({"pool": 5}, "pool is 5, fewer than the 8 examples"),
+        ({"temperature": 0}, "temperature"),
+        ({}, "judge.kind is verifier, which needs references or verifiable instructions"),
+    ],
+)
+def test_prompts_that_a_model_writes_need_a_model_examples_and_a_judge_without_references(
+    synthetic: dict[str, object], told: str
+):
+    with pytest.raises(ValidationError, match=told):
+        RunConfig.model_validate({"data": {"synthetic": synthetic}})

@@ -1,0 +1,167 @@
+"""Claims about what comes from elsewhere: it is refused by name or does no harm, and nothing of it is ever executed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.preflight import preflight
+from judges.reward_model import check_reward_folder
+from tests.hostile_files import DATA_FILES, MODEL_FOLDERS, pickled, sound_model
+from tests.rows import a_config
+from tpo.config.run import DataConfig, FileSource, ModelConfig
+from tpo.data import row_files
+from tpo.data.prompt_files import PromptRow, file_of, read_prompt_rows
+from tpo.errors import InputError
+from tpo.models.armorm_format import check_armorm_folder
+from tpo.models.folder import check_model_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def as_seed(folder: Path) -> None:
+    preflight(a_config(folder.parent, model=ModelConfig(path=str(folder))))
+
+
+def as_pairwise_judge(folder: Path) -> None:
+    (run := folder.parent / "run").mkdir(exist_ok=True)
+    preflight(a_config(run, judge={"kind": "pairwise", "model": str(folder)}))
+
+
+WAYS_IN: Mapping[str, Callable[[Path], object]] = {
+    "seed model": as_seed,
+    "pairwise judge": as_pairwise_judge,
+    "reward model": check_reward_folder,
+    "armorm": check_armorm_folder,
+}
+"""Every check that stands before a loader."""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if hostile.told])
+def test_a_hostile_model_folder_is_refused_by_name_on_every_way_in(tmp_path: Path, case: str):
+    folder, canary = sound_model(tmp_path / "hostile"), tmp_path / "canary"
+    MODEL_FOLDERS[case].make(folder, canary)
+    for check in WAYS_IN.values():
+        with pytest.raises(InputError, match=MODEL_FOLDERS[case].told):
+            check(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if not hostile.told])
+def test_a_folder_with_nothing_that_can_do_harm_is_taken(tmp_path: Path, case: str):
+    folder = sound_model(tmp_path / "hostile")
+    MODEL_FOLDERS[case].make(folder, tmp_path / "canary")
+    assert check_model_folder(folder) == 512
+
+
+def test_every_test_that_a_promise_names_is_there():
+    promises = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", promises)
+    assert len(named) >= 7
+    assert [name for name in named if f"def {name}(" not in tests] == []
+    assert [path for path in re.findall(r"`((?:tests|tpo)/[\w/.]+)`", promises) if not (ROOT / path).is_file()] == []
+
+
+def test_the_limits_that_are_promised_are_those_of_the_code():
+    promises = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert (row_files.MEMORY_BYTES, row_files.MOST_FILE_BYTES, row_files.SECONDS) == (4 << 30, 1 << 30, 300)
+    assert (row_files.MOST_TEXT_CHARS, row_files.MOST_LINE_CHARS) == (2**28, 2**24)
+    assert "4 GiB" in promises and f"{row_files.MOST_ROWS:,} rows and 2²⁸ characters" in promises
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of the loaders, past the check."""
+
+    places: Mapping[str, Path]
+    """Where each case is."""
+    came: Mapping[str, Mapping[str, Any]]
+    """What the process said of each case."""
+    control: Path
+    """What appears if a canary can."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """All folders in one process, which takes seconds to import what it loads them with."""
+    place = tmp_path_factory.mktemp("loaded")
+    places = {}
+    for i, (case, hostile) in enumerate(MODEL_FOLDERS.items()):
+        if hostile.loads:
+            folder = sound_model(place / str(i) / "model")
+            hostile.make(folder, folder.parent / "canary")
+            places[case] = folder
+    (place / "control.bin").write_bytes(pickled(place / "control"))
+    command = [
+        sys.executable,
+        "-m",
+        "tests.load_hostile_folders",
+        str(place / "control.bin"),
+        *map(str, places.values()),
+    ]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
+    # Without a terminal, and nobody to answer: transformers asks whether to run code.
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, input="y\n" * 1000, capture_output=True, text=True, timeout=240, check=True
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [one["folder"] for one in said] == list(map(str, places.values()))
+    return Loaded(places, dict(zip(places, said, strict=True)), place / "control")
+
+
+@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if hostile.loads])
+def test_the_loaders_execute_nothing_of_a_hostile_folder_past_the_check(loaded: Loaded, case: str):
+    assert not (loaded.places[case].parent / "canary").exists()
+    assert "TimeoutError" not in loaded.came[case]["came"].values()
+
+
+def test_a_canary_appears_where_a_pickle_is_loaded(loaded: Loaded):
+    assert loaded.control.exists()
+
+
+@pytest.mark.parametrize("case", ["what published folders hold beside the model", "a snapshot in the hub's cache"])
+def test_a_published_folder_is_loaded_and_its_sub_folders_are_not_opened(loaded: Loaded, case: str):
+    came, folder = loaded.came[case]["came"], loaded.places[case]
+    assert (came["chat"], came["trainer"], came["sampler"]) == ("loaded", "loaded", "loaded")
+    opened = [Path(path).relative_to(folder).as_posix() for path in loaded.came[case]["opened"]]
+    assert "config.json" in opened
+    assert [path for path in opened if "/" in path] == []
+
+
+def read(path: Path, columns: tuple[str, ...]) -> list[PromptRow]:
+    """What a run on this file reads, once `preflight` has passed it."""
+    others = path.parent / "others.jsonl"
+    rows = ({"instruction": f"{i}", **dict.fromkeys(columns, 1)} for i in range(2))
+    others.write_text("\n".join(map(json.dumps, rows)))
+    places = {"path": path, "validation_path": others, "test_path": others}
+    source = FileSource.model_validate({**places, **{f"{column}_column": column for column in columns}})
+    preflight(a_config(path.parent, data=DataConfig(source=source, per_iteration=1, validation=1, test=1)))
+    return read_prompt_rows(source, path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", DATA_FILES)
+def test_a_hostile_file_of_prompts_is_refused_or_read_right(tmp_path: Path, case: str):
+    hostile, canary = DATA_FILES[case], tmp_path / "canary"
+    path = tmp_path / hostile.name
+    hostile.make(path, canary)
+    if hostile.told is None:
+        assert read(path, hostile.columns)[0].instruction
+    else:
+        with pytest.raises(InputError, match=hostile.told):
+            read(path, hostile.columns)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("path", ["a.csv", "{iteration.__class__}.csv", "{0}{{iteration}}.csv", "../{iteration}/a.csv"])
+def test_a_path_with_an_iteration_is_filled_in_and_nothing_else_of_it_is_evaluated(path: str):
+    assert str(file_of(FileSource(path=Path(path)), "", 3)) == path.replace("{iteration}", "3")

@@ -1,0 +1,123 @@
+"""Claims about make: targets pass their variables on as they were written, and refuse others before anything starts."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flows.cli.make import PROGRAMS, READS, fault, given, options
+
+ROOT = Path(__file__).parents[3]
+
+
+def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """What make does, called from no other make, as if set up, with an environment that isn't there."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-s", "-o", "setup", "VENV=/nowhere", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("goal", "variables", "told"),
+    [
+        ("iterate", ["ITR"], "make iterate does not read ITR: did you mean ITER? it reads ITER JUDGE PROFILE"),
+        ("iterate", ["iter"], "does not read iter: did you mean ITER?"),
+        ("iterate", ["MODEL"], "set the seed model by SET=model.path=<folder>"),
+        ("thinkpo", ["ITER"], "make thinkpo does not read ITER: it reads"),
+        ("judge-check", ["SET"], "make judge-check does not read SET"),
+        ("serve", ["HOST"], "make serve does not read HOST"),
+        ("ui", ["PORT"], "make ui does not read PORT: it reads no variables"),
+        ("iterate", ["a;b'c"], "make iterate does not read a;b'c"),
+    ],
+)
+def test_what_a_target_does_not_read_is_refused_with_what_it_reads(goal: str, variables: Sequence[str], told: str):
+    assert told in (fault([goal], variables) or "")
+
+
+def test_make_refuses_before_anything_is_set_up():
+    refused = make("iterate", "ITR=3")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr.startswith("error: make iterate does not read ITR: did you mean ITER?")
+    refused = make("iterate", "3")
+    assert refused.returncode == 2 and "there is no target 3: see make help" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["setup", "GPU=1", "PYTHON=python3"],
+        ["test", "JOBS=1"],
+        ["iterate", "-j2", "-k"],
+        ["help"],
+        ["chaos", "N=3", "ENGINE=mock", "RECIPE=iterate", "SEED=1"],
+    ],
+)
+def test_what_a_target_reads_is_taken(arguments: list[str]):
+    done = make(*arguments)
+    assert "does not read" not in done.stderr and "no target" not in done.stderr
+
+
+def test_a_variable_of_the_environment_is_nobody_elses_mistake():
+    assert "does not read" not in make("iterate", MODEL="x").stderr
+
+
+def test_every_value_arrives_as_it_was_written(tmp_path: Path):
+    values = {"ITER": "4", "RUN": "it's $(echo ours); `id`", "SET": 'a=["x","y"] b=$HOME;c c=*\\d', "SEED": ""}
+    show = tmp_path / "Makefile"
+    show.write_text(f"all:\n\t@{sys.executable} -c 'import os; print(os.environ[\"MAKEFLAGS\"])'\n")
+    command = ["make", "-s", *(f"{name}={value}" for name, value in values.items())]
+    flags = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.rstrip("\n")
+    assert given(flags) == values
+    assert options("iterate", given(flags)) == [
+        *("--to", "4", "--run-name", values["RUN"]),
+        *("--set", 'a=["x","y"]', "--set", "b=$HOME;c", "--set", "c=*\\d"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "variables", "words"),
+    [
+        ("self-train", {"ITER": "1", "ABLATION": "1"}, "--to 1 --ablation"),
+        ("plan", {"JSON": "1", "JUDGE": "armorm"}, "--json --judge armorm"),
+        ("judge-check", {"JUDGE": "armorm", "MODEL": "models/x"}, "armorm models/x"),
+        ("check-model", {"MODEL": "miniature", "WEIGHTS": "1", "PROBE": "1"}, "miniature --weights --probe"),
+        ("serve", {"MODEL": "", "PORT": "1", "THOUGHTS": "1", "KEY": "K"}, " --port 1 --allow-thoughts --api-key K"),
+        ("chaos", {"N": "3", "ENGINE": "mock", "RECIPE": "iterate"}, "--runs 3 --engine mock --recipe iterate"),
+    ],
+)
+def test_variables_become_options_and_arguments(target: str, variables: dict[str, str], words: str):
+    assert options(target, variables) == words.split(" ")
+
+
+def test_options_are_those_that_the_commands_have():
+    samples = {
+        "ITER": "1",
+        "PORT": "1",
+        "SEED": "1",
+        "N": "1",
+        "JUDGE": "armorm",
+        "ENGINE": "mock",
+        "RECIPE": "iterate",
+    }
+    for target in (target for target in READS if target not in ("test", "lock", "fault-table")):
+        words = options(target, {name: samples.get(name, "generic") for name in READS[target]})
+        program = PROGRAMS.get(target, ["flows", target])
+        command = [sys.executable, "-c", PARSES, *program, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+PARSES = """
+import argparse, runpy, sys
+parse = argparse.ArgumentParser.parse_args
+def only_parse(self, *arguments, **named):
+    parse(self, *arguments, **named)
+    raise SystemExit(0)
+argparse.ArgumentParser.parse_args = only_parse
+sys.argv = sys.argv[1:]
+sys.path.insert(0, ".")
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""

@@ -1,0 +1,216 @@
+"""Claims about how a command stops: in order and within seconds, with all that it started, and without a traceback."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.cluster.test_watchdog import alive
+
+ROOT = Path(__file__).parents[3]
+RUN = """
+import ctypes, os, subprocess, sys, time
+from flows.cli import stopping
+from flows.cli.main import ended
+from tpo.engines.cluster.watchdog import watched
+
+def work():
+    with watched(), stopping.apart_from_terminal():
+        child = subprocess.Popen(["sleep", "100"])
+        time.sleep(1.5)  # until the watchdog has seen it
+        try:
+            print(child.pid, flush=True)
+            if "deaf" in sys.argv:
+                lock = ctypes.create_string_buffer(64)
+                for _ in range(2):
+                    ctypes.CDLL(None).pthread_mutex_lock(lock)
+            time.sleep(100)
+        except KeyboardInterrupt as error:
+            if "swallowed" in sys.argv:  # as Cython has it, below Ray
+                raise SystemError("returned a result with an exception set") from error
+            raise
+        finally:
+            if "child must live" in sys.argv:
+                time.sleep(0.5)
+                print("alive" if child.poll() is None else "dead", flush=True)
+            if "hangs" in sys.argv:
+                while True:
+                    try:
+                        time.sleep(100)
+                    except KeyboardInterrupt:
+                        pass
+
+stopping.GRACE_SECONDS = 1.0 if "soon" in sys.argv else 60.0
+stopping.stop_in_order()
+status = ended(work)
+stopping.end_in_order(stopping.stop_requested()) if stopping.stop_requested() else sys.exit(status)
+"""
+
+
+class Command:
+    """The run above, the leader of a process group as a shell's job is."""
+
+    def __init__(self, *words: str, **options: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,  # type: ignore[call-overload]
+        )
+        assert self.process.stdout is not None
+        self.child = int(self.process.stdout.readline())
+
+    def signal(self, number: int) -> None:
+        """What a terminal sends to all of its foreground group."""
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Its exit status and what it said; its child is gone too, sooner or later."""
+        said, complained = self.process.communicate(timeout=60)
+        deadline = time.monotonic() + 20
+        while alive(self.child) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(self.child)
+        return self.process.returncode, said, complained
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def start(*words: str, **options: object) -> Command:
+        started.append(Command(*words, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(each.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_stops_the_command_and_reaches_none_of_its_children(
+    command: Callable[..., Command], number: signal.Signals
+):
+    run = command("child must live")
+    run.signal(number)
+    status, said, complained = run.end()
+    assert status == 128 + number
+    assert said == "alive\n"
+    assert complained.splitlines()[-1] == "Stopped. Rerun the same command to resume."
+    assert complained.splitlines()[0].startswith("Stopping.") and len(complained.splitlines()) == 2
+
+
+def test_what_a_library_makes_of_the_signal_is_no_error_of_ours(command: Callable[..., Command]):
+    run = command("swallowed")
+    run.signal(signal.SIGINT)
+    status, _, complained = run.end()
+    assert status == 130 and "Traceback" not in complained
+    assert complained.endswith("Stopped. Rerun the same command to resume.\n")
+
+
+@pytest.mark.parametrize("how", ["hangs", "deaf"])
+def test_a_second_signal_ends_what_hangs(command: Callable[..., Command], how: str):
+    run = command(how)
+    run.signal(signal.SIGINT)
+    assert run.process.stderr is not None and "Press ^C again" in run.process.stderr.readline()
+    run.signal(signal.SIGINT)
+    status, _, complained = run.end()
+    assert (status, complained) == (130, "Stopped. Rerun the same command to resume.\n")
+
+
+@pytest.mark.parametrize("how", ["hangs", "deaf"])
+def test_what_does_not_end_in_order_ends_all_the_same(command: Callable[..., Command], how: str):
+    run = command(how, "soon")
+    run.signal(signal.SIGINT)
+    status, _, complained = run.end()
+    assert status == 130 and complained.endswith("Stopped. Rerun the same command to resume.\n")
+
+
+def test_a_signal_that_is_ignored_stays_so(command: Callable[..., Command]):
+    run = command(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    run.signal(signal.SIGHUP)
+    run.signal(signal.SIGTERM)
+    assert run.end()[0] == 143
+
+
+def in_terminal(arguments: list[str], press: Callable[[int], object]) -> tuple[int, str]:
+    """The exit status and the output of a command in a terminal of its own, in which `press` is called soon."""
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(ROOT)
+        os.execv(arguments[0], arguments)
+    said = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while chunk := os.read(terminal, 1000):
+            if not said:
+                press(terminal)
+            said += chunk
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), said.decode()
+
+
+def test_ctrl_c_in_a_terminal_is_one_line_and_status_130():
+    status, said = in_terminal([sys.executable, "-c", RUN], lambda terminal: os.write(terminal, b"\x03"))
+    assert status == 130 and "Traceback" not in said
+    assert said.endswith("Stopped. Rerun the same command to resume.\r\n")
+
+
+def test_ctrl_c_while_the_command_is_imported_prints_no_traceback():
+    command = [sys.executable, "-X", "importtime", "-m", "flows", "plan"]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    while "argparse" not in run.stderr.readline():  # the first of the imports; those that take long are to come
+        pass
+    run.send_signal(signal.SIGINT)
+    assert "Traceback" not in run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("redirections", "status"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0), ("| head -1", 0)]
+)
+def test_streams_that_are_closed_or_not_read_are_no_reason_for_a_traceback(redirections: str, status: int):
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m flows plan {redirections}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_full_disk_behind_standard_output_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", "plan", "--json"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
+def test_what_is_printed_in_a_locale_without_utf_8_is_printed():
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "plan"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

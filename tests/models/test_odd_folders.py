@@ -1,0 +1,129 @@
+"""Claims about odd model folders: one line says what is wrong, before work, and the same one wherever it is asked."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from flows.cli.plan import plan_run
+from flows.cli.serve import Place, serve
+from flows.preflight import preflight
+from tests.hostile_files import sound_model
+from tests.models.odd_folders import CONFIGS, FILES, SOUND, WEIGHTS, Odd
+from tests.rows import a_config
+from tpo.config.run import ModelConfig, RunConfig
+from tpo.errors import InputError
+from tpo.models.folder import check_writer
+from tpo.models.model_config import check_use
+from tpo.models.weights_check import check_weights
+
+
+def refusal(check: object, *arguments: object, **options: object) -> str:
+    with pytest.raises(InputError) as refused:
+        check(*arguments, **options)  # type: ignore[operator]
+    return str(refused.value)
+
+
+def run_on(folder: Path) -> RunConfig:
+    return a_config(folder.parent, model=ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "odd", [pytest.param(odd, id=name) for cases in (CONFIGS, FILES) for name, odd in cases.items()]
+)
+def test_check_plan_and_run_refuse_an_odd_folder_in_the_same_words(tmp_path: Path, odd: Odd):
+    folder = sound_model(tmp_path / "odd")
+    odd.make(folder)
+    told = refusal(preflight, run_on(folder))
+    assert told.count("\n") == 0 and len(told) < 800
+    assert refusal(check_writer, folder, trained=True) == told
+    with pytest.raises(InputError, match=odd.told):
+        raise InputError(told)
+    if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
+        assert refusal(plan_run, run_on(folder), 1) == told
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "quantized" not in name and "images" not in name])
+def test_an_odd_config_is_not_served_either(tmp_path: Path, name: str):
+    if name in ("a family that nobody knows", "a family that does not write"):
+        pytest.skip("vLLM knows families that transformers does not")
+    folder = sound_model(tmp_path / "odd")
+    CONFIGS[name].make(folder)
+    settings = {"name": "m", "context_tokens": None, "allow_thoughts": False}
+    told = refusal(serve, folder, run_on(folder), Place(port=0), **settings)
+    assert told == refusal(preflight, run_on(folder))
+
+
+@pytest.mark.parametrize("odd", [pytest.param(odd, id=name) for name, odd in WEIGHTS.items()])
+def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path, odd: Odd):
+    folder = sound_model(tmp_path / "odd")
+    odd.make(folder)
+    preflight(run_on(folder))
+    told = refusal(check_weights, folder)
+    assert told.count("\n") == 0 and len(told) < 800
+    with pytest.raises(InputError, match=odd.told):
+        raise InputError(told)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_folder_that_is_unusual_and_works_is_taken_without_a_word(tmp_path: Path, name: str):
+    folder = sound_model(tmp_path / "sound")
+    SOUND[name](folder)
+    preflight(run_on(folder))
+    assert check_weights(folder) == []
+
+
+def test_a_tensor_that_the_model_has_no_use_for_is_said(tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    folder = sound_model(tmp_path / "more")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "model.layers.0.more.weight": tensors["model.norm.weight"].clone()}, path)
+    (line,) = check_weights(folder)
+    assert "no use for (model.layers.0.more.weight)" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (
+            "meta-llama/Llama-3.2-1B-Instruct",
+            "hf download meta-llama/Llama-3.2-1B-Instruct --local-dir models/Llama-3.2",
+        ),
+        (
+            "models/Llama-3.2-1B-Instruct",
+            "hf download OWNER/Llama-3.2-1B-Instruct --local-dir models/Llama-3.2-1B-Instr",
+        ),
+        ("/nowhere/at/all", "expected one with safetensors, config and tokenizer"),
+    ],
+)
+def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str
+):
+    monkeypatch.chdir(tmp_path)
+    assert told in refusal(check_writer, Path(path))
+
+
+@pytest.mark.parametrize(("method", "told"), [("bitsandbytes", "bitsandbytes"), ("gptq", "optimum, gptqmodel")])
+def test_a_judge_in_a_form_that_takes_packages_is_refused_if_they_are_not_installed(
+    tmp_path: Path, method: str, told: str
+):
+    folder = sound_model(tmp_path / "odd")
+    CONFIGS[f"weights quantized by {method}"].make(folder)
+    assert f"packages that are not installed ({told})" in refusal(check_writer, folder, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "compressed-tensors"])
+def test_a_judge_in_a_form_that_vllm_takes_is_not_refused(tmp_path: Path, method: str):
+    folder = sound_model(tmp_path / "odd")
+    CONFIGS[f"weights quantized by {method}"].make(folder)
+    assert check_writer(folder, device="gpu") == 512
+    assert check_weights(folder) == []
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here, and the family runs")
+@pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"])
+def test_a_family_that_needs_torchvision_is_refused_where_there_is_none(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match="for which vLLM needs torchvision"):
+        check_use(tmp_path, {"architectures": [name], "model_type": "qwen3_5_text"}, trained=False, device="cpu")

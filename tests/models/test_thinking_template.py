@@ -1,0 +1,112 @@
+"""Claims about what is found out of a template's thinking: over all chat templates of real families that TRL brings."""
+
+from pathlib import Path
+
+import pytest
+import trl
+
+from tests.models.template_families import BY_NAME
+from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
+from tpo.models.template_check import check_thinking
+from tpo.models.thinking_template import ThinkingTemplate, thinking_template
+from tpo.records import Message
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+NONE = ThinkingTemplate()
+THINK = ("<think>", "</think>")
+HYBRID = ThinkingTemplate("hybrid", *THINK, "enable_thinking")
+PREFILLED = ThinkingTemplate("prefilled", *THINK, "enable_thinking")
+R1 = ThinkingTemplate("prefilled", *THINK)
+GEMMA_4 = ThinkingTemplate("hybrid", "<|channel>thought", "<channel|>", "enable_thinking")
+KINDS = {
+    **dict.fromkeys(["llama3", "llama3_1", "llama3_2", "qwen2_5", "qwen3_instruct_2507", "phi3", "phi3_5"], NONE),
+    **dict.fromkeys(["gemma", "gemma3", "cohere", "cohere2", "lfm2"], NONE),
+    **dict.fromkeys(["qwen3", "glm4moe"], HYBRID),
+    **dict.fromkeys(["gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5"], GEMMA_4),
+    "lfm2_2_5": ThinkingTemplate("hybrid", *THINK),
+    **dict.fromkeys(["qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8", "nemotron_3_nano"], PREFILLED),
+    **dict.fromkeys(["deepseek_r1_distill", "deepseekv3"], R1),
+    "gptoss": ThinkingTemplate("channels", "<|channel|>analysis<|message|>", "<|end|>"),
+    "muse_glimmer": ThinkingTemplate("channels", "to=self<|message|>", "<|eom|>"),
+}
+ASKED = [Message(role="user", content="Say hello.")]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_real_template_is_of_its_kind(name: str):
+    tokenizer = BY_NAME["chatml"].tokenizer()
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    assert thinking_template(tokenizer) == KINDS[name]
+
+
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("{{ raise_exception('never') }}", NONE),
+        # DeepSeek R1's first template, which leaves it to the model to open its thought.
+        (
+            "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}",
+            ThinkingTemplate("hybrid", *THINK),
+        ),
+        # DeepSeek V3.1 and Granite name their switch otherwise.
+        (
+            "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<think>' if thinking else '</think>' }}{% endif %}",
+            ThinkingTemplate("prefilled", *THINK, "thinking"),
+        ),
+        (BY_NAME["chatml"].template + "{# nothing here thinks as in <think> </think> #}", NONE),
+    ],
+    ids=["refuses", "r1_without_prefill", "another_switch", "named_in_a_comment"],
+)
+def test_a_template_is_known_by_what_it_renders(template: str, kind: ThinkingTemplate):
+    tokenizer = BY_NAME["chatml"].tokenizer()
+    tokenizer.chat_template = template
+    assert thinking_template(tokenizer) == kind
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.switch])
+def test_what_can_be_switched_off_is_off_in_every_prompt(tmp_path: Path, name: str):
+    """A prompt ends without an open thought; Qwen's hold an empty one, as its answers did when it was trained."""
+    folder = BY_NAME["chatml"].save(tmp_path)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
+    encoder = ChatEncoder(folder)
+    shown = encoder.render(ASKED)
+    opening, closing = encoder.thinking.tags
+    assert shown.count(opening) == shown.count(closing)
+    assert encoder.encode(ASKED) == encoder.by_template(ASKED)
+    on = encoder.tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert shown != on
+
+
+def test_what_always_thinks_is_what_no_prompt_can_keep_from_it():
+    assert [name for name, kind in KINDS.items() if kind.always_thinks] == [
+        "deepseek_r1_distill",
+        "deepseekv3",
+        "gptoss",
+        "muse_glimmer",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("deepseek_r1_distill", r"opens every answer with a thought \(<think>\) and has no variable"),
+        ("gptoss", r"puts thoughts into messages of their own \(<\|channel\|>analysis<\|message\|>\)"),
+    ],
+)
+def test_a_model_that_always_thinks_is_refused_by_name(tmp_path: Path, name: str, told: str):
+    folder = BY_NAME["chatml"].save(tmp_path)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
+    with pytest.raises(InputError, match=told) as refused:
+        check_thinking(folder)
+    assert str(folder) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "qwen3_6", "lfm2_2_5"])
+def test_a_model_that_may_think_without_a_switch_gets_a_note_and_others_none(tmp_path: Path, name: str):
+    folder = BY_NAME["chatml"].save(tmp_path)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
+    lines = check_thinking(folder)
+    assert bool(lines) == (name == "lfm2_2_5")
+    assert all("knows thoughts between <think> and </think>, and no way to switch them off" in line for line in lines)

@@ -1,0 +1,547 @@
+"""Claims about plans: every profile has one, its arithmetic is right, and what cannot work is refused with a remedy."""
+
+import json
+import os
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli.plan import cluster_of, large, models_of, plan_run, print_plan, to_json
+from tasks.spending import judging_meter
+from tests.rows import a_config
+from tpo.config.run import BudgetConfig, PairwiseJudge, RunConfig, load_config
+from tpo.errors import InputError
+from tpo.models.folder import check_model_folder
+from tpo.models.shape import PUBLISHED, find_model
+from tpo.planning.gpu_memory import engine_memory, trainings_memory
+from tpo.planning.needs import GIB
+from tpo.planning.plan import Plan, make_plan
+from tpo.planning.throughput import PastRun, decode_rate, hardware_of, training_rate
+from tpo.planning.workload import calls_of
+from tpo.storage.ledger import LEDGER, Entry, Meter, Worker
+
+ROOT = Path(__file__).parents[2]
+PROFILES = {path.stem: path for path in sorted((ROOT / "deploy" / "profiles").glob("*.toml"))}
+LLAMA_8B = PUBLISHED["Meta-Llama-3-8B-Instruct"]
+SMALL = {
+    "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16,
+    "vocab_size": 10, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def profile(name: str, *overrides: str) -> RunConfig:
+    return load_config(PROFILES[name], overrides)
+
+
+def planned(name: str, *overrides: str, to: int = 4) -> Plan:
+    return plan_run(profile(name, *overrides), to)
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES.keys() - {"self-train-t5-large"}))
+def test_every_profile_plans_and_fits_where_it_says_it_runs(name: str, capsys: pytest.CaptureFixture[str]):
+    plan = planned(name)
+    assert plan.problems == []
+    assert plan.seconds > 0 and plan.tokens > 0
+    assert json.loads(to_json(plan))["tokens"] == plan.tokens
+    print_plan(plan)
+    assert capsys.readouterr().out.rstrip().endswith("It fits.")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "kv_kib"),
+    [
+        ("Meta-Llama-3-8B-Instruct", 8_030_261_248, 128),
+        ("Self-taught-evaluator-llama3.1-70B", 70_553_706_496, 320),
+        ("ArmoRM-Llama3-8B-v0.1", 7_504_928_768, 128),
+        ("Llama-3.2-1B-Instruct", 1_235_814_400, 32),
+        ("SmolLM2-135M-Instruct", 134_515_008, 22.5),
+        ("Qwen2.5-0.5B-Instruct", 494_032_768, 12),
+        ("Qwen2.5-1.5B-Instruct", 1_543_714_304, 28),
+        ("Qwen2.5-3B-Instruct", 3_085_938_688, 36),
+        ("Qwen2.5-7B-Instruct", 7_615_616_512, 56),
+        ("Qwen2.5-14B-Instruct", 14_770_033_664, 192),
+    ],
+)
+def test_shapes_have_the_published_number_of_parameters(name: str, parameters: int, kv_kib: int):
+    assert PUBLISHED[name].parameters == parameters
+    assert PUBLISHED[name].kv_bytes(2) == kv_kib * 1024
+
+
+@pytest.mark.parametrize(("gpus", "splits"), [(1, True), (2, True), (3, False), (8, True), (16, True), (64, False)])
+def test_a_model_splits_over_what_divides_its_heads(gpus: int, splits: bool):
+    assert LLAMA_8B.splits_over(gpus) is splits
+
+
+def test_adapters_of_rank_16_on_llama_3_8b_have_42_million_parameters():
+    assert LLAMA_8B.lora_parameters(16) == 41_943_040
+
+
+def test_a_shape_is_read_from_the_folder_where_there_is_one(tmp_path: Path):
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = find_model(tmp_path)
+    assert (found.shape, found.is_there) == (LLAMA_8B, True)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert find_model(tmp_path).shape.parameters == LLAMA_8B.parameters - 128256 * 4096
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(InputError, match="hidden_size = 'wide', expected a whole number"):
+        find_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "head"),
+    [
+        ({}, True),
+        ({"tie_word_embeddings": True}, False),
+        ({"architectures": ["LlamaForSequenceClassification"]}, False),
+        ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}, False),
+        ({"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "tie_word_embeddings": False}, True),
+        ({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": SMALL}, True),
+    ],
+    ids=["own", "tied", "reward model", "gemma", "gemma, untied", "within a model that sees"],
+)
+def test_an_output_matrix_is_counted_where_there_is_one(tmp_path: Path, changes: dict[str, Any], head: bool):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **SMALL, **changes}))
+    assert find_model(tmp_path).shape.head is head
+
+
+def test_a_model_of_experts_is_refused_and_not_taken_for_one_of_them(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "num_local_experts": 8}))
+    with pytest.raises(InputError, match="num_local_experts = 8: what experts take in memory and time is not known"):
+        find_model(tmp_path)
+
+
+def test_a_model_that_is_neither_there_nor_known_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nobodys-model has no config.json.*Meta-Llama-3-8B-Instruct"):
+        find_model(tmp_path / "nobodys-model")
+
+
+def test_an_engine_has_what_its_weights_leave_for_the_cache():
+    engine = profile("llama3-8b-armorm").engine
+    held = engine_memory("sample", LLAMA_8B, engine, context=3072, gpu_bytes=80 * GIB)
+    assert held.parts["weights"] == 2 * 8_030_261_248
+    assert held.there == int(0.9 * 80 * GIB)
+    assert held.cache == held.there - held.total
+    assert held.sequences == held.cache // (128 * 1024 * 3072)
+
+
+def test_tensor_parallelism_divides_weights_and_cache():
+    shape = PUBLISHED["Self-taught-evaluator-llama3.1-70B"]
+    one, four = (
+        engine_memory(
+            "judge",
+            shape,
+            profile("llama3-8b-ste", f"judge_engine.tensor_parallel={n}").judge_engine,
+            context=8192,
+            gpu_bytes=200 * GIB,
+        )
+        for n in (1, 4)
+    )
+    assert four.parts["weights"] == one.parts["weights"] // 4
+    assert four.sequences == four.cache // (80 * 1024 * 8192)
+
+
+def test_training_takes_16_bytes_a_parameter_spread_over_its_workers():
+    (held,) = trainings_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
+    parts = held.parts
+    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * 8_030_261_248 // 8
+    (alone,) = trainings_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
+    assert alone.parts["weights"] == 4 * 8_030_261_248 and not alone.fits
+
+
+def test_adapters_leave_the_weights_below_them_in_16_bits_and_without_a_gradient():
+    shape = PUBLISHED["Qwen2.5-1.5B-Instruct"]
+    (held,) = trainings_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB)
+    parts = held.parts
+    assert parts["frozen weights"] == 2 * shape.parameters
+    assert parts["optimiser"] == 8 * shape.lora_parameters(16)
+
+
+def test_gradient_checkpointing_spares_activations():
+    plain, spared = (
+        trainings_memory(
+            profile("llama3-8b-armorm", f"train.gradient_checkpointing={value}"), LLAMA_8B, gpu_bytes=80 * GIB
+        )[0].parts["activations"]
+        for value in ("false", "true")
+    )
+    assert plain > 5 * spared
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls", "most"),
+    [
+        ({"tournament": "all_pairs"}, 56, 56),
+        ({"tournament": "adaptive"}, 30, 56),
+        ({"tournament": "adaptive", "mode": "probability"}, 16, 24),
+    ],
+)
+def test_comparisons_of_8_outputs(changes: dict[str, Any], calls: float, most: int):
+    found = calls_of(PairwiseJudge.model_validate(changes), 8)
+    assert (found.expected, found.most) == (calls, most)
+
+
+def test_amounts_are_those_of_the_paper():
+    stages = {stage.work.kind: stage.work for stage in planned("llama3-8b-ste", to=4).stages}
+    assert (stages["sample"].prompts, stages["sample"].expected.answers) == (4 * 5000, 4 * 40_000)
+    assert stages["sample"].expected.tokens_out == 160_000 * 1000
+    assert stages["sample"].most.tokens_out == 160_000 * 2048
+    assert stages["judge"].expected.answers == 4 * 5000 * 56
+    assert stages["train"].expected.answers == 4 * 5000 * 10
+    assert stages["train"].expected.tokens_in == 200_000 * 2 * (260 + 1000)
+    assert stages["validation sample"].prompts == 41 * 1500
+    assert stages["validation judge"].expected.answers == 40 * 1500 * 2
+    assert stages["test sample"].prompts == 6 * 805
+
+
+def test_no_iteration_is_the_seed_measured_alone():
+    kinds = {stage.work.kind for stage in planned("laptop", to=0).stages}
+    assert kinds == {"validation sample", "validation judge", "test sample", "test judge"}
+
+
+def test_more_iterations_take_a_plan_no_longer():
+    assert planned("laptop", to=10**12).disk.checkpoints == 3 * 4 * 883_840 * 10**12
+
+
+def test_a_profiles_figures_come_before_a_guess_and_set_the_hours():
+    guessed = planned("llama3-8b-armorm")
+    given = planned("llama3-8b-armorm", "throughput.sample=1000", "prices.gpu_hour=2.5")
+    stage = given.stages[0]
+    assert [guessed.stages[0].rate.is_guess, stage.rate.source] == [True, "profile"]  # type: ignore[union-attr]
+    assert stage.seconds == pytest.approx(160e6 / 8000 + stage.start_seconds)
+    assert stage.cost == pytest.approx(stage.seconds / 3600 * 8 * 2.5)
+    assert given.cost == pytest.approx(given.gpu_hours * 2.5)
+
+
+def test_a_server_costs_what_its_tokens_cost():
+    stage = next(stage for stage in planned("api-judge").stages if stage.work.kind == "judge")
+    assert (stage.crew.device, stage.crew.gpus) == ("api", 0)
+    assert stage.cost == pytest.approx(0.9 * stage.work.expected.tokens / 1e6)
+
+
+def past_run(root: Path, work: str, *, tokens: int, seconds: float, start: float, answers: int = 100) -> None:
+    clock = [0.0]
+    worker = Worker("cpu", 1, 883_840)
+    with Meter(root, work, worker, BudgetConfig(), clock=lambda: clock[0]) as meter:
+        clock[0] += start
+        meter.started()
+        clock[0] += seconds
+        meter.book(prompts=answers // 2, answers=answers, tokens_in=10 * answers // 2, tokens_out=tokens)
+
+
+def test_a_past_run_refines_the_forecast_and_the_latest_one_counts(tmp_path: Path):
+    config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
+    for i, (name, seconds) in enumerate((("old", 100.0), ("new", 50.0))):
+        (tmp_path / name).mkdir()
+        past_run(tmp_path / name, "iter_1/samples", tokens=5000, seconds=seconds, start=30.0)
+        os.utime(tmp_path / name / LEDGER, (1000 + i, 1000 + i))
+    plan = plan_run(config, 3)
+    stage = plan.stages[0]
+    assert stage.rate is not None
+    assert (stage.rate.source, stage.rate.tokens_per_second) == ("past run new", 100.0)
+    assert (plan.lengths.output, plan.lengths.prompt, plan.lengths.source) == (50, 10, "past run new")
+    assert stage.work.expected.tokens_out == 9600 * 50
+    assert stage.seconds == pytest.approx(9600 * 50 / 100 + 30), "on CPUs engines are started once"
+
+
+@pytest.mark.parametrize("judge", ["armorm", "pairwise"])
+def test_what_a_past_run_noted_of_a_judge_is_found_again(tmp_path: Path, judge: str):
+    config = load_config(PROFILES["laptop"], [f"judge={{kind='{judge}'}}", f"folder={tmp_path}"])
+    config.root.mkdir()
+    with judging_meter(config, "iter_1/judgments", config.judge) as meter:
+        time.sleep(0.01)
+        meter.book(prompts=100, answers=800, tokens_in=1000, tokens_out=1000)
+    (stage,) = [stage for stage in plan_run(config, 1).stages if stage.work.kind == "judge"]
+    assert stage.rate is not None and stage.rate.source == "past run laptop"
+
+
+def test_what_another_server_or_model_behind_it_did_refines_nothing(tmp_path: Path):
+    config = load_config(PROFILES["api-judge"], [f"folder={tmp_path}"])
+    config.root.mkdir()
+    with judging_meter(config, "iter_1/judgments", config.judge) as meter:
+        time.sleep(0.01)
+        meter.book(prompts=100, answers=800, tokens_in=1000, tokens_out=1000)
+    for changes, known in (
+        ([], "past run"),
+        (["judge.model=x"], "guess"),
+        (["judge.endpoint.base_url=http://b/v1"], "guess"),
+    ):
+        other = load_config(PROFILES["api-judge"], [f"folder={tmp_path}", *changes])
+        (stage,) = [stage for stage in plan_run(other, 1).stages if stage.work.kind == "judge"]
+        assert stage.rate is not None and stage.rate.source.startswith(known), changes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"device": "H100"}, {"parameters": 900_000_000}, {"stage": "iter_1/test/samples"}, {"answers": 10}],
+    ids=["device", "size", "work", "too_little"],
+)
+def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dict[str, Any]):
+    config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
+    entry = {"stage": "iter_1/samples", "device": "cpu", "devices": 1, "parameters": 883_840, "answers": 100}
+    past = [PastRun("other", [Entry(**{**entry, "tokens_out": 100, "seconds": 1.0, **other})])]
+    plan = make_plan(config, 1, models=models_of(config), cluster=cluster_of(config), past=past)
+    assert plan.stages[0].rate is not None and plan.stages[0].rate.is_guess
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "told"),
+    [
+        ("llama3-8b-armorm", ["cluster.gpus=4"], "sample asks for 8 GPUs"),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp"], "train does not fit: .* GiB more than there are; set trainer.s"),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], "judge does not fit: .* raise judge_engine.tensor_p"),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=3"], "64 attention heads, .* which that does not divide"),
+        ("single-gpu-lora", ["engine.tensor_parallel=3", "cluster.gpus=3"], "2 of keys and values, .* does not divide"),
+        (
+            "single-gpu-lora",
+            ["engine.tensor_parallel=6", "cluster.gpus=6"],
+            "8960 feed-forward numbers, which that doe",
+        ),
+        ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], "more than the 8192 tokens"),
+        ("laptop", ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"], "to give, one each"),
+        ("laptop", ["engine.memory_gib=100000"], "this machine's memory has"),
+        (
+            "laptop",
+            ["engine.device=gpu", "cluster.gpus=8"],
+            "how much memory each has is not known here: set cluster.gpu_",
+        ),
+    ],
+)
+def test_what_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
+    assert any(re.search(told, problem) for problem in planned(name, *overrides).problems)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "each", "places"),
+    [
+        (1, 8, 4, ["node 0: GPUs 0-3 | GPUs 4-7"]),
+        (2, 4, 4, ["nodes 0-1: GPUs 0-3"]),
+        (2, 4, 2, ["node 0: GPUs 0-1 | GPUs 2-3"]),
+        (4, 2, 4, ["nodes 0-3: GPUs 0-1"]),
+    ],
+)
+def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, places: list[str]):
+    plan = planned(
+        "llama3-8b-ste", f"cluster.nodes={nodes}", f"cluster.gpus={gpus}", f"judge_engine.tensor_parallel={each}"
+    )
+    judge = next(crew for crew in plan.crews if crew.work == "judge")
+    assert list(judge.places) == places
+    assert any("spans nodes" in note for note in plan.notes) == (each > gpus)
+
+
+def test_what_the_disk_here_cannot_hold_is_noted_and_does_not_fit(capsys: pytest.CaptureFixture[str]):
+    config = load_config(PROFILES["laptop"])
+    small = replace(cluster_of(config), disk_bytes=10 * 2**20)
+    plan = make_plan(config, 1, models=models_of(config), cluster=small, past=[])
+    assert plan.problems == []
+    assert [note for note in plan.notes if note.startswith("disk: up to ")]
+    assert not plan.fits
+    print_plan(plan)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("It does not fit: up to ") and last.endswith("are written, and the disk has 10.0 MiB.")
+    assert not [note for note in planned("laptop").notes if note.startswith("disk: ")]
+
+
+def test_a_cap_below_the_forecast_is_noted_and_no_problem():
+    plan = planned("llama3-8b-armorm", "budget.hours=1", "budget.tokens=1000")
+    assert plan.problems == []
+    assert any(note.startswith("budget.hours is 1.0, and") for note in plan.notes)
+    assert any(note.startswith("budget.tokens is 1,000, and") for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "gib"),
+    [
+        ("llama3-8b-armorm", [], 4 * 8_030_261_248 / GIB),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp"], 8 * 4 * 8_030_261_248 / GIB),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp", "cluster.gpus=4", "cluster.nodes=2"], 16 * 8_030_261_248 / GIB),
+        ("single-gpu-lora", [], 2 * 1_543_714_304 / GIB),
+    ],
+)
+def test_what_workers_hold_of_a_nodes_memory_as_they_load_is_noted(name: str, overrides: list[str], gib: float):
+    told = f"train: as workers start they hold {gib:,.1f} GiB of a node's own memory"
+    assert any(note.startswith(told) for note in planned(name, *overrides).notes)
+
+
+def test_what_a_run_has_spent_stands_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
+    config.root.mkdir()
+    past_run(config.root, "iter_1/samples", tokens=12_345, seconds=10, start=1)
+    plan = plan_run(config, 3)
+    print_plan(plan)
+    assert [line.tokens_out for line in plan.spent] == [12_345, 12_345]
+    assert "What it has spent already" in capsys.readouterr().out
+
+
+def test_a_run_on_any_model_folder_is_planned_by_its_config(tmp_path: Path):
+    config = a_config(tmp_path)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(SMALL))
+    assert plan_run(config, 1).problems == []
+
+
+def test_guesses_grow_with_the_hardware_and_shrink_with_the_model():
+    def decode(model: str, gpu: str) -> float:
+        return decode_rate(PUBLISHED[model], hardware_of(gpu, 1), devices=1, sequences=64, context=1000, number_bytes=2)
+
+    small, large_ = "Llama-3.2-1B-Instruct", "Meta-Llama-3-8B-Instruct"
+    assert decode(small, "NVIDIA H100 80GB HBM3") > decode(large_, "NVIDIA H100 80GB HBM3") > decode(large_, "L4")
+    train = [
+        training_rate(LLAMA_8B, hardware_of("H100", 1), checkpointing=checkpointing, epochs=10, frozen=frozen)
+        for checkpointing, frozen in ((True, False), (False, False), (False, True))
+    ]
+    assert train == sorted(train)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2_000_000, "2.0 M")])
+def test_counts_are_said_as_people_say_them(count: int, shown: str):
+    assert large(count) == shown
+
+
+def test_prompts_that_a_model_writes_are_planned_for():
+    writes = "data.synthetic={}"
+    plain, own = planned("llama3-8b-armorm", to=2), planned("llama3-8b-armorm", writes, to=2)
+    assert [stage.work.kind for stage in own.stages][1:] == [stage.work.kind for stage in plain.stages]
+    generate = own.stages[0]
+    assert (generate.work.kind, generate.work.rounds, generate.work.prompts) == ("generate", 2, 10_000)
+    assert generate.crew.who == own.stages[1].crew.who
+    assert generate.seconds > 0 and generate.work.expected.tokens < generate.work.most.tokens
+    assert own.problems == []
+
+
+def test_a_server_that_writes_prompts_is_paid_by_its_prices():
+    endpoint = '{base_url = "http://here/v1", input_price = 2, output_price = 8, concurrency = 4}'
+    plan = planned("llama3-8b-armorm", f'data.synthetic={{model = "m", endpoint = {endpoint}}}', to=2)
+    generate = plan.stages[0]
+    assert "m at http://here/v1, 4 calls at once" in generate.crew.who
+    expected = generate.work.expected
+    assert generate.cost == pytest.approx((expected.tokens_in * 2 + expected.tokens_out * 8) / 1e6)
+    assert plan.models.generator is None
+
+
+def test_a_generator_of_its_own_must_fit_beside_the_others(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "architectures": ["LlamaForCausalLM"]}))
+    settings = f'{{model = "{tmp_path}", max_prompt_tokens = 500, max_new_tokens = 13}}'
+    plan = planned("llama3-8b-armorm", f"data.synthetic={settings}")
+    assert any("data.synthetic.max_prompt_tokens + max_new_tokens is 513" in problem for problem in plan.problems)
+    assert "generate" in [held.work for held in plan.gpu_memory]
+
+
+def test_a_model_with_an_encoder_is_refused_by_its_name_and_by_its_config(tmp_path: Path):
+    with pytest.raises(InputError, match=r"t5-large is an encoder-decoder model.*take a causal language model"):
+        planned("self-train-t5-large")
+    (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True}))
+    for refuses in (find_model, check_model_folder):
+        with pytest.raises(InputError, match="is an encoder-decoder model"):
+            refuses(tmp_path)
+
+
+@pytest.mark.parametrize("disk_gib", [10, 10_000])
+def test_a_disk_elsewhere_is_not_known_here_and_said_to_be_needed(disk_gib: int, capsys: pytest.CaptureFixture[str]):
+    config = profile("llama3-8b-armorm")
+    cluster = replace(cluster_of(config), disk_bytes=disk_gib * GIB)
+    plan = make_plan(config, 3, models=models_of(config), cluster=cluster, past=[])
+    print_plan(plan)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert plan.fits
+    assert (last == "It fits.") == (disk_gib == 10_000)
+    assert last == "It fits." or ("this machine does not have" in last and "10.0 GiB" in last)
+
+
+def amounts(name: str, *overrides: str, to: int = 3) -> dict[str, tuple[int, int, int]]:
+    """Rounds, prompts and answers by kind of work."""
+    stages = planned(name, *overrides, to=to).stages
+    return {s.work.kind: (s.work.rounds, s.work.prompts, s.work.expected.answers) for s in stages}
+
+
+def test_a_plan_of_thinkpo_has_one_output_a_prompt_two_trainings_and_the_test_of_three_models():
+    found = amounts("thinkpo-qwen2.5-3b")
+    assert found["short sample"] == (1, 16_710, 16_710)
+    assert found["train"] == (2, 2 * 16_710, 3 * 16_710 + 16_710)
+    assert found["test sample"] == (3, 1_500, 1_500)
+    assert "validation sample" not in found and "judge" not in found
+    assert amounts("thinkpo-bespoke-7b").keys() == {"train", "test sample", "test judge"}
+    assert planned("thinkpo").goal == "ThinkPO"
+
+
+def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_once_more_than_that():
+    found = amounts("self-train")
+    assert found["sample"] == (3, 1_800, 3 * 600 * (5 + 3))
+    assert found["train"][0] == 4 + 3 and found["test sample"] == (8, 3_200, 3_200)
+    plain = amounts("self-train", "self_train.dpo=false")
+    assert plain["sample"] == (3, 1_800, 3 * 600 * 3)
+    assert plain["train"][0] == 4 and plain["test sample"][0] == 5
+    assert planned("self-train", to=3).goal == "to SFT_3"
+
+
+def test_a_writer_of_thinkpo_has_its_own_context_model_memory_and_time():
+    plan = planned("thinkpo-reproduced-7b")
+    held = {held.work: held for held in plan.gpu_memory}
+    (writer,) = [stage for stage in plan.stages if stage.work.kind == "short sample"]
+    assert writer.crew.who.endswith("Qwen2.5-Math-7B-Instruct") and writer.crew.gpus == 8 and writer.seconds > 60
+    short, long = held["short sample"].sequences, held["sample"].sequences
+    assert short is not None and long is not None
+    assert short == pytest.approx(long * 32_768 / 2_048, rel=0.1)
+    assert plan.problems == []
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(3072, True), (3073, False)])
+def test_a_writers_prompts_and_outputs_are_compared_with_its_own_model(tokens: int, fits: bool):
+    """Qwen2.5-Math-7B-Instruct has 4,096 positions, and prompts have up to 1,024 tokens."""
+    plan = planned("thinkpo-reproduced-7b", f"thinkpo.source.short_sample.max_new_tokens={tokens}")
+    told = "data.max_prompt_tokens + thinkpo.source.short_sample.max_new_tokens is 4097, more than the 4096 tokens"
+    assert any(told in problem for problem in plan.problems) is not fits
+
+
+def test_a_writer_must_split_over_an_engines_gpus():
+    plan = planned("thinkpo-qwen2.5-3b", "engine.tensor_parallel=8", "engine.count=1")
+    assert any("Qwen2.5-Math-7B-Instruct has 28 attention heads" in problem for problem in plan.problems)
+
+
+def test_the_disk_of_thinkpo_has_a_model_an_epoch_of_both_trainings_and_what_its_writers_write():
+    plan = planned("thinkpo-reproduced-7b")
+    parameters = plan.models.seed.shape.parameters
+    assert plan.disk.checkpoints == (3 + 1) * 2 * parameters
+    assert plan.disk.scratch == 2 * 12 * parameters
+    longer = planned("thinkpo-reproduced-7b", "thinkpo.source.short_sample.max_new_tokens=2048")
+    assert longer.disk.rows - plan.disk.rows == 16_710 * 2 * 1024 * 10
+
+
+def test_the_disk_of_self_training_has_a_model_an_epoch_of_all_trainings():
+    plan = planned("self-train-llama", to=3)
+    config, parameters = profile("self-train-llama"), plan.models.seed.shape.parameters
+    assert config.sft is not None
+    preferences = config.train.passes(config.data.count * 3)
+    assert plan.disk.checkpoints == (4 * config.sft.epochs + 3 * preferences) * 2 * parameters
+
+
+def test_engines_without_a_shard_are_named_and_take_no_share_of_the_work():
+    speed = "throughput.sample=1000"
+    plan, split = (planned("thinkpo-reproduced-7b", speed, f"engine.shard_prompts={size}") for size in (250, 25))
+    seconds = [
+        next(stage.seconds - stage.start_seconds for stage in each.stages if stage.work.kind == "test sample")
+        for each in (plan, split)
+    ]
+    assert any("test sample: 500 prompts are 2 shards, so that 6 of 8 engines" in note for note in plan.notes)
+    assert "lower engine.shard_prompts to 63" in "".join(plan.notes)
+    assert not any("have nothing to do" in note for note in split.notes)
+    assert seconds[0] > 1.5 * seconds[1]
+
+
+def test_all_prompts_of_a_file_are_counted_if_it_is_there(tmp_path: Path):
+    path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
+    row = {"demonstration": "d", "answer": "1"}
+    test.write_text("".join(json.dumps({"instruction": f"Test {i}", **row}) + "\n" for i in range(500)))
+    path.write_text("".join(json.dumps({"instruction": f"{i % 70}", **row}) + "\n" for i in range(100)))
+    files = [f"data.source.path={path}", f"data.source.test_path={test}"]
+    assert amounts("thinkpo-qwen2.5-3b", *files)["short sample"] == (1, 70, 70)
+    plan = planned("thinkpo-qwen2.5-3b", *files, "data.per_iteration=71")
+    told = 'the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
+    assert any(f"{path} has 70 different prompts, and {told}" in problem for problem in plan.problems)
+    assert not plan.fits

@@ -1,0 +1,105 @@
+"""Claims about a ladder of models: it survives its file, its words follow its numbers, and its page runs nothing."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from tpo.errors import StoreError
+from tpo.report.ladder import Ladder, Rung, held_against, read_ladder, sentences, write_ladder
+from tpo.report.ladder_page import Answer, Asked, ladder_picture, print_ladder, render_ladder
+from tpo.report.summary import Interval
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def interval(value: float, half: float = 0.02) -> Interval:
+    return Interval(value, value - half, value + half, 100)
+
+
+def rung(model: str, below: str | None, score: float, gain: float | None) -> Rung:
+    return Rung(
+        model=model,
+        below=below,
+        score=interval(score),
+        gain=None if gain is None else interval(gain),
+        tokens=interval(20.0, 1.0),
+        tokens_gain=None if gain is None else interval(3.0, 1.0),
+        by_category={HOSTILE: interval(score), "cups": interval(score)},
+        by_difficulty={"1": interval(score), "10": interval(score), "2": interval(score)},
+        error_rate=0.01,
+        made_from={} if below is None else {"pairs": 1200, "mean_gap": 17.25},
+        dropped={} if below is None else {"answers_differ": 3},
+    )
+
+
+RUNGS = [rung("base", None, 0.3, None), rung("SFT", "base", 0.6, 0.3), rung("DPO", "SFT", 0.61, 0.01)]
+LADDER = Ladder("mine", "ThinkPO", 0, 0.95, RUNGS)
+
+
+def test_a_ladder_survives_its_file(tmp_path: Path):
+    (tmp_path / "ladder.json").write_bytes(write_ladder(LADDER))
+    assert read_ladder(tmp_path / "ladder.json") == LADDER
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"run": "x"}', b"[1]", b'{"rungs": [{}]}'])
+def test_a_file_that_is_no_ladder_says_so(tmp_path: Path, content: bytes):
+    (tmp_path / "ladder.json").write_bytes(content)
+    with pytest.raises(StoreError, match="is not a ladder of this version"):
+        read_ladder(tmp_path / "ladder.json")
+
+
+def test_each_step_is_told_with_its_interval_and_an_unclear_one_is_called_so():
+    assert sentences(LADDER) == [
+        "SFT against base: score +30.0 points [+28.0, +32.0], length +3.0 tokens [+2.0, +4.0].",
+        "DPO against SFT: score +1.0 points [−1.0, +3.0], not clearly different, length +3.0 tokens [+2.0, +4.0].",
+    ]
+
+
+def test_what_models_write_is_shown_and_never_runs():
+    answers = [
+        Answer("base", None, HOSTILE, 3, 0.0, False, "cut_by_length"),
+        Answer("SFT", HOSTILE, HOSTILE, 30, None, None, None),
+    ]
+    asked = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers)
+    page = render_ladder(LADDER, config={"name": HOSTILE}, examples=[asked], spent=[])
+    assert "<script" not in page and "<img" not in page
+    assert page.count("&lt;script&gt;") >= 7
+    assert page.index(">2<") < page.index(">10<")
+    assert "base: wrong" in page and "breaks the format: cut by length" in page
+
+
+def test_the_table_has_all_models_and_what_they_were_trained_on(capsys: pytest.CaptureFixture[str]):
+    print_ladder(LADDER)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1,200 pairs, 17.2 mean gap" in told and "60.0 [58.0, 62.0]" in told
+    assert "Not trained on for DPO: 3 answers differ." in told
+
+
+def test_a_ladder_without_scores_has_no_picture_of_them():
+    blind = dataclasses.replace(LADDER, rungs=[dataclasses.replace(r, score=None, gain=None) for r in LADDER.rungs])
+    assert ladder_picture(blind) is None and ladder_picture(LADDER) is not None
+    assert sentences(blind) == []
+    assert "<h1>" in render_ladder(blind, config={}, examples=[], spent=[])
+
+
+def test_models_of_another_run_have_a_line_of_their_own_below_the_models_that_are_held_against_them():
+    pairs = [
+        (rung(f"SFT_{t} without", None, 0.5, None), rung(f"SFT_{t}", f"SFT_{t} without", 0.6, 0.1)) for t in (0, 1)
+    ]
+    ladder = dataclasses.replace(LADDER, rungs=[RUNGS[0], *(each for pair in pairs for each in pair)])
+    assert [each.model for each in held_against(ladder)] == ["SFT_0 without", "SFT_1 without"]
+    assert held_against(LADDER) == []
+    pages = [render_ladder(each, config={}, examples=[], spent=[]) for each in (LADDER, ladder)]
+    assert ["in orange what each is held against" in page for page in pages] == [False, True]
+    named = [set(re.findall(r"<text[^>]*>([^<]+)</text>", page)) for page in pages]
+    assert {"base", "SFT", "DPO"} <= named[0]
+    assert {"base", "SFT_0", "SFT_1"} <= named[1] and "SFT_0 without" not in named[1]
+
+
+def test_a_long_ladder_names_some_of_its_models_and_not_one_over_the_other():
+    long = [RUNGS[0], *(rung(f"SFT_{t}", "base", 0.5, 0.1) for t in range(20))]
+    page = render_ladder(dataclasses.replace(LADDER, rungs=long), config={}, examples=[], spent=[])
+    named = set(re.findall(r"<text[^>]*>(SFT_\d+)</text>", page))
+    assert 4 <= len(named) <= 9

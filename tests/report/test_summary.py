@@ -1,0 +1,54 @@
+"""Claims about `summary.json`."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpo.errors import StoreError
+from tpo.records import Health
+from tpo.report.summary import Interval, ModelRow, Summary, read_summary, write_summary
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+st.register_type_strategy(Interval, st.builds(Interval, numbers, numbers, numbers, st.integers(0)))
+by_name = st.dictionaries(st.text(), st.from_type(Interval), max_size=2)
+shares = st.none() | numbers
+health = st.builds(
+    Health,
+    unscored=st.dictionaries(st.text(), st.integers(), max_size=2),
+    first_rate=shares,
+    swap_agreement=shares,
+    length_correlation=shares,
+    reference_agreement=shares,
+    score_quantiles=st.lists(numbers, max_size=3),
+)
+rows = st.builds(
+    ModelRow,
+    by_category=by_name,
+    by_difficulty=by_name,
+    dropped=st.dictionaries(st.text(), st.integers(), max_size=2),
+    validation_score=st.none() | numbers,
+    parse_error_rate=numbers,
+    thought_chars=numbers,
+    response_chars=numbers,
+    rho=st.none() | numbers,
+    judge=st.none() | health,
+    seconds=st.dictionaries(st.text(), numbers, max_size=2),
+)
+
+
+@given(st.builds(Summary, confidence=numbers, models=st.lists(rows, max_size=3)))
+def test_a_summary_is_read_as_it_was_written(summary: Summary):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "summary.json"
+        path.write_bytes(write_summary(summary))
+        assert read_summary(path) == summary
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": 3}', '{"models": [{"score": null}]}', '{"models": [3]}'])
+def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(StoreError, match="is not a summary of this version"):
+        read_summary(tmp_path / "summary.json")

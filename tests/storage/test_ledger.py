@@ -1,0 +1,179 @@
+"""Claims about the ledger: what was spent is counted once, however a run was broken; a cap says how to go on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpo.config.run import BudgetConfig
+from tpo.errors import BudgetError, StoreError
+from tpo.planning.throughput import PastRun, past_rate
+from tpo.storage.journal import write_lines
+from tpo.storage.ledger import LEDGER, MOST_LINES, TICK_SECONDS, WORK, Entry, Meter, Worker, read_ledger, spending
+
+NO_BUDGET = BudgetConfig()
+
+
+class Clock:
+    """A clock that is set."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+CLOCK = Clock()
+
+
+def a_meter(root: Path, stage: str = "iter_1/samples", budget: BudgetConfig = NO_BUDGET, **worker: Any) -> Meter:
+    return Meter(root, stage, Worker(**{"device": "H100", "devices": 2, **worker}), budget, clock=CLOCK)
+
+
+@pytest.mark.parametrize(
+    ("stage", "work"),
+    [
+        ("iter_3/generations", "generate"),
+        ("iter_3/samples", "sample"),
+        ("iter_3/judgments", "judge"),
+        ("iter_3/train", "train"),
+        ("iter_0/validation/epoch_0/samples", "validation sample"),
+        ("iter_3/validation/epoch_2/judgments", "validation judge"),
+        ("iter_3/test/samples", "test sample"),
+        ("iter_0/direct/judgments", "test judge"),
+    ],
+)
+def test_a_stage_tells_its_kind_of_work(stage: str, work: str):
+    assert Entry(stage, "cpu").work == work
+    assert work in WORK
+
+
+def test_tokens_time_and_money_add_up_over_starts(tmp_path: Path):
+    for _ in range(2):
+        with a_meter(tmp_path, hour_price=3600.0, input_price=2e6, output_price=3e6) as meter:
+            CLOCK.seconds += 20
+            meter.book(prompts=1, answers=2, tokens_in=3, tokens_out=4)
+    sample, total = spending(read_ledger(tmp_path))
+    assert (sample.work, total.work) == ("sample", "in all")
+    assert (total.prompts, total.answers, total.tokens_in, total.tokens_out) == (2, 4, 6, 8)
+    assert (total.seconds, total.gpu_seconds, total.engine_seconds) == (40, 80, 0)
+    assert total.cost == pytest.approx(6 * 2 + 8 * 3 + 80)
+
+
+def test_time_without_a_result_is_spent_too(tmp_path: Path):
+    def fails() -> None:
+        with a_meter(tmp_path):
+            CLOCK.seconds += 10
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    (entry,) = read_ledger(tmp_path)
+    assert (entry.seconds, entry.tokens) == (10, 0)
+
+
+def test_engines_on_cpus_are_no_gpus(tmp_path: Path):
+    with a_meter(tmp_path, device="cpu", devices=3, parameters=7) as meter:
+        CLOCK.seconds += 5
+        meter.book(tokens_out=1)
+    (line, _) = spending(read_ledger(tmp_path))
+    assert (line.seconds, line.gpu_seconds, line.engine_seconds) == (5, 0, 15)
+
+
+def test_what_is_booked_is_on_its_way_to_the_disk_at_once(tmp_path: Path):
+    with a_meter(tmp_path) as meter:
+        meter.book(tokens_out=5)
+        assert [entry.tokens_out for entry in read_ledger(tmp_path)] == [5]
+
+
+@given(st.integers(0, 400))
+def test_a_ledger_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_factory: pytest.TempPathFactory, cut: int):
+    root = tmp_path_factory.mktemp("cut")
+    with a_meter(root) as meter:
+        for _ in range(4):
+            meter.book(tokens_out=1)
+    whole = (root / LEDGER).read_bytes()
+    (root / LEDGER).write_bytes(whole[:cut])
+    kept = min(4, whole[:cut].count(b"\n"))
+    with a_meter(root) as meter:
+        meter.book(tokens_out=1)
+    assert sum(entry.tokens_out for entry in read_ledger(root)) == kept + 1
+
+
+def test_a_long_ledger_is_summed_up_when_it_is_opened_and_says_the_same(tmp_path: Path):
+    for stage, lines in (("iter_1/judgments", MOST_LINES), ("iter_2/judgments", 3)):
+        with a_meter(tmp_path, stage, input_price=1.0) as meter:
+            for _ in range(lines):
+                meter.book(answers=1, tokens_in=10, tokens_out=1)
+    before = spending(read_ledger(tmp_path))
+    with a_meter(tmp_path, "iter_2/judgments"):
+        entries = read_ledger(tmp_path)
+    assert sorted((entry.stage, entry.answers) for entry in entries) == [
+        ("iter_1/judgments", MOST_LINES),
+        ("iter_2/judgments", 3),
+    ]
+    after = spending(entries)
+    assert after[0].tokens_in == before[0].tokens_in == 10 * (MOST_LINES + 3)
+    assert after[0].seconds == pytest.approx(before[0].seconds, abs=1e-3)
+    assert after[0].cost == pytest.approx(before[0].cost)
+
+
+def test_a_ledger_of_a_newer_version_is_refused_with_what_is_not_known(tmp_path: Path):
+    write_lines(tmp_path / LEDGER, [{"stage": "iter_1/samples", "device": "cpu", "watts": 3}])
+    with pytest.raises(StoreError, match=r"ledger.jsonl has a line that this version does not know .*watts.*newer"):
+        read_ledger(tmp_path)
+    with pytest.raises(StoreError, match="newer"), a_meter(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        (BudgetConfig(tokens=10), r"budget.tokens = 10 is reached at iter_1/samples: 10 tokens spent"),
+        (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* 10.00 of money"),
+        (BudgetConfig(hours=1e-6), r"budget.hours = 1e-06 is reached .* hours of work"),
+    ],
+    ids=["tokens", "cost", "hours"],
+)
+def test_a_cap_is_said_with_what_was_spent_and_how_to_go_on(tmp_path: Path, budget: BudgetConfig, told: str):
+    with a_meter(tmp_path, budget=budget, input_price=1e6) as meter:
+        meter.check()
+        CLOCK.seconds += 10
+        meter.book(tokens_in=10)
+        with pytest.raises(BudgetError, match=told) as stopped:
+            meter.check()
+    assert "What is complete is kept: raise budget." in str(stopped.value)
+    with a_meter(tmp_path, budget=budget) as meter, pytest.raises(BudgetError):
+        meter.check()
+    with a_meter(tmp_path, budget=BudgetConfig(tokens=11)) as meter:
+        meter.check()
+
+
+def test_work_that_knows_no_shards_is_told_when_a_line_is_due(tmp_path: Path):
+    with a_meter(tmp_path) as meter:
+        assert not meter.tick()
+        CLOCK.seconds += TICK_SECONDS
+        assert meter.tick()
+        meter.book()
+        assert not meter.tick()
+
+
+@pytest.mark.parametrize(("at_once", "shards"), [(1, 3), (8, 8), (8, 16), (8, 60)])
+def test_the_start_of_engines_that_work_side_by_side_is_told_from_their_work(tmp_path: Path, at_once: int, shards: int):
+    """Each takes 45 s to start and 60 s a shard of 600 tokens, which is 10 a second."""
+    with a_meter(tmp_path, devices=at_once, at_once=at_once) as meter:
+        begun = CLOCK.seconds
+        for i in range(shards):
+            CLOCK.seconds = begun + 45 + 60 * (1 + i // at_once)
+            meter.book(prompts=1, answers=100, tokens_out=600)
+    rate = past_rate([PastRun("past", read_ledger(tmp_path))])
+    assert rate is not None
+    if shards > at_once:
+        assert rate.start_seconds == pytest.approx(45)
+        assert rate.tokens_per_second == pytest.approx(10, rel=0.07), "the last turn of 60 shards is half empty"
+    else:
+        assert rate.start_seconds is None
+        assert rate.tokens_per_second == pytest.approx(8 * 600 / (105 * 8)), "the start counts as work"

@@ -1,0 +1,100 @@
+"""How much context each model that writes must have: one list for preflight, the plan and the engines.
+
+A model is asked with its own prompts for outputs of its own length, so each has its own context, which is compared with
+its own model: ThinkPO's writer of short outputs (Qwen2.5-Math-7B, 4,096 positions) need not hold what the model that is
+trained writes (32,768).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tpo.config.run import PairModels, PromptConfig, RunConfig, SampleConfig
+
+Side = Literal["long", "short"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one model is asked for at once."""
+
+    folder: Path | None
+    """The model's folder; None for M_0 and its successors."""
+    tokens: int
+    """Longest prompt and output together."""
+    keys: str
+    """The settings that add up to it."""
+    work: str
+    """What the model does, as the plan has it."""
+    remedy: str = "lower one of them"
+    """What to do if the model has less."""
+
+    def fault(self, context: int, name: str | Path) -> str | None:
+        """Why a model of `context` tokens, called `name`, cannot do it; None if it can."""
+        if self.tokens <= context:
+            return None
+        return f"{self.keys} is {self.tokens}, more than the {context} tokens of context of {name}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class PairWriter:
+    """A model that writes one side of ThinkPO's pairs."""
+
+    side: Side
+    """Which side."""
+    folder: Path | None
+    """Its folder; None for the model that is fine-tuned."""
+    prompt: PromptConfig
+    """How it is asked."""
+    sample: SampleConfig
+    """How its outputs are sampled."""
+
+    @property
+    def work(self) -> str:
+        """What it does, as the plan has it."""
+        return f"{self.side} sample"
+
+
+def pair_writers(config: RunConfig) -> list[PairWriter]:
+    """The models that write for ThinkPO's pairs, short side first; none in other recipes or with pairs from a file."""
+    source = config.thinkpo.source if config.thinkpo is not None else None
+    if not isinstance(source, PairModels) or config.sft is None:
+        return []
+    found = [PairWriter("short", _folder(source.short), source.short_prompt, source.short_sample)]
+    if source.long != "demonstrations":
+        found.append(PairWriter("long", _folder(source.long), source.long_prompt, source.long_sample))
+    return found
+
+
+def contexts(config: RunConfig) -> list[Context]:
+    """What each model that writes is asked for; servers have their own limits, and are left out."""
+    prompt = config.data.max_prompt_tokens
+    found = [
+        Context(None, prompt + config.sample.max_new_tokens, "data.max_prompt_tokens + sample.max_new_tokens", "sample")
+    ]
+    for writer in pair_writers(config):
+        key = f"data.max_prompt_tokens + thinkpo.source.{writer.side}_sample.max_new_tokens"
+        found.append(Context(writer.folder, prompt + writer.sample.max_new_tokens, key, writer.work))
+    settings = config.data.synthetic
+    if settings is not None and settings.endpoint is None:
+        found.append(
+            Context(
+                settings.folder,
+                settings.max_prompt_tokens + settings.max_new_tokens,
+                "data.synthetic.max_prompt_tokens + max_new_tokens",
+                "generate",
+                "lower one of them, with fewer or shorter examples, or have another model write",
+            )
+        )
+    return found
+
+
+def context_of(config: RunConfig, work: str = "sample") -> int:
+    """Context of the engine that does some work: its own model's; M_0's engines do all that M_0 is asked for."""
+    asked = contexts(config)
+    folder = next((each.folder for each in asked if each.work == work), None)
+    return max(each.tokens for each in asked if each.folder == folder)
+
+
+def _folder(model: str) -> Path | None:
+    return None if model == "seed" else Path(model)

@@ -1,0 +1,67 @@
+"""Pairs from files: what is asked, a long and a short output, in the forms in which such sets are published.
+
+In: a path and the names of its columns. Out: rows of text. A chat is a list of turns, a turn an object with `role` and
+`content` or `from` and `value`; of what is asked the last user turn counts, of an output the last turn.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tpo.config.run import PairFile
+from tpo.data.prompt_files import encodable, read_columns
+
+_USERS = ("user", "human")
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One row of a file of pairs."""
+
+    instruction: str
+    """What is asked."""
+    chosen: str
+    """The long output; empty where the row holds none."""
+    rejected: str
+    """The short output; empty where the row holds none."""
+
+
+def read_pair_rows(source: PairFile) -> list[PairRow]:
+    """All rows of a file of pairs.
+
+    Raises `InputError` where the file is missing, empty, damaged or too large, lacks a column that the source names, or
+    where a row is neither text nor a chat.
+    """
+    named = {
+        "instruction": source.instruction_column,
+        "chosen": source.chosen_column,
+        "rejected": source.rejected_column,
+    }
+    return read_columns(source.path, named, _pair_row, section="thinkpo.source")
+
+
+def _pair_row(values: dict[str, Any]) -> PairRow:
+    instruction = _last(values["instruction"], "what is asked", _USERS)
+    if not instruction.strip():
+        raise ValueError("nothing is asked")
+    return PairRow(
+        instruction, _last(values["chosen"], "the long output"), _last(values["rejected"], "the short output")
+    )
+
+
+def _last(value: Any, what: str, roles: tuple[str, ...] = ()) -> str:
+    """The text of a value that is text, a turn or a chat; of a chat the last turn of one of the roles."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return encodable(value)
+    turns = value if isinstance(value, list) else [value]
+    said = [_turn(turn, what) for turn in turns]
+    texts = [text for role, text in said if not roles or role in roles]
+    return texts[-1] if texts else ""
+
+
+def _turn(turn: Any, what: str) -> tuple[str, str]:
+    for role, content in (("role", "content"), ("from", "value")):
+        if isinstance(turn, dict) and isinstance(turn.get(role), str) and isinstance(turn.get(content), str):
+            return turn[role], encodable(turn[content])
+    raise ValueError(f"{what} is {turn!r:.80}, expected text, or turns with role and content (or from and value)")

@@ -1,0 +1,234 @@
+"""Prompts from files: JSON lines, JSON, CSV, TSV, Parquet, a folder of them, or a Hugging Face dataset saved to disk.
+
+In: a path and the names of its columns. Out: rows with an instruction and, where named, reference, category and
+difficulty. A damaged row is an error that names the line and never a row less: what is missing from a data set without
+a word is found months later.
+"""
+
+import contextlib
+import json
+import math
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from typing import Any, Literal, TypeVar
+
+from tpo.config.run import FileSource
+from tpo.data import row_files
+from tpo.errors import InputError
+from tpo.method.instructions import write_constraints
+
+Row = TypeVar("Row")
+MOST_DIFFICULTY = 1_000_000
+"""Largest difficulty, which is a level and not a measurement."""
+_NOT_READ = {
+    (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object a line",
+    (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"): "unpack it and name a file in it",
+    (".xlsx", ".xls", ".ods"): "save the sheet as .csv",
+    (".arrow", ".feather"): "name the folder of the dataset that it is a part of",
+    (".parquet.gz", ".parquet.zst"): "unpack it",
+}
+"""What to do about files of other kinds, by their endings."""
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One row of a prompt file, as far as we read it."""
+
+    instruction: str
+    """The instruction; empty where the row holds none."""
+    reference: str | None
+    """The right answer, where the file names one."""
+    category: str | None
+    """The category, where the file names one."""
+    difficulty: int | None
+    """The difficulty, where the file names one."""
+    demonstration: str | None
+    """The response to imitate, where the file names one."""
+    constraints: str | None = None
+    """The verifiable instructions, as `Prompt.constraints`, if the file names columns of them."""
+
+
+def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, iteration: int) -> Path:
+    """The file that a set of prompts is drawn from; `{iteration}` in a path becomes the iteration's number."""
+    own = {"validation": source.validation_path, "test": source.test_path}.get(kind)
+    return own or Path(str(source.path).replace("{iteration}", str(iteration)))
+
+
+def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
+    """All rows of a prompt file.
+
+    Raises `InputError` where the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), or
+    lacks a column that the source names.
+    """
+    wanted = {
+        "instruction": source.instruction_column,
+        "reference": source.reference_column,
+        "category": source.category_column,
+        "difficulty": source.difficulty_column,
+        "demonstration": source.demonstration_column,
+        "instruction_ids": source.instruction_ids_column,
+        "kwargs": source.kwargs_column,
+    }
+    named = {name: column for name, column in wanted.items() if column is not None}
+    return read_columns(path, named, lambda values: _prompt_row(values, named), section="data.source")
+
+
+def read_columns(
+    path: Path, named: Mapping[str, str], make: Callable[[dict[str, Any]], Row], *, section: str
+) -> list[Row]:
+    """What `make` makes of each row's values by name; `named` has the column of each.
+
+    Raises `InputError` where the file cannot be read or lacks a column, which `section` of a profile names, and where
+    `make` raises `ValueError`.
+    """
+    table = _read_table(path, list(named.values()), section)
+    if not table.rows:
+        raise InputError(f"{path} holds no rows")
+    for column in named.values():
+        if column not in table.columns and column.split(".")[0] not in table.columns:
+            known = ", ".join(map(repr, table.columns))
+            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set {section}.*_column")
+    found = []
+    for number, values in enumerate(table.rows, 1):
+        try:
+            found.append(make(dict(zip(named, values, strict=True))))
+        except ValueError as error:
+            raise InputError(f"{path}, row {number}: {error}") from error
+    return found
+
+
+def check_prompt_file(source: FileSource, path: Path) -> None:
+    """Raises `InputError` where `read_prompt_rows` would, or where no row has an instruction."""
+    if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
+        raise InputError(f"{path} has no text in column {source.instruction_column!r}")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What a file holds."""
+
+    columns: list[str]
+    """Names of all its columns."""
+    rows: list[list[Any]]
+    """Those columns of each row that were asked for."""
+
+
+def _read_table(path: Path, columns: list[str], section: str) -> _Table:
+    """Reads a file in a process of its own; raises `InputError` where it cannot be read. A damaged row is never
+    skipped."""
+    _check_kind(path, section)
+    rows: list[Any] = []
+    command = [sys.executable, "-I", row_files.__file__, str(path.absolute()), *columns]
+    # Half a line, where that process has died, is no JSON.
+    with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as process, contextlib.suppress(ValueError):
+        rows += map(json.loads, process.stdout or ())
+    if process.returncode:
+        raise InputError(
+            f"{path} cannot be read: the process that tried ended with {process.returncode}, expected it to need at "
+            f"most {row_files.MEMORY_BYTES >> 30} GiB of memory and {row_files.SECONDS} s: the file is damaged, or too "
+            "large and to be split"
+        )
+    last = rows.pop()
+    if "fault" in last:
+        raise InputError(f"{path}{last['fault']}")
+    return _Table(last["columns"], rows)
+
+
+def _check_kind(path: Path, section: str) -> None:
+    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take for ever."""
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} does not exist; {section}.path names a file or a dataset folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; {section}.path names a file or a dataset folder") from error
+    if stat.S_ISDIR(kind):
+        _check_folder(path)
+    elif not stat.S_ISREG(kind):
+        raise InputError(f"{path} is neither a file nor a folder (a pipe, a socket or a device), expected one of both")
+    elif not row_files.kind_of(path.name)[0]:
+        name = path.name.lower()
+        told = next((f": {what}" for endings, what in _NOT_READ.items() if name.endswith(endings)), "")
+        raise InputError(
+            f"{path} is of an unknown kind, expected {', '.join(row_files.KINDS)} (text also with "
+            f"{', '.join(row_files.COMPRESSED)}), a folder of them or a dataset folder{told}"
+        )
+
+
+def _check_folder(path: Path) -> None:
+    """A dataset, or a folder with files of a known kind."""
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")) or row_files.parts_of(path):
+        return
+    folders = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    told = f": name one of its folders ({', '.join(folders[:8])})" if folders else ""
+    raise InputError(
+        f"{path} cannot be read: it is not a dataset saved to disk, for it has no state.json, and holds no files of "
+        f"rows ({', '.join(row_files.KINDS)}){told}"
+    )
+
+
+def _prompt_row(values: dict[str, Any], named: Mapping[str, str]) -> PromptRow:
+    instruction = values.get("instruction")
+    if not isinstance(instruction, str | None) and instruction == instruction:
+        raise ValueError(f"the instruction is {instruction!r}, expected text")
+    return PromptRow(
+        instruction=encodable(instruction) if isinstance(instruction, str) else "",
+        reference=_text(_single(values.get("reference")), "reference", named),
+        category=_text(values.get("category"), "category", named),
+        difficulty=_whole_number(values.get("difficulty")),
+        demonstration=_text(values.get("demonstration"), "demonstration", named),
+        constraints=_constraints(values.get("instruction_ids"), values.get("kwargs")),
+    )
+
+
+def _constraints(ids: Any, kwargs: Any) -> str | None:
+    text = write_constraints(ids, kwargs)
+    return None if text is None else encodable(text)
+
+
+def _single(reference: Any) -> Any:
+    """The one answer in a list of one; a whole number that a column of floats holds, as a model would write it."""
+    if isinstance(reference, list) and len(reference) < 2:
+        reference = reference[0] if reference else None
+    if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
+        return int(reference)
+    return reference
+
+
+def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
+    """A text or number as text; ValueError if it is neither, whose notation no model would write."""
+    if isinstance(value, dict):
+        fields = ", ".join(f"{named[what]}.{name}" for name in value)
+        raise ValueError(
+            f"the {what} has fields, expected text or a number: set data.source.{what}_column to one of {fields}"
+        )
+    if isinstance(value, list):
+        raise ValueError(
+            f"the {what} is a list of {len(value)} ({value!r:.60}), expected one text or number: write the one that "
+            "counts in a column"
+        )
+    return None if value is None or value == "" or value != value else encodable(str(value))
+
+
+def encodable(text: str) -> str:
+    """The text itself; ValueError where it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} of {text[:40]!r} is half a surrogate pair, not text") from None
+    return text
+
+
+def _whole_number(value: Any) -> int | None:
+    text = None if value is None or value == "" or value != value else str(value)
+    try:
+        number = 0.0 if text is None else float(text)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer() or abs(number) > MOST_DIFFICULTY:
+        raise ValueError(f"difficulty {value!r} is not a whole number")
+    return None if text is None else int(number)

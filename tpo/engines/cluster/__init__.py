@@ -1,0 +1,1 @@
+"""Actor pools, placement and processes on Ray."""

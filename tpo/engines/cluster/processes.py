@@ -1,0 +1,311 @@
+"""What the processes of a run get: Ray, threads, environment variables. The one place that decides.
+
+Two OpenMP threads of GNU's library stall for seconds as soon as anything else runs; Intel's, which the CPU build of
+vLLM brings along, do not. So it is preloaded where it is found, and every process is told how many threads it has.
+
+A Ray of our own lets nobody in: its sockets listen on loopback, whoever calls must show a token that this process made
+up and only its children inherit, and its files lie in a folder that other users of the machine cannot enter. Ray's own
+ways are others: it turns `127.0.0.1` into the address of the network, keeps its token in the home folder for all to
+read, and makes its folders writable by everyone.
+"""
+
+import contextlib
+import functools
+import importlib
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tpo.config.run import ClusterConfig, EngineConfig
+from tpo.errors import InputError, StageError, shortened
+from tpo.planning.machine import cpu_count
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_worker_niceness": "0",
+    "RAY_agent_register_timeout_ms": "600000",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of every process: no telemetry, no hub, no threads that nobody asked for, time to start when busy."""
+
+
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Environment of a Ray of our own and of all it starts: the node's address is loopback's.
+
+The first is Ray's switch for machines that form no cluster. Only with it does Ray leave `127.0.0.1` as it is, and it
+binds all its sockets to its node's address. The first two also spare the search for an address of the network. The last
+spares the actor that waits for word that a cluster takes a node away.
+"""
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+"""What this machine calls itself: Prefect's server, Ray and a judge's server on this machine are asked by these."""
+
+
+def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
+    """`NO_PROXY` and `no_proxy` with the names of this machine added to what the user has there.
+
+    Prefect, gRPC, OpenAI's client and boto3 would ask a proxy for what listens on loopback, and no proxy can reach it.
+    Both spellings are set, since some read one and some the other, and prefer it.
+    """
+    upper, lower = variables.get("NO_PROXY", ""), variables.get("no_proxy", "")
+    return {"NO_PROXY": _with_loopback(upper or lower), "no_proxy": _with_loopback(lower or upper)}
+
+
+def _with_loopback(names: str) -> str:
+    given = [name for part in names.split(",") if (name := part.strip()) and _is_readable(name)]
+    return "*" if "*" in given else ",".join(dict.fromkeys([*given, *LOOPBACK_NAMES]))
+
+
+def _is_readable(name: str) -> bool:
+    """Whether httpx can read a name in `NO_PROXY`: ranges of IPv6, as `::1/128`, keep it from starting at all."""
+    if "://" in name or name.count(":") < 2:
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.IPv6Address(name))
+    return False
+
+
+def proxy_fault(variables: Mapping[str, str]) -> str | None:
+    """Why HTTP clients cannot use the proxies that the environment names; None if they can, or there are none."""
+    proxies = {"http_proxy", "https_proxy", "all_proxy"}
+    given = {name: value for name, value in variables.items() if name.lower() in proxies and value}
+    if not given or "*" in loopback_without_proxy(variables).values():
+        return None
+    import httpx
+
+    for name, value in given.items():
+        address = value if "://" in value else f"http://{value}"
+        try:
+            httpx.Client(proxy=address, verify=False, trust_env=False).close()
+        except ImportError:
+            return f"{name} names a SOCKS proxy, for which the package socksio is missing"
+        except (ValueError, httpx.InvalidURL) as error:
+            return f"{name} is not the address of a proxy ({shortened(str(error))})"
+    return None
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables of a process that computes with `threads` CPU threads."""
+    variables = {**QUIET, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "KMP_BLOCKTIME": "1"}
+    if (library := Path(sys.prefix) / "lib" / "libiomp5.so").exists():
+        variables["LD_PRELOAD"] = str(library)
+    return variables
+
+
+def engine_environment(config: EngineConfig) -> dict[str, str]:
+    """Environment variables of a vLLM engine."""
+    variables = environment(config.threads) | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    if config.device == "cpu":
+        variables |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.memory_gib))),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    return variables
+
+
+def start_ray(cluster: ClusterConfig) -> None:
+    """Connects to the configured Ray cluster or starts one on this machine that lets nobody in; once a process.
+
+    A cluster that is not ours is entered with the user's own token, as Ray finds it. Its nodes need what this one has:
+    the same packages, this checkout at the same path (Ray has workers import from the driver's current folder, so
+    nothing is sent), and the run's and the models' folders on a file system that all of them share. Raises `StageError`
+    where the cluster does not let us in, where the folder for Ray's files is not ours alone, or where Ray does not keep
+    to loopback.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.update(QUIET)
+    with _own_sigterm():
+        _connect(cluster)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps what this process does at SIGTERM: Ray has drivers exit at once, with 15 and without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _connect(cluster: ClusterConfig) -> None:
+    import ray
+
+    if cluster.address is not None:
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise StageError(
+                f"the Ray cluster at {cluster.address} did not let us in ({error}): see that it is up and, if it asks "
+                "for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            ) from error
+        return
+    _close_to_others()
+    _start_own_ray()
+    if (address := ray.util.get_node_ip_address()) != "127.0.0.1":
+        ray.shutdown()
+        raise StageError(f"Ray listens on {address}, expected 127.0.0.1: this version of Ray is not one we know")
+
+
+def _start_own_ray() -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=None if "RAY_TMPDIR" in os.environ else str(rays_folder()),
+        )
+    except Exception as error:  # Ray raises nothing narrower
+        if "timed out during startup" not in str(error):
+            raise
+        raise StageError(
+            f"Ray did not start within 30 seconds: this machine is very busy, or Ray is broken (its logs: "
+            f"{rays_folder()}); let other work end, then run again"
+        ) from error
+    _unbind_children(os.sched_getaffinity(0))
+
+
+def _unbind_children(cpus: set[int]) -> None:
+    """Gives all that this process has started the CPUs that it has itself.
+
+    Where Intel's OpenMP is preloaded, as vLLM's guide for CPUs says, a process that forks binds its child to one core;
+    Ray's daemons are such children, and every engine that they start would share that core with all others.
+    """
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, cpus)
+
+
+def _close_to_others() -> None:
+    """Sets what Ray and its processes take their address and their token from.
+
+    That a token must be shown at all is Ray's own default for a cluster that it starts, unless the user's
+    `RAY_AUTH_MODE` says otherwise; set here it would come too late where Ray has been imported before.
+    """
+    from ray._private import ray_constants
+
+    os.environ.update(LOOPBACK)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # taken from the environment when Ray was imported
+    _start_nodes_our_way()
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@functools.cache
+def _start_nodes_our_way() -> None:
+    """Has Ray's nodes in this process start without what one machine has no use for, and without haste."""
+    from ray._private.node import Node
+
+    Node.start_api_server = _start_no_dashboard
+    Node.start_ray_processes = functools.partialmethod(_start_with_ports, Node.start_ray_processes)
+
+
+def _start_no_dashboard(node: Any, **_: Any) -> None:
+    """Stands for the start of the dashboard's process, whose one task without its pages is to report usage.
+
+    Told not to report, it still asks the metadata services of three clouds where it runs, and no setting keeps it from
+    that. The node's agent asks for its address until it has one: it gets port 0, where nobody can listen.
+    """
+    from ray._private import ray_constants
+
+    node.get_gcs_client().internal_kv_put(
+        ray_constants.DASHBOARD_ADDRESS.encode(), b"127.0.0.1:0", True, ray_constants.KV_NAMESPACE_DASHBOARD
+    )
+
+
+def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
+    """Starts a node's processes with ports chosen here for its agents.
+
+    Left to choose, agents write their ports into files, for which the node waits 15 seconds, and then it dies; on a
+    busy machine their imports take longer, and no setting changes that (ray-project/ray#65983). Not all can be given to
+    the node in another way, so the files are there before it starts.
+    """
+    names: Any = importlib.import_module("ray._raylet")
+    with contextlib.ExitStack() as bound:
+        sockets = [bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        agent, export, listen, environments = [found.getsockname()[1] for found in sockets]
+    parameters = node._ray_params
+    parameters.include_log_monitor = False  # it would send logs to a driver that does not listen
+    parameters.metrics_agent_port, parameters.metrics_export_port = agent, export
+    parameters.dashboard_agent_listen_port, parameters.runtime_env_agent_port = listen, environments
+    for name, port in (
+        (names.METRICS_AGENT_PORT_NAME, agent),
+        (names.METRICS_EXPORT_PORT_NAME, export),
+        (names.DASHBOARD_AGENT_LISTEN_PORT_NAME, listen),
+        (names.RUNTIME_ENV_AGENT_PORT_NAME, environments),
+    ):
+        names.persist_port(node.get_session_dir_path(), node.node_id, name, port)
+    start(node)
+
+
+def rays_folder() -> Path:
+    """Where Ray's sockets and logs are: a folder that nobody else can enter, unless the user has named one."""
+    given = os.environ.get("RAY_TMPDIR")
+    return Path(given) if given else _private_folder() / "ray"
+
+
+def check_rays_folder() -> None:
+    """Raises `InputError` if paths in the folder for Ray's files would be too long for sockets."""
+    folder = rays_folder()
+    if (spare := _MAX_SOCKET_PATH - _SOCKET_PATH_BELOW - len(os.fsencode(folder))) < 0:
+        raise InputError(
+            f"{folder}, the folder for Ray's sockets, has {-spare} bytes too many for the paths that sockets can have: "
+            "set RAY_TMPDIR to a folder with a shorter path, as /tmp/ray"
+        )
+
+
+_MAX_SOCKET_PATH = 107
+_SOCKET_PATH_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+
+def _private_folder() -> Path:
+    """A folder that nobody else can enter; short, for a socket's path is at most 107 bytes long."""
+    folder = Path(tempfile.gettempdir()) / f"tpo-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StageError(
+            f"{folder} is not a folder of this user's alone (mode {found.st_mode & 0o777:o}, user {found.st_uid}), and "
+            "Ray's sockets and logs belong in one: remove it, or set RAY_TMPDIR to another"
+        )
+    return folder

@@ -1,0 +1,575 @@
+"""Asks a model behind an OpenAI-compatible server: many chats at once, and again where an answer may still come.
+
+In: chats. Out: for each its index with a `Reply`, or with a `Refused` where the server will not take that one chat, in
+the order in which they come.
+
+A failed call is never a reply. What may pass (429, 5xx, time-outs, broken connections, answers that aren't completions)
+is asked again by our own rules, with the SDK's retries off; what won't pass stops the stage, and so does a cap on
+tokens or money. A server that doesn't report its tokens is taken to use one for every four characters, so that the caps
+hold there too. The key is read from the environment for each call, and messages are searched for it before they are
+shown, since servers like to quote it.
+"""
+
+import asyncio
+import dataclasses
+import ipaddress
+import itertools
+import math
+import os
+import random
+import re
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+
+from tpo.config.run import Endpoint
+from tpo.console import say
+from tpo.engines.inference.reply import Decoding, Reply
+from tpo.engines.inference.request_form import RequestForm, described, remedy
+from tpo.errors import InputError, StageError
+from tpo.records import Message
+
+if TYPE_CHECKING:
+    import openai
+
+CHECK_SECONDS = 8.0
+"""Longest time that a check takes."""
+FIRST_WAIT = 0.5
+"""Longest wait before the first retry, in seconds; each further one may take twice as long."""
+LONGEST_WAIT = 60.0
+"""Where that doubling ends, in seconds."""
+LONGEST_RETRY_AFTER = 600.0
+"""Longest wait, in seconds, that a server may ask for; one that asks for more has failed."""
+MAX_CHECK_WAIT = 30.0
+"""Longest time that a check waits between its tries, in seconds, all together."""
+
+_NO_KEY = "EMPTY"
+_PROBE_LABELS = ("yes", "no")
+_PASSING = frozenset({408, 409, 425, 429})
+_ONE_CHAT = re.compile(
+    r"context.?(length|window|size)|content.?(filter|policy)|(prompt|input|request) (is |are )?too (long|large)", re.I
+)
+_CUT = frozenset(
+    {
+        "length",
+        "max_tokens",
+        "model_length",
+        "content_filter",
+        "safety",
+        "tool_calls",
+        "function_call",
+        "error",
+        "abort",
+    }
+)
+"""Reasons to end that leave a reply unfinished; servers have any number of words for an ordinary end."""
+_UNRESOLVED = re.compile(
+    r"name or service not known|nodename nor servname|name resolution|getaddrinfo|No address", re.I
+)
+MAX_FORMS = 8
+"""Forms that one call is asked in at most."""
+_FORMS: dict[tuple[str, str], RequestForm] = {}
+"""The form that each endpoint and model was last asked in, if it isn't that of the settings."""
+_Outcome: TypeAlias = "Reply | Refused | _Failure"
+_Call: TypeAlias = Future[_Outcome]
+_Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
+
+
+@dataclass
+class Spent:
+    """Tokens that have been used so far; counted on as replies come, from what earlier starts of a run have used."""
+
+    tokens_in: int = 0
+    """Tokens read."""
+    tokens_out: int = 0
+    """Tokens written."""
+
+    def add(self, reply: Reply) -> None:
+        """Counts a reply."""
+        self.tokens_in += reply.input_tokens
+        self.tokens_out += reply.output_tokens
+
+    def cost(self, endpoint: Endpoint) -> float:
+        """What that costs by the endpoint's prices."""
+        return (self.tokens_in * endpoint.input_price + self.tokens_out * endpoint.output_price) / 1e6
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A chat that the server will not take, however often it is asked, while it takes others: no reply, no verdict."""
+
+    reason: str
+    """What the server says: too long for the model's context, or held back by a content filter."""
+
+
+class Alternative(BaseModel):
+    """One token that could stand at a place of a reply."""
+
+    token: str
+    """Its text."""
+    logprob: float
+    """Its natural log-probability; -9999 stands for -inf, which JSON cannot hold."""
+
+
+class Position(Alternative):
+    """The token that does stand there, and the likeliest alternatives, itself among them."""
+
+    top_logprobs: list[Alternative] = []
+    """The likeliest tokens, as many as were asked for."""
+
+
+class ChatClient:
+    """One model at one endpoint.
+
+    Args:
+        endpoint: Where it is, and how much of it may be used.
+        model: Its name there.
+        sleep: Waits for a number of seconds between two tries of a call.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._endpoint = endpoint
+        self._model = model
+        self._sleep = sleep
+        self._form = _FORMS.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
+
+    def __repr__(self) -> str:
+        return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
+
+    def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
+        """Makes one call, as `ask` would; without a chat a short one.
+
+        What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
+        `InputError` if there is no reply, or one that does not keep to the labels although the endpoint says so.
+        """
+        held = self._endpoint.structured_outputs
+        seconds = CHECK_SECONDS if decoding is None else self._endpoint.timeout_seconds
+        decoding = decoding or (Decoding(16, _PROBE_LABELS) if held else Decoding(1))
+        chat = chat or [Message(role="user", content="Hello.")]
+        with self._connection() as (client, submit):
+            outcome = submit(self._call(client, chat, decoding, threading.Event(), seconds, checks=True)).result()
+        if isinstance(outcome, Refused):
+            outcome = _Failure(outcome.reason, 400)
+        if isinstance(outcome, _Failure):
+            raise InputError(f"{self._name} gave no answer: {outcome.cause}; {self._remedy(outcome)}")
+        if held and decoding.labels and outcome.text.strip() not in decoding.labels:
+            raise InputError(
+                f"{self._name} wrote {outcome.text!r} where structured_outputs allowed only {decoding.labels}: serve "
+                "it with a vLLM that knows structured_outputs, without a reasoning parser, or set "
+                "endpoint.structured_outputs to false"
+            )
+        return outcome
+
+    def ask(
+        self, chats: Sequence[Sequence[Message]], decoding: Decoding, *, spent: Spent | None = None
+    ) -> Generator[tuple[int, Reply | Refused], None, None]:
+        """Asks all chats; yields each one's index and reply as they come, in any order.
+
+        At most `endpoint.concurrency` calls are under way or wait to be taken, so that a slow taker slows the calls
+        down. A caller that stops taking early, or closes the generator, ends the calls that are under way.
+
+        Args:
+            chats: What to ask; a chat is looked up when its call starts.
+            decoding: How to reply. Labels whose probabilities are wanted differ in the first character after what
+                all of them begin with.
+            spent: What was used before; counted on here. Each reply is counted before it is yielded.
+
+        Raises `StageError` where a call fails for good or a cap is reached, after the replies to the calls under way,
+        which are paid for: caps are overrun by at most these. `InputError` where the key cannot be one.
+        """
+        spent = Spent() if spent is None else spent
+        under_way: dict[_Call, int] = {}
+        done: SimpleQueue[_Call] = SimpleQueue()
+        failure: _Failure | None = None
+        given_up = threading.Event()
+        waiting = list(range(len(chats)))[::-1]
+        with self._connection() as (client, submit):
+
+            def start() -> None:
+                while waiting and len(under_way) < self._endpoint.concurrency and not self._cap_reached(spent):
+                    index = waiting.pop()
+                    seconds = self._endpoint.timeout_seconds
+                    call = submit(self._call(client, chats[index], decoding, given_up, seconds))
+                    under_way[call] = index
+                    call.add_done_callback(done.put)
+
+            start()
+            while under_way:
+                try:
+                    call = done.get(timeout=self._endpoint.timeout_seconds if failure else None)
+                except Empty:
+                    break
+                index, outcome = under_way.pop(call), call.result()
+                if isinstance(outcome, _Failure):
+                    failure = failure or outcome
+                    given_up.set()
+                    continue
+                if isinstance(outcome, Reply):
+                    spent.add(outcome)
+                if failure is None:
+                    start()
+                yield index, outcome
+        if failure is not None:
+            raise StageError(self._gave_up(failure))
+        if waiting:
+            raise StageError(
+                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: what was said "
+                "until now is kept; raise that cap of the endpoint and start again, and it goes on from there"
+            )
+
+    async def _call(
+        self,
+        client: "openai.AsyncOpenAI",
+        chat: Sequence[Message],
+        decoding: Decoding,
+        given_up: threading.Event,
+        seconds: float,
+        *,
+        checks: bool = False,
+    ) -> _Outcome:
+        """One chat, tried until it is answered or there is no use in trying, each try for so many seconds."""
+        tries, waited, forms = 1, 0.0, 0
+        while True:
+            form = self._form
+            outcome = await self._attempt(client, chat, decoding, form, seconds)
+            if not isinstance(outcome, _Failure):
+                return outcome
+            if forms < MAX_FORMS and self._took_another_form(form, outcome, decoding):
+                forms += 1
+                continue
+            if not outcome.passing or tries > self._endpoint.retries or given_up.is_set():
+                return dataclasses.replace(outcome, tries=tries)
+            # Full jitter: calls that were turned away together do not come back together.
+            jitter = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 30)))
+            wait = outcome.retry_after + jitter
+            if checks and (waited + wait > MAX_CHECK_WAIT or outcome.status is None):
+                return dataclasses.replace(outcome, tries=tries)
+            await self._sleep(wait)
+            tries, waited = tries + 1, waited + wait
+
+    def _took_another_form(self, asked: RequestForm, failure: "_Failure", decoding: Decoding) -> bool:
+        """Whether there is a form to ask in other than the one `asked` in, after the server's refusal of that."""
+        if failure.status not in (400, 422):
+            return False
+        if self._form == asked:
+            other = asked.after(failure.cause, decoding)
+            if other is None:
+                return False
+            say(f"{self._name} says {failure.cause!r}: asked again with {described(other, asked)}")
+            _FORMS[self._endpoint.model_dump_json(), self._model] = self._form = other
+        return True
+
+    async def _attempt(
+        self,
+        client: "openai.AsyncOpenAI",
+        chat: Sequence[Message],
+        decoding: Decoding,
+        form: RequestForm,
+        seconds: float,
+    ) -> _Outcome:
+        import httpx2
+        import openai
+
+        try:
+            async with asyncio.timeout(seconds):
+                # Not chat.completions.create: building its objects costs more than all else that we do for a call.
+                body = form.body(self._model, chat, decoding)
+                answer = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+        except TimeoutError:
+            return _Failure(f"no answer within {seconds:g} s", passing=True)
+        except openai.APIStatusError as error:
+            return _failed_with_status(error, client.api_key)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            text = _scrubbed(f"{type(cause).__name__}: {cause}".removesuffix(": "), client.api_key)
+            return _Failure(f"the connection failed ({text})", passing=True)
+        try:
+            return _reply(_Completion.model_validate_json(answer.content), chat, decoding, form.limit(decoding))
+        except ValidationError:
+            text = _scrubbed(answer.text, client.api_key)
+            return _Failure(f"what came is no chat completion: {text!r}", passing=True)
+
+    @contextmanager
+    def _connection(self) -> Iterator[tuple["openai.AsyncOpenAI", _Submit]]:
+        """A client, and what runs its coroutines: an event loop in a thread of its own, gone when this is left."""
+        client = self._client()
+        loop = asyncio.new_event_loop()
+        calls: set[_Call] = set()
+
+        def run() -> None:
+            loop.run_forever()
+            loop.close()
+
+        def submit(coroutine: Coroutine[Any, Any, _Outcome]) -> _Call:
+            call = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+            return call
+
+        thread = threading.Thread(target=run, name="chat client", daemon=True)
+        thread.start()
+        try:
+            yield client, submit
+        finally:
+            for call in list(calls):
+                call.cancel()
+            asyncio.run_coroutine_threadsafe(_finish(client), loop)
+            if threading.current_thread() is not thread:  # it is where the garbage collector happens to run there
+                thread.join()
+
+    def _client(self) -> "openai.AsyncOpenAI":
+        import httpx2
+        import openai
+
+        connections = self._endpoint.concurrency
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        try:
+            return openai.AsyncOpenAI(
+                api_key=self._key() or _NO_KEY,
+                base_url=self._endpoint.base_url,
+                max_retries=0,
+                timeout=None,  # a call has one limit, over all that it does
+                # No proxy of the environment reaches our own loopback.
+                http_client=openai.DefaultAsyncHttpxClient(
+                    limits=limits, timeout=None, trust_env=not _is_loopback(self._endpoint.base_url)
+                ),
+            )
+        except httpx2.InvalidURL as error:
+            raise InputError(f"endpoint.base_url is {self._endpoint.base_url}, expected an address: {error}") from None
+
+    def _key(self) -> str:
+        variable = self._endpoint.key_variable
+        key = os.environ.get(variable, "").strip()
+        if not re.fullmatch(r"[!-~]*", key):
+            raise InputError(
+                f"{variable} holds spaces, line breaks or letters that no key has: set it to the key alone"
+            )
+        return key
+
+    @property
+    def _name(self) -> str:
+        return f"model {self._model!r} at {self._endpoint.base_url}"
+
+    def _cap_reached(self, spent: Spent) -> str | None:
+        """Which cap is reached, and by what."""
+        endpoint = self._endpoint
+        used = f"{spent.tokens_in} tokens read and {spent.tokens_out} written"
+        if endpoint.max_total_tokens is not None and spent.tokens_in + spent.tokens_out >= endpoint.max_total_tokens:
+            return f"max_total_tokens = {endpoint.max_total_tokens} is reached ({used})"
+        if endpoint.max_cost is not None and spent.cost(endpoint) >= endpoint.max_cost:
+            return f"max_cost = {endpoint.max_cost:g} is reached ({used} cost {spent.cost(endpoint):.4g})"
+        return None
+
+    def _gave_up(self, failure: "_Failure") -> str:
+        tries = "1 try" if failure.tries == 1 else f"{failure.tries} tries"
+        return (
+            f"{self._name} gave no answer in {tries}, the last one: {failure.cause}; what was said until now is kept: "
+            f"{self._remedy(failure)}, and start again"
+        )
+
+    def _remedy(self, failure: "_Failure") -> str:
+        variable = self._endpoint.key_variable
+        if failure.status in (401, 403):
+            what = "set it to a key that this server takes" if self._key() else "it is not set: set it to the key"
+            return f"the key is read from the environment variable {variable}: {what}"
+        if failure.status is None and _UNRESOLVED.search(failure.cause):
+            return "no machine has the name in endpoint.base_url: correct it"
+        if failure.status is None:
+            return "start the server, or correct endpoint.base_url"
+        if failure.status == 404:
+            return "name a model that is served there, or correct endpoint.base_url (most end in /v1)"
+        if failure.status >= 500 and re.search(r"system.{0,20}role|roles must alternate", failure.cause, re.I):
+            return remedy(failure.cause)
+        if failure.status in _PASSING or failure.status >= 500:
+            return "wait until the server has room again, or lower endpoint.concurrency"
+        return remedy(failure.cause)
+
+
+def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tuple[float, ...] | None:
+    """Log-probability of each label, from the tokens of a greedy reply that begins with one.
+
+    What counts is the token with which the reply leaves what all labels begin with: `A` after `[[`, or `[[A` at once,
+    as the tokenizer has it. A label's probability is that of all alternatives there which lead to it and to no other,
+    given what stands before. A label that none of the reported alternatives leads to has -inf; where the reply itself
+    goes on with no label, that would be a guess, and without a finite value for each label the answer is None.
+
+    Args:
+        positions: The reply's tokens; white space before the label does not count.
+        labels: Texts that differ in the first character after what all of them begin with; `ValueError` otherwise.
+    """
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*labels, strict=False))
+    shared = "".join(column[0] for column in columns)
+    if len({label[len(shared) :][:1] for label in labels} - {""}) < len(labels):
+        raise ValueError(f"labels are {labels}, expected that they differ in the first character after {shared!r}")
+    written = ""
+    for position in positions:
+        longer = (written + position.token).lstrip()
+        if shared.startswith(longer):
+            written = longer
+            continue
+        found = tuple(_leading_to(label, position, written, len(shared)) for label in labels)
+        decided = any(_leads_to(label, longer, len(shared)) for label in labels)
+        return found if decided or -math.inf not in found else None
+    return None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why there is no reply."""
+
+    cause: str
+    status: int | None = None
+    passing: bool = False
+    """Whether it may pass."""
+    retry_after: float = 0.0
+    """Seconds that the server asks to wait."""
+    tries: int = 1
+
+
+class _Part(BaseModel):
+    text: str = ""
+
+
+class _Said(BaseModel):
+    content: str | list[_Part] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What is said, in one piece; some servers give it in parts."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class _Logprobs(BaseModel):
+    content: list[Position] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Said
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _PromptDetails(BaseModel):
+    cached_tokens: NonNegativeInt | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: NonNegativeInt | None = None
+    completion_tokens: NonNegativeInt | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class _Completion(BaseModel):
+    """As much of a chat completion as we need; the rest differs from server to server."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def _reply(completion: _Completion, chat: Sequence[Message], decoding: Decoding, limit: int) -> Reply:
+    choice, usage = completion.choices[0], completion.usage or _Usage()
+    text, reasoning = choice.message.text, choice.message.reasoning or choice.message.reasoning_content or ""
+    positions = (choice.logprobs and choice.logprobs.content) or []
+    reason = (choice.finish_reason or "").lower()
+    if not reason and (usage.completion_tokens or 0) >= limit:
+        reason = "length"
+    cut = reason in _CUT
+    return Reply(
+        text=text,
+        finished=not cut,
+        input_tokens=usage.prompt_tokens or _estimated_tokens(*(message["content"] for message in chat)),
+        output_tokens=usage.completion_tokens or _estimated_tokens(text, reasoning),
+        cached_tokens=(usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0,
+        label_logprobs=label_logprobs(positions, decoding.labels) if decoding.probabilities else None,
+        ended_by=reason if cut else "",
+        reasoning_chars=len(reasoning),
+    )
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, where no proxy can lead."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _estimated_tokens(*texts: str) -> int:
+    return math.ceil(sum(map(len, texts)) / 4)
+
+
+def _failed_with_status(error: "openai.APIStatusError", key: str) -> Refused | _Failure:
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    status, response = error.status_code, error.response
+    said = _scrubbed(str(message or response.text or response.reason_phrase), key)
+    if status == 413 or (status in (400, 422) and _ONE_CHAT.search(f"{error.code} {said}")):
+        return Refused(said)
+    passing = status in _PASSING or status >= 500
+    wait = _seconds_to_wait(response.headers.get("retry-after", ""))
+    if passing and wait > LONGEST_RETRY_AFTER:
+        return _Failure(f"{status}: {said} (it asks to wait {wait:.0f} s)", status)
+    return _Failure(f"{status}: {said}", status, passing, wait)
+
+
+def _seconds_to_wait(retry_after: str) -> float:
+    """What a Retry-After header asks for, as seconds or as a date; 0 where it asks for nothing that can be read."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(retry_after)
+        except ValueError:
+            return 0.0
+        seconds = (date.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if not math.isnan(seconds) else 0.0
+
+
+def _scrubbed(text: str, key: str) -> str:
+    """`text`, shortened to what a message can hold, without the key."""
+    return (text if key == _NO_KEY else text.replace(key, "***"))[:400]
+
+
+async def _finish(client: "openai.AsyncOpenAI") -> None:
+    """Waits for the calls that have just been cancelled, closes the client and stops this event loop."""
+    # The calls end the tasks that anyio has made for them; cancelled from here, before they start, those would warn.
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+    await client.close()
+    asyncio.get_running_loop().stop()
+
+
+def _leading_to(label: str, position: Position, written: str, shared: int) -> float:
+    """Log of the summed probability of the alternatives that lead to `label`."""
+    alternatives: list[Alternative] = [*position.top_logprobs]
+    if all(alternative.token != position.token for alternative in alternatives):
+        alternatives.append(position)
+    logprobs = [
+        alternative.logprob
+        for alternative in alternatives
+        if alternative.logprob > -9999 and _leads_to(label, (written + alternative.token).lstrip(), shared)
+    ]
+    top = max(logprobs, default=-math.inf)
+    return top + math.log(sum(math.exp(logprob - top) for logprob in logprobs)) if logprobs else top
+
+
+def _leads_to(label: str, text: str, shared: int) -> bool:
+    """Whether `text` goes beyond the `shared` first characters of all labels, and `label` goes on with it or ends."""
+    return len(text) > shared and (label.startswith(text) or text.startswith(label))

@@ -1,0 +1,149 @@
+"""Tokens that a request must write next, whatever the model would: a thought's budget, a calculator's results.
+
+The pure core: given everything that a request has written so far, `Forced.next_token` is the token that it writes next,
+or None if the model decides. vLLM asks before it samples each token, in its own process, through
+`tpo.engines.inference.forced_tokens`. A forced token is sampled like any other, from a distribution in which nothing
+else is possible, so seeds, log-probs and stopping stay vLLM's.
+
+What is forced depends on a request's tokens alone: a request that vLLM preempts and resumes is asked about from its
+beginning.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from tpo.method import calculator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROCESSOR = "tpo.engines.inference.forced_tokens:ForcedTokens"
+"""What vLLM is told to load."""
+ARGUMENT = "tpo_forcing"
+"""The name of our rules among a request's extra arguments."""
+
+
+class Forcer(Protocol):
+    """Decides for one request."""
+
+    def next_token(self, output_ids: Sequence[int]) -> int | None:
+        """The token after `output_ids`, all that the request has written; None where the model decides."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThoughtBudget:
+    """A thought ends after so many tokens: the response's marker is written then, unless it stands there already."""
+
+    max_tokens: int
+    """Most tokens before the response's marker; those of the thought's marker count."""
+    marker: str
+    """The marker that begins the response."""
+
+    def forcer(self, tokenizer: "PreTrainedTokenizerBase") -> Forcer:
+        """Its decisions for one request."""
+        return _EndsThought(self, tokenizer)
+
+
+@dataclass(frozen=True)
+class Calculator:
+    """What follows the `=` of an annotation is its value (DPO-ST, 2407.18248): `tpo.method.calculator` says what."""
+
+    style: calculator.Style
+    """How annotations are written."""
+
+    def forcer(self, tokenizer: "PreTrainedTokenizerBase") -> Forcer:
+        """Its decisions for one request."""
+        plain = _plain(tokenizer)
+        return calculator.Calculator(plain, self.style, equals=plain.equals)
+
+
+Rule = ThoughtBudget | Calculator
+"""What can be forced; a new kind is a class here and in `_RULES`."""
+_RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator": Calculator}
+
+
+def as_argument(rules: Sequence[Rule]) -> str:
+    """Rules as JSON, the form in which a request carries them to vLLM's process: its server takes no nested values."""
+    names = {kind: name for name, kind in _RULES.items()}
+    return json.dumps([{"rule": names[type(rule)], **asdict(rule)} for rule in rules])
+
+
+def read_rules(argument: str) -> list[Rule]:
+    """The rules that a request carries; raises `ValueError` if it carries something else."""
+    try:
+        found = json.loads(argument)
+        return [_RULES[values["rule"]](**{k: v for k, v in values.items() if k != "rule"}) for values in found]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{ARGUMENT} holds {argument!r}, which are not rules of ours: {error}") from error
+
+
+def forcers_of(argument: str, tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
+    """The decisions of a request's rules, in the order in which they are asked."""
+    return [rule.forcer(tokenizer) for rule in read_rules(argument)]
+
+
+class Forced:
+    """The decisions for one request, of all its rules together."""
+
+    def __init__(self, argument: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._forcers = forcers_of(argument, tokenizer)
+
+    def next_token(self, output_ids: Sequence[int]) -> int | None:
+        """The token after `output_ids`, by the first rule that has one; None if the model decides."""
+        return next((token for each in self._forcers if (token := each.next_token(output_ids)) is not None), None)
+
+
+class _EndsThought:
+    """A thought's budget for one request.
+
+    The marker stands on a line of its own. Where the budget ends in the middle of it, only the rest is written.
+    """
+
+    def __init__(self, budget: ThoughtBudget, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._budget = budget
+        self._tokenizer = tokenizer
+        self._forced = tokenizer.encode(f"\n{budget.marker}", add_special_tokens=False)
+        self._begun: int | None = None
+        """How many tokens of the marker stand at the budget's end; all of them where the response has begun."""
+
+    def next_token(self, output_ids: Sequence[int]) -> int | None:
+        """As `Forcer` has it."""
+        if len(output_ids) < self._budget.max_tokens:
+            return None
+        if self._begun is None:
+            self._begun = self._written(list(output_ids[: self._budget.max_tokens]))
+        place = len(output_ids) - self._budget.max_tokens + self._begun
+        return self._forced[place] if place < len(self._forced) else None
+
+    def _written(self, thought_ids: list[int]) -> int:
+        whole = len(self._forced)
+        if self._budget.marker in self._tokenizer.decode(thought_ids, skip_special_tokens=True):
+            return whole
+        longest = min(whole, len(thought_ids))
+        return next((n for n in range(longest, 0, -1) if thought_ids[-n:] == self._forced[:n]), 0)
+
+
+class _Plain:
+    """A tokenizer as the calculator knows it: text and tokens, nothing added and nothing tidied."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self.equals: dict[int, bool] = {}
+        """Which tokens have an `=`: filled by all requests of a process, each token looked at once."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without a begin or end token."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, spaces as they are."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+@lru_cache(maxsize=4)
+def _plain(tokenizer: "PreTrainedTokenizerBase") -> _Plain:
+    return _Plain(tokenizer)

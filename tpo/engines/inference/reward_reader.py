@@ -1,0 +1,343 @@
+"""Reads chats with reward models: torch in Ray actors, fed some prompts at a time.
+
+In: the chats of each prompt as token ids, and a function that loads the model. Out: the numbers that the model's heads
+give each chat, prompt by prompt and in order.
+
+The chats of a batch stand one after another in a single row, without padding, and what the chats of a prompt begin with
+stands there once: the linear layers, where most of the time goes, read every token once, and attention is done chat by
+chat. That is exact, and it always pays, since no padded batch has fewer tokens. A model whose attention is more than a
+softmax over all earlier tokens (a window shorter than the chat, capped logits, sinks, distance biases) is read in
+padded batches of like lengths instead. Which it is, is tried when the model is loaded: a few chats must come out alike.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpo.config.run import ClusterConfig, JudgeEngineConfig
+from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.placement import Role
+from tpo.engines.cluster.processes import environment, start_ray
+from tpo.engines.training.packing import PACKED, NotPlainError, Spans, register_packed_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PORTIONS = 4
+"""Portions that an engine's share of the prompts is handed out in: several engines then end at about the same time."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One chat to read."""
+
+    token_ids: tuple[int, ...]
+    """Its tokens."""
+    positions: tuple[int, ...]
+    """The tokens whose hidden states the heads read; equally many for every chat."""
+
+
+Values = list[float]
+"""What the heads give one chat."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model as a scorer needs it; made in the process that computes."""
+
+    model: "nn.Module"
+    """All of it, to be moved to the device."""
+    backbone: Any
+    """Its part from tokens to hidden states: a decoder of transformers, without a head."""
+    heads: "Callable[[Tensor], Tensor]"
+    """From the hidden states at the positions of B chats, [B, positions, hidden], to their values, [B, values]."""
+
+
+Load = Callable[[Path, str], Reader]
+"""Loads the model in a folder, in a dtype: a function that a module defines, so that an actor can be told of it."""
+
+
+class Scorer:
+    """One model on one device; lives in a Ray actor."""
+
+    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
+        register_packed_attention()
+        self._device = "cuda" if config.device == "gpu" else "cpu"
+        self._batch_tokens = config.batch_tokens
+        self._reader = load(folder, config.dtype)
+        self._reader.model.to(self._device)
+        self._own_attention = self._reader.backbone.config._attn_implementation
+        self.packs = self._packing_is_exact(1e-4 if config.dtype == "float32" else 0.1)
+
+    def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
+        """The values of each chat of each group; which chats are read together changes nothing beyond rounding.
+
+        A group is what is likely to begin alike: the chats of one prompt. A chat longer than a batch is read alone, one
+        that comes twice is read once.
+        """
+        import torch
+
+        groups = [list(group) for group in groups]
+        values: dict[Chat, Values] = {}
+        with torch.inference_mode():
+            if self.packs:
+                for batch in _batches([list(dict.fromkeys(group)) for group in groups if group], self._batch_tokens):
+                    with contextlib.suppress(NotPlainError):
+                        values |= self._values(_chats_of(batch), self._packed_hidden(batch))
+            unread = {chat: None for group in groups for chat in group if chat not in values}
+            for alike in _padded_batches(list(unread), self._batch_tokens):
+                values |= self._values(alike, self._padded_hidden(alike))
+        return [[values[chat] for chat in group] for group in groups]
+
+    def _values(self, chats: Sequence[Chat], hidden: "Tensor") -> dict[Chat, Values]:
+        return dict(zip(chats, self._reader.heads(hidden).tolist(), strict=True))
+
+    def _packed_hidden(self, batch: "Sequence[_Bundle]") -> "Tensor":
+        """Hidden states at the positions of a batch's chats, read as one row; [chats, positions, hidden]."""
+        import torch
+
+        row = _row(batch)
+        self._attend_with(PACKED)
+        hidden: Tensor = self._reader.backbone(
+            input_ids=torch.tensor([row.token_ids], device=self._device),
+            position_ids=torch.tensor([row.position_ids], device=self._device),
+            use_cache=False,
+            spans=row.spans,
+        ).last_hidden_state[0]
+        return hidden[torch.tensor(row.marks, device=self._device)]
+
+    def _padded_hidden(self, chats: Sequence[Chat]) -> "Tensor":
+        """The same, read as a batch of one row a chat."""
+        import torch
+
+        longest = max(len(chat.token_ids) for chat in chats)
+        token_ids = torch.zeros(len(chats), longest, dtype=torch.long)
+        mask = torch.zeros_like(token_ids)
+        for row, chat in enumerate(chats):
+            token_ids[row, : len(chat.token_ids)] = torch.tensor(chat.token_ids)
+            mask[row, : len(chat.token_ids)] = 1
+        self._attend_with(self._own_attention)
+        hidden: Tensor = self._reader.backbone(
+            input_ids=token_ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False
+        ).last_hidden_state
+        rows = torch.arange(len(chats), device=self._device)[:, None]
+        return hidden[rows, torch.tensor([chat.positions for chat in chats], device=self._device)]
+
+    def _attend_with(self, attention: str) -> None:
+        if self._reader.backbone.config._attn_implementation != attention:
+            self._reader.backbone.set_attn_implementation(attention)
+
+    def _packing_is_exact(self, tolerance: float) -> bool:
+        """Whether a few chats come out alike, packed and one at a time; `tolerance` is relative."""
+        import torch
+
+        size = self._reader.backbone.config.get_text_config().vocab_size
+        ids = [(7 + 31 * i) % size for i in range(60)]
+        groups = [
+            [Chat((*ids[:begin], *ids[end - 6 : end]), (2, begin + 5)) for end in (30, 50)]
+            + [Chat((*ids[:begin], *ids[17:40]), (begin, begin + 22))]
+            for begin in (9, 31)
+        ]
+        (batch,) = _batches(groups, 1000)
+        with torch.inference_mode():
+            try:
+                packed = self._packed_hidden(batch)
+            except (NotPlainError, RuntimeError, TypeError):
+                return False
+            apart = torch.cat([self._padded_hidden([chat]) for chat in _chats_of(batch)])
+        return bool((packed.float() - apart.float()).norm() <= tolerance * apart.float().norm())
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """Chats that begin alike."""
+
+    shared: int
+    """Tokens that they begin with."""
+    chats: list[Chat]
+    """The chats; never empty."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to read."""
+        return self.shared + sum(len(chat.token_ids) - self.shared for chat in self.chats)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A batch as one row of tokens."""
+
+    token_ids: list[int]
+    """The tokens."""
+    position_ids: list[int]
+    """The place of each token in its chat."""
+    spans: list[Spans]
+    """Where each bundle stands."""
+    marks: list[list[int]]
+    """Where the positions of each chat stand."""
+
+
+def _batches(groups: Sequence[Sequence[Chat]], batch_tokens: int) -> Iterator[list[_Bundle]]:
+    """The groups' chats in batches of up to `batch_tokens` tokens; a group that is longer is read in several."""
+    batch: list[_Bundle] = []
+    for bundle in itertools.chain.from_iterable(_bundles(group, batch_tokens) for group in groups):
+        if batch and sum(bundle.tokens for bundle in batch) + bundle.tokens > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(bundle)
+    if batch:
+        yield batch
+
+
+def _bundles(group: Sequence[Chat], batch_tokens: int) -> Iterator[_Bundle]:
+    columns = zip(*(chat.token_ids for chat in group), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    bundle = _Bundle(shared, [])
+    for chat in group:
+        if bundle.chats and bundle.tokens + len(chat.token_ids) - shared > batch_tokens:
+            yield bundle
+            bundle = _Bundle(shared, [])
+        bundle.chats.append(chat)
+    yield bundle
+
+
+def _row(batch: Sequence[_Bundle]) -> _Row:
+    row = _Row([], [], [], [])
+
+    def append(chat: Chat, start: int, end: int) -> slice:
+        begin = len(row.token_ids)
+        row.token_ids.extend(chat.token_ids[start:end])
+        row.position_ids.extend(range(start, end))
+        return slice(begin, len(row.token_ids))
+
+    for bundle in batch:
+        shared = append(bundle.chats[0], 0, bundle.shared)
+        rests = [append(chat, bundle.shared, len(chat.token_ids)) for chat in bundle.chats]
+        row.spans.append(Spans(shared, rests))
+        for chat, rest in zip(bundle.chats, rests, strict=True):
+            begins = (shared.start, rest.start - bundle.shared)
+            row.marks.append([begins[position >= bundle.shared] + position for position in chat.positions])
+    return row
+
+
+def _chats_of(batch: Sequence[_Bundle]) -> list[Chat]:
+    return [chat for bundle in batch for chat in bundle.chats]
+
+
+def _padded_batches(chats: Sequence[Chat], batch_tokens: int) -> Iterator[list[Chat]]:
+    """The chats by length, longest first, in batches of up to `batch_tokens` tokens with padding."""
+    batch: list[Chat] = []
+    for chat in sorted(chats, key=lambda chat: len(chat.token_ids), reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0].token_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(chat)
+    if batch:
+        yield batch
+
+
+class ScorerActor:
+    """A scorer in a Ray actor; it loads its model when it is told to."""
+
+    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
+        self._make = functools.partial(Scorer, load, folder, config)
+        self._scorer: Scorer | None = None
+
+    def load(self) -> None:
+        """Loads the model, unless it is there."""
+        self._scorer = self._scorer or self._make()
+
+    def score(self, groups: Sequence[Sequence[Chat]]) -> list[list[Values]]:
+        """As `Scorer.score` does."""
+        assert self._scorer is not None
+        return self._scorer.score(groups)
+
+
+class ScorerPool:
+    """Scorers that share the work of one run; started at first use, kept until `close`."""
+
+    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> None:
+        self._folder = folder.resolve()
+        self._config = config
+        self._cluster = cluster
+        role = Role(
+            name="scorer",
+            make=ScorerActor,
+            arguments=(load, self._folder, config),
+            cpus=0,  # on the CPU it lies idle while a run samples and trains
+            gpus=1 if config.device == "gpu" else 0,
+            environment=environment(config.threads),
+        )
+        self.crew = Crew(role, config.count)
+
+    def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
+        """The values of each group's chats, in order, as soon as they and all before them are there.
+
+        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups again and again,
+        or do not start.
+        """
+        start_ray(self._cluster)
+        size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))
+        done: dict[int, list[list[Values]]] = {}
+        following = 0
+        for index, values in self.crew.work(_portions(groups, size), self._orders()):
+            done[index] = values
+            while following in done:
+                yield from done.pop(following)
+                following += 1
+
+    def _orders(self) -> Orders[list[Sequence[Chat]]]:
+        def fault(portion: Sequence[Sequence[Chat]], values: Sequence[Sequence[Values]]) -> str | None:
+            asked, found = sum(map(len, portion)), sum(map(len, values))
+            same = list(map(len, portion)) == list(map(len, values))
+            return None if same else f"values for {found} chats, expected one each for {asked}"
+
+        return Orders(
+            prepare=lambda scorer: scorer.load.remote(),
+            hand=lambda scorer, portion: scorer.score.remote(portion),
+            fault=fault,
+            seconds=self._config.shard_seconds,
+            start_seconds=self._config.start_seconds,
+            model=str(self._folder),
+            remedies=Remedies(
+                memory="If memory ran out, lower judge_engine.batch_tokens",
+                late="Lower judge_engine.shard_prompts, or raise judge_engine.shard_seconds",
+            ),
+        )
+
+    def close(self) -> None:
+        """Stops all scorers and gives their memory back."""
+        self.crew.close()
+
+
+_POOLS: dict[tuple[Load, Path, JudgeEngineConfig, ClusterConfig], ScorerPool] = {}
+_POOLS_LOCK = threading.Lock()
+
+
+def scorer_pool(load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> ScorerPool:
+    """The process's pool for this model and these settings: scorers outlive a stage, since loading takes its time."""
+    with _POOLS_LOCK:
+        key = (load, folder.resolve(), config, cluster)
+        if key not in _POOLS:
+            _POOLS[key] = ScorerPool(*key)
+        return _POOLS[key]
+
+
+def close_scorer_pools() -> None:
+    """Stops all scorers of this process."""
+    with _POOLS_LOCK:
+        for pool in _POOLS.values():
+            pool.close()
+        _POOLS.clear()
+
+
+def _portions(groups: Iterable[Sequence[Chat]], size: int) -> Iterator[list[Sequence[Chat]]]:
+    rest = iter(groups)
+    while portion := list(itertools.islice(rest, size)):
+        yield portion

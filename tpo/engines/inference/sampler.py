@@ -1,0 +1,420 @@
+"""Samples outputs and asks judges: vLLM engines in Ray actors, fed shard by shard.
+
+In: a model folder and requests as token ids. Out: outputs as token ids and text, shard by shard as they are done; or,
+of a model that judges, its replies.
+
+Every request has a seed of its own, so that what is sampled does not depend on batches, order or engine. On the CPU a
+live engine takes the weights of the next model, which saves the half minute of a start; since a reload has failed in
+silence before, `tpo.engines.inference.weight_proof` then shows that the engine has the weights of the folder and no
+others.
+"""
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig
+from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.placement import Role
+from tpo.engines.cluster.processes import engine_environment, start_ray
+from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
+from tpo.engines.inference.reply import Decoding, Reply
+from tpo.engines.inference.weight_proof import Difference, difference, foreign_weights, probe_tokens, refresh_tied_heads
+from tpo.records import Artifact
+
+T = TypeVar("T")
+Accept = Callable[[str, bool], bool]
+"""Whether an output (its text, and whether it ended by itself) can stay; one that cannot is sampled again."""
+
+CPU_BLOCK_TOKENS = 32
+"""Tokens in a block of the prefix cache on the CPU: the fewest that its attention takes."""
+SEED_STRIDE = 1009
+"""Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
+
+_REMEDIES = Remedies(
+    memory="If memory ran out, lower engine.memory_gib or engine.max_sequences (of a judge: judge_engine.*)",
+    late="Lower engine.shard_prompts, or raise engine.shard_seconds (of a judge: judge_engine.*)",
+    cache="Raise engine.memory_gib, on a GPU engine.gpu_memory_utilization (of a judge: judge_engine.*), or lower "
+    "sample.max_new_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to sample for."""
+
+    prompt_token_ids: list[int]
+    """The prompt's tokens."""
+    seed: int
+    """Seed of its first output; the n-th is sampled with seed + n."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One sampled output."""
+
+    token_ids: list[int]
+    """Its tokens as sampled, end token included."""
+    text: str
+    """Its text without special tokens."""
+    finished: bool
+    """False where the token limit cut it."""
+    tries: int
+    """How many outputs were sampled until this one stayed."""
+    discarded_tokens: int = 0
+    """Tokens of those that did not."""
+
+
+def request_seed(*parts: object) -> int:
+    """A seed in [0, 2^31) from anything that names a request, well away from the seeds of its other tries."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+
+
+def later_seed(seed: int, attempt: int) -> int:
+    """The seed of a request's try number `attempt`, from 1."""
+    return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
+
+
+def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool = False) -> dict[str, Any]:
+    """vLLM's settings for an engine; with `forcing`, requests may prescribe tokens (`inference.forcing`).
+
+    On the CPU a compiled model starts minutes later than an eager one, chunked prefill breaks seeds, and only whole
+    blocks of the prefix cache are shared, which by default are longer than our prompts.
+    """
+    on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
+    return {
+        "dtype": config.dtype,
+        "max_model_len": context_tokens,
+        "max_num_seqs": config.max_sequences,
+        "max_num_batched_tokens": max(8192, context_tokens),
+        "enable_prefix_caching": True,
+        "tensor_parallel_size": config.tensor_parallel,
+        "distributed_executor_backend": _backend(config),
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "trust_remote_code": False,
+        # What was checked is what is loaded: not consolidated*.safetensors and params.json, if those lie beside.
+        "load_format": "safetensors",
+        "config_format": "hf",
+        "tokenizer_mode": "hf",
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        **({"logits_processors": [PROCESSOR]} if forcing else {}),
+        **(on_cpu if config.device == "cpu" else {}),
+    }
+
+
+class Engine:
+    """One vLLM engine; lives in a Ray actor. It has no model until it is told which to load."""
+
+    def __init__(self, config: EngineConfig, context_tokens: int, forcing: bool = False) -> None:
+        self._config = config
+        self._context_tokens = context_tokens
+        self._forcing = forcing
+        self._llm: Any = None
+        self._loaded: str | None = None
+        self._incomparable: frozenset[str] = frozenset()
+        """Weights that differ from the files' right after a start: vLLM transforms them, so a reload proves nothing."""
+
+    def load(self, model: Artifact) -> str | None:
+        """Takes the weights of `model`, unless it has them: None, or why it is of no use for them, and what to do.
+
+        A CPU engine proves that it has them. One on GPUs keeps the weights that it started with, and so does one whose
+        weights cannot be compared with a folder's: both are replaced.
+        """
+        if self._loaded == model.fingerprint:
+            return None
+        on_gpu = self._config.device == "gpu"
+        started = self._llm is None
+        if started:
+            self._llm = self._start(str(model.path))
+        elif on_gpu or self._incomparable:
+            return "it holds another model"
+        else:
+            self._loaded = None
+            self._reload(str(model.path))
+        if not on_gpu and (fault := self._fault(model, started)) is not None:
+            return fault
+        self._loaded = model.fingerprint
+        return None
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sample: SampleConfig,
+        n: int,
+        tries: int,
+        accept: Accept,
+        rules: Sequence[Rule] = (),
+    ) -> list[list[Output]]:
+        """`n` outputs a request, each sampled up to `tries` times until it is accepted."""
+        first = [(request.prompt_token_ids, request.seed, n) for request in requests]
+        outputs = [[self._output(output, 1) for output in group] for group in self._sample(first, sample, rules)]
+        for attempt in range(2, tries + 1):
+            again = [
+                (i, j)
+                for i, group in enumerate(outputs)
+                for j, output in enumerate(group)
+                if not accept(output.text, output.finished)
+            ]
+            if not again:
+                break
+            asks = [(requests[i].prompt_token_ids, later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
+            for (i, j), (output,) in zip(again, self._sample(asks, sample, rules), strict=True):
+                before = outputs[i][j]
+                outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
+        return outputs
+
+    def reply(self, prompts: Sequence[list[int]], decoding: Decoding, labels: Sequence[list[int]]) -> list[Reply]:
+        """A greedy reply a prompt; with `labels`, as token ids, how probable each of them is as the reply."""
+        from vllm import SamplingParams
+
+        if decoding.labels:
+            shared = _common_prefix(labels)
+            first = [label[len(shared)] for label in labels]
+            params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=first)
+            prompts = [[*ids, *shared] for ids in prompts]
+        else:
+            first = []
+            params = SamplingParams(temperature=0, max_tokens=decoding.max_new_tokens)
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        results = self._llm.generate(inputs, [params] * len(inputs), use_tqdm=False)
+        return [_reply(result, decoding, first) for result in results]
+
+    def _start(self, model: str) -> Any:
+        from vllm import LLM
+
+        return LLM(model=model, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return engine_settings(self._config, self._context_tokens, forcing=self._forcing)
+
+    def _sample(
+        self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig, rules: Sequence[Rule]
+    ) -> list[list[Any]]:
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=n,
+                seed=seed,
+                temperature=sample.temperature,
+                top_p=sample.top_p,
+                max_tokens=sample.max_new_tokens,
+                extra_args={ARGUMENT: as_argument(rules)} if rules else None,
+            )
+            for _, seed, n in asks
+        ]
+        prompts = [{"prompt_token_ids": ids} for ids, _, _ in asks]
+        return [result.outputs for result in self._llm.generate(prompts, params, use_tqdm=False)]
+
+    def _output(self, output: Any, tries: int, discarded_tokens: int = 0) -> Output:
+        return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries, discarded_tokens)
+
+    def _reload(self, folder: str) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._llm.apply_model(refresh_tied_heads)
+        self._llm.reset_prefix_cache()
+
+    def has_weights_of(self, model: Artifact) -> bool:
+        """Whether the engine computes with the weights in `model`, and as transformers does (`weight_proof`)."""
+        return self._fault(model, started=False) is None
+
+    def _fault(self, model: Artifact, started: bool) -> str | None:
+        """What shows that the engine does not have the weights of `model`, and what to do, or None."""
+        foreign = self._foreign_weights(model)
+        if started:
+            self._incomparable = foreign
+        if stale := sorted(foreign - self._incomparable):
+            return f"{len(stale)} of its weights are not in {model.path}, {stale[0]} for one: it holds another model"
+        away = self._difference(model)
+        if away.is_rounding:
+            return None
+        dtype = self._config.dtype
+        return (
+            f"its log-probs on a probe are {away.found:.2g} nats from those that transformers computes with the "
+            f"weights in {model.path}, where rounding to {dtype} explains {away.rounding:.2g}: vLLM reads or computes "
+            "this model differently, and would sample from a model that is not the one trained. Check that config.json "
+            "describes the weights; if it does, this model cannot be used with this version of vLLM"
+        )
+
+    def _foreign_weights(self, model: Artifact) -> frozenset[str]:
+        """The engine's weights that are not in `model`; of one that is split over processes, that it has some."""
+        import torch
+
+        if self._config.tensor_parallel > 1:
+            return frozenset({"split weights"})
+        dtype = getattr(torch, self._config.dtype)
+        (foreign,) = self._llm.apply_model(lambda held: foreign_weights(held, model.path, dtype))
+        return frozenset(foreign)
+
+    def _difference(self, model: Artifact) -> Difference:
+        import torch
+        from vllm import SamplingParams
+        from vllm.config import set_current_vllm_config
+
+        probe = probe_tokens(self._llm.llm_engine.model_config.get_vocab_size(), self._context_tokens)
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
+        found = [said[token].logprob for token, said in zip(probe[1:], result.prompt_logprobs[1:], strict=True)]
+        # vLLM's decorators reach some classes of transformers (OLMo 2), which then can't be made outside of its config.
+        with set_current_vllm_config(self._llm.llm_engine.vllm_config):
+            return difference(found, probe, model.path, getattr(torch, self._config.dtype))
+
+
+class SamplerPool:
+    """Engines that share the work of one run; started at first use, kept until `close`.
+
+    `cpus` is what each takes of Ray's count of a machine's CPUs when it runs on one: 0 for engines that lie idle while
+    others work. `forcing` says whether what is sampled may have rules (`tpo.engines.inference.forcing`).
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        cluster: ClusterConfig,
+        context_tokens: int,
+        *,
+        cpus: float = 1.0,
+        forcing: bool = False,
+    ) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._forcing = forcing
+        on_gpu = config.device == "gpu"
+        role = Role(
+            name="engine",
+            make=Engine,
+            arguments=(config, context_tokens, forcing),
+            cpus=0 if on_gpu else cpus * config.tensor_parallel,
+            gpus=config.tensor_parallel if on_gpu else 0,
+            environment=engine_environment(config),
+        )
+        self.crew = Crew(role, config.count)
+
+    def generate(
+        self,
+        model: Artifact,
+        shards: Iterable[Sequence[Request]],
+        sample: SampleConfig,
+        *,
+        n: int,
+        tries: int,
+        accept: Accept,
+        rules: Sequence[Rule] = (),
+    ) -> Iterator[tuple[int, list[list[Output]]]]:
+        """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
+
+        The next shard is asked for when an engine is free. `rules` say what every output must write, in a pool that was
+        made for it.
+
+        Raises `StageError` where engines fail on the same shard again and again, or do not start.
+        """
+        assert self._forcing or not rules
+        return self._spread(
+            model,
+            shards,
+            hand=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept, rules),
+            whole=lambda outputs: len(outputs) == n and all(output.token_ids for output in outputs),
+        )
+
+    def reply(
+        self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
+    ) -> Iterator[tuple[int, list[Reply]]]:
+        """The replies of `model` to all shards of prompts, each shard as soon as it is there, as `generate` does."""
+        return self._spread(
+            model,
+            shards,
+            hand=lambda engine, shard: engine.reply.remote(list(shard), decoding, labels),
+            whole=lambda reply: reply.output_tokens > 0,
+        )
+
+    def _spread(
+        self,
+        model: Artifact,
+        shards: Iterable[Sequence[T]],
+        *,
+        hand: Callable[[Any, Sequence[T]], Any],
+        whole: Callable[[Any], bool],
+    ) -> Iterator[tuple[int, Any]]:
+        """What engines make of each shard, as it is done: one result a prompt, each of them whole."""
+
+        def fault(shard: Sequence[T], results: Sequence[Any]) -> str | None:
+            found = sum(map(whole, results))
+            if found == len(results) == len(shard):
+                return None
+            return f"outputs for {found} prompts, expected all of them for {len(shard)}"
+
+        start_ray(self._cluster)
+        wanted = dataclasses.replace(model, path=model.path.resolve())
+        orders = Orders(
+            prepare=lambda engine: engine.load.remote(wanted),
+            hand=hand,
+            fault=fault,
+            seconds=self._config.shard_seconds,
+            start_seconds=self._config.start_seconds,
+            model=str(model.path),
+            remedies=_REMEDIES,
+        )
+        yield from self.crew.work(shards, orders)
+
+    def close(self) -> None:
+        """Stops all engines and gives their memory back."""
+        self.crew.close()
+
+
+_POOLS: dict[tuple[EngineConfig, ClusterConfig, int, float, bool], SamplerPool] = {}
+_POOLS_LOCK = threading.Lock()
+
+
+def sampler_pool(
+    config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0, forcing: bool = False
+) -> SamplerPool:
+    """The process's pool for these settings: engines outlive a stage, since starting one takes half a minute."""
+    with _POOLS_LOCK:
+        key = (config, cluster, context_tokens, cpus, forcing)
+        if key not in _POOLS:
+            _POOLS[key] = SamplerPool(config, cluster, context_tokens, cpus=cpus, forcing=forcing)
+        return _POOLS[key]
+
+
+def close_pools() -> None:
+    """Stops all engines of this process."""
+    with _POOLS_LOCK:
+        for pool in _POOLS.values():
+            pool.close()
+        _POOLS.clear()
+
+
+def _backend(config: EngineConfig) -> str | None:
+    """What vLLM starts an engine's workers with: Ray may spread them over nodes, and knows of GPUs alone."""
+    if config.tensor_parallel == 1:
+        return None
+    return "ray" if config.device == "gpu" else "mp"
+
+
+def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
+    """The tokens that all labels begin with; they part at the next one."""
+    shared = []
+    for tokens in zip(*labels, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        shared.append(tokens[0])
+    return shared
+
+
+def _reply(result: Any, decoding: Decoding, first: Sequence[int]) -> Reply:
+    """What vLLM says of one prompt, as a reply; of two labels the more probable is what greedy decoding would give."""
+    (output,) = result.outputs
+    found = tuple(float(output.logprobs[0][token].logprob) for token in first)
+    return Reply(
+        text=decoding.labels[found.index(max(found))] if first else output.text,
+        finished=bool(first) or output.finish_reason == "stop",
+        input_tokens=len(result.prompt_token_ids),
+        output_tokens=len(output.token_ids),
+        cached_tokens=result.num_cached_tokens or 0,
+        label_logprobs=found if first else None,
+    )

@@ -1,0 +1,1 @@
+"""The trainers, and the workers that they run in."""

@@ -1,0 +1,166 @@
+"""What TRL's trainers have in common here: the same steps on token ids for any number of workers, however spread.
+
+In: a model and rows on disk. Out: what a trainer of TRL is mixed with (`pair_trainer`, `demonstration_trainer`), which
+adds its loss.
+
+What is ours and not TRL's, and why:
+
+- The ids. TRL tokenises text: decoding and encoding again can give other tokens than those that were sampled.
+- The batches (`tpo.engines.training.batches`) and the loss over them. TRL takes the mean over what one worker holds at
+  once, and the mean of those means is not the mean over a step's rows where the last step of an epoch is smaller. Here
+  it is a mean over the global batch.
+- Weights that are spread over workers are saved in shards, one a worker.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from tpo.config.run import TrainerConfig, TrainingConfig
+from tpo.engines.training import weights
+from tpo.engines.training.batches import Layout, ShareLoader, ShareSampler
+from tpo.engines.training.distributed import rank, summed, world_size
+from tpo.engines.training.packing import PACKED, register_packed_attention
+from tpo.engines.training.row_inputs import Row, ShareDataset, output_log_probs, packed_row, padded_row
+from tpo.errors import StageError
+
+
+class ShareTrainer(Trainer):
+    """Comes before a trainer of TRL in a class's bases; every worker makes one."""
+
+    loss_is_scaled_for_ga = True
+    section: str
+    """The section of a profile that describes this training."""
+    columns: Sequence[str]
+    """The columns of a row's outputs."""
+    measures: Sequence[str] = ()
+    """What `_measure` is given, as log lines name it."""
+
+    def __init__(self, *, config: TrainingConfig, trainer: TrainerConfig, **options: Any) -> None:
+        """`options` are TRL's. Raises `StageError` where the model cannot be packed and the config asks for it."""
+        self._training = config
+        self._spread = trainer.strategy == "fsdp"
+        self._measured: Tensor | None = None
+        # Says that the model looks after its own placement: not to be wrapped, nor moved to a device in one piece.
+        options["model"]._is_distributed_loading_by_transformers = self._spread
+        super().__init__(**options, peft_config=weights.adapter(config))
+        if self._spread:
+            weights.spread(self.model, device=self.args.device.type, precision=config.precision)
+        if config.packing:
+            self._pack()
+        self._layout = Layout(len(self.train_dataset), config.batch_size, config.micro_batch_size, world_size())
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: it would be written with each checkpoint, and nobody publishes those."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None are counted."""
+        return 0
+
+    def _loader(self, references: Tensor | None) -> ShareLoader:
+        """This worker's shares of every step."""
+        tokens = [len(ids) for ids in self.train_dataset[self.columns[0]]]
+        sampler = ShareSampler(self._layout, tokens, seed=self.args.data_seed, worker=rank())
+        return ShareLoader(self._shares(references), sampler)
+
+    def _shares(self, references: Tensor | None) -> ShareDataset:
+        return ShareDataset(
+            self.train_dataset,
+            self.columns,
+            references,
+            pad_token_id=self.processing_class.pad_token_id,
+            packing=self._training.packing,
+        )
+
+    def _measure(self, *each: Tensor, counts: bool) -> None:
+        """Adds what a share's rows measure to what the next log line tells the means of, [B] each; needs no exchange
+        between workers."""
+        sums = torch.stack([values.float().sum() for values in (*each, torch.ones_like(each[0]))]) * counts
+        self._measured = sums if self._measured is None else self._measured + sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a step, with the means over its rows; all workers call it."""
+        if self._measured is not None:
+            sums = summed(self._measured)
+            logs |= dict(zip(self.measures, (sums[:-1] / sums[-1]).tolist(), strict=True))
+            self._measured = None
+        super().log(logs, start_time)
+
+    @contextmanager
+    def _outside_training(self) -> Iterator[None]:
+        """Surrounds every forward pass that no backward pass follows.
+
+        FSDP2 leaves the root group (embeddings, final norm, head) whole after a forward pass, for the backward pass to
+        use. Without one it stays whole, and an optimizer created then would hold tensors that are never trained.
+        """
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+        if self._spread:
+            self.model.reshard()
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Creates the optimizer; raises `StageError` unless it will train every weight that is to be trained."""
+        optimizer = super().create_optimizer(model)
+        weights.check_optimizer(self.model, optimizer, spread=self._spread)
+        return optimizer
+
+    def _pack(self) -> None:
+        """Sets the model to packed rows, after trying that they give what padded ones do."""
+        register_packed_attention()
+        tolerance = 1e-4 if self._training.precision == "float32" else 0.05
+        tried = [self.train_dataset[i] for i in range(min(3, len(self.train_dataset)))]
+        with self._outside_training():
+            apart = self._tried(padded_row(tried, self.columns, self.processing_class.pad_token_id))
+            self._unwrapped().set_attn_implementation(PACKED)
+            packed = self._tried(packed_row(tried, self.columns))
+        if not torch.allclose(apart, packed, rtol=tolerance, atol=tolerance):
+            raise StageError(
+                f"packed rows give other log-probabilities than padded ones with this model ({packed.tolist()} and "
+                f"{apart.tolist()}): set {self.section}.packing to false"
+            )
+
+    def _tried(self, row: Row) -> Tensor:
+        return output_log_probs(self.model, self._prepare_input(row)).sums().float()
+
+    def _unwrapped(self) -> Any:
+        return self.model.get_base_model() if self._training.lora else self.model
+
+    # What is spread is kept in shards, one a worker.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the weights into a checkpoint; those of a spread model stand beside its optimiser's state."""
+        if not self._spread:
+            with weights.without_generation_config(self.model):
+                super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._spread:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        Path(output_dir).mkdir(exist_ok=True)
+        weights.save_shard(self.model, self.optimizer.optimizer, Path(output_dir))
+        if rank() == 0:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._spread:
+            weights.load_shard_of_model(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self._spread or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        weights.load_shard_of_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        for group, learning_rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = learning_rate  # the schedule sets it only after a step

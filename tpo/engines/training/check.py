@@ -1,0 +1,105 @@
+"""Whether a model can be trained as a profile asks, tried on its architecture alone.
+
+In: a model folder and how it is to be trained. Out: nothing, or an `InputError`. The model is made without memory for
+its weights (torch's meta device), and called so where packing is asked for: nothing is computed, but every layer says
+what attention it wants. That the numbers are right as well is tried by the trainer, on the weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tpo.config.run import TrainerConfig, TrainingConfig
+from tpo.engines.training.packing import NotPlainError, Spans, attend_span_by_span
+from tpo.errors import InputError
+
+_TRIED = "tpo_tried"
+"""The attention's name in transformers while it is tried."""
+
+
+def check_generation_config(folder: Path) -> None:
+    """Refuses a generation config that transformers and vLLM, which both read it, stumble over."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises whatever it stumbles over in this file
+        said = str(error).strip().partition("\n")[0][:300]
+        raise InputError(
+            f"{path} cannot be read by transformers ({type(error).__name__}: {said}): correct that value, or remove it "
+            "from the file"
+        ) from error
+
+
+def check_training(folder: Path, train: TrainingConfig, trainer: TrainerConfig, *, section: str = "train") -> None:
+    """Refuses adapters on modules that are not there, packing that would not be exact, and layers nobody can spread."""
+    if train.lora is None and not train.packing and trainer.strategy == "ddp":
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if train.lora is not None and not isinstance(train.lora.target_modules, str):
+        _check_targets(model, train.lora.target_modules, folder, section)
+    if trainer.strategy == "fsdp" and not getattr(model, "_no_split_modules", None):
+        raise InputError(
+            f"{folder}: transformers does not say which modules are the layers of {type(model).__name__}, so its "
+            "weights cannot be spread over workers: set trainer.strategy to ddp"
+        )
+    if train.packing and (fault := packing_fault(model, train.max_tokens)):
+        raise InputError(
+            f"{folder}: {fault}, so packed rows would not give what padded ones do: set {section}.packing to false"
+        )
+
+
+def _check_targets(model: Any, targets: Sequence[str], folder: Path, section: str) -> None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    inner = [name for name in linear if model.get_submodule(name) is not head]
+    known = ", ".join(sorted({name.rpartition(".")[2] for name in inner}))
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in inner):
+            raise InputError(
+                f"{section}.lora.target_modules has {target!r}, and no linear layer of {folder} but the head ends so; "
+                f"known there: {known}"
+            )
+
+
+def packing_fault(model: Any, max_tokens: int) -> str | None:
+    """Why a model on the meta device cannot read packed rows of sequences up to so long, or None."""
+    import torch
+    from transformers import AttentionInterface
+
+    layers = []
+
+    def noted(module: Any, *arguments: Any, **options: Any) -> Any:
+        layers.append(module)
+        return attend_span_by_span(module, *arguments, **options)
+
+    AttentionInterface.register(_TRIED, noted)
+    begin, middle, end = max_tokens - 2, max_tokens, max_tokens + 2
+    positions = [*range(middle), begin, middle - 1]
+    try:
+        model.set_attn_implementation(_TRIED)
+        model(
+            input_ids=torch.zeros(1, end, dtype=torch.long, device="meta"),
+            position_ids=torch.tensor([positions], device="meta"),
+            spans=[Spans(slice(0, begin), [slice(begin, middle), slice(middle, end)])],
+            use_cache=False,
+        )
+    except NotPlainError:
+        return "a layer's attention is more than a softmax over all earlier tokens"
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        return f"{type(model).__name__} does not take packed rows ({type(error).__name__}: {error})"
+    wanted = model.config.get_text_config().num_hidden_layers
+    if len(layers) != wanted:
+        return f"{len(layers)} of its {wanted} layers ask for an attention that can keep sequences apart"
+    return None

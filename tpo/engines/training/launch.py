@@ -1,0 +1,309 @@
+"""A training on Ray Train's workers: starts them, watches them, and starts them again where one dies.
+
+In: a model's folder and pairs or demonstrations. Out: a folder of safetensors an epoch and the log; what a worker does
+stands in `tpo.engines.training.worker`.
+
+A worker that dies or hangs is started again and goes on from its last checkpoint. What the training itself raises is
+not tried again: it would only happen again, later.
+"""
+
+import contextlib
+import math
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tpo.config.run import ClusterConfig, SftConfig, TrainConfig, TrainerConfig, TrainingConfig
+from tpo.console import say
+from tpo.engines.cluster.processes import environment, start_ray
+from tpo.engines.cluster.room import await_free_memory, make_room
+from tpo.engines.training.tracking import Tracked
+from tpo.engines.training.worker import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
+from tpo.errors import StageError, TpoError
+from tpo.records import Demonstration, Epoch, Pair
+from tpo.storage.disk import bring_here, make_folder
+from tpo.storage.mirror import catch_up, hand_over, helping
+
+RESTARTS = 3
+"""Times that workers are started again in one call: more deaths than that have a cause that will not go away."""
+_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "sft": SftConfig}
+
+
+def train_model(
+    model: Path,
+    rows: Sequence[Pair | Demonstration],
+    folder: Path,
+    *,
+    config: TrainingConfig,
+    trainer: TrainerConfig,
+    cluster: ClusterConfig,
+    seed: int,
+    progress: Progress,
+    reference: Path | None = None,
+    stop: Stop = lambda: False,
+    tracked: Tracked | None = None,
+) -> list[Epoch]:
+    """Trains a model on pairs (a `TrainConfig`) or demonstrations; `folder/epoch_<n>` holds it after each epoch.
+
+    `reference` is the folder of DPO's reference, if that is another model than the one that is trained.
+    Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
+    Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
+    own error where the training fails, and where workers die again and again.
+    """
+    folder = folder.resolve()
+    passes = config.passes(len(rows))
+    if finished(folder, passes):
+        return read_log(folder)
+    bring_here(folder)
+    start_ray(cluster)
+    make_room("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
+    write_dataset(rows, folder / "dataset")
+    arguments = {
+        "model": str(model.resolve()),
+        "reference": None if reference is None else str(reference.resolve()),
+        "folder": str(folder),
+        "section": next(name for name, kind in _SECTIONS.items() if isinstance(config, kind)),
+        "config": config.model_dump(mode="json"),
+        "trainer": trainer.model_dump(mode="json"),
+        "seed": seed,
+        "tracked": tracked,
+        "handover": hand_over(),
+    }
+    deaths: list[str] = []
+    while len(deaths) <= RESTARTS:
+        if deaths:
+            say(f"training: {deaths[-1]}; started again from its last checkpoint")
+        death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress, stop=stop)
+        if death is None:
+            catch_up(folder)
+            return read_log(folder) if finished(folder, passes) else []
+        deaths.append(death)
+    raise StageError(
+        f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: run again to go on. If "
+        f"memory ran out, lower {arguments['section']}.micro_batch_size (now {config.micro_batch_size})"
+    )
+
+
+def _attempt(
+    arguments: Mapping[str, Any],
+    folder: Path,
+    *,
+    trainer: TrainerConfig,
+    cluster: ClusterConfig,
+    progress: Progress,
+    stop: Stop,
+) -> str | None:
+    """Starts the workers and waits for their end: None, or what killed one of them.
+
+    Raises `StageError` with what the training itself raised.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    on_gpu = trainer.device == "gpu"
+    name = uuid.uuid4().hex  # Ray goes on by itself with a run of the same name
+    make_folder(folder / "ray")
+    counter = ray.remote(_Counter).options(num_cpus=0).remote()
+    run = TorchTrainer(
+        _work,
+        train_loop_config={**arguments, "counter": counter},
+        torch_config=_torch_config(trainer, cluster, folder / "ray" / f"{name}.rendezvous"),
+        scaling_config=ScalingConfig(
+            num_workers=trainer.workers, use_gpu=on_gpu, resources_per_worker={"GPU": 1} if on_gpu else {"CPU": 1}
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(folder / "ray"),
+            # Ray's own default is to start workers that do not start for ever again, without a word.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            worker_runtime_env={"env_vars": environment(trainer.threads)},
+        ),
+    )
+    with _watched(counter, progress, stop, trainer.stall_seconds) as stalled:
+        try:
+            run.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            death = death_of(error)
+            hung = f"no step ended in {trainer.stall_seconds:g} seconds (trainer.stall_seconds)"
+            return hung if stalled.is_set() else death
+    return None
+
+
+def _torch_config(trainer: TrainerConfig, cluster: ClusterConfig, rendezvous: Path) -> Any:
+    """How workers find each other: on one machine by a file, on a cluster as Ray has it.
+
+    They wait for each other longer than for a step: a worker that hangs, or saves for too long, is then noticed by
+    `_watched`, whose message names the setting.
+    """
+    from ray.train.torch import TorchConfig
+
+    from tpo.engines.training.process_group import LoopbackTorch
+
+    backend = "nccl" if trainer.device == "gpu" else "gloo"
+    timeout_s = math.ceil(trainer.stall_seconds) + 60
+    if cluster.address is not None:
+        return TorchConfig(backend=backend, timeout_s=timeout_s)
+    return LoopbackTorch(backend=backend, timeout_s=timeout_s, rendezvous=str(rendezvous))
+
+
+def _work(arguments: Mapping[str, Any]) -> None:
+    """What each worker of Ray Train runs."""
+    import ray
+    import torch
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401  slow to import, and from `join` on silence is a sign of a hang
+
+    torch.set_flush_denormal(True)
+    counter = arguments["counter"]
+    ray.get(counter.join.remote(ray.get_runtime_context().current_actor))
+    if arguments["trainer"]["device"] == "gpu":
+        await_free_memory()
+    model, folder = Path(arguments["model"]), Path(arguments["folder"])
+    reference = None if arguments["reference"] is None else Path(arguments["reference"])
+    with helping(arguments["handover"], *filter(None, (model, reference)), folder):
+        train_from_checkpoint(
+            model,
+            folder,
+            config=_SECTIONS[arguments["section"]].model_validate(arguments["config"]),
+            trainer=TrainerConfig.model_validate(arguments["trainer"]),
+            seed=arguments["seed"],
+            reference=reference,
+            # Waited for, because it fails where the driver has died: then this worker must write no more.
+            on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
+            stop=lambda: ray.get(counter.is_stopped.remote()),
+            warn=lambda message: ray.get(counter.warn.remote(message)),
+            tracked=arguments["tracked"],
+        )
+
+
+def death_of(error: Exception) -> str:
+    """What killed a worker, in words.
+
+    Raises `StageError` where a failure of Ray Train's holds what the training itself raised, and where the workers
+    never were.
+    """
+    import ray
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    if isinstance(error, ray.train.WorkerGroupError):
+        failures = [failure for _, failure in sorted(error.worker_failures.items())]
+    else:
+        failures = [getattr(error, "controller_failure", error)]
+    failures = [getattr(failure, "health_check_failure", failure) for failure in failures]
+    for failure in failures:
+        if isinstance(failure, TpoError):
+            raise StageError(f"training failed: {failure}") from error
+        if isinstance(failure, WorkerGroupStartupTimeoutError):
+            raise StageError(
+                f"training failed: Ray has not started all of {failure.num_workers} workers in time: each asks for a "
+                "GPU, or for a CPU where it trains on those; lower trainer.workers, or see what else holds them "
+                "(`ray status`), and run again"
+            ) from error
+        if not _is_death(failure):
+            remedy = "; lower train.micro_batch_size" if _out_of_memory(failure) else ""
+            raise StageError(f"training failed: {type(failure).__name__}: {failure}{remedy}\n{error}") from error
+    return "a worker ran out of memory" if any(map(_out_of_memory, failures)) else "a worker died"
+
+
+def _is_death(failure: Exception) -> bool:
+    """Whether a worker is gone, or failed because another went away, which torch says in errors of its own."""
+    import ray
+    import torch.distributed as dist
+    from ray.train.v2._internal import exceptions
+
+    died = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.OutOfMemoryError,
+        exceptions.WorkerHealthCheckTimeoutError,
+        exceptions.WorkerGroupStartupFailedError,
+        dist.DistError,
+    )
+    return isinstance(failure, died) or (isinstance(failure, RuntimeError) and "gloo" in str(failure))
+
+
+def _out_of_memory(failure: Exception) -> bool:
+    signs = ("out of memory", "low on memory", "can't allocate memory")
+    return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in signs)
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What the driver knows of its workers."""
+
+    steps: tuple[int, int]
+    """Done and to do."""
+    calls: int
+    """Signs of life."""
+    workers: tuple[Any, ...]
+    """The workers' actors."""
+    stopped: bool = False
+    """Whether they have been told to end before their time."""
+    warnings: tuple[str, ...] = ()
+    """What they warned of."""
+
+
+class _Counter:
+    """Where workers tell how far they are, and the driver reads it."""
+
+    def __init__(self) -> None:
+        self._status = _Status((0, 0), 0, ())
+
+    def join(self, worker: Any) -> None:
+        self._status = replace(self._status, workers=(*self._status.workers, worker))
+
+    def set(self, done: int, total: int) -> None:
+        self._status = replace(self._status, steps=(done, total), calls=self._status.calls + 1)
+
+    def warn(self, message: str) -> None:
+        self._status = replace(self._status, warnings=(*self._status.warnings, message))
+
+    def stop(self) -> None:
+        self._status = replace(self._status, stopped=True)
+
+    def is_stopped(self) -> bool:
+        return self._status.stopped
+
+    def get(self) -> _Status:
+        return self._status
+
+
+@contextlib.contextmanager
+def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float) -> Iterator[threading.Event]:
+    """Shows progress, and tells workers to end where `stop` says so; kills those that no longer give a sign of life,
+    and then sets the event that it yields."""
+    import ray
+
+    ended, stalled = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        calls, since, said = -1, time.monotonic(), 0
+        last = False
+        while not last:
+            last = ended.wait(0.5)
+            with contextlib.suppress(ray.exceptions.RayError):
+                status = ray.get(counter.get.remote())
+                if status.calls:
+                    progress(*status.steps)
+                for warning in status.warnings[said:]:
+                    say(f"training: {warning}")
+                said = len(status.warnings)
+                if not status.stopped and stop():
+                    ray.get(counter.stop.remote())
+                if status.calls != calls or not status.workers:
+                    calls, since = status.calls, time.monotonic()
+                elif time.monotonic() - since > stall_seconds and not last:
+                    stalled.set()
+                    for worker in status.workers:
+                        ray.kill(worker)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield stalled
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,252 @@
+"""Shows a training to a tracker while it goes on, through the integrations that transformers has.
+
+In: the `[tracking]` section and the folder of the trainer's checkpoints. Out: the callback that the trainer gets.
+
+A training that goes on from a checkpoint takes the steps after it again, and no step may be shown twice. TensorBoard
+is told to forget what came after the checkpoint, which is exact. The others cannot forget, so each step is noted before
+they are told of it and never told again: the step under way when a worker is killed may be missing there. The notes lie
+with the trainer's checkpoints and belong to one making of the stage; another making is another run to the tracker.
+"""
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpo.config.run import TrackingConfig
+from tpo.errors import InputError
+from tpo.storage.disk import append, make_folder, write_atomically
+from tpo.storage.store import set_aside
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+PACKAGES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny",  # all of mlflow refuses the pandas that the run is pinned to
+    "trackio": "trackio",
+}
+"""What to install for each tracker."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A training as its tracker is to show it."""
+
+    tracking: TrackingConfig
+    """Which tracker."""
+    run: str
+    """Name of the run."""
+    part: str
+    """Which of its trainings this is, as the folder has it: `iter_1`."""
+    root: Path
+    """The run's folder, which holds what the tracker keeps in files."""
+
+    @property
+    def name(self) -> str:
+        """What the tracker calls it."""
+        return f"{self.run}-{self.part.replace('/', '-')}"
+
+
+def check_tracker(tracking: TrackingConfig) -> None:
+    """Raises `InputError` where the tracker is not installed."""
+    if tracking.to != "none" and importlib.util.find_spec(tracking.to) is None:
+        raise InputError(
+            f'tracking.to is "{tracking.to}", which is not installed: {sys.executable} -m pip install '
+            f'{PACKAGES[tracking.to]}, or set tracking.to = "none"'
+        )
+
+
+def check_tracker_key(tracking: TrackingConfig) -> None:
+    """Raises `InputError` where Weights & Biases has no key that its server takes: a worker could not be asked for one.
+
+    Asks that server, unless WANDB_MODE keeps everything here.
+    """
+    if tracking.to != "wandb" or os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    import wandb
+
+    try:
+        found = "it knows no key" if not wandb.login(prompt=False) else None
+    except wandb.errors.Error as error:
+        found = str(error)
+    if found:
+        raise InputError(
+            f'tracking.to is "wandb", and {found}: run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline to '
+            "keep everything in the run's folder"
+        )
+
+
+def tracker_callbacks(
+    tracked: Tracked, folder: Path, *, done: int, warn: Callable[[str], None]
+) -> "list[TrainerCallback]":
+    """The callbacks that show a training to its tracker; for the first worker alone.
+
+    One that cannot be opened stops the training before its first step; one that fails later is left, for this start.
+
+    Args:
+        tracked: The training.
+        folder: Where the notes of what was told are kept, as long as the training is not finished.
+        done: Steps done by the checkpoint that it goes on from.
+        warn: Is told of a tracker that failed.
+    """
+    if tracked.tracking.to == "none":
+        return []
+    from transformers import TrainerCallback
+
+    class Teller(TrainerCallback):
+        """Opens the tracker when the training begins, passes on each step once, and closes it at the end."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._failed = False
+            self._notes = Notes(folder / "tracked")
+            self._tracker = _OPENERS[tracked.tracking.to](tracked, _Start(self._notes.run, done))
+            self._notes.begin(self._tracker.run)
+            args.project, args.run_name = tracked.tracking.project, self._tracker.run
+            self._tracker.callback.on_train_begin(args, state, control, **kwargs)
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
+        ) -> None:
+            # What the library logs at the end (run time, mean loss) counts from the last start on.
+            if self._failed or not logs or "loss" not in logs:
+                return
+            if self._tracker.forgets or self._notes.is_news(state.global_step):
+                with self._left_where_it_fails(state.global_step):
+                    self._tracker.callback.on_log(args, state, control, logs=logs, **kwargs)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not self._failed:
+                with self._left_where_it_fails(state.global_step):
+                    self._tracker.callback.on_train_end(args, state, control, **kwargs)
+                    self._tracker.close()
+
+        @contextlib.contextmanager
+        def _left_where_it_fails(self, step: int) -> Iterator[None]:
+            """Nothing depends on a tracker, and hours of training must not end because its server is down."""
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001  trackers raise what they like
+                self._failed = True
+                why = f"{type(error).__name__}: {error}"
+                warn(
+                    f"{tracked.tracking.to} failed at step {step} ({why}) and is told no more; the training goes on, "
+                    "and all its steps will stand in steps.jsonl"
+                )
+
+    return [Teller()]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a training goes on from."""
+
+    run: str | None
+    """What the tracker knows it by; None for one that begins."""
+    done: int
+    """Steps done by its checkpoint."""
+
+
+@dataclass(frozen=True)
+class _Tracker:
+    """A tracker that has been opened for a training."""
+
+    callback: "TrainerCallback"
+    """The library's integration of it."""
+    run: str
+    """What the tracker knows the training by, to go on with it after a stop."""
+    close: Callable[[], object]
+    """Has the tracker write what it holds."""
+    forgets: bool = False
+    """Whether it has forgotten what came after the checkpoint."""
+
+
+class Notes:
+    """What a tracker was told of a training: a line for what it knows the training by, then a line a step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a line that was cut was noted and not told
+            write_atomically(path, whole.encode())
+        lines = whole.splitlines()
+        self.run = lines[0] if lines else None
+        self._last = int(lines[-1]) if len(lines) > 1 else 0
+
+    def begin(self, run: str) -> None:
+        """Notes what the tracker knows the training by, unless that is noted already."""
+        if self.run is None:
+            self.run = run
+            self._add(run)
+
+    def is_news(self, step: int) -> bool:
+        """Whether the tracker has not been told of a step; from then on it counts as told."""
+        if step <= self._last:
+            return False
+        self._last = step
+        self._add(str(step))
+        return True
+
+    def _add(self, line: str) -> None:
+        make_folder(self._path.parent)
+        with self._path.open("ab") as file:
+            append(file, f"{line}\n".encode())
+
+
+def _open_tensorboard(tracked: Tracked, start: _Start) -> _Tracker:
+    """Event files below the run's folder, where `tensorboard --logdir runs` finds them; those of another making of the
+    stage are set aside."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    place = tracked.root / "tensorboard" / tracked.part.replace("/", "-")
+    if start.run is None and place.exists():
+        set_aside(place)
+    writer = SummaryWriter(str(place), purge_step=start.done + 1)
+    return _Tracker(TensorBoardCallback(writer), start.run or place.name, writer.close, forgets=True)
+
+
+def _open_wandb(tracked: Tracked, start: _Start) -> _Tracker:
+    """A run of Weights & Biases; its files are kept below the run's folder."""
+    import wandb
+    from transformers.integrations import WandbCallback
+
+    run = start.run or secrets.token_hex(4)
+    folder = os.environ.get("WANDB_DIR", str(tracked.root))
+    wandb.init(project=tracked.tracking.project, name=tracked.name, id=run, resume="allow", dir=folder)
+    return _Tracker(WandbCallback(), run, wandb.finish)
+
+
+def _open_mlflow(tracked: Tracked, start: _Start) -> _Tracker:
+    """A run of MLflow, in the store that MLFLOW_TRACKING_URI names or in a database in the run's folder."""
+    import mlflow
+    from transformers.integrations import MLflowCallback
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri(f"sqlite:///{tracked.root / 'mlflow.db'}")
+    mlflow.set_experiment(tracked.tracking.project)
+    begun = mlflow.start_run(run_id=start.run, run_name=tracked.name)
+    return _Tracker(MLflowCallback(), begun.info.run_id, mlflow.end_run)
+
+
+def _open_trackio(tracked: Tracked, start: _Start) -> _Tracker:
+    """A run of trackio; it knows runs by their names, and keeps them below the run's folder."""
+    os.environ.setdefault("TRACKIO_DIR", str(tracked.root / "trackio"))  # read when it is imported
+    from transformers.integrations import TrackioCallback
+
+    return _Tracker(TrackioCallback(), start.run or f"{tracked.name}-{secrets.token_hex(4)}", lambda: None)
+
+
+_OPENERS: Mapping[str, Callable[[Tracked, _Start], _Tracker]] = {
+    "tensorboard": _open_tensorboard,
+    "wandb": _open_wandb,
+    "mlflow": _open_mlflow,
+    "trackio": _open_trackio,
+}

@@ -1,0 +1,269 @@
+"""Chat messages to token ids, so that nothing a user writes can become structure.
+
+In: a model's folder and chat messages. Out: the token ids of the prompt. A chat is encoded as a whole, as the model's
+makers do, with control tokens read as such in the template's own text alone: `<|end|>` in an instruction stays seven
+letters. There is one BOS, the template's. Thinking of the model's own is switched off where the template can do that: a
+thought is asked for in words, or not at all.
+
+Where a message holds no control token, or none comes about where texts meet, that is the tokenizer's own reading of the
+whole. Else the text between the template's control tokens is read with control tokens switched off. Either way the
+control tokens that come out must be the template's, or the chat is refused.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpo.errors import InputError
+from tpo.models.thinking_template import thinking_template
+from tpo.records import Message
+from tpo.storage.disk import explained
+
+_MOST_STRUCTURES = 64
+"""Sequences of roles whose structure is kept: a server is asked in any."""
+_GUARDS = ("\n", "\x00", "~", "é")
+"""Texts to put before a text that stands within a chat, where a tokenizer reads the beginning of a text otherwise."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a chat as text."""
+
+    text: str
+    """The text."""
+    template: bool = False
+    """Whether it is the chat template's own, in which control tokens count."""
+
+
+class ChatEncoder:
+    """Encodes chats for one model: to be answered or, without the generation prompt, to be read as they stand."""
+
+    def __init__(self, model: Path, *, generation_prompt: bool = True) -> None:
+        with explained(model):
+            self.tokenizer: Any = _load_tokenizer(model)
+        if not self.tokenizer.chat_template:
+            raise InputError(f"{model} has no chat template: add chat_template.jinja or use an instruction-tuned model")
+        self._generation_prompt = generation_prompt
+        self.thinking = thinking_template(self.tokenizer)
+        self._structures: dict[tuple[str, ...], list[str]] = {}
+        self.control = {
+            str(token): index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._stripping = {str(token): token for token in self.tokenizer.added_tokens_decoder.values()}
+        self._control_text = _any_of(self.control)
+        # The library itself where there is one: transformers' own call takes three times as long for a short text.
+        self._backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        # What no token stands for is a letter to nobody: text can hold it.
+        self._control_ids = {*self.control.values()} - {self.tokenizer.unk_token_id}
+        self._begins_otherwise = self._reads_beginnings_otherwise()
+
+    def reading(self) -> "ChatEncoder":
+        """The same model's encoder of chats that are read as they stand."""
+        reader = copy.copy(self)
+        reader._generation_prompt, reader._structures = False, {}
+        return reader
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the chat, with the generation prompt at its end unless the encoder was made without.
+
+        Raises `InputError` where the template refuses the chat or rewrites what a message says, and where a message is
+        no Unicode text.
+        """
+        roles = tuple(message["role"] for message in messages)
+        content = [message["content"] for message in messages]
+        rendered = self._render(content, roles)
+        shown = _shown(rendered, self.structure(roles), content)
+        if shown is None:
+            # A template that writes the date has another structure after midnight.
+            self._structures.pop(roles)
+            shown = _shown(rendered, self.structure(roles), content)
+        if shown is None:
+            raise InputError(
+                "the model's chat template rewrites what a message says, expected it to insert it as it is"
+            )
+        structure = self.structure(roles)
+        pieces = [Piece(structure[0], True)]
+        for text, after in zip(shown, structure[1:], strict=True):
+            pieces += [Piece(text), Piece(after, True)]
+        return self.encode_pieces(pieces)
+
+    def encode_output(self, text: str) -> list[int]:
+        """Token ids of what a model would write, the token that ends its turn included; control tokens are letters.
+
+        Raises `InputError` where the tokenizer names no such token.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise InputError("the model's tokenizer names no eos_token, which ends an output to imitate")
+        return [*self.ids(text, as_text=True), int(end)]
+
+    @property
+    def asks_for_answer(self) -> bool:
+        """Whether chats end with the generation prompt."""
+        return self._generation_prompt
+
+    @property
+    def keeps_outer_space(self) -> bool:
+        """Whether the chat template inserts a message with the white space around it."""
+        return " x " in self._render([" x "], ["user"])
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """Token ids of pieces of one chat, one after the other; control tokens count in the template's own alone."""
+        text = "".join(piece.text for piece in pieces)
+        own, offset = list[re.Match[str]](), 0
+        spans = list[tuple[int, int]]()
+        for piece in pieces:
+            if piece.template:
+                found = list(self._control_text.finditer(piece.text))
+                own += found
+                spans += [(offset + match.start(), offset + match.end()) for match in found]
+            offset += len(piece.text)
+        expected = [index for match in own if (index := self.control[match.group()]) in self._control_ids]
+        if [match.span() for match in self._control_text.finditer(text)] == spans:
+            ids = self.ids(text, as_text=False)
+            if self._controls(ids) == expected:
+                return ids
+        ids = self._between(text, spans)
+        if self._controls(ids) != expected:
+            raise InputError(
+                "a message becomes control tokens although they are switched off, expected text: the tokenizer's "
+                "vocabulary or normalizer makes them of other letters"
+            )
+        return ids
+
+    def structure(self, roles: tuple[str, ...]) -> list[str]:
+        """The template's own text before, between and after the content of a chat of these roles."""
+        if roles not in self._structures:
+            if len(self._structures) == _MOST_STRUCTURES:
+                self._structures.clear()
+            slots = [f"\N{OBJECT REPLACEMENT CHARACTER}{i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(len(roles))]
+            pieces, rest = list[str](), self._render(slots, roles)
+            for slot in slots:
+                piece, found, rest = rest.partition(slot)
+                if not found or slot in rest:
+                    raise InputError(f"the model's chat template does not show a {roles} chat once and in order")
+                pieces.append(piece)
+            self._structures[roles] = [*pieces, rest]
+        return self._structures[roles]
+
+    def ids(self, text: str, *, as_text: bool) -> list[int]:
+        """Token ids of a text; with `as_text` control tokens in it are letters like any others."""
+        if not text:
+            return []
+        try:
+            if self._backend is None:
+                encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)
+                return list(encoded["input_ids"])
+            self._backend.encode_special_tokens = as_text
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        except TypeError as error:
+            # What the tokenizers library says of half a surrogate pair, which JSON can hold and UTF-8 cannot.
+            if (half := re.search("[\ud800-\udfff]", text)) is None:
+                raise
+            raise InputError(
+                f"a message holds {half.group()!r}, half of a surrogate pair, expected Unicode text"
+            ) from error
+
+    def render(self, messages: Sequence[Message], **variables: object) -> str:
+        """The chat as the template shows it, where `variables` are the template's own."""
+        return self._render(
+            [message["content"] for message in messages], [message["role"] for message in messages], **variables
+        )
+
+    def by_template(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the chat as transformers makes them, which reads control tokens in messages as such."""
+        return list(
+            self.tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=True,
+                add_generation_prompt=self._generation_prompt,
+                return_dict=False,
+                **self.thinking.variables,
+            )
+        )
+
+    def _render(self, content: Sequence[str], roles: Sequence[str], **variables: object) -> str:
+        chat = [{"role": role, "content": text} for role, text in zip(roles, content, strict=True)]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                chat,
+                tokenize=False,
+                add_generation_prompt=self._generation_prompt,
+                **(self.thinking.variables | variables),
+            )
+        except Exception as error:  # a template can raise anything, by itself or by what it computes
+            raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error
+        return str(rendered)
+
+    def _controls(self, ids: Sequence[int]) -> list[int]:
+        return [index for index in ids if index in self._control_ids]
+
+    def _between(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Token ids of a text whose control tokens stand at `spans` and nowhere else."""
+        ids, start, trim = list[int](), 0, False
+        for begin, end in (*spans, (len(text), len(text))):
+            token = self._stripping.get(text[begin:end])
+            section = text[start:begin].lstrip() if trim else text[start:begin]
+            ids += self._letters(section.rstrip() if token and token.lstrip else section, within=start > 0)
+            if token is not None:
+                ids.append(self.control[str(token)])
+            start, trim = end, bool(token and token.rstrip)
+        return ids
+
+    def _letters(self, text: str, *, within: bool) -> list[int]:
+        """Token ids of letters alone, as they are at the beginning of a chat or `within` one."""
+        if text and within and self._begins_otherwise:
+            for guard in _GUARDS:
+                before, after = (self.ids(part, as_text=True) for part in (guard, guard + text))
+                if after[: len(before)] == before:
+                    return after[len(before) :]
+        return self.ids(text, as_text=True)
+
+    def _reads_beginnings_otherwise(self) -> bool:
+        """Whether a text alone has other tokens than the same text after a control token (SentencePiece's space)."""
+        if not self.control:
+            return False
+        token, index = next(iter(self.control.items()))
+        return self.ids(f"{token}a", as_text=False) != [index, *self.ids("a", as_text=False)]
+
+
+def _load_tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the tokenizers library, written in Rust, panics with what isn't an Exception
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk and not of what the files say
+        told = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{model} has a tokenizer that does not load ({type(error).__name__}: {told}): fetch its files again"
+        ) from error
+
+
+def _shown(rendered: str, structure: Sequence[str], content: Sequence[str]) -> list[str] | None:
+    """What a rendered chat shows of each message, all of it or without outer white space; None where it shows less."""
+    shown, place = [], len(structure[0])
+    for text, after in zip(content, structure[1:], strict=True):
+        for form in (text, text.strip()):
+            if rendered.startswith(form + after, place):
+                shown.append(form)
+                place += len(form) + len(after)
+                break
+        else:
+            return None
+    return shown if place == len(rendered) and rendered.startswith(structure[0]) else None
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of some tokens; nothing where there is none."""
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -1,0 +1,182 @@
+"""Shapes of models: enough to know their parameters and what a token of KV cache takes, without loading them.
+
+In: a model folder, there or not yet. Out: its shape, by its `config.json`, or where it is not there by the folder's
+name, for the models that the shipped profiles name.
+
+A plan is made before hundreds of gigabytes are downloaded, and so before there is a `config.json`: hence the table of
+published shapes. A name that isn't in it is refused rather than guessed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpo.errors import InputError
+from tpo.models.model_config import NO_DECODER, read_model_config, text_part
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder in the manner of Llama: gated feed-forward layers, grouped keys and values."""
+
+    layers: int
+    """Decoder layers."""
+    hidden: int
+    """Width of the hidden states."""
+    heads: int
+    """Attention heads."""
+    kv_heads: int
+    """Heads of keys and values."""
+    head_dim: int
+    """Width of a head."""
+    intermediate: int
+    """Width of the feed-forward layers."""
+    vocabulary: int
+    """Tokens that have an embedding."""
+    context: int
+    """Most tokens of a chat."""
+    head: bool = True
+    """Whether there is an output matrix of its own: not with tied embeddings, and not in a reward model."""
+    attention_bias: bool = False
+    """Whether queries, keys and values have biases, as Qwen2's have."""
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer, its two norms included."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        biases = queries + 2 * keys if self.attention_bias else 0
+        return self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate + 2) + biases
+
+    @property
+    def parameters(self) -> int:
+        """Parameters in all."""
+        embeddings = self.vocabulary * self.hidden * (2 if self.head else 1)
+        return embeddings + self.layers * self.layer_parameters + self.hidden
+
+    def kv_bytes(self, number_bytes: int) -> int:
+        """Bytes of KV cache that one token takes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * number_bytes
+
+    def splits_over(self, gpus: int) -> bool:
+        """Whether vLLM can split it over so many GPUs; heads of keys and values may also stand on several of them."""
+        few, many = sorted((self.kv_heads, gpus))
+        return not (self.heads % gpus or self.intermediate % gpus or many % few)
+
+    def lora_parameters(self, rank: int) -> int:
+        """Parameters of adapters on every linear layer but the head."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        edges = 2 * (self.hidden + queries) + 2 * (self.hidden + keys) + 3 * (self.hidden + self.intermediate)
+        return self.layers * rank * edges
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as a plan knows it."""
+
+    name: str
+    """The folder's name."""
+    shape: ModelShape
+    """Its shape."""
+    known_by: str
+    """Where the shape is from, for people."""
+    is_there: bool
+    """Whether the folder is."""
+
+    @property
+    def billions(self) -> str:
+        """Its parameters, for people."""
+        count = self.shape.parameters
+        return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
+
+    @property
+    def unsplit(self) -> str:
+        """What to say where it does not split over some GPUs."""
+        shape = self.shape
+        return (
+            f"{self.name} has {shape.heads} attention heads, {shape.kv_heads} of keys and values, and "
+            f"{shape.intermediate} feed-forward numbers, which that does not divide: choose a divisor of them"
+        )
+
+
+_LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 8192)
+PUBLISHED: Mapping[str, ModelShape] = {
+    "Meta-Llama-3-8B-Instruct": _LLAMA_8B,
+    "Meta-Llama-3-8B": _LLAMA_8B,
+    "Llama-3.1-8B-Instruct": ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 131072),
+    "Self-taught-evaluator-llama3.1-70B": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
+    "Llama-3.1-70B-Instruct": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
+    "ArmoRM-Llama3-8B-v0.1": ModelShape(32, 4096, 32, 8, 128, 14336, 128257, 8192, head=False),
+    "Llama-3.2-1B-Instruct": ModelShape(16, 2048, 32, 8, 64, 8192, 128256, 131072, head=False),
+    "SmolLM2-135M-Instruct": ModelShape(30, 576, 9, 3, 64, 1536, 49152, 8192, head=False),
+    "Qwen2.5-0.5B-Instruct": ModelShape(24, 896, 14, 2, 64, 4864, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-1.5B-Instruct": ModelShape(28, 1536, 12, 2, 128, 8960, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-3B-Instruct": ModelShape(36, 2048, 16, 2, 128, 11008, 151936, 32768, head=False, attention_bias=True),
+    "Qwen2.5-7B-Instruct": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
+    "Qwen2.5-Math-7B-Instruct": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 4096, attention_bias=True),
+    "Qwen2.5-14B-Instruct": ModelShape(48, 5120, 40, 8, 128, 13824, 152064, 32768, attention_bias=True),
+    "Bespoke-Stratos-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
+    "DeepSeek-R1-Distill-Qwen-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 131072, attention_bias=True),
+}
+"""Published shapes by the name of the folder that a model is downloaded to. ArmoRM's heads, a few million parameters,
+are left out."""
+
+
+ENCODER_DECODERS = ("t5-base", "t5-large")
+"""Published models that no plan can be made for."""
+
+
+def find_model(folder: Path) -> Model:
+    """The model in a folder, or the published one of the folder's name.
+
+    Raises `InputError` where neither says what shape it has.
+    """
+    if (folder / "config.json").is_file():
+        return Model(folder.name, _read_shape(folder), "config.json", True)
+    if (shape := PUBLISHED.get(folder.name)) is not None:
+        return Model(folder.name, shape, "its published shape, for the folder is not there yet", False)
+    if folder.name in ENCODER_DECODERS:
+        raise InputError(f"{folder} {NO_DECODER}")
+    raise InputError(
+        f"{folder} has no config.json, and no model of that name is known: put the model there (config.json is enough "
+        f"for a plan), or name the folder as its published name is, one of {', '.join(PUBLISHED)}"
+    )
+
+
+def _read_shape(folder: Path) -> ModelShape:
+    whole = read_model_config(folder)
+    config = text_part(whole)
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if config.get(key):
+            raise InputError(
+                f"{folder / 'config.json'} has {key} = {config[key]}: what experts take in memory and time is not "
+                "known to a plan; make iterate does without one"
+            )
+
+    def number(key: str, default: int | None = None) -> int:
+        value = default if config.get(key) is None else config[key]
+        if type(value) is not int or value < 1:
+            raise InputError(f"{folder / 'config.json'} has {key} = {value!r}, expected a whole number from 1")
+        return value
+
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    return ModelShape(
+        layers=number("num_hidden_layers"),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=number("num_key_value_heads", heads),
+        head_dim=number("head_dim", hidden // heads) if config.get("head_dim") else hidden // heads,
+        intermediate=number("intermediate_size"),
+        vocabulary=number("vocab_size"),
+        context=number("max_position_embeddings"),
+        head=_has_head(whole, config),
+        attention_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
+    )
+
+
+def _has_head(whole: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    writes = any(
+        str(name).endswith(("ForCausalLM", "ForConditionalGeneration")) for name in whole.get("architectures") or ()
+    )
+    ties = str(config.get("model_type")).startswith("gemma")  # unless they say otherwise, and most say nothing
+    return writes and not config.get("tie_word_embeddings", whole.get("tie_word_embeddings", ties))

@@ -1,0 +1,289 @@
+"""Whether a model's chat template and tokenizer do what sampling, training and judging rely on.
+
+In: a model's folder and a few plain chats. Out: what a person should know of, in lines, or an `InputError` that names
+the file to mend. Loads the tokenizer alone; what is checked goes wrong in silence otherwise, and only after hours.
+
+A note must be worth reading: it tells of what can go wrong in this run, and of nothing that every model of its family
+does. A template that cuts `<think>` blocks out of earlier turns is such a thing: nothing renders a model's own output
+again, since it is trained on the tokens that it sampled, and judges see responses alone.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
+from tpo.models.thinking_template import ThinkingTemplate
+from tpo.records import Message
+
+ANSWER = "Forty-two, I would say."
+"""An answer that no template has a reason to change."""
+_THINKING = "<think>I add the two.</think>"
+_THOUGHT_TAGS = ("<think>", "</think>")
+_DATED = "the date of a day"
+
+
+def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[str]:
+    """What to know of a model that is asked `chats` and answers in the manner of `answers`.
+
+    Raises `InputError` where its tokens of a plain chat are not the tokenizer's own, a control token in a message does
+    not stay text, BOS is missing or doubled, no generation prompt is there, and where sampling would not stop at the
+    end of a turn.
+    """
+    encoder = ChatEncoder(model)
+    for chat in chats:
+        _check_tokens(encoder, model, chat)
+    _check_letters(encoder, model, chats[0])
+    reader = encoder.reading()
+    try:
+        reader.encode([*chats[0], _said(ANSWER)])
+    except InputError as error:
+        return [f"{_template_file(model)}: {error}; what comes after an answer is unknown, so make sure that it ends"]
+    _check_end_of_turn(reader, model, chats[0])
+    return [
+        *_about_generation_prompt(encoder, reader, model, chats[0]),
+        *_about_answers(reader, model, chats[0], answers),
+        *_about_template(encoder, model, chats[0]),
+    ]
+
+
+def check_thinking(model: Path) -> list[str]:
+    """What to know of a model that is to think as a prompt in words asks, or not at all.
+
+    Raises `InputError` if no prompt can keep it from thinking in its own way: its thoughts would count as responses.
+    """
+    thinking = ChatEncoder(model).thinking
+    if thinking.always_thinks:
+        raise InputError(
+            f"{_template_file(model)} {_how_it_thinks(thinking)} and has no variable such as enable_thinking "
+            "that switches thinking off: "
+            "such a model's own thoughts can't be told from its responses here yet; take a model that doesn't think "
+            "by itself, or one whose template can switch it off, as Qwen3's can"
+        )
+    if thinking.kind == "hybrid" and thinking.switch is None:
+        return [
+            f"{_template_file(model)} knows thoughts between {thinking.opening} and {thinking.closing}, and no way to "
+            "switch them off: if the model writes one, the output counts as malformed"
+        ]
+    return []
+
+
+def check_labels_first(model: Path) -> None:
+    """Raises `InputError` for a judge whose replies can't begin with a label, since they begin with a thought."""
+    thinking = ChatEncoder(model).thinking
+    if thinking.always_thinks:
+        raise InputError(
+            f"{_template_file(model)} {_how_it_thinks(thinking)}, where judge.mode expects a label: set judge.mode to "
+            '"cot", in which a judge may think first'
+        )
+
+
+def _how_it_thinks(thinking: ThinkingTemplate) -> str:
+    if thinking.kind == "prefilled":
+        return f"opens every answer with a thought ({thinking.opening})"
+    return f"puts thoughts into messages of their own ({thinking.opening})"
+
+
+def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
+    """What to know of a model that reads `chats`, each with the assistant's turn at its end.
+
+    Raises `InputError` where its tokens of a plain chat are not the tokenizer's own, or BOS is missing or doubled.
+    """
+    reader = ChatEncoder(model, generation_prompt=False)
+    for chat in chats:
+        _check_tokens(reader, model, chat)
+    _check_letters(reader, model, chats[0])
+    lines = _about_template(reader, model, chats[0])
+    try:
+        reader.encode([*chats[0][:-1], _said(f"{_THINKING}\n{ANSWER}")])
+    except InputError:
+        lines.append(
+            f"{_template_file(model)} rewrites a response that holds {_THINKING!r}: such a response is left unscored"
+        )
+    return lines
+
+
+def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
+    """The tokens of a plain chat are what the tokenizer itself makes of it, with one BOS at their start."""
+    try:
+        ours = encoder.encode(chat)
+    except InputError as error:
+        raise InputError(
+            f"{_template_file(model)}: {error}; a plain chat begins {chat[-1]['content'][:40]!r}"
+        ) from None
+    theirs = encoder.by_template(chat)
+    if ours != theirs:
+        held = sorted({token for token in encoder.control for turn in chat if token in turn["content"]})
+        if held:
+            raise InputError(
+                f"the prompt's own wording holds {', '.join(held)}, which {model} reads as control tokens and we as "
+                "letters: take them out of the prompt templates"
+            )
+        place = _shared(ours, theirs)
+        raise InputError(
+            f"{model / 'tokenizer.json'} reads a plain chat as {theirs[place : place + 3]} from token {place} on where "
+            f"we read {ours[place : place + 3]}, expected the same: mend how its added_tokens are read"
+        )
+    _check_bos(encoder, model, chat, ours)
+
+
+def _check_letters(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
+    """Every control token in a message stays text."""
+    *before, last = chat
+    hostile = Message(role=last["role"], content=f"a {' '.join(encoder.control)} b")
+    try:
+        encoder.encode([*before, hostile])
+    except InputError as error:
+        raise InputError(f"{model / 'tokenizer.json'}: {error}") from None
+
+
+def _check_bos(encoder: ChatEncoder, model: Path, chat: Sequence[Message], ids: Sequence[int]) -> None:
+    """One BOS at the start, if the tokenizer puts one there, and no other unless BOS is what opens each turn."""
+    bos, name = encoder.tokenizer.bos_token_id, encoder.tokenizer.bos_token
+    if bos is None:
+        return
+    found = len(list(itertools.takewhile(lambda token: token == bos, ids)))
+    wanted = list(encoder.tokenizer("a")["input_ids"])[:1] == [bos]
+    if found > 1:
+        raise InputError(
+            f"{_template_file(model)} begins a chat with {found} BOS ({name}), expected one: it writes bos_token and "
+            f"{name}, or writes it for more than one turn; leave one of them"
+        )
+    if wanted and found == 0:
+        raise InputError(
+            f"{_template_file(model)} begins a chat without BOS, which {model / 'tokenizer.json'} puts before every "
+            f"other text ({name}), expected one: write {{{{ bos_token }}}} at its start"
+        )
+    if found and bos != encoder.tokenizer.eos_token_id and ids.count(bos) > 1 and not _opens_turns(encoder, name, chat):
+        raise InputError(
+            f"{_template_file(model)} writes BOS ({name}) {ids.count(bos)} times in a chat, expected once, at its "
+            "start, or as the token that opens every turn: write {{ bos_token }} outside of the loop over messages"
+        )
+
+
+def _opens_turns(encoder: ChatEncoder, token: str, chat: Sequence[Message]) -> bool:
+    """Whether a control token opens every turn, as SmolLM2's BOS does: once each, with the role's name after it.
+
+    A BOS that is repeated by mistake is followed by the token that does open turns, or is missing from some turns.
+    """
+    first, *between, last = encoder.structure(tuple(message["role"] for message in chat))
+    # The first piece may open a system turn of the template's own; the last one opens the answer, if one is asked for.
+    once = [*between, last] if encoder.asks_for_answer else between
+    names = (piece.partition(token)[2] for piece in (first, *once))
+    return (
+        token in first
+        and all(piece.count(token) == 1 for piece in once)
+        and not any(name.startswith(tuple(encoder.control)) for name in names)
+    )
+
+
+def _check_end_of_turn(reader: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
+    """What the template puts after an answer is a token at which vLLM stops."""
+    after = reader.structure((*(message["role"] for message in chat), "assistant"))[-1]
+    names = {index: str(token) for index, token in reader.tokenizer.added_tokens_decoder.items()}
+    end = next((token for token in reader.ids(after, as_text=False) if token in names), None)
+    stops, file = stop_tokens(reader, model)
+    if end is None:
+        raise InputError(
+            f"{_template_file(model)} puts {after!r} after an assistant's turn, expected a control token at which "
+            f"sampling stops: write {{{{ eos_token }}}} there ({reader.tokenizer.eos_token})"
+        )
+    if end not in stops:
+        known = ", ".join(f"{names.get(token, '?')} ({token})" for token in sorted(stops)) or "none"
+        raise InputError(
+            f"{_template_file(model)} ends an assistant's turn with {names[end]} ({end}), at which sampling does not "
+            f"stop (it stops at {known}): every output would run to sample.max_new_tokens; add {end} to eos_token_id "
+            f"in {file}"
+        )
+
+
+def stop_tokens(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
+    """The tokens at which vLLM stops, and the file that says so: the tokenizer's EOS, and the generation config's."""
+    path = model / "generation_config.json"
+    if not path.is_file():
+        path = model / "config.json"
+    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    stops = {reader.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
+    return {token for token in stops if token is not None}, path
+
+
+def _about_generation_prompt(
+    encoder: ChatEncoder, reader: ChatEncoder, model: Path, chat: Sequence[Message]
+) -> list[str]:
+    """Whether a prompt ends where an answer begins; raises `InputError` where nothing asks for one."""
+    prompt, whole = encoder.render(chat), reader.render([*chat, _said(ANSWER)])
+    before = whole[: whole.rindex(ANSWER)]
+    if before.rstrip() == prompt.rstrip():
+        asked, answered = encoder.encode(chat), reader.encode([*chat, _said(ANSWER)])
+        same = _shared(asked, answered)
+        if same == len(asked):
+            return []
+        return [
+            f"{_template_file(model)}: the last {len(asked) - same} tokens of a prompt ({prompt[-12:]!r}) join with "
+            "the first letters of an answer: the model has learned other tokens there"
+        ]
+    part = _shared(prompt, before)
+    if prompt == reader.render(chat):
+        raise InputError(
+            f"{_template_file(model)} ends a prompt with {prompt[-24:]!r}, expected {before[part:]!r} to follow, as it "
+            "does before an answer that is there: write it where add_generation_prompt is true"
+        )
+    return [
+        f"{_template_file(model)} puts {prompt[part:]!r} at the end of a prompt, and {before[part:]!r} before an "
+        "answer that is there: outputs begin after the former"
+    ]
+
+
+def _about_answers(reader: ChatEncoder, model: Path, chat: Sequence[Message], answers: Sequence[str]) -> list[str]:
+    """What the template leaves out of an assistant's turn; one line, if any."""
+    for answer in answers:
+        shown = reader.render([*chat, _said(answer)])
+        if answer.strip() not in shown:
+            return [
+                f"{_template_file(model)} does not show an assistant's turn as it is (it shows {answer[:60]!r} as "
+                f"{shown[-60:]!r}): the loop renders none, but a served chat of several turns loses what is left out"
+            ]
+    return []
+
+
+def _about_template(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> list[str]:
+    """Structure that a user could write as well as the template, and what changes from one day to the next."""
+    lines = []
+    own = "".join(encoder.structure(tuple(message["role"] for message in chat)))
+    added = {str(token) for token in encoder.tokenizer.added_tokens_decoder.values()}
+    if open_ := sorted(token for token in added - encoder.control.keys() if token in own and _is_structure(token)):
+        lines.append(
+            f"{_template_file(model)} writes {', '.join(open_)}, and a user who writes the same is read as the "
+            f'template is: to keep it text in messages, set "special": true for it under added_tokens in '
+            f"{model / 'tokenizer.json'}"
+        )
+    elif not any(token in own for token in encoder.control):
+        lines.append(f"{_template_file(model)} writes no control token: a user can write whatever it does")
+    if _DATED in encoder.render(chat, strftime_now=lambda form: _DATED):
+        lines.append(
+            f"{_template_file(model)} writes today's date into every prompt: on another day the same prompts have "
+            "other tokens; to keep them, write a fixed date in place of strftime_now(…) there"
+        )
+    return lines
+
+
+def _is_structure(token: str) -> bool:
+    """Whether a token that isn't special can only be structure: not white space, a word, or a tag around a thought."""
+    return not (token.isspace() or token.isalnum() or token in _THOUGHT_TAGS)
+
+
+def _shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many items two sequences begin with in common."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def _said(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+def _template_file(model: Path) -> Path:
+    """Where the chat template stands."""
+    separate = model / "chat_template.jinja"
+    return separate if separate.is_file() else model / "tokenizer_config.json"

@@ -1,0 +1,1 @@
+"""What a run needs, takes and costs, before anything runs."""

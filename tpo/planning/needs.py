@@ -1,0 +1,226 @@
+"""What a run will need: bytes on the disk, and in this machine's memory at once.
+
+In: a config, the iterations that are left, and how many parameters its models have. Out: bytes. Pure arithmetic.
+
+Checkpoints are exact but for a few kB of tokenizer, and they are most of it. Rows are a bound from above: every output
+counts with `max_new_tokens`. Three iterations of the `laptop` profile with ArmoRM took 36.4 MB, 32.0 MB of it
+checkpoints; the forecast is 31.8 MB of checkpoints, 36 MB of rows (the miniature's short ones filled an eighth of that)
+and 21 MB while training. 400 outputs of 600 English words, in all columns of `Sample`, took 7 to 9 bytes a word.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from tpo.config.contexts import pair_writers
+from tpo.config.run import (
+    ArmoRMJudge,
+    EngineConfig,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RunConfig,
+    VerifierJudge,
+)
+
+ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge
+"""A judge that is a model."""
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a parameter."""
+_TOKEN = 10
+"""Bytes of one token of an output in Parquet: its id, and its text twice, once as it is and once taken apart."""
+_PROMPT_TOKEN = 4
+"""Bytes of one token of a prompt."""
+_ROW = 400
+"""Bytes of a judgment without text, and of a row's score, ids and share of seals."""
+_STATE = 12
+"""Bytes of a trained parameter in a checkpoint to go on from: it and Adam's two moments, in float32."""
+_TRAINING = 16
+"""Bytes of a trained parameter in memory: those, and its gradient."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run will write."""
+
+    rows: int
+    """Samples, judgments, scores and pairs; at most."""
+    checkpoints: int
+    """A model an epoch; that which is chosen takes no space of its own."""
+    scratch: int
+    """The trainer's own checkpoints, gone when training ends: one, and another being written."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.rows + self.checkpoints + self.scratch
+
+
+def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int, written: int = 0) -> Disk:
+    """What making the given iterations will write; iteration 0 is the seed's evaluation.
+
+    `parameters` are the seed model's; `written` are bytes of their checkpoints that are on the disk already.
+    """
+    if config.thinkpo is not None or config.self_train is not None:
+        return _ladder_disk(config, max(iterations, default=0), parameters=parameters, written=written)
+    trained = len(iterations) - (0 in iterations)
+    evaluated = config.data.validation * config.train.epochs + config.data.test
+    rows = trained * (
+        _answers(config, config.data.count, config.sample.k, config.judge)
+        + _answers(config, config.data.validation * config.train.epochs, 1, config.judge)
+        + _answers(config, config.data.test, 1, config.evaluation.judge)
+        + config.data.count * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN
+    )
+    if 0 in iterations:
+        rows += _answers(config, config.data.validation, 1, config.judge)
+        rows += 2 * _answers(config, config.data.test, 1, config.evaluation.judge)
+    rows += (trained * (config.data.count + evaluated)) * _ROW
+    model = parameters * BYTES[config.train.precision]
+    return Disk(
+        rows=rows,
+        checkpoints=max(0, trained * config.train.epochs * model - written),
+        scratch=2 * _STATE * _trained(config, parameters) if trained else 0,
+    )
+
+
+def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written: int) -> Disk:
+    """The same for all of a run of ThinkPO, or of self-training to SFT_T, T = `iterations`."""
+    train, sft = config.train, config.sft
+    test = _answers(config, config.data.test, 1, config.evaluation.judge)
+    prompts = config.data.count if sft is not None else 0
+    imitated = (sft.max_tokens * _TOKEN + _ROW) if sft is not None else 0
+    # The demonstrations, as they are in the prompts and as they are trained on.
+    rows = config.data.test * config.data.max_prompt_tokens * _PROMPT_TOKEN + 2 * prompts * imitated
+    if config.self_train is not None:
+        how, dpo = config.self_train, iterations if config.self_train.dpo else 0
+        tunings, preferences, tested = iterations + 1, dpo, iterations + 2 + dpo
+        rows += iterations * _answers(config, prompts, how.label_outputs, config.judge)
+        rows += dpo * _answers(config, prompts, how.pair_outputs, config.judge)
+        # SFT_t imitates what is given and an output a question of each iteration before.
+        rows += iterations * (iterations + 1) // 2 * prompts * imitated
+        pairs = dpo * prompts * how.pairs_per_question
+    else:
+        assert config.thinkpo is not None
+        tunings, preferences, tested = int(sft is not None), 1, 3 if sft is not None else 2
+        for writer in pair_writers(config):
+            # As sampled, and again as they are trained on.
+            rows += prompts * 2 * (writer.sample.max_new_tokens * _TOKEN + _ROW)
+        pairs = config.thinkpo.most_pairs or config.data.count
+    rows += tested * test + pairs * (2 * train.max_tokens * _PROMPT_TOKEN + _ROW)
+    models = preferences * train.passes(max(1, pairs)) * BYTES[train.precision]
+    if sft is not None:
+        models += tunings * sft.passes(max(1, prompts)) * BYTES[sft.precision]
+    trainings = [train] * (preferences > 0) + ([sft] if sft is not None else [])
+    trained = any(training.lora is None for training in trainings)
+    return Disk(
+        rows=rows,
+        checkpoints=max(0, models * parameters - written),
+        scratch=2 * _STATE * parameters if trained else 0,
+    )
+
+
+def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int:
+    """Bytes of K outputs a prompt and what a judge says of them."""
+    output = config.sample.max_new_tokens * _TOKEN + _ROW
+    return prompts * (config.data.max_prompt_tokens * _PROMPT_TOKEN + k * (output + _ROW) + _said(judge, k))
+
+
+def _said(judge: JudgeConfig, k: int) -> int:
+    """Bytes of what a judge says of one prompt's outputs beyond a row each: comparisons, with their text if any."""
+    if not isinstance(judge, PairwiseJudge):
+        return 0
+    comparisons = max(2, k * (k - 1))
+    text = (judge.max_new_tokens or 2048) // 4 * _TOKEN if judge.mode == "cot" else 0
+    return comparisons * (text + _ROW // 4)
+
+
+def memory_needed(
+    config: RunConfig,
+    *,
+    parameters: int,
+    judges: Mapping[Path, int],
+    generator: int | None = None,
+    writers: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, int]:
+    """Bytes that this machine's memory must hold at once, by whom; empty where all of it runs on GPUs or elsewhere.
+
+    Engines and judges stay while a model is trained. `judges` are the parameters of the judges that are models, by
+    folder, `generator` those of a model of its own that writes prompts, and `writers` those of ThinkPO's writers other
+    than M_0, by folder. What a process takes beyond its model is
+    not counted.
+    """
+    if config.cluster.address is not None:
+        return {}
+    needed: dict[str, int] = {}
+    if config.engine.device == "cpu":
+        needed["engine"] = _engines(config.engine, parameters, with_cache=True)
+        if generator is not None:
+            needed["engine (data.synthetic)"] = _engines(config.engine, generator, with_cache=True)
+        for folder, size in writers.items():
+            needed[f"engine ({Path(folder).name})"] = _engines(config.engine, size, with_cache=True)
+    for judge in {judge.folder: judge for judge in model_judges(config)}.values():
+        if config.judge_engine.device == "cpu" and judge.folder is not None:
+            size = judges.get(judge.folder, 0)
+            needed[f"judge_engine ({judge.kind})"] = _engines(
+                config.judge_engine, size, with_cache=isinstance(judge, PairwiseJudge)
+            )
+    if config.trainer.device == "cpu":
+        needed["trainer"] = _training(config, parameters)
+    return needed
+
+
+def _training(config: RunConfig, parameters: int) -> int:
+    """Bytes that all training workers hold together: all of it each, or one share each of what is spread."""
+    frozen = parameters * BYTES[config.train.precision] if config.train.lora else 0
+    copies = 1 if config.trainer.strategy == "fsdp" else config.trainer.workers
+    return copies * (_TRAINING * _trained(config, parameters) + frozen)
+
+
+def _trained(config: RunConfig, parameters: int) -> int:
+    """How many parameters are trained; adapters, at most some hundredths of a large model, are not counted."""
+    return 0 if config.train.lora else parameters
+
+
+def gpus_needed(config: RunConfig) -> dict[str, int]:
+    """GPUs that each part of a run works on; parts take turns, so the most of them must be there."""
+    needed: dict[str, int] = {}
+    if config.engine.device == "gpu":
+        needed["engine"] = config.engine.count * config.engine.tensor_parallel
+    if config.judge_engine.device == "gpu":
+        for judge in {judge.folder: judge for judge in model_judges(config)}.values():
+            each = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
+            needed[f"judge_engine ({judge.kind})"] = config.judge_engine.count * each
+    if config.trainer.device == "gpu":
+        needed["trainer"] = config.trainer.workers
+    return needed
+
+
+def cpus_needed(config: RunConfig) -> dict[str, int]:
+    """CPUs that a Ray of our own must have at once, by the key that asks for them: for one engine, and for all workers
+    that train. Judges' engines ask for none."""
+    if config.cluster.address is not None:
+        return {}
+    needed: dict[str, int] = {}
+    if config.engine.device == "cpu":
+        needed["engine.tensor_parallel"] = config.engine.tensor_parallel
+    if config.trainer.device == "cpu":
+        needed["trainer.workers"] = config.trainer.workers
+    return needed
+
+
+def model_judges(config: RunConfig) -> list[ModelJudge]:
+    """The judges that are models of our own: not those that compute, and not those behind a server."""
+    return [
+        judge
+        for judge in (config.judge, config.evaluation.judge)
+        if not isinstance(judge, VerifierJudge) and judge.folder is not None
+    ]
+
+
+def _engines(engine: EngineConfig, parameters: int, *, with_cache: bool) -> int:
+    # As the engine's environment has it: whole GiB, and one at least.
+    cache = max(1, round(engine.memory_gib)) * GIB if with_cache else 0
+    return engine.count * (parameters * BYTES[engine.dtype] + cache)

@@ -1,0 +1,294 @@
+"""How much a run will ask of its models: prompts, answers and tokens by kind of work.
+
+In: a config, T, and what is known of lengths. Out: amounts, as expected and at most. Pure arithmetic.
+
+Every output is expected to parse, every generation to give the fresh prompts that it is asked for, and every prompt to
+give a pair. An adaptive tournament is expected to ask what it asked in our benchmarks (2 comparisons per response with
+soft results, 3.75 with hard ones). Lengths are the profile's, else past runs', else half of the limit.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+from tpo.config.contexts import pair_writers
+from tpo.config.run import (
+    DataConfig,
+    JudgeConfig,
+    PairwiseJudge,
+    RunConfig,
+    SampleConfig,
+    SelfTrainConfig,
+    SftConfig,
+    SyntheticConfig,
+    ThinkPoConfig,
+    TrainingConfig,
+    VerifierJudge,
+)
+from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
+
+JUDGE_PROSE_TOKENS = 250
+"""Tokens of a comparison beside question and answers: system turn, headings, chat template."""
+FEW_SHOT_PROSE_TOKENS = 150
+"""Tokens of a prompt that asks for instructions, beside its examples."""
+GUESSED_JUDGMENT_TOKENS = 300
+"""Tokens in which a judge explains itself, where nobody has measured them."""
+_MAX_ROUNDS_APART = 1000
+"""Iterations whose trainings are added up one by one; of more the mean is taken."""
+_SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
+"""Comparisons a response that an adaptive tournament asked (tests/benchmarks/bench_tournament.py)."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens, with where each figure is from."""
+
+    prompt: float
+    """Of a prompt, thought prompt and chat template included."""
+    output: float
+    """Of an output."""
+    response: float
+    """Of the part of it that judges read."""
+    judgment: float
+    """Of what a judge that explains writes a comparison."""
+    source: str
+    """Where they are from, for people."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """An amount of work."""
+
+    answers: int
+    """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
+    tokens_in: int
+    """Tokens read; in training all of them."""
+    tokens_out: int
+    """Tokens written."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.tokens_in + self.tokens_out
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work over a whole run."""
+
+    kind: str
+    """As the ledger has it (`tpo.storage.ledger.WORK`)."""
+    rounds: int
+    """Times that it is begun, each with another model."""
+    prompts: int
+    """Prompts in all rounds."""
+    expected: Amount
+    """As expected."""
+    most: Amount
+    """At most."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Comparisons of one prompt's outputs."""
+
+    expected: float
+    """As expected."""
+    most: int
+    """At most."""
+
+
+def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]:
+    """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration; of a recipe with an end of its
+    own, all of it."""
+    if config.thinkpo is not None:
+        return _thinkpo(config, config.thinkpo, lengths)
+    if config.self_train is not None and config.sft is not None:
+        return _self_training(config, config.self_train, config.sft, lengths, iterations)
+    data = config.data
+    validated, tested = iterations * config.train.epochs, iterations + 2
+    compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
+    # What is compared with itself needs no comparison: M_0's validation, and its test.
+    judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
+    return [
+        *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
+        _sampling(config, "sample", lengths, iterations, data.count, config.sample.k, config.sample.tries),
+        _judging("judge", config.judge, lengths, iterations, data.count, config.sample.k),
+        _trained(config.train, lengths, iterations, data.count, outputs=2),
+        _sampling(
+            config, "validation sample", lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
+        ),
+        _judging("validation judge", config.judge, lengths, judged[0], data.validation, 1),
+        _sampling(config, "test sample", lengths, tested, data.test, 1, config.sample.evaluation_tries),
+        _judging("test judge", config.evaluation.judge, lengths, judged[1], data.test, 1),
+    ]
+
+
+def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> list[Work]:
+    """One output a prompt of each model that writes, two trainings, and the test of every model."""
+    prompts = config.data.count if config.sft is not None else 0
+    written = [
+        _sampling(config, writer.work, lengths, 1, prompts, 1, writer.sample.tries, writer.sample)
+        for writer in pair_writers(config)
+    ]
+    pairs = thinkpo.most_pairs or config.data.count
+    trained = _trained(config.train, lengths, 1, pairs, outputs=2)
+    if config.sft is not None:
+        trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
+    tested = 2 if config.sft is None else 3
+    return [
+        *written,
+        trained,
+        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
+    ]
+
+
+def _self_training(
+    config: RunConfig, how: SelfTrainConfig, sft: SftConfig, lengths: Lengths, iterations: int
+) -> list[Work]:
+    """Outputs for pairs and for pseudo-labels, a fine-tuning more than iterations, and the test of every model.
+
+    Each iteration is taken to add one output to imitate a question, and pairs to be as many as may be.
+    """
+    questions = config.data.count
+    given = min(questions, how.demonstrations or questions)
+    outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
+    written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.tries)
+    judged = _judging("judge", config.judge, lengths, iterations, questions, outputs)
+    if iterations <= _MAX_ROUNDS_APART:
+        trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
+    else:
+        trained = [_trained(sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
+    if how.dpo and iterations:
+        trained.append(_trained(config.train, lengths, iterations, questions * how.pairs_per_question, outputs=2))
+    tested = iterations + 2 + (iterations if how.dpo else 0)
+    return [
+        written,
+        judged,
+        reduce(_together, trained),
+        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
+    ]
+
+
+def _together(one: Work, other: Work) -> Work:
+    """Two works of a kind as one."""
+
+    def added(a: Amount, b: Amount) -> Amount:
+        return Amount(a.answers + b.answers, a.tokens_in + b.tokens_in, a.tokens_out + b.tokens_out)
+
+    return Work(
+        one.kind,
+        one.rounds + other.rounds,
+        one.prompts + other.prompts,
+        added(one.expected, other.expected),
+        added(one.most, other.most),
+    )
+
+
+def judge_longest(judge: JudgeConfig, context: int | None = None) -> int:
+    """Most tokens of one chat with a judge, its judgment included."""
+    if isinstance(judge, VerifierJudge):
+        return 0
+    return judge.max_tokens if context is None else min(judge.max_tokens, context)
+
+
+def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
+    """Most tokens that a judge writes a comparison."""
+    if judge.mode != "cot":
+        return 1
+    return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
+
+
+def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
+    prompts = rounds * data.count
+    expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
+    # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
+    read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
+    written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)
+    return Work(
+        "generate",
+        rounds,
+        prompts,
+        Amount(expected, round(expected * read), round(expected * written)),
+        Amount(most, most * settings.max_prompt_tokens, most * settings.max_new_tokens),
+    )
+
+
+def _sampling(
+    config: RunConfig,
+    kind: str,
+    lengths: Lengths,
+    rounds: int,
+    prompts: int,
+    k: int,
+    tries: int,
+    sample: SampleConfig | None = None,
+) -> Work:
+    asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
+    # Of a writer with settings of its own no lengths are known: half of the most, unless those that are known are less.
+    output = min(lengths.output, longest if sample is None else longest / 2)
+    return Work(
+        kind,
+        rounds,
+        asked,
+        Amount(asked * k, round(asked * lengths.prompt), round(asked * k * output)),
+        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * tries),
+    )
+
+
+def _judging(kind: str, judge: JudgeConfig, lengths: Lengths, rounds: int, prompts: int, k: int) -> Work:
+    asked = rounds * prompts
+    if isinstance(judge, VerifierJudge):
+        read = Amount(asked * k, 0, 0)
+        return Work(kind, rounds, asked, read, read)
+    longest = judge_longest(judge)
+    if not isinstance(judge, PairwiseJudge):
+        tokens = min(longest, lengths.prompt + lengths.response)
+        return Work(
+            kind,
+            rounds,
+            asked,
+            Amount(asked * k, round(asked * k * tokens), 0),
+            Amount(asked * k, asked * k * longest, 0),
+        )
+    calls = calls_of(judge, k)
+    written_most = judgment_longest(judge)
+    written = min(lengths.judgment, written_most) if judge.mode == "cot" else 1
+    read_in = min(longest - written, JUDGE_PROSE_TOKENS + lengths.prompt + 2 * lengths.response)
+    return Work(
+        kind,
+        rounds,
+        asked,
+        Amount(
+            round(asked * calls.expected),
+            round(asked * calls.expected * read_in),
+            round(asked * calls.expected * written),
+        ),
+        Amount(asked * calls.most, asked * calls.most * (longest - written_most), asked * calls.most * written_most),
+    )
+
+
+def calls_of(judge: PairwiseJudge, k: int) -> Calls:
+    """Comparisons for K outputs of one prompt, as expected and at most; one output is compared with a baseline."""
+    if k == 1:
+        return Calls(2, 2)
+    if judge.tournament == "all_pairs":
+        return Calls(k * (k - 1), k * (k - 1))
+    soft = judge.mode == "probability"
+    design = Adaptive() if soft else FOR_HARD_VERDICTS
+    most = min(k * (k - 1), k * design.calls_per_response)
+    return Calls(min(most, k * (_SOFT_CALLS if soft else _HARD_CALLS)), most)
+
+
+def _trained(training: TrainingConfig, lengths: Lengths, rounds: int, rows: int, *, outputs: int) -> Work:
+    """Trainings on rows of so many outputs each."""
+    passes = rounds * min(rows * training.epochs, training.steps(rows) * training.batch_size)
+    expected = min(training.max_tokens, lengths.prompt + lengths.output)
+    return Work(
+        "train",
+        rounds,
+        rounds * rows,
+        Amount(passes, round(passes * outputs * expected), 0),
+        Amount(passes, passes * outputs * training.max_tokens, 0),
+    )

@@ -1,0 +1,1 @@
+"""Pages, tables and plots of what a run has measured."""

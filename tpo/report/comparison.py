@@ -1,0 +1,183 @@
+"""Two runs side by side, one that thinks and one that answers directly: what `comparison.json` keeps.
+
+In: the summaries of both and what is known prompt by prompt. Out: a `Comparison`, and in words what it shows.
+
+The lead: scores of a judge that reads one response at a time are subtracted, prompt by prompt, and 0 is even. Scores of
+a judge that compares are shares won against a model of the same run and can't be subtracted, so that judge sees the
+responses of both runs, and one half is even. Intervals are over prompts; with one training run each, they say nothing
+about another seed.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tpo.errors import StoreError
+from tpo.report.page import count
+from tpo.report.summary import Interval, ModelRow, Summary, summary_from
+from tpo.report.table import DIRECT, PERCENT, ScoreScale, scale_of, score_scale
+
+COMPARISON = "comparison.json"
+"""The comparison's name in the folder of the run that thinks."""
+Measure = Literal["difference", "win_rate"]
+SHORT: Mapping[Measure, str] = {"difference": "thinking − direct", "win_rate": "thinking wins, %"}
+"""What a lead is called in tables."""
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far thinking is ahead of direct after t iterations of each."""
+
+    iteration: int
+    """t."""
+    overall: Interval | None
+    """On all test prompts that both were scored on; None where there are none."""
+    by_category: Mapping[str, Interval]
+    """By category of prompt."""
+    by_difficulty: Mapping[str, Interval]
+    """By difficulty of prompt."""
+    win_rate: Interval | None
+    """Share of these prompts on which the thinking model scores higher, ties half."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side."""
+
+    thinking: Summary
+    """The run with the thought prompt."""
+    direct: Summary
+    """The run without it."""
+    measure: Measure
+    """What a lead is: a paired difference of scores, or a share of prompts won."""
+    leads: Sequence[Lead]
+    """For t = 0 … T."""
+    spent: Mapping[str, Mapping[str, float]]
+    """What each run has taken, `thinking` and `direct`, by its ledger: `tokens`, `seconds`, `cost`."""
+
+    @property
+    def even(self) -> float:
+        """The lead at which neither is ahead."""
+        return 0.0 if self.measure == "difference" else 0.5
+
+    @property
+    def scale(self) -> ScoreScale:
+        """How leads are written."""
+        if self.measure == "win_rate":
+            return PERCENT
+        scales = [score_scale(self.thinking), score_scale(self.direct)]
+        return next((scale for scale in scales if scale.factor == 1), scales[0])
+
+    @property
+    def scores(self) -> ScoreScale:
+        """How scores of both are written."""
+        return self.scale if self.measure == "difference" else scale_of([0.0, 1.0])
+
+    def models(self, iteration: int) -> tuple[ModelRow, ModelRow]:
+        """M_t of both runs."""
+        return _model(self.thinking, iteration), _model(self.direct, iteration)
+
+
+def write_comparison(comparison: Comparison) -> bytes:
+    """The comparison as JSON."""
+    return (json.dumps(dataclasses.asdict(comparison), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_comparison(path: Path) -> Comparison:
+    """A comparison from its file; raises `StoreError` where that is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Comparison(
+            **{
+                **values,
+                "thinking": summary_from(values["thinking"]),
+                "direct": summary_from(values["direct"]),
+                "leads": [_lead(lead) for lead in values["leads"]],
+            }
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreError(f"{path} is not a comparison of this version ({error}): remove it and run again") from error
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """What the comparison shows, in sentences, the most important first."""
+    first, last = comparison.leads[0], comparison.leads[-1]
+    if last.overall is None:
+        return ["There is no verdict: the evaluation judge scored no test prompt for both."]
+    after = f"after {count(last.iteration, 'iteration')} each," if last.iteration else "before any training,"
+    found = [f"{after[0].upper()}{after[1:]} thinking is {_ahead(comparison, last.overall)}."]
+    if last.iteration and first.overall is not None:
+        found.append(f"Before training, it is {_ahead(comparison, first.overall)}.")
+        found.append(_crossing(comparison))
+    for name, groups in (("categories", last.by_category), ("difficulties", last.by_difficulty)):
+        if len(groups) > 1:
+            found.append(_by_kind(comparison, name, groups))
+    return found
+
+
+def _ahead(comparison: Comparison, lead: Interval) -> str:
+    scale, even = comparison.scale, comparison.even
+    percent = f"{100 * comparison.thinking.confidence:g} %"
+    if comparison.measure == "win_rate":
+        ends = f"{scale.number(lead.low)} to {scale.number(lead.high)} %"
+        shown = f"it wins {scale.number(lead.value)} % of test prompts, {percent} interval {ends}"
+    else:
+        ends = f"{scale.number(lead.low, signed=True)} to {scale.number(lead.high, signed=True)}"
+        shown = f"{scale.number(lead.value, signed=True)}{scale.unit}, {percent} interval {ends}"
+    if lead.low <= even <= lead.high:
+        return f"not clearly different from direct ({shown})"
+    return f"{'ahead of' if lead.value > even else 'behind'} direct ({shown})"
+
+
+def _crossing(comparison: Comparison) -> str:
+    """Where the thinking model overtakes the direct one for good."""
+    ahead = [lead.overall is not None and lead.overall.value > comparison.even for lead in comparison.leads]
+    clear = [lead.overall is not None and lead.overall.low > comparison.even for lead in comparison.leads]
+    if not ahead[-1]:
+        return "Thinking does not overtake direct." if not ahead[0] else "Direct overtakes thinking."
+    start = len(ahead) - next((i for i, each in enumerate(reversed(ahead)) if not each), len(ahead))
+    if start == 0:
+        return "Thinking is ahead from the start."
+    for_good = len(clear) - next((i for i, each in enumerate(reversed(clear)) if not each), len(clear))
+    said = f"The lines cross between M_{start - 1} and M_{start}"
+    if for_good == len(clear):
+        return f"{said}, and at no model is the lead clear."
+    return (
+        f"{said}; from M_{for_good} on the lead is clear." if for_good > start else f"{said}, where the lead is clear."
+    )
+
+
+def _by_kind(comparison: Comparison, what: str, groups: Mapping[str, Interval]) -> str:
+    """Which kinds of instruction gain by thinking, and which do not."""
+    even, scale = comparison.even, comparison.scale
+    ordered = sorted(groups, key=lambda name: (-groups[name].value, name))
+    signed = comparison.measure == "difference"
+
+    def named(names: Sequence[str]) -> str:
+        shown = ", ".join(f"{name} ({scale.number(groups[name].value, signed=signed)})" for name in names[:6])
+        return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
+
+    ahead = [name for name in ordered if groups[name].low > even]
+    behind = [name for name in reversed(ordered) if groups[name].high < even]
+    parts = [f"ahead in {named(ahead)}"] if ahead else []
+    parts += [f"behind in {named(behind)}"] if behind else []
+    rest = len(groups) - len(ahead) - len(behind)
+    parts += [f"not clearly different in {rest}"] if rest else []
+    return f"Of {len(groups)} {what} thinking is {'; '.join(parts)}."
+
+
+def _model(summary: Summary, iteration: int) -> ModelRow:
+    return next(row for row in summary.models if row.iteration == iteration and row.model != DIRECT)
+
+
+def _lead(values: Mapping[str, Any]) -> Lead:
+    return Lead(
+        iteration=values["iteration"],
+        overall=Interval(**values["overall"]) if values["overall"] else None,
+        by_category={name: Interval(**found) for name, found in values["by_category"].items()},
+        by_difficulty={name: Interval(**found) for name, found in values["by_difficulty"].items()},
+        win_rate=Interval(**values["win_rate"]) if values["win_rate"] else None,
+    )

@@ -1,0 +1,129 @@
+"""A ladder of models, each made from one before: what `ladder.json` keeps of a run of ThinkPO or DPO-ST.
+
+In: what is known of each model's answers to the same test prompts. Out: a `Ladder`, and in words what it shows.
+
+Intervals are bootstrap percentiles over prompts, of differences prompt by prompt; with one training a model they say
+nothing about what another seed would give.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpo.errors import StoreError
+from tpo.report.summary import Interval
+from tpo.report.table import ScoreScale, scale_of
+
+LADDER = "ladder.json"
+"""The ladder's name in a run's folder."""
+ABLATION = "ablation.json"
+"""The same of a ladder whose models are held against those of a run without DPO."""
+TOKENS = ScoreScale(1.0, 1, " tokens")
+"""How lengths are written."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One model, measured on the test prompts."""
+
+    model: str
+    """What it is called: `M_0`, `SFT`, `DPO_1`, …"""
+    below: str | None
+    """The model that it is held against, the one it was made from; None for the first."""
+    score: Interval | None
+    """Mean test score by the evaluation judge; None where it scored nothing."""
+    gain: Interval | None
+    """Test score less that of `below`, prompt by prompt."""
+    tokens: Interval
+    """Mean length of its outputs in tokens."""
+    tokens_gain: Interval | None
+    """The same less that of `below`, prompt by prompt."""
+    by_category: Mapping[str, Interval]
+    """Test score by category of prompt."""
+    by_difficulty: Mapping[str, Interval]
+    """Test score by difficulty of prompt."""
+    error_rate: float
+    """Share of test prompts whose first output broke the format, or did not end."""
+    made_from: Mapping[str, float]
+    """What it was trained on, in numbers (`pairs`, `demonstrations`, …)."""
+    dropped: Mapping[str, int]
+    """What was not trained on, by reason."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A run in numbers."""
+
+    run: str
+    """Name of the run."""
+    recipe: str
+    """What it is a run of."""
+    seed: int
+    """The run's seed."""
+    confidence: float
+    """Of all intervals."""
+    rungs: Sequence[Rung]
+    """In the order in which the models were made."""
+
+    @property
+    def scale(self) -> ScoreScale:
+        """How scores are written."""
+        shown = [rung.score for rung in self.rungs if rung.score]
+        return scale_of([end for found in shown for end in (found.low, found.high)])
+
+
+def held_against(ladder: Ladder) -> list[Rung]:
+    """Models of another run, which are in the ladder for others to be held against them."""
+    return [rung for rung in ladder.rungs[1:] if rung.below is None]
+
+
+def page_of(name: str) -> str:
+    """The name of the page of a ladder of this name."""
+    return name.removesuffix(".json") + ".html"
+
+
+def write_ladder(ladder: Ladder) -> bytes:
+    """The ladder as JSON."""
+    return (json.dumps(dataclasses.asdict(ladder), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_ladder(path: Path) -> Ladder:
+    """A ladder from its file; raises `StoreError` where that is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Ladder(**{**values, "rungs": [_rung(rung) for rung in values["rungs"]]})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreError(f"{path} is not a ladder of this version ({error}): remove it and run again") from error
+
+
+def sentences(ladder: Ladder) -> list[str]:
+    """What each step of the ladder changed, in words."""
+    found = []
+    for rung in ladder.rungs:
+        if rung.below is None or rung.gain is None or rung.tokens_gain is None:
+            continue
+        found.append(
+            f"{rung.model} against {rung.below}: score {_change(rung.gain, ladder.scale)}, "
+            f"length {_change(rung.tokens_gain, TOKENS)}."
+        )
+    return found
+
+
+def _change(gain: Interval, scale: ScoreScale) -> str:
+    low, high = (scale.number(end, signed=True) for end in (gain.low, gain.high))
+    said = f"{scale.number(gain.value, signed=True)}{scale.unit} [{low}, {high}]"
+    return f"{said}, not clearly different" if gain.low <= 0 <= gain.high else said
+
+
+def _rung(values: Mapping[str, Any]) -> Rung:
+    single, many = ("score", "gain", "tokens", "tokens_gain"), ("by_category", "by_difficulty")
+    return Rung(
+        **{
+            **values,
+            **{name: Interval(**values[name]) if values[name] else None for name in single},
+            **{name: {key: Interval(**item) for key, item in values[name].items()} for name in many},
+        }
+    )

@@ -1,0 +1,155 @@
+"""The page and the table of a ladder of models.
+
+In: a `Ladder` and what the run folder holds beside it. Out: one HTML file under the same rules as a run's report
+(`tpo.report.run_page`): nothing loads, nothing runs, all text is escaped; and a table for the terminal.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+from rich.console import Console
+from rich.text import Text
+
+from tpo.report.ladder import TOKENS, Ladder, held_against, sentences
+from tpo.report.page import render
+from tpo.report.plots import BLUE, ORANGE, data_url, draw, points
+from tpo.report.summary import Interval
+from tpo.report.table import NOTHING, PERCENT, WIDTH, ScoreScale, counts, fixed, plain_table
+from tpo.storage.ledger import Spending
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_GROUPS = 30
+"""Categories that are shown, the first by name; the page says how many are not."""
+MOST_NAMES = 9
+"""Models named below a plot; of more, every second one, and so on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model wrote to a test prompt."""
+
+    model: str
+    """The model, as its rung is called."""
+    thought: str | None
+    """What stands before the response; None where the prompt asks for no thought."""
+    response: str
+    """The response."""
+    tokens: int
+    """Tokens of the whole output."""
+    score: float | None
+    """The evaluation judge's score; None where it gave none."""
+    correct: bool | None
+    """Whether it is right, where that is known."""
+    error: str | None
+    """Why the output breaks the format, or None."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One test prompt with the answers of all models."""
+
+    instruction: str
+    """What was asked."""
+    reference: str | None
+    """The right answer, where there is one."""
+    category: str | None
+    """Its category, where there is one."""
+    difficulty: int | None
+    """Its difficulty, where there is one."""
+    answers: Sequence[Answer]
+    """In the order of the rungs."""
+
+
+def render_ladder(
+    ladder: Ladder, *, config: Mapping[str, Any], examples: Sequence[Asked], spent: Sequence[Spending]
+) -> str:
+    """The page, as one HTML document; `config` is the resolved config, `spent` what the ledger says."""
+    categories = sorted({name for rung in ladder.rungs for name in rung.by_category})
+    difficulties = sorted({name for rung in ladder.rungs for name in rung.by_difficulty}, key=lambda n: (len(n), n))
+    groups = {"Category": categories[:MOST_GROUPS], "Difficulty": difficulties}
+    return render(
+        "ladder.html.jinja",
+        ladder=ladder,
+        found=sentences(ladder),
+        scale=ladder.scale,
+        tokens=TOKENS,
+        amount=amount,
+        scores=_plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale),
+        lengths=_plot(ladder, "tokens of an output by model", [rung.tokens for rung in ladder.rungs], TOKENS),
+        against=bool(held_against(ladder)),
+        groups={title: names for title, names in groups.items() if names},
+        left_out=max(0, len(categories) - MOST_GROUPS),
+        examples=examples,
+        spent=spent,
+        config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
+    )
+
+
+def ladder_picture(ladder: Ladder) -> str | None:
+    """The scores as a picture in a data URL, for pages that are not ours; None where there are none."""
+    svg = _plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale)
+    return data_url(svg) if svg else None
+
+
+def print_ladder(ladder: Ladder) -> None:
+    """The ladder as a table on standard output, and below it what each step changed."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    level = f"[{100 * ladder.confidence:g} %]"
+    table = plain_table(f"{ladder.recipe}, run {ladder.run}, seed {ladder.seed}")
+    for header in ("model", f"test score\n{level}", "over", f"gain\n{level}", f"tokens\n{level}", "broken\nor cut"):
+        table.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
+    table.add_column("trained on")
+    for rung in ladder.rungs:
+        table.add_row(
+            Text(rung.model),
+            Text(ladder.scale.interval(rung.score)),
+            Text(rung.below or NOTHING),
+            Text(ladder.scale.interval(rung.gain, signed=True)),
+            Text(TOKENS.interval(rung.tokens)),
+            f"{PERCENT.number(rung.error_rate)} %",
+            Text(", ".join(f"{amount(n)} {what.replace('_', ' ')}" for what, n in rung.made_from.items()) or NOTHING),
+        )
+    console.print(table)
+    console.print()
+    for rung in ladder.rungs:
+        if rung.dropped:
+            console.print(Text(f"Not trained on for {rung.model}: {counts(rung.dropped)}."))
+    for sentence in sentences(ladder):
+        console.print(Text(sentence))
+    console.print()
+
+
+def amount(number: float) -> str:
+    """A count, or a mean with one decimal."""
+    return f"{number:,}" if float(number).is_integer() else fixed(number, 1)
+
+
+def _plot(ladder: Ladder, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
+    """A value by model; those of another run in a line of their own, each at the model that is held against it."""
+    others = {rung.model for rung in held_against(ladder)}
+    ours = [rung for rung in ladder.rungs if rung.model not in others]
+    place_of = {rung.model: place for place, rung in enumerate(ours)}
+    place_of |= {rung.below: place for place, rung in enumerate(ours) if rung.below in others}
+    known = [(rung.model, each) for rung, each in zip(ladder.rungs, found, strict=True) if each]
+    if not known:
+        return None
+
+    def paint(axes: "Axes") -> None:
+        for colour, apart in ((ORANGE, True), (BLUE, False)):
+            line = [(place_of[model], each) for model, each in known if (model in others) == apart]
+            if line:
+                places, values = [place for place, _ in line], [each for _, each in line]
+                points(axes, places, values, scale, colour, valued=not others)
+        step = math.ceil(len(ours) / MOST_NAMES)
+        axes.set_xticks(range(0, len(ours), step), [rung.model for rung in ours[::step]])
+        axes.set_xlim(-0.35, len(ours) - 0.5)
+
+    return draw(label, paint)

@@ -1,0 +1,203 @@
+"""Plots as SVG that stands in a page: score by iteration and its like.
+
+In: intervals. Out: SVG whose colours are the page's. The plots show no text but numbers and model names; titles and
+categories are HTML, so that they wrap, scale and follow the reader's font.
+
+Colors are placeholders that are replaced by CSS variables, so that one SVG serves light, dark and print.
+"""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
+
+from tpo.report.page import printable
+from tpo.report.summary import Interval
+from tpo.report.table import ScoreScale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS: Mapping[str, str] = {
+    "#100001": "--ink",
+    "#100002": "--muted",
+    "#100003": "--grid",
+    "#100004": "--blue",
+    "#100005": "--orange",
+    "#100006": "--paper",
+}
+"""Stand-in colours in the plots, and the CSS variables that replace them (blue and orange of Okabe and Ito)."""
+INK, MUTED, GRID, BLUE, ORANGE, PAPER = COLOURS
+PRINT_COLOURS: Mapping[str, str] = {
+    "--ink": "#1b1b1b",
+    "--muted": "#666666",
+    "--grid": "#c8c8c8",
+    "--blue": "#0072b2",
+    "--orange": "#d55e00",
+    "--paper": "#ffffff",
+}
+"""What the variables stand for where there is no style sheet."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several small plots beside each other."""
+
+    title: str
+    """What it shows, for example a category."""
+    note: str
+    """First and last value, in words short enough for a caption."""
+    svg: Markup
+    """The plot."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot by iteration."""
+
+    colour: str
+    """One of `COLOURS`."""
+    found: Sequence[tuple[int, Interval | None]]
+    """A value an iteration, None where there is none."""
+
+    @property
+    def known(self) -> list[tuple[int, Interval]]:
+        """The values that there are."""
+        return [(t, each) for t, each in self.found if each]
+
+
+def panel(
+    title: str,
+    note: str,
+    lines: Sequence[Line],
+    *,
+    scale: ScoreScale,
+    limits: tuple[float, float],
+    dashed: Interval | None = None,
+) -> Panel:
+    """A small plot of lines with their intervals as bands; all panels of a group have the same limits."""
+
+    def paint(axes: "Axes") -> None:
+        if dashed:
+            axes.axhline(scale.factor * dashed.value, color=ORANGE, lw=1.1, ls=(0, (4, 2)))
+        for line in lines:
+            steps, known = [t for t, _ in line.known], [each for _, each in line.known]
+            if len(known) > 1:
+                ends = [(scale.factor * each.low, scale.factor * each.high) for each in known]
+                axes.fill_between(
+                    steps, [e[0] for e in ends], [e[1] for e in ends], color=line.colour, alpha=0.16, lw=0
+                )
+            values = [scale.factor * each.value for each in known]
+            axes.plot(steps, values, color=line.colour, marker="o", ms=3.5, lw=1.4)
+        axes.set_ylim(limits)
+        axes.locator_params(axis="y", nbins=3)
+        iterations(axes, [t for t, _ in lines[0].found], most=4)
+
+    return Panel(title, note, draw(f"by iteration: {title}", paint, width=1.75, height=1.25, size=7.5))
+
+
+def limits_of(shown: Sequence[Interval], scale: ScoreScale) -> tuple[float, float]:
+    """The limits of an axis that holds all of these intervals, with some room."""
+    low, high = min(each.low for each in shown), max(each.high for each in shown)
+    room = 0.06 * (high - low or 1)
+    return scale.factor * (low - room), scale.factor * (high + room)
+
+
+def points(
+    axes: "Axes",
+    places: Sequence[int],
+    found: Sequence[Interval],
+    scale: ScoreScale,
+    colour: str,
+    *,
+    valued: bool = True,
+) -> None:
+    """Means joined by a line, with their intervals and, where there is room for them, their values."""
+    values = [scale.factor * each.value for each in found]
+    below = [scale.factor * (each.value - each.low) for each in found]
+    above = [scale.factor * (each.high - each.value) for each in found]
+    axes.errorbar(
+        places, values, yerr=(below, above), color=colour, marker="o", ms=5, lw=1.6, elinewidth=1.2, capsize=3
+    )
+    if valued and len(places) <= 8:
+        for i, (place, value) in enumerate(zip(places, values, strict=True)):
+            # Beside the point, on the side that the line does not take.
+            rising = values[min(i + 1, len(values) - 1)] >= values[max(0, min(i, len(values) - 2))]
+            axes.annotate(
+                scale.number(found[i].value), (place, value), xytext=(6, -3 if rising else 3), color=INK,
+                textcoords="offset points", ha="left", va="top" if rising else "bottom",
+            )  # fmt: skip
+    axes.margins(x=0.12, y=0.12)
+
+
+def level(axes: "Axes", value: float, label: str, colour: str, *, right: bool) -> None:
+    """A dashed line across the plot, named at one of its ends."""
+    axes.axhline(value, color=colour, lw=1.3, ls=(0, (5, 3)))
+    axes.annotate(
+        label, (1 if right else 0, value), xycoords=("axes fraction", "data"), xytext=(-3 if right else 3, 3),
+        textcoords="offset points", ha="right" if right else "left", va="bottom", color=colour,
+    )  # fmt: skip
+
+
+def iterations(axes: "Axes", steps: Sequence[int], *, most: int = 10) -> None:
+    """Ticks at iterations, evenly fewer where there are more than `most`."""
+    shown = steps[:: math.ceil(len(steps) / most)]
+    axes.set_xticks(list(shown), [tick(t) for t in shown])
+    axes.set_xlim(min(steps) - 0.35, max(steps) + 0.5)
+
+
+def tick(iteration: int) -> str:
+    """`M₃`."""
+    return "M" + str(iteration).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def draw(
+    label: str, paint: Callable[["Axes"], None], *, width: float = 4.2, height: float = 2.5, size: float = 8.5
+) -> Markup:
+    """An SVG that scales with the page; sizes in inches and points at 4.2 inches for half a page."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    style = matplotlib.rc_context({
+        "svg.fonttype": "none", "svg.hashsalt": str(printable(label)), "text.parse_math": False, "font.size": size,
+        "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "axes.labelcolor": INK,
+        "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,
+        "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "ytick.major.size": 0,
+        "xtick.major.size": 3, "axes.unicode_minus": True, "savefig.transparent": True, "path.simplify": False,
+    })  # fmt: skip
+    with style:
+        figure = Canvas(figsize=(width, height), layout="constrained")
+        paint(figure.add_subplot())
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(drawn.getvalue(), label)
+
+
+def _inline(svg: str, label: str) -> Markup:
+    """A drawing as it can stand in HTML: no prologue, no names of its own, colours from the page."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    view = re.search(r'viewBox="[^"]*"', body)
+    assert view is not None
+    head = f'<svg {view.group()} role="img" aria-label="{escape(printable(label))}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    body = re.sub(r"<svg[^>]*>", lambda _: head, body, count=1)
+    for stand_in, variable in COLOURS.items():
+        body = body.replace(stand_in, f"var({variable})")
+    return Markup(body)
+
+
+def data_url(svg: Markup) -> str:
+    """A drawing as a picture in a data URL, for pages that are not ours: its colours are those of print."""
+    picture = str(svg)
+    for variable, colour in PRINT_COLOURS.items():
+        picture = picture.replace(f"var({variable})", colour)
+    picture = picture.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
+    picture = picture.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()

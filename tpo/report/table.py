@@ -1,0 +1,184 @@
+"""The run as tables in the terminal: one row a model, and below it gains, dropped prompts and seconds by stage.
+
+In: a `Summary`. Out: `rich` tables that fit 100 columns. Nothing but rich is imported, so that a finished run shows its
+table at once.
+
+Scores are shown times 100 if all test scores are shares (in [0, 1], as a verifier's are): "94.2" and "31.5 points" are
+easier to say than "0.942". Other judges' scores are shown in the judge's own unit, with as many decimals as their size
+asks for. `tpo.report.run_page` follows the same rule through `ScoreScale`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tpo.report.summary import Interval, ModelRow, Summary
+
+DIRECT = "M_0 direct"
+"""Name of the row of the seed without a thought prompt."""
+
+NOTHING = "–"
+"""Stands for a value that is not known or does not apply."""
+
+WIDTH = 120
+"""Columns where standard output is no terminal and has no width of its own."""
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """How scores of one judge are written."""
+
+    factor: float
+    """What scores are multiplied by: 100 for shares, else 1."""
+    decimals: int
+    """Digits after the point."""
+    unit: str
+    """What a difference is counted in, with a leading space (` points`), or empty for a judge's own unit."""
+
+    def number(self, value: float | None, *, signed: bool = False) -> str:
+        """A score, or, signed, a difference of scores."""
+        return NOTHING if value is None else fixed(self.factor * value, self.decimals, signed=signed)
+
+    def interval(self, found: Interval | None, *, signed: bool = False) -> str:
+        """A score with its interval, as in `94.2 [92.1, 96.0]`."""
+        if found is None:
+            return NOTHING
+        value, low, high = (self.number(each, signed=signed) for each in (found.value, found.low, found.high))
+        return f"{value} [{low}, {high}]"
+
+
+PERCENT = ScoreScale(100.0, 1, " points")
+"""How shares are written: win rates and parse-error rates."""
+
+
+def scale_of(values: Iterable[float]) -> ScoreScale:
+    """The scale for these scores: times 100 where all are in [0, 1]."""
+    known = list(values)
+    if all(0 <= value <= 1 for value in known):
+        return PERCENT
+    largest = max(abs(value) for value in known)
+    return ScoreScale(1.0, 3 if largest < 10 else 2 if largest < 100 else 1, "")
+
+
+def score_scale(summary: Summary) -> ScoreScale:
+    """The scale of the evaluation judge's scores, the same for all models, categories and differences."""
+    found = [row.score for row in summary.models if row.score]
+    found += [each for row in summary.models for each in (*row.by_category.values(), *row.by_difficulty.values())]
+    return scale_of(end for each in found for end in (each.value, each.low, each.high))
+
+
+def validation_scale(summary: Summary) -> ScoreScale:
+    """The scale of the training judge's scores."""
+    return scale_of(row.validation_score for row in summary.models if row.validation_score is not None)
+
+
+def render_table(summary: Summary) -> Table:
+    """One row a model: how good it is, how long it writes, what it was trained on."""
+    level = f"[{100 * summary.confidence:g} %]"
+    scores, validation = score_scale(summary), validation_scale(summary)
+    table = plain_table(f"run {summary.run}, seed {summary.seed}")
+    for header in ("model", f"test score\n{level}", f"win rate, %\nover M_0 {level}", "parse\nerrors"):
+        table.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
+    for header in ("chars\nth.+resp.", "pairs\nreg.+err.", "ρ", "best\nepoch", "valid.\nscore"):
+        table.add_column(Text(header), justify="right")
+    for row in summary.models:
+        table.add_row(
+            Text(row.model),
+            Text(scores.interval(row.score)),
+            Text(PERCENT.interval(row.win_rate)),
+            f"{PERCENT.number(row.parse_error_rate)} %",
+            f"{row.thought_chars:.0f} + {row.response_chars:.0f}",
+            pairs_of(row),
+            NOTHING if row.rho is None else fixed(row.rho, 2),
+            NOTHING if row.chosen_epoch is None else str(row.chosen_epoch),
+            validation.number(row.validation_score),
+        )
+    return table
+
+
+def render_gains(summary: Summary) -> Table:
+    """One row a model: what it gained over the seed, and the prompts that gave it no pair, by reason."""
+    scores = score_scale(summary)
+    table = plain_table(None)
+    for header in ("model", "gain over M_0", "over M_0 direct"):
+        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=header == "model")
+    table.add_column("prompts without a pair")
+    for row in summary.models:
+        table.add_row(
+            Text(row.model),
+            Text(scores.interval(None if row.model == "M_0" else row.gain, signed=True)),
+            Text(scores.interval(None if row.model == DIRECT else row.gain_over_direct, signed=True)),
+            Text(counts(row.dropped)),
+        )
+    return table
+
+
+def render_seconds(summary: Summary) -> Table:
+    """One row a model: wall-clock seconds by stage and in all."""
+    stages = list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds))
+    table = plain_table(None)
+    for header in ("model", *stages, "seconds"):
+        table.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
+    for row in filter(lambda row: row.seconds, summary.models):
+        found = [short(row.seconds[stage]) if stage in row.seconds else NOTHING for stage in stages]
+        table.add_row(Text(row.model), *found, short(sum(row.seconds.values())))
+    return table
+
+
+def print_table(summary: Summary) -> None:
+    """All three tables on standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    for render in (render_table, render_gains, render_seconds):
+        console.print(render(summary))
+        console.print()
+
+
+def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number with a true minus sign, never a negative zero, and with a plus sign where asked."""
+    rounded = round(value, decimals) + 0.0
+    return f"{rounded:{'+' if signed and rounded else ''}.{decimals}f}".replace("-", "−")
+
+
+def short(seconds: float) -> str:
+    """Seconds, with a decimal where there are few."""
+    return f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes, or seconds where there are few: `2 h 05`, `12 min`, `34 s`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,} h {minutes % 60:02d}" if minutes >= 60 else f"{minutes} min"
+
+
+def counts(dropped: Mapping[str, int]) -> str:
+    """Counts by reason, the most frequent first."""
+    ordered = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in ordered) or NOTHING
+
+
+def pairs_of(row: ModelRow) -> str:
+    """Regular pairs and those with an error as the rejected output, as in `281 + 28`."""
+    if row.regular_pairs is None and row.error_pairs is None:
+        return NOTHING
+    return f"{row.regular_pairs or 0} + {row.error_pairs or 0}"
+
+
+def plain_table(title: str | None) -> Table:
+    """An empty table in the manner of all of ours: a rule below the header, and no frame."""
+    return Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold",
+    )

@@ -1,0 +1,332 @@
+"""What a run has spent: tokens, time on devices, money, a line in `ledger.jsonl` as it is spent.
+
+In: what a stage's work took, as it takes it. Out: entries, their sums by stage, and a `BudgetError` at a cap.
+
+Entries are never taken back. A line is written before the work that it paid for is kept, so what a crash loses is paid
+for twice and counts twice; so does a stage that is moved aside or made again. The ledger is the only place where
+spending is counted, and no result depends on it. Missing is only what a killed process had not booked: the time since
+its last line, at most a shard or half a minute.
+"""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tpo.config.run import BudgetConfig
+from tpo.console import say
+from tpo.errors import BudgetError, StoreError
+from tpo.storage.journal import FoundLines, Lines, read_lines, write_lines
+
+LEDGER = "ledger.jsonl"
+"""The ledger's name in the run folder."""
+API = "api"
+"""Device of what a server answers."""
+MOST_LINES = 1000
+"""Lines from which on a ledger is summed up when it is opened."""
+ENOUGH_SHARDS = 3
+"""Shards below which they do not tell how long a start took."""
+TICK_SECONDS = 30.0
+"""Time after which `Meter.tick` books a line."""
+
+WORK = (
+    "generate", "short sample", "long sample", "sample", "judge", "train", "validation sample", "validation judge",
+    "test sample", "test judge"
+)  # fmt: skip
+"""The kinds of work, in the order in which an iteration does them."""
+_VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
+_PURPOSES = {
+    "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short "
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something spent, or the sum of such."""
+
+    stage: str
+    """Path of the stage below the run folder."""
+    device: str
+    """What it ran on: `cpu`, a GPU's name, or `api`."""
+    devices: int = 0
+    """GPUs, or engines or workers on CPUs, that were held; 0 where none was, as behind a server."""
+    parameters: int = 0
+    """Of the model at work; 0 where that is not known."""
+    server: str = ""
+    """The model and its server, as in `gpt-4.1 at https://…/v1`; empty where a device of ours works."""
+    prompts: int = 0
+    """Prompts done with."""
+    answers: int = 0
+    """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
+    tokens_in: int = 0
+    """Tokens read; in training all of them."""
+    tokens_out: int = 0
+    """Tokens written."""
+    seconds: float = 0.0
+    """Wall-clock time, the start of engines included."""
+    starts: int = 0
+    """Starts of the stage whose `start_seconds` are known."""
+    start_seconds: float = 0.0
+    """What of the time engines and workers took to start, as far as shards tell: the time of the first one beyond that
+    of the others."""
+    cost: float = 0.0
+    """Money, by the prices in force when it was spent."""
+
+    @property
+    def work(self) -> str:
+        """The kind of work, one of `WORK`."""
+        _, *purpose, last = self.stage.split("/")
+        return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.tokens_in + self.tokens_out
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds times devices held."""
+        return self.seconds * self.devices
+
+
+@dataclass(frozen=True)
+class Spending:
+    """A line of the table of what was spent."""
+
+    work: str
+    """The kind of work, or `in all`."""
+    prompts: int
+    """Prompts done with."""
+    answers: int
+    """Outputs sampled, responses read, comparisons made, pairs trained on."""
+    tokens_in: int
+    """Tokens read."""
+    tokens_out: int
+    """Tokens written."""
+    seconds: float
+    """Wall-clock time."""
+    gpu_seconds: float
+    """Seconds times GPUs held."""
+    engine_seconds: float
+    """Seconds times engines or workers held on CPUs."""
+    cost: float
+    """Money."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What does a stage's work, and what that costs."""
+
+    device: str
+    """As in `Entry`."""
+    devices: int = 0
+    """As in `Entry`."""
+    parameters: int = 0
+    """As in `Entry`."""
+    server: str = ""
+    """As in `Entry`."""
+    at_once: int = 1
+    """Shards that are worked on at the same time."""
+    hour_price: float = 0.0
+    """Of one device."""
+    input_price: float = 0.0
+    """Of a million tokens read."""
+    output_price: float = 0.0
+    """Of a million tokens written."""
+
+
+def read_ledger(root: Path) -> list[Entry]:
+    """Everything that the run in `root` has spent, earlier starts included; lines that are damaged are missing."""
+    return _entries(root / LEDGER, read_lines(root / LEDGER))
+
+
+def spending(entries: Iterable[Entry]) -> list[Spending]:
+    """What was spent by kind of work, and last of all in all; empty where nothing was."""
+    listed = list(entries)
+    by_work = {work: [entry for entry in listed if entry.work == work] for work in WORK}
+    return [_line(work, found) for work, found in (*by_work.items(), ("in all", listed)) if found]
+
+
+class Meter:
+    """Books what one stage spends, with the time since the last line; on leaving, the time that is left.
+
+    Args:
+        root: The run folder; the stage's own folder is there when anything is booked.
+        stage: The stage's path below it.
+        worker: What does the work.
+        budget: What the run may spend.
+        clock: Seconds since any one moment.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        stage: str,
+        worker: Worker,
+        budget: BudgetConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = root / LEDGER
+        self._stage = stage
+        self._worker = worker
+        self._budget = budget
+        self._clock = clock
+        self._file = Lines(self._path)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        found = read_lines(self._path)
+        entries = _entries(self._path, found)
+        if found.dropped:
+            say(f"{self._path}: {found.dropped} damaged lines, whose spending is not known")
+        if found.dropped or len(entries) > MOST_LINES:
+            entries = _summed(entries)
+            write_lines(self._path, [_to_json(entry) for entry in entries])
+        self._total = _sum(entries)
+        self._last = self._began = self._clock()
+        self._shards = list[float]()
+        self._start_seconds: float | None = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            start = self._found_start()
+            if start is not None or self._clock() - self._last >= 0.001:
+                self._book(
+                    Entry(
+                        self._stage,
+                        self._worker.device,
+                        starts=int(start is not None),
+                        start_seconds=round(start or 0.0, 3),
+                    )
+                )
+            self._file.close()
+
+    def book(self, *, prompts: int = 0, answers: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
+        """Writes a line, before what it paid for is kept."""
+        with self._lock:
+            if prompts:
+                self._shards.append(self._clock() - self._began)
+            self._book(
+                Entry(
+                    self._stage,
+                    self._worker.device,
+                    prompts=prompts,
+                    answers=answers,
+                    tokens_in=tokens_in,
+                    tokens_out=tokens_out,
+                )
+            )
+
+    def started(self) -> None:
+        """Takes note that all until now was the start, where no shards tell; said again it means nothing."""
+        if self._start_seconds is None:
+            self._start_seconds = self._clock() - self._began
+
+    def tick(self) -> bool:
+        """Whether it is time for a line of work that knows no shards."""
+        return self._clock() - self._last >= TICK_SECONDS
+
+    def is_spent(self) -> bool:
+        """Whether a cap is reached."""
+        return self._excess() is not None
+
+    def check(self) -> None:
+        """Raises `BudgetError` where a cap is reached."""
+        if (excess := self._excess()) is not None:
+            raise excess
+
+    def _excess(self) -> BudgetError | None:
+        total, budget = self._total, self._budget
+        hours = total.seconds / 3600
+        for name, cap, spent, shown in (
+            ("hours", budget.hours, hours, f"{hours:,.2f} hours of work"),
+            ("tokens", budget.tokens, total.tokens, f"{total.tokens:,} tokens"),
+            ("cost", budget.cost, total.cost, f"{total.cost:,.2f} of money"),
+        ):
+            if cap is not None and spent >= cap:
+                return BudgetError(
+                    f"budget.{name} = {cap:,} is reached at {self._stage}: {shown} spent so far (by stage in "
+                    f"{self._path}). What is complete is kept: raise budget.{name} in the profile, or with "
+                    f'SET="budget.{name}=…", and the same command goes on from here'
+                )
+        return None
+
+    def _found_start(self) -> float | None:
+        """Seconds until work began: the first shard's less what one takes; None where that cannot be told.
+
+        Of engines that work side by side each ends a shard in turn, so that one takes as long as it is from a shard to
+        that which comes as many places later.
+        """
+        shards, at_once = self._shards, self._worker.at_once
+        turns = (len(shards) - 1) // at_once
+        if self._start_seconds is not None or len(shards) < ENOUGH_SHARDS or not turns:
+            return self._start_seconds
+        return max(0.0, shards[0] - (shards[turns * at_once] - shards[0]) / turns)
+
+    def _book(self, entry: Entry) -> None:
+        now, worker = self._clock(), self._worker
+        seconds = now - self._last
+        cost = (entry.tokens_in * worker.input_price + entry.tokens_out * worker.output_price) / 1e6
+        entry = dataclasses.replace(
+            entry,
+            devices=worker.devices,
+            parameters=worker.parameters,
+            server=worker.server,
+            seconds=round(seconds, 3),
+            cost=cost + seconds / 3600 * worker.devices * worker.hour_price,
+        )
+        self._last += entry.seconds  # what rounding left out comes with the next line
+        self._file.write(_to_json(entry))
+        self._total = _sum([self._total, entry])
+
+
+def _entries(path: Path, found: FoundLines) -> list[Entry]:
+    """Raises `StoreError` where a line is none of ours, as a newer version's may be."""
+    try:
+        return [Entry(**values) for values in found.values]
+    except TypeError as error:
+        raise StoreError(
+            f"{path} has a line that this version does not know ({error}): it is a newer version's; go on with that one"
+        ) from error
+
+
+def _summed(entries: Sequence[Entry]) -> list[Entry]:
+    """One entry for all of a stage's work by the same devices and model."""
+    alike: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        alike.setdefault((entry.stage, entry.device, entry.devices, entry.parameters, entry.server), []).append(entry)
+    return [_sum(found) for found in alike.values()]
+
+
+def _sum(entries: Sequence[Entry]) -> Entry:
+    """Amounts added up; what they are amounts of is the first one's."""
+    if not entries:
+        return Entry("", "")
+    amounts = ("prompts", "answers", "tokens_in", "tokens_out", "seconds", "starts", "start_seconds", "cost")
+    return dataclasses.replace(entries[0], **{name: sum(getattr(entry, name) for entry in entries) for name in amounts})
+
+
+def _line(work: str, entries: Sequence[Entry]) -> Spending:
+    total = _sum(entries)
+    on_cpus = [entry for entry in entries if entry.device == "cpu"]
+    return Spending(
+        work=work,
+        prompts=total.prompts,
+        answers=total.answers,
+        tokens_in=total.tokens_in,
+        tokens_out=total.tokens_out,
+        seconds=total.seconds,
+        gpu_seconds=sum(entry.device_seconds for entry in entries) - sum(entry.device_seconds for entry in on_cpus),
+        engine_seconds=sum(entry.device_seconds for entry in on_cpus),
+        cost=total.cost,
+    )
+
+
+def _to_json(entry: Entry) -> dict[str, object]:
+    """The entry without what is 0."""
+    return {name: value for name, value in vars(entry).items() if value or name in ("stage", "device")}

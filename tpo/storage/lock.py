@@ -1,0 +1,93 @@
+"""One writer a run folder: a second process is told who holds it, a dead holder's lock is taken over.
+
+In: a run folder. Out: the folder held until the context ends.
+
+The operating system holds the lock (`flock`) and lets go of it when the holder dies, however it dies, so no clock or
+time-out decides who is dead. Who holds it stands beside it, for the message alone.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tpo.console import say
+from tpo.errors import StoreError
+from tpo.storage.disk import explained, make_folder, remove, write_atomically
+
+_LOCK, _HOLDER = ".lock", ".holder.json"
+
+
+def check_unheld(root: Path) -> None:
+    """Raises `StoreError` naming the holder where another process holds a run folder now.
+
+    A look before work, so that a second run does not start Prefect to be refused then; `only_writer` decides. What is
+    wrong with the folder otherwise is its to say too.
+    """
+    lock = FileLock(root / _LOCK, timeout=0, fallback_to_soft=False)
+    if not (root / _LOCK).is_file():
+        return
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _held(root) from None
+    except OSError:
+        return
+    lock.release()
+
+
+def _held(root: Path) -> StoreError:
+    return StoreError(f"{root} is being written by {_holder(root)}: wait for it to end, or stop it")
+
+
+@contextlib.contextmanager
+def only_writer(root: Path) -> Iterator[None]:
+    """Holds a run folder, made where there is none, for this process alone.
+
+    Raises `StoreError` naming the holder's host, pid and start where another process holds it, and where the file
+    system has no locks: a file that stands for one would outlive its holder.
+    """
+    make_folder(root)
+    lock = FileLock(root / _LOCK, timeout=0, fallback_to_soft=False)
+    with explained(root / _LOCK):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise _held(root) from None
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            raise StoreError(
+                f"the file system of {root} has no locks (flock), by which one process at a time writes there: mount "
+                "it with them, or set folder in the profile to another one"
+            ) from error
+    try:
+        if (root / _HOLDER).exists():
+            say(f"{root}: taken over from {_holder(root)}, which ended without a word")
+        for leftover in root.glob(".*.tmp"):
+            remove(leftover)
+        write_atomically(root / _HOLDER, json.dumps(_this_process()).encode())
+        yield
+    finally:
+        with contextlib.suppress(StoreError):
+            remove(root / _HOLDER)
+        lock.release()
+
+
+def _this_process() -> dict[str, str | int]:
+    start = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": start}
+
+
+def _holder(root: Path) -> str:
+    try:
+        holder = json.loads((root / _HOLDER).read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}, started {holder['start']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process, which has not said yet who it is"

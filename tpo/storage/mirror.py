@@ -1,0 +1,347 @@
+"""A run in a bucket: what is on the disk of the working copy is put there in the same order, and fetched from there.
+
+In: a config whose folder is `s3://…`. Out: the working copy brought up to date, and `tpo.storage.disk` with a mirror
+that puts each change into the bucket before the stage goes on.
+
+The bucket is the truth and the working copy a cache, with one exception: what the last holder's own working copy has
+and the bucket lacks was on its way there, and is put. A PUT is atomic and seen by all at once, so a manifest in the
+bucket means the same as one on the disk. There is no renaming: a folder is copied, its manifest last, and then deleted,
+its manifest first, so that at no moment half a stage looks whole. Before a change the lease is looked at
+(`tpo.storage.lease`): who has lost it writes nothing.
+
+Large files are fetched when they are used. Temporary files, locks and whatever else begins with a dot stay here.
+"""
+
+import contextlib
+import json
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tpo.config.run import RunConfig, StorageConfig
+from tpo.console import say
+from tpo.errors import StoreError
+from tpo.storage.bucket import Bucket, Version
+from tpo.storage.disk import fill_atomically, make_folder, mirror_of_this_process, mirrored_by, remove, write_atomically
+from tpo.storage.journal import JOURNALS
+from tpo.storage.lease import held, last_holder
+from tpo.storage.ledger import LEDGER
+from tpo.storage.lock import only_writer
+from tpo.storage.store import SCRATCH
+
+_MIB = 2**20
+_COPY = ".copy.json"
+
+
+class BucketMirror:
+    """Puts what changes in a run's working copy into its bucket, and fetches what is only there."""
+
+    def __init__(
+        self, root: Path, bucket: Bucket, storage: StorageConfig, check: Callable[[], None], *, session: str = ""
+    ) -> None:
+        """`check` raises where this process may not write; `session` is the lease's, if there is one."""
+        self.root = root.resolve()
+        self.bucket = bucket
+        self.storage = storage
+        self.session = session
+        self._check = check
+        self._elsewhere: dict[str, Version] = {}
+        """Files that are in the bucket and not here."""
+        self._put_at: dict[str, float] = {}
+
+    def written(self, path: Path) -> None:
+        """Puts a file."""
+        if (name := self._name(path)) is not None:
+            self._put(name, path)
+
+    def grown(self, path: Path) -> None:
+        """Puts a journal, if that was some time ago."""
+        if (name := self._name(path)) is None:
+            return
+        if time.monotonic() - self._put_at.setdefault(name, time.monotonic()) >= self.storage.journal_seconds:
+            self._put(name, path)
+
+    def settled(self, path: Path) -> None:
+        """Puts a file, unless the bucket has it."""
+        if (name := self._name(path)) is not None:
+            version = self.bucket.version(name)
+            if version is None or not version.is_of(path):
+                self._put(name, path)
+
+    def moved(self, source: Path, target: Path) -> None:
+        """Copies what stands under the old name, then deletes it; what was private until then is put."""
+        if (new := self._name(target)) is None:
+            return
+        old = self._name(source)
+        if old is None:
+            for path in _files(target):
+                self.settled(path)
+            return
+        names = self._names(old)
+        for name in _manifests_last(names):
+            self._copy(name, new + name.removeprefix(old))
+        for name in reversed(_manifests_last(names)):
+            self._delete(name)
+
+    def removed(self, path: Path) -> None:
+        """Deletes a file, or what stands below a folder, manifests and seals first."""
+        if (name := self._name(path)) is not None:
+            for one in reversed(_manifests_last(self._names(name))):
+                self._delete(one)
+
+    def brought(self, source: Path, target: Path) -> None:
+        """Copies a file within the bucket, or puts it where its source is not of this run."""
+        old, new = self._name(source), self._name(target)
+        if new is None:
+            return
+        version = self.bucket.version(old) if old is not None else None
+        if old is not None and version is not None and version.is_of(source):
+            self._copy(old, new)
+        else:
+            self._put(new, target)
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file that is in the bucket and not here, else None."""
+        version = self._elsewhere.get(self._name(path) or "")
+        return version.size if version else None
+
+    def bring_here(self, path: Path) -> None:
+        """Fetches a file, or all files below a folder, that are in the bucket and not here."""
+        if (name := self._name(path)) is None:
+            return
+        for one in [one for one in self._elsewhere if one == name or one.startswith(f"{name}/")]:
+            self._fetch(one, self._elsewhere[one])
+
+    def bring_again(self, path: Path) -> bool:
+        """Fetches a file in place of the one here; False where the bucket has none."""
+        name = self._name(path)
+        version = self.bucket.version(name) if name is not None else None
+        if name is None or version is None:
+            return False
+        say(f"{path} is not what it should be: fetched again from {self.bucket.url}")
+        self._fetch(name, version)
+        return True
+
+    def catch_up(self, folder: Path) -> None:
+        """Fetches what another process has put below a folder since, in place of what is here."""
+        if (name := self._name(folder)) is None:
+            return
+        for one, version in self.bucket.versions(f"{name}/").items():
+            path = self.root / one
+            if _is_shared(one) and not (path.is_file() and version.is_of(path)):
+                self._fetch(one, version)
+
+    def pull(self, *, goes_on: bool) -> None:
+        """Makes the working copy what the bucket is; `goes_on` says that it may have what the bucket does not."""
+        there = {name: version for name, version in self.bucket.versions().items() if _is_shared(name)}
+        here = {name: path for path in _files(self.root) if (name := self._name(path)) is not None}
+        if here and not there and not goes_on:
+            raise StoreError(
+                f"{self.bucket.url} is empty, and {self.root} holds a working copy of a run there: give the bucket "
+                "back what it had, or move that folder away to begin anew"
+            )
+        for name, version in there.items():
+            path = self.root / name
+            if path.is_file() and (version.is_of(path) or (goes_on and _is_longer_journal(path, version))):
+                continue
+            if version.size <= self.storage.part_mib * _MIB:
+                self._fetch(name, version)
+            else:
+                remove(path)
+                self._elsewhere[name] = version
+        if not goes_on:
+            _forget([path for name, path in here.items() if name not in there], self.root)
+
+    def push(self) -> None:
+        """Puts what the working copy has and the bucket lacks: manifests last, what the whole run says after them."""
+        there = self.bucket.versions()
+        missing = []
+        for path in _files(self.root):
+            name = self._name(path)
+            if name is None or any(part in SCRATCH for part in PurePosixPath(name).parts):
+                continue
+            if name not in there or _is_longer_journal(path, there[name]):
+                missing.append(name)
+        if missing:
+            say(f"{self.bucket.url}: {len(missing)} files that were on their way there are put")
+        for name in _manifests_last(missing):
+            self._put(name, self.root / name)
+
+    def _name(self, path: Path) -> str | None:
+        """The object of a file of the run; None for what is no concern of the bucket's."""
+        resolved = path.parent.resolve() / path.name
+        if not resolved.is_relative_to(self.root):
+            return None
+        name = resolved.relative_to(self.root).as_posix()
+        return name if _is_shared(name) else None
+
+    def _names(self, name: str) -> list[str]:
+        """The object of that name and those below it as a folder."""
+        return [one for one in self.bucket.versions(name) if one == name or one.startswith(f"{name}/")]
+
+    def _put(self, name: str, path: Path) -> None:
+        self._announce("put", name)
+        self.bucket.put(name, path)
+        self._elsewhere.pop(name, None)
+        self._put_at[name] = time.monotonic()
+
+    def _copy(self, source: str, target: str) -> None:
+        self._announce("copy", target)
+        self.bucket.copy(source, target)
+        if source in self._elsewhere:
+            self._elsewhere[target] = self._elsewhere[source]
+
+    def _delete(self, name: str) -> None:
+        self._announce("delete", name)
+        self.bucket.delete(name)
+        self._elsewhere.pop(name, None)
+
+    def _announce(self, what: str, name: str) -> None:
+        self._check()
+        sys.audit(f"tpo.storage.bucket.{what}", str(self.root / name))
+
+    def _fetch(self, name: str, version: Version) -> None:
+        path = self.root / name
+        make_folder(path.parent)
+        fill_atomically(path, lambda temporary: self.bucket.download(name, version, temporary))
+        self._elsewhere.pop(name, None)
+
+
+@contextlib.contextmanager
+def reading(config: RunConfig) -> Iterator[None]:
+    """The working copy of a run in a bucket, brought up to date to be looked at; of any other run nothing is done.
+
+    Raises `StoreError` where the bucket is out of reach, or another process of this machine writes to the run.
+    """
+    if isinstance(config.folder, Path):
+        yield
+        return
+    with only_writer(config.root):
+        bucket = Bucket(config.place, config.storage)
+        mirror = BucketMirror(config.root, bucket, config.storage, _only_looking)
+        last = last_holder(bucket)
+        mirror.pull(goes_on=last is not None and last.copy == _copy_of(config.root))
+    with mirrored_by(mirror):
+        yield
+
+
+@contextlib.contextmanager
+def writing(config: RunConfig) -> Iterator[None]:
+    """A run in a bucket held for this process alone, its working copy up to date, and each change put there.
+
+    The working copy must be this process's alone too (`only_writer`). Of any other run nothing is done.
+    """
+    if isinstance(config.folder, Path):
+        yield
+        return
+    with held(config.place, config.storage, _copy_of(config.root)) as taken:
+        bucket = Bucket(config.place, config.storage)
+        mirror = BucketMirror(config.root, bucket, config.storage, taken.lease.check, session=taken.lease.session)
+        with contextlib.suppress(StoreError):  # not every server, nor every role, can do that; nothing depends on it
+            bucket.drop_unfinished()
+        mirror.pull(goes_on=taken.goes_on)
+        with mirrored_by(mirror):
+            mirror.push()
+            yield
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What another process of the same run needs to put and fetch as this one does. No keys: it finds its own."""
+
+    root: Path
+    """The working copy, at the same path on every machine."""
+    url: str
+    """The run's address."""
+    storage: StorageConfig
+    """How the bucket is reached."""
+    session: str
+    """The lease under which it may write."""
+
+
+def hand_over() -> Handover | None:
+    """What the workers of this run are given; None where it is in no bucket."""
+    mirror = mirror_of_this_process()
+    if not isinstance(mirror, BucketMirror):
+        return None
+    return Handover(mirror.root, mirror.bucket.url, mirror.storage, mirror.session)
+
+
+@contextlib.contextmanager
+def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
+    """In a worker: what it changes is put into the bucket too, and these folders are first made what they are there."""
+    if handover is None:
+        yield
+        return
+    bucket = Bucket(handover.url, handover.storage)
+
+    def check() -> None:
+        holder = last_holder(bucket)
+        if holder is None or holder.session != handover.session or holder.released:
+            raise StoreError(f"{handover.url} is held by {holder or 'nobody'}: this worker writes no more to it")
+
+    mirror = BucketMirror(handover.root, bucket, handover.storage, check, session=handover.session)
+    for folder in folders:
+        mirror.catch_up(folder)
+    with mirrored_by(mirror):
+        yield
+
+
+def catch_up(folder: Path) -> None:
+    """Makes a folder what workers on other machines have made of it in the bucket."""
+    mirror = mirror_of_this_process()
+    if isinstance(mirror, BucketMirror):
+        mirror.catch_up(folder)
+
+
+def _only_looking() -> None:
+    raise AssertionError("a run that is only looked at was changed")
+
+
+def _copy_of(root: Path) -> str:
+    """What a working copy is known by; another one if the folder was copied to another place."""
+    made = {"copy": uuid.uuid4().hex, "folder": root.stat().st_ino}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((root / _COPY).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("folder") == made["folder"]:
+            return str(found["copy"])
+    write_atomically(root / _COPY, json.dumps(made).encode())
+    return str(made["copy"])
+
+
+def _forget(paths: list[Path], root: Path) -> None:
+    if paths:
+        say(f"{root}: {len(paths)} files are not in the bucket any more, where another process went on; removed here")
+    for path in paths:
+        remove(path)
+    for folder in sorted({parent for path in paths for parent in path.parents}, reverse=True):
+        if folder.is_relative_to(root) and folder != root and not any(folder.iterdir()):
+            remove(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a name is of a file that both sides have: nothing that begins with a dot, nor what a stranger may have
+    put into the bucket that would lead out of the working copy."""
+    return all(part and not part.startswith(".") for part in name.split("/"))
+
+
+def _is_longer_journal(path: Path, version: Version) -> bool:
+    return (path.match(JOURNALS) or path.name == LEDGER) and path.stat().st_size > version.size
+
+
+def _manifests_last(names: list[str]) -> list[str]:
+    """Names in an order in which what says that something is whole comes after it."""
+
+    def rank(name: str) -> int:
+        if "/" not in name:
+            return 3
+        return 2 if name.endswith("/manifest.json") else int(name.endswith(".seal.json"))
+
+    return sorted(names, key=lambda name: (rank(name), name))

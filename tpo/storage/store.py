@@ -1,0 +1,513 @@
+"""The run folder: Parquet shards and one manifest a stage, written so that a crash leaves either all of it or none.
+
+In: rows of a record class, a shard at a time. Out: an `Artifact`, or the knowledge that a stage is already complete.
+
+A stage is identified by what it was made from: the fingerprints of its inputs and the config values that matter. Each
+shard is written whole (`tpo.storage.disk`), then its seal, and last of all the manifest. A stage is complete if its
+manifest stands and names the same inputs and config: nothing else, no database, says so. A stage made from anything
+else is moved aside and not deleted, and so is one that is damaged. Sealed shards of an unfinished stage are kept, if
+they are still what their seals say, and not made again.
+
+Nothing here imports pandas or pyarrow until rows are read or written, so that a finished run is recognised at once.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
+
+from tpo import __version__
+from tpo.console import say
+from tpo.errors import DamagedError, StoreError
+from tpo.records import RECORDS, Account, Artifact
+from tpo.storage.disk import (
+    bring_again,
+    bring_here,
+    explained,
+    make_folder,
+    move,
+    remove,
+    settle,
+    size_of,
+    sync,
+    write_atomically,
+)
+from tpo.storage.hash_cache import known_sha256
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMAT = 3
+"""Version of this layout; a manifest from another one is refused."""
+
+READ_AT_ONCE = 64 * 2**20
+"""Bytes up to which a file's content is checked wherever its stage is met, and not only where it is used."""
+SCRATCH = ("dataset", "ray", "trainer")
+"""Folders in a training stage that hold nothing of its result and are gone when it is complete."""
+_HASHED_AT_ONCE = min(8, os.cpu_count() or 1)
+"""Files that are hashed at the same time, a thread each: one alone reads about 1 GB/s, and a disk gives more."""
+_NOT_ITS_HASH = "its content does not have the hash that the manifest says"
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete stage says of itself, as `manifest.json`."""
+
+    stage: str
+    """Path of the stage below the run folder."""
+    record: str
+    """Record class of the rows, or `Model`."""
+    inputs: Mapping[str, str]
+    """Fingerprint of every input, by name."""
+    config: Mapping[str, Any]
+    """The config values that identify the result."""
+    files: Sequence[Mapping[str, Any]]
+    """Name, rows, bytes and SHA-256 of every file, in order."""
+    fingerprint: str
+    """SHA-256 over the files' hashes."""
+    rows: int
+    """Rows in all files."""
+    account: Mapping[str, Any] | None
+    """`rows_in`, `rows_out` and `dropped` by reason, or None where a stage drops nothing by its nature."""
+    facts: Mapping[str, Any]
+    """What else the stage found, for the report (ρ, health, …)."""
+    seconds: float
+    """Wall-clock time from the stage's start to this manifest; a resumed stage counts its last start."""
+    finished: str
+    """When, in UTC, ISO 8601."""
+    code: str
+    """Version of this package."""
+    format: int
+    """Version of the layout."""
+    checksum: str = ""
+    """SHA-256 over everything above."""
+
+
+class Stage:
+    """One stage of a run: a folder, what it is made from, and the rows or files in it."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        record: type | str,
+        *,
+        inputs: Mapping[str, str],
+        config: Mapping[str, Any],
+        without_effect: Collection[str] = (),
+    ) -> None:
+        """`without_effect` are values of `config`, by their paths as in `sample.top_p`, that this result does not
+        depend on: they stand in the manifest, as those of earlier versions do, and are not compared."""
+        self.root = root
+        self.name = name
+        self.record = record if isinstance(record, str) else record.__name__
+        self.inputs = dict(inputs)
+        self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
+        self.without_effect = frozenset(without_effect)
+        self.folder = root / name
+        self.shard_size: int | None = None
+        self._started = time.monotonic()
+
+    def manifest(self) -> Manifest | None:
+        """The manifest that stands in the folder, whatever it was made from, or None."""
+        return read_manifest(self.folder)
+
+    def complete(self) -> Artifact | None:
+        """The stage's artifact if it has been made from the same inputs and config, else None.
+
+        Raises `DamagedError` where a file of it is missing or not what was written. Of large files, those of models,
+        only the size is looked at here, and all of it by `check_files` before the model is used.
+        """
+        manifest = self.manifest()
+        if manifest is None or self.changes(manifest.inputs, manifest.config):
+            return None
+        check_stage(self.folder, manifest)
+        return Artifact(self.folder, manifest.rows, manifest.fingerprint)
+
+    def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
+        """What differs between the given inputs and config and this stage's own, in words."""
+        found = [
+            f"input {name}" for name in sorted(inputs.keys() | self.inputs) if inputs.get(name) != self.inputs.get(name)
+        ]
+        old, new = dict(_leaves(config)), dict(_leaves(self.config))
+        return found + [
+            f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key not in self.without_effect
+        ]
+
+    def begin(self, *, shard_size: int | None = None) -> list[str]:
+        """Makes the folder ready and returns what changed since an earlier making, which is moved aside.
+
+        An unfinished making of the same stage is gone on with, in the shards that it began with: `self.shard_size`, at
+        first `shard_size`, is what a shard's number counts in.
+        """
+        self._started = time.monotonic()
+        changed = self._changed_plan()
+        if changed == []:
+            for leftover in self.folder.rglob(".*.tmp"):
+                remove(leftover)
+            return []
+        if self.folder.exists():
+            set_aside(self.folder)
+        make_folder(self.folder)
+        self.shard_size = shard_size
+        plan = {"inputs": self.inputs, "config": self.config, "shard_size": shard_size, "format": FORMAT}
+        write_atomically(self.folder / "plan.json", _to_json(_with_checksum(plan)))
+        return changed or []
+
+    def _changed_plan(self) -> list[str] | None:
+        """What differs from the plan of the making that stands in the folder; None where there is no plan."""
+        try:
+            plan = _read_checked(self.folder / "plan.json")
+        except DamagedError as damaged:
+            return [damaged.what]
+        if plan is None:
+            return None
+        self.shard_size = plan["shard_size"]
+        return self.changes(plan["inputs"], plan["config"])
+
+    def shard(self, index: int) -> Path:
+        """Where shard `index` stands."""
+        return self.folder / f"part-{index:05d}.parquet"
+
+    def has_shard(self, index: int) -> bool:
+        """Whether shard `index` has been written whole, by this process or one before it, and is still what it was."""
+        path = self.shard(index)
+        try:
+            seal = _read_checked(_seal(path))
+            if seal is None:
+                return False
+            bring_here(path)
+            if path.is_file() and file_sha256(path) == seal["sha256"]:
+                return True
+            what = f"{path} is not what its seal says"
+        except DamagedError as damaged:
+            what = damaged.what
+        say(f"{what}: made again")
+        remove(_seal(path))
+        return False
+
+    def write_shard(self, index: int, rows: Sequence[object]) -> None:
+        """Writes one shard: the Parquet file, then a seal beside it that says that it is whole."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.shard(index)
+        schema = _schema(RECORDS[self.record])
+        table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        write_atomically(path, data)
+        seal = {"name": path.name, "rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        write_atomically(_seal(path), _to_json(_with_checksum(seal)))
+
+    def commit(
+        self, shards: int, *, account: Account | None = None, facts: Mapping[str, Any] | None = None
+    ) -> Artifact:
+        """Writes the manifest over shards 0 to `shards` - 1; from here on the stage is complete.
+
+        Raises `StoreError` where one of them is not there, or where they do not hold the rows that `account` kept: a
+        stage never ends with less than it was asked for.
+        """
+        files = []
+        for index in range(shards):
+            if (seal := _read_checked(_seal(self.shard(index)))) is None:
+                raise StoreError(f"{self.shard(index)} was never written, expected {shards} shards: run again")
+            files.append({key: value for key, value in seal.items() if key != "checksum"})
+        rows = sum(file["rows"] for file in files)
+        if account is not None and rows != account.rows_out:
+            raise StoreError(
+                f"{self.folder} holds {rows} rows, expected {account.rows_out}: move it away and run again"
+            )
+        return self._commit(files, account, facts or {})
+
+    def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
+        """The same for a stage that holds files in place of rows (a model): hashes and syncs every one of them."""
+        bring_here(self.folder)
+        own = {self.folder / "plan.json", self.folder / "manifest.json"}
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and path not in own)
+        for path in paths:
+            settle(path)
+        files = [
+            {
+                "name": path.relative_to(self.folder).as_posix(),
+                "rows": 1,
+                "bytes": path.stat().st_size,
+                "sha256": sha256,
+            }
+            for path, sha256 in zip(paths, sha256_of_each(paths), strict=True)
+        ]
+        for folder in sorted({self.folder, *(path.parent for path in self.folder.rglob("*"))}):
+            sync(folder)
+        return self._commit(files, None, facts or {})
+
+    def _commit(
+        self, files: Sequence[Mapping[str, Any]], account: Account | None, facts: Mapping[str, Any]
+    ) -> Artifact:
+        manifest = Manifest(
+            stage=self.name,
+            record=self.record,
+            inputs=self.inputs,
+            config=self.config,
+            files=files,
+            fingerprint=combined_sha256(files),
+            rows=sum(file["rows"] for file in files),
+            account=dataclasses.asdict(account) if account else None,
+            facts=dict(facts),
+            seconds=round(time.monotonic() - self._started, 3),
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            code=__version__,
+            format=FORMAT,
+        )
+        write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
+        return Artifact(self.folder, manifest.rows, manifest.fingerprint)
+
+
+def mending(make: Callable[[], Result]) -> Result:
+    """What `make` makes; a stage that it finds damaged is set aside, once, and `make` called again.
+
+    What is made again from the same inputs has the same content, so what follows from it stays as it is.
+    """
+    mended = set[Path]()
+    while True:
+        try:
+            return make()
+        except DamagedError as damaged:
+            if damaged.folder in mended or is_set_aside(Path(damaged.folder.name)) or not damaged.folder.exists():
+                raise
+            mended.add(damaged.folder)
+            say(f"{damaged.what}: set aside as {set_aside(damaged.folder).name}, made again")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a stage's folder, or None where there is none.
+
+    Raises `DamagedError` where it is not what was written, `StoreError` where another version wrote it.
+    """
+    values = _read_checked(folder / "manifest.json")
+    return Manifest(**values) if values is not None else None
+
+
+def check_stage(folder: Path, manifest: Manifest) -> None:
+    """Raises `DamagedError` where a file of a stage is missing or not what was written, as far as `complete` looks."""
+    for file in manifest.files:
+        _check_file(folder, file, whole=file["bytes"] <= READ_AT_ONCE)
+
+
+def read_rows(artifact: Artifact, record: type[Row]) -> list[Row]:
+    """All rows of an artifact, in order.
+
+    Raises `DamagedError` where a shard is missing or its content is not what the manifest says.
+    """
+    return list(stream_rows(artifact, record))
+
+
+def stream_rows(artifact: Artifact, record: type[Row]) -> Iterator[Row]:
+    """The same one after the other, with no more than a shard of them in memory."""
+    for shard in read_shards(artifact, record):
+        yield from shard
+
+
+def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
+    """The rows of an artifact, shard by shard, each checked against its hash."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    manifest = read_manifest(artifact.path)
+    if manifest is None or manifest.record != record.__name__:
+        raise StoreError(f"{artifact.path} holds no complete {record.__name__} rows: run the stage that makes them")
+    for file in manifest.files:
+        path = artifact.path / file["name"]
+        _check_file(artifact.path, file, whole=False)
+        bring_here(path)
+        with explained(path):
+            data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != file["sha256"]:
+            raise DamagedError(artifact.path, f"{path} is damaged: {_NOT_ITS_HASH}")
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)  # a shard is small
+        columns = [_values_of(table, field) for field in dataclasses.fields(cast(Any, record))]
+        yield [record(*row) for row in zip(*columns, strict=True)]
+
+
+def check_files(model: Artifact) -> None:
+    """Reads a model of this run once through, before anything is computed with it.
+
+    Raises `DamagedError` where it is not what the manifest of the stage that made it says; a model from elsewhere,
+    such as M_0, has none and is known by its content already.
+    """
+    for folder in (model.path, model.path.parent):
+        if (manifest := read_manifest(folder)) is not None:
+            break
+    else:
+        return
+    for file in manifest.files:
+        if (folder / file["name"]).is_relative_to(model.path):
+            bring_here(folder / file["name"])
+            _check_file(folder, file, whole=True)
+
+
+def _check_file(folder: Path, file: Mapping[str, Any], *, whole: bool) -> None:
+    path = folder / file["name"]
+    fault = _fault(path, file, whole=whole)
+    if fault is not None and bring_again(path):
+        fault = _fault(path, file, whole=whole)
+    if fault is not None:
+        raise DamagedError(folder, f"{path} {fault}")
+
+
+def _fault(path: Path, file: Mapping[str, Any], *, whole: bool) -> str | None:
+    size = size_of(path)
+    if size is None:
+        return "is missing"
+    if size != file["bytes"]:
+        return f"is damaged: it is not {file['bytes']} bytes long"
+    if whole and path.is_file() and file_sha256(path) != file["sha256"]:
+        return f"is damaged: {_NOT_ITS_HASH}"
+    return None
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether a path lies in a folder that has been set aside, whose content nothing depends on any more."""
+    return any(".old-" in part for part in path.parts)
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a folder to the first `<name>.old-<n>` that is free, and returns that."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    move(folder, aside)
+    return aside
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, read in pieces."""
+    with explained(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_each(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of the content of some files, in their order, computed several at once."""
+    with ThreadPoolExecutor(max_workers=_HASHED_AT_ONCE) as threads:
+        return list(threads.map(file_sha256, paths))
+
+
+def combined_sha256(files: Sequence[Mapping[str, Any]]) -> str:
+    """One SHA-256 over the names and hashes of some files."""
+    return hashlib.sha256("".join(f"{file['name']} {file['sha256']}\n" for file in files).encode()).hexdigest()
+
+
+def folder_artifact(folder: Path) -> Artifact:
+    """An artifact for a model folder that no stage of ours made, named by the content of its files.
+
+    A large file is read once, as long as nobody writes to it.
+    """
+    files = [
+        {"name": path.relative_to(folder).as_posix(), "sha256": _sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return Artifact(folder, len(files), combined_sha256(files))
+
+
+def _sha256_of(path: Path) -> str:
+    with explained(path):
+        large = path.stat().st_size > READ_AT_ONCE
+        return known_sha256(path, file_sha256) if large else file_sha256(path)
+
+
+def _values_of(table: "pyarrow.Table", field: "dataclasses.Field[Any]") -> list[Any]:
+    """A record field's values; its default where rows were written before the record had the field."""
+    if field.name not in table.column_names and field.default is not dataclasses.MISSING:
+        return [field.default] * table.num_rows
+    return _values(table.column(field.name))
+
+
+def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
+    """What a column holds, as plain Python; lists ten times as fast as Arrow's own way through scalars."""
+    import pyarrow as pa
+
+    if not pa.types.is_list(column.type):
+        return list(column.to_pylist())
+    lists = column.combine_chunks()
+    items, offsets = lists.flatten().tolist(), [0, *itertools.accumulate(lists.value_lengths().tolist())]
+    return [items[start:end] for start, end in itertools.pairwise(offsets)]
+
+
+def _schema(record: type) -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    hints = get_type_hints(record)
+    return pa.schema([pa.field(f.name, *_arrow_type(hints[f.name])) for f in dataclasses.fields(record)])
+
+
+def _arrow_type(hint: Any) -> "tuple[pyarrow.DataType, bool]":
+    import pyarrow as pa
+
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int32())}
+    plain[list[str]] = pa.list_(pa.string())
+    if hint in plain:
+        return plain[hint], False
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if all(isinstance(option, str) for option in options):
+        return pa.string(), False
+    return _arrow_type(options[0])[0], True
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".seal.json")
+
+
+def _with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in values.items() if key != "checksum"}
+    return {**values, "checksum": hashlib.sha256(_to_json(values)).hexdigest()}
+
+
+def _read_checked(path: Path) -> dict[str, Any] | None:
+    """The JSON object in one of our own files, or None where there is no file.
+
+    Raises `DamagedError` where it is not what was written, `StoreError` where another version wrote it.
+    """
+    try:
+        with explained(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+    except ValueError as error:
+        raise DamagedError(path.parent, f"{path} is not readable: {error}") from error
+    version = values.get("format", FORMAT) if isinstance(values, dict) else None
+    if isinstance(version, int) and version != FORMAT:
+        raise StoreError(
+            f"{path} has format {version}, this version reads {FORMAT}: use the version that wrote it "
+            f"({values.get('code', 'its plan does not say which')}), or another run name"
+        )
+    if not isinstance(values, dict) or _with_checksum(values)["checksum"] != values.get("checksum"):
+        raise DamagedError(path.parent, f"{path} is not what was written (its checksum is another)")
+    return values
+
+
+def _to_json(values: Any) -> bytes:
+    return (json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n").encode()
