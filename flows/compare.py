@@ -12,7 +12,8 @@ from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
 from tasks.judge import judge
 from tasks.lineage import Answers, Tests, against_ask, tests_of
-from tpo.config.run import RunConfig, compares
+from tpo.config.judges import compares
+from tpo.config.run import RunConfig
 from tpo.report.comparison import Comparison
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing

@@ -35,7 +35,8 @@ from prefect.states import Crashed
 from prefect.variables import Variable
 from prefect.workers.process import ProcessWorker
 
-from tpo.config.run import PairwiseJudge, RunConfig
+from tpo.config.judges import PairwiseJudge
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError
 

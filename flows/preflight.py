@@ -25,24 +25,19 @@ from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.lineage import SHIPPED_SEED_MODEL, completed
 from tasks.source import question_key
+from tpo.config.base import MINIATURE
 from tpo.config.contexts import contexts, pair_writers
-from tpo.config.run import (
-    MINIATURE,
+from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
+from tpo.config.judges import (
     ArmoRMJudge,
-    FileSource,
-    InstructionSource,
     JudgeConfig,
-    MiniatureSource,
-    PairFile,
-    PairModels,
     PairwiseJudge,
-    PromptConfig,
     RewardModelJudge,
-    RunConfig,
-    SyntheticConfig,
     VerifierJudge,
     checks_instructions,
 )
+from tpo.config.recipes import PairFile, PairModels
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
 from tpo.data.prompt_files import check_prompt_file, file_of, read_prompt_rows

@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from tasks.source import question_key
-from tpo.config.run import FileSource, RunConfig
+from tpo.config.data import FileSource
+from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of, read_prompt_rows
 
 GUESSED_PROMPTS = 10_000

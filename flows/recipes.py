@@ -14,7 +14,9 @@ from pathlib import Path
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
 from tasks.lineage import completed, is_kept, leaves
-from tpo.config.run import PromptConfig, RunConfig, load_config
+from tpo.config.data import PromptConfig
+from tpo.config.load import load_config
+from tpo.config.run import RunConfig
 from tpo.console import LOGGER, say
 from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened

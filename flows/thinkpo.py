@@ -21,7 +21,8 @@ from tasks.pair_by_length import pair_by_length, pairs_from_file
 from tasks.progress import show_progress
 from tasks.sample import sample
 from tasks.train import train
-from tpo.config.run import PairFile, RunConfig
+from tpo.config.recipes import PairFile
+from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.ladder import Ladder

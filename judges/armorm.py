@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from judges.reward_model import ChatJudge, ChatScorer
-from tpo.config.run import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
+from tpo.config.judges import ArmoRMJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
 from tpo.errors import InputError
 from tpo.models.armorm_format import ANSWER_HEADER, ATTRIBUTES, attribute_names, check_armorm_folder, gate_index

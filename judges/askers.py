@@ -17,7 +17,9 @@ from typing import Protocol
 
 from judges.unreadable import TOO_LONG, cause_of
 from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
-from tpo.config.run import ClusterConfig, Endpoint, JudgeEngineConfig, PairwiseJudge
+from tpo.config.base import Endpoint
+from tpo.config.judges import PairwiseJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
 from tpo.engines.inference.reply import Decoding, Reply, Tokens
 from tpo.engines.inference.sampler import sampler_pool

@@ -21,7 +21,7 @@ import numpy as np
 
 from judges.base import Group
 from judges.verifier import Verifier
-from tpo.config.run import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
+from tpo.config.judges import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
 from tpo.errors import StageError
 from tpo.records import Health, Judgment, Score
 

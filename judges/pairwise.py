@@ -22,7 +22,7 @@ from judges.askers import Asker, Comparison
 from judges.base import BASELINE, Group, Response, Spend, uncounted
 from judges.unreadable import FirstAnswers
 from prompts.verdict import Verdict, parse_verdict
-from tpo.config.run import PairwiseJudge
+from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.chat_client import Refused
 from tpo.engines.inference.reply import Reply, Tokens
 from tpo.errors import StageError

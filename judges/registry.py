@@ -7,15 +7,8 @@ from judges.pairwise import Pairwise
 from judges.reward_model import RewardModel
 from judges.verifier import Verifier
 from prompts.verdict import load_verdict_prompt
-from tpo.config.run import (
-    ArmoRMJudge,
-    ClusterConfig,
-    JudgeConfig,
-    JudgeEngineConfig,
-    PairwiseJudge,
-    RewardModelJudge,
-    VerifierJudge,
-)
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reply import Tokens
 
 

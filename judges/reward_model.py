@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from judges.base import Group, Spend, uncounted
-from tpo.config.run import ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.config.judges import RewardModelJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reply import Tokens
 from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
 from tpo.errors import InputError

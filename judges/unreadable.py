@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from prompts.verdict import LABELS, parse_verdict
-from tpo.config.run import PairwiseJudge
+from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.chat_client import Refused
 from tpo.engines.inference.reply import Reply, without_thinking
 from tpo.errors import StageError

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from judges.base import Group, Spend, uncounted
 from judges.math_checker import Compared, MathChecker
-from tpo.config.run import VerifierJudge
+from tpo.config.judges import VerifierJudge
 from tpo.method.instructions import parse_constraints, strict_verdicts
 from tpo.records import Judgment, Score
 from tpo.storage.journal import Journal

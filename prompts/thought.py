@@ -18,7 +18,7 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tpo.config.run import PromptConfig
+from tpo.config.data import PromptConfig
 from tpo.errors import InputError
 from tpo.models.template_trial import template_fault
 from tpo.records import Message

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jinja2 import Environment, nodes
 
-from tpo.config.run import PairwiseJudge
+from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.reply import without_thinking
 from tpo.errors import InputError
 from tpo.records import Message

@@ -17,7 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from prompts.thought import load_prompt
 from tasks.lineage import demonstrations_stage
 from tasks.retry import may_pass
-from tpo.config.run import RunConfig, SftConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig
 from tpo.console import say
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder

@@ -18,7 +18,8 @@ from judges.registry import build_judge
 from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
 from tasks.retry import may_pass
 from tasks.spending import api_tokens, judging_meter
-from tpo.config.run import RunConfig, VerifierJudge, compares
+from tpo.config.judges import VerifierJudge, compares
+from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.inference.reply import Tokens
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score

@@ -17,23 +17,12 @@ from typing import Any, Literal
 from prompts.instructions import load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
-from tpo.config.run import (
-    MINIATURE,
-    FileSource,
-    JudgeConfig,
-    PairFile,
-    PairModels,
-    PairwiseJudge,
-    PromptConfig,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-    TrainingConfig,
-    ValidationConfig,
-    VerifierJudge,
-    compares,
-    least_margin,
-)
+from tpo.config.base import MINIATURE
+from tpo.config.data import FileSource, PromptConfig, SampleConfig
+from tpo.config.judges import JudgeConfig, PairwiseJudge, ValidationConfig, VerifierJudge, compares, least_margin
+from tpo.config.recipes import PairFile, PairModels
+from tpo.config.run import RunConfig
+from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.data.prompt_files import file_of
 from tpo.errors import DamagedError, StoreError
 from tpo.records import Artifact, Demonstration, Generation, Judgment, Pair, Prompt, Sample, Score

@@ -22,7 +22,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import Answers, pairs_stage
 from tasks.retry import may_pass
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
-from tpo.config.run import PairConfig, RunConfig, least_margin
+from tpo.config.judges import PairConfig, least_margin
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled

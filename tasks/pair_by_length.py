@@ -23,7 +23,9 @@ from prompts.thought import load_prompt
 from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
-from tpo.config.run import PairFile, RunConfig, ThinkPoConfig, VerifierJudge
+from tpo.config.judges import VerifierJudge
+from tpo.config.recipes import PairFile, ThinkPoConfig
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
 from tpo.models.chat import ChatEncoder

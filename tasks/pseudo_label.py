@@ -17,7 +17,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import Answers, pseudo_labels_stage
 from tasks.retry import may_pass
 from tasks.solutions import Question, Written, questions_of
-from tpo.config.run import RunConfig, SelfTrainConfig
+from tpo.config.recipes import SelfTrainConfig
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.method.diversity import cap_per_question, deduplicated

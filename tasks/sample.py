@@ -17,7 +17,8 @@ from tasks.lineage import Ask, samples_stage
 from tasks.retry import may_pass
 from tasks.spending import sampling_meter
 from tpo.config.contexts import context_of
-from tpo.config.run import RunConfig, SampleConfig
+from tpo.config.data import SampleConfig
+from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
 from tpo.engines.inference.sampler import Output, Request, request_seed, sampler_pool

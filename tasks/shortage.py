@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tpo.config.run import RunConfig, least_margin
+from tpo.config.judges import least_margin
+from tpo.config.run import RunConfig
 from tpo.errors import StageError
 from tpo.records import Sample, Score
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from prompts.thought import load_prompt
 from tasks.lineage import prompt_file
-from tpo.config.run import FileSource, InstructionSource, MiniatureSource, RunConfig
+from tpo.config.data import FileSource, InstructionSource, MiniatureSource
+from tpo.config.run import RunConfig
 from tpo.data.prompt_files import read_prompt_rows
 from tpo.data.writing import writing_tasks
 from tpo.errors import InputError

@@ -8,7 +8,10 @@ import dataclasses
 from math import prod
 from pathlib import Path
 
-from tpo.config.run import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config.base import Endpoint
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.resources import EngineConfig
+from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import Tokens
 from tpo.errors import InputError
 from tpo.models.tensors import read_tensors

@@ -25,7 +25,8 @@ from tasks.retry import may_pass
 from tasks.source import make_prompt, question_key, read_source, why_unfit
 from tasks.spending import api_tokens, generating_meter
 from tpo.config.contexts import context_of
-from tpo.config.run import FileSource, RunConfig, SyntheticConfig
+from tpo.config.data import FileSource, SyntheticConfig
+from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.data.prompt_files import read_prompt_rows
 from tpo.engines.inference.chat_client import Refused, Spent

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tasks.lineage import epoch_artifacts
 from tasks.spending import training_meter
-from tpo.config.run import RunConfig, TrainingConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import TrainingConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.training.checkpoints import trainer_folder
 from tpo.engines.training.launch import train_model

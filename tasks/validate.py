@@ -18,7 +18,8 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.lineage import Answers, Chosen, model_stage
 from tasks.retry import may_pass
-from tpo.config.run import RunConfig, compares
+from tpo.config.judges import compares
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.records import Sample, Score

@@ -6,7 +6,9 @@ from math import prod
 from pathlib import Path
 
 from tasks.lineage import Answers
-from tpo.config.run import DataConfig, FileSource, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from tpo.config.data import DataConfig, FileSource, ModelConfig, SampleConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import TrainConfig
 from tpo.records import Artifact, Demonstration, Prompt, Sample, Score
 from tpo.storage.store import Stage
 

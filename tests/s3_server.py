@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpo.config.run import StorageConfig
+from tpo.config.resources import StorageConfig
 from tpo.errors import StoreError
 from tpo.storage.bucket import Bucket
 

@@ -14,16 +14,12 @@ from typing import TYPE_CHECKING
 from flows.preflight import machine_checks, model_checks, template_checks
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
 from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import MINIATURE
 from tpo.config.contexts import context_of
-from tpo.config.run import (
-    MINIATURE,
-    EvaluationConfig,
-    ModelConfig,
-    PromptConfig,
-    RunConfig,
-    TrainingConfig,
-    VerifierJudge,
-)
+from tpo.config.data import ModelConfig, PromptConfig
+from tpo.config.judges import EvaluationConfig, VerifierJudge
+from tpo.config.run import RunConfig
+from tpo.config.training import TrainingConfig
 from tpo.engines.training.check import check_training
 from tpo.errors import InputError
 from tpo.models.folder import check_model_folder

@@ -44,7 +44,10 @@ from flows.recipes import (
     working,
 )
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import MINIATURE, PromptConfig, RunConfig, load_config
+from tpo.config.base import MINIATURE
+from tpo.config.data import PromptConfig
+from tpo.config.load import load_config
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import loopback_without_proxy
 from tpo.errors import InputError, ServerError, StageError, TpoError, shortened

@@ -18,8 +18,10 @@ from rich.text import Text
 from flows.prompt_counts import sized, too_few_prompts
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.spending import device_name
+from tpo.config.base import MINIATURE
 from tpo.config.contexts import pair_writers
-from tpo.config.run import MINIATURE, JudgeConfig, PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.folder import check_writer, has_weights
 from tpo.models.model_config import check_use, read_model_config

@@ -12,7 +12,9 @@ from pathlib import Path
 from judges.base import Group, Response
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS, ThoughtPrompt
-from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig, VerifierJudge
+from tpo.config.data import SampleConfig
+from tpo.config.judges import VerifierJudge
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.console import progress_bar
 from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.seed_model import CONTEXT_TOKENS, Recipe, train_seed_model

@@ -25,15 +25,9 @@ from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from prompts.verdict import LABELS, PROMPTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import (
-    ArmoRMJudge,
-    ClusterConfig,
-    EngineConfig,
-    JudgeEngineConfig,
-    PairwiseJudge,
-    SampleConfig,
-    VerifierJudge,
-)
+from tpo.config.data import SampleConfig
+from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
+from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.console import progress_bar
 from tpo.engines.inference.reply import Tokens
 from tpo.engines.inference.sampler import Request, SamplerPool, request_seed

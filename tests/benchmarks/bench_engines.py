@@ -21,7 +21,8 @@ import numpy as np
 
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig
+from tpo.config.data import SampleConfig
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.world import problems
 from tpo.models.chat import ChatEncoder

@@ -22,7 +22,8 @@ from typing import Any
 
 from tests.faults.mock_engines import mock_train_model
 from tests.faults.mock_run import STAGES, make_seed
-from tpo.config.run import RunConfig, SampleConfig
+from tpo.config.data import SampleConfig
+from tpo.config.run import RunConfig
 from tpo.engines.inference.sampler import Accept, Output, Request
 from tpo.miniature.world import WORDS
 from tpo.records import Artifact

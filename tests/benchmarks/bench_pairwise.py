@@ -19,7 +19,7 @@ from judges.base import Group, Response
 from judges.health import measure_health
 from judges.pairwise import Pairwise
 from prompts.verdict import PROMPTS
-from tpo.config.run import PairwiseJudge, VerifierJudge
+from tpo.config.judges import PairwiseJudge, VerifierJudge
 from tpo.engines.inference.reply import Reply
 from tpo.miniature.world import WORDS
 from tpo.models.chat import ChatEncoder

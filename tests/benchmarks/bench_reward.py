@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from judges.reward_model import load_reward_model
-from tpo.config.run import JudgeEngineConfig
+from tpo.config.resources import JudgeEngineConfig
 from tpo.engines.cluster.processes import environment
 from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 

@@ -11,7 +11,9 @@ from judges.base import Group, Response
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig, VerifierJudge
+from tpo.config.data import SampleConfig
+from tpo.config.judges import VerifierJudge
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.inference.forcing import ThoughtBudget
 from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.method.stats import mean

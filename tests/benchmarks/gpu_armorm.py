@@ -22,7 +22,7 @@ from tests.benchmarks.gpu_trainer import (
     peak_product,
     synchronize,
 )
-from tpo.config.run import JudgeEngineConfig
+from tpo.config.resources import JudgeEngineConfig
 from tpo.engines.inference.reward_reader import Chat, Scorer
 
 PROMPTS, K = 16, 8

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tpo.config.run import LoraConfig, TrainConfig, TrainerConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import LoraConfig, TrainConfig
 from tpo.records import Pair
 
 VOCABULARY = 128_256

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.rows import a_config
-from tpo.config.run import Endpoint, FileSource, RunConfig, load_config
+from tpo.config.base import Endpoint
+from tpo.config.data import FileSource
+from tpo.config.load import load_config
+from tpo.config.run import RunConfig
 from tpo.engines.inference.sampler import SEED_STRIDE
 from tpo.errors import InputError
 
@@ -296,7 +299,7 @@ def loaded_after(code: str) -> list[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import tpo.config.run, tpo.records, tpo.storage.store, tpo.data.prompt_files, tpo.report.summary",
+        "import tpo.config.load, tpo.records, tpo.storage.store, tpo.data.prompt_files, tpo.report.summary",
         "import tasks.lineage, prompts.thought, flows.preflight",
         "from flows.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from flows.cli.main import main\nimport contextlib, io\n"

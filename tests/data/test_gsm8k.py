@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo.config.run import FileSource
+from tpo.config.data import FileSource
 from tpo.data.gsm8k import annotations, final_answer, from_t5, is_right, read_row, to_t5, write_prompts
 from tpo.data.prompt_files import read_prompt_rows
 

@@ -16,7 +16,7 @@ from flows.preflight import preflight
 from judges.reward_model import check_reward_folder
 from tests.hostile_files import DATA_FILES, MODEL_FOLDERS, pickled, sound_model
 from tests.rows import a_config
-from tpo.config.run import DataConfig, FileSource, ModelConfig
+from tpo.config.data import DataConfig, FileSource, ModelConfig
 from tpo.data import row_files
 from tpo.data.prompt_files import PromptRow, file_of, read_prompt_rows
 from tpo.errors import InputError

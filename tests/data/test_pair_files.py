@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tpo.config.run import PairFile
+from tpo.config.recipes import PairFile
 from tpo.data.pair_files import PairRow, read_pair_rows
 from tpo.errors import InputError
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rows import SHARED_DATA
-from tpo.config.run import FileSource
+from tpo.config.data import FileSource
 from tpo.data.prompt_files import PromptRow, file_of, read_prompt_rows
 from tpo.errors import InputError
 

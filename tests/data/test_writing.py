@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tpo.config.run import InstructionSource
+from tpo.config.data import InstructionSource
 from tpo.data.writing import TYPES, writing_tasks
 from tpo.method.similarity import words_of
 

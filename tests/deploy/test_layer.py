@@ -21,7 +21,7 @@ from deploy.serving.layer import MOST_BODY_BYTES, ResponsesOnly
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.models.template_families import BY_NAME
-from tpo.config.run import PromptConfig
+from tpo.config.data import PromptConfig
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.engines.inference.forcing import ARGUMENT, ThoughtBudget, as_argument
 from tpo.engines.inference.sampler import SEED_STRIDE

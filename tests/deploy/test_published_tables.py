@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.preflight import check_thinkpo
-from tpo.config.run import PairFile, PairModels, load_config
+from tpo.config.load import load_config
+from tpo.config.recipes import PairFile, PairModels
 
 PROFILES = Path(__file__).parents[2] / "deploy" / "profiles"
 TABLE_7 = {

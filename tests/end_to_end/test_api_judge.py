@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import Endpoint, EngineConfig
+from tpo.config.base import Endpoint
+from tpo.config.resources import EngineConfig
 from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.chat_client import ChatClient, Refused
 from tpo.engines.inference.reply import Decoding, Reply

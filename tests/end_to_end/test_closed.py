@@ -39,7 +39,7 @@ CANARIES = {
 DRIVER = """
 import os, sys, time
 import ray  # before its settings are made, as another library may
-from tpo.config.run import ClusterConfig
+from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.processes import start_ray
 start_ray(ClusterConfig())
 ray.get(ray.remote(lambda: os.getpid()).remote())
@@ -51,7 +51,7 @@ VISITOR = """
 import sys
 import ray
 from ray._private import ray_constants
-from tpo.config.run import ClusterConfig
+from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.processes import start_ray
 ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the network's address for loopback's
 try:

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig, TrainConfig, TrainerConfig
+from tpo.config.data import SampleConfig
+from tpo.config.resources import ClusterConfig, EngineConfig, TrainerConfig
+from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import engine_environment, start_ray
 from tpo.engines.inference.sampler import Accept, Engine, Output, Request, SamplerPool
 from tpo.engines.training.launch import train_model

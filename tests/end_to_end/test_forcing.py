@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prompts.thought import VARIANTS
 from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig
+from tpo.config.data import SampleConfig
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.data.gsm8k import annotations
 from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget, as_argument

@@ -10,7 +10,7 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, Iterate
 from tests.end_to_end.server import serving
-from tpo.config.run import load_config
+from tpo.config.load import load_config
 from tpo.errors import InputError
 from tpo.models.folder import check_model_folder
 from tpo.models.published import fetch_model

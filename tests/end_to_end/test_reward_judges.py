@@ -10,7 +10,8 @@ from judges.armorm import ArmoRMScorer, load_armorm_reader
 from judges.base import Group, Response
 from judges.reward_model import RewardModel
 from tests.judges.tiny_models import armorm_folder, reward_folder
-from tpo.config.run import ArmoRMJudge, ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.config.judges import ArmoRMJudge, RewardModelJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reward_reader import Scorer, close_scorer_pools, scorer_pool
 from tpo.errors import StageError
 

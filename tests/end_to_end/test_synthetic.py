@@ -12,7 +12,8 @@ from tasks.load_prompts import load_prompts
 from tasks.synthesize import synthesize
 from tests.end_to_end.tiny_generator import CATEGORIES, CONTEXT_TOKENS, train_tiny_generator
 from tests.rows import a_config
-from tpo.config.run import ModelConfig, RunConfig
+from tpo.config.data import ModelConfig
+from tpo.config.run import RunConfig
 from tpo.method.similarity import NearTexts
 from tpo.miniature import world
 from tpo.records import Artifact, Generation, Prompt

@@ -28,7 +28,7 @@ def main(model: str) -> None:
     triton.backends.backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)
     from vllm import LLM, SamplingParams
 
-    from tpo.config.run import EngineConfig
+    from tpo.config.resources import EngineConfig
     from tpo.engines.inference.forcing import ARGUMENT
     from tpo.engines.inference.sampler import engine_settings
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tpo.config.run import ClusterConfig, DataConfig, EngineConfig, RunConfig
+from tpo.config.data import DataConfig
+from tpo.config.resources import ClusterConfig, EngineConfig
+from tpo.config.run import RunConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray

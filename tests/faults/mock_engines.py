@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from prompts.instructions import CLOSE, OPEN
 from prompts.thought import VARIANTS
-from tpo.config.run import SampleConfig, TrainingConfig
+from tpo.config.data import SampleConfig
+from tpo.config.training import TrainingConfig
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.sampler import Accept, Output, Request

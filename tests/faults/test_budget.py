@@ -128,7 +128,7 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
 def _run_with_cap(folder: Path, judge: str, cap: int, log: Path) -> int:
     from flows.iterate import iterate
     from tests.faults import mock_run
-    from tpo.config.run import BudgetConfig
+    from tpo.config.resources import BudgetConfig
     from tpo.errors import BudgetError
 
     child = os.fork()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tpo.config.run import ClusterConfig
+from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray

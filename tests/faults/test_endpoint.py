@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.misbehaving_server import HALF_AN_ANSWER, Action, Drop, Fail, Hang, MisbehavingServer, Say, Send
-from tpo.config.run import Endpoint
+from tpo.config.base import Endpoint
 from tpo.engines.inference.chat_client import ChatClient
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import StageError

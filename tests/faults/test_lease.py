@@ -11,7 +11,7 @@ import pytest
 
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.s3_server import S3Server, new_url
-from tpo.config.run import StorageConfig
+from tpo.config.resources import StorageConfig
 from tpo.errors import StoreError
 from tpo.storage.bucket import Bucket
 from tpo.storage.lease import Holder, Lease, held, last_holder
@@ -19,7 +19,7 @@ from tpo.storage.lease import Holder, Lease, held, last_holder
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
-from tpo.config.run import StorageConfig
+from tpo.config.resources import StorageConfig
 from tpo.storage.lease import held
 with held(sys.argv[1], StorageConfig.model_validate_json(sys.argv[2]), sys.argv[3]):
     print("held", flush=True)

@@ -19,7 +19,7 @@ GIB = 2**30
 WORK = """
 import sys
 from pathlib import Path
-from tpo.config.run import ClusterConfig
+from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray

@@ -22,7 +22,7 @@ if any(word.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for wo
 START = """
 import os, signal
 import ray
-from tpo.config.run import ClusterConfig
+from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.processes import start_ray
 
 signal.signal(signal.SIGTERM, lambda *_: print("asked to end"))

@@ -16,7 +16,7 @@ import pytest
 from tests.faults.compare import difference
 from tests.faults.real_run import BY_NAME, LONGEST, Run
 from tests.s3_server import S3Server, new_url
-from tpo.config.run import StorageConfig
+from tpo.config.resources import StorageConfig
 from tpo.report.summary import read_summary
 from tpo.storage.bucket import Bucket
 

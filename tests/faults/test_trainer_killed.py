@@ -15,7 +15,8 @@ import pytest
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import some_pairs
-from tpo.config.run import ClusterConfig, TrainConfig, TrainerConfig
+from tpo.config.resources import ClusterConfig, TrainerConfig
+from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import Stop, train_from_checkpoint, write_dataset

@@ -15,7 +15,9 @@ import pytest
 from flows.recipes import direct_baseline
 from tests.config.test_config import PROFILES
 from tests.rows import a_config
-from tpo.config.run import PromptConfig, RunConfig, load_config
+from tpo.config.data import PromptConfig
+from tpo.config.load import load_config
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +146,8 @@ def main(parent: Path) -> None:
 
 def _config(folder: Path, judge: str) -> Any:
     from tests.faults import mock_run
-    from tpo.config.run import FileSource, ModelConfig, PairwiseJudge
+    from tpo.config.data import FileSource, ModelConfig
+    from tpo.config.judges import PairwiseJudge
 
     config = mock_run.config_of(folder, mock_run.Plan("verifier"))
     rows = [{"instruction": f"What is {i} + 1?" + " Say it." * (i % 40), "answer": str(i + 1)} for i in range(200)]

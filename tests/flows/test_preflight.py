@@ -25,26 +25,12 @@ from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.misbehaving_server import MisbehavingServer
 from tests.models.template_families import BY_NAME
 from tests.rows import LLAMA, a_config, a_model, some_weights
-from tpo.config.run import (
-    ArmoRMJudge,
-    ClusterConfig,
-    DataConfig,
-    Endpoint,
-    EngineConfig,
-    EvaluationConfig,
-    FileSource,
-    JudgeConfig,
-    JudgeEngineConfig,
-    LoraConfig,
-    ModelConfig,
-    PairwiseJudge,
-    PromptConfig,
-    RewardModelJudge,
-    RunConfig,
-    TrainConfig,
-    TrainerConfig,
-    VerifierJudge,
-)
+from tpo.config.base import Endpoint
+from tpo.config.data import DataConfig, FileSource, ModelConfig, PromptConfig
+from tpo.config.judges import ArmoRMJudge, EvaluationConfig, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig, TrainerConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import LoraConfig, TrainConfig
 from tpo.errors import InputError
 from tpo.planning.machine import memory_bytes
 from tpo.planning.needs import GIB

@@ -9,7 +9,10 @@ import pytest
 from flows.preflight import preflight
 from flows.prompt_counts import sized, too_few_prompts
 from tests.rows import a_config
-from tpo.config.run import DataConfig, FileSource, RunConfig, SelfTrainConfig, SftConfig, SyntheticConfig, ThinkPoConfig
+from tpo.config.data import DataConfig, FileSource, SyntheticConfig
+from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig
 from tpo.errors import InputError
 
 

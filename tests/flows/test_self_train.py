@@ -15,7 +15,8 @@ import pytest
 
 from flows.recipes import without_dpo
 from tests.rows import a_config
-from tpo.config.run import RunConfig, SelfTrainConfig
+from tpo.config.recipes import SelfTrainConfig
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +175,7 @@ class _Pool:
 
 def _config(folder: Path) -> RunConfig:
     from tests.faults import mock_run
-    from tpo.config.run import FileSource, ModelConfig
+    from tpo.config.data import FileSource, ModelConfig
 
     folder.mkdir()
     values = mock_run.config_of(folder, mock_run.Plan("verifier")).model_dump()

@@ -163,7 +163,9 @@ def main(parent: Path) -> None:
 
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
     from tests.faults import mock_run
-    from tpo.config.run import FileSource, ModelConfig, PairFile, PairModels, PromptConfig, SftConfig, ThinkPoConfig
+    from tpo.config.data import FileSource, ModelConfig, PromptConfig
+    from tpo.config.recipes import PairFile, PairModels, ThinkPoConfig
+    from tpo.config.training import SftConfig
 
     folder.mkdir()
     config = mock_run.config_of(folder, mock_run.Plan("verifier"))

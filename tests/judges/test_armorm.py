@@ -18,7 +18,8 @@ from judges.base import Group, Response, groups_of
 from tests.judges.tiny_models import GATE, SIZES, armorm_folder, tiny_armorm
 from tests.models.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE, LLAMA_WORDS
 from tests.rows import a_prompt, a_sample
-from tpo.config.run import ArmoRMJudge, ClusterConfig, JudgeEngineConfig
+from tpo.config.judges import ArmoRMJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 from tpo.errors import InputError
 from tpo.models.armorm import ArmoRM, load_armorm, save_armorm

@@ -18,7 +18,8 @@ from judges.askers import (
 from prompts.verdict import LABELS, PROMPTS, without_control_tokens
 from tests.misbehaving_server import MisbehavingServer
 from tests.models.test_chat import like_llama3
-from tpo.config.run import Endpoint, PairwiseJudge
+from tpo.config.base import Endpoint
+from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.reply import Tokens
 from tpo.models.chat import ChatEncoder
 

@@ -19,16 +19,9 @@ from tasks.judge import make_scores
 from tasks.sample import make_samples
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.rows import a_prompt, a_sample
-from tpo.config.run import (
-    ArmoRMJudge,
-    ClusterConfig,
-    JudgeConfig,
-    JudgeEngineConfig,
-    PairwiseJudge,
-    RewardModelJudge,
-    RunConfig,
-    VerifierJudge,
-)
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
+from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import Reply, Tokens
 from tpo.engines.inference.reward_reader import Chat, Values
 from tpo.engines.inference.sampler import Output, Request

@@ -11,7 +11,7 @@ import pytest
 
 from judges.base import Group, Response
 from judges.health import check_health, describe_health, measure_health
-from tpo.config.run import HealthConfig, VerifierJudge
+from tpo.config.judges import HealthConfig, VerifierJudge
 from tpo.errors import StageError
 from tpo.records import Health, Judgment, Score
 

@@ -14,7 +14,8 @@ import pytest
 from judges.math_answers import read_answer, settle
 from judges.math_checker import MathChecker
 from judges.verifier import Verifier
-from tpo.config.run import ThinkPoConfig, VerifierJudge
+from tpo.config.judges import VerifierJudge
+from tpo.config.recipes import ThinkPoConfig
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CHECKER = MathChecker()

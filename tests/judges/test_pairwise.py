@@ -12,7 +12,7 @@ import pytest
 from judges.askers import Comparison
 from judges.base import BASELINE, Group, Response
 from judges.pairwise import Pairwise
-from tpo.config.run import PairwiseJudge
+from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.chat_client import Refused
 from tpo.engines.inference.reply import Reply
 from tpo.method.ratings import bradley_terry

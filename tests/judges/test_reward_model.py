@@ -17,7 +17,8 @@ from judges.reward_model import RewardModel, check_reward_folder, load_reward_mo
 from tests.judges.tiny_models import SIZES, armorm_folder, reward_folder
 from tests.models.test_chat import HOSTILE, LLAMA_CONTROLS, LLAMA_TEMPLATE
 from tests.rows import a_prompt, a_sample
-from tpo.config.run import ClusterConfig, JudgeEngineConfig, RewardModelJudge
+from tpo.config.judges import RewardModelJudge
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 from tpo.errors import InputError
 

@@ -12,7 +12,8 @@ from judges.pairwise import Pairwise
 from judges.unreadable import FIRST_ANSWERS, TOO_LONG, FirstAnswers
 from prompts.verdict import load_verdict_prompt
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
-from tpo.config.run import Endpoint, PairwiseJudge
+from tpo.config.base import Endpoint
+from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.chat_client import Refused
 from tpo.engines.inference.reply import Reply, Tokens
 from tpo.errors import InputError, StageError

@@ -6,7 +6,7 @@ import pytest
 
 from judges.base import Group, Response
 from judges.verifier import Verifier
-from tpo.config.run import VerifierJudge
+from tpo.config.judges import VerifierJudge
 from tpo.records import Judgment, Score
 
 

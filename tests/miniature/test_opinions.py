@@ -6,7 +6,7 @@ import pytest
 
 from judges.base import Group, Response
 from judges.verifier import Verifier
-from tpo.config.run import VerifierJudge
+from tpo.config.judges import VerifierJudge
 from tpo.miniature.attacks import attack, long_attack
 from tpo.miniature.opinions import (
     LONGER_BY_CHARS,

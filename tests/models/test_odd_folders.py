@@ -11,7 +11,8 @@ from flows.preflight import preflight
 from tests.hostile_files import sound_model
 from tests.models.odd_folders import CONFIGS, FILES, SOUND, WEIGHTS, Odd
 from tests.rows import a_config
-from tpo.config.run import ModelConfig, RunConfig
+from tpo.config.data import ModelConfig
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.folder import check_writer
 from tpo.models.model_config import check_use

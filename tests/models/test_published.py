@@ -5,7 +5,7 @@ import pytest
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests import hub_server
-from tpo.config.run import ModelConfig, PackagedModel
+from tpo.config.data import ModelConfig, PackagedModel
 from tpo.errors import InputError
 from tpo.models.folder import check_model_folder
 from tpo.models.published import ORIGIN, fetch_model

@@ -235,7 +235,7 @@ import os
 from prefect.blocks.system import Secret
 from flows.prefect_ops import fetch_keys
 from flows.recipes import PROFILES
-from tpo.config.run import load_config
+from tpo.config.load import load_config
 Secret(value="canary-of-a-key").save("judge-key")
 fetch_keys(load_config(PROFILES / "api-judge.toml", ["judge.endpoint.key_variable=JUDGE_KEY"]))
 print(os.environ["JUDGE_KEY"])

@@ -2,19 +2,11 @@
 
 import pytest
 
-from tpo.config.run import (
-    ArmoRMJudge,
-    ClusterConfig,
-    EngineConfig,
-    JudgeConfig,
-    JudgeEngineConfig,
-    PairwiseJudge,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-    TrainerConfig,
-    VerifierJudge,
-)
+from tpo.config.data import SampleConfig
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig, TrainerConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import TrainConfig
 from tpo.planning.needs import GIB, disk_needed, gpus_needed, memory_needed
 
 PARAMETERS = 883_840

@@ -13,7 +13,10 @@ import pytest
 from flows.cli.plan import cluster_of, large, models_of, plan_run, print_plan, to_json
 from tasks.spending import judging_meter
 from tests.rows import a_config
-from tpo.config.run import BudgetConfig, PairwiseJudge, RunConfig, load_config
+from tpo.config.judges import PairwiseJudge
+from tpo.config.load import load_config
+from tpo.config.resources import BudgetConfig
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.folder import check_model_folder
 from tpo.models.shape import PUBLISHED, find_model

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt, load_prompt
 from tests.rows import SHARED_DATA
-from tpo.config.run import PromptConfig
+from tpo.config.data import PromptConfig
 from tpo.errors import InputError
 
 GENERIC, SPECIFIC, DRAFT, DIRECT = (VARIANTS[name] for name in ("generic", "specific", "specific_draft", "direct"))

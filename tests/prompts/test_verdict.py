@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from prompts.verdict import LABELS, PROMPTS, SLOTS, Verdict, VerdictPrompt, defused, load_verdict_prompt, parse_verdict
 from tests.hostile import CASES, DELIMITERS, HUGE, HostileResponse, hostile_responses, looks_like
 from tests.rows import SHARED_DATA
-from tpo.config.run import PairwiseJudge
+from tpo.config.judges import PairwiseJudge
 from tpo.errors import InputError
 
 COT, LABEL = PROMPTS["cot"], PROMPTS["label"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo.config.run import BudgetConfig
+from tpo.config.resources import BudgetConfig
 from tpo.errors import BudgetError, StoreError
 from tpo.planning.throughput import PastRun, past_rate
 from tpo.storage.journal import write_lines

@@ -13,7 +13,9 @@ from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
-from tpo.config.run import RunConfig, SelfTrainConfig, SftConfig
+from tpo.config.recipes import SelfTrainConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig
 from tpo.records import Artifact
 from tpo.storage.store import Stage
 

@@ -13,7 +13,7 @@ from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.load_prompts import choose_prompts, load_prompts
 from tasks.source import make_prompt, origin, question_key, read_source
 from tests.rows import a_config
-from tpo.config.run import DataConfig, FileSource, MiniatureSource
+from tpo.config.data import DataConfig, FileSource, MiniatureSource
 from tpo.errors import InputError
 from tpo.records import Account, Artifact, Prompt
 from tpo.storage.store import folder_artifact, read_manifest, read_rows

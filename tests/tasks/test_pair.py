@@ -14,7 +14,7 @@ from tasks.lineage import Answers
 from tasks.pair import Candidates, Pairs, describe, group_candidates, make_pairs
 from tasks.pair import pair as pair_stage
 from tests.rows import a_config, a_sample, a_score, stored
-from tpo.config.run import (
+from tpo.config.judges import (
     ArmoRMJudge,
     JudgeConfig,
     PairConfig,

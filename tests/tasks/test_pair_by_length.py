@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.pair_by_length import Contrast, Output, PairsByLength, make_pairs
-from tpo.config.run import ThinkPoConfig
+from tpo.config.recipes import ThinkPoConfig
 
 BOXED = ThinkPoConfig(match="exact")
 
@@ -118,7 +118,7 @@ def test_a_boxed_answer_is_found_with_the_braces_in_it(text: str, answer: str | 
 
 def test_equal_mathematics_is_an_equal_answer():
     from judges.verifier import Verifier
-    from tpo.config.run import VerifierJudge
+    from tpo.config.judges import VerifierJudge
 
     judge = Verifier(VerifierJudge(match="math"))
     half = contrast("a", boxed(r"\frac{1}{2}", 30), boxed("0.5", 9))

@@ -10,7 +10,8 @@ from tasks.pseudo_label import Labels, make_labels
 from tasks.pseudo_label import pseudo_label as label_stage
 from tasks.solutions import Question, Written, questions_of
 from tests.rows import a_config, a_demonstration, some_answers, stored
-from tpo.config.run import RunConfig, SelfTrainConfig
+from tpo.config.recipes import SelfTrainConfig
+from tpo.config.run import RunConfig
 from tpo.method.diversity import jaccard
 from tpo.records import Demonstration
 from tpo.storage.store import read_rows

@@ -18,7 +18,8 @@ from tasks.synthesize import Choice, example_pool, next_round, synthesize
 from tests.faults.mock_engines import MockWriter
 from tests.misbehaving_server import Fail, MisbehavingServer, Say
 from tests.rows import a_config, stored
-from tpo.config.run import ModelConfig, RunConfig
+from tpo.config.data import ModelConfig
+from tpo.config.run import RunConfig
 from tpo.engines.inference import generator
 from tpo.errors import BudgetError, InputError, StageError
 from tpo.method.similarity import NearTexts

@@ -42,16 +42,12 @@ from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.sample import make_samples
 from tests.zoo.families import ZOO, RealFamily
-from tpo.config.run import (
-    EngineConfig,
-    PromptConfig,
-    SampleConfig,
-    TrainConfig,
-    TrainerConfig,
-    VerifierJudge,
-    load_config,
-)
+from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.judges import VerifierJudge
+from tpo.config.load import load_config
+from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.serve import SETTINGS, ServeConfig
+from tpo.config.training import TrainConfig
 from tpo.engines.inference.sampler import Engine, Output, Request, request_seed
 from tpo.engines.training.worker import make_trainer, write_dataset
 from tpo.models.chat import ChatEncoder

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tpo.config.run import PairModels, PromptConfig, RunConfig, SampleConfig
+from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.recipes import PairModels
+from tpo.config.run import RunConfig
 
 Side = Literal["long", "short"]
 

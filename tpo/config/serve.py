@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tpo.config.run import PromptConfig, Section
+from tpo.config.base import Section
+from tpo.config.data import PromptConfig
 
 SETTINGS = "TPO_SERVE"
 """Environment variable that holds a `ServeConfig` in JSON."""

@@ -7,7 +7,7 @@ In: a path and the names of its columns. Out: rows of text. A chat is a list of 
 from dataclasses import dataclass
 from typing import Any
 
-from tpo.config.run import PairFile
+from tpo.config.recipes import PairFile
 from tpo.data.prompt_files import encodable, read_columns
 
 _USERS = ("user", "human")

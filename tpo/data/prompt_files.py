@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Literal, TypeVar
 
-from tpo.config.run import FileSource
+from tpo.config.data import FileSource
 from tpo.data import row_files
 from tpo.errors import InputError
 from tpo.method.instructions import write_constraints

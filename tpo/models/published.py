@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tpo.config.run import MINIATURE, ModelConfig, PackagedModel
+from tpo.config.base import MINIATURE
+from tpo.config.data import ModelConfig, PackagedModel
 from tpo.console import say
 from tpo.errors import InputError
 from tpo.storage.disk import make_folder

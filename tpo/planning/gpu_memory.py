@@ -12,7 +12,9 @@ activations and allocators really take has not been measured by us: where less t
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tpo.config.run import EngineConfig, JudgeEngineConfig, RunConfig, TrainingConfig
+from tpo.config.resources import EngineConfig, JudgeEngineConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import TrainingConfig
 from tpo.models.shape import ModelShape
 from tpo.planning.needs import BYTES, GIB
 

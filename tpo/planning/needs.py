@@ -14,15 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tpo.config.contexts import pair_writers
-from tpo.config.run import (
-    ArmoRMJudge,
-    EngineConfig,
-    JudgeConfig,
-    PairwiseJudge,
-    RewardModelJudge,
-    RunConfig,
-    VerifierJudge,
-)
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.resources import EngineConfig
+from tpo.config.run import RunConfig
 
 ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge
 """A judge that is a model."""

@@ -10,8 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tpo.config.base import Endpoint
 from tpo.config.contexts import context_of, contexts, pair_writers
-from tpo.config.run import Endpoint, EngineConfig, JudgeConfig, PairwiseJudge, RunConfig, SyntheticConfig, VerifierJudge
+from tpo.config.data import SyntheticConfig
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.resources import EngineConfig
+from tpo.config.run import RunConfig
 from tpo.models.shape import Model
 from tpo.planning.gpu_memory import TIGHT, GpuMemory, engine_memory, reader_memory, trainings_memory
 from tpo.planning.needs import BYTES, GIB, Disk, cpus_needed, disk_needed, memory_needed

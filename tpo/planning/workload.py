@@ -11,19 +11,11 @@ from dataclasses import dataclass
 from functools import reduce
 
 from tpo.config.contexts import pair_writers
-from tpo.config.run import (
-    DataConfig,
-    JudgeConfig,
-    PairwiseJudge,
-    RunConfig,
-    SampleConfig,
-    SelfTrainConfig,
-    SftConfig,
-    SyntheticConfig,
-    ThinkPoConfig,
-    TrainingConfig,
-    VerifierJudge,
-)
+from tpo.config.data import DataConfig, SampleConfig, SyntheticConfig
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig, TrainingConfig
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250

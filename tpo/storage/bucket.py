@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tpo.config.run import StorageConfig
+from tpo.config.resources import StorageConfig
 from tpo.errors import StoreError
 
 _MIB = 2**20

@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from tpo.config.run import StorageConfig
+from tpo.config.resources import StorageConfig
 from tpo.console import say
 from tpo.errors import StoreError
 from tpo.storage.bucket import Bucket, ConflictError, Object

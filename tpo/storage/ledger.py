@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tpo.config.run import BudgetConfig
+from tpo.config.resources import BudgetConfig
 from tpo.console import say
 from tpo.errors import BudgetError, StoreError
 from tpo.storage.journal import FoundLines, Lines, read_lines, write_lines

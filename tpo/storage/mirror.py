@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tpo.config.run import RunConfig, StorageConfig
+from tpo.config.resources import StorageConfig
+from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StoreError
 from tpo.storage.bucket import Bucket, Version

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tpo.config.run import EngineConfig
+from tpo.config.resources import EngineConfig
 from tpo.engines.cluster import processes
 from tpo.engines.cluster.processes import (
     LOOPBACK,
@@ -78,7 +78,7 @@ def test_no_process_of_ray_is_bound_to_one_core_where_openmp_is_preloaded(tmp_pa
     if not library.exists() or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("no libiomp5.so here, or a single core")
     program = (
-        "import os, ray, torch; from tpo.config.run import ClusterConfig;"
+        "import os, ray, torch; from tpo.config.resources import ClusterConfig;"
         "from tpo.engines.cluster.processes import start_ray;"
         "torch.ones(300, 300) @ torch.ones(300, 300); start_ray(ClusterConfig());"
         "found = ray.remote(lambda: os.sched_getaffinity(0)).options(num_cpus=0);"

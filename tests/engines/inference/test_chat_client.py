@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.misbehaving_server import HALF_AN_ANSWER, Action, Drop, Fail, Hang, MisbehavingServer, Say, Script, Send
-from tpo.config.run import Endpoint
+from tpo.config.base import Endpoint
 from tpo.engines.inference.chat_client import Alternative, ChatClient, Position, Refused, Spent, label_logprobs
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
@@ -227,7 +227,7 @@ def test_an_error_of_the_takers_ends_the_calls_under_way():
 def test_an_answer_that_nobody_takes_does_not_keep_the_process_from_ending():
     code = """
         import sys
-        from tpo.config.run import Endpoint
+        from tpo.config.base import Endpoint
         from tpo.engines.inference.chat_client import ChatClient
         from tpo.engines.inference.reply import Decoding
         chats = [[{"role": "user", "content": str(i)}] for i in range(9)]

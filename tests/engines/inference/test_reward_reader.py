@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, BloomConfig, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from tpo.config.run import JudgeEngineConfig
+from tpo.config.resources import JudgeEngineConfig
 from tpo.engines.inference.reward_reader import Chat, Load, Reader, Scorer, Values
 
 VOCABULARY = 90

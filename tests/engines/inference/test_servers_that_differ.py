@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
-from tpo.config.run import Endpoint
+from tpo.config.base import Endpoint
 from tpo.engines.inference import chat_client as api
 from tpo.engines.inference.chat_client import ChatClient, _is_loopback
 from tpo.engines.inference.reply import Decoding, Reply, without_thinking

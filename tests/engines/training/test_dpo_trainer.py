@@ -23,7 +23,8 @@ from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.inference.test_reward_reader import MODELS, SIZES, VOCABULARY
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.worker_group import end_of_workers
-from tpo.config.run import LoraConfig, Loss, TrainConfig, TrainerConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import LoraConfig, Loss, TrainConfig
 from tpo.engines.training.check import check_training, packing_fault
 from tpo.engines.training.packing import PACKED, register_packed_attention
 from tpo.engines.training.preference_loss import preference_loss

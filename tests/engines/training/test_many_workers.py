@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.worker_group import end_of_workers, run_workers
-from tpo.config.run import LoraConfig, TrainConfig, TrainerConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import LoraConfig, TrainConfig
 from tpo.engines.training.distributed import rank
 from tpo.engines.training.worker import Progress, train_from_checkpoint, write_dataset
 

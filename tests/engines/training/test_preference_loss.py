@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tpo.config.run import WHOLE_BATCH_LOSSES, Loss, RunConfig, TrainConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import WHOLE_BATCH_LOSSES, Loss, TrainConfig
 from tpo.engines.training.preference_loss import preference_loss
 from tpo.engines.training.row_inputs import OutputLogProbs
 

@@ -22,7 +22,8 @@ import torch
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.worker_group import end_of_workers
-from tpo.config.run import ClusterConfig, TrainConfig, TrainerConfig
+from tpo.config.resources import ClusterConfig, TrainerConfig
+from tpo.config.training import TrainConfig
 from tpo.engines.training import checkpoints
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import Progress, Step, Stop, epochs_of, finished, train_from_checkpoint, write_dataset

@@ -19,7 +19,8 @@ from trl import SFTTrainer
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.worker_group import end_of_workers, run_workers
-from tpo.config.run import LoraConfig, SftConfig, TrainerConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import LoraConfig, SftConfig
 from tpo.engines.training.row_inputs import DEMONSTRATION, output_log_probs, padded_row
 from tpo.engines.training.worker import Progress, make_trainer, train_from_checkpoint, write_dataset
 from tpo.records import Demonstration

@@ -23,7 +23,8 @@ from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.test_sft_trainer import some_demonstrations
 from tests.engines.training.worker_group import end_of_workers, run_workers
-from tpo.config.run import LoraConfig, SftConfig, TrainConfig, TrainerConfig, TrainingConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import LoraConfig, SftConfig, TrainConfig, TrainingConfig
 from tpo.engines.training.distributed import rank
 from tpo.engines.training.weights import check_optimizer, load_for_training, spread
 from tpo.engines.training.worker import train_from_checkpoint, write_dataset

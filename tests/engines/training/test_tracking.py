@@ -19,7 +19,7 @@ import torch
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import EVERY_STEP, TRAIN, Stopped, result, some_pairs, stop_at
-from tpo.config.run import TrackingConfig
+from tpo.config.resources import TrackingConfig
 from tpo.engines.cluster.processes import QUIET
 from tpo.engines.training.tracking import Notes, Tracked
 from tpo.engines.training.worker import train_from_checkpoint, write_dataset
@@ -252,7 +252,7 @@ def test_a_tracker_that_keeps_to_files_asks_for_no_other_machine(tmp_path: Path,
 
 CHECK = """
 import importlib.util, sys
-from tpo.config.run import TrackingConfig
+from tpo.config.resources import TrackingConfig
 from tpo.engines.training.tracking import check_tracker, check_tracker_key
 importlib.util.find_spec = {find}
 try:

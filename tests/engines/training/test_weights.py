@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_sft_trainer import some_demonstrations
-from tpo.config.run import SftConfig, TrainerConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import SftConfig
 from tpo.engines.training.check import check_generation_config
 from tpo.engines.training.weights import write_model
 from tpo.engines.training.worker import train_from_checkpoint, write_dataset

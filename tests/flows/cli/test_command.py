@@ -15,7 +15,8 @@ from tests.faulty_proxy import Fault, FaultyProxy, Script
 from tests.finished_run import finish
 from tests.rows import a_config
 from tests.s3_server import S3Server, new_url
-from tpo.config.run import PairwiseJudge, RunConfig, VerifierJudge
+from tpo.config.judges import PairwiseJudge, VerifierJudge
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.storage.bucket import Bucket
 from tpo.storage.lock import only_writer

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from tpo.config.run import ClusterConfig, EngineConfig
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.errors import InputError, StageError, shortened
 from tpo.planning.machine import cpu_count
 

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from tpo.config.run import Endpoint
+from tpo.config.base import Endpoint
 from tpo.console import say
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.request_form import RequestForm, described, remedy

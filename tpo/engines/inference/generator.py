@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from tpo.config.run import ClusterConfig, Endpoint, EngineConfig, SampleConfig, SyntheticConfig
+from tpo.config.base import Endpoint
+from tpo.config.data import SampleConfig, SyntheticConfig
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
 from tpo.engines.inference.reply import Decoding, Reply, without_thinking
 from tpo.engines.inference.sampler import Request, sampler_pool

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tpo.config.run import Endpoint
+from tpo.config.base import Endpoint
 from tpo.engines.inference.reply import Decoding
 from tpo.records import Message
 

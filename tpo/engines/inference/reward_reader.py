@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpo.config.run import ClusterConfig, JudgeEngineConfig
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tpo.config.run import ClusterConfig, EngineConfig, SampleConfig
+from tpo.config.data import SampleConfig
+from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import engine_environment, start_ray

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from tpo.config.run import TrainerConfig, TrainingConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import TrainingConfig
 from tpo.engines.training import weights
 from tpo.engines.training.batches import Layout, ShareLoader, ShareSampler
 from tpo.engines.training.distributed import rank, summed, world_size

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tpo.config.run import TrainerConfig, TrainingConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import TrainingConfig
 from tpo.engines.training.packing import NotPlainError, Spans, attend_span_by_span
 from tpo.errors import InputError
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from trl import DPOTrainer
 from trl.trainer import dpo_trainer
 
-from tpo.config.run import TrainConfig
+from tpo.config.training import TrainConfig
 from tpo.engines.training import checkpoints
 from tpo.engines.training.base_trainer import ShareTrainer
 from tpo.engines.training.batches import Layout, ShareLoader

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpo.config.run import ClusterConfig, SftConfig, TrainConfig, TrainerConfig, TrainingConfig
+from tpo.config.resources import ClusterConfig, TrainerConfig
+from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import await_free_memory, make_room

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from trl import DPOTrainer
 
-from tpo.config.run import TrainConfig
+from tpo.config.training import TrainConfig
 from tpo.engines.training.row_inputs import OutputLogProbs
 
 _TRL_NAMES = {"dpo": "sigmoid", "irpo": "sigmoid"}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpo.config.run import TrackingConfig
+from tpo.config.resources import TrackingConfig
 from tpo.errors import InputError
 from tpo.storage.disk import append, make_folder, write_atomically
 from tpo.storage.store import set_aside

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from tpo.config.run import TrainingConfig
+from tpo.config.training import TrainingConfig
 from tpo.engines.training import checkpoints
 from tpo.engines.training.distributed import as_first_worker, rank, world_size
 from tpo.errors import StageError

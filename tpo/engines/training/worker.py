@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpo.config.run import SftConfig, TrainConfig, TrainerConfig, TrainingConfig
+from tpo.config.resources import TrainerConfig
+from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
 from tpo.engines.training import checkpoints
 from tpo.engines.training.checkpoints import Checkpoint
