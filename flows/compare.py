@@ -10,8 +10,9 @@ from flows.graph import name_subflows_as_tasks
 from flows.iterate import iterate
 from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
+from tasks.handles import Answers, against_ask
 from tasks.judge import judge
-from tasks.lineage import Answers, Tests, against_ask, tests_of
+from tasks.lineage import Tests, tests_of
 from tpo.config.judges import compares
 from tpo.config.run import RunConfig
 from tpo.report.comparison import Comparison

@@ -10,27 +10,25 @@ and made again.
 from prefect import flow
 
 from flows.graph import name_subflows_as_tasks
-from tasks.judge import judge
-from tasks.lineage import (
+from tasks.handles import (
     Answers,
     Ask,
     Chosen,
     baseline_of,
     direct_ask,
-    keep_config,
     measuring_ask,
-    reference_of,
     seed_model,
     training_ask,
     validation_ask,
 )
+from tasks.judge import judge
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
 from tasks.progress import show_progress
 from tasks.report import Measured, Origin, report
 from tasks.sample import sample
 from tasks.synthesize import synthesize
-from tasks.train import train
+from tasks.train import reference_of, train
 from tasks.validate import validate
 from tpo.config.run import RunConfig
 from tpo.console import look_on
@@ -38,6 +36,7 @@ from tpo.records import Artifact
 from tpo.report.summary import Summary
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
+from tpo.storage.run_config import keep_config
 from tpo.storage.store import mending
 
 

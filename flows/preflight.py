@@ -23,9 +23,9 @@ from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
-from tasks.lineage import SHIPPED_SEED_MODEL, completed
+from tasks.lineage import completed
 from tasks.source import question_key
-from tpo.config.base import MINIATURE
+from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
 from tpo.config.judges import (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
-from tasks.lineage import completed, is_kept, leaves
+from tasks.lineage import completed, leaves
 from tpo.config.data import PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
@@ -26,6 +26,7 @@ from tpo.report.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.report.summary import Summary, read_summary
 from tpo.storage.mirror import reading
 from tpo.storage.receipt import receipt_holds
+from tpo.storage.run_config import is_kept
 
 SHIPPED = Path("deploy") / "profiles"
 PROFILES = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[1] / SHIPPED

@@ -18,7 +18,8 @@ from flows.iterate import ask
 from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
-from tasks.lineage import Answers, keep_config, labelling_ask, leaves, pairing_ask, seed_model, test_ask
+from tasks.handles import Answers, labelling_ask, pairing_ask, seed_model, test_ask
+from tasks.lineage import leaves
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_answer import pair_by_answer
@@ -32,6 +33,7 @@ from tpo.report.ladder import ABLATION, Ladder
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
 from tpo.storage.receipt import write_receipt
+from tpo.storage.run_config import keep_config
 from tpo.storage.store import mending
 
 

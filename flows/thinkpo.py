@@ -14,7 +14,8 @@ from prefect import flow
 from flows.iterate import ask
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
-from tasks.lineage import keep_config, leaves, seed_model, test_ask, write_ask
+from tasks.handles import seed_model, test_ask, write_ask
+from tasks.lineage import leaves
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
@@ -29,6 +30,7 @@ from tpo.report.ladder import Ladder
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
 from tpo.storage.receipt import write_receipt
+from tpo.storage.run_config import keep_config
 from tpo.storage.store import folder_artifact, mending
 
 RECIPE = "ThinkPO"

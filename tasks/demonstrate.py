@@ -15,7 +15,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prompts.thought import load_prompt
-from tasks.lineage import demonstrations_stage
 from tasks.retry import may_pass
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
@@ -23,7 +22,11 @@ from tpo.console import say
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Prompt, Sample
-from tpo.storage.store import read_rows, stream_rows
+from tpo.storage.store import (
+    Stage,
+    read_rows,
+    stream_rows,
+)
 
 
 @task(name="demonstrate", task_run_name="demonstrate {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
@@ -102,3 +105,32 @@ def fit(prompt_ids: list[int], output_ids: list[int], sft: SftConfig) -> list[in
 
 def _reasons(account: Account) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))
+
+
+def demonstrations_stage(
+    config: RunConfig,
+    folder: str,
+    model: Artifact,
+    prompts: Artifact,
+    written: Artifact | None,
+    most: int | None = None,
+) -> Stage:
+    """Outputs to imitate for a set of prompts: those given with them, or those that a model has `written`.
+
+    `model`, which is to imitate them, matters because its tokenizer makes the tokens; `most` is how many are taken.
+    """
+    assert config.sft is not None
+    inputs = {"model": model.fingerprint, "prompts": prompts.fingerprint}
+    if written is not None:
+        inputs["written"] = written.fingerprint
+    return Stage(
+        config.root,
+        f"{folder}/demonstrations",
+        Demonstration,
+        inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
+        config={
+            "max_tokens": config.sft.max_tokens,
+            "too_long": config.sft.too_long,
+            **({} if most is None else {"most": most}),
+        },
+    )

@@ -5,7 +5,7 @@ In: `Answers`. Out: `Interval`s, over all prompts or by kind of prompt.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tpo.method.stats import Estimate, mean
 from tpo.records import Prompt, Score
 from tpo.report.summary import Interval

@@ -6,11 +6,11 @@ In: a model and `Demonstration`s. Out: a checkpoint an epoch, each a model folde
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import fine_tune_stage
 from tasks.retry import may_pass
-from tasks.training import run_training
+from tasks.training import run_training, training_values, training_without_effect
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Demonstration
+from tpo.storage.store import Stage
 
 
 @task(name="fine_tune", task_run_name="fine-tune {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
@@ -19,3 +19,16 @@ def fine_tune(config: RunConfig, folder: str, model: Artifact, demonstrations: A
     assert config.sft is not None
     stage = fine_tune_stage(config, folder, model, demonstrations)
     return run_training(config, config.sft, stage, model, demonstrations, row_type=Demonstration)
+
+
+def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> Stage:
+    """The checkpoints of supervised fine-tuning below `folder`, a model folder an epoch."""
+    assert config.sft is not None
+    return Stage(
+        config.root,
+        f"{folder}/train",
+        "Model",
+        inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
+        config=training_values(config, {"sft": config.sft.model_dump(mode="json", exclude={"too_long"})}),
+        without_effect=training_without_effect("sft", config.sft),
+    )

@@ -6,8 +6,9 @@ before anything is trained on them, with everything that was said kept.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,17 +16,23 @@ from prefect.cache_policies import NO_CACHE
 from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
-from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
+from prompts.verdict import load_verdict_prompt
+from tasks.handles import Answers, Ask, Submission
 from tasks.retry import may_pass
 from tasks.spending import api_tokens, judging_meter
-from tpo.config.judges import VerifierJudge, compares
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.inference.reply import Tokens
 from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
 from tpo.storage.disk import remove
 from tpo.storage.journal import Journal
-from tpo.storage.store import read_rows, stream_rows
+from tpo.storage.store import (
+    Stage,
+    folder_artifact,
+    read_rows,
+    stream_rows,
+)
 
 
 @task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
@@ -130,3 +137,54 @@ def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[i
     """Shows how far a shard is, by the share of all possible comparisons that have been made."""
     comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
+
+
+def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage:
+    """What a judge said of some samples."""
+    inputs = {"samples": submitted.samples.fingerprint, "prompts": submitted.prompts.fingerprint}
+    if submitted.baseline is not None and compares(ask.judge):
+        inputs["baseline"] = submitted.baseline.fingerprint
+    return Stage(
+        config.root,
+        f"{ask.folder}/judgments",
+        Judgment,
+        inputs=inputs | judge_inputs(ask.judge),
+        config={
+            "judge": _judge_values(config, ask.judge, without={"ridge", "length_bias"}),
+            "with_errors": ask.purpose == "evaluate",
+        },
+    )
+
+
+def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: Artifact) -> Stage:
+    """Scores of some samples, from what a judge said of them."""
+    stage = judgments_stage(config, ask, submitted)
+    return Stage(
+        config.root,
+        f"{ask.folder}/scores",
+        Score,
+        inputs=stage.inputs | {"judgments": judgments.fingerprint},
+        config=stage.config | {"judge": _judge_values(config, ask.judge)},
+    )
+
+
+def judge_inputs(judge: JudgeConfig) -> dict[str, str]:
+    """The files that a judge is made of, by content."""
+    inputs = {}
+    if not isinstance(judge, VerifierJudge) and judge.folder is not None:
+        inputs["judge model"] = folder_artifact(judge.folder).fingerprint
+    if isinstance(judge, PairwiseJudge):
+        inputs["judge templates"] = load_verdict_prompt(judge).fingerprint
+    return inputs
+
+
+def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """The config values that decide what a judge says: neither where its model lies nor where and how a server is
+    reached, which is known by the name of its model alone."""
+    if isinstance(judge, VerifierJudge):
+        return judge.model_dump(mode="json", exclude={*without})
+    if judge.folder is not None:
+        values = judge.model_dump(mode="json", exclude={*without, "model", "system_template", "user_template"})
+        return values | {"dtype": config.judge_engine.dtype}
+    values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
+    return values | {"structured_outputs": judge.endpoint is not None and judge.endpoint.structured_outputs}

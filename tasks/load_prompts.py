@@ -14,9 +14,8 @@ from typing import Literal
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import prompts_stage
 from tasks.retry import may_pass
-from tasks.source import origin, question_key, read_source, why_unfit
+from tasks.source import origin, prompts_stage, question_key, read_source, why_unfit
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError

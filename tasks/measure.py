@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, slug, values_of
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tasks.retry import may_pass
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference

@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import Answers, pairs_stage
+from tasks.handles import Answers
 from tasks.retry import may_pass
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
-from tpo.config.judges import PairConfig, least_margin
+from tpo.config.judges import (
+    PairConfig,
+    least_margin,
+)
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled
 from tpo.records import Account, Artifact, Pair, Sample, Score
-from tpo.storage.store import read_shards, stream_rows
+from tpo.storage.store import Stage, read_shards, stream_rows
 
 
 @dataclass(frozen=True)
@@ -291,3 +294,18 @@ def _make_pair(
 
 def _reasons(account: Account) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))
+
+
+def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
+    """Preference pairs of one iteration."""
+    return Stage(
+        config.root,
+        f"iter_{iteration}/pairs",
+        Pair,
+        inputs={"samples": answers.samples.fingerprint, "scores": answers.scores.fingerprint},
+        config={
+            "seed": config.seed,
+            "pair": config.pair.model_dump(mode="json") | {"min_margin": least_margin(config.pair, config.judge)},
+            "max_tokens": config.train.max_tokens,
+        },
+    )

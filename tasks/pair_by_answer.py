@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import Answers, pairs_by_answer_stage
+from tasks.handles import Answers
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
-from tasks.solutions import Question, Written, questions_of
+from tasks.solutions import Question, Written, answered_inputs, questions_of
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
 from tpo.records import Account, Artifact, Pair
+from tpo.storage.store import Stage
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,19 @@ def _pair(question: Question, contrast: Contrast) -> Pair:
         chosen_score=chosen.score,
         rejected_score=rejected.score,
         margin=None,
+    )
+
+
+def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+    """Pairs of right and wrong outputs to the same questions."""
+    assert config.self_train is not None
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs=answered_inputs(given, answers),
+        config={
+            "pairs_per_question": config.self_train.pairs_per_question,
+            "max_tokens": config.train.max_tokens,
+        },
     )

@@ -20,7 +20,6 @@ from prefect.cache_policies import NO_CACHE
 
 from judges.verifier import Verifier
 from prompts.thought import load_prompt
-from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
 from tpo.config.judges import VerifierJudge
@@ -30,7 +29,12 @@ from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
 from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Pair
-from tpo.storage.store import Stage, read_rows, stream_rows
+from tpo.storage.store import (
+    Stage,
+    content_sha256,
+    read_rows,
+    stream_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -262,4 +266,39 @@ def _pair(contrast: Contrast, *, swap: bool) -> Pair:
         chosen_score=None,
         rejected_score=None,
         margin=None,
+    )
+
+
+def pairs_by_length_stage(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Stage:
+    """Pairs of long and short outputs to the same prompts."""
+    assert config.thinkpo is not None
+    values = config.thinkpo.model_dump(mode="json", exclude={"source"})
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs={"long": long.fingerprint, "short": short.fingerprint},
+        config={"seed": config.seed, "thinkpo": values, "max_tokens": config.train.max_tokens},
+    )
+
+
+def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> Stage:
+    """Pairs of long and short outputs from a file, in the tokens of `model`."""
+    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
+    source = config.thinkpo.source
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs={
+            "model": model.fingerprint,
+            "pair file": content_sha256(source.path),
+            "prompt templates": load_prompt(config.prompt).fingerprint,
+        },
+        config={
+            "seed": config.seed,
+            "thinkpo": config.thinkpo.model_dump(mode="json", exclude={"source"}),
+            "columns": source.model_dump(mode="json", exclude={"path"}),
+            "max_tokens": config.train.max_tokens,
+        },
     )

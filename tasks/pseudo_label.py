@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import Answers, pseudo_labels_stage
+from tasks.handles import Answers
 from tasks.retry import may_pass
-from tasks.solutions import Question, Written, questions_of
+from tasks.solutions import Question, Written, answered_inputs, questions_of
 from tpo.config.recipes import SelfTrainConfig
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.method.diversity import cap_per_question, deduplicated
 from tpo.records import Account, Artifact, Demonstration
+from tpo.storage.store import Stage
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,19 @@ def _different(outputs: Sequence[Written], similarity: float) -> list[Written]:
 
 def _demonstration(question: Question, written: Written) -> Demonstration:
     return Demonstration(question.prompt_id, question.prompt_token_ids, written.token_ids, written.text, written.origin)
+
+
+def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+    """Outputs to imitate: those that are given, and those that were answered right."""
+    assert config.self_train is not None and config.sft is not None
+    return Stage(
+        config.root,
+        f"{folder}/demonstrations",
+        Demonstration,
+        inputs=answered_inputs(given, answers),
+        config={
+            "similarity": config.self_train.similarity,
+            "cap_quantile": config.self_train.cap_quantile,
+            "max_tokens": config.sft.max_tokens,
+        },
+    )

@@ -16,7 +16,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
-from tasks.lineage import Answers, Chosen
+from tasks.handles import Answers, Chosen
 from tasks.retry import may_pass
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate

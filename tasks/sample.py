@@ -7,13 +7,14 @@ up to a cap for evaluation (2410.10630, §3.1).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from prompts.thought import ThoughtPrompt, load_prompt
-from tasks.lineage import Ask, samples_stage
+from tasks.handles import Ask
 from tasks.retry import may_pass
 from tasks.spending import sampling_meter
 from tpo.config.contexts import context_of
@@ -27,7 +28,12 @@ from tpo.models.chat import ChatEncoder
 from tpo.models.folder import check_model_folder
 from tpo.records import Account, Artifact, Prompt, Sample
 from tpo.storage.ledger import Meter
-from tpo.storage.store import check_files, read_rows, read_shards
+from tpo.storage.store import (
+    Stage,
+    check_files,
+    read_rows,
+    read_shards,
+)
 
 
 @task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
@@ -168,3 +174,38 @@ def _describe(name: str, artifact: Artifact) -> str:
         tokens += sum(len(sample.output_token_ids) for sample in shard)
     share = sum(errors.values()) / max(1, artifact.rows)
     return f"{name}: {artifact.rows} outputs, {tokens} tokens, {share:.1%} break the format"
+
+
+def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
+    """Outputs of one model for one set of prompts."""
+    only_for = {"k", "temperature", "tries", "evaluation_temperature", "evaluation_tries"}
+    sample = ask.sample.model_dump(mode="json", exclude=only_for)
+    if ask.purpose == "train":
+        sample |= {"k": ask.sample.k, "tries": ask.sample.tries, "temperature": ask.sample.temperature}
+    else:
+        warmth = ask.sample.evaluation_temperature
+        temperature = ask.sample.temperature if warmth is None else warmth
+        sample |= {"k": 1, "tries": ask.sample.evaluation_tries, "temperature": temperature}
+    return Stage(
+        config.root,
+        f"{ask.folder}/samples",
+        Sample,
+        inputs={
+            "model": model.fingerprint,
+            "prompts": prompts.fingerprint,
+            "prompt templates": load_prompt(ask.prompt).fingerprint,
+        },
+        config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
+        without_effect=_sampling_without_effect(sample, ask),
+    )
+
+
+def _sampling_without_effect(sample: Mapping[str, Any], ask: Ask) -> set[str]:
+    """Values of `sample` that these outputs do not depend on: a thought's maximum if no thought is asked for, and the
+    nucleus of greedy decoding."""
+    found = set()
+    if load_prompt(ask.prompt).response_marker is None:
+        found.add("sample.max_thought_tokens")
+    if sample["temperature"] == 0:
+        found.add("sample.top_p")
+    return found

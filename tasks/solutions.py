@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tpo.method.diversity import Solution
 from tpo.records import Artifact, Demonstration, Sample, Score
 from tpo.storage.store import stream_rows
@@ -80,3 +80,11 @@ def questions_of(given: Artifact, answers: Sequence[Answers]) -> list[Question]:
 def _scored(answers: Answers) -> Iterator[tuple[Sample, Score]]:
     """Outputs with their scores, which stand in the same order."""
     yield from zip(stream_rows(answers.samples, Sample), stream_rows(answers.scores, Score), strict=True)
+
+
+def answered_inputs(given: Artifact, answers: Sequence[Answers]) -> dict[str, str]:
+    """What is given, and what models answered, in the order in which they were asked."""
+    inputs = {"given": given.fingerprint}
+    for i, each in enumerate(answers, 1):
+        inputs |= {f"samples {i}": each.samples.fingerprint, f"scores {i}": each.scores.fingerprint}
+    return inputs

@@ -5,22 +5,22 @@ In: a config and the folder of a set. Out: `Prompt`s in the order that the seed 
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from prompts.thought import load_prompt
-from tasks.lineage import prompt_file
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource
 from tpo.config.run import RunConfig
-from tpo.data.prompt_files import read_prompt_rows
+from tpo.data.prompt_files import file_of, read_prompt_rows
 from tpo.data.writing import writing_tasks
 from tpo.errors import InputError
 from tpo.miniature import world
 from tpo.models.chat import ChatEncoder
-from tpo.records import Prompt
+from tpo.records import Artifact, Prompt
+from tpo.storage.store import Stage, content_sha256
 
 
 def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | None]:
@@ -109,3 +109,59 @@ def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:
     rows = read_prompt_rows(source, path)
     for i in np.random.default_rng(seed).permutation(len(rows)):
         yield make_prompt(**vars(rows[int(i)]))
+
+
+def prompts_stage(
+    config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact], generations: Artifact | None = None
+) -> Stage:
+    """Prompts of one iteration, of validation or of test; `earlier` are the sets that they must be disjoint from, and
+    `generations` what they are chosen from where a model writes them.
+
+    The seed model matters because its tokenizer says which prompts are too long.
+    """
+    inputs = {f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier)}
+    inputs |= {"model": model.fingerprint, **source_hashes(config, folder)}
+    if config.data.also_fits is not None:
+        inputs["other prompt templates"] = load_prompt(config.data.also_fits).fingerprint
+    without = {"source", "synthetic", "per_iteration", "validation", "test", "also_fits"}
+    data = config.data.model_dump(mode="json", exclude=without)
+    if generations is not None and config.data.synthetic is not None:
+        inputs["generations"] = generations.fingerprint
+        avoided = enumerate(config.data.synthetic.avoid)
+        inputs |= {f"avoided {i}": content_sha256(file.path) for i, file in avoided}
+        chosen_by = {"max_similarity", "min_words", "without_words"}
+        data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
+        data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]
+    count = {"validation": config.data.validation, "test": config.data.test}.get(
+        folder.split("/")[-1], config.data.per_iteration
+    )
+    return Stage(
+        config.root,
+        folder,
+        Prompt,
+        inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
+        config={
+            "seed": config.seed,
+            "data": {**data, "source": config.data.source.model_dump(mode="json"), "count": count},
+        },
+    )
+
+
+def prompt_file(source: FileSource, folder: str) -> Path:
+    """The file that the prompts of a stage's folder are drawn from."""
+    place, _, kind = folder.partition("/prompts")
+    iteration = int(place.removeprefix("iter_")) if place.startswith("iter_") else 0
+    return file_of(source, kind.removeprefix("/"), iteration)
+
+
+def source_hashes(config: RunConfig, folder: str) -> dict[str, str]:
+    """The content of the file that a set of prompts is drawn from, by its role; nothing for the miniature world."""
+    if not isinstance(config.data.source, FileSource):
+        return {}
+    path = prompt_file(config.data.source, folder)
+    return {"source": content_sha256(path)} if path.exists() else {}
+
+
+def is_written(config: RunConfig, folder: str) -> bool:
+    """Whether a model writes the prompts of a stage's folder: those of an iteration may be."""
+    return config.data.synthetic is not None and not folder.endswith(("/validation", "/test"))

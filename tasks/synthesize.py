@@ -20,9 +20,8 @@ from prefect.cache_policies import NO_CACHE
 
 from prompts.instructions import InstructionPrompt, Written, can_be_shown, load_instruction_prompt
 from prompts.verdict import without_control_tokens
-from tasks.lineage import generations_stage, generator_model, prompts_stage
 from tasks.retry import may_pass
-from tasks.source import make_prompt, question_key, read_source, why_unfit
+from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_hashes, why_unfit
 from tasks.spending import api_tokens, generating_meter
 from tpo.config.contexts import context_of
 from tpo.config.data import FileSource, SyntheticConfig
@@ -39,7 +38,13 @@ from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Generation, Prompt
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
-from tpo.storage.store import Stage, check_files, read_rows, read_shards
+from tpo.storage.store import (
+    Stage,
+    check_files,
+    folder_artifact,
+    read_rows,
+    read_shards,
+)
 
 DRAWS = 20
 """Times that examples are drawn until they fit into a prompt together."""
@@ -355,3 +360,41 @@ def _journal(stage: Stage, shard: int) -> Path:
 
 def _told(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
+
+
+def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: Sequence[Artifact]) -> Stage:
+    """What a model writes when it is asked for prompts for `folder`; `earlier` are the sets that are there by then.
+
+    Examples come from what validation and test have left of the source. What is taken of it, and so how much is
+    written, identifies nothing here: with another measure the same generations are looked through again, and more are
+    made where they do not suffice.
+    """
+    settings = config.data.synthetic
+    assert settings is not None
+    model = generator_model(config, seed)
+    how = {"shots", "pool", "per_generation", "temperature", "top_p", "max_prompt_tokens", "max_new_tokens"}
+    writer = {"model": settings.model} if model is None else {"dtype": config.engine.dtype}
+    return Stage(
+        config.root,
+        f"{folder.removesuffix('prompts')}generations",
+        Generation,
+        inputs={
+            **{f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier[:2])},
+            **({} if model is None else {"generator": model.fingerprint}),
+            **source_hashes(config, folder),
+            "few-shot template": load_instruction_prompt(settings.template).fingerprint,
+        },
+        config={
+            "seed": config.seed,
+            "source": config.data.source.model_dump(mode="json"),
+            "synthetic": settings.model_dump(mode="json", include=how) | writer,
+        },
+    )
+
+
+def generator_model(config: RunConfig, seed: Artifact) -> Artifact | None:
+    """The model that writes prompts; None where a server has it."""
+    settings = config.data.synthetic
+    if settings is None or settings.endpoint is not None:
+        return None
+    return seed if settings.folder is None else folder_artifact(settings.folder)

@@ -6,11 +6,11 @@ In: a model, the model that it is held to, and `Pair`s. Out: a checkpoint an epo
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import train_stage
 from tasks.retry import may_pass
-from tasks.training import run_training
+from tasks.training import run_training, training_values, training_without_effect
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Pair
+from tpo.storage.store import Stage
 
 
 @task(name="train", task_run_name="train {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
@@ -19,3 +19,23 @@ def train(config: RunConfig, folder: str, model: Artifact, reference: Artifact, 
     stage = train_stage(config, folder, model, reference, pairs)
     other = None if reference.fingerprint == model.fingerprint else reference
     return run_training(config, config.train, stage, model, pairs, row_type=Pair, reference=other)
+
+
+def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Artifact, pairs: Artifact) -> Stage:
+    """The checkpoints of one DPO step below `folder`, a model folder an epoch."""
+    inputs = {"model": model.fingerprint, "pairs": pairs.fingerprint}
+    if reference.fingerprint != model.fingerprint:
+        inputs["reference"] = reference.fingerprint
+    return Stage(
+        config.root,
+        f"{folder}/train",
+        "Model",
+        inputs=inputs,
+        config=training_values(config, {"train": config.train.model_dump(mode="json", exclude={"reference"})}),
+        without_effect=training_without_effect("train", config.train),
+    )
+
+
+def reference_of(config: RunConfig, seed: Artifact, model: Artifact) -> Artifact:
+    """The model that DPO on `model` holds it to."""
+    return seed if config.train.reference == "seed" else model

@@ -4,13 +4,13 @@ In: a stage, a model and rows to train on. Out: a checkpoint an epoch, each a mo
 that was stopped, as it is when the budget is spent, goes on from where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tasks.lineage import epoch_artifacts
 from tasks.spending import training_meter
 from tpo.config.run import RunConfig
-from tpo.config.training import TrainingConfig
+from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.training.checkpoints import trainer_folder
 from tpo.engines.training.launch import train_model
@@ -18,7 +18,7 @@ from tpo.engines.training.tracking import Tracked
 from tpo.records import Artifact, Demonstration, Epoch, Pair
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
-from tpo.storage.store import SCRATCH, Stage, check_files, read_rows
+from tpo.storage.store import SCRATCH, Stage, check_files, combined_sha256, read_manifest, read_rows
 
 
 def run_training(
@@ -129,3 +129,45 @@ def _tokens(row: Pair | Demonstration) -> int:
     if isinstance(row, Demonstration):
         return len(row.prompt_token_ids) + len(row.output_token_ids)
     return 2 * len(row.prompt_token_ids) + len(row.chosen_token_ids) + len(row.rejected_token_ids)
+
+
+def training_values(config: RunConfig, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The config values that decide what a training comes to."""
+    trainer = config.trainer
+    return {"seed": config.seed, **training, "workers": trainer.workers, "strategy": trainer.strategy}
+
+
+def training_without_effect(section: str, training: TrainingConfig) -> set[str]:
+    """The values of a training that say how it is computed and not what, and those that its other values leave unused.
+
+    What is computed in other pieces differs by rounding alone: after an out-of-memory error they may change, and the
+    training resumes.
+    """
+    names = {"micro_batch_size", "packing", "gradient_checkpointing"}
+    if training.schedule == "constant":
+        names.add("warmup_share")
+    if isinstance(training, TrainConfig):
+        if training.loss != "irpo":
+            names.add("alpha")
+        if training.divergence != "alpha_divergence":
+            names.add("divergence_alpha")
+    return {f"{section}.{name}" for name in names}
+
+
+def epoch_artifacts(train: Artifact) -> list[Artifact]:
+    """The checkpoints of a training stage, in the order of its epochs."""
+    manifest = read_manifest(train.path)
+    assert manifest is not None
+    return [epoch_artifact(train, epoch) for epoch in range(1, manifest.facts["epochs"] + 1)]
+
+
+def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
+    """One checkpoint of a training stage, as a model of its own; its hashes are the manifest's."""
+    manifest = read_manifest(train.path)
+    prefix = f"epoch_{epoch}/"
+    files = [
+        {**file, "name": file["name"].removeprefix(prefix)}
+        for file in (manifest.files if manifest else ())
+        if file["name"].startswith(prefix)
+    ]
+    return Artifact(train.path / f"epoch_{epoch}", len(files), combined_sha256(files))

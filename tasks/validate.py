@@ -12,19 +12,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import Answers, Chosen, model_stage
+from tasks.handles import Answers, Chosen
 from tasks.retry import may_pass
-from tpo.config.judges import compares
+from tpo.config.judges import ValidationConfig, compares
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.records import Sample, Score
 from tpo.storage.disk import bring, remove
-from tpo.storage.store import check_files, read_rows
+from tpo.storage.store import Stage, check_files, read_rows
 
 LEVEL = 0.5
 """What a model scores against itself."""
@@ -124,3 +125,27 @@ def _bring_files(source: Path, target: Path, root: Path) -> None:
         if path.is_file() and path.name not in ("plan.json", "manifest.json"):
             remove(target / path.name)
             bring(path, target / path.name, link=source.resolve().is_relative_to(root.resolve()))
+
+
+def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Stage:
+    """M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts."""
+    inputs = {
+        f"{kind} {i}": artifact.fingerprint
+        for i, candidate in enumerate((incumbent, *candidates))
+        for kind, artifact in (("model", candidate.model), ("scores", candidate.validation.scores))
+    }
+    return Stage(
+        config.root,
+        f"iter_{iteration}/model",
+        "Model",
+        inputs=inputs,
+        config={"validation": _without_new_defaults(config.validation)},
+    )
+
+
+def _without_new_defaults(validation: ValidationConfig) -> dict[str, Any]:
+    """The values of a section without those defaults that earlier versions did not note."""
+    new = {"min_scored_share"}
+    return validation.model_dump(mode="json", exclude=new) | validation.model_dump(
+        mode="json", include=new, exclude_defaults=True
+    )

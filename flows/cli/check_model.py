@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from flows.preflight import machine_checks, model_checks, template_checks
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
-from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.base import MINIATURE
+from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import context_of
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.judges import EvaluationConfig, VerifierJudge

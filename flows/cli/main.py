@@ -43,8 +43,7 @@ from flows.recipes import (
     self_trained,
     working,
 )
-from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.base import MINIATURE
+from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.data import PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig

@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.prompt_counts import sized, too_few_prompts
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.spending import device_name
-from tpo.config.base import MINIATURE
+from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.run import RunConfig

@@ -24,7 +24,7 @@ from judges.registry import build_judge
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from prompts.verdict import LABELS, PROMPTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from flows.cli.seed_model import SCORES, TEST_PROMPTS, measure_seed_model
 from prompts.thought import VARIANTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 
 Scores = dict[str, dict[str, float]]
 

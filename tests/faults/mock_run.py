@@ -321,7 +321,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
 
 def make_seed(folder: Path) -> None:
     """A seed model with the miniature's tokenizer and next to no weights."""
-    from tasks.lineage import SHIPPED_SEED_MODEL
+    from tpo.config.base import SHIPPED_SEED_MODEL
 
     folder.mkdir(parents=True)
     for path in SHIPPED_SEED_MODEL.iterdir():

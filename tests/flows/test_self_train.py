@@ -111,7 +111,7 @@ def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows import self_train
     from flows.recipes import self_trained
-    from tasks.lineage import seed_model
+    from tasks.handles import seed_model
     from tpo.report.ladder import ABLATION
 
     folder = parent / "whole"
@@ -201,7 +201,7 @@ def _config(folder: Path) -> RunConfig:
 
 def _seen(root: Path) -> dict[str, Any]:
     """What a run's folder tells."""
-    from tasks.lineage import epoch_artifacts
+    from tasks.training import epoch_artifacts
     from tpo.records import Demonstration
     from tpo.report.ladder import read_ladder
 

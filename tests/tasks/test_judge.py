@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tasks.handles import Answers, training_ask, validation_ask
 from tasks.judge import judge
-from tasks.lineage import Answers, training_ask, validation_ask
 from tasks.spending import api_tokens
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tests.rows import a_config, a_prompt, a_sample

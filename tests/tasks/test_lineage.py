@@ -8,8 +8,32 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from tasks import lineage
-from tasks.lineage import Answers, Ask, Chosen, Submission, completed
+from tasks.demonstrate import demonstrations_stage
+from tasks.fine_tune import fine_tune_stage
+from tasks.handles import (
+    Answers,
+    Ask,
+    Chosen,
+    Submission,
+    direct_ask,
+    labelling_ask,
+    measuring_ask,
+    pairing_ask,
+    seed_model,
+    training_ask,
+    validation_ask,
+    write_ask,
+)
+from tasks.judge import judgments_stage, scores_stage
+from tasks.lineage import completed
+from tasks.pair import pairs_stage
+from tasks.pair_by_answer import pairs_by_answer_stage
+from tasks.pseudo_label import pseudo_labels_stage
+from tasks.sample import samples_stage
+from tasks.source import is_written, prompts_stage
+from tasks.synthesize import generations_stage
+from tasks.train import reference_of, train_stage
+from tasks.validate import model_stage
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
@@ -46,24 +70,24 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def identities(config: RunConfig) -> dict[str, str]:
     """What identifies each stage of the first iteration, those before it included."""
-    seed = lineage.seed_model(config)
-    validation = identity(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
-    test = identity(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
+    seed = seed_model(config)
+    validation = identity(prompts_stage(config, "iter_0/prompts/validation", seed, []))
+    test = identity(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
     stages = {}
     generations = None
-    if lineage.is_written(config, "iter_1/prompts"):
-        generations = identity(lineage.generations_stage(config, "iter_1/prompts", seed, [validation, test]))
+    if is_written(config, "iter_1/prompts"):
+        generations = identity(generations_stage(config, "iter_1/prompts", seed, [validation, test]))
         stages["generations"] = generations
-    prompts = identity(lineage.prompts_stage(config, "iter_1/prompts", seed, [validation, test], generations))
-    samples, judgments, answers = asked(config, lineage.training_ask(config, 1), seed, prompts)
-    pairs = identity(lineage.pairs_stage(config, 1, answers))
-    train = identity(lineage.train_stage(config, "iter_1", seed, seed, pairs))
-    later = lineage.train_stage(config, "iter_2", train, lineage.reference_of(config, seed, train), pairs)
+    prompts = identity(prompts_stage(config, "iter_1/prompts", seed, [validation, test], generations))
+    samples, judgments, answers = asked(config, training_ask(config, 1), seed, prompts)
+    pairs = identity(pairs_stage(config, 1, answers))
+    train = identity(train_stage(config, "iter_1", seed, seed, pairs))
+    later = train_stage(config, "iter_2", train, reference_of(config, seed, train), pairs)
     trained = Artifact(train.path, 1, train.fingerprint + identity(later).fingerprint)
-    incumbent = Chosen(seed, asked(config, lineage.validation_ask(config, 0, 0), seed, validation)[2])
-    candidate = Chosen(train, asked(config, lineage.validation_ask(config, 1, 1), train, validation)[2])
-    model = identity(lineage.model_stage(config, 1, incumbent, [candidate]))
-    _, _, tested = asked(config, lineage.measuring_ask(config, 1), model, test)
+    incumbent = Chosen(seed, asked(config, validation_ask(config, 0, 0), seed, validation)[2])
+    candidate = Chosen(train, asked(config, validation_ask(config, 1, 1), train, validation)[2])
+    model = identity(model_stage(config, 1, incumbent, [candidate]))
+    _, _, tested = asked(config, measuring_ask(config, 1), model, test)
     stages |= {
         "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
         "train": trained, "model": model, "test": tested.scores,
@@ -72,10 +96,10 @@ def identities(config: RunConfig) -> dict[str, str]:
 
 
 def asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> tuple[Artifact, Artifact, Answers]:
-    samples = identity(lineage.samples_stage(config, ask, model, prompts))
+    samples = identity(samples_stage(config, ask, model, prompts))
     submitted = Submission(samples, prompts)
-    judgments = identity(lineage.judgments_stage(config, ask, submitted))
-    scores = identity(lineage.scores_stage(config, ask, submitted, judgments))
+    judgments = identity(judgments_stage(config, ask, submitted))
+    scores = identity(scores_stage(config, ask, submitted, judgments))
     return samples, judgments, Answers(samples, scores)
 
 
@@ -275,7 +299,7 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
 
     def made(**changes: Any) -> str:
         config = RunConfig.model_validate(values | {"sft": changes})
-        return identity(lineage.fine_tune_stage(config, "sft", model, rows)).fingerprint
+        return identity(fine_tune_stage(config, "sft", model, rows)).fingerprint
 
     other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
     for name, info in SftConfig.model_fields.items():
@@ -298,7 +322,7 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
     tmp_path: Path, name: str
 ):
     config = a_config(tmp_path)
-    stage = lineage.train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
+    stage = train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
     noted = {**stage.config, "train": config.train.model_dump(mode="json", exclude={"reference"}) | {name: 123}}
     assert stage.changes(stage.inputs, noted) == []
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
@@ -311,12 +335,12 @@ def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_
     def made(**changes: Any) -> list[str]:
         config = RunConfig.model_validate(values | {"self_train": changes})
         assert config.self_train is not None
-        asks = (lineage.pairing_ask(config, 1), lineage.labelling_ask(config, 1))
+        asks = (pairing_ask(config, 1), labelling_ask(config, 1))
         stages = [
-            lineage.demonstrations_stage(config, "iter_0/sft", rows, rows, None, config.self_train.demonstrations),
-            *(lineage.samples_stage(config, ask, rows, rows) for ask in asks),
-            lineage.pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
-            lineage.pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
+            demonstrations_stage(config, "iter_0/sft", rows, rows, None, config.self_train.demonstrations),
+            *(samples_stage(config, ask, rows, rows) for ask in asks),
+            pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
+            pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
         ]
         return [identity(stage).fingerprint for stage in stages]
 
@@ -332,7 +356,7 @@ def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
     given, *rows = (Artifact(tmp_path, 1, name) for name in "gabcd")
     first, second = Answers(rows[0], rows[1]), Answers(rows[2], rows[3])
-    for stage in (lineage.pairs_by_answer_stage, lineage.pseudo_labels_stage):
+    for stage in (pairs_by_answer_stage, pseudo_labels_stage):
         pools = ([first], [second], [first, second], [second, first])
         names = {identity(stage(config, "iter_1/sft", given, pool)).fingerprint for pool in pools}
         assert len(names) == len(pools)
@@ -342,8 +366,8 @@ def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path:
     config = a_config(tmp_path)
     assert changed_by(config, train__reference="seed") == {"train"}
     seed, later = Artifact(tmp_path, 1, "m0"), Artifact(tmp_path, 1, "m1")
-    assert lineage.reference_of(config, seed, later) == later
-    assert lineage.reference_of(changed(config, train__reference="seed"), seed, later) == seed
+    assert reference_of(config, seed, later) == later
+    assert reference_of(changed(config, train__reference="seed"), seed, later) == seed
 
 
 CHOOSES = {
@@ -452,7 +476,7 @@ def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
     model = Artifact(tmp_path, 1, "m")
 
     def hashes() -> list[str]:
-        return [lineage.prompts_stage(config, f"iter_{t}/prompts", model, []).inputs["source"] for t in (1, 2)]
+        return [prompts_stage(config, f"iter_{t}/prompts", model, []).inputs["source"] for t in (1, 2)]
 
     before = hashes()
     rewrite(tmp_path / "2.jsonl", b"2", b"3")
@@ -545,8 +569,8 @@ def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: P
     samples, prompts, *baselines = (Artifact(tmp_path, 1, name) for name in ("samples", "prompts", "a", "b"))
     for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
         config = a_config(tmp_path, judge={"kind": kind})
-        ask = lineage.validation_ask(config, 1, 1)
-        stages = [lineage.judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
+        ask = validation_ask(config, 1, 1)
+        stages = [judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
         assert (stages[0].inputs != stages[1].inputs) == matters
 
 
@@ -573,11 +597,11 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
 
     def stage(config: RunConfig) -> Stage:
         ask = {
-            "direct": lineage.direct_ask(config),
-            "thinking": lineage.measuring_ask(config, 1),
-            "training": lineage.training_ask(config, 1),
+            "direct": direct_ask(config),
+            "thinking": measuring_ask(config, 1),
+            "training": training_ask(config, 1),
         }[kind.split(",")[0]]
-        return lineage.samples_stage(config, ask, artifact, artifact)
+        return samples_stage(config, ask, artifact, artifact)
 
     one, other = stage(config), stage(changed(config, **changes))
     assert one.config != other.config
@@ -590,9 +614,9 @@ def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_
     source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "tries": 1}}
     config = RunConfig.model_validate(values | {"sft": {}, "thinkpo": {"source": source}})
     assert config.thinkpo is not None
-    ask = lineage.write_ask(config, config.thinkpo.source, "short")  # type: ignore[arg-type]
+    ask = write_ask(config, config.thinkpo.source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")
-    sampled = lineage.samples_stage(config, ask, artifact, artifact).config["sample"]
+    sampled = samples_stage(config, ask, artifact, artifact).config["sample"]
     assert (sampled["k"], sampled["tries"]) == (1, 1)
     assert context_of(config, ask.work) == config.data.max_prompt_tokens + 50
     assert context_of(config) == config.data.max_prompt_tokens + config.sample.max_new_tokens

@@ -1,12 +1,16 @@
 """What all sections of a profile share: a frozen base with strict keys, limits of numbers, and addresses."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tpo.errors import shortened
+
+SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "miniature" / "seed_model"
+"""The miniature's M_0."""
 
 MINIATURE = "miniature"
 """The model path that stands for the seed model, or the judge, shipped with the miniature world."""

@@ -511,3 +511,8 @@ def _read_checked(path: Path) -> dict[str, Any] | None:
 
 def _to_json(values: Any) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n").encode()
+
+
+def content_sha256(path: Path) -> str:
+    """A file's or a dataset folder's content, by its hash."""
+    return folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)

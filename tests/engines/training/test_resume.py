@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.worker_group import end_of_workers
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.training import checkpoints

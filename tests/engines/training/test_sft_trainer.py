@@ -17,8 +17,8 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.worker_group import end_of_workers, run_workers
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, SftConfig
 from tpo.engines.training.row_inputs import DEMONSTRATION, output_log_probs, padded_row

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import EVERY_STEP, TRAIN, Stopped, result, some_pairs, stop_at
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrackingConfig
 from tpo.engines.cluster.processes import QUIET
 from tpo.engines.training.tracking import Notes, Tracked
