@@ -7,13 +7,11 @@ In: the summaries of both and their models' answers to the same test prompts. Ou
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import Answers
-from tasks.retry import may_pass
+from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, win_rate
 from tpo.records import Artifact, Prompt
@@ -40,7 +38,7 @@ class Arm:
     """Answers of M_0 … M_T to the test prompts."""
 
 
-@task(name="compare", task_run_name="compare", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("compare", run_name="compare")
 def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Answers]) -> Comparison:
     """Compares the run that thinks with the one that answers directly.
 

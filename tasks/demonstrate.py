@@ -11,11 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from prompts.thought import load_prompt
-from tasks.retry import may_pass
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.console import say
@@ -29,7 +26,7 @@ from tpo.storage.store import (
 )
 
 
-@task(name="demonstrate", task_run_name="demonstrate {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("demonstrate", run_name="demonstrate {folder}")
 def demonstrate(
     config: RunConfig,
     folder: str,
@@ -47,10 +44,8 @@ def demonstrate(
     """
     assert config.sft is not None
     stage = demonstrations_stage(config, folder, model, prompts, written, most)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     asked = read_rows(prompts, Prompt)
     if written is None:
         outputs = {prompt.prompt_id: prompt.demonstration for prompt in asked if prompt.demonstration}
@@ -77,12 +72,12 @@ def demonstrate(
     if not made:
         remedy = "name data.source.demonstration_column" if written is None else f"look at {written.path}"
         raise InputError(
-            f"{stage.name}: 0 outputs to imitate for {len(asked)} prompts ({_reasons(account)}): {remedy}, or raise "
+            f"{stage.name}: 0 outputs to imitate for {len(asked)} prompts ({account.reasons()}): {remedy}, or raise "
             "sft.max_tokens"
         )
     stage.write_shard(0, made)
     artifact = stage.commit(1, account=account)
-    say(f"{stage.name}: {len(made)} outputs to imitate; dropped: {_reasons(account) or 'none'}")
+    say(f"{stage.name}: {len(made)} outputs to imitate; dropped: {account.reasons()}")
     return artifact
 
 
@@ -101,10 +96,6 @@ def fit(prompt_ids: list[int], output_ids: list[int], sft: SftConfig) -> list[in
     if len(output_ids) <= room:
         return output_ids
     return output_ids[:room] if sft.too_long == "cut" and room > 0 else None
-
-
-def _reasons(account: Account) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))
 
 
 def demonstrations_stage(

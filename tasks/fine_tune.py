@@ -3,17 +3,14 @@
 In: a model and `Demonstration`s. Out: a checkpoint an epoch, each a model folder of safetensors.
 """
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.retry import may_pass
+from tasks.stage import stage_task
 from tasks.training import run_training, training_values, training_without_effect
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Demonstration
 from tpo.storage.store import Stage
 
 
-@task(name="fine_tune", task_run_name="fine-tune {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("fine_tune", run_name="fine-tune {folder}")
 def fine_tune(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> list[Artifact]:
     """The checkpoints of `model` fine-tuned on `demonstrations`, in the order of their epochs."""
     assert config.sft is not None

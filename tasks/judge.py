@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from prompts.verdict import load_verdict_prompt
 from tasks.handles import Answers, Ask, Submission
-from tasks.retry import may_pass
 from tasks.spending import api_tokens, judging_meter
+from tasks.stage import begin, stage_task
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
@@ -35,7 +32,7 @@ from tpo.storage.store import (
 )
 
 
-@task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("judge", run_name="judge {ask.folder}")
 def judge(
     config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
 ) -> Answers:
@@ -102,8 +99,7 @@ def _say_judgments(
     config: RunConfig, ask: Ask, submitted: Submission, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, ask, submitted)
-    for change in stage.begin(shard_size=config.judge_engine.shard_prompts):
-        say(f"{stage.name}: made again, {change}")
+    begin(stage, shard_size=config.judge_engine.shard_prompts)
     size = stage.shard_size or config.judge_engine.shard_prompts
     starts = range(0, len(groups), size)
     with (

@@ -11,11 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.retry import may_pass
 from tasks.source import origin, prompts_stage, question_key, read_source, why_unfit
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError
@@ -24,17 +21,15 @@ from tpo.records import Account, Artifact, Prompt
 from tpo.storage.store import read_rows
 
 
-@task(name="load_prompts", task_run_name="load {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("load_prompts", run_name="load {folder}")
 def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Artifact:
     """The prompts of `folder`, disjoint from those of `earlier`.
 
     Raises `InputError` where the source cannot be read, lacks a column, or has too few fresh prompts.
     """
     stage = prompts_stage(config, folder, model, earlier)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{folder}: made again, {change}")
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:

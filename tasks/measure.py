@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, slug, values_of
 from tasks.handles import Answers
-from tasks.retry import may_pass
+from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference
 from tpo.records import Artifact, Prompt, Sample, Score
@@ -44,7 +42,7 @@ class Step:
     """What it was trained on, by name: `pairs`, `demonstrations`."""
 
 
-@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("measure", run_name="measure")
 def measure(
     config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[Step], name: str = LADDER
 ) -> Ladder:

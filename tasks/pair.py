@@ -16,12 +16,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.handles import Answers
-from tasks.retry import may_pass
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.judges import (
     PairConfig,
     least_margin,
@@ -110,17 +108,15 @@ class Pairs:
     """The strength of length control that was used."""
 
 
-@task(name="pair", task_run_name="pair iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pair", run_name="pair iteration {iteration}")
 def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     """The preference pairs of one iteration.
 
     Raises `StageError` if fewer prompts than `health.min_pairs` give one, with the counts that say why.
     """
     stage = pairs_stage(config, iteration, answers)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     margin = least_margin(config.pair, config.judge)
     made = make_pairs(
         StoredCandidates(answers),
@@ -137,7 +133,7 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
         raise shortage.error(config.health.min_pairs, f"{remedy} ({where})")
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts=describe(made))
-    say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {_reasons(made.account) or 'none'}")
+    say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {made.account.reasons()}")
     return artifact
 
 
@@ -290,10 +286,6 @@ def _make_pair(
         rejected_score=rejected.score.value,
         margin=margin,
     )
-
-
-def _reasons(account: Account) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))
 
 
 def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:

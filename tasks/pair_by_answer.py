@@ -12,13 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from tasks.handles import Answers
-from tasks.retry import may_pass
 from tasks.shortage import Shortage
 from tasks.solutions import Question, Written, answered_inputs, questions_of
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
@@ -38,24 +35,21 @@ class PairsByAnswer:
     """In pairs that could be made; a question of which none can counts as one."""
 
 
-@task(name="pair_by_answer", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pair_by_answer", run_name="pair {folder}")
 def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
     """Pairs of right and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` give one."""
     assert config.self_train is not None
     stage = pairs_by_answer_stage(config, folder, given, answers)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     questions = questions_of(given, answers)
     made = make_pairs(questions, most=config.self_train.pairs_per_question, max_tokens=config.train.max_tokens)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     shortage = Shortage(stage.name, made.questions, len(questions), made.account.dropped, unit="questions")
     if shortage.is_serious(config.health.min_pairs):
         raise shortage.error(config.health.min_pairs, _remedy(made.account.dropped, config, answers))
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts={"questions": made.questions})
-    say(f"{stage.name}: {len(made.pairs)} pairs of {made.questions} questions; dropped: {reasons or 'none'}")
+    say(f"{stage.name}: {len(made.pairs)} pairs of {made.questions} questions; dropped: {made.account.reasons()}")
     return artifact
 
 

@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from judges.verifier import Verifier
 from prompts.thought import load_prompt
-from tasks.retry import may_pass
 from tasks.shortage import Shortage
+from tasks.stage import begin, stage_task
 from tpo.config.judges import VerifierJudge
 from tpo.config.recipes import PairFile, ThinkPoConfig
 from tpo.config.run import RunConfig
@@ -80,14 +78,14 @@ class PairsByLength:
     """Mean difference of long and short in tokens."""
 
 
-@task(name="pair_by_length", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pair_by_length", run_name="pair {folder}")
 def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Artifact:
     """Pairs of `Demonstration`s, long ones chosen. Raises `StageError` if they are too few (`health.min_pairs`)."""
     stage = pairs_by_length_stage(config, folder, long, short)
     return stage.complete() or _make(config, stage, lambda: contrasts_of(long, short))
 
 
-@task(name="pairs_from_file", task_run_name="pairs of {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pairs_from_file", run_name="pairs of {folder}")
 def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
     """Pairs of a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
     assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
@@ -126,13 +124,11 @@ def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterat
 
 def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Contrast]]) -> Artifact:
     assert config.thinkpo is not None
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
+    begin(stage)
     judge = Verifier(VerifierJudge(match=config.thinkpo.match, answer_pattern=config.thinkpo.answer_pattern))
     made = make_pairs(
         contrasts(), config.thinkpo, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal
     )
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     # Pairs that were fit and not drawn, and prompts that came twice, are no failure.
     not_short = {"not_drawn", "other_gap", "duplicate"}
     dropped = {reason: count for reason, count in made.account.dropped.items() if reason not in not_short}
@@ -144,7 +140,7 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
     stage.write_shard(0, made.pairs)
     facts = {"differing": made.differing, "mean_gap": made.mean_gap}
     artifact = stage.commit(1, account=made.account, facts=facts)
-    say(f"{stage.name}: {len(made.pairs)} pairs, {made.mean_gap:.0f} tokens apart; dropped: {reasons or 'none'}")
+    say(f"{stage.name}: {len(made.pairs)} pairs, {made.mean_gap:.0f} tokens apart; dropped: {made.account.reasons()}")
     return artifact
 
 

@@ -11,12 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from tasks.handles import Answers
-from tasks.retry import may_pass
 from tasks.solutions import Question, Written, answered_inputs, questions_of
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.recipes import SelfTrainConfig
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -38,28 +35,26 @@ class Labels:
     """In distinct right outputs, the given ones among them."""
 
 
-@task(name="pseudo_label", task_run_name="label {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pseudo_label", run_name="label {folder}")
 def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
     """What is given and what was answered right. Raises `StageError` where there is neither."""
     assert config.self_train is not None and config.sft is not None
     stage = pseudo_labels_stage(config, folder, given, answers)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     questions = questions_of(given, answers)
     made = make_labels(questions, config.self_train, max_tokens=config.sft.max_tokens)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     if not made.rows:
         raise StageError(
-            f"{stage.name}: 0 outputs to imitate for {len(questions)} questions ({reasons or 'none is right'}): raise "
-            f"self_train.label_outputs or sft.max_tokens, or look at {answers[-1].scores.path}"
+            f"{stage.name}: 0 outputs to imitate for {len(questions)} questions (dropped: {made.account.reasons()}): "
+            f"raise self_train.label_outputs or sft.max_tokens, or look at {answers[-1].scores.path}"
         )
     stage.write_shard(0, made.rows)
     sampled = sum(row.origin == "sampled" for row in made.rows)
     facts = {"sampled": sampled, "most a question": made.cap}
     artifact = stage.commit(1, account=made.account, facts=facts)
-    say(f"{stage.name}: {len(made.rows)} outputs to imitate, {sampled} of them sampled; dropped: {reasons or 'none'}")
+    dropped = made.account.reasons()
+    say(f"{stage.name}: {len(made.rows)} outputs to imitate, {sampled} of them sampled; dropped: {dropped}")
     return artifact
 
 

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import Answers, Chosen
-from tasks.retry import may_pass
+from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample
@@ -62,7 +60,7 @@ class Measured:
     """What it was made from; None for the seed."""
 
 
-@task(name="report", task_run_name="report", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("report", run_name="report")
 def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
     """Summary and page of a run that has reached the last of `measured`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)

@@ -10,13 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.handles import Ask
-from tasks.retry import may_pass
 from tasks.spending import sampling_meter
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
 from tpo.config.run import RunConfig
@@ -36,14 +33,12 @@ from tpo.storage.store import (
 )
 
 
-@task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("sample", run_name="sample {ask.folder}")
 def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Artifact:
     """Outputs of `model` for `prompts`, asked as `ask` says."""
     stage = samples_stage(config, ask, model, prompts)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage, shard_size=config.engine.shard_prompts)) is not None:
         return done
-    for change in stage.begin(shard_size=config.engine.shard_prompts):
-        say(f"{stage.name}: made again, {change}")
     size = stage.shard_size or config.engine.shard_prompts
     thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
     shards = [rows[i : i + size] for i in range(0, len(rows), size)]

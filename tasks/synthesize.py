@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from prompts.instructions import InstructionPrompt, Written, can_be_shown, load_instruction_prompt
 from prompts.verdict import without_control_tokens
-from tasks.retry import may_pass
 from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_hashes, why_unfit
 from tasks.spending import api_tokens, generating_meter
+from tasks.stage import begin, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import FileSource, SyntheticConfig
 from tpo.config.run import RunConfig
@@ -52,7 +50,7 @@ LEAST_SHARE = 0.05
 """Share of generations that gave a fresh prompt, below which rounds do not grow any more."""
 
 
-@task(name="synthesize", task_run_name="write {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("synthesize", run_name="write {folder}")
 def synthesize(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Artifact:
     """Prompts of `folder` that a model wrote, near none of those of `earlier`; `model` is M_0.
 
@@ -292,8 +290,7 @@ def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choi
             f"other examples, or lower data.per_iteration; look at {stage.folder}, what is there is kept"
         )
     generator = _generator(config, writing)
-    for change in stage.begin(shard_size=generator.shard_size(config.engine.shard_prompts)):
-        say(f"{stage.name}: made again, {change}")
+    begin(stage, shard_size=generator.shard_size(config.engine.shard_prompts))
     assert stage.shard_size is not None
     shards = math.ceil(wanted / stage.shard_size)
     _write_shards(config, stage, writing, generator, shards)

@@ -3,17 +3,14 @@
 In: a model, the model that it is held to, and `Pair`s. Out: a checkpoint an epoch, each a model folder of safetensors.
 """
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.retry import may_pass
+from tasks.stage import stage_task
 from tasks.training import run_training, training_values, training_without_effect
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Pair
 from tpo.storage.store import Stage
 
 
-@task(name="train", task_run_name="train {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("train", run_name="train {folder}")
 def train(config: RunConfig, folder: str, model: Artifact, reference: Artifact, pairs: Artifact) -> list[Artifact]:
     """The checkpoints of one DPO step on `model`, held to `reference`, in the order of their epochs."""
     stage = train_stage(config, folder, model, reference, pairs)

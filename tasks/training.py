@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.spending import training_meter
+from tasks.stage import begin
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
@@ -37,8 +38,7 @@ def run_training(
     """
     done = stage.complete()
     if done is None:
-        for change in stage.begin():
-            say(f"{stage.name}: made again, {change}")
+        begin(stage)
         for used in filter(None, (model, reference)):
             check_files(used)
         epochs = _train(config, training, stage, model.path, read_rows(rows, row_type), reference)

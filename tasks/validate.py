@@ -14,11 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from tasks.handles import Answers, Chosen
-from tasks.retry import may_pass
+from tasks.stage import begin, stage_task
 from tpo.config.judges import ValidationConfig, compares
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -48,9 +45,7 @@ class Standing:
     """Answers that parse, scored or not."""
 
 
-@task(
-    name="validate", task_run_name="validate iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass
-)
+@stage_task("validate", run_name="validate iteration {iteration}")
 def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Chosen:
     """M_t and the validation answers that chose it.
 
@@ -66,8 +61,7 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
         # By definition and not by its own scores, which are against another model.
         standings[0] = replace(standings[0], score=LEVEL, scored=max(standing.scored for standing in standings))
     best = choose(standings, config.validation.min_parse_rate, config.validation.min_scored_share)
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
+    begin(stage)
     check_files(everyone[best.epoch].model)
     _bring_files(everyone[best.epoch].model.path, stage.folder, config.root)
     facts = {"epoch": best.epoch, "standings": [asdict(standing) for standing in standings]}

@@ -270,6 +270,10 @@ class Account:
         if self.rows_in != self.rows_out + sum(self.dropped.values()):
             raise AssertionError(f"a stage lost count: {self}")
 
+    def reasons(self) -> str:
+        """What was dropped and why, to be shown; `none` if nothing was."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
+
 
 def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None

@@ -12,7 +12,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.deployments import advance, compare_runs, next_model, run_self_train, run_thinkpo
 from tasks.load_prompts import load_prompts
-from tasks.retry import may_pass
+from tasks.stage import may_pass
 from tests.finished_run import finish
 from tests.rows import a_config
 from tpo.errors import BudgetError, DamagedError, InputError, StageError, StoreError
