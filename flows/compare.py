@@ -10,15 +10,15 @@ from flows.graph import name_subflows_as_tasks
 from flows.iterate import iterate
 from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
-from tasks.handles import Answers, against_ask
+from tasks.handles import Answers, against_ask, judged, measuring_ask
 from tasks.judge import judge
-from tasks.lineage import Tests, tests_of
 from tpo.config.judges import compares
 from tpo.config.run import RunConfig
+from tpo.records import Artifact
 from tpo.report.comparison import Comparison
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.store import mending
+from tpo.storage.store import complete_artifact, mending
 
 
 @flow(name="compare", flow_run_name="{config.name} against direct, to M_{iterations}")
@@ -30,19 +30,20 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
         if (summary := reached(each, iterations)) is None:
             summary = iterate(each, iterations)
             name_subflows_as_tasks()
-        tests = tests_of(each, iterations)
-        arms.append((Arm(each, summary, tests.answers), tests))
-    (thinking, tests), (direct, _) = arms
+        answers = [judged(each, measuring_ask(each, t)) for t in range(iterations + 1)]
+        arms.append(Arm(each, summary, answers))
+    thinking, direct = arms
+    prompts = complete_artifact(config.root / "iter_0" / "prompts" / "test")
     with only_writer(config.root), writing(config):
-        return mending(lambda: compare(thinking, direct, tests.prompts, head_to_head(thinking, direct, tests)))
+        return mending(lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts)))
 
 
-def head_to_head(thinking: Arm, direct: Arm, tests: Tests) -> list[Answers]:
+def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[Answers]:
     """What a judge that compares says of both runs' answers; nothing where it reads one response at a time."""
     config = thinking.config
     if not compares(config.evaluation.judge):
         return []
     return [
-        judge(config, against_ask(config, t), ours.samples, tests.prompts, theirs.samples)
+        judge(config, against_ask(config, t), ours.samples, prompts, theirs.samples)
         for t, (ours, theirs) in enumerate(zip(thinking.tests, direct.tests, strict=True))
     ]

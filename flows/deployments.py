@@ -21,9 +21,9 @@ from flows.prefect_ops import alert, entitle, fetch_keys
 from flows.recipes import ablated, checked, compared, made, ready, resolve_config, self_trained, working
 from flows.self_train import self_train, self_train_and_plain
 from flows.thinkpo import thinkpo
-from tasks.lineage import completed
 from tpo.config.run import RunConfig
 from tpo.report.ladder import ABLATION, LADDER, page_of
+from tpo.storage.current import iterations_made
 from tpo.storage.disk import explained
 from tpo.storage.mirror import reading
 
@@ -164,4 +164,4 @@ def _asked_for(profile: str, run_name: str, judge: JudgeChoice, seed: int | None
 def next_model(config: RunConfig, iterations: int, last: int) -> int:
     """T of the model to bring a run to: so many iterations past the last complete one, and no further than `last`."""
     with reading(config):
-        return min(max(completed(config, last), 0) + iterations, last)
+        return min(max(iterations_made(config), 0) + iterations, last)

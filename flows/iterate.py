@@ -34,9 +34,9 @@ from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.summary import Summary
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.run_config import keep_config
 from tpo.storage.store import mending
 
 
@@ -46,7 +46,9 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
-        return mending(lambda: bring_to(config, iterations))
+        summary = mending(lambda: bring_to(config, iterations))
+        mark_finished(config)
+        return summary
 
 
 def bring_to(config: RunConfig, iterations: int) -> Summary:

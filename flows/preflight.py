@@ -23,7 +23,6 @@ from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
-from tasks.lineage import completed
 from tasks.source import question_key
 from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import contexts, pair_writers
@@ -57,6 +56,7 @@ from tpo.planning.machine import cpu_count, free_disk, gpu_count, memory_bytes
 from tpo.planning.needs import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
 from tpo.records import Message
 from tpo.storage.bucket import Bucket
+from tpo.storage.current import iterations_made
 from tpo.storage.disk import remove, write_atomically
 from tpo.storage.lock import check_unheld
 
@@ -458,8 +458,7 @@ def _check_writing(root: Path) -> None:
 
 def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator[str]:
     """What is left to do fits on the disk; a line where it may not."""
-    # A run that has nothing yet is not walked: that would read all of a seed model that may be large.
-    done = completed(config, iterations) if (config.root / "iter_0").is_dir() else -1
+    done = iterations_made(config)
     left = range(done + 1, iterations + 1)
     written = sum(
         path.stat().st_size

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
-from tasks.lineage import completed, leaves
 from tpo.config.data import PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
@@ -24,9 +23,8 @@ from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
 from tpo.report.ladder import ABLATION, LADDER, Ladder, read_ladder
 from tpo.report.summary import Summary, read_summary
+from tpo.storage.current import is_current
 from tpo.storage.mirror import reading
-from tpo.storage.receipt import receipt_holds
-from tpo.storage.run_config import is_kept
 
 SHIPPED = Path("deploy") / "profiles"
 PROFILES = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[1] / SHIPPED
@@ -84,9 +82,7 @@ def reached(config: RunConfig, iterations: int) -> Summary | None:
 def finished(config: RunConfig, iterations: int) -> Summary | None:
     """The summary of a run that has reached M_T and needs nothing, its report included."""
     path = config.root / "summary.json"
-    if not (is_kept(config) and path.exists() and (config.root / "report.html").exists()):
-        return None
-    if completed(config, iterations) < iterations:
+    if not (path.exists() and (config.root / "report.html").exists() and is_current(config)):
         return None
     try:
         summary = read_summary(path)
@@ -130,7 +126,7 @@ def _ladder_or_check(
 def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
     """The ladder of a run that is finished, where it reaches the model called `last`."""
     path = config.root / name
-    if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):
+    if path.exists() and is_current(config):
         with contextlib.suppress(StoreError):
             ladder = read_ladder(path)
             return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None

@@ -19,7 +19,6 @@ from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
 from tasks.handles import Answers, labelling_ask, pairing_ask, seed_model, test_ask
-from tasks.lineage import leaves
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_answer import pair_by_answer
@@ -30,10 +29,9 @@ from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.ladder import ABLATION, Ladder
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.receipt import write_receipt
-from tpo.storage.run_config import keep_config
 from tpo.storage.store import mending
 
 
@@ -78,7 +76,7 @@ def _run(config: RunConfig, iterations: int) -> Made:
     with only_writer(config.root), writing(config):
         keep_config(config)
         made = mending(lambda: make_models(config, iterations))
-        write_receipt(config.root, leaves(config))
+        mark_finished(config)
         return made
 
 

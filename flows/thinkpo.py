@@ -15,7 +15,6 @@ from flows.iterate import ask
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
 from tasks.handles import seed_model, test_ask, write_ask
-from tasks.lineage import leaves
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
@@ -27,10 +26,9 @@ from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.ladder import Ladder
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.receipt import write_receipt
-from tpo.storage.run_config import keep_config
 from tpo.storage.store import folder_artifact, mending
 
 RECIPE = "ThinkPO"
@@ -43,7 +41,7 @@ def thinkpo(config: RunConfig) -> Ladder:
     with only_writer(config.root), writing(config):
         keep_config(config)
         ladder = mending(lambda: make_models(config))
-        write_receipt(config.root, leaves(config))
+        mark_finished(config)
         return ladder
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from prompts.thought import load_prompt
+from tasks.handles import prompt_templates
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
@@ -111,14 +112,14 @@ def demonstrations_stage(
     `model`, which is to imitate them, matters because its tokenizer makes the tokens; `most` is how many are taken.
     """
     assert config.sft is not None
-    inputs = {"model": model.fingerprint, "prompts": prompts.fingerprint}
+    inputs = {"model": model, "prompts": prompts}
     if written is not None:
-        inputs["written"] = written.fingerprint
+        inputs["written"] = written
     return Stage(
         config.root,
         f"{folder}/demonstrations",
         Demonstration,
-        inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
+        inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
         config={
             "max_tokens": config.sft.max_tokens,
             "too_long": config.sft.too_long,

@@ -25,7 +25,7 @@ def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrati
         config.root,
         f"{folder}/train",
         "Model",
-        inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
+        inputs={"model": model, "demonstrations": demonstrations},
         config=training_values(config, {"sft": config.sft.model_dump(mode="json", exclude={"too_long"})}),
         without_effect=training_without_effect("sft", config.sft),
     )

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from prompts.thought import load_prompt
 from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.data import PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig
 from tpo.config.recipes import PairModels
 from tpo.config.run import RunConfig
-from tpo.records import Artifact
-from tpo.storage.store import folder_artifact
+from tpo.records import Artifact, External
+from tpo.storage.store import complete_artifact, content_sha256, folder_artifact
 
 Purpose = Literal["train", "evaluate"]
 
@@ -119,6 +120,22 @@ def against_ask(config: RunConfig, iteration: int) -> Ask:
 def direct_ask(config: RunConfig) -> Ask:
     """What the seed is asked without any thought prompt, for comparison."""
     return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample)
+
+
+def prompt_templates(prompt: PromptConfig) -> External:
+    """The templates that a model is asked with, and the markers that its outputs are split at."""
+    return with_files(load_prompt(prompt).fingerprint, prompt.user_template, prompt.system_template)
+
+
+def with_files(fingerprint: str, *paths: Path | None) -> External:
+    """What identifies an input, and the user's files that it's read from, if it's not our own."""
+    return External(fingerprint, {path: content_sha256(path) for path in paths if path is not None})
+
+
+def judged(config: RunConfig, ask: Ask) -> Answers:
+    """What a round of a run that is current came to; raises `StoreError` if the run hasn't got that far."""
+    folder = config.root / ask.folder
+    return Answers(complete_artifact(folder / "samples"), complete_artifact(folder / "scores"))
 
 
 def seed_model(config: RunConfig) -> Artifact:

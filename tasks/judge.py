@@ -14,14 +14,14 @@ from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from prompts.verdict import load_verdict_prompt
-from tasks.handles import Answers, Ask, Submission
+from tasks.handles import Answers, Ask, Submission, with_files
 from tasks.spending import api_tokens, judging_meter
 from tasks.stage import begin, stage_task
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.inference.reply import Tokens
-from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
+from tpo.records import Account, Artifact, External, Judgment, Prompt, Sample, Score
 from tpo.storage.disk import remove
 from tpo.storage.journal import Journal
 from tpo.storage.store import (
@@ -137,14 +137,11 @@ def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[i
 
 def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage:
     """What a judge said of some samples."""
-    inputs = {"samples": submitted.samples.fingerprint, "prompts": submitted.prompts.fingerprint}
-    if submitted.baseline is not None and compares(ask.judge):
-        inputs["baseline"] = submitted.baseline.fingerprint
     return Stage(
         config.root,
         f"{ask.folder}/judgments",
         Judgment,
-        inputs=inputs | judge_inputs(ask.judge),
+        inputs=_judged_inputs(ask, submitted),
         config={
             "judge": _judge_values(config, ask.judge, without={"ridge", "length_bias"}),
             "with_errors": ask.purpose == "evaluate",
@@ -159,18 +156,26 @@ def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: 
         config.root,
         f"{ask.folder}/scores",
         Score,
-        inputs=stage.inputs | {"judgments": judgments.fingerprint},
+        inputs=_judged_inputs(ask, submitted) | {"judgments": judgments},
         config=stage.config | {"judge": _judge_values(config, ask.judge)},
     )
 
 
-def judge_inputs(judge: JudgeConfig) -> dict[str, str]:
+def _judged_inputs(ask: Ask, submitted: Submission) -> dict[str, Artifact | External]:
+    inputs = _judge_inputs(ask.judge) | {"samples": submitted.samples, "prompts": submitted.prompts}
+    if submitted.baseline is not None and compares(ask.judge):
+        inputs["baseline"] = submitted.baseline
+    return inputs
+
+
+def _judge_inputs(judge: JudgeConfig) -> dict[str, Artifact | External]:
     """The files that a judge is made of, by content."""
-    inputs = {}
+    inputs = dict[str, Artifact | External]()
     if not isinstance(judge, VerifierJudge) and judge.folder is not None:
-        inputs["judge model"] = folder_artifact(judge.folder).fingerprint
+        inputs["judge model"] = folder_artifact(judge.folder)
     if isinstance(judge, PairwiseJudge):
-        inputs["judge templates"] = load_verdict_prompt(judge).fingerprint
+        fingerprint = load_verdict_prompt(judge).fingerprint
+        inputs["judge templates"] = with_files(fingerprint, judge.user_template, judge.system_template)
     return inputs
 
 

@@ -294,7 +294,7 @@ def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
         config.root,
         f"iter_{iteration}/pairs",
         Pair,
-        inputs={"samples": answers.samples.fingerprint, "scores": answers.scores.fingerprint},
+        inputs={"samples": answers.samples, "scores": answers.scores},
         config={
             "seed": config.seed,
             "pair": config.pair.model_dump(mode="json") | {"min_margin": least_margin(config.pair, config.judge)},

@@ -18,6 +18,7 @@ import numpy as np
 
 from judges.verifier import Verifier
 from prompts.thought import load_prompt
+from tasks.handles import prompt_templates
 from tasks.shortage import Shortage
 from tasks.stage import begin, stage_task
 from tpo.config.judges import VerifierJudge
@@ -29,7 +30,7 @@ from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Pair
 from tpo.storage.store import (
     Stage,
-    content_sha256,
+    external_file,
     read_rows,
     stream_rows,
 )
@@ -273,7 +274,7 @@ def pairs_by_length_stage(config: RunConfig, folder: str, long: Artifact, short:
         config.root,
         f"{folder}/pairs",
         Pair,
-        inputs={"long": long.fingerprint, "short": short.fingerprint},
+        inputs={"long": long, "short": short},
         config={"seed": config.seed, "thinkpo": values, "max_tokens": config.train.max_tokens},
     )
 
@@ -287,9 +288,9 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
         f"{folder}/pairs",
         Pair,
         inputs={
-            "model": model.fingerprint,
-            "pair file": content_sha256(source.path),
-            "prompt templates": load_prompt(config.prompt).fingerprint,
+            "model": model,
+            "pair file": external_file(source.path),
+            "prompt templates": prompt_templates(config.prompt),
         },
         config={
             "seed": config.seed,

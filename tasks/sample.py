@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prompts.thought import ThoughtPrompt, load_prompt
-from tasks.handles import Ask
+from tasks.handles import Ask, prompt_templates
 from tasks.spending import sampling_meter
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.contexts import context_of
@@ -186,9 +186,9 @@ def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifac
         f"{ask.folder}/samples",
         Sample,
         inputs={
-            "model": model.fingerprint,
-            "prompts": prompts.fingerprint,
-            "prompt templates": load_prompt(ask.prompt).fingerprint,
+            "model": model,
+            "prompts": prompts,
+            "prompt templates": prompt_templates(ask.prompt),
         },
         config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
         without_effect=_sampling_without_effect(sample, ask),

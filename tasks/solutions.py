@@ -82,9 +82,9 @@ def _scored(answers: Answers) -> Iterator[tuple[Sample, Score]]:
     yield from zip(stream_rows(answers.samples, Sample), stream_rows(answers.scores, Score), strict=True)
 
 
-def answered_inputs(given: Artifact, answers: Sequence[Answers]) -> dict[str, str]:
+def answered_inputs(given: Artifact, answers: Sequence[Answers]) -> dict[str, Artifact]:
     """What is given, and what models answered, in the order in which they were asked."""
-    inputs = {"given": given.fingerprint}
+    inputs = {"given": given}
     for i, each in enumerate(answers, 1):
-        inputs |= {f"samples {i}": each.samples.fingerprint, f"scores {i}": each.scores.fingerprint}
+        inputs |= {f"samples {i}": each.samples, f"scores {i}": each.scores}
     return inputs

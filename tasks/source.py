@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from prompts.thought import load_prompt
+from tasks.handles import prompt_templates
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource
 from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of, read_prompt_rows
@@ -19,8 +20,8 @@ from tpo.data.writing import writing_tasks
 from tpo.errors import InputError
 from tpo.miniature import world
 from tpo.models.chat import ChatEncoder
-from tpo.records import Artifact, Prompt
-from tpo.storage.store import Stage, content_sha256
+from tpo.records import Artifact, External, Prompt
+from tpo.storage.store import Stage, external_file
 
 
 def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | None]:
@@ -119,16 +120,16 @@ def prompts_stage(
 
     The seed model matters because its tokenizer says which prompts are too long.
     """
-    inputs = {f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier)}
-    inputs |= {"model": model.fingerprint, **source_hashes(config, folder)}
+    inputs: dict[str, Artifact | External] = {f"prompts {i}": artifact for i, artifact in enumerate(earlier)}
+    inputs |= {"model": model, **source_file(config, folder)}
     if config.data.also_fits is not None:
-        inputs["other prompt templates"] = load_prompt(config.data.also_fits).fingerprint
+        inputs["other prompt templates"] = prompt_templates(config.data.also_fits)
     without = {"source", "synthetic", "per_iteration", "validation", "test", "also_fits"}
     data = config.data.model_dump(mode="json", exclude=without)
     if generations is not None and config.data.synthetic is not None:
-        inputs["generations"] = generations.fingerprint
+        inputs["generations"] = generations
         avoided = enumerate(config.data.synthetic.avoid)
-        inputs |= {f"avoided {i}": content_sha256(file.path) for i, file in avoided}
+        inputs |= {f"avoided {i}": external_file(file.path) for i, file in avoided}
         chosen_by = {"max_similarity", "min_words", "without_words"}
         data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
         data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]
@@ -139,7 +140,7 @@ def prompts_stage(
         config.root,
         folder,
         Prompt,
-        inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
+        inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
         config={
             "seed": config.seed,
             "data": {**data, "source": config.data.source.model_dump(mode="json"), "count": count},
@@ -154,12 +155,12 @@ def prompt_file(source: FileSource, folder: str) -> Path:
     return file_of(source, kind.removeprefix("/"), iteration)
 
 
-def source_hashes(config: RunConfig, folder: str) -> dict[str, str]:
+def source_file(config: RunConfig, folder: str) -> dict[str, External]:
     """The content of the file that a set of prompts is drawn from, by its role; nothing for the miniature world."""
     if not isinstance(config.data.source, FileSource):
         return {}
     path = prompt_file(config.data.source, folder)
-    return {"source": content_sha256(path)} if path.exists() else {}
+    return {"source": external_file(path)} if path.exists() else {}
 
 
 def is_written(config: RunConfig, folder: str) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 
 from prompts.instructions import InstructionPrompt, Written, can_be_shown, load_instruction_prompt
 from prompts.verdict import without_control_tokens
-from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_hashes, why_unfit
+from tasks.handles import with_files
+from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_file, why_unfit
 from tasks.spending import api_tokens, generating_meter
 from tasks.stage import begin, stage_task
 from tpo.config.contexts import context_of
@@ -376,10 +377,10 @@ def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: S
         f"{folder.removesuffix('prompts')}generations",
         Generation,
         inputs={
-            **{f"prompts {i}": artifact.fingerprint for i, artifact in enumerate(earlier[:2])},
-            **({} if model is None else {"generator": model.fingerprint}),
-            **source_hashes(config, folder),
-            "few-shot template": load_instruction_prompt(settings.template).fingerprint,
+            **{f"prompts {i}": artifact for i, artifact in enumerate(earlier[:2])},
+            **({} if model is None else {"generator": model}),
+            **source_file(config, folder),
+            "few-shot template": with_files(load_instruction_prompt(settings.template).fingerprint, settings.template),
         },
         config={
             "seed": config.seed,

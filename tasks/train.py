@@ -20,9 +20,9 @@ def train(config: RunConfig, folder: str, model: Artifact, reference: Artifact, 
 
 def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Artifact, pairs: Artifact) -> Stage:
     """The checkpoints of one DPO step below `folder`, a model folder an epoch."""
-    inputs = {"model": model.fingerprint, "pairs": pairs.fingerprint}
+    inputs = {"model": model, "pairs": pairs}
     if reference.fingerprint != model.fingerprint:
-        inputs["reference"] = reference.fingerprint
+        inputs["reference"] = reference
     return Stage(
         config.root,
         f"{folder}/train",

@@ -124,7 +124,7 @@ def _bring_files(source: Path, target: Path, root: Path) -> None:
 def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Stage:
     """M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts."""
     inputs = {
-        f"{kind} {i}": artifact.fingerprint
+        f"{kind} {i}": artifact
         for i, candidate in enumerate((incumbent, *candidates))
         for kind, artifact in (("model", candidate.model), ("scores", candidate.validation.scores))
     }

@@ -23,8 +23,8 @@ from tasks.validate import model_stage
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
 from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.disk import write_atomically
-from tpo.storage.run_config import keep_config
 from tpo.storage.store import Stage
 
 
@@ -57,6 +57,7 @@ def finish(config: RunConfig, iterations: int) -> None:
     write_atomically(config.root / "summary.json", write_summary(summary))
     write_atomically(config.root / "report.html", b"<!doctype html>")
     keep_config(config)
+    mark_finished(config)
 
 
 def _prompts(config: RunConfig, folder: str, seed: Artifact, earlier: list[Artifact]) -> Artifact:

@@ -5,7 +5,7 @@ there to look at. A value that is not known is None and says why beside it; it i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -253,6 +253,16 @@ class Artifact:
     """Number of rows; for a model its number of files."""
     fingerprint: str
     """SHA-256 over the content: equal fingerprints mean equal content."""
+
+
+@dataclass(frozen=True)
+class External:
+    """An input that no stage of the run has made: files of the user's or of this package."""
+
+    fingerprint: str
+    """SHA-256 over what matters of it: equal fingerprints mean equal results."""
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """SHA-256 of the files and folders that it's read from; those that ship with this package may be left out."""
 
 
 @dataclass(frozen=True)

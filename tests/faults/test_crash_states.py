@@ -21,7 +21,7 @@ import pytest
 from tests.faults.crash_states import Disk, Explored, Explorer, Operation, Scenario, State, recording, standing, table
 from tests.rows import a_prompt
 from tpo.errors import DamagedError
-from tpo.records import Artifact, Prompt
+from tpo.records import Artifact, External, Prompt
 from tpo.storage import journal, store
 from tpo.storage.disk import write_atomically
 from tpo.storage.journal import Journal, read_journal
@@ -38,7 +38,7 @@ Operations = list[Operation]
 
 
 def a_stage(root: Path, k: int = 1) -> Stage:
-    return Stage(root, "prompts", Prompt, inputs={"model": "m0"}, config={"k": k})
+    return Stage(root, "prompts", Prompt, inputs={"model": External("m0")}, config={"k": k})
 
 
 def rows(index: int, k: int = 1) -> list[Prompt]:
@@ -132,7 +132,7 @@ MODEL = {f"epoch_{n}/{name}": f"{n} {name} ".encode() * 9 for n in (1, 2) for na
 
 
 def a_model(root: Path) -> Stage:
-    return Stage(root, "model", "Model", inputs={"pairs": "p"}, config={})
+    return Stage(root, "model", "Model", inputs={"pairs": External("p")}, config={})
 
 
 def make_model(root: Path) -> None:
@@ -165,7 +165,7 @@ def make_chosen(root: Path) -> None:
     """The stage that chooses an epoch: its files are links to that epoch's."""
     from tasks.validate import _bring_files
 
-    stage = Stage(root, "chosen", "Model", inputs={"model": "m"}, config={})
+    stage = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={})
     if stage.complete() is None:
         stage.begin()
         _bring_files(a_model(root).folder / "epoch_2", stage.folder, root)
@@ -173,7 +173,7 @@ def make_chosen(root: Path) -> None:
 
 
 def read_chosen(root: Path) -> frozenset[str]:
-    done = Stage(root, "chosen", "Model", inputs={"model": "m"}, config={}).complete()
+    done = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={}).complete()
     if done is None:
         return read_model(root)
     check_files(done)

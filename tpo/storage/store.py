@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 from tpo import __version__
 from tpo.console import say
 from tpo.errors import DamagedError, StoreError
-from tpo.records import RECORDS, Account, Artifact
+from tpo.records import RECORDS, Account, Artifact, External
 from tpo.storage.disk import (
     bring_again,
     bring_here,
@@ -54,6 +54,8 @@ SCRATCH = ("dataset", "ray", "trainer")
 """Folders in a training stage that hold nothing of its result and are gone when it is complete."""
 _HASHED_AT_ONCE = min(8, os.cpu_count() or 1)
 """Files that are hashed at the same time, a thread each: one alone reads about 1 GB/s, and a disk gives more."""
+_PACKAGE = Path(__file__).parents[2]
+_SHIPPED_WITH_US = "package:"
 _NOT_ITS_HASH = "its content does not have the hash that the manifest says"
 
 Row = TypeVar("Row")
@@ -90,6 +92,8 @@ class Manifest:
     """Version of this package."""
     format: int
     """Version of the layout."""
+    external: Mapping[str, str] | None = None
+    """SHA-256 of every file or folder from outside the run that was read, by path; None from an earlier version."""
     checksum: str = ""
     """SHA-256 over everything above."""
 
@@ -103,7 +107,7 @@ class Stage:
         name: str,
         record: type | str,
         *,
-        inputs: Mapping[str, str],
+        inputs: Mapping[str, Artifact | External],
         config: Mapping[str, Any],
         without_effect: Collection[str] = (),
     ) -> None:
@@ -112,7 +116,8 @@ class Stage:
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
-        self.inputs = dict(inputs)
+        self.inputs = {name: source.fingerprint for name, source in inputs.items()}
+        self._sources = tuple(inputs.values())
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
         self.without_effect = frozenset(without_effect)
         self.folder = root / name
@@ -271,9 +276,19 @@ class Stage:
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             code=__version__,
             format=FORMAT,
+            external=self._external(),
         )
         write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
+
+    def _external(self) -> dict[str, str]:
+        found = dict[Path, str]()
+        for source in self._sources:
+            if isinstance(source, External):
+                found |= source.files
+            elif not source.path.is_relative_to(self.root):
+                found[source.path] = source.fingerprint
+        return dict(sorted((_portable(path), sha256) for path, sha256 in found.items()))
 
 
 def mending(make: Callable[[], Result]) -> Result:
@@ -514,5 +529,45 @@ def _to_json(values: Any) -> bytes:
 
 
 def content_sha256(path: Path) -> str:
-    """A file's or a dataset folder's content, by its hash."""
-    return folder_artifact(path).fingerprint if path.is_dir() else file_sha256(path)
+    """A file's content, or a folder's, by its hash; a stage's folder is known by its manifest.
+
+    Raises `StoreError` where nothing is there, `DamagedError` where a stage is not what its manifest says.
+    """
+    if not path.is_dir():
+        return file_sha256(path)
+    if (manifest := read_manifest(path)) is not None:
+        check_stage(path, manifest)
+        return manifest.fingerprint
+    return folder_artifact(path).fingerprint
+
+
+def external_file(path: Path) -> External:
+    """A file, or a folder such as a dataset, that matters by its content alone."""
+    sha256 = content_sha256(path)
+    return External(sha256, {path: sha256})
+
+
+def is_unchanged(path: str, sha256: str) -> bool:
+    """Whether a manifest's external file, or folder, has the content that it had."""
+    shipped = path.removeprefix(_SHIPPED_WITH_US)
+    try:
+        return content_sha256(Path(path) if shipped == path else _PACKAGE / shipped) == sha256
+    except StoreError:
+        return False
+
+
+def _portable(path: Path) -> str:
+    """A path for a manifest: what ships with this package is found wherever the package is."""
+    inside = path.is_absolute() and path.is_relative_to(_PACKAGE)
+    return f"{_SHIPPED_WITH_US}{path.relative_to(_PACKAGE).as_posix()}" if inside else str(path)
+
+
+def complete_artifact(folder: Path) -> Artifact:
+    """The artifact of a stage that is known to be complete and current, by its manifest alone.
+
+    Raises `StoreError` where there is none, `DamagedError` where it is not what the manifest says.
+    """
+    if (manifest := read_manifest(folder)) is None:
+        raise StoreError(f"{folder} is not complete: run again to make it")
+    check_stage(folder, manifest)
+    return Artifact(folder, manifest.rows, manifest.fingerprint)

@@ -1,4 +1,4 @@
-"""Claims about what identifies a stage's result, and about when a run is recognised as complete."""
+"""Claims about what identifies the result of each stage."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,6 @@ from tasks.handles import (
     write_ask,
 )
 from tasks.judge import judgments_stage, scores_stage
-from tasks.lineage import completed
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
 from tasks.pseudo_label import pseudo_labels_stage
@@ -34,7 +33,6 @@ from tasks.source import is_written, prompts_stage
 from tasks.synthesize import generations_stage
 from tasks.train import reference_of, train_stage
 from tasks.validate import model_stage
-from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
 from tpo.config.recipes import SelfTrainConfig
@@ -434,14 +432,6 @@ def test_a_server_that_writes_prompts_is_known_by_the_name_of_its_model(tmp_path
     assert "generations" not in changed_by(config, engine__dtype="bfloat16")
 
 
-def test_a_run_whose_prompts_are_written_is_complete_only_with_its_generations(tmp_path: Path):
-    config = synthetic(tmp_path)
-    finish(config, 2)
-    assert completed(config, 2) == 2
-    (config.root / "iter_2" / "generations" / "manifest.json").unlink()
-    assert completed(config, 2) == 1
-
-
 def rewrite(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     assert old in content
@@ -481,50 +471,6 @@ def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
     before = hashes()
     rewrite(tmp_path / "2.jsonl", b"2", b"3")
     assert [old == new for old, new in zip(before, hashes(), strict=True)] == [True, False]
-
-
-def test_nothing_is_complete_before_anything_ran(tmp_path: Path):
-    assert completed(a_config(tmp_path), 3) == -1
-
-
-def test_a_finished_run_is_recognised_up_to_what_it_reached(tmp_path: Path):
-    config = a_config(tmp_path)
-    finish(config, 2)
-    assert [completed(config, t) for t in (0, 1, 2, 5)] == [0, 1, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("lost", "left"),
-    [
-        ("iter_0/prompts/test", -1),
-        ("iter_0/direct/scores", -1),
-        ("iter_1/samples", 0),
-        ("iter_1/validation/epoch_2/judgments", 0),
-        ("iter_1/test/scores", 0),
-        ("iter_2/train", 1),
-        ("iter_2/model", 1),
-    ],
-)
-def test_an_iteration_is_complete_only_with_all_its_stages(tmp_path: Path, lost: str, left: int):
-    config = a_config(tmp_path)
-    finish(config, 2)
-    (config.root / lost / "manifest.json").unlink()
-    assert completed(config, 2) == left
-
-
-def test_a_changed_config_finds_only_what_it_shares_with_the_finished_run(tmp_path: Path):
-    config = a_config(tmp_path)
-    finish(config, 1)
-    assert completed(changed(config, engine__count=2, cluster__address="auto"), 1) == 1
-    assert completed(changed(config, train__beta=0.2), 1) == 0
-    assert completed(changed(config, seed=1), 1) == -1
-
-
-def test_an_iteration_with_a_model_file_gone_is_not_complete(tmp_path: Path):
-    config = a_config(tmp_path)
-    finish(config, 1)
-    (config.root / "iter_1" / "train" / "epoch_1" / "model.safetensors").unlink()
-    assert completed(config, 1) == 0
 
 
 JUDGED = {"judgments", "scores", "pairs", "train", "model"}
