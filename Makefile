@@ -47,7 +47,7 @@ bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what 
 		echo "== $$file"; $(PY) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit; done
 chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
 	@$(PY) flows/cli/make.py run $@
-fault-table: setup ## Run the tests of faults and write docs/faults.md from them
+fault-table: setup ## Run the tests of faults and write their table in docs/reliability.md
 	@rows=$$(mktemp); TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"
 audit: setup ## Ask PyPI about known weaknesses of the pinned packages
 	@requirements/uv.sh tool run pip-audit@2.10.1 --disable-pip --no-deps -r requirements/cpu.txt

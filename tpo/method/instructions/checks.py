@@ -1,7 +1,7 @@
 """Whether a response follows one verifiable instruction: the 25 types of IFEval (2311.07911, Table 1).
 
 Each type is a function of the response and the instruction's arguments, registered under its id. Verdicts are those of
-the official checker, quirks included, since numbers are compared with published ones; docs/ifeval.md lists what
+the official checker, quirks included, since numbers are compared with published ones; docs/judges.md lists what
 differs. Responses and arguments are arbitrary text: arguments are literal text and never patterns, and every check
 takes time linear in the response.
 """
