@@ -1,10 +1,8 @@
-"""Makes demonstrations: outputs to imitate, as the model that is to imitate them would write them.
+"""Demonstrations for supervised fine-tuning: outputs to imitate, at most one per prompt, as the learning model writes
+them.
 
-In: prompts, and the responses that are given with them or that another model has written. Out: `Demonstration`s, one a
-prompt at most, in the tokens of the model that learns from them.
-
-Text is encoded anew even where a model sampled it: the model that learns is asked in its own way, and may have another
-tokenizer.
+Responses come with the prompts or from another model's samples. Text is encoded again even if a model sampled it: the
+learning model has its own prompt and may have another tokenizer.
 """
 
 from collections import Counter
@@ -37,11 +35,11 @@ def demonstrate(
     *,
     most: int | None = None,
 ) -> Artifact:
-    """Demonstrations for `model`: what is given with `prompts`, or their first samples in `written` that parse.
+    """Demonstrations for `model`: the responses given with `prompts`, or the first sample in `written` that parses.
 
-    With `most`, so many of them at most: those of the first prompts.
+    `most` limits them to those of the first prompts.
 
-    Raises `InputError` where there is not a single one, with the counts that say why.
+    Raises `InputError` if there is none, with counts by reason.
     """
     assert config.sft is not None
     stage = demonstrations_stage(config, folder, model, prompts, written, most)
@@ -92,7 +90,7 @@ def first_outputs(samples: Iterable[Sample]) -> dict[str, str]:
 
 
 def fit(prompt_ids: list[int], output_ids: list[int], sft: SftConfig) -> list[int] | None:
-    """An output as it can be trained on behind its prompt; None where it is left out."""
+    """An output as training data after its prompt; None if it is dropped."""
     room = sft.max_tokens - len(prompt_ids)
     if len(output_ids) <= room:
         return output_ids
@@ -109,7 +107,7 @@ def demonstrations_stage(
 ) -> Stage:
     """Outputs to imitate for a set of prompts: those given with them, or those that a model has `written`.
 
-    `model`, which is to imitate them, matters because its tokenizer makes the tokens; `most` is how many are taken.
+    `model` learns from them and is an input because its tokenizer encodes them; `most` is their maximum number.
     """
     assert config.sft is not None
     inputs = {"model": model, "prompts": prompts}

@@ -1,7 +1,5 @@
-"""Fine-tunes: a model learns to write given outputs, by supervised fine-tuning (SFT).
-
-In: a model and `Demonstration`s. Out: a checkpoint an epoch, each a model folder of safetensors.
-"""
+"""Supervised fine-tuning (SFT) of a model on `Demonstration`s: one checkpoint per epoch, each a folder of
+safetensors."""
 
 from tasks.stage import stage_task
 from tasks.training import run_training, training_values, training_without_effect
@@ -19,7 +17,7 @@ def fine_tune(config: RunConfig, folder: str, model: Artifact, demonstrations: A
 
 
 def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> Stage:
-    """The checkpoints of supervised fine-tuning below `folder`, a model folder an epoch."""
+    """The checkpoints of supervised fine-tuning in `folder`, one model folder per epoch."""
     assert config.sft is not None
     return Stage(
         config.root,

@@ -1,4 +1,4 @@
-"""The handles that stages pass on: what a model is asked, what it answered, how that was judged."""
+"""The handles that stages pass on: how a model is sampled and judged, and what came of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,33 +23,33 @@ class Ask:
     folder: str
     """Folder below the run folder that gets `samples`, `judgments` and `scores`."""
     purpose: Purpose
-    """`train` samples K outputs and judges those that parse; `evaluate` samples one, again where it does not parse."""
+    """`train` samples K outputs and judges those that parse; `evaluate` samples one, and again if it doesn't parse."""
     prompt: PromptConfig
-    """How the model is asked."""
+    """The prompt that the model gets."""
     judge: JudgeConfig
     """Who scores the responses."""
     sample: SampleConfig
     """How outputs are sampled."""
     work: str = "sample"
-    """Whose context its engine has (`tpo.config.contexts`): M_0's and its successors', or another model's."""
+    """Whose context length its engine has (`tpo.config.contexts`): that of M_t, or of another model."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is put before a judge."""
+    """What a judge scores."""
 
     samples: Artifact
     """The outputs."""
     prompts: Artifact
     """Their prompts."""
     baseline: Artifact | None = None
-    """Outputs of another model for the same prompts, which a judge that can only compare holds `samples` against; None
-    where the samples of a prompt are compared with each other."""
+    """Outputs of another model for the same prompts, which a comparing judge compares `samples` with; None if the
+    samples of a prompt are compared with each other."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered to one set of prompts, and how good that was."""
+    """A model's outputs for one set of prompts, with their scores."""
 
     samples: Artifact
     """The outputs."""
@@ -68,28 +68,28 @@ class Chosen:
 
 
 def training_ask(config: RunConfig, iteration: int) -> Ask:
-    """What M_{t-1} is asked to make pairs for M_t."""
+    """Samples from M_{t-1} to make pairs for M_t."""
     return Ask(f"iter_{iteration}", "train", config.prompt, config.judge, config.sample)
 
 
 def validation_ask(config: RunConfig, iteration: int, epoch: int) -> Ask:
-    """What a checkpoint is asked to be chosen; epoch 0 of iteration 0 is the seed itself."""
+    """Validation of a checkpoint; epoch 0 of iteration 0 is the seed itself."""
     return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge, config.sample)
 
 
 def measuring_ask(config: RunConfig, iteration: int) -> Ask:
-    """What M_t is asked to be measured."""
+    """The test of M_t."""
     return test_ask(config, f"iter_{iteration}")
 
 
 def test_ask(config: RunConfig, folder: str) -> Ask:
-    """What the model of a folder is asked to be measured."""
+    """The test of a folder's model."""
     return Ask(f"{folder}/test", "evaluate", config.prompt, config.evaluation.judge, config.sample)
 
 
 def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
-    """What a model is asked for outputs of one side of ThinkPO's pairs: one a prompt, sampled once as in the paper, or
-    as often as the side's own `tries` say."""
+    """Outputs for one side of ThinkPO's pairs: one per prompt, sampled once as in the paper, or up to the side's own
+    `tries`."""
     prompt, sample = {
         "long": (source.long_prompt, source.long_sample),
         "short": (source.short_prompt, source.short_sample),
@@ -99,26 +99,26 @@ def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "shor
 
 
 def pairing_ask(config: RunConfig, iteration: int) -> Ask:
-    """What SFT_{t-1} is asked for outputs that pairs are made of, in self-training."""
+    """Samples from SFT_{t-1} for the pairs of self-training."""
     assert config.self_train is not None
     sample = config.sample.model_copy(update={"k": config.self_train.pair_outputs})
     return Ask(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
 
 
 def labelling_ask(config: RunConfig, iteration: int) -> Ask:
-    """What DPO_t is asked for outputs that SFT_t imitates; without a DPO step SFT_{t-1}."""
+    """Samples from DPO_t that SFT_t imitates; without a DPO step, from SFT_{t-1}."""
     assert config.self_train is not None
     sample = config.sample.model_copy(update={"k": config.self_train.label_outputs})
     return Ask(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
 
 
 def against_ask(config: RunConfig, iteration: int) -> Ask:
-    """What M_t's test answers are judged for a second time: against those of another run's M_t."""
+    """A second judgment of M_t's test outputs: compared with those of another run's M_t."""
     return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
 
 
 def direct_ask(config: RunConfig) -> Ask:
-    """What the seed is asked without any thought prompt, for comparison."""
+    """The seed's test outputs without a thought prompt, for comparison."""
     return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample)
 
 
@@ -128,12 +128,12 @@ def prompt_templates(prompt: PromptConfig) -> External:
 
 
 def with_files(fingerprint: str, *paths: Path | None) -> External:
-    """What identifies an input, and the user's files that it's read from, if it's not our own."""
+    """An input by its fingerprint, with the user's files that it was read from, if any."""
     return External(fingerprint, {path: content_sha256(path) for path in paths if path is not None})
 
 
 def judged(config: RunConfig, ask: Ask) -> Answers:
-    """What a round of a run that is current came to; raises `StoreError` if the run hasn't got that far."""
+    """The result of a round in a run that is current. Raises `StoreError` if the run hasn't reached it."""
     folder = config.root / ask.folder
     return Answers(complete_artifact(folder / "samples"), complete_artifact(folder / "scores"))
 

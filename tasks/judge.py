@@ -1,8 +1,8 @@
-"""Judges samples: what the judge said is kept apart from the scores that follow from it.
+"""Judging of samples. Judgments are stored apart from the scores computed from them, one score per sample or the reason
+for none.
 
-In: `Sample`s and their `Prompt`s. Out: `Judgment`s and `Score`s, one score a sample, or the reason for none. How sound
-the judge looks stands in the manifest of the scores; of training samples it must look sound enough, or the run stops
-before anything is trained on them, with everything that was said kept.
+The judge's health is in the manifest of the scores. If it's beyond a limit on training samples, the run stops before
+training on them; all judgments are kept.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def judge(
 ) -> Answers:
     """Scores of `samples` by the judge that `ask` names.
 
-    Raises `StageError` where the judge of training samples is beyond a limit of `config.health`.
+    Raises `StageError` if the judge of training samples is beyond a limit of `config.health`.
     """
     submitted = Submission(samples, prompts, baseline)
     judgments = judgments_stage(config, ask, submitted).complete()
@@ -72,7 +72,8 @@ def judge(
 def make_scores(
     samples: Iterable[Sample], groups: Sequence[Group], judgments: Sequence[Judgment], judge_: Judge
 ) -> list[Score]:
-    """One score a sample, in the samples' order; a sample that was not judged is unscored by its parse error."""
+    """One score per sample, in the samples' order; a sample that wasn't judged is unscored because of its parse
+    error."""
     said: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         said.setdefault(judgment.prompt_id, []).append(judgment)
@@ -114,10 +115,10 @@ def _say_judgments(
             shard = groups[start : start + size]
             if not stage.has_shard(i):
                 meter.check()
-                # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
+                # Judges note replies in a journal, so that a resumed run repeats no call.
                 with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
                     rows = [judgment for said in judge_.judge(shard, journal, spend) for judgment in said]
-                # What is a model has told of its answers; what only computes has not.
+                # Model judges report usage per call through `spend`; the verifier doesn't, so book its answers here.
                 meter.book(prompts=len(shard), answers=len(rows) if isinstance(ask.judge, VerifierJudge) else 0)
                 stage.write_shard(i, rows)
             remove(_journal(stage.folder, i))
@@ -130,13 +131,13 @@ def _journal(folder: Path, shard: int) -> Path:
 
 
 def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
-    """Shows how far a shard is, by the share of all possible comparisons that have been made."""
+    """Reports a shard's progress as the share of all possible comparisons made so far."""
     comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
 
 
 def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage:
-    """What a judge said of some samples."""
+    """A judge's judgments of some samples."""
     return Stage(
         config.root,
         f"{ask.folder}/judgments",
@@ -150,7 +151,7 @@ def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage
 
 
 def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: Artifact) -> Stage:
-    """Scores of some samples, from what a judge said of them."""
+    """Scores of some samples, computed from judgments."""
     stage = judgments_stage(config, ask, submitted)
     return Stage(
         config.root,
@@ -169,7 +170,7 @@ def _judged_inputs(ask: Ask, submitted: Submission) -> dict[str, Artifact | Exte
 
 
 def _judge_inputs(judge: JudgeConfig) -> dict[str, Artifact | External]:
-    """The files that a judge is made of, by content."""
+    """The files that a judge consists of."""
     inputs = dict[str, Artifact | External]()
     if not isinstance(judge, VerifierJudge) and judge.folder is not None:
         inputs["judge model"] = folder_artifact(judge.folder)
@@ -180,8 +181,8 @@ def _judge_inputs(judge: JudgeConfig) -> dict[str, Artifact | External]:
 
 
 def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = frozenset()) -> dict[str, Any]:
-    """The config values that decide what a judge says: neither where its model lies nor where and how a server is
-    reached, which is known by the name of its model alone."""
+    """The config values that a judgment depends on: not where the model is stored, nor how a server is reached, which
+    is identified by its model's name alone."""
     if isinstance(judge, VerifierJudge):
         return judge.model_dump(mode="json", exclude={*without})
     if judge.folder is not None:

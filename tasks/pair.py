@@ -1,11 +1,8 @@
-"""Pairs best with worst: the preferences that DPO trains on.
+"""Preference pairs for DPO: the best and the worst output of a prompt, thoughts included, as token ids.
 
-In: `Sample`s and their `Score`s. Out: `Pair`s of full outputs, thoughts included, as token ids, and an account of every
-prompt that gave none.
-
-The arithmetic is `tpo.method`'s; the one choice made here is which prompts lend an output that breaks the format as
-the rejected one (2410.10630 says only that some do): by a hash with the run's seed, so that neither order nor category
-decides.
+The arithmetic is in `tpo.method`. One choice is made here: for which prompts the rejected output is one that breaks the
+format (2410.10630 says only that some are). A hash with the run's seed decides, so neither order nor category does.
+Every prompt without a pair is counted, by reason.
 """
 
 import hashlib
@@ -44,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One prompt's candidates, sorted into those that can be compared and those that break the format."""
+    """One prompt's candidates, those that can be compared apart from those that break the format."""
 
     prompt_id: str
     """The prompt."""
@@ -53,7 +50,7 @@ class Candidates:
     broken: list[Candidate]
     """Candidates that break the format, by index."""
     unscored: list[Candidate]
-    """Candidates that parse and that the judge did not score, by index."""
+    """Candidates that parse but that the judge didn't score, by index."""
 
     @property
     def scores(self) -> list[float]:
@@ -78,9 +75,10 @@ class Candidates:
 
 
 class StoredCandidates:
-    """Every prompt's candidates, read from the run folder a shard at a time whenever they are gone through.
+    """Every prompt's candidates, read from the run folder a shard at a time on each pass.
 
-    All of them with their tokens would be the most that a run's driver ever holds, and a pair needs two of K.
+    All of them at once, with their tokens, would be the largest object that the driver ever holds, and a pair needs two
+    of K.
     """
 
     def __init__(self, answers: Answers) -> None:
@@ -98,14 +96,14 @@ class StoredCandidates:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of one iteration and how they came about."""
+    """The pairs of one iteration, with counts."""
 
     pairs: list[Pair]
     """In the order of the prompts."""
     account: Account
     """In prompts."""
     rho: float
-    """The strength of length control that was used."""
+    """The strength of length control used."""
 
 
 @stage_task("pair", run_name="pair iteration {iteration}")
@@ -162,9 +160,9 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
 def make_pairs(
     groups: Iterable[Candidates], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
 ) -> Pairs:
-    """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1).
+    """At most one pair per prompt: regular ones, then some whose rejected output breaks the format (SPEC §1).
 
-    Goes through `groups` twice where ρ is to be chosen.
+    Iterates over `groups` twice if ρ is to be chosen.
     """
     penalty = config.thought_penalty
     rho = _smallest_rho(groups, min_margin, penalty) if config.rho == "auto" else config.rho
@@ -193,7 +191,7 @@ def make_pairs(
 
 
 def _smallest_rho(groups: Iterable[Candidates], min_margin: float, thought_penalty: float) -> float:
-    """The strength of length control that suits the groups that can make a pair."""
+    """The strength of length control chosen on the groups that can make a pair."""
     spread = [
         (group.scores, group.lengths, group.thoughts)
         for group in groups
@@ -208,7 +206,7 @@ def _smallest_rho(groups: Iterable[Candidates], min_margin: float, thought_penal
 
 
 def describe(made: Pairs) -> Mapping[str, float]:
-    """What the report says of the pairs."""
+    """Facts for the report."""
     regular = [pair for pair in made.pairs if pair.kind == "regular"]
     return {
         "rho": made.rho,
@@ -221,7 +219,7 @@ def describe(made: Pairs) -> Mapping[str, float]:
 
 
 def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
-    """The group's pair of valid candidates, or the reason why it has none."""
+    """The group's pair of valid candidates, or why it has none."""
     if not group.valid:
         return "unscored" if group.unscored else "all_malformed"
     if len(group.valid) < 2:
@@ -243,18 +241,18 @@ def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin
 
 
 def _tied(group: Candidates) -> bool:
-    """Whether all raw scores are equal, so that length alone would tell the responses apart."""
+    """Whether all raw scores are equal, so that only length would separate the responses."""
     return not group.scores or max(group.scores) - min(group.scores) < TIE_TOLERANCE
 
 
 def _error_pair(group: Candidates, controlled: NDArray[np.float64]) -> Pair:
-    """The group's best valid candidate against its first output that breaks the format."""
+    """The group's best valid candidate, and its first output that breaks the format as rejected."""
     best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))
     return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
 
 
 def _drawn(with_error: Sequence[Pair], regular: Set[str], share: float, seed: int) -> list[Pair]:
-    """The pairs with an error as rejected that are used: some in place of regular ones, some beside them."""
+    """The pairs with a format error as rejected that are used: some replace regular pairs, others are added."""
     lots = sorted(with_error, key=lambda pair: _lot(pair.prompt_id, seed))
     within = [pair for pair in lots if pair.prompt_id in regular]
     outside = [pair for pair in lots if pair.prompt_id not in regular]

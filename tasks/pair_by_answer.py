@@ -1,11 +1,9 @@
-"""Pairs right with wrong: the preferences of self-training (DPO-ST, 2407.18248, §3.2).
+"""Preference pairs of self-training (DPO-ST, 2407.18248, §3.2): a correct and a wrong output, several pairs per
+question.
 
-In: demonstrations that are given, and what the models so far answered to the same questions. Out: `Pair`s of a right
-and a wrong output, several a question, and an account of every question that gave none.
-
-The demonstration is a right output too. An output without an answer is wrong, as in the paper's code. Of all pairs of a
-right and a wrong output to a question, those are taken that are least alike, so that what tells them apart is not one
-digit.
+The demonstration counts as a correct output. An output without an answer is wrong, as in the paper's code. Of all pairs
+of a question, the least similar are taken, so that they differ in more than a digit. Every question without a pair is
+counted, by reason.
 """
 
 from collections import Counter
@@ -25,19 +23,20 @@ from tpo.storage.store import Stage
 
 @dataclass(frozen=True)
 class PairsByAnswer:
-    """Pairs and how they came about."""
+    """Pairs with counts."""
 
     pairs: list[Pair]
-    """In the order of the questions; of a question the least alike first."""
+    """In the order of the questions; within a question, least similar first."""
     questions: int
     """Questions that have a pair."""
     account: Account
-    """In pairs that could be made; a question of which none can counts as one."""
+    """In possible pairs; a question with none counts as one."""
 
 
 @stage_task("pair_by_answer", run_name="pair {folder}")
 def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
-    """Pairs of right and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` give one."""
+    """Pairs of correct and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` of the questions give
+    one."""
     assert config.self_train is not None
     stage = pairs_by_answer_stage(config, folder, given, answers)
     if (done := complete_or_begun(stage)) is not None:
@@ -54,7 +53,7 @@ def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Seq
 
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Answers]) -> str:
-    """What to do about the reason that most questions without a pair share."""
+    """The remedy for the most common reason why a question has no pair."""
     assert config.self_train is not None
     reasons = ("no_wrong_output", "no_right_output", "too_long")
     where = f"look at {answers[-1].samples.path}"
@@ -69,7 +68,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Ans
 
 
 def make_pairs(questions: Iterable[Question], *, most: int, max_tokens: int) -> PairsByAnswer:
-    """Up to `most` pairs a question, each prompt and output within `max_tokens`."""
+    """Up to `most` pairs per question, each prompt and output within `max_tokens`."""
     pairs: list[Pair] = []
     paired = 0
     dropped: Counter[str] = Counter()
@@ -113,7 +112,7 @@ def _pair(question: Question, contrast: Contrast) -> Pair:
 
 
 def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
-    """Pairs of right and wrong outputs to the same questions."""
+    """Pairs of correct and wrong outputs to the same questions."""
     assert config.self_train is not None
     return Stage(
         config.root,

@@ -1,11 +1,10 @@
-"""Pairs long with short: the preferences of ThinkPO (2502.13173, §3.2), in which no judge has a part.
+"""Preference pairs of ThinkPO (2502.13173, §3.2): a long and a short output to the same prompt, the long one chosen; no
+judge.
 
-In: a long and a short output a prompt, from two sets of `Demonstration`s or from a file. Out: `Pair`s with the long
-output chosen, and an account of every prompt that gave none.
-
-The paper's filter: both outputs give an answer in the format that is asked for, and the answers are equal, so that a
-pair differs in how much is thought and not in what comes out; a share of pairs whose answers differ may be added. That
-a long output must be the longer one is ours: what is compared here is length.
+The outputs come from two sets of `Demonstration`s or from a file. The paper's filter: both outputs give an answer in
+the requested format, and the answers are equal, so that a pair differs in the amount of thinking and not in the result;
+a share of pairs with different answers may be added. That a long output must really be the longer one is our rule.
+Every prompt without a pair is counted, by reason.
 """
 
 import hashlib
@@ -48,7 +47,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A long and a short output to one prompt; either is None where there is none."""
+    """A long and a short output to one prompt; either may be None."""
 
     prompt_id: str
     """The prompt."""
@@ -67,7 +66,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class PairsByLength:
-    """Pairs and how they came about."""
+    """Pairs with counts."""
 
     pairs: list[Pair]
     """In the order of the prompts."""
@@ -88,7 +87,7 @@ def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifa
 
 @stage_task("pairs_from_file", run_name="pairs of {folder}")
 def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
-    """Pairs of a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
+    """Pairs from a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
     assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
     source = config.thinkpo.source
     stage = pairs_from_file_stage(config, folder, model)
@@ -130,7 +129,7 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
     made = make_pairs(
         contrasts(), config.thinkpo, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal
     )
-    # Pairs that were fit and not drawn, and prompts that came twice, are no failure.
+    # Suitable pairs that weren't drawn, and repeated prompts, don't count as failures.
     not_short = {"not_drawn", "other_gap", "duplicate"}
     dropped = {reason: count for reason, count in made.account.dropped.items() if reason not in not_short}
     prompts = made.account.rows_in - made.account.dropped.get("duplicate", 0)
@@ -146,7 +145,7 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
 
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
-    """What to do about the reason that most prompts without a pair share."""
+    """The remedy for the most common reason why a prompt has no pair."""
     assert config.thinkpo is not None
     thinkpo = config.thinkpo
     remedies = {
@@ -175,7 +174,7 @@ def make_pairs(
     seed: int,
     equal: Callable[[str, str], bool | None],
 ) -> PairsByLength:
-    """The pairs of some contrasts; `equal` says whether two answers are, or None where it cannot tell."""
+    """The pairs of some contrasts; `equal` tells whether two answers are equal, None if it can't."""
     pattern = re.compile(config.answer_pattern)
     dropped: Counter[str] = Counter()
     matching: list[Contrast] = []
@@ -209,7 +208,7 @@ def make_pairs(
 
 
 def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPoConfig, max_tokens: int) -> str | None:
-    """Why a contrast makes no pair, whatever its answers are."""
+    """Why a contrast can't make a pair, regardless of its answers."""
     if contrast.long is None or contrast.short is None:
         return "no_long_output" if contrast.long is None else "no_short_output"
     length = len(contrast.long.token_ids)
@@ -232,7 +231,7 @@ def _answers(contrast: Contrast, pattern: "re.Pattern[str]") -> tuple[str, str]:
 
 
 def _drawn(contrasts: Sequence[Contrast], count: int, seed: int) -> list[Contrast]:
-    """So many of them, by a hash with the run's seed."""
+    """A sample of that size, by a hash with the run's seed."""
 
     def lot(contrast: Contrast) -> str:
         return hashlib.sha256(f"{seed} {contrast.prompt_id}".encode()).hexdigest()
@@ -241,7 +240,7 @@ def _drawn(contrasts: Sequence[Contrast], count: int, seed: int) -> list[Contras
 
 
 def _third(contrasts: Sequence[Contrast], gap: str) -> list[Contrast]:
-    """Those of a third of the gaps."""
+    """Those in one third of the length gaps."""
     if gap == "all":
         return list(contrasts)
     part = ("small", "middle", "large").index(gap)

@@ -1,10 +1,9 @@
-"""Makes pseudo-labels: what the next model imitates is what is given and what the models so far got right.
+"""Pseudo-labels of DPO-ST (2407.18248, §3.3): the next model imitates the demonstrations and what earlier models got
+right.
 
-In: demonstrations that are given, and what the models so far answered to the same questions. Out: `Demonstration`s, the
-union L ∪ S of DPO-ST (2407.18248, §3.3), and an account of every right output that is left out.
-
-Of right outputs that are alike one is kept, the demonstration before all others; and no question has more of them than
-nine in ten questions have, so that those which are easy do not crowd out the rest.
+This is the paper's union L ∪ S. Of similar correct outputs one is kept, the demonstration first. No question has more
+of them than nine in ten questions have, so that easy ones don't dominate. Every correct output that is left out is
+counted.
 """
 
 from collections import Counter
@@ -25,19 +24,19 @@ from tpo.storage.store import Stage
 
 @dataclass(frozen=True)
 class Labels:
-    """Outputs to imitate and how they came about."""
+    """Outputs to imitate, with counts."""
 
     rows: list[Demonstration]
     """In the order of the questions; of a question the given one first."""
     cap: int
-    """Outputs that a question has at most."""
+    """The largest number of outputs per question."""
     account: Account
-    """In distinct right outputs, the given ones among them."""
+    """In distinct correct outputs, the given ones included."""
 
 
 @stage_task("pseudo_label", run_name="label {folder}")
 def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
-    """What is given and what was answered right. Raises `StageError` where there is neither."""
+    """The given outputs and the correct ones. Raises `StageError` if there is neither."""
     assert config.self_train is not None and config.sft is not None
     stage = pseudo_labels_stage(config, folder, given, answers)
     if (done := complete_or_begun(stage)) is not None:
@@ -59,7 +58,7 @@ def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Seque
 
 
 def make_labels(questions: Sequence[Question], config: SelfTrainConfig, *, max_tokens: int) -> Labels:
-    """What each question's next model imitates, each prompt and output within `max_tokens`."""
+    """Each question's outputs for the next model, each prompt and output within `max_tokens`."""
     dropped: Counter[str] = Counter()
     kept: list[tuple[Question, list[Written]]] = []
     for question in questions:
@@ -78,7 +77,7 @@ def make_labels(questions: Sequence[Question], config: SelfTrainConfig, *, max_t
 
 
 def _different(outputs: Sequence[Written], similarity: float) -> list[Written]:
-    """Those of them that are not alike."""
+    """Those that aren't similar to an earlier one."""
     by_text = {written.text: written for written in outputs}
     given = next((written.solution for written in outputs if written.origin == "given"), None)
     sampled = [written.solution for written in outputs if written.origin == "sampled"]
@@ -90,7 +89,7 @@ def _demonstration(question: Question, written: Written) -> Demonstration:
 
 
 def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
-    """Outputs to imitate: those that are given, and those that were answered right."""
+    """Outputs to imitate: the given ones and the correct ones."""
     assert config.self_train is not None and config.sft is not None
     return Stage(
         config.root,

@@ -1,7 +1,6 @@
-"""Reports: the run in numbers (`summary.json`), a page to read (`report.html`), and both as Prefect artifacts.
+"""The report of a run: numbers (`summary.json`), a page (`report.html`), and both as Prefect artifacts.
 
-In: everything that the run folder holds up to an iteration. Out: the two files, made anew each time; they identify
-nothing and no stage depends on them.
+Both files are written anew each time; no stage depends on them.
 """
 
 import dataclasses
@@ -48,7 +47,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a run with all that was made to make and measure it."""
+    """One model of a run with everything that made it and measured it."""
 
     iteration: int
     """t of M_t."""
@@ -62,7 +61,7 @@ class Measured:
 
 @stage_task("report", run_name="report")
 def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
-    """Summary and page of a run that has reached the last of `measured`."""
+    """Summary and page of a run up to the last of `measured`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
     write_atomically(config.root / "summary.json", write_summary(summary))
     page = render_report(
@@ -159,7 +158,7 @@ def _validation_score(answers: Answers) -> float | None:
 
 
 def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
-    """Wall-clock seconds by kind of stage, added up over the iteration's folder."""
+    """Wall-clock seconds by kind of stage, summed over the iteration's folder."""
     totals: dict[str, float] = {}
     for manifest in _manifests(config, iteration):
         kind = manifest.stage.split("/")[1]
@@ -190,7 +189,7 @@ def _margins(pairs: Artifact) -> list[float]:
 
 
 def _examples(measured: Sequence[Measured]) -> list[Example]:
-    """Pairs of all iterations in turn, evenly over each iteration's list."""
+    """Pairs of all iterations in turn, evenly spread over each iteration's list."""
     made = [(m.iteration, m.origin) for m in measured if m.origin is not None]
     share = -(-EXAMPLES // max(1, len(made)))
     return [example for iteration, origin in made for example in _examples_of(iteration, origin, share)][:EXAMPLES]

@@ -1,7 +1,4 @@
-"""Where prompts come from: the miniature world, writing tasks or files; and whether a model can be asked what they say.
-
-In: a config and the folder of a set. Out: `Prompt`s in the order that the seed gives, and reasons against some.
-"""
+"""Where prompts come from (the miniature world, writing tasks or files), and whether a model can take them."""
 
 import hashlib
 import unicodedata
@@ -25,8 +22,8 @@ from tpo.storage.store import Stage, external_file
 
 
 def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | None]:
-    """Says of an instruction why M_0 cannot be asked it in one of the run's ways, or None: it is too long, or the chat
-    template changes it."""
+    """Returns a function that explains why an instruction can't be used with every prompt variant of the run, or None:
+    it is too long, or the chat template changes it."""
     ways = [load_prompt(way) for way in (config.prompt, config.data.also_fits) if way is not None]
 
     def why(instruction: str) -> str | None:
@@ -42,7 +39,7 @@ def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | 
 
 
 def origin(config: RunConfig, folder: str) -> str:
-    """Where the prompts of a set come from: two sets of one origin share its rows."""
+    """The origin of a set's prompts: two sets of one origin share its rows."""
     source = config.data.source
     if not isinstance(source, FileSource):
         return type(source).__name__
@@ -72,9 +69,9 @@ def make_prompt(
 
 
 def question_key(instruction: str) -> str:
-    """Equal for instructions that differ in case, blanks or Unicode form alone: they ask the same.
+    """A key that is equal for instructions that differ only in case, white space or Unicode form.
 
-    Prompts keep the ids of their exact instructions; of one without such differences this is the id.
+    Prompts keep the ids of their exact instructions; for an instruction without such differences the two are the same.
     """
     text = unicodedata.normalize("NFKC", instruction).casefold()
     return prompt_id_of(" ".join(unicodedata.normalize("NFKC", text).split()))
@@ -115,10 +112,10 @@ def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:
 def prompts_stage(
     config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact], generations: Artifact | None = None
 ) -> Stage:
-    """Prompts of one iteration, of validation or of test; `earlier` are the sets that they must be disjoint from, and
-    `generations` what they are chosen from where a model writes them.
+    """Prompts of one iteration, of validation or of test. `earlier` are the sets to be disjoint from; `generations` is
+    what prompts are chosen from if a model writes them.
 
-    The seed model matters because its tokenizer says which prompts are too long.
+    The seed model is an input because its tokenizer decides which prompts are too long.
     """
     inputs: dict[str, Artifact | External] = {f"prompts {i}": artifact for i, artifact in enumerate(earlier)}
     inputs |= {"model": model, **source_file(config, folder)}
@@ -149,14 +146,14 @@ def prompts_stage(
 
 
 def prompt_file(source: FileSource, folder: str) -> Path:
-    """The file that the prompts of a stage's folder are drawn from."""
+    """The file that the prompts of a stage's folder come from."""
     place, _, kind = folder.partition("/prompts")
     iteration = int(place.removeprefix("iter_")) if place.startswith("iter_") else 0
     return file_of(source, kind.removeprefix("/"), iteration)
 
 
 def source_file(config: RunConfig, folder: str) -> dict[str, External]:
-    """The content of the file that a set of prompts is drawn from, by its role; nothing for the miniature world."""
+    """The file that a set of prompts comes from, by its role; empty for the miniature world."""
     if not isinstance(config.data.source, FileSource):
         return {}
     path = prompt_file(config.data.source, folder)
@@ -164,5 +161,5 @@ def source_file(config: RunConfig, folder: str) -> dict[str, External]:
 
 
 def is_written(config: RunConfig, folder: str) -> bool:
-    """Whether a model writes the prompts of a stage's folder: those of an iteration may be."""
+    """Whether a model writes the prompts of a stage's folder, which it may for those of an iteration."""
     return config.data.synthetic is not None and not folder.endswith(("/validation", "/test"))

@@ -1,7 +1,4 @@
-"""Trains: one DPO step from M_{t-1} on the iteration's pairs.
-
-In: a model, the model that it is held to, and `Pair`s. Out: a checkpoint an epoch, each a model folder of safetensors.
-"""
+"""One DPO step from M_{t-1} on an iteration's pairs: one checkpoint per epoch, each a folder of safetensors."""
 
 from tasks.stage import stage_task
 from tasks.training import run_training, training_values, training_without_effect
@@ -12,14 +9,14 @@ from tpo.storage.store import Stage
 
 @stage_task("train", run_name="train {folder}")
 def train(config: RunConfig, folder: str, model: Artifact, reference: Artifact, pairs: Artifact) -> list[Artifact]:
-    """The checkpoints of one DPO step on `model`, held to `reference`, in the order of their epochs."""
+    """The checkpoints of one DPO step on `model` with `reference` as reference model, in the order of their epochs."""
     stage = train_stage(config, folder, model, reference, pairs)
     other = None if reference.fingerprint == model.fingerprint else reference
     return run_training(config, config.train, stage, model, pairs, row_type=Pair, reference=other)
 
 
 def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Artifact, pairs: Artifact) -> Stage:
-    """The checkpoints of one DPO step below `folder`, a model folder an epoch."""
+    """The checkpoints of one DPO step in `folder`, one model folder per epoch."""
     inputs = {"model": model, "pairs": pairs}
     if reference.fingerprint != model.fingerprint:
         inputs["reference"] = reference
@@ -34,5 +31,5 @@ def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Arti
 
 
 def reference_of(config: RunConfig, seed: Artifact, model: Artifact) -> Artifact:
-    """The model that DPO on `model` holds it to."""
+    """The reference model of DPO on `model`."""
     return seed if config.train.reference == "seed" else model

@@ -1,7 +1,6 @@
-"""What the stages that train have in common: from a stage to its checkpoints, booked, shown and stopped in time.
+"""The common part of the stages that train: from a stage to its checkpoints, with progress, booked costs and a budget.
 
-In: a stage, a model and rows to train on. Out: a checkpoint an epoch, each a model folder of safetensors. A training
-that was stopped, as it is when the budget is spent, goes on from where it was.
+A training that was stopped, as it is when the budget is spent, resumes from its last checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ def run_training(
 ) -> list[Artifact]:
     """The checkpoints of a stage that trains `model` on `rows`, in the order of their epochs.
 
-    `reference` is what DPO holds the model to, where that is another model.
+    `reference` is DPO's reference model, if that isn't `model`.
     """
     done = stage.complete()
     if done is None:
@@ -87,9 +86,9 @@ def _train(
 
 
 class _Steps:
-    """Counts optimiser steps as tokens spent: what is done again after a crash has been done twice.
+    """Counts optimizer steps as tokens spent; steps repeated after a crash count twice.
 
-    A step counts as the mean of all of them, since rows come shuffled.
+    Each step counts as the mean step, since rows are shuffled.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class _Steps:
         self._booked = 0
 
     def reach(self, step: int, advance: Advance) -> None:
-        """Takes note of how far the training is; books a line now and then."""
+        """Updates the progress; books a line now and then."""
         advance(step)
         self._meter.started()
         if self._reached is not None:
@@ -132,15 +131,15 @@ def _tokens(row: Pair | Demonstration) -> int:
 
 
 def training_values(config: RunConfig, training: Mapping[str, Any]) -> dict[str, Any]:
-    """The config values that decide what a training comes to."""
+    """The config values that a training's result depends on."""
     trainer = config.trainer
     return {"seed": config.seed, **training, "workers": trainer.workers, "strategy": trainer.strategy}
 
 
 def training_without_effect(section: str, training: TrainingConfig) -> set[str]:
-    """The values of a training that say how it is computed and not what, and those that its other values leave unused.
+    """Values of a training that only affect how it is computed, and those that its other values leave unused.
 
-    What is computed in other pieces differs by rounding alone: after an out-of-memory error they may change, and the
+    Different micro-batches change the result by rounding only: they may change after an out-of-memory error, and the
     training resumes.
     """
     names = {"micro_batch_size", "packing", "gradient_checkpointing"}
@@ -162,7 +161,7 @@ def epoch_artifacts(train: Artifact) -> list[Artifact]:
 
 
 def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
-    """One checkpoint of a training stage, as a model of its own; its hashes are the manifest's."""
+    """One checkpoint of a training stage as a model artifact; its hashes come from the manifest."""
     manifest = read_manifest(train.path)
     prefix = f"epoch_{epoch}/"
     files = [
