@@ -255,10 +255,9 @@ class Meter:
         return None
 
     def _found_start(self) -> float | None:
-        """Estimated seconds until work began: the first shard's time minus a typical shard's; None if unknown.
+        """Estimated seconds until work began: the first shard's time minus another's; None if unknown.
 
-        With n engines in parallel, shards end in turn, so a typical shard takes the time between the ends of shards i and
-        i + n.
+        With n engines in parallel, shards end in turn, so a shard takes the time between the ends of shards i and i + n.
         """
         shards, at_once = self._shards, self._worker.at_once
         turns = (len(shards) - 1) // at_once

@@ -131,8 +131,8 @@ class Stage:
     def complete(self) -> Artifact | None:
         """The stage's artifact if it has been made from the same inputs and config, else None.
 
-        Raises `DamagedError` if a file is missing or altered. Large files, those of models, are only checked by size here;
-        `check_files` reads them before the model is used.
+        Raises `DamagedError` if a file is missing or altered. Large files, those of models, are only checked by size
+        here; `check_files` reads them before the model is used.
         """
         manifest = self.manifest()
         if manifest is None or self.changes(manifest.inputs, manifest.config):
@@ -155,8 +155,8 @@ class Stage:
     def begin(self, *, shard_size: int | None = None) -> list[str]:
         """Readies the folder and returns what changed since an earlier attempt, which is moved aside.
 
-        An unfinished attempt at the same stage is resumed with its own shard size, found in `self.shard_size` afterwards;
-        a new one gets `shard_size`.
+        An unfinished attempt at the same stage is resumed with its own shard size; a new one gets `shard_size`. The size
+        in use is in `self.shard_size` afterwards.
         """
         self._started = time.monotonic()
         changed = self._changed_plan()
@@ -224,8 +224,8 @@ class Stage:
     ) -> Artifact:
         """Writes the manifest over shards 0 to `shards` - 1; from here on the stage is complete.
 
-        Raises `StoreError` if one of them is missing, or if their rows don't add up to those that `account` kept: a stage
-        never ends with less than it was asked for.
+        Raises `StoreError` if one of them is missing, or if their rows don't add up to those that `account` kept: a
+        stage never ends with less than it was asked for.
         """
         files = []
         for index in range(shards):
