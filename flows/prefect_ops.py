@@ -10,10 +10,10 @@ import contextlib
 import logging
 import os
 import textwrap
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 from prefect import Flow, get_client
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
@@ -150,10 +150,8 @@ def end_orphans(pool: str, worker: str) -> None:
 
 def _is_alive(run: FlowRun) -> bool:
     """Whether this machine has the process of a flow run; what that started may outlive it by seconds."""
-    mark = f"PREFECT__FLOW_RUN_ID={run.id}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_run = b"prefect.engine" in (process / "cmdline").read_bytes()
-            if is_run and mark in (process / "environ").read_bytes().split(b"\0"):
-                return True
-    return False
+    return any(
+        "prefect.engine" in " ".join(process.info["cmdline"] or ())
+        and (process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run.id)
+        for process in psutil.process_iter(["cmdline", "environ"])
+    )

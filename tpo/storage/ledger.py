@@ -255,7 +255,7 @@ class Meter:
         return None
 
     def _found_start(self) -> float | None:
-        """Estimated seconds until work began: the first shard's time minus another's; None if unknown.
+        """Estimated seconds until work began: the first shard less another; None if unknown.
 
         With n engines in parallel, shards end in turn, so a shard takes the time between the ends of shards i and i + n.
         """

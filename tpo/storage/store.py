@@ -155,8 +155,8 @@ class Stage:
     def begin(self, *, shard_size: int | None = None) -> list[str]:
         """Readies the folder and returns what changed since an earlier attempt, which is moved aside.
 
-        An unfinished attempt at the same stage is resumed with its own shard size; a new one gets `shard_size`. The size
-        in use is in `self.shard_size` afterwards.
+        An unfinished attempt at the same stage is resumed with its own shard size, a new one with `shard_size`;
+        `self.shard_size` has it afterwards.
         """
         self._started = time.monotonic()
         changed = self._changed_plan()
