@@ -1,4 +1,4 @@
-"""Writes the table of faults in docs/reliability.md from the rows that tests have left: `python -m tests.faults.table`."""
+"""Writes the table of faults in docs/reliability.md from the rows that tests left: `python -m tests.faults.table`."""
 
 import json
 import sys
