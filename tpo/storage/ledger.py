@@ -257,7 +257,7 @@ class Meter:
     def _found_start(self) -> float | None:
         """Estimated seconds until work began: the first shard less another; None if unknown.
 
-        With n engines in parallel, shards end in turn, so a shard takes the time between the ends of shards i and i + n.
+        With n engines in parallel, shards end in turn, so one takes the time between the ends of shards i and i + n.
         """
         shards, at_once = self._shards, self._worker.at_once
         turns = (len(shards) - 1) // at_once
