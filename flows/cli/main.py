@@ -467,7 +467,7 @@ def _use_server() -> None:
 def _seed_model(options: argparse.Namespace) -> int:
     make_folder(options.to)
     _start_again_with_threads(2)
-    from flows.cli.seed_model import build_seed_model
+    from flows.cli.miniature import build_seed_model
 
     for variant, scores in build_seed_model(options.to).items():
         print(f"{variant:15s} {scores['right']:6.1%} right, {scores['broken']:6.1%} break the format")
@@ -477,7 +477,7 @@ def _seed_model(options: argparse.Namespace) -> int:
 def _small_judges(options: argparse.Namespace) -> int:
     make_folder(options.to)
     _start_again_with_threads(2)
-    from flows.cli.small_judges import build_small_judges
+    from flows.cli.miniature import build_small_judges
 
     for name, scores in build_small_judges(options.to).items():
         print(name, ", ".join(f"{score} {value:g}" for score, value in scores.items()))
