@@ -29,7 +29,7 @@ JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pa
 
 
 class Form(BaseModel):
-    """What every trigger may be given; a description is a template of `{model}` and `{ablation}`."""
+    """What a trigger may be given; a description is a template of `{model}` and `{ablation}`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +43,8 @@ class Form(BaseModel):
     )
     seed: Annotated[int, Field(ge=0)] | None = Field(None, description="The run's seed. None: the profile's.")
     overrides: list[str] = Field([], description="Values in place of the profile's, each as `sample.k=4`.")
+    iterations: int = Field(3, ge=0, description="T of the last model {model}_T.")
+    ablation: bool = Field(False, description="Whether to {ablation}.")
 
     def config(self) -> RunConfig:
         """The config that is asked for."""
@@ -54,41 +56,17 @@ class Form(BaseModel):
             overrides=self.overrides,
         )
 
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe that is asked for, by a trigger of `recipe`."""
-        return recipe
-
     def goal(self, config: RunConfig) -> int:
         """T of the model to bring the run to."""
-        return 1
+        return self.iterations
 
     def enough(self) -> str:
         """Why there is nothing to do, besides that the goal is reached."""
         return ""
 
 
-class GoalForm(Form):
-    """A run to T."""
-
-    iterations: int = Field(3, ge=0, description="T of the last model {model}_T.")
-
-    def goal(self, config: RunConfig) -> int:
-        """T as given."""
-        return self.iterations
-
-
-class AblationForm(GoalForm):
-    """A run to T, and the run that it may be compared with."""
-
-    ablation: bool = Field(False, description="Whether to {ablation}.")
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """The ablation, if asked for."""
-        return recipe.ablation or recipe if self.ablation else recipe
-
-
 class StepForm(Form):
-    """A run one iteration further; resumes the iteration that was interrupted."""
+    """What a trigger may be given that takes the run one iteration further, or resumes the interrupted one."""
 
     iterations: int = Field(1, ge=1, description="How many iterations this trigger adds at most.")
     last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it stands, triggers do nothing.")
@@ -105,40 +83,34 @@ class StepForm(Form):
 
 def deployed(recipe: Recipe) -> Flow[..., State[Any]]:
     """The flow that is deployed for a recipe."""
-    form = form_of(recipe)
+    form = StepForm if recipe.stepwise else Form
 
     def trigger(**answers: Any) -> State[Any]:
         return bring(recipe, form(**answers))
 
-    trigger.__name__ = trigger.__qualname__ = recipe.trigger.replace("-", "_")
-    trigger.__doc__ = _docstring(recipe, form)
     asked = dict(inspect.signature(form).parameters)
     asked["profile"] = asked["profile"].replace(default=recipe.profile)
+    if recipe.model is None:
+        del asked["iterations"]
+    if recipe.ablation is None:
+        del asked["ablation"]
+    known = {"model": recipe.model, "ablation": recipe.ablation and recipe.ablation.help}
+    told = {name: (form.model_fields[name].description or "").format_map(known) for name in asked}
+    goal = "one iteration further; resumes the one that was interrupted" if recipe.stepwise else "to its end"
+    fields = [f"    {name}: {text}" for name, text in told.items()]
+    trigger.__doc__ = "\n".join([f"Brings a run of `tpo {recipe.name}` {goal}.", "", "Args:", *fields])
+    trigger.__name__ = trigger.__qualname__ = recipe.trigger.replace("-", "_")
     signature = inspect.Signature(list(asked.values()), return_annotation=State)
     trigger.__signature__ = signature  # type: ignore[attr-defined]  # read by Prefect, for its form
     name = f"{recipe.trigger if recipe.stepwise else recipe.name} {{profile}}"
     return flow(name=recipe.trigger, flow_run_name=name, on_failure=[alert], on_crashed=[alert])(trigger)
 
 
-def _docstring(recipe: Recipe, form: type[Form]) -> str:
-    goal = "one iteration further; resumes the one that was interrupted" if recipe.stepwise else "to its end"
-    known = {"model": recipe.model, "ablation": recipe.ablation and recipe.ablation.help}
-    fields = (f"    {name}: {(field.description or '').format_map(known)}" for name, field in form.model_fields.items())
-    return "\n".join([f"Brings a run of `tpo {recipe.name}` {goal}.", "", "Args:", *fields])
-
-
-def form_of(recipe: Recipe) -> type[Form]:
-    """What a trigger of a recipe asks for."""
-    if recipe.stepwise:
-        return StepForm
-    if recipe.ablation is not None:
-        return AblationForm
-    return Form if recipe.model is None else GoalForm
-
-
 def bring(recipe: Recipe, form: Form) -> State[Any]:
     """Brings the run that a form asks for to its goal, from where its manifests say that it stands."""
-    recipe, config = form.recipe(recipe), form.config()
+    if form.ablation and recipe.ablation is not None:
+        recipe = recipe.ablation
+    config = form.config()
     to = form.goal(config)
     entitle(recipe.says(recipe.title, config, to), config.name)
     fetch_keys(config)
