@@ -6,8 +6,8 @@ them. Each run is that of `iterate`, in a folder of its own: what `make iterate`
 
 from prefect import flow
 
-from flows.graph import name_subflows_as_tasks
 from flows.iterate import iterate
+from flows.prefect_ops import name_subflows_as_tasks
 from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
 from tasks.handles import Answers, against_ask, judged, measuring_ask

@@ -9,7 +9,7 @@ and made again.
 
 from prefect import flow
 
-from flows.graph import name_subflows_as_tasks
+from flows.prefect_ops import name_subflows_as_tasks
 from tasks.handles import (
     Answers,
     Ask,

@@ -1,4 +1,4 @@
-"""What an operator keeps in Prefect and is told by it: keys, the names of runs, a message when one stops.
+"""What an operator keeps in Prefect and is told by it: keys, names and graphs of runs, a message when one stops.
 
 In: a run of a deployment. Out: its name, its judge's key in the environment, a message where it fails or crashes.
 
@@ -27,7 +27,8 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, RunType, State, StateType
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as this_run
@@ -49,6 +50,24 @@ def entitle(name: str, *tags: str) -> None:
     """Gives the flow run that we are in a name and tags that say what it does."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(UUID(this_run.get_id()), name=name, tags=[*this_run.get_tags(), *tags])
+
+
+def name_subflows_as_tasks() -> None:
+    """Notes what the subflows of this run have made as inputs of the kind that Prefect's pages know.
+
+    Then they draw an edge from an iteration to what uses its model. Prefect 3.7.7 notes a kind `flow_run`, and its own
+    pages know no such kind: they draw the edge and then show no task of that run at all. Edges are drawn by the id
+    alone, so the kind is changed.
+    """
+    context = FlowRunContext.get()
+    if context is None:
+        return
+    for key, (state, kind, reference) in list(context.run_results.items()):
+        if kind is RunType.FLOW_RUN:
+            details = state.state_details
+            details = details.model_copy(update={"task_run_id": details.flow_run_id})
+            renamed = state.model_copy(update={"state_details": details})
+            context.run_results[key] = (renamed, RunType.TASK_RUN, reference)
 
 
 def fetch_keys(config: RunConfig) -> None:

@@ -1,15 +1,20 @@
-"""What lies between a command line or a form and the flow, so that both start the same run in the same way.
+"""The recipes: one entry each, from which the command line, the deployments and their tests are built.
 
-In: what a user asks for. Out: a config, the word that there is nothing to do, or a process in which the flow can run.
-Nothing heavy is imported before it is known that there is something to do.
+A command line and a form start the same run in the same way: they resolve a config (`resolve_config`), ask the recipe
+whether there is anything to do (`Recipe.ready`), and call its flow in a process that is ready for it (`working`).
+Nothing heavy is imported before it is known that there is something to do; so flows are named here, not imported.
 """
 
 import contextlib
+import dataclasses
+import importlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
@@ -21,7 +26,7 @@ from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
-from tpo.report.ladder import ABLATION, LADDER, Ladder, read_ladder
+from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of, read_ladder
 from tpo.report.summary import Summary, read_summary
 from tpo.storage.current import is_current
 from tpo.storage.mirror import reading
@@ -29,6 +34,96 @@ from tpo.storage.mirror import reading
 SHIPPED = Path("deploy") / "profiles"
 PROFILES = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[1] / SHIPPED
 """Profiles by name: those of the folder that the command is called from, else ours."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The second run of a recipe that compares two."""
+
+    config: Callable[[RunConfig], RunConfig]
+    """Its config, given that of the first run; raises `InputError` if there is nothing to compare."""
+    compared: Callable[[RunConfig, int, Any, Any], Any]
+    """The comparison at T, given the first run's config and both results; None if it is missing or out of date."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to train, as the command line, its deployment and the checks before it need to know it.
+
+    Texts are templates of `{name}` (the run's name), `{run}` (the run, as the reader calls it) and `{model}` (M_T).
+    """
+
+    name: str
+    """Of its command, its make target and its deployment."""
+    help: str
+    """What `tpo --help` says about it, or about its option if it is an ablation."""
+    profile: str = "laptop"
+    """The profile that is used unless another is named."""
+    model: str | None = "M"
+    """What iteration t makes, without its number; None for a recipe that does not iterate."""
+    check: Callable[[RunConfig], None]
+    """Raises `InputError` if this recipe cannot work with a config."""
+    finished: Callable[[RunConfig, int], Any]
+    """The result of a run that has reached T and needs nothing, else None."""
+    flow: str
+    """`module:function` of its flow, which takes a config and, if it iterates, T."""
+    baseline: Baseline | None = None
+    """The second run that the flow makes, and compares the first with."""
+    ablation: "Recipe | None" = None
+    """The recipe that takes its place if an ablation is asked for."""
+    show: str
+    """`module:function` that prints a result."""
+    page: str
+    """Name of the page in the run folder that shows the result."""
+    page_label: str = "Page"
+    """What the command line calls that page."""
+    done: str = "{model} of {run} is complete"
+    """Said if there is nothing (more) to do."""
+    reached: str = "{model}"
+    """Said on the command line with the seconds that it took."""
+    trigger: str
+    """Name of the flow that is deployed: `flows/deployments.py` has it, with `_` in place of `-`."""
+    title: str
+    """Name of a deployment's run in Prefect."""
+    stepwise: bool = False
+    """Whether a trigger takes the run one iteration further, instead of to T."""
+
+    def ready(self, config: RunConfig, iterations: int) -> Any:
+        """Checks that a run can get to T = `iterations`; its result if there is nothing to do, else None."""
+        found = self._ready(config, iterations)
+        if self.baseline is None:
+            return found
+        other = self._ready(self.baseline.config(config), iterations)
+        if found is None or other is None:
+            return None
+        return self.baseline.compared(config, iterations, found, other)
+
+    def _ready(self, config: RunConfig, iterations: int) -> Any:
+        checked(config)
+        self.check(config)
+        with reading(config):
+            if (found := self.finished(config, iterations)) is None:
+                check_before_work(config, iterations)
+        return found
+
+    def says(self, template: str, config: RunConfig, iterations: int, run: str = "{name}") -> str:
+        """One of its texts about a run to T = `iterations`, which is called `run`."""
+        run = run.format(name=config.name)
+        return template.format(name=config.name, run=run, model=f"{self.model}_{iterations}")
+
+    def runs(self, config: RunConfig) -> list[RunConfig]:
+        """The runs that its flow makes."""
+        return [config] if self.baseline is None else [config, self.baseline.config(config)]
+
+    def arguments(self, config: RunConfig, iterations: int) -> tuple[Any, ...]:
+        """What its flow is called with."""
+        return (config,) if self.model is None else (config, iterations)
+
+
+def load(reference: str) -> Any:
+    """What `module:name` names, imported now."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def resolve_config(
@@ -63,16 +158,6 @@ def checked(config: RunConfig) -> None:
     preflight(config)
 
 
-def ready(config: RunConfig, iterations: int) -> Summary | None:
-    """Checks that a run can get to M_T, T = `iterations`; its summary where it is there and nothing is to be done."""
-    checked(config)
-    check_tpo(config)
-    with reading(config):
-        if (found := finished(config, iterations)) is None:
-            check_before_work(config, iterations)
-    return found
-
-
 def reached(config: RunConfig, iterations: int) -> Summary | None:
     """The summary of a run that has reached M_T, T = `iterations`, or is past it."""
     with reading(config):
@@ -89,38 +174,6 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     except StoreError:
         return None
     return summary if summary.models[-1].iteration >= iterations else None
-
-
-def made(config: RunConfig) -> Ladder | None:
-    """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
-    checked(config)
-    check_thinkpo(config)
-    return _ladder_or_check(config)
-
-
-def self_trained(config: RunConfig, iterations: int, name: str = LADDER) -> Ladder | None:
-    """Checks that a run of self-training can get to SFT_T, T = `iterations`; its ladder where nothing is to be done.
-
-    `name` is which of its ladders: its own, or that of its ablation.
-    """
-    checked(config)
-    check_self_training(config)
-    return _ladder_or_check(config, f"SFT_{iterations}", name, iterations)
-
-
-def ablated(config: RunConfig, iterations: int) -> Ladder | None:
-    """The same for a run and the one without DPO; the ladder that holds them against each other."""
-    found = self_trained(config, iterations, ABLATION)
-    return found if self_trained(without_dpo(config), iterations) is not None else None
-
-
-def _ladder_or_check(
-    config: RunConfig, last: str | None = None, name: str = LADDER, iterations: int = 1
-) -> Ladder | None:
-    with reading(config):
-        if (found := _ladder(config, last, name)) is None:
-            check_before_work(config, iterations)
-    return found
 
 
 def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
@@ -171,11 +224,10 @@ def direct_baseline(config: RunConfig) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def compared(config: RunConfig, iterations: int) -> Comparison | None:
-    """Checks that a run and its direct baseline can get to M_T; their comparison where nothing is to be done."""
-    ours, theirs = ready(config, iterations), ready(direct_baseline(config), iterations)
+def _comparison(config: RunConfig, iterations: int, ours: Summary, theirs: Summary) -> Comparison | None:
+    """The comparison of a run and its direct baseline at M_T, unless one of them has changed since."""
     path = config.root / COMPARISON
-    if ours is None or theirs is None or not path.exists():
+    if not path.exists():
         return None
     try:
         found = read_comparison(path)
@@ -243,3 +295,73 @@ def prefect_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+_ITERATE = Recipe(
+    name="iterate",
+    help="bring a run to M_T: start it, resume it, add iterations to it",
+    check=check_tpo,
+    finished=finished,
+    flow="flows.iterate:iterate",
+    show="tpo.report.table:print_table",
+    page="report.html",
+    page_label="Report",
+    trigger="advance",
+    title="{name} to {model}",
+    stepwise=True,
+)
+_COMPARE = Recipe(
+    name="compare",
+    help="the same, and its direct baseline beside it: does thinking pay?",
+    check=check_tpo,
+    finished=finished,
+    baseline=Baseline(direct_baseline, _comparison),
+    flow="flows.compare:compare_with_direct",
+    show="tpo.report.comparison_page:print_comparison",
+    page="comparison.html",
+    done="{name} is compared with its direct baseline at {model}",
+    reached="{model} of both",
+    trigger="compare-runs",
+    title="{name} against direct, to {model}",
+)
+_THINKPO = Recipe(
+    name="thinkpo",
+    help="ThinkPO: fine-tune on long reasoning, then prefer it to short",
+    profile="thinkpo",
+    model=None,
+    check=check_thinkpo,
+    finished=lambda config, _: _ladder(config, None, LADDER),
+    flow="flows.thinkpo:thinkpo",
+    show="tpo.report.ladder_page:print_ladder",
+    page=page_of(LADDER),
+    done="{run} is complete",
+    reached="{name}",
+    trigger="run-thinkpo",
+    title="{name}, ThinkPO",
+)
+_SELF_TRAIN = Recipe(
+    name="self-train",
+    help="DPO-ST: learn from own right answers, DPO before each time",
+    profile="self-train",
+    model="SFT",
+    check=check_self_training,
+    finished=lambda config, iterations: _ladder(config, f"SFT_{iterations}", LADDER),
+    flow="flows.self_train:self_train",
+    show="tpo.report.ladder_page:print_ladder",
+    page=page_of(LADDER),
+    trigger="run-self-train",
+    title="{name}, DPO-ST to {model}",
+)
+_ABLATION = dataclasses.replace(
+    _SELF_TRAIN,
+    help="also run it without DPO, and compare both",
+    baseline=Baseline(without_dpo, lambda config, iterations, *_: _ladder(config, f"SFT_{iterations}", ABLATION)),
+    flow="flows.self_train:self_train_and_plain",
+    page=page_of(ABLATION),
+    title="{name}, DPO-ST with and without DPO to {model}",
+)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (_ITERATE, _COMPARE, _THINKPO, dataclasses.replace(_SELF_TRAIN, ablation=_ABLATION))
+}
+"""Every recipe by its name, in the order of `tpo --help`."""

@@ -6,7 +6,7 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from flows.cli.seed_model import SCORES, TEST_PROMPTS, measure_seed_model
+from flows.cli.miniature import SCORES, TEST_PROMPTS, measure_seed_model
 from prompts.thought import VARIANTS
 from tpo.config.base import SHIPPED_SEED_MODEL
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from flows.cli.small_judges import (
+from flows.cli.miniature import (
     MODES,
     SCORES,
     SHIPPED_JUDGES,

@@ -108,10 +108,11 @@ def main(parent: Path) -> None:
     import flows.compare
     import tasks.compare
     from flows.compare import compare_with_direct
-    from flows.recipes import compared
+    from flows.recipes import RECIPES
     from tests.faults import mock_run
 
     mock_run.prepare()
+    ready = RECIPES["compare"].ready
     flow = vars(flows.compare)
     flow.update(judge=flow["judge"].fn, compare=flow["compare"].fn, iterate=vars(flows.iterate)["iterate"])
     vars(tasks.compare)["create_markdown_artifact"] = lambda **_: None
@@ -123,11 +124,11 @@ def main(parent: Path) -> None:
         comparison = compare_with_direct.fn(config, ITERATIONS)
         before = _times(folder)
         assert compare_with_direct.fn(config, ITERATIONS) == comparison
-        known = compared(config, ITERATIONS) is not None
+        known = ready(config, ITERATIONS) is not None
         again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
         compare_with_direct.fn(config, ITERATIONS - 1)
         found[judge] = {
-            "shorter": compared(config, ITERATIONS) is None and compared(config, ITERATIONS - 1) is not None,
+            "shorter": ready(config, ITERATIONS) is None and ready(config, ITERATIONS - 1) is not None,
             "prompts": [_prompts(folder / name) for name in ("run", "run-direct")],
             "too_long": _too_long(folder / "run-direct"),
             "again": again,

@@ -110,10 +110,11 @@ class _Stopped(Exception):
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows import self_train
-    from flows.recipes import self_trained
+    from flows.recipes import RECIPES
     from tasks.handles import seed_model
-    from tpo.report.ladder import ABLATION
 
+    recipe = RECIPES["self-train"]
+    assert recipe.ablation is not None
     folder = parent / "whole"
     _prepare()
     config = _config(folder)
@@ -126,11 +127,11 @@ def main(parent: Path) -> None:
         "plain": _seen(without_dpo(config).root),
         "seed": seed_model(config).fingerprint,
         "again": again,
-        "known": {str(t): self_trained(config, t) is not None for t in (1, 2, 3)},
+        "known": {str(t): recipe.ready(config, t) is not None for t in (1, 2, 3)},
         "ablation": _ablation(config, ablation),
         "stopped": _stopped(parent / "stopped", config),
     }
-    assert self_trained(config, ITERATIONS, ABLATION) == ablation
+    assert recipe.ablation.ready(config, ITERATIONS) == ablation
     (parent / "found.json").write_text(json.dumps(found))
 
 

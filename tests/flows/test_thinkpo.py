@@ -80,7 +80,7 @@ def main(parent: Path) -> None:
     import flows.thinkpo
     import tasks.measure
     import tasks.training
-    from flows.recipes import made
+    from flows.recipes import RECIPES
     from flows.thinkpo import thinkpo
     from tests.faults import mock_run
     from tpo.records import Pair
@@ -105,7 +105,7 @@ def main(parent: Path) -> None:
     before = _times(config.root)
     assert run(config) == ladder
     found["again"] = _newer(config.root, before)
-    found["known"] = made(config) == ladder
+    found["known"] = RECIPES["thinkpo"].ready(config, 1) == ladder
 
     broken = _config(parent / "broken")
     train = vars(tasks.training)["train_model"]
@@ -136,14 +136,14 @@ def main(parent: Path) -> None:
     for name, update in changes.items():
         before = _times(broken.root)
         changed = broken.model_copy(update=update)
-        found["known with another config"] = made(changed) is not None
+        found["known with another config"] = RECIPES["thinkpo"].ready(changed, 1) is not None
         run(changed)
         found["changed"][name] = [s for s in _newer(broken.root, before) if ".old-" not in s]
         run(broken)
 
     (shard,) = (config.root / "dpo/pairs").glob("*.parquet")
     shard.write_bytes(b"PAR1")
-    found["known when damaged"] = made(config) is not None
+    found["known when damaged"] = RECIPES["thinkpo"].ready(config, 1) is not None
     run(config)
     found["mended"] = _fingerprints(config.root)
 
