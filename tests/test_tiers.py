@@ -21,10 +21,10 @@ def test_a_fast_test_cannot_start_ray():
         ray.init(address="local", include_dashboard=False)
 
 
-@pytest.mark.parametrize(
-    "code",
-    ["import subprocess; subprocess.Popen(['/any/raylet'])", "import ray; ray.init()", "import vllm.v1.engine.core"],
-)
+POPEN = "import subprocess; subprocess.Popen(['/any/raylet'])"
+
+
+@pytest.mark.parametrize("code", [POPEN, "import ray; ray.init()", "import vllm.v1.engine.core"])
 def test_nor_can_a_process_that_it_starts(code: str):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "mark it pytest.mark.slow" in done.stderr
@@ -32,8 +32,7 @@ def test_nor_can_a_process_that_it_starts(code: str):
 
 @pytest.mark.slow
 def test_a_slow_one_may():
-    code = "import subprocess; subprocess.Popen(['/any/raylet'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", POPEN], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "FileNotFoundError" in done.stderr
 
 

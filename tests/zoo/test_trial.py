@@ -1,4 +1,4 @@
-"""Families of the zoo go through the whole product, as docs/models.md says of each; all of them in `make exhaustive`."""
+"""Families of the zoo go through the whole product, as docs/models.md says of each; all do in `make exhaustive`."""
 
 import json
 import os
