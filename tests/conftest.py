@@ -1,5 +1,8 @@
-"""What holds for all tests: the slow files come first, so that no process ends long after the others; those marked gpu
-are skipped where there is no NVIDIA GPU; examples may take their time."""
+"""What holds for all tests: their tiers, the seed that draws from large matrices, and the S3 server.
+
+Slow is what lies in `SLOW_PLACES` or is marked slow; a fast test that starts Ray or an engine fails. The longest files
+come first, so that no process ends long after the others. Tests marked gpu are skipped if there is no NVIDIA GPU.
+"""
 
 import os
 from collections.abc import Iterator
@@ -8,23 +11,65 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import sampling
 from tests.faulty_proxy import FaultyProxy
+from tests.no_engines import sitecustomize as guard
 from tests.s3_server import KEYS, S3Server, s3_server
 
 settings.register_profile("tpo", deadline=None)
 settings.load_profile("tpo")
 
+TESTS = Path(__file__).parent
+SLOW_PLACES = ("browser", "end_to_end", "faults", "operations", "zoo/test_trial.py")
+    "browser",
+    "end_to_end",
+    "faults",
+    "operations",
+    "zoo/test_trial.py",
+    "engines/training/test_many_workers.py",
+)
+"""Folders and files whose tests are all slow."""
 
-SLOW = ("end_to_end", "faults", "browser")
+
+def pytest_configure() -> None:
+    """Fixes the seed for the workers and processes to come, even if a commit is made meanwhile."""
+    os.environ[sampling.SEED_VARIABLE] = str(sampling.seed())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
-    items.sort(key=lambda item: item.path not in slow)
-    if not Path("/dev/nvidiactl").exists():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Shows the seed, which pytest's own header would not with -q; xdist's workers show nothing."""
+    if (terminal := session.config.pluginmanager.get_plugin("terminalreporter")) is not None:
+        terminal.write_line(sampling.header())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(TESTS)
+        if any(place.is_relative_to(slow) for slow in SLOW_PLACES):
+            item.add_marker("slow")
+        if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+    stories = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("story"))}
+    if config.option.markexpr == "slow":
+        drawn = sampling.drawn_stories(stories.values())
+        left_out = {item for item, story in stories.items() if story not in drawn}
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
+    long = {item.path for item in stories}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in long, item.path not in slow))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Forbids Ray and engines to fast tests, their fixtures and the processes that they start."""
+    fast = item.get_closest_marker("slow") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(guard.TIER, guard.FAST if fast else "slow")
+        if fast:
+            patch.setenv("PYTHONPATH", str(Path(guard.__file__).parent), prepend=os.pathsep)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

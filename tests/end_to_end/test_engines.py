@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests import sampling
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig, TrainerConfig
@@ -117,7 +118,7 @@ class ForgetfulEngine(Engine):
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", sampling.sampled("stale weights", ["float32", "bfloat16"], 1))
 def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype: Literal["float32", "bfloat16"]):
     """On a real model too, where a folder of one with tied embeddings is named in TPO_REAL_MODEL."""
     import ray

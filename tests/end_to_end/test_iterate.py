@@ -95,6 +95,7 @@ def test_the_second_iteration_kept_all_of_the_first(small_run: Path):
         assert (small_run / path).read_text() == content
 
 
+@pytest.mark.story("a comparison")
 def test_a_comparison_takes_the_run_as_it_is_and_adds_its_direct_baseline(small_run: Path, iterate: Iterate):
     before = {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
     done = iterate(1, flow="compare")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engines.training.test_resume import some_pairs
+from tests.sampling import sampled
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
@@ -192,7 +193,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return left_alone(tmp_path_factory.mktemp("lone"), FEW)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", sampled("a worker of two is killed", ["ddp", "fsdp"], 1))
 def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_of_one_that_was_left_alone(
     tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
 ):

@@ -19,6 +19,7 @@ from tpo.config.data import PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.report.summary import read_summary
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
@@ -67,6 +68,12 @@ def test_the_lead_is_the_mean_over_prompts_of_what_the_rows_say(found: Mapping[s
 @JUDGES
 def test_both_start_from_one_model_which_asked_alike_answers_alike(found: Mapping[str, Any], judge: str):
     assert found[judge]["direct_before"][0] == found[judge]["direct_before"][1]
+
+
+def test_a_judge_that_compares_gives_the_seed_one_half_and_later_models_what_they_gained(found: Mapping[str, Any]):
+    _, seed, *later = found["pairwise"]["scores"]
+    assert seed == 0.5 and len(later) == ITERATIONS
+    assert found["pairwise"]["gains"][2:] == pytest.approx([score - seed for score in later])
 
 
 def test_both_have_the_same_prompts_written(found: Mapping[str, Any]):
@@ -126,6 +133,7 @@ def main(parent: Path) -> None:
         assert compare_with_direct.fn(config, ITERATIONS) == comparison
         known = ready(config, ITERATIONS) is not None
         again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+        summary = read_summary(folder / "run" / "summary.json")
         compare_with_direct.fn(config, ITERATIONS - 1)
         found[judge] = {
             "shorter": ready(config, ITERATIONS) is None and ready(config, ITERATIONS - 1) is not None,
@@ -134,6 +142,8 @@ def main(parent: Path) -> None:
             "again": again,
             "known": known,
             "measure": comparison.measure,
+            "scores": [row.score.value for row in summary.models if row.score],
+            "gains": [row.gain.value for row in summary.models if row.gain],
             "leads": [lead.overall.value for lead in comparison.leads if lead.overall],
             "expected": _expected(folder, judge),
             "direct_before": [_outputs(folder / at) for at in ("run/iter_0/direct", "run-direct/iter_0/test")],
