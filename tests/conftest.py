@@ -21,13 +21,6 @@ settings.load_profile("tpo")
 
 TESTS = Path(__file__).parent
 SLOW_PLACES = ("browser", "end_to_end", "faults", "operations", "zoo/test_trial.py")
-    "browser",
-    "end_to_end",
-    "faults",
-    "operations",
-    "zoo/test_trial.py",
-    "engines/training/test_many_workers.py",
-)
 """Folders and files whose tests are all slow."""
 
 
