@@ -57,21 +57,21 @@ class _Weight:
     name: str
     """Human-readable."""
     values: "torch.Tensor"
-    """A vector, or of each row of a matrix its compared columns."""
+    """A vector, or the compared columns of each row of a matrix."""
     row_length: int
     """Columns of the matrix; 0 for a vector."""
 
 
 @dataclass(frozen=True)
 class _StoredWeights:
-    """What a comparison needs to know of a folder's tensors."""
+    """A folder's tensors as far as a comparison needs them."""
 
     rows: Mapping[int, "torch.Tensor"]
     """By row length: hashes of the rows of all matrices, their compared columns in the engine's dtype."""
     vectors: Sequence["torch.Tensor"]
     """Norms and biases."""
     dtype: "torch.dtype"
-    """The engine's. A few vectors are in float32 all the same: as in the file, or rounded before."""
+    """The engine's. A few vectors are in float32 nevertheless: as in the file, or rounded before."""
 
     def hold(self, weight: _Weight) -> bool:
         """Whether the weight is made of what is stored: rows in any order, or vectors one after another."""
@@ -79,7 +79,7 @@ class _StoredWeights:
 
         if weight.row_length:
             wanted = _hashes(weight.values)
-            wanted = wanted[wanted != 0]  # rows of zeros pad the vocabulary
+            wanted = wanted[wanted != 0]  # Rows of zeros pad the vocabulary.
             known = self.rows.get(weight.row_length)
             return not wanted.numel() or (known is not None and bool(torch.isin(wanted, known).all()))
         exact = [vector.to(weight.values.dtype) for vector in self.vectors]
@@ -184,7 +184,7 @@ def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _We
     import torch
 
     lengths = (getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim"))
-    length = next(filter(None, lengths))  # a router of experts is not split, and has input_size alone
+    length = next(filter(None, lengths))  # A router of experts isn't split, and only has input_size.
     compared = _compared(length)
     ones = torch.zeros(len(compared), length, dtype=dtype)
     ones[torch.arange(len(compared)), compared] = 1
