@@ -28,22 +28,22 @@ from tpo.records import Message
 
 TEMPLATES = Path(__file__).parent / "templates"
 SLOTS = ("instruction", "first", "second")
-"""What a user template shows, in this order."""
+"""The slots of a user template, in this order."""
 LABELS = ("[[A]]", "[[B]]")
-"""What a judge writes for the response shown first, and for the one shown second."""
+"""The labels for the response shown first, and for the one shown second."""
 TIE_LABEL = "[[C]]"
-"""What some judges write for neither, though the prompt does not offer it."""
+"""The label that some judges write for a tie, though the prompt doesn't offer it."""
 
 
 class Verdict(StrEnum):
-    """What a judge decided."""
+    """A judge's decision."""
 
     FIRST = "A"
     """The response shown first is better."""
     SECOND = "B"
     """The response shown second is better."""
     TIE = "C"
-    """Neither is; the prompt does not offer it, but judges say it."""
+    """Neither is; the prompt doesn't offer it, but judges say it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class VerdictPrompt:
         return hashlib.sha256(repr((self.system_template, self.user_template)).encode()).hexdigest()
 
     def render(self, instruction: str, first: str, second: str) -> list[Message]:
-        """The chat messages that ask which of two responses is better; what they say is shown defused."""
+        """The chat messages that ask which of two responses is better, all three texts sanitized."""
         head, between, middle, tail = self._pieces
         said = [self.defused(text) for text in (instruction, first, second)]
         user = f"{head}{said[0]}{between}{said[1]}{middle}{said[2]}{tail}"
@@ -74,7 +74,7 @@ class VerdictPrompt:
         return _defused(text, self._forgeries)
 
     def prose(self) -> list[str]:
-        """The pieces of text that never change, in order: system turn, then the user turn around its three slots."""
+        """The constant pieces of text, in order: system turn, then the user turn around its three slots."""
         return [self.system_template, *self._pieces]
 
     @cached_property
@@ -89,10 +89,10 @@ class VerdictPrompt:
 
 
 def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
-    """The prompt that a config asks for, with its template files checked.
+    """The prompt for a config, with its template files checked.
 
-    Raises `InputError` where a template is missing, where the user turn is not text with the three slots, each once, in
-    order and fenced by words in brackets, and where neither turn says which labels to write.
+    Raises `InputError` if a template is missing, if the user turn isn't text with the three slots, each once, in order
+    and fenced by words in brackets, or if neither turn mentions the labels.
     """
     shipped = PROMPTS["cot" if config.mode == "cot" else "label"]
     prompt = VerdictPrompt(
@@ -152,10 +152,10 @@ _CONTROL_TOKEN = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class _Forgeries:
-    """What text inside a prompt must not look like."""
+    """Texts that must not occur inside a prompt."""
 
     exact: tuple[str, ...]
-    """Skeletons of all labels, and of whatever stands in brackets in a template's prose."""
+    """Skeletons of all labels, and of everything in brackets in a template's prose."""
     opening: tuple[str, ...]
     """The characters that one can begin with."""
     pattern: re.Pattern[str]
@@ -177,7 +177,7 @@ def _bracketed(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for text in texts for part in _IN_BRACKETS.findall(_skeleton(text))))
 
 
-@lru_cache(maxsize=128)  # a response is shown once for each other of its group, and in either place
+@lru_cache(maxsize=128)  # A response is shown once for each other of its group, and in either place.
 def _defused(text: str, forgeries: _Forgeries) -> str:
     text = text.strip()
     # Once is enough for every sane template; a round bracket may belong to a further forgery: "[a (b)]" beside "[b]".
@@ -199,7 +199,7 @@ def _taken_apart(template: str) -> tuple[str, str, str, str]:
     """The text of a user template before, between and after its slots; the template is read, never executed."""
     try:
         body = _ENVIRONMENT.parse(template).body
-    except Exception as error:  # besides syntax errors: numbers too long to read, nesting too deep
+    except Exception as error:  # Besides syntax errors: numbers too long to read, nesting too deep.
         raise InputError(f"the user turn does not parse: {error}") from error
     pieces, slots = [""], []
     for part in (part for node in body for part in (node.nodes if isinstance(node, nodes.Output) else [node])):
