@@ -1,7 +1,7 @@
-"""Thinking against its direct baseline (2410.10630, Figure 3): two runs that differ in the prompt alone, side by side.
+"""Thinking against its direct baseline (2410.10630, Figure 3): two runs that differ only in the prompt, side by side.
 
-In: a config that thinks, and T. Out: its run and that of the direct baseline, both at M_T, and the page that compares
-them. Each run is that of `iterate`, in a folder of its own: what `make iterate` has made already is used as it is.
+Each run is a run of `iterate` in its own folder, reused if `make iterate` has made it. The page is in the thinking
+run's folder.
 """
 
 from prefect import flow
@@ -39,7 +39,7 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
 
 
 def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[Answers]:
-    """What a judge that compares says of both runs' answers; nothing where it reads one response at a time."""
+    """Comparisons of both runs' answers by a judge that compares; empty if it reads one response at a time."""
     config = thinking.config
     if not compares(config.evaluation.judge):
         return []

@@ -1,10 +1,8 @@
-"""What a schedule or a form triggers: a recipe's run is brought one iteration further, or to its end.
+"""Prefect's deployments: a schedule or a form takes a recipe's run one iteration further, or to its end.
 
-In: the answers of a form, those of `python -m flows iterate`. Out: M_{t+1}, where the manifests say that M_t stands.
-
-A trigger says "go on" and not which iteration: the run folder knows that, however the trigger before it ended. So a
-trigger too many does no harm, and none has to be repeated. The stages are those of the recipe's flow, called as a
-function, so that they stand on this run's own page and not one page below.
+A trigger says "continue" and not which iteration: the run folder knows that, however the trigger before it ended. So an
+extra trigger does no harm, and none has to be repeated. The stages are those of the recipe's flow, called as a
+function, so that they appear on this run's own page and not one page below.
 
 There is a flow for each recipe, named by `Recipe.trigger`. Prefect finds it by `flows/deployments.py:<name>` and reads
 its form from its signature and docstring, which are therefore made from the fields of a `Form`.
@@ -29,7 +27,7 @@ JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pa
 
 
 class Form(BaseModel):
-    """What a trigger may be given; a description is a template of `{model}` and `{ablation}`."""
+    """The fields of a trigger's form; a description is a template of `{model}` and `{ablation}`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,7 +45,7 @@ class Form(BaseModel):
     ablation: bool = Field(False, description="Whether to {ablation}.")
 
     def config(self) -> RunConfig:
-        """The config that is asked for."""
+        """The resolved config."""
         return resolve_config(
             self.profile,
             run_name=self.run_name or None,
@@ -57,16 +55,16 @@ class Form(BaseModel):
         )
 
     def goal(self, config: RunConfig) -> int:
-        """T of the model to bring the run to."""
+        """T of the model to reach."""
         return self.iterations
 
     def enough(self) -> str:
-        """Why there is nothing to do, besides that the goal is reached."""
+        """Why there is nothing to do, other than that the goal is reached."""
         return ""
 
 
 class StepForm(Form):
-    """What a trigger may be given that takes the run one iteration further, or resumes the interrupted one."""
+    """The form of a trigger that takes the run one iteration further, or resumes the interrupted one."""
 
     iterations: int = Field(1, ge=1, description="How many iterations this trigger adds at most.")
     last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it stands, triggers do nothing.")
@@ -77,12 +75,12 @@ class StepForm(Form):
         return next_model(config, self.iterations, self.last)
 
     def enough(self) -> str:
-        """That `last` stands."""
+        """That `last` exists."""
         return f", and `last` is {self.last}"
 
 
 def deployed(recipe: Recipe) -> Flow[..., State[Any]]:
-    """The flow that is deployed for a recipe."""
+    """The deployed flow of a recipe."""
     form = StepForm if recipe.stepwise else Form
 
     def trigger(**answers: Any) -> State[Any]:
@@ -107,7 +105,7 @@ def deployed(recipe: Recipe) -> Flow[..., State[Any]]:
 
 
 def bring(recipe: Recipe, form: Form) -> State[Any]:
-    """Brings the run that a form asks for to its goal, from where its manifests say that it stands."""
+    """Brings the run that a form describes to its goal, resuming from its manifests."""
     if form.ablation and recipe.ablation is not None:
         recipe = recipe.ablation
     config = form.config()
@@ -123,7 +121,7 @@ def bring(recipe: Recipe, form: Form) -> State[Any]:
 
 
 def next_model(config: RunConfig, iterations: int, last: int) -> int:
-    """T of the model to bring a run to: so many iterations past the last complete one, and no further than `last`."""
+    """T of the next goal: that many iterations past the last complete one, but at most `last`."""
     with reading(config):
         return min(max(iterations_made(config), 0) + iterations, last)
 

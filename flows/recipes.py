@@ -1,8 +1,8 @@
 """The recipes: one entry each, from which the command line, the deployments and their tests are built.
 
-A command line and a form start the same run in the same way: they resolve a config (`resolve_config`), ask the recipe
-whether there is anything to do (`Recipe.ready`), and call its flow in a process that is ready for it (`working`).
-Nothing heavy is imported before it is known that there is something to do; so flows are named here, not imported.
+A command line and a form start a run in the same way: they resolve a config (`resolve_config`), ask the recipe whether
+there is anything to do (`Recipe.ready`), and call its flow in a prepared process (`working`). Nothing heavy is imported
+before it is known that there is something to do, so flows are named here, not imported.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from tpo.storage.mirror import reading
 
 SHIPPED = Path("deploy") / "profiles"
 PROFILES = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[1] / SHIPPED
-"""Profiles by name: those of the folder that the command is called from, else ours."""
+"""The folder of profiles: that of the current folder, if there is one, otherwise ours."""
 
 
 @dataclass(frozen=True)
@@ -48,48 +48,49 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A way to train, as the command line, its deployment and the checks before it need to know it.
+    """A way to train, as the command line, its deployment and the checks need to know it.
 
     Texts are templates of `{name}` (the run's name), `{run}` (the run, as the reader calls it) and `{model}` (M_T).
     """
 
     name: str
-    """Of its command, its make target and its deployment."""
+    """Name of its command, its make target and its deployment."""
     help: str
-    """What `tpo --help` says about it, or about its option if it is an ablation."""
+    """Its line in `tpo --help`, or that of its option if it is an ablation."""
     profile: str = "laptop"
-    """The profile that is used unless another is named."""
+    """The default profile."""
     model: str | None = "M"
-    """What iteration t makes, without its number; None for a recipe that does not iterate."""
+    """What iteration t makes, without its number; None for a recipe that doesn't iterate."""
     check: Callable[[RunConfig], None]
     """Raises `InputError` if this recipe cannot work with a config."""
     finished: Callable[[RunConfig, int], Any]
-    """The result of a run that has reached T and needs nothing, else None."""
+    """The result of a finished run that has reached T, otherwise None."""
     flow: str
     """`module:function` of its flow, which takes a config and, if it iterates, T."""
     baseline: Baseline | None = None
     """The second run that the flow makes, and compares the first with."""
     ablation: "Recipe | None" = None
-    """The recipe that takes its place if an ablation is asked for."""
+    """The recipe to use instead if an ablation is requested."""
     show: str
     """`module:function` that prints a result."""
     page: str
     """Name of the page in the run folder that shows the result."""
     page_label: str = "Page"
-    """What the command line calls that page."""
+    """The page's name on the command line."""
     done: str = "{model} of {run} is complete"
-    """Said if there is nothing (more) to do."""
+    """The message if there is nothing (more) to do."""
     reached: str = "{model}"
-    """Said on the command line with the seconds that it took."""
+    """The message after work, to which the seconds are added."""
     trigger: str
-    """Name of the flow that is deployed: `flows/deployments.py` has it, with `_` in place of `-`."""
+    """Name of the deployed flow: `flows/deployments.py` has it, with `_` for `-`."""
     title: str
     """Name of a deployment's run in Prefect."""
     stepwise: bool = False
     """Whether a trigger takes the run one iteration further, instead of to T."""
 
     def ready(self, config: RunConfig, iterations: int) -> Any:
-        """Checks that a run can get to T = `iterations`; its result if there is nothing to do, else None."""
+        """Checks that a run can get to T = `iterations`; returns its result if there is nothing to do, otherwise
+        None."""
         found = self._ready(config, iterations)
         if self.baseline is None:
             return found
@@ -116,12 +117,12 @@ class Recipe:
         return [config] if self.baseline is None else [config, self.baseline.config(config)]
 
     def arguments(self, config: RunConfig, iterations: int) -> tuple[Any, ...]:
-        """What its flow is called with."""
+        """The arguments of its flow."""
         return (config,) if self.model is None else (config, iterations)
 
 
 def load(reference: str) -> Any:
-    """What `module:name` names, imported now."""
+    """The object `module:name`, imported now."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -129,7 +130,8 @@ def load(reference: str) -> Any:
 def resolve_config(
     profile: str, *, run_name: str | None, judge: str | None, seed: int | None, overrides: Sequence[str]
 ) -> RunConfig:
-    """The config that is asked for; a judge and a seed given here name the run, so that no two share a folder."""
+    """The resolved config; a judge and a seed given here are added to the run's name, so that no two runs share a
+    folder."""
     path = profile_path(profile)
     first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
     last = [f"seed={seed}"] if seed is not None else []
@@ -141,7 +143,7 @@ def resolve_config(
 
 
 def profile_path(profile: str) -> Path:
-    """The file of a profile that is named, or given as a file."""
+    """The path of a profile given by name or as a file."""
     if profile.endswith((".toml", ".json")):
         return Path(profile)
     if not re.fullmatch(r"[\w.-]+", profile):
@@ -153,7 +155,7 @@ def profile_path(profile: str) -> Path:
 
 
 def checked(config: RunConfig) -> None:
-    """Checks what needs no more than a look at files, after fetching the seed model if the profile says from where."""
+    """Runs the checks that only need files, after fetching the seed model if the profile says from where."""
     fetch_model(config.model)
     preflight(config)
 
@@ -165,7 +167,7 @@ def reached(config: RunConfig, iterations: int) -> Summary | None:
 
 
 def finished(config: RunConfig, iterations: int) -> Summary | None:
-    """The summary of a run that has reached M_T and needs nothing, its report included."""
+    """The summary of a run that has reached M_T and is current, report included."""
     path = config.root / "summary.json"
     if not (path.exists() and (config.root / "report.html").exists() and is_current(config)):
         return None
@@ -177,7 +179,7 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
 
 
 def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
-    """The ladder of a run that is finished, where it reaches the model called `last`."""
+    """The table of a finished run, if it reaches the model called `last`."""
     path = config.root / name
     if path.exists() and is_current(config):
         with contextlib.suppress(StoreError):
@@ -187,9 +189,9 @@ def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
 
 
 def without_dpo(config: RunConfig) -> RunConfig:
-    """The run that DPO-ST is compared with: classic self-training, all else alike.
+    """The baseline of DPO-ST: classic self-training, everything else equal.
 
-    Raises `InputError` where the config itself has no DPO step.
+    Raises `InputError` if the config itself has no DPO step.
     """
     if config.self_train is None or not config.self_train.dpo:
         raise InputError(
@@ -200,9 +202,9 @@ def without_dpo(config: RunConfig) -> RunConfig:
 
 
 def direct_baseline(config: RunConfig) -> RunConfig:
-    """The run that a config is compared with: the same prompts, judge, loss and settings, asked to answer directly.
+    """The direct baseline of a config: the same prompts, judge, loss and settings, without thoughts.
 
-    Raises `InputError` where the config itself asks for no thoughts, and where a server writes its prompts.
+    Raises `InputError` if the config itself asks for no thoughts, or if a server writes its prompts.
     """
     if config.prompt.variant == "direct":
         raise InputError(
@@ -239,7 +241,7 @@ def _comparison(config: RunConfig, iterations: int, ours: Summary, theirs: Summa
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Has all that the flow starts in this process end with it, or at the end of the context."""
+    """Ends everything that the flow starts in this process when it exits, or at the end of the context."""
     prefect_environment()
     check_prefect_settings()
     with watched(), apart_from_terminal():
@@ -254,7 +256,7 @@ def working() -> Iterator[None]:
 
 
 def check_prefect_settings() -> None:
-    """Raises `InputError` if Prefect does not take what the environment says to it; after `prefect_environment`."""
+    """Raises `InputError` if Prefect rejects its environment variables; call it after `prefect_environment`."""
     from pydantic import ValidationError
 
     try:
@@ -270,15 +272,15 @@ def check_prefect_settings() -> None:
 
 
 def prefect_environment() -> None:
-    """Everybody silenced, and Prefect's settings where the user has set none: files beside the runs, quiet terminal.
+    """Disable telemetry and set defaults for Prefect settings that the user hasn't set (local files, quiet console).
 
-    Comes before anything is imported that reads its settings then.
+    Call before importing Prefect.
     """
     from tpo.engines.cluster.processes import QUIET, loopback_without_proxy, proxy_fault
 
     os.environ.update(QUIET | loopback_without_proxy(os.environ))
     if (fault := proxy_fault(os.environ)) is not None:
-        # Whoever asks something elsewhere was refused before (`check_proxies`); the rest is on this machine.
+        # Requests to other machines were refused before (`check_proxies`); the rest is on this machine.
         say(f"{fault}: proxies are left out, all that is asked is on this machine")
         os.environ.update(NO_PROXY="*", no_proxy="*")
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
@@ -287,7 +289,7 @@ def prefect_environment() -> None:
         "PREFECT_MEMO_STORE_PATH": str(home / "memo.toml"),
         "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # On disk, so that a server that is started again knows who is at work, and lets them go on.
+        # On disk, so that a restarted server knows the running flows and lets them continue.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER,

@@ -1,9 +1,7 @@
-"""ThinkPO (2502.13173): a model that has learned to reason by imitation learns to prefer reasoning at length.
+"""ThinkPO (2502.13173): a model that has learned to reason by imitation learns to prefer long reasoning.
 
-In: a config with demonstrations of long reasoning. Out: a run folder in which three models stand, the base, the one
-that was fine-tuned on the demonstrations and the one that DPO made of it, and how each measures up.
-
-The stages are those of `iterate`: each looks at its manifest first, so the same call starts a run and resumes it.
+A run has three models, each with its test results: the base, the one fine-tuned on demonstrations of long reasoning,
+and the one that DPO makes of it. Each stage checks its manifest first, so the same call starts a run and resumes it.
 """
 
 from pathlib import Path
@@ -36,7 +34,7 @@ RECIPE = "ThinkPO"
 
 @flow(name="thinkpo", flow_run_name="{config.name}")
 def thinkpo(config: RunConfig) -> Ladder:
-    """Brings a run of ThinkPO to its end; nobody else may write to its folder meanwhile."""
+    """Brings a run of ThinkPO to its end, as the only writer of its folder."""
     look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
@@ -46,7 +44,7 @@ def thinkpo(config: RunConfig) -> Ladder:
 
 
 def make_models(config: RunConfig) -> Ladder:
-    """Makes and measures the base, the model that was fine-tuned, and the one that prefers to think."""
+    """Makes and measures the base, the fine-tuned model, and the one that prefers to think."""
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
     first = ask(config, test_ask(config, "base"), base, test)
@@ -67,7 +65,7 @@ def make_models(config: RunConfig) -> Ladder:
 
 
 def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, given: Artifact) -> Artifact | None:
-    """Long outputs against short ones to the prompts of fine-tuning; None where pairs are from a file."""
+    """Long and short outputs to the prompts of fine-tuning; None if pairs come from a file."""
     assert config.thinkpo is not None
     source = config.thinkpo.source
     if isinstance(source, PairFile):

@@ -1,4 +1,4 @@
-"""`tpo …`, or `python -m flows …`: the command behind `make`. Light until it is known that there is work to do."""
+"""The command line: `tpo …`, or `python -m flows …`. Light until it is known that there is work to do."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ended(work: Callable[[], int]) -> int:
-    """Does some work; returns its exit status, and says what went wrong and what to do about it."""
+    """Runs some work and returns its exit status; prints errors with their remedies."""
     try:
         with explained():
             status = work()
@@ -88,14 +88,14 @@ def ended(work: Callable[[], int]) -> int:
 
 
 def _stopped_by(error: BaseException) -> int | None:
-    """The signal that ended the work; whatever else fails once one was received is its consequence."""
+    """The signal that ended the work; any other failure after one was received is its consequence."""
     if isinstance(error, KeyboardInterrupt) and error.args:
         return int(error.args[0])
     return int(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else stop_requested()
 
 
 def _is_unread(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more, as after `| head`; what is left of it then goes nowhere."""
+    """Whether a stream has no reader any more, as after `| head`; the rest of its output is then discarded."""
     found = select.poll()
     found.register(stream.fileno(), select.POLLERR)
     if not found.poll(0):
@@ -105,7 +105,7 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, as all of ours are."""
+    """A parser whose errors are one line, like all of ours."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
@@ -194,7 +194,7 @@ def _add_serve(commands: Commands) -> None:
 
 
 def _add_operation(commands: Commands) -> None:
-    """Prefect's server, its deployments and their worker."""
+    """The commands for Prefect's server, its deployments and their worker."""
     ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
     ui.set_defaults(run=_ui)
     deploy = commands.add_parser("deploy", help="put the work pool and the deployments into Prefect, or renew them")
@@ -205,7 +205,7 @@ def _add_operation(commands: Commands) -> None:
 
 
 def _add_miniature(commands: Commands) -> None:
-    """The models that we ship, made again."""
+    """The commands that rebuild the shipped models."""
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
     seed.set_defaults(run=_seed_model, to=SHIPPED_SEED_MODEL)
     small = commands.add_parser("small-judges", help="train the miniature's two judges again (20 to 40 minutes)")
@@ -215,7 +215,7 @@ def _add_miniature(commands: Commands) -> None:
 
 
 def _add_run_arguments(command: argparse.ArgumentParser, profile: str = "laptop") -> None:
-    """What says which run is meant."""
+    """The options that choose a run."""
     command.add_argument("--profile", default=profile, help="a name in deploy/profiles, or a .toml file")
     command.add_argument(
         "--run-name", help="name of the run folder (default: the profile's name, with the judge and seed given here)"
@@ -239,7 +239,7 @@ def _add_set(command: argparse.ArgumentParser, example: str = "sample.k=4") -> N
 
 
 MAX_ITERATIONS = 1_000_000
-"""The largest T; the paper stops at 4, and what a disk holds is far below."""
+"""The largest T; the paper stops at 4, and disks limit it far below."""
 MAX_PORT = 65_535
 
 
@@ -271,7 +271,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 
 def _make(options: argparse.Namespace) -> int:
-    """Brings a run of a recipe to T, unless it is there."""
+    """Brings a run of a recipe to T, unless it is current."""
     recipe, config, to = options.recipe, _config(options), options.to
     show, page = load(recipe.show), f"{recipe.page_label}: {config.place}/{recipe.page}"
     if (found := recipe.ready(config, to)) is not None:
@@ -286,7 +286,7 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
-    """What a recipe's flow makes."""
+    """The result of a recipe's flow."""
     names = " and ".join(run.name for run in recipe.runs(config))
     goal = "" if recipe.model is None else f"to {recipe.model}_{to} "
     print(f"run {names}: {goal}in {config.place}", file=sys.stderr)
@@ -308,7 +308,7 @@ def _answered_by_prefect(remedy: str) -> Iterator[None]:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, PrefectException, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):
-            raise  # Prefect has no error of its own for a server that did not start
+            raise  # Prefect has no error class for a server that didn't start.
         raise ServerError(
             f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): {remedy}"
         ) from error
@@ -405,7 +405,7 @@ def _worker(options: argparse.Namespace) -> int:
     name = socket.gethostname()
     with _answered_by_prefect(_SERVER_FIRST):
         end_orphans(POOL, name)
-    logging.shutdown()  # what is on its way to the server: a process that is replaced says no last words
+    logging.shutdown()  # Flush what is on its way to the server: a replaced process runs no exit handlers.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     os.execv(sys.executable, [*command, *options.options])
 
@@ -414,7 +414,7 @@ _SERVER_FIRST = "start one by make ui, or set PREFECT_API_URL to the address of 
 
 
 def _use_server() -> None:
-    """Prefect's settings, with the server of `make ui` where no other is named."""
+    """Prefect's settings, with the server of `make ui` if no other is named."""
     prefect_environment()
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     os.environ.setdefault("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
@@ -442,7 +442,7 @@ def _small_judges(options: argparse.Namespace) -> int:
 
 
 def _start_again_with_threads(count: int) -> None:
-    """Replaces this process by one with the environment of a training, unless it has it."""
+    """Replaces this process by one with a training's environment, unless it has it."""
     from tpo.engines.cluster.processes import environment
 
     variables = environment(threads=count)
@@ -458,5 +458,5 @@ if __name__ == "__main__":
         end_in_order(number)
     if status == SERVER_LOST:
         sys.stdout.flush()
-        os._exit(status)  # Prefect would try for minutes to tell its server of the end
+        os._exit(status)  # Prefect would try for minutes to report the end to its server.
     sys.exit(status)

@@ -1,12 +1,12 @@
-"""Builds the miniature's models and measures them: what `make seed-model` and `make small-judges` run.
+"""Builds and measures the miniature's models: the work of `make seed-model` and `make small-judges`.
 
-Each model's folder has `scores.json` beside the weights, and tests hold the shipped models to it. Of the seed model
-M_0 it has the share of right answers and of broken formats that each prompt variant gets on test prompts. Of the two
-judges, made of M_0, it has how often the judge prefers what the verifier calls right, how often an attack wins against
-a right answer, how often the first place wins, and how long the training took.
+Each model's folder has a `scores.json`, and tests compare the shipped models with it. For the seed model M_0: the share
+of correct answers and of broken formats for each prompt variant on test prompts. For the two judges, trained from M_0:
+how often the judge prefers what the verifier calls correct, how often an attack wins against a correct answer, how
+often the first place wins, and how long the training took.
 
-What is judged is what a run shows its judges: responses that M_0 gives to test prompts with thoughts, those that break
-the format left out. Attacks are of the kind that the judges learned from, on other problems.
+Judges are measured on what a run shows them: M_0's responses to test prompts, with thoughts, without those that break
+the format. Attacks are of the kind that the judges learned from, on other problems.
 """
 
 import contextlib
@@ -48,19 +48,19 @@ from tpo.storage.store import folder_artifact
 
 SCORES = "scores.json"
 SHIPPED_JUDGES = SHIPPED_SEED_MODEL.parent
-"""Where the shipped judges are: `evaluator` and `armorm`."""
+"""Folder of the shipped judges, `evaluator` and `armorm`."""
 TEST_PROMPTS = 600
 """Test prompts that M_0 answers for a measurement."""
 SAMPLES = 4
-"""Answers to each that are shown to the judges."""
+"""Answers per prompt that the judges see."""
 ATTACKS = 600
-"""Attacks that are held against a right answer."""
+"""Number of attacks compared with a correct answer."""
 MARGIN = 0.5
 """Nats from which a run's pairs are made by default (`pair.min_margin`)."""
 
 Mode: TypeAlias = Literal["cot", "verdict"]
 MODES: tuple[Mode, ...] = ("cot", "verdict")
-"""Ways to ask the evaluator that are measured."""
+"""Modes in which the evaluator is measured."""
 Scores: TypeAlias = Mapping[str, float]
 
 
@@ -69,11 +69,11 @@ class Contests:
     """Groups of two responses each."""
 
     unequal: list[Group]
-    """A right response and a wrong one, in this order."""
+    """A correct response and a wrong one, in this order."""
     equal: list[Group]
-    """Two different responses that are both right or both wrong."""
+    """Two different responses that are both correct or both wrong."""
     attacked: list[Group]
-    """A right response and an attack, in this order."""
+    """A correct response and an attack, in this order."""
 
 
 def build_seed_model(folder: Path) -> Mapping[str, Scores]:
@@ -128,7 +128,7 @@ def _write_scores(folder: Path, scores: Mapping[str, object]) -> None:
 
 
 def measure_seed_model(folder: Path) -> dict[str, Scores]:
-    """Share of right answers and of outputs that break the format, first outputs only, by prompt variant."""
+    """Share of correct answers and of broken formats, first outputs only, by prompt variant."""
     asked = list(itertools.islice(problems("test", 0), TEST_PROMPTS))
     with _writer(folder) as write:
         return {name: _right_and_broken(asked, write(prompt, asked, 1)) for name, prompt in VARIANTS.items()}
@@ -142,12 +142,12 @@ def _right_and_broken(asked: Sequence[Problem], answers: Sequence[Sequence[Parse
 
 
 Write: TypeAlias = Callable[[ThoughtPrompt, Sequence[Problem], int], list[list[Parsed]]]
-"""Asks for so many outputs to each problem, and reads them."""
+"""Samples that many outputs for each problem, and parses them."""
 
 
 @contextlib.contextmanager
 def _writer(folder: Path) -> Iterator[Write]:
-    """A model that answers."""
+    """A model that answers problems."""
     encoder, pool = ChatEncoder(folder), SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS)
 
     def write(prompt: ThoughtPrompt, asked: Sequence[Problem], n: int) -> list[list[Parsed]]:
@@ -171,7 +171,7 @@ def _writer(folder: Path) -> Iterator[Write]:
 
 
 def draw_contests(prompts: int, attacks: int) -> Contests:
-    """Contests between M_0's answers to test prompts, and between right answers to validation prompts and attacks."""
+    """Contests between M_0's answers to test prompts, and between correct answers to validation prompts and attacks."""
     judged = list(_judged_answers(list(itertools.islice(problems("test", 0), prompts))))
     rng = np.random.default_rng(0)
     attacked = [
@@ -184,7 +184,7 @@ def draw_contests(prompts: int, attacks: int) -> Contests:
 
 
 def _judged_answers(asked: Sequence[Problem]) -> Iterator[tuple[Problem, list[str], list[str]]]:
-    """Each problem with M_0's distinct right and wrong responses."""
+    """Each problem with M_0's distinct correct and wrong responses."""
     with _writer(SHIPPED_SEED_MODEL) as write:
         answers = write(VARIANTS["generic"], asked, SAMPLES)
     verifier = Verifier(VerifierJudge())
@@ -202,7 +202,7 @@ def group_of(problem: Problem, *texts: str) -> Group:
 
 
 def measure_evaluator(folder: Path, contests: Contests) -> Scores:
-    """Shares of verdicts, over both orders; a verdict that cannot be read agrees with nobody."""
+    """Shares of verdicts, over both orders; unparsable verdicts count as disagreement."""
     scores = {"pairs": float(len(contests.unequal))}
     for mode in MODES:
         verdicts = _verdicts(folder, mode, contests.unequal)

@@ -1,6 +1,4 @@
-"""`make plan`: a run before it runs, as a page of text or as JSON.
-
-In: a config and T. Out: what goes where, whether it fits, how much it asks for, how long that takes, what it costs.
+"""`make plan`: a run before it runs, as text or as JSON: placement, fit, amounts, hours, cost.
 
 Models are known by their `config.json` or, before they are downloaded, by their published shapes, so a plan needs
 neither a download nor a GPU and loads no model library.
