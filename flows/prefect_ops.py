@@ -41,7 +41,7 @@ from tpo.errors import InputError
 
 ALERT_VARIABLE = "tpo_alert"
 _AT_WORK = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-_NEXT = "What is complete is kept: mend the cause, and the next trigger goes on from there."
+_NEXT = "Completed work is saved. Fix the cause; the next trigger resumes."
 
 
 def entitle(name: str, *tags: str) -> None:

@@ -314,7 +314,7 @@ _ITERATE = Recipe(
 )
 _COMPARE = Recipe(
     name="compare",
-    help="the same, and its direct baseline beside it: does thinking pay?",
+    help="the same, and its direct baseline: does thinking pay?",
     check=check_tpo,
     finished=finished,
     baseline=Baseline(direct_baseline, _comparison),

@@ -82,7 +82,7 @@ def ended(work: Callable[[], int]) -> int:
         if not isinstance(error, TpoError | MemoryError):
             raise
         if isinstance(error, MemoryError):
-            error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
+            error = StageError("out of memory. Completed work is saved; free memory and rerun the same command")
         print(f"error: {error}", file=sys.stderr, flush=True)
         return SERVER_LOST if isinstance(error, ServerError) else 2
 

@@ -435,7 +435,7 @@ FAULTS = (
         says="out of reach",
         everywhere=True,
     ),
-    Fault("memory runs out", _at_a_change(_run_out_of_memory), says="memory ran out", everywhere=True),
+    Fault("memory runs out", _at_a_change(_run_out_of_memory), says="out of memory", everywhere=True),
     Fault("an engine fails for good", _at("shard", _fail_engine, 60), says="it is a mock"),
     Fault("kill -9, then the clock is set back", _KILL, clock=86400.0, everywhere=True),
     Fault("kill -9, then a file is cut", _KILL, damage=_damaged(_cut)),

@@ -74,6 +74,4 @@ def test_a_disk_that_takes_no_more_stops_the_stage_and_it_goes_on_from_there(
     assert not found["complete"]
     assert found["kept"] > 0
     assert found["right"]
-    outcome(
-        f"the disk is {fault} (a small tmpfs)", "a stage", "stops, says so; goes on from its last shard when mended"
-    )
+    outcome(f"the disk is {fault} (a small tmpfs)", "a stage", "stops, says so; resumes from its last shard once fixed")

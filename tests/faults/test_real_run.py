@@ -117,7 +117,7 @@ def test_a_run_whose_machine_is_lost_while_it_trains_ends_as_it_would_have_on_an
     other = a_machine(tmp_path / "other", storage, url)
     assert other.end(LONGEST) == 0, (tmp_path / "other/log.txt").read_text()[-4000:]
     said = (tmp_path / "other/log.txt").read_text()
-    assert "which ended without a word" in said and f"Report: {url}/run/report.html" in said
+    assert "which exited without releasing it" in said and f"Report: {url}/run/report.html" in said
     assert other.clear() == 0, "processes outlived the run"
     assert {"summary.json", "report.html", "config.json"} <= bucket.versions().keys()
     assert not [name for name in bucket.versions() if "/trainer/" in name or "/dataset/" in name or ".tmp" in name]

@@ -226,4 +226,4 @@ def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_
     outcome(
         f"kill -9 of one of two workers that train ({strategy})", "train", "both start again from the last checkpoint"
     )
-    outcome(f"the budget is spent while two workers train ({strategy})", "train", "saves and stops; goes on from there")
+    outcome(f"the budget is spent while two workers train ({strategy})", "train", "saves and stops; resumes from there")

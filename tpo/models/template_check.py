@@ -124,7 +124,7 @@ def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) ->
         place = _shared(ours, theirs)
         raise InputError(
             f"{model / 'tokenizer.json'} reads a plain chat as {theirs[place : place + 3]} from token {place} on where "
-            f"we read {ours[place : place + 3]}, expected the same: mend how its added_tokens are read"
+            f"we read {ours[place : place + 3]}, expected the same: fix how its added_tokens are read"
         )
     _check_bos(encoder, model, chat, ours)
 

@@ -261,13 +261,13 @@ class Bucket:
         if code in _DENIED:
             return (
                 f"{place} is out of reach ({code} {where}): let {_WHO} name somebody who may list, read, write and "
-                "delete there, then run again; what is complete is kept"
+                "delete there, then run again; completed work is saved"
             )
         if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             return f"{place}: the bucket is in another region ({text}): set storage.region or AWS_DEFAULT_REGION"
         return (
             f"{place}: the server {where} does not answer as it should, asked up to {self._storage.tries} times "
-            f"({text}): what is complete is kept on this machine; run again when it does, and what is missing there "
+            f"({text}): completed work is saved on this machine; run again when it does, and what is missing there "
             "is put there"
         )
 

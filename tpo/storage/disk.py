@@ -226,8 +226,8 @@ def explained(path: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if path is None and error.filename is None:
             raise StoreError(
-                f"{error.strerror or error}, when something was printed or written that has no name: see where the "
-                "output goes, then run again; what is complete is kept"
+                f"{error.strerror or error}, while writing to an unnamed output: check where the output goes, "
+                "then rerun; completed work is saved"
             ) from error
         raise StoreError(_explanation(path or Path(str(error.filename)), error)) from error
 
@@ -235,14 +235,14 @@ def explained(path: Path | None = None) -> Iterator[None]:
 def _explanation(path: Path, error: OSError) -> str:
     if error.errno in _FULL:
         return (
-            f"the disk is full: {path} could not be written ({_free_mib(path)} MiB free there): make room and run "
-            "again, what is complete is kept"
+            f"the disk is full: {path} could not be written ({_free_mib(path)} MiB free there): make room and rerun; "
+            "completed work is saved"
         )
     if error.errno in _REFUSED:
         return f"{path} is out of reach ({error.strerror}): make the run folder readable and writable, then run again"
     if error.errno == errno.EIO:
-        return f"the disk failed at {path} ({error.strerror}): look at the system's log, mend the disk, then run again"
-    return f"{path}: {error.strerror or error}; mend that and run again, what is complete is kept"
+        return f"the disk failed at {path} ({error.strerror}): check the system log and the disk, then rerun"
+    return f"{path}: {error.strerror or error}; fix that and rerun; completed work is saved"
 
 
 def _free_mib(path: Path) -> int:

@@ -165,7 +165,7 @@ def _take(bucket: Bucket, holder: Holder) -> Held:
             with contextlib.suppress(ConflictError):
                 lease = Lease(bucket, holder, found, _clock)
                 if last is not None and not last.released:
-                    say(f"{bucket.url}: taken over from {last}, which ended without a word")
+                    say(f"{bucket.url}: taken over from {last}, which exited without releasing it")
                 return Held(lease, last is not None and last.copy == holder.copy)
             continue
         if first is not None and (first.session, first.renewals) != (last.session, last.renewals):
@@ -208,4 +208,6 @@ def _holder(found: Object) -> Holder:
     try:
         return Holder(**json.loads(found.data))
     except (ValueError, TypeError) as error:
-        raise StoreError(f"{NAME} in the bucket is none of ours ({error}): delete it if no run writes there") from error
+        raise StoreError(
+            f"{NAME} in the bucket has an unknown format ({error}): delete it if no run writes there"
+        ) from error

@@ -249,7 +249,7 @@ class Meter:
             if cap is not None and spent >= cap:
                 return BudgetError(
                     f"budget.{name} = {cap:,} is reached at {self._stage}: {shown} spent so far (by stage in "
-                    f"{self._path}). What is complete is kept: raise budget.{name} in the profile, or with "
+                    f"{self._path}). Completed work is saved: raise budget.{name} in the profile, or with "
                     f'SET="budget.{name}=…", and the same command goes on from here'
                 )
         return None

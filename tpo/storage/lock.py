@@ -67,7 +67,7 @@ def only_writer(root: Path) -> Iterator[None]:
             ) from error
     try:
         if (root / _HOLDER).exists():
-            say(f"{root}: taken over from {_holder(root)}, which ended without a word")
+            say(f"{root}: taken over from {_holder(root)}, which exited without releasing it")
         for leftover in root.glob(".*.tmp"):
             remove(leftover)
         write_atomically(root / _HOLDER, json.dumps(_this_process()).encode())

@@ -279,7 +279,7 @@ def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
     def check() -> None:
         holder = last_holder(bucket)
         if holder is None or holder.session != handover.session or holder.released:
-            raise StoreError(f"{handover.url} is held by {holder or 'nobody'}: this worker writes no more to it")
+            raise StoreError(f"{handover.url} is held by {holder or 'no process'}: this worker writes no more to it")
 
     mirror = BucketMirror(handover.root, bucket, handover.storage, check, session=handover.session)
     for folder in folders:

@@ -304,7 +304,7 @@ def mending(make: Callable[[], Result]) -> Result:
             if damaged.folder in mended or is_set_aside(Path(damaged.folder.name)) or not damaged.folder.exists():
                 raise
             mended.add(damaged.folder)
-            say(f"{damaged.what}: set aside as {set_aside(damaged.folder).name}, made again")
+            say(f"{damaged.what}: moved to {set_aside(damaged.folder).name}, made again")
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -34,7 +34,7 @@ _VITAL = {
 """What a driver can't do without: how a word of its command line ends, and what it is."""
 _VITAL_SECONDS = 20.0
 """How long a driver may go on without one of them: it may be about to end."""
-_AGAIN = "What is complete is kept: run the same command again"
+_AGAIN = "Completed work is saved: rerun the same command"
 _LESS_MEMORY = (
     "The kernel has killed a process for want of memory since the run began (see `dmesg`): give engines and trainer "
     "less memory"
@@ -136,7 +136,7 @@ def _killed_for_memory() -> int:
 def _wait_and_end(driver: int, mark: str) -> None:
     flock = _Flock(driver, mark)
     killed = _killed_for_memory()
-    words = "error: the run ended without a word: it was killed"
+    words = "error: the run ended unexpectedly: it was killed"
     missed = time.monotonic()
     while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
         flock.look()

@@ -223,8 +223,8 @@ class ChatClient:
             raise StageError(self._gave_up(failure))
         if waiting:
             raise StageError(
-                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: what was said "
-                "until now is kept; raise that cap of the endpoint and start again, and it goes on from there"
+                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: all replies "
+                "so far are kept; raise that limit of the endpoint and rerun to resume"
             )
 
     async def _call(
