@@ -37,7 +37,7 @@ def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it is larger than any such file"
+                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it isn't a file of a model"
             )
         check_fetched(path, content)
         return content.decode()

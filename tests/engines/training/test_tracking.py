@@ -216,7 +216,9 @@ def test_a_tracker_that_fails_on_the_way_is_left_and_said_and_the_training_ends_
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
     assert result(train(tmp_path)) == unwatched
     assert max(asked) == 3
-    assert capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and is told no more") == 1
+    assert (
+        capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and gets no more reports") == 1
+    )
 
 
 def test_without_a_tracker_nothing_is_written_for_one(tmp_path: Path):

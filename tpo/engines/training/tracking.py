@@ -135,7 +135,8 @@ def tracker_callbacks(
                 self._failed = True
                 why = f"{type(error).__name__}: {error}"
                 warn(
-                    f"{tracked.tracking.to} failed at step {step} ({why}) and gets no more reports; the training continues, "
+                    f"{tracked.tracking.to} failed at step {step} ({why}) and gets no more reports; "
+                    "the training continues, "
                     "and all its steps will stand in steps.jsonl"
                 )
 
