@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.preflight import machine_checks, model_checks, template_checks
+from flows.preflight import check_templates, machine_misfits, model_checks
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
 from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import context_of
@@ -69,10 +69,8 @@ def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, p
     if encoder is not None:
         facts |= _template_facts(folder, encoder)
         facts["prompts"] = _working_variants(encoder)
-        for check in template_checks(config):
-            found.run(check)
-    for check in machine_checks(config):
-        found.run(check)
+        found.run(lambda: check_templates(config))
+    found.run(lambda: machine_misfits(config))
     probes = list[Probe]()
     if encoder is not None and not found.refusals:
         if weights and found.run(lambda: facts.update(loaded=_load_weights(folder, encoder))) and "loaded" in facts:

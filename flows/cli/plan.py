@@ -25,8 +25,10 @@ from tpo.models.model_config import check_use, read_model_config
 from tpo.models.shape import Model, find_model
 from tpo.planning.gpu_memory import GpuMemory
 from tpo.planning.machine import cpu_count, free_disk, gpus_here, memory_bytes
-from tpo.planning.needs import GIB
-from tpo.planning.plan import Cluster, Models, Plan, Stage, make_plan
+from tpo.planning.needs import GIB, readable_size
+from tpo.planning.placement import Cluster, Models
+from tpo.planning.plan import Plan, make_plan
+from tpo.planning.speed import Stage
 from tpo.planning.throughput import read_past_runs
 from tpo.report.table import NOTHING, WIDTH, duration, plain_table
 from tpo.storage.ledger import read_ledger
@@ -160,11 +162,10 @@ def _verdict(plan: Plan) -> str:
     needed, free = plan.disk.total, plan.cluster.disk_bytes
     if needed <= free:
         return "It fits."
+    up_to, there = readable_size(needed), readable_size(free)
     if not plan.is_here:
-        return f"Given a disk with {_size(needed)} free, which this machine does not have ({_size(free)}): It fits."
-    if plan.fits:
-        return f"It may not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
-    return f"It does not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
+        return f"Given a disk with {up_to} free, which this machine does not have ({there}): It fits."
+    return f"It may not fit: up to {up_to} are written, and the disk has {there}."
 
 
 def _models(plan: Plan) -> Table:
@@ -214,9 +215,9 @@ def _memory_lines(held: GpuMemory) -> str:
 def _this_machine(plan: Plan) -> list[str]:
     disk = plan.disk
     lines = [
-        f"disk          {_size(disk.total)} at most: {_size(disk.checkpoints)} for a checkpoint an epoch, "
-        f"{_size(disk.scratch)} while training, {_size(disk.rows)} for samples and judgments; "
-        f"{_size(plan.cluster.disk_bytes)} are free or hold some of it already"
+        f"disk          {readable_size(disk.total)} at most: {readable_size(disk.checkpoints)} for a checkpoint an "
+        f"epoch, {readable_size(disk.scratch)} while training, {readable_size(disk.rows)} for samples and judgments; "
+        f"{readable_size(plan.cluster.disk_bytes)} are free or hold some of it already"
     ]
     if plan.memory:
         parts = " + ".join(f"{who} {size / GIB:,.2f}" for who, size in plan.memory.items())
@@ -315,11 +316,6 @@ def _grid() -> Table:
 def counted_as(what: str, count: int) -> str:
     """`1 node`, `2 nodes`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    """Bytes, human-readable."""
-    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"
 
 
 def _money(cost: float) -> str:

@@ -63,6 +63,11 @@ class ModelShape:
         few, many = sorted((self.kv_heads, gpus))
         return not (self.heads % gpus or self.intermediate % gpus or many % few)
 
+    @property
+    def degrees(self) -> list[int]:
+        """The numbers of GPUs that vLLM can split it over."""
+        return [gpus for gpus in range(1, self.heads + 1) if self.splits_over(gpus)]
+
     def lora_parameters(self, rank: int) -> int:
         """Parameters of adapters on every linear layer but the head."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -88,15 +93,6 @@ class Model:
         """Its parameters, for people."""
         count = self.shape.parameters
         return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-    @property
-    def unsplit(self) -> str:
-        """What to say where it does not split over some GPUs."""
-        shape = self.shape
-        return (
-            f"{self.name} has {shape.heads} attention heads, {shape.kv_heads} of keys and values, and "
-            f"{shape.intermediate} feed-forward numbers, which that does not divide: choose a divisor of them"
-        )
 
 
 _LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 8192)

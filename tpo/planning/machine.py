@@ -30,6 +30,11 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
+def has_gpu() -> bool:
+    """Whether this machine has any GPU, as far as files tell."""
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
 def gpu_count() -> int | None:
     """GPUs that Ray would find: those of `CUDA_VISIBLE_DEVICES`, or all; None where `nvidia-smi` does not say."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
