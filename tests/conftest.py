@@ -22,7 +22,10 @@ settings.register_profile("tpo", deadline=None)
 settings.load_profile("tpo")
 
 TESTS = Path(__file__).parent
-SLOW_PLACES = ("browser", "end_to_end", "faults", "operations", "zoo/test_trial.py", "engines/test_many_workers.py")
+SLOW_PLACES = (
+    *("browser", "end_to_end", "faults", "operations", "deploy/test_slurm.py", "zoo/test_trial.py"),
+    *(f"engines/test_{name}.py" for name in ("many_workers", "training_resume", "demonstration_trainer", "tracking")),
+)
 """Folders and files whose tests are all slow."""
 SHARED: Mapping[str, str] = {
     **dict.fromkeys(("test_iterate.py", "test_closed.py", "test_judges.py", "test_real_text.py"), "one run"),

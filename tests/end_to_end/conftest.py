@@ -1,9 +1,8 @@
-"""One small run on the real engines, watched on its way to M_1, shared by the tests that look at what it did and left.
+"""One small run on the real engines, watched while it goes on, shared by the tests that look at what it did and left.
 
 tests/conftest.py has them all in one process.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,9 +18,6 @@ from tests.end_to_end.watched_run import Run, watch_run
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",
          "train.micro_batch_size=16", "engine.shard_prompts=16")  # fmt: skip
-
-AFTER_ONE = "after_one.json"
-"""The manifests after the first iteration, by their paths in the run folder."""
 DEAD_PROXY = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
 """A proxy that nothing answers at: what a run asks is on this machine."""
 Iterate = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -67,16 +63,11 @@ def iterate(runs_folder: Path) -> Iterate:
 
 @pytest.fixture(scope="session")
 def watched_run(runs_folder: Path) -> Run:
-    """The small run's way to M_1, and what was seen of it."""
-    return watch_run(runs_folder, command_for(runs_folder / "runs", 1))
+    """The small run to M_2, and what was seen of it."""
+    return watch_run(runs_folder, command_for(runs_folder / "runs", 2))
 
 
 @pytest.fixture(scope="session")
-def small_run(iterate: Iterate, watched_run: Run) -> Path:
-    """A run folder at M_2, brought there in two calls; what manifests said after the first lies next to it."""
-    run = watched_run.folder / "runs" / "small"
-    kept = {path.relative_to(run).as_posix(): path.read_text() for path in run.rglob("manifest.json")}
-    (run.parent / AFTER_ONE).write_text(json.dumps(kept))
-    done = iterate(2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run
+def small_run(watched_run: Run) -> Path:
+    """A run folder at M_2."""
+    return watched_run.folder / "runs" / "small"

@@ -1,4 +1,4 @@
-"""Nobody gets in and nothing gets out: the shared run is watched on its way to M_1, then all that it left is searched.
+"""Nobody gets in and nothing gets out: the shared run is watched while it goes on, then all that it left is searched.
 
 Three witnesses. `/proc`, every 50 ms, for the sockets of all processes of the run. An audit hook in every Python
 process, for the addresses and names that it asks for, however briefly. And secrets in the run's environment, which must

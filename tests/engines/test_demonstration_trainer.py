@@ -5,6 +5,7 @@ test_pair_trainer.py, test_many_workers.py and test_training_resume.py.
 """
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from trl import SFTTrainer
 
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.worker_group import end_of_workers, run_workers
+from tests.sampling import sampled
 from tpo.config import LoraConfig, SftConfig, TrainerConfig
 from tpo.engines.row_inputs import DEMONSTRATION, output_log_probs, padded_row
 from tpo.engines.training import Progress, make_trainer, train_from_checkpoint, write_dataset
@@ -111,8 +113,7 @@ def test_steps_are_the_same_however_they_are_computed(
         assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], abs=1e-4), name
 
 
-@pytest.mark.parametrize("max_steps", [None, 5], ids=["whole passes", "ends within a pass"])
-@pytest.mark.parametrize("at", [1, 3, 4])
+@pytest.mark.parametrize(("at", "max_steps"), sampled("kills", list(itertools.product((1, 3, 4), (None, 5))), 2))
 def test_a_training_that_is_killed_ends_the_same(tmp_path: Path, at: int, max_steps: int | None):
     config = SFT.model_copy(update={"max_steps": max_steps, "final_share": 0.1, "weight_decay": 0.01})
     expected = train(tmp_path / "whole", config)
