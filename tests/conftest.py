@@ -5,8 +5,10 @@ come first, so that no process ends long after the others. Tests marked gpu are 
 """
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -20,8 +22,20 @@ settings.register_profile("tpo", deadline=None)
 settings.load_profile("tpo")
 
 TESTS = Path(__file__).parent
-SLOW_PLACES = ("browser", "end_to_end", "faults", "operations", "zoo/test_trial.py")
+SLOW_PLACES = (
+    *("browser", "end_to_end", "faults", "operations", "deploy/test_slurm.py", "zoo/test_trial.py"),
+    *(f"engines/training/test_{name}.py" for name in ("many_workers", "resume", "sft_trainer", "tracking")),
+)
 """Folders and files whose tests are all slow."""
+SHARED: Mapping[str, str] = {
+    **dict.fromkeys(("test_iterate.py", "test_closed.py", "test_judges.py", "test_real_text.py"), "one run"),
+    **dict.fromkeys(("test_engines.py", "test_forcing.py", "test_seed_model.py", "test_small_judges.py"), "engines"),
+    **dict.fromkeys(("test_reward_judges.py", "test_synthetic.py", "test_crew.py", "test_trainer_killed.py"), "actors"),
+}
+"""Files whose tests look at one run, or start Ray in pytest's own process, by group.
+
+A group runs in one process, which makes the run once and starts Ray once.
+"""
 
 
 def pytest_configure() -> None:
@@ -52,6 +66,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = {item.path for item in stories}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in long, item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As `--dist loadfile`, but the files of a group in `SHARED` go to one worker together."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class LoadGroupsOfFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return SHARED.get(Path(file).name, file)
+
+    return LoadGroupsOfFiles(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_left_to_the_next_module_of_its_group(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends the engines that a module started in this process, and Ray before a module of no group."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and request.path.name not in SHARED:
+        ray.shutdown()
+    yield
+    for module, close in (("sampler", "close_pools"), ("scoring", "close_scorer_pools")):
+        if (engines := sys.modules.get(f"tpo.engines.{module}")) is not None:
+            getattr(engines, close)()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +102,8 @@ class _Blow:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray_session() -> Iterator[None]:
-    import ray
-
+def _ray_session() -> None:
     start_ray(ClusterConfig())
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +189,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return left_alone(tmp_path_factory.mktemp("lone"), FEW)
 
 
+@pytest.mark.story("a worker of two is killed")
 @pytest.mark.parametrize("strategy", sampled("a worker of two is killed", ["ddp", "fsdp"], 1))
 def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_of_one_that_was_left_alone(
     tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str

@@ -62,6 +62,7 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
         other.wait()
 
 
+@pytest.mark.slow
 def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
     raylet = tmp_path / "raylet" / "raylet"
     raylet.parent.mkdir()

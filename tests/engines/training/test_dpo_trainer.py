@@ -300,6 +300,7 @@ def test_adapters_on_modules_that_are_not_there_are_refused_with_those_that_are(
         check_training(SHIPPED_SEED_MODEL, config, LONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 def test_a_training_of_adapters_that_is_killed_ends_the_same(tmp_path: Path, packing: bool):
     config = TRAIN.model_copy(update={"lora": LoraConfig(rank=4), "packing": packing})
