@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +30,7 @@ from tpo.planning.machine import cpu_count, free_disk, gpus_here, memory_bytes
 from tpo.planning.needs import GIB
 from tpo.planning.plan import Cluster, Models, Plan, Stage, make_plan
 from tpo.planning.throughput import read_past_runs
-from tpo.report.table import NOTHING, WIDTH, duration, plain_table
+from tpo.report.table import NOTHING, duration, plain_table, table_console
 from tpo.storage.ledger import read_ledger
 
 
@@ -131,9 +130,7 @@ def to_json(plan: Plan) -> str:
 
 def print_plan(plan: Plan) -> None:
     """The plan on standard output; why it cannot run so comes last."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
 
     def section(title: str, *parts: Table | str) -> None:
         console.print(Text(title, style="bold"))
