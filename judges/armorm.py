@@ -9,34 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from judges.reward_model import ChatJudge, ChatScorer
+from judges.reward_model import ChatJudge
 from tpo.config.judges import ArmoRMJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
+from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values
 from tpo.errors import InputError
 from tpo.models.armorm_format import ANSWER_HEADER, ATTRIBUTES, attribute_names, check_armorm_folder, gate_index
 
 
 class ArmoRMScorer(ChatJudge):
-    """ArmoRM in the published format.
+    """ArmoRM in the published format."""
 
-    Args:
-        config: The model.
-        engine: Its devices and dtype.
-        cluster: The Ray cluster.
-        scorer: Reads the chats; by default the process's pool for this model.
-    """
-
-    def __init__(
-        self,
-        config: ArmoRMJudge,
-        engine: JudgeEngineConfig,
-        cluster: ClusterConfig,
-        *,
-        scorer: ChatScorer | None = None,
-    ) -> None:
-        pool = scorer or scorer_pool(load_armorm_reader, config.folder, engine, cluster)
-        super().__init__(config.folder, config.max_tokens, pool)
+    @staticmethod
+    def _loader() -> Load:
+        return load_armorm_reader
 
     @staticmethod
     def _check(folder: Path) -> int:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from judges.base import Group, Spend, uncounted
-from tpo.config.judges import RewardModelJudge
+from tpo.config.judges import ArmoRMJudge, RewardModelJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reply import Tokens
-from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
+from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values, scorer_pool
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.models.files import read_json, some_of
@@ -50,12 +50,26 @@ class _Unscored:
 
 
 class ChatJudge(ABC):
-    """Base of judges that read each response by itself, as a chat; the first value is the score."""
+    """Base of judges that read each response by itself, as a chat; the first value is the score.
 
-    def __init__(self, folder: Path, max_tokens: int, scorer: ChatScorer) -> None:
-        self._folder = folder
-        self._max_tokens = max_tokens
-        self._scorer = scorer
+    Args:
+        config: The model.
+        engine: Its devices and dtype.
+        cluster: The Ray cluster.
+        scorer: Reads the chats; by default the process's pool for this model.
+    """
+
+    def __init__(
+        self,
+        config: RewardModelJudge | ArmoRMJudge,
+        engine: JudgeEngineConfig,
+        cluster: ClusterConfig,
+        *,
+        scorer: ChatScorer | None = None,
+    ) -> None:
+        self._folder = config.folder
+        self._max_tokens = config.max_tokens
+        self._scorer = scorer or scorer_pool(self._loader(), config.folder, engine, cluster)
 
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
@@ -132,6 +146,11 @@ class ChatJudge(ABC):
 
     @staticmethod
     @abstractmethod
+    def _loader() -> Load:
+        """What loads the model where it runs."""
+
+    @staticmethod
+    @abstractmethod
     def _check(folder: Path) -> int:
         """The model's context in tokens, after checking its folder."""
 
@@ -145,25 +164,11 @@ class ChatJudge(ABC):
 
 
 class RewardModel(ChatJudge):
-    """Any sequence-classification model of transformers that is a decoder with one output.
+    """Any sequence-classification model of transformers that is a decoder with one output."""
 
-    Args:
-        config: The model.
-        engine: Its devices and dtype.
-        cluster: The Ray cluster.
-        scorer: Reads the chats; by default the process's pool for this model.
-    """
-
-    def __init__(
-        self,
-        config: RewardModelJudge,
-        engine: JudgeEngineConfig,
-        cluster: ClusterConfig,
-        *,
-        scorer: ChatScorer | None = None,
-    ) -> None:
-        pool = scorer or scorer_pool(load_reward_model, config.folder, engine, cluster)
-        super().__init__(config.folder, config.max_tokens, pool)
+    @staticmethod
+    def _loader() -> Load:
+        return load_reward_model
 
     @staticmethod
     def _check(folder: Path) -> int:

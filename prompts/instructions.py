@@ -10,13 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from prompts.thought import TEMPLATES
+from prompts.template import compiled, read_template, shipped_template
 from tpo.errors import InputError
 from tpo.models.template_trial import template_fault
 from tpo.records import Message
@@ -60,7 +56,7 @@ class InstructionPrompt:
 
     def render(self, examples: Sequence[str], count: int) -> list[Message]:
         """The chat messages that show `examples`, as they are and never read as templates, and ask for `count` more."""
-        content = _compiled(self.template).render(examples=list(examples), count=count)
+        content = compiled(self.template).render(examples=list(examples), count=count)
         return [Message(role="user", content=content)]
 
     def split(self, output: str, *, finished: bool) -> list[Written]:
@@ -86,7 +82,7 @@ def load_instruction_prompt(path: Path | None) -> InstructionPrompt:
     """
     if path is None:
         return InstructionPrompt(_SHIPPED)
-    prompt = InstructionPrompt(_read(path))
+    prompt = InstructionPrompt(read_template(path, "few-shot"))
     if fault := template_fault((prompt.template,)):
         raise InputError(f"few-shot template {path} does not render: it {fault}")
     try:
@@ -118,19 +114,4 @@ def _read_one(text: str, *, finished: bool) -> Written:
     return Written("", Fault.UNPARSABLE if finished or closed else Fault.CUT_BY_LENGTH)
 
 
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise InputError(f"few-shot template {path} cannot be read: it is no file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"few-shot template {path} cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> Template:
-    return _ENVIRONMENT.from_string(source)
-
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-_SHIPPED = (TEMPLATES / "instructions.user.jinja").read_text(encoding="utf-8")
+_SHIPPED = shipped_template("instructions.user")

@@ -11,18 +11,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
-from pathlib import Path
 
-from jinja2 import StrictUndefined, Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from prompts.template import compiled, read_template, shipped_template
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
 from tpo.models.template_trial import template_fault
 from tpo.records import Message
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 class ParseError(StrEnum):
@@ -91,7 +85,7 @@ class ThoughtPrompt:
         """The chat messages that ask for `instruction`, which is inserted as it is and never read as a template."""
         turns = [("system", self.system_template), ("user", self.user_template)]
         return [
-            Message(role=role, content=_compiled(source).render(instruction=instruction))
+            Message(role=role, content=compiled(source).render(instruction=instruction))
             for role, source in turns
             if source is not None
         ]
@@ -185,7 +179,7 @@ def load_prompt(config: PromptConfig) -> ThoughtPrompt:
     never mentions the response marker.
     """
     shipped = VARIANTS[config.variant]
-    own = {path: _read(path) for path in (config.user_template, config.system_template) if path}
+    own = {path: read_template(path, "prompt") for path in (config.user_template, config.system_template) if path}
     if own and (fault := template_fault(tuple(own.values()))):
         raise InputError(f"a template of prompt {config.variant!r} does not render: it {fault}")
     prompt = ThoughtPrompt(
@@ -217,37 +211,25 @@ def _check(prompt: ThoughtPrompt) -> None:
         )
 
 
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise InputError(f"prompt template {path} cannot be read: it is no file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompt template {path} cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=64)
-def _compiled(source: str) -> Template:
-    """A compiled template: compiling takes a hundred times as long as rendering."""
-    return _ENVIRONMENT.from_string(source)
-
-
-def _template(name: str) -> str:
-    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _THOUGHT_MARKER = "Here is my thought process:"
 _RESPONSE_MARKER = "Here is my response:"
 
 VARIANTS: Mapping[str, ThoughtPrompt] = {
     prompt.variant: prompt
     for prompt in (
-        ThoughtPrompt("generic", _template("generic.user"), None, _THOUGHT_MARKER, _RESPONSE_MARKER),
-        ThoughtPrompt("specific", _template("specific.user"), None, None, "<R>"),
-        ThoughtPrompt("specific_draft", _template("specific_draft.user"), None, "<internal thought>", "<response>"),
-        ThoughtPrompt("system", _template("bare.user"), _template("system.system"), _THOUGHT_MARKER, _RESPONSE_MARKER),
-        ThoughtPrompt("direct", _template("bare.user")),
+        ThoughtPrompt("generic", shipped_template("generic.user"), None, _THOUGHT_MARKER, _RESPONSE_MARKER),
+        ThoughtPrompt("specific", shipped_template("specific.user"), None, None, "<R>"),
+        ThoughtPrompt(
+            "specific_draft", shipped_template("specific_draft.user"), None, "<internal thought>", "<response>"
+        ),
+        ThoughtPrompt(
+            "system",
+            shipped_template("bare.user"),
+            shipped_template("system.system"),
+            _THOUGHT_MARKER,
+            _RESPONSE_MARKER,
+        ),
+        ThoughtPrompt("direct", shipped_template("bare.user")),
     )
 }
 """The shipped prompts by name: the paper's three, the draft's form of the specific one, and none at all."""

@@ -17,16 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 from jinja2 import Environment, nodes
 
+from prompts.template import read_template, shipped_template
 from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.reply import without_thinking
 from tpo.errors import InputError
 from tpo.records import Message
 
-TEMPLATES = Path(__file__).parent / "templates"
 SLOTS = ("instruction", "first", "second")
 """The slots of a user template, in this order."""
 LABELS = ("[[A]]", "[[B]]")
@@ -96,8 +95,8 @@ def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
     """
     shipped = PROMPTS["cot" if config.mode == "cot" else "label"]
     prompt = VerdictPrompt(
-        _read(config.system_template).strip() if config.system_template else shipped.system_template,
-        _read(config.user_template) if config.user_template else shipped.user_template,
+        read_template(config.system_template, "verdict").strip() if config.system_template else shipped.system_template,
+        read_template(config.user_template, "verdict") if config.user_template else shipped.user_template,
     )
     try:
         prompt.render("", "", "")
@@ -280,23 +279,8 @@ _NUMBER = re.compile(r"\b[A-Z0-9]\b")
 _ANY = "\N{OBJECT REPLACEMENT CHARACTER}"
 _ALL_SLOTS = ", ".join(f"{{{{ {slot} }}}}" for slot in SLOTS)
 _ENVIRONMENT = Environment(autoescape=False, keep_trailing_newline=True)
-
-
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise InputError(f"verdict template {path} cannot be read: it is no file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"verdict template {path} cannot be read: {error}") from error
-
-
-def _template(name: str) -> str:
-    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-
-
 PROMPTS: Mapping[str, VerdictPrompt] = {
-    "cot": VerdictPrompt(_template("verdict_cot.system").strip(), _template("verdict.user")),
-    "label": VerdictPrompt(_template("verdict_label.system").strip(), _template("verdict.user")),
+    "cot": VerdictPrompt(shipped_template("verdict_cot.system").strip(), shipped_template("verdict.user")),
+    "label": VerdictPrompt(shipped_template("verdict_label.system").strip(), shipped_template("verdict.user")),
 }
 """The shipped prompts: explain first, or give the verdict alone."""

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +29,7 @@ from tpo.planning.placement import Cluster, Models
 from tpo.planning.plan import Plan, make_plan
 from tpo.planning.speed import Stage
 from tpo.planning.throughput import read_past_runs
-from tpo.report.table import NOTHING, WIDTH, duration, plain_table
+from tpo.report.table import NOTHING, duration, plain_table, table_console
 from tpo.storage.ledger import read_ledger
 
 
@@ -130,9 +129,7 @@ def to_json(plan: Plan) -> str:
 
 def print_plan(plan: Plan) -> None:
     """The plan on standard output; why it cannot run so comes last."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
 
     def section(title: str, *parts: Table | str) -> None:
         console.print(Text(title, style="bold"))

@@ -5,21 +5,19 @@ difficulty. A damaged row is an error that names the line and never a row less: 
 a word is found months later.
 """
 
-import contextlib
 import json
 import math
 import stat
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Literal, TypeVar
 
 from tpo.config.data import FileSource
 from tpo.data import row_files
 from tpo.errors import InputError
 from tpo.method.instructions import write_constraints
+from tpo.sandbox import Sandbox, SandboxError
 
 Row = TypeVar("Row")
 MOST_DIFFICULTY = 1_000_000
@@ -121,21 +119,23 @@ def _read_table(path: Path, columns: list[str], section: str) -> _Table:
     """Reads a file in a process of its own; raises `InputError` where it cannot be read. A damaged row is never
     skipped."""
     _check_kind(path, section)
-    rows: list[Any] = []
-    command = [sys.executable, "-I", row_files.__file__, str(path.absolute()), *columns]
-    # Half a line, where that process has died, is no JSON.
-    with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as process, contextlib.suppress(ValueError):
-        rows += map(json.loads, process.stdout or ())
-    if process.returncode:
-        raise InputError(
-            f"{path} cannot be read: the process that tried ended with {process.returncode}, expected it to need at "
-            f"most {row_files.MEMORY_BYTES >> 30} GiB of memory and {row_files.SECONDS} s: the file is damaged, or too "
-            "large and to be split"
-        )
+    limits = {"memory_bytes": row_files.MEMORY_BYTES, "cpu_seconds": row_files.SECONDS}
+    try:
+        with Sandbox(Path(row_files.__file__), str(path.absolute()), *columns, **limits) as reader:
+            rows = [json.loads(line) for line in reader.lines(row_files.WALL_SECONDS)]
+    except SandboxError as error:
+        raise InputError(f"{path} cannot be read: {_why_unread(error)}") from error
     last = rows.pop()
     if "fault" in last:
         raise InputError(f"{path}{last['fault']}")
     return _Table(last["columns"], rows)
+
+
+def _why_unread(error: SandboxError) -> str:
+    if error.reason == "died":
+        return f"the process that tried ended with {error.status}: the file is damaged"
+    limits = f"{row_files.MEMORY_BYTES >> 30} GiB of memory, {row_files.SECONDS} s of CPU time"
+    return f"it takes more {error.reason} than a file may ({limits}, {row_files.WALL_SECONDS} s in all): split it"
 
 
 def _check_kind(path: Path, section: str) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +29,7 @@ from tpo.report.plots import (
     points,
 )
 from tpo.report.summary import Interval, ModelRow
-from tpo.report.table import NOTHING, PERCENT, WIDTH, plain_table
+from tpo.report.table import NOTHING, PERCENT, plain_table, table_console
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,9 +88,7 @@ def curve_picture(comparison: Comparison) -> str | None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Both runs as a table on standard output, and below it what they show."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
     console.print(render_comparison_table(comparison))
     console.print()
     for sentence in verdict(comparison):

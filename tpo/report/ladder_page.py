@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
-from rich.console import Console
 from rich.text import Text
 
 from tpo.report.ladder import TOKENS, Ladder, held_against, sentences
 from tpo.report.page import render
 from tpo.report.plots import BLUE, ORANGE, data_url, draw, points
 from tpo.report.summary import Interval
-from tpo.report.table import NOTHING, PERCENT, WIDTH, ScoreScale, counts, fixed, plain_table
+from tpo.report.table import NOTHING, PERCENT, ScoreScale, counts, fixed, plain_table, table_console
 from tpo.storage.ledger import Spending
 
 if TYPE_CHECKING:
@@ -99,9 +98,7 @@ def ladder_picture(ladder: Ladder) -> str | None:
 
 def print_ladder(ladder: Ladder) -> None:
     """The ladder as a table on standard output, and below it what each step changed."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
     level = f"[{100 * ladder.confidence:g} %]"
     table = plain_table(f"{ladder.recipe}, run {ladder.run}, seed {ladder.seed}")
     for header in ("model", f"test score\n{level}", "over", f"gain\n{level}", f"tokens\n{level}", "broken\nor cut"):

@@ -129,11 +129,15 @@ def render_seconds(summary: Summary) -> Table:
     return table
 
 
+def table_console() -> Console:
+    """A console to print tables to: as wide as the terminal, or `WIDTH` if the output isn't one."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
 def print_table(summary: Summary) -> None:
     """All three tables on standard output."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
     for render in (render_table, render_gains, render_seconds):
         console.print(render(summary))
         console.print()
