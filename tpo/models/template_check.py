@@ -1,11 +1,11 @@
-"""Whether a model's chat template and tokenizer do what sampling, training and judging rely on.
+"""A check that a model's chat template and tokenizer do what sampling, training and judging rely on.
 
-In: a model's folder and a few plain chats. Out: what a person should know of, in lines, or an `InputError` that names
-the file to mend. Loads the tokenizer alone; what is checked goes wrong in silence otherwise, and only after hours.
+It loads only the tokenizer, renders a few plain chats, and returns notes, or raises an `InputError` that names the file
+to fix. Everything checked here would otherwise go wrong silently, and only after hours.
 
-A note must be worth reading: it tells of what can go wrong in this run, and of nothing that every model of its family
-does. A template that cuts `<think>` blocks out of earlier turns is such a thing: nothing renders a model's own output
-again, since it is trained on the tokens that it sampled, and judges see responses alone.
+A note must be worth reading: it names something that can go wrong in this run, and nothing that is normal for the
+model's family. An example of the latter is a template that cuts `<think>` blocks out of earlier turns: a model's own
+output is never rendered again, since it is trained on the tokens that it sampled, and judges see only responses.
 """
 
 import itertools

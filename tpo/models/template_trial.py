@@ -1,10 +1,10 @@
-"""Whether chat templates do nothing but write chats: looked at, then tried once, in a process of their own.
+"""A trial of chat templates: inspected, then rendered once in a subprocess.
 
-In: templates' text. Out: what is wrong with one, or None. Transformers renders templates in Jinja's sandbox, which
-keeps them from running code; it does not keep them from running for ever, nor from making text without end. So each is
-rendered for a few short chats, where time, memory and text are limited and the process can be killed.
+transformers renders templates in Jinja's sandbox, which keeps them from running code, but not from running forever or
+producing endless text. So each is rendered for a few short chats, with limits on time, memory and output, in a process
+that can be killed.
 
-A template can recognize this trial and misbehave only in a run. It can't run code there either; a run that it holds up
+A template can recognize this trial and misbehave only in a run. It can't run code even then, but a run that it stalls
 has to be stopped by hand.
 """
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TRIAL_SECONDS = 5
-"""Processor time of all templates of a folder together; honest ones take milliseconds."""
+"""Processor time of all templates of a folder together, in seconds; honest ones take milliseconds."""
 TRIAL_BYTES = 1 << 30
-"""Memory of the trial."""
+"""Memory limit of the trial."""
 MOST_CHARS = 1 << 20
-"""Longest chat that a template may make of the few words that it is given."""
+"""Longest chat that a template may produce from the few words that it gets."""
 CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assistant", "user"))
-"""The roles of the chats that it is tried on."""
+"""The roles of the trial's chats."""
 
 
 @lru_cache(maxsize=64)

@@ -1,9 +1,8 @@
-"""What the safetensors files of a folder say that they hold, held against what they can hold.
+"""The safetensors files of a folder: what their headers say, checked against the format.
 
-In: a folder. Out: its tensors' names, shapes and files, or an `InputError` that says what was found. Only headers are
-read, no tensor is. The rules are those of the format: the tensors follow the header one after the other, without gap or
-overlap, each as large as its shape and type make it. The library that loads them checks the same, but after the engines
-have started, and with less to say.
+Only headers are read, no tensors. The format's rules: the tensors follow the header one after the other, without gap or
+overlap, each as large as its shape and type require. The library that loads them checks the same, but only after the
+engines have started, and with less to say. Raises `InputError` that says what was found.
 """
 
 import json
@@ -26,7 +25,7 @@ BITS: Mapping[str, int] = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
-"""The format's types, and how many bits a number has."""
+"""The format's types, with their numbers of bits."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     """Its shape."""
     dtype: str = ""
-    """Its type, by the format's name for it."""
+    """Its type, by the format's name."""
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
