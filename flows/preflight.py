@@ -4,7 +4,7 @@ In: a config. Out: nothing, or an `InputError` that says what was found, what wa
 
 `preflight` takes milliseconds and looks at files alone. The rest looks at the machine, asks servers, and loads
 tokenizers, which the run needs anyway, and a model's architecture where training asks for something special of it: no
-weights, no Ray, no vLLM, no Prefect. Refused is what cannot work for certain;
+weights, no Ray, no vLLM, no Prefect. Refused is what can't work for certain;
 where an estimate may be wrong, a line says so.
 """
 
@@ -82,7 +82,7 @@ _LONGEST_PATH_BELOW = 120
 
 
 def preflight(config: RunConfig) -> None:
-    """Refuses a run that cannot work on this machine with these files."""
+    """Refuses a run that can't work on this machine with these files."""
     load_prompt(config.prompt)
     found = [*_context_misfits(config), *_split_misfits(config)]
     for judge in (config.judge, config.evaluation.judge):
@@ -99,7 +99,7 @@ def preflight(config: RunConfig) -> None:
 
 
 def check_before_work(config: RunConfig, iterations: int) -> None:
-    """Refuses a run to M_T, T = `iterations`, that this machine, its models or its servers cannot do.
+    """Refuses a run to M_T, T = `iterations`, that this machine, its models or its servers can't do.
 
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
@@ -128,7 +128,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
 
 
 def check_proxies(config: RunConfig) -> None:
-    """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients cannot use."""
+    """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients can't use."""
     judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
     endpoints = [asker.endpoint for asker in (*judges, config.data.synthetic) if asker is not None and asker.endpoint]
     asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
@@ -166,7 +166,7 @@ def check_tpo(config: RunConfig) -> None:
 
 
 def check_self_training(config: RunConfig) -> None:
-    """Refuses a run of self-training whose profile cannot make one."""
+    """Refuses a run of self-training whose profile can't make one."""
     source = config.data.source
     if config.self_train is None:
         raise InputError(
@@ -188,7 +188,7 @@ def check_self_training(config: RunConfig) -> None:
 
 
 def check_thinkpo(config: RunConfig) -> None:
-    """Refuses a run of ThinkPO whose profile, models or files cannot make one."""
+    """Refuses a run of ThinkPO whose profile, models or files can't make one."""
     if config.thinkpo is None:
         raise InputError(
             "the profile has no section [thinkpo], expected one that says where long and short outputs are from: take "
@@ -264,8 +264,8 @@ def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
 
 
 def check_endpoints(config: RunConfig) -> None:
-    """Refuses a run whose judge or generator is behind a server that is down, does not know the key or the model, or
-    does not take what it will be asked: each is asked once, just as the run will ask.
+    """Refuses a run whose judge or generator is behind a server that is down, doesn't know the key or the model, or
+    doesn't take what it will be asked: each is asked once, just as the run will ask.
 
     Apart from `preflight`, since it asks the server: only a run that has something to do may.
     """
@@ -443,7 +443,7 @@ def machine_misfits(config: RunConfig) -> Iterator[Misfit]:
 def check_templates(config: RunConfig) -> list[str]:
     """What to know of the chat templates of the models that are asked or read here.
 
-    Raises `InputError` where tokens would not be what the run relies on.
+    Raises `InputError` if tokens would not be what the run relies on.
     """
     from tpo.models.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
 
@@ -483,6 +483,6 @@ def check_templates(config: RunConfig) -> list[str]:
 def _parameters(folder: Path) -> int:
     """How many parameters a model has, by the headers of its files.
 
-    Raises `InputError` where a file is cut off or is no safetensors.
+    Raises `InputError` if a file is cut off or is no safetensors.
     """
     return sum(prod(tensor.shape) for tensor in read_tensors(folder).values())

@@ -55,7 +55,7 @@ def prompt_sets(config: RunConfig, iterations: int) -> list[PromptSet]:
 def too_few_prompts(config: RunConfig, iterations: int) -> Iterator[str]:
     """Each file that has fewer prompts than the run takes, with what to do about it.
 
-    Raises `InputError` if a file cannot be read; files that are not there are passed over.
+    Raises `InputError` if a file can't be read; files that aren't there are passed over.
     """
     sets = prompt_sets(config, iterations)
     for path in dict.fromkeys(each.path for each in sets):
@@ -76,7 +76,7 @@ def count_prompts(config: RunConfig, path: Path) -> int:
 
 
 def sized(config: RunConfig, *, counting: bool = True) -> RunConfig:
-    """The config with a number for `data.per_iteration = "all"`: what the file has, or, if it is not there or not to be
+    """The config with a number for `data.per_iteration = "all"`: what the file has, or, if it isn't there or not to be
     counted, what is expected of it."""
     if config.data.per_iteration != "all":
         return config

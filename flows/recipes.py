@@ -62,7 +62,7 @@ class Recipe:
     model: str | None = "M"
     """What iteration t makes, without its number; None for a recipe that doesn't iterate."""
     check: Callable[[RunConfig], None]
-    """Raises `InputError` if this recipe cannot work with a config."""
+    """Raises `InputError` if this recipe can't work with a config."""
     finished: Callable[[RunConfig, int], Any]
     """The result of a finished run that has reached T, otherwise None."""
     flow: str

@@ -109,9 +109,9 @@ class ServerAsker:
         return self._client.ask(list(map(self._chat, comparisons)), self._decoding, spent=self._spent)
 
     def check(self) -> Iterator[str]:
-        """Asks for one verdict as the judge will ask; a line if it cannot be read.
+        """Asks for one verdict as the judge will ask; a line if it can't be read.
 
-        Raises `InputError` if the server does not answer, or answers with what no other comparison would mend.
+        Raises `InputError` if the server doesn't answer, or answers with what no other comparison would mend.
         """
         reply = self._client.check(self._chat(PLAIN), self._decoding)
         cause = cause_of(reply, self._config)

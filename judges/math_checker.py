@@ -1,4 +1,4 @@
-"""Compares mathematical answers in a process that may be killed, since `9**9**9**9` would keep ours for ever.
+"""Compares mathematical answers in a process that may be killed, since `9**9**9**9` would keep ours forever.
 
 The library's own time limits use signals, which work in a main thread alone; ours may be a task's thread. Calls from
 several threads take turns. A process that has died is started again; one that dies twice of the same comparison leaves
@@ -41,7 +41,7 @@ class Compared:
 
 
 class MathChecker:
-    """Compares answers; its process starts with the first comparison, so that one that cannot start is found then.
+    """Compares answers; its process starts with the first comparison, so that one that can't start is found then.
 
     Args:
         program: What the process runs, for tests.
@@ -60,7 +60,7 @@ class MathChecker:
         return self.compare(answer, reference).equal
 
     def compare(self, answer: str, reference: str) -> Compared:
-        """Whether two answers are equal. Raises `StageError` if the checker's process cannot be started."""
+        """Whether two answers are equal. Raises `StageError` if the checker's process can't be started."""
         with self._lock:
             if not self._started:
                 self._sandbox = self._start()

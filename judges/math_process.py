@@ -62,7 +62,7 @@ def _far_apart(one: Any, other: Any) -> bool:
 
 
 def _or_false(equal: Callable[[list[str]], bool]) -> Callable[[list[str]], bool]:
-    """`equal`, but for what the library cannot compare."""
+    """`equal`, but for what the library can't compare."""
 
     def compared(pair: list[str]) -> bool:
         try:

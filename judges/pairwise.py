@@ -47,7 +47,7 @@ class Pairwise:
     ) -> Iterator[list[Judgment]]:
         """The comparisons of each group.
 
-        What `journal` holds is not asked again, and what is asked is written there as it comes. Raises `StageError`
+        What `journal` holds isn't asked again, and what is asked is written there as it comes. Raises `StageError`
         after the first answers if hardly any of them has a verdict; the journal then forgets those that have none.
         """
         matches = [_Match(group, self._config) for group in groups]

@@ -180,7 +180,7 @@ class RewardModel(ChatJudge):
         return pad
 
     def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The last token that is not the model's padding, which is where transformers reads, and training has read."""
+        """The last token that isn't the model's padding, which is where transformers reads, and training has read."""
         places = (i for i in reversed(range(len(token_ids))) if token_ids[i] != self._pad_token_id)
         return (next(places, 0),)
 

@@ -24,10 +24,10 @@ _TRIED = ("An <example> & {{ more }} of it", 'Another "one",\nof two lines', "Th
 
 
 class Fault(StrEnum):
-    """Why a generated text is not an instruction."""
+    """Why a generated text isn't an instruction."""
 
     UNPARSABLE = "unparsable"
-    """It holds no marker, or an instruction that is not closed, is empty, or has a letter without all its bytes."""
+    """It holds no marker, or an instruction that isn't closed, is empty, or has a letter without all its bytes."""
     CUT_BY_LENGTH = "cut_by_length"
     """The token limit cut the instruction, or came before any."""
 
@@ -77,7 +77,7 @@ def can_be_shown(instruction: str) -> bool:
 def load_instruction_prompt(path: Path | None) -> InstructionPrompt:
     """The shipped prompt or that of a file, checked.
 
-    Raises `InputError` where the template is missing, does not parse or end, does not show each example once and in
+    Raises `InputError` if the template is missing, doesn't parse or end, doesn't show each example once and in
     order between the markers, or never says how many instructions are wanted.
     """
     if path is None:

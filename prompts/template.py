@@ -18,7 +18,7 @@ def shipped_template(name: str) -> str:
 
 
 def read_template(path: Path, kind: str) -> str:
-    """The source of a user's template; raises `InputError`, which names its `kind`, if the file cannot be read."""
+    """The source of a user's template; raises `InputError`, which names its `kind`, if the file can't be read."""
     if path.exists() and not path.is_file():
         raise InputError(f"{kind} template {path} cannot be read: it is no file")
     try:

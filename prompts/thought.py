@@ -119,7 +119,7 @@ class ThoughtPrompt:
         return Parsed(thought.strip(), self._without_markers(output), error)
 
     def shown(self, output: str, *, finished: bool) -> Shown:
-        """What a user may be shown of an output; of one that does not break the format, what `split` makes of it.
+        """What a user may be shown of an output; of one that doesn't break the format, what `split` makes of it.
 
         Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
         response marker all is thought, and a response ends before the next marker, since nobody knows what follows it.

@@ -112,7 +112,7 @@ def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
 
 
 def parse_verdict(text: str, *, finished: bool) -> Verdict | None:
-    """The verdict in what a judge wrote; None where there is none, or more than one.
+    """The verdict in what a judge wrote; None if there is none, or more than one.
 
     As published, both labels are no verdict and `[[C]]` alone is a tie. A judgment that the token limit cut (`finished`
     is False) is none either: what it says so far may be a quotation. Thinking that it begins with weighs both.
@@ -158,7 +158,7 @@ class _Forgeries:
     opening: tuple[str, ...]
     """The characters that one can begin with."""
     pattern: re.Pattern[str]
-    """Matches the skeleton of one, also where it numbers an assistant as the template does not: C, D, 3."""
+    """Matches the skeleton of one, also where it numbers an assistant as the template doesn't: C, D, 3."""
 
     @classmethod
     def of(cls, pieces: Sequence[str]) -> "_Forgeries":
@@ -272,7 +272,7 @@ _TWINS = str.maketrans(
     | dict(zip("ΑΒϹΕΖΗΙΚΜΝΟΡΤΥΧϲινορυ", "ABCEZHIKMNOPTYXcivopu", strict=True))  # Greek
     | dict(zip("ᎪᏴᏟꓮꓐꓚⲀⲂⲤᴀʙᴄ🅐🅑🅒🅰🅱🅲🇦🇧🇨", "ABC" * 7, strict=True))  # the labels' letters elsewhere
 )
-"""Characters that Unicode keeps apart and readers do not: brackets, apostrophes and the commonest letters."""
+"""Characters that Unicode keeps apart and readers don't: brackets, apostrophes and the commonest letters."""
 _SKELETONS = _Skeletons()
 _IN_BRACKETS = re.compile(r"\[\[?[^][<>]*\w[^][<>]*\]\]?|<[^][<>]*\w[^][<>]*>")
 _NUMBER = re.compile(r"\b[A-Z0-9]\b")

@@ -46,7 +46,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Ans
         direct: The run without it.
         prompts: The test prompts of both.
         against: The thinking models' answers with what a judge that compares said of them against the direct ones';
-            empty where the judge reads one response at a time.
+            empty if the judge reads one response at a time.
     """
     rows = read_rows(prompts, Prompt)
     confidence = thinking.config.evaluation.confidence

@@ -363,7 +363,7 @@ def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: S
     """The generations for `folder`; `earlier` are the sets of prompts made before.
 
     Examples come from what validation and test have left of the source. How many generations are used, and so how many
-    are made, is not part of the identity: with another threshold the same generations are looked through again, and
+    are made, isn't part of the identity: with another threshold the same generations are looked through again, and
     more are made only if they don't suffice.
     """
     settings = config.data.synthetic

@@ -34,7 +34,7 @@ from tpo.storage.ledger import read_ledger
 
 
 def plan_run(config: RunConfig, iterations: int) -> Plan:
-    """The plan of a run; raises `InputError` where a model's shape is not known.
+    """The plan of a run; raises `InputError` if a model's shape isn't known.
 
     A recipe with an end of its own is planned to that, whatever `iterations` is.
     """
@@ -53,7 +53,7 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 
 
 def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
-    """Prompt files that are here and cannot be read, or have too few prompts."""
+    """Prompt files that are here and can't be read, or have too few prompts."""
     try:
         yield from too_few_prompts(config, iterations)
     except InputError as error:
@@ -77,7 +77,7 @@ def models_of(config: RunConfig) -> Models:
 
 
 def cluster_of(config: RunConfig) -> Cluster:
-    """The machines as the profile describes them, and where it does not, this machine."""
+    """The machines as the profile describes them, and where it doesn't, this machine."""
     described, here = config.cluster, gpus_here()
     memory = (
         described.gpu_memory_gib
@@ -128,7 +128,7 @@ def to_json(plan: Plan) -> str:
 
 
 def print_plan(plan: Plan) -> None:
-    """The plan on standard output; why it cannot run so comes last."""
+    """The plan on standard output; why it can't run so comes last."""
     console = table_console()
 
     def section(title: str, *parts: Table | str) -> None:

@@ -58,7 +58,7 @@ def serve(
 ) -> NoReturn:
     """Becomes the server of `model`, prompted, sampled and computed as `config` says.
 
-    Raises `InputError` if the folder is not loadable, the templates don't work, the context is longer than the model's,
+    Raises `InputError` if the folder isn't loadable, the templates don't work, the context is longer than the model's,
     the key is missing, or the port is taken.
     """
     longest = check_writer(model, device=config.engine.device)

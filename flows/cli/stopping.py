@@ -124,7 +124,7 @@ def _tell(line: str) -> None:
 
 
 def _let_go_of_terminal() -> None:
-    """Turns what goes to a terminal that is gone to nowhere, where writing does not fail."""
+    """Turns what goes to a terminal that is gone to nowhere, where writing doesn't fail."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         with contextlib.suppress(OSError):

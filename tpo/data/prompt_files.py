@@ -37,7 +37,7 @@ class PromptRow:
     """One row of a prompt file, as far as we read it."""
 
     instruction: str
-    """The instruction; empty where the row holds none."""
+    """The instruction; empty if the row holds none."""
     reference: str | None
     """The right answer, where the file names one."""
     category: str | None
@@ -59,7 +59,7 @@ def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, i
 def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     """All rows of a prompt file.
 
-    Raises `InputError` where the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), or
+    Raises `InputError` if the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), or
     lacks a column that the source names.
     """
     wanted = {
@@ -80,7 +80,7 @@ def read_columns(
 ) -> list[Row]:
     """What `make` makes of each row's values by name; `named` has the column of each.
 
-    Raises `InputError` where the file cannot be read or lacks a column, which `section` of a profile names, and where
+    Raises `InputError` if the file can't be read or lacks a column, which `section` of a profile names, and if
     `make` raises `ValueError`.
     """
     table = _read_table(path, list(named.values()), section)
@@ -100,7 +100,7 @@ def read_columns(
 
 
 def check_prompt_file(source: FileSource, path: Path) -> None:
-    """Raises `InputError` where `read_prompt_rows` would, or where no row has an instruction."""
+    """Raises `InputError` if `read_prompt_rows` would, or if no row has an instruction."""
     if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
         raise InputError(f"{path} has no text in column {source.instruction_column!r}")
 
@@ -116,7 +116,7 @@ class _Table:
 
 
 def _read_table(path: Path, columns: list[str], section: str) -> _Table:
-    """Reads a file in a process of its own; raises `InputError` where it cannot be read. A damaged row is never
+    """Reads a file in a process of its own; raises `InputError` if it can't be read. A damaged row is never
     skipped."""
     _check_kind(path, section)
     limits = {"memory_bytes": row_files.MEMORY_BYTES, "cpu_seconds": row_files.SECONDS}
@@ -139,7 +139,7 @@ def _why_unread(error: SandboxError) -> str:
 
 
 def _check_kind(path: Path, section: str) -> None:
-    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take for ever."""
+    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take forever."""
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -215,7 +215,7 @@ def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
 
 
 def encodable(text: str) -> str:
-    """The text itself; ValueError where it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
+    """The text itself; ValueError if it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

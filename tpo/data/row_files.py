@@ -66,7 +66,7 @@ class UnreadableError(Exception):
 def main(path: Path, wanted: Sequence[str]) -> None:
     """Writes a line of JSON for each row, a list of the wanted values in order, and then one of the file's columns.
 
-    That last line is an object: `columns`, or `fault` where the file is not what it should be.
+    That last line is an object: `columns`, or `fault` where the file isn't what it should be.
     """
     columns: Columns = {}
     try:
@@ -327,7 +327,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _named(rows: Sequence[Row], class_names: dict[str, list[str]]) -> Sequence[Row]:
-    """The rows with class labels by name; the library writes -1 where there is none."""
+    """The rows with class labels by name; the library writes -1 if there is none."""
     for row in rows:
         for column, names in class_names.items():
             number = row.get(column)

@@ -3,7 +3,7 @@
 In: texts, one after the other, and a threshold. Out: the first earlier text that a new one is too similar to, or None.
 
 Similar is what Self-Instruct (2212.10560, §2.2) calls so: the longest common subsequence of words, 2·LCS / (m + n),
-which does not mind a name or a number changed, nor a clause left out. It is exact. Texts that share too few words for
+which doesn't mind a name or a number changed, nor a clause left out. It is exact. Texts that share too few words for
 the threshold are never compared: a pair above it has some of its rarest words in common (the prefix filter of
 similarity joins, Chaudhuri et al. 2006; that several are shared, Wang et al. 2012), so an index of those finds all
 partners. Words that none of the first texts holds count as rarest.

@@ -71,7 +71,7 @@ class ChatEncoder:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat, with the generation prompt at its end unless the encoder was made without.
 
-        Raises `InputError` where the template refuses the chat or rewrites what a message says, and where a message is
+        Raises `InputError` if the template refuses the chat or rewrites what a message says, and if a message is
         no Unicode text.
         """
         roles = tuple(message["role"] for message in messages)
@@ -95,7 +95,7 @@ class ChatEncoder:
     def encode_output(self, text: str) -> list[int]:
         """Token ids of what a model would write, the token that ends its turn included; control tokens are letters.
 
-        Raises `InputError` where the tokenizer names no such token.
+        Raises `InputError` if the tokenizer names no such token.
         """
         end = self.tokenizer.eos_token_id
         if end is None:
@@ -263,6 +263,6 @@ def _shown(rendered: str, structure: Sequence[str], content: Sequence[str]) -> l
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of some tokens; nothing where there is none."""
+    """Matches the longest of some tokens; nothing if there is none."""
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -31,7 +31,7 @@ def check_fetched(path: Path, start: bytes) -> None:
 
 
 def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
-    """The text in a file; raises `InputError` where it is larger than `most_bytes` or is not UTF-8."""
+    """The text in a file; raises `InputError` if it is larger than `most_bytes` or isn't UTF-8."""
     try:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)

@@ -123,7 +123,7 @@ ENCODER_DECODERS = ("t5-base", "t5-large")
 def find_model(folder: Path) -> Model:
     """The model in a folder, or the published one of the folder's name.
 
-    Raises `InputError` where neither says what shape it has.
+    Raises `InputError` if neither says what shape it has.
     """
     if (folder / "config.json").is_file():
         return Model(folder.name, _read_shape(folder), "config.json", True)

@@ -28,8 +28,8 @@ _DATED = "the date of a day"
 def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[str]:
     """What to know of a model that is asked `chats` and answers in the manner of `answers`.
 
-    Raises `InputError` where its tokens of a plain chat are not the tokenizer's own, a control token in a message does
-    not stay text, BOS is missing or doubled, no generation prompt is there, and where sampling would not stop at the
+    Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, a control token in a message does
+    not stay text, BOS is missing or doubled, no generation prompt is there, and if sampling would not stop at the
     end of a turn.
     """
     encoder = ChatEncoder(model)
@@ -89,7 +89,7 @@ def _how_it_thinks(thinking: ThinkingTemplate) -> str:
 def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
     """What to know of a model that reads `chats`, each with the assistant's turn at its end.
 
-    Raises `InputError` where its tokens of a plain chat are not the tokenizer's own, or BOS is missing or doubled.
+    Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, or BOS is missing or doubled.
     """
     reader = ChatEncoder(model, generation_prompt=False)
     for chat in chats:
@@ -212,7 +212,7 @@ def stop_tokens(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
 def _about_generation_prompt(
     encoder: ChatEncoder, reader: ChatEncoder, model: Path, chat: Sequence[Message]
 ) -> list[str]:
-    """Whether a prompt ends where an answer begins; raises `InputError` where nothing asks for one."""
+    """Whether a prompt ends where an answer begins; raises `InputError` if nothing asks for one."""
     prompt, whole = encoder.render(chat), reader.render([*chat, _said(ANSWER)])
     before = whole[: whole.rindex(ANSWER)]
     if before.rstrip() == prompt.rstrip():

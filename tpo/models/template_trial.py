@@ -29,7 +29,7 @@ CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assista
 
 @lru_cache(maxsize=64)
 def template_fault(templates: tuple[str, ...]) -> str | None:
-    """What is wrong with one of these templates, in words that follow "a chat template"; None where nothing is."""
+    """What is wrong with one of these templates, in words that follow "a chat template"; None if nothing is."""
     # Imported here: the process runs this file too, without our code.
     from tpo.sandbox import Sandbox, SandboxError
 

@@ -43,7 +43,7 @@ class StoredTensor:
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder of safetensors, in one file or in several with an index.
 
-    Raises `InputError` naming a file that is not there, is cut off, is no safetensors or lies about what it holds.
+    Raises `InputError` naming a file that isn't there, is cut off, is no safetensors or lies about what it holds.
     """
     places = None if (folder / WEIGHTS).is_file() else _places(folder)
     names = [WEIGHTS] if places is None else sorted(set(places.values()))
@@ -61,9 +61,9 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_tensor_files(folder: Path) -> None:
-    """Raises `InputError` where `read_tensors` would, or where any other safetensors file of the folder lies.
+    """Raises `InputError` if `read_tensors` would, or if any other safetensors file of the folder lies.
 
-    Engines do not all look at the same ones: one reads what the index names, another whatever is there.
+    Engines don't all look at the same ones: one reads what the index names, another whatever is there.
     """
     if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file() and set(_places(folder).values()) != {WEIGHTS}:
         raise InputError(
@@ -123,7 +123,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _span(name: str, about: Any) -> tuple[int, int]:
-    """Where a tensor begins and ends; ValueError where that is not what its shape and type make of it."""
+    """Where a tensor begins and ends; ValueError if that isn't what its shape and type make of it."""
     try:
         bits, shape, (begin, end) = BITS[about["dtype"]], about["shape"], about["data_offsets"]
         whole = all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end))

@@ -25,7 +25,7 @@ _ROOMY = 0.8
 
 @dataclass(frozen=True)
 class Misfit:
-    """Something that a run needs and does not have."""
+    """Something that a run needs and doesn't have."""
 
     what: str
     """The setting, or the part of the run, that asks for it."""
@@ -151,7 +151,7 @@ def device_misfits(config: RunConfig) -> Iterator[Misfit]:
 
 
 def gpu_misfits(config: RunConfig, there: int | None, known_by: str) -> Iterator[Misfit]:
-    """There are the GPUs that each part of the run works on; None if they cannot be counted."""
+    """There are the GPUs that each part of the run works on; None if they can't be counted."""
     for name, count in gpus_needed(config).items():
         section = name.split()[0]
         keys = "trainer.workers" if section == "trainer" else f"{section}.count or {section}.tensor_parallel"

@@ -41,13 +41,13 @@ class GpuMemory:
     work: Kind
     """Which kind of work."""
     parts: Mapping[str, int]
-    """Bytes by part; the KV cache, which takes what is left, is not one."""
+    """Bytes by part; the KV cache, which takes what is left, isn't one."""
     there: int
     """Bytes that may be taken."""
     cache: int = 0
-    """Bytes left for the KV cache; 0 where there is none."""
+    """Bytes left for the KV cache; 0 if there is none."""
     sequences: int | None = None
-    """Longest sequences that the KV cache holds; None where there is none."""
+    """Longest sequences that the KV cache holds; None if there is none."""
 
     @property
     def total(self) -> int:

@@ -131,10 +131,10 @@ def _said(judge: JudgeConfig, k: int) -> int:
 
 
 def memory_needed(config: RunConfig, parameters: Callable[[Path | None], int]) -> dict[str, int]:
-    """Bytes that this machine's memory must hold at once, by whom; empty where all of it runs on GPUs or elsewhere.
+    """Bytes that this machine's memory must hold at once, by whom; empty if all of it runs on GPUs or elsewhere.
 
     Engines and judges stay while a model is trained. `parameters` says how many the model in a folder has, None for
-    M_0. What a process takes beyond its model is not counted.
+    M_0. What a process takes beyond its model isn't counted.
     """
     if config.cluster.address is not None:
         return {}
@@ -164,7 +164,7 @@ def _training(config: RunConfig, parameters: int) -> int:
 
 
 def _trained(config: RunConfig, parameters: int) -> int:
-    """How many parameters are trained; adapters, at most some hundredths of a large model, are not counted."""
+    """How many parameters are trained; adapters, at most some hundredths of a large model, aren't counted."""
     return 0 if config.train.lora else parameters
 
 

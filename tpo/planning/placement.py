@@ -24,11 +24,11 @@ class Cluster:
     gpus: int
     """GPUs of each."""
     gpu_bytes: int
-    """Memory of each GPU; 0 where there are none."""
+    """Memory of each GPU; 0 if there are none."""
     gpu: str
     """What they are called."""
     known_by: str
-    """Where that is from, for people."""
+    """Where that is from; human-readable."""
     memory_bytes: int
     """Memory of this machine."""
     cpus: int
@@ -44,11 +44,11 @@ class Models:
     seed: Model
     """M_0."""
     judge: Model | None
-    """The judge of training and validation; None where it is no model of ours."""
+    """The judge of training and validation; None if it is no model of ours."""
     evaluation: Model | None
-    """The judge of the test set; None where it is no model of ours."""
+    """The judge of the test set; None if it is no model of ours."""
     generator: Model | None = None
-    """What writes prompts, M_0 perhaps; None where nothing does, or a server."""
+    """What writes prompts, M_0 perhaps; None if nothing does, or a server."""
     writers: Mapping[str, Model] = field(default_factory=dict)
     """What writes for ThinkPO's pairs, by its work; M_0 perhaps."""
 
@@ -81,7 +81,7 @@ class Crew:
     work: Kind
     """The kind of work."""
     who: str
-    """Who does it, for people."""
+    """Who does it; human-readable."""
     each: int
     """GPUs that one of them has; 0 for CPUs and servers."""
     count: int
@@ -120,7 +120,7 @@ class Placement:
         return self.config.evaluation.judge if kind.purpose == "test" else self.config.judge
 
     def server(self, kind: Kind) -> Server | None:
-        """The server that does it; None where we do."""
+        """The server that does it; None if we do."""
         who = self.config.data.synthetic if kind.verb == "generate" else self.judge(kind)
         if not isinstance(who, SyntheticConfig | PairwiseJudge) or who.endpoint is None:
             return None
@@ -189,7 +189,7 @@ def _places(count: int, each: int, per_node: int) -> list[str]:
 
 
 def _of(what: str, numbers: Sequence[int]) -> str:
-    """`GPU 3`, `GPUs 0-3`, or one by one where they do not follow one another."""
+    """`GPU 3`, `GPUs 0-3`, or one by one where they don't follow one another."""
     if len(numbers) == 1:
         return f"{what} {numbers[0]}"
     if numbers[-1] - numbers[0] == len(numbers) - 1:

@@ -39,7 +39,7 @@ class Plan:
     run: str
     """Its name."""
     goal: str
-    """What it is brought to, for people: `to M_3`."""
+    """What it is brought to; human-readable: `to M_3`."""
     iterations: int
     """T."""
     models: Models
@@ -63,7 +63,7 @@ class Plan:
     spent: Sequence[Spending]
     """What the run has spent already."""
     problems: Sequence[str] = field(default=())
-    """Why it cannot run so."""
+    """Why it can't run so."""
     notes: Sequence[str] = field(default=())
     """What to know."""
 

@@ -53,7 +53,7 @@ class Stage:
     crew: Crew
     """Who does it."""
     rate: Rate | None
-    """How fast one device is; None where it takes no time worth a forecast."""
+    """How fast one device is; None if it takes no time worth a forecast."""
     start_seconds: float
     """Of all starts of engines and workers."""
     seconds: float
@@ -120,7 +120,7 @@ class Speed:
         return Stage(work, crew, rate, starts, seconds, cost)
 
     def shards(self, work: Work, crew: Crew) -> int:
-        """Pieces in which a round's prompts are handed out; 0 if they are not."""
+        """Pieces in which a round's prompts are handed out; 0 if they aren't."""
         section = self.placement.section(work.kind)
         if isinstance(section, TrainerConfig) or not crew.count or self.placement.server(work.kind) is not None:
             return 0

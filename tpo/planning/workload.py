@@ -25,7 +25,7 @@ JUDGE_PROSE_TOKENS = 250
 FEW_SHOT_PROSE_TOKENS = 150
 """Tokens of a prompt that asks for instructions, beside its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
-"""Tokens in which a judge explains itself, where nobody has measured them."""
+"""Tokens in which a judge explains itself, unless someone has measured them."""
 _MAX_ROUNDS_APART = 1000
 """Iterations whose trainings are added up one by one; of more the mean is taken."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
@@ -82,7 +82,7 @@ class Lengths:
     judgment: float
     """Of what a judge that explains writes a comparison."""
     source: str
-    """Where they are from, for people."""
+    """Where they are from; human-readable."""
 
 
 @dataclass(frozen=True)

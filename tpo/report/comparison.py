@@ -32,7 +32,7 @@ class Lead:
     iteration: int
     """t."""
     overall: Interval | None
-    """On all test prompts that both were scored on; None where there are none."""
+    """On all test prompts that both were scored on; None if there are none."""
     by_category: Mapping[str, Interval]
     """By category of prompt."""
     by_difficulty: Mapping[str, Interval]
@@ -85,7 +85,7 @@ def write_comparison(comparison: Comparison) -> bytes:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """A comparison from its file; raises `StoreError` where that is not one."""
+    """A comparison from its file; raises `StoreError` if that isn't one."""
     return read_record(path, Comparison, "comparison")
 
 
@@ -138,7 +138,7 @@ def _crossing(comparison: Comparison) -> str:
 
 
 def _by_kind(comparison: Comparison, what: str, groups: Mapping[str, Interval]) -> str:
-    """Which kinds of instruction gain by thinking, and which do not."""
+    """Which kinds of instruction gain by thinking, and which don't."""
     even, scale = comparison.even, comparison.scale
     ordered = sorted(groups, key=lambda name: (-groups[name].value, name))
     signed = comparison.measure == "difference"

@@ -31,7 +31,7 @@ class Rung:
     below: str | None
     """The model that it is held against, the one it was made from; None for the first."""
     score: Interval | None
-    """Mean test score by the evaluation judge; None where it scored nothing."""
+    """Mean test score by the evaluation judge; None if it scored nothing."""
     gain: Interval | None
     """Test score less that of `below`, prompt by prompt."""
     tokens: Interval
@@ -88,7 +88,7 @@ def write_ladder(ladder: Ladder) -> bytes:
 
 
 def read_ladder(path: Path) -> Ladder:
-    """A ladder from its file; raises `StoreError` where that is not one."""
+    """A ladder from its file; raises `StoreError` if that isn't one."""
     return read_record(path, Ladder, "ladder")
 
 

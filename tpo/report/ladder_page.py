@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_GROUPS = 30
-"""Categories that are shown, the first by name; the page says how many are not."""
+"""Categories that are shown, the first by name; the page says how many aren't."""
 MOST_NAMES = 9
 """Models named below a plot; of more, every second one, and so on."""
 
@@ -36,13 +36,13 @@ class Answer:
     model: str
     """The model, as its rung is called."""
     thought: str | None
-    """What stands before the response; None where the prompt asks for no thought."""
+    """What stands before the response; None if the prompt asks for no thought."""
     response: str
     """The response."""
     tokens: int
     """Tokens of the whole output."""
     score: float | None
-    """The evaluation judge's score; None where it gave none."""
+    """The evaluation judge's score; None if it gave none."""
     correct: bool | None
     """Whether it is right, where that is known."""
     error: str | None
@@ -56,11 +56,11 @@ class Asked:
     instruction: str
     """What was asked."""
     reference: str | None
-    """The right answer, where there is one."""
+    """The right answer, if there is one."""
     category: str | None
-    """Its category, where there is one."""
+    """Its category, if there is one."""
     difficulty: int | None
-    """Its difficulty, where there is one."""
+    """Its difficulty, if there is one."""
     answers: Sequence[Answer]
     """In the order of the rungs."""
 
@@ -91,7 +91,7 @@ def render_ladder(
 
 
 def ladder_picture(ladder: Ladder) -> str | None:
-    """The scores as a picture in a data URL, for pages that are not ours; None where there are none."""
+    """The scores as a picture in a data URL, for pages that aren't ours; None if there are none."""
     svg = _plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale)
     return data_url(svg) if svg else None
 

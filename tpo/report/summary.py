@@ -34,7 +34,7 @@ class ModelRow:
     iteration: int
     """t of M_t."""
     score: Interval | None
-    """Mean test score by the evaluation judge; None where it scored nothing."""
+    """Mean test score by the evaluation judge; None if it scored nothing."""
     win_rate: Interval | None
     """Share of test prompts on which it beats M_0 (ties half); None for M_0 itself and where nothing was scored."""
     gain: Interval | None
@@ -65,7 +65,7 @@ class ModelRow:
     judge: Health | None
     """How sound the training judge looked on the samples that M_t's pairs are from; None for M_0."""
     chosen_epoch: int | None
-    """Epoch of the checkpoint that became M_t; 0 where M_{t-1} stayed; None for M_0."""
+    """Epoch of the checkpoint that became M_t; 0 if M_{t-1} stayed; None for M_0."""
     seconds: Mapping[str, float]
     """Wall-clock seconds by stage, as each stage last ran."""
 
@@ -90,5 +90,5 @@ def write_summary(summary: Summary) -> bytes:
 
 
 def read_summary(path: Path) -> Summary:
-    """A summary from its file; raises `StoreError` where that is not one."""
+    """A summary from its file; raises `StoreError` if that isn't one."""
     return read_record(path, Summary, "summary")

@@ -3,7 +3,7 @@
 A recipe ends by `mark_finished`, which lists the run's stages with their fingerprints. The run is current as long as
 the resolved config and this package's version and templates are the same, every listed stage is whole, and every file
 from outside that a manifest names is unchanged. No recipe is asked, so none of its libraries is loaded. A run that
-isn't current is not stale: its stages are checked one by one when the recipe runs, and those that are complete aren't
+isn't current isn't stale: its stages are checked one by one when the recipe runs, and those that are complete aren't
 made again.
 """
 

@@ -129,7 +129,7 @@ class Stage:
         return read_manifest(self.folder)
 
     def complete(self) -> Artifact | None:
-        """The stage's artifact if it has been made from the same inputs and config, else None.
+        """The stage's artifact if it has been made from the same inputs and config, otherwise None.
 
         Raises `DamagedError` if a file is missing or altered. Large files, those of models, are only checked by size
         here; `check_files` reads them before the model is used.
@@ -531,7 +531,7 @@ def _to_json(values: Any) -> bytes:
 def content_sha256(path: Path) -> str:
     """A file's content, or a folder's, by its hash; a stage's folder is known by its manifest.
 
-    Raises `StoreError` where nothing is there, `DamagedError` where a stage is not what its manifest says.
+    Raises `StoreError` if nothing is there, `DamagedError` if a stage isn't what its manifest says.
     """
     if not path.is_dir():
         return file_sha256(path)
@@ -565,7 +565,7 @@ def _portable(path: Path) -> str:
 def complete_artifact(folder: Path) -> Artifact:
     """The artifact of a stage that is known to be complete and current, by its manifest alone.
 
-    Raises `StoreError` where there is none, `DamagedError` where it is not what the manifest says.
+    Raises `StoreError` if there is none, `DamagedError` if it isn't what the manifest says.
     """
     if (manifest := read_manifest(folder)) is None:
         raise StoreError(f"{folder} is not complete: run again to make it")

@@ -168,7 +168,7 @@ class Crew:
     def work(self, pieces: Iterable[Piece], orders: Orders[Piece]) -> Iterator[tuple[int, Any]]:
         """The index and result of every piece, as the crew gets them done.
 
-        Raises `StageError` where actors fail on the same piece again and again, where none can be started, and where
+        Raises `StageError` if actors fail on the same piece again and again, if none can be started, and if
         Ray places none within `start_seconds`.
         """
         pile = _Pile(pieces)
@@ -237,9 +237,9 @@ class Crew:
 
     def _first_done(self, heard: float, orders: Orders[Any]) -> _Place:
         """A place where what was under way is done, or has taken too long: an actor that Ray has placed takes too long
-        where it does not arrive, one that waits for a place does not.
+        where it doesn't arrive, one that waits for a place doesn't.
 
-        Raises `StageError` where all have waited for a place since `heard`, for too long.
+        Raises `StageError` if all have waited for a place since `heard`, for too long.
         """
         import ray
 

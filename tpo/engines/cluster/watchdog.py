@@ -1,10 +1,10 @@
 """Ends what a run has started once the run is gone, however it went: no server or worker outlives it for long.
 
 In: nothing. Out: a small process that notes our descendants every second, and ends them when we are gone. A driver that
-is killed with -9 cannot do that itself, and Prefect's server and Ray's agents do not notice for a minute or for ever.
+is killed with -9 can't do that itself, and Prefect's server and Ray's agents don't notice for a minute or forever.
 What came and was orphaned between two looks is known by a mark in its environment. (The mark alone would not do: Ray
 writes the titles of its processes over their environment.) Nor can a driver that is gone say so: the watchdog does,
-and says what to do. A driver whose Ray or Prefect server has died may wait for it for minutes or for ever: the watchdog
+and says what to do. A driver whose Ray or Prefect server has died may wait for it for minutes or forever: the watchdog
 ends it.
 """
 

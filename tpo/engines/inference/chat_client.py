@@ -150,7 +150,7 @@ class ChatClient:
         """Makes one call, as `ask` would; without a chat a short one.
 
         What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
-        `InputError` if there is no reply, or one that does not keep to the labels although the endpoint says so.
+        `InputError` if there is no reply, or one that doesn't keep to the labels although the endpoint says so.
         """
         held = self._endpoint.structured_outputs
         seconds = CHECK_SECONDS if decoding is None else self._endpoint.timeout_seconds
@@ -184,8 +184,8 @@ class ChatClient:
                 all of them begin with.
             spent: What was used before; counted on here. Each reply is counted before it is yielded.
 
-        Raises `StageError` where a call fails for good or a cap is reached, after the replies to the calls under way,
-        which are paid for: caps are overrun by at most these. `InputError` where the key cannot be one.
+        Raises `StageError` if a call fails for good or a cap is reached, after the replies to the calls under way,
+        which are paid for: caps are overrun by at most these. `InputError` if the key can't be one.
         """
         spent = Spent() if spent is None else spent
         under_way: dict[_Call, int] = {}
@@ -405,7 +405,7 @@ def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tupl
     goes on with no label, that would be a guess, and without a finite value for each label the answer is None.
 
     Args:
-        positions: The reply's tokens; white space before the label does not count.
+        positions: The reply's tokens; white space before the label doesn't count.
         labels: Texts that differ in the first character after what all of them begin with; `ValueError` otherwise.
     """
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*labels, strict=False))

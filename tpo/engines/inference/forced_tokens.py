@@ -2,11 +2,11 @@
 
 vLLM has two model runners with an interface of logits processors each, and refuses an engine whose processor has the
 other's. Which runner it takes is known only once its config is resolved: V2 where Triton works, V1 on CPUs, for models
-that V2 does not support yet, and with `VLLM_USE_V2_MODEL_RUNNER=0`. So the choice is left to vLLM: `ForcedTokens`
+that V2 doesn't support yet, and with `VLLM_USE_V2_MODEL_RUNNER=0`. So the choice is left to vLLM: `ForcedTokens`
 counts as a processor of both, and each runner gets the one that it can call when it makes one.
 
 Accepted cost under V2: its host runs ahead of the GPU, and what a request wrote last is known there only after both
-have met. Each step in which a request has rules waits for that; steps without such a request do not.
+have met. Each step in which a request has rules waits for that; steps without such a request don't.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,7 +102,7 @@ class V2ForcedTokens(V2LogitsProcessor):
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         """Leaves nothing but the forced token in the rows of requests that have one.
 
-        Without speculative decoding row i is the i-th request's. A request whose prompt is not read whole yet has a row
+        Without speculative decoding row i is the i-th request's. A request whose prompt isn't read whole yet has a row
         too, from which nothing is sampled; it has no outputs.
         """
         placed = [(row, slot) for row, slot in enumerate(ctx.idx_mapping_np.tolist()) if slot in self._forced]

@@ -277,8 +277,8 @@ class ScorerPool:
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.
 
-        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups again and again,
-        or do not start.
+        Groups are taken as scorers get free. Raises `StageError` if scorers fail on the same groups again and again,
+        or don't start.
         """
         start_ray(self._cluster)
         size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))

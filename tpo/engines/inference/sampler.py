@@ -121,7 +121,7 @@ class Engine:
         """Takes the weights of `model`, unless it has them: None, or why it is of no use for them, and what to do.
 
         A CPU engine proves that it has them. One on GPUs keeps the weights that it started with, and so does one whose
-        weights cannot be compared with a folder's: both are replaced.
+        weights can't be compared with a folder's: both are replaced.
         """
         if self._loaded == model.fingerprint:
             return None
@@ -240,7 +240,7 @@ class Engine:
         )
 
     def _foreign_weights(self, model: Artifact) -> frozenset[str]:
-        """The engine's weights that are not in `model`; of one that is split over processes, that it has some."""
+        """The engine's weights that aren't in `model`; of one that is split over processes, that it has some."""
         import torch
 
         if self._config.tensor_parallel > 1:
@@ -310,7 +310,7 @@ class SamplerPool:
         The next shard is asked for when an engine is free. `rules` say what every output must write, in a pool that was
         made for it.
 
-        Raises `StageError` where engines fail on the same shard again and again, or do not start.
+        Raises `StageError` if engines fail on the same shard again and again, or don't start.
         """
         assert self._forcing or not rules
         return self._spread(

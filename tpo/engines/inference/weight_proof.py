@@ -90,7 +90,7 @@ class _StoredWeights:
 def refresh_tied_heads(model: Any) -> None:
     """Repack the output heads of a vLLM model for the CPU.
 
-    A reload repacks each layer that it loads; a head tied to the embedding is not loaded and keeps the old copy.
+    A reload repacks each layer that it loads; a head tied to the embedding isn't loaded and keeps the old copy.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -100,7 +100,7 @@ def refresh_tied_heads(model: Any) -> None:
 
 
 def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype") -> frozenset[str]:
-    """Names of the vLLM model's weights that do not occur in the folder's files.
+    """Names of the vLLM model's weights that don't occur in the folder's files.
 
     None should, if the engine has these weights, except those that vLLM transforms when it loads them: those differ
     right after a start, too.
@@ -210,7 +210,7 @@ def _hashes(rows: "torch.Tensor") -> "torch.Tensor":
     bits = {2: torch.int16, 4: torch.int32}[rows.element_size()]
     random = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=random) | 1
-    # Adding 0 turns -0, which a kernel cannot return, into 0.
+    # Adding 0 turns -0, which a kernel can't return, into 0.
     return ((rows + 0.0).contiguous().view(bits).long() * factors).sum(1)
 
 

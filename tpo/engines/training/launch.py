@@ -51,7 +51,7 @@ def train_model(
     `reference` is the folder of DPO's reference, if that is another model than the one that is trained.
     Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
     Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
-    own error where the training fails, and where workers die again and again.
+    own error where the training fails, and if workers die again and again.
     """
     folder = folder.resolve()
     passes = config.passes(len(rows))

@@ -122,7 +122,7 @@ class _FirstWorkersWeights:
         return nn.Parameter(whole, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else whole
 
     def _tensors(self, module: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, Tensor]]:
-        """Every tensor that is not spread yet: what holds it, its name in the model, its key there, and itself.
+        """Every tensor that isn't spread yet: what holds it, its name in the model, its key there, and itself.
 
         Plain attributes too, in which some rotary embeddings keep frequencies.
         """
