@@ -13,6 +13,9 @@ from typing import Any
 from tpo.errors import StoreError
 from tpo.records import Health
 
+SUMMARY, REPORT = "summary.json", "report.html"
+"""Names of the numbers and of their page in the run folder."""
+
 
 @dataclass(frozen=True)
 class Interval:
