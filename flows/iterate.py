@@ -30,7 +30,7 @@ from tasks.validate import validate
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
-from tpo.report.summary import Summary
+from tpo.report.summary import REPORT, SUMMARY, Summary
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -44,7 +44,7 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     with only_writer(config.root), writing(config):
         keep_config(config)
         summary = mending(lambda: bring_to(config, iterations))
-        mark_finished(config)
+        mark_finished(config, SUMMARY, REPORT)
         return summary
 
 

@@ -27,7 +27,7 @@ from tpo.errors import InputError, StoreError, shortened
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
 from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of, read_ladder
-from tpo.report.summary import Summary, read_summary
+from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
 from tpo.storage.current import is_current
 from tpo.storage.mirror import reading
 
@@ -167,25 +167,36 @@ def reached(config: RunConfig, iterations: int) -> Summary | None:
 
 
 def finished(config: RunConfig, iterations: int) -> Summary | None:
-    """The summary of a run that has reached M_T and is current, report included."""
-    path = config.root / "summary.json"
-    if not (path.exists() and (config.root / "report.html").exists() and is_current(config)):
+    """The summary of a run that has reached M_T and needs nothing, its report included."""
+    if not is_current(config):
         return None
     try:
-        summary = read_summary(path)
+        summary = read_summary(config.root / SUMMARY)
     except StoreError:
         return None
     return summary if summary.models[-1].iteration >= iterations else None
 
 
-def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
-    """The table of a finished run, if it reaches the model called `last`."""
-    path = config.root / name
-    if path.exists() and is_current(config):
-        with contextlib.suppress(StoreError):
-            ladder = read_ladder(path)
-            return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None
-    return None
+def _ladder(config: RunConfig, last: str | None) -> Ladder | None:
+    """The ladder of a run that is finished, if it reaches the model called `last`."""
+    return _reaching(config.root / LADDER, last) if is_current(config) else None
+
+
+def _ablation(config: RunConfig, iterations: int, ours: Ladder, theirs: Ladder) -> Ladder | None:
+    """The comparison of a run with and without DPO at SFT_T, unless one of them has changed since."""
+    found = _reaching(config.root / ABLATION, f"SFT_{iterations}")
+    of = {rung.model: rung for rung in ours.rungs} | {f"{rung.model} without": rung for rung in theirs.rungs}
+    rungs = [(rung, of.get(rung.model)) for rung in found.rungs] if found else []
+    current = all(own and (own.score, own.tokens) == (rung.score, rung.tokens) for rung, own in rungs)
+    return found if current else None
+
+
+def _reaching(path: Path, last: str | None) -> Ladder | None:
+    try:
+        ladder = read_ladder(path)
+    except StoreError:
+        return None
+    return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None
 
 
 def without_dpo(config: RunConfig) -> RunConfig:
@@ -306,7 +317,7 @@ _ITERATE = Recipe(
     finished=finished,
     flow="flows.iterate:iterate",
     show="tpo.report.table:print_table",
-    page="report.html",
+    page=REPORT,
     page_label="Report",
     trigger="advance",
     title="{name} to {model}",
@@ -332,7 +343,7 @@ _THINKPO = Recipe(
     profile="thinkpo",
     model=None,
     check=check_thinkpo,
-    finished=lambda config, _: _ladder(config, None, LADDER),
+    finished=lambda config, _: _ladder(config, None),
     flow="flows.thinkpo:thinkpo",
     show="tpo.report.ladder_page:print_ladder",
     page=page_of(LADDER),
@@ -347,7 +358,7 @@ _SELF_TRAIN = Recipe(
     profile="self-train",
     model="SFT",
     check=check_self_training,
-    finished=lambda config, iterations: _ladder(config, f"SFT_{iterations}", LADDER),
+    finished=lambda config, iterations: _ladder(config, f"SFT_{iterations}"),
     flow="flows.self_train:self_train",
     show="tpo.report.ladder_page:print_ladder",
     page=page_of(LADDER),
@@ -357,7 +368,7 @@ _SELF_TRAIN = Recipe(
 _ABLATION = dataclasses.replace(
     _SELF_TRAIN,
     help="also run it without DPO, and compare both",
-    baseline=Baseline(without_dpo, lambda config, iterations, *_: _ladder(config, f"SFT_{iterations}", ABLATION)),
+    baseline=Baseline(without_dpo, _ablation),
     flow="flows.self_train:self_train_and_plain",
     page=page_of(ABLATION),
     title="{name}, DPO-ST with and without DPO to {model}",

@@ -28,7 +28,7 @@ from tasks.train import train
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
-from tpo.report.ladder import ABLATION, Ladder
+from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -76,7 +76,7 @@ def _run(config: RunConfig, iterations: int) -> Made:
     with only_writer(config.root), writing(config):
         keep_config(config)
         made = mending(lambda: make_models(config, iterations))
-        mark_finished(config)
+        mark_finished(config, LADDER, page_of(LADDER))
         return made
 
 

@@ -23,7 +23,7 @@ from tpo.config.recipes import PairFile
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
-from tpo.report.ladder import Ladder
+from tpo.report.ladder import LADDER, Ladder, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -39,7 +39,7 @@ def thinkpo(config: RunConfig) -> Ladder:
     with only_writer(config.root), writing(config):
         keep_config(config)
         ladder = mending(lambda: make_models(config))
-        mark_finished(config)
+        mark_finished(config, LADDER, page_of(LADDER))
         return ladder
 
 

@@ -19,7 +19,7 @@ from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample
 from tpo.report.run_page import Example, render_report, score_picture
-from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
 from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
@@ -63,7 +63,7 @@ class Measured:
 def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
     """Summary and page of a run up to the last of `measured`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
-    write_atomically(config.root / "summary.json", write_summary(summary))
+    write_atomically(config.root / SUMMARY, write_summary(summary))
     page = render_report(
         summary,
         config=config.model_dump(mode="json"),
@@ -73,7 +73,7 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
         examples=_examples(measured),
         spent=spending(read_ledger(config.root)),
     )
-    write_atomically(config.root / "report.html", page.encode())
+    write_atomically(config.root / REPORT, page.encode())
     create_table_artifact(
         key=f"tpo-{slug(config.name)}",
         table=_artifact_rows(summary),

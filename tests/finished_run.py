@@ -22,7 +22,7 @@ from tasks.training import epoch_artifacts
 from tasks.validate import model_stage
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import Stage
@@ -54,10 +54,10 @@ def finish(config: RunConfig, iterations: int) -> None:
         chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
         _asked(config, measuring_ask(config, t), chosen.model, test, measured)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
-    write_atomically(config.root / "summary.json", write_summary(summary))
-    write_atomically(config.root / "report.html", b"<!doctype html>")
+    write_atomically(config.root / SUMMARY, write_summary(summary))
+    write_atomically(config.root / REPORT, b"<!doctype html>")
     keep_config(config)
-    mark_finished(config)
+    mark_finished(config, SUMMARY, REPORT)
 
 
 def _prompts(config: RunConfig, folder: str, seed: Artifact, earlier: list[Artifact]) -> Artifact:

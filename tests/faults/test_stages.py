@@ -71,6 +71,8 @@ def test_a_stage_that_is_struck_ends_as_it_would_have(
     assert found["stopped"], "nothing was struck"
     assert found["recovered"], found["log"]
     assert found["difference"] == [0, 0, 0], found["log"]
+    assert found["known"], "it is whole, and would be started again"
+    assert found["stale"] == [0, 0, 0], "it was called finished, and was not"
     outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
 
 
@@ -92,6 +94,8 @@ def main(parent: Path) -> None:
             "stopped": broken.stopped,
             "recovered": broken.recovered,
             "difference": [broken.difference.lost, broken.difference.duplicated, broken.difference.changed],
+            "stale": [broken.stale.lost, broken.stale.duplicated, broken.stale.changed],
+            "known": broken.known,
             "log": broken.log[-4000:],
         }
     (parent / "broken.json").write_text(json.dumps(found))

@@ -3,6 +3,7 @@
 The runs are on mock engines, in a process of their own, without Prefect.
 """
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows.recipes import without_dpo
+from flows.recipes import Recipe, without_dpo
 from tests.rows import a_config
 from tpo.config.recipes import SelfTrainConfig
 from tpo.config.run import RunConfig
@@ -86,6 +87,10 @@ def test_the_ablation_holds_each_sft_against_the_one_without_dpo_prompt_by_promp
     assert ablation["gains"][0] == 0.0
 
 
+def test_an_ablation_is_made_again_when_one_of_its_runs_was_measured_anew(found: Mapping[str, Any]):
+    assert found["ablation known"] == {"as it was": True, "run changed": False, "plain changed": False}
+
+
 def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     with pytest.raises(ValueError, match="does not know what is right"):
@@ -132,7 +137,26 @@ def main(parent: Path) -> None:
         "stopped": _stopped(parent / "stopped", config),
     }
     assert recipe.ablation.ready(config, ITERATIONS) == ablation
+    found["ablation known"] = _known(recipe.ablation, config)
     (parent / "found.json").write_text(json.dumps(found))
+
+
+def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
+    """Whether there is nothing to do, also after one of the two runs alone was made again and came to other scores."""
+    from tpo.report.ladder import LADDER, page_of, read_ladder, write_ladder
+    from tpo.storage.current import mark_finished
+
+    known = {"as it was": ablation.ready(config, ITERATIONS) is not None}
+    for name, run in (("run", config), ("plain", without_dpo(config))):
+        path = run.root / LADDER
+        before, ladder = path.read_bytes(), read_ladder(path)
+        rungs = [*ladder.rungs[:-1], dataclasses.replace(ladder.rungs[-1], score=None)]
+        path.write_bytes(write_ladder(dataclasses.replace(ladder, rungs=rungs)))
+        mark_finished(run, LADDER, page_of(LADDER))
+        known[f"{name} changed"] = ablation.ready(config, ITERATIONS) is not None
+        path.write_bytes(before)
+        mark_finished(run, LADDER, page_of(LADDER))
+    return known
 
 
 def _prepare() -> None:

@@ -1,6 +1,8 @@
 """Claims about when a finished run is current, and about what makes it not so."""
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import pytest
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config.run import RunConfig
+from tpo.records import External, Prompt
+from tpo.report.summary import REPORT, SUMMARY
 from tpo.storage import current
 from tpo.storage.current import FINISHED, is_current, iterations_made, keep_config, mark_finished
-from tpo.storage.store import set_aside
+from tpo.storage.store import Stage, external_file, set_aside
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +109,7 @@ def test_a_stage_made_again_with_another_result_needs_the_run_to_be_finished_aga
     manifest["fingerprint"] = "another"
     (path / "manifest.json").write_bytes(signed(manifest))
     assert not is_current(config)
-    mark_finished(config)
+    mark_finished(config, SUMMARY, REPORT)
     assert is_current(config)
 
 
@@ -153,11 +157,84 @@ def test_a_note_that_cannot_be_read_makes_nothing_current(config: RunConfig, con
     assert not is_current(config)
 
 
+@pytest.mark.parametrize("name", [SUMMARY, REPORT])
+def test_its_results_are_those_that_were_made_from_its_stages(config: RunConfig, name: str):
+    """As of a run that is killed after its report, or between a stage that was made again and its report."""
+    content = (config.root / name).read_bytes()
+    (config.root / name).write_bytes(content + b" ")
+    assert not is_current(config)
+    (config.root / name).unlink()
+    assert not is_current(config)
+    (config.root / name).write_bytes(content)
+    assert is_current(config)
+
+
+def test_a_run_that_is_interrupted_while_it_is_extended_is_current_as_far_as_it_was(config: RunConfig):
+    stage = Stage(config.root, "iter_3/prompts", Prompt, inputs={}, config={})
+    stage.begin()
+    assert is_current(config)
+    stage.commit(0)
+    assert is_current(config)
+
+
+def test_a_leftover_that_nothing_mends_does_not_keep_a_run_from_being_current(config: RunConfig, tmp_path: Path):
+    """Such as a comparison's judgments of another run that has changed, or a stage of another config."""
+    (tmp_path / "theirs").write_text("1")
+    made(config, "iter_1/against/judgments", external_file(tmp_path / "theirs"))
+    made(config, "iter_9/samples", External("x"))
+    mark_finished(config, SUMMARY, REPORT)
+    assert is_current(config)
+    (tmp_path / "theirs").write_text("2")
+    (config.root / "iter_9" / "samples" / "manifest.json").write_text("{")
+    assert not is_current(config)
+    mark_finished(config, SUMMARY, REPORT)
+    assert is_current(config)
+
+
+@pytest.mark.parametrize("earlier", [{"theirs": "at another path"}, None], ids=["elsewhere", "not named"])
+def test_a_stage_that_is_found_complete_names_its_files_as_they_are_now(
+    config: RunConfig, tmp_path: Path, earlier: dict[str, str] | None
+):
+    """A model that was moved, or a run of an earlier version, costs one start without work."""
+    (tmp_path / "theirs").write_text("1")
+    stage = made(config, "iter_1/extra", external_file(tmp_path / "theirs"))
+    named = {str(tmp_path / "theirs"): stage.inputs["source"]}
+    path = stage.folder / "manifest.json"
+    path.write_bytes(signed({**json.loads(path.read_text()), "external": earlier}))
+    before = stage.manifest()
+    artifact = stage.complete()
+    after = stage.manifest()
+    assert before and after and artifact and after.external == named
+    assert dataclasses.replace(after, external=earlier, checksum="") == dataclasses.replace(before, checksum="")
+    mark_finished(config, SUMMARY, REPORT)
+    (tmp_path / "theirs").write_text("2")
+    assert not is_current(config)
+    written = path.stat().st_mtime_ns
+    assert stage.complete() == artifact and path.stat().st_mtime_ns == written
+
+
+def made(config: RunConfig, name: str, source: External) -> Stage:
+    stage = Stage(config.root, name, Prompt, inputs={"source": source}, config={})
+    stage.begin()
+    stage.commit(0)
+    return stage
+
+
+def test_a_model_that_another_run_has_made_can_be_the_seed(tmp_path: Path):
+    other = a_config(tmp_path)
+    finish(other, 1)
+    config = a_config(tmp_path, name="next", model={"path": str(other.root / "iter_1" / "model")})
+    finish(config, 0)
+    assert is_current(config)
+    (other.root / "iter_1" / "model" / "model.safetensors").write_bytes(b"another")
+    assert not is_current(config)
+
+
 def test_what_has_been_moved_aside_does_not_count(config: RunConfig):
     aside = config.root / "iter_1" / "pairs.old-1"
     aside.mkdir()
     (aside / "manifest.json").write_text("not read")
-    mark_finished(config)
+    mark_finished(config, SUMMARY, REPORT)
     assert is_current(config)
 
 
@@ -170,8 +247,19 @@ def test_files_that_ship_with_the_package_are_found_wherever_it_is(tmp_path: Pat
     assert is_current(config)
 
 
-def test_templates_that_ship_with_the_package_count_too(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(current, "_shipped_templates", lambda: "another")
+@pytest.mark.parametrize("edited", ["prompts/templates/generic.jinja", "prompts/thought.py", "tasks/pair.py"])
+def test_wording_and_code_that_identify_stages_count_too(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
+):
+    package = tmp_path / "elsewhere"
+    for folder in ("prompts", "tasks", "tpo"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", "miniature"))
+    monkeypatch.setattr(current, "_PACKAGE", package)
+    assert is_current(config)
+    (package / "tasks" / "pair.pyc").write_bytes(b"compiled")
+    assert is_current(config)
+    with (package / edited).open("a") as file:
+        file.write("\n")
     assert not is_current(config)
 
 

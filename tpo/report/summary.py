@@ -10,6 +10,9 @@ from pathlib import Path
 from tpo.records import Health
 from tpo.report.record_files import read_record, to_json
 
+SUMMARY, REPORT = "summary.json", "report.html"
+"""Names of the numbers and of their page in the run folder."""
+
 
 @dataclass(frozen=True)
 class Interval:

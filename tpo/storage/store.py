@@ -132,12 +132,16 @@ class Stage:
         """The stage's artifact if it has been made from the same inputs and config, otherwise None.
 
         Raises `DamagedError` if a file is missing or altered. Large files, those of models, are only checked by size
-        here; `check_files` reads them before the model is used.
+        here; `check_files` reads them before the model is used. If the manifest names other paths for the same content
+        from outside, or none, it is written again with those of now.
         """
         manifest = self.manifest()
         if manifest is None or self.changes(manifest.inputs, manifest.config):
             return None
         check_stage(self.folder, manifest)
+        if manifest.external != (external := self._external()):
+            # Made by an earlier version, or from the same content at other paths: `is_current` looks at these.
+            _write_manifest(self.folder, dataclasses.replace(manifest, external=external))
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
     def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
@@ -278,7 +282,7 @@ class Stage:
             format=FORMAT,
             external=self._external(),
         )
-        write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
+        _write_manifest(self.folder, manifest)
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
     def _external(self) -> dict[str, str]:
@@ -314,6 +318,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     values = _read_checked(folder / "manifest.json")
     return Manifest(**values) if values is not None else None
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
 
 
 def check_stage(folder: Path, manifest: Manifest) -> None:
@@ -548,10 +556,17 @@ def external_file(path: Path) -> External:
 
 
 def is_unchanged(path: str, sha256: str) -> bool:
-    """Whether a manifest's external file, or folder, has the content that it had."""
+    """Whether a manifest's external file, or folder, has the content that it had.
+
+    A folder that another run's stage made is known by its manifest or by its files: by its files if it is a model that
+    the config names.
+    """
     shipped = path.removeprefix(_SHIPPED_WITH_US)
+    place = Path(path) if shipped == path else _PACKAGE / shipped
     try:
-        return content_sha256(Path(path) if shipped == path else _PACKAGE / shipped) == sha256
+        if place.is_dir() and folder_artifact(place).fingerprint == sha256:
+            return True
+        return content_sha256(place) == sha256
     except StoreError:
         return False
 
