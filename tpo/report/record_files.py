@@ -7,20 +7,17 @@ when they're made again.
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tpo.errors import StoreError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 Record = TypeVar("Record")
 
 
-def to_json(record: "DataclassInstance") -> bytes:
-    """The record as JSON, its fields in their order."""
+def to_json(record: Any) -> bytes:
+    """A dataclass instance as JSON, its fields in their order."""
     return (json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False) + "\n").encode()
 
 
