@@ -239,7 +239,7 @@ def _explanation(path: Path, error: OSError) -> str:
             "completed work is saved"
         )
     if error.errno in _REFUSED:
-        return f"{path} is out of reach ({error.strerror}): make the run folder readable and writable, then run again"
+        return f"{path} is out of reach ({error.strerror}): make the run folder readable and writable, then rerun"
     if error.errno == errno.EIO:
         return f"the disk failed at {path} ({error.strerror}): check the system log and the disk, then rerun"
     return f"{path}: {error.strerror or error}; fix that and rerun; completed work is saved"
