@@ -88,8 +88,8 @@ def _ray_left_to_the_next_module_of_its_group(request: pytest.FixtureRequest) ->
     if ray is not None and ray.is_initialized() and request.path.name not in SHARED:
         ray.shutdown()
     yield
-    for module, close in (("sampler", "close_pools"), ("scoring", "close_scorer_pools")):
-        if (engines := sys.modules.get(f"tpo.engines.{module}")) is not None:
+    for module, close in (("sampler", "close_pools"), ("reward_reader", "close_scorer_pools")):
+        if (engines := sys.modules.get(f"tpo.engines.inference.{module}")) is not None:
             getattr(engines, close)()
 
 

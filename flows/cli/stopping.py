@@ -35,6 +35,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: int | None = None
 _told = threading.Event()
 _last_words = TO_RESUME
+_leaving = threading.Lock()
 
 
 def stop_in_order() -> None:
@@ -102,7 +103,11 @@ def end_in_order(number: int) -> NoReturn:
 
 
 def leave(number: int) -> NoReturn:
-    """Prints the last message and ends this process without waiting for anything."""
+    """Prints the last message and ends this process without waiting for anything.
+
+    The main thread and the one that watches for a second signal may both come here; the later one waits for its end.
+    """
+    _leaving.acquire()
     end_is_known()
     say_last_words()
     os._exit(exit_status(number))
