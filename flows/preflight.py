@@ -445,18 +445,19 @@ def check_templates(config: RunConfig) -> list[str]:
 
     Raises `InputError` if tokens would not be what the run relies on.
     """
+    from tpo.models.chat import writer_encoder
     from tpo.models.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
 
-    prompt = load_prompt(config.prompt)
+    prompt, seed = load_prompt(config.prompt), _seed_folder(config)
     asked = [
         variant.render(question)
         for variant in (prompt, load_prompt(PromptConfig(variant="direct")))
         for question in QUESTIONS
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
-    lines = check_asked(_seed_folder(config), asked, marked)
+    lines = check_asked(seed, asked, marked, writer_encoder(seed, config.model), thinking=prompt.thinks_natively)
     if config.thinkpo is None and config.self_train is None:
-        lines += check_thinking(_seed_folder(config))
+        lines += check_thinking(seed, writer_encoder(seed, config.model), natively=prompt.thinks_natively)
     for each in pair_writers(config):
         said = load_prompt(each.prompt)
         lines += check_asked(each.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])

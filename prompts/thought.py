@@ -1,5 +1,8 @@
 """Thought prompts: ask a model to think before it responds, and split its output into thought and response.
 
+A model thinks in words that a prompt asks for, between markers, or natively (`prompts.native`). A native thought that a
+model writes although it was asked for another form, or for none, is cut off first: it is never part of a response.
+
 The wording is in template files that users can replace; the markers are part of the format (2410.10630, Appendix A) and
 matched exactly. The response begins after the *first* response marker. A second one inside the response is an error,
 and not a later start: a model that learned to write the marker twice could otherwise hide text from one reader and not
@@ -8,15 +11,22 @@ from another.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
+from prompts.native import Division, NativeThoughts, Tokens, Use
 from prompts.template import compiled, read_template, shipped_template
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
 from tpo.models.template_trial import template_fault
+from tpo.models.thinking_template import TAGS
 from tpo.records import Message
+
+NATIVE = "native"
+"""The variant that has a model think in its own way."""
 
 
 class ParseError(StrEnum):
@@ -25,13 +35,13 @@ class ParseError(StrEnum):
     CUT_BY_LENGTH = "cut_by_length"
     """Generation stopped at the token limit."""
     MISSING_RESPONSE_MARKER = "missing_response_marker"
-    """The response marker is missing."""
+    """The response marker, or what closes a native thought, is missing."""
     EMPTY_RESPONSE = "empty_response"
-    """Only white space follows the response marker."""
+    """Only white space follows the response marker, or the native thought."""
     REPEATED_RESPONSE_MARKER = "repeated_response_marker"
-    """The response contains the response marker again."""
+    """The response contains the response marker, or what closes a native thought, again."""
     THOUGHT_MARKER_IN_RESPONSE = "thought_marker_in_response"
-    """The response contains the thought marker."""
+    """The response contains the thought marker, or opens another native thought."""
     NATIVE_THOUGHT = "native_thought"
     """The model also thought in its native way, although that was switched off."""
 
@@ -41,9 +51,9 @@ class Parsed:
     """One output, split into thought and response."""
 
     thought: str
-    """The text before the response marker, without the thought marker; empty for a direct prompt."""
+    """The native thought, and the text before the response marker without the thought marker; may be empty."""
     response: str
-    """The text that the user sees; with an error, the whole output without markers."""
+    """The text that the user sees; with an error, all that isn't a native thought, without markers."""
     error: ParseError | None
     """Why the output breaks the format, or None."""
 
@@ -72,30 +82,159 @@ class ThoughtPrompt:
     """Text that opens the thought; None if the thought starts at once."""
     response_marker: str | None = None
     """Text that opens the response; None for a direct prompt, whose outputs are responses as they are."""
-    native_tags: tuple[str, ...] = ()
-    """The model's native tags around thoughts, opening tag first: a response never contains what is between them."""
+    prefill: str = ""
+    """The beginning of the assistant's turn, which is part of the prompt."""
+    native: NativeThoughts | Literal["unknown", "kept"] = "unknown"
+    """How the model that is asked thinks natively (`for_model`). If that is unknown, tags of well-known models count
+    where an output begins with them; `kept` leaves native thoughts in the response, for methods that train them."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the templates and markers: equal fingerprints prompt and split alike."""
-        parts = (self.user_template, self.system_template, self.thought_marker, self.response_marker)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        parts = [self.user_template, self.system_template, self.thought_marker, self.response_marker]
+        parts += ["native"] if self.thinks_natively else []
+        parts += ["prefill", self.prefill] if self.prefill else []
+        return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()
+
+    @property
+    def thinks_natively(self) -> bool:
+        """Whether the model is asked to think in its own way."""
+        return self.variant == NATIVE
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to think at all."""
+        return self.thinks_natively or self.response_marker is not None
 
     def render(self, instruction: str) -> list[Message]:
         """The chat messages that ask for `instruction`, which is inserted as it is and never read as a template."""
         turns = [("system", self.system_template), ("user", self.user_template)]
+        markers = {"thought_marker": self.thought_marker, "response_marker": self.response_marker}
         return [
-            Message(role=role, content=compiled(source).render(instruction=instruction))
+            Message(role=role, content=compiled(source).render(instruction=instruction, **markers))
             for role, source in turns
             if source is not None
         ]
 
-    def split(self, output: str, *, finished: bool) -> Parsed:
-        """Thought and response of one output; `finished` is False if the token limit cut it."""
-        if any(tag in output for tag in self.native_tags):
-            shown = self.shown(output, finished=True)
-            error = ParseError.NATIVE_THOUGHT if finished else ParseError.CUT_BY_LENGTH
-            return Parsed(shown.thought, shown.response, error)
+    def encode(self, encoder: ChatEncoder, instruction: str) -> list[int]:
+        """The tokens that ask a model for `instruction`. Raises `InputError` if its chat template refuses the chat."""
+        return self.encode_chat(encoder, self.render(instruction))
+
+    def encode_chat(self, encoder: ChatEncoder, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a chat that ends in a turn of this prompt; native thinking is on if the prompt asks for it."""
+        return encoder.encode(messages, thinking=self.thinks_natively, prefill=self.prefill)
+
+    def for_model(self, encoder: ChatEncoder) -> "ThoughtPrompt":
+        """The same prompt, for outputs of one model."""
+        thinking, opened = encoder.thinking, False
+        if thinking.kind == "none" or thinking.opening is None or thinking.closing is None:
+            return dataclasses.replace(self, native="unknown")
+        use: Use = "asked" if self.thinks_natively else "unwanted" if thinking.switch else "allowed"
+        if use != "unwanted":
+            opened = thinking.kind == "prefilled" or thinking.opening in self.prefill
+        form = thinking.heading or thinking.closing
+        end = encoder.tag_ids(thinking.closing) if thinking.heading else ()
+        return dataclasses.replace(
+            self,
+            native=NativeThoughts(
+                use,
+                thinking.opening,
+                form,
+                encoder.tag_ids(thinking.opening),
+                encoder.tag_ids(form),
+                encoder.ending_ids(),
+                end[0] if len(end) == 1 else None,
+                opened,
+            ),
+        )
+
+    def keeping_native_thoughts(self) -> "ThoughtPrompt":
+        """The same prompt, with a model's native thoughts as part of its responses."""
+        return dataclasses.replace(self, native="kept")
+
+    def split(self, output: str, *, finished: bool, tokens: Tokens | None = None) -> Parsed:
+        """Thought and response of one output; `finished` is False if the token limit cut it.
+
+        Native thoughts are told apart by `tokens`, the output's own; without them by their text.
+        """
+        native, whole = self._native_in(output), Division(None, output)
+        division = whole if native is None else native.divide(output, tokens)
+        parsed = self._split_markers(division.rest, finished)
+        if division.thought is not None:
+            thought = "\n\n".join(filter(None, (division.thought, parsed.thought)))
+            parsed = dataclasses.replace(parsed, thought=thought)
+        if native is None or (error := self._native_error(native, division)) is None:
+            return parsed
+        return dataclasses.replace(parsed, error=error if finished else ParseError.CUT_BY_LENGTH)
+
+    def shown(self, output: str, *, finished: bool, tokens: Tokens | None = None) -> Shown:
+        """What a user may be shown of an output; of one that doesn't break the format, what `split` makes of it.
+
+        Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
+        response marker all is thought, and a response ends before the next marker, since nobody knows what follows it.
+        With `finished` False, of an output that the limit cut or that is under way, an end that may be the beginning of
+        a marker is left out, and so what is shown only grows while the output does. One exception can't be foreseen: a
+        model that was told not to think, and closes a thought in the middle of its response.
+        """
+        markers = [marker for marker in (self.thought_marker, self.response_marker) if marker]
+        native = self._native_in(output)
+        held_back = list(markers)
+        if native is not None:
+            held_back += native.tags
+        elif self.native == "unknown":
+            held_back += [opening for opening, _ in TAGS]
+        if not finished:
+            output = output[: len(output) - begun(output, held_back)]
+        division = Division(None, output) if native is None else native.divide(output, tokens)
+        thought, rest = division.thought, division.rest
+        if native is not None and native.use == "unwanted" and thought is not None:
+            thought, rest = None, native.response_despite(output, division, tokens)
+        if not finished and tokens is not None and not (division.repeated or division.reopened):
+            rest = rest[: len(rest) - begun(rest, held_back)]
+        if self.response_marker is None:
+            return Shown(thought or "", rest.strip())
+        before, _, response = rest.partition(self.response_marker)
+        for marker in markers:
+            response = response.partition(marker)[0]
+        in_words = before.replace(self.thought_marker, "") if self.thought_marker else before
+        return Shown("\n\n".join(filter(None, (thought, in_words.strip()))), response.strip())
+
+    def responds(self, output: str, tokens: Tokens | None = None) -> bool:
+        """Whether the response has begun in an output, be it with nothing yet."""
+        native = self._native_in(output)
+        division = Division(None, output) if native is None else native.divide(output, tokens)
+        return division.closed and (self.response_marker is None or self.response_marker in division.rest)
+
+    def prose(self) -> list[str]:
+        """The constant pieces of text in this format: prose around the instruction, and markers."""
+        slot = "\N{OBJECT REPLACEMENT CHARACTER}"
+        pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
+        return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
+
+    def _native_in(self, output: str) -> NativeThoughts | None:
+        """How native thoughts are written in an output; None if there are none to look for."""
+        if isinstance(self.native, NativeThoughts):
+            return self.native
+        if self.native == "kept":
+            return None
+        start = output.lstrip()
+        tags = next((tags for tags in TAGS if start.startswith(tags[0])), None)
+        if self.thinks_natively:
+            return NativeThoughts("asked", *(tags or TAGS[0]))
+        return None if tags is None else NativeThoughts("allowed", *tags)
+
+    def _native_error(self, native: NativeThoughts, division: Division) -> ParseError | None:
+        """What is wrong with the native thought in an output, if there is one."""
+        if native.use == "unwanted" or (self.native == "unknown" and not self.thinks):
+            return None if division.thought is None else ParseError.NATIVE_THOUGHT
+        if not division.closed:
+            return ParseError.MISSING_RESPONSE_MARKER
+        if division.repeated:
+            return ParseError.REPEATED_RESPONSE_MARKER
+        return ParseError.THOUGHT_MARKER_IN_RESPONSE if division.reopened else None
+
+    def _split_markers(self, output: str, finished: bool) -> Parsed:
+        """Thought and response by the markers alone."""
         if self.response_marker is None:
             response = output.strip()
             if not finished:
@@ -117,48 +256,6 @@ class ThoughtPrompt:
         else:
             return Parsed(thought.strip(), response, None)
         return Parsed(thought.strip(), self._without_markers(output), error)
-
-    def shown(self, output: str, *, finished: bool) -> Shown:
-        """What a user may be shown of an output; of one that doesn't break the format, what `split` makes of it.
-
-        Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
-        response marker all is thought, and a response ends before the next marker, since nobody knows what follows it.
-        With `finished` False, of an output that the limit cut or that is under way, an end that may be the beginning of
-        a marker is left out, and so what is shown only grows while the output does.
-        """
-        markers = [marker for marker in (self.thought_marker, self.response_marker) if marker]
-        if not finished:
-            output = output[: len(output) - begun(output, [*markers, *self.native_tags])]
-        output = self._without_native_thoughts(output)
-        if self.response_marker is None:
-            return Shown("", output.strip())
-        before, _, response = output.partition(self.response_marker)
-        for marker in markers:
-            response = response.partition(marker)[0]
-        thought = before.replace(self.thought_marker, "") if self.thought_marker else before
-        return Shown(thought.strip(), response.strip())
-
-    def without_native_thoughts(self, tags: tuple[str, ...]) -> "ThoughtPrompt":
-        """The same prompt for a model with native thought `tags` (opening, closing); unchanged without tags."""
-        return dataclasses.replace(self, native_tags=tags)
-
-    def prose(self) -> list[str]:
-        """The constant pieces of text in this format: prose around the instruction, and markers."""
-        slot = "\N{OBJECT REPLACEMENT CHARACTER}"
-        pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
-        return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
-
-    def _without_native_thoughts(self, output: str) -> str:
-        """An output without its leading native block, up to the next tag: what follows that is a thought, or
-        unknown."""
-        if not self.native_tags:
-            return output
-        opening, closing = self.native_tags[0], self.native_tags[-1]
-        if output.lstrip().startswith(opening):
-            output = output.partition(closing)[2]
-        for tag in self.native_tags:
-            output = output.partition(tag)[0]
-        return output
 
     def _without_markers(self, output: str) -> str:
         for marker in (self.thought_marker, self.response_marker):
@@ -186,8 +283,9 @@ def load_prompt(config: PromptConfig) -> ThoughtPrompt:
         variant=config.variant,
         user_template=own[config.user_template] if config.user_template else shipped.user_template,
         system_template=own[config.system_template] if config.system_template else shipped.system_template,
-        thought_marker=shipped.thought_marker,
-        response_marker=shipped.response_marker,
+        thought_marker=config.thought_marker or shipped.thought_marker,
+        response_marker=config.response_marker or shipped.response_marker,
+        prefill=config.prefill,
     )
     _check(prompt)
     return prompt
@@ -207,7 +305,13 @@ def _check(prompt: ThoughtPrompt) -> None:
     if prompt.response_marker is not None and prompt.response_marker not in text:
         raise InputError(
             f"the templates of prompt {prompt.variant!r} never mention the response marker "
-            f"{prompt.response_marker!r}, which its outputs are split at: tell the model to write it"
+            f"{prompt.response_marker!r}, which its outputs are split at: tell the model to write it, as "
+            "{{ response_marker }} in prompt.user_template"
+        )
+    if prompt.response_marker is not None and prompt.response_marker in prompt.prefill:
+        raise InputError(
+            f"prompt.prefill holds the response marker {prompt.response_marker!r}, so outputs would have no thought: "
+            "end it before the marker"
         )
 
 
@@ -229,7 +333,8 @@ VARIANTS: Mapping[str, ThoughtPrompt] = {
             _THOUGHT_MARKER,
             _RESPONSE_MARKER,
         ),
+        ThoughtPrompt(NATIVE, shipped_template("bare.user")),
         ThoughtPrompt("direct", shipped_template("bare.user")),
     )
 }
-"""The shipped prompts by name: the paper's three, the draft's form of the specific one, and none at all."""
+"""The shipped prompts by name: the paper's three, the draft's form of the specific one, native thinking, and none."""

@@ -16,7 +16,7 @@ from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.console import say
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import writer_encoder
 from tpo.records import Account, Artifact, Demonstration, Prompt, Sample
 from tpo.storage.store import (
     Stage,
@@ -50,7 +50,7 @@ def demonstrate(
         outputs = {prompt.prompt_id: prompt.demonstration for prompt in asked if prompt.demonstration}
     else:
         outputs = first_outputs(stream_rows(written, Sample))
-    encoder, prompt = ChatEncoder(model.path), load_prompt(config.prompt)
+    encoder, prompt = writer_encoder(model.path, config.model), load_prompt(config.prompt)
     origin: Literal["given", "sampled"] = "given" if written is None else "sampled"
     dropped: Counter[str] = Counter()
     made = list[Demonstration]()
@@ -61,7 +61,7 @@ def demonstrate(
         if len(made) == most:
             dropped["not_used"] += 1
             continue
-        prompt_ids = encoder.encode(prompt.render(row.instruction))
+        prompt_ids = prompt.encode(encoder, row.instruction)
         fitted = fit(prompt_ids, encoder.encode_output(output), config.sft)
         if fitted is None:
             dropped["too_long"] += 1
@@ -117,7 +117,7 @@ def demonstrations_stage(
         config.root,
         f"{folder}/demonstrations",
         Demonstration,
-        inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
+        inputs=inputs | {"prompt templates": prompt_templates(config.prompt, config.model)},
         config={
             "max_tokens": config.sft.max_tokens,
             "too_long": config.sft.too_long,

@@ -1,12 +1,14 @@
 """The handles that stages pass on: how a model is sampled and judged, and what came of it."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from prompts.thought import load_prompt
 from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
-from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.data import ModelConfig, PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig
 from tpo.config.recipes import PairModels
 from tpo.config.run import RunConfig
@@ -122,9 +124,13 @@ def direct_ask(config: RunConfig) -> Ask:
     return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample)
 
 
-def prompt_templates(prompt: PromptConfig) -> External:
-    """The templates that a model is asked with, and the markers that its outputs are split at."""
-    return with_files(load_prompt(prompt).fingerprint, prompt.user_template, prompt.system_template)
+def prompt_templates(prompt: PromptConfig, model: ModelConfig) -> External:
+    """The templates that a model is asked with, their options, and the markers that its outputs are split at."""
+    fingerprint = load_prompt(prompt).fingerprint
+    # Not without options: prompts and outputs of runs that were made before there were any stay current.
+    if options := {**model.chat_template_options, **({} if model.thinking == "auto" else {"thinking": model.thinking})}:
+        fingerprint = hashlib.sha256(json.dumps([fingerprint, options], sort_keys=True).encode()).hexdigest()
+    return with_files(fingerprint, prompt.user_template, prompt.system_template)
 
 
 def with_files(fingerprint: str, *paths: Path | None) -> External:

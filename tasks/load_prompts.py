@@ -14,7 +14,7 @@ from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import writer_encoder
 from tpo.records import Account, Artifact, Prompt
 from tpo.storage.store import read_rows
 
@@ -39,7 +39,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
         used=same,
         foreign=other,
         refuse_foreign=config.data.overlap == "refuse",
-        unfit=why_unfit(config, ChatEncoder(model.path)),
+        unfit=why_unfit(config, writer_encoder(model.path, config.model)),
         name=folder,
     )
     stage.write_shard(0, prompts)

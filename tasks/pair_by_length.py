@@ -25,7 +25,7 @@ from tpo.config.recipes import PairFile, ThinkPoConfig
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import writer_encoder
 from tpo.records import Account, Artifact, Demonstration, Pair
 from tpo.storage.store import (
     Stage,
@@ -111,14 +111,14 @@ def contrasts_of(long: Artifact, short: Artifact) -> Iterator[Contrast]:
 
 def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterator[Contrast]:
     """The outputs of a file, row by row, under the prompt that the model is asked with."""
-    encoder, prompt = ChatEncoder(model.path), load_prompt(config.prompt)
+    encoder, prompt = writer_encoder(model.path, config.model), load_prompt(config.prompt)
 
     def output(text: str) -> Output | None:
         return Output(encoder.encode_output(text), text) if text.strip() else None
 
     for row in read_pair_rows(source):
         prompt_id = hashlib.sha256(row.instruction.encode()).hexdigest()[:16]
-        ids = encoder.encode(prompt.render(row.instruction))
+        ids = prompt.encode(encoder, row.instruction)
         yield Contrast(prompt_id, ids, output(row.chosen), output(row.rejected))
 
 
@@ -289,7 +289,7 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
         inputs={
             "model": model,
             "pair file": external_file(source.path),
-            "prompt templates": prompt_templates(config.prompt),
+            "prompt templates": prompt_templates(config.prompt, config.model),
         },
         config={
             "seed": config.seed,

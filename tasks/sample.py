@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prompts.native import NativeThoughts, Tokens
 from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.handles import Ask, prompt_templates
 from tasks.spending import sampling_meter
@@ -19,7 +20,7 @@ from tpo.console import progress_bar, say
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
 from tpo.engines.inference.sampler import Output, Request, request_seed, sampler_pool
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.models.folder import check_model_folder
 from tpo.records import Account, Artifact, Prompt, Sample
 from tpo.storage.ledger import Meter
@@ -44,9 +45,11 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     resolved = stage.config["sample"]
     k, tries = resolved["k"], resolved["tries"]
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
-    encoder = ChatEncoder(model.path)
-    if config.thinkpo is None:  # ThinkPO trains the model's own way of thinking
-        thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.unwanted)
+    encoder = writer_encoder(model.path, config.model)
+    if config.thinkpo is None:
+        thought_prompt = thought_prompt.for_model(encoder)
+    else:  # ThinkPO trains the model's own way of thinking
+        thought_prompt = thought_prompt.keeping_native_thoughts()
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
     longest = _context(config, ask, requests, model)
@@ -69,7 +72,12 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             how,
             n=k,
             tries=tries,
-            accept=lambda text, finished: thought_prompt.split(text, finished=finished).error is None,
+            accept=lambda output, decode: (
+                thought_prompt.split(
+                    output.text, finished=output.finished, tokens=Tokens(output.token_ids, decode)
+                ).error
+                is None
+            ),
             rules=rules,
         ):
             shard = missing[position]
@@ -79,7 +87,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
                 tokens_in=sum(len(request.prompt_token_ids) for request in requests[position]),
                 tokens_out=sum(len(o.token_ids) + o.discarded_tokens for group in outputs for o in group),
             )
-            stage.write_shard(shard, make_samples(shards[shard], requests[position], outputs, thought_prompt))
+            stage.write_shard(shard, make_samples(shards[shard], requests[position], outputs, thought_prompt, encoder))
             done_rows += len(shards[shard])
             advance(done_rows * k)
             left -= 1
@@ -111,8 +119,10 @@ def _context(config: RunConfig, ask: Ask, requests: Sequence[Sequence[Request]],
 def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     """The tokens that every output is forced to write."""
     rules: list[Rule] = []
-    longest, marker = how.max_thought_tokens, thought_prompt.response_marker
-    if longest is not None and marker is not None:
+    longest, marker, native = how.max_thought_tokens, thought_prompt.response_marker, thought_prompt.native
+    if longest is not None and isinstance(native, NativeThoughts) and native.use == "asked":
+        rules.append(ThoughtBudget(longest, native.closing, native.closing_ids, native.ending_ids))
+    elif longest is not None and marker is not None:
         rules.append(ThoughtBudget(longest, marker))
     if how.calculator is not None:
         rules.append(Calculator(how.calculator))
@@ -133,12 +143,14 @@ def make_samples(
     requests: Sequence[Request],
     outputs: Sequence[Sequence[Output]],
     thought_prompt: ThoughtPrompt,
+    encoder: ChatEncoder,
 ) -> list[Sample]:
     """The records of one shard: every output parsed, none dropped."""
     samples = []
     for prompt, request, group in zip(prompts, requests, outputs, strict=True):
         for index, output in enumerate(group):
-            parsed = thought_prompt.split(output.text, finished=output.finished)
+            tokens = Tokens(output.token_ids, encoder.decode)
+            parsed = thought_prompt.split(output.text, finished=output.finished, tokens=tokens)
             samples.append(
                 Sample(
                     prompt_id=prompt.prompt_id,
@@ -156,7 +168,7 @@ def make_samples(
 
 
 def _request(prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, ask: Ask) -> Request:
-    ids = encoder.encode(thought_prompt.render(prompt.instruction))
+    ids = thought_prompt.encode(encoder, prompt.instruction)
     return Request(ids, request_seed(seed, ask.purpose, prompt.prompt_id))
 
 
@@ -187,7 +199,7 @@ def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifac
         inputs={
             "model": model,
             "prompts": prompts,
-            "prompt templates": prompt_templates(ask.prompt),
+            "prompt templates": prompt_templates(ask.prompt, config.model),
         },
         config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
         without_effect=_sampling_without_effect(sample, ask),
@@ -198,7 +210,7 @@ def _sampling_without_effect(sample: Mapping[str, Any], ask: Ask) -> set[str]:
     """Values of `sample` without effect on these outputs: the thought limit if no thought is asked for, and top-p under
     greedy decoding."""
     found = set()
-    if load_prompt(ask.prompt).response_marker is None:
+    if not load_prompt(ask.prompt).thinks:
         found.add("sample.max_thought_tokens")
     if sample["temperature"] == 0:
         found.add("sample.top_p")

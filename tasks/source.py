@@ -29,7 +29,7 @@ def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | 
     def why(instruction: str) -> str | None:
         for way in ways:
             try:
-                if len(encoder.encode(way.render(instruction))) > config.data.max_prompt_tokens:
+                if len(way.encode(encoder, instruction)) > config.data.max_prompt_tokens:
                     return "too_long"
             except InputError:
                 return "chat_template"
@@ -120,7 +120,7 @@ def prompts_stage(
     inputs: dict[str, Artifact | External] = {f"prompts {i}": artifact for i, artifact in enumerate(earlier)}
     inputs |= {"model": model, **source_file(config, folder)}
     if config.data.also_fits is not None:
-        inputs["other prompt templates"] = prompt_templates(config.data.also_fits)
+        inputs["other prompt templates"] = prompt_templates(config.data.also_fits, config.model)
     without = {"source", "synthetic", "per_iteration", "validation", "test", "also_fits"}
     data = config.data.model_dump(mode="json", exclude=without)
     if generations is not None and config.data.synthetic is not None:
@@ -137,7 +137,7 @@ def prompts_stage(
         config.root,
         folder,
         Prompt,
-        inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
+        inputs=inputs | {"prompt templates": prompt_templates(config.prompt, config.model)},
         config={
             "seed": config.seed,
             "data": {**data, "source": config.data.source.model_dump(mode="json"), "count": count},

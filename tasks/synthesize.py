@@ -32,7 +32,7 @@ from tpo.engines.inference.reply import Reply
 from tpo.engines.inference.sampler import request_seed
 from tpo.errors import InputError, StageError
 from tpo.method.similarity import NearTexts, words_of
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import writer_encoder
 from tpo.records import Account, Artifact, Generation, Prompt
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
@@ -239,7 +239,8 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
         for file in settings.avoid
         for row in read_prompt_rows(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
     ]
-    fits, forbidden = why_unfit(config, ChatEncoder(model.path)), {word.casefold() for word in settings.without_words}
+    fits = why_unfit(config, writer_encoder(model.path, config.model))
+    forbidden = {word.casefold() for word in settings.without_words}
 
     def unfit(instruction: str) -> str | None:
         words = words_of(instruction)

@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass
 
 from prompts.thought import ThoughtPrompt
+from tpo.models.thinking_template import TAGS
 
 GREEK, CYRILLIC, SPACE = "αβγδεζηθ", "абвгдежз", " \n"
 
@@ -20,14 +21,21 @@ class Told:
     response: str
 
 
+def markers_of(prompt: ThoughtPrompt) -> tuple[str, str]:
+    """What opens a thought and a response of `prompt`, or empty texts."""
+    if prompt.thinks_natively:
+        return TAGS[0]
+    return prompt.thought_marker or "", prompt.response_marker or ""
+
+
 def marked(prompt: ThoughtPrompt, text: str) -> bool:
     """Whether a marker of `prompt` is in a text."""
-    return any(marker in text for marker in (prompt.thought_marker, prompt.response_marker) if marker)
+    return any(marker in text for marker in markers_of(prompt) if marker)
 
 
 def any_output(prompt: ThoughtPrompt, rng: random.Random) -> Told:
     """An output that keeps the format or breaks it in one of the ways that there are, with pieces of markers in it."""
-    thought, response = prompt.thought_marker or "", prompt.response_marker or ""
+    thought, response = markers_of(prompt)
     markers = [marker for marker in (thought, response) if marker]
 
     def text(letters: str, pieces: bool = True) -> str:

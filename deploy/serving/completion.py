@@ -31,6 +31,8 @@ class Chunk:
 
     text: str
     """Its text."""
+    token_ids: tuple[int, ...]
+    """Its tokens."""
     tokens: int
     """Tokens written up to its end."""
     ended: Ended | None
@@ -74,7 +76,8 @@ def _inner(scope: Scope) -> Scope:
 
 
 def _receiver(body: Mapping[str, Any], gone: asyncio.Event) -> Receive:
-    whole = {**body, "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    whole = {**body, "stream": True, "return_token_ids": True, "stream_options": usage}
     told = [{"type": "http.request", "body": json.dumps(whole).encode(), "more_body": False}]
 
     async def receive() -> Event:
@@ -99,7 +102,7 @@ def _chunk(line: bytes) -> Chunk | None:
     ended = choice.get("finish_reason")
     if ended not in (None, "stop", "length"):
         raise _refusal(500, b"")
-    return Chunk(choice["text"], data["usage"]["completion_tokens"], ended)
+    return Chunk(choice["text"], tuple(choice.get("token_ids") or ()), data["usage"]["completion_tokens"], ended)
 
 
 def _refusal(status: int, body: bytes) -> Refused:

@@ -24,13 +24,14 @@ from deploy.serving.completion import App, Receive, Scope, Send, complete
 from deploy.serving.reading import read
 from deploy.serving.reply import Reply, ReplyWriter
 from deploy.serving.request import ChatRequest, Refused, read_request
+from prompts.native import Tokens
 from prompts.thought import load_prompt
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.console import say
 from tpo.engines.inference.forcing import ARGUMENT
 from tpo.engines.inference.sampler import later_seed
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import writer_encoder
 
 MOST_BODY_BYTES = 2**24
 """Bytes of the longest request."""
@@ -44,11 +45,11 @@ class ResponsesOnly:
         self._app = app
         self._config = ServeConfig.model_validate_json(os.environ[SETTINGS])
         self._key = os.environ.get(KEY)
-        self._encoder = ChatEncoder(self._config.model)
-        self._prompt = load_prompt(self._config.prompt)
-        if not self._config.native_thoughts:
-            self._prompt = self._prompt.without_native_thoughts(self._encoder.thinking.unwanted)
-        self._encoder.encode(self._prompt.render("Say hello."))  # what can't work is known before a client comes
+        self._encoder = writer_encoder(self._config.model, self._config.writer)
+        prompt = load_prompt(self._config.prompt)
+        keeps = self._config.keep_native_thoughts
+        self._prompt = prompt.keeping_native_thoughts() if keeps else prompt.for_model(self._encoder)
+        self._prompt.encode(self._encoder, "Say hello.")  # what can't work is known before a client comes
         self._encoding = ThreadPoolExecutor(1)
         self._started = int(time.time())
 
@@ -102,7 +103,7 @@ class ResponsesOnly:
             raise Refused(404, f"there is no model {request.model!r}, expected {self._config.name!r}", "model")
         chat, loop = request.chat(self._prompt), asyncio.get_running_loop()
         try:
-            ids = await loop.run_in_executor(self._encoding, self._encoder.encode, chat)
+            ids = await loop.run_in_executor(self._encoding, self._prompt.encode_chat, self._encoder, chat)
         except InputError as error:
             raise Refused(400, str(error), "messages") from error
         if len(ids) >= self._config.context_tokens:
@@ -139,12 +140,14 @@ class ResponsesOnly:
 
     async def _output(self, scope: Scope, request: ChatRequest, body: dict[str, Any]) -> AsyncGenerator[Reply, None]:
         """One output as it grows; the last one is over."""
-        text, thought_tokens, responds = "", 0, False
+        text, ids, thought_tokens, responds = "", list[int](), 0, False
         async with aclosing(complete(self._app, scope, body)) as chunks:
             async for chunk in chunks:
                 text += chunk.text
-                reading = read(self._prompt, text, chunk.ended, request.stops)
-                if self._prompt.response_marker is not None and not responds:
+                ids += chunk.token_ids
+                tokens = Tokens(ids, self._encoder.decode) if ids else None
+                reading = read(self._prompt, text, chunk.ended, request.stops, tokens)
+                if self._prompt.thinks and not responds:
                     thought_tokens = chunk.tokens
                 responds = reading.responds
                 yield Reply(reading, len(body["prompt"]), chunk.tokens, thought_tokens)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from prompts.native import Tokens
 from prompts.thought import ParseError, ThoughtPrompt, begun
 
 Ended = Literal["stop", "length"]
@@ -41,17 +42,20 @@ class Reading:
         return self.format_error is None or (self.format_error is ParseError.CUT_BY_LENGTH and bool(self.response))
 
 
-def read(prompt: ThoughtPrompt, output: str, ended: Ended | None, stops: Sequence[str]) -> Reading:
+def read(
+    prompt: ThoughtPrompt, output: str, ended: Ended | None, stops: Sequence[str], tokens: Tokens | None = None
+) -> Reading:
     """What may be said of `output`, which ended by itself, at the limit, or not yet.
 
-    The reply is over as well where the response comes to one of `stops`, and where a marker in it breaks the format.
+    Native thoughts are found by `tokens`, those of `output`. The reply is over as well where the response comes to one
+    of `stops`, and where a marker in it breaks the format.
     """
-    shown = prompt.shown(output, finished=ended == "stop")
-    responds = prompt.response_marker is None or prompt.response_marker in output
+    shown = prompt.shown(output, finished=ended == "stop", tokens=tokens)
+    responds = prompt.responds(output, tokens)
     places = [(place + len(stop), place) for stop in stops if (place := shown.response.find(stop)) >= 0]
     if places:
         return Reading(shown.thought, shown.response[: min(places)[1]].rstrip(), responds, "stop")
-    error = prompt.split(output, finished=True).error
+    error = prompt.split(output, finished=True, tokens=tokens).error
     if error in _FOR_GOOD:
         return Reading(shown.thought, shown.response, responds, "content_filter", error)
     if ended == "length":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.preflight import check_templates, machine_misfits, model_checks
+from prompts.native import Tokens
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
 from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import context_of
@@ -65,7 +66,7 @@ def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, p
         facts |= _abilities(folder, config)
     if not usable and (judging := _as_judge(folder, config)):
         facts["as judge"] = judging
-    encoder = _load_encoder(folder, found)
+    encoder = _load_encoder(folder, config, found)
     if encoder is not None:
         facts |= _template_facts(folder, encoder)
         facts["prompts"] = _working_variants(encoder)
@@ -88,7 +89,9 @@ def _alone(config: RunConfig, model: str) -> RunConfig:
     verifier = VerifierJudge()
     return config.model_copy(
         update={
-            "model": ModelConfig(path=model),
+            "model": ModelConfig(
+                path=model, chat_template_options=config.model.chat_template_options, thinking=config.model.thinking
+            ),
             "judge": verifier,
             "evaluation": EvaluationConfig(judge=verifier),
             "data": config.data.model_copy(update={"synthetic": None}),
@@ -167,11 +170,11 @@ def _gpus(shape: ModelShape, config: RunConfig) -> dict[str, str]:
     return {"training": f"in full, with this profile's lengths and batches, on GPUs: {', '.join(told)} (estimated)"}
 
 
-def _load_encoder(folder: Path, found: Collector) -> "ChatEncoder | None":
-    from tpo.models.chat import ChatEncoder
+def _load_encoder(folder: Path, config: RunConfig, found: Collector) -> "ChatEncoder | None":
+    from tpo.models.chat import writer_encoder
 
     loaded: list[ChatEncoder] = []
-    found.run(lambda: loaded.append(ChatEncoder(folder)))
+    found.run(lambda: loaded.append(writer_encoder(folder, config.model)))
     return loaded[0] if loaded else None
 
 
@@ -198,8 +201,10 @@ def _working_variants(encoder: "ChatEncoder") -> str:
     """The shipped thought prompts that the chat template accepts."""
     refused = []
     for variant, prompt in VARIANTS.items():
+        if prompt.thinks_natively and encoder.thinking.kind == "none":
+            continue
         try:
-            encoder.encode(prompt.render(INSTRUCTIONS[0]))
+            prompt.encode(encoder, INSTRUCTIONS[0])
         except InputError:
             refused.append(variant)
     fine = ", ".join(variant for variant in VARIANTS if variant not in refused)
@@ -252,9 +257,9 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
             return next(found for _, found in shards)
 
         for i, (variant, settings) in enumerate(reversed(asked.items())):
-            prompt = load_prompt(settings).without_native_thoughts(encoder.thinking.unwanted)
+            prompt = load_prompt(settings).for_model(encoder)
             try:
-                ids = [encoder.encode(prompt.render(instruction)) for instruction in INSTRUCTIONS]
+                ids = [prompt.encode(encoder, instruction) for instruction in INSTRUCTIONS]
             except InputError:
                 continue  # The report says which prompts the template refuses.
             requests = [Request(tokens, request_seed(variant, j)) for j, tokens in enumerate(ids)]
@@ -268,7 +273,8 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
 
 
 def _trial(output: "Output", prompt: ThoughtPrompt, encoder: "ChatEncoder") -> Trial:
-    parsed = prompt.split(output.text, finished=output.finished)
+    tokens = Tokens(output.token_ids, encoder.decode)
+    parsed = prompt.split(output.text, finished=output.finished, tokens=tokens)
     thought_tokens = len(encoder.ids(parsed.thought, as_text=True))
     error = None if parsed.error is None else str(parsed.error)
     return Trial(parsed.thought, parsed.response, error, thought_tokens, len(output.token_ids))

@@ -156,7 +156,7 @@ def _writer(folder: Path) -> Iterator[Write]:
             for problem in asked
         ]
         sampled = pool.generate(
-            folder_artifact(folder), [requests], SampleConfig(), n=n, tries=1, accept=lambda text, finished: True
+            folder_artifact(folder), [requests], SampleConfig(), n=n, tries=1, accept=lambda *_: True
         )
         return [
             [prompt.split(output.text, finished=output.finished) for output in outputs]

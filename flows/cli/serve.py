@@ -22,6 +22,7 @@ from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.forcing import as_argument
 from tpo.engines.inference.sampler import engine_settings
 from tpo.errors import InputError, shortened
+from tpo.models.chat import writer_encoder
 from tpo.models.folder import check_writer
 from tpo.models.weights_check import check_weights
 
@@ -62,7 +63,8 @@ def serve(
     the key is missing, or the port is taken.
     """
     longest = check_writer(model, device=config.engine.device)
-    rules = rules_of(config.sample, load_prompt(config.prompt))
+    prompt = load_prompt(config.prompt).for_model(writer_encoder(model, config.model))
+    rules = rules_of(config.sample, prompt)
     if context_tokens is not None and context_tokens > longest:
         raise InputError(f"--context is {context_tokens}, more than the {longest} tokens of {model}: lower it")
     _check_port(place)
@@ -79,7 +81,8 @@ def serve(
         temperature=config.sample.temperature,
         top_p=config.sample.top_p,
         forced=as_argument(rules) if rules else "",
-        native_thoughts=config.thinkpo is not None,
+        writer=config.model,
+        keep_native_thoughts=config.thinkpo is not None,
         allow_thoughts=allow_thoughts,
     )
     command = _command(settings, config, place)

@@ -85,7 +85,7 @@ def _tokens(pool: SamplerPool, shards: Sequence[Sequence[Request]]) -> list[list
             SAMPLE,
             n=SAMPLE.k,
             tries=1,
-            accept=lambda text, finished: True,
+            accept=lambda *_: True,
         )
     )
     return [output.token_ids for i in range(len(shards)) for group in found[i] for output in group]

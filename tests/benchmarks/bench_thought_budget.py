@@ -50,7 +50,7 @@ def main(model: Path) -> None:
                 SampleConfig(),
                 n=1,
                 tries=1,
-                accept=lambda text, finished: True,
+                accept=lambda *_: True,
                 rules=rules,
             )
             outputs = [output for _, groups in found for (output,) in groups]

@@ -157,7 +157,7 @@ def test_a_thought_in_the_models_own_way_is_sampled_again_and_never_shown(serve:
     reply = whole(serve(Engine([NATIVE]), **settings))
     assert reply.tpo["format_error"] == "native_thought" and "plan" not in reply.model_dump_json()
     assert "plan" not in "".join(contents(streamed(serve(Engine([NATIVE]), **settings))))
-    reply = whole(serve(Engine([NATIVE]), native_thoughts=True, **settings))
+    reply = whole(serve(Engine([NATIVE]), keep_native_thoughts=True, **settings))
     assert reply.tpo["format_error"] is None
 
 
@@ -242,7 +242,10 @@ def test_a_request_without_settings_is_sampled_as_in_training_to_the_end_of_the_
     (body,) = engine.asked
     assert (body["temperature"], body["top_p"]) == (0.8, 0.95)
     assert body["max_tokens"] == 512 - len(body["prompt"])
-    assert body.keys() == {"model", "prompt", "max_tokens", "temperature", "top_p", "stream", "stream_options"}
+    assert body["return_token_ids"] is True
+    assert body.keys() - {"return_token_ids"} == {
+        *("model", "prompt", "max_tokens", "temperature", "top_p", "stream", "stream_options")
+    }
 
 
 def test_a_refusal_of_the_engines_has_its_status_and_a_failure_none_of_its_words(serve: Serve):

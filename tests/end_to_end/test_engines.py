@@ -52,13 +52,11 @@ def make_model(folder: Path, *, seed: int, tied: bool = False) -> Artifact:
 
 
 def sampled(pool: SamplerPool, model: Artifact, shards: list[list[Request]]) -> list[list[int]]:
-    found = dict(pool.generate(model, shards, SAMPLE, n=2, tries=1, accept=lambda text, finished: True))
+    found = dict(pool.generate(model, shards, SAMPLE, n=2, tries=1, accept=lambda *_: True))
     return [output.token_ids for i in range(len(shards)) for group in found[i] for output in group]
 
 
-def outputs(
-    pool: SamplerPool, model: Artifact, *, tries: int, accept: Accept = lambda text, finished: True
-) -> list[Output]:
+def outputs(pool: SamplerPool, model: Artifact, *, tries: int, accept: Accept = lambda *_: True) -> list[Output]:
     found = dict(pool.generate(model, [REQUESTS], SAMPLE, n=1, tries=tries, accept=accept))
     return [output for group in found[0] for output in group]
 
@@ -80,7 +78,7 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_shards(pool: SamplerPo
 def test_what_is_not_accepted_is_sampled_again_up_to_the_cap(pool: SamplerPool, tmp_path: Path):
     model = make_model(tmp_path / "a", seed=0)
     wanted = {output.text for output in outputs(pool, model, tries=1)[::2]}
-    again = outputs(pool, model, tries=5, accept=lambda text, finished: text in wanted)
+    again = outputs(pool, model, tries=5, accept=lambda output, _: output.text in wanted)
     assert {output.tries for output in again} == {1, 5}
     assert [output.text for output in again if output.tries == 1] == [
         output.text for output in outputs(pool, model, tries=1) if output.text in wanted

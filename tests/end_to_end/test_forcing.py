@@ -50,7 +50,7 @@ def sampled(pool: SamplerPool, rules: Sequence[Rule], *, temperature: float = 0.
         SampleConfig(temperature=temperature),
         n=2,
         tries=1,
-        accept=lambda text, finished: True,
+        accept=lambda *_: True,
         rules=rules,
     )
     return [output for _, groups in found for group in groups for output in group]
@@ -125,7 +125,7 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
 
     def agreements(rules: Sequence[Rule]) -> list[str]:
         how = SampleConfig(temperature=1.0, top_p=1.0, max_new_tokens=24)
-        found = pool.generate(model, [asked], how, n=2, tries=1, accept=lambda text, finished: True, rules=rules)
+        found = pool.generate(model, [asked], how, n=2, tries=1, accept=lambda *_: True, rules=rules)
         texts = [output.text for _, groups in found for group in groups for output in group]
         return [annotation.agreement for text in texts for annotation in annotations(text)]
 
@@ -158,7 +158,7 @@ def test_the_v2_model_runner_of_gpus_writes_what_v1_writes(pool: SamplerPool):
             greedy,
             n=1,
             tries=1,
-            accept=lambda text, finished: True,
+            accept=lambda *_: True,
             rules=rules,
         )
         ((_, groups),) = list(found)

@@ -1,14 +1,16 @@
 """Claims about thought prompts: what is asked, and how outputs are split."""
 
+import dataclasses
 import json
 import os
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from prompts.native import NativeThoughts
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt, load_prompt
 from tests.rows import SHARED_DATA
 from tpo.config.data import PromptConfig
@@ -125,7 +127,8 @@ def test_outputs_are_split_by_the_papers_rules(
     assert (parsed.thought, parsed.response, parsed.error) == (thought, response, error)
 
 
-NATIVE = [VARIANTS[name].without_native_thoughts(("<think>", "</think>")) for name in ("direct", "specific", "generic")]
+UNWANTED = NativeThoughts("unwanted", "<think>", "</think>")
+NATIVE = [dataclasses.replace(VARIANTS[name], native=UNWANTED) for name in ("direct", "specific", "generic")]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +158,8 @@ def test_what_a_model_thinks_in_its_own_way_is_no_response(
     for prompt, response in zip(NATIVE, responses, strict=True):
         parsed = prompt.split(output, finished=finished)
         assert parsed.error is error
-        assert response is ... or parsed.response == response
-        assert prompt.shown(output, finished=finished).response == parsed.response
+        assert response is ... or prompt.shown(output, finished=finished).response == response
+        assert "secret" not in parsed.response
 
 
 def test_an_output_without_a_thought_of_the_models_own_is_split_as_ever():
@@ -222,6 +225,9 @@ def test_what_is_shown_of_a_sound_output_is_what_it_splits_into(
 )
 def test_what_is_shown_only_grows_while_an_output_does(prompt: ThoughtPrompt, pieces: list[str]):
     output = "".join(pieces)
+    opening, closing = output.find("<think>"), output.find("</think>")
+    # A model that was told not to think may end a thought that it never opened: what was shown before is shown.
+    assume(prompt.native != UNWANTED or closing < 0 or 0 <= opening < closing)
     shown = [prompt.shown(output[:end], finished=False) for end in range(len(output) + 1)]
     for before, after in pairwise([*shown, prompt.shown(output, finished=True)]):
         assert after.thought.startswith(before.thought) and after.response.startswith(before.response)

@@ -136,22 +136,20 @@ class Trial:
         self._encoder = ChatEncoder(self._model)
         if report.refusals:
             self.result.refused = "; ".join(report.refusals).replace(f"{self._model}/", "")
-            if not self._encoder.thinking.always_thinks:
-                raise RefusedError(self.result.refused)
-            self._variant = "direct"
+            raise RefusedError(self.result.refused)
         self.result.packed = report.facts["packing"].startswith("yes")
 
     def _sample(self) -> None:
         prompt = VARIANTS[self._variant]
-        chats = [prompt.render(question) for question in QUESTIONS]
-        self._requests = [Request(self._encoder.encode(c), request_seed("zoo", i)) for i, c in enumerate(chats)]
+        asked = [prompt.encode(self._encoder, question) for question in QUESTIONS]
+        self._requests = [Request(ids, request_seed("zoo", i)) for i, ids in enumerate(asked)]
         self._loaded(self._model)
-        self._outputs = self._engine.generate(self._requests, SAMPLE, 2, 1, lambda text, finished: True)
+        self._outputs = self._engine.generate(self._requests, SAMPLE, 2, 1, lambda *_: True)
 
     def _judge(self) -> None:
-        prompt = VARIANTS[self._variant].without_native_thoughts(self._encoder.thinking.unwanted)
+        prompt = VARIANTS[self._variant].for_model(self._encoder)
         asked = [Prompt(f"p{i}", question, "42") for i, question in enumerate(QUESTIONS)]
-        samples = make_samples(asked, self._requests, self._outputs, prompt)
+        samples = make_samples(asked, self._requests, self._outputs, prompt, self._encoder)
         judge = Verifier(VerifierJudge())
         groups = groups_of(asked, samples, with_errors=True)
         judged = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]

@@ -103,17 +103,44 @@ class ModelConfig(Section):
     """Branch, tag or commit of that repository."""
     package: PackagedModel | None = None
     """Where to get the model if the hub can't be reached; a section `[model.package]`."""
+    chat_template_options: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Variables for the chat template in every chat with the model, such as `{reasoning_effort = "low"}`. The one that
+    switches thinking, such as `enable_thinking`, is set by `prompt.variant`."""
+    thinking: Literal["auto", "none", "hybrid", "prefilled", "channels"] = "auto"
+    """How the model thinks natively (docs/models.md); `auto` finds out from its chat template."""
+
+    @property
+    def thinking_kind(self) -> Literal["none", "hybrid", "prefilled", "channels"] | None:
+        """`thinking`, or None to find out."""
+        return None if self.thinking == "auto" else self.thinking
 
 
 class PromptConfig(Section):
     """How the model is asked to think."""
 
-    variant: Literal["generic", "specific", "specific_draft", "system", "direct"] = "generic"
-    """The thought prompt (2410.10630, Appendix A), or `direct` for the baseline without thoughts."""
+    variant: Literal["generic", "specific", "specific_draft", "system", "native", "direct"] = "generic"
+    """The thought prompt (2410.10630, Appendix A); `native` for a model that thinks by itself, such as between
+    `<think>` and `</think>`; or `direct` for the baseline without thoughts. All but `native` switch native thinking
+    off if the chat template can."""
     user_template: Path | None = None
-    """A Jinja file in place of the shipped user turn; it holds `{{ instruction }}`."""
+    """A Jinja file in place of the shipped user turn; it holds `{{ instruction }}`, and `{{ response_marker }}` and
+    `{{ thought_marker }}` if there are any."""
     system_template: Path | None = None
     """A Jinja file in place of the shipped system turn."""
+    thought_marker: str | None = Field(None, min_length=1)
+    """Text that opens the thought, in place of the variant's own."""
+    response_marker: str | None = Field(None, min_length=1)
+    """Text that opens the response, in place of the variant's own."""
+    prefill: str = ""
+    """The beginning of the assistant's turn, such as `<think>\\n`: part of the prompt, and not trained on."""
+
+    @model_validator(mode="after")
+    def _markers_belong_to_a_marker_variant(self) -> Self:
+        if self.variant in ("native", "direct"):
+            for name in ("thought_marker", "response_marker"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f'{name} is set and variant is "{self.variant}", whose outputs have no markers')
+        return self
 
 
 class AvoidedFile(Section):

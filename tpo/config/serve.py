@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from tpo.config.base import Section
-from tpo.config.data import PromptConfig
+from tpo.config.data import ModelConfig, PromptConfig
 
 SETTINGS = "TPO_SERVE"
 """Environment variable that holds a `ServeConfig` in JSON."""
@@ -38,7 +38,9 @@ class ServeConfig(Section):
     """Nucleus sampling mass of requests that name none."""
     forced: str = ""
     """Rules for every output (`tpo.engines.inference.forcing.as_argument`); empty for none."""
-    native_thoughts: bool = False
-    """Whether the model was trained to think in its own way (ThinkPO), so that such a thought breaks no format."""
+    writer: ModelConfig = ModelConfig()
+    """How the model's chats are rendered."""
+    keep_native_thoughts: bool = False
+    """Whether native thoughts are part of responses, as for a model that ThinkPO trained."""
     allow_thoughts: bool = False
     """Whether a request that asks for the thought gets it."""

@@ -2,7 +2,7 @@
 
 A chat is encoded as a whole, as the model's makers do, with control tokens recognized only in the template's own text:
 `<|end|>` in an instruction remains seven characters. There is one BOS, the template's. Native thinking is switched off
-if the template can: thoughts are asked for in words, or not at all.
+if the template can, unless a chat asks for it.
 
 If no message contains a control token, and none arises where texts meet, the result is the tokenizer's own encoding of
 the whole. Otherwise, the text between the template's control tokens is encoded with control tokens switched off. Either
@@ -11,13 +11,15 @@ way the control tokens in the result must be the template's, or the chat is refu
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from tpo.config.data import ModelConfig
 from tpo.errors import InputError
-from tpo.models.thinking_template import thinking_template
+from tpo.models.thinking_template import Kind, thinking_template
 from tpo.records import Message
 from tpo.storage.disk import explained
 
@@ -40,14 +42,29 @@ class Piece:
 class ChatEncoder:
     """Encodes chats for one model: to be answered or, without the generation prompt, to be read as they are."""
 
-    def __init__(self, model: Path, *, generation_prompt: bool = True) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        generation_prompt: bool = True,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        kind: Kind | None = None,
+    ) -> None:
+        """Loads the tokenizer and tries its template. `options` are the template's own variables for every chat; `kind`
+        is how the model thinks natively, if its template doesn't show that."""
         with explained(model):
             self.tokenizer: Any = _load_tokenizer(model)
         if not self.tokenizer.chat_template:
             raise InputError(f"{model} has no chat template: add chat_template.jinja or use an instruction-tuned model")
         self._generation_prompt = generation_prompt
-        self.thinking = thinking_template(self.tokenizer)
-        self._structures: dict[tuple[str, ...], list[str]] = {}
+        self._options = dict(options)
+        self.thinking = thinking_template(self.tokenizer, options=self._options, kind=kind)
+        if (switch := self.thinking.switch) in self._options:
+            raise InputError(
+                f"model.chat_template_options sets {switch}, which prompt.variant decides: "
+                '"native" switches it on, every other variant off'
+            )
+        self._structures: dict[tuple[tuple[str, ...], bool], list[str]] = {}
         self.control = {
             str(token): index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -68,29 +85,32 @@ class ChatEncoder:
         reader._generation_prompt, reader._structures = False, {}
         return reader
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], *, thinking: bool = False, prefill: str = "") -> list[int]:
         """Token ids of the chat, with the generation prompt at its end unless the encoder was made without.
+
+        `thinking` switches native thinking on; `prefill` is the beginning of the answer, in which control tokens count
+        as in the template's own text.
 
         Raises `InputError` if the template refuses the chat or rewrites what a message says, and if a message is
         no Unicode text.
         """
         roles = tuple(message["role"] for message in messages)
         content = [message["content"] for message in messages]
-        rendered = self._render(content, roles)
-        shown = _shown(rendered, self.structure(roles), content)
+        rendered = self._render(content, roles, thinking=thinking)
+        shown = _shown(rendered, self.structure(roles, thinking=thinking), content)
         if shown is None:
             # A template that writes the date has another structure after midnight.
-            self._structures.pop(roles)
-            shown = _shown(rendered, self.structure(roles), content)
+            self._structures.pop((roles, thinking))
+            shown = _shown(rendered, self.structure(roles, thinking=thinking), content)
         if shown is None:
             raise InputError(
                 "the model's chat template rewrites what a message says, expected it to insert it as it is"
             )
-        structure = self.structure(roles)
+        structure = self.structure(roles, thinking=thinking)
         pieces = [Piece(structure[0], True)]
         for text, after in zip(shown, structure[1:], strict=True):
             pieces += [Piece(text), Piece(after, True)]
-        return self.encode_pieces(pieces)
+        return self.encode_pieces([*pieces, Piece(prefill, True)] if prefill else pieces)
 
     def encode_output(self, text: str) -> list[int]:
         """Token ids of what a model would write, the token that ends its turn included; control tokens are letters.
@@ -101,6 +121,27 @@ class ChatEncoder:
         if end is None:
             raise InputError("the model's tokenizer names no eos_token, which ends an output to imitate")
         return [*self.ids(text, as_text=True), int(end)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def tag_ids(self, tag: str) -> tuple[int, ...]:
+        """The tokens of a tag around thoughts; empty if the vocabulary has none for where it begins and ends, so that
+        its letters merge with those next to it."""
+        ids = self.ids(tag, as_text=False)
+        added = self.tokenizer.added_tokens_decoder
+        return tuple(ids) if ids and ids[0] in added and ids[-1] in added else ()
+
+    def ending_ids(self) -> tuple[int, ...]:
+        """The tokens by which a model ends its native thought and begins its response; empty if it has none."""
+        thinking = self.thinking
+        if thinking.closing is None:
+            return ()
+        if thinking.heading is None:
+            return tuple(self.ids(f"\n{thinking.closing}\n\n", as_text=False))
+        turn = self.structure(("user",))[-1].rstrip().rpartition(thinking.closing)[2]
+        return tuple(self.ids(f"{thinking.closing}{turn}{thinking.heading}", as_text=False))
 
     @property
     def asks_for_answer(self) -> bool:
@@ -136,20 +177,20 @@ class ChatEncoder:
             )
         return ids
 
-    def structure(self, roles: tuple[str, ...]) -> list[str]:
+    def structure(self, roles: tuple[str, ...], *, thinking: bool = False) -> list[str]:
         """The template's own text before, between and after the content of a chat of these roles."""
-        if roles not in self._structures:
+        if (roles, thinking) not in self._structures:
             if len(self._structures) == _MOST_STRUCTURES:
                 self._structures.clear()
             slots = [f"\N{OBJECT REPLACEMENT CHARACTER}{i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(len(roles))]
-            pieces, rest = list[str](), self._render(slots, roles)
+            pieces, rest = list[str](), self._render(slots, roles, thinking=thinking)
             for slot in slots:
                 piece, found, rest = rest.partition(slot)
                 if not found or slot in rest:
                     raise InputError(f"the model's chat template does not show a {roles} chat once and in order")
                 pieces.append(piece)
-            self._structures[roles] = [*pieces, rest]
-        return self._structures[roles]
+            self._structures[roles, thinking] = [*pieces, rest]
+        return self._structures[roles, thinking]
 
     def ids(self, text: str, *, as_text: bool) -> list[int]:
         """Token ids of a text; with `as_text`, control tokens in it are ordinary text."""
@@ -175,7 +216,7 @@ class ChatEncoder:
             [message["content"] for message in messages], [message["role"] for message in messages], **variables
         )
 
-    def by_template(self, messages: Sequence[Message]) -> list[int]:
+    def by_template(self, messages: Sequence[Message], *, thinking: bool = False) -> list[int]:
         """Token ids of the chat by transformers, which recognizes control tokens in messages, too."""
         return list(
             self.tokenizer.apply_chat_template(
@@ -183,18 +224,21 @@ class ChatEncoder:
                 tokenize=True,
                 add_generation_prompt=self._generation_prompt,
                 return_dict=False,
-                **self.thinking.variables,
+                **self._options,
+                **self.thinking.variables(thinking=thinking),
             )
         )
 
-    def _render(self, content: Sequence[str], roles: Sequence[str], **variables: object) -> str:
+    def _render(
+        self, content: Sequence[str], roles: Sequence[str], *, thinking: bool = False, **variables: object
+    ) -> str:
         chat = [{"role": role, "content": text} for role, text in zip(roles, content, strict=True)]
         try:
             rendered = self.tokenizer.apply_chat_template(
                 chat,
                 tokenize=False,
                 add_generation_prompt=self._generation_prompt,
-                **(self.thinking.variables | variables),
+                **(self._options | self.thinking.variables(thinking=thinking) | variables),
             )
         except Exception as error:  # A template can raise anything, itself or through what it computes.
             raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error
@@ -230,6 +274,11 @@ class ChatEncoder:
             return False
         token, index = next(iter(self.control.items()))
         return self.ids(f"{token}a", as_text=False) != [index, *self.ids("a", as_text=False)]
+
+
+def writer_encoder(model: Path, config: ModelConfig) -> ChatEncoder:
+    """The encoder of chats with M_0 or a model trained from it."""
+    return ChatEncoder(model, options=config.chat_template_options, kind=config.thinking_kind)
 
 
 def _load_tokenizer(model: Path) -> Any:

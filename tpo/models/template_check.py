@@ -25,16 +25,26 @@ _THOUGHT_TAGS = ("<think>", "</think>")
 _DATED = "the date of a day"
 
 
-def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[str]:
-    """What to know of a model that is asked `chats` and answers in the manner of `answers`.
+def check_asked(
+    model: Path,
+    chats: Sequence[Sequence[Message]],
+    answers: Sequence[str],
+    encoder: ChatEncoder | None = None,
+    *,
+    thinking: bool = False,
+) -> list[str]:
+    """What to know of a model that is asked `chats` by `encoder`, with native thinking on or off, and answers in the
+    manner of `answers`.
 
     Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, a control token in a message does
     not stay text, BOS is missing or doubled, no generation prompt is there, and if sampling would not stop at the
     end of a turn.
     """
-    encoder = ChatEncoder(model)
+    encoder = encoder or ChatEncoder(model)
     for chat in chats:
         _check_tokens(encoder, model, chat)
+        if thinking:
+            _check_tokens(encoder, model, chat, thinking=True)
     _check_letters(encoder, model, chats[0])
     reader = encoder.reading()
     try:
@@ -49,25 +59,39 @@ def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequen
     ]
 
 
-def check_thinking(model: Path) -> list[str]:
-    """What to know of a model that is to think as a prompt in words asks, or not at all.
+def check_thinking(model: Path, encoder: ChatEncoder, *, natively: bool) -> list[str]:
+    """What to know of a model that is to think natively, or else as a prompt in words asks and for the baseline not at
+    all.
 
-    Raises `InputError` if no prompt can keep it from thinking in its own way: its thoughts would count as responses.
+    Raises `InputError` if it is to think natively, and its template knows no native thoughts; and if those can't be
+    told from its responses.
     """
-    thinking = ChatEncoder(model).thinking
-    if thinking.always_thinks:
+    thinking = encoder.thinking
+    if thinking.heading is not None and not encoder.tag_ids(thinking.heading):
         raise InputError(
-            f"{_template_file(model)} {_how_it_thinks(thinking)} and has no variable such as enable_thinking "
-            "that switches thinking off: "
-            "such a model's own thoughts can't be told from its responses here yet; take a model that doesn't think "
-            "by itself, or one whose template can switch it off, as Qwen3's can"
+            f"{_template_file(model)} {_how_it_thinks(thinking)}, and the tokenizer has no tokens for the heading of "
+            f"its responses ({thinking.heading}): they can't be told from its thoughts"
         )
-    if thinking.kind == "hybrid" and thinking.switch is None:
+    if natively:
+        if thinking.kind != "none":
+            return []
+        raise InputError(
+            f'prompt.variant is "native", and {_template_file(model)} shows no native thoughts: take a variant that '
+            'asks for thoughts in words, such as "generic", or name the kind of template in model.thinking if the '
+            "model does think between <think> and </think>"
+        )
+    if thinking.switch is not None or thinking.kind == "none":
+        return []
+    if thinking.always_thinks:
         return [
-            f"{_template_file(model)} knows thoughts between {thinking.opening} and {thinking.closing}, and no way to "
-            "switch them off: if the model writes one, the output counts as malformed"
+            f"{_template_file(model)} {_how_it_thinks(thinking)} and has no variable such as enable_thinking that "
+            "switches that off: native thoughts count as a part of the thought, and the direct baseline thinks, too; "
+            'prompt.variant = "native" asks for no other thought'
         ]
-    return []
+    return [
+        f"{_template_file(model)} knows thoughts between {thinking.opening} and {thinking.closing}, and no way to "
+        "switch them off: if the model writes one, it counts as a part of the thought"
+    ]
 
 
 def check_labels_first(model: Path) -> None:
@@ -105,15 +129,15 @@ def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
     return lines
 
 
-def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
+def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message], *, thinking: bool = False) -> None:
     """The tokens of a plain chat are what the tokenizer itself makes of it, with one BOS at their start."""
     try:
-        ours = encoder.encode(chat)
+        ours = encoder.encode(chat, thinking=thinking)
     except InputError as error:
         raise InputError(
             f"{_template_file(model)}: {error}; a plain chat begins {chat[-1]['content'][:40]!r}"
         ) from None
-    theirs = encoder.by_template(chat)
+    theirs = encoder.by_template(chat, thinking=thinking)
     if ours != theirs:
         held = sorted({token for token in encoder.control for turn in chat if token in turn["content"]})
         if held:

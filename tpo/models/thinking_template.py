@@ -8,10 +8,12 @@ opened it, so that an output has only the closing tag; `channels`, thought and r
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
+from tpo.errors import InputError
 from tpo.records import Message
 
 SWITCHES = ("enable_thinking", "thinking")
@@ -27,11 +29,14 @@ _THOUGHT, _ANSWER = "I add the two.", "Forty-two, I would say."
 _ASKED = [Message(role="user", content="Say hello.")]
 
 
+Kind = Literal["none", "hybrid", "prefilled", "channels"]
+
+
 @dataclass(frozen=True)
 class ThinkingTemplate:
     """A chat template's handling of native thoughts."""
 
-    kind: Literal["none", "hybrid", "prefilled", "channels"] = "none"
+    kind: Kind = "none"
     """How a thought begins: never, by the model, in the prompt, or as a separate message."""
     opening: str | None = None
     """Text of what opens a thought, such as `<think>`; None for the kind `none`."""
@@ -39,11 +44,12 @@ class ThinkingTemplate:
     """Text of what closes it."""
     switch: str | None = None
     """The template's variable that switches thinking on and off; None if there is none."""
+    heading: str | None = None
+    """Text that opens the response, for `channels`: such a thought has ended only when the response begins."""
 
-    @property
-    def variables(self) -> dict[str, bool]:
-        """The template's variables that keep the model from thinking natively."""
-        return {self.switch: False} if self.switch else {}
+    def variables(self, *, thinking: bool) -> dict[str, bool]:
+        """The template's variables that make the model think natively, or keep it from doing so."""
+        return {self.switch: thinking} if self.switch else {}
 
     @property
     def always_thinks(self) -> bool:
@@ -55,20 +61,36 @@ class ThinkingTemplate:
         """The texts around a thought, opening first."""
         return tuple(tag for tag in (self.opening, self.closing) if tag)
 
-    @property
-    def unwanted(self) -> tuple[str, ...]:
-        """Tags that no output may contain, since thinking is switched off; none for a model that always thinks."""
-        return () if self.always_thinks else self.tags
+
+def thinking_template(
+    tokenizer: Any, *, options: Mapping[str, Any] = MappingProxyType({}), kind: Kind | None = None
+) -> ThinkingTemplate:
+    """What the chat template of a transformers tokenizer does; `none` for one that refuses a plain question.
+
+    `options` are variables of the template's own. With `kind` that is how the model thinks, whatever the template
+    shows, between the tags found or, if none are found, `<think>` and `</think>`.
+
+    Raises `InputError` if `kind` is `channels` and the template shows none: no other place has their headings.
+    """
+    found = _thinking_template(tokenizer, options)
+    if kind is None or kind == found.kind:
+        return found
+    if kind == "channels":
+        raise InputError(
+            f'model.thinking is "channels", and the chat template shows none but is of kind {found.kind!r}'
+        )
+    if kind == "none":
+        return ThinkingTemplate()
+    opening, closing = (found.opening, found.closing) if found.opening and found.closing else TAGS[0]
+    return ThinkingTemplate(kind, opening, closing, found.switch)
 
 
-def thinking_template(tokenizer: Any) -> ThinkingTemplate:
-    """What the chat template of a transformers tokenizer does; `none` for one that refuses a plain question."""
+def _thinking_template(tokenizer: Any, options: Mapping[str, Any]) -> ThinkingTemplate:
 
     def render(chat: list[dict[str, str]], *, to_answer: bool = False, **variables: bool) -> str:
+        given = {**options, **variables}
         try:
-            return str(
-                tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=to_answer, **variables)
-            )
+            return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=to_answer, **given))
         except Exception:  # noqa: BLE001 - a template can raise anything; what uses it will say so
             return ""
 
@@ -82,7 +104,9 @@ def thinking_template(tokenizer: Any) -> ThinkingTemplate:
     opening, closing = tags
     if on.rstrip().endswith(opening):
         return ThinkingTemplate("prefilled", opening, closing, switch)
-    return ThinkingTemplate("channels" if _has_channels(render, asked, opening) else "hybrid", opening, closing, switch)
+    if heading := _channel_heading(render, asked, opening):
+        return ThinkingTemplate("channels", opening, closing, switch, heading)
+    return ThinkingTemplate("hybrid", opening, closing, switch)
 
 
 _Render = Callable[..., str]
@@ -121,11 +145,11 @@ def _known_tags(render: _Render, asked: list[dict[str, str]], on: str, template:
     return None
 
 
-def _has_channels(render: _Render, asked: list[dict[str, str]], opening: str) -> bool:
-    """Whether an answer without a thought is headed in the way that a thought is, by other words."""
+def _channel_heading(render: _Render, asked: list[dict[str, str]], opening: str) -> str | None:
+    """The heading of an answer without a thought, if answers are headed as thoughts are, in other words."""
     prompt, shown = render(asked, to_answer=True), render([*asked, {"role": "assistant", "content": _ANSWER}])
     heading = shown.partition(_ANSWER)[0][_shared(shown, prompt) :].strip()
-    return bool(heading) and opening not in heading
+    return heading if heading and opening not in heading else None
 
 
 def _last_tag(text: str) -> str | None:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tpo.method import calculator
 
@@ -36,12 +36,19 @@ class Forcer(Protocol):
 
 @dataclass(frozen=True)
 class ThoughtBudget:
-    """Ends a thought after a number of tokens: the response marker is written then, unless it is already there."""
+    """Ends a thought after a number of tokens: the response marker is written then, unless it is already there.
+
+    `marker_ids` and `forced_ids` are for native thoughts, which end in tokens; without them the marker is text.
+    """
 
     max_tokens: int
-    """Maximum number of tokens before the response marker; the thought marker's tokens count."""
+    """Maximum number of tokens before the response marker; those that open the thought count."""
     marker: str
     """The marker that begins the response."""
+    marker_ids: tuple[int, ...] = ()
+    """Its tokens, if only they count."""
+    forced_ids: tuple[int, ...] = ()
+    """What is written to end the thought, if that is more than the marker on a line of its own."""
 
     def forcer(self, tokenizer: "PreTrainedTokenizerBase") -> Forcer:
         """Its decisions for one request."""
@@ -76,9 +83,14 @@ def read_rules(argument: str) -> list[Rule]:
     """The rules that a request carries; raises `ValueError` if it carries something else."""
     try:
         found = json.loads(argument)
-        return [_RULES[values["rule"]](**{k: v for k, v in values.items() if k != "rule"}) for values in found]
+        return [_read_rule(values) for values in found]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{ARGUMENT} holds {argument!r}, which are not rules of ours: {error}") from error
+
+
+def _read_rule(values: Mapping[str, Any]) -> Rule:
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "rule"}
+    return _RULES[values["rule"]](**fields)
 
 
 def forcers_of(argument: str, tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
@@ -106,7 +118,7 @@ class _EndsThought:
     def __init__(self, budget: ThoughtBudget, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._budget = budget
         self._tokenizer = tokenizer
-        self._forced = tokenizer.encode(f"\n{budget.marker}", add_special_tokens=False)
+        self._forced = list(budget.forced_ids) or tokenizer.encode(f"\n{budget.marker}", add_special_tokens=False)
         self._begun: int | None = None
         """How many tokens of the marker are already there when the budget ends; all of them if the response has
         begun."""
@@ -121,8 +133,11 @@ class _EndsThought:
         return self._forced[place] if place < len(self._forced) else None
 
     def _written(self, thought_ids: list[int]) -> int:
-        whole = len(self._forced)
-        if self._budget.marker in self._tokenizer.decode(thought_ids, skip_special_tokens=True):
+        whole, marker = len(self._forced), list(self._budget.marker_ids)
+        if marker:
+            if any(thought_ids[i : i + len(marker)] == marker for i in range(len(thought_ids))):
+                return whole
+        elif self._budget.marker in self._tokenizer.decode(thought_ids, skip_special_tokens=True):
             return whole
         longest = min(whole, len(thought_ids))
         return next((n for n in range(longest, 0, -1) if thought_ids[-n:] == self._forced[:n]), 0)

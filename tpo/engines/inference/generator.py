@@ -93,9 +93,7 @@ class EngineGenerator:
                 asked[position] = [Request(self._encoder.encode(q.messages), q.seed) for q in questions]
                 yield asked[position]
 
-        found = self._pool.generate(
-            self._model, requests(), self._sample, n=1, tries=1, accept=lambda text, finished: True
-        )
+        found = self._pool.generate(self._model, requests(), self._sample, n=1, tries=1, accept=lambda *_: True)
         for position, groups in found:
             replies = [
                 Reply(output.text, output.finished, len(request.prompt_token_ids), len(output.token_ids))

@@ -24,9 +24,6 @@ from tpo.engines.inference.weight_proof import Difference, difference, foreign_w
 from tpo.records import Artifact
 
 T = TypeVar("T")
-Accept = Callable[[str, bool], bool]
-"""Whether an output (its text, and whether it ended by itself) is accepted; others are sampled again."""
-
 CPU_BLOCK_TOKENS = 32
 """Tokens per block of the prefix cache on the CPU: the fewest that its attention supports."""
 SEED_STRIDE = 1009
@@ -64,6 +61,10 @@ class Output:
     """Number of outputs sampled until this one was accepted."""
     discarded_tokens: int = 0
     """Tokens of the rejected ones."""
+
+
+Accept = Callable[[Output, Callable[[Sequence[int]], str]], bool]
+"""Whether an output is accepted, given a function that decodes tokens; others are sampled again."""
 
 
 def request_seed(*parts: object) -> int:
@@ -156,7 +157,7 @@ class Engine:
                 (i, j)
                 for i, group in enumerate(outputs)
                 for j, output in enumerate(group)
-                if not accept(output.text, output.finished)
+                if not accept(output, self._decode)
             ]
             if not again:
                 break
@@ -211,6 +212,11 @@ class Engine:
 
     def _output(self, output: Any, tries: int, discarded_tokens: int = 0) -> Output:
         return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries, discarded_tokens)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        tokenizer = self._llm.get_tokenizer()
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _reload(self, folder: str) -> None:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
