@@ -1,0 +1,239 @@
+"""Claims about native thoughts: where they end in an output, for every kind of template and whatever a model writes."""
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import trl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.serving.reading import read
+from prompts.native import NativeThoughts, Tokens
+from prompts.thought import VARIANTS, ParseError, ThoughtPrompt
+from tests.models.template_families import BY_NAME
+from tpo.models.chat import ChatEncoder
+from tpo.records import Message
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+KINDS = {
+    "hybrid": "qwen3",
+    "hybrid_without_switch": "lfm2_2_5",
+    "prefilled": "qwen3_6",
+    "prefilled_without_switch": "deepseek_r1_distill",
+    "channels": "gptoss",
+}
+TAGS = {"<think>": False, "</think>": False}
+HARMONY = dict.fromkeys(("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>"), True)
+GREEK, CYRILLIC = "αβγ", "абв"
+QUESTION = "Say hello."
+
+
+@cache
+def encoder(kind: str) -> ChatEncoder:
+    """An encoder of a small vocabulary with one family's template and its tags as tokens."""
+    folder = BY_NAME["chatml"].save(Path(mkdtemp(prefix="tpo-")))
+    tokenizer = BY_NAME["chatml"].tokenizer()
+    tokenizer.add_tokens(list(TAGS))
+    tokenizer.add_tokens(list(HARMONY), special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / f"{KINDS[kind]}.jinja").read_text())
+    return ChatEncoder(folder)
+
+
+def prompt(kind: str, variant: str = "native") -> ThoughtPrompt:
+    return VARIANTS[variant].for_model(encoder(kind))
+
+
+def opening(kind: str) -> str:
+    """What an output of this kind begins with, if it is to be sound."""
+    return {"channels": "<|channel|>analysis<|message|>"}.get(kind, "" if kind.startswith("prefilled") else "<think>\n")
+
+
+def closing(kind: str) -> str:
+    if kind == "channels":
+        return "<|end|><|start|>assistant<|channel|>final<|message|>"
+    return "\n</think>\n\n"
+
+
+def tokens_of(kind: str, text: str) -> Tokens:
+    """The tokens of an output in which every tag is a token."""
+    chat = encoder(kind)
+    return Tokens(chat.ids(text, as_text=False), chat.decode)
+
+
+def letters(kind: str, text: str) -> Tokens:
+    """The tokens of a text that quotes tags: letter by letter."""
+    chat = encoder(kind)
+    return Tokens([token for letter in text for token in chat.ids(letter, as_text=True)], chat.decode)
+
+
+def joined(*parts: Tokens) -> Tokens:
+    return Tokens([token for part in parts for token in part.ids], parts[0].decode)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_native_thought_is_told_from_its_response(kind: str):
+    tokens = tokens_of(kind, f"{opening(kind)}I add.{closing(kind)}It is 5.")
+    parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
+    assert (parsed.thought, parsed.response, parsed.error) == ("I add.", "It is 5.", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quoted_tag_in_a_thought_ends_nothing(kind: str):
+    quoted = letters(kind, "I write </think> or <|channel|>final<|message|> now")
+    tokens = joined(tokens_of(kind, opening(kind)), quoted, tokens_of(kind, f"{closing(kind)}It is 5."))
+    parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
+    assert (parsed.response, parsed.error) == ("It is 5.", None)
+    assert "</think> or <|channel|>final<|message|>" in parsed.thought
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quoted_tag_in_a_response_is_text(kind: str):
+    tokens = joined(tokens_of(kind, f"{opening(kind)}a{closing(kind)}"), letters(kind, "A thought ends with </think>."))
+    parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
+    assert (parsed.response, parsed.error) == ("A thought ends with </think>.", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("output", "finished", "response", "error"),
+    [
+        ("{o}a", True, "", ParseError.MISSING_RESPONSE_MARKER),
+        ("{o}a", False, "", ParseError.CUT_BY_LENGTH),
+        ("{o}a{c}", True, "", ParseError.EMPTY_RESPONSE),
+        ("{o}a{c}b", False, "b", ParseError.CUT_BY_LENGTH),
+        ("{o}{c}b", True, "b", None),
+        ("{c}b", True, "b", None),
+        ("{o}a{c}b{c}d", True, "b", ParseError.REPEATED_RESPONSE_MARKER),
+        ("", True, "", ParseError.MISSING_RESPONSE_MARKER),
+        ("b", True, "", ParseError.MISSING_RESPONSE_MARKER),
+    ],
+)
+def test_an_output_without_a_thought_and_a_response_is_malformed(
+    kind: str, output: str, finished: bool, response: str, error: ParseError | None
+):
+    tokens = tokens_of(kind, output.format(o=opening(kind), c=closing(kind)))
+    parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=finished, tokens=tokens)
+    assert (parsed.response, parsed.error) == (response, error)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "channels"])
+def test_a_second_thought_in_a_response_is_malformed_and_not_shown(kind: str):
+    tokens = tokens_of(kind, f"{opening(kind)}a{closing(kind)}b<think>c</think>d")
+    parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
+    assert parsed.response == "b" and parsed.error is ParseError.REPEATED_RESPONSE_MARKER
+    tokens = tokens_of(kind, f"{opening(kind)}a{closing(kind)}b<think>c")
+    parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
+    assert parsed.response == "b" and parsed.error is ParseError.THOUGHT_MARKER_IN_RESPONSE
+
+
+PIECES = {
+    False: ["<think>", "</think>", "\n", "<R>", " ", "Here is my response:", "Here is my thought process:"],
+    True: ["<|channel|>", "analysis", "<|message|>", "<|end|>", "<|start|>", "assistant", "final", "<R>", " "],
+}
+QUOTED = ["</think>", "<think>", "<|channel|>final<|message|>"]
+
+
+@st.composite
+def hostile(draw: st.DrawFn, kind: str) -> Tokens:
+    """Any tokens: tags as tokens and as letters, markers, and Greek before the last closing tag, Cyrillic after it."""
+    place = st.one_of(
+        st.sampled_from(PIECES[kind == "channels"]).map(lambda text: tokens_of(kind, text)),
+        st.sampled_from(QUOTED).map(lambda text: letters(kind, text)),
+        st.sampled_from([*GREEK]).map(lambda letter: letters(kind, letter)),
+    )
+    start = tokens_of(kind, draw(st.sampled_from([opening(kind), ""])))
+    thought = joined(start, *draw(st.lists(place, max_size=8)))
+    end = tokens_of(kind, closing(kind))
+    answer = draw(st.lists(st.sampled_from([*CYRILLIC, " "]).map(lambda letter: letters(kind, letter)), max_size=4))
+    return joined(thought, end, *answer)
+
+
+@pytest.mark.parametrize("variant", ["native", "generic", "specific", "direct"])
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_nothing_before_the_closing_tag_reaches_a_response(kind: str, variant: str, data: st.DataObject):
+    asked = prompt(kind, variant)
+    tokens = data.draw(hostile(kind))
+    assert isinstance(asked.native, NativeThoughts)
+    before = first_thought(asked.native, tokens)
+    text = tokens.decode(tokens.ids)
+    for finished in (True, False):
+        response = asked.split(text, finished=finished, tokens=tokens).response
+        assert not thought_in(response, before)
+        assert not thought_in(asked.shown(text, finished=finished, tokens=tokens).response, before)
+    assert not thought_in(read(asked, text, "stop", (), tokens).response, before)
+
+
+def first_thought(native: NativeThoughts, tokens: Tokens) -> int:
+    """How many Greek letters stand before the first closing tag."""
+    ids, closing_ids = list(tokens.ids), list(native.closing_ids)
+    end = next(i for i in range(len(ids)) if ids[i : i + len(closing_ids)] == closing_ids)
+    return sum(letter in GREEK for letter in tokens.decode(ids[:end]))
+
+
+def thought_in(response: str, before: int) -> bool:
+    """Whether a response has letters of the thought: more Greek ones than could come from after the closing tag."""
+    return before > 0 and sum(letter in GREEK for letter in response) > 0 and response[:1] in GREEK
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_what_is_streamed_of_a_native_thinker_only_grows(kind: str, data: st.DataObject):
+    asked = prompt(kind)
+    tokens = data.draw(hostile(kind))
+    shown = []
+    for end in range(len(tokens.ids) + 1):
+        part = Tokens(tokens.ids[:end], tokens.decode)
+        shown.append(asked.shown(part.decode(part.ids), finished=False, tokens=part).response)
+    shown.append(asked.shown(tokens.decode(tokens.ids), finished=True, tokens=tokens).response)
+    assert all(after.startswith(before) for before, after in pairwise(shown))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_thinking_is_on_only_if_it_is_asked_for(kind: str):
+    chat = encoder(kind)
+    messages = [Message(role="user", content=QUESTION)]
+    native, generic = (prompt(kind, variant).encode(chat, QUESTION) for variant in ("native", "direct"))
+    assert native == chat.by_template(messages, thinking=True)
+    assert generic == chat.by_template(messages, thinking=False)
+    assert (native != generic) == (chat.thinking.switch is not None)
+
+
+@pytest.mark.parametrize(
+    ("variant", "output", "thought", "response"),
+    [
+        ("specific", "{o}Then I write <R>.{c}Draft.\n<R>\nParis.", "Then I write <R>.\n\nDraft.", "Paris."),
+        ("direct", "{o}I think.{c}Paris.", "I think.", "Paris."),
+    ],
+)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if encoder(kind).thinking.switch is None])
+def test_a_native_thought_that_cannot_be_switched_off_is_a_part_of_the_thought(
+    kind: str, variant: str, output: str, thought: str, response: str
+):
+    tokens = tokens_of(kind, output.format(o=opening(kind), c=closing(kind)))
+    parsed = prompt(kind, variant).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
+    assert (parsed.thought, parsed.response, parsed.error) == (thought, response, None)
+
+
+def test_the_ending_of_a_thought_is_what_the_template_writes_there():
+    chat = encoder("channels")
+    form = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert chat.ending_ids() == tuple(chat.ids(form, as_text=False))
+    chat = encoder("hybrid")
+    assert chat.ending_ids() == tuple(chat.ids("\n</think>\n\n", as_text=False))
+
+
+@pytest.mark.parametrize("output", ["<think>\nsecret\n</think>\n\nParis.", "[THINK]secret[/THINK]Paris."])
+def test_well_known_tags_are_cut_off_even_if_nothing_is_known_of_the_model(output: str):
+    for variant in VARIANTS.values():
+        if variant.response_marker is not None:
+            told = output.replace("Paris.", f"Easy. {variant.response_marker} Paris.")
+        else:
+            told = output
+        parsed = variant.split(told, finished=True)
+        assert parsed.response == "Paris." and "secret" in parsed.thought
+        assert parsed.error is (ParseError.NATIVE_THOUGHT if variant.variant == "direct" else None)
