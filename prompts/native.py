@@ -15,14 +15,29 @@ Use = Literal["asked", "allowed", "unwanted"]
 """Whether the model is asked to think natively, can't be kept from it, or was told not to."""
 
 
-@dataclass(frozen=True)
 class Tokens:
     """The tokens of an output."""
 
-    ids: Sequence[int]
-    """Token ids, in order."""
-    decode: Decode
-    """Turns them into text."""
+    def __init__(self, ids: Sequence[int], decode: Decode) -> None:
+        self.ids = ids
+        self.decode = decode
+
+    def text(self, start: int, end: int) -> str:
+        """The text of tokens `start` to `end`, without special tokens."""
+        return self.decode(self.ids[start:end])
+
+    def find(self, wanted: Sequence[int], start: int = 0) -> int:
+        """The first place of some tokens in a row from `start` on, or -1."""
+        ids, n = self.ids, len(wanted)
+        while n:
+            try:
+                start = ids.index(wanted[0], start)
+            except ValueError:
+                return -1
+            if tuple(ids[start : start + n]) == tuple(wanted):
+                return start
+            start += 1
+        return -1
 
 
 @dataclass(frozen=True)
@@ -57,8 +72,8 @@ class NativeThoughts:
     """Tokens of `closing`; empty if the tokenizer has no tokens for it."""
     ending_ids: tuple[int, ...] = ()
     """Tokens to write in order to end a thought, `closing_ids` among them."""
-    end_of_message: int | None = None
-    """Token that ends a message, for models whose thoughts are messages of their own."""
+    end_of_message: tuple[int, ...] = ()
+    """Tokens that end a message, for models whose thoughts are messages of their own."""
     opened: bool = False
     """Whether the prompt has opened the thought, so that an output begins within it."""
 
@@ -71,41 +86,43 @@ class NativeThoughts:
         """The thought in an output, and the rest; by `tokens`, those of `output`, if there are any."""
         if tokens is None or not self.closing_ids:
             return self._divide_text(output)
-        ids, opening, closing = list(tokens.ids), self.opening_ids, self.closing_ids
-        if (place := _find(ids, closing)) < 0:
-            if not (self.opened or self.use == "asked" or _find(ids, opening) >= 0):
+        end = len(tokens.ids)
+        if (place := tokens.find(self.closing_ids)) < 0:
+            if not (self.opened or self.use == "asked" or tokens.find(self.opening_ids) >= 0):
                 return Division(None, output)
-            return Division(self._thought(ids, tokens.decode), "", closed=False)
-        rest = ids[place + len(closing) :]
-        again, anew = _find(rest, closing), _find(rest, opening)
-        ends = [at for at in (again, anew, _find(rest, (self.end_of_message,))) if at >= 0]
+            return Division(self._thought(tokens, end), "", closed=False)
+        start = place + len(self.closing_ids)
+        again, anew = tokens.find(self.closing_ids, start), tokens.find(self.opening_ids, start)
+        ends = [at for at in (again, anew, tokens.find(self.end_of_message, start)) if at >= 0]
         return Division(
-            self._thought(ids[:place], tokens.decode),
-            tokens.decode(rest[: min(ends, default=len(rest))]),
+            self._thought(tokens, place),
+            tokens.text(start, min(ends, default=end)),
             repeated=again >= 0,
             reopened=anew >= 0,
         )
 
-    def response_despite(self, output: str, division: Division, tokens: Tokens | None = None) -> str:
-        """The response in an output whose thought was unwanted: what stands before a thought in its middle; nothing if
-        it closes one that it never opened, for all before that may be a thought."""
-        if tokens is None or not self.closing_ids:
-            places = output.find(self.opening), output.find(self.closing)
-            before = output[: max(places[0], 0)]
-        else:
-            places = _find(tokens.ids, self.opening_ids), _find(tokens.ids, self.closing_ids)
-            before = tokens.decode(tokens.ids[: max(places[0], 0)])
-        if places[0] < 0 or 0 <= places[1] < places[0]:
-            return ""
-        return before if before.strip() else division.rest
+    def response_despite(self, output: str, division: Division, tokens: Tokens | None = None, *, finished: bool) -> str:
+        """The response in an output whose thought was unwanted: what follows a thought at its start.
 
-    def _thought(self, ids: list[int], decode: Decode) -> str:
-        opening = self.opening_ids
-        place = _find(ids, opening)
-        before, after = (ids[:place], ids[place + len(opening) :]) if place >= 0 else ([], ids)
+        Before a thought in its middle there may be thoughts, too; while the output isn't finished that is what was
+        taken for the response until then.
+        """
+        if tokens is None or not self.closing_ids:
+            before = output[: min(at for tag in self.tags if (at := output.find(tag)) >= 0)]
+        else:
+            places = tokens.find(self.opening_ids), tokens.find(self.closing_ids)
+            before = tokens.text(0, min(at for at in places if at >= 0))
+        if before.strip():
+            return "" if finished else before
+        return division.rest
+
+    def _thought(self, tokens: Tokens, end: int) -> str:
+        """The text of the tokens before `end`, without the tag that opens the thought."""
+        place = tokens.find(self.opening_ids)
+        before, start = (tokens.text(0, place), place + len(self.opening_ids)) if 0 <= place < end else ("", 0)
         # What comes after the message, such as <|start|>assistant, heads the response.
-        end = _find(after, (self.end_of_message,))
-        return f"{decode(before)}{decode(after if end < 0 else after[:end])}".strip()
+        message_end = tokens.find(self.end_of_message, start)
+        return f"{before}{tokens.text(start, message_end if start <= message_end < end else end)}".strip()
 
     def _divide_text(self, output: str) -> Division:
         before, closing, rest = output.partition(self.closing)
@@ -121,11 +138,3 @@ class NativeThoughts:
             repeated=self.closing in rest,
             reopened=self.opening in rest,
         )
-
-
-def _find(ids: Sequence[int], wanted: Sequence[int | None]) -> int:
-    """The first place of some tokens in a row among others, or -1."""
-    n = len(wanted)
-    if n == 0 or wanted[0] is None:
-        return -1
-    return next((i for i in range(len(ids) - n + 1) if list(ids[i : i + n]) == list(wanted)), -1)

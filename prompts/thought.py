@@ -29,6 +29,10 @@ NATIVE = "native"
 """The variant that has a model think in its own way."""
 
 
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What tokens decode to that end within a character."""
+
+
 class ParseError(StrEnum):
     """Why an output can't be split into a thought and a response."""
 
@@ -133,7 +137,6 @@ class ThoughtPrompt:
         if use != "unwanted":
             opened = thinking.kind == "prefilled" or thinking.opening in self.prefill
         form = thinking.heading or thinking.closing
-        end = encoder.tag_ids(thinking.closing) if thinking.heading else ()
         return dataclasses.replace(
             self,
             native=NativeThoughts(
@@ -143,7 +146,7 @@ class ThoughtPrompt:
                 encoder.tag_ids(thinking.opening),
                 encoder.tag_ids(form),
                 encoder.ending_ids(),
-                end[0] if len(end) == 1 else None,
+                encoder.tag_ids(thinking.closing) if thinking.heading else (),
                 opened,
             ),
         )
@@ -188,8 +191,9 @@ class ThoughtPrompt:
         division = Division(None, output) if native is None else native.divide(output, tokens)
         thought, rest = division.thought, division.rest
         if native is not None and native.use == "unwanted" and thought is not None:
-            thought, rest = None, native.response_despite(output, division, tokens)
+            thought, rest = None, native.response_despite(output, division, tokens, finished=finished)
         if not finished and tokens is not None and not (division.repeated or division.reopened):
+            rest = rest.rstrip(_UNFINISHED)
             rest = rest[: len(rest) - begun(rest, held_back)]
         if self.response_marker is None:
             return Shown(thought or "", rest.strip())

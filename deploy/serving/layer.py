@@ -21,10 +21,9 @@ from dataclasses import replace
 from typing import Any
 
 from deploy.serving.completion import App, Receive, Scope, Send, complete
-from deploy.serving.reading import read
+from deploy.serving.reading import GrowingTokens, read
 from deploy.serving.reply import Reply, ReplyWriter
 from deploy.serving.request import ChatRequest, Refused, read_request
-from prompts.native import Tokens
 from prompts.thought import load_prompt
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.console import say
@@ -140,13 +139,12 @@ class ResponsesOnly:
 
     async def _output(self, scope: Scope, request: ChatRequest, body: dict[str, Any]) -> AsyncGenerator[Reply, None]:
         """One output as it grows; the last one is over."""
-        text, ids, thought_tokens, responds = "", list[int](), 0, False
+        text, tokens, thought_tokens, responds = "", GrowingTokens(self._encoder), 0, False
         async with aclosing(complete(self._app, scope, body)) as chunks:
             async for chunk in chunks:
                 text += chunk.text
-                ids += chunk.token_ids
-                tokens = Tokens(ids, self._encoder.decode) if ids else None
-                reading = read(self._prompt, text, chunk.ended, request.stops, tokens)
+                tokens.add(chunk.token_ids)
+                reading = read(self._prompt, text, chunk.ended, request.stops, tokens if tokens.ids else None)
                 if self._prompt.thinks and not responds:
                     thought_tokens = chunk.tokens
                 responds = reading.responds

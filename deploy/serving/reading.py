@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenizers.decoders import DecodeStream
+
 from prompts.native import Tokens
 from prompts.thought import ParseError, ThoughtPrompt, begun
+from tpo.models.chat import ChatEncoder
 
 Ended = Literal["stop", "length"]
 """Why the engine stopped: the model ended its turn, or the limit cut it."""
@@ -40,6 +43,33 @@ class Reading:
     def is_reply(self) -> bool:
         """Whether, being over, it can be served: it keeps the format, or is a response that the limit cut."""
         return self.format_error is None or (self.format_error is ParseError.CUT_BY_LENGTH and bool(self.response))
+
+
+class GrowingTokens(Tokens):
+    """The tokens of an output that is under way; each is decoded once."""
+
+    def __init__(self, encoder: ChatEncoder) -> None:
+        self._ids = list[int]()
+        super().__init__(self._ids, encoder.decode)
+        self._streams: dict[int, tuple[int, DecodeStream, str]] = {}
+        """By the place where a text starts: where it ends, what decodes it, and the text."""
+        self._tokenizer = getattr(encoder.tokenizer, "_tokenizer", None)
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Appends tokens."""
+        self._ids += ids
+
+    def text(self, start: int, end: int) -> str:
+        """The text of tokens `start` to `end`, without special tokens; a character that isn't complete is left out."""
+        if self._tokenizer is None:
+            return super().text(start, end)
+        done, stream, text = self._streams.get(start, (end + 1, None, ""))
+        if stream is None or end < done:
+            done, stream, text = start, DecodeStream(skip_special_tokens=True), ""
+        for token in self.ids[done:end]:
+            text += stream.step(self._tokenizer, token) or ""
+        self._streams[start] = (end, stream, text)
+        return text
 
 
 def read(

@@ -95,7 +95,6 @@ def test_what_always_thinks_is_what_no_prompt_can_keep_from_it():
     ("name", "told"),
     [
         ("deepseek_r1_distill", r"opens every answer with a thought \(<think>\) and has no variable"),
-        ("gptoss", r"puts thoughts into messages of their own \(<\|channel\|>analysis<\|message\|>\)"),
         ("lfm2_2_5", "knows thoughts between <think> and </think>, and no way to switch them off"),
         ("llama3", None),
         ("qwen3", None),

@@ -10,8 +10,8 @@ import trl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.serving.reading import read
-from prompts.native import NativeThoughts, Tokens
+from deploy.serving.reading import GrowingTokens, read
+from prompts.native import Tokens
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt
 from tests.models.template_families import BY_NAME
 from tpo.models.chat import ChatEncoder
@@ -130,54 +130,39 @@ def test_a_second_thought_in_a_response_is_malformed_and_not_shown(kind: str):
     assert parsed.response == "b" and parsed.error is ParseError.THOUGHT_MARKER_IN_RESPONSE
 
 
-PIECES = {
-    False: ["<think>", "</think>", "\n", "<R>", " ", "Here is my response:", "Here is my thought process:"],
-    True: ["<|channel|>", "analysis", "<|message|>", "<|end|>", "<|start|>", "assistant", "final", "<R>", " "],
+IN_THOUGHT = {
+    False: ["<think>", "\n", "<R>", " ", "Here is my response:", "Here is my thought process:"],
+    True: ["<|channel|>", "analysis", "<|message|>", "<|end|>", "<|start|>", "assistant", "<R>", " "],
 }
 QUOTED = ["</think>", "<think>", "<|channel|>final<|message|>"]
 
 
 @st.composite
 def hostile(draw: st.DrawFn, kind: str) -> Tokens:
-    """Any tokens: tags as tokens and as letters, markers, and Greek before the last closing tag, Cyrillic after it."""
-    place = st.one_of(
-        st.sampled_from(PIECES[kind == "channels"]).map(lambda text: tokens_of(kind, text)),
-        st.sampled_from(QUOTED).map(lambda text: letters(kind, text)),
-        st.sampled_from([*GREEK]).map(lambda letter: letters(kind, letter)),
-    )
-    start = tokens_of(kind, draw(st.sampled_from([opening(kind), ""])))
-    thought = joined(start, *draw(st.lists(place, max_size=8)))
-    end = tokens_of(kind, closing(kind))
-    answer = draw(st.lists(st.sampled_from([*CYRILLIC, " "]).map(lambda letter: letters(kind, letter)), max_size=4))
-    return joined(thought, end, *answer)
+    """A thought in Greek that never ends before its closing tag; then Cyrillic. Tags are there as tokens and as
+    letters, and markers anywhere."""
+    tags = IN_THOUGHT[kind == "channels"]
+    quoted = st.sampled_from(QUOTED).map(lambda text: letters(kind, text))
+
+    def text(alphabet: str, tags: list[str]) -> list[Tokens]:
+        tag = st.sampled_from(tags).map(lambda text: tokens_of(kind, text))
+        letter = st.sampled_from([*alphabet]).map(lambda text: letters(kind, text))
+        return draw(st.lists(st.one_of(letter, letter, tag, quoted), max_size=8))
+
+    start, end = (tokens_of(kind, draw(st.sampled_from(texts))) for texts in ([opening(kind), ""], [closing(kind)]))
+    return joined(start, *text(GREEK, tags), end, *text(CYRILLIC, [*tags, closing(kind)]))
 
 
 @pytest.mark.parametrize("variant", ["native", "generic", "specific", "direct"])
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_nothing_before_the_closing_tag_reaches_a_response(kind: str, variant: str, data: st.DataObject):
-    asked = prompt(kind, variant)
-    tokens = data.draw(hostile(kind))
-    assert isinstance(asked.native, NativeThoughts)
-    before = first_thought(asked.native, tokens)
+    asked, tokens = prompt(kind, variant), data.draw(hostile(kind))
     text = tokens.decode(tokens.ids)
     for finished in (True, False):
-        response = asked.split(text, finished=finished, tokens=tokens).response
-        assert not thought_in(response, before)
-        assert not thought_in(asked.shown(text, finished=finished, tokens=tokens).response, before)
-    assert not thought_in(read(asked, text, "stop", (), tokens).response, before)
-
-
-def first_thought(native: NativeThoughts, tokens: Tokens) -> int:
-    """How many Greek letters stand before the first closing tag."""
-    ids, closing_ids = list(tokens.ids), list(native.closing_ids)
-    end = next(i for i in range(len(ids)) if ids[i : i + len(closing_ids)] == closing_ids)
-    return sum(letter in GREEK for letter in tokens.decode(ids[:end]))
-
-
-def thought_in(response: str, before: int) -> bool:
-    """Whether a response has letters of the thought: more Greek ones than could come from after the closing tag."""
-    return before > 0 and sum(letter in GREEK for letter in response) > 0 and response[:1] in GREEK
+        assert not set(GREEK) & set(asked.split(text, finished=finished, tokens=tokens).response)
+    assert not set(GREEK) & set(asked.shown(text, finished=True, tokens=tokens).response)
+    assert not set(GREEK) & set(read(asked, text, "stop", (), tokens).response)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,10 +170,12 @@ def thought_in(response: str, before: int) -> bool:
 def test_what_is_streamed_of_a_native_thinker_only_grows(kind: str, data: st.DataObject):
     asked = prompt(kind)
     tokens = data.draw(hostile(kind))
-    shown = []
+    shown, growing = list[str](), GrowingTokens(encoder(kind))
     for end in range(len(tokens.ids) + 1):
         part = Tokens(tokens.ids[:end], tokens.decode)
+        growing.add(tokens.ids[end - 1 : end])
         shown.append(asked.shown(part.decode(part.ids), finished=False, tokens=part).response)
+        assert shown[-1] == asked.shown(part.decode(part.ids), finished=False, tokens=growing).response
     shown.append(asked.shown(tokens.decode(tokens.ids), finished=True, tokens=tokens).response)
     assert all(after.startswith(before) for before, after in pairwise(shown))
 
