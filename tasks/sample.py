@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prompts.native import NativeThoughts, Tokens
+from prompts.native import Decode, NativeThoughts, Tokens
 from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.handles import Ask, prompt_templates
 from tasks.spending import sampling_meter
@@ -87,7 +87,9 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
                 tokens_in=sum(len(request.prompt_token_ids) for request in requests[position]),
                 tokens_out=sum(len(o.token_ids) + o.discarded_tokens for group in outputs for o in group),
             )
-            stage.write_shard(shard, make_samples(shards[shard], requests[position], outputs, thought_prompt, encoder))
+            stage.write_shard(
+                shard, make_samples(shards[shard], requests[position], outputs, thought_prompt, encoder.decode)
+            )
             done_rows += len(shards[shard])
             advance(done_rows * k)
             left -= 1
@@ -143,13 +145,13 @@ def make_samples(
     requests: Sequence[Request],
     outputs: Sequence[Sequence[Output]],
     thought_prompt: ThoughtPrompt,
-    encoder: ChatEncoder,
+    decode: Decode,
 ) -> list[Sample]:
     """The records of one shard: every output parsed, none dropped."""
     samples = []
     for prompt, request, group in zip(prompts, requests, outputs, strict=True):
         for index, output in enumerate(group):
-            tokens = Tokens(output.token_ids, encoder.decode)
+            tokens = Tokens(output.token_ids, decode)
             parsed = thought_prompt.split(output.text, finished=output.finished, tokens=tokens)
             samples.append(
                 Sample(

@@ -121,9 +121,15 @@ def _output(model: Artifact, request: Request, index: int, tries: int, accept: A
         text = f"{prompt.thought_marker} {words[0]}\n{prompt.response_marker} {words[1]}"
         if dice.random() < 1 / 8:
             text = words[0]
-        if accept(text, True):
+        output = Output(list(text.encode()), text, True, attempt)
+        if accept(output, decode):
             break
-    return Output(list(text.encode()), text, True, attempt)
+    return output
+
+
+def decode(ids: Sequence[int]) -> str:
+    """The text of a mock's tokens, which are its bytes."""
+    return bytes(ids).decode()
 
 
 def _writing(model: Artifact, request: Request) -> Output:

@@ -75,7 +75,11 @@ KINDS = list(kinds_in(JudgeConfig))
 
 def sampled(*outputs: str) -> list[Sample]:
     made = [[Output([7], text, True, 1) for text in outputs]]
-    return make_samples([a_prompt(reference="yes")], [Request([1], 0)], made, VARIANTS["specific"])
+    return make_samples([a_prompt(reference="yes")], [Request([1], 0)], made, VARIANTS["specific"], no_decoder)
+
+
+def no_decoder(ids: Sequence[int]) -> str:
+    raise AssertionError("markers are text")
 
 
 def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):

@@ -47,7 +47,10 @@ def row(family: RealFamily, folder: Path) -> str:
         family.name,
         f"`{family.architecture}`",
         _thinking(folder),
-        said(folder, lambda: check_thinking(folder) + check_asked(folder, plain, [ANSWER])),
+        said(
+            folder,
+            lambda: check_thinking(folder, ChatEncoder(folder), natively=False) + check_asked(folder, plain, [ANSWER]),
+        ),
         said(folder, lambda: check_asked(folder, [VARIANTS["system"].render(QUESTIONS[0])], [ANSWER]) and []),
         _outcome(trial),
         "packed" if trial["packed"] else "padded" if "train" in trial["steps"] else "–",
@@ -60,7 +63,7 @@ def _outcome(trial: Mapping[str, Any]) -> str:
     step, said = next(((step, said) for step, said in trial["steps"].items() if said != "ok"), ("", ""))
     if step:
         return f"{'refused' if step == 'check' else step}: {said.partition(': ')[0]}"
-    return "passes with `direct`" if trial["refused"] else "passes"
+    return "passes"
 
 
 def trials() -> Mapping[str, Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from prompts.native import NativeThoughts, Tokens
 from prompts.thought import VARIANTS
 from tests.zoo.families import DRAWN, ZOO, RealFamily
 from tests.zoo.pieces import MissingPieceError, NpmPiece, _checked, piece
@@ -46,13 +47,32 @@ def test_a_prompt_leaves_no_thought_open_and_control_tokens_in_it_stay_text(fami
     encoder = ChatEncoder(folder)
     shown, tags = encoder.render(HELLO), encoder.thinking.tags
     if family.name in ALWAYS_THINK:
-        with pytest.raises(InputError, match=family.name):
-            check_thinking(folder)
+        assert check_thinking(folder, encoder, natively=False)
     else:
         assert all(shown.count(tag) == shown.count(tags[0]) for tag in tags)
     control = list(encoder.control)[:20]
     hostile = encoder.encode([Message(role="user", content=f"Say {' '.join(control)}.")])
     assert encoder._controls(hostile) == encoder._controls(encoder.encode(HELLO))
+
+
+THINKERS = [family for family in ZOO if family.name in ("Qwen3", "Qwen3.5", "DeepSeek-R1-distill", "gpt-oss")]
+
+
+@pytest.mark.parametrize("family", THINKERS, ids=lambda family: family.name)
+def test_a_judge_sees_the_response_of_a_native_thinker_and_not_its_thought(family: RealFamily, tmp_path: Path):
+    encoder = ChatEncoder(made(family, tmp_path))
+    prompt, thinking = VARIANTS["native"].for_model(encoder), encoder.thinking
+    prompt_ids = prompt.encode(encoder, "What is 2 + 3?")
+    assert prompt_ids == encoder.by_template([Message(role="user", content="What is 2 + 3?")], thinking=True)
+    opening = "" if thinking.kind == "prefilled" else str(thinking.opening)
+    assert isinstance(prompt.native, NativeThoughts)
+    # DeepSeek-V3's tokenizer, in place of R1-distill's, has no tokens for tags: there their text counts.
+    thought = f"I quote {thinking.closing}." if prompt.native.closing_ids else "I add."
+    quoted = [token for letter in thought for token in encoder.ids(letter, as_text=True)]
+    ids = [*encoder.ids(opening, as_text=False), *quoted, *prompt.native.ending_ids]
+    ids += [*encoder.ids("It is 5.", as_text=True), encoder.tokenizer.eos_token_id]
+    parsed = prompt.split(encoder.decode(ids), finished=True, tokens=Tokens(ids, encoder.decode))
+    assert (parsed.thought, parsed.response, parsed.error) == (thought, "It is 5.", None)
 
 
 def test_a_doubled_bos_is_refused_though_a_bos_that_opens_turns_is_right(tmp_path: Path):

@@ -149,7 +149,7 @@ class Trial:
     def _judge(self) -> None:
         prompt = VARIANTS[self._variant].for_model(self._encoder)
         asked = [Prompt(f"p{i}", question, "42") for i, question in enumerate(QUESTIONS)]
-        samples = make_samples(asked, self._requests, self._outputs, prompt, self._encoder)
+        samples = make_samples(asked, self._requests, self._outputs, prompt, self._encoder.decode)
         judge = Verifier(VerifierJudge())
         groups = groups_of(asked, samples, with_errors=True)
         judged = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]

@@ -210,7 +210,7 @@ class ChatEncoder:
                 f"a message holds {half.group()!r}, half of a surrogate pair, expected Unicode text"
             ) from error
 
-    def render(self, messages: Sequence[Message], **variables: object) -> str:
+    def render(self, messages: Sequence[Message], **variables: Any) -> str:
         """The chat as the template renders it, with `variables` for the template."""
         return self._render(
             [message["content"] for message in messages], [message["role"] for message in messages], **variables
@@ -229,9 +229,7 @@ class ChatEncoder:
             )
         )
 
-    def _render(
-        self, content: Sequence[str], roles: Sequence[str], *, thinking: bool = False, **variables: object
-    ) -> str:
+    def _render(self, content: Sequence[str], roles: Sequence[str], *, thinking: bool = False, **variables: Any) -> str:
         chat = [{"role": role, "content": text} for role, text in zip(roles, content, strict=True)]
         try:
             rendered = self.tokenizer.apply_chat_template(

@@ -10,7 +10,7 @@ beginning.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,8 +89,8 @@ def read_rules(argument: str) -> list[Rule]:
 
 
 def _read_rule(values: Mapping[str, Any]) -> Rule:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "rule"}
-    return _RULES[values["rule"]](**fields)
+    rule: Callable[..., Rule] = _RULES[values["rule"]]
+    return rule(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "rule"})
 
 
 def forcers_of(argument: str, tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
