@@ -10,6 +10,7 @@ from flows.preflight import QUESTIONS
 from prompts.thought import VARIANTS
 from tests.zoo.families import ZOO, RealFamily
 from tpo.errors import InputError
+from tpo.models.chat import ChatEncoder
 from tpo.models.template_check import ANSWER, check_asked, check_thinking
 from tpo.models.thinking_template import ThinkingTemplate, thinking_template
 
@@ -47,10 +48,7 @@ def row(family: RealFamily, folder: Path) -> str:
         family.name,
         f"`{family.architecture}`",
         _thinking(folder),
-        said(
-            folder,
-            lambda: check_thinking(folder, ChatEncoder(folder), natively=False) + check_asked(folder, plain, [ANSWER]),
-        ),
+        said(folder, lambda: _asked_for_thoughts(folder) + check_asked(folder, plain, [ANSWER])),
         said(folder, lambda: check_asked(folder, [VARIANTS["system"].render(QUESTIONS[0])], [ANSWER]) and []),
         _outcome(trial),
         "packed" if trial["packed"] else "padded" if "train" in trial["steps"] else "–",
@@ -85,6 +83,10 @@ def table() -> str:
     """The page."""
     with TemporaryDirectory() as room:
         return HEAD + "".join(row(family, family.save_tokenizer(Path(room) / str(i))) for i, family in enumerate(ZOO))
+
+
+def _asked_for_thoughts(folder: Path) -> list[str]:
+    return check_thinking(folder, ChatEncoder(folder), natively=False)
 
 
 def _thinking(folder: Path) -> str:
