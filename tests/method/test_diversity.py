@@ -119,7 +119,7 @@ def test_a_cap_that_is_whole_is_not_lost_to_rounding() -> None:
 def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="leave out questions that have none"):
         cap_per_question([3, 0])
-    with pytest.raises(ValueError, match="0 counts, the least None"):
+    with pytest.raises(ValueError, match="0 counts, the smallest None"):
         cap_per_question([])
     with pytest.raises(ValueError, match="quantile is 90"):
         cap_per_question([1], 90)

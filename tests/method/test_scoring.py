@@ -64,7 +64,7 @@ def test_rho_is_chosen_with_the_thoughts_taken_off() -> None:
 
 
 def test_a_negative_penalty_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"thought_penalty is -0\.1; expected a number from 0"):
+    with pytest.raises(ValueError, match=r"thought_penalty is -0\.1; expected 0 or more"):
         length_controlled([1.0, 2.0], [1.0, 2.0], 0.1, thoughts=[1.0, 2.0], thought_penalty=-0.1)
 
 

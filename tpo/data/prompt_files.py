@@ -20,7 +20,7 @@ from tpo.method.instructions import write_constraints
 from tpo.sandbox import Sandbox, SandboxError
 
 Row = TypeVar("Row")
-MOST_DIFFICULTY = 1_000_000
+MAX_DIFFICULTY = 1_000_000
 """Largest difficulty, which is a level and not a measurement."""
 _NOT_READ = {
     (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object a line",
@@ -229,6 +229,6 @@ def _whole_number(value: Any) -> int | None:
         number = 0.0 if text is None else float(text)
     except ValueError:
         number = math.nan
-    if not number.is_integer() or abs(number) > MOST_DIFFICULTY:
+    if not number.is_integer() or abs(number) > MAX_DIFFICULTY:
         raise ValueError(f"difficulty {value!r} is not a whole number")
     return None if text is None else int(number)

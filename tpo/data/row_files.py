@@ -30,13 +30,13 @@ KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files that are read, in either case."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Endings that those of text may have after their own."""
-MOST_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30
 """Size of a file, also unpacked, or of the files of a folder together."""
-MOST_ROWS = 2_000_000
+MAX_ROWS = 2_000_000
 """Rows of a file."""
-MOST_TEXT_CHARS = 1 << 28
+MAX_TEXT_CHARS = 1 << 28
 """Characters in the columns that are read, together."""
-MOST_LINE_CHARS = 1 << 24
+MAX_LINE_CHARS = 1 << 24
 """Characters in one line of a text file."""
 MEMORY_BYTES = 4 << 30
 """Address space of the process that reads."""
@@ -113,8 +113,8 @@ def _counted(rows: Iterator[Row], wanted: Sequence[str]) -> Iterator[list[Any]]:
     for number, row in enumerate(rows, 1):
         values = [_value(row, name) for name in wanted]
         chars += sum(map(_size, values))
-        if number > MOST_ROWS or chars > MOST_TEXT_CHARS:
-            raise UnreadableError(f" holds more than {MOST_ROWS} rows or {MOST_TEXT_CHARS} characters: split it")
+        if number > MAX_ROWS or chars > MAX_TEXT_CHARS:
+            raise UnreadableError(f" holds more than {MAX_ROWS} rows or {MAX_TEXT_CHARS} characters: split it")
         yield values
 
 
@@ -225,7 +225,7 @@ class _Limited(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._left = MOST_FILE_BYTES
+        self._left = MAX_FILE_BYTES
 
     def readable(self) -> bool:
         return True
@@ -234,20 +234,20 @@ class _Limited(io.RawIOBase):
         found = self._stream.read(min(len(buffer), 1 << 20))
         self._left -= len(found)
         if self._left < 0:
-            raise UnreadableError(f" unpacks to more than {MOST_FILE_BYTES} bytes: split it")
+            raise UnreadableError(f" unpacks to more than {MAX_FILE_BYTES} bytes: split it")
         buffer[: len(found)] = found
         return len(found)
 
 
 def _check_size(size: int) -> None:
-    if size > MOST_FILE_BYTES:
-        raise UnreadableError(f" has {size} bytes, expected {MOST_FILE_BYTES} at most: split it")
+    if size > MAX_FILE_BYTES:
+        raise UnreadableError(f" has {size} bytes, expected {MAX_FILE_BYTES} at most: split it")
 
 
 def _text_lines(file: TextIO) -> Iterator[str]:
-    while line := file.readline(MOST_LINE_CHARS + 1):
-        if len(line) > MOST_LINE_CHARS:
-            raise UnreadableError(f" has a line of more than {MOST_LINE_CHARS} characters: it is no file of prompts")
+    while line := file.readline(MAX_LINE_CHARS + 1):
+        if len(line) > MAX_LINE_CHARS:
+            raise UnreadableError(f" has a line of more than {MAX_LINE_CHARS} characters: it is no file of prompts")
         yield line
 
 
@@ -302,7 +302,7 @@ def _tsv(file: TextIO) -> Iterator[Row]:
 
 
 def _separated(file: TextIO, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(MOST_LINE_CHARS)
+    csv.field_size_limit(MAX_LINE_CHARS)
     reader = csv.DictReader(_text_lines(file), strict=True, delimiter=delimiter)
     header = reader.fieldnames or ()
     if len(header) == 1 and (other := next((mark for mark in ";\t,|" if mark in header[0]), None)):
@@ -351,8 +351,8 @@ def _parquet(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
     # Not by way of pandas, which makes 42 beside an empty cell 42.0.
     file = pq.ParquetFile(path)
     columns.update(dict.fromkeys(file.schema_arrow.names))
-    if file.metadata.num_rows > MOST_ROWS:
-        raise UnreadableError(f" holds {file.metadata.num_rows} rows, more than {MOST_ROWS} rows: split it")
+    if file.metadata.num_rows > MAX_ROWS:
+        raise UnreadableError(f" holds {file.metadata.num_rows} rows, more than {MAX_ROWS} rows: split it")
     class_names = _class_names(file.schema_arrow)
     for batch in file.iter_batches(_BATCH_ROWS, columns=_stored_names(wanted, columns)):
         batch.validate(full=True)

@@ -18,7 +18,7 @@ from tpo.miniature.world import COLOURS, NAMES, THINGS, WORDS, Problem
 
 T = TypeVar("T")
 
-LONGEST_ROW = 100
+MAX_ROW_LENGTH = 100
 """Attacks in a row that make a long one, at most."""
 _RANGES = (
     (0x21, 0x7E), (0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), (0x00, 0x1F), (0x80, 0xFF), (0x100, 0x24F), (0x300, 0x36F),
@@ -107,7 +107,7 @@ def long_attack(problem: Problem, rng: np.random.Generator) -> str:
     kinds = [_KINDS[i] for i in rng.choice(len(_KINDS), size=1 if rng.random() < 0.7 else 3, p=_SHARES)]
     most, between = int(rng.integers(100, 301)), _choose(rng, ("", " ", "\n"))
     pieces: list[str] = []
-    for _ in range(LONGEST_ROW):
+    for _ in range(MAX_ROW_LENGTH):
         pieces.append(_choose(rng, kinds)(problem, rng))
         if len((text := between.join(pieces)).encode()) >= most:
             break
