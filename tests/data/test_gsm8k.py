@@ -36,7 +36,7 @@ def test_a_row_is_a_question_a_rationale_and_a_reference() -> None:
     ("broken", "told"),
     [
         ({"question": "Why?"}, r"a row with \['question'\]"),
-        ({"question": "Why?", "answer": 7}, "expected texts under question and answer"),
+        ({"question": "Why?", "answer": 7}, "expected text in question and answer"),
         (row("no answer"), "a last line such as '#### 72'"),
         (row("#### 7 kites"), "ends in '#### 7 kites'"),
         (row("#### ..,"), "expected a last line"),

@@ -60,7 +60,7 @@ def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"instruction": "", "chosen": LONG, "rejected": SHORT}, "row 1: nothing is asked"),
+        ({"instruction": "", "chosen": LONG, "rejected": SHORT}, "row 1: the instruction is empty"),
         (
             {"instruction": ASKED, "chosen": 7, "rejected": SHORT},
             "row 1: the long output is 7, expected text, or turns",
@@ -68,7 +68,7 @@ def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
         ({"instruction": ASKED, "chosen": LONG, "rejected": [["a"]]}, "row 1: the short output is"),
         (
             {"instruction": [{"role": "assistant", "content": "x"}], "chosen": LONG, "rejected": SHORT},
-            "nothing is asked",
+            "the instruction is empty",
         ),
         ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set thinkpo.source"),
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),
@@ -80,5 +80,5 @@ def test_what_is_no_pair_is_refused_with_its_row(tmp_path: Path, row: dict[str, 
 
 
 def test_a_file_that_is_not_there_is_refused_with_its_section(tmp_path: Path):
-    with pytest.raises(InputError, match=r"does not exist; thinkpo\.source\.path names"):
+    with pytest.raises(InputError, match=r"does not exist; thinkpo\.source\.path must name"):
         read_pair_rows(PairFile(path=tmp_path / "no.jsonl"))

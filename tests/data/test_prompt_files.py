@@ -176,9 +176,9 @@ def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: lis
     [
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], r"several splits \(test, train\): name one"),
         (["train.jsonl", "test.jsonl"], r"several splits \(test, train\)"),
-        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 parts of 3: get those"),
+        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 of 3 parts: get the missing"),
         (["a.jsonl", "b.csv"], r"several kinds \(.csv, .jsonl\): name one of them"),
-        (["a.csv", "lacking.csv"], "/lacking.csv has no column 'instruction', which files before it have"),
+        (["a.csv", "lacking.csv"], "/lacking.csv has no column 'instruction', which earlier files have"),
         (["a.jsonl", "broken.jsonl"], "/broken.jsonl, line 1, is not JSON"),
     ],
 )
@@ -222,7 +222,7 @@ NESTED: list[dict[str, object]] = [
 def test_a_field_within_a_column_is_named_with_a_dot(tmp_path: Path, name: str):
     path = write(tmp_path / name, NESTED)
     assert [row.reference for row in read(path, reference_column="reward.truth.answer")] == ["42", None]
-    with pytest.raises(InputError, match=r"no field 'reward.gone' in some row: there is the fields 'truth', 'style'"):
+    with pytest.raises(InputError, match=r"no field 'reward.gone' in some row: the fields are 'truth', 'style'"):
         read(path, reference_column="reward.gone")
 
 
@@ -309,8 +309,12 @@ def test_real_files_are_read_whole(name: str, column: str, rows: int):
         ("a.jsonl.zst", b"{}", r"cannot be read \(.zst\)"),
         ("a.csv", "instruction,answer\nStraße,1\n".encode("cp1252"), r"cannot be read: 'utf-8'.*save it as UTF-8"),
         ("a.csv", b"instruction;answer\na;b\n", "its cells are separated by ';', expected ','"),
-        ("a.json", b'{"rows": [{"instruction": "a"}]}', "is not a list of objects: keep the list 'rows' in it alone"),
-        ("a.json", b'{"instruction": {"0": "a"}}', "is not a list of objects, but one of columns: write it row by row"),
+        ("a.json", b'{"rows": [{"instruction": "a"}]}', "is not a list of objects: keep only its list 'rows'"),
+        (
+            "a.json",
+            b'{"instruction": {"0": "a"}}',
+            "is not a list of objects, but an object of columns: write it row by row",
+        ),
     ],
 )
 def test_a_file_that_is_empty_or_damaged_is_refused(tmp_path: Path, name: str, content: bytes, told: str):
@@ -321,7 +325,7 @@ def test_a_file_that_is_empty_or_damaged_is_refused(tmp_path: Path, name: str, c
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"does not exist; data\.source\.path names"):
+    with pytest.raises(InputError, match=r"does not exist; data\.source\.path must name"):
         read(tmp_path / "nowhere.jsonl")
 
 

@@ -462,7 +462,7 @@ THINKPO: dict[str, Any] = {"sft": {}, "thinkpo": {}}
     [
         ({"thinkpo": None}, r"no section \[thinkpo\]"),
         ({"sft": None}, r"models write for the prompts of fine-tuning"),
-        ({"thinkpo": {"source": {"kind": "file", "path": "no.jsonl"}}}, "thinkpo.source.path names a file"),
+        ({"thinkpo": {"source": {"kind": "file", "path": "no.jsonl"}}}, "thinkpo.source.path must name a file"),
         ({"thinkpo": {"source": {"kind": "models", "short": "no-model"}}}, "no-model"),
         (
             {"thinkpo": {"source": {"kind": "models", "short_prompt": {"variant": "direct", "user_template": "no.j"}}}},
