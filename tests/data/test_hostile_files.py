@@ -1,4 +1,4 @@
-"""Claims about what comes from elsewhere: it is refused by name or does no harm, and nothing of it is ever executed."""
+"""Claims about untrusted files: they are rejected by name or harmless, and nothing in them is ever executed."""
 
 import json
 import os
@@ -42,7 +42,7 @@ WAYS_IN: Mapping[str, Callable[[Path], object]] = {
     "reward model": check_reward_folder,
     "armorm": check_armorm_folder,
 }
-"""Every check that stands before a loader."""
+"""Every check in front of a loader."""
 
 
 @pytest.mark.timeout(60)
@@ -87,19 +87,19 @@ LOADED = sampled(
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came of the loaders, past the check."""
+    """Results of the loaders, past the check."""
 
     places: Mapping[str, Path]
     """Where each case is."""
     came: Mapping[str, Mapping[str, Any]]
-    """What the process said of each case."""
+    """The process's report on each case."""
     control: Path
-    """What appears if a canary can."""
+    """The canary of a pickle that is loaded."""
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """All folders in one process, which takes seconds to import what it loads them with."""
+    """Loads all folders in one process, since importing the loaders takes seconds."""
     place = tmp_path_factory.mktemp("loaded")
     places = {}
     for i, case in enumerate(LOADED):
@@ -115,7 +115,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         *map(str, places.values()),
     ]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
-    # Without a terminal, and nobody to answer: transformers asks whether to run code.
+    # transformers asks whether to run code: the answers piped in are all yes.
     done = subprocess.run(
         command, cwd=ROOT, env=variables, input="y\n" * 1000, capture_output=True, text=True, timeout=240, check=True
     )

@@ -1,4 +1,4 @@
-"""Claims about files of pairs: every published form is read, and what is no form is refused with its row."""
+"""Claims about pair files: every published form is read, and anything else is rejected by its row."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_columns_are_configurable(tmp_path: Path):
     assert read_pair_rows(named) == [PairRow(ASKED, LONG, SHORT)]
 
 
-def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
+def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
     source = write(tmp_path / "pairs.jsonl", [{"instruction": ASKED, "chosen": None, "rejected": SHORT}])
     assert read_pair_rows(source) == [PairRow(ASKED, "", SHORT)]
 
@@ -74,11 +74,11 @@ def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),
     ],
 )
-def test_what_is_no_pair_is_refused_with_its_row(tmp_path: Path, row: dict[str, Any], told: str):
+def test_an_invalid_pair_is_rejected_by_its_row(tmp_path: Path, row: dict[str, Any], told: str):
     with pytest.raises(InputError, match=told):
         read_pair_rows(write(tmp_path / "pairs.jsonl", [row]))
 
 
-def test_a_file_that_is_not_there_is_refused_with_its_section(tmp_path: Path):
+def test_a_missing_file_is_rejected_with_its_section(tmp_path: Path):
     with pytest.raises(InputError, match=r"does not exist; thinkpo\.source\.path must name"):
         read_pair_rows(PairFile(path=tmp_path / "no.jsonl"))

@@ -86,8 +86,7 @@ def split_of(instruction: str) -> Split:
 
 
 def problems(split: Split, seed: int, categories: tuple[str, ...] | None = None) -> Iterator[Problem]:
-    """Problems of one split without repeats, taking turns between categories and difficulties; deterministic in the
-    seed.
+    """Problems of one split without repeats, cycling through categories and difficulties; deterministic in the seed.
 
     `categories` may name some of the world's categories, or one of them several times for a larger share. Small cells
     run dry (there are only so many short questions) and are then left out; the stream ends when all have.
