@@ -28,6 +28,7 @@ from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
 from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of, read_ladder
 from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
+from tpo.run_context import run_context, using
 from tpo.storage.current import is_current
 from tpo.storage.mirror import reading
 
@@ -252,18 +253,16 @@ def _comparison(config: RunConfig, iterations: int, ours: Summary, theirs: Summa
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Ends everything that the flow starts in this process when it exits, or at the end of the context."""
+    """The context of a run (`tpo.run_context`); ends everything that the flow starts in this process when it exits, or
+    at the end of the context."""
     prefect_environment()
     check_prefect_settings()
     with watched(), apart_from_terminal():
-        from tpo.engines.inference.reward_reader import close_scorer_pools
-        from tpo.engines.inference.sampler import close_pools
+        from tasks.progress import show_progress
+        from tpo.engines.engines import open_engines
 
-        try:
+        with open_engines(), using(dataclasses.replace(run_context(), onlookers=[show_progress])):
             yield
-        finally:
-            close_pools()
-            close_scorer_pools()
 
 
 def check_prefect_settings() -> None:

@@ -22,11 +22,9 @@ from tasks.handles import Answers, labelling_ask, pairing_ask, seed_model, test_
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_answer import pair_by_answer
-from tasks.progress import show_progress
 from tasks.pseudo_label import pseudo_label
 from tasks.train import train
 from tpo.config.run import RunConfig
-from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of
 from tpo.storage.current import keep_config, mark_finished
@@ -72,7 +70,6 @@ def self_train_and_plain(config: RunConfig, iterations: int) -> Ladder:
 
 
 def _run(config: RunConfig, iterations: int) -> Made:
-    look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
         made = mending(lambda: make_models(config, iterations))

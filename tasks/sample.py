@@ -16,8 +16,9 @@ from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
-from tpo.engines.inference.sampler import Output, Request, request_seed, sampler_pool
+from tpo.engines.inference.sampler import Output, Request, request_seed
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.models.folder import check_model_folder
@@ -52,7 +53,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     longest = _context(config, ask, requests, model)
     # The same for all rounds of a run, whether this one has rules or not: a new engine takes half a minute to start.
     forcing = how.max_thought_tokens is not None or how.calculator is not None
-    pool = sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
+    pool = engines_of_run().sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
     if missing:
         check_files(model)
     with (

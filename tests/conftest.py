@@ -17,6 +17,7 @@ from tests import sampling
 from tests.faulty_proxy import FaultyProxy
 from tests.no_engines import sitecustomize as guard
 from tests.s3_server import KEYS, S3Server, s3_server
+from tpo.engines.engines import open_engines
 
 settings.register_profile("tpo", deadline=None)
 settings.load_profile("tpo")
@@ -83,14 +84,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray_left_to_the_next_module_of_its_group(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ends the engines that a module started in this process, and Ray before a module of no group."""
+    """Gives each module its own engines in this process, and ends Ray before a module of no group."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized() and request.path.name not in SHARED:
         ray.shutdown()
-    yield
-    for module, close in (("sampler", "close_pools"), ("reward_reader", "close_scorer_pools")):
-        if (engines := sys.modules.get(f"tpo.engines.inference.{module}")) is not None:
-            getattr(engines, close)()
+    with open_engines():
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

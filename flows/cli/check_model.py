@@ -235,7 +235,8 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
     it."""
     from flows.recipes import working
     from tasks.sample import rules_of
-    from tpo.engines.inference.sampler import Request, request_seed, sampler_pool
+    from tpo.engines.engines import engines_of_run
+    from tpo.engines.inference.sampler import Request, request_seed
     from tpo.storage.store import folder_artifact
 
     model, sample = folder_artifact(folder), config.sample
@@ -244,7 +245,7 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
     asked = {prompt.variant: prompt for prompt in reversed(prompts)}
     probes = []
     with working():
-        pool = sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
+        pool = engines_of_run().sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
 
         def outputs(requests: Sequence[Request], prompt: ThoughtPrompt, n: int) -> "list[list[Output]]":
             rules = rules_of(sample, prompt)

@@ -16,7 +16,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeAlias, get_args
 
@@ -57,10 +57,10 @@ SERVER_LOST = 3
 """Exit status where Prefect's server is out of reach."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, recipes: Iterable[Recipe] = RECIPES.values()) -> int:
     """Runs one subcommand; returns the exit status."""
     os.environ.update(loopback_without_proxy(os.environ))
-    options = _parser().parse_args(arguments)
+    options = _parser(recipes).parse_args(arguments)
     last_words(TO_RESUME if options.run is _make else STOPPED)
     return ended(lambda: int(options.run(options)))
 
@@ -114,10 +114,10 @@ class _Parser(argparse.ArgumentParser):
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentParser:
     parser = _Parser(prog="tpo", description="Thought Preference Optimization")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for recipe in RECIPES.values():
+    for recipe in recipes:
         add_recipe(commands, recipe)
     _add_plan(commands)
     _add_fetch(commands)
@@ -435,8 +435,11 @@ def _small_judges(options: argparse.Namespace) -> int:
     make_folder(options.to)
     _start_again_with_threads(2)
     from flows.cli.miniature import build_small_judges
+    from tpo.engines.engines import open_engines
 
-    for name, scores in build_small_judges(options.to).items():
+    with open_engines():
+        built = build_small_judges(options.to)
+    for name, scores in built.items():
         print(name, ", ".join(f"{score} {value:g}" for score, value in scores.items()))
     return 0
 

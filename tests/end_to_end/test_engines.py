@@ -18,8 +18,8 @@ from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import engine_environment, start_ray
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.sampler import Accept, Engine, Output, Request, SamplerPool
-from tpo.engines.training.launch import train_model
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
 from tpo.storage.store import folder_artifact
@@ -65,7 +65,7 @@ def outputs(
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[SamplerPool]:
-    pool = SamplerPool(EngineConfig(threads=1), ClusterConfig(), 64)
+    pool = engines_of_run().sampler_pool(EngineConfig(threads=1), ClusterConfig(), 64)
     yield pool
     pool.close()
 
@@ -105,7 +105,7 @@ def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: Sampler
     actors = pool.crew.actors
     reloaded = sampled(pool, b, [REQUESTS])
     assert pool.crew.actors == actors
-    split = SamplerPool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
+    split = engines_of_run().sampler_pool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
     try:
         assert sampled(split, b, [REQUESTS]) == reloaded
     finally:
@@ -152,7 +152,7 @@ def moved(model: Artifact, folder: Path, part: str) -> Artifact:
 def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     pairs = [pair(i) for i in range(16)]
-    epochs = train_model(
+    epochs = engines_of_run().train_model(
         model.path,
         pairs,
         tmp_path / "train",
@@ -173,7 +173,7 @@ def test_a_worker_that_fails_says_why(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     (model.path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(StageError, match="training failed"):
-        train_model(
+        engines_of_run().train_model(
             model.path,
             [pair(0)],
             tmp_path / "train",

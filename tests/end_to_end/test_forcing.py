@@ -18,6 +18,7 @@ from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.data.gsm8k import annotations
 from tpo.engines.cluster.processes import engine_environment
+from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget, as_argument
 from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.miniature.training import collate, descend, falling
@@ -33,7 +34,7 @@ BUDGET = ThoughtBudget(12, GENERIC.response_marker)
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[SamplerPool]:
-    made = SamplerPool(EngineConfig(), ClusterConfig(), 352, forcing=True)
+    made = SamplerPool(EngineConfig(), ClusterConfig(), 352, room=Room(), forcing=True)
     yield made
     made.close()
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 from tests.faults.compare import Difference, difference
 
@@ -185,41 +186,38 @@ def stage_of(path: str) -> str | None:
     return found[-1] if found else None
 
 
-def prepare() -> None:
-    """Makes this process one whose forks can run: mock engines in their places, no Prefect, everything imported.
-
-    The report's plots are empty: drawing them takes more than all else that such a run does.
-    """
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Makes this process one whose forks can run: on mock engines, without Prefect, everything imported."""
     import tempfile
 
     import pyarrow as pa
-    from markupsafe import Markup
 
-    import flows.iterate as flow
-    import judges.askers
-    import tasks.report
-    import tasks.sample
-    import tasks.training
-    import tpo.engines.inference.generator
-    import tpo.report.plots
-    import tpo.report.run_page
-    from tests.faults.mock_engines import MockPool, MockWriter, mock_train_model
+    from flows.iterate import iterate
+    from tests.faults.mock_engines import MockEngines
+    from tests.without_prefect import without_prefect
+    from tpo.run_context import RunContext, using
 
     pa.set_cpu_count(1)
-    vars(flow).update({name: vars(flow)[name].fn for name in (*STAGES, "synthesize", "iterate", "iteration")})
-    for module in (tasks.sample, judges.askers):
-        vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
-    vars(tpo.engines.inference.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
-    vars(tasks.training)["train_model"] = mock_train_model
-    for module in (tpo.report.plots, tpo.report.run_page):
-        vars(module)["draw"] = lambda *_, **__: Markup("<svg></svg>")
-    for artifact in ("create_table_artifact", "create_markdown_artifact"):
-        vars(tasks.report)[artifact] = lambda **_: None
-    with tempfile.TemporaryDirectory() as folder:
-        make_seed(Path(folder) / "seed")
-        for judge in ("verifier", "pairwise"):
-            flow.iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
-    sys.addaudithook(_listener)
+    with without_prefect(), without_drawing(), using(RunContext(engines=MockEngines())):
+        with tempfile.TemporaryDirectory() as folder:
+            make_seed(Path(folder) / "seed")
+            for judge in ("verifier", "pairwise"):
+                iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
+        sys.addaudithook(_listener)
+        yield
+
+
+@contextlib.contextmanager
+def without_drawing() -> Iterator[None]:
+    """Leaves plots empty: matplotlib takes more than all else that such a run does."""
+    axes = mock.MagicMock()
+    axes.get_ylim.return_value = (0.0, 1.0)
+    figure = mock.MagicMock()
+    figure.add_subplot.return_value = axes
+    figure.savefig.side_effect = lambda file, **_: file.write('<svg viewBox="0 0 1 1"></svg>')
+    with mock.patch("matplotlib.figure.Figure", return_value=figure):
+        yield
 
 
 def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example, stage: str = "all") -> Broken:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import mock_run
 from tests.faults.mock_run import STAGES
 from tests.faulty_proxy import FaultyProxy, weather
 from tests.s3_server import S3Server, new_url
@@ -73,14 +74,13 @@ def test_in_bad_weather_a_run_ends_as_it_would_have(
     )
 
 
+@mock_run.prepared()
 def main(parent: Path) -> None:
     """Breaks a run for each case; writes what became of them."""
-    from tests.faults import mock_run
     from tests.faults.compare import astuple, difference
     from tpo.storage.mirror import reading
 
     storage, cases = json.loads((parent / "asked.json").read_text())
-    mock_run.prepare()
     mock_run.make_seed(parent / "seed")
     expected = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", 1))
     in_bucket = mock_run.Plan("pairwise", 1, new_url(), storage)

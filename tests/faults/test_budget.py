@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import mock_run
 from tests.faults.mock_engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
@@ -69,11 +70,9 @@ def test_some_kills_struck_where_something_was_paid_for_twice(found: Mapping[str
     assert any(run["spent"] != run["expected"] for run in found["killed"])
 
 
+@mock_run.prepared()
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
-    from tests.faults import mock_run
-
-    mock_run.prepare()
     mock_run.make_seed(parent / "seed")
     plans = {judge: mock_run.Plan(judge, iterations=1) for judge in ("verifier", "pairwise")}
     examples = {judge: mock_run.an_example(parent / judge, plan) for judge, plan in plans.items()}
@@ -127,7 +126,6 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
 
 def _run_with_cap(folder: Path, judge: str, cap: int, log: Path) -> int:
     from flows.iterate import iterate
-    from tests.faults import mock_run
     from tpo.config.resources import BudgetConfig
     from tpo.errors import BudgetError
 

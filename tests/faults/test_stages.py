@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import mock_run
 from tests.faults.mock_run import FAULTS, STAGES
 from tests.sampling import dice, exhaustive
 
@@ -76,11 +77,9 @@ def test_a_stage_that_is_struck_ends_as_it_would_have(
     outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
 
 
+@mock_run.prepared()
 def main(parent: Path) -> None:
     """Breaks a run for each fault in each stage; writes what became of them."""
-    from tests.faults import mock_run
-
-    mock_run.prepare()
     mock_run.make_seed(parent / "seed")
     loaded = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
     written = mock_run.an_example(parent / "written", mock_run.Plan("pairwise", iterations=1, synthetic=True))

@@ -19,6 +19,7 @@ from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import environment, start_ray
+from tpo.engines.cluster.room import Room
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import Stop, train_from_checkpoint, write_dataset
 from tpo.errors import StageError
@@ -51,6 +52,7 @@ def train(
         cluster=ClusterConfig(),
         seed=0,
         progress=lambda done, total: on_step(done),
+        room=Room(),
         stop=stop,
     )
 

@@ -19,6 +19,7 @@ from tests.rows import a_config
 from tpo.config.recipes import SelfTrainConfig
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.run_context import RunContext, using
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
@@ -113,7 +114,15 @@ class _Stopped(Exception):
 
 
 def main(parent: Path) -> None:
-    """Makes the runs; writes what became of them."""
+    """Makes the runs on mock engines, without Prefect; writes what became of them."""
+    from tests.faults.mock_engines import MockEngines
+    from tests.without_prefect import without_prefect
+
+    with without_prefect(), using(RunContext(engines=MockEngines(_Pool()))):
+        (parent / "found.json").write_text(json.dumps(_found(parent)))
+
+
+def _found(parent: Path) -> dict[str, Any]:
     from flows import self_train
     from flows.recipes import RECIPES
     from tasks.handles import seed_model
@@ -121,7 +130,6 @@ def main(parent: Path) -> None:
     recipe = RECIPES["self-train"]
     assert recipe.ablation is not None
     folder = parent / "whole"
-    _prepare()
     config = _config(folder)
     ablation = self_train.self_train_and_plain.fn(config, ITERATIONS)
     before = _times(folder)
@@ -138,7 +146,7 @@ def main(parent: Path) -> None:
     }
     assert recipe.ablation.ready(config, ITERATIONS) == ablation
     found["ablation known"] = _known(recipe.ablation, config)
-    (parent / "found.json").write_text(json.dumps(found))
+    return found
 
 
 def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
@@ -157,26 +165,6 @@ def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
         path.write_bytes(before)
         mark_finished(run, LADDER, page_of(LADDER))
     return known
-
-
-def _prepare() -> None:
-    """Mock engines in their places, no Prefect."""
-    import flows.iterate
-    import flows.self_train
-    import tasks.measure
-    import tasks.sample
-    import tasks.training
-    from tests.faults.mock_engines import mock_train_model
-
-    stages = (
-        *("sample", "judge", "load_prompts", "demonstrate", "fine_tune", "train"),
-        *("pair_by_answer", "pseudo_label", "measure"),
-    )
-    for module in (flows.iterate, flows.self_train):
-        vars(module).update({name: vars(module)[name].fn for name in stages if name in vars(module)})
-    vars(tasks.sample)["sampler_pool"] = lambda *_, **__: _Pool()
-    vars(tasks.training)["train_model"] = mock_train_model
-    vars(tasks.measure)["create_markdown_artifact"] = lambda **_: None
 
 
 class _Pool:
@@ -278,26 +266,22 @@ def _ablation(config: RunConfig, ladder: Any) -> dict[str, Any]:
 
 
 def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
-    """A run that an exception ends before its second pairs are there, and then the same command again."""
+    """A run that an exception ends before its second DPO, and then the same command again."""
     from flows import self_train
+    from tests.faults.mock_engines import MockEngines
     from tpo.report.ladder import read_ladder
 
     config = _config(folder)
-    stage = vars(self_train)["pair_by_answer"]
 
-    def failing(config: RunConfig, where: str, *arguments: Any) -> Any:
-        if where == "iter_2/dpo":
-            raise _Stopped
-        return stage(config, where, *arguments)
+    class Stopping(MockEngines):
+        def train_model(self, model: Path, rows: Any, folder: Path, **options: Any) -> Any:
+            if folder.is_relative_to(config.root / "iter_2/dpo"):
+                raise _Stopped
+            return super().train_model(model, rows, folder, **options)
 
-    vars(self_train)["pair_by_answer"] = failing
-    try:
+    with pytest.raises(_Stopped), using(RunContext(engines=Stopping(_Pool()))):
         self_train.self_train.fn(config, ITERATIONS)
-        raise AssertionError("nothing stopped it")
-    except _Stopped:
-        before = _times(config.root)
-    finally:
-        vars(self_train)["pair_by_answer"] = stage
+    before = _times(config.root)
     ladder = self_train.self_train.fn(config, ITERATIONS)
     after = _times(config.root)
     same = read_ladder(whole.root / "ladder.json") == ladder

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults import mock_run
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -74,24 +76,15 @@ def test_without_fine_tuning_the_pairs_of_a_file_are_trained_on(found: Mapping[s
     assert found["from a file"]["pairs"] == 20
 
 
+@mock_run.prepared()
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
-    import flows.iterate
-    import flows.thinkpo
-    import tasks.measure
-    import tasks.training
     from flows.recipes import RECIPES
     from flows.thinkpo import thinkpo
-    from tests.faults import mock_run
+    from tests.faults.mock_engines import MockEngines
     from tpo.records import Pair
+    from tpo.run_context import RunContext, using
 
-    mock_run.prepare()
-    flow = vars(flows.thinkpo)
-    for name, value in list(flow.items()):
-        if type(value).__name__ == "Task":
-            flow[name] = value.fn
-    flow["ask"] = vars(flows.iterate)["ask"]
-    vars(tasks.measure)["create_markdown_artifact"] = lambda **_: None
     config = _config(parent / "plain")
     run: Callable[[Any], Any] = thinkpo.fn
     found: dict[str, Any] = {}
@@ -108,19 +101,17 @@ def main(parent: Path) -> None:
     found["known"] = RECIPES["thinkpo"].ready(config, 1) == ladder
 
     broken = _config(parent / "broken")
-    train = vars(tasks.training)["train_model"]
     trained: list[Path] = []
 
-    def breaks_off(model: Path, *arguments: Any, **options: Any) -> Any:
-        trained.append(model)
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        return train(model, *arguments, **options)
+    class BreakOff(MockEngines):
+        def train_model(self, model: Path, *arguments: Any, **options: Any) -> Any:
+            trained.append(model)
+            if len(trained) == 2:
+                raise KeyboardInterrupt
+            return super().train_model(model, *arguments, **options)
 
-    vars(tasks.training)["train_model"] = breaks_off
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), using(RunContext(engines=BreakOff())):
         run(broken)
-    vars(tasks.training)["train_model"] = train
     found["kept after the break"] = sorted(_fingerprints(broken.root))
     before = _times(broken.root)
     run(broken)
@@ -162,7 +153,6 @@ def main(parent: Path) -> None:
 
 
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
-    from tests.faults import mock_run
     from tpo.config.data import FileSource, ModelConfig, PromptConfig
     from tpo.config.recipes import PairFile, PairModels, ThinkPoConfig
     from tpo.config.training import SftConfig

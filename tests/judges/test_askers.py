@@ -1,6 +1,7 @@
 """Claims about how comparisons reach a model: the same tokens as the whole chat's, prefix by prefix."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,31 @@ from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.reply import Tokens
 from tpo.models.chat import ChatEncoder
+from tpo.records import Message
 
 SHIPPED_EVALUATOR = PairwiseJudge().folder
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 awkward = st.one_of(texts, st.sampled_from(["", " a", "(", "\n\nb", "a.\n", "<|eot_id|>", "<|end|>", "[[A]]", "…"]))
 
 
+class CountingEncoder(ChatEncoder):
+    """Counts the chats that it encodes as a whole."""
+
+    times = 0
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        self.times += 1
+        return super().encode(messages)
+
+
 @pytest.fixture(scope="module", params=["miniature", "llama3"])
-def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatEncoder:
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CountingEncoder:
     if request.param == "miniature":
         assert SHIPPED_EVALUATOR is not None
-        return ChatEncoder(SHIPPED_EVALUATOR)
+        return CountingEncoder(SHIPPED_EVALUATOR)
     folder: Path = tmp_path_factory.mktemp("llama3")
     like_llama3().save_pretrained(folder)
-    return ChatEncoder(folder)
+    return CountingEncoder(folder)
 
 
 @given(data=st.data())
@@ -50,16 +62,15 @@ def test_pieces_are_encoded_as_the_whole_chat_is(encoder: ChatEncoder, data: st.
     assert [encoder.tokenizer.decode(ids) for ids in encoded] == [encoder.tokenizer.decode(ids) for ids in whole]
 
 
-def test_ordinary_comparisons_are_put_together_from_pieces(encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch):
+def test_ordinary_comparisons_are_put_together_from_pieces(encoder: CountingEncoder):
     comparing = ComparisonEncoder(PROMPTS["cot"], encoder)
     group = [
         Comparison("hello?", a, b) for a, b in itertools.permutations(["The answer is 7.", "7", "(7)", "hello"], 2)
     ]
     whole = [encoder.encode(PROMPTS["cot"].render(c.instruction, c.first, c.second)) for c in group]
-    times = iter(range(2))
-    encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda messages: (next(times), encode(messages))[1])
-    assert comparing.encode(group) == whole  # a third whole encoding would end the iterator
+    encoder.times = 0
+    assert comparing.encode(group) == whole
+    assert encoder.times <= 2
 
 
 def test_what_comparisons_share_stands_at_the_front(encoder: ChatEncoder):

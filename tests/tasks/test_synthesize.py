@@ -1,5 +1,6 @@
 """Claims about prompts that a model writes: fresh ones alone are taken, every other is counted, nothing is lost."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,16 @@ from tasks.handles import seed_model
 from tasks.source import make_prompt
 from tasks.spending import api_tokens
 from tasks.synthesize import Choice, example_pool, generations_stage, next_round, synthesize
-from tests.faults.mock_engines import MockWriter
+from tests.faults.mock_engines import MockEngines, MockWriter
 from tests.misbehaving_server import Fail, MisbehavingServer, Say
 from tests.rows import a_config, stored
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig
 from tpo.config.run import RunConfig
-from tpo.engines.inference import generator
 from tpo.errors import BudgetError, InputError, StageError
 from tpo.method.similarity import NearTexts
 from tpo.records import Account, Artifact, Generation, Prompt
+from tpo.run_context import RunContext, using
 from tpo.storage.ledger import read_ledger
 from tpo.storage.store import read_manifest, read_rows
 
@@ -141,14 +142,15 @@ class Writer(MockWriter):
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Any:
+def engines() -> Iterator[Any]:
     """Puts a writer in the place of the engines."""
+    with contextlib.ExitStack() as contexts:
 
-    def put(writer: Writer) -> Writer:
-        monkeypatch.setattr(generator, "sampler_pool", lambda *_, **__: writer)
-        return writer
+        def put(writer: Writer) -> Writer:
+            contexts.enter_context(using(RunContext(engines=MockEngines(writer))))
+            return writer
 
-    return put
+        yield put
 
 
 def config_for(folder: Path, **changes: Any) -> RunConfig:
