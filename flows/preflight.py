@@ -23,9 +23,8 @@ from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
-from tasks.lineage import SHIPPED_SEED_MODEL, completed
+from tasks.lineage import completed
 from tasks.source import question_key
-from tpo.config.base import MINIATURE
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
 from tpo.config.judges import (
@@ -102,7 +101,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     for fault in too_few_prompts(config, iterations):
         raise InputError(fault)
     config = sized(config)
-    parameters = _parameters(_seed_folder(config))
+    parameters = _parameters(config.model.folder)
     for line in (
         *_check_disk(config, iterations, parameters),
         *_check_memory(config, parameters),
@@ -114,10 +113,10 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     for folder in writers(config):
         for line in check_weights(folder):
             say(line)
-    check_generation_config(_seed_folder(config))
-    check_training(_seed_folder(config), config.train, config.trainer)
+    check_generation_config(config.model.folder)
+    check_training(config.model.folder, config.train, config.trainer)
     if config.sft is not None:
-        check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
+        check_training(config.model.folder, config.sft, config.trainer, section="sft")
     for line in check_templates(config):
         say(line)
 
@@ -140,7 +139,7 @@ def check_proxies(config: RunConfig) -> None:
 
 def model_checks(config: RunConfig) -> list[Callable[[], object]]:
     """The checks of M_0 that a run makes beyond those of its folder's files, to be made one by one."""
-    folder, sft = _seed_folder(config), config.sft
+    folder, sft = config.model.folder, config.sft
     checks: list[Callable[[], object]] = [
         lambda: _check_contexts(config),
         lambda: _check_splits(config),
@@ -155,7 +154,7 @@ def model_checks(config: RunConfig) -> list[Callable[[], object]]:
 
 def machine_checks(config: RunConfig) -> list[Callable[[], object]]:
     """The checks of this machine for M_0, to be made one by one."""
-    folder = _seed_folder(config)
+    folder = config.model.folder
     return [
         lambda: _check_gpus(config),
         lambda: _check_cpus(config),
@@ -226,13 +225,9 @@ def check_thinkpo(config: RunConfig) -> None:
         )
 
 
-def _seed_folder(config: RunConfig) -> Path:
-    return SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
-
-
 def writers(config: RunConfig) -> list[Path]:
     """The folders of the models that write in a run, each once: M_0, judges that are asked, and whoever else writes."""
-    folders = [_seed_folder(config)]
+    folders = [config.model.folder]
     folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
     if config.data.synthetic is not None and config.data.synthetic.folder is not None:
         folders.append(config.data.synthetic.folder)
@@ -244,7 +239,7 @@ def writers(config: RunConfig) -> list[Path]:
 
 def _check_contexts(config: RunConfig) -> None:
     """Each model that writes can be used as the run uses it, and has room for its own prompts and outputs."""
-    seed = _seed_folder(config)
+    seed = config.model.folder
     for asked in contexts(config):
         folder = asked.folder or seed
         context = check_writer(folder, trained=folder == seed, device=config.engine.device)
@@ -302,7 +297,7 @@ def _check_splits(config: RunConfig) -> None:
     """vLLM can split each model over the GPUs of an engine, as far as its `config.json` tells."""
     judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
     asked = [
-        ("engine", config.engine.tensor_parallel, _seed_folder(config)),
+        ("engine", config.engine.tensor_parallel, config.model.folder),
         *(("judge_engine", config.judge_engine.tensor_parallel, judge.folder) for judge in judges if judge.folder),
     ]
     asked += [("engine", config.engine.tensor_parallel, each.folder) for each in contexts(config) if each.folder]
@@ -551,15 +546,15 @@ def check_templates(config: RunConfig) -> list[str]:
         for question in QUESTIONS
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
-    lines = check_asked(_seed_folder(config), asked, marked)
+    lines = check_asked(config.model.folder, asked, marked)
     if config.thinkpo is None and config.self_train is None:
-        lines += check_thinking(_seed_folder(config))
+        lines += check_thinking(config.model.folder)
     for each in pair_writers(config):
         said = load_prompt(each.prompt)
-        lines += check_asked(each.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])
+        lines += check_asked(each.folder or config.model.folder, [said.render(q) for q in QUESTIONS], [ANSWER])
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
-        lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])
+        lines += check_asked(writer.folder or config.model.folder, [few_shot], [f"<task>\n{ANSWER}\n</task>"])
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         assert judge.folder is not None
         if isinstance(judge, PairwiseJudge):

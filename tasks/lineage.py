@@ -17,8 +17,7 @@ from typing import Any, Literal
 from prompts.instructions import load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
-from tpo.config.base import MINIATURE
-from tpo.config.data import FileSource, PromptConfig, SampleConfig
+from tpo.config.data import FileSource, ModelConfig, PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, ValidationConfig, VerifierJudge, compares, least_margin
 from tpo.config.recipes import PairFile, PairModels
 from tpo.config.run import RunConfig
@@ -29,7 +28,7 @@ from tpo.records import Artifact, Demonstration, Generation, Judgment, Pair, Pro
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
 
-SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "tpo" / "miniature" / "seed_model"
+SHIPPED_SEED_MODEL = ModelConfig().folder
 """The miniature's M_0."""
 
 Purpose = Literal["train", "evaluate"]
@@ -143,7 +142,7 @@ def direct_ask(config: RunConfig) -> Ask:
 
 def seed_model(config: RunConfig) -> Artifact:
     """M_0 as an artifact, named by the content of its files."""
-    return folder_artifact(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
+    return folder_artifact(config.model.folder)
 
 
 def is_written(config: RunConfig, folder: str) -> bool:

@@ -16,9 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.prompt_counts import sized, too_few_prompts
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.spending import device_name
-from tpo.config.base import MINIATURE
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.run import RunConfig
@@ -64,8 +62,7 @@ def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
 
 def models_of(config: RunConfig) -> Models:
     """The models of a run, by their folders."""
-    folder = SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
-    seed = _find_writer(folder, trained=True, device=config.engine.device)
+    seed = _find_writer(config.model.folder, trained=True, device=config.engine.device)
     writer = config.data.synthetic
     generator = None
     if writer is not None and writer.endpoint is None:

@@ -1,6 +1,7 @@
 """What all sections of a profile share: a frozen base with strict keys, limits of numbers, and addresses."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -10,6 +11,10 @@ from tpo.errors import shortened
 
 MINIATURE = "miniature"
 """The model path that stands for the seed model, or the judge, shipped with the miniature world."""
+
+
+SHIPPED = Path(__file__).parents[1] / "miniature"
+"""Where the miniature's models are: the seed model and the judges."""
 
 
 SEED = "seed"

