@@ -107,7 +107,7 @@ def run_thinkpo(
         run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
         judge: Who scores responses; another judge than the profile's comes with its defaults.
         seed: The run's seed. None: the profile's.
-        overrides: Values in place of the profile's, each as `thinkpo.swap=true`.
+        overrides: Values in place of the profile's, each as `recipe.swap=true`.
     """
     config = _asked_for(profile, run_name, judge, seed, overrides)
     entitle(f"{config.name}, ThinkPO", config.name)
@@ -136,7 +136,7 @@ def run_self_train(
         run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
         judge: Who scores responses; another judge than the profile's comes with its defaults.
         seed: The run's seed. None: the profile's.
-        overrides: Values in place of the profile's, each as `self_train.dpo=false`.
+        overrides: Values in place of the profile's, each as `recipe.dpo=false`.
         iterations: T of the last model SFT_T.
         ablation: Whether to run it without the DPO step too, and hold each SFT_t against the other's.
     """

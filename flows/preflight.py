@@ -35,7 +35,7 @@ from tpo.config.judges import (
     VerifierJudge,
     checks_instructions,
 )
-from tpo.config.recipes import PairFile, PairModels
+from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
@@ -116,7 +116,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     check_generation_config(config.model.folder)
     check_training(config.model.folder, config.train, config.trainer)
     if config.sft is not None:
-        check_training(config.model.folder, config.sft, config.trainer, section="sft")
+        check_training(config.model.folder, config.sft, config.trainer, section="recipe.sft")
     for line in check_templates(config):
         say(line)
 
@@ -148,7 +148,7 @@ def model_checks(config: RunConfig) -> list[Callable[[], object]]:
         lambda: check_training(folder, config.train, config.trainer),
     ]
     if sft is not None:
-        checks.append(lambda: check_training(folder, sft, config.trainer, section="sft"))
+        checks.append(lambda: check_training(folder, sft, config.trainer, section="recipe.sft"))
     return checks
 
 
@@ -170,19 +170,12 @@ def template_checks(config: RunConfig) -> list[Callable[[], object]]:
 
 def check_tpo(config: RunConfig) -> None:
     """Refuses a run of TPO whose profile is another recipe's."""
-    for section, recipe in (("thinkpo", "thinkpo"), ("self_train", "self-train")):
-        if getattr(config, section) is not None:
-            raise InputError(f"the profile has a section [{section}], which is another recipe's: call make {recipe}")
+    config.recipe_as(Tpo)
 
 
 def check_self_training(config: RunConfig) -> None:
     """Refuses a run of self-training whose profile cannot make one."""
-    source = config.data.source
-    if config.self_train is None:
-        raise InputError(
-            "the profile has no section [self_train], expected one that says how a model learns from its own answers: "
-            "take deploy/profiles/self-train.toml as an example"
-        )
+    source, recipe = config.data.source, config.recipe_as(SelfTrain)
     right = "instruction_ids_column" if checks_instructions(config.judge) else "reference_column"
     if isinstance(source, FileSource) and not (getattr(source, right) and source.demonstration_column):
         raise InputError(
@@ -190,27 +183,22 @@ def check_self_training(config: RunConfig) -> None:
             "and needs to know what is right: name both"
         )
     most = config.data.per_iteration
-    if most != "all" and (config.self_train.demonstrations or 0) > most:
+    if most != "all" and (recipe.demonstrations or 0) > most:
         raise InputError(
-            f"self_train.demonstrations is {config.self_train.demonstrations}, expected at most data.per_iteration, "
-            f"{most}: they are those of the first questions"
+            f"recipe.demonstrations is {recipe.demonstrations}, expected at most data.per_iteration, {most}: they are "
+            "those of the first questions"
         )
 
 
 def check_thinkpo(config: RunConfig) -> None:
     """Refuses a run of ThinkPO whose profile, models or files cannot make one."""
-    if config.thinkpo is None:
-        raise InputError(
-            "the profile has no section [thinkpo], expected one that says where long and short outputs are from: take "
-            "deploy/profiles/thinkpo.toml as an example"
-        )
-    source, prompts = config.thinkpo.source, config.data.source
+    source, prompts = config.recipe_as(ThinkPo).source, config.data.source
     if isinstance(source, PairFile):
         read_pair_rows(source)
     elif config.sft is None:
         raise InputError(
-            'thinkpo.source.kind is "models", and there is no section [sft]: models write for the prompts of '
-            'fine-tuning; add [sft], or take pairs from a file (thinkpo.source.kind = "file")'
+            'recipe.source.kind is "models", and there is no section [recipe.sft]: models write for the prompts of '
+            'fine-tuning; add [recipe.sft], or take pairs from a file (recipe.source.kind = "file")'
         )
     else:
         for prompt in (source.long_prompt, source.short_prompt):
@@ -220,8 +208,8 @@ def check_thinkpo(config: RunConfig) -> None:
                 check_writer(Path(model), device=config.engine.device)
     if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
         raise InputError(
-            "[sft] is there, and data.source.demonstration_column is not: name the column that holds the responses to "
-            "imitate"
+            "[recipe.sft] is there, and data.source.demonstration_column is not: name the column that holds the "
+            "responses to imitate"
         )
 
 
@@ -231,8 +219,8 @@ def writers(config: RunConfig) -> list[Path]:
     folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
     if config.data.synthetic is not None and config.data.synthetic.folder is not None:
         folders.append(config.data.synthetic.folder)
-    if config.thinkpo is not None and isinstance(config.thinkpo.source, PairModels):
-        source = config.thinkpo.source
+    source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
+    if isinstance(source, PairModels):
         folders += [Path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")]
     return list(dict.fromkeys(folders))
 
@@ -323,7 +311,7 @@ def _check_files(config: RunConfig) -> None:
     source = config.data.source
     if not isinstance(source, FileSource):
         return
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         first_read = [each.path for each in prompt_sets(config, 1)]
     else:
         first_read = [file_of(source, "", 1), file_of(source, "validation", 0), file_of(source, "test", 0)]
@@ -461,7 +449,7 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
         for path in config.root.glob("iter_*/train/epoch_*/*.safetensors")
         if path.parents[2].name not in {f"iter_{t}" for t in range(done + 1)}
     )
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         written = sum(path.stat().st_size for path in config.root.glob("**/train/epoch_*/*.safetensors"))
     needed = disk_needed(config, left, parameters=parameters, written=written)
     root, free = config.root.resolve(), free_disk(config.root)
@@ -547,7 +535,7 @@ def check_templates(config: RunConfig) -> list[str]:
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
     lines = check_asked(config.model.folder, asked, marked)
-    if config.thinkpo is None and config.self_train is None:
+    if isinstance(config.recipe, Tpo):
         lines += check_thinking(config.model.folder)
     for each in pair_writers(config):
         said = load_prompt(each.prompt)

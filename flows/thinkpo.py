@@ -21,7 +21,7 @@ from tasks.pair_by_length import pair_by_length, pairs_from_file
 from tasks.progress import show_progress
 from tasks.sample import sample
 from tasks.train import train
-from tpo.config.recipes import PairFile
+from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
@@ -68,8 +68,7 @@ def make_models(config: RunConfig) -> Ladder:
 
 def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, given: Artifact) -> Artifact | None:
     """Long outputs against short ones to the prompts of fine-tuning; None where pairs are from a file."""
-    assert config.thinkpo is not None
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
     if isinstance(source, PairFile):
         return None
 

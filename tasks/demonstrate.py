@@ -42,7 +42,6 @@ def demonstrate(
 
     Raises `InputError` where there is not a single one, with the counts that say why.
     """
-    assert config.sft is not None
     stage = demonstrations_stage(config, folder, model, prompts, written, most)
     if (done := stage.complete()) is not None:
         return done
@@ -65,7 +64,7 @@ def demonstrate(
             dropped["not_used"] += 1
             continue
         prompt_ids = encoder.encode(prompt.render(row.instruction))
-        fitted = fit(prompt_ids, encoder.encode_output(output), config.sft)
+        fitted = fit(prompt_ids, encoder.encode_output(output), config.fine_tuning)
         if fitted is None:
             dropped["too_long"] += 1
         else:
@@ -75,7 +74,7 @@ def demonstrate(
         remedy = "name data.source.demonstration_column" if written is None else f"look at {written.path}"
         raise InputError(
             f"{stage.name}: 0 outputs to imitate for {len(asked)} prompts ({_reasons(account)}): {remedy}, or raise "
-            "sft.max_tokens"
+            "recipe.sft.max_tokens"
         )
     stage.write_shard(0, made)
     artifact = stage.commit(1, account=account)

@@ -16,6 +16,5 @@ from tpo.records import Artifact, Demonstration
 @task(name="fine_tune", task_run_name="fine-tune {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def fine_tune(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> list[Artifact]:
     """The checkpoints of `model` fine-tuned on `demonstrations`, in the order of their epochs."""
-    assert config.sft is not None
     stage = fine_tune_stage(config, folder, model, demonstrations)
-    return run_training(config, config.sft, stage, model, demonstrations, row_type=Demonstration)
+    return run_training(config, config.fine_tuning, stage, model, demonstrations, row_type=Demonstration)

@@ -19,11 +19,12 @@ from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
 from tpo.config.data import FileSource, ModelConfig, PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, ValidationConfig, VerifierJudge, compares, least_margin
-from tpo.config.recipes import PairFile, PairModels
+from tpo.config.load import load_config
+from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.data.prompt_files import file_of
-from tpo.errors import DamagedError, StoreError
+from tpo.errors import DamagedError, InputError, StoreError
 from tpo.records import Artifact, Demonstration, Generation, Judgment, Pair, Prompt, Sample, Score
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import Stage, combined_sha256, file_sha256, folder_artifact, read_manifest
@@ -118,15 +119,13 @@ def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "shor
 
 def pairing_ask(config: RunConfig, iteration: int) -> Ask:
     """What SFT_{t-1} is asked for outputs that pairs are made of, in self-training."""
-    assert config.self_train is not None
-    sample = config.sample.model_copy(update={"k": config.self_train.pair_outputs})
+    sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).pair_outputs})
     return Ask(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
 
 
 def labelling_ask(config: RunConfig, iteration: int) -> Ask:
     """What DPO_t is asked for outputs that SFT_t imitates; without a DPO step SFT_{t-1}."""
-    assert config.self_train is not None
-    sample = config.sample.model_copy(update={"k": config.self_train.label_outputs})
+    sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).label_outputs})
     return Ask(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
 
 
@@ -361,14 +360,14 @@ def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Arti
 
 def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> Stage:
     """The checkpoints of supervised fine-tuning below `folder`, a model folder an epoch."""
-    assert config.sft is not None
+    sft = config.fine_tuning
     return Stage(
         config.root,
         f"{folder}/train",
         "Model",
         inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
-        config=_training_values(config, {"sft": config.sft.model_dump(mode="json", exclude={"too_long"})}),
-        without_effect=_training_without_effect("sft", config.sft),
+        config=_training_values(config, {"sft": sft.model_dump(mode="json", exclude={"too_long"})}),
+        without_effect=_training_without_effect("sft", sft),
     )
 
 
@@ -450,7 +449,6 @@ def demonstrations_stage(
 
     `model`, which is to imitate them, matters because its tokenizer makes the tokens; `most` is how many are taken.
     """
-    assert config.sft is not None
     inputs = {"model": model.fingerprint, "prompts": prompts.fingerprint}
     if written is not None:
         inputs["written"] = written.fingerprint
@@ -460,8 +458,8 @@ def demonstrations_stage(
         Demonstration,
         inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
         config={
-            "max_tokens": config.sft.max_tokens,
-            "too_long": config.sft.too_long,
+            "max_tokens": config.fine_tuning.max_tokens,
+            "too_long": config.fine_tuning.too_long,
             **({} if most is None else {"most": most}),
         },
     )
@@ -469,21 +467,19 @@ def demonstrations_stage(
 
 def pairs_by_length_stage(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Stage:
     """Pairs of long and short outputs to the same prompts."""
-    assert config.thinkpo is not None
-    values = config.thinkpo.model_dump(mode="json", exclude={"source"})
     return Stage(
         config.root,
         f"{folder}/pairs",
         Pair,
         inputs={"long": long.fingerprint, "short": short.fingerprint},
-        config={"seed": config.seed, "thinkpo": values, "max_tokens": config.train.max_tokens},
+        config={"seed": config.seed, "thinkpo": _filter_values(config), "max_tokens": config.train.max_tokens},
     )
 
 
 def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> Stage:
     """Pairs of long and short outputs from a file, in the tokens of `model`."""
-    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
+    assert isinstance(source, PairFile)
     return Stage(
         config.root,
         f"{folder}/pairs",
@@ -495,23 +491,27 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
         },
         config={
             "seed": config.seed,
-            "thinkpo": config.thinkpo.model_dump(mode="json", exclude={"source"}),
+            "thinkpo": _filter_values(config),
             "columns": source.model_dump(mode="json", exclude={"path"}),
             "max_tokens": config.train.max_tokens,
         },
     )
 
 
+def _filter_values(config: RunConfig) -> dict[str, Any]:
+    """The config values that decide which long and short outputs become pairs."""
+    return config.recipe_as(ThinkPo).model_dump(mode="json", exclude={"kind", "source", "sft"})
+
+
 def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
     """Pairs of right and wrong outputs to the same questions."""
-    assert config.self_train is not None
     return Stage(
         config.root,
         f"{folder}/pairs",
         Pair,
         inputs=_answered(given, answers),
         config={
-            "pairs_per_question": config.self_train.pairs_per_question,
+            "pairs_per_question": config.recipe_as(SelfTrain).pairs_per_question,
             "max_tokens": config.train.max_tokens,
         },
     )
@@ -519,16 +519,16 @@ def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answe
 
 def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
     """Outputs to imitate: those that are given, and those that were answered right."""
-    assert config.self_train is not None and config.sft is not None
+    recipe = config.recipe_as(SelfTrain)
     return Stage(
         config.root,
         f"{folder}/demonstrations",
         Demonstration,
         inputs=_answered(given, answers),
         config={
-            "similarity": config.self_train.similarity,
-            "cap_quantile": config.self_train.cap_quantile,
-            "max_tokens": config.sft.max_tokens,
+            "similarity": recipe.similarity,
+            "cap_quantile": recipe.cap_quantile,
+            "max_tokens": recipe.sft.max_tokens,
         },
     )
 
@@ -554,7 +554,10 @@ def keep_config(config: RunConfig) -> None:
 def is_kept(config: RunConfig) -> bool:
     """Whether the run folder's last run had this config, so that its summary and report are this config's too."""
     path = config.root / "config.json"
-    return path.is_file() and path.read_bytes() == _resolved_copy(config)
+    try:
+        return path.is_file() and _resolved_copy(load_config(path)) == _resolved_copy(config)
+    except InputError:
+        return False
 
 
 def _resolved_copy(config: RunConfig) -> bytes:
@@ -584,10 +587,10 @@ def leaves(config: RunConfig) -> dict[str, str]:
         found |= {f"{name}, {key}": value for key, value in _judge_inputs(judge).items()}
     for kind in ("prompts", "prompts/validation", "prompts/test"):
         found |= {f"{kind}, {key}": value for key, value in _source_hash(config, f"iter_0/{kind}").items()}
-    if config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile):
-        found["pair file"] = _content_of(config.thinkpo.source.path)
-    elif config.thinkpo is not None and isinstance(config.thinkpo.source, PairModels):
-        source = config.thinkpo.source
+    source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
+    if isinstance(source, PairFile):
+        found["pair file"] = _content_of(source.path)
+    elif isinstance(source, PairModels):
         for side, model, own in (("long", source.long, "demonstrations"), ("short", source.short, "seed")):
             prompt = source.long_prompt if side == "long" else source.short_prompt
             found[f"{side}, templates"] = load_prompt(prompt).fingerprint

@@ -19,6 +19,7 @@ from tasks.lineage import Answers, pairs_by_answer_stage
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
 from tasks.solutions import Question, Written, questions_of
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
@@ -40,14 +41,13 @@ class PairsByAnswer:
 @task(name="pair_by_answer", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
     """Pairs of right and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` give one."""
-    assert config.self_train is not None
     stage = pairs_by_answer_stage(config, folder, given, answers)
     if (done := stage.complete()) is not None:
         return done
     for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
-    questions = questions_of(given, answers)
-    made = make_pairs(questions, most=config.self_train.pairs_per_question, max_tokens=config.train.max_tokens)
+    questions, recipe = questions_of(given, answers), config.recipe_as(SelfTrain)
+    made = make_pairs(questions, most=recipe.pairs_per_question, max_tokens=config.train.max_tokens)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     shortage = Shortage(stage.name, made.questions, len(questions), made.account.dropped, unit="questions")
     if shortage.is_serious(config.health.min_pairs):
@@ -60,7 +60,6 @@ def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Seq
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Answers]) -> str:
     """What to do about the reason that most questions without a pair share."""
-    assert config.self_train is not None
     reasons = ("no_wrong_output", "no_right_output", "too_long")
     where = f"look at {answers[-1].samples.path}"
     match max(reasons, key=lambda reason: dropped.get(reason, 0)):
@@ -69,7 +68,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Ans
         case "no_right_output":
             return f"set judge.answer_pattern to how answers are given, or {where}"
         case _:
-            more = f"raise self_train.pair_outputs ({config.self_train.pair_outputs})"
+            more = f"raise recipe.pair_outputs ({config.recipe_as(SelfTrain).pair_outputs})"
             return f"{more}, take harder questions, or {where}"
 
 

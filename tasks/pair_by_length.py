@@ -24,7 +24,7 @@ from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
 from tasks.retry import may_pass
 from tasks.shortage import Shortage
 from tpo.config.judges import VerifierJudge
-from tpo.config.recipes import PairFile, ThinkPoConfig
+from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
@@ -86,8 +86,8 @@ def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifa
 @task(name="pairs_from_file", task_run_name="pairs of {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
     """Pairs of a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
-    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
+    assert isinstance(source, PairFile)
     stage = pairs_from_file_stage(config, folder, model)
     return stage.complete() or _make(config, stage, lambda: contrasts_in(source, config, model))
 
@@ -121,13 +121,11 @@ def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterat
 
 
 def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Contrast]]) -> Artifact:
-    assert config.thinkpo is not None
+    recipe = config.recipe_as(ThinkPo)
     for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
-    judge = Verifier(VerifierJudge(match=config.thinkpo.match, answer_pattern=config.thinkpo.answer_pattern))
-    made = make_pairs(
-        contrasts(), config.thinkpo, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal
-    )
+    judge = Verifier(VerifierJudge(match=recipe.match, answer_pattern=recipe.answer_pattern))
+    made = make_pairs(contrasts(), recipe, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     # Pairs that were fit and not drawn, and prompts that came twice, are no failure.
     not_short = {"not_drawn", "other_gap", "duplicate"}
@@ -146,21 +144,20 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
     """What to do about the reason that most prompts without a pair share."""
-    assert config.thinkpo is not None
-    thinkpo = config.thinkpo
+    recipe = config.recipe_as(ThinkPo)
     remedies = {
-        "no_answer": "set thinkpo.answer_pattern to how the outputs give their answers",
-        "undecided": f"set thinkpo.match ({thinkpo.match}) to how answers can be compared",
+        "no_answer": "set recipe.answer_pattern to how the outputs give their answers",
+        "undecided": f"set recipe.match ({recipe.match}) to how answers can be compared",
         "answers_differ": "long and short outputs give different answers: look at them, or raise "
-        f"thinkpo.differing_share ({thinkpo.differing_share:g})",
-        "too_long": f"raise train.max_tokens ({config.train.max_tokens}) or thinkpo.max_chosen_tokens "
-        f"({thinkpo.max_chosen_tokens}) to the length of the outputs",
+        f"recipe.differing_share ({recipe.differing_share:g})",
+        "too_long": f"raise train.max_tokens ({config.train.max_tokens}) or recipe.max_chosen_tokens "
+        f"({recipe.max_chosen_tokens}) to the length of the outputs",
         "not_longer": "the long outputs are no longer than the short ones: look whether they are the wrong way round",
-        "long_output_too_short": f"lower thinkpo.min_chosen_tokens ({thinkpo.min_chosen_tokens})",
+        "long_output_too_short": f"lower recipe.min_chosen_tokens ({recipe.min_chosen_tokens})",
         "no_long_output": "most prompts have no long output: look at where they come from",
         "no_short_output": "most prompts have no short output: look at where they come from",
-        "other_gap": f"so few pairs have no third by length: set thinkpo.gap ({thinkpo.gap}) to all",
-        "not_drawn": f"raise thinkpo.most_pairs ({thinkpo.most_pairs})",
+        "other_gap": f"so few pairs have no third by length: set recipe.gap ({recipe.gap}) to all",
+        "not_drawn": f"raise recipe.most_pairs ({recipe.most_pairs})",
     }
     most = max(dropped, key=lambda reason: dropped[reason], default="")
     return remedies.get(most, "look at the outputs")
@@ -168,7 +165,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
 
 def make_pairs(
     contrasts: Iterable[Contrast],
-    config: ThinkPoConfig,
+    config: ThinkPo,
     *,
     max_tokens: int,
     seed: int,
@@ -207,7 +204,7 @@ def make_pairs(
     )
 
 
-def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPoConfig, max_tokens: int) -> str | None:
+def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPo, max_tokens: int) -> str | None:
     """Why a contrast makes no pair, whatever its answers are."""
     if contrast.long is None or contrast.short is None:
         return "no_long_output" if contrast.long is None else "no_short_output"

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.lineage import Answers, pseudo_labels_stage
 from tasks.retry import may_pass
 from tasks.solutions import Question, Written, questions_of
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
@@ -40,19 +40,19 @@ class Labels:
 @task(name="pseudo_label", task_run_name="label {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
 def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
     """What is given and what was answered right. Raises `StageError` where there is neither."""
-    assert config.self_train is not None and config.sft is not None
+    recipe = config.recipe_as(SelfTrain)
     stage = pseudo_labels_stage(config, folder, given, answers)
     if (done := stage.complete()) is not None:
         return done
     for change in stage.begin():
         say(f"{stage.name}: made again, {change}")
     questions = questions_of(given, answers)
-    made = make_labels(questions, config.self_train, max_tokens=config.sft.max_tokens)
+    made = make_labels(questions, recipe, max_tokens=recipe.sft.max_tokens)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     if not made.rows:
         raise StageError(
             f"{stage.name}: 0 outputs to imitate for {len(questions)} questions ({reasons or 'none is right'}): raise "
-            f"self_train.label_outputs or sft.max_tokens, or look at {answers[-1].scores.path}"
+            f"recipe.label_outputs or recipe.sft.max_tokens, or look at {answers[-1].scores.path}"
         )
     stage.write_shard(0, made.rows)
     sampled = sum(row.origin == "sampled" for row in made.rows)
@@ -62,7 +62,7 @@ def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Seque
     return artifact
 
 
-def make_labels(questions: Sequence[Question], config: SelfTrainConfig, *, max_tokens: int) -> Labels:
+def make_labels(questions: Sequence[Question], config: SelfTrain, *, max_tokens: int) -> Labels:
     """What each question's next model imitates, each prompt and output within `max_tokens`."""
     dropped: Counter[str] = Counter()
     kept: list[tuple[Question, list[Written]]] = []

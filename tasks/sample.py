@@ -18,6 +18,7 @@ from tasks.retry import may_pass
 from tasks.spending import sampling_meter
 from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
@@ -46,7 +47,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = resolved["k"], resolved["tries"]
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = ChatEncoder(model.path)
-    if config.thinkpo is None:  # ThinkPO trains the model's own way of thinking
+    if not isinstance(config.recipe, ThinkPo):  # ThinkPO trains the model's own way of thinking
         thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.unwanted)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)

@@ -46,6 +46,7 @@ from flows.recipes import (
 from tasks.lineage import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.load import load_config
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import loopback_without_proxy
@@ -340,7 +341,7 @@ def _self_train(options: argparse.Namespace) -> int:
 
 def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[RunConfig, Any], Found]) -> Found:
     """What a flow makes, started from a command line."""
-    last = "M" if config.self_train is None else "SFT"
+    last = "SFT" if isinstance(config.recipe, SelfTrain) else "M"
     goal = "" if iterations is None else f"to {last}_{iterations} "
     print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
     remedy = (

@@ -19,6 +19,7 @@ from flows.prompt_counts import sized, too_few_prompts
 from tasks.spending import device_name
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.folder import check_writer, has_weights
@@ -38,7 +39,7 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 
     A recipe with an end of its own is planned to that, whatever `iterations` is.
     """
-    iterations = iterations if config.thinkpo is None else 1
+    iterations = 1 if isinstance(config.recipe, ThinkPo) else iterations
     problems = list(_prompt_problems(config, iterations))
     config = sized(config, counting=not problems)
     return make_plan(

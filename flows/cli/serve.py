@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from prompts.thought import load_prompt
 from tasks.sample import rules_of
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.console import say
@@ -79,7 +80,7 @@ def serve(
         temperature=config.sample.temperature,
         top_p=config.sample.top_p,
         forced=as_argument(rules) if rules else "",
-        native_thoughts=config.thinkpo is not None,
+        native_thoughts=isinstance(config.recipe, ThinkPo),
         allow_thoughts=allow_thoughts,
     )
     command = _command(settings, config, place)

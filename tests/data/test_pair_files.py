@@ -70,7 +70,7 @@ def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
             {"instruction": [{"role": "assistant", "content": "x"}], "chosen": LONG, "rejected": SHORT},
             "nothing is asked",
         ),
-        ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set thinkpo.source"),
+        ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set recipe.source"),
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),
     ],
 )
@@ -80,5 +80,5 @@ def test_what_is_no_pair_is_refused_with_its_row(tmp_path: Path, row: dict[str, 
 
 
 def test_a_file_that_is_not_there_is_refused_with_its_section(tmp_path: Path):
-    with pytest.raises(InputError, match=r"does not exist; thinkpo\.source\.path names"):
+    with pytest.raises(InputError, match=r"does not exist; recipe\.source\.path names"):
         read_pair_rows(PairFile(path=tmp_path / "no.jsonl"))

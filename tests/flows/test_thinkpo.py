@@ -130,7 +130,7 @@ def main(parent: Path) -> None:
     found["changed"] = {}
     changes = {
         "train": {"train": config.train.model_copy(update={"beta": 0.5})},
-        "thinkpo": {"thinkpo": config.thinkpo and config.thinkpo.model_copy(update={"most_pairs": 5})},
+        "thinkpo": {"recipe": config.recipe.model_copy(update={"most_pairs": 5})},
         "nothing that matters": {"tracking": config.tracking.model_copy(update={"project": "other"})},
     }
     for name, update in changes.items():
@@ -164,7 +164,7 @@ def main(parent: Path) -> None:
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
     from tests.faults import mock_run
     from tpo.config.data import FileSource, ModelConfig, PromptConfig
-    from tpo.config.recipes import PairFile, PairModels, ThinkPoConfig
+    from tpo.config.recipes import PairFile, PairModels, ThinkPo
     from tpo.config.training import SftConfig
 
     folder.mkdir()
@@ -186,8 +186,8 @@ def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any
         "prompt": PromptConfig(variant="direct"),
         "model": ModelConfig(),
         "train": config.train.model_copy(update={"max_tokens": 2000}),
-        "sft": None if from_file else SftConfig(epochs=1, max_tokens=2000),
-        "thinkpo": ThinkPoConfig(
+        "recipe": ThinkPo(
+            sft=None if from_file else SftConfig(epochs=1, max_tokens=2000),
             source=PairFile(path=folder / "pairs.jsonl") if from_file else PairModels(),
             answer_pattern="(e)",  # which is in what the mock engines write
             match="exact",

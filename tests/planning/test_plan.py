@@ -477,7 +477,7 @@ def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_on
     found = amounts("self-train")
     assert found["sample"] == (3, 1_800, 3 * 600 * (5 + 3))
     assert found["train"][0] == 4 + 3 and found["test sample"] == (8, 3_200, 3_200)
-    plain = amounts("self-train", "self_train.dpo=false")
+    plain = amounts("self-train", "recipe.dpo=false")
     assert plain["sample"] == (3, 1_800, 3 * 600 * 3)
     assert plain["train"][0] == 4 and plain["test sample"][0] == 5
     assert planned("self-train", to=3).goal == "to SFT_3"
@@ -497,8 +497,8 @@ def test_a_writer_of_thinkpo_has_its_own_context_model_memory_and_time():
 @pytest.mark.parametrize(("tokens", "fits"), [(3072, True), (3073, False)])
 def test_a_writers_prompts_and_outputs_are_compared_with_its_own_model(tokens: int, fits: bool):
     """Qwen2.5-Math-7B-Instruct has 4,096 positions, and prompts have up to 1,024 tokens."""
-    plan = planned("thinkpo-reproduced-7b", f"thinkpo.source.short_sample.max_new_tokens={tokens}")
-    told = "data.max_prompt_tokens + thinkpo.source.short_sample.max_new_tokens is 4097, more than the 4096 tokens"
+    plan = planned("thinkpo-reproduced-7b", f"recipe.source.short_sample.max_new_tokens={tokens}")
+    told = "data.max_prompt_tokens + recipe.source.short_sample.max_new_tokens is 4097, more than the 4096 tokens"
     assert any(told in problem for problem in plan.problems) is not fits
 
 
@@ -512,7 +512,7 @@ def test_the_disk_of_thinkpo_has_a_model_an_epoch_of_both_trainings_and_what_its
     parameters = plan.models.seed.shape.parameters
     assert plan.disk.checkpoints == (3 + 1) * 2 * parameters
     assert plan.disk.scratch == 2 * 12 * parameters
-    longer = planned("thinkpo-reproduced-7b", "thinkpo.source.short_sample.max_new_tokens=2048")
+    longer = planned("thinkpo-reproduced-7b", "recipe.source.short_sample.max_new_tokens=2048")
     assert longer.disk.rows - plan.disk.rows == 16_710 * 2 * 1024 * 10
 
 

@@ -13,7 +13,7 @@ from tasks.lineage import Answers, Ask, Chosen, Submission, completed
 from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.records import Artifact
@@ -203,9 +203,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train__max_steps": 5,
     "train__length_desensitization": 0.5,
     "train__label_smoothing": None,
-    "sft": None,
-    "thinkpo": None,
-    "self_train": None,
+    "recipe__kind": None,
     "sample__max_thought_tokens": 5,
     "sample__evaluation_temperature": 0.5,
     "sample__calculator": "gsm8k",
@@ -274,7 +272,7 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
     model, rows = Artifact(tmp_path, 1, "m"), Artifact(tmp_path, 1, "d")
 
     def made(**changes: Any) -> str:
-        config = RunConfig.model_validate(values | {"sft": changes})
+        config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", "sft": changes}})
         return identity(lineage.fine_tune_stage(config, "sft", model, rows)).fingerprint
 
     other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
@@ -305,15 +303,15 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
 
 
 def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_leaves_a_step_out(tmp_path: Path):
-    values = a_config(tmp_path).model_dump() | {"sft": {}}
+    values = a_config(tmp_path).model_dump()
     rows, answers = Artifact(tmp_path, 1, "d"), Answers(Artifact(tmp_path, 1, "x"), Artifact(tmp_path, 1, "y"))
 
     def made(**changes: Any) -> list[str]:
-        config = RunConfig.model_validate(values | {"self_train": changes})
-        assert config.self_train is not None
+        config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", **changes}})
+        given = config.recipe_as(SelfTrain).demonstrations
         asks = (lineage.pairing_ask(config, 1), lineage.labelling_ask(config, 1))
         stages = [
-            lineage.demonstrations_stage(config, "iter_0/sft", rows, rows, None, config.self_train.demonstrations),
+            lineage.demonstrations_stage(config, "iter_0/sft", rows, rows, None, given),
             *(lineage.samples_stage(config, ask, rows, rows) for ask in asks),
             lineage.pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
             lineage.pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
@@ -321,15 +319,15 @@ def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_
         return [identity(stage).fingerprint for stage in stages]
 
     assert made(dpo=False) == made()
-    for name, info in SelfTrainConfig.model_fields.items():
-        if name != "dpo":
+    for name, info in SelfTrain.model_fields.items():
+        if name not in ("kind", "sft", "dpo"):
             value = 7 if name == "demonstrations" else another(info.default, info.annotation)
             changed_stages = [a != b for a, b in zip(made(), made(**{name: value}), strict=True)]
             assert sum(changed_stages) == 1, name
 
 
 def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_far(tmp_path: Path):
-    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     given, *rows = (Artifact(tmp_path, 1, name) for name in "gabcd")
     first, second = Answers(rows[0], rows[1]), Answers(rows[2], rows[3])
     for stage in (lineage.pairs_by_answer_stage, lineage.pseudo_labels_stage):
@@ -588,9 +586,8 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
 def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "tries": 1}}
-    config = RunConfig.model_validate(values | {"sft": {}, "thinkpo": {"source": source}})
-    assert config.thinkpo is not None
-    ask = lineage.write_ask(config, config.thinkpo.source, "short")  # type: ignore[arg-type]
+    config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})
+    ask = lineage.write_ask(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")
     sampled = lineage.samples_stage(config, ask, artifact, artifact).config["sample"]
     assert (sampled["k"], sampled["tries"]) == (1, 1)

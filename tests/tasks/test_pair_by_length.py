@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.pair_by_length import Contrast, Output, PairsByLength, make_pairs
-from tpo.config.recipes import ThinkPoConfig
+from tpo.config.recipes import ThinkPo
 
-BOXED = ThinkPoConfig(match="exact")
+BOXED = ThinkPo(match="exact")
 
 
 def output(text: str, tokens: int) -> Output:
@@ -123,11 +123,11 @@ def test_equal_mathematics_is_an_equal_answer():
     judge = Verifier(VerifierJudge(match="math"))
     half = contrast("a", boxed(r"\frac{1}{2}", 30), boxed("0.5", 9))
     third = contrast("b", boxed(r"\frac{1}{3}", 30), boxed("0.5", 9))
-    found = make_pairs([half, third], ThinkPoConfig(), max_tokens=99, seed=0, equal=judge.equal)
+    found = make_pairs([half, third], ThinkPo(), max_tokens=99, seed=0, equal=judge.equal)
     assert [pair.prompt_id for pair in found.pairs] == ["a"]
 
 
 @pytest.mark.parametrize("pattern", ["answer", "(a)(b)", "("])
 def test_an_answer_pattern_without_its_one_group_is_refused(pattern: str):
     with pytest.raises(ValueError, match="answer_pattern"):
-        ThinkPoConfig(answer_pattern=pattern)
+        ThinkPo(answer_pattern=pattern)

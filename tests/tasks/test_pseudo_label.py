@@ -10,7 +10,7 @@ from tasks.pseudo_label import Labels, make_labels
 from tasks.pseudo_label import pseudo_label as label_stage
 from tasks.solutions import Question, Written, questions_of
 from tests.rows import a_config, a_demonstration, some_answers, stored
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.method.diversity import jaccard
 from tpo.records import Demonstration
@@ -29,7 +29,7 @@ def a_question(name: str, sampled: Sequence[str], *, gold: str | None = None) ->
 
 
 def labelled(*questions: Question, max_tokens: int = 100, **config: float) -> Labels:
-    return make_labels(questions, SelfTrainConfig.model_validate(config), max_tokens=max_tokens)
+    return make_labels(questions, SelfTrain.model_validate(config), max_tokens=max_tokens)
 
 
 def outputs(labels: Labels) -> list[str]:
@@ -75,7 +75,8 @@ def test_nothing_kept_is_alike_every_gold_output_stays_and_no_output_is_lost_cou
 
 
 def test_what_any_model_so_far_got_right_is_imitated_and_what_is_wrong_or_unknown_is_not(tmp_path: Path):
-    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {"cap_quantile": 1}})
+    recipe = {"kind": "self_train", "cap_quantile": 1}
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": recipe})
     gold = stored(config.root, "gold", [a_demonstration("p", "abc")])
     first = some_answers(config.root, "one", {"p": [("def", True), ("wrong", False)], "q": [("unknown", None)]})
     second = some_answers(config.root, "two", {"q": [("ghi", True)]})

@@ -1,40 +1,51 @@
-"""Reads a profile: TOML and overrides in, a `RunConfig` out, or one error that names every fault with its remedy."""
+"""Reads a profile: TOML and overrides in, a `RunConfig` out, or one error that names every fault with its remedy.
+
+Old names are translated in each file and each override by itself (`tpo.config.renamed`), before they are laid over each
+other, so that an old name in one of them and the new name in another are one setting.
+"""
 
 import difflib
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from tpo.config.renamed import RECIPES, Note, translated
 from tpo.config.run import RunConfig
+from tpo.console import say
 from tpo.errors import InputError, shortened
 
 MAX_PROFILE_BYTES = 2**20
 """Size of the largest profile that is read."""
 
 
-def load_config(profile: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(profile: Path, overrides: Sequence[str] = (), *, note: Note = say) -> RunConfig:
     """The run that a profile describes, with overrides of the form `section.key=value` applied in order.
 
     A profile is TOML, or the `config.json` that a run keeps.
     A value is read as TOML where it is TOML (`4`, `0.1`, `true`, `["a"]`) and as text otherwise. Paths in the
-    profile are relative to the current folder. Raises `InputError` naming the key, what was found and what was
-    expected.
+    profile are relative to the current folder. `note` receives a line for each old name that a user wrote; what a run
+    keeps is read silently. Raises `InputError` naming the key, what was found and what was expected.
     """
-    values = _read_profile(profile)
+    kept = profile.suffix == ".json"
     try:
+        values = translated(_read_profile(profile), ignore if kept else lambda line: note(f"{profile}: {line}"))
         for override in overrides:
-            _apply(values, override)
+            _apply(values, override, note)
         _check_values(values)
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(f"profile {profile} is refused:\n" + "\n".join(_explain(error))) from None
     except RecursionError:
         raise InputError(f"profile {profile} is refused: its values, or an override, are nested too deeply") from None
+
+
+def ignore(_: str) -> None:
+    """Drops a note."""
 
 
 def _read_profile(profile: Path) -> dict[str, Any]:
@@ -90,7 +101,8 @@ _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters but for tab and line ends, and what is left of bytes that are not UTF-8."""
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, note: Note) -> None:
+    """Puts the value of an override in the place of what is there."""
     key, equals, text = override.partition("=")
     told = shortened(repr(override))
     if not equals or not key:
@@ -98,15 +110,32 @@ def _apply(values: dict[str, Any], override: str) -> None:
             f"override {told} has no value, expected section.key=value, for example sample.k=4 (SET is split at "
             "spaces: give a value with spaces to the command tpo with --set)"
         )
-    *sections, last = key.split(".")
-    if not last or not all(sections):
+    names = key.split(".")
+    if not all(names):
         raise InputError(f"override {told} has an empty name in its key, expected section.key=value")
     value = _value(text, told)
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise InputError(f"override {told}: {section!r} is a value and not a section")
-    values[last] = value
+    for name in reversed(names):
+        value = {name: value}
+    # [sft] is a level deeper now; [thinkpo] and [self_train] share [recipe] with it: keys are replaced one by one.
+    deeper = names[0] == "sft" or (len(names) == 1 and names[0] in RECIPES)
+    _lay_over(values, translated(value, lambda line: note(f"override {told}: {line}")), len(names) + deeper, told)
+
+
+def _lay_over(values: dict[str, Any], new: Mapping[str, Any], depth: int, told: str) -> None:
+    """Puts the values `depth` levels down in `new` in the place of those in `values`; a section whose kind changes is
+    replaced whole."""
+    for key, value in new.items():
+        there = values.setdefault(key, {}) if depth > 1 else None
+        if depth == 1 or not isinstance(value, dict) or _changes_kind(there, value):
+            values[key] = value
+        elif not isinstance(there, dict):
+            raise InputError(f"override {told}: {key!r} is a value and not a section")
+        else:
+            _lay_over(there, value, depth - 1, told)
+
+
+def _changes_kind(old: Any, new: Mapping[str, Any]) -> bool:
+    return isinstance(old, dict) and "kind" in old and new.get("kind", old["kind"]) != old["kind"]
 
 
 def _value(text: str, told: str) -> Any:

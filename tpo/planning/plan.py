@@ -7,6 +7,7 @@ money and lengths never do: they are estimates, and each says where it is from.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from tpo.config.base import Endpoint
 from tpo.config.contexts import context_of, contexts, pair_writers
 from tpo.config.data import SyntheticConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 from tpo.models.shape import Model
@@ -260,9 +262,9 @@ class _Planner:
         )
 
     def _goal(self) -> str:
-        if self.config.thinkpo is not None:
+        if isinstance(self.config.recipe, ThinkPo):
             return "ThinkPO"
-        return f"to {'M' if self.config.self_train is None else 'SFT'}_{self.iterations}"
+        return f"to {'SFT' if isinstance(self.config.recipe, SelfTrain) else 'M'}_{self.iterations}"
 
     def _judges(self) -> list[tuple[JudgeConfig, Model | None]]:
         return [(self.config.judge, self.models.judge), (self.config.evaluation.judge, self.models.evaluation)]
@@ -600,8 +602,8 @@ class _Planner:
         needed, free, config = self._disk().total, self.cluster.disk_bytes, self.config
         if needed <= free:
             return
-        keys = ["train.epochs", *(["sft.epochs"] if config.sft is not None else [])]
-        keys = keys if config.thinkpo is not None else ["--to (ITER)", *keys]
+        keys = ["train.epochs", *(["recipe.sft.epochs"] if config.sft is not None else [])]
+        keys = keys if isinstance(config.recipe, ThinkPo) else ["--to (ITER)", *keys]
         if config.cluster.gpus is None and config.cluster.address is None:
             remedy = f"free some, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
         else:
@@ -669,9 +671,9 @@ def _remedy(work: str) -> str:
     """What to do if one kind of work has too little memory."""
     remedy = _REMEDIES[work.split()[-1]]
     if work.startswith(("short ", "long ")):
-        remedy = remedy.replace("sample.max_new_tokens", f"thinkpo.source.{work.replace(' ', '_')}.max_new_tokens")
+        remedy = remedy.replace("sample.max_new_tokens", f"recipe.source.{work.replace(' ', '_')}.max_new_tokens")
     if work.startswith("sft "):
-        remedy = remedy.replace("train.g", "sft.g").replace("train.m", "sft.m").replace("[train.lora]", "[sft.lora]")
+        remedy = re.sub(r"\btrain\.(?=[gml])", "recipe.sft.", remedy)
     return remedy
 
 

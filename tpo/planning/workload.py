@@ -13,9 +13,9 @@ from functools import reduce
 from tpo.config.contexts import pair_writers
 from tpo.config.data import DataConfig, SampleConfig, SyntheticConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
-from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
-from tpo.config.training import SftConfig, TrainingConfig
+from tpo.config.training import TrainingConfig
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250
@@ -92,10 +92,10 @@ class Calls:
 def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]:
     """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration; of a recipe with an end of its
     own, all of it."""
-    if config.thinkpo is not None:
-        return _thinkpo(config, config.thinkpo, lengths)
-    if config.self_train is not None and config.sft is not None:
-        return _self_training(config, config.self_train, config.sft, lengths, iterations)
+    if isinstance(config.recipe, ThinkPo):
+        return _thinkpo(config, config.recipe, lengths)
+    if isinstance(config.recipe, SelfTrain):
+        return _self_training(config, config.recipe, lengths, iterations)
     data = config.data
     validated, tested = iterations * config.train.epochs, iterations + 2
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
@@ -115,14 +115,14 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     ]
 
 
-def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> list[Work]:
+def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:
     """One output a prompt of each model that writes, two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
         _sampling(config, writer.work, lengths, 1, prompts, 1, writer.sample.tries, writer.sample)
         for writer in pair_writers(config)
     ]
-    pairs = thinkpo.most_pairs or config.data.count
+    pairs = recipe.most_pairs or config.data.count
     trained = _trained(config.train, lengths, 1, pairs, outputs=2)
     if config.sft is not None:
         trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
@@ -135,9 +135,7 @@ def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> lis
     ]
 
 
-def _self_training(
-    config: RunConfig, how: SelfTrainConfig, sft: SftConfig, lengths: Lengths, iterations: int
-) -> list[Work]:
+def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iterations: int) -> list[Work]:
     """Outputs for pairs and for pseudo-labels, a fine-tuning more than iterations, and the test of every model.
 
     Each iteration is taken to add one output to imitate a question, and pairs to be as many as may be.
@@ -148,9 +146,9 @@ def _self_training(
     written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.tries)
     judged = _judging("judge", config.judge, lengths, iterations, questions, outputs)
     if iterations <= _MAX_ROUNDS_APART:
-        trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
+        trained = [_trained(how.sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
     else:
-        trained = [_trained(sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
+        trained = [_trained(how.sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
     if how.dpo and iterations:
         trained.append(_trained(config.train, lengths, iterations, questions * how.pairs_per_question, outputs=2))
     tested = iterations + 2 + (iterations if how.dpo else 0)

@@ -31,7 +31,7 @@ from tpo.storage.mirror import catch_up, hand_over, helping
 
 RESTARTS = 3
 """Times that workers are started again in one call: more deaths than that have a cause that will not go away."""
-_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "sft": SftConfig}
+_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "recipe.sft": SftConfig}
 
 
 def train_model(

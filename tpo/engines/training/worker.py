@@ -262,7 +262,7 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
 
     from tpo.engines.training.weights import write_model
 
-    section = "sft" if isinstance(config, SftConfig) else "train"
+    section = "recipe.sft" if isinstance(config, SftConfig) else "train"
 
     class Keeper(TrainerCallback):
         """Reports steps, writes each epoch's model, and has checkpoints made and sealed."""
