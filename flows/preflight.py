@@ -483,8 +483,8 @@ def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
         f"and this machine has {_size(here)}"
     )
     remedy = (
-        "lower engine.memory_gib, engine.count, judge_engine.count or trainer.workers, use a smaller dtype, or device "
-        '= "gpu"'
+        "lower engine.kv_cache_gib, engine.count, judge_engine.count or trainer.workers, use a smaller dtype, or "
+        'device = "gpu"'
     )
     if total > here:
         raise InputError(f"{told}: {remedy}")

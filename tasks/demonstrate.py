@@ -96,7 +96,7 @@ def fit(prompt_ids: list[int], output_ids: list[int], sft: SftConfig) -> list[in
     room = sft.max_tokens - len(prompt_ids)
     if len(output_ids) <= room:
         return output_ids
-    return output_ids[:room] if sft.too_long == "cut" and room > 0 else None
+    return output_ids[:room] if sft.overlong == "truncate" and room > 0 else None
 
 
 def _reasons(account: Account) -> str:

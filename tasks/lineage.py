@@ -21,6 +21,7 @@ from tpo.config.data import FileSource, ModelConfig, PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, ValidationConfig, VerifierJudge, compares, least_margin
 from tpo.config.load import load_config
 from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.data.prompt_files import file_of
@@ -108,12 +109,12 @@ def test_ask(config: RunConfig, folder: str) -> Ask:
 
 def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
     """What a model is asked for outputs of one side of ThinkPO's pairs: one a prompt, sampled once as in the paper, or
-    as often as the side's own `tries` say."""
+    as often as the side's own `max_attempts` say."""
     prompt, sample = {
         "long": (source.long_prompt, source.long_sample),
         "short": (source.short_prompt, source.short_sample),
     }[side]
-    once = sample.model_copy(update={"evaluation_tries": sample.tries})
+    once = sample.model_copy(update={"evaluation_max_attempts": sample.max_attempts})
     return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
 
 
@@ -232,14 +233,14 @@ def prompt_file(source: FileSource, folder: str) -> Path:
 
 def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
     """Outputs of one model for one set of prompts."""
-    only_for = {"k", "temperature", "tries", "evaluation_temperature", "evaluation_tries"}
+    only_for = {"k", "temperature", "max_attempts", "evaluation_temperature", "evaluation_max_attempts"}
     sample = ask.sample.model_dump(mode="json", exclude=only_for)
     if ask.purpose == "train":
-        sample |= {"k": ask.sample.k, "tries": ask.sample.tries, "temperature": ask.sample.temperature}
+        sample |= {"k": ask.sample.k, "tries": ask.sample.max_attempts, "temperature": ask.sample.temperature}
     else:
         warmth = ask.sample.evaluation_temperature
         temperature = ask.sample.temperature if warmth is None else warmth
-        sample |= {"k": 1, "tries": ask.sample.evaluation_tries, "temperature": temperature}
+        sample |= {"k": 1, "tries": ask.sample.evaluation_max_attempts, "temperature": temperature}
     return Stage(
         config.root,
         f"{ask.folder}/samples",
@@ -332,7 +333,7 @@ def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
         inputs={"samples": answers.samples.fingerprint, "scores": answers.scores.fingerprint},
         config={
             "seed": config.seed,
-            "pair": config.pair.model_dump(mode="json") | {"min_margin": least_margin(config.pair, config.judge)},
+            "pair": as_noted(config.pair) | {"min_margin": least_margin(config.pair, config.judge)},
             "max_tokens": config.train.max_tokens,
         },
     )
@@ -353,7 +354,7 @@ def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Arti
         f"{folder}/train",
         "Model",
         inputs=inputs,
-        config=_training_values(config, {"train": config.train.model_dump(mode="json", exclude={"reference"})}),
+        config=_training_values(config, {"train": as_noted(config.train, exclude={"reference"})}),
         without_effect=_training_without_effect("train", config.train),
     )
 
@@ -366,7 +367,7 @@ def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrati
         f"{folder}/train",
         "Model",
         inputs={"model": model.fingerprint, "demonstrations": demonstrations.fingerprint},
-        config=_training_values(config, {"sft": sft.model_dump(mode="json", exclude={"too_long"})}),
+        config=_training_values(config, {"sft": as_noted(sft, exclude={"overlong"})}),
         without_effect=_training_without_effect("sft", sft),
     )
 
@@ -384,7 +385,7 @@ def _training_without_effect(section: str, training: TrainingConfig) -> set[str]
     training resumes.
     """
     names = {"micro_batch_size", "packing", "gradient_checkpointing"}
-    if training.schedule == "constant":
+    if training.lr_scheduler == "constant":
         names.add("warmup_share")
     if isinstance(training, TrainConfig):
         if training.loss != "irpo":
@@ -458,8 +459,7 @@ def demonstrations_stage(
         Demonstration,
         inputs=inputs | {"prompt templates": load_prompt(config.prompt).fingerprint},
         config={
-            "max_tokens": config.fine_tuning.max_tokens,
-            "too_long": config.fine_tuning.too_long,
+            **as_noted(config.fine_tuning, include={"max_tokens", "overlong"}),
             **({} if most is None else {"most": most}),
         },
     )
@@ -500,7 +500,7 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
 
 def _filter_values(config: RunConfig) -> dict[str, Any]:
     """The config values that decide which long and short outputs become pairs."""
-    return config.recipe_as(ThinkPo).model_dump(mode="json", exclude={"kind", "source", "sft"})
+    return as_noted(config.recipe_as(ThinkPo), exclude={"kind", "source", "sft"})
 
 
 def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
@@ -526,8 +526,7 @@ def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers
         Demonstration,
         inputs=_answered(given, answers),
         config={
-            "similarity": recipe.similarity,
-            "cap_quantile": recipe.cap_quantile,
+            **as_noted(recipe, include={"dedup_threshold", "cap_quantile"}),
             "max_tokens": recipe.sft.max_tokens,
         },
     )

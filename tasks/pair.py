@@ -186,7 +186,7 @@ def make_pairs(
             with_error = _error_pair(group, group.controlled(rho, penalty))
             if _tokens(with_error) <= max_tokens:
                 fitting.append(with_error)
-    for drawn in _drawn(fitting, found.keys(), config.error_share, seed):
+    for drawn in _drawn(fitting, found.keys(), config.max_error_pair_ratio, seed):
         found[drawn.prompt_id] = drawn
         dropped.pop(drawn.prompt_id, None)
     pairs = [found[prompt] for prompt in prompts if prompt in found]

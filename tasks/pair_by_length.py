@@ -149,7 +149,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
         "no_answer": "set recipe.answer_pattern to how the outputs give their answers",
         "undecided": f"set recipe.match ({recipe.match}) to how answers can be compared",
         "answers_differ": "long and short outputs give different answers: look at them, or raise "
-        f"recipe.differing_share ({recipe.differing_share:g})",
+        f"recipe.mismatched_answer_ratio ({recipe.mismatched_answer_ratio:g})",
         "too_long": f"raise train.max_tokens ({config.train.max_tokens}) or recipe.max_chosen_tokens "
         f"({recipe.max_chosen_tokens}) to the length of the outputs",
         "not_longer": "the long outputs are no longer than the short ones: look whether they are the wrong way round",
@@ -157,7 +157,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
         "no_long_output": "most prompts have no long output: look at where they come from",
         "no_short_output": "most prompts have no short output: look at where they come from",
         "other_gap": f"so few pairs have no third by length: set recipe.gap ({recipe.gap}) to all",
-        "not_drawn": f"raise recipe.most_pairs ({recipe.most_pairs})",
+        "not_drawn": f"raise recipe.max_pairs ({recipe.max_pairs})",
     }
     most = max(dropped, key=lambda reason: dropped[reason], default="")
     return remedies.get(most, "look at the outputs")
@@ -187,12 +187,12 @@ def make_pairs(
             dropped["undecided"] += 1
         else:
             (matching if same else differing).append(contrast)
-    share = config.differing_share
+    share = config.mismatched_answer_ratio
     added = _drawn(differing, int(share / (1 - share) * len(matching)), seed)
     dropped["answers_differ"] += len(differing) - len(added)
     kept = _third([*matching, *added], config.gap)
     dropped["other_gap"] += len(matching) + len(added) - len(kept)
-    drawn = _drawn(kept, len(kept) if config.most_pairs is None else config.most_pairs, seed)
+    drawn = _drawn(kept, len(kept) if config.max_pairs is None else config.max_pairs, seed)
     dropped["not_drawn"] += len(kept) - len(drawn)
     drawn.sort(key=lambda contrast: order[contrast.prompt_id])
     apart = {contrast.prompt_id for contrast in added}

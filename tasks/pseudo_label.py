@@ -69,7 +69,7 @@ def make_labels(questions: Sequence[Question], config: SelfTrain, *, max_tokens:
     for question in questions:
         right = list(question.right.values())
         fitting = [w for w in right if len(question.prompt_token_ids) + len(w.token_ids) <= max_tokens]
-        different = _different(fitting, config.similarity)
+        different = _different(fitting, config.dedup_threshold)
         dropped["too_long"] += len(right) - len(fitting)
         dropped["alike"] += len(fitting) - len(different)
         if different:

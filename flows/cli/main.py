@@ -203,7 +203,7 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     serve.add_argument("--allow-thoughts", action="store_true", help="show a thought to a request that asks for it")
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
     serve.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example engine.memory_gib=8"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example engine.kv_cache_gib=8"
     )
     serve.set_defaults(run=_serve)
 

@@ -76,7 +76,7 @@ def serve(
         url=f"http://{place.host}:{place.port}",
         context_tokens=context_tokens or longest,
         prompt=config.prompt,
-        tries=config.sample.evaluation_tries,
+        max_attempts=config.sample.evaluation_max_attempts,
         temperature=config.sample.temperature,
         top_p=config.sample.top_p,
         forced=as_argument(rules) if rules else "",

@@ -61,7 +61,7 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         ITERATE,
-        Recipe("thinkpo", ("data.per_iteration=32", "data.test=8", *SFT, "recipe.differing_share=0.8")),
+        Recipe("thinkpo", ("data.per_iteration=32", "data.test=8", *SFT, "recipe.mismatched_answer_ratio=0.8")),
         Recipe("self-train", ("data.per_iteration=32", "data.test=8", *SFT, "recipe.demonstrations=16"), 1),
     )
 }

@@ -353,7 +353,7 @@ def test_outputs_that_may_not_fit_are_said_and_not_refused(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("changes", "parameters", "told"),
     [
-        ({"engine": EngineConfig(memory_gib=9000)}, 1000, "engine 9,000.0 GiB"),
+        ({"engine": EngineConfig(kv_cache_gib=9000)}, 1000, "engine 9,000.0 GiB"),
         ({"engine": EngineConfig(count=9000)}, 1000, "engine 9,00"),
         (
             {"judge": PairwiseJudge(), "judge_engine": JudgeEngineConfig(count=9000)},
@@ -372,11 +372,11 @@ def test_what_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
     config = able(tmp_path, parameters=size, **changes)
     found = refused_before_work(config, 0)
     assert told in found
-    assert f"this machine has {here / GIB:,.1f} GiB: lower engine.memory_gib" in found
+    assert f"this machine has {here / GIB:,.1f} GiB: lower engine.kv_cache_gib" in found
 
 
 def test_what_may_not_be_in_memory_at_once_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = able(tmp_path, engine=EngineConfig(memory_gib=int(0.9 * memory_bytes() / GIB)))
+    config = able(tmp_path, engine=EngineConfig(kv_cache_gib=int(0.9 * memory_bytes() / GIB)))
     (line,) = said(config, capsys)
     assert "with what processes take beyond their models it may not fit" in line
 
@@ -398,7 +398,7 @@ def test_more_cpus_at_once_than_ray_has_are_refused_and_not_waited_for_for_ever(
 
 
 def test_a_cluster_may_have_the_memory_that_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = able(tmp_path, engine=EngineConfig(memory_gib=9000), cluster=ClusterConfig(address="auto"))
+    config = able(tmp_path, engine=EngineConfig(kv_cache_gib=9000), cluster=ClusterConfig(address="auto"))
     assert said(config, capsys) == []
 
 

@@ -130,7 +130,7 @@ def main(parent: Path) -> None:
     found["changed"] = {}
     changes = {
         "train": {"train": config.train.model_copy(update={"beta": 0.5})},
-        "thinkpo": {"recipe": config.recipe.model_copy(update={"most_pairs": 5})},
+        "thinkpo": {"recipe": config.recipe.model_copy(update={"max_pairs": 5})},
         "nothing that matters": {"tracking": config.tracking.model_copy(update={"project": "other"})},
     }
     for name, update in changes.items():

@@ -309,7 +309,7 @@ def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dic
         ),
         ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], "more than the 8192 tokens"),
         ("laptop", ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"], "to give, one each"),
-        ("laptop", ["engine.memory_gib=100000"], "this machine's memory has"),
+        ("laptop", ["engine.kv_cache_gib=100000"], "this machine's memory has"),
         (
             "laptop",
             ["engine.device=gpu", "cluster.gpus=8"],

@@ -14,6 +14,7 @@ from tests.finished_run import finish
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
 from tpo.config.recipes import SelfTrain, ThinkPo
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.records import Artifact
@@ -108,10 +109,10 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
         {"engine__count": 2},
         {"engine__device": "gpu"},
         {"engine__threads": 1},
-        {"engine__memory_gib": 4},
+        {"engine__kv_cache_gib": 4},
         {"engine__shard_prompts": 7},
         {"engine__tensor_parallel": 2},
-        {"engine__max_sequences": 8},
+        {"engine__max_num_seqs": 8},
         {"trainer__device": "gpu"},
         {"trainer__threads": 1},
         {"cluster__address": "auto"},
@@ -148,8 +149,8 @@ def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_i
         ({"engine__dtype": "bfloat16"}, AFTER_PROMPTS),
         ({"sample__k": 3}, AFTER_PROMPTS),
         ({"sample__temperature": 0.5}, AFTER_PROMPTS),
-        ({"sample__tries": 2}, AFTER_PROMPTS),
-        ({"sample__evaluation_tries": 2}, {"model", "test"}),
+        ({"sample__max_attempts": 2}, AFTER_PROMPTS),
+        ({"sample__evaluation_max_attempts": 2}, {"model", "test"}),
         ({"judge__match": "math"}, {"judgments", "scores", "pairs", "train", "model", "test"}),
         ({"judge__length_bias": 1.0}, {"scores", "pairs", "train", "model", "test"}),
         ({"pair__min_margin": 0.1}, AFTER_SCORES),
@@ -277,7 +278,7 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
 
     other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
     for name, info in SftConfig.model_fields.items():
-        if name != "too_long":  # which decides what is demonstrated, before anything is trained
+        if name != "overlong":  # which decides what is demonstrated, before anything is trained
             value = other[name] if name in other else another(info.default, info.annotation)
             assert (made(**{name: value}) != made()) is (f"train__{name}" not in IN_WHICH_PIECES), name
 
@@ -287,8 +288,8 @@ def test_values_that_a_training_uses_identify_it(tmp_path: Path):
     for name, value in {"train__alpha": 2.0, "train__divergence_alpha": 0.4}.items():
         assert changed_by(config, **{name: value}) == {"train", "model", "test"}
     for schedule, stages in (("cosine", {"train", "model", "test"}), ("constant", set())):
-        config = changed(a_config(tmp_path), train__schedule=schedule)
-        assert changed_by(config, train__warmup_share=0.2) == stages
+        config = changed(a_config(tmp_path), train__lr_scheduler=schedule)
+        assert changed_by(config, train__warmup_ratio=0.2) == stages
 
 
 @pytest.mark.parametrize("name", ["alpha", "divergence_alpha", "micro_batch_size", "packing", "gradient_checkpointing"])
@@ -297,7 +298,7 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
 ):
     config = a_config(tmp_path)
     stage = lineage.train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
-    noted = {**stage.config, "train": config.train.model_dump(mode="json", exclude={"reference"}) | {name: 123}}
+    noted = {**stage.config, "train": as_noted(config.train, exclude={"reference"}) | {name: 123}}
     assert stage.changes(stage.inputs, noted) == []
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
 
@@ -371,7 +372,7 @@ def synthetic(folder: Path, **changes: Any) -> RunConfig:
 def test_every_field_of_what_writes_prompts_is_known_to_choose_or_to_generate(tmp_path: Path):
     settings = synthetic(tmp_path).data.synthetic
     assert settings is not None
-    assert type(settings).model_fields.keys() == {*CHOOSES, *GENERATES, "endpoint", "most_generations"}
+    assert type(settings).model_fields.keys() == {*CHOOSES, *GENERATES, "endpoint", "max_generations"}
 
 
 @pytest.mark.parametrize("field", [*CHOOSES, *GENERATES])
@@ -385,7 +386,7 @@ def test_what_chooses_among_generations_makes_none_again(tmp_path: Path, field: 
 
 
 def test_how_many_are_wanted_and_tried_makes_no_generation_again(tmp_path: Path):
-    assert changed_by(synthetic(tmp_path), data__synthetic__most_generations=2) == set()
+    assert changed_by(synthetic(tmp_path), data__synthetic__max_generations=2) == set()
     assert "generations" not in changed_by(synthetic(tmp_path), data__per_iteration=3)
 
 
@@ -585,7 +586,7 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
 
 def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
-    source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "tries": 1}}
+    source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "max_attempts": 1}}
     config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})
     ask = lineage.write_ask(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")

@@ -37,8 +37,8 @@ def outputs(labels: Labels) -> list[str]:
 
 
 def test_of_outputs_that_are_alike_the_given_one_stays_and_else_the_first_by_text():
-    assert outputs(labelled(a_question("p", ["abcdx", "abcd"], gold="abcdz"), similarity=0.5)) == ["abcdz"]
-    assert outputs(labelled(a_question("p", ["abcdx", "abcd"]), similarity=0.5)) == ["abcd"]
+    assert outputs(labelled(a_question("p", ["abcdx", "abcd"], gold="abcdz"), dedup_threshold=0.5)) == ["abcdz"]
+    assert outputs(labelled(a_question("p", ["abcdx", "abcd"]), dedup_threshold=0.5)) == ["abcd"]
 
 
 def test_a_question_has_no_more_outputs_than_nine_in_ten_questions_have():
@@ -64,7 +64,7 @@ def test_nothing_kept_is_alike_every_gold_output_stays_and_no_output_is_lost_cou
     questions: list[tuple[list[str], bool]], similarity: float
 ):
     asked = [a_question(f"q{i}", texts, gold=GOLD if known else None) for i, (texts, known) in enumerate(questions)]
-    labels = labelled(*asked, similarity=similarity)
+    labels = labelled(*asked, dedup_threshold=similarity)
     assert labels.account.rows_in == sum(len(question.right) for question in asked)
     for question in asked:
         own = [row for row in labels.rows if row.prompt_id == question.prompt_id]

@@ -195,7 +195,7 @@ class PairConfig(Section):
     but length. None for what suits the judge: half a right answer (`verifier`), one instruction (`verifier` with
     `match = "instructions"`), half a nat (`pairwise`), and with reward models, whose units differ, any spread, as in
     the paper."""
-    error_share: float = Field(0.1, ge=0, le=0.5)
+    max_error_pair_ratio: float = Field(0.1, ge=0, le=0.5)
     """Largest share of pairs whose rejected output breaks the format."""
 
     @model_validator(mode="after")

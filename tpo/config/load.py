@@ -10,10 +10,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tpo.config.base import sections_in
 from tpo.config.renamed import RECIPES, Note, translated
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -193,16 +194,9 @@ def _place(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
         tagged = [section for section in sections if part == getattr(section.model_fields.get("kind"), "default", None)]
         if fields:
             key.append(part)
-            sections = _sections_in(fields[0].annotation)
+            sections = sections_in(fields[0].annotation)
         elif tagged and len(sections) > 1:
             sections = tagged
         elif sections:
             key.append(part)
     return key, sorted({name for section in sections for name in section.model_fields})
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold, through unions and what annotates them."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]

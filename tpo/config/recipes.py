@@ -67,7 +67,7 @@ class ThinkPo(Section):
     """Regular expression with one group; its last match in an output is its answer, and a pair needs two."""
     match: Literal["exact", "math"] = "math"
     """How both answers are compared: as text, or as mathematics."""
-    differing_share: float = Field(0.0, ge=0, lt=1)
+    mismatched_answer_ratio: float = Field(0.0, ge=0, lt=1)
     """Largest share of pairs whose answers differ; their long outputs are preferred all the same (the paper: 2,000 of
     10,080)."""
     min_chosen_tokens: int = Field(1, ge=1)
@@ -76,7 +76,7 @@ class ThinkPo(Section):
     """Longest long output; None for what `train.max_tokens` leaves (the paper's script: below 8,192)."""
     gap: Literal["all", "small", "middle", "large"] = "all"
     """Which third of the pairs, by how much longer their long outputs are: the paper's length-gap subsets."""
-    most_pairs: int | None = Field(None, ge=1)
+    max_pairs: int | None = Field(None, ge=1)
     """Pairs to keep at most, drawn by the run's seed (the paper's subsets: 1,000)."""
     swap: bool = False
     """Prefer the short outputs: the control experiment."""
@@ -103,7 +103,7 @@ class SelfTrain(Section):
     """Outputs a question that pairs are made of, sampled from the fine-tuned model."""
     label_outputs: int = Field(3, ge=1, le=1000)
     """Outputs a question, the right ones of which are imitated next (the paper's K: 3, 5, 10)."""
-    similarity: float = Field(0.7, ge=0, le=1)
+    dedup_threshold: float = Field(0.7, ge=0, le=1)
     """Right outputs to one question that are more alike than this are one: the share of tokens, of those that either
     has, that both have."""
     pairs_per_question: int = Field(3, ge=1)

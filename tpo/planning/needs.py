@@ -102,7 +102,7 @@ def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written
         for writer in pair_writers(config):
             # As sampled, and again as they are trained on.
             rows += prompts * 2 * (writer.sample.max_new_tokens * _TOKEN + _ROW)
-        pairs = config.recipe_as(ThinkPo).most_pairs or config.data.count
+        pairs = config.recipe_as(ThinkPo).max_pairs or config.data.count
     rows += tested * test + pairs * (2 * train.max_tokens * _PROMPT_TOKEN + _ROW)
     models = preferences * train.passes(max(1, pairs)) * BYTES[train.precision]
     if sft is not None:
@@ -216,5 +216,5 @@ def model_judges(config: RunConfig) -> list[ModelJudge]:
 
 def _engines(engine: EngineConfig, parameters: int, *, with_cache: bool) -> int:
     # As the engine's environment has it: whole GiB, and one at least.
-    cache = max(1, round(engine.memory_gib)) * GIB if with_cache else 0
+    cache = max(1, round(engine.kv_cache_gib)) * GIB if with_cache else 0
     return engine.count * (parameters * BYTES[engine.dtype] + cache)

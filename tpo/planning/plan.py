@@ -427,7 +427,7 @@ class _Planner:
         number = BYTES[section.dtype]
         # An engine has one shard at a time.
         at_once = min(section.shard_prompts, work.prompts / work.rounds) * work.expected.answers / work.prompts
-        sequences = max(1, min(section.max_sequences, round(at_once)))
+        sequences = max(1, min(section.max_num_seqs, round(at_once)))
         for held in memory:
             if held.work == _memory_of(work.kind):
                 each = shape.kv_bytes(number) * context / section.tensor_parallel
@@ -528,7 +528,7 @@ class _Planner:
         if needed > here:
             yield (
                 f"this machine's memory has {here / GIB:,.1f} GiB, and {needed / GIB:,.1f} are needed at once: lower "
-                "engine.memory_gib, engine.count, judge_engine.count or trainer.workers"
+                "engine.kv_cache_gib, engine.count, judge_engine.count or trainer.workers"
             )
 
     def _machine_memory(self) -> dict[str, int]:

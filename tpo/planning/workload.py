@@ -103,14 +103,20 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
         *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
-        _sampling(config, "sample", lengths, iterations, data.count, config.sample.k, config.sample.tries),
+        _sampling(config, "sample", lengths, iterations, data.count, config.sample.k, config.sample.max_attempts),
         _judging("judge", config.judge, lengths, iterations, data.count, config.sample.k),
         _trained(config.train, lengths, iterations, data.count, outputs=2),
         _sampling(
-            config, "validation sample", lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
+            config,
+            "validation sample",
+            lengths,
+            validated + 1,
+            data.validation,
+            1,
+            config.sample.evaluation_max_attempts,
         ),
         _judging("validation judge", config.judge, lengths, judged[0], data.validation, 1),
-        _sampling(config, "test sample", lengths, tested, data.test, 1, config.sample.evaluation_tries),
+        _sampling(config, "test sample", lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
         _judging("test judge", config.evaluation.judge, lengths, judged[1], data.test, 1),
     ]
 
@@ -119,10 +125,10 @@ def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]
     """One output a prompt of each model that writes, two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
-        _sampling(config, writer.work, lengths, 1, prompts, 1, writer.sample.tries, writer.sample)
+        _sampling(config, writer.work, lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)
         for writer in pair_writers(config)
     ]
-    pairs = recipe.most_pairs or config.data.count
+    pairs = recipe.max_pairs or config.data.count
     trained = _trained(config.train, lengths, 1, pairs, outputs=2)
     if config.sft is not None:
         trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
@@ -130,7 +136,7 @@ def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]
     return [
         *written,
         trained,
-        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts),
         _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
@@ -143,7 +149,7 @@ def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iteratio
     questions = config.data.count
     given = min(questions, how.demonstrations or questions)
     outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
-    written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.tries)
+    written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.max_attempts)
     judged = _judging("judge", config.judge, lengths, iterations, questions, outputs)
     if iterations <= _MAX_ROUNDS_APART:
         trained = [_trained(how.sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
@@ -156,7 +162,7 @@ def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iteratio
         written,
         judged,
         reduce(_together, trained),
-        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts),
         _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
@@ -192,7 +198,7 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
 
 def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
     prompts = rounds * data.count
-    expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
+    expected, most = -(-prompts // settings.per_generation), prompts * settings.max_generations
     # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
     read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
     written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)

@@ -134,7 +134,7 @@ def held(url: str, storage: StorageConfig, copy: str) -> Iterator[Held]:
     # Short of patience: who waits long to renew has lost the lease meanwhile.
     brisk = storage.model_copy(
         update={
-            "tries": min(storage.tries, 3),
+            "max_attempts": min(storage.max_attempts, 3),
             "timeout_seconds": min(storage.timeout_seconds, storage.lease_seconds / 6),
         }
     )
