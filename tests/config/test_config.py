@@ -1,6 +1,7 @@
 """Claims about profiles and overrides, and about what they may load."""
 
 import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from pydantic import ValidationError
 from flows.recipes import resolve_config
 from tests.rows import a_config
 from tpo.config.base import Endpoint
-from tpo.config.data import FileSource
+from tpo.config.data import FileSource, InstructionSource
 from tpo.config.load import load_config
+from tpo.config.recipes import ThinkPo
 from tpo.config.renamed import RENAMED
 from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig
 from tpo.engines.inference.sampler import SEED_STRIDE
 from tpo.errors import InputError
 
@@ -170,6 +173,101 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
     assert config.data.source.model_dump() == {"kind": "miniature", "categories": ("dial",)}
 
 
+def layered(folder: Path, **texts: str) -> Path:
+    """Profiles of these names, each based on the one after it; the first of them."""
+    (folder / "base").mkdir(exist_ok=True)
+    names = list(texts)
+    for i, (name, text) in enumerate(texts.items()):
+        below = f"{'base/' if i == 0 else ''}{names[i + 1]}.toml" if i + 1 < len(names) else None
+        path = folder / ("" if i == 0 else "base") / f"{name}.toml"
+        path.write_text((f'base = "{below}"\n' if below else "") + text, encoding="utf-8")
+    return folder / f"{names[0]}.toml"
+
+
+def test_a_profile_has_the_values_of_its_bases_but_for_those_that_it_sets(tmp_path: Path):
+    path = layered(
+        tmp_path,
+        mine="name = 'mine'\n[sample]\nk = 3",
+        middle="[sample]\nk = 4\ntop_p = 0.5\n[data.source]\ncategories = ['dial']",
+        lowest="seed = 7\n[sample]\nk = 5\ntop_p = 0.4\ntemperature = 0.6\n"
+        "[data.source]\nkind = 'miniature'\ncategories = ['cups', 'relay']",
+    )
+    whole = "name = 'mine'\nseed = 7\n[sample]\nk = 3\ntop_p = 0.5\ntemperature = 0.6\n"
+    (tmp_path / "whole.toml").write_text(whole + "[data.source]\nkind = 'miniature'\ncategories = ['dial']")
+    assert load_config(path) == load_config(tmp_path / "whole.toml")
+    assert load_config(path, ["sample.temperature=0.9"]).sample.temperature == 0.9
+
+
+def test_a_section_of_another_kind_takes_nothing_of_its_base(tmp_path: Path):
+    path = layered(
+        tmp_path,
+        mine="name = 'mine'\n[data.source]\nkind = 'file'\npath = 'a.jsonl'",
+        base="[data.source]\nkind = 'miniature'\ncategories = ['dial']",
+    )
+    assert load_config(path).data.source == FileSource(path=Path("a.jsonl"))
+    assert load_config(path, ["data.source.kind=instructions"]).data.source == InstructionSource()
+
+
+def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: Path):
+    old, new = "[thinkpo]\nmost_pairs = 3\n[sft]\nepochs = 2", "[recipe]\nkind = 'thinkpo'\nmax_pairs = 4"
+    for mine, base, pairs in ((old, new, 3), (new, old, 4)):
+        notes: list[str] = []
+        config = load_config(layered(tmp_path, mine=f"name = 'mine'\n{mine}", base=base), note=notes.append)
+        assert config.recipe == ThinkPo(max_pairs=pairs, sft=SftConfig(epochs=2))
+        named = tmp_path / ("mine.toml" if mine == old else "base/base.toml")
+        assert len(notes) == 3 and all(note.startswith(f"{named}: ") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("mine", "base", "overrides", "told"),
+    [
+        ("", "[sample]\nk = 1", [], r"sample\.k: .*equal to 2 \(found 1\) \(\S+/base/below\.toml\)$"),
+        ("[sample]\nk = 1", "[sample]\nk = 2", [], r"sample\.k: .* \(found 1\)$"),
+        ("", "[sample]\nk = 2", ["sample.k=1"], r"sample\.k: .* \(found 1\) \(override of sample\.k\)$"),
+        ("", "[sample]\nkk = 2", [], r"sample\.kk: unknown key; .*\(\S+/base/below\.toml\)$"),
+        (
+            "[train]\nmicro_batch_size = 3",
+            "[train]\nbatch_size = 32",
+            [],
+            r"batch_size 32 is not a multiple of micro_batch_size 3 \(batch_size from \S+/base/below\.toml\)$",
+        ),
+        (
+            "[train]\nmax_tokens = 300",
+            "[data]\nmax_prompt_tokens = 256",
+            [],
+            r"more than train\.max_tokens \(300\).*\(data\.max_prompt_tokens from \S+/base/below\.toml\)$",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_file_that_it_is_from(
+    tmp_path: Path, mine: str, base: str, overrides: list[str], told: str
+):
+    path = layered(tmp_path, mine=f"name = 'mine'\n{mine}", below=base)
+    with pytest.raises(InputError) as refused:
+        load_config(path, overrides)
+    assert re.search(told, str(refused.value)), refused.value
+
+
+def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: Path):
+    assert "hush" not in refusal(tmp_path, "storage.secret_key=hush")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base = 'nowhere.toml'\nname = 'a'", r"there is no profile \S+nowhere\.toml"),
+        ("base = 'mine.toml'\nname = 'a'", r'base is "mine\.toml", which is based on this one'),
+        ("base = 'laptop'\nname = 'a'", r"base is 'laptop', expected the path of a profile from this folder"),
+        ("base = 4\nname = 'a'", r"base is '?4'?, expected the path of a profile"),
+        ("base = 'other.toml'", r"has a base and no name, which would be the base's: give it one"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
+    (tmp_path / "other.toml").write_text("name = 'other'")
+    with pytest.raises(InputError, match=told):
+        load_config(a_profile(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -217,7 +315,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
         (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
         (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
-        (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
+        (["name.first=x"], "override of name.first: 'name' is a value and not a section"),
         (["sample.k"], "override 'sample.k' has no value, expected section.key=value"),
         (["=4"], "override '=4' has no value"),
         (["sample..k=4"], "has an empty name in its key"),
