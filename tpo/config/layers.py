@@ -46,15 +46,12 @@ class Layers:
         for name, value in new.items():
             key, there = (*place, name), below.get(name)
             merges = isinstance(value, dict) and depth != 1 and not _changes_kind(there, value)
-            if not merges or (there is None and depth is None):
+            if not merges or (depth is None and not isinstance(there, dict)):
                 below[name] = value
                 self._forget(key)
                 self._origins[key] = origin
             elif isinstance(there, dict) or name not in below:
                 self._lay(below.setdefault(name, {}), value, origin, None if depth is None else depth - 1, key)
-            elif depth is None:
-                below[name] = value
-                self._origins[key] = origin
             else:
                 raise InputError(f"{origin}: {name!r} is a value and not a section")
 
