@@ -2,14 +2,11 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
-# Containers often forbid bytecode; a run is a dozen processes, each of which would compile all that it imports.
-unexport PYTHONDONTWRITEBYTECODE
-
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 40
+unexport PYTHONDONTWRITEBYTECODE # often set in containers; each of a run's dozen processes would compile what it imports
 TARGETS := $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' Makefile)
 $(if $(filter-out $(TARGETS),$(MAKECMDGOALS)),$(error there is no target $(filter-out $(TARGETS),$(MAKECMDGOALS)): \
 	see make help; a number goes into a variable, as in ITER=3))
-
 .PHONY: $(TARGETS) variables
 help: variables ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -17,8 +14,6 @@ setup: variables ## Build the venv from the lock file; nothing to do if it is co
 	@PYTHON="$(PYTHON)" requirements/setup.sh $(if $(GPU),--gpu) "$(VENV)"
 variables:
 	@python3 flows/cli/make.py check $(MAKECMDGOALS)
-
-# The commands: each becomes `tpo <target>`.
 iterate: ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= JUDGE= SEED= RUN= SET="key=value ..."
 compare: ## Run TPO and its direct baseline up to M_ITER: does thinking pay? As iterate
 thinkpo: ## Run ThinkPO: fine-tune on long reasoning, then prefer long to short. As iterate; no ITER
@@ -36,19 +31,24 @@ small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed
 iterate compare thinkpo self-train plan fetch check-model judge-check serve ui deploy worker seed-model small-judges: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 
-test: setup ## Run the tests, a file at a time in each of JOBS processes
-	@$(PYTEST) --no-loadscope-reorder --durations 40 --durations-min 5
+test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
+	@$(PYTEST) -m "not slow"
+test-slow: setup ## Run the others: whole runs, engines, kills; of large matrices, what the commit's seed draws. JOBS=
+	@$(PYTEST) -m slow
+test-all: ## Run the fast tests, then the slow ones, even if the fast ones fail. JOBS=
+	@$(MAKE) -k -j1 test test-slow
+exhaustive: setup ## Run all tests with all of every matrix, as before a release; more than an hour. JOBS=
+	@TPO_TEST_EXHAUSTIVE=1 $(PYTEST)
 check: setup ## Format, lint, types and import contracts; changes nothing
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy && $(VENV)/bin/lint-imports
 format: setup ## Format the code and fix what ruff can fix
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
 bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
-	@for file in tests/benchmarks/bench_*.py; do \
-		echo "== $$file"; $(PY) -m "tests.benchmarks.$$(basename "$$file" .py)" || exit; done
+	@for n in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do echo "== $$n"; $(PY) -m tests.benchmarks.$$n || exit; done
 chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
 	@$(PY) flows/cli/make.py run $@
-fault-table: setup ## Run the tests of faults and write docs/faults.md from them
-	@rows=$$(mktemp); TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"
+fault-table: setup ## Run the tests of faults and write their table in docs/reliability.md
+	@rows=$$(mktemp); TPO_TEST_EXHAUSTIVE=1 TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"
 audit: setup ## Ask PyPI about known weaknesses of the pinned packages
 	@requirements/uv.sh tool run pip-audit@2.10.1 --disable-pip --no-deps -r requirements/cpu.txt
 licences: setup ## List the licence of every pinned package

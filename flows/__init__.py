@@ -1,1 +1,1 @@
-"""The DAGs, each readable top to bottom on one screen, and the command that starts them."""
+"""The DAGs, one screen each, and the command that starts them."""

@@ -1,23 +1,24 @@
-"""Thinking against its direct baseline (2410.10630, Figure 3): two runs that differ in the prompt alone, side by side.
+"""Thinking against its direct baseline (2410.10630, Figure 3): two runs that differ only in the prompt, side by side.
 
-In: a config that thinks, and T. Out: its run and that of the direct baseline, both at M_T, and the page that compares
-them. Each run is that of `iterate`, in a folder of its own: what `make iterate` has made already is used as it is.
+Each run is a run of `iterate` in its own folder, reused if `make iterate` has made it. The page is in the thinking
+run's folder.
 """
 
 from prefect import flow
 
-from flows.graph import name_subflows_as_tasks
 from flows.iterate import iterate
+from flows.prefect_ops import name_subflows_as_tasks
 from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
+from tasks.handles import Answers, against_ask, judged, measuring_ask
 from tasks.judge import judge
-from tasks.lineage import Answers, Tests, against_ask, tests_of
 from tpo.config.judges import compares
 from tpo.config.run import RunConfig
+from tpo.records import Artifact
 from tpo.report.comparison import Comparison
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.store import mending
+from tpo.storage.store import complete_artifact, mending
 
 
 @flow(name="compare", flow_run_name="{config.name} against direct, to M_{iterations}")
@@ -29,19 +30,20 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
         if (summary := reached(each, iterations)) is None:
             summary = iterate(each, iterations)
             name_subflows_as_tasks()
-        tests = tests_of(each, iterations)
-        arms.append((Arm(each, summary, tests.answers), tests))
-    (thinking, tests), (direct, _) = arms
+        answers = [judged(each, measuring_ask(each, t)) for t in range(iterations + 1)]
+        arms.append(Arm(each, summary, answers))
+    thinking, direct = arms
+    prompts = complete_artifact(config.root / "iter_0" / "prompts" / "test")
     with only_writer(config.root), writing(config):
-        return mending(lambda: compare(thinking, direct, tests.prompts, head_to_head(thinking, direct, tests)))
+        return mending(lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts)))
 
 
-def head_to_head(thinking: Arm, direct: Arm, tests: Tests) -> list[Answers]:
-    """What a judge that compares says of both runs' answers; nothing where it reads one response at a time."""
+def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[Answers]:
+    """Comparisons of both runs' answers by a judge that compares; empty if it reads one response at a time."""
     config = thinking.config
     if not compares(config.evaluation.judge):
         return []
     return [
-        judge(config, against_ask(config, t), ours.samples, tests.prompts, theirs.samples)
+        judge(config, against_ask(config, t), ours.samples, prompts, theirs.samples)
         for t, (ours, theirs) in enumerate(zip(thinking.tests, direct.tests, strict=True))
     ]

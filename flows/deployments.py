@@ -1,167 +1,131 @@
-"""What a schedule or a form triggers: a run is brought one iteration further, or to the end of the interrupted one; a
-comparison with the direct baseline; and runs of the other methods.
+"""Prefect's deployments: a schedule or a form takes a recipe's run one iteration further, or to its end.
 
-In: the answers of a form, those of `python -m flows iterate`. Out: M_{t+1}, where the manifests say that M_t stands.
+A trigger says "continue" and not which iteration: the run folder knows that, however the trigger before it ended. So an
+extra trigger does no harm, and none has to be repeated. The stages are those of the recipe's flow, called as a
+function, so that they appear on this run's own page and not one page below.
 
-A trigger says "go on" and not which iteration: the run folder knows that, however the trigger before it ended. So a
-trigger too many does no harm, and none has to be repeated. The stages are those of `iterate`, called as a function, so
-that they stand on this run's own page and not one page below.
+There is a flow for each recipe, named by `Recipe.trigger`. Prefect finds it by `flows/deployments.py:<name>` and reads
+its form from its signature and docstring, which are therefore made from the fields of a `Form`.
 """
 
-from typing import Annotated, Literal
+import inspect
+from typing import Annotated, Any, Literal
 
-from prefect import flow, tags
+from prefect import Flow, flow, tags
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from flows.compare import compare_with_direct
-from flows.iterate import iterate
 from flows.prefect_ops import alert, entitle, fetch_keys
-from flows.recipes import ablated, checked, compared, made, ready, resolve_config, self_trained, working
-from flows.self_train import self_train, self_train_and_plain
-from flows.thinkpo import thinkpo
-from tasks.lineage import completed
+from flows.recipes import RECIPES, Recipe, checked, load, resolve_config, working
 from tpo.config.run import RunConfig
-from tpo.report.ladder import ABLATION, LADDER, page_of
+from tpo.storage.current import iterations_made
 from tpo.storage.disk import explained
 from tpo.storage.mirror import reading
 
 JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise"]
 
 
-@flow(name="advance", flow_run_name="advance {profile}", on_failure=[alert], on_crashed=[alert])
-def advance(
-    profile: str = "laptop",
-    run_name: str = "",
-    judge: JudgeChoice = "the profile's",
-    seed: Annotated[int, Field(ge=0)] | None = None,
-    overrides: list[str] = [],  # noqa: B006 - Prefect reads the default for its form, and nobody changes it
-    iterations: Annotated[int, Field(ge=1)] = 1,
-    last: Annotated[int, Field(ge=0)] = 3,
-) -> State:
-    """Brings a run one iteration further; resumes the iteration that was interrupted.
+class Form(BaseModel):
+    """The fields of a trigger's form; a description is a template of `{model}` and `{ablation}`."""
 
-    Args:
-        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
-        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
-        judge: Who scores responses; another judge than the profile's comes with its defaults.
-        seed: The run's seed. None: the profile's.
-        overrides: Values in place of the profile's, each as `sample.k=4`.
-        iterations: How many iterations this trigger adds at most.
-        last: T of the last model M_T. Once it stands, triggers do nothing.
-    """
-    config = _asked_for(profile, run_name, judge, seed, overrides)
-    checked(config)
-    reached = next_model(config, iterations, last)
-    entitle(f"{config.name} to M_{reached}", config.name)
-    fetch_keys(config)
-    if ready(config, reached) is not None:
-        return Completed(name="NothingToDo", message=f"M_{reached} of {config.name} is complete, and `last` is {last}")
-    with working(), explained(), tags(config.name):
-        iterate.fn(config, reached)
-    return Completed(message=f"M_{reached} of {config.name} is complete: {config.place}/report.html")
+    model_config = ConfigDict(frozen=True)
 
-
-@flow(name="compare-runs", flow_run_name="compare {profile}", on_failure=[alert], on_crashed=[alert])
-def compare_runs(
-    profile: str = "laptop",
-    run_name: str = "",
-    judge: JudgeChoice = "the profile's",
-    seed: Annotated[int, Field(ge=0)] | None = None,
-    overrides: list[str] = [],  # noqa: B006 - as above
-    iterations: Annotated[int, Field(ge=0)] = 3,
-) -> State:
-    """Brings a run and its direct baseline to M_T and compares them.
-
-    Args:
-        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
-        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
-        judge: Who scores responses; another judge than the profile's comes with its defaults.
-        seed: The run's seed. None: the profile's.
-        overrides: Values in place of the profile's, each as `sample.k=4`.
-        iterations: T of the models that are compared.
-    """
-    config = _asked_for(profile, run_name, judge, seed, overrides)
-    entitle(f"{config.name} against direct, to M_{iterations}", config.name)
-    fetch_keys(config)
-    if compared(config, iterations) is not None:
-        return Completed(name="NothingToDo", message=f"{config.name} is compared with its direct baseline already")
-    with working(), explained(), tags(config.name):
-        compare_with_direct.fn(config, iterations)
-    return Completed(message=f"{config.name} is compared with its direct baseline: {config.place}/comparison.html")
-
-
-@flow(name="run-thinkpo", flow_run_name="thinkpo {profile}", on_failure=[alert], on_crashed=[alert])
-def run_thinkpo(
-    profile: str = "thinkpo",
-    run_name: str = "",
-    judge: JudgeChoice = "the profile's",
-    seed: Annotated[int, Field(ge=0)] | None = None,
-    overrides: list[str] = [],  # noqa: B006 - as above
-) -> State:
-    """Brings a run of ThinkPO to its end, from where its manifests say that it stands.
-
-    Args:
-        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
-        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
-        judge: Who scores responses; another judge than the profile's comes with its defaults.
-        seed: The run's seed. None: the profile's.
-        overrides: Values in place of the profile's, each as `recipe.swap=true`.
-    """
-    config = _asked_for(profile, run_name, judge, seed, overrides)
-    entitle(f"{config.name}, ThinkPO", config.name)
-    fetch_keys(config)
-    if made(config) is not None:
-        return Completed(name="NothingToDo", message=f"{config.name} is complete")
-    with working(), explained(), tags(config.name):
-        thinkpo.fn(config)
-    return Completed(message=f"{config.name} is complete: {config.place}/ladder.html")
-
-
-@flow(name="run-self-train", flow_run_name="self-train {profile}", on_failure=[alert], on_crashed=[alert])
-def run_self_train(
-    profile: str = "self-train",
-    run_name: str = "",
-    judge: JudgeChoice = "the profile's",
-    seed: Annotated[int, Field(ge=0)] | None = None,
-    overrides: list[str] = [],  # noqa: B006 - as above
-    iterations: Annotated[int, Field(ge=0)] = 3,
-    ablation: bool = False,
-) -> State:
-    """Brings a run of DPO-ST to SFT_T, from where its manifests say that it stands.
-
-    Args:
-        profile: A name in `deploy/profiles`, or a `.toml` file as the worker sees it.
-        run_name: Name of the run folder. Empty: the profile's name, with the judge and seed given here.
-        judge: Who scores responses; another judge than the profile's comes with its defaults.
-        seed: The run's seed. None: the profile's.
-        overrides: Values in place of the profile's, each as `recipe.dpo=false`.
-        iterations: T of the last model SFT_T.
-        ablation: Whether to run it without the DPO step too, and hold each SFT_t against the other's.
-    """
-    config = _asked_for(profile, run_name, judge, seed, overrides)
-    entitle(f"{config.name}, DPO-ST {'with and without DPO ' if ablation else ''}to SFT_{iterations}", config.name)
-    fetch_keys(config)
-    if (ablated if ablation else self_trained)(config, iterations) is not None:
-        return Completed(name="NothingToDo", message=f"SFT_{iterations} of {config.name} is complete")
-    with working(), explained(), tags(config.name):
-        (self_train_and_plain if ablation else self_train).fn(config, iterations)
-    page = page_of(ABLATION if ablation else LADDER)
-    return Completed(message=f"SFT_{iterations} of {config.name} is complete: {config.place}/{page}")
-
-
-def _asked_for(profile: str, run_name: str, judge: JudgeChoice, seed: int | None, overrides: list[str]) -> RunConfig:
-    return resolve_config(
-        profile,
-        run_name=run_name or None,
-        judge=None if judge == "the profile's" else judge,
-        seed=seed,
-        overrides=overrides,
+    profile: str = Field(description="A name in `deploy/profiles`, or a `.toml` file as the worker sees it.")
+    run_name: str = Field(
+        "", description="Name of the run folder. Empty: the profile's name, with the judge and seed given here."
     )
+    judge: JudgeChoice = Field(
+        "the profile's",
+        description="Who scores responses; another judge than the profile's comes with its defaults.",
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="The run's seed. None: the profile's.")
+    overrides: list[str] = Field([], description="Values in place of the profile's, each as `sample.k=4`.")
+    iterations: int = Field(3, ge=0, description="T of the last model {model}_T.")
+    ablation: bool = Field(False, description="Whether to {ablation}.")
+
+    def config(self) -> RunConfig:
+        """The resolved config."""
+        return resolve_config(
+            self.profile,
+            run_name=self.run_name or None,
+            judge=None if self.judge == "the profile's" else self.judge,
+            seed=self.seed,
+            overrides=self.overrides,
+        )
+
+    def goal(self, config: RunConfig) -> int:
+        """T of the model to reach."""
+        return self.iterations
+
+    def enough(self) -> str:
+        """Why there is nothing to do, other than that the goal is reached."""
+        return ""
+
+
+class StepForm(Form):
+    """The form of a trigger that takes the run one iteration further, or resumes the interrupted one."""
+
+    iterations: int = Field(1, ge=1, description="How many iterations this trigger adds at most.")
+    last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it stands, triggers do nothing.")
+
+    def goal(self, config: RunConfig) -> int:
+        """T of the next model; the run's files are checked before they are read."""
+        checked(config)
+        return next_model(config, self.iterations, self.last)
+
+    def enough(self) -> str:
+        """That `last` exists."""
+        return f", and `last` is {self.last}"
+
+
+def deployed(recipe: Recipe) -> Flow[..., State[Any]]:
+    """The deployed flow of a recipe."""
+    form = StepForm if recipe.stepwise else Form
+
+    def trigger(**answers: Any) -> State[Any]:
+        return bring(recipe, form(**answers))
+
+    asked = dict(inspect.signature(form).parameters)
+    asked["profile"] = asked["profile"].replace(default=recipe.profile)
+    if recipe.model is None:
+        del asked["iterations"]
+    if recipe.ablation is None:
+        del asked["ablation"]
+    known = {"model": recipe.model, "ablation": recipe.ablation and recipe.ablation.help}
+    told = {name: (form.model_fields[name].description or "").format_map(known) for name in asked}
+    goal = "one iteration further; resumes the one that was interrupted" if recipe.stepwise else "to its end"
+    fields = [f"    {name}: {text}" for name, text in told.items()]
+    trigger.__doc__ = "\n".join([f"Brings a run of `tpo {recipe.name}` {goal}.", "", "Args:", *fields])
+    trigger.__name__ = trigger.__qualname__ = recipe.trigger.replace("-", "_")
+    signature = inspect.Signature(list(asked.values()), return_annotation=State)
+    trigger.__signature__ = signature  # type: ignore[attr-defined]  # read by Prefect, for its form
+    name = f"{recipe.trigger if recipe.stepwise else recipe.name} {{profile}}"
+    return flow(name=recipe.trigger, flow_run_name=name, on_failure=[alert], on_crashed=[alert])(trigger)
+
+
+def bring(recipe: Recipe, form: Form) -> State[Any]:
+    """Brings the run that a form describes to its goal, resuming from its manifests."""
+    if form.ablation and recipe.ablation is not None:
+        recipe = recipe.ablation
+    config = form.config()
+    to = form.goal(config)
+    entitle(recipe.says(recipe.title, config, to), config.name)
+    fetch_keys(config)
+    done = recipe.says(recipe.done, config, to)
+    if recipe.ready(config, to) is not None:
+        return Completed(name="NothingToDo", message=f"{done}{form.enough()}")
+    with working(), explained(), tags(config.name):
+        load(recipe.flow).fn(*recipe.arguments(config, to))
+    return Completed(message=f"{done}: {config.place}/{recipe.page}")
 
 
 def next_model(config: RunConfig, iterations: int, last: int) -> int:
-    """T of the model to bring a run to: so many iterations past the last complete one, and no further than `last`."""
+    """T of the next goal: that many iterations past the last complete one, but at most `last`."""
     with reading(config):
-        return min(max(completed(config, last), 0) + iterations, last)
+        return min(max(iterations_made(config), 0) + iterations, last)
+
+
+DEPLOYED = {recipe.name: deployed(recipe) for recipe in RECIPES.values()}
+"""The deployed flows by their recipe's name."""
+globals().update({found.fn.__name__: found for found in DEPLOYED.values()})  # where Prefect looks for them

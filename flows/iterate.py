@@ -1,41 +1,37 @@
 """Thought Preference Optimization: M_0 → M_1 → … → M_T (2410.10630, Figure 2).
 
-In: a config and T. Out: a run folder in which every M_t stands with what made it and how it measures up.
-
-A subflow an iteration, a task a stage. Each stage looks at its manifest first and does nothing where it is complete,
-so the same call starts a run, resumes it and adds iterations to it. A stage that turns out to be damaged is set aside
-and made again.
+One subflow per iteration, one task per stage. Each stage checks its manifest first and does nothing if it is complete,
+so the same call starts a run, resumes it and adds iterations to it. A damaged stage is moved aside and made again.
 """
 
 from prefect import flow
 
-from flows.graph import name_subflows_as_tasks
-from tasks.judge import judge
-from tasks.lineage import (
+from flows.prefect_ops import name_subflows_as_tasks
+from tasks.handles import (
     Answers,
     Ask,
     Chosen,
     baseline_of,
     direct_ask,
-    keep_config,
     measuring_ask,
-    reference_of,
     seed_model,
     training_ask,
     validation_ask,
 )
+from tasks.judge import judge
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
 from tasks.progress import show_progress
 from tasks.report import Measured, Origin, report
 from tasks.sample import sample
 from tasks.synthesize import synthesize
-from tasks.train import train
+from tasks.train import reference_of, train
 from tasks.validate import validate
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
-from tpo.report.summary import Summary
+from tpo.report.summary import REPORT, SUMMARY, Summary
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
 from tpo.storage.store import mending
@@ -43,11 +39,13 @@ from tpo.storage.store import mending
 
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
 def iterate(config: RunConfig, iterations: int) -> Summary:
-    """Brings a run to M_T, T = `iterations`; nobody else may write to its folder meanwhile."""
+    """Brings a run to M_T, T = `iterations`, as the only writer of its folder."""
     look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
-        return mending(lambda: bring_to(config, iterations))
+        summary = mending(lambda: bring_to(config, iterations))
+        mark_finished(config, SUMMARY, REPORT)
+        return summary
 
 
 def bring_to(config: RunConfig, iterations: int) -> Summary:
@@ -92,6 +90,6 @@ def iteration(
 
 
 def ask(config: RunConfig, how: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
-    """Samples a model's outputs for some prompts and judges them; a judge that compares holds them `against` others."""
+    """Samples a model's outputs and judges them; a judge that compares compares them with `against`."""
     samples = sample(config, how, model, prompts)
     return judge(config, how, samples, prompts, baseline_of(how, samples, against))

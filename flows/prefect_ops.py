@@ -1,19 +1,17 @@
-"""What an operator keeps in Prefect and is told by it: keys, the names of runs, a message when one stops.
+"""What Prefect does for an operator: names and graphs of runs, keys from its blocks, a message when a run stops.
 
-In: a run of a deployment. Out: its name, its judge's key in the environment, a message where it fails or crashes.
-
-A message goes to the run's page and its log. It goes further where the Prefect variable `tpo_alert` names a
-notification block (`slack-webhook/<name>`, `custom-webhook/<name>`, …), whose secrets stay in the block.
+A message goes to the run's page and its log, and to the notification block that the Prefect variable `tpo_alert` names
+(`slack-webhook/<name>`, `custom-webhook/<name>`, …), whose secrets stay in the block.
 """
 
 import contextlib
 import logging
 import os
 import textwrap
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 from prefect import Flow, get_client
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
@@ -27,7 +25,8 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, RunType, State, StateType
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as this_run
@@ -42,19 +41,37 @@ from tpo.errors import InputError
 
 ALERT_VARIABLE = "tpo_alert"
 _AT_WORK = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-_NEXT = "What is complete is kept: mend the cause, and the next trigger goes on from there."
+_NEXT = "Completed work is saved. Fix the cause; the next trigger resumes."
 
 
 def entitle(name: str, *tags: str) -> None:
-    """Gives the flow run that we are in a name and tags that say what it does."""
+    """Gives the current flow run a descriptive name and tags."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(UUID(this_run.get_id()), name=name, tags=[*this_run.get_tags(), *tags])
 
 
-def fetch_keys(config: RunConfig) -> None:
-    """Has the keys of the judges' servers in the environment: from Secret blocks where the worker has none of its own.
+def name_subflows_as_tasks() -> None:
+    """Records the results of this run's subflows as inputs of the kind that Prefect's pages know.
 
-    The block of `JUDGE_KEY` is called `judge-key`, since names of blocks hold no capitals and underscores.
+    Then they draw an edge from an iteration to the users of its model. Prefect 3.7.7 records the kind `flow_run`, which
+    its own pages don't know: they draw the edge and then show no task of that run at all. Edges are drawn by the id
+    alone, so the kind is changed.
+    """
+    context = FlowRunContext.get()
+    if context is None:
+        return
+    for key, (state, kind, reference) in list(context.run_results.items()):
+        if kind is RunType.FLOW_RUN:
+            details = state.state_details
+            details = details.model_copy(update={"task_run_id": details.flow_run_id})
+            renamed = state.model_copy(update={"state_details": details})
+            context.run_results[key] = (renamed, RunType.TASK_RUN, reference)
+
+
+def fetch_keys(config: RunConfig) -> None:
+    """Puts the keys of the judges' servers into the environment, from Secret blocks if the worker doesn't have them.
+
+    The block of `JUDGE_KEY` is called `judge-key`, since block names can't hold capitals and underscores.
     """
     for judge in (config.judge, config.evaluation.judge):
         if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
@@ -73,18 +90,19 @@ def _secret(name: str) -> str | None:
 
 
 def alert(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - as Prefect calls it
-    """Prefect's hook for a run that fails or crashes: says so."""
+    """Prefect's hook for a run that fails or crashes."""
     tell(flow_run, state)
 
 
 def tell(flow_run: FlowRun, state: State[Any]) -> None:
-    """Says that a run has stopped and why: in its log, on its page, and to whom `tpo_alert` names.
+    """Reports that a run has stopped and why: in its log, on its page, and through `tpo_alert`.
 
-    What it was doing has stopped with it, though nobody was left to tell Prefect: its subflows are marked as crashed.
+    Everything it was doing has stopped, too, though no process was left to tell Prefect: its subflows are marked as
+    crashed.
     """
     why = (state.message or "").removeprefix("Flow run encountered an exception: ")
     with get_client(sync_client=True) as client:
-        name = client.read_flow_run(flow_run.id).name  # a hook is given the name that the run began with
+        name = client.read_flow_run(flow_run.id).name  # A hook gets the name that the run began with.
         subject = f"{name} {(state.name or 'stopped').lower()}"
         below = FlowRunFilter(
             parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]), state=FlowRunFilterState(type=_AT_WORK)
@@ -107,7 +125,7 @@ def tell(flow_run: FlowRun, state: State[Any]) -> None:
 
 
 def _as_it_is(text: str) -> str:
-    """Text for a block of code, in lines that fit a page; it may quote prompts, and nothing in it is markup."""
+    """Text for a code block, in lines that fit a page; it may quote prompts, and nothing in it is markup."""
     return "\n".join(textwrap.fill(line, width=100) for line in text.replace("`", "'").splitlines())
 
 
@@ -120,22 +138,23 @@ def _notify(name: str, subject: str, body: str, logger: "logging.LoggerAdapter[A
             )
         block.notify(body=body, subject=subject)  # type: ignore[unused-coroutine]  # none, where no event loop runs
     except Exception as error:  # noqa: BLE001 - the run's own error must not be hidden by that of telling it
-        # Not the error's text: it may hold the webhook's address, which is a secret.
+        # Not the error's text: it may contain the webhook's address, which is a secret.
         logger.error("%s could not be told: %s; look at block %s", ALERT_VARIABLE, type(error).__name__, name)
 
 
 def make_pool(name: str) -> None:
-    """Makes a work pool of processes; one that is there is left as it is, with whatever its operator has set."""
+    """Creates a work pool of processes; an existing one is left as its operator has configured it."""
     template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
 
 
 def end_orphans(pool: str, worker: str) -> None:
-    """Marks as crashed what a worker of this name left running on this machine when it was killed with all it ran.
+    """Marks runs as crashed that a worker of this name left running on this machine when it was killed with all of
+    them.
 
-    A worker sees its runs end; of a worker that is killed too, nobody tells Prefect, which would take its run to be at
-    work and keep the next one waiting.
+    A worker sees its runs end; if the worker is killed too, no process tells Prefect, which would take its run to be
+    running and keep the next one waiting.
     """
     at_work = FlowRunFilter(state=FlowRunFilterState(type=_AT_WORK))
     of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
@@ -150,10 +169,8 @@ def end_orphans(pool: str, worker: str) -> None:
 
 def _is_alive(run: FlowRun) -> bool:
     """Whether this machine has the process of a flow run; what that started may outlive it by seconds."""
-    mark = f"PREFECT__FLOW_RUN_ID={run.id}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_run = b"prefect.engine" in (process / "cmdline").read_bytes()
-            if is_run and mark in (process / "environ").read_bytes().split(b"\0"):
-                return True
-    return False
+    return any(
+        "prefect.engine" in " ".join(process.info["cmdline"] or ())
+        and (process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run.id)
+        for process in psutil.process_iter(["cmdline", "environ"])
+    )

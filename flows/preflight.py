@@ -4,14 +4,13 @@ In: a config. Out: nothing, or an `InputError` that says what was found, what wa
 
 `preflight` takes milliseconds and looks at files alone. The rest looks at the machine, asks servers, and loads
 tokenizers, which the run needs anyway, and a model's architecture where training asks for something special of it: no
-weights, no Ray, no vLLM, no Prefect. Refused is what cannot work for certain;
+weights, no Ray, no vLLM, no Prefect. Refused is what can't work for certain;
 where an estimate may be wrong, a line says so.
 """
 
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -23,7 +22,6 @@ from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
-from tasks.lineage import completed
 from tasks.source import question_key
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
@@ -52,10 +50,22 @@ from tpo.models.folder import check_writer
 from tpo.models.shape import Model, find_model
 from tpo.models.tensors import read_tensors
 from tpo.models.weights_check import check_weights
-from tpo.planning.machine import cpu_count, free_disk, gpu_count, memory_bytes
-from tpo.planning.needs import GIB, cpus_needed, disk_needed, gpus_needed, memory_needed, model_judges
+from tpo.planning.fit import (
+    Misfit,
+    context_misfits,
+    cpu_misfits,
+    device_misfits,
+    disk_misfits,
+    gpu_misfits,
+    memory_misfits,
+    refuse,
+    split_misfits,
+)
+from tpo.planning.machine import cpu_count, free_disk, gpu_count, has_gpu, memory_bytes
+from tpo.planning.needs import disk_needed, memory_needed, model_judges
 from tpo.records import Message
 from tpo.storage.bucket import Bucket
+from tpo.storage.current import iterations_made
 from tpo.storage.disk import remove, write_atomically
 from tpo.storage.lock import check_unheld
 
@@ -71,13 +81,14 @@ _LONGEST_PATH_BELOW = 120
 
 
 def preflight(config: RunConfig) -> None:
-    """Refuses a run that cannot work on this machine with these files."""
+    """Refuses a run that can't work on this machine with these files."""
     load_prompt(config.prompt)
-    _check_contexts(config)
+    found = [*_context_misfits(config), *_split_misfits(config)]
     for judge in (config.judge, config.evaluation.judge):
         _check_judge(config, judge)
-    _check_gpus(config)
-    _check_splits(config)
+    if config.cluster.address is None and not has_gpu():
+        found += device_misfits(config)
+    refuse(found)
     check_tracker(config.tracking)
     _check_constraints(config)
     _check_files(config)
@@ -87,7 +98,7 @@ def preflight(config: RunConfig) -> None:
 
 
 def check_before_work(config: RunConfig, iterations: int) -> None:
-    """Refuses a run to M_T, T = `iterations`, that this machine, its models or its servers cannot do.
+    """Refuses a run to M_T, T = `iterations`, that this machine, its models or its servers can't do.
 
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
@@ -97,16 +108,10 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     _check_writing(config.root)
     if not isinstance(config.folder, Path):
         Bucket(config.place, config.storage).check_conditions()
-    _check_cpus(config)
     for fault in too_few_prompts(config, iterations):
         raise InputError(fault)
     config = sized(config)
-    parameters = _parameters(config.model.folder)
-    for line in (
-        *_check_disk(config, iterations, parameters),
-        *_check_memory(config, parameters),
-        *_count_gpus(config),
-    ):
+    for line in refuse([*_disk_misfits(config, iterations), *machine_misfits(config)]):
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
@@ -122,7 +127,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
 
 
 def check_proxies(config: RunConfig) -> None:
-    """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients cannot use."""
+    """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients can't use."""
     judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
     endpoints = [asker.endpoint for asker in (*judges, config.data.synthetic) if asker is not None and asker.endpoint]
     asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
@@ -141,8 +146,8 @@ def model_checks(config: RunConfig) -> list[Callable[[], object]]:
     """The checks of M_0 that a run makes beyond those of its folder's files, to be made one by one."""
     folder, sft = config.model.folder, config.sft
     checks: list[Callable[[], object]] = [
-        lambda: _check_contexts(config),
-        lambda: _check_splits(config),
+        lambda: _context_misfits(config),
+        lambda: _split_misfits(config),
         lambda: check_weights(folder),
         lambda: check_generation_config(folder),
         lambda: check_training(folder, config.train, config.trainer),
@@ -152,29 +157,13 @@ def model_checks(config: RunConfig) -> list[Callable[[], object]]:
     return checks
 
 
-def machine_checks(config: RunConfig) -> list[Callable[[], object]]:
-    """The checks of this machine for M_0, to be made one by one."""
-    folder = config.model.folder
-    return [
-        lambda: _check_gpus(config),
-        lambda: _check_cpus(config),
-        lambda: _check_memory(config, _parameters(folder)),
-        lambda: _count_gpus(config),
-    ]
-
-
-def template_checks(config: RunConfig) -> list[Callable[[], object]]:
-    """The checks of chat templates; one, for a run without other models."""
-    return [lambda: check_templates(config)]
-
-
 def check_tpo(config: RunConfig) -> None:
     """Refuses a run of TPO whose profile is another recipe's."""
     config.recipe_as(Tpo)
 
 
 def check_self_training(config: RunConfig) -> None:
-    """Refuses a run of self-training whose profile cannot make one."""
+    """Refuses a run of self-training whose profile can't make one."""
     source, recipe = config.data.source, config.recipe_as(SelfTrain)
     right = "instruction_ids_column" if checks_instructions(config.judge) else "reference_column"
     if isinstance(source, FileSource) and not (getattr(source, right) and source.demonstration_column):
@@ -191,7 +180,7 @@ def check_self_training(config: RunConfig) -> None:
 
 
 def check_thinkpo(config: RunConfig) -> None:
-    """Refuses a run of ThinkPO whose profile, models or files cannot make one."""
+    """Refuses a run of ThinkPO whose profile, models or files can't make one."""
     source, prompts = config.recipe_as(ThinkPo).source, config.data.source
     if isinstance(source, PairFile):
         read_pair_rows(source)
@@ -225,14 +214,24 @@ def writers(config: RunConfig) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _check_contexts(config: RunConfig) -> None:
+def _context_misfits(config: RunConfig) -> Iterator[Misfit]:
     """Each model that writes can be used as the run uses it, and has room for its own prompts and outputs."""
     seed = config.model.folder
     for asked in contexts(config):
         folder = asked.folder or seed
-        context = check_writer(folder, trained=folder == seed, device=config.engine.device)
-        if (fault := asked.fault(context, folder)) is not None:
-            raise InputError(fault)
+        tokens = check_writer(folder, trained=folder == seed, device=config.engine.device)
+        yield from context_misfits(asked, tokens, folder)
+
+
+def _split_misfits(config: RunConfig) -> Iterator[Misfit]:
+    """vLLM can split each model over the GPUs of an engine, as far as its `config.json` tells."""
+    seed = config.model.folder
+    models = dict[Path | None, Model]()
+    for folder in writers(config):
+        # A model with an unusual shape, such as a mixture of experts, is left to vLLM.
+        with contextlib.suppress(InputError):
+            models[None if folder == seed else folder] = find_model(folder)
+    yield from split_misfits(config, models)
 
 
 def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
@@ -248,8 +247,8 @@ def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
 
 
 def check_endpoints(config: RunConfig) -> None:
-    """Refuses a run whose judge or generator is behind a server that is down, does not know the key or the model, or
-    does not take what it will be asked: each is asked once, just as the run will ask.
+    """Refuses a run whose judge or generator is behind a server that is down, doesn't know the key or the model, or
+    doesn't take what it will be asked: each is asked once, just as the run will ask.
 
     Apart from `preflight`, since it asks the server: only a run that has something to do may.
     """
@@ -262,48 +261,6 @@ def check_endpoints(config: RunConfig) -> None:
     if writer is not None and writer.endpoint is not None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         ApiGenerator(writer, writer.endpoint, Spent(), without_control_tokens).check(few_shot)
-
-
-def _check_gpus(config: RunConfig) -> None:
-    wanted = [
-        name
-        for name, device in (
-            ("engine", config.engine.device),
-            ("trainer", config.trainer.device),
-            ("judge_engine", config.judge_engine.device),
-        )
-        if device == "gpu"
-    ]
-    if wanted and config.cluster.address is None and not _has_gpu():
-        raise InputError(
-            f"{' and '.join(f'{name}.device' for name in wanted)} is gpu, and this machine has none (no nvidia-smi, no "
-            '/dev/nvidia0): set cluster.address to a Ray cluster that has GPUs, or use device = "cpu"'
-        )
-
-
-def _check_splits(config: RunConfig) -> None:
-    """vLLM can split each model over the GPUs of an engine, as far as its `config.json` tells."""
-    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
-    asked = [
-        ("engine", config.engine.tensor_parallel, config.model.folder),
-        *(("judge_engine", config.judge_engine.tensor_parallel, judge.folder) for judge in judges if judge.folder),
-    ]
-    asked += [("engine", config.engine.tensor_parallel, each.folder) for each in contexts(config) if each.folder]
-    for name, gpus, folder in asked:
-        model = _known_model(folder)
-        if model is not None and not model.shape.splits_over(gpus):
-            raise InputError(f"{name}.tensor_parallel is {gpus}, and {model.unsplit}")
-
-
-def _known_model(folder: Path) -> Model | None:
-    """None where a model has a shape of its own, as a mixture of experts has: vLLM will know it."""
-    with contextlib.suppress(InputError):
-        return find_model(folder)
-    return None
-
-
-def _has_gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
 
 def _check_files(config: RunConfig) -> None:
@@ -439,10 +396,9 @@ def _check_writing(root: Path) -> None:
         ) from error
 
 
-def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator[str]:
-    """What is left to do fits on the disk; a line where it may not."""
-    # A run that has nothing yet is not walked: that would read all of a seed model that may be large.
-    done = completed(config, iterations) if (config.root / "iter_0").is_dir() else -1
+def _disk_misfits(config: RunConfig, iterations: int) -> Iterator[Misfit]:
+    """Whether what is left to do fits on the disk."""
+    done = iterations_made(config)
     left = range(done + 1, iterations + 1)
     written = sum(
         path.stat().st_size
@@ -451,79 +407,26 @@ def _check_disk(config: RunConfig, iterations: int, parameters: int) -> Iterator
     )
     if not isinstance(config.recipe, Tpo):
         written = sum(path.stat().st_size for path in config.root.glob("**/train/epoch_*/*.safetensors"))
-    needed = disk_needed(config, left, parameters=parameters, written=written)
-    root, free = config.root.resolve(), free_disk(config.root)
-    told = (
-        f"{root}: {_size(free)} are free, and what is left of M_{iterations} needs {_size(needed.total)} "
-        f"({_size(needed.checkpoints)} for a checkpoint an epoch, {_size(needed.scratch)} while training, up to "
-        f"{_size(needed.rows)} for samples and judgments)"
-    )
-    if needed.checkpoints + needed.scratch > free:
-        raise InputError(
-            f"{told}: free some, set folder in the profile to a larger disk, or lower train.epochs or --to"
-        )
-    if needed.total > free:
-        yield f"{told}: it may not fit; lower data.per_iteration, sample.k or sample.max_new_tokens if outputs are long"
+    needed = disk_needed(config, left, parameters=_parameters(config.model.folder), written=written)
+    return disk_misfits(config, needed, free_disk(config.root))
 
 
-def _check_memory(config: RunConfig, parameters: int) -> Iterator[str]:
-    """What is in this machine's memory at the same time fits into it; a line where little is left."""
-    judges = {folder: _parameters(folder) for judge in model_judges(config) if (folder := judge.folder) is not None}
-    writer = config.data.synthetic and config.data.synthetic.folder
-    needed = memory_needed(
-        config,
-        parameters=parameters,
-        judges=judges,
-        generator=_parameters(writer) if writer else None,
-        writers={str(each.folder): _parameters(each.folder) for each in pair_writers(config) if each.folder},
-    )
-    total, here = sum(needed.values()), memory_bytes()
-    told = (
-        f"{' + '.join(f'{name} {_size(size)}' for name, size in needed.items())} are {_size(total)} of memory at once, "
-        f"and this machine has {_size(here)}"
-    )
-    remedy = (
-        "lower engine.kv_cache_gib, engine.count, judge_engine.count or trainer.workers, use a smaller dtype, or "
-        'device = "gpu"'
-    )
-    if total > here:
-        raise InputError(f"{told}: {remedy}")
-    if total > 0.8 * here:
-        yield f"{told}: with what processes take beyond their models it may not fit; {remedy}"
-
-
-def _check_cpus(config: RunConfig) -> None:
-    """Ray has the CPUs that must be there at once; it would wait for them for ever."""
-    here = cpu_count()
-    for key, count in cpus_needed(config).items():
-        if count > here:
-            raise InputError(
-                f"{key} is {count}, and Ray has {here} CPUs here to give, one each: lower it, or set cluster.address "
-                "to a Ray cluster that has them"
-            )
-
-
-def _count_gpus(config: RunConfig) -> Iterator[str]:
-    """As many GPUs are here as any part of the run works on; a line where they cannot be counted."""
-    needed = gpus_needed(config)
-    if not needed or config.cluster.address is not None:
-        return
-    found = gpu_count()
-    asked = ", ".join(f"{name} {count}" for name, count in needed.items())
-    if found is None:
-        yield f"GPUs cannot be counted (nvidia-smi -L fails), and {asked} are asked for: make sure that they are there"
-    elif max(needed.values()) > found:
-        raise InputError(
-            f"{asked} GPUs are asked for, and this machine has {found} (nvidia-smi -L, CUDA_VISIBLE_DEVICES): "
-            "lower engine.count, engine.tensor_parallel, judge_engine.count or trainer.workers, or set cluster.address "
-            "to a Ray cluster that has them"
-        )
+def machine_misfits(config: RunConfig) -> Iterator[Misfit]:
+    """This machine has the memory, the CPUs and the GPUs that a run needs at once; a cluster is left to Ray."""
+    seed = config.model.folder
+    yield from cpu_misfits(config, cpu_count())
+    if config.cluster.address is None:
+        if has_gpu():
+            yield from gpu_misfits(config, gpu_count(), "this machine, by nvidia-smi -L and CUDA_VISIBLE_DEVICES")
+        else:
+            yield from device_misfits(config)
+    yield from memory_misfits(memory_needed(config, lambda folder: _parameters(folder or seed)), memory_bytes())
 
 
 def check_templates(config: RunConfig) -> list[str]:
     """What to know of the chat templates of the models that are asked or read here.
 
-    Raises `InputError` where tokens would not be what the run relies on.
+    Raises `InputError` if tokens would not be what the run relies on.
     """
     from tpo.models.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
 
@@ -563,11 +466,6 @@ def check_templates(config: RunConfig) -> list[str]:
 def _parameters(folder: Path) -> int:
     """How many parameters a model has, by the headers of its files.
 
-    Raises `InputError` where a file is cut off or is no safetensors.
+    Raises `InputError` if a file is cut off or is no safetensors.
     """
     return sum(prod(tensor.shape) for tensor in read_tensors(folder).values())
-
-
-def _size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"

@@ -1,7 +1,7 @@
 """How many prompts a run takes from each of its files, compared with how many the files have.
 
-Known before work: a file's distinct instructions are an upper bound of the prompts that it gives, since some may be too
-long for the model. What is called short here is short for certain.
+A file's distinct instructions are an upper bound of the prompts that it gives, since some may be too long for the
+model. So a reported shortage is certain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of, read_prompt_rows
 
 GUESSED_PROMPTS = 10_000
-"""What "all" is taken for if neither the file nor the profile says."""
+"""The value of "all" if neither the file nor the profile gives one."""
 _MAX_FILES = 1000
-"""Files of iterations that are counted."""
+"""Number of iterations whose files are counted."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class PromptSet:
     path: Path
     """The file."""
     count: int | None
-    """How many are taken, over all sets of this kind; None for all that are left."""
+    """Number taken, over all sets of this kind; None for all that are left."""
 
 
 def prompt_sets(config: RunConfig, iterations: int) -> list[PromptSet]:
-    """What a run to M_T, T = `iterations`, takes from files; nothing for other sources."""
+    """What a run to M_T, T = `iterations`, takes from files; empty for other sources."""
     data, source = config.data, config.data.source
     if not isinstance(source, FileSource):
         return []
@@ -56,7 +56,7 @@ def prompt_sets(config: RunConfig, iterations: int) -> list[PromptSet]:
 def too_few_prompts(config: RunConfig, iterations: int) -> Iterator[str]:
     """Each file that has fewer prompts than the run takes, with what to do about it.
 
-    Raises `InputError` if a file cannot be read; files that are not there are passed over.
+    Raises `InputError` if a file can't be read; files that aren't there are passed over.
     """
     sets = prompt_sets(config, iterations)
     for path in dict.fromkeys(each.path for each in sets):
@@ -70,14 +70,14 @@ def too_few_prompts(config: RunConfig, iterations: int) -> Iterator[str]:
 
 
 def count_prompts(config: RunConfig, path: Path) -> int:
-    """The distinct instructions of a file; one that only differs as `tasks.source` overlooks is counted once."""
+    """The distinct instructions of a file; those with equal `question_key` count once."""
     assert isinstance(config.data.source, FileSource)
     stat = path.stat()
     return _distinct(config.data.source, path, stat.st_mtime_ns, stat.st_size)
 
 
 def sized(config: RunConfig, *, counting: bool = True) -> RunConfig:
-    """The config with a number for `data.per_iteration = "all"`: what the file has, or, if it is not there or not to be
+    """The config with a number for `data.per_iteration = "all"`: what the file has, or, if it isn't there or not to be
     counted, what is expected of it."""
     if config.data.per_iteration != "all":
         return config

@@ -1,19 +1,23 @@
-"""What lies between a command line or a form and the flow, so that both start the same run in the same way.
+"""The recipes: one entry each, from which the command line, the deployments and their tests are built.
 
-In: what a user asks for. Out: a config, the word that there is nothing to do, or a process in which the flow can run.
-Nothing heavy is imported before it is known that there is something to do.
+A command line and a form start a run in the same way: they resolve a config (`resolve_config`), ask the recipe whether
+there is anything to do (`Recipe.ready`), and call its flow in a prepared process (`working`). Nothing heavy is imported
+before it is known that there is something to do, so flows are named here, not imported.
 """
 
 import contextlib
+import dataclasses
+import importlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
-from tasks.lineage import completed, is_kept, leaves
 from tpo.config.data import PromptConfig
 from tpo.config.load import ignore, load_config
 from tpo.config.recipes import SelfTrain
@@ -23,20 +27,112 @@ from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
-from tpo.report.ladder import ABLATION, LADDER, Ladder, read_ladder
-from tpo.report.summary import Summary, read_summary
+from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of, read_ladder
+from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
+from tpo.storage.current import is_current
 from tpo.storage.mirror import reading
-from tpo.storage.receipt import receipt_holds
 
 SHIPPED = Path("deploy") / "profiles"
 PROFILES = SHIPPED if SHIPPED.is_dir() else Path(__file__).parents[1] / SHIPPED
-"""Profiles by name: those of the folder that the command is called from, else ours."""
+"""The folder of profiles: that of the current folder, if there is one, otherwise ours."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The second run of a recipe that compares two."""
+
+    config: Callable[[RunConfig], RunConfig]
+    """Its config, given that of the first run; raises `InputError` if there is nothing to compare."""
+    compared: Callable[[RunConfig, int, Any, Any], Any]
+    """The comparison at T, given the first run's config and both results; None if it is missing or out of date."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to train, as the command line, its deployment and the checks need to know it.
+
+    Texts are templates of `{name}` (the run's name), `{run}` (the run, as the reader calls it) and `{model}` (M_T).
+    """
+
+    name: str
+    """Name of its command, its make target and its deployment."""
+    help: str
+    """Its line in `tpo --help`, or that of its option if it is an ablation."""
+    profile: str = "laptop"
+    """The default profile."""
+    model: str | None = "M"
+    """What iteration t makes, without its number; None for a recipe that doesn't iterate."""
+    check: Callable[[RunConfig], None]
+    """Raises `InputError` if this recipe can't work with a config."""
+    finished: Callable[[RunConfig, int], Any]
+    """The result of a finished run that has reached T, otherwise None."""
+    flow: str
+    """`module:function` of its flow, which takes a config and, if it iterates, T."""
+    baseline: Baseline | None = None
+    """The second run that the flow makes, and compares the first with."""
+    ablation: "Recipe | None" = None
+    """The recipe to use instead if an ablation is requested."""
+    show: str
+    """`module:function` that prints a result."""
+    page: str
+    """Name of the page in the run folder that shows the result."""
+    page_label: str = "Page"
+    """The page's name on the command line."""
+    done: str = "{model} of {run} is complete"
+    """The message if there is nothing (more) to do."""
+    reached: str = "{model}"
+    """The message after work, to which the seconds are added."""
+    trigger: str
+    """Name of the deployed flow: `flows/deployments.py` has it, with `_` for `-`."""
+    title: str
+    """Name of a deployment's run in Prefect."""
+    stepwise: bool = False
+    """Whether a trigger takes the run one iteration further, instead of to T."""
+
+    def ready(self, config: RunConfig, iterations: int) -> Any:
+        """Checks that a run can get to T = `iterations`; returns its result if there is nothing to do, otherwise
+        None."""
+        found = self._ready(config, iterations)
+        if self.baseline is None:
+            return found
+        other = self._ready(self.baseline.config(config), iterations)
+        if found is None or other is None:
+            return None
+        return self.baseline.compared(config, iterations, found, other)
+
+    def _ready(self, config: RunConfig, iterations: int) -> Any:
+        checked(config)
+        self.check(config)
+        with reading(config):
+            if (found := self.finished(config, iterations)) is None:
+                check_before_work(config, iterations)
+        return found
+
+    def says(self, template: str, config: RunConfig, iterations: int, run: str = "{name}") -> str:
+        """One of its texts about a run to T = `iterations`, which is called `run`."""
+        run = run.format(name=config.name)
+        return template.format(name=config.name, run=run, model=f"{self.model}_{iterations}")
+
+    def runs(self, config: RunConfig) -> list[RunConfig]:
+        """The runs that its flow makes."""
+        return [config] if self.baseline is None else [config, self.baseline.config(config)]
+
+    def arguments(self, config: RunConfig, iterations: int) -> tuple[Any, ...]:
+        """The arguments of its flow."""
+        return (config,) if self.model is None else (config, iterations)
+
+
+def load(reference: str) -> Any:
+    """The object `module:name`, imported now."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def resolve_config(
     profile: str, *, run_name: str | None, judge: str | None, seed: int | None, overrides: Sequence[str]
 ) -> RunConfig:
-    """The config that is asked for; a judge and a seed given here name the run, so that no two share a folder."""
+    """The resolved config; a judge and a seed given here are added to the run's name, so that no two runs share a
+    folder."""
     path = profile_path(profile)
     first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
     last = [f"seed={seed}"] if seed is not None else []
@@ -48,7 +144,7 @@ def resolve_config(
 
 
 def profile_path(profile: str) -> Path:
-    """The file of a profile that is named, or given as a file."""
+    """The path of a profile given by name or as a file."""
     if profile.endswith((".toml", ".json")):
         return Path(profile)
     if not re.fullmatch(r"[\w.-]+", profile):
@@ -60,19 +156,9 @@ def profile_path(profile: str) -> Path:
 
 
 def checked(config: RunConfig) -> None:
-    """Checks what needs no more than a look at files, after fetching the seed model if the profile says from where."""
+    """Runs the checks that only need files, after fetching the seed model if the profile says from where."""
     fetch_model(config.model)
     preflight(config)
-
-
-def ready(config: RunConfig, iterations: int) -> Summary | None:
-    """Checks that a run can get to M_T, T = `iterations`; its summary where it is there and nothing is to be done."""
-    checked(config)
-    check_tpo(config)
-    with reading(config):
-        if (found := finished(config, iterations)) is None:
-            check_before_work(config, iterations)
-    return found
 
 
 def reached(config: RunConfig, iterations: int) -> Summary | None:
@@ -83,64 +169,41 @@ def reached(config: RunConfig, iterations: int) -> Summary | None:
 
 def finished(config: RunConfig, iterations: int) -> Summary | None:
     """The summary of a run that has reached M_T and needs nothing, its report included."""
-    path = config.root / "summary.json"
-    if not (is_kept(config) and path.exists() and (config.root / "report.html").exists()):
-        return None
-    if completed(config, iterations) < iterations:
+    if not is_current(config):
         return None
     try:
-        summary = read_summary(path)
+        summary = read_summary(config.root / SUMMARY)
     except StoreError:
         return None
     return summary if summary.models[-1].iteration >= iterations else None
 
 
-def made(config: RunConfig) -> Ladder | None:
-    """Checks that a run of ThinkPO can be made; its ladder where nothing is to be done."""
-    checked(config)
-    check_thinkpo(config)
-    return _ladder_or_check(config)
+def _ladder(config: RunConfig, last: str | None) -> Ladder | None:
+    """The ladder of a run that is finished, if it reaches the model called `last`."""
+    return _reaching(config.root / LADDER, last) if is_current(config) else None
 
 
-def self_trained(config: RunConfig, iterations: int, name: str = LADDER) -> Ladder | None:
-    """Checks that a run of self-training can get to SFT_T, T = `iterations`; its ladder where nothing is to be done.
-
-    `name` is which of its ladders: its own, or that of its ablation.
-    """
-    checked(config)
-    check_self_training(config)
-    return _ladder_or_check(config, f"SFT_{iterations}", name, iterations)
-
-
-def ablated(config: RunConfig, iterations: int) -> Ladder | None:
-    """The same for a run and the one without DPO; the ladder that holds them against each other."""
-    found = self_trained(config, iterations, ABLATION)
-    return found if self_trained(without_dpo(config), iterations) is not None else None
+def _ablation(config: RunConfig, iterations: int, ours: Ladder, theirs: Ladder) -> Ladder | None:
+    """The comparison of a run with and without DPO at SFT_T, unless one of them has changed since."""
+    found = _reaching(config.root / ABLATION, f"SFT_{iterations}")
+    of = {rung.model: rung for rung in ours.rungs} | {f"{rung.model} without": rung for rung in theirs.rungs}
+    rungs = [(rung, of.get(rung.model)) for rung in found.rungs] if found else []
+    current = all(own and (own.score, own.tokens) == (rung.score, rung.tokens) for rung, own in rungs)
+    return found if current else None
 
 
-def _ladder_or_check(
-    config: RunConfig, last: str | None = None, name: str = LADDER, iterations: int = 1
-) -> Ladder | None:
-    with reading(config):
-        if (found := _ladder(config, last, name)) is None:
-            check_before_work(config, iterations)
-    return found
-
-
-def _ladder(config: RunConfig, last: str | None, name: str) -> Ladder | None:
-    """The ladder of a run that is finished, where it reaches the model called `last`."""
-    path = config.root / name
-    if is_kept(config) and path.exists() and receipt_holds(config.root, leaves(config)):
-        with contextlib.suppress(StoreError):
-            ladder = read_ladder(path)
-            return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None
-    return None
+def _reaching(path: Path, last: str | None) -> Ladder | None:
+    try:
+        ladder = read_ladder(path)
+    except StoreError:
+        return None
+    return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None
 
 
 def without_dpo(config: RunConfig) -> RunConfig:
-    """The run that DPO-ST is compared with: classic self-training, all else alike.
+    """The baseline of DPO-ST: classic self-training, everything else equal.
 
-    Raises `InputError` where the config itself has no DPO step.
+    Raises `InputError` if the config itself has no DPO step.
     """
     recipe = config.recipe_as(SelfTrain)
     if not recipe.dpo:
@@ -152,9 +215,9 @@ def without_dpo(config: RunConfig) -> RunConfig:
 
 
 def direct_baseline(config: RunConfig) -> RunConfig:
-    """The run that a config is compared with: the same prompts, judge, loss and settings, asked to answer directly.
+    """The direct baseline of a config: the same prompts, judge, loss and settings, without thoughts.
 
-    Raises `InputError` where the config itself asks for no thoughts, and where a server writes its prompts.
+    Raises `InputError` if the config itself asks for no thoughts, or if a server writes its prompts.
     """
     if config.prompt.variant == "direct":
         raise InputError(
@@ -176,11 +239,10 @@ def direct_baseline(config: RunConfig) -> RunConfig:
     return config.model_copy(update=changes)
 
 
-def compared(config: RunConfig, iterations: int) -> Comparison | None:
-    """Checks that a run and its direct baseline can get to M_T; their comparison where nothing is to be done."""
-    ours, theirs = ready(config, iterations), ready(direct_baseline(config), iterations)
+def _comparison(config: RunConfig, iterations: int, ours: Summary, theirs: Summary) -> Comparison | None:
+    """The comparison of a run and its direct baseline at M_T, unless one of them has changed since."""
     path = config.root / COMPARISON
-    if ours is None or theirs is None or not path.exists():
+    if not path.exists():
         return None
     try:
         found = read_comparison(path)
@@ -192,7 +254,7 @@ def compared(config: RunConfig, iterations: int) -> Comparison | None:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Has all that the flow starts in this process end with it, or at the end of the context."""
+    """Ends everything that the flow starts in this process when it exits, or at the end of the context."""
     prefect_environment()
     check_prefect_settings()
     with watched(), apart_from_terminal():
@@ -207,7 +269,7 @@ def working() -> Iterator[None]:
 
 
 def check_prefect_settings() -> None:
-    """Raises `InputError` if Prefect does not take what the environment says to it; after `prefect_environment`."""
+    """Raises `InputError` if Prefect rejects its environment variables; call it after `prefect_environment`."""
     from pydantic import ValidationError
 
     try:
@@ -223,15 +285,15 @@ def check_prefect_settings() -> None:
 
 
 def prefect_environment() -> None:
-    """Everybody silenced, and Prefect's settings where the user has set none: files beside the runs, quiet terminal.
+    """Disable telemetry and set defaults for Prefect settings that the user hasn't set (local files, quiet console).
 
-    Comes before anything is imported that reads its settings then.
+    Call before importing Prefect.
     """
     from tpo.engines.cluster.processes import QUIET, loopback_without_proxy, proxy_fault
 
     os.environ.update(QUIET | loopback_without_proxy(os.environ))
     if (fault := proxy_fault(os.environ)) is not None:
-        # Whoever asks something elsewhere was refused before (`check_proxies`); the rest is on this machine.
+        # Requests to other machines were refused before (`check_proxies`); the rest is on this machine.
         say(f"{fault}: proxies are left out, all that is asked is on this machine")
         os.environ.update(NO_PROXY="*", no_proxy="*")
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve())))
@@ -240,7 +302,7 @@ def prefect_environment() -> None:
         "PREFECT_MEMO_STORE_PATH": str(home / "memo.toml"),
         "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # On disk, so that a server that is started again knows who is at work, and lets them go on.
+        # On disk, so that a restarted server knows the running flows and lets them continue.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": LOGGER,
@@ -248,3 +310,73 @@ def prefect_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+_ITERATE = Recipe(
+    name="iterate",
+    help="bring a run to M_T: start it, resume it, add iterations to it",
+    check=check_tpo,
+    finished=finished,
+    flow="flows.iterate:iterate",
+    show="tpo.report.table:print_table",
+    page=REPORT,
+    page_label="Report",
+    trigger="advance",
+    title="{name} to {model}",
+    stepwise=True,
+)
+_COMPARE = Recipe(
+    name="compare",
+    help="the same, and its direct baseline: does thinking pay?",
+    check=check_tpo,
+    finished=finished,
+    baseline=Baseline(direct_baseline, _comparison),
+    flow="flows.compare:compare_with_direct",
+    show="tpo.report.comparison_page:print_comparison",
+    page="comparison.html",
+    done="{name} is compared with its direct baseline at {model}",
+    reached="{model} of both",
+    trigger="compare-runs",
+    title="{name} against direct, to {model}",
+)
+_THINKPO = Recipe(
+    name="thinkpo",
+    help="ThinkPO: fine-tune on long reasoning, then prefer it to short",
+    profile="thinkpo",
+    model=None,
+    check=check_thinkpo,
+    finished=lambda config, _: _ladder(config, None),
+    flow="flows.thinkpo:thinkpo",
+    show="tpo.report.ladder_page:print_ladder",
+    page=page_of(LADDER),
+    done="{run} is complete",
+    reached="{name}",
+    trigger="run-thinkpo",
+    title="{name}, ThinkPO",
+)
+_SELF_TRAIN = Recipe(
+    name="self-train",
+    help="DPO-ST: learn from own right answers, DPO before each time",
+    profile="self-train",
+    model="SFT",
+    check=check_self_training,
+    finished=lambda config, iterations: _ladder(config, f"SFT_{iterations}"),
+    flow="flows.self_train:self_train",
+    show="tpo.report.ladder_page:print_ladder",
+    page=page_of(LADDER),
+    trigger="run-self-train",
+    title="{name}, DPO-ST to {model}",
+)
+_ABLATION = dataclasses.replace(
+    _SELF_TRAIN,
+    help="also run it without DPO, and compare both",
+    baseline=Baseline(without_dpo, _ablation),
+    flow="flows.self_train:self_train_and_plain",
+    page=page_of(ABLATION),
+    title="{name}, DPO-ST with and without DPO to {model}",
+)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (_ITERATE, _COMPARE, _THINKPO, dataclasses.replace(_SELF_TRAIN, ablation=_ABLATION))
+}
+"""Every recipe by its name, in the order of `tpo --help`."""

@@ -1,12 +1,12 @@
-"""DPO-augmented self-training (DPO-ST, 2407.18248, Algorithm 1): a model learns from what it got right, over and over.
+"""DPO-augmented self-training (DPO-ST, 2407.18248, Algorithm 1): a model learns repeatedly from its own correct
+answers.
 
-In: a config with a few demonstrations and many questions whose answers are known, and T. Out: a run folder in which
-stand the base, SFT_0, and for each iteration DPO_t and SFT_t, and how each measures up. SFT_t is always the base that
-was fine-tuned on all that is given and all that was right so far; DPO_t, made of SFT_{t-1}, only writes for it.
+It starts from a few demonstrations and many questions with known answers. SFT_t is always the base fine-tuned on all
+demonstrations and all correct outputs so far; DPO_t, trained from SFT_{t-1}, only writes outputs for it.
 
 Without the DPO step (`recipe.dpo`) this is classic self-training, in which SFT_{t-1} writes for SFT_t: the ablation
-that `self_train_and_plain` makes beside it. The stages are those of the other recipes: each looks at its manifest
-first, so the same call starts a run, resumes it and adds iterations to it.
+that `self_train_and_plain` adds. Each stage checks its manifest first, so the same call starts a run, resumes it and
+adds iterations to it.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from flows.iterate import ask
 from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
-from tasks.lineage import Answers, keep_config, labelling_ask, leaves, pairing_ask, seed_model, test_ask
+from tasks.handles import Answers, labelling_ask, pairing_ask, seed_model, test_ask
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_answer import pair_by_answer
@@ -29,34 +29,34 @@ from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
-from tpo.report.ladder import ABLATION, Ladder
+from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.receipt import write_receipt
 from tpo.storage.store import mending
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a run has made."""
+    """The result of a run."""
 
     test: Artifact
     """The test prompts."""
     steps: list[Step]
     """Its models, in the order in which they were made."""
     ladder: Ladder
-    """How they measure up."""
+    """Their test results."""
 
 
 @flow(name="self_train", flow_run_name="{config.name} to SFT_{iterations}")
 def self_train(config: RunConfig, iterations: int) -> Ladder:
-    """Brings a run to SFT_T, T = `iterations`; nobody else may write to its folder meanwhile."""
+    """Brings a run to SFT_T, T = `iterations`, as the only writer of its folder."""
     return _run(config, iterations).ladder
 
 
 @flow(name="self_train_and_plain", flow_run_name="{config.name} with and without DPO, to SFT_{iterations}")
 def self_train_and_plain(config: RunConfig, iterations: int) -> Ladder:
-    """Brings a run and one without the DPO step to SFT_T, T = `iterations`; holds each SFT_t against the other's."""
+    """Brings a run and one without the DPO step to SFT_T, T = `iterations`, and compares the SFT_t of both."""
     ours, plain = (_run(each, iterations) for each in (config, without_dpo(config)))
     theirs = {step.model: step for step in plain.steps}
     steps = [Step("base", ours.steps[0].test)]
@@ -77,7 +77,7 @@ def _run(config: RunConfig, iterations: int) -> Made:
     with only_writer(config.root), writing(config):
         keep_config(config)
         made = mending(lambda: make_models(config, iterations))
-        write_receipt(config.root, leaves(config))
+        mark_finished(config, LADDER, page_of(LADDER))
         return made
 
 

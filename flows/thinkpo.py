@@ -1,9 +1,7 @@
-"""ThinkPO (2502.13173): a model that has learned to reason by imitation learns to prefer reasoning at length.
+"""ThinkPO (2502.13173): a model that has learned to reason by imitation learns to prefer long reasoning.
 
-In: a config with demonstrations of long reasoning. Out: a run folder in which three models stand, the base, the one
-that was fine-tuned on the demonstrations and the one that DPO made of it, and how each measures up.
-
-The stages are those of `iterate`: each looks at its manifest first, so the same call starts a run and resumes it.
+A run has three models, each with its test results: the base, the one fine-tuned on demonstrations of long reasoning,
+and the one that DPO makes of it. Each stage checks its manifest first, so the same call starts a run and resumes it.
 """
 
 from pathlib import Path
@@ -14,7 +12,7 @@ from prefect import flow
 from flows.iterate import ask
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
-from tasks.lineage import keep_config, leaves, seed_model, test_ask, write_ask
+from tasks.handles import seed_model, test_ask, write_ask
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
@@ -25,10 +23,10 @@ from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import look_on
 from tpo.records import Artifact
-from tpo.report.ladder import Ladder
+from tpo.report.ladder import LADDER, Ladder, page_of
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.receipt import write_receipt
 from tpo.storage.store import folder_artifact, mending
 
 RECIPE = "ThinkPO"
@@ -36,17 +34,17 @@ RECIPE = "ThinkPO"
 
 @flow(name="thinkpo", flow_run_name="{config.name}")
 def thinkpo(config: RunConfig) -> Ladder:
-    """Brings a run of ThinkPO to its end; nobody else may write to its folder meanwhile."""
+    """Brings a run of ThinkPO to its end, as the only writer of its folder."""
     look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
         ladder = mending(lambda: make_models(config))
-        write_receipt(config.root, leaves(config))
+        mark_finished(config, LADDER, page_of(LADDER))
         return ladder
 
 
 def make_models(config: RunConfig) -> Ladder:
-    """Makes and measures the base, the model that was fine-tuned, and the one that prefers to think."""
+    """Makes and measures the base, the fine-tuned model, and the one that prefers to think."""
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
     first = ask(config, test_ask(config, "base"), base, test)
@@ -67,7 +65,7 @@ def make_models(config: RunConfig) -> Ladder:
 
 
 def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, given: Artifact) -> Artifact | None:
-    """Long outputs against short ones to the prompts of fine-tuning; None where pairs are from a file."""
+    """Long and short outputs to the prompts of fine-tuning; None if pairs come from a file."""
     source = config.recipe_as(ThinkPo).source
     if isinstance(source, PairFile):
         return None

@@ -1,9 +1,7 @@
-"""ArmoRM (2406.12845) as a judge: 19 attributes of a response, weighed by a gate that reads the prompt.
+"""ArmoRM (2406.12845) as a judge: 19 attributes of a response, weighted by a gate that reads the prompt.
 
-In: groups. Out: a reading a response, with its attributes and the gating that weighed them; the score is the reading.
-
-The published folder brings its own code, which is refused, and so is a folder whose tensors aren't exactly those of our
-module: with a tensor more or less it is a different model.
+The published folder's own code is refused, and so is a folder whose tensors aren't exactly those of our module: with a
+tensor more or less it is a different model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,34 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from judges.reward_model import ChatJudge, ChatScorer
+from judges.reward_model import ChatJudge
 from tpo.config.judges import ArmoRMJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
+from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values
 from tpo.errors import InputError
 from tpo.models.armorm_format import ANSWER_HEADER, ATTRIBUTES, attribute_names, check_armorm_folder, gate_index
 
 
 class ArmoRMScorer(ChatJudge):
-    """ArmoRM in the published format.
+    """ArmoRM in the published format."""
 
-    Args:
-        config: Which model.
-        engine: What it runs on.
-        cluster: Where Ray is.
-        scorer: What reads the chats; the process's pool for this model unless another is given.
-    """
-
-    def __init__(
-        self,
-        config: ArmoRMJudge,
-        engine: JudgeEngineConfig,
-        cluster: ClusterConfig,
-        *,
-        scorer: ChatScorer | None = None,
-    ) -> None:
-        pool = scorer or scorer_pool(load_armorm_reader, config.folder, engine, cluster)
-        super().__init__(config.folder, config.max_tokens, pool)
+    @staticmethod
+    def _loader() -> Load:
+        return load_armorm_reader
 
     @staticmethod
     def _check(folder: Path) -> int:
@@ -49,7 +33,7 @@ class ArmoRMScorer(ChatJudge):
         return self._encoder.ids(ANSWER_HEADER, as_text=False)
 
     def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """Where the gate and where the rewards read."""
+        """The positions that the gate and the rewards read."""
         bos = self._encoder.tokenizer.bos_token_id
         if bos is None or token_ids[0] != bos or token_ids.count(bos) > 1:
             raise InputError(
@@ -68,7 +52,7 @@ class ArmoRMScorer(ChatJudge):
 
 
 def load_armorm_reader(folder: Path, dtype: str) -> Reader:
-    """The model in `folder`; of each chat it gives score, rewards and gating, one after the other."""
+    """The model in `folder`; its values for a chat are score, rewards and gating, concatenated."""
     import torch
 
     from tpo.models.armorm import load_armorm
@@ -84,20 +68,20 @@ def load_armorm_reader(folder: Path, dtype: str) -> Reader:
 
 @dataclass(frozen=True)
 class Figure:
-    """A published figure, and what was found."""
+    """A published figure, compared with ours."""
 
     name: str
-    """What it is of."""
+    """Its name."""
     expected: float
     """As published."""
     found: float
     """As computed here."""
     tolerance: float
-    """Largest difference that rounding explains."""
+    """Largest difference explained by rounding."""
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are the same but for rounding."""
+        """Whether the two are equal up to rounding."""
         return abs(self.found - self.expected) <= self.tolerance
 
 
@@ -116,7 +100,7 @@ class JudgeCheck:
         return self.largest == tuple(name for name, _ in _COEFFICIENTS) and all(f.agrees for f in self.figures)
 
     def lines(self) -> list[str]:
-        """The check as text, a line a figure."""
+        """The check as text, one line per figure."""
         rows = [
             f"{figure.name:<50} expected {figure.expected:>9.5f}  found {figure.found:>9.5f}  "
             f"{'ok' if figure.agrees else f'differs by more than {figure.tolerance:g}'}"
@@ -139,9 +123,9 @@ _COEFFICIENT_TOLERANCE, _HELPSTEER_TOLERANCE = 0.01, 0.1
 
 
 def judge_check(folder: Path) -> JudgeCheck:
-    """Computes the example of ArmoRM's model card in bfloat16 and holds it against the figures published there.
+    """Computes the example of ArmoRM's model card in bfloat16 and compares it with the published figures.
 
-    Raises `InputError` where the folder is not ArmoRM's, or has not the published objectives.
+    Raises `InputError` if the folder isn't ArmoRM's, or doesn't have the published objectives.
     """
     check_armorm_folder(folder)
     config, engine = ArmoRMJudge(model=str(folder)), JudgeEngineConfig(dtype="bfloat16")

@@ -1,12 +1,11 @@
-"""Who is asked for verdicts: engines of our own, or a server.
+"""Sources of verdicts: our own engines, or a server.
 
-In: comparisons as texts. Out: replies, as they come, in any order. Engines are asked prefix by prefix: what two
-comparisons share (the question, the first answer) stands at the front of both, and comparisons that share it follow
-one another, so that the engine's prefix cache computes it once.
+Replies come in any order. Engines get comparisons sorted by prefix: the shared part (the question, the first answer)
+comes first, and comparisons that share it follow one another, so that the engine's prefix cache computes it once.
 
 A comparison's tokens are joined from pieces that are encoded once per response: encoding every comparison as a whole
 takes longer than everything else we do. A tokenizer may merge letters across a seam, so one comparison of each group is
-also encoded whole, and if the two differ, the whole group is.
+also encoded as a whole, and if the two differ, the whole group is.
 """
 
 import itertools
@@ -30,13 +29,13 @@ from tpo.records import Message
 from tpo.storage.store import folder_artifact
 
 SHARD_COMPARISONS = 512
-"""Comparisons handed to an engine at a time, about; more if a group has more."""
+"""Approximate number of comparisons handed to an engine at a time; more if a group has more."""
 PUBLISHED_NEW_TOKENS = 2048
-"""Longest judgment of the Self-Taught Evaluator."""
+"""Longest judgment of the Self-Taught Evaluator, in tokens."""
 TEXTS_HELD = 4096
-"""Texts whose tokens are kept at hand, in each place of a comparison."""
+"""Number of texts whose tokens are cached, for each slot of a comparison."""
 LABEL_TOKENS = 8
-"""Room for a verdict alone."""
+"""Tokens for a verdict alone."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Comparison:
     """Two responses to one instruction."""
 
     instruction: str
-    """What the user asked."""
+    """The user's request."""
     first: str
     """The response shown first."""
     second: str
@@ -52,16 +51,16 @@ class Comparison:
 
     @property
     def texts(self) -> tuple[str, str, str]:
-        """All three, in this order."""
+        """All three texts, in this order."""
         return self.instruction, self.first, self.second
 
 
 PLAIN = Comparison("What is 12 + 30?", "12 + 30 is 42.", "12 + 30 is 43.")
-"""One that any judge can decide."""
+"""A comparison that any judge can decide."""
 
 
 class Asker(Protocol):
-    """Answers comparisons."""
+    """Decides comparisons."""
 
     def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
         """The reply to each comparison, by its position, as they come."""
@@ -69,7 +68,7 @@ class Asker(Protocol):
 
 
 class EngineAsker:
-    """Asks vLLM engines of our own."""
+    """Uses our own vLLM engines."""
 
     def __init__(
         self, config: PairwiseJudge, prompt: VerdictPrompt, engine: JudgeEngineConfig, cluster: ClusterConfig
@@ -96,7 +95,7 @@ class EngineAsker:
 
 
 class ServerAsker:
-    """Asks an OpenAI-compatible server."""
+    """Uses an OpenAI-compatible server."""
 
     def __init__(self, config: PairwiseJudge, endpoint: Endpoint, prompt: VerdictPrompt, spent: Tokens) -> None:
         self._config = config
@@ -106,13 +105,13 @@ class ServerAsker:
         self._spent = Spent(spent.input_tokens, spent.output_tokens)
 
     def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
-        """The replies as the server gives them."""
+        """The replies as the server sends them."""
         return self._client.ask(list(map(self._chat, comparisons)), self._decoding, spent=self._spent)
 
     def check(self) -> Iterator[str]:
-        """Asks for one verdict as the judge will ask; a line if it cannot be read.
+        """Asks for one verdict as the judge will ask; a line if it can't be read.
 
-        Raises `InputError` if the server does not answer, or answers with what no other comparison would mend.
+        Raises `InputError` if the server doesn't answer, or answers with what no other comparison would mend.
         """
         reply = self._client.check(self._chat(PLAIN), self._decoding)
         cause = cause_of(reply, self._config)
@@ -141,7 +140,7 @@ class ComparisonEncoder:
         self._between, self._middle, self._end = Piece(user[1]), Piece(user[2]), [Piece(user[3]), Piece(after, True)]
         if not encoder.keeps_outer_space:
             self._end[0] = Piece(user[3].rstrip())
-        # A tournament in rounds comes back to the same texts again and again.
+        # A tournament in rounds returns to the same texts again and again.
         held = lru_cache(maxsize=TEXTS_HELD)
         self._head, self._first, self._second = map(held, (self._encode_head, self._encode_first, self._encode_second))
         self._seams: dict[str, bool] = {}
@@ -180,7 +179,7 @@ class ComparisonEncoder:
 
 
 def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
-    """How replies are decoded in the config's mode."""
+    """Decoding settings of the config's mode."""
     if config.mode == "cot":
         return Decoding(config.max_new_tokens or min(PUBLISHED_NEW_TOKENS, context // 4))
     return Decoding(config.max_new_tokens or LABEL_TOKENS, LABELS, probabilities=config.mode == "probability")
@@ -196,7 +195,7 @@ def shards_of(comparisons: Sequence[Comparison], positions: Sequence[int], engin
     shards: list[list[int]] = [[] for _ in range(count)]
     placed = 0
     for group in groups:
-        # The shard in which the group's middle lies, if all were cut evenly.
+        # The shard that would hold the group's middle if all were cut evenly.
         shards[(2 * placed + len(group)) * count // (2 * len(positions))] += group
         placed += len(group)
     return [shard for shard in shards if shard]

@@ -1,10 +1,9 @@
 """The protocol of a judge, and what a judge gets to see.
 
-In: groups, each one prompt's responses. Out: judgments (what the judge said, expensive, kept as said) and, from them,
-scores (pure arithmetic, cheap). A `Group` has no field for a thought: that a judge scores the response alone
-(2410.10630, §2.2) is not a rule for judges to follow but something that they cannot break. One exception is the
-paper's own: for evaluation, an output that still breaks the format after the last try is judged as it stands, without
-markers; where its thought ends nobody can say.
+A judge returns judgments (expensive, stored as they come) and, from them, scores (pure arithmetic, cheap). A `Group`
+has no field for a thought: judges can't see thoughts (2410.10630, §2.2), even by mistake. One exception is the paper's
+own: for evaluation, an output that still breaks the format after the last attempt is judged as it is, without markers,
+since it is unknown where its thought ends.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from tpo.records import Judgment, Prompt, Sample, Score
 from tpo.storage.journal import Journal
 
 BASELINE = -1
-"""Index of the response that others are held against."""
+"""Index of the response that others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -26,33 +25,33 @@ class Response:
     index: int
     """The sample that it belongs to."""
     text: str
-    """What the user would see; no thought, no markers."""
+    """The text that the user would see; no thought, no markers."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """All responses to one prompt that are to be scored against each other."""
+    """All responses to one prompt that are scored together."""
 
     prompt_id: str
     """The prompt."""
     instruction: str
     """The raw instruction, without any thought prompt."""
     reference: str | None
-    """The right answer, where there is one."""
+    """The right answer, if there is one."""
     responses: tuple[Response, ...]
     """The responses, by ascending index; never empty."""
     baseline: Response | None = None
-    """Another model's response to hold each of them against, for a judge that can only compare; index `BASELINE`."""
+    """Another model's response to compare each of them with, for a judge that only compares; index `BASELINE`."""
     constraints: str | None = None
     """The prompt's verifiable instructions, as `Prompt.constraints`."""
 
 
 Spend = Callable[[Tokens], None]
-"""Told of the tokens that one answer of a model took."""
+"""Receives the tokens that one reply of a model took."""
 
 
 def uncounted(_: Tokens) -> None:
-    """Where nobody keeps count."""
+    """Ignores usage."""
 
 
 class Judge(Protocol):
@@ -61,10 +60,10 @@ class Judge(Protocol):
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
     ) -> Iterator[list[Judgment]]:
-        """What the judge says of each group, in order: readings of single responses or comparisons of two.
+        """The judgments of each group, in order: readings of single responses or comparisons of two.
 
-        A judge that is paid by the answer writes what it is told to `journal`, and does not ask for what is there. A
-        judge that is a model tells `spend` of each answer before it does anything else with it.
+        A judge that is paid per reply writes replies to `journal`, and requests none that is there. A model judge
+        reports each reply's usage through `spend` before doing anything else with it.
         """
         ...
 
@@ -79,11 +78,11 @@ def groups_of(
     """The groups to judge, in the order of `prompts`; prompts without a response to judge have none.
 
     Args:
-        prompts: The prompts, which bring instruction and reference.
+        prompts: The prompts, with instruction and reference.
         samples: Their samples, in any order.
-        with_errors: Whether samples that break the format are judged too, by their text without markers, as the
-            evaluation does; for training they are not.
-        baseline: Samples of another model, one a prompt, that a judge which compares holds `samples` against.
+        with_errors: Whether samples that break the format are judged, too, by their text without markers; for
+            evaluation they are, for training they aren't.
+        baseline: Samples of another model, one per prompt, that a comparing judge compares `samples` with.
     """
     against = {sample.prompt_id: Response(BASELINE, sample.response) for sample in baseline}
     responses: dict[str, list[Response]] = {}

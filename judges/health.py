@@ -1,14 +1,12 @@
-"""How sound a judge looks, from what it said: computed for every judging, shown in the report, limited by the profile.
+"""A judge's health, from its judgments: computed each time, shown in the report, limited by the profile.
 
-In: groups, what was said of them, and the scores. Out: a `Health`, and a `StageError` where a limit is passed.
+Agreement with references counts pairs of responses to one prompt, one correct and one wrong by the exact verifier, and
+asks whether the correct one scores higher; equal scores count half. It measures the order within a prompt, which pair
+selection needs, not calibration.
 
-Agreement with references counts pairs of responses to one prompt, one right and one wrong by the exact verifier, and
-asks whether the right one scores higher; equal scores count half. It measures the order within a prompt, which is what
-pair selection needs, not calibration.
-
-What tells a judge that compares from a coin is κ of the two orders, not their plain agreement: a judge that likes the
-first response agrees with itself less than half the time and may still be worth asking, since the bias cancels, while
-one that always takes the first says nothing.
+For a comparing judge, κ of the two orders is what tells it from a coin, not their plain agreement: a judge that favors
+the first response agrees with itself less than half the time and may still be useful, since the bias cancels, while one
+that always takes the first is useless.
 """
 
 import itertools
@@ -26,7 +24,7 @@ from tpo.errors import StageError
 from tpo.records import Health, Judgment, Score
 
 FEW_CASES = 30
-"""Below so many cases a figure must be beyond its limit by more than chance."""
+"""Number of cases below which a figure must be beyond its limit by more than chance."""
 ONE_SIDED_95 = 1.645
 """Standard errors."""
 
@@ -69,28 +67,28 @@ def measure_health(
 
 @dataclass(frozen=True)
 class _Limit:
-    """One figure of a judge's health and the limit that it is within or beyond."""
+    """One figure of a judge's health, to be compared with its limit."""
 
     name: str
-    """Its field in `HealthConfig`; `min_` or `max_` says which side is beyond."""
+    """Its field in `HealthConfig`; `min_` or `max_` says which side violates it."""
     value: float | None
-    """What was found; None if there was nothing to find."""
+    """Its value; None if undefined."""
     what: str
-    """What the figure is, as the end of a sentence."""
+    """Its description, as the end of a sentence."""
     cases: int | None = None
-    """Cases behind it, if chance has a part in it."""
+    """Number of cases behind it, if it is subject to chance."""
     chance: float = 0.0
-    """Of a figure beyond chance: the share that chance gives."""
+    """For a figure beyond chance: the share expected by chance."""
 
     def is_passed(self, limit: float) -> bool:
-        """Whether the figure is beyond `limit`, and if few cases are behind it, by more than chance."""
+        """Whether the figure violates `limit`, and if few cases are behind it, by more than chance."""
         if self.value is None:
             return False
         margin = 0.0 if self.cases is None or self.cases >= FEW_CASES else self._margin(self.cases)
         return self.value + margin < limit if self.name.startswith("min") else self.value - margin > limit
 
     def _margin(self, cases: int) -> float:
-        """How far from the figure the true one may lie (Wilson's interval)."""
+        """Half-width of the figure's confidence interval (Wilson)."""
         if not cases:
             return math.inf
         assert self.value is not None
@@ -108,7 +106,7 @@ class _Limit:
 
 
 def check_health(health: Health, limits: HealthConfig, stage: str, *, exact: bool = False) -> None:
-    """Raises `StageError` with every limit that `health` is beyond.
+    """Raises `StageError` with every limit that `health` violates.
 
     An `exact` judge, a verifier, may score all responses to hard prompts alike.
     """
@@ -181,7 +179,7 @@ def describe_health(health: Health) -> str:
 
 
 def _alike_in_both_orders(asked: Sequence[Judgment]) -> tuple[int, int]:
-    """Pairs of responses that the same one won in both orders, and all pairs that were decided in both."""
+    """Number of pairs that the same response won in both orders, and of all pairs decided in both."""
     results = {(j.prompt_id, j.index, j.other_index): j.outcome for j in asked}
     both = [
         (outcome, other)
@@ -192,7 +190,7 @@ def _alike_in_both_orders(asked: Sequence[Judgment]) -> tuple[int, int]:
 
 
 def _equal_groups(groups: Sequence[Group], values: Mapping[tuple[str, int], Score]) -> list[bool]:
-    """Of each group with scored responses that differ: whether all scores are equal."""
+    """For each group with different scored responses: whether all scores are equal."""
     found = []
     for group in groups:
         texts = {response.index: response.text for response in group.responses}
@@ -203,7 +201,7 @@ def _equal_groups(groups: Sequence[Group], values: Mapping[tuple[str, int], Scor
 
 
 def _length_correlation(groups: Sequence[Group], values: Mapping[tuple[str, int], Score]) -> float | None:
-    """Mean over the groups in which both scores and lengths differ."""
+    """Mean over the groups in which both scores and lengths vary."""
     found = []
     for group in groups:
         scored = [(score.value, score.response_chars) for score in _scores(group, values) if score.value is not None]
@@ -216,9 +214,9 @@ def _length_correlation(groups: Sequence[Group], values: Mapping[tuple[str, int]
 def _reference_wins(
     groups: Sequence[Group], values: Mapping[tuple[str, int], Score], referee: JudgeConfig
 ) -> tuple[float, int]:
-    """Right–wrong pairs that the scores order as the references do, ties half, and the number of such pairs.
+    """Correct–wrong pairs that the scores order as the references do, ties counting half, and the number of such pairs.
 
-    Where the referee checks instructions, a response is right if it follows all of its prompt's.
+    If the referee checks instructions, a response is correct if it follows all of its prompt's.
     """
     verifier = Verifier(referee if isinstance(referee, VerifierJudge) else VerifierJudge())
     checks = checks_instructions(referee)

@@ -16,7 +16,7 @@ from fractions import Fraction
 MAX_LENGTH = 2000
 """Characters of an answer that are read, its last ones: a response without an answer is read whole."""
 MAX_DIGITS = 1000
-"""Longer numbers are not read here: Python refuses to read very long ones."""
+"""Longer numbers aren't read here: Python refuses to read very long ones."""
 SAFE_DIGITS = 6
 """Significant digits from which a rounded decimal counts as the number that it rounds."""
 

@@ -9,18 +9,14 @@ waits any more. Time on a clock would make verdicts depend on what else runs.
 import json
 import logging
 import re
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 
-def serve(seconds: int, memory_bytes: int) -> None:
+def serve(seconds: int) -> None:
     """Answers until standard input ends."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     logging.disable(logging.CRITICAL)
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import parse, verify
@@ -66,7 +62,7 @@ def _far_apart(one: Any, other: Any) -> bool:
 
 
 def _or_false(equal: Callable[[list[str]], bool]) -> Callable[[list[str]], bool]:
-    """`equal`, but for what the library cannot compare."""
+    """`equal`, but for what the library can't compare."""
 
     def compared(pair: list[str]) -> bool:
         try:
@@ -80,4 +76,4 @@ def _or_false(equal: Callable[[list[str]], bool]) -> Callable[[list[str]], bool]
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    serve(int(sys.argv[1]))

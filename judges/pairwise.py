@@ -1,12 +1,12 @@
 """A language model that compares responses two at a time (the Self-Taught Evaluator, 2408.02666), turned into ratings.
 
-In: groups. Out: comparisons, each with the judge's own words, and from them one Bradley-Terry rating a response
-(2410.10630, "ELO scoring"). With a baseline the comparisons are with that alone, and the score is the share of both
-orders that the response wins: 1, 0, or a half where the orders contradict each other.
+Each comparison is stored with the judge's own words; from them follows one Bradley-Terry rating per response
+(2410.10630, "ELO scoring"). With a baseline, all comparisons are with that, and the score is the share of both orders
+that the response wins: 1, 0, or one half if the orders contradict each other.
 
-Responses of equal text are compared once and share a rating. A verdict that can't be read, or a call that failed for
-good, adds nothing, as a tie does, but is recorded as what it is; a response without a single verdict is unscored rather
-than average.
+Responses with equal text are compared once and share a rating. An unparsable verdict, or a call that failed for good,
+adds nothing, as a tie does, but is recorded as what it is; a response without any verdict is unscored rather than
+average.
 """
 
 import itertools
@@ -47,7 +47,7 @@ class Pairwise:
     ) -> Iterator[list[Judgment]]:
         """The comparisons of each group.
 
-        What `journal` holds is not asked again, and what is asked is written there as it comes. Raises `StageError`
+        What `journal` holds isn't asked again, and what is asked is written there as it comes. Raises `StageError`
         after the first answers if hardly any of them has a verdict; the journal then forgets those that have none.
         """
         matches = [_Match(group, self._config) for group in groups]
@@ -58,7 +58,7 @@ class Pairwise:
             yield match.judgments()
 
     def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
-        """The rating of each response in nats, centred to mean 0 over distinct texts; with a baseline, from 0 to 1."""
+        """The rating of each response in nats, centered to mean 0 over distinct texts; with a baseline, from 0 to 1."""
         said = {(j.index, j.other_index): j.outcome for j in judgments if j.other_index is not None}
         values = self._ratings(group, said) if group.baseline is None else _against_baseline(group, said)
         return [
@@ -74,7 +74,7 @@ class Pairwise:
         ]
 
     def _next_questions(self, matches: Sequence["_Match"]) -> list["_Question"]:
-        """What to ask next of all groups, given what has been said; empty when all is clear."""
+        """The next comparisons of all groups, given those so far; empty when done."""
         tournament = _tournament(self._config)
         questions = {id(match): match.against_baseline() for match in matches}
         for k, level in itertools.groupby(sorted(matches, key=_places), key=_places):
@@ -87,7 +87,7 @@ class Pairwise:
     def _ask(
         self, questions: Sequence["_Question"], journal: Journal | None, spend: Spend
     ) -> Iterator[tuple["_Question", Reply | Refused]]:
-        """What is said to each question, from the journal or by asking, in any order."""
+        """The reply to each comparison, from the journal or the judge, in any order."""
         known = journal.answers if journal else {}
         for question in questions:
             if question.key in known:
@@ -103,14 +103,14 @@ class Pairwise:
             try:
                 self._first.check()
             except StageError:
-                # The remedy may be a setting that leaves the stage what it is: they would be read again.
+                # The remedy may be a setting that doesn't change the stage's identity: they would be read again.
                 if journal:
                     journal.forget(unread)
                 raise
             yield open_[i], said
 
     def _ratings(self, group: Group, said: "_Said") -> dict[str, float]:
-        """Bradley-Terry ratings by text, of texts that have a verdict; a text without a rival is level with itself."""
+        """Bradley-Terry ratings by text, for texts with a verdict; a text without a rival is level with itself."""
         entrants = _entrants(group, self._config)
         if len(entrants) < 2:
             return {entrant.text: 0.0 for entrant in entrants}
@@ -137,7 +137,7 @@ _Said: TypeAlias = Mapping[tuple[int, int], float | None]
 
 @dataclass(frozen=True)
 class _Question:
-    """One comparison to ask: which group, which two responses."""
+    """One comparison to make: which group, which two responses."""
 
     match: "_Match"
     first: Response
@@ -145,17 +145,17 @@ class _Question:
 
     @property
     def key(self) -> str:
-        """Its name in the journal."""
+        """Its key in the journal."""
         return f"{self.match.group.prompt_id} {self.first.index} {self.second.index}"
 
     @property
     def comparison(self) -> Comparison:
-        """What the judge sees."""
+        """The texts that the judge sees."""
         return Comparison(self.match.group.instruction, self.first.text, self.second.text)
 
 
 class _Match:
-    """The comparisons of one group as they proceed."""
+    """The state of one group's comparisons."""
 
     def __init__(self, group: Group, config: PairwiseJudge) -> None:
         self.group = group
@@ -167,7 +167,7 @@ class _Match:
 
     @property
     def places(self) -> int:
-        """How many responses take part in a tournament; none where each is held against a baseline."""
+        """Number of responses in the tournament; 0 if each is compared with a baseline."""
         return len(self._entrants) if self.group.baseline is None else 0
 
     def questions(self, pairs: Sequence[tuple[int, int]]) -> list[_Question]:
@@ -183,7 +183,7 @@ class _Match:
         return [_Question(self, *pair) for rival in rivals for pair in ((rival, baseline), (baseline, rival))]
 
     def record(self, question: _Question, said: Reply | Refused) -> None:
-        """Notes what was said to one question."""
+        """Records the reply to one comparison."""
         outcome = _outcome(said, self._config.mode)
         detail = json.dumps(_to_json(said), ensure_ascii=False, allow_nan=False)
         first, second = question.first.index, question.second.index
@@ -192,7 +192,7 @@ class _Match:
             self.results[self._places[first], self._places[second]] = outcome
 
     def judgments(self) -> list[Judgment]:
-        """Everything that was said, by index."""
+        """All judgments, by index."""
         return sorted(self._judgments, key=lambda judgment: (judgment.index, judgment.other_index or 0))
 
 
@@ -207,7 +207,7 @@ def _tournament(config: PairwiseJudge) -> Tournament:
 
 
 def _entrants(group: Group, config: PairwiseJudge) -> list[Response]:
-    """The distinct texts of a group that are short enough to be shown, each by the first response that has it."""
+    """The distinct texts of a group that are short enough, each by the first response that has it."""
     distinct: dict[str, Response] = {}
     for response in group.responses:
         if len(response.text) <= config.max_response_chars:
@@ -216,7 +216,7 @@ def _entrants(group: Group, config: PairwiseJudge) -> list[Response]:
 
 
 def _outcome(said: Reply | Refused, mode: str) -> float | None:
-    """1 where the first won, -1 the second, 0 a tie; 2p - 1 for a soft result; None where nothing can be read."""
+    """1 if the first won, -1 if the second did, 0 for a tie; 2p - 1 for a soft result; None if unparsable."""
     if isinstance(said, Refused):
         return None
     if mode != "probability":
@@ -229,7 +229,7 @@ def _outcome(said: Reply | Refused, mode: str) -> float | None:
 
 
 def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
-    """The mean result of both orders by text, from 0 to 1; a half for the baseline's own text."""
+    """The mean result of both orders by text, from 0 to 1; one half for the baseline's own text."""
     assert group.baseline is not None
     values = {}
     for response in group.responses:
@@ -243,7 +243,7 @@ def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
 
 
 def _to_json(said: Reply | Refused) -> dict[str, Any]:
-    """What was said, in what JSON can hold: a log-probability of -inf is null."""
+    """The reply in a form that JSON can hold: a log-probability of -inf becomes null."""
     values = dict(vars(said))
     if values.get("label_logprobs") is not None:
         values["label_logprobs"] = [None if value == -math.inf else value for value in values["label_logprobs"]]

@@ -1,4 +1,4 @@
-"""Which judge answers to which config: a new judge is a file, a config class in the union, and a case here."""
+"""The registry of judges: a new judge is a file, a config class in the union, and a case here."""
 
 from judges.armorm import ArmoRMScorer
 from judges.askers import Asker, EngineAsker, ServerAsker
@@ -13,9 +13,9 @@ from tpo.engines.inference.reply import Tokens
 
 
 def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: Tokens) -> Judge:
-    """The judge that a config asks for; its engines start when it is first asked.
+    """The judge for a config; its engines start with its first call.
 
-    `spent` is what the run's judging has cost so far, which the caps of an endpoint count.
+    `spent` is the usage of the run's judging so far, which an endpoint's limits count.
     """
     match judge:
         case VerifierJudge():

@@ -1,9 +1,8 @@
-"""Judges that are reward models: torch reads each response as a chat and says a number.
+"""Reward models as judges: torch reads each response as a chat, and a head gives a number.
 
-In: groups. Out: a reading a response, the model's number for the chat of instruction and response through the model's
-own template; the score is that number, in the model's own unit. What a response says cannot become structure.
-
-A chat that is too long, or that the model gives no finite number, is unscored; a health limit counts them.
+The chat of instruction and response follows the model's own template; the score is the number, in the model's own unit.
+Text in a response can't become structure. A chat that is too long, or gets no finite number, is unscored; a health
+limit counts those.
 """
 
 import json
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from judges.base import Group, Spend, uncounted
-from tpo.config.judges import RewardModelJudge
+from tpo.config.judges import ArmoRMJudge, RewardModelJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reply import Tokens
-from tpo.engines.inference.reward_reader import Chat, Reader, Values, scorer_pool
+from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values, scorer_pool
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.models.files import read_json, some_of
@@ -45,25 +44,39 @@ class _Unscored:
     """Why a response has no score."""
 
     reason: str
-    """In a word, for counting."""
+    """One word, for counting."""
     facts: Mapping[str, object]
-    """What was found."""
+    """The details."""
 
 
 class ChatJudge(ABC):
-    """What the judges share that read each response by itself, as a chat; the first value they get is the score."""
+    """Base of judges that read each response by itself, as a chat; the first value is the score.
 
-    def __init__(self, folder: Path, max_tokens: int, scorer: ChatScorer) -> None:
-        self._folder = folder
-        self._max_tokens = max_tokens
-        self._scorer = scorer
+    Args:
+        config: The model.
+        engine: Its devices and dtype.
+        cluster: The Ray cluster.
+        scorer: Reads the chats; by default the process's pool for this model.
+    """
+
+    def __init__(
+        self,
+        config: RewardModelJudge | ArmoRMJudge,
+        engine: JudgeEngineConfig,
+        cluster: ClusterConfig,
+        *,
+        scorer: ChatScorer | None = None,
+    ) -> None:
+        self._folder = config.folder
+        self._max_tokens = config.max_tokens
+        self._scorer = scorer or scorer_pool(self._loader(), config.folder, engine, cluster)
 
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
     ) -> Iterator[list[Judgment]]:
-        """One reading a response; None, and why, for a chat that is too long or gets no finite number.
+        """One reading per response; None, with the reason, for a chat that is too long or gets no finite number.
 
-        Raises `InputError` where the model's folder or chat template is not what this judge can read.
+        Raises `InputError` if this judge can't use the model's folder or chat template.
         """
         longest = min(self._max_tokens, self._check(self._folder))
         self.chat_of("Say hello.", "Hello.")
@@ -103,9 +116,10 @@ class ChatJudge(ABC):
         ]
 
     def chat_of(self, instruction: str, response: str) -> Chat:
-        """The chat of an instruction and a response, without a generation prompt, and where the model's heads read.
+        """The chat of an instruction and a response, without a generation prompt, and the positions that the model's
+        heads read.
 
-        Raises `InputError` where the template rewrites the texts or the heads find no place to read.
+        Raises `InputError` if the template rewrites the texts or the heads find no position to read.
         """
         turns = [Message(role="user", content=instruction), Message(role="assistant", content=response)]
         token_ids = tuple(self._encoder.encode(turns))
@@ -132,38 +146,29 @@ class ChatJudge(ABC):
 
     @staticmethod
     @abstractmethod
+    def _loader() -> Load:
+        """What loads the model where it runs."""
+
+    @staticmethod
+    @abstractmethod
     def _check(folder: Path) -> int:
         """The model's context in tokens, after checking its folder."""
 
     @abstractmethod
     def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """Where in a chat the heads read."""
+        """The positions in a chat that the heads read."""
 
     @abstractmethod
     def _detail(self, chat: Chat, values: Values) -> Mapping[str, object]:
-        """What to keep beside the score."""
+        """Details to store with the score."""
 
 
 class RewardModel(ChatJudge):
-    """Any sequence-classification model of transformers that is a decoder with one output.
+    """Any sequence-classification model of transformers that is a decoder with one output."""
 
-    Args:
-        config: Which model.
-        engine: What it runs on.
-        cluster: Where Ray is.
-        scorer: What reads the chats; the process's pool for this model unless another is given.
-    """
-
-    def __init__(
-        self,
-        config: RewardModelJudge,
-        engine: JudgeEngineConfig,
-        cluster: ClusterConfig,
-        *,
-        scorer: ChatScorer | None = None,
-    ) -> None:
-        pool = scorer or scorer_pool(load_reward_model, config.folder, engine, cluster)
-        super().__init__(config.folder, config.max_tokens, pool)
+    @staticmethod
+    def _loader() -> Load:
+        return load_reward_model
 
     @staticmethod
     def _check(folder: Path) -> int:
@@ -175,7 +180,7 @@ class RewardModel(ChatJudge):
         return pad
 
     def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The last token that is not the model's padding, which is where transformers reads, and training has read."""
+        """The last token that isn't the model's padding, which is where transformers reads, and training has read."""
         places = (i for i in reversed(range(len(token_ids))) if token_ids[i] != self._pad_token_id)
         return (next(places, 0),)
 
@@ -186,7 +191,7 @@ class RewardModel(ChatJudge):
 def load_reward_model(folder: Path, dtype: str) -> Reader:
     """The model in `folder`, its decoder in `dtype` and its head in float32.
 
-    Raises `InputError` where tensors lack: transformers would make them up.
+    Raises `InputError` if tensors are missing: transformers would make them up.
     """
     import torch
     from transformers import AutoModelForSequenceClassification

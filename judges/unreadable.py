@@ -1,7 +1,7 @@
-"""Why no verdict can be read from a reply, and when to stop asking a judge that gives none.
+"""Why a reply has no readable verdict, and when to stop calling a judge that gives none.
 
-A judge whose replies are cut, empty or hold no label costs as much as a good one. Its first answers show it, so that
-the stage stops after some tens of them and says the commonest cause with the setting that helps.
+A judge whose replies are cut, empty or without a label costs as much as a good one. Its first replies show it, so the
+stage stops after some tens of them and names the most common cause with the setting that helps.
 """
 
 import math
@@ -16,25 +16,25 @@ from tpo.engines.inference.reply import Reply, without_thinking
 from tpo.errors import StageError
 
 FIRST_ANSWERS = 32
-"""Answers after which a judge is looked at for the first time."""
+"""Number of replies after which a judge is checked for the first time."""
 LEAST_READABLE = 0.1
-"""Share of verdicts that can be read, below which there is no use in asking on."""
+"""Share of readable verdicts below which the stage stops."""
 TOO_LONG = "too_long"
-"""Why our own asker refuses a comparison; nothing was asked or paid."""
+"""Why a comparison is refused on our side; nothing was requested or paid."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why no verdict can be read."""
+    """Why a verdict is unreadable."""
 
     what: str
-    """What came, in a few words that replies of a kind share."""
+    """What the reply was, in a few words that similar replies share."""
     remedy: str
-    """What to set."""
+    """The setting that helps."""
 
 
 def cause_of(said: Reply | Refused, config: PairwiseJudge) -> Cause | None:
-    """Why no verdict can be read from what was said; None if one can."""
+    """Why a reply has no readable verdict; None if it has one."""
     if isinstance(said, Refused):
         return Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', said.reason)[:200]})", _REFUSED)
     if config.mode == "probability":
@@ -78,7 +78,7 @@ def _unlabelled(reply: Reply, config: PairwiseJudge) -> Cause:
 
 
 class FirstAnswers:
-    """Looks at a judge's answers as they come."""
+    """Checks a judge's replies as they come."""
 
     def __init__(self, config: PairwiseJudge) -> None:
         self._config = config
@@ -86,7 +86,7 @@ class FirstAnswers:
         self._causes: Counter[Cause] = Counter()
 
     def see(self, said: Reply | Refused) -> bool:
-        """Takes note of an answer; whether a verdict can be read from it."""
+        """Counts a reply; returns whether its verdict is readable."""
         cause = cause_of(said, self._config)
         if cause is None:
             self._read += 1
@@ -95,7 +95,7 @@ class FirstAnswers:
         return cause is None
 
     def check(self) -> None:
-        """Raises `StageError` if hardly any verdict can be read."""
+        """Raises `StageError` if hardly any verdict is readable."""
         asked = self._read + self._causes.total()
         if asked < FIRST_ANSWERS or self._read >= LEAST_READABLE * asked:
             return

@@ -1,9 +1,9 @@
-"""A judge that knows what is right: it compares a response's answer with the reference, or checks instructions.
+"""The verifier: compares a response's answer with the reference, or checks the prompt's instructions.
 
-A reading is 1 for a right answer and 0 for a wrong one or, with `match = "instructions"`, the share of the prompt's
-verifiable instructions that the response follows; the score adds the configured liking for length. A response without a
-reference or constraints, or whose comparison takes too long, too much memory or its checker's life, is unscored with
-that reason, never at 0.
+A reading is 1 for a correct answer and 0 for a wrong one or, with `match = "instructions"`, the share of the prompt's
+verifiable instructions that the response follows; the score adds the configured length bias. A response without a
+reference or constraints, or whose comparison exceeds its time or memory or kills its checker, is unscored with that
+reason, never 0.
 """
 
 import json
@@ -29,7 +29,8 @@ class Verifier:
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
     ) -> Iterator[list[Judgment]]:
-        """One reading a response: 1 right, 0 wrong, or a share of instructions; None without anything to check."""
+        """One reading per response: 1 correct, 0 wrong, or a share of instructions; None if there is nothing to
+        check."""
         if self._config.match == "instructions":
             yield from map(_check_instructions, groups)
             return
@@ -57,14 +58,14 @@ class Verifier:
         return scores
 
     def _why_unscored(self, group: Group, judgment: Judgment) -> str:
-        """Why there is no reading; a judgment of an earlier version, which gave no reason, had timed out."""
+        """Why there is no reading; in judgments of earlier versions, which have no reason, it is a timeout."""
         if self._config.match == "instructions":
             return "no_constraints"
         undecided = json.loads(judgment.detail).get("undecided", "comparison_timed_out")
         return "no_reference" if group.reference is None else str(undecided)
 
     def answer(self, response: str) -> str:
-        """The answer that a response gives: the pattern's last match, or the whole response."""
+        """A response's answer: the pattern's last match, or the whole response."""
         found = self._pattern.findall(response)
         return str(found[-1]).strip() if found else response.strip()
 
@@ -78,7 +79,7 @@ class Verifier:
         return Judgment(group.prompt_id, index, None, outcome, json.dumps(detail, ensure_ascii=False))
 
     def equal(self, answer: str, reference: str) -> bool | None:
-        """Whether two answers are equal; None if that could not be found out."""
+        """Whether two answers are equal; None if that couldn't be determined."""
         return self._compare(answer, reference).equal
 
     def _compare(self, answer: str, reference: str) -> Compared:
@@ -108,4 +109,4 @@ def _normal(text: str) -> str:
 _MARKS = re.escape(string.punctuation.replace("-", "") + "“”‘’«»„…¡¿ ")
 _OUTER = re.compile(rf"^(?:(?!\.\d)[{_MARKS}])+|[{_MARKS}]+$")
 _MATH = MathChecker()
-"""All verifiers of this process share one: it takes seconds to start."""
+"""Shared by all verifiers of this process: it takes seconds to start."""

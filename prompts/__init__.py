@@ -1,1 +1,1 @@
-"""What we ask models, and how we read what comes back."""
+"""The wording of what models are asked, and the parsing of what they write."""

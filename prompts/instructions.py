@@ -1,11 +1,8 @@
-"""Few-shot prompts: show a model some instructions, ask it for new ones, and read those from what it writes.
+"""Few-shot prompts: show a model some instructions, ask for new ones, and parse those from its output.
 
-In: example instructions, or a model's raw output. Out: chat messages, or `Written` instructions, each whole or with the
-reason why it is none. The wording lives in a template file that a user can replace; the markers around an instruction
-are part of the format and matched exactly.
-
-An instruction that isn't closed by its marker is dropped even if the model stopped by itself: what follows may be cut
-off, or be the model's own remarks.
+The wording is in a template file that users can replace; the markers around an instruction are part of the format and
+matched exactly. An instruction that isn't closed by its marker is dropped even if the model stopped by itself: what
+follows may be cut off, or be the model's own remarks.
 """
 
 import hashlib
@@ -13,61 +10,58 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from prompts.thought import TEMPLATES
+from prompts.template import compiled, read_template, shipped_template
 from tpo.errors import InputError
 from tpo.models.template_trial import template_fault
 from tpo.records import Message
 
 OPEN, CLOSE = "<task>", "</task>"
-"""What stands around each instruction, shown or written."""
+"""The markers around each instruction, shown or written."""
 _CUT_LETTER = "\N{REPLACEMENT CHARACTER}"
 _TRIED = ("An <example> & {{ more }} of it", 'Another "one",\nof two lines', "The third.")
 
 
 class Fault(StrEnum):
-    """Why something that a model wrote is no instruction."""
+    """Why a generated text isn't an instruction."""
 
     UNPARSABLE = "unparsable"
-    """It holds no marker, or an instruction that is not closed, is empty, or has a letter without all its bytes."""
+    """It holds no marker, or an instruction that isn't closed, is empty, or has a letter without all its bytes."""
     CUT_BY_LENGTH = "cut_by_length"
     """The token limit cut the instruction, or came before any."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """One thing that a model wrote when it was asked for instructions."""
+    """One generated instruction."""
 
     instruction: str
-    """The instruction, without white space around it; empty where there is none."""
+    """The instruction, without surrounding white space; empty if there is none."""
     fault: Fault | None = None
-    """Why it is none, or None."""
+    """Why it isn't one, or None."""
 
 
 @dataclass(frozen=True)
 class InstructionPrompt:
-    """A way to ask for new instructions."""
+    """A prompt for new instructions."""
 
     template: str
-    """Jinja source of the user turn; it is given `examples` and the `count` of those to write."""
+    """Jinja source of the user turn; it gets `examples` and the `count` of instructions to write."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the template and markers: equal fingerprints ask and read alike."""
+        """SHA-256 of the template and markers: equal fingerprints prompt and parse alike."""
         return hashlib.sha256(repr((self.template, OPEN, CLOSE)).encode()).hexdigest()
 
     def render(self, examples: Sequence[str], count: int) -> list[Message]:
         """The chat messages that show `examples`, as they are and never read as templates, and ask for `count` more."""
-        content = _compiled(self.template).render(examples=list(examples), count=count)
+        content = compiled(self.template).render(examples=list(examples), count=count)
         return [Message(role="user", content=content)]
 
     def split(self, output: str, *, finished: bool) -> list[Written]:
-        """What a model wrote, one entry for each instruction begun; `finished` is False where the limit cut it."""
+        """The generated instructions, one entry for each that was begun; `finished` is False if the limit cut the
+        output."""
         _, *begun = output.split(OPEN)
         if not begun:
             return [Written("", Fault.UNPARSABLE if finished else Fault.CUT_BY_LENGTH)]
@@ -76,19 +70,19 @@ class InstructionPrompt:
 
 
 def can_be_shown(instruction: str) -> bool:
-    """Whether an instruction can be an example: not where it holds a marker, and would end before its end."""
+    """Whether an instruction can be an example: not if it contains a marker, which would end it early."""
     return bool(instruction.strip()) and OPEN not in instruction and CLOSE not in instruction
 
 
 def load_instruction_prompt(path: Path | None) -> InstructionPrompt:
     """The shipped prompt or that of a file, checked.
 
-    Raises `InputError` where the template is missing, does not parse or end, does not show each example once and in
+    Raises `InputError` if the template is missing, doesn't parse or end, doesn't show each example once and in
     order between the markers, or never says how many instructions are wanted.
     """
     if path is None:
         return InstructionPrompt(_SHIPPED)
-    prompt = InstructionPrompt(_read(path))
+    prompt = InstructionPrompt(read_template(path, "few-shot"))
     if fault := template_fault((prompt.template,)):
         raise InputError(f"few-shot template {path} does not render: it {fault}")
     try:
@@ -120,19 +114,4 @@ def _read_one(text: str, *, finished: bool) -> Written:
     return Written("", Fault.UNPARSABLE if finished or closed else Fault.CUT_BY_LENGTH)
 
 
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise InputError(f"few-shot template {path} cannot be read: it is no file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"few-shot template {path} cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=16)
-def _compiled(source: str) -> Template:
-    return _ENVIRONMENT.from_string(source)
-
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-_SHIPPED = (TEMPLATES / "instructions.user.jinja").read_text(encoding="utf-8")
+_SHIPPED = shipped_template("instructions.user")

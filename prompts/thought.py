@@ -1,10 +1,9 @@
-"""Thought prompts: ask a model to think before it responds, and split what it writes into thought and response.
+"""Thought prompts: ask a model to think before it responds, and split its output into thought and response.
 
-In: an instruction, or a model's raw output. Out: chat messages, or a `Parsed` output. The wording lives in template
-files that a user can replace; the markers are part of the format (2410.10630, Appendix A) and are matched exactly.
-
-The response begins after the *first* response marker. A second one inside the response is an error and not a later
-start: a model that learned to write the marker twice could otherwise hide text from one reader and not from another.
+The wording is in template files that users can replace; the markers are part of the format (2410.10630, Appendix A) and
+matched exactly. The response begins after the *first* response marker. A second one inside the response is an error,
+and not a later start: a model that learned to write the marker twice could otherwise hide text from one reader and not
+from another.
 """
 
 import dataclasses
@@ -12,62 +11,56 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
-from pathlib import Path
 
-from jinja2 import StrictUndefined, Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from prompts.template import compiled, read_template, shipped_template
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
 from tpo.models.template_trial import template_fault
 from tpo.records import Message
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 
 class ParseError(StrEnum):
-    """Why an output does not count as a thought and a response."""
+    """Why an output can't be split into a thought and a response."""
 
     CUT_BY_LENGTH = "cut_by_length"
     """Generation stopped at the token limit."""
     MISSING_RESPONSE_MARKER = "missing_response_marker"
-    """The response marker is not there."""
+    """The response marker is missing."""
     EMPTY_RESPONSE = "empty_response"
-    """Nothing but white space follows the response marker."""
+    """Only white space follows the response marker."""
     REPEATED_RESPONSE_MARKER = "repeated_response_marker"
-    """The response holds the response marker again."""
+    """The response contains the response marker again."""
     THOUGHT_MARKER_IN_RESPONSE = "thought_marker_in_response"
-    """The response holds the thought marker."""
+    """The response contains the thought marker."""
     NATIVE_THOUGHT = "native_thought"
-    """The model thought in its own way as well, though that was switched off."""
+    """The model also thought in its native way, although that was switched off."""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """One output, thought and response apart."""
+    """One output, split into thought and response."""
 
     thought: str
-    """What stands before the response marker, without the thought marker; empty for a direct prompt."""
+    """The text before the response marker, without the thought marker; empty for a direct prompt."""
     response: str
-    """What the user sees; with an error, the whole output without markers, for want of better."""
+    """The text that the user sees; with an error, the whole output without markers."""
     error: ParseError | None
     """Why the output breaks the format, or None."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a user may be shown of one output, which may break the format, or still be under way."""
+    """The part of an output that users may see, even if it breaks the format or isn't finished."""
 
     thought: str
-    """What stands before the response marker, without thought markers: for those who may see thoughts."""
+    """The text before the response marker, without thought markers: for those who may see thoughts."""
     response: str
-    """What stands between the response marker and the next marker of either kind: for everybody."""
+    """The text between the response marker and the next marker of either kind: for everyone."""
 
 
 @dataclass(frozen=True)
 class ThoughtPrompt:
-    """One way to ask for a response: templates and the markers that its outputs carry."""
+    """One way to ask for a response: templates, and the markers in its outputs."""
 
     variant: str
     """Name of the variant, a key of `VARIANTS`."""
@@ -76,15 +69,15 @@ class ThoughtPrompt:
     system_template: str | None = None
     """Jinja source of the system turn, or None for no system turn."""
     thought_marker: str | None = None
-    """Text that opens the thought; None where the thought starts at once."""
+    """Text that opens the thought; None if the thought starts at once."""
     response_marker: str | None = None
     """Text that opens the response; None for a direct prompt, whose outputs are responses as they are."""
     native_tags: tuple[str, ...] = ()
-    """What the model writes around thoughts of its own, opening first: a response never holds what is between them."""
+    """The model's native tags around thoughts, opening tag first: a response never contains what is between them."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the templates and markers: equal fingerprints ask and split alike."""
+        """SHA-256 of the templates and markers: equal fingerprints prompt and split alike."""
         parts = (self.user_template, self.system_template, self.thought_marker, self.response_marker)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -92,13 +85,13 @@ class ThoughtPrompt:
         """The chat messages that ask for `instruction`, which is inserted as it is and never read as a template."""
         turns = [("system", self.system_template), ("user", self.user_template)]
         return [
-            Message(role=role, content=_compiled(source).render(instruction=instruction))
+            Message(role=role, content=compiled(source).render(instruction=instruction))
             for role, source in turns
             if source is not None
         ]
 
     def split(self, output: str, *, finished: bool) -> Parsed:
-        """Thought and response of one output; `finished` is False where the token limit cut it."""
+        """Thought and response of one output; `finished` is False if the token limit cut it."""
         if any(tag in output for tag in self.native_tags):
             shown = self.shown(output, finished=True)
             error = ParseError.NATIVE_THOUGHT if finished else ParseError.CUT_BY_LENGTH
@@ -126,7 +119,7 @@ class ThoughtPrompt:
         return Parsed(thought.strip(), self._without_markers(output), error)
 
     def shown(self, output: str, *, finished: bool) -> Shown:
-        """What a user may be shown of an output; of one that does not break the format, what `split` makes of it.
+        """What a user may be shown of an output; of one that doesn't break the format, what `split` makes of it.
 
         Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
         response marker all is thought, and a response ends before the next marker, since nobody knows what follows it.
@@ -146,17 +139,18 @@ class ThoughtPrompt:
         return Shown(thought.strip(), response.strip())
 
     def without_native_thoughts(self, tags: tuple[str, ...]) -> "ThoughtPrompt":
-        """The same prompt of a model that may think in its own way between `tags` (opening, closing); none for none."""
+        """The same prompt for a model with native thought `tags` (opening, closing); unchanged without tags."""
         return dataclasses.replace(self, native_tags=tags)
 
     def prose(self) -> list[str]:
-        """The pieces of text that this format always uses: constant prose around the instruction, and markers."""
+        """The constant pieces of text in this format: prose around the instruction, and markers."""
         slot = "\N{OBJECT REPLACEMENT CHARACTER}"
         pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
         return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
 
     def _without_native_thoughts(self, output: str) -> str:
-        """An output without the block that opens it, up to the next tag: what follows that is a thought, or unknown."""
+        """An output without its leading native block, up to the next tag: what follows that is a thought, or
+        unknown."""
         if not self.native_tags:
             return output
         opening, closing = self.native_tags[0], self.native_tags[-1]
@@ -174,18 +168,18 @@ class ThoughtPrompt:
 
 
 def begun(text: str, needles: Iterable[str]) -> int:
-    """How many characters at the end of a text may be the beginning of one of the needles."""
+    """Number of characters at the end of a text that may be the beginning of one of the needles."""
     return max((n for needle in needles for n in range(1, len(needle)) if text.endswith(needle[:n])), default=0)
 
 
 def load_prompt(config: PromptConfig) -> ThoughtPrompt:
-    """The prompt that a config asks for, with its template files checked.
+    """The prompt for a config, with its template files checked.
 
-    Raises `InputError` where a template is missing, does not parse, does not end, does not hold the instruction exactly
-    once, or never mentions the response marker.
+    Raises `InputError` if a template is missing, doesn't parse or end, doesn't contain the instruction exactly once, or
+    never mentions the response marker.
     """
     shipped = VARIANTS[config.variant]
-    own = {path: _read(path) for path in (config.user_template, config.system_template) if path}
+    own = {path: read_template(path, "prompt") for path in (config.user_template, config.system_template) if path}
     if own and (fault := template_fault(tuple(own.values()))):
         raise InputError(f"a template of prompt {config.variant!r} does not render: it {fault}")
     prompt = ThoughtPrompt(
@@ -203,7 +197,7 @@ def _check(prompt: ThoughtPrompt) -> None:
     probe = 'An <instruction> & {{ more }} "here"'
     try:
         text = "\n".join(message["content"] for message in prompt.render(probe))
-    except Exception as error:  # a template can raise anything: 1 / 0, a range too long
+    except Exception as error:  # A template can raise anything: 1 / 0, a range too long.
         raise InputError(f"a template of prompt {prompt.variant!r} does not render: {error}") from error
     if text.count(probe) != 1:
         raise InputError(
@@ -217,37 +211,25 @@ def _check(prompt: ThoughtPrompt) -> None:
         )
 
 
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise InputError(f"prompt template {path} cannot be read: it is no file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompt template {path} cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=64)
-def _compiled(source: str) -> Template:
-    """A template, ready to render: to compile one takes a hundred times as long as to render it."""
-    return _ENVIRONMENT.from_string(source)
-
-
-def _template(name: str) -> str:
-    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _THOUGHT_MARKER = "Here is my thought process:"
 _RESPONSE_MARKER = "Here is my response:"
 
 VARIANTS: Mapping[str, ThoughtPrompt] = {
     prompt.variant: prompt
     for prompt in (
-        ThoughtPrompt("generic", _template("generic.user"), None, _THOUGHT_MARKER, _RESPONSE_MARKER),
-        ThoughtPrompt("specific", _template("specific.user"), None, None, "<R>"),
-        ThoughtPrompt("specific_draft", _template("specific_draft.user"), None, "<internal thought>", "<response>"),
-        ThoughtPrompt("system", _template("bare.user"), _template("system.system"), _THOUGHT_MARKER, _RESPONSE_MARKER),
-        ThoughtPrompt("direct", _template("bare.user")),
+        ThoughtPrompt("generic", shipped_template("generic.user"), None, _THOUGHT_MARKER, _RESPONSE_MARKER),
+        ThoughtPrompt("specific", shipped_template("specific.user"), None, None, "<R>"),
+        ThoughtPrompt(
+            "specific_draft", shipped_template("specific_draft.user"), None, "<internal thought>", "<response>"
+        ),
+        ThoughtPrompt(
+            "system",
+            shipped_template("bare.user"),
+            shipped_template("system.system"),
+            _THOUGHT_MARKER,
+            _RESPONSE_MARKER,
+        ),
+        ThoughtPrompt("direct", shipped_template("bare.user")),
     )
 }
 """The shipped prompts by name: the paper's three, the draft's form of the specific one, and none at all."""

@@ -17,33 +17,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 from jinja2 import Environment, nodes
 
+from prompts.template import read_template, shipped_template
 from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.reply import without_thinking
 from tpo.errors import InputError
 from tpo.records import Message
 
-TEMPLATES = Path(__file__).parent / "templates"
 SLOTS = ("instruction", "first", "second")
-"""What a user template shows, in this order."""
+"""The slots of a user template, in this order."""
 LABELS = ("[[A]]", "[[B]]")
-"""What a judge writes for the response shown first, and for the one shown second."""
+"""The labels for the response shown first, and for the one shown second."""
 TIE_LABEL = "[[C]]"
-"""What some judges write for neither, though the prompt does not offer it."""
+"""The label that some judges write for a tie, though the prompt doesn't offer it."""
 
 
 class Verdict(StrEnum):
-    """What a judge decided."""
+    """A judge's decision."""
 
     FIRST = "A"
     """The response shown first is better."""
     SECOND = "B"
     """The response shown second is better."""
     TIE = "C"
-    """Neither is; the prompt does not offer it, but judges say it."""
+    """Neither is; the prompt doesn't offer it, but judges say it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class VerdictPrompt:
         return hashlib.sha256(repr((self.system_template, self.user_template)).encode()).hexdigest()
 
     def render(self, instruction: str, first: str, second: str) -> list[Message]:
-        """The chat messages that ask which of two responses is better; what they say is shown defused."""
+        """The chat messages that ask which of two responses is better, all three texts sanitized."""
         head, between, middle, tail = self._pieces
         said = [self.defused(text) for text in (instruction, first, second)]
         user = f"{head}{said[0]}{between}{said[1]}{middle}{said[2]}{tail}"
@@ -74,7 +73,7 @@ class VerdictPrompt:
         return _defused(text, self._forgeries)
 
     def prose(self) -> list[str]:
-        """The pieces of text that never change, in order: system turn, then the user turn around its three slots."""
+        """The constant pieces of text, in order: system turn, then the user turn around its three slots."""
         return [self.system_template, *self._pieces]
 
     @cached_property
@@ -89,15 +88,15 @@ class VerdictPrompt:
 
 
 def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
-    """The prompt that a config asks for, with its template files checked.
+    """The prompt for a config, with its template files checked.
 
-    Raises `InputError` where a template is missing, where the user turn is not text with the three slots, each once, in
-    order and fenced by words in brackets, and where neither turn says which labels to write.
+    Raises `InputError` if a template is missing, if the user turn isn't text with the three slots, each once, in order
+    and fenced by words in brackets, or if neither turn mentions the labels.
     """
     shipped = PROMPTS["cot" if config.mode == "cot" else "label"]
     prompt = VerdictPrompt(
-        _read(config.system_template).strip() if config.system_template else shipped.system_template,
-        _read(config.user_template) if config.user_template else shipped.user_template,
+        read_template(config.system_template, "verdict").strip() if config.system_template else shipped.system_template,
+        read_template(config.user_template, "verdict") if config.user_template else shipped.user_template,
     )
     try:
         prompt.render("", "", "")
@@ -113,7 +112,7 @@ def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
 
 
 def parse_verdict(text: str, *, finished: bool) -> Verdict | None:
-    """The verdict in what a judge wrote; None where there is none, or more than one.
+    """The verdict in what a judge wrote; None if there is none, or more than one.
 
     As published, both labels are no verdict and `[[C]]` alone is a tie. A judgment that the token limit cut (`finished`
     is False) is none either: what it says so far may be a quotation. Thinking that it begins with weighs both.
@@ -152,14 +151,14 @@ _CONTROL_TOKEN = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class _Forgeries:
-    """What text inside a prompt must not look like."""
+    """Texts that must not occur inside a prompt."""
 
     exact: tuple[str, ...]
-    """Skeletons of all labels, and of whatever stands in brackets in a template's prose."""
+    """Skeletons of all labels, and of everything in brackets in a template's prose."""
     opening: tuple[str, ...]
     """The characters that one can begin with."""
     pattern: re.Pattern[str]
-    """Matches the skeleton of one, also where it numbers an assistant as the template does not: C, D, 3."""
+    """Matches the skeleton of one, also where it numbers an assistant as the template doesn't: C, D, 3."""
 
     @classmethod
     def of(cls, pieces: Sequence[str]) -> "_Forgeries":
@@ -177,7 +176,7 @@ def _bracketed(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for text in texts for part in _IN_BRACKETS.findall(_skeleton(text))))
 
 
-@lru_cache(maxsize=128)  # a response is shown once for each other of its group, and in either place
+@lru_cache(maxsize=128)  # A response is shown once for each other of its group, and in either place.
 def _defused(text: str, forgeries: _Forgeries) -> str:
     text = text.strip()
     # Once is enough for every sane template; a round bracket may belong to a further forgery: "[a (b)]" beside "[b]".
@@ -199,7 +198,7 @@ def _taken_apart(template: str) -> tuple[str, str, str, str]:
     """The text of a user template before, between and after its slots; the template is read, never executed."""
     try:
         body = _ENVIRONMENT.parse(template).body
-    except Exception as error:  # besides syntax errors: numbers too long to read, nesting too deep
+    except Exception as error:  # Besides syntax errors: numbers too long to read, nesting too deep.
         raise InputError(f"the user turn does not parse: {error}") from error
     pieces, slots = [""], []
     for part in (part for node in body for part in (node.nodes if isinstance(node, nodes.Output) else [node])):
@@ -273,30 +272,15 @@ _TWINS = str.maketrans(
     | dict(zip("ΑΒϹΕΖΗΙΚΜΝΟΡΤΥΧϲινορυ", "ABCEZHIKMNOPTYXcivopu", strict=True))  # Greek
     | dict(zip("ᎪᏴᏟꓮꓐꓚⲀⲂⲤᴀʙᴄ🅐🅑🅒🅰🅱🅲🇦🇧🇨", "ABC" * 7, strict=True))  # the labels' letters elsewhere
 )
-"""Characters that Unicode keeps apart and readers do not: brackets, apostrophes and the commonest letters."""
+"""Characters that Unicode keeps apart and readers don't: brackets, apostrophes and the commonest letters."""
 _SKELETONS = _Skeletons()
 _IN_BRACKETS = re.compile(r"\[\[?[^][<>]*\w[^][<>]*\]\]?|<[^][<>]*\w[^][<>]*>")
 _NUMBER = re.compile(r"\b[A-Z0-9]\b")
 _ANY = "\N{OBJECT REPLACEMENT CHARACTER}"
 _ALL_SLOTS = ", ".join(f"{{{{ {slot} }}}}" for slot in SLOTS)
 _ENVIRONMENT = Environment(autoescape=False, keep_trailing_newline=True)
-
-
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise InputError(f"verdict template {path} cannot be read: it is no file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"verdict template {path} cannot be read: {error}") from error
-
-
-def _template(name: str) -> str:
-    return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-
-
 PROMPTS: Mapping[str, VerdictPrompt] = {
-    "cot": VerdictPrompt(_template("verdict_cot.system").strip(), _template("verdict.user")),
-    "label": VerdictPrompt(_template("verdict_label.system").strip(), _template("verdict.user")),
+    "cot": VerdictPrompt(shipped_template("verdict_cot.system").strip(), shipped_template("verdict.user")),
+    "label": VerdictPrompt(shipped_template("verdict_label.system").strip(), shipped_template("verdict.user")),
 }
 """The shipped prompts: explain first, or give the verdict alone."""

@@ -1,1 +1,1 @@
-"""The stages: one Prefect task a file, named by its verb; thin input and output round a pure core."""
+"""The stages: one Prefect task per file, named by its verb, with thin I/O around a pure core."""

@@ -1,19 +1,16 @@
-"""Compares two runs: what each model of one scores over the other's, prompt by prompt.
+"""The comparison of two runs: how each model of one scores over the other's, prompt by prompt.
 
-In: the summaries of both and their models' answers to the same test prompts. Out: a `Comparison`, `comparison.json` and
-`comparison.html` in the folder of the run that thinks.
+Writes `comparison.json` and `comparison.html` to the folder of the run that thinks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
-from tasks.lineage import Answers
-from tasks.retry import may_pass
+from tasks.handles import Answers
+from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, win_rate
 from tpo.records import Artifact, Prompt
@@ -30,17 +27,17 @@ PAGE = "comparison.html"
 
 @dataclass(frozen=True)
 class Arm:
-    """One of two runs that are compared."""
+    """One of the two runs being compared."""
 
     config: RunConfig
     """Its config."""
     summary: Summary
-    """What it came to."""
+    """Its summary."""
     tests: Sequence[Answers]
     """Answers of M_0 … M_T to the test prompts."""
 
 
-@task(name="compare", task_run_name="compare", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("compare", run_name="compare")
 def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Answers]) -> Comparison:
     """Compares the run that thinks with the one that answers directly.
 
@@ -49,7 +46,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Ans
         direct: The run without it.
         prompts: The test prompts of both.
         against: The thinking models' answers with what a judge that compares said of them against the direct ones';
-            empty where the judge reads one response at a time.
+            empty if the judge reads one response at a time.
     """
     rows = read_rows(prompts, Prompt)
     confidence = thinking.config.evaluation.confidence
@@ -84,7 +81,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Ans
 
 
 def _paired(t: int, thinking: Answers, direct: Answers, prompts: Sequence[Prompt], confidence: float) -> Lead:
-    """Differences of scores over the prompts that both were scored on."""
+    """Differences of scores over the prompts that were scored for both."""
     ours, theirs = values_of(thinking), values_of(direct)
     shared = [prompt.prompt_id for prompt in prompts if prompt.prompt_id in ours and prompt.prompt_id in theirs]
     return _lead(
@@ -97,7 +94,7 @@ def _paired(t: int, thinking: Answers, direct: Answers, prompts: Sequence[Prompt
 
 
 def _head_to_head(t: int, thinking: Answers, prompts: Sequence[Prompt], confidence: float) -> Lead:
-    """Shares won, as the judge said it of both responses."""
+    """Win rates, as judged from both responses together."""
     won = values_of(thinking)
     return _lead(t, won, {prompt_id: outcome(value, 0.5) for prompt_id, value in won.items()}, prompts, confidence)
 

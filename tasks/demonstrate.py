@@ -1,32 +1,32 @@
-"""Makes demonstrations: outputs to imitate, as the model that is to imitate them would write them.
+"""Demonstrations for supervised fine-tuning: outputs to imitate, at most one per prompt, as the learning model writes
+them.
 
-In: prompts, and the responses that are given with them or that another model has written. Out: `Demonstration`s, one a
-prompt at most, in the tokens of the model that learns from them.
-
-Text is encoded anew even where a model sampled it: the model that learns is asked in its own way, and may have another
-tokenizer.
+Responses come with the prompts or from another model's samples. Text is encoded again even if a model sampled it: the
+learning model has its own prompt and may have another tokenizer.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from prompts.thought import load_prompt
-from tasks.lineage import demonstrations_stage
-from tasks.retry import may_pass
+from tasks.handles import prompt_templates
+from tasks.stage import complete_or_begun, stage_task
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.console import say
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Prompt, Sample
-from tpo.storage.store import read_rows, stream_rows
+from tpo.storage.store import (
+    Stage,
+    read_rows,
+    stream_rows,
+)
 
 
-@task(name="demonstrate", task_run_name="demonstrate {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("demonstrate", run_name="demonstrate {folder}")
 def demonstrate(
     config: RunConfig,
     folder: str,
@@ -36,17 +36,15 @@ def demonstrate(
     *,
     most: int | None = None,
 ) -> Artifact:
-    """Demonstrations for `model`: what is given with `prompts`, or their first samples in `written` that parse.
+    """Demonstrations for `model`: the responses given with `prompts`, or the first sample in `written` that parses.
 
-    With `most`, so many of them at most: those of the first prompts.
+    `most` limits them to those of the first prompts.
 
-    Raises `InputError` where there is not a single one, with the counts that say why.
+    Raises `InputError` if there is none, with counts by reason.
     """
     stage = demonstrations_stage(config, folder, model, prompts, written, most)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     asked = read_rows(prompts, Prompt)
     if written is None:
         outputs = {prompt.prompt_id: prompt.demonstration for prompt in asked if prompt.demonstration}
@@ -73,12 +71,12 @@ def demonstrate(
     if not made:
         remedy = "name data.source.demonstration_column" if written is None else f"look at {written.path}"
         raise InputError(
-            f"{stage.name}: 0 outputs to imitate for {len(asked)} prompts ({_reasons(account)}): {remedy}, or raise "
+            f"{stage.name}: 0 outputs to imitate for {len(asked)} prompts ({account.reasons()}): {remedy}, or raise "
             "recipe.sft.max_tokens"
         )
     stage.write_shard(0, made)
     artifact = stage.commit(1, account=account)
-    say(f"{stage.name}: {len(made)} outputs to imitate; dropped: {_reasons(account) or 'none'}")
+    say(f"{stage.name}: {len(made)} outputs to imitate; dropped: {account.reasons()}")
     return artifact
 
 
@@ -92,12 +90,35 @@ def first_outputs(samples: Iterable[Sample]) -> dict[str, str]:
 
 
 def fit(prompt_ids: list[int], output_ids: list[int], sft: SftConfig) -> list[int] | None:
-    """An output as it can be trained on behind its prompt; None where it is left out."""
+    """An output as training data after its prompt; None if it is dropped."""
     room = sft.max_tokens - len(prompt_ids)
     if len(output_ids) <= room:
         return output_ids
     return output_ids[:room] if sft.overlong == "truncate" and room > 0 else None
 
 
-def _reasons(account: Account) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))
+def demonstrations_stage(
+    config: RunConfig,
+    folder: str,
+    model: Artifact,
+    prompts: Artifact,
+    written: Artifact | None,
+    most: int | None = None,
+) -> Stage:
+    """Outputs to imitate for a set of prompts: those given with them, or those that a model has `written`.
+
+    `model` learns from them and is an input because its tokenizer encodes them; `most` is their maximum number.
+    """
+    inputs = {"model": model, "prompts": prompts}
+    if written is not None:
+        inputs["written"] = written
+    return Stage(
+        config.root,
+        f"{folder}/demonstrations",
+        Demonstration,
+        inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
+        config={
+            **as_noted(config.fine_tuning, include={"max_tokens", "overlong"}),
+            **({} if most is None else {"most": most}),
+        },
+    )

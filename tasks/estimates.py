@@ -1,11 +1,8 @@
-"""From scores by prompt to means with intervals, for what reports and comparisons show.
-
-In: `Answers`. Out: `Interval`s, over all prompts or by kind of prompt.
-"""
+"""Means with intervals from scores by prompt, overall and by kind of prompt, for reports and comparisons."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tpo.method.stats import Estimate, mean
 from tpo.records import Prompt, Score
 from tpo.report.summary import Interval
@@ -13,7 +10,7 @@ from tpo.storage.store import read_rows
 
 
 class Estimator:
-    """Means with intervals; None where there is nothing to take a mean of."""
+    """Means with intervals; None if there are no values."""
 
     def __init__(self, confidence: float) -> None:
         self._confidence = confidence
@@ -28,7 +25,7 @@ class Estimator:
 def grouped(
     estimate: Estimator, values: Mapping[str, float], prompts: Sequence[Prompt], key: Callable[[Prompt], object]
 ) -> dict[str, Interval]:
-    """Means by what `key` says of a prompt, sorted by name; prompts of which it says None are in no group."""
+    """Means by group, sorted by name. `key` gives a prompt's group; None leaves it out."""
     groups: dict[str, list[float]] = {}
     for prompt in prompts:
         if (name := key(prompt)) is not None and prompt.prompt_id in values:
@@ -43,7 +40,7 @@ def values_of(answers: Answers) -> dict[str, float]:
 
 
 def outcome(value: float, base: float) -> float:
-    """1 where a score is higher than another, 0 where it is lower, 0.5 where they are equal."""
+    """1 if the first score is higher, 0 if it is lower, 0.5 if they are equal."""
     return 0.5 if abs(value - base) < 1e-9 else float(value > base)
 
 

@@ -1,20 +1,29 @@
-"""Fine-tunes: a model learns to write given outputs, by supervised fine-tuning (SFT).
+"""Supervised fine-tuning (SFT) of a model on `Demonstration`s: one checkpoint per epoch, each a folder of
+safetensors."""
 
-In: a model and `Demonstration`s. Out: a checkpoint an epoch, each a model folder of safetensors.
-"""
-
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.lineage import fine_tune_stage
-from tasks.retry import may_pass
-from tasks.training import run_training
+from tasks.stage import stage_task
+from tasks.training import run_training, training_values, training_without_effect
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Demonstration
+from tpo.storage.store import Stage
 
 
-@task(name="fine_tune", task_run_name="fine-tune {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("fine_tune", run_name="fine-tune {folder}")
 def fine_tune(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> list[Artifact]:
     """The checkpoints of `model` fine-tuned on `demonstrations`, in the order of their epochs."""
     stage = fine_tune_stage(config, folder, model, demonstrations)
     return run_training(config, config.fine_tuning, stage, model, demonstrations, row_type=Demonstration)
+
+
+def fine_tune_stage(config: RunConfig, folder: str, model: Artifact, demonstrations: Artifact) -> Stage:
+    """The checkpoints of supervised fine-tuning in `folder`, one model folder per epoch."""
+    sft = config.fine_tuning
+    return Stage(
+        config.root,
+        f"{folder}/train",
+        "Model",
+        inputs={"model": model, "demonstrations": demonstrations},
+        config=training_values(config, {"sft": as_noted(sft, exclude={"overlong"})}),
+        without_effect=training_without_effect("sft", sft),
+    )

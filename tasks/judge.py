@@ -1,40 +1,44 @@
-"""Judges samples: what the judge said is kept apart from the scores that follow from it.
+"""Judging of samples. Judgments are stored apart from the scores computed from them, one score per sample or the reason
+for none.
 
-In: `Sample`s and their `Prompt`s. Out: `Judgment`s and `Score`s, one score a sample, or the reason for none. How sound
-the judge looks stands in the manifest of the scores; of training samples it must look sound enough, or the run stops
-before anything is trained on them, with everything that was said kept.
+The judge's health is in the manifest of the scores. If it's beyond a limit on training samples, the run stops before
+training on them; all judgments are kept.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
-
-from prefect import task
-from prefect.cache_policies import NO_CACHE
+from typing import Any
 
 from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
-from tasks.lineage import Answers, Ask, Submission, judgments_stage, scores_stage
-from tasks.retry import may_pass
+from prompts.verdict import load_verdict_prompt
+from tasks.handles import Answers, Ask, Submission, with_files
 from tasks.spending import api_tokens, judging_meter
-from tpo.config.judges import VerifierJudge, compares
+from tasks.stage import begin, stage_task
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.inference.reply import Tokens
-from tpo.records import Account, Artifact, Judgment, Prompt, Sample, Score
+from tpo.records import Account, Artifact, External, Judgment, Prompt, Sample, Score
 from tpo.storage.disk import remove
 from tpo.storage.journal import Journal
-from tpo.storage.store import read_rows, stream_rows
+from tpo.storage.store import (
+    Stage,
+    folder_artifact,
+    read_rows,
+    stream_rows,
+)
 
 
-@task(name="judge", task_run_name="judge {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("judge", run_name="judge {ask.folder}")
 def judge(
     config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
 ) -> Answers:
     """Scores of `samples` by the judge that `ask` names.
 
-    Raises `StageError` where the judge of training samples is beyond a limit of `config.health`.
+    Raises `StageError` if the judge of training samples is beyond a limit of `config.health`.
     """
     submitted = Submission(samples, prompts, baseline)
     judgments = judgments_stage(config, ask, submitted).complete()
@@ -68,7 +72,8 @@ def judge(
 def make_scores(
     samples: Iterable[Sample], groups: Sequence[Group], judgments: Sequence[Judgment], judge_: Judge
 ) -> list[Score]:
-    """One score a sample, in the samples' order; a sample that was not judged is unscored by its parse error."""
+    """One score per sample, in the samples' order; a sample that wasn't judged is unscored because of its parse
+    error."""
     said: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         said.setdefault(judgment.prompt_id, []).append(judgment)
@@ -95,8 +100,7 @@ def _say_judgments(
     config: RunConfig, ask: Ask, submitted: Submission, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, ask, submitted)
-    for change in stage.begin(shard_size=config.judge_engine.shard_prompts):
-        say(f"{stage.name}: made again, {change}")
+    begin(stage, shard_size=config.judge_engine.shard_prompts)
     size = stage.shard_size or config.judge_engine.shard_prompts
     starts = range(0, len(groups), size)
     with (
@@ -111,10 +115,10 @@ def _say_judgments(
             shard = groups[start : start + size]
             if not stage.has_shard(i):
                 meter.check()
-                # What a judge is told on the way stands in a journal, so that a killed run asks nothing twice.
+                # Judges note replies in a journal, so that a resumed run repeats no call.
                 with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
                     rows = [judgment for said in judge_.judge(shard, journal, spend) for judgment in said]
-                # What is a model has told of its answers; what only computes has not.
+                # Model judges report usage per call through `spend`; the verifier doesn't, so book its answers here.
                 meter.book(prompts=len(shard), answers=len(rows) if isinstance(ask.judge, VerifierJudge) else 0)
                 stage.write_shard(i, rows)
             remove(_journal(stage.folder, i))
@@ -127,6 +131,62 @@ def _journal(folder: Path, shard: int) -> Path:
 
 
 def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
-    """Shows how far a shard is, by the share of all possible comparisons that have been made."""
+    """Reports a shard's progress as the share of all possible comparisons made so far."""
     comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
+
+
+def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage:
+    """A judge's judgments of some samples."""
+    return Stage(
+        config.root,
+        f"{ask.folder}/judgments",
+        Judgment,
+        inputs=_judged_inputs(ask, submitted),
+        config={
+            "judge": _judge_values(config, ask.judge, without={"ridge", "length_bias"}),
+            "with_errors": ask.purpose == "evaluate",
+        },
+    )
+
+
+def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: Artifact) -> Stage:
+    """Scores of some samples, computed from judgments."""
+    stage = judgments_stage(config, ask, submitted)
+    return Stage(
+        config.root,
+        f"{ask.folder}/scores",
+        Score,
+        inputs=_judged_inputs(ask, submitted) | {"judgments": judgments},
+        config=stage.config | {"judge": _judge_values(config, ask.judge)},
+    )
+
+
+def _judged_inputs(ask: Ask, submitted: Submission) -> dict[str, Artifact | External]:
+    inputs = _judge_inputs(ask.judge) | {"samples": submitted.samples, "prompts": submitted.prompts}
+    if submitted.baseline is not None and compares(ask.judge):
+        inputs["baseline"] = submitted.baseline
+    return inputs
+
+
+def _judge_inputs(judge: JudgeConfig) -> dict[str, Artifact | External]:
+    """The files that a judge consists of."""
+    inputs = dict[str, Artifact | External]()
+    if not isinstance(judge, VerifierJudge) and judge.folder is not None:
+        inputs["judge model"] = folder_artifact(judge.folder)
+    if isinstance(judge, PairwiseJudge):
+        fingerprint = load_verdict_prompt(judge).fingerprint
+        inputs["judge templates"] = with_files(fingerprint, judge.user_template, judge.system_template)
+    return inputs
+
+
+def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """The config values that a judgment depends on: not where the model is stored, nor how a server is reached, which
+    is identified by its model's name alone."""
+    if isinstance(judge, VerifierJudge):
+        return judge.model_dump(mode="json", exclude={*without})
+    if judge.folder is not None:
+        values = judge.model_dump(mode="json", exclude={*without, "model", "system_template", "user_template"})
+        return values | {"dtype": config.judge_engine.dtype}
+    values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
+    return values | {"structured_outputs": judge.endpoint is not None and judge.endpoint.structured_outputs}

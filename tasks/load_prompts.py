@@ -1,22 +1,16 @@
-"""Loads the prompts of one iteration, of validation or of test.
+"""Prompts of one iteration, of validation or of test, disjoint from all earlier sets.
 
-In: a source (the miniature world or files) and the sets that came earlier. Out: `Prompt`s, disjoint from those sets.
-
-Prompts are drawn in an order that depends on the seed alone; each set takes the next ones that nobody had. A prompt
-that is too long is dropped and counted, never cut: a cut instruction is another instruction. Instructions that differ
-in case, blanks or Unicode form alone are one question: no two sets share it, and no set has it twice.
+The order of prompts depends on the seed alone; each set takes the next unused ones. A prompt that is too long is
+dropped and counted, never cut, since a cut instruction is a different instruction. Instructions that differ only in
+case, white space or Unicode form count as one question: no two sets share it, and no set has it twice.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.lineage import prompts_stage
-from tasks.retry import may_pass
-from tasks.source import origin, question_key, read_source, why_unfit
+from tasks.source import origin, prompts_stage, question_key, read_source, why_unfit
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError
@@ -25,17 +19,15 @@ from tpo.records import Account, Artifact, Prompt
 from tpo.storage.store import read_rows
 
 
-@task(name="load_prompts", task_run_name="load {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("load_prompts", run_name="load {folder}")
 def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Artifact:
     """The prompts of `folder`, disjoint from those of `earlier`.
 
-    Raises `InputError` where the source cannot be read, lacks a column, or has too few fresh prompts.
+    Raises `InputError` if the source can't be read, lacks a column, or has too few unused prompts.
     """
     stage = prompts_stage(config, folder, model, earlier)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{folder}: made again, {change}")
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:
@@ -67,17 +59,16 @@ def choose_prompts(
     unfit: Callable[[str], str | None],
     name: str,
 ) -> tuple[list[Prompt], Account]:
-    """The first `count` prompts that are fresh and fit, and what became of the others on the way.
+    """The first `count` unused prompts that fit, and how many were passed over, by reason.
 
     Args:
-        candidates: Prompts in the order in which they are to be taken.
-        count: How many to take, or all there are.
-        used: Keys of questions (`question_key`) that earlier sets took from the same source; passed over, as they
-            must be.
-        foreign: Keys of questions of earlier sets from other sources: a leak, skipped or refused.
-        refuse_foreign: Whether to refuse it.
-        unfit: Why the model cannot be asked an instruction, or None.
-        name: What the set is called in errors.
+        candidates: Prompts in the order in which to take them.
+        count: Number to take, or all there are.
+        used: Keys of questions (`question_key`) that earlier sets took from the same source; passed over silently.
+        foreign: Keys of questions in earlier sets from other sources: a leak, skipped or refused.
+        refuse_foreign: Whether to refuse a leak.
+        unfit: Returns why the model can't take an instruction, or None.
+        name: The set's name in errors.
     """
     chosen: dict[str, Prompt] = {}
     dropped: Counter[str] = Counter()

@@ -1,21 +1,18 @@
-"""Measures a ladder of models, each made from one before: the run in numbers, and a page to read.
+"""Test results of a sequence of models, each trained from an earlier one: numbers and a page.
 
-In: every model's answers to the same test prompts. Out: `ladder.json`, `ladder.html` and artifacts in Prefect, made
-anew each time; they identify nothing and no stage depends on them. Two runs side by side are a ladder too, under a name
-of their own.
+Writes `ladder.json`, `ladder.html` and Prefect artifacts, anew each time; no stage depends on them. Two runs side by
+side make such a table too, under another name.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, slug, values_of
-from tasks.lineage import Answers
-from tasks.retry import may_pass
+from tasks.handles import Answers
+from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference
 from tpo.records import Artifact, Prompt, Sample, Score
@@ -27,28 +24,28 @@ from tpo.storage.ledger import read_ledger, spending
 from tpo.storage.store import read_manifest, read_rows
 
 EXAMPLES = 12
-"""Test prompts whose answers the page shows."""
+"""Test prompts whose outputs the page shows."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One model with what was made to measure it."""
+    """One model with its test results."""
 
     model: str
-    """What it is called."""
+    """Its name."""
     test: Answers
     """Its answers to the test prompts."""
     below: str | None = None
-    """The model that it is held against."""
+    """The model that it is compared with."""
     rows: Mapping[str, Artifact] = field(default_factory=dict)
     """What it was trained on, by name: `pairs`, `demonstrations`."""
 
 
-@task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("measure", run_name="measure")
 def measure(
     config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[Step], name: str = LADDER
 ) -> Ladder:
-    """The ladder and the page of a run that has made all of `steps`; `name` is the ladder's in the run's folder."""
+    """The table and the page of a run that has made all of `steps`; `name` is the table's file in the run folder."""
     prompts = read_rows(test_prompts, Prompt)
     estimate = Estimator(config.evaluation.confidence)
     read = {step.model: _Read(step.test) for step in steps}
@@ -78,7 +75,7 @@ def measure(
 
 
 class _Read:
-    """A model's answers as rows."""
+    """A model's test outputs as rows."""
 
     def __init__(self, test: Answers) -> None:
         self.values = values_of(test)
@@ -108,13 +105,13 @@ def _rung(step: Step, read: Mapping[str, _Read], prompts: Sequence[Prompt], esti
 
 
 def _change(estimate: Estimator, after: Mapping[str, float], before: Mapping[str, float]) -> Interval | None:
-    """The mean difference over the prompts that both have a value for."""
+    """The mean difference over the prompts with a value for both."""
     shared = sorted(after.keys() & before.keys())
     return estimate(paired_difference, [after[i] for i in shared], [before[i] for i in shared])
 
 
 def _made_from(rows: Mapping[str, Artifact]) -> dict[str, float]:
-    """How many rows of each kind, and what their stages found of them."""
+    """Number of rows of each kind, and the facts that their stages recorded."""
     found: dict[str, float] = {}
     for name, artifact in rows.items():
         found[name] = artifact.rows

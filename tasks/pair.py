@@ -1,11 +1,8 @@
-"""Pairs best with worst: the preferences that DPO trains on.
+"""Preference pairs for DPO: the best and the worst output of a prompt, thoughts included, as token ids.
 
-In: `Sample`s and their `Score`s. Out: `Pair`s of full outputs, thoughts included, as token ids, and an account of every
-prompt that gave none.
-
-The arithmetic is `tpo.method`'s; the one choice made here is which prompts lend an output that breaks the format as
-the rejected one (2410.10630 says only that some do): by a hash with the run's seed, so that neither order nor category
-decides.
+The arithmetic is in `tpo.method`. One choice is made here: for which prompts the rejected output is one that breaks the
+format (2410.10630 says only that some are). A hash with the run's seed decides, so neither order nor category does.
+Every prompt without a pair is counted, by reason.
 """
 
 import hashlib
@@ -16,19 +13,21 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-from tasks.lineage import Answers, pairs_stage
-from tasks.retry import may_pass
+from tasks.handles import Answers
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
-from tpo.config.judges import PairConfig, least_margin
+from tasks.stage import complete_or_begun, stage_task
+from tpo.config.judges import (
+    PairConfig,
+    least_margin,
+)
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled
 from tpo.records import Account, Artifact, Pair, Sample, Score
-from tpo.storage.store import read_shards, stream_rows
+from tpo.storage.store import Stage, read_shards, stream_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One prompt's candidates, sorted into those that can be compared and those that break the format."""
+    """One prompt's candidates, those that can be compared apart from those that break the format."""
 
     prompt_id: str
     """The prompt."""
@@ -52,7 +51,7 @@ class Candidates:
     broken: list[Candidate]
     """Candidates that break the format, by index."""
     unscored: list[Candidate]
-    """Candidates that parse and that the judge did not score, by index."""
+    """Candidates that parse but that the judge didn't score, by index."""
 
     @property
     def scores(self) -> list[float]:
@@ -77,9 +76,10 @@ class Candidates:
 
 
 class StoredCandidates:
-    """Every prompt's candidates, read from the run folder a shard at a time whenever they are gone through.
+    """Every prompt's candidates, read from the run folder a shard at a time on each pass.
 
-    All of them with their tokens would be the most that a run's driver ever holds, and a pair needs two of K.
+    All of them at once, with their tokens, would be the largest object that the driver ever holds, and a pair needs two
+    of K.
     """
 
     def __init__(self, answers: Answers) -> None:
@@ -97,27 +97,25 @@ class StoredCandidates:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of one iteration and how they came about."""
+    """The pairs of one iteration, with counts."""
 
     pairs: list[Pair]
     """In the order of the prompts."""
     account: Account
     """In prompts."""
     rho: float
-    """The strength of length control that was used."""
+    """The strength of length control used."""
 
 
-@task(name="pair", task_run_name="pair iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pair", run_name="pair iteration {iteration}")
 def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     """The preference pairs of one iteration.
 
     Raises `StageError` if fewer prompts than `health.min_pairs` give one, with the counts that say why.
     """
     stage = pairs_stage(config, iteration, answers)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     margin = least_margin(config.pair, config.judge)
     made = make_pairs(
         StoredCandidates(answers),
@@ -134,7 +132,7 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
         raise shortage.error(config.health.min_pairs, f"{remedy} ({where})")
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts=describe(made))
-    say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {_reasons(made.account) or 'none'}")
+    say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {made.account.reasons()}")
     return artifact
 
 
@@ -163,9 +161,9 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
 def make_pairs(
     groups: Iterable[Candidates], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
 ) -> Pairs:
-    """One pair a prompt at most: regular ones, then some whose rejected output breaks the format (SPEC §1).
+    """At most one pair per prompt: regular ones, then some whose rejected output breaks the format (SPEC §1).
 
-    Goes through `groups` twice where ρ is to be chosen.
+    Iterates over `groups` twice if ρ is to be chosen.
     """
     penalty = config.thought_penalty
     rho = _smallest_rho(groups, min_margin, penalty) if config.rho == "auto" else config.rho
@@ -194,7 +192,7 @@ def make_pairs(
 
 
 def _smallest_rho(groups: Iterable[Candidates], min_margin: float, thought_penalty: float) -> float:
-    """The strength of length control that suits the groups that can make a pair."""
+    """The strength of length control chosen on the groups that can make a pair."""
     spread = [
         (group.scores, group.lengths, group.thoughts)
         for group in groups
@@ -209,7 +207,7 @@ def _smallest_rho(groups: Iterable[Candidates], min_margin: float, thought_penal
 
 
 def describe(made: Pairs) -> Mapping[str, float]:
-    """What the report says of the pairs."""
+    """Facts for the report."""
     regular = [pair for pair in made.pairs if pair.kind == "regular"]
     return {
         "rho": made.rho,
@@ -222,7 +220,7 @@ def describe(made: Pairs) -> Mapping[str, float]:
 
 
 def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
-    """The group's pair of valid candidates, or the reason why it has none."""
+    """The group's pair of valid candidates, or why it has none."""
     if not group.valid:
         return "unscored" if group.unscored else "all_malformed"
     if len(group.valid) < 2:
@@ -244,18 +242,18 @@ def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin
 
 
 def _tied(group: Candidates) -> bool:
-    """Whether all raw scores are equal, so that length alone would tell the responses apart."""
+    """Whether all raw scores are equal, so that only length would separate the responses."""
     return not group.scores or max(group.scores) - min(group.scores) < TIE_TOLERANCE
 
 
 def _error_pair(group: Candidates, controlled: NDArray[np.float64]) -> Pair:
-    """The group's best valid candidate against its first output that breaks the format."""
+    """The group's best valid candidate, and its first output that breaks the format as rejected."""
     best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))
     return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
 
 
 def _drawn(with_error: Sequence[Pair], regular: Set[str], share: float, seed: int) -> list[Pair]:
-    """The pairs with an error as rejected that are used: some in place of regular ones, some beside them."""
+    """The pairs with a format error as rejected that are used: some replace regular pairs, others are added."""
     lots = sorted(with_error, key=lambda pair: _lot(pair.prompt_id, seed))
     within = [pair for pair in lots if pair.prompt_id in regular]
     outside = [pair for pair in lots if pair.prompt_id not in regular]
@@ -289,5 +287,16 @@ def _make_pair(
     )
 
 
-def _reasons(account: Account) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items()))
+def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
+    """Preference pairs of one iteration."""
+    return Stage(
+        config.root,
+        f"iter_{iteration}/pairs",
+        Pair,
+        inputs={"samples": answers.samples, "scores": answers.scores},
+        config={
+            "seed": config.seed,
+            "pair": as_noted(config.pair) | {"min_margin": least_margin(config.pair, config.judge)},
+            "max_tokens": config.train.max_tokens,
+        },
+    )

@@ -1,65 +1,59 @@
-"""Pairs right with wrong: the preferences of self-training (DPO-ST, 2407.18248, §3.2).
+"""Preference pairs of self-training (DPO-ST, 2407.18248, §3.2): a correct and a wrong output, several pairs per
+question.
 
-In: demonstrations that are given, and what the models so far answered to the same questions. Out: `Pair`s of a right
-and a wrong output, several a question, and an account of every question that gave none.
-
-The demonstration is a right output too. An output without an answer is wrong, as in the paper's code. Of all pairs of a
-right and a wrong output to a question, those are taken that are least alike, so that what tells them apart is not one
-digit.
+The demonstration counts as a correct output. An output without an answer is wrong, as in the paper's code. Of all pairs
+of a question, the least similar are taken, so that they differ in more than a digit. Every question without a pair is
+counted, by reason.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.lineage import Answers, pairs_by_answer_stage
-from tasks.retry import may_pass
+from tasks.handles import Answers
 from tasks.shortage import Shortage
-from tasks.solutions import Question, Written, questions_of
+from tasks.solutions import Question, Written, answered_inputs, questions_of
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
 from tpo.records import Account, Artifact, Pair
+from tpo.storage.store import Stage
 
 
 @dataclass(frozen=True)
 class PairsByAnswer:
-    """Pairs and how they came about."""
+    """Pairs with counts."""
 
     pairs: list[Pair]
-    """In the order of the questions; of a question the least alike first."""
+    """In the order of the questions; within a question, least similar first."""
     questions: int
     """Questions that have a pair."""
     account: Account
-    """In pairs that could be made; a question of which none can counts as one."""
+    """In possible pairs; a question with none counts as one."""
 
 
-@task(name="pair_by_answer", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pair_by_answer", run_name="pair {folder}")
 def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
-    """Pairs of right and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` give one."""
+    """Pairs of correct and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` of the questions give
+    one."""
     stage = pairs_by_answer_stage(config, folder, given, answers)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage)) is not None:
         return done
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
     questions, recipe = questions_of(given, answers), config.recipe_as(SelfTrain)
     made = make_pairs(questions, most=recipe.pairs_per_question, max_tokens=config.train.max_tokens)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
     shortage = Shortage(stage.name, made.questions, len(questions), made.account.dropped, unit="questions")
     if shortage.is_serious(config.health.min_pairs):
         raise shortage.error(config.health.min_pairs, _remedy(made.account.dropped, config, answers))
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts={"questions": made.questions})
-    say(f"{stage.name}: {len(made.pairs)} pairs of {made.questions} questions; dropped: {reasons or 'none'}")
+    say(f"{stage.name}: {len(made.pairs)} pairs of {made.questions} questions; dropped: {made.account.reasons()}")
     return artifact
 
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Answers]) -> str:
-    """What to do about the reason that most questions without a pair share."""
+    """The remedy for the most common reason why a question has no pair."""
     reasons = ("no_wrong_output", "no_right_output", "too_long")
     where = f"look at {answers[-1].samples.path}"
     match max(reasons, key=lambda reason: dropped.get(reason, 0)):
@@ -73,7 +67,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Ans
 
 
 def make_pairs(questions: Iterable[Question], *, most: int, max_tokens: int) -> PairsByAnswer:
-    """Up to `most` pairs a question, each prompt and output within `max_tokens`."""
+    """Up to `most` pairs per question, each prompt and output within `max_tokens`."""
     pairs: list[Pair] = []
     paired = 0
     dropped: Counter[str] = Counter()
@@ -113,4 +107,18 @@ def _pair(question: Question, contrast: Contrast) -> Pair:
         chosen_score=chosen.score,
         rejected_score=rejected.score,
         margin=None,
+    )
+
+
+def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+    """Pairs of correct and wrong outputs to the same questions."""
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs=answered_inputs(given, answers),
+        config={
+            "pairs_per_question": config.recipe_as(SelfTrain).pairs_per_question,
+            "max_tokens": config.train.max_tokens,
+        },
     )

@@ -1,11 +1,10 @@
-"""Pairs long with short: the preferences of ThinkPO (2502.13173, §3.2), in which no judge has a part.
+"""Preference pairs of ThinkPO (2502.13173, §3.2): a long and a short output to the same prompt, the long one chosen; no
+judge.
 
-In: a long and a short output a prompt, from two sets of `Demonstration`s or from a file. Out: `Pair`s with the long
-output chosen, and an account of every prompt that gave none.
-
-The paper's filter: both outputs give an answer in the format that is asked for, and the answers are equal, so that a
-pair differs in how much is thought and not in what comes out; a share of pairs whose answers differ may be added. That
-a long output must be the longer one is ours: what is compared here is length.
+The outputs come from two sets of `Demonstration`s or from a file. The paper's filter: both outputs give an answer in
+the requested format, and the answers are equal, so that a pair differs in the amount of thinking and not in the result;
+a share of pairs with different answers may be added. That a long output must really be the longer one is our rule.
+Every prompt without a pair is counted, by reason.
 """
 
 import hashlib
@@ -13,24 +12,29 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from judges.verifier import Verifier
 from prompts.thought import load_prompt
-from tasks.lineage import pairs_by_length_stage, pairs_from_file_stage
-from tasks.retry import may_pass
+from tasks.handles import prompt_templates
 from tasks.shortage import Shortage
+from tasks.stage import begin, stage_task
 from tpo.config.judges import VerifierJudge
 from tpo.config.recipes import PairFile, ThinkPo
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
 from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Demonstration, Pair
-from tpo.storage.store import Stage, read_rows, stream_rows
+from tpo.storage.store import (
+    Stage,
+    external_file,
+    read_rows,
+    stream_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A long and a short output to one prompt; either is None where there is none."""
+    """A long and a short output to one prompt; either may be None."""
 
     prompt_id: str
     """The prompt."""
@@ -64,7 +68,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class PairsByLength:
-    """Pairs and how they came about."""
+    """Pairs with counts."""
 
     pairs: list[Pair]
     """In the order of the prompts."""
@@ -76,16 +80,16 @@ class PairsByLength:
     """Mean difference of long and short in tokens."""
 
 
-@task(name="pair_by_length", task_run_name="pair {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pair_by_length", run_name="pair {folder}")
 def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Artifact:
     """Pairs of `Demonstration`s, long ones chosen. Raises `StageError` if they are too few (`health.min_pairs`)."""
     stage = pairs_by_length_stage(config, folder, long, short)
     return stage.complete() or _make(config, stage, lambda: contrasts_of(long, short))
 
 
-@task(name="pairs_from_file", task_run_name="pairs of {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("pairs_from_file", run_name="pairs of {folder}")
 def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
-    """Pairs of a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
+    """Pairs from a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
     source = config.recipe_as(ThinkPo).source
     assert isinstance(source, PairFile)
     stage = pairs_from_file_stage(config, folder, model)
@@ -122,12 +126,10 @@ def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterat
 
 def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Contrast]]) -> Artifact:
     recipe = config.recipe_as(ThinkPo)
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
+    begin(stage)
     judge = Verifier(VerifierJudge(match=recipe.match, answer_pattern=recipe.answer_pattern))
     made = make_pairs(contrasts(), recipe, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(made.account.dropped.items()))
-    # Pairs that were fit and not drawn, and prompts that came twice, are no failure.
+    # Suitable pairs that weren't drawn, and repeated prompts, don't count as failures.
     not_short = {"not_drawn", "other_gap", "duplicate"}
     dropped = {reason: count for reason, count in made.account.dropped.items() if reason not in not_short}
     prompts = made.account.rows_in - made.account.dropped.get("duplicate", 0)
@@ -138,12 +140,12 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
     stage.write_shard(0, made.pairs)
     facts = {"differing": made.differing, "mean_gap": made.mean_gap}
     artifact = stage.commit(1, account=made.account, facts=facts)
-    say(f"{stage.name}: {len(made.pairs)} pairs, {made.mean_gap:.0f} tokens apart; dropped: {reasons or 'none'}")
+    say(f"{stage.name}: {len(made.pairs)} pairs, {made.mean_gap:.0f} tokens apart; dropped: {made.account.reasons()}")
     return artifact
 
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
-    """What to do about the reason that most prompts without a pair share."""
+    """The remedy for the most common reason why a prompt has no pair."""
     recipe = config.recipe_as(ThinkPo)
     remedies = {
         "no_answer": "set recipe.answer_pattern to how the outputs give their answers",
@@ -171,7 +173,7 @@ def make_pairs(
     seed: int,
     equal: Callable[[str, str], bool | None],
 ) -> PairsByLength:
-    """The pairs of some contrasts; `equal` says whether two answers are, or None where it cannot tell."""
+    """The pairs of some contrasts; `equal` tells whether two answers are equal, None if it can't."""
     pattern = re.compile(config.answer_pattern)
     dropped: Counter[str] = Counter()
     matching: list[Contrast] = []
@@ -205,7 +207,7 @@ def make_pairs(
 
 
 def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPo, max_tokens: int) -> str | None:
-    """Why a contrast makes no pair, whatever its answers are."""
+    """Why a contrast can't make a pair, regardless of its answers."""
     if contrast.long is None or contrast.short is None:
         return "no_long_output" if contrast.long is None else "no_short_output"
     length = len(contrast.long.token_ids)
@@ -228,7 +230,7 @@ def _answers(contrast: Contrast, pattern: "re.Pattern[str]") -> tuple[str, str]:
 
 
 def _drawn(contrasts: Sequence[Contrast], count: int, seed: int) -> list[Contrast]:
-    """So many of them, by a hash with the run's seed."""
+    """A sample of that size, by a hash with the run's seed."""
 
     def lot(contrast: Contrast) -> str:
         return hashlib.sha256(f"{seed} {contrast.prompt_id}".encode()).hexdigest()
@@ -237,7 +239,7 @@ def _drawn(contrasts: Sequence[Contrast], count: int, seed: int) -> list[Contras
 
 
 def _third(contrasts: Sequence[Contrast], gap: str) -> list[Contrast]:
-    """Those of a third of the gaps."""
+    """Those in one third of the length gaps."""
     if gap == "all":
         return list(contrasts)
     part = ("small", "middle", "large").index(gap)
@@ -260,3 +262,45 @@ def _pair(contrast: Contrast, *, swap: bool) -> Pair:
         rejected_score=None,
         margin=None,
     )
+
+
+def pairs_by_length_stage(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Stage:
+    """Pairs of long and short outputs to the same prompts."""
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs={"long": long, "short": short},
+        config={
+            "seed": config.seed,
+            "thinkpo": _filter_values(config.recipe_as(ThinkPo)),
+            "max_tokens": config.train.max_tokens,
+        },
+    )
+
+
+def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> Stage:
+    """Pairs of long and short outputs from a file, in the tokens of `model`."""
+    source = config.recipe_as(ThinkPo).source
+    assert isinstance(source, PairFile)
+    return Stage(
+        config.root,
+        f"{folder}/pairs",
+        Pair,
+        inputs={
+            "model": model,
+            "pair file": external_file(source.path),
+            "prompt templates": prompt_templates(config.prompt),
+        },
+        config={
+            "seed": config.seed,
+            "thinkpo": _filter_values(config.recipe_as(ThinkPo)),
+            "columns": source.model_dump(mode="json", exclude={"path"}),
+            "max_tokens": config.train.max_tokens,
+        },
+    )
+
+
+def _filter_values(recipe: ThinkPo) -> dict[str, Any]:
+    """The config values that decide which long and short outputs become pairs."""
+    return as_noted(recipe, exclude={"kind", "source", "sft"})

@@ -1,8 +1,7 @@
-"""Shows how far a long stage is on the page of its run in Prefect.
+"""Progress of long stages in Prefect: one progress artifact per bar of `tpo.console`, updated at most every ten
+seconds.
 
-In: the bars of `tpo.console`. Out: a progress artifact a bar, renewed every ten seconds at most, and at its end.
-
-A stage that is over sooner gets none. What cannot be shown is left out: no stage stops because its bar is stuck.
+A stage that ends sooner gets none. Failures to update are ignored: no stage stops because of its bar.
 """
 
 import time
@@ -21,7 +20,7 @@ SECONDS_BETWEEN = 10.0
 
 
 def show_progress(label: str, total: int, unit: str) -> Advance:
-    """What shows a bar as an artifact of the task run that we are in; nothing outside of one."""
+    """An observer that shows a bar as an artifact of the current task run; None outside of one."""
     context = TaskRunContext.get()
     if context is None:
         return lambda _: None
@@ -30,7 +29,7 @@ def show_progress(label: str, total: int, unit: str) -> Advance:
 
 
 class ProgressArtifact:
-    """One bar. The client is Prefect's synchronous one, since bars move in threads and event loops of all kinds."""
+    """One bar. It uses Prefect's synchronous client, since bars advance in threads and in event loops of all kinds."""
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class ProgressArtifact:
         self._artifact: UUID | None = None
 
     def __call__(self, done: int) -> None:
-        """Shows that so much is done, if that was last shown a while ago or is all of it."""
+        """Shows the amount done, if that was last shown a while ago or is everything."""
         now = self._clock()
         if now - self._shown < SECONDS_BETWEEN and not (done >= self._total and self._artifact):
             return

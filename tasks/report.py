@@ -1,7 +1,6 @@
-"""Reports: the run in numbers (`summary.json`), a page to read (`report.html`), and both as Prefect artifacts.
+"""The report of a run: numbers (`summary.json`), a page (`report.html`), and both as Prefect artifacts.
 
-In: everything that the run folder holds up to an iteration. Out: the two files, made anew each time; they identify
-nothing and no stage depends on them.
+Both files are written anew each time; no stage depends on them.
 """
 
 import dataclasses
@@ -11,18 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
-from tasks.lineage import Answers, Chosen
-from tasks.retry import may_pass
+from tasks.handles import Answers, Chosen
+from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample
 from tpo.report.run_page import Example, render_report, score_picture
-from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
 from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
@@ -50,7 +47,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a run with all that was made to make and measure it."""
+    """One model of a run with everything that made it and measured it."""
 
     iteration: int
     """t of M_t."""
@@ -62,11 +59,11 @@ class Measured:
     """What it was made from; None for the seed."""
 
 
-@task(name="report", task_run_name="report", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("report", run_name="report")
 def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
-    """Summary and page of a run that has reached the last of `measured`."""
+    """Summary and page of a run up to the last of `measured`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
-    write_atomically(config.root / "summary.json", write_summary(summary))
+    write_atomically(config.root / SUMMARY, write_summary(summary))
     page = render_report(
         summary,
         config=config.model_dump(mode="json"),
@@ -76,7 +73,7 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
         examples=_examples(measured),
         spent=spending(read_ledger(config.root)),
     )
-    write_atomically(config.root / "report.html", page.encode())
+    write_atomically(config.root / REPORT, page.encode())
     create_table_artifact(
         key=f"tpo-{slug(config.name)}",
         table=_artifact_rows(summary),
@@ -161,7 +158,7 @@ def _validation_score(answers: Answers) -> float | None:
 
 
 def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
-    """Wall-clock seconds by kind of stage, added up over the iteration's folder."""
+    """Wall-clock seconds by kind of stage, summed over the iteration's folder."""
     totals: dict[str, float] = {}
     for manifest in _manifests(config, iteration):
         kind = manifest.stage.split("/")[1]
@@ -192,7 +189,7 @@ def _margins(pairs: Artifact) -> list[float]:
 
 
 def _examples(measured: Sequence[Measured]) -> list[Example]:
-    """Pairs of all iterations in turn, evenly over each iteration's list."""
+    """Pairs of all iterations in turn, evenly spread over each iteration's list."""
     made = [(m.iteration, m.origin) for m in measured if m.origin is not None]
     share = -(-EXAMPLES // max(1, len(made)))
     return [example for iteration, origin in made for example in _examples_of(iteration, origin, share)][:EXAMPLES]

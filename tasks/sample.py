@@ -1,21 +1,17 @@
-"""Samples outputs of one model for one set of prompts.
+"""Outputs of one model for one set of prompts, K per prompt, written shard by shard with thought and response apart.
 
-In: a model and `Prompt`s. Out: `Sample`s, K a prompt, shard by shard, thought and response apart.
-
-What breaks the format is kept with its error for training, where it can become a rejected output, and sampled again
-up to a cap for evaluation (2410.10630, §3.1).
+For training, an output that breaks the format is kept with its error, since it may become a rejected output. For
+evaluation it is sampled again, up to a limit (2410.10630, §3.1).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-
-from prefect import task
-from prefect.cache_policies import NO_CACHE
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prompts.thought import ThoughtPrompt, load_prompt
-from tasks.lineage import Ask, samples_stage
-from tasks.retry import may_pass
+from tasks.handles import Ask, prompt_templates
 from tasks.spending import sampling_meter
+from tasks.stage import complete_or_begun, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
 from tpo.config.recipes import ThinkPo
@@ -28,17 +24,20 @@ from tpo.models.chat import ChatEncoder
 from tpo.models.folder import check_model_folder
 from tpo.records import Account, Artifact, Prompt, Sample
 from tpo.storage.ledger import Meter
-from tpo.storage.store import check_files, read_rows, read_shards
+from tpo.storage.store import (
+    Stage,
+    check_files,
+    read_rows,
+    read_shards,
+)
 
 
-@task(name="sample", task_run_name="sample {ask.folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("sample", run_name="sample {ask.folder}")
 def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Artifact:
-    """Outputs of `model` for `prompts`, asked as `ask` says."""
+    """Outputs of `model` for `prompts`, sampled as `ask` says."""
     stage = samples_stage(config, ask, model, prompts)
-    if (done := stage.complete()) is not None:
+    if (done := complete_or_begun(stage, shard_size=config.engine.shard_prompts)) is not None:
         return done
-    for change in stage.begin(shard_size=config.engine.shard_prompts):
-        say(f"{stage.name}: made again, {change}")
     size = stage.shard_size or config.engine.shard_prompts
     thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
     shards = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -52,7 +51,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
     longest = _context(config, ask, requests, model)
-    # For all of a run alike, whether this round has rules or not: other engines would take half a minute to start.
+    # The same for all rounds of a run, whether this one has rules or not: a new engine takes half a minute to start.
     forcing = how.max_thought_tokens is not None or how.calculator is not None
     pool = sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
     if missing:
@@ -93,10 +92,10 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
 
 
 def _context(config: RunConfig, ask: Ask, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
-    """Context of the engine: that of its model's settings, or more if prompts are longer as this model is asked.
+    """The engine's context length: its model's setting, or more if prompts are longer in this model's format.
 
-    Prompts were chosen by how M_0 is asked; another model has another template and tokenizer. Raises `InputError` if it
-    has no room for the longest.
+    Prompts were chosen by their length for M_0; another model has another template and tokenizer. Raises `InputError`
+    if the longest doesn't fit this model.
     """
     planned = context_of(config, ask.work)
     prompt = max((len(request.prompt_token_ids) for shard in requests for request in shard), default=0)
@@ -111,7 +110,7 @@ def _context(config: RunConfig, ask: Ask, requests: Sequence[Sequence[Request]],
 
 
 def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
-    """What every output must write."""
+    """The tokens that every output is forced to write."""
     rules: list[Rule] = []
     longest, marker = how.max_thought_tokens, thought_prompt.response_marker
     if longest is not None and marker is not None:
@@ -122,7 +121,8 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
 
 
 def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:
-    """Shards as engines ask for them, until a cap is reached: what is under way then has been paid for, and is kept."""
+    """Shards as engines ask for them, until a budget is spent: work in progress has been paid for by then, and is
+    kept."""
     for shard in shards:
         if meter.is_spent():
             return
@@ -169,3 +169,38 @@ def _describe(name: str, artifact: Artifact) -> str:
         tokens += sum(len(sample.output_token_ids) for sample in shard)
     share = sum(errors.values()) / max(1, artifact.rows)
     return f"{name}: {artifact.rows} outputs, {tokens} tokens, {share:.1%} break the format"
+
+
+def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
+    """Outputs of one model for one set of prompts."""
+    only_for = {"k", "temperature", "max_attempts", "evaluation_temperature", "evaluation_max_attempts"}
+    sample = ask.sample.model_dump(mode="json", exclude=only_for)
+    if ask.purpose == "train":
+        sample |= {"k": ask.sample.k, "tries": ask.sample.max_attempts, "temperature": ask.sample.temperature}
+    else:
+        warmth = ask.sample.evaluation_temperature
+        temperature = ask.sample.temperature if warmth is None else warmth
+        sample |= {"k": 1, "tries": ask.sample.evaluation_max_attempts, "temperature": temperature}
+    return Stage(
+        config.root,
+        f"{ask.folder}/samples",
+        Sample,
+        inputs={
+            "model": model,
+            "prompts": prompts,
+            "prompt templates": prompt_templates(ask.prompt),
+        },
+        config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
+        without_effect=_sampling_without_effect(sample, ask),
+    )
+
+
+def _sampling_without_effect(sample: Mapping[str, Any], ask: Ask) -> set[str]:
+    """Values of `sample` without effect on these outputs: the thought limit if no thought is asked for, and top-p under
+    greedy decoding."""
+    found = set()
+    if load_prompt(ask.prompt).response_marker is None:
+        found.add("sample.max_thought_tokens")
+    if sample["temperature"] == 0:
+        found.add("sample.top_p")
+    return found

@@ -1,7 +1,7 @@
-"""What stops a run that has too few pairs to train on, with the remedy that fits why.
+"""The error of a run with too few pairs to train on, with the remedy that fits the cause.
 
-The remedy follows the reason that most prompts without a pair share: a model that does not follow the format is not
-helped by a smaller margin.
+The remedy follows the most common reason among prompts without a pair: a smaller margin doesn't help a model that
+doesn't follow the format.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from tpo.records import Sample, Score
 
 @dataclass(frozen=True)
 class Shortage:
-    """How many prompts gave a pair, of how many, and why others did not."""
+    """How many prompts gave a pair, and why others didn't."""
 
     stage: str
     """What made the pairs, for the message."""
@@ -28,7 +28,7 @@ class Shortage:
     dropped: Mapping[str, int]
     """Prompts without a pair, by reason."""
     unit: str = "prompts"
-    """What a prompt is called."""
+    """The noun for a prompt, as in `questions`."""
 
     def is_serious(self, min_pairs: float) -> bool:
         """Whether there is no pair at all, or a smaller share than `health.min_pairs`."""
@@ -48,7 +48,7 @@ class Shortage:
 
 @dataclass(frozen=True)
 class PromptScores:
-    """What one prompt's samples came to."""
+    """One prompt's samples and scores."""
 
     samples: Sequence[Sample]
     """The samples."""
@@ -63,7 +63,7 @@ class PromptScores:
 
 
 def remedy_for_scored(config: RunConfig, dropped: Mapping[str, int], groups: Iterable[PromptScores]) -> str:
-    """What to do about prompts whose scored samples gave no pair."""
+    """The remedy for prompts whose scored samples gave no pair."""
     found = list(groups)
     samples = [sample for group in found for sample in group.samples]
     scores = [score for group in found for score in group.scores]
@@ -97,7 +97,7 @@ def remedy_for_scored(config: RunConfig, dropped: Mapping[str, int], groups: Ite
 
 
 def _against_broken_outputs(config: RunConfig, samples: Sequence[Sample]) -> str:
-    """What to do about outputs that are cut, or that do not follow the format."""
+    """The remedy for outputs that are cut or don't follow the format."""
     sample, thinks = config.sample, config.prompt.variant != "direct"
     errors = Counter(each.parse_error for each in samples if each.parse_error is not None)
     cut = errors["cut_by_length"]
@@ -122,7 +122,7 @@ def _median_and_longest(lengths: Sequence[int]) -> str:
 
 
 def _against_small_margins(config: RunConfig, spreads: Sequence[float]) -> str:
-    """What to do about responses with scores that are too near one another."""
+    """The remedy for responses with scores too close to each other."""
     margin = least_margin(config.pair, config.judge)
     typical = statistics.median(spreads) if spreads else 0.0
     more = f"raise sample.k ({config.sample.k}) or sample.temperature ({config.sample.temperature:g})"

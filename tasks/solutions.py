@@ -1,17 +1,14 @@
-"""What the stages of self-training have in common: a question's right and wrong outputs, over all models asked so far.
+"""Correct and wrong outputs of a question, over all models so far: the common part of self-training's stages.
 
-In: demonstrations that are given, and `Answers` of one model or of several, in the order in which they were asked. Out:
-`Question`s. What is right is what the judge found right: there is no second opinion here.
-
-Two outputs of equal text are one, whichever models wrote them, and the first counts, as in the paper's code
-(2407.18248).
+Correct is what the judge found correct. Outputs with equal text are one, whichever model wrote them; the first counts,
+as in the paper's code (2407.18248).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tpo.method.diversity import Solution
 from tpo.records import Artifact, Demonstration, Sample, Score
 from tpo.storage.store import stream_rows
@@ -22,42 +19,42 @@ class Written:
     """One output to a question."""
 
     token_ids: list[int]
-    """Its tokens, as sampled; the end token is there where the output ended by itself."""
+    """Its tokens as sampled, with the end token if the output ended by itself."""
     text: str
     """The same as text."""
     origin: Literal["given", "sampled"]
     """`given` with the question, or `sampled` from a model."""
     index: int = -1
-    """Its sample's index in the group that it is from; -1 where it is given."""
+    """Its sample's index within the prompt; -1 if it is given."""
     score: float | None = None
-    """The judge's score; None where it is given, and where the judge gave none."""
+    """The judge's score; None if it is given or unscored."""
     broken: bool = False
-    """Whether it breaks the format, or did not end."""
+    """Whether it breaks the format or was cut."""
 
     @property
     def solution(self) -> Solution:
-        """The output as the rules of diversity know it; the end token is a token like any other."""
+        """The output as `tpo.method.diversity` compares it; the end token is an ordinary token."""
         return Solution(self.text, frozenset(self.token_ids))
 
 
 @dataclass
 class Question:
-    """One question with the distinct outputs to it."""
+    """One question with its distinct outputs."""
 
     prompt_id: str
     """The prompt."""
     prompt_token_ids: list[int]
     """Its tokens."""
     right: dict[str, Written] = field(default_factory=dict)
-    """Outputs that are right, by text, in the order in which they came: the given one first."""
+    """Correct outputs by text, in order: the given one first."""
     wrong: dict[str, Written] = field(default_factory=dict)
     """Outputs that are wrong or break the format, by text."""
 
 
 def questions_of(given: Artifact, answers: Sequence[Answers]) -> list[Question]:
-    """Every question that was demonstrated or asked, those that are demonstrated first.
+    """Every question that was demonstrated or sampled, demonstrated ones first.
 
-    Outputs that parse and that the judge knows nothing of are neither right nor wrong, and left out.
+    Outputs that parse but are unscored are neither correct nor wrong, and are left out.
     """
     found: dict[str, Question] = {}
     for row in stream_rows(given, Demonstration):
@@ -78,5 +75,13 @@ def questions_of(given: Artifact, answers: Sequence[Answers]) -> list[Question]:
 
 
 def _scored(answers: Answers) -> Iterator[tuple[Sample, Score]]:
-    """Outputs with their scores, which stand in the same order."""
+    """Outputs with their scores, which are in the same order."""
     yield from zip(stream_rows(answers.samples, Sample), stream_rows(answers.scores, Score), strict=True)
+
+
+def answered_inputs(given: Artifact, answers: Sequence[Answers]) -> dict[str, Artifact]:
+    """The given outputs, and the models' outputs in the order of sampling."""
+    inputs = {"given": given}
+    for i, each in enumerate(answers, 1):
+        inputs |= {f"samples {i}": each.samples, f"scores {i}": each.scores}
+    return inputs

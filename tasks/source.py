@@ -1,31 +1,29 @@
-"""Where prompts come from: the miniature world, writing tasks or files; and whether a model can be asked what they say.
-
-In: a config and the folder of a set. Out: `Prompt`s in the order that the seed gives, and reasons against some.
-"""
+"""Where prompts come from (the miniature world, writing tasks or files), and whether a model can take them."""
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from prompts.thought import load_prompt
-from tasks.lineage import prompt_file
+from tasks.handles import prompt_templates
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource
 from tpo.config.run import RunConfig
-from tpo.data.prompt_files import read_prompt_rows
+from tpo.data.prompt_files import file_of, read_prompt_rows
 from tpo.data.writing import writing_tasks
 from tpo.errors import InputError
 from tpo.miniature import world
 from tpo.models.chat import ChatEncoder
-from tpo.records import Prompt
+from tpo.records import Artifact, External, Prompt
+from tpo.storage.store import Stage, external_file
 
 
 def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | None]:
-    """Says of an instruction why M_0 cannot be asked it in one of the run's ways, or None: it is too long, or the chat
-    template changes it."""
+    """Returns a function that explains why an instruction can't be used with every prompt variant of the run, or None:
+    it is too long, or the chat template changes it."""
     ways = [load_prompt(way) for way in (config.prompt, config.data.also_fits) if way is not None]
 
     def why(instruction: str) -> str | None:
@@ -41,7 +39,7 @@ def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | 
 
 
 def origin(config: RunConfig, folder: str) -> str:
-    """Where the prompts of a set come from: two sets of one origin share its rows."""
+    """The origin of a set's prompts: two sets of one origin share its rows."""
     source = config.data.source
     if not isinstance(source, FileSource):
         return type(source).__name__
@@ -71,9 +69,9 @@ def make_prompt(
 
 
 def question_key(instruction: str) -> str:
-    """Equal for instructions that differ in case, blanks or Unicode form alone: they ask the same.
+    """A key that is equal for instructions that differ only in case, white space or Unicode form.
 
-    Prompts keep the ids of their exact instructions; of one without such differences this is the id.
+    Prompts keep the ids of their exact instructions; for an instruction without such differences the two are the same.
     """
     text = unicodedata.normalize("NFKC", instruction).casefold()
     return prompt_id_of(" ".join(unicodedata.normalize("NFKC", text).split()))
@@ -109,3 +107,59 @@ def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:
     rows = read_prompt_rows(source, path)
     for i in np.random.default_rng(seed).permutation(len(rows)):
         yield make_prompt(**vars(rows[int(i)]))
+
+
+def prompts_stage(
+    config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact], generations: Artifact | None = None
+) -> Stage:
+    """Prompts of one iteration, of validation or of test. `earlier` are the sets to be disjoint from; `generations` is
+    what prompts are chosen from if a model writes them.
+
+    The seed model is an input because its tokenizer decides which prompts are too long.
+    """
+    inputs: dict[str, Artifact | External] = {f"prompts {i}": artifact for i, artifact in enumerate(earlier)}
+    inputs |= {"model": model, **source_file(config, folder)}
+    if config.data.also_fits is not None:
+        inputs["other prompt templates"] = prompt_templates(config.data.also_fits)
+    without = {"source", "synthetic", "per_iteration", "validation", "test", "also_fits"}
+    data = config.data.model_dump(mode="json", exclude=without)
+    if generations is not None and config.data.synthetic is not None:
+        inputs["generations"] = generations
+        avoided = enumerate(config.data.synthetic.avoid)
+        inputs |= {f"avoided {i}": external_file(file.path) for i, file in avoided}
+        chosen_by = {"max_similarity", "min_words", "without_words"}
+        data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
+        data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]
+    count = {"validation": config.data.validation, "test": config.data.test}.get(
+        folder.split("/")[-1], config.data.per_iteration
+    )
+    return Stage(
+        config.root,
+        folder,
+        Prompt,
+        inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
+        config={
+            "seed": config.seed,
+            "data": {**data, "source": config.data.source.model_dump(mode="json"), "count": count},
+        },
+    )
+
+
+def prompt_file(source: FileSource, folder: str) -> Path:
+    """The file that the prompts of a stage's folder come from."""
+    place, _, kind = folder.partition("/prompts")
+    iteration = int(place.removeprefix("iter_")) if place.startswith("iter_") else 0
+    return file_of(source, kind.removeprefix("/"), iteration)
+
+
+def source_file(config: RunConfig, folder: str) -> dict[str, External]:
+    """The file that a set of prompts comes from, by its role; empty for the miniature world."""
+    if not isinstance(config.data.source, FileSource):
+        return {}
+    path = prompt_file(config.data.source, folder)
+    return {"source": external_file(path)} if path.exists() else {}
+
+
+def is_written(config: RunConfig, folder: str) -> bool:
+    """Whether a model writes the prompts of a stage's folder, which it may for those of an iteration."""
+    return config.data.synthetic is not None and not folder.endswith(("/validation", "/test"))

@@ -1,7 +1,4 @@
-"""Who does a stage's work, on what, and at which prices: what its lines in the ledger say beside the amounts.
-
-In: a config and the model at work. Out: a `Meter` for the stage.
-"""
+"""The meter of a stage: which model works on which device at which prices, for the ledger."""
 
 import contextlib
 import dataclasses
@@ -27,7 +24,7 @@ def sampling_meter(config: RunConfig, stage: str, model: Path) -> Meter:
 
 
 def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> Meter:
-    """For having `model`, or a server's where it is None, write prompts."""
+    """For having `model` write prompts, or a server's model if None."""
     settings = config.data.synthetic
     if model is None and settings is not None and settings.endpoint is not None:
         worker = _server(settings.server, settings.endpoint)
@@ -39,7 +36,7 @@ def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> M
 
 
 def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig) -> Meter:
-    """For asking `judge`; one that only computes holds nothing."""
+    """For calling `judge`; a verifier uses no device."""
     return Meter(config.root, stage, _judge(config, judge), config.budget)
 
 
@@ -55,23 +52,23 @@ def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
 
 
 def api_tokens(root: Path, *, generating: bool = False) -> Tokens:
-    """What servers have read and written for a run so far, by its ledger: what the caps of an endpoint count.
+    """Tokens that servers have read and written for a run so far, from its ledger: what an endpoint's limits count.
 
-    Those of the judges, or, with `generating`, that of the generator.
+    Those of judges, or, with `generating`, of the generator.
     """
     paid = [entry for entry in read_ledger(root) if entry.device == API and (entry.work == "generate") == generating]
     return Tokens(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))
 
 
 def parameters_of(folder: Path) -> int:
-    """How many parameters a model has, by the headers of its files; 0 where they do not say."""
+    """Number of parameters of a model, from the headers of its files; 0 if they don't say."""
     with contextlib.suppress(InputError):
         return sum(prod(tensor.shape) for tensor in read_tensors(folder).values())
     return 0
 
 
 def device_name(config: RunConfig, device: str) -> str:
-    """What the ledger calls a device: `cpu`, or the GPU's name as the config or this machine has it."""
+    """A device's name in the ledger: `cpu`, or the GPU's name from the config or from this machine."""
     if device == "cpu":
         return device
     found = gpus_here()

@@ -1,11 +1,10 @@
-"""Has a model write the prompts of one iteration, from examples (Self-Rewarding, 2401.10020, §2.2).
+"""Prompts that a model writes for one iteration, from examples (Self-Rewarding, 2401.10020, §2.2). They have no
+reference.
 
-In: instructions of the source, and the sets that came earlier. Out: `Generation`s, shard by shard, and the fresh
-`Prompt`s that are chosen from them; they have no reference.
-
-Generations are kept apart from the prompts chosen from them and are made in rounds, sized by the share that was fresh
-so far. So the prompts follow from the first generations that suffice, whatever broke on the way, and with another
-measure of freshness no generation is made or paid for twice. Unlike in the paper, all examples are the source's.
+Generations are stored apart from the prompts chosen from them. They are made in rounds, whose size follows from the
+share of fresh prompts so far. So the prompts come from the first generations that suffice, regardless of interruptions,
+and a different freshness threshold doesn't repeat or pay for any generation. Unlike in the paper, all examples come
+from the source.
 """
 
 import math
@@ -15,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from prompts.instructions import InstructionPrompt, Written, can_be_shown, load_instruction_prompt
 from prompts.verdict import without_control_tokens
-from tasks.lineage import generations_stage, generator_model, prompts_stage
-from tasks.retry import may_pass
-from tasks.source import make_prompt, question_key, read_source, why_unfit
+from tasks.handles import with_files
+from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_file, why_unfit
 from tasks.spending import api_tokens, generating_meter
+from tasks.stage import begin, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import FileSource, SyntheticConfig
 from tpo.config.run import RunConfig
@@ -39,19 +36,25 @@ from tpo.models.chat import ChatEncoder
 from tpo.records import Account, Artifact, Generation, Prompt
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
-from tpo.storage.store import Stage, check_files, read_rows, read_shards
+from tpo.storage.store import (
+    Stage,
+    check_files,
+    folder_artifact,
+    read_rows,
+    read_shards,
+)
 
 DRAWS = 20
-"""Times that examples are drawn until they fit into a prompt together."""
+"""How often examples are drawn again until they fit into a prompt together."""
 LEAST_SHARE = 0.05
-"""Share of generations that gave a fresh prompt, below which rounds do not grow any more."""
+"""Share of generations with a fresh prompt below which rounds stop growing."""
 
 
-@task(name="synthesize", task_run_name="write {folder}", cache_policy=NO_CACHE, retry_condition_fn=may_pass)
+@stage_task("synthesize", run_name="write {folder}")
 def synthesize(config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact]) -> Artifact:
-    """Prompts of `folder` that a model wrote, near none of those of `earlier`; `model` is M_0.
+    """Prompts of `folder` written by a model, none similar to those of `earlier`; `model` is M_0.
 
-    Raises `StageError` where generations run out before there are enough fresh ones.
+    Raises `StageError` if the generations are used up before there are enough fresh prompts.
     """
     stage = generations_stage(config, folder, model, earlier)
     generations = stage.complete()
@@ -79,7 +82,7 @@ def synthesize(config: RunConfig, folder: str, model: Artifact, earlier: Sequenc
 
 @dataclass(frozen=True)
 class _Writing:
-    """What generations are made with."""
+    """The generator with its settings."""
 
     settings: SyntheticConfig
     folder: str
@@ -90,7 +93,7 @@ class _Writing:
 
     @classmethod
     def of(cls, config: RunConfig, folder: str, seed: Artifact, earlier: Sequence[Artifact]) -> "_Writing":
-        """Raises `InputError` where the source has too few examples."""
+        """Raises `InputError` if the source has too few examples."""
         settings = config.data.synthetic
         assert settings is not None
         sets = [read_rows(artifact, Prompt) for artifact in earlier[:2]]
@@ -105,7 +108,7 @@ class _Writing:
         return cls(settings, folder, config.seed, generator_model(config, seed), pool, prompt)
 
     def ask(self, index: int, fits: Callable[[Question], bool]) -> "_Asked":
-        """What generation number `index` is asked; raises `InputError` where no draw of examples fits."""
+        """The prompt of generation number `index`. Raises `InputError` if no draw of examples fits."""
         for draw in range(DRAWS):
             rng = np.random.default_rng(request_seed(self.seed, self.folder, "examples", index, draw))
             shown = [self.examples[i] for i in rng.choice(len(self.examples), self.settings.shots, replace=False)]
@@ -122,21 +125,21 @@ class _Writing:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One generation as it is asked for."""
+    """One request for a generation."""
 
     index: int
     example_ids: list[str]
     question: Question
 
     def answered(self, told: Told) -> Generation:
-        """The record of what came."""
+        """Its record, from the reply."""
         if isinstance(told, Refused):
             return Generation(self.index, self.example_ids, "", True, told.reason)
         return Generation(self.index, self.example_ids, told.text, told.finished, None)
 
 
 def example_pool(source: Iterator[Prompt], *, taken: set[str], most: int) -> list[Prompt]:
-    """The first distinct instructions of a source that can be shown and whose keys (`question_key`) are not taken."""
+    """The first distinct instructions of a source that can be shown and whose keys (`question_key`) aren't taken."""
     pool: dict[str, Prompt] = {}
     for prompt in source:
         if len(pool) == most:
@@ -148,14 +151,14 @@ def example_pool(source: Iterator[Prompt], *, taken: set[str], most: int) -> lis
 
 
 class Choice:
-    """The fresh prompts among what a model wrote, taken in its order until there are enough.
+    """Chooses fresh prompts among generated instructions, in order, until there are enough.
 
     Args:
-        count: How many to take.
-        known: Instructions to be kept clear of, by the reason for which one near them is dropped; of several reasons
+        count: Number to choose.
+        known: Instructions that prompts must not resemble, by the reason for dropping those that do; of several reasons
             the first counts.
-        max_similarity: ROUGE-L above which two instructions are near.
-        unfit: Why an instruction cannot be taken whatever else there is, or None.
+        max_similarity: ROUGE-L above which two instructions are too similar.
+        unfit: Returns why an instruction can't be used at all, or None.
     """
 
     def __init__(
@@ -178,16 +181,16 @@ class Choice:
 
     @property
     def missing(self) -> int:
-        """How many are still to be taken."""
+        """Number still missing."""
         return self._count - len(self.taken)
 
     @property
     def account(self) -> Account:
-        """What became of everything that was looked at; what came when there were enough was not."""
+        """Counts of everything that was looked at; generations after the last chosen prompt aren't."""
         return Account(len(self.taken) + self.dropped.total(), len(self.taken), dict(self.dropped))
 
     def look_at(self, written: Sequence[Written]) -> None:
-        """Takes what is fresh of one generation."""
+        """Chooses the fresh prompts of one generation."""
         if not self.missing:
             return
         self.generations += 1
@@ -202,7 +205,7 @@ class Choice:
             self._equal[each.instruction] = "duplicate"
 
     def refused(self) -> None:
-        """Counts a generation that a server would not make."""
+        """Counts a generation that a server refused to make."""
         if self.missing:
             self.generations += 1
             self.dropped["refused"] += 1
@@ -216,10 +219,10 @@ class Choice:
 
 
 def next_round(*, made: int, taken: int, missing: int, per_generation: int, most: int) -> int:
-    """How many generations there should be in all after another round, at most `most`.
+    """Total number of generations after another round, at most `most`.
 
-    As many more as the missing prompts take at the share that was fresh so far; of the first, every one is expected to
-    be. A round at most doubles what there is, since that share was measured on what there is.
+    Enough for the missing prompts at the share that was fresh so far; in the first round, all are expected to be fresh.
+    A round at most doubles the number, since the share was measured on what there is.
     """
     if not made:
         return min(most, math.ceil(missing / per_generation))
@@ -258,7 +261,7 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
 
 
 def _take(choice: Choice, generations: Artifact, prompt: InstructionPrompt, *, after: int) -> int:
-    """Has the generations after the first so many looked at; how many there are."""
+    """Passes on all generations after the first `seen`; returns how many there are."""
     made = 0
     for shard in read_shards(generations, Generation):
         for generation in shard:
@@ -271,7 +274,7 @@ def _take(choice: Choice, generations: Artifact, prompt: InstructionPrompt, *, a
 
 
 def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choice, made: int) -> Artifact:
-    """One more round of generations, beside those that there are."""
+    """Makes one more round of generations."""
     count, settings = config.data.count, writing.settings
     wanted = next_round(
         made=made,
@@ -287,8 +290,7 @@ def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choi
             f"other examples, or lower data.per_iteration; look at {stage.folder}, what is there is kept"
         )
     generator = _generator(config, writing)
-    for change in stage.begin(shard_size=generator.shard_size(config.engine.shard_prompts)):
-        say(f"{stage.name}: made again, {change}")
+    begin(stage, shard_size=generator.shard_size(config.engine.shard_prompts))
     assert stage.shard_size is not None
     shards = math.ceil(wanted / stage.shard_size)
     _write_shards(config, stage, writing, generator, shards)
@@ -355,3 +357,41 @@ def _journal(stage: Stage, shard: int) -> Path:
 
 def _told(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
+
+
+def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: Sequence[Artifact]) -> Stage:
+    """The generations for `folder`; `earlier` are the sets of prompts made before.
+
+    Examples come from what validation and test have left of the source. How many generations are used, and so how many
+    are made, isn't part of the identity: with another threshold the same generations are looked through again, and
+    more are made only if they don't suffice.
+    """
+    settings = config.data.synthetic
+    assert settings is not None
+    model = generator_model(config, seed)
+    how = {"shots", "pool", "per_generation", "temperature", "top_p", "max_prompt_tokens", "max_new_tokens"}
+    writer = {"model": settings.model} if model is None else {"dtype": config.engine.dtype}
+    return Stage(
+        config.root,
+        f"{folder.removesuffix('prompts')}generations",
+        Generation,
+        inputs={
+            **{f"prompts {i}": artifact for i, artifact in enumerate(earlier[:2])},
+            **({} if model is None else {"generator": model}),
+            **source_file(config, folder),
+            "few-shot template": with_files(load_instruction_prompt(settings.template).fingerprint, settings.template),
+        },
+        config={
+            "seed": config.seed,
+            "source": config.data.source.model_dump(mode="json"),
+            "synthetic": settings.model_dump(mode="json", include=how) | writer,
+        },
+    )
+
+
+def generator_model(config: RunConfig, seed: Artifact) -> Artifact | None:
+    """The model that writes prompts; None if it is behind a server."""
+    settings = config.data.synthetic
+    if settings is None or settings.endpoint is not None:
+        return None
+    return seed if settings.folder is None else folder_artifact(settings.folder)

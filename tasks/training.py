@@ -1,16 +1,16 @@
-"""What the stages that train have in common: from a stage to its checkpoints, booked, shown and stopped in time.
+"""The common part of the stages that train: from a stage to its checkpoints, with progress, booked costs and a budget.
 
-In: a stage, a model and rows to train on. Out: a checkpoint an epoch, each a model folder of safetensors. A training
-that was stopped, as it is when the budget is spent, goes on from where it was.
+A training that was stopped, as it is when the budget is spent, resumes from its last checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tasks.lineage import epoch_artifacts
 from tasks.spending import training_meter
+from tasks.stage import begin
 from tpo.config.run import RunConfig
-from tpo.config.training import TrainingConfig
+from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.training.checkpoints import trainer_folder
 from tpo.engines.training.launch import train_model
@@ -18,7 +18,7 @@ from tpo.engines.training.tracking import Tracked
 from tpo.records import Artifact, Demonstration, Epoch, Pair
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
-from tpo.storage.store import SCRATCH, Stage, check_files, read_rows
+from tpo.storage.store import SCRATCH, Stage, check_files, combined_sha256, read_manifest, read_rows
 
 
 def run_training(
@@ -33,12 +33,11 @@ def run_training(
 ) -> list[Artifact]:
     """The checkpoints of a stage that trains `model` on `rows`, in the order of their epochs.
 
-    `reference` is what DPO holds the model to, where that is another model.
+    `reference` is DPO's reference model, if that isn't `model`.
     """
     done = stage.complete()
     if done is None:
-        for change in stage.begin():
-            say(f"{stage.name}: made again, {change}")
+        begin(stage)
         for used in filter(None, (model, reference)):
             check_files(used)
         epochs = _train(config, training, stage, model.path, read_rows(rows, row_type), reference)
@@ -87,9 +86,9 @@ def _train(
 
 
 class _Steps:
-    """Counts optimiser steps as tokens spent: what is done again after a crash has been done twice.
+    """Counts optimizer steps as tokens spent; steps repeated after a crash count twice.
 
-    A step counts as the mean of all of them, since rows come shuffled.
+    Each step counts as the mean step, since rows are shuffled.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class _Steps:
         self._booked = 0
 
     def reach(self, step: int, advance: Advance) -> None:
-        """Takes note of how far the training is; books a line now and then."""
+        """Updates the progress; books a line now and then."""
         advance(step)
         self._meter.started()
         if self._reached is not None:
@@ -129,3 +128,45 @@ def _tokens(row: Pair | Demonstration) -> int:
     if isinstance(row, Demonstration):
         return len(row.prompt_token_ids) + len(row.output_token_ids)
     return 2 * len(row.prompt_token_ids) + len(row.chosen_token_ids) + len(row.rejected_token_ids)
+
+
+def training_values(config: RunConfig, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The config values that a training's result depends on."""
+    trainer = config.trainer
+    return {"seed": config.seed, **training, "workers": trainer.workers, "strategy": trainer.strategy}
+
+
+def training_without_effect(section: str, training: TrainingConfig) -> set[str]:
+    """Values of a training that only affect how it is computed, and those that its other values leave unused.
+
+    Different micro-batches change the result by rounding only: they may change after an out-of-memory error, and the
+    training resumes.
+    """
+    names = {"micro_batch_size", "packing", "gradient_checkpointing"}
+    if training.lr_scheduler == "constant":
+        names.add("warmup_share")
+    if isinstance(training, TrainConfig):
+        if training.loss != "irpo":
+            names.add("alpha")
+        if training.divergence != "alpha_divergence":
+            names.add("divergence_alpha")
+    return {f"{section}.{name}" for name in names}
+
+
+def epoch_artifacts(train: Artifact) -> list[Artifact]:
+    """The checkpoints of a training stage, in the order of its epochs."""
+    manifest = read_manifest(train.path)
+    assert manifest is not None
+    return [epoch_artifact(train, epoch) for epoch in range(1, manifest.facts["epochs"] + 1)]
+
+
+def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
+    """One checkpoint of a training stage as a model artifact; its hashes come from the manifest."""
+    manifest = read_manifest(train.path)
+    prefix = f"epoch_{epoch}/"
+    files = [
+        {**file, "name": file["name"].removeprefix(prefix)}
+        for file in (manifest.files if manifest else ())
+        if file["name"].startswith(prefix)
+    ]
+    return Artifact(train.path / f"epoch_{epoch}", len(files), combined_sha256(files))

@@ -1,59 +1,52 @@
-"""Chooses M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts.
+"""The choice of M_t: the best of M_{t-1} and the checkpoints on the validation prompts.
 
-In: candidates with their validation answers. Out: a model folder.
-
-The paper chooses by 1,500 prompts and does not say how (2410.10630, §3.1). Ours is the mean judge score of the answers
-that parse, among candidates that keep the format often enough and have a score for enough prompts. M_{t-1} is a
-candidate: a DPO step that made nothing better leaves the model as it was, and says so. A judge that compares holds
-every checkpoint against M_{t-1}, which then stands at one half.
+The paper chooses by 1,500 prompts and doesn't say how (2410.10630, §3.1). We take the highest mean judge score of the
+responses that parse, among candidates that keep the format often enough and have a score for enough prompts. M_{t-1} is
+a candidate: if a DPO step improved nothing, the model stays as it was. A comparing judge compares every checkpoint with
+M_{t-1}, which then scores one half.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from tasks.lineage import Answers, Chosen, model_stage
-from tasks.retry import may_pass
-from tpo.config.judges import compares
+from tasks.handles import Answers, Chosen
+from tasks.stage import begin, stage_task
+from tpo.config.judges import ValidationConfig, compares
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.records import Sample, Score
 from tpo.storage.disk import bring, remove
-from tpo.storage.store import check_files, read_rows
+from tpo.storage.store import Stage, check_files, read_rows
 
 LEVEL = 0.5
-"""What a model scores against itself."""
+"""A model's score against itself."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How one candidate did on the validation prompts."""
+    """One candidate's results on the validation prompts."""
 
     epoch: int
-    """0 for M_{t-1}, else the epoch of the checkpoint."""
+    """0 for M_{t-1}, otherwise the checkpoint's epoch."""
     score: float | None
-    """Mean judge score of the answers that parse, or the share of M_{t-1}'s that they win against; None where none
-    was scored."""
+    """Mean judge score of the responses that parse, or their win rate against M_{t-1}'s; None if none was scored."""
     parse_rate: float
     """Share of prompts whose first output kept the format."""
     scored: int = 0
-    """Prompts with an answer that parses and was scored."""
+    """Prompts with a response that parses and was scored."""
     parsed: int = 0
-    """Answers that parse, scored or not."""
+    """Responses that parse, scored or not."""
 
 
-@task(
-    name="validate", task_run_name="validate iteration {iteration}", cache_policy=NO_CACHE, retry_condition_fn=may_pass
-)
+@stage_task("validate", run_name="validate iteration {iteration}")
 def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Chosen:
-    """M_t and the validation answers that chose it.
+    """M_t and the validation results that chose it.
 
-    Raises `StageError` where no candidate has a single scored answer.
+    Raises `StageError` if no candidate has a score.
     """
     stage = model_stage(config, iteration, incumbent, candidates)
     everyone = (incumbent, *candidates)
@@ -62,11 +55,10 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
         return Chosen(done, everyone[manifest.facts["epoch"]].validation)
     standings = [stand(epoch, candidate.validation) for epoch, candidate in enumerate(everyone)]
     if compares(config.judge):
-        # By definition and not by its own scores, which are against another model.
+        # By definition, and not from its own scores, which are against another model.
         standings[0] = replace(standings[0], score=LEVEL, scored=max(standing.scored for standing in standings))
     best = choose(standings, config.validation.min_parse_rate, config.validation.min_scored_share)
-    for change in stage.begin():
-        say(f"{stage.name}: made again, {change}")
+    begin(stage)
     check_files(everyone[best.epoch].model)
     _bring_files(everyone[best.epoch].model.path, stage.folder, config.root)
     facts = {"epoch": best.epoch, "standings": [asdict(standing) for standing in standings]}
@@ -77,7 +69,7 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
 
 
 def stand(epoch: int, answers: Answers) -> Standing:
-    """The standing of one candidate."""
+    """The results of one candidate."""
     samples, scores = read_rows(answers.samples, Sample), read_rows(answers.scores, Score)
     parsed = {(sample.prompt_id, sample.index) for sample in samples if sample.parse_error is None}
     values = {
@@ -91,8 +83,8 @@ def stand(epoch: int, answers: Answers) -> Standing:
 
 
 def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_share: float = 0.8) -> Standing:
-    """The best standing that keeps the format and was scored on enough prompts; the earlier one of equals, and M_{t-1}
-    if none is eligible.
+    """The best candidate that keeps the format and was scored on enough prompts; the earlier of equals, and M_{t-1} if
+    none is eligible.
 
     Raises `StageError` if no candidate has a score.
     """
@@ -120,8 +112,33 @@ def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_shar
 
 
 def _bring_files(source: Path, target: Path, root: Path) -> None:
-    """The same files in another folder: hard links to files of this run, copies of a seed model that is the user's."""
+    """The same files in another folder: hard links to files of this run, copies of a seed model, which belongs to the
+    user."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in ("plan.json", "manifest.json"):
             remove(target / path.name)
             bring(path, target / path.name, link=source.resolve().is_relative_to(root.resolve()))
+
+
+def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Stage:
+    """M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts."""
+    inputs = {
+        f"{kind} {i}": artifact
+        for i, candidate in enumerate((incumbent, *candidates))
+        for kind, artifact in (("model", candidate.model), ("scores", candidate.validation.scores))
+    }
+    return Stage(
+        config.root,
+        f"iter_{iteration}/model",
+        "Model",
+        inputs=inputs,
+        config={"validation": _without_new_defaults(config.validation)},
+    )
+
+
+def _without_new_defaults(validation: ValidationConfig) -> dict[str, Any]:
+    """A section's values, without defaults added later, which manifests of earlier versions don't have."""
+    new = {"min_scored_share"}
+    return validation.model_dump(mode="json", exclude=new) | validation.model_dump(
+        mode="json", include=new, exclude_defaults=True
+    )

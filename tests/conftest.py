@@ -1,30 +1,107 @@
-"""What holds for all tests: the slow files come first, so that no process ends long after the others; those marked gpu
-are skipped where there is no NVIDIA GPU; examples may take their time."""
+"""What holds for all tests: their tiers, the seed that draws from large matrices, and the S3 server.
+
+Slow is what lies in `SLOW_PLACES` or is marked slow; a fast test that starts Ray or an engine fails. The longest files
+come first, so that no process ends long after the others. Tests marked gpu are skipped if there is no NVIDIA GPU.
+"""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests import sampling
 from tests.faulty_proxy import FaultyProxy
+from tests.no_engines import sitecustomize as guard
 from tests.s3_server import KEYS, S3Server, s3_server
 
 settings.register_profile("tpo", deadline=None)
 settings.load_profile("tpo")
 
+TESTS = Path(__file__).parent
+SLOW_PLACES = (
+    *("browser", "end_to_end", "faults", "operations", "deploy/test_slurm.py", "zoo/test_trial.py"),
+    *(f"engines/training/test_{name}.py" for name in ("many_workers", "resume", "sft_trainer", "tracking")),
+)
+"""Folders and files whose tests are all slow."""
+SHARED: Mapping[str, str] = {
+    **dict.fromkeys(("test_iterate.py", "test_closed.py", "test_judges.py", "test_real_text.py"), "one run"),
+    **dict.fromkeys(("test_engines.py", "test_forcing.py", "test_seed_model.py", "test_small_judges.py"), "engines"),
+    **dict.fromkeys(("test_reward_judges.py", "test_synthetic.py", "test_crew.py", "test_trainer_killed.py"), "actors"),
+}
+"""Files whose tests look at one run, or start Ray in pytest's own process, by group.
 
-SLOW = ("end_to_end", "faults", "browser")
+A group runs in one process, which makes the run once and starts Ray once.
+"""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
-    items.sort(key=lambda item: item.path not in slow)
-    if not Path("/dev/nvidiactl").exists():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+def pytest_configure() -> None:
+    """Fixes the seed for the workers and processes to come, even if a commit is made meanwhile."""
+    os.environ[sampling.SEED_VARIABLE] = str(sampling.seed())
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Shows the seed, which pytest's own header would not with -q; xdist's workers show nothing."""
+    if (terminal := session.config.pluginmanager.get_plugin("terminalreporter")) is not None:
+        terminal.write_line(sampling.header())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(TESTS)
+        if any(place.is_relative_to(slow) for slow in SLOW_PLACES):
+            item.add_marker("slow")
+        if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+    stories = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("story"))}
+    if config.option.markexpr == "slow":
+        drawn = sampling.drawn_stories(stories.values())
+        left_out = {item for item, story in stories.items() if story not in drawn}
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
+    long = {item.path for item in stories}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in long, item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As `--dist loadfile`, but the files of a group in `SHARED` go to one worker together."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class LoadGroupsOfFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return SHARED.get(Path(file).name, file)
+
+    return LoadGroupsOfFiles(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_left_to_the_next_module_of_its_group(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends the engines that a module started in this process, and Ray before a module of no group."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and request.path.name not in SHARED:
+        ray.shutdown()
+    yield
+    for module, close in (("sampler", "close_pools"), ("reward_reader", "close_scorer_pools")):
+        if (engines := sys.modules.get(f"tpo.engines.inference.{module}")) is not None:
+            getattr(engines, close)()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Forbids Ray and engines to fast tests, their fixtures and the processes that they start."""
+    fast = item.get_closest_marker("slow") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(guard.TIER, guard.FAST if fast else "slow")
+        if fast:
+            patch.setenv("PYTHONPATH", str(Path(guard.__file__).parent), prepend=os.pathsep)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -1,52 +1,70 @@
 """A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
 
-from tasks import lineage
-from tasks.lineage import Answers, Ask, Chosen, Submission
+from tasks.handles import (
+    Answers,
+    Ask,
+    Chosen,
+    Submission,
+    baseline_of,
+    direct_ask,
+    measuring_ask,
+    seed_model,
+    training_ask,
+    validation_ask,
+)
+from tasks.judge import judgments_stage, scores_stage
+from tasks.pair import pairs_stage
+from tasks.sample import samples_stage
+from tasks.source import is_written, prompts_stage
+from tasks.synthesize import generations_stage
+from tasks.train import reference_of, train_stage
+from tasks.training import epoch_artifacts
+from tasks.validate import model_stage
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.report.summary import ModelRow, Summary, write_summary
+from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
+from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import Stage
 
 
 def finish(config: RunConfig, iterations: int) -> None:
     """Every stage and the summary of a run that has reached M_T, T = `iterations`."""
-    seed = lineage.seed_model(config)
-    validation = _rows(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
-    test = _rows(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
-    chosen = Chosen(seed, _asked(config, lineage.validation_ask(config, 0, 0), seed, validation))
-    measured = _asked(config, lineage.measuring_ask(config, 0), seed, test)
-    _asked(config, lineage.direct_ask(config), seed, test, measured)
+    seed = seed_model(config)
+    validation = _rows(prompts_stage(config, "iter_0/prompts/validation", seed, []))
+    test = _rows(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
+    chosen = Chosen(seed, _asked(config, validation_ask(config, 0, 0), seed, validation))
+    measured = _asked(config, measuring_ask(config, 0), seed, test)
+    _asked(config, direct_ask(config), seed, test, measured)
     earlier = [validation, test]
     for t in range(1, iterations + 1):
         earlier.append(prompts := _prompts(config, f"iter_{t}/prompts", seed, earlier))
-        answers = _asked(config, lineage.training_ask(config, t), chosen.model, prompts)
-        pairs = _rows(lineage.pairs_stage(config, t, answers))
-        reference = lineage.reference_of(config, seed, chosen.model)
-        stage = lineage.train_stage(config, f"iter_{t}", chosen.model, reference, pairs)
-        checkpoints = lineage.epoch_artifacts(_epochs(stage, config.train.epochs))
+        answers = _asked(config, training_ask(config, t), chosen.model, prompts)
+        pairs = _rows(pairs_stage(config, t, answers))
+        reference = reference_of(config, seed, chosen.model)
+        stage = train_stage(config, f"iter_{t}", chosen.model, reference, pairs)
+        checkpoints = epoch_artifacts(_epochs(stage, config.train.epochs))
         candidates = [
-            Chosen(
-                model, _asked(config, lineage.validation_ask(config, t, epoch), model, validation, chosen.validation)
-            )
+            Chosen(model, _asked(config, validation_ask(config, t, epoch), model, validation, chosen.validation))
             for epoch, model in enumerate(checkpoints, 1)
         ]
-        stage = lineage.model_stage(config, t, chosen, candidates)
+        stage = model_stage(config, t, chosen, candidates)
         stage.begin()
         (stage.folder / "model.safetensors").write_bytes(b"last epoch")
         chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
-        _asked(config, lineage.measuring_ask(config, t), chosen.model, test, measured)
+        _asked(config, measuring_ask(config, t), chosen.model, test, measured)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
-    write_atomically(config.root / "summary.json", write_summary(summary))
-    write_atomically(config.root / "report.html", b"<!doctype html>")
-    lineage.keep_config(config)
+    write_atomically(config.root / SUMMARY, write_summary(summary))
+    write_atomically(config.root / REPORT, b"<!doctype html>")
+    keep_config(config)
+    mark_finished(config, SUMMARY, REPORT)
 
 
 def _prompts(config: RunConfig, folder: str, seed: Artifact, earlier: list[Artifact]) -> Artifact:
     generations = None
-    if lineage.is_written(config, folder):
-        generations = _rows(lineage.generations_stage(config, folder, seed, earlier))
-    return _rows(lineage.prompts_stage(config, folder, seed, earlier, generations))
+    if is_written(config, folder):
+        generations = _rows(generations_stage(config, folder, seed, earlier))
+    return _rows(prompts_stage(config, folder, seed, earlier, generations))
 
 
 def _rows(stage: Stage) -> Artifact:
@@ -55,10 +73,10 @@ def _rows(stage: Stage) -> Artifact:
 
 
 def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
-    samples = _rows(lineage.samples_stage(config, ask, model, prompts))
-    submitted = Submission(samples, prompts, lineage.baseline_of(ask, samples, against))
-    judgments = _rows(lineage.judgments_stage(config, ask, submitted))
-    return Answers(samples, _rows(lineage.scores_stage(config, ask, submitted, judgments)))
+    samples = _rows(samples_stage(config, ask, model, prompts))
+    submitted = Submission(samples, prompts, baseline_of(ask, samples, against))
+    judgments = _rows(judgments_stage(config, ask, submitted))
+    return Answers(samples, _rows(scores_stage(config, ask, submitted, judgments)))
 
 
 def _epochs(stage: Stage, count: int) -> Artifact:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 
 HUGE = 1 << 30
 """Bytes of what is too large to be read; sparse on disk."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tpo.config.data import DataConfig, FileSource, ModelConfig, SampleConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig

@@ -1,6 +1,6 @@
-"""What a person at a terminal sees while a run goes on: one bar a long job, one line a finished stage.
+"""Progress at the terminal: one bar per long job, one line per finished stage, all on standard error.
 
-Everything goes to standard error. A terminal gets moving bars; a log file gets a line every ten seconds instead.
+A terminal gets moving bars; a log file gets a line every ten seconds instead.
 """
 
 import contextlib
@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 
 Advance = Callable[[int], None]
-"""Sets how much of the job is done."""
+"""Sets the amount done."""
 
 Onlooker = Callable[[str, int, str], Advance]
-"""Is told of a job, its size and its unit as it begins, and gives what to call with the amount done so far."""
+"""A progress listener: receives a job, its size and its unit at the start, and returns a function that takes the amount
+done."""
 
 LOGGER = "tpo"
 """Logger of the lines; Prefect sends them to its server and shows them with the run."""
@@ -23,14 +24,14 @@ _onlookers: list[Onlooker] = []
 
 
 def look_on(onlooker: Onlooker) -> None:
-    """Has somebody told of every bar from now on, once however often this is called."""
+    """Register a progress listener. Idempotent."""
     if onlooker not in _onlookers:
         _onlookers.append(onlooker)
 
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A bar for one long job; call what it yields with the amount done so far."""
+    """A progress bar for a long job; call what it yields with the amount done so far."""
     with _own_bar(label, total, unit) as own:
         told = [own, *(onlooker(label, total, unit) for onlooker in _onlookers)]
 
@@ -57,9 +58,9 @@ def _own_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 def say(message: str) -> None:
-    """One line for the person at the terminal, above any bar, and for whoever listens to the logger `tpo`."""
+    """Prints one line above any bar, and logs it to `tpo`."""
     logging.getLogger(LOGGER).info(message)
-    with contextlib.suppress(OSError):  # a reader that is gone, as after `2>&1 | head`, ends no run
+    with contextlib.suppress(OSError):  # A reader that is gone, as after `2>&1 | head`, must not end the run.
         if sys.stderr.isatty():
             from tqdm import tqdm
 

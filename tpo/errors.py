@@ -1,13 +1,13 @@
-"""The errors that a user can do something about; everything else is a bug and keeps its traceback."""
+"""Errors that a user can fix; everything else is a bug and keeps its traceback."""
 
 from pathlib import Path
 
 MAX_QUOTED_LENGTH = 120
-"""Characters of a user's text, or of a library's, that a message quotes."""
+"""Maximum number of characters that a message quotes from a user or a library."""
 
 
 def shortened(text: str, most: int = MAX_QUOTED_LENGTH) -> str:
-    """A text for a message: on one line, and without its middle if it is long."""
+    """A text for a message: on one line, with its middle cut out if it is long."""
     line = " ".join(text.split())
     half = most // 2
     return line if len(line) <= most else f"{line[:half]} … {line[-half:]} ({len(text)} characters)"
@@ -18,27 +18,27 @@ class TpoError(Exception):
 
 
 class InputError(TpoError, ValueError):
-    """A config, file or argument is wrong; raised before anything expensive starts."""
+    """A config, file or argument is wrong. Raised before anything expensive starts."""
 
 
 class StageError(TpoError, RuntimeError):
-    """A stage cannot go on with what earlier stages left it, for example 0 pairs."""
+    """A stage can't continue with what earlier stages produced, for example 0 pairs."""
 
 
 class BudgetError(TpoError, RuntimeError):
-    """The run has spent what it may."""
+    """The run has spent its budget."""
 
 
 class ServerError(TpoError, RuntimeError):
-    """Prefect's server, which shows a run but does not make it, is out of reach."""
+    """Prefect's server, which shows a run but isn't needed to compute it, is out of reach."""
 
 
 class StoreError(TpoError, RuntimeError):
-    """The run folder cannot be read or written, or does not hold what its manifests say."""
+    """The run folder can't be read or written, or doesn't match its manifests."""
 
 
 class DamagedError(StoreError):
-    """A stage does not hold what its manifest says; set aside, it can be made again."""
+    """A stage's files don't match its manifest; moved aside, the stage can be made again."""
 
     def __init__(self, folder: Path, what: str) -> None:
         super().__init__(f"{what}: move {folder} away and run again to make it anew")

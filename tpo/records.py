@@ -1,11 +1,11 @@
-"""What flows between the stages: frozen records, one class a Parquet table, documented field by field.
+"""The data between stages: frozen records, one class per Parquet table, documented field by field.
 
-Stages pass `Artifact` handles and read the rows from the run folder, so that what one stage gave another is always
-there to look at. A value that is not known is None and says why beside it; it is never an invented number.
+Stages pass `Artifact` handles and read rows from the run folder, so everything that one stage hands to another can be
+inspected. An unknown value is None, with the reason in another field; it is never an invented number.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -26,15 +26,15 @@ class Prompt:
     prompt_id: str
     """First 16 hex digits of the SHA-256 of the instruction: equal instructions are one prompt."""
     instruction: str
-    """What the user asks, as it is: no template, no control tokens."""
+    """The user's request as it is: no template, no control tokens."""
     reference: str | None = None
-    """The right answer, where there is one."""
+    """The right answer, if there is one."""
     category: str | None = None
     """Kind of instruction, for tables by category."""
     difficulty: int | None = None
     """1 (easiest) and up, for tables by difficulty."""
     demonstration: str | None = None
-    """A response to imitate, where one is given."""
+    """A response to imitate, if one is given."""
     constraints: str | None = None
     """Instructions in the prompt that a program can check: a JSON list of `{"id": …, "kwargs": {…}}` of IFEval's types
     (`tpo.method.instructions`), or None."""
@@ -42,18 +42,18 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote when it was shown examples and asked for new instructions."""
+    """A model's output when it was shown examples and asked for new instructions."""
 
     index: int
     """0, 1, … within the iteration."""
     example_ids: list[str]
     """The prompts that it was shown, in order."""
     output: str
-    """What it wrote, special tokens left out; empty where it was refused."""
+    """The text, without special tokens; empty if the request was refused."""
     finished: bool
-    """False where the token limit cut it."""
+    """False if the token limit cut it."""
     refused: str | None
-    """Why a server would not take this one chat, in its words, or None."""
+    """Why a server refused this request, in its words, or None."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,18 @@ class Sample:
     output: str
     """The same as text, special tokens left out."""
     thought: str
-    """What stands before the response; empty for a direct prompt."""
+    """The text before the response; empty for a direct prompt."""
     response: str
     """What the user and the judge see."""
     parse_error: str | None
     """Why the output breaks the format (a `prompts.thought.ParseError`), or None."""
     tries: int
-    """How many outputs were sampled until this one was kept; above 1 only where parse errors are sampled again."""
+    """Number of outputs sampled until this one was kept; above 1 only if parse errors are sampled again."""
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """One thing that a judge said: a reading of one response, or a comparison of two."""
+    """One judgment: a reading of one response, or a comparison of two."""
 
     prompt_id: str
     """The prompt."""
@@ -91,37 +91,37 @@ class Judgment:
     other_index: int | None
     """The sample shown second, or None for a reading."""
     outcome: float | None
-    """The reading, or 1 (first won), -1 (second won), 0 (tie); None where the judge gave none."""
+    """The reading, or 1 (first won), -1 (second won), 0 (tie); None if the judge gave none."""
     detail: str
     """What the judge based it on, as JSON: attributes, verdict text, the answer it found."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a judge found one response, or why it could not say."""
+    """A judge's score of one response, or why there is none."""
 
     prompt_id: str
     """The prompt."""
     index: int
     """The sample."""
     value: float | None
-    """The score, higher is better, in the judge's own unit; None where unscored."""
+    """The score, higher is better, in the judge's own unit; None if unscored."""
     unscored: str | None
     """Why there is no score: a parse error of the sample, or the judge's reason."""
     correct: bool | None
-    """Whether a judge that knows the reference found it right; None where it has no opinion."""
+    """Whether a judge that knows the reference found it correct; None if it can't tell."""
     response_chars: int
-    """Length of the response in characters, what length control works on."""
+    """Length of the response in characters, used by length control."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: the full outputs, thoughts included, under the prompt that was asked."""
+    """One preference: two full outputs, thoughts included, after the same prompt."""
 
     prompt_id: str
     """The prompt."""
     kind: Literal["regular", "error_rejected"]
-    """`error_rejected` where the rejected output is one that breaks the format."""
+    """`error_rejected` if the rejected output breaks the format."""
     prompt_token_ids: list[int]
     """The prompt's tokens."""
     chosen_token_ids: list[int]
@@ -133,16 +133,16 @@ class Pair:
     rejected_index: int
     """The rejected sample."""
     chosen_score: float | None
-    """The judge's raw score of the chosen response; None where no judge chose."""
+    """The judge's raw score of the chosen response; None without a judge."""
     rejected_score: float | None
-    """The judge's raw score of the rejected response; None for a parse error, and where no judge chose."""
+    """The judge's raw score of the rejected response; None for a parse error, and without a judge."""
     margin: float | None
-    """Difference of the length-controlled scores; None for a parse error, and where no judge chose."""
+    """Difference of the length-controlled scores; None for a parse error, and without a judge."""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One output to imitate, under the prompt that was asked."""
+    """One output to imitate, after its prompt."""
 
     prompt_id: str
     """The prompt."""
@@ -153,17 +153,17 @@ class Demonstration:
     output: str
     """The same as text, special tokens left out."""
     origin: Literal["given", "sampled"]
-    """`given` with the prompt, or `sampled` from a model and found right."""
+    """`given` with the prompt, or `sampled` from a model and judged correct."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a training log: what the trainer measured at the end of an epoch."""
+    """A trainer's measurements at the end of an epoch."""
 
     epoch: int
     """1 … N."""
     step: int
-    """Optimiser steps so far."""
+    """Optimizer steps so far."""
     loss: float
     """Mean training loss of the epoch; DPO's before the first step is ln 2 (plus the NLL term for IRPO)."""
     margin: float | None
@@ -174,38 +174,39 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Health:
-    """How sound a judge looks. A share is None where there is nothing that it could be a share of."""
+    """How sound a judge looks. A share is None if its denominator is 0."""
 
     responses: int
-    """Responses that parse, or that were judged all the same."""
+    """Responses that parse, or that were judged nevertheless."""
     unscored: Mapping[str, int]
-    """Responses that got no score, by reason."""
+    """Responses without a score, by reason."""
     comparisons: int
-    """Comparisons that were asked for."""
+    """Comparisons requested."""
     unparsable: int
-    """Comparisons whose reply held no verdict that can be read."""
+    """Comparisons whose reply held no readable verdict."""
     refused: int
-    """Comparisons that were not made: too long, or refused by the server."""
+    """Comparisons that weren't made: too long, or refused by the server."""
     ties: int
     """Comparisons that ended in a tie."""
     first_rate: float | None
-    """Share of decided comparisons that the response shown first won; one half without a position bias."""
+    """Share of decided comparisons won by the response shown first; one half without a position bias."""
     swap_agreement: float | None
     """Share of pairs, decided in both orders, in which the same response won both times."""
     length_correlation: float | None
     """Mean over prompts of the correlation (Pearson) of score and length in characters."""
     reference_agreement: float | None
-    """Share of right–wrong pairs of responses to one prompt in which the right one scores higher; ties half."""
+    """Share of correct–wrong pairs of responses to one prompt in which the correct one scores higher; ties count one
+    half."""
     reference_pairs: int
-    """Pairs that `reference_agreement` is a share of."""
+    """Number of pairs behind `reference_agreement`."""
     score_quantiles: Sequence[float]
     """Scores at 0, 10, …, 100 %; empty without scores."""
     swap_pairs: int = 0
-    """Pairs that `swap_agreement` is a share of; 0 too in what was written before this was counted."""
+    """Number of pairs behind `swap_agreement`; also 0 in older files."""
     equal_rate: float | None = None
     """Share of `scored_groups` in which all scores are equal."""
     scored_groups: int = 0
-    """Prompts with scored responses that differ."""
+    """Prompts with different scored responses."""
 
     @property
     def unscored_rate(self) -> float | None:
@@ -214,7 +215,7 @@ class Health:
 
     @property
     def unparsable_rate(self) -> float | None:
-        """Share of comparisons without a verdict that can be read, refused ones included."""
+        """Share of comparisons without a readable verdict, refused ones included."""
         return _share(self.unparsable + self.refused, self.comparisons)
 
     @property
@@ -224,17 +225,17 @@ class Health:
 
     @property
     def decided(self) -> int:
-        """Comparisons that one of the two responses won."""
+        """Comparisons with a winner."""
         return self.comparisons - self.unparsable - self.refused - self.ties
 
     @property
     def chance_agreement(self) -> float | None:
-        """`swap_agreement` of a judge that heeds nothing but the order, and prefers the first as often as this one."""
+        """`swap_agreement` of a judge that decides by order alone and prefers the first as often as this one does."""
         return None if self.first_rate is None else 2 * self.first_rate * (1 - self.first_rate)
 
     @property
     def swap_kappa(self) -> float | None:
-        """Agreement of the two orders beyond chance (Cohen's κ): at most 1; 0 if the responses do not matter."""
+        """Agreement of the two orders beyond chance (Cohen's κ): at most 1; 0 if the responses don't matter."""
         if self.swap_agreement is None or self.chance_agreement is None:
             return None
         return (self.swap_agreement - self.chance_agreement) / (1 - self.chance_agreement)
@@ -242,9 +243,9 @@ class Health:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A handle to what a stage has written: complete, named by its content.
+    """A handle to a stage's complete result, identified by its content.
 
-    It holds no value that handles share: Prefect draws an edge where an object comes from one task and goes to another.
+    Handles share no objects: Prefect draws an edge between tasks whenever an object passes from one to another.
     """
 
     path: Path
@@ -256,19 +257,33 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class External:
+    """An input that no stage of the run has made: files of the user's or of this package."""
+
+    fingerprint: str
+    """SHA-256 over what matters of it: equal fingerprints mean equal results."""
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """SHA-256 of the files and folders that it's read from; those that ship with this package may be left out."""
+
+
+@dataclass(frozen=True)
 class Account:
-    """What became of a stage's input: `rows_in` = `rows_out` + everything dropped."""
+    """Counts of a stage's rows: `rows_in` = `rows_out` + everything dropped."""
 
     rows_in: int
-    """Units that the stage was given (prompts, samples or groups: the stage says which)."""
+    """Units that went in (prompts, samples or groups: the stage says which)."""
     rows_out: int
-    """Units that it kept."""
+    """Units that were kept."""
     dropped: Mapping[str, int]
-    """Units that it dropped, by reason."""
+    """Units that were dropped, by reason."""
 
     def __post_init__(self) -> None:
         if self.rows_in != self.rows_out + sum(self.dropped.values()):
             raise AssertionError(f"a stage lost count: {self}")
+
+    def reasons(self) -> str:
+        """The dropped units by reason, as text; `none` if nothing was dropped."""
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
 
 
 def _share(part: float, whole: int) -> float | None:

@@ -34,13 +34,13 @@ class Chunk:
     tokens: int
     """Tokens written up to its end."""
     ended: Ended | None
-    """Why the completion is over; None while it is not."""
+    """Why the completion is over; None while it isn't."""
 
 
 async def complete(app: App, scope: Scope, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
     """The chunks of a completion; the last one has `ended`.
 
-    Raises `Refused` with vLLM's own words where it refuses the request, and with none of them where it fails.
+    Raises `Refused` with vLLM's own words where it refuses the request, and with none of them if it fails.
     """
     events = asyncio.Queue[Event | None]()
     gone = asyncio.Event()
@@ -87,7 +87,7 @@ def _receiver(body: Mapping[str, Any], gone: asyncio.Event) -> Receive:
 
 
 def _chunk(line: bytes) -> Chunk | None:
-    """What a server-sent event says; None where it says nothing of the text."""
+    """What a server-sent event says; None if it says nothing of the text."""
     if not line.startswith(b"data: {"):
         return None
     data = json.loads(line.removeprefix(b"data: "))

@@ -48,7 +48,7 @@ class ResponsesOnly:
         self._prompt = load_prompt(self._config.prompt)
         if not self._config.native_thoughts:
             self._prompt = self._prompt.without_native_thoughts(self._encoder.thinking.unwanted)
-        self._encoder.encode(self._prompt.render("Say hello."))  # what cannot work is known before a client comes
+        self._encoder.encode(self._prompt.render("Say hello."))  # what can't work is known before a client comes
         self._encoding = ThreadPoolExecutor(1)
         self._started = int(time.time())
 
@@ -97,7 +97,7 @@ class ResponsesOnly:
         await _send_json(send, 200, writer.whole(last))
 
     async def _encode(self, request: ChatRequest) -> list[int]:
-        """The prompt's token ids, as for sampling; by one thread, since the encoder is not made for several."""
+        """The prompt's token ids, as for sampling; by one thread, since the encoder isn't made for several."""
         if request.model not in (None, self._config.name):
             raise Refused(404, f"there is no model {request.model!r}, expected {self._config.name!r}", "model")
         chat, loop = request.chat(self._prompt), asyncio.get_running_loop()

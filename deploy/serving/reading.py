@@ -1,7 +1,7 @@
 """What may be said of an output to a client, while it comes and when it is over.
 
 In: the text so far and why it ended, if it did. Out: a `Reading`, whose response only grows from one to the next and in
-the end does not depend on how the text was cut into chunks. Pure; the rules of the format are `prompts/thought.py`'s.
+the end doesn't depend on how the text was cut into chunks. Pure; the rules of the format are `prompts/thought.py`'s.
 
 An output that breaks the format shows what is between its response marker and the next marker, and nothing without a
 response marker. The evaluation falls back to the raw text there, which would show a thought here.
@@ -31,7 +31,7 @@ class Reading:
     responds: bool
     """Whether the response has begun, be it with nothing yet."""
     finish_reason: Finish | None = None
-    """Why the reply is over; None while it is not."""
+    """Why the reply is over; None while it isn't."""
     format_error: ParseError | None = None
     """How it breaks the format; known when it is over."""
 

@@ -4,7 +4,7 @@ In: `Reply`s, one or as they grow. Out: JSON objects of chat completions, writte
 
 What OpenAI's API has no words for stands in one more object, `tpo`, of the reply or of its last chunk, which OpenAI's
 own clients hand through: `tries`, `discarded_tokens` and `format_error`. A thought is sent in one piece, just before
-the response: until then the output might be discarded, and what was sent cannot be taken back.
+the response: until then the output might be discarded, and what was sent can't be taken back.
 """
 
 import secrets

@@ -24,7 +24,7 @@ _ASKS_NOTHING: dict[str, object] = {"n": 1, "tool_choice": "none", "response_for
 
 
 class Refused(Exception):
-    """A request that is not served; `status` and `error` are what the client gets."""
+    """A request that isn't served; `status` and `error` are what the client gets."""
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A chat request, in OpenAI's own words; None where a field is left to the server."""
+    """A chat request, in OpenAI's own words; None if a field is left to the server."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -101,7 +101,7 @@ class ChatRequest(BaseModel):
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """The request in a body. Raises `Refused` for what is no chat request, or asks for what is not served."""
+    """The request in a body. Raises `Refused` for what is no chat request, or asks for what isn't served."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# One node of the Ray cluster of iterate.sbatch, a task of its step, until it is told to stop. The first is the head:
+# One node of the Ray cluster of iterate.sbatch, a task of its step, until it is stopped. The first is the head:
 # it leaves the cluster's address in $TPO_JOB/head once it is up, and $TPO_JOB/over when it ends, which ends the
 # others too. What a node says is in $TPO_JOB/node-<n>.log.
 set -uo pipefail
@@ -9,7 +9,7 @@ exec >"$log" 2>&1
 python=$PWD/.venv/bin/python
 address=$(getent ahostsv4 "$SLURMD_NODENAME" | awk 'NR == 1 { print $1 }')
 if [ -z "$address" ] || [ "$address" = 127.0.1.1 ]; then
-  echo "$SLURMD_NODENAME: found the address '$address', expected one that other nodes reach: mend /etc/hosts or DNS"
+  echo "$SLURMD_NODENAME: found the address '$address', expected one that other nodes reach: fix /etc/hosts or DNS"
   exit 2
 fi
 while IFS= read -r setting; do export "${setting?}"; done < <(

@@ -1,8 +1,8 @@
-"""`make check-model`: does a model work here? What it is, what a run would say or refuse, and what it writes.
+"""`make check-model`: does a model work here? Its properties, what a run would refuse or report, and samples.
 
-The checks are those of preflight, made for M_0 of a profile and all of them, where a run stops at the first refusal.
-Files that are refused for what they could do to the machine are the exception: nothing of such a folder is loaded.
-Without `weights` or `probe` nothing but headers is read of the weights; a probe samples with the engine of a run.
+The checks are those of preflight for M_0 of a profile; all are made, where a run stops at the first refusal. The
+exception are files refused because of what they could do to the machine: nothing of such a folder is loaded. Without
+`weights` or `probe` only the weights' headers are read; a probe samples with a run's engine.
 """
 
 import time
@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.preflight import machine_checks, model_checks, template_checks
+from flows.preflight import check_templates, machine_misfits, model_checks
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
 from tpo.config.contexts import context_of
 from tpo.config.data import ModelConfig, PromptConfig
@@ -39,7 +39,7 @@ INSTRUCTIONS = (
     "Write a short poem about a lighthouse.",
     "List three things to check before buying a used bicycle.",
 )
-"""What a probe asks."""
+"""The probe's instructions."""
 OUTPUTS = 2
 """Outputs per instruction and prompt."""
 _GPU_GIB = (24, 48, 80)
@@ -47,7 +47,7 @@ _WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, probe: bool) -> ModelReport:
-    """Everything that a run with this config would say of a model, given as a folder or as `miniature`.
+    """Everything that a run with this config would report about a model, given as a folder or as `miniature`.
 
     Raises `InputError` only if the profile itself can't be used; what is wrong with the model is in the report.
     """
@@ -68,10 +68,8 @@ def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, p
     if encoder is not None:
         facts |= _template_facts(folder, encoder)
         facts["prompts"] = _working_variants(encoder)
-        for check in template_checks(config):
-            found.run(check)
-    for check in machine_checks(config):
-        found.run(check)
+        found.run(lambda: check_templates(config))
+    found.run(lambda: machine_misfits(config))
     probes = list[Probe]()
     if encoder is not None and not found.refusals:
         if weights and found.run(lambda: facts.update(loaded=_load_weights(folder, encoder))) and "loaded" in facts:
@@ -85,7 +83,7 @@ def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, p
 
 
 def _alone(config: RunConfig, model: str) -> RunConfig:
-    """The profile with this model as M_0, and without other models: those are not what is asked about."""
+    """The profile with this model as M_0, and without other models, which aren't of interest here."""
     verifier = VerifierJudge()
     return config.model_copy(
         update={
@@ -98,7 +96,7 @@ def _alone(config: RunConfig, model: str) -> RunConfig:
 
 
 def _file_facts(folder: Path) -> dict[str, str]:
-    """What config and headers tell."""
+    """Facts from config and headers."""
     config, tensors = read_model_config(folder), read_tensors(folder)
     text = text_part(config)
     names = ", ".join(config.get("architectures") or ["no architecture named"])
@@ -124,7 +122,7 @@ def _file_facts(folder: Path) -> dict[str, str]:
 
 
 def _as_judge(folder: Path, config: RunConfig) -> str:
-    """What a model that can't be trained is still good for; empty if for nothing."""
+    """What a model that can't be trained can still be used for; empty if for nothing."""
     try:
         check_use(folder, read_model_config(folder), trained=False, device=config.judge_engine.device)
     except InputError:
@@ -133,7 +131,7 @@ def _as_judge(folder: Path, config: RunConfig) -> str:
 
 
 def _abilities(folder: Path, config: RunConfig) -> dict[str, str]:
-    """How it can be split, packed and spread."""
+    """How it can be split, packed and sharded."""
     facts = {"packing": _can(folder, config, packing=True), "fsdp": _can(folder, config, strategy="fsdp")}
     try:
         shape = find_model(folder).shape
@@ -153,7 +151,7 @@ def _can(folder: Path, config: RunConfig, *, packing: bool = False, strategy: st
 
 
 def _gpus(shape: ModelShape, config: RunConfig) -> dict[str, str]:
-    """On how many GPUs of common sizes all of it can be trained, as a plan reckons it."""
+    """On how many GPUs of common sizes all of it can be trained, by the plan's estimate."""
 
     def enough(gib: int) -> int | None:
         for workers in _WORKERS:
@@ -196,7 +194,7 @@ def _template_facts(folder: Path, encoder: "ChatEncoder") -> dict[str, str]:
 
 
 def _working_variants(encoder: "ChatEncoder") -> str:
-    """The shipped thought prompts that the chat template takes."""
+    """The shipped thought prompts that the chat template accepts."""
     refused = []
     for variant, prompt in VARIANTS.items():
         try:
@@ -232,7 +230,8 @@ def _load_weights(folder: Path, encoder: "ChatEncoder") -> str:
 
 
 def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Probe]:
-    """Samples a few instructions with every thought prompt that the template takes, in an engine as a run starts it."""
+    """Samples a few instructions with every thought prompt that the template accepts, in an engine as a run starts
+    it."""
     from flows.recipes import working
     from tasks.sample import rules_of
     from tpo.engines.inference.sampler import Request, request_seed, sampler_pool
@@ -256,10 +255,10 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
             try:
                 ids = [encoder.encode(prompt.render(instruction)) for instruction in INSTRUCTIONS]
             except InputError:
-                continue  # the report says which prompts the template refuses
+                continue  # The report says which prompts the template refuses.
             requests = [Request(tokens, request_seed(variant, j)) for j, tokens in enumerate(ids)]
             if not i:
-                outputs(requests[:1], prompt, 1)  # starts the engine, which is not what is timed
+                outputs(requests[:1], prompt, 1)  # Starts the engine, which isn't part of the timing.
             began = time.monotonic()
             groups = outputs(requests, prompt, OUTPUTS)
             seconds = time.monotonic() - began

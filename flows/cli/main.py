@@ -1,4 +1,4 @@
-"""`tpo …`, or `python -m flows …`: the command behind `make`. Light until it is known that there is work to do."""
+"""The command line: `tpo …`, or `python -m flows …`. Light until it is known that there is work to do."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar, get_args
+from typing import Any, NoReturn, TextIO, TypeAlias, get_args
 
 from flows.cli.stopping import (
     STOPPED,
@@ -32,30 +32,24 @@ from flows.cli.stopping import (
     stop_requested,
 )
 from flows.recipes import (
-    ablated,
+    RECIPES,
+    Recipe,
     check_prefect_settings,
-    compared,
-    made,
+    load,
     prefect_environment,
     profile_path,
-    ready,
     resolve_config,
-    self_trained,
     working,
 )
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.load import load_config
-from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import loopback_without_proxy
 from tpo.errors import InputError, ServerError, StageError, TpoError, shortened
-from tpo.report.ladder import ABLATION, LADDER, page_of
-from tpo.report.table import print_table
 from tpo.storage.disk import explained, make_folder
 
-Found = TypeVar("Found")
 DEPLOYMENTS = Path("deploy/prefect.yaml")
 POOL = "tpo"
 """The work pool of our deployments."""
@@ -67,13 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
     os.environ.update(loopback_without_proxy(os.environ))
     options = _parser().parse_args(arguments)
-    resumes = options.run in (_iterate, _compare, _thinkpo, _self_train)
-    last_words(TO_RESUME if resumes else STOPPED)
+    last_words(TO_RESUME if options.run is _make else STOPPED)
     return ended(lambda: int(options.run(options)))
 
 
 def ended(work: Callable[[], int]) -> int:
-    """Does some work; returns its exit status, and says what went wrong and what to do about it."""
+    """Runs some work and returns its exit status; prints errors with their remedies."""
     try:
         with explained():
             status = work()
@@ -89,20 +82,20 @@ def ended(work: Callable[[], int]) -> int:
         if not isinstance(error, TpoError | MemoryError):
             raise
         if isinstance(error, MemoryError):
-            error = StageError("memory ran out; what is complete is kept: free some and run the same command again")
+            error = StageError("out of memory. Completed work is saved; free memory and rerun the same command")
         print(f"error: {error}", file=sys.stderr, flush=True)
         return SERVER_LOST if isinstance(error, ServerError) else 2
 
 
 def _stopped_by(error: BaseException) -> int | None:
-    """The signal that ended the work; whatever else fails once one was received is its consequence."""
+    """The signal that ended the work; any other failure after one was received is its consequence."""
     if isinstance(error, KeyboardInterrupt) and error.args:
         return int(error.args[0])
     return int(signal.SIGINT) if isinstance(error, KeyboardInterrupt) else stop_requested()
 
 
 def _is_unread(stream: TextIO) -> bool:
-    """Whether nobody reads a stream any more, as after `| head`; what is left of it then goes nowhere."""
+    """Whether a stream has no reader any more, as after `| head`; the rest of its output is then discarded."""
     found = select.poll()
     found.register(stream.fileno(), select.POLLERR)
     if not found.poll(0):
@@ -112,81 +105,75 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, as all of ours are."""
+    """A parser whose errors are one line, like all of ours."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tpo", description="Thought Preference Optimization")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    iterate = commands.add_parser("iterate", help="bring a run to M_T: start it, resume it, add iterations to it")
-    iterate.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
-    _add_run_arguments(iterate)
-    iterate.set_defaults(run=_iterate)
-    compare = commands.add_parser("compare", help="the same, and its direct baseline beside it: does thinking pay?")
-    compare.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
-    _add_run_arguments(compare)
-    compare.set_defaults(run=_compare)
-    thinkpo = commands.add_parser("thinkpo", help="ThinkPO: fine-tune on long reasoning, then prefer it to short")
-    _add_run_arguments(thinkpo, profile="thinkpo")
-    thinkpo.set_defaults(run=_thinkpo)
-    own = commands.add_parser("self-train", help="DPO-ST: learn from own right answers, DPO before each time")
-    own.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
-    own.add_argument("--ablation", action="store_true", help="also run it without DPO, and compare both")
-    _add_run_arguments(own, profile="self-train")
-    own.set_defaults(run=_self_train)
+    for recipe in RECIPES.values():
+        add_recipe(commands, recipe)
+    _add_plan(commands)
+    _add_fetch(commands)
+    _add_judge_check(commands)
+    _add_check_model(commands)
+    _add_serve(commands)
+    _add_operation(commands)
+    _add_miniature(commands)
+    return parser
+
+
+def add_recipe(commands: Commands, recipe: Recipe) -> None:
+    """The command of a recipe."""
+    command = commands.add_parser(recipe.name, help=recipe.help)
+    command.set_defaults(run=_make, recipe=recipe, to=1)
+    if recipe.model is not None:
+        _add_to(command)
+    if recipe.ablation is not None:
+        asked = recipe.ablation
+        command.add_argument("--ablation", dest="recipe", action="store_const", const=asked, help=asked.help)
+    _add_run_arguments(command, recipe.profile)
+
+
+def _add_plan(commands: Commands) -> None:
     plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
-    plan.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
+    _add_to(plan)
     _add_run_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
+
+
+def _add_fetch(commands: Commands) -> None:
     fetch = commands.add_parser("fetch", help="get a profile's seed model, for machines that run without a network")
     _add_run_arguments(fetch)
     fetch.set_defaults(run=_fetch)
+
+
+def _add_judge_check(commands: Commands) -> None:
     check = commands.add_parser("judge-check", help="hold a judge's folder to the figures published for it")
     check.add_argument("kind", choices=["armorm"], help="kind of judge")
     check.add_argument("model", type=Path, help="folder in the published format")
     check.set_defaults(run=_judge_check)
-    _add_check_model(commands)
-    _add_serve(commands)
-    ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
-    ui.set_defaults(run=_ui)
-    deploy = commands.add_parser("deploy", help="put the work pool and the deployments into Prefect, or renew them")
-    deploy.set_defaults(run=_deploy)
-    worker = commands.add_parser("worker", help="run what the deployments' triggers ask for, on this machine")
-    worker.add_argument("options", nargs="*", help="after --: more options of `prefect worker start`")
-    worker.set_defaults(run=_worker)
-    seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
-    seed.add_argument("--to", type=Path, default=SHIPPED_SEED_MODEL, metavar="FOLDER", help="where (default: in place)")
-    seed.set_defaults(run=_seed_model)
-    small = commands.add_parser("small-judges", help="train the miniature's two judges again (20 to 40 minutes)")
-    small.add_argument(
-        "--to", type=Path, default=SHIPPED_SEED_MODEL.parent, metavar="FOLDER", help="where (default: in place)"
-    )
-    small.set_defaults(run=_small_judges)
-    return parser
 
 
-def _add_check_model(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_check_model(commands: Commands) -> None:
     model = commands.add_parser("check-model", help="does a model work here? what it is, and what a run would refuse")
     model.add_argument("model", help="its folder, or miniature for the shipped seed model")
     model.add_argument("--profile", default="laptop", help="what it is to be used for, and on what (default laptop)")
     model.add_argument("--weights", action="store_true", help="also load the weights and read a chat with them")
     model.add_argument("--probe", action="store_true", help="also sample a few instructions with every thought prompt")
     model.add_argument("--json", action="store_true", help="print JSON")
-    model.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override, for example sample.k=4",
-    )
+    _add_set(model)
     model.set_defaults(run=_check_model)
 
 
-def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+def _add_serve(commands: Commands) -> None:
     variants = get_args(PromptConfig.model_fields["variant"].annotation)
     serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
     serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
@@ -202,31 +189,57 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     serve.add_argument("--allow-thoughts", action="store_true", help="show a thought to a request that asks for it")
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
-    serve.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example engine.kv_cache_gib=8"
-    )
+    _add_set(serve, "engine.kv_cache_gib=8")
     serve.set_defaults(run=_serve)
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser, profile: str = "laptop") -> None:
-    """What says which run is meant."""
-    parser.add_argument("--profile", default=profile, help="a name in deploy/profiles, or a .toml file")
-    parser.add_argument(
+def _add_operation(commands: Commands) -> None:
+    """The commands for Prefect's server, its deployments and their worker."""
+    ui = commands.add_parser("ui", help="start Prefect's server and UI on loopback")
+    ui.set_defaults(run=_ui)
+    deploy = commands.add_parser("deploy", help="put the work pool and the deployments into Prefect, or renew them")
+    deploy.set_defaults(run=_deploy)
+    worker = commands.add_parser("worker", help="run what the deployments' triggers ask for, on this machine")
+    worker.add_argument("options", nargs="*", help="after --: more options of `prefect worker start`")
+    worker.set_defaults(run=_worker)
+
+
+def _add_miniature(commands: Commands) -> None:
+    """The commands that rebuild the shipped models."""
+    seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
+    seed.set_defaults(run=_seed_model, to=SHIPPED_SEED_MODEL)
+    small = commands.add_parser("small-judges", help="train the miniature's two judges again (20 to 40 minutes)")
+    small.set_defaults(run=_small_judges, to=SHIPPED_SEED_MODEL.parent)
+    for command in (seed, small):
+        command.add_argument("--to", type=Path, metavar="FOLDER", help="where (default: in place)")
+
+
+def _add_run_arguments(command: argparse.ArgumentParser, profile: str = "laptop") -> None:
+    """The options that choose a run."""
+    command.add_argument("--profile", default=profile, help="a name in deploy/profiles, or a .toml file")
+    command.add_argument(
         "--run-name", help="name of the run folder (default: the profile's name, with the judge and seed given here)"
     )
-    parser.add_argument(
+    command.add_argument(
         "--judge",
         metavar="KIND",
         help="another judge than the profile's, with its defaults: verifier, armorm, pairwise",
     )
-    parser.add_argument("--seed", type=_seed, help="the run's seed (default: the profile's)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example sample.k=4"
-    )
+    command.add_argument("--seed", type=_seed, help="the run's seed (default: the profile's)")
+    _add_set(command)
+
+
+def _add_to(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--to", type=_iterations, default=3, metavar="T", help="the iteration to reach (default 3)")
+
+
+def _add_set(command: argparse.ArgumentParser, example: str = "sample.k=4") -> None:
+    told = f"override, for example {example}"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=told)
 
 
 MAX_ITERATIONS = 1_000_000
-"""The largest T; the paper stops at 4, and what a disk holds is far below."""
+"""The largest T; the paper stops at 4, and disks limit it far below."""
 MAX_PORT = 65_535
 
 
@@ -257,99 +270,32 @@ def _config(options: argparse.Namespace) -> RunConfig:
     )
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from flows.cli.plan import plan_run, print_plan, to_json
-
-    plan = plan_run(_config(options), options.to)
-    if options.json:
-        print(to_json(plan))
-    else:
-        print_plan(plan)
-    return 0 if plan.fits else 2
-
-
-def _iterate(options: argparse.Namespace) -> int:
-    config = _config(options)
-    report = f"{config.place}/report.html"
-    if (found := ready(config, options.to)) is not None:
-        print_table(found)
-        print(f"M_{options.to} of run {config.name} is complete: nothing to do. Report: {report}")
+def _make(options: argparse.Namespace) -> int:
+    """Brings a run of a recipe to T, unless it is current."""
+    recipe, config, to = options.recipe, _config(options), options.to
+    show, page = load(recipe.show), f"{recipe.page_label}: {config.place}/{recipe.page}"
+    if (found := recipe.ready(config, to)) is not None:
+        show(found)
+        print(f"{recipe.says(recipe.done, config, to, 'run {name}')}: nothing to do. {page}")
         return 0
     started = time.monotonic()
     with working():
-        from flows.iterate import iterate
-
-        print_table(_run(config.name, config, options.to, iterate))
-    print(f"M_{options.to} after {time.monotonic() - started:.0f} s. Report: {report}")
+        show(_run(recipe, config, to))
+    print(f"{recipe.says(recipe.reached, config, to)} after {time.monotonic() - started:.0f} s. {page}")
     return 0
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from tpo.report.comparison_page import print_comparison
-
-    config = _config(options)
-    page = f"{config.place}/comparison.html"
-    if (found := compared(config, options.to)) is not None:
-        print_comparison(found)
-        print(f"{config.name} is compared with its direct baseline at M_{options.to}: nothing to do. Page: {page}")
-        return 0
-    started = time.monotonic()
-    with working():
-        from flows.compare import compare_with_direct
-
-        print_comparison(_run(f"{config.name} and {config.name}-direct", config, options.to, compare_with_direct))
-    print(f"M_{options.to} of both after {time.monotonic() - started:.0f} s. Page: {page}")
-    return 0
-
-
-def _thinkpo(options: argparse.Namespace) -> int:
-    from tpo.report.ladder_page import print_ladder
-
-    config = _config(options)
-    page = f"{config.place}/ladder.html"
-    if (found := made(config)) is not None:
-        print_ladder(found)
-        print(f"run {config.name} is complete: nothing to do. Page: {page}")
-        return 0
-    started = time.monotonic()
-    with working():
-        from flows.thinkpo import thinkpo
-
-        print_ladder(_run(config.name, config, None, lambda config, _: thinkpo(config)))
-    print(f"{config.name} after {time.monotonic() - started:.0f} s. Page: {page}")
-    return 0
-
-
-def _self_train(options: argparse.Namespace) -> int:
-    from tpo.report.ladder_page import print_ladder
-
-    config, to = _config(options), options.to
-    page = f"{config.place}/{page_of(ABLATION if options.ablation else LADDER)}"
-    if (found := (ablated if options.ablation else self_trained)(config, to)) is not None:
-        print_ladder(found)
-        print(f"SFT_{to} of run {config.name} is complete: nothing to do. Page: {page}")
-        return 0
-    started = time.monotonic()
-    with working():
-        from flows.self_train import self_train, self_train_and_plain
-
-        flow = self_train_and_plain if options.ablation else self_train
-        print_ladder(_run(config.name, config, to, flow))
-    print(f"SFT_{to} after {time.monotonic() - started:.0f} s. Page: {page}")
-    return 0
-
-
-def _run(what: str, config: RunConfig, iterations: int | None, flow: Callable[[RunConfig, Any], Found]) -> Found:
-    """What a flow makes, started from a command line."""
-    last = "SFT" if isinstance(config.recipe, SelfTrain) else "M"
-    goal = "" if iterations is None else f"to {last}_{iterations} "
-    print(f"run {what}: {goal}in {config.place}", file=sys.stderr)
+def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
+    """The result of a recipe's flow."""
+    names = " and ".join(run.name for run in recipe.runs(config))
+    goal = "" if recipe.model is None else f"to {recipe.model}_{to} "
+    print(f"run {names}: {goal}in {config.place}", file=sys.stderr)
     remedy = (
         "run again, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
         f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
     )
     with _answered_by_prefect(remedy):
-        return flow(config, iterations)
+        return load(recipe.flow)(*recipe.arguments(config, to))
 
 
 @contextlib.contextmanager
@@ -362,10 +308,21 @@ def _answered_by_prefect(remedy: str) -> Iterator[None]:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, PrefectException, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "ephemeral Prefect API server" not in str(error):
-            raise  # Prefect has no error of its own for a server that did not start
+            raise  # Prefect has no error class for a server that didn't start.
         raise ServerError(
             f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): {remedy}"
         ) from error
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from flows.cli.plan import plan_run, print_plan, to_json
+
+    plan = plan_run(_config(options), options.to)
+    if options.json:
+        print(to_json(plan))
+    else:
+        print_plan(plan)
+    return 0 if plan.fits else 2
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -448,7 +405,7 @@ def _worker(options: argparse.Namespace) -> int:
     name = socket.gethostname()
     with _answered_by_prefect(_SERVER_FIRST):
         end_orphans(POOL, name)
-    logging.shutdown()  # what is on its way to the server: a process that is replaced says no last words
+    logging.shutdown()  # Flush what is on its way to the server: a replaced process runs no exit handlers.
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     os.execv(sys.executable, [*command, *options.options])
 
@@ -457,7 +414,7 @@ _SERVER_FIRST = "start one by make ui, or set PREFECT_API_URL to the address of 
 
 
 def _use_server() -> None:
-    """Prefect's settings, with the server of `make ui` where no other is named."""
+    """Prefect's settings, with the server of `make ui` if no other is named."""
     prefect_environment()
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     os.environ.setdefault("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
@@ -467,7 +424,7 @@ def _use_server() -> None:
 def _seed_model(options: argparse.Namespace) -> int:
     make_folder(options.to)
     _start_again_with_threads(2)
-    from flows.cli.seed_model import build_seed_model
+    from flows.cli.miniature import build_seed_model
 
     for variant, scores in build_seed_model(options.to).items():
         print(f"{variant:15s} {scores['right']:6.1%} right, {scores['broken']:6.1%} break the format")
@@ -477,7 +434,7 @@ def _seed_model(options: argparse.Namespace) -> int:
 def _small_judges(options: argparse.Namespace) -> int:
     make_folder(options.to)
     _start_again_with_threads(2)
-    from flows.cli.small_judges import build_small_judges
+    from flows.cli.miniature import build_small_judges
 
     for name, scores in build_small_judges(options.to).items():
         print(name, ", ".join(f"{score} {value:g}" for score, value in scores.items()))
@@ -485,7 +442,7 @@ def _small_judges(options: argparse.Namespace) -> int:
 
 
 def _start_again_with_threads(count: int) -> None:
-    """Replaces this process by one with the environment of a training, unless it has it."""
+    """Replaces this process by one with a training's environment, unless it has it."""
     from tpo.engines.cluster.processes import environment
 
     variables = environment(threads=count)
@@ -501,5 +458,5 @@ if __name__ == "__main__":
         end_in_order(number)
     if status == SERVER_LOST:
         sys.stdout.flush()
-        os._exit(status)  # Prefect would try for minutes to tell its server of the end
+        os._exit(status)  # Prefect would try for minutes to report the end to its server.
     sys.exit(status)

@@ -45,8 +45,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "judge-check": ("JUDGE", "MODEL"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
     "lock": ("UPGRADE",),
-    "test": ("JOBS",),
-    "fault-table": ("JOBS",),
+    **dict.fromkeys(("test", "test-slow", "test-all", "exhaustive", "fault-table"), ("JOBS",)),
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),
 }
 """What each target reads; one that isn't listed reads nothing."""

@@ -1,6 +1,4 @@
-"""`make plan`: a run before it runs, as a page of text or as JSON.
-
-In: a config and T. Out: what goes where, whether it fits, how much it asks for, how long that takes, what it costs.
+"""`make plan`: a run before it runs, as text or as JSON: placement, fit, amounts, hours, cost.
 
 Models are known by their `config.json` or, before they are downloaded, by their published shapes, so a plan needs
 neither a download nor a GPU and loads no model library.
@@ -11,7 +9,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,15 +24,17 @@ from tpo.models.model_config import check_use, read_model_config
 from tpo.models.shape import Model, find_model
 from tpo.planning.gpu_memory import GpuMemory
 from tpo.planning.machine import cpu_count, free_disk, gpus_here, memory_bytes
-from tpo.planning.needs import GIB
-from tpo.planning.plan import Cluster, Models, Plan, Stage, make_plan
+from tpo.planning.needs import GIB, readable_size
+from tpo.planning.placement import Cluster, Models
+from tpo.planning.plan import Plan, make_plan
+from tpo.planning.speed import Stage
 from tpo.planning.throughput import read_past_runs
-from tpo.report.table import NOTHING, WIDTH, duration, plain_table
+from tpo.report.table import NOTHING, duration, plain_table, table_console
 from tpo.storage.ledger import read_ledger
 
 
 def plan_run(config: RunConfig, iterations: int) -> Plan:
-    """The plan of a run; raises `InputError` where a model's shape is not known.
+    """The plan of a run; raises `InputError` if a model's shape isn't known.
 
     A recipe with an end of its own is planned to that, whatever `iterations` is.
     """
@@ -54,7 +53,7 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 
 
 def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
-    """Prompt files that are here and cannot be read, or have too few prompts."""
+    """Prompt files that are here and can't be read, or have too few prompts."""
     try:
         yield from too_few_prompts(config, iterations)
     except InputError as error:
@@ -77,7 +76,7 @@ def models_of(config: RunConfig) -> Models:
 
 
 def cluster_of(config: RunConfig) -> Cluster:
-    """The machines as the profile describes them, and where it does not, this machine."""
+    """The machines as the profile describes them, and where it doesn't, this machine."""
     described, here = config.cluster, gpus_here()
     memory = (
         described.gpu_memory_gib
@@ -128,10 +127,8 @@ def to_json(plan: Plan) -> str:
 
 
 def print_plan(plan: Plan) -> None:
-    """The plan on standard output; why it cannot run so comes last."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    """The plan on standard output; why it can't run so comes last."""
+    console = table_console()
 
     def section(title: str, *parts: Table | str) -> None:
         console.print(Text(title, style="bold"))
@@ -161,11 +158,10 @@ def _verdict(plan: Plan) -> str:
     needed, free = plan.disk.total, plan.cluster.disk_bytes
     if needed <= free:
         return "It fits."
+    up_to, there = readable_size(needed), readable_size(free)
     if not plan.is_here:
-        return f"Given a disk with {_size(needed)} free, which this machine does not have ({_size(free)}): It fits."
-    if plan.fits:
-        return f"It may not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
-    return f"It does not fit: up to {_size(needed)} are written, and the disk has {_size(free)}."
+        return f"Given a disk with {up_to} free, which this machine does not have ({there}): It fits."
+    return f"It may not fit: up to {up_to} are written, and the disk has {there}."
 
 
 def _models(plan: Plan) -> Table:
@@ -215,9 +211,9 @@ def _memory_lines(held: GpuMemory) -> str:
 def _this_machine(plan: Plan) -> list[str]:
     disk = plan.disk
     lines = [
-        f"disk          {_size(disk.total)} at most: {_size(disk.checkpoints)} for a checkpoint an epoch, "
-        f"{_size(disk.scratch)} while training, {_size(disk.rows)} for samples and judgments; "
-        f"{_size(plan.cluster.disk_bytes)} are free or hold some of it already"
+        f"disk          {readable_size(disk.total)} at most: {readable_size(disk.checkpoints)} for a checkpoint an "
+        f"epoch, {readable_size(disk.scratch)} while training, {readable_size(disk.rows)} for samples and judgments; "
+        f"{readable_size(plan.cluster.disk_bytes)} are free or hold some of it already"
     ]
     if plan.memory:
         parts = " + ".join(f"{who} {size / GIB:,.2f}" for who, size in plan.memory.items())
@@ -316,11 +312,6 @@ def _grid() -> Table:
 def counted_as(what: str, count: int) -> str:
     """`1 node`, `2 nodes`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    """Bytes, human-readable."""
-    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"
 
 
 def _money(cost: float) -> str:

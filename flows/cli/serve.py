@@ -1,7 +1,7 @@
-"""Serves a model: checks what can be checked, and becomes vLLM's server with our layer before it.
+"""Serves a model: checks everything that can be checked, and becomes vLLM's server with our layer in front.
 
-In: a model folder and how it was asked in training. Out: nothing; the process is the server from then on, so that
-whoever stops this command stops the server. Nothing of vLLM is imported here: it is started by its command line.
+The process is replaced by the server, so stopping this command stops the server. Nothing of vLLM is imported here: it
+is started by its command line.
 """
 
 import errno
@@ -29,25 +29,25 @@ from tpo.models.weights_check import check_weights
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
 LAYER = "deploy.serving.layer.ResponsesOnly"
 KEEP_ALIVE_SECONDS = 75
-"""How long a connection is kept for the next request. vLLM's own 5 s are what OpenAI's client keeps one for too, and so
-requests meet connections that are being closed."""
+"""Seconds that an idle connection is kept. vLLM's default of 5 s is also how long OpenAI's client keeps one, so
+requests would meet connections that are being closed."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is served, and to whom."""
+    """The address and the access of a server."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8000
     """Port to listen on."""
     key_variable: str | None = None
-    """Environment variable that holds the key that clients must show; None for none."""
+    """Environment variable with the key that clients must send; None for none."""
 
 
 def config_of_run(model: Path) -> Path | None:
-    """The config of the run that made a model, where the folder lies in one (`<run>/iter_<t>/…`)."""
+    """The config of the run that made a model, if the folder is in one (`<run>/iter_<t>/…`)."""
     for folder in model.resolve().parents[:3]:
         if folder.name.startswith("iter_") and (folder.parent / "config.json").is_file():
             return folder.parent / "config.json"
@@ -57,10 +57,10 @@ def config_of_run(model: Path) -> Path | None:
 def serve(
     model: Path, config: RunConfig, place: Place, *, name: str, context_tokens: int | None, allow_thoughts: bool
 ) -> NoReturn:
-    """Becomes the server of `model`, asked, sampled and computed as `config` says.
+    """Becomes the server of `model`, prompted, sampled and computed as `config` says.
 
-    Raises `InputError` where the folder is not one that we load, the templates do not work, the context is longer than
-    the model's, the key is missing, or the port is taken.
+    Raises `InputError` if the folder isn't loadable, the templates don't work, the context is longer than the model's,
+    the key is missing, or the port is taken.
     """
     longest = check_writer(model, device=config.engine.device)
     rules = rules_of(config.sample, load_prompt(config.prompt))
@@ -90,8 +90,8 @@ def serve(
 
 def _command(settings: ServeConfig, config: RunConfig, place: Place) -> list[str]:
     engine = engine_settings(config.engine, settings.context_tokens, forcing=bool(settings.forced))
-    del engine["disable_log_stats"]  # /metrics is made of them
-    del engine["distributed_executor_backend"]  # there is no Ray here
+    del engine["disable_log_stats"]  # /metrics is made of them.
+    del engine["distributed_executor_backend"]  # There is no Ray here.
     flags: Mapping[str, object] = {
         **engine,
         "model": settings.model,
@@ -116,7 +116,7 @@ def _command(settings: ServeConfig, config: RunConfig, place: Place) -> list[str
 
 
 def _key(place: Place) -> str:
-    """The key that clients must show, empty for none; on an address that others reach there has to be one."""
+    """The key that clients must send, empty for none; required on an address that others reach."""
     if place.key_variable is None:
         if place.host not in _LOOPBACK:
             raise InputError(f"--host {place.host} can be reached by others: name a key's variable with --api-key")

@@ -1,13 +1,13 @@
 """How a command stops: ^C, SIGTERM and a closed terminal end it within seconds, and a second signal ends it at once.
 
-The first signal raises `KeyboardInterrupt` in the main thread, so that locks, leases and engines are let go of in
-order. If that takes longer than `GRACE_SECONDS` the process leaves anyway: the run folder is whole at every moment, and
-the watchdog ends what is left of its children. A thread counts the seconds and sees the second signal, since Python
-runs handlers in the main thread alone, which may wait in a library that does not look at signals.
+The first signal raises `KeyboardInterrupt` in the main thread, so that locks, leases and engines are released in order.
+If that takes longer than `GRACE_SECONDS` the process exits anyway: the run folder is consistent at every moment, and
+the watchdog ends its remaining children. A thread counts the seconds and sees the second signal, since Python runs
+handlers only in the main thread, which may be waiting in a library that ignores signals.
 
 A terminal sends ^C to all processes of its foreground group. Ray's daemons, Prefect's server and the engines must
-outlive that moment, or the driver would wait for them and report that they died; so what a run starts is started in
-sessions of its own (`apart_from_terminal`).
+outlive that moment, or the driver would wait for them and report that they died; so a run starts its children in
+separate sessions (`apart_from_terminal`).
 """
 
 import atexit
@@ -27,7 +27,7 @@ from typing import NoReturn
 from tpo.engines.cluster.watchdog import end_is_known
 
 GRACE_SECONDS = 8.0
-"""How long a stop in order may take."""
+"""Seconds that an orderly stop may take."""
 STOPPED = "Stopped."
 TO_RESUME = "Stopped. Rerun the same command to resume."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,18 +35,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: int | None = None
 _told = threading.Event()
 _last_words = TO_RESUME
+_leaving = threading.Lock()
 
 
 def stop_in_order() -> None:
-    """Has signals that ask this process to end raise `KeyboardInterrupt(number)` in the main thread.
+    """Makes signals that ask this process to end raise `KeyboardInterrupt(number)` in the main thread.
 
-    A signal that is ignored stays so, as `nohup` has it.
+    An ignored signal stays ignored, as under `nohup`.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     threading.Thread(target=_leave_in_time, args=(reader,), name="stopping", daemon=True).start()
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # A forked child that is ended must not write into the pipe that it shares with us.
+    # A forked child that is killed must not write into the pipe that it shares with us.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -77,32 +78,36 @@ def stop_requested() -> int | None:
 
 
 def exit_status(number: int) -> int:
-    """What a shell expects of a process that a signal has ended."""
+    """The exit status that a shell expects of a process ended by a signal."""
     return 128 + number
 
 
 def last_words(words: str) -> None:
-    """Sets what is said when this process was stopped."""
+    """Sets the message for when this process is stopped."""
     global _last_words  # noqa: PLW0603 -- as signal handlers are, it is one for the process
     _last_words = words
 
 
 def say_last_words() -> None:
-    """Says that this process was stopped, and what to do next."""
+    """Prints that this process was stopped, and what to do next."""
     _tell(_last_words)
 
 
 def end_in_order(number: int) -> NoReturn:
-    """Ends what libraries end when Python exits, as Ray and Prefect's server, then this process.
+    """Ends what libraries end when Python exits, such as Ray and Prefect's server, then this process.
 
-    Python itself would take seconds more to take a process with torch and Ray in it apart.
+    Python itself would take seconds more to tear down a process with torch and Ray in it.
     """
     atexit._run_exitfuncs()
     leave(number)
 
 
 def leave(number: int) -> NoReturn:
-    """Says the last words and ends this process without waiting for anything."""
+    """Prints the last message and ends this process without waiting for anything.
+
+    The main thread and the one that watches for a second signal may both come here; the later one waits for its end.
+    """
+    _leaving.acquire()
     end_is_known()
     say_last_words()
     os._exit(exit_status(number))
@@ -124,7 +129,7 @@ def _tell(line: str) -> None:
 
 
 def _let_go_of_terminal() -> None:
-    """Turns what goes to a terminal that is gone to nowhere, where writing does not fail."""
+    """Turns what goes to a terminal that is gone to nowhere, where writing doesn't fail."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from prompts.thought import VARIANTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.inference.sampler import Request, SamplerPool, request_seed

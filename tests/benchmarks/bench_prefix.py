@@ -18,7 +18,7 @@ import numpy as np
 
 from judges.askers import Comparison, ComparisonEncoder
 from prompts.verdict import PROMPTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import JudgeEngineConfig
 from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.reply import Decoding

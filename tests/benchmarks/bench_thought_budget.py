@@ -10,7 +10,7 @@ from pathlib import Path
 from judges.base import Group, Response
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.judges import VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig

@@ -479,14 +479,14 @@ def loaded_after(code: str) -> list[str]:
     "code",
     [
         "import tpo.config.load, tpo.records, tpo.storage.store, tpo.data.prompt_files, tpo.report.summary",
-        "import tasks.lineage, prompts.thought, flows.preflight",
+        "import tasks.handles, prompts.thought, flows.preflight",
         "from flows.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from flows.cli.main import main\nimport contextlib, io\n"
         "with contextlib.redirect_stdout(io.StringIO()): main(['plan', '--profile', 'llama3-8b-ste'])",
         "from flows.cli.main import main\nimport contextlib, io\n"
         "with contextlib.redirect_stderr(io.StringIO()): main(['iterate', '--set', 'sample.k=1'])",
     ],
-    ids=["config, records and store", "lineage, prompts and preflight", "--help", "a plan", "a refused profile"],
+    ids=["config, records and store", "handles, prompts and preflight", "--help", "a plan", "a refused profile"],
 )
 def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
     assert loaded_after(code) == []

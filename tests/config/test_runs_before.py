@@ -11,8 +11,34 @@ from typing import Any
 
 import pytest
 
-from tasks import lineage
-from tasks.lineage import Answers, Ask, Chosen, Submission
+from tasks.demonstrate import demonstrations_stage
+from tasks.fine_tune import fine_tune_stage
+from tasks.handles import (
+    Answers,
+    Ask,
+    Chosen,
+    Submission,
+    against_ask,
+    direct_ask,
+    labelling_ask,
+    measuring_ask,
+    pairing_ask,
+    training_ask,
+    validation_ask,
+    write_ask,
+)
+from tasks.handles import test_ask as rung_ask  # a name that pytest doesn't take for a test
+from tasks.judge import judgments_stage, scores_stage
+from tasks.pair import pairs_stage
+from tasks.pair_by_answer import pairs_by_answer_stage
+from tasks.pair_by_length import pairs_by_length_stage, pairs_from_file_stage
+from tasks.pseudo_label import pseudo_labels_stage
+from tasks.sample import samples_stage
+from tasks.source import is_written, prompts_stage
+from tasks.synthesize import generations_stage
+from tasks.train import train_stage
+from tasks.validate import model_stage
+from tests.config.before import as_before
 from tests.finished_run import finish
 from tests.rows import a_config
 from tpo.config.load import ignore, load_config
@@ -20,6 +46,7 @@ from tpo.config.recipes import PairModels, SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.records import Artifact
+from tpo.storage.current import is_current, iterations_made, keep_config, mark_finished
 from tpo.storage.store import Stage
 
 BEFORE: dict[str, Any] = json.loads((Path(__file__).parent / "runs_before.json").read_text(encoding="utf-8"))
@@ -35,9 +62,9 @@ def kept(folder: Path, values: Any) -> Path:
 def asked(config: RunConfig, ask: Ask) -> list[Stage]:
     submitted = Submission(ANY, ANY, ANY if ask.purpose == "evaluate" else None)
     return [
-        lineage.samples_stage(config, ask, ANY, ANY),
-        lineage.judgments_stage(config, ask, submitted),
-        lineage.scores_stage(config, ask, submitted, ANY),
+        samples_stage(config, ask, ANY, ANY),
+        judgments_stage(config, ask, submitted),
+        scores_stage(config, ask, submitted, ANY),
     ]
 
 
@@ -47,7 +74,7 @@ def stages_of(config: RunConfig) -> list[Stage]:
         return [
             *of_ladder(config),
             *of_thinkpo(config, config.recipe),
-            lineage.train_stage(config, "dpo", ANY, ANY, ANY),
+            train_stage(config, "dpo", ANY, ANY, ANY),
         ]
     if isinstance(config.recipe, SelfTrain):
         return [*of_ladder(config), *of_self_training(config, config.recipe)]
@@ -55,57 +82,57 @@ def stages_of(config: RunConfig) -> list[Stage]:
 
 
 def of_tpo(config: RunConfig) -> list[Stage]:
-    splits = [lineage.prompts_stage(config, f"iter_0/prompts/{split}", ANY, []) for split in ("validation", "test")]
-    written = ANY if lineage.is_written(config, "iter_1/prompts") else None
+    splits = [prompts_stage(config, f"iter_0/prompts/{split}", ANY, []) for split in ("validation", "test")]
+    written = ANY if is_written(config, "iter_1/prompts") else None
     asks = (
-        lineage.training_ask(config, 1),
-        lineage.validation_ask(config, 1, 1),
-        lineage.measuring_ask(config, 1),
-        lineage.direct_ask(config),
-        lineage.against_ask(config, 1),
+        training_ask(config, 1),
+        validation_ask(config, 1, 1),
+        measuring_ask(config, 1),
+        direct_ask(config),
+        against_ask(config, 1),
     )
     return [
         *splits,
-        *([lineage.generations_stage(config, "iter_1/prompts", ANY, [])] if written else []),
-        lineage.prompts_stage(config, "iter_1/prompts", ANY, [ANY, ANY], written),
+        *([generations_stage(config, "iter_1/prompts", ANY, [])] if written else []),
+        prompts_stage(config, "iter_1/prompts", ANY, [ANY, ANY], written),
         *(stage for ask in asks for stage in asked(config, ask)),
-        lineage.pairs_stage(config, 1, ANSWERS),
-        lineage.train_stage(config, "iter_1", ANY, ANY, ANY),
-        lineage.model_stage(config, 1, Chosen(ANY, ANSWERS), [Chosen(ANY, ANSWERS)]),
+        pairs_stage(config, 1, ANSWERS),
+        train_stage(config, "iter_1", ANY, ANY, ANY),
+        model_stage(config, 1, Chosen(ANY, ANSWERS), [Chosen(ANY, ANSWERS)]),
     ]
 
 
 def of_ladder(config: RunConfig) -> list[Stage]:
     return [
-        lineage.prompts_stage(config, "base/prompts/test", ANY, []),
-        *asked(config, lineage.test_ask(config, "base")),
+        prompts_stage(config, "base/prompts/test", ANY, []),
+        *asked(config, rung_ask(config, "base")),
     ]
 
 
 def of_thinkpo(config: RunConfig, recipe: ThinkPo) -> list[Stage]:
     if not isinstance(recipe.source, PairModels):
-        return [lineage.pairs_from_file_stage(config, "dpo", ANY)]
-    written = [lineage.write_ask(config, recipe.source, side) for side in ("long", "short")]
+        return [pairs_from_file_stage(config, "dpo", ANY)]
+    written = [write_ask(config, recipe.source, side) for side in ("long", "short")]
     return [
-        lineage.prompts_stage(config, "sft/prompts", ANY, [ANY]),
-        lineage.demonstrations_stage(config, "sft", ANY, ANY, None),
-        lineage.fine_tune_stage(config, "sft", ANY, ANY),
-        *(lineage.samples_stage(config, ask, ANY, ANY) for ask in written),
-        *(lineage.demonstrations_stage(config, ask.folder, ANY, ANY, ANY) for ask in written),
-        lineage.pairs_by_length_stage(config, "dpo", ANY, ANY),
+        prompts_stage(config, "sft/prompts", ANY, [ANY]),
+        demonstrations_stage(config, "sft", ANY, ANY, None),
+        fine_tune_stage(config, "sft", ANY, ANY),
+        *(samples_stage(config, ask, ANY, ANY) for ask in written),
+        *(demonstrations_stage(config, ask.folder, ANY, ANY, ANY) for ask in written),
+        pairs_by_length_stage(config, "dpo", ANY, ANY),
     ]
 
 
 def of_self_training(config: RunConfig, recipe: SelfTrain) -> list[Stage]:
     return [
-        lineage.prompts_stage(config, "base/prompts/train", ANY, [ANY]),
-        lineage.demonstrations_stage(config, "iter_0/sft", ANY, ANY, None, recipe.demonstrations),
-        lineage.fine_tune_stage(config, "iter_0/sft", ANY, ANY),
-        *asked(config, lineage.pairing_ask(config, 1)),
-        *asked(config, lineage.labelling_ask(config, 1)),
-        lineage.pairs_by_answer_stage(config, "iter_1/dpo", ANY, [ANSWERS]),
-        lineage.pseudo_labels_stage(config, "iter_1/sft", ANY, [ANSWERS]),
-        lineage.train_stage(config, "iter_1/dpo", ANY, ANY, ANY),
+        prompts_stage(config, "base/prompts/train", ANY, [ANY]),
+        demonstrations_stage(config, "iter_0/sft", ANY, ANY, None, recipe.demonstrations),
+        fine_tune_stage(config, "iter_0/sft", ANY, ANY),
+        *asked(config, pairing_ask(config, 1)),
+        *asked(config, labelling_ask(config, 1)),
+        pairs_by_answer_stage(config, "iter_1/dpo", ANY, [ANSWERS]),
+        pseudo_labels_stage(config, "iter_1/sft", ANY, [ANSWERS]),
+        train_stage(config, "iter_1/dpo", ANY, ANY, ANY),
     ]
 
 
@@ -131,19 +158,24 @@ def test_the_config_that_a_run_kept_is_read_silently_and_is_still_its_own(tmp_pa
     assert notes == []
     config.root.mkdir()
     kept(config.root, BEFORE[name]["config"] | {"folder": str(tmp_path)})
-    assert lineage.is_kept(config)
-    assert not lineage.is_kept(config.model_copy(update={"seed": config.seed + 1}))
-    lineage.keep_config(config)
-    assert lineage.is_kept(config) and load_config(config.root / "config.json") == config
+    mark_finished(config)
+    assert is_current(config)
+    assert not is_current(config.model_copy(update={"seed": config.seed + 1}))
+    keep_config(config)
+    assert is_current(config) and load_config(config.root / "config.json") == config
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_config_can_be_written_as_the_code_before_kept_it(tmp_path: Path, name: str):
+    values = BEFORE[name]["config"]
+    assert as_before(load_config(kept(tmp_path, values))) == values
 
 
 def test_a_run_made_before_is_complete_under_the_config_that_it_kept(tmp_path: Path):
     config = a_config(tmp_path)
     finish(config, 1)
-    sections = json.loads((config.root / "config.json").read_text())
-    assert sections.pop("recipe") == {"kind": "tpo"}
-    kept(config.root, sections | {"sft": None, "thinkpo": None, "self_train": None})
-    assert lineage.is_kept(config) and lineage.completed(config, 1) == 1
+    kept(config.root, as_before(config))
+    assert is_current(config) and iterations_made(config) == 1
 
 
 OLD_SECTIONS: list[tuple[str, list[str], dict[str, Any], list[str]]] = [

@@ -21,7 +21,7 @@ from tpo.engines.cluster.processes import start_ray
 from tpo.report.summary import Summary
 
 
-def square(_what: str, config: RunConfig, iterations: int, _flow: object) -> Summary:
+def square(_recipe: start.Recipe, config: RunConfig, iterations: int) -> Summary:
     """Squares numbers on two actors, a CPU each."""
     start_ray(config.cluster)
     crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2)

@@ -19,8 +19,8 @@ import trl
 from deploy.serving.completion import Receive, Scope, Send
 from deploy.serving.layer import MOST_BODY_BYTES, ResponsesOnly
 from prompts.thought import VARIANTS
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.models.template_families import BY_NAME
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import PromptConfig
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.engines.inference.forcing import ARGUMENT, ThoughtBudget, as_argument

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from prompts.thought import VARIANTS, ThoughtPrompt
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.thoughts import GREEK, any_output, chunks_of, marked
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.models.chat import ChatEncoder
 
 ROOT = SHIPPED_SEED_MODEL.parents[2]

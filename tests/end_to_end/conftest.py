@@ -1,41 +1,56 @@
-"""One small run on the real engines, shared by the tests that look at what it left."""
+"""One small run on the real engines, watched while it goes on, shared by the tests that look at what it did and left.
 
-import json
+tests/conftest.py has them all in one process.
+"""
+
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tpo.engines.inference.reward_reader import close_scorer_pools
-from tpo.engines.inference.sampler import close_pools
+from tests.end_to_end.watched_run import Run, watch_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",
          "train.micro_batch_size=16", "engine.shard_prompts=16")  # fmt: skip
-
-AFTER_ONE = "after_one.json"
-"""The manifests after the first iteration, by their paths in the run folder."""
 DEAD_PROXY = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
 """A proxy that nothing answers at: what a run asks is on this machine."""
 Iterate = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def command_for(
+    folder: Path, to: int, *overrides: str, name: str = "small", flow: str = "iterate", profile: str = "laptop"
+) -> list[str]:
+    """A command with small numbers and a run in `folder`."""
+    command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name, "--profile", profile]
+    settings: Sequence[str] = (*SMALL, f'folder="{folder}"', *overrides)
+    return [*command, *(word for setting in settings for word in ("--set", setting))]
+
+
 @pytest.fixture(scope="session")
-def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
-    """Runs `python -m flows iterate` in a process of its own, with small numbers and a run folder of the session's."""
-    folder = tmp_path_factory.mktemp("runs")
+def runs_folder() -> Iterator[Path]:
+    """A folder with a short path: a socket's is at most 107 bytes long."""
+    made = Path(tempfile.mkdtemp(prefix="tpo-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def iterate(runs_folder: Path) -> Iterate:
+    """Runs `python -m flows iterate` in its own process, with small numbers and a run folder of the session's."""
+    folder = runs_folder / "runs"
+    folder.mkdir(exist_ok=True)
 
     def call(
         to: int, *overrides: str, name: str = "small", flow: str = "iterate", profile: str = "laptop"
     ) -> "subprocess.CompletedProcess[str]":
-        settings: Sequence[str] = (*SMALL, f'folder="{folder}"', *overrides)
-        command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name, "--profile", profile]
-        for setting in settings:
-            command += ["--set", setting]
-        environment = {**os.environ, **DEAD_PROXY, "PREFECT_HOME": str(folder / "prefect")}
+        command = command_for(folder, to, *overrides, name=name, flow=flow, profile=profile)
+        environment = {**os.environ, **DEAD_PROXY, "PREFECT_HOME": str(runs_folder / "prefect")}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False
         )
@@ -46,24 +61,13 @@ def iterate(tmp_path_factory: pytest.TempPathFactory) -> Iterate:
     return call
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_ray_left_behind() -> Iterator[None]:
-    """Each module that starts Ray in this process leaves the cores to the next."""
-    yield
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
-        close_pools()
-        close_scorer_pools()
-        ray.shutdown()
+@pytest.fixture(scope="session")
+def watched_run(runs_folder: Path) -> Run:
+    """The small run to M_2, and what was seen of it."""
+    return watch_run(runs_folder, command_for(runs_folder / "runs", 2))
 
 
 @pytest.fixture(scope="session")
-def small_run(iterate: Iterate) -> Path:
-    """A run folder at M_2, brought there in two calls; what manifests said after the first lies beside it."""
-    run = Path(iterate.folder) / "small"  # type: ignore[attr-defined]
-    for t in (1, 2):
-        done = iterate(t)
-        assert done.returncode == 0, done.stdout + done.stderr
-        if t == 1:
-            kept = {path.relative_to(run).as_posix(): path.read_text() for path in run.rglob("manifest.json")}
-            (run.parent / AFTER_ONE).write_text(json.dumps(kept))
-    return run
+def small_run(watched_run: Run) -> Path:
+    """A run folder at M_2."""
+    return watched_run.folder / "runs" / "small"

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lineage import SHIPPED_SEED_MODEL
-from tpo.config.base import Endpoint
+from tpo.config.base import SHIPPED_SEED_MODEL, Endpoint
 from tpo.config.resources import EngineConfig
 from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.inference.chat_client import ChatClient, Refused

@@ -1,4 +1,4 @@
-"""Nobody gets in and nothing gets out: one small run is watched while it goes on, then all that it left is searched.
+"""Nobody gets in and nothing gets out: the shared run is watched while it goes on, then all that it left is searched.
 
 Three witnesses. `/proc`, every 50 ms, for the sockets of all processes of the run. An audit hook in every Python
 process, for the addresses and names that it asks for, however briefly. And secrets in the run's environment, which must
@@ -6,17 +6,12 @@ stand in no byte of what is left on disk. What none of them sees: a packet that 
 two looks, such as its own question to a name server.
 """
 
-import getpass
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -24,17 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.end_to_end.conftest import ROOT
-from tests.end_to_end.watch import HOOK, Watch
-from tpo.engines.cluster.processes import LOOPBACK, QUIET
+from tests.end_to_end.watch import Watch
+from tests.end_to_end.watched_run import CANARIES, Run, without_settings
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
-
-TINY = ("data.per_iteration=24", "data.validation=8", "data.test=8", "train.epochs=1", "train.batch_size=8",
-        "train.micro_batch_size=8", "engine.shard_prompts=16")  # fmt: skip
-CANARIES = {
-    name: f"canary-{name.lower()}-5b1f"
-    for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "PREFECT_API_KEY", "AWS_SECRET_ACCESS_KEY")
-}
 
 DRIVER = """
 import os, sys, time
@@ -47,106 +35,16 @@ print("up", flush=True)
 time.sleep(300)
 """
 
-VISITOR = """
-import sys
-import ray
-from ray._private import ray_constants
-from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.processes import start_ray
-ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the network's address for loopback's
-try:
-    start_ray(ClusterConfig(address=sys.argv[1]))
-    print("in", ray.cluster_resources()["CPU"])
-except Exception as error:
-    print("refused", type(error).__name__, error)
-"""
 
-
-def without_settings() -> dict[str, str]:
-    """This process's environment without what a start of ours may have left there, or what silences libraries in CI."""
-    ours = {*QUIET, *LOOPBACK, "CI", "GITHUB_ACTIONS"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_"))}
-    return {name: value for name, value in kept.items() if name not in ours}
-
-
-def visit(gcs: str, **variables: str) -> "subprocess.Popen[str]":
-    """Another process of this machine that tries to use the run's Ray."""
-    environment = {**without_settings(), "RAY_NUM_REDIS_GET_RETRIES": "1", **variables}
-    command = [sys.executable, "-c", VISITOR, gcs]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def ask_the_agent(port: int, token: str | None) -> int:
-    """The status with which the agent that installs what a worker needs, by any command, answers by HTTP."""
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return httpx.post(f"http://127.0.0.1:{port}/get_or_create_runtime_env", headers=headers).status_code
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished run, what was seen of it, and who got in meanwhile."""
-
-    folder: Path
-    watch: Watch
-    contacts: Sequence[str]
-    visitors: Mapping[str, str]
-    agent: Mapping[str, int]
+@pytest.fixture(scope="module")
+def folder(runs_folder: Path, run: Run) -> Path:
+    """Where the run is, with the hook and the temporary folder that it had."""
+    return runs_folder
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A folder with a short path: a socket's is at most 107 bytes long."""
-    made = Path(tempfile.mkdtemp(prefix="tpo-"))
-    for name in ("home", "tmp", "hook"):
-        (made / name).mkdir()
-    (made / "hook/sitecustomize.py").write_text(HOOK)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path) -> Run:
-    """A run to M_1 with its own home, temporary folder and secrets, and visitors while it goes on."""
-    command = [sys.executable, "-m", "flows", "iterate", "--to", "1", "--run-name", "closed"]
-    for setting in (*TINY, f'folder="{folder}/runs"'):
-        command += ["--set", setting]
-    caches = Path.home() / ".cache"
-    caches.mkdir(exist_ok=True)
-    (folder / "home/.cache").symlink_to(caches)
-    environment = without_settings() | {
-        **CANARIES,
-        "CONTACTS": str(folder / "contacts"),
-        "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"),
-        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PYTHONPATH": str(folder / "hook"),
-    }
-    visitors: dict[str, subprocess.Popen[str]] = {}
-    agent: dict[str, int] = {}
-    with (folder / "output").open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    watch = Watch(process.pid)
-    try:
-        while process.poll() is None:
-            watch.look()
-            if not visitors and watch.gcs and watch.token and (ports := watch.ports("RuntimeEnvAgent")):
-                visitors = {
-                    "no token": visit(watch.gcs),
-                    "authentication off": visit(watch.gcs, RAY_AUTH_MODE="disabled"),
-                    "wrong token": visit(watch.gcs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),
-                    "the token": visit(watch.gcs, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=watch.token),
-                }
-                agent = {"no token": ask_the_agent(ports[0], None), "wrong token": ask_the_agent(ports[0], "0" * 64)}
-            time.sleep(0.05)
-    finally:
-        process.kill()
-    assert process.returncode == 0, (folder / "output").read_text()
-    contacts = (folder / "contacts").read_text().splitlines()
-    answers = {name: visitor.communicate(timeout=60)[0] for name, visitor in visitors.items()}
-    return Run(folder, watch, contacts, answers, agent)
+def run(watched_run: Run) -> Run:
+    return watched_run
 
 
 def test_every_socket_of_a_run_listens_on_loopback(run: Run):
@@ -222,6 +120,11 @@ def test_prefects_pages_are_served_on_loopback_only(folder: Path):
     assert [line for line in contacts.read_text().splitlines() if line.split("\t")[1] != "started"] == []
 
 
+def is_agent(command: str) -> bool:
+    """Whether it is one of a Ray node's two agents, seen before or after it gave itself a name."""
+    return command.endswith("Agent") or "/agent.py " in command
+
+
 def test_a_killed_driver_takes_its_ray_along_and_a_token_of_the_users_is_kept(folder: Path):
     environment = without_settings() | {"TMPDIR": str(folder / "tmp"), "RAY_AUTH_TOKEN": "1" * 64}
     command = [sys.executable, "-c", DRIVER]
@@ -236,7 +139,7 @@ def test_a_killed_driver_takes_its_ray_along_and_a_token_of_the_users_is_kept(fo
     assert len(watch.commands) >= 8
     assert watch.open_to_others == set()
     deadline = time.monotonic() + 10
-    while alive := [process for process in watch.alive() if not watch.commands[process].endswith("Agent")]:
+    while alive := [process for process in watch.alive() if not is_agent(watch.commands[process])]:
         assert time.monotonic() < deadline, [watch.commands[process] for process in alive]
         time.sleep(0.1)
     for agent in watch.alive():  # the node's two agents ask the dead Ray for a minute whom to tell of its death

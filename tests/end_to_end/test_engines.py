@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tests import sampling
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig, TrainerConfig
 from tpo.config.training import TrainConfig
@@ -93,6 +94,7 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
     assert sampled(pool, a, [REQUESTS]) == of_a
 
 
+@pytest.mark.story("an engine in two")
 def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: SamplerPool, tmp_path: Path):
     """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
 
@@ -117,7 +119,7 @@ class ForgetfulEngine(Engine):
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", sampling.sampled("stale weights", ["float32", "bfloat16"], 1))
 def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype: Literal["float32", "bfloat16"]):
     """On a real model too, where a folder of one with tied embeddings is named in TPO_REAL_MODEL."""
     import ray

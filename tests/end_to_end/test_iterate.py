@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.end_to_end.conftest import AFTER_ONE, Iterate
+from tests.end_to_end.conftest import Iterate
 from tpo.records import Artifact, Pair, Prompt, Sample, Score
 from tpo.report.comparison import read_comparison
 from tpo.report.summary import read_summary
@@ -89,12 +89,16 @@ def test_running_again_does_nothing_and_says_so(small_run: Path, iterate: Iterat
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()} == before
 
 
-def test_the_second_iteration_kept_all_of_the_first(small_run: Path):
-    """The run was brought to M_1 and, by another call, to M_2."""
-    for path, content in json.loads((small_run.parent / AFTER_ONE).read_text()).items():
-        assert (small_run / path).read_text() == content
+@pytest.mark.story("two calls")
+def test_a_second_call_makes_the_second_iteration_and_keeps_all_of_the_first(iterate: Iterate):
+    run = Path(iterate.folder) / "twice"  # type: ignore[attr-defined]
+    assert iterate(1, name="twice").returncode == 0
+    kept = {path: path.read_text() for path in run.rglob("manifest.json")}
+    assert kept and iterate(2, name="twice").returncode == 0
+    assert kept == {path: path.read_text() for path in kept} and (run / "iter_2/model/manifest.json").exists()
 
 
+@pytest.mark.story("a comparison")
 def test_a_comparison_takes_the_run_as_it_is_and_adds_its_direct_baseline(small_run: Path, iterate: Iterate):
     before = {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
     done = iterate(1, flow="compare")

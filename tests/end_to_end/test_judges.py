@@ -1,4 +1,4 @@
-"""Whole iterations on the shipped small judges: what each leaves, and that nothing it said is asked again."""
+"""The shipped small judges on the samples of a real run: what each says of them, and that nothing is asked twice."""
 
 import json
 import os
@@ -7,77 +7,91 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, SMALL, Iterate
+from flows.recipes import PROFILES
+from tasks import handles
+from tasks.estimates import values_of
+from tasks.handles import Answers, training_ask
+from tasks.judge import judge
+from tests.end_to_end.conftest import ROOT, SMALL
 from tests.end_to_end.test_iterate import artifact
+from tpo.config.load import load_config
+from tpo.config.run import RunConfig
 from tpo.models.armorm_format import ATTRIBUTES
 from tpo.records import Judgment, Sample
-from tpo.report.summary import read_summary
 from tpo.storage.journal import JOURNALS, read_journal
-from tpo.storage.store import read_rows
+from tpo.storage.store import read_manifest, read_rows
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
-ONE_EPOCH = "train.epochs=1"
-
-
-def judgments(run: Path, stage: str) -> list[Judgment]:
-    return read_rows(artifact(run / stage / "judgments"), Judgment)
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+PAIRWISE = ("judge={kind='pairwise'}", "evaluation.judge={kind='pairwise'}")
 
 
-def test_armorm_judges_training_and_validation_and_the_verifier_the_test(iterate: Iterate):
-    done = iterate(1, "judge={kind='armorm'}", ONE_EPOCH, name="armorm")
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = Path(iterate.folder) / "armorm"  # type: ignore[attr-defined]
-    for said in judgments(run, "iter_1"):
+def config_for(folder: Path, *settings: str) -> RunConfig:
+    return load_config(PROFILES / "laptop.toml", [*SMALL, *settings, f'folder="{folder}"', "name=judged"])
+
+
+def judge_training(config: RunConfig, run: Path) -> Answers:
+    """Judges the samples that M_1 was trained on, as a run of this config would."""
+    samples, prompts = artifact(run / "iter_1/samples"), artifact(run / "iter_1/prompts")
+    return judge.fn(config, training_ask(config, 1), samples, prompts)
+
+
+def health_of(answers: Answers) -> dict[str, Any]:
+    manifest = read_manifest(answers.scores.path)
+    assert manifest is not None
+    found: dict[str, Any] = manifest.facts["health"]
+    return found
+
+
+def test_armorm_gives_every_attribute_and_agrees_with_the_references(small_run: Path, tmp_path: Path):
+    config = config_for(tmp_path, "judge={kind='armorm'}")
+    answers = judge_training(config, small_run)
+    for said in read_rows(artifact(config.root / "iter_1/judgments"), Judgment):
         detail = json.loads(said.detail)
         assert set(detail["attributes"]) == set(ATTRIBUTES) and len(detail["gate"]) == len(ATTRIBUTES)
-    row = read_summary(run / "summary.json").models[-1]
-    assert row.judge is not None and row.judge.reference_agreement is not None
-    assert row.judge.reference_agreement > 0.6
-    assert row.score is not None and 0 <= row.score.low <= row.score.high <= 1
-    assert 'data-judged="M_1"' in (run / "report.html").read_text()
+    assert health_of(answers)["reference_agreement"] > 0.6
 
 
-def test_a_judge_that_compares_trains_validates_and_tests_and_killed_goes_on(iterate: Iterate):
-    fewer = ("data.per_iteration=24", "data.validation=12", "data.test=24", "sample.k=6")
-    settings = ("judge={kind='pairwise'}", "evaluation.judge={kind='pairwise'}", ONE_EPOCH, *fewer)
-    run = Path(iterate.folder) / "pairwise"  # type: ignore[attr-defined]
-    kept = _killed_while_it_judges(run, *settings)
-    done = iterate(1, *settings, name="pairwise")
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = judgments(run, "iter_1")
+def test_a_judge_that_compares_and_is_killed_asks_nothing_again(small_run: Path, tmp_path: Path):
+    config = config_for(tmp_path, *PAIRWISE, "data.per_iteration=24")
+    kept = killed_while_it_judges(config, small_run)
+    answers = judge_training(config, small_run)
+    said = read_rows(artifact(config.root / "iter_1/judgments"), Judgment)
     assert kept <= {f"{j.prompt_id} {j.index} {j.other_index}" for j in said}
-    assert not list(run.rglob(JOURNALS))
-    samples = {(s.prompt_id, s.index): s for s in read_rows(artifact(run / "iter_1/samples"), Sample)}
+    assert not list(config.root.rglob(JOURNALS))
+    samples = {(s.prompt_id, s.index): s for s in read_rows(answers.samples, Sample)}
     for j in said:
         assert j.other_index is not None
         assert samples[j.prompt_id, j.index].response != samples[j.prompt_id, j.other_index].response
     assert sum(j.outcome is None for j in said) < 0.2 * len(said)
-    seed, last = (row for row in read_summary(run / "summary.json").models[1:])
-    assert seed.score is not None and seed.score.value == 0.5
-    assert last.score is not None and last.gain is not None
-    assert last.gain.value == pytest.approx(last.score.value - 0.5)
-    assert last.judge is not None and last.judge.swap_agreement is not None
-    assert iterate(1, *settings, name="pairwise").stdout.count("nothing to do") == 1
+    assert health_of(answers)["swap_agreement"] is not None
+    assert judge_training(config, small_run) == answers
 
 
-def _killed_while_it_judges(run: Path, *settings: str) -> set[str]:
-    """Names of the comparisons that had been answered when the run was killed."""
-    command = [sys.executable, "-m", "flows", "iterate", "--to", "1", "--run-name", run.name]
-    for setting in (*SMALL, f'folder="{run.parent}"', *settings):
-        command += ["--set", setting]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_HOME": str(run.parent / "prefect")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def test_a_judge_that_compares_gives_the_seed_one_half_and_a_trained_model_its_share(small_run: Path, tmp_path: Path):
+    config = config_for(tmp_path, *PAIRWISE)
+    prompts, seed = (artifact(small_run / "iter_0" / name) for name in ("prompts/test", "test/samples"))
+    of_seed = judge.fn(config, handles.test_ask(config, "iter_0"), seed, prompts, seed)
+    assert {*values_of(of_seed).values()} == {0.5}
+    trained = artifact(small_run / "iter_1/test/samples")
+    values = values_of(judge.fn(config, handles.test_ask(config, "iter_1"), trained, prompts, seed)).values()
+    assert all(0 <= value <= 1 for value in values) and {*values} != {0.5}
+
+
+def killed_while_it_judges(config: RunConfig, run: Path) -> set[str]:
+    """Names of the comparisons that had been answered when the process that judged was killed."""
+    code = f"""
+from pathlib import Path
+from tests.end_to_end.test_judges import judge_training
+from tpo.config.run import RunConfig
+judge_training(RunConfig.model_validate_json({config.model_dump_json()!r}), Path({str(run)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 600
-    while not (found := list((run / "iter_1" / "judgments").glob(JOURNALS))) or not read_journal(found[0]).answers:
+    while not (found := list(config.root.rglob(JOURNALS))) or not read_journal(found[0]).answers:
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it judged"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

@@ -1,44 +1,49 @@
-"""Text that nobody here wrote goes through: the AlpacaEval instructions, where they lie beside the checkout."""
+"""Text that nobody here wrote goes through: the AlpacaEval instructions, if they lie next to the checkout."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, Iterate
+from flows.recipes import PROFILES
+from tasks.handles import seed_model, training_ask
+from tasks.judge import judge
+from tasks.load_prompts import load_prompts
+from tasks.pair import pair
+from tasks.sample import sample
+from tests.end_to_end.conftest import ROOT, SMALL
+from tpo.config.load import load_config
+from tpo.records import Artifact
 from tpo.storage.store import read_manifest
 
 INSTRUCTIONS = ROOT.parent / "shared" / "data" / "alpaca_eval_instructions.jsonl"
 
 pytestmark = [
     pytest.mark.end_to_end,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not INSTRUCTIONS.exists(), reason="no AlpacaEval instructions here"),
 ]
+# No answer of the miniature's is right here, so the judge's liking for length alone tells responses apart.
+SETTINGS = (
+    f'data.source={{kind="file", path="{INSTRUCTIONS}", reference_column="dataset"}}',
+    *("data.per_iteration=100", "data.validation=50", "data.test=50", "data.max_prompt_tokens=416"),
+    *("judge.length_bias=1.0", "pair.min_margin=0"),
+)
 
 
-def test_the_alpaca_eval_instructions_run_an_iteration(iterate: Iterate):
-    source = f'data.source={{kind="file", path="{INSTRUCTIONS}", reference_column="dataset"}}'
-    # No answer of the miniature's is right here, so the judge's liking for length alone tells responses apart.
-    done = iterate(
-        1,
-        source,
-        "data.per_iteration=100",
-        "data.validation=50",
-        "data.test=50",
-        "data.max_prompt_tokens=416",
-        "judge.length_bias=1.0",
-        "pair.min_margin=0",
-        "validation.min_parse_rate=0",
-        "train.epochs=1",
-        name="alpaca",
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    run = Path(iterate.folder) / "alpaca"  # type: ignore[attr-defined]
-    dropped: dict[str, int] = {}
-    for folder in ("iter_0/prompts/validation", "iter_0/prompts/test", "iter_1/prompts"):
-        manifest = read_manifest(run / folder)
-        assert manifest is not None and manifest.account is not None
-        for reason, count in manifest.account["dropped"].items():
-            dropped[reason] = max(dropped.get(reason, 0), count)
-    assert dropped["too_long"] > 0
-    assert (run / "report.html").exists()
+def dropped(artifact: Artifact, reason: str) -> int:
+    manifest = read_manifest(artifact.path)
+    assert manifest is not None and manifest.account is not None
+    count: int = manifest.account["dropped"].get(reason, 0)
+    return count
+
+
+def test_the_alpaca_eval_instructions_are_sampled_judged_and_paired(tmp_path: Path):
+    config = load_config(PROFILES / "laptop.toml", [*SMALL, *SETTINGS, f'folder="{tmp_path}"', "name=alpaca"])
+    seed, ask = seed_model(config), training_ask(config, 1)
+    validation = load_prompts.fn(config, "iter_0/prompts/validation", seed, [])
+    test = load_prompts.fn(config, "iter_0/prompts/test", seed, [validation])
+    prompts = load_prompts.fn(config, "iter_1/prompts", seed, [validation, test])
+    assert max(dropped(one, "too_long") for one in (validation, test, prompts)) > 0
+    answers = judge.fn(config, ask, sample.fn(config, ask, seed, prompts), prompts)
+    assert answers.scores.rows == 100 * config.sample.k
+    assert pair.fn(config, 1, answers).rows > 0

@@ -6,9 +6,9 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from flows.cli.seed_model import SCORES, TEST_PROMPTS, measure_seed_model
+from flows.cli.miniature import SCORES, TEST_PROMPTS, measure_seed_model
 from prompts.thought import VARIANTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 
 Scores = dict[str, dict[str, float]]
 
@@ -19,6 +19,7 @@ def recorded() -> Scores:
     return scores
 
 
+@pytest.mark.story("the shipped models")
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 def test_the_shipped_model_scores_what_is_recorded(recorded: Scores):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from flows.cli.small_judges import (
+from flows.cli.miniature import (
     MODES,
     SCORES,
     SHIPPED_JUDGES,
@@ -24,7 +24,7 @@ from tests.hostile import hostile_responses
 from tpo.miniature.lessons import RESPONSE_FORMS
 from tpo.miniature.world import problems
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("the shipped models"), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 PROMPTS = 150
 HOSTILE = 300

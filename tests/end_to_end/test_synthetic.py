@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from tasks.lineage import SHIPPED_SEED_MODEL, seed_model
+from tasks.handles import seed_model
 from tasks.load_prompts import load_prompts
 from tasks.synthesize import synthesize
 from tests.end_to_end.tiny_generator import CATEGORIES, CONTEXT_TOKENS, train_tiny_generator
 from tests.rows import a_config
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig
 from tpo.config.run import RunConfig
 from tpo.method.similarity import NearTexts

@@ -115,7 +115,7 @@ def span(_: Path) -> None:
 
 def sample(folder: Path) -> None:
     """Runs the sampling stage on two real engines, first undisturbed and then as its test will have it."""
-    from tasks.lineage import seed_model, training_ask
+    from tasks.handles import seed_model, training_ask
     from tasks.load_prompts import load_prompts
     from tasks.sample import sample as stage
     from tpo.engines.inference.sampler import close_pools

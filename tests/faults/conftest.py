@@ -1,4 +1,4 @@
-"""The table of faults: every test of a fault tells its outcome, and `make fault-table` makes docs/faults.md of that."""
+"""The table of faults: every test of a fault records its outcome, and `make fault-table` puts them in the docs."""
 
 import json
 import os

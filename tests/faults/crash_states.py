@@ -364,14 +364,16 @@ class _Recovery:
 
 class Explorer:
     """Goes through the states of one scenario, about `limit` after each operation, in the command's first run and in
-    `recoveries` second ones; `most` violations are enough."""
+    `recoveries` second ones, all drawn by `seed`; `most` violations are enough."""
 
-    def __init__(self, scenario: Scenario, *, limit: int = 100, recoveries: int = 60, most: int = 20) -> None:
+    def __init__(
+        self, scenario: Scenario, *, limit: int = 100, recoveries: int = 60, most: int = 20, seed: int = 0
+    ) -> None:
         self._scenario = scenario
         self._limit = limit
         self._recoveries = recoveries
         self._most = most
-        self._draw = random.Random(0)
+        self._draw = random.Random(seed)
         self._second: list[_Recovery] = []
 
     def explore(self, spoil: Callable[[list[Operation]], list[Operation]] = list) -> Explored:

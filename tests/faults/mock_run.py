@@ -38,6 +38,7 @@ _FOLDERS = {
     "model": "validate",
     "summary.json": "report",
     "report.html": "report",
+    "finished.json": "report",
 }
 Damage = Callable[[random.Random, Path, str], None]
 Counts = Mapping[str, int]
@@ -127,6 +128,10 @@ class Broken:
     """Whether the fault stopped a process, or found nothing to break."""
     log: str
     """What the processes said."""
+    stale: Difference = field(default_factory=Difference)
+    """What it had not as an uninterrupted one when it was called finished before its end, if it was."""
+    known: bool = True
+    """Whether it was called finished at its end, so that the next start does nothing."""
 
 
 class _Listener:
@@ -225,6 +230,7 @@ def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example,
     stopped = status != 0 or (fault.blow is None and fault.damage is not None)
     if fault.damage is not None:
         fault.damage(dice, root, stage)
+    stale = difference(example.root, root) if _called_finished(folder, plan) else Difference()
     if fault.again and fault.blow:
         status = attempt(folder, plan, log, blow=fault.blow(dice, example.changes, stage))
     for _ in range(ATTEMPTS):
@@ -234,7 +240,15 @@ def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example,
     said = log.read_text(encoding="utf-8", errors="replace")
     told = not (stopped and fault.says) or fault.says in said
     sound = status == 0 and told and "Traceback" not in said
-    return Broken(sound, difference(example.root, root) if status == 0 else Difference(lost=1), stopped, said)
+    at_end = difference(example.root, root) if status == 0 else Difference(lost=1)
+    return Broken(sound, at_end, stopped, said, stale, plan.url is not None or _called_finished(folder, plan))
+
+
+def _called_finished(folder: Path, plan: Plan) -> bool:
+    """Whether a start would find nothing to do; not asked of a run in a bucket."""
+    from flows.recipes import finished
+
+    return plan.url is None and finished(config_of(folder, plan), plan.iterations) is not None
 
 
 def attempt(folder: Path, plan: Plan, log: Path, *, blow: Blow | None = None, clock: float = 0.0) -> int:
@@ -321,7 +335,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
 
 def make_seed(folder: Path) -> None:
     """A seed model with the miniature's tokenizer and next to no weights."""
-    from tasks.lineage import SHIPPED_SEED_MODEL
+    from tpo.config.base import SHIPPED_SEED_MODEL
 
     folder.mkdir(parents=True)
     for path in SHIPPED_SEED_MODEL.iterdir():
@@ -435,7 +449,7 @@ FAULTS = (
         says="out of reach",
         everywhere=True,
     ),
-    Fault("memory runs out", _at_a_change(_run_out_of_memory), says="memory ran out", everywhere=True),
+    Fault("memory runs out", _at_a_change(_run_out_of_memory), says="out of memory", everywhere=True),
     Fault("an engine fails for good", _at("shard", _fail_engine, 60), says="it is a mock"),
     Fault("kill -9, then the clock is set back", _KILL, clock=86400.0, everywhere=True),
     Fault("kill -9, then a file is cut", _KILL, damage=_damaged(_cut)),

@@ -1,29 +1,38 @@
-"""Writes docs/faults.md from the rows that the tests of faults have left: `python -m tests.faults.table <rows>`."""
+"""Writes the table of faults in docs/reliability.md from the rows that tests left: `python -m tests.faults.table`."""
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
-HEAD = """# What can go wrong, and what then happens
-
-Made by `make fault-table` from the tests in `tests/faults`, which run each of these faults; a row stands here because
-its test passed. "Recovers" means that the same command, run again where the process had ended, ends with what an
-uninterrupted run has, byte for byte.
-
-| fault | where | outcome |
-|---|---|---|
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- written by make fault-table -->\n", "<!-- end -->\n"
+Row = tuple[str, str, str]
+"""A fault, where it struck, and the outcome."""
 
 
-def write_table(rows: Path) -> int:
-    """Writes the table; returns how many rows it has."""
-    found = sorted({tuple(json.loads(line)) for line in rows.read_text(encoding="utf-8").splitlines()})
-    TABLE.parent.mkdir(exist_ok=True)
-    lines = "".join(f"| {fault} | {where} | {came} |\n" for fault, where, came in found)
-    TABLE.write_text(HEAD + lines, encoding="utf-8")
-    return len(found)
+def write_table(rows: Iterable[Row], page: Path = PAGE) -> int:
+    """Writes the table into the page, between its markers; returns how many lines the table has."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{page} has no {BEGIN.strip()} … {END.strip()}: put them where the table belongs")
+    lines = table(rows)
+    page.write_text(before + BEGIN + "".join(lines) + END + after, encoding="utf-8")
+    return len(lines) - 2
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    """A line for each fault and outcome, with all the places where it came to that."""
+    places: dict[tuple[str, str], set[str]] = {}
+    for fault, where, outcome in rows:
+        places.setdefault((fault, outcome), set()).add(where)
+    listed = sorted((fault, ", ".join(sorted(where)), outcome) for (fault, outcome), where in places.items())
+    head = ["| fault | where | outcome |\n", "|---|---|---|\n"]
+    return head + [f"| {fault} | {where} | {outcome} |\n" for fault, where, outcome in listed]
 
 
 if __name__ == "__main__":
-    print(f"{write_table(Path(sys.argv[1]))} rows in {TABLE}")
+    found = [tuple(json.loads(line)) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
+    print(f"{write_table(found)} lines in {PAGE}")

@@ -100,7 +100,7 @@ def test_content_that_stays_wrong_is_refused(through: Bucket, proxy: FaultyProxy
 
 def test_a_server_that_stays_away_is_given_up_with_what_to_do(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
     proxy.script = lambda asked: Fault(status=503)
-    with pytest.raises(StoreError, match=r"SlowDown.*kept on this machine; run again"):
+    with pytest.raises(StoreError, match=r"SlowDown.*saved on this machine; run again"):
         through.put("a", a_file(tmp_path, b"data"))
     assert len(proxy.asked) == 4
 

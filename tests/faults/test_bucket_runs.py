@@ -19,11 +19,13 @@ import pytest
 from tests.faults.mock_run import STAGES
 from tests.faulty_proxy import FaultyProxy, weather
 from tests.s3_server import S3Server, new_url
+from tests.sampling import sampled
 
 ROOT = Path(__file__).parents[2]
 KILL, KILL_TWICE = "kill -9 at a change in the bucket", "kill -9 at a change in the bucket, twice"
 DISKS = {"kept": "the same machine goes on", "lost": "another machine goes on, its disk empty"}
-MATRIX = [(KILL, stage, "lost") for stage in STAGES] + [(KILL_TWICE, "all", disk) for disk in DISKS]
+ONCE, TWICE = [(KILL, stage, "lost") for stage in STAGES], [(KILL_TWICE, "all", disk) for disk in DISKS]
+MATRIX = [*sampled("killed once", ONCE, 2), *sampled("killed twice", TWICE, 1)]
 STRUCK = 0.04
 """Share of the requests that meet bad weather."""
 

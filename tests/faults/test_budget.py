@@ -39,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 def test_a_run_stops_at_its_budget_again_and_again_and_ends_as_without_one(found: Mapping[str, Any], judge: str):
     run = found["budget"][judge]
     assert run["stops"] >= 5
-    assert all("What is complete is kept: raise budget.tokens" in said for said in run["said"])
+    assert all("Completed work is saved: raise budget.tokens" in said for said in run["said"])
     assert run["difference"] == [0, 0, 0]
 
 

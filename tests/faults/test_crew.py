@@ -90,12 +90,8 @@ HOWS = ("dies", "runs out of memory", "hangs", "stops dead", "errs", "looks heal
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    import ray
-
+def _ray() -> None:
     start_ray(ClusterConfig())
-    yield
-    ray.shutdown()
 
 
 def answers(actor: Any) -> bool:

@@ -70,10 +70,8 @@ def test_a_disk_that_takes_no_more_stops_the_stage_and_it_goes_on_from_there(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert says in found["said"] and "run again" in found["said"]
+    assert says in found["said"] and "rerun" in found["said"]
     assert not found["complete"]
     assert found["kept"] > 0
     assert found["right"]
-    outcome(
-        f"the disk is {fault} (a small tmpfs)", "a stage", "stops, says so; goes on from its last shard when mended"
-    )
+    outcome(f"the disk is {fault} (a small tmpfs)", "a stage", "stops, says so; resumes from its last shard once fixed")

@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.faults
+from tests.sampling import sampled
+
+pytestmark = [pytest.mark.story("memory runs out"), pytest.mark.faults]
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -54,13 +56,13 @@ except StageError as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("times", "said", "came"),
-    [
-        (1, "[0, 1, 2]", "replaced, its shard done again"),
-        (9, "Lower what it holds", "stops, names the cause and what to do"),
-    ],
-)
+CASES = [
+    (1, "[0, 1, 2]", "replaced, its shard done again"),
+    (9, "Lower what it holds", "stops, names the cause and what to do"),
+]
+
+
+@pytest.mark.parametrize(("times", "said", "came"), sampled("memory", CASES, 1))
 def test_an_engine_that_ray_kills_for_its_memory_is_replaced_and_in_the_end_its_run_stops_and_says_why(
     tmp_path: Path, outcome: Callable[[str, str, str], None], times: int, said: str, came: str
 ):

@@ -133,7 +133,7 @@ def test_what_did_not_get_to_the_bucket_is_put_the_next_time_and_not_made_again(
             return Fault(cut_request=True) if asked.method == "PUT" and asked.path.endswith(file) else None
 
         proxy.script, made = script, list[int]()
-        with pytest.raises(StoreError, match="kept on this machine; run again"), at_work(config) as root:
+        with pytest.raises(StoreError, match="saved on this machine; run again"), at_work(config) as root:
             make(root, made=made)
     assert made == []
     proxy.script = lambda asked: None

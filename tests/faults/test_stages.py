@@ -1,30 +1,42 @@
 """Claims about every stage: whatever strikes it, the run ends as it would have, or says what is wrong and what to do.
 
-The stages are the real ones, on engines that answer at once (`mock_run`), in a process of their own that can fork.
+A commit tests one fault in each stage and all faults in one stage; `make exhaustive` tests all in all. The stages are
+the real ones, on engines that answer at once (`mock_run`), in a process of their own that can fork.
 """
 
 import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.mock_run import FAULTS, STAGES
+from tests.sampling import dice, exhaustive
 
 ROOT = Path(__file__).parents[2]
 MATRIX = [
     (fault.name, stage)
     for fault in FAULTS
     if fault.everywhere
-    for stage in STAGES
+    for stage in (*STAGES, "synthesize")
     if (fault.name, stage) != ("the disk fails at a read", "report")  # what it reads are the files of others
 ]
-WRITTEN = [(fault.name, "synthesize") for fault in FAULTS if fault.everywhere]
-"""The same for the stage that has a model write prompts, in a run with it."""
+"""Every fault in every stage; `synthesize`, which has a model write prompts, in a run with it."""
+
+
+def drawn(matrix: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One fault in each stage and all faults in one."""
+    draw, stages = dice("faults"), sorted({stage for _, stage in matrix})
+    whole = draw.choice(stages)
+    one_each = [draw.choice([case for case in matrix if case[1] == stage]) for stage in stages]
+    return [case for case in matrix if exhaustive() or case[1] == whole or case in one_each]
+
+
+CASES = drawn(MATRIX)
 DESCRIBED = {
     "disk": "stops, names the disk and what to do; then recovers",
     "folder": "stops, says so; then recovers",
@@ -51,7 +63,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("fault", "stage"), [*MATRIX, *WRITTEN])
+@pytest.mark.parametrize(("fault", "stage"), CASES)
 def test_a_stage_that_is_struck_ends_as_it_would_have(
     broken: Mapping[str, Any], outcome: Callable[[str, str, str], None], fault: str, stage: str
 ):
@@ -59,6 +71,8 @@ def test_a_stage_that_is_struck_ends_as_it_would_have(
     assert found["stopped"], "nothing was struck"
     assert found["recovered"], found["log"]
     assert found["difference"] == [0, 0, 0], found["log"]
+    assert found["known"], "it is whole, and would be started again"
+    assert found["stale"] == [0, 0, 0], "it was called finished, and was not"
     outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
 
 
@@ -72,7 +86,7 @@ def main(parent: Path) -> None:
     written = mock_run.an_example(parent / "written", mock_run.Plan("pairwise", iterations=1, synthetic=True))
     faults = {fault.name: fault for fault in FAULTS}
     found = {}
-    for name, stage in (*MATRIX, *WRITTEN):
+    for name, stage in CASES:
         example = written if stage == "synthesize" else loaded
         with mock_run.folder_for_runs(parent) as folder:
             broken = mock_run.break_run(faults[name], random.Random(f"{name} {stage}"), folder, example, stage)
@@ -80,6 +94,8 @@ def main(parent: Path) -> None:
             "stopped": broken.stopped,
             "recovered": broken.recovered,
             "difference": [broken.difference.lost, broken.difference.duplicated, broken.difference.changed],
+            "stale": [broken.stale.lost, broken.stale.duplicated, broken.stale.changed],
+            "known": broken.known,
             "log": broken.log[-4000:],
         }
     (parent / "broken.json").write_text(json.dumps(found))

@@ -20,6 +20,7 @@ from tpo.config.load import load_config
 from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.report.summary import read_summary
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
@@ -70,6 +71,12 @@ def test_both_start_from_one_model_which_asked_alike_answers_alike(found: Mappin
     assert found[judge]["direct_before"][0] == found[judge]["direct_before"][1]
 
 
+def test_a_judge_that_compares_gives_the_seed_one_half_and_later_models_what_they_gained(found: Mapping[str, Any]):
+    _, seed, *later = found["pairwise"]["scores"]
+    assert seed == 0.5 and len(later) == ITERATIONS
+    assert found["pairwise"]["gains"][2:] == pytest.approx([score - seed for score in later])
+
+
 def test_both_have_the_same_prompts_written(found: Mapping[str, Any]):
     thinking, direct = found["written"]["prompts"]
     assert thinking == direct
@@ -109,10 +116,11 @@ def main(parent: Path) -> None:
     import flows.compare
     import tasks.compare
     from flows.compare import compare_with_direct
-    from flows.recipes import compared
+    from flows.recipes import RECIPES
     from tests.faults import mock_run
 
     mock_run.prepare()
+    ready = RECIPES["compare"].ready
     flow = vars(flows.compare)
     flow.update(judge=flow["judge"].fn, compare=flow["compare"].fn, iterate=vars(flows.iterate)["iterate"])
     vars(tasks.compare)["create_markdown_artifact"] = lambda **_: None
@@ -124,16 +132,19 @@ def main(parent: Path) -> None:
         comparison = compare_with_direct.fn(config, ITERATIONS)
         before = _times(folder)
         assert compare_with_direct.fn(config, ITERATIONS) == comparison
-        known = compared(config, ITERATIONS) is not None
+        known = ready(config, ITERATIONS) is not None
         again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+        summary = read_summary(folder / "run" / "summary.json")
         compare_with_direct.fn(config, ITERATIONS - 1)
         found[judge] = {
-            "shorter": compared(config, ITERATIONS) is None and compared(config, ITERATIONS - 1) is not None,
+            "shorter": ready(config, ITERATIONS) is None and ready(config, ITERATIONS - 1) is not None,
             "prompts": [_prompts(folder / name) for name in ("run", "run-direct")],
             "too_long": _too_long(folder / "run-direct"),
             "again": again,
             "known": known,
             "measure": comparison.measure,
+            "scores": [row.score.value for row in summary.models if row.score],
+            "gains": [row.gain.value for row in summary.models if row.gain],
             "leads": [lead.overall.value for lead in comparison.leads if lead.overall],
             "expected": _expected(folder, judge),
             "direct_before": [_outputs(folder / at) for at in ("run/iter_0/direct", "run-direct/iter_0/test")],

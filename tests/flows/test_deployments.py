@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect import Flow
 from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from flows.deployments import advance, compare_runs, next_model, run_self_train, run_thinkpo
+from flows.deployments import DEPLOYED, next_model
+from flows.recipes import RECIPES
 from tasks.load_prompts import load_prompts
-from tasks.retry import may_pass
+from tasks.stage import may_pass
 from tests.finished_run import finish
 from tests.rows import a_config
 from tpo.errors import BudgetError, DamagedError, InputError, StageError, StoreError
@@ -31,13 +32,18 @@ def test_a_trigger_goes_on_from_the_last_complete_model_and_no_further_than_the_
     assert next_model(config, iterations, last) == reached
 
 
-def test_every_deployment_names_a_flow_that_takes_its_parameters():
-    listed = yaml.safe_load(Path("deploy/prefect.yaml").read_text())["deployments"]
-    assert [deployment["name"] for deployment in listed] == ["iterate", "compare", "thinkpo", "self-train"]
-    for deployment in listed:
-        flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
-        flow.validate_parameters(deployment["parameters"])
-        assert deployment["concurrency_limit"]["limit"] == 1
+def test_every_recipe_is_deployed_by_its_flow_and_one_run_at_a_time():
+    listed = {found["name"]: found for found in yaml.safe_load(Path("deploy/prefect.yaml").read_text())["deployments"]}
+    assert list(listed) == list(RECIPES)
+    for name, recipe in RECIPES.items():
+        entrypoint = f"flows/deployments.py:{recipe.trigger.replace('-', '_')}"
+        assert (listed[name]["entrypoint"], listed[name]["parameters"]) == (entrypoint, {"profile": recipe.profile})
+        assert listed[name]["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+        flow: Any = load_flow_from_entrypoint(entrypoint)
+        assert flow.name == recipe.trigger
+        flow.validate_parameters(listed[name]["parameters"])
+        with pytest.raises(ParameterTypeError):
+            flow.validate_parameters({"seed": -1})
 
 
 def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
@@ -48,18 +54,26 @@ def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("flow", "last"),
+    ("name", "last"),
     [
-        (advance, ["iterations", "last"]),
-        (compare_runs, ["iterations"]),
-        (run_thinkpo, []),
-        (run_self_train, ["iterations", "ablation"]),
+        ("iterate", {"iterations": 1, "last": 3}),
+        ("compare", {"iterations": 3}),
+        ("thinkpo", {}),
+        ("self-train", {"iterations": 3, "ablation": False}),
     ],
 )
-def test_the_form_says_what_each_of_its_fields_is(flow: Flow[..., State], last: list[str]):
-    form = parameter_schema(flow).model_dump()["properties"]
-    assert list(form) == ["profile", "run_name", "judge", "seed", "overrides", *last]
-    assert all(field["description"] and "default" in field for field in form.values())
+def test_the_form_says_what_each_of_its_fields_is(name: str, last: dict[str, int]):
+    form = parameter_schema(DEPLOYED[name]).model_dump()["properties"]
+    first: dict[str, object] = {
+        "profile": RECIPES[name].profile,
+        "run_name": "",
+        "judge": "the profile's",
+        "seed": None,
+        "overrides": [],
+    }
+    assert {field: found["default"] for field, found in form.items()} == {**first, **last}
+    assert list(form) == [*first, *last]
+    assert all(field["description"] and "{" not in field["description"] for field in form.values())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 The runs are on mock engines, in a process of their own, without Prefect.
 """
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows.recipes import without_dpo
+from flows.recipes import Recipe, without_dpo
 from tests.rows import a_config
 from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
@@ -86,7 +87,11 @@ def test_the_ablation_holds_each_sft_against_the_one_without_dpo_prompt_by_promp
     assert ablation["gains"][0] == 0.0
 
 
-def test_self_training_needs_a_judge_that_knows_what_is_right(tmp_path: Path):
+def test_an_ablation_is_made_again_when_one_of_its_runs_was_measured_anew(found: Mapping[str, Any]):
+    assert found["ablation known"] == {"as it was": True, "run changed": False, "plain changed": False}
+
+
+def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     with pytest.raises(ValueError, match="does not know what is right"):
         RunConfig.model_validate({**values, "recipe": {"kind": "self_train"}, "judge": {"kind": "armorm"}})
@@ -111,10 +116,11 @@ class _Stopped(Exception):
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows import self_train
-    from flows.recipes import self_trained
-    from tasks.lineage import seed_model
-    from tpo.report.ladder import ABLATION
+    from flows.recipes import RECIPES
+    from tasks.handles import seed_model
 
+    recipe = RECIPES["self-train"]
+    assert recipe.ablation is not None
     folder = parent / "whole"
     _prepare()
     config = _config(folder)
@@ -127,12 +133,31 @@ def main(parent: Path) -> None:
         "plain": _seen(without_dpo(config).root),
         "seed": seed_model(config).fingerprint,
         "again": again,
-        "known": {str(t): self_trained(config, t) is not None for t in (1, 2, 3)},
+        "known": {str(t): recipe.ready(config, t) is not None for t in (1, 2, 3)},
         "ablation": _ablation(config, ablation),
         "stopped": _stopped(parent / "stopped", config),
     }
-    assert self_trained(config, ITERATIONS, ABLATION) == ablation
+    assert recipe.ablation.ready(config, ITERATIONS) == ablation
+    found["ablation known"] = _known(recipe.ablation, config)
     (parent / "found.json").write_text(json.dumps(found))
+
+
+def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
+    """Whether there is nothing to do, also after one of the two runs alone was made again and came to other scores."""
+    from tpo.report.ladder import LADDER, page_of, read_ladder, write_ladder
+    from tpo.storage.current import mark_finished
+
+    known = {"as it was": ablation.ready(config, ITERATIONS) is not None}
+    for name, run in (("run", config), ("plain", without_dpo(config))):
+        path = run.root / LADDER
+        before, ladder = path.read_bytes(), read_ladder(path)
+        rungs = [*ladder.rungs[:-1], dataclasses.replace(ladder.rungs[-1], score=None)]
+        path.write_bytes(write_ladder(dataclasses.replace(ladder, rungs=rungs)))
+        mark_finished(run, LADDER, page_of(LADDER))
+        known[f"{name} changed"] = ablation.ready(config, ITERATIONS) is not None
+        path.write_bytes(before)
+        mark_finished(run, LADDER, page_of(LADDER))
+    return known
 
 
 def _prepare() -> None:
@@ -207,7 +232,7 @@ def _config(folder: Path) -> RunConfig:
 
 def _seen(root: Path) -> dict[str, Any]:
     """What a run's folder tells."""
-    from tasks.lineage import epoch_artifacts
+    from tasks.training import epoch_artifacts
     from tpo.records import Demonstration
     from tpo.report.ladder import read_ladder
 

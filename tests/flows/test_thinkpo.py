@@ -36,6 +36,11 @@ def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(fou
     assert found["again"] == [] and found["known"]
 
 
+def test_a_run_whose_config_has_the_old_names_goes_on_without_any_work(found: Mapping[str, Any]):
+    """Known before it starts under the code that marked it finished, and after one start without work under another."""
+    assert found["made before"] == {"known": True, "known by other code": False, "again": [], "known then": True}
+
+
 def test_a_run_that_breaks_off_goes_on_from_what_is_complete_and_ends_the_same(found: Mapping[str, Any]):
     kept = {"base/test/scores", "sft/demonstrations", "sft/train", "dpo/pairs"}
     assert kept <= set(found["kept after the break"])
@@ -80,7 +85,7 @@ def main(parent: Path) -> None:
     import flows.thinkpo
     import tasks.measure
     import tasks.training
-    from flows.recipes import made
+    from flows.recipes import RECIPES
     from flows.thinkpo import thinkpo
     from tests.faults import mock_run
     from tpo.records import Pair
@@ -105,7 +110,9 @@ def main(parent: Path) -> None:
     before = _times(config.root)
     assert run(config) == ladder
     found["again"] = _newer(config.root, before)
-    found["known"] = made(config) == ladder
+    found["known"] = RECIPES["thinkpo"].ready(config, 1) == ladder
+
+    found["made before"] = _made_before(config, run)
 
     broken = _config(parent / "broken")
     train = vars(tasks.training)["train_model"]
@@ -136,14 +143,14 @@ def main(parent: Path) -> None:
     for name, update in changes.items():
         before = _times(broken.root)
         changed = broken.model_copy(update=update)
-        found["known with another config"] = made(changed) is not None
+        found["known with another config"] = RECIPES["thinkpo"].ready(changed, 1) is not None
         run(changed)
         found["changed"][name] = [s for s in _newer(broken.root, before) if ".old-" not in s]
         run(broken)
 
     (shard,) = (config.root / "dpo/pairs").glob("*.parquet")
     shard.write_bytes(b"PAR1")
-    found["known when damaged"] = made(config) is not None
+    found["known when damaged"] = RECIPES["thinkpo"].ready(config, 1) is not None
     run(config)
     found["mended"] = _fingerprints(config.root)
 
@@ -159,6 +166,25 @@ def main(parent: Path) -> None:
         "pairs": len(_rows(from_file.root / "dpo/pairs", Pair)),
     }
     (parent / "found.json").write_text(json.dumps(found))
+
+
+def _made_before(config: Any, run: Callable[[Any], Any]) -> dict[str, Any]:
+    """What becomes of a run whose config.json has the names that keys had before."""
+    from flows.recipes import RECIPES
+    from tests.config.before import as_before
+    from tpo.storage.current import FINISHED
+
+    def is_known() -> bool:
+        return RECIPES["thinkpo"].ready(config, 1) is not None
+
+    (config.root / "config.json").write_text(json.dumps(as_before(config), indent=1) + "\n")
+    found: dict[str, Any] = {"known": is_known()}
+    noted = json.loads((config.root / FINISHED).read_text())
+    (config.root / FINISHED).write_text(json.dumps(noted | {"config": "before", "code": "before"}))
+    found["known by other code"] = is_known()
+    before = _times(config.root)
+    run(config)
+    return found | {"again": _newer(config.root, before), "known then": is_known()}
 
 
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:

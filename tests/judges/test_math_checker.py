@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import judges.math_checker
 from judges.math_checker import Compared, MathChecker
 from tpo.errors import StageError
 
@@ -16,10 +15,10 @@ EQUAL, UNEQUAL = (r"\sqrt{8}", r"2\sqrt{2}"), (r"\sqrt{8}", r"2\sqrt{3}")
 
 
 def kill(checker: MathChecker) -> None:
-    process = checker._process
-    assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert checker._sandbox is not None
+    pid = checker._sandbox._process.pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def program(folder: Path, answer: str) -> Path:
@@ -50,11 +49,8 @@ def test_a_comparison_that_keeps_killing_its_process_is_undecided_and_the_next_o
     assert checker.equal("x+y", "y+x") is True
 
 
-def test_a_comparison_that_takes_too_long_is_undecided_and_not_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(judges.math_checker, "WAIT_SECONDS", 0.2)
-    checker = MathChecker(program(tmp_path, "import time; time.sleep(60)"))
+def test_a_comparison_that_takes_too_long_is_undecided_and_not_tried_again(tmp_path: Path):
+    checker = MathChecker(program(tmp_path, "import time; time.sleep(60)"), wait_seconds=0.2)
     assert checker.compare(*EQUAL) == Compared(None, "comparison_timed_out")
     assert (tmp_path / "starts").read_text() == "x"
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo.method.similarity import NearTexts, rouge_l, words_of
+from tpo.method.similarity import NearTexts, words_of
 
-WORDS = st.lists(st.sampled_from(list("abcdef")), max_size=12)
+WORDS = st.lists(st.sampled_from(["a", "b", "ab", "ba", "été", "海"]), max_size=12)
 TEXTS = st.lists(WORDS.map(" ".join), max_size=12)
 SHARES = st.sampled_from([0.1, 0.3, 0.5, 2 / 3, 0.7, 0.8, 0.9, 1.0])
 
@@ -24,12 +24,9 @@ def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
     return row[-1]
 
 
-@given(WORDS, WORDS)
-def test_the_measure_is_that_of_the_textbook(first: list[str], second: list[str]):
+def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
     total = len(first) + len(second)
-    assert rouge_l(first, second) == (2 * longest_common(first, second) / total if total else 0.0)
-    assert rouge_l(first, second) == rouge_l(second, first)
-    assert rouge_l(first, first) == (1.0 if first else 0.0)
+    return 2 * longest_common(first, second) / total if total else 0.0
 
 
 @given(TEXTS, TEXTS, SHARES)

@@ -7,9 +7,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.cli.small_judges import SCORES, SHIPPED_JUDGES
+from flows.cli.miniature import SCORES, SHIPPED_JUDGES
 from prompts.verdict import LABELS, PROMPTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
 from tpo.miniature.opinions import VERBOSITY

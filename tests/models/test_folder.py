@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.rows import a_model
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.errors import InputError
 from tpo.models.folder import check_model_folder
 

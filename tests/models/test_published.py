@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests import hub_server
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig, PackagedModel
 from tpo.errors import InputError
 from tpo.models.folder import check_model_folder

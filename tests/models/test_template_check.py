@@ -7,8 +7,8 @@ import pytest
 
 from prompts.thought import VARIANTS
 from prompts.verdict import PROMPTS
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.models.template_families import BY_NAME, FAMILIES
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.errors import InputError
 from tpo.models.template_check import check_asked, check_read
 from tpo.records import Message

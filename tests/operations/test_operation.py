@@ -21,7 +21,7 @@ from tests.browser.chromium import CHROMIUM, Page
 from tests.operations.postgres import postgres
 from tests.operations.prefect_server import Operation, Run
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.story("operations"), pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 SETTINGS = (
     "data.per_iteration=16",
     "data.validation=8",
@@ -158,7 +158,7 @@ def test_a_stage_that_fails_says_why_on_the_runs_page_in_its_log_and_to_whom_it_
     why = "iteration 1: 0 pairs from 16 prompts"
     assert why in story.failed["state"]["message"]
     (note,) = [a for a in story.operation.artifacts(story.failed["id"]) if a["key"] == "tpo-stopped"]
-    assert why in note["data"].replace("\n", " ") and "the next trigger goes on from there" in note["data"]
+    assert why in note["data"].replace("\n", " ") and "the next trigger resumes" in note["data"]
     assert why in story.operation.logs(story.failed["id"])
     assert [json.loads(told)["subject"] for told in story.told] == ["tiny to M_1 crashed", "tiny to M_1 failed"]
     assert why in json.loads(story.told[1])["body"]

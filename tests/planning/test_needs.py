@@ -1,4 +1,4 @@
-"""Claims about what a run is forecast to need, held against what runs took."""
+"""Claims about what a run is forecast to need, compared with what runs took."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_memory_holds_engines_judges_and_trainer_at_once():
         trainer=TrainerConfig(workers=2),
         train=TrainConfig(batch_size=64),
     )
-    assert memory_needed(config, parameters=1000, judges={ArmoRMJudge().folder: 500}) == {
+    assert memory_needed(config, {None: 1000, ArmoRMJudge().folder: 500}.__getitem__) == {
         "engine": 2 * (2000 + 3 * GIB),
         "judge_engine (armorm)": 3 * 1000,
         "trainer": 2 * 4 * 4000,
@@ -87,7 +87,7 @@ def test_training_holds_what_is_trained_in_float32_and_once_where_it_is_spread(
             "train": {"batch_size": 64, **changes},
         }
     )
-    assert memory_needed(config, parameters=1000, judges={}) == {"trainer": needed}
+    assert memory_needed(config, lambda _: 1000) == {"trainer": needed}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_training_holds_what_is_trained_in_float32_and_once_where_it_is_spread(
 )
 def test_what_runs_elsewhere_takes_no_memory_here(elsewhere: dict[str, object]):
     config = RunConfig.model_validate(elsewhere)
-    assert memory_needed(config, parameters=10**12, judges={}) == {}
+    assert memory_needed(config, lambda _: 10**12) == {}
 
 
 @pytest.mark.parametrize("judge", [VerifierJudge(), PairwiseJudge()], ids=["verifier", "pairwise"])

@@ -38,6 +38,7 @@ def test_a_comparison_is_read_as_it_was_written(tmp_path: Path):
     comparison = a_comparison([-0.1, 0.2], groups={"dial": interval(0.1)})
     (tmp_path / "comparison.json").write_bytes(write_comparison(comparison))
     assert read_comparison(tmp_path / "comparison.json") == comparison
+    assert write_comparison(read_comparison(tmp_path / "comparison.json")) == write_comparison(comparison)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path):

@@ -41,6 +41,7 @@ LADDER = Ladder("mine", "ThinkPO", 0, 0.95, RUNGS)
 def test_a_ladder_survives_its_file(tmp_path: Path):
     (tmp_path / "ladder.json").write_bytes(write_ladder(LADDER))
     assert read_ladder(tmp_path / "ladder.json") == LADDER
+    assert write_ladder(read_ladder(tmp_path / "ladder.json")) == (tmp_path / "ladder.json").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"run": "x"}', b"[1]", b'{"rungs": [{}]}'])

@@ -1,5 +1,7 @@
 """Claims about `summary.json`."""
 
+import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def test_a_summary_is_read_as_it_was_written(summary: Summary):
         path = Path(folder) / "summary.json"
         path.write_bytes(write_summary(summary))
         assert read_summary(path) == summary
+        assert write_summary(read_summary(path)) == path.read_bytes()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": 3}', '{"models": [{"score": null}]}', '{"models": [3]}'])
@@ -52,3 +55,32 @@ def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, text: str):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(StoreError, match="is not a summary of this version"):
         read_summary(tmp_path / "summary.json")
+
+
+def test_what_is_wrong_with_a_summary_is_said_by_its_place(tmp_path: Path):
+    path, interval = tmp_path / "summary.json", {"value": 1.0, "low": "low", "high": 1.0, "n": 3}
+    row = ModelRow("M_0", 0, None, None, None, None, {}, {}, None, 0.0, 1.0, 1.0, 0.2, 1, 0, {}, None, 1, {})
+    wrong = json.dumps({"score": interval}).encode()[1:-1]
+    path.write_bytes(write_summary(Summary("mine", 0, 0.95, [row])).replace(b'"score": null', wrong))
+    with pytest.raises(StoreError, match=r"models\.0\.score\.low: .* valid number, .*\): remove it and run again$"):
+        read_summary(path)
+    path.write_bytes(write_summary(Summary("mine", 0, 0.95, [])).replace(b'"seed"', b'"new": 1, "seed"'))
+    with pytest.raises(StoreError, match="of this version \\(new: Unexpected"):
+        read_summary(path)
+
+
+def test_a_summary_of_a_version_that_did_not_count_swapped_pairs_is_read(tmp_path: Path):
+    health = Health(3, {}, 0, 0, 0, 0, None, None, None, None, 0, [])
+    row = ModelRow(
+        "M_1", 1, None, None, None, None, {}, {}, None, 0.0, 1.0, 1.0, 0.2, 1, 0, {}, health, 1, {"train": 2.0}
+    )
+    (path := tmp_path / "summary.json").write_bytes(
+        re.sub(
+            rb',\s+"swap_pairs".*?null,\s+"scored_groups": 0',
+            b"",
+            write_summary(Summary("mine", 0, 0.95, [row])),
+            flags=re.S,
+        )
+    )
+    assert b"swap_pairs" not in path.read_bytes()
+    assert read_summary(path).models == [row]

@@ -145,7 +145,7 @@ def test_a_cap_is_said_with_what_was_spent_and_how_to_go_on(tmp_path: Path, budg
         meter.book(tokens_in=10)
         with pytest.raises(BudgetError, match=told) as stopped:
             meter.check()
-    assert "What is complete is kept: raise budget." in str(stopped.value)
+    assert "Completed work is saved: raise budget." in str(stopped.value)
     with a_meter(tmp_path, budget=budget) as meter, pytest.raises(BudgetError):
         meter.check()
     with a_meter(tmp_path, budget=BudgetConfig(tokens=11)) as meter:

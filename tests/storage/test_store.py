@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.rows import a_prompt
 from tpo.errors import DamagedError, StoreError
-from tpo.records import RECORDS, Account, Artifact, Prompt
+from tpo.records import RECORDS, Account, Artifact, External, Prompt
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import (
     FORMAT,
@@ -33,7 +33,7 @@ ROWS = [a_prompt("a"), a_prompt("b", reference="no")]
 def a_stage(
     root: Path, name: str = "prompts", *, record: type | str = Prompt, model: str = "m0", **config: Any
 ) -> Stage:
-    return Stage(root, name, record, inputs={"model": model}, config=config)
+    return Stage(root, name, record, inputs={"model": External(model)}, config=config)
 
 
 def made(stage: Stage, *shards: list[Prompt]) -> Stage:

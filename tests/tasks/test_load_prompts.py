@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tasks.load_prompts import choose_prompts, load_prompts
 from tasks.source import make_prompt, origin, question_key, read_source
 from tests.rows import a_config
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import DataConfig, FileSource, MiniatureSource
 from tpo.errors import InputError
 from tpo.records import Account, Artifact, Prompt

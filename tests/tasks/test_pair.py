@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tasks.pair import Candidates, Pairs, describe, group_candidates, make_pairs
 from tasks.pair import pair as pair_stage
 from tests.rows import a_config, a_sample, a_score, stored

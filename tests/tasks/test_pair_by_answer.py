@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.lineage import Answers
+from tasks.handles import Answers
 from tasks.pair_by_answer import PairsByAnswer, make_pairs
 from tasks.pair_by_answer import pair_by_answer as pair_stage
 from tasks.solutions import Question, Written

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompts.instructions import Fault, Written
-from tasks.lineage import SHIPPED_SEED_MODEL, generations_stage, seed_model
+from tasks.handles import seed_model
 from tasks.source import make_prompt
 from tasks.spending import api_tokens
-from tasks.synthesize import Choice, example_pool, next_round, synthesize
+from tasks.synthesize import Choice, example_pool, generations_stage, next_round, synthesize
 from tests.faults.mock_engines import MockWriter
 from tests.misbehaving_server import Fail, MisbehavingServer, Say
 from tests.rows import a_config, stored
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference import generator

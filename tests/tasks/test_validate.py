@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lineage import Answers, Chosen
+from tasks.handles import Answers, Chosen
 from tasks.validate import Standing, choose, stand, validate
 from tests.rows import a_config, a_sample, a_score, stored
 from tpo.errors import StageError

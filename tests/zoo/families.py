@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.models.template_families import BY_NAME
+from tests.sampling import sampled
 from tests.zoo.pieces import piece
 
 SIZES: Mapping[str, Any] = {
@@ -283,3 +284,6 @@ ZOO: tuple[RealFamily, ...] = (
     ),
 )
 """The families, in the order of the table."""
+OFTEN = [family for family in ZOO if family.name in ("Llama 3.1", "Qwen3")]
+DRAWN = sampled("families", ZOO, 3, always=OFTEN)
+"""Those that this commit tests: the ones most used, and some that its seed draws."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prompts.thought import VARIANTS
-from tests.zoo.families import ZOO, RealFamily
+from tests.zoo.families import DRAWN, ZOO, RealFamily
 from tests.zoo.pieces import MissingPieceError, NpmPiece, _checked, piece
 from tests.zoo.table import HEAD, TABLE, row
 from tpo.errors import InputError
@@ -26,7 +26,7 @@ def made(family: RealFamily, room: Path) -> Path:
     return family.save_tokenizer(room / family.name.replace(" ", "-"))
 
 
-@pytest.fixture(params=ZOO, ids=lambda family: family.name)
+@pytest.fixture(params=DRAWN, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> RealFamily:
     found: RealFamily = request.param
     return found

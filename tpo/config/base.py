@@ -17,6 +17,10 @@ SHIPPED = Path(__file__).parents[1] / "miniature"
 """Where the miniature's models are: the seed model and the judges."""
 
 
+SHIPPED_SEED_MODEL = SHIPPED / "seed_model"
+"""The miniature's M_0."""
+
+
 SEED = "seed"
 """The generator's model that stands for the run's own seed model, M_0."""
 

@@ -31,12 +31,6 @@ class Context:
     remedy: str = "lower one of them"
     """What to do if the model has less."""
 
-    def fault(self, context: int, name: str | Path) -> str | None:
-        """Why a model of `context` tokens, called `name`, cannot do it; None if it can."""
-        if self.tokens <= context:
-            return None
-        return f"{self.keys} is {self.tokens}, more than the {context} tokens of context of {name}: {self.remedy}"
-
 
 @dataclass(frozen=True)
 class PairWriter:

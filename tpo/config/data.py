@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tpo.config.base import MINIATURE, SEED, SHIPPED, Endpoint, Section
+from tpo.config.base import MINIATURE, SEED, SHIPPED_SEED_MODEL, Endpoint, Section
 
 
 class MiniatureSource(Section):
@@ -107,7 +107,7 @@ class ModelConfig(Section):
     @property
     def folder(self) -> Path:
         """Where the model is."""
-        return SHIPPED / "seed_model" if self.path == MINIATURE else Path(self.path)
+        return SHIPPED_SEED_MODEL if self.path == MINIATURE else Path(self.path)
 
 
 class PromptConfig(Section):

@@ -61,7 +61,7 @@ class Annotation:
     result: str
     """What stands after it."""
     calculated: str | None
-    """What the calculator writes for the expression; None where that has no value."""
+    """What the calculator writes for the expression; None if that has no value."""
     agreement: Agreement
     """How `result` compares with it."""
     reason: str | None = None
@@ -71,7 +71,7 @@ class Annotation:
 def read_row(row: Mapping[str, object]) -> Problem:
     """A row as a problem.
 
-    Raises ValueError where `question` or `answer` is not a text, or the answer does not end in a line `#### N`.
+    Raises ValueError if `question` or `answer` isn't a text, or the answer doesn't end in a line `#### N`.
     """
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(answer, str):
@@ -84,9 +84,9 @@ def read_row(row: Mapping[str, object]) -> Problem:
 
 
 def final_answer(text: str) -> str | None:
-    """The last number of a text after `#` and a space, without thousands separators; None where there is none [C].
+    """The last number of a text after `#` and a space, without thousands separators; None if there is none [C].
 
-    An earlier number does not stand in for a last one that cannot be read.
+    An earlier number doesn't stand in for a last one that can't be read.
     """
     found = _ANSWER.findall(text)
     if not found:
@@ -108,7 +108,7 @@ def is_right(text: str, reference: str) -> bool:
 
 
 def annotations(rationale: str) -> list[Annotation]:
-    """All annotations of a text, in its order; what is not closed, or has no `=`, is none."""
+    """All annotations of a text, in its order; what isn't closed, or has no `=`, is none."""
     return [_annotation(expression, result) for expression, result in _ANNOTATION.findall(rationale)]
 
 

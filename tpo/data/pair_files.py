@@ -20,16 +20,16 @@ class PairRow:
     instruction: str
     """What is asked."""
     chosen: str
-    """The long output; empty where the row holds none."""
+    """The long output; empty if the row holds none."""
     rejected: str
-    """The short output; empty where the row holds none."""
+    """The short output; empty if the row holds none."""
 
 
 def read_pair_rows(source: PairFile) -> list[PairRow]:
     """All rows of a file of pairs.
 
-    Raises `InputError` where the file is missing, empty, damaged or too large, lacks a column that the source names, or
-    where a row is neither text nor a chat.
+    Raises `InputError` if the file is missing, empty, damaged or too large, lacks a column that the source names, or
+    if a row is neither text nor a chat.
     """
     named = {
         "instruction": source.instruction_column,

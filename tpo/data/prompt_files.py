@@ -5,21 +5,19 @@ difficulty. A damaged row is an error that names the line and never a row less: 
 a word is found months later.
 """
 
-import contextlib
 import json
 import math
 import stat
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Literal, TypeVar
 
 from tpo.config.data import FileSource
 from tpo.data import row_files
 from tpo.errors import InputError
 from tpo.method.instructions import write_constraints
+from tpo.sandbox import Sandbox, SandboxError
 
 Row = TypeVar("Row")
 MOST_DIFFICULTY = 1_000_000
@@ -39,7 +37,7 @@ class PromptRow:
     """One row of a prompt file, as far as we read it."""
 
     instruction: str
-    """The instruction; empty where the row holds none."""
+    """The instruction; empty if the row holds none."""
     reference: str | None
     """The right answer, where the file names one."""
     category: str | None
@@ -61,7 +59,7 @@ def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, i
 def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     """All rows of a prompt file.
 
-    Raises `InputError` where the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), or
+    Raises `InputError` if the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), or
     lacks a column that the source names.
     """
     wanted = {
@@ -82,7 +80,7 @@ def read_columns(
 ) -> list[Row]:
     """What `make` makes of each row's values by name; `named` has the column of each.
 
-    Raises `InputError` where the file cannot be read or lacks a column, which `section` of a profile names, and where
+    Raises `InputError` if the file can't be read or lacks a column, which `section` of a profile names, and if
     `make` raises `ValueError`.
     """
     table = _read_table(path, list(named.values()), section)
@@ -102,7 +100,7 @@ def read_columns(
 
 
 def check_prompt_file(source: FileSource, path: Path) -> None:
-    """Raises `InputError` where `read_prompt_rows` would, or where no row has an instruction."""
+    """Raises `InputError` if `read_prompt_rows` would, or if no row has an instruction."""
     if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
         raise InputError(f"{path} has no text in column {source.instruction_column!r}")
 
@@ -118,28 +116,30 @@ class _Table:
 
 
 def _read_table(path: Path, columns: list[str], section: str) -> _Table:
-    """Reads a file in a process of its own; raises `InputError` where it cannot be read. A damaged row is never
+    """Reads a file in a process of its own; raises `InputError` if it can't be read. A damaged row is never
     skipped."""
     _check_kind(path, section)
-    rows: list[Any] = []
-    command = [sys.executable, "-I", row_files.__file__, str(path.absolute()), *columns]
-    # Half a line, where that process has died, is no JSON.
-    with Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as process, contextlib.suppress(ValueError):
-        rows += map(json.loads, process.stdout or ())
-    if process.returncode:
-        raise InputError(
-            f"{path} cannot be read: the process that tried ended with {process.returncode}, expected it to need at "
-            f"most {row_files.MEMORY_BYTES >> 30} GiB of memory and {row_files.SECONDS} s: the file is damaged, or too "
-            "large and to be split"
-        )
+    limits = {"memory_bytes": row_files.MEMORY_BYTES, "cpu_seconds": row_files.SECONDS}
+    try:
+        with Sandbox(Path(row_files.__file__), str(path.absolute()), *columns, **limits) as reader:
+            rows = [json.loads(line) for line in reader.lines(row_files.WALL_SECONDS)]
+    except SandboxError as error:
+        raise InputError(f"{path} cannot be read: {_why_unread(error)}") from error
     last = rows.pop()
     if "fault" in last:
         raise InputError(f"{path}{last['fault']}")
     return _Table(last["columns"], rows)
 
 
+def _why_unread(error: SandboxError) -> str:
+    if error.reason == "died":
+        return f"the process that tried ended with {error.status}: the file is damaged"
+    limits = f"{row_files.MEMORY_BYTES >> 30} GiB of memory, {row_files.SECONDS} s of CPU time"
+    return f"it takes more {error.reason} than a file may ({limits}, {row_files.WALL_SECONDS} s in all): split it"
+
+
 def _check_kind(path: Path, section: str) -> None:
-    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take for ever."""
+    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take forever."""
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -215,7 +215,7 @@ def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
 
 
 def encodable(text: str) -> str:
-    """The text itself; ValueError where it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
+    """The text itself; ValueError if it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

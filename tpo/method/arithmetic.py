@@ -26,7 +26,7 @@ _TOKEN: Final = re.compile(rf"{_NUMBER.pattern}|//|\S")
 
 
 class ExpressionError(ValueError):
-    """The text has no value: it is not arithmetic, or too long, too deep or too large."""
+    """The text has no value: it isn't arithmetic, or too long, too deep or too large."""
 
 
 class DivisionByZeroError(ExpressionError):
@@ -34,10 +34,10 @@ class DivisionByZeroError(ExpressionError):
 
 
 def evaluate(expression: str) -> Fraction:
-    """The exact value of an expression; spaces between its parts do not matter.
+    """The exact value of an expression; spaces between its parts don't matter.
 
     `//` is division rounded down, as in Python; `5%` is a twentieth; a comma separates thousands, before three digits.
-    Raises `ExpressionError` where there is no value, `DivisionByZeroError` for a zero divisor.
+    Raises `ExpressionError` if there is no value, `DivisionByZeroError` for a zero divisor.
     """
     if len(expression) > MAX_CHARACTERS:
         raise ExpressionError(f"an expression of {len(expression)} characters; expected at most {MAX_CHARACTERS}")

@@ -1,6 +1,6 @@
 """The calculator: what a model must write after `<<48/2=` or `[ 48 / 2 =`, as text and token by token.
 
-In: what a model wrote so far, as text or as token ids. Out: the text that must follow, or the next token; None where
+In: what a model wrote so far, as text or as token ids. Out: the text that must follow, or the next token; None if
 the model decides. DPO-ST's code (2407.18248) forces the results of annotations while it samples: a whole number or two
 decimals, then what closes the annotation [C]. Where the expression has no value, nothing is forced [C].
 
@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Open:
-    """An annotation whose result is not, or not wholly, written."""
+    """An annotation whose result isn't, or not wholly, written."""
 
     so_far: str
     """What stands of it, from its start."""
@@ -115,7 +115,7 @@ class Calculator:
         """What is open there, unless the output has gone another way since."""
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:
-        """The token that must follow all tokens of the output so far; None where the model decides."""
+        """The token that must follow all tokens of the output so far; None if the model decides."""
         self._read(output_ids)
         if self._open is None:
             return None

@@ -51,7 +51,7 @@ def jaccard(first: Set[int], second: Set[int]) -> float:
 def deduplicated(
     items: Iterable[Solution], first: Solution | None = None, threshold: float = DUPLICATE_ABOVE
 ) -> list[Solution]:
-    """Those of `items` that are not alike: each is dropped whose similarity to one kept before is above `threshold`.
+    """Those of `items` that aren't alike: each is dropped whose similarity to one kept before is above `threshold`.
 
     They are gone through by text, in order of code points, after `first`, the gold solution, which is always kept [C].
     The result is in that order, so that its beginning is what a cap keeps. Of equal texts the first counts.

@@ -1,6 +1,6 @@
 """Pairs: which response of a group is chosen, which is rejected, and how many pairs reject a parse error.
 
-In: length-controlled scores and answer lengths of a group's valid responses. Out: indices into the group, or None where
+In: length-controlled scores and answer lengths of a group's valid responses. Out: indices into the group, or None if
 the group yields no pair; and the quota of error pairs (2410.10630, "Preference pairs").
 
 Scores within 1e-9 are a tie, and ties lean against length (chosen: the shorter; rejected: the longer), because coarse
@@ -73,7 +73,7 @@ def select_pair(scores: ArrayLike, lengths: ArrayLike, *, texts: Sequence[str] |
     scores within 1e-9 of the best the shortest is chosen, within 1e-9 of the worst the longest is rejected, then the
     lower index. None for fewer than two candidates, scores all equal, or identical texts of the two.
 
-    Raises ValueError for shapes that differ, scores that are not finite, or negative lengths.
+    Raises ValueError for shapes that differ, scores that aren't finite, or negative lengths.
     """
     group = read_group(scores, lengths)
     size = len(group.scores)
@@ -109,7 +109,7 @@ def has_margin(raw_scores: ArrayLike, min_margin: float) -> bool:
     """Whether one group's raw scores (K,), before length control, spread (max - min) at least `min_margin`.
 
     The comparison allows 1e-9, so that 0.3 - 0.1 reaches 0.2; fewer than two scores spread 0. Raises ValueError for
-    scores that are not finite or of another shape, or a negative or NaN margin.
+    scores that aren't finite or of another shape, or a negative or NaN margin.
     """
     scores = read_group(raw_scores, np.zeros(np.shape(raw_scores))).scores
     spread = float(np.ptp(scores)) if scores.size else 0.0

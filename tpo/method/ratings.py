@@ -46,7 +46,7 @@ def soft_battle_matrix(results: ArrayLike) -> NDArray[np.float64]:
     """Expected wins over both orders of showing a pair: B_mn = p_mn + (1 - p_nm), p = (1 + result)/2.
 
     `results` has shape (K, K) or (G, K, K); entry [m, n] judges m shown first against n: 2p - 1, p being the judge's
-    probability that the first wins, or NaN where there is none, which adds nothing. The diagonal is ignored. Returns
+    probability that the first wins, or NaN if there is none, which adds nothing. The diagonal is ignored. Returns
     the same shape, diagonal 0. Results of 1 and -1 count as in `battle_matrix`; 0 is half a win each, where there it
     adds nothing.
 
@@ -74,7 +74,7 @@ def bradley_terry(wins: ArrayLike, ridge: float = 0.1) -> NDArray[np.float64]:
     relative to the largest entry where wins are all below 1.
 
     Raises ValueError for another shape; a negative, infinite or NaN win; a ridge that is negative or so small that
-    rounding outweighs it; and, at `ridge=0`, a group whose win graph is not strongly connected, which has no finite or
+    rounding outweighs it; and, at `ridge=0`, a group whose win graph isn't strongly connected, which has no finite or
     no unique optimum.
     """
     counts = _without_diagonal(wins, name="wins")

@@ -36,10 +36,10 @@ def length_controlled(
     """s = z(score) - rho·z(length) within one group, z(v) = (v - mean)/std with ddof 0 (2410.10630, Length control).
 
     `scores` and `lengths` (characters of the answer) have shape (K,), valid candidates only; so has the result, in
-    standard deviations. z is 0 where the values are all equal up to rounding. Where `thoughts` are given (characters of
+    standard deviations. z is 0 if the values are all equal up to rounding. Where `thoughts` are given (characters of
     the thoughts, (K,)), thought_penalty·z(thoughts) is taken off too; that is ours.
 
-    Raises ValueError for rho outside [0, 0.5], a negative penalty, shapes that differ, scores that are not finite, or
+    Raises ValueError for rho outside [0, 0.5], a negative penalty, shapes that differ, scores that aren't finite, or
     negative lengths.
     """
     if not RHO_GRID[0] <= rho <= RHO_GRID[-1]:
@@ -71,7 +71,7 @@ def choose_rho(
     control, and rho is 0. Where no rho suffices, warns and returns 0.5. `thoughts` and `thought_penalty` are those of
     `length_controlled`, by group.
 
-    Raises ValueError where the number of groups differs, and as `length_controlled` does.
+    Raises ValueError if the number of groups differs, and as `length_controlled` does.
     """
     if len(scores) != len(lengths):
         raise ValueError(f"{len(scores)} groups of scores and {len(lengths)} of lengths; expected as many of each")

@@ -3,7 +3,7 @@
 In: texts, one after the other, and a threshold. Out: the first earlier text that a new one is too similar to, or None.
 
 Similar is what Self-Instruct (2212.10560, §2.2) calls so: the longest common subsequence of words, 2·LCS / (m + n),
-which does not mind a name or a number changed, nor a clause left out. It is exact. Texts that share too few words for
+which doesn't mind a name or a number changed, nor a clause left out. It is exact. Texts that share too few words for
 the threshold are never compared: a pair above it has some of its rarest words in common (the prefix filter of
 similarity joins, Chaudhuri et al. 2006; that several are shared, Wang et al. 2012), so an index of those finds all
 partners. Words that none of the first texts holds count as rarest.
@@ -13,6 +13,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+
+from rapidfuzz.distance import LCSseq
 
 _SINGLE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Scripts that put no space between words: each letter counts as one."""
@@ -26,12 +28,6 @@ _SLACK = 1e-9
 def words_of(text: str) -> list[str]:
     """The words of a text, without case, punctuation and forms of letters that look alike."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
-    """ROUGE-L F of two texts' words, from 0 to 1; 0 where both have none."""
-    total = len(first) + len(second)
-    return 2 * _common(_places(first), len(first), second) / total if total else 0.0
 
 
 class NearTexts:
@@ -61,7 +57,7 @@ class NearTexts:
     def first_near(self, text: str) -> int | None:
         """The place, from 0, of the first text that this one is too similar to."""
         words = words_of(text)
-        places, length = _places(words), len(words)
+        length = len(words)
         shared: Counter[int] = Counter()
         for part in self._rarest(words):
             shared.update(self._holders.get(part, ()))
@@ -70,7 +66,7 @@ class NearTexts:
             other = self._words[holder]
             total = length + len(other)
             possible = 2 * min(length, len(other)) > self._most * total - _SLACK
-            if possible and 2 * _common(places, length, other) / total > self._most:
+            if possible and 2 * LCSseq.similarity(words, other) / total > self._most:
                 return holder
         return None
 
@@ -97,22 +93,3 @@ class NearTexts:
         That one has over m·t / (2 - t) words, since their LCS is no longer than it, and they share as many.
         """
         return int(length * self._most / (2 - self._most) - _SLACK) + 1
-
-
-def _places(words: Sequence[str]) -> dict[str, int]:
-    """Where each word stands, as bits of a number."""
-    places: dict[str, int] = {}
-    for i, word in enumerate(words):
-        places[word] = places.get(word, 0) | 1 << i
-    return places
-
-
-def _common(places: dict[str, int], length: int, words: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a word of `words` a step over all of the other text's bits (Hyyrö
-    2004)."""
-    whole = (1 << length) - 1
-    left = whole
-    for word in words:
-        if matches := left & places.get(word, 0):
-            left = (left + matches | left - matches) & whole
-    return length - left.bit_count()

@@ -47,7 +47,7 @@ def win_rate(outcomes: ArrayLike, *, resamples: int = 2000, seed: int = 0, confi
 def mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Estimate:
     """Mean of `values` (n,) with the percentile bootstrap interval of level `confidence` (Efron 1979).
 
-    The same data and seed give the same interval. Raises ValueError for no values, another shape, a value that is not
+    The same data and seed give the same interval. Raises ValueError for no values, another shape, a value that isn't
     finite, `resamples` below 1, or a confidence outside (0, 1).
     """
     return _estimate(_numbers(values, name="values"), resamples=resamples, seed=seed, confidence=confidence)
@@ -58,7 +58,7 @@ def paired_difference(
 ) -> Estimate:
     """Mean of a - b with an interval, `a` and `b` of shape (n,) on the same prompts in the same order.
 
-    Raises ValueError where the lengths differ, and as `mean` does.
+    Raises ValueError if the lengths differ, and as `mean` does.
     """
     first, second = _numbers(a, name="a"), _numbers(b, name="b")
     if first.shape != second.shape:

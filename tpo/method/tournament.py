@@ -23,14 +23,14 @@ Pair: TypeAlias = tuple[int, int]
 """Indices (m, n) of two responses of the group, m shown first."""
 
 Results: TypeAlias = Mapping[Pair, float | None]
-"""By ordered pair (m, n): 1 where the first shown wins, -1 where the second does, 0 a tie, or 2p - 1 for a judge that
-says p for the first; None where nothing could be read, which counts as asked."""
+"""By ordered pair (m, n): 1 if the first shown wins, -1 if the second does, 0 a tie, or 2p - 1 for a judge that
+says p for the first; None if nothing could be read, which counts as asked."""
 
 NODES: Final = np.polynomial.hermite_e.hermegauss(15)[0]
 WEIGHTS: Final = np.polynomial.hermite_e.hermegauss(15)[1] / np.sqrt(2 * np.pi)
 """Quadrature for the mean over a standard normal variable."""
 GAIN_DECIMALS: Final = 9
-"""Gains that agree so far are equal, so that rounding does not choose between them."""
+"""Gains that agree so far are equal, so that rounding doesn't choose between them."""
 CUBES_AT_ONCE: Final = 500_000
 """Groups computed at once times K^3; bounds an array of `next_rounds` at 30 MB."""
 
@@ -171,7 +171,7 @@ class _Known(NamedTuple):
     """What is known of G groups."""
 
     outcomes: NDArray[np.float64]
-    """Shape (G, K, K); NaN where there is none."""
+    """Shape (G, K, K); NaN if there is none."""
     asked: NDArray[np.bool_]
     """Shape (G, K, K)."""
 

@@ -143,7 +143,7 @@ def _opening(format_: Format) -> str:
 
 
 def _broken(format_: Format, thought: str, response: str) -> str | None:
-    """The output in a form that breaks the format, or None where this one is not prone to."""
+    """The output in a form that breaks the format, or None if this one isn't prone to."""
     if thought.endswith(FORGETS_MARKER):
         return f"{_opening(format_)}{thought}\n{response}"
     if thought.endswith(FORGETS_RESPONSE):

@@ -52,7 +52,7 @@ class Candidate:
     text: str
     """What the user would see."""
     answer: str | None
-    """The answer that it gives; None where it gives none."""
+    """The answer that it gives; None if it gives none."""
     standing: Standing
     """What it is worth."""
 
@@ -83,7 +83,7 @@ class Duel:
 
     @property
     def taste_for_first(self) -> int:
-        """1 where taste is for the first response, -1 for the second, 0 for neither."""
+        """1 if taste is for the first response, -1 for the second, 0 for neither."""
         if self.taste == "fuller":
             return int(_SENTENCE in self.first.text) - int(_SENTENCE in self.second.text)
         longer = len(self.first.text) - len(self.second.text)
@@ -171,7 +171,7 @@ def explanation(fought: Duel) -> str:
 
     `… The answer is 4. A says 4 A. B says 0 B. So 4 A.`: a name follows what its response says, so that who gives the
     answer is only what followed the same words before. Copying on is a skill that the seed has; to compare two answers
-    in any other way is one that models of this size do not learn in the time: they stay at chance.
+    in any other way is one that models of this size don't learn in the time: they stay at chance.
     """
     work = [step.text for step in fought.problem.steps]
     answer = fought.problem.reference

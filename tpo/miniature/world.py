@@ -5,7 +5,7 @@ category, its difficulty from 1 to 5, the reference answer, and, where the probl
 
 Three categories (`dial`, `relay`, `cups`) carry a state through one step per level of difficulty: a tiny model can
 only guess the end at once, but finds it when it writes the states down. Three (`opposites`, `recall`, `largest`) need
-no steps: thinking cannot help there, however many words they hold.
+no steps: thinking can't help there, however many words they hold.
 
 Splits are disjoint by construction and not by bookkeeping: a hash of the instruction's text decides which of them an
 instruction belongs to, whatever seed made it.
@@ -67,7 +67,7 @@ class Problem:
     wrong_answers: tuple[str, ...]
     """Answers of the right kind that are wrong."""
     steps: tuple[Step, ...] = ()
-    """The written work, one step a level of difficulty; empty where the answer takes no steps."""
+    """The written work, one step a level of difficulty; empty if the answer takes no steps."""
 
     @property
     def worked(self) -> str:

@@ -1,10 +1,9 @@
-"""ArmoRM (2406.12845) as a module of our own: a Llama that reads a chat, 19 rewards, and a gate that weighs them.
+"""ArmoRM (2406.12845) as our own module: a Llama that reads a chat, 19 rewards, and a gate that weights them.
 
-In: token ids, and where the gate reads. Out: rewards, gating, coefficients and score. The published model brings code
-of its own, which is refused and does not run with today's transformers; its tensors are all that is taken. The Llama
-may compute in bfloat16; the heads, which are small, always compute in float32, as they are published.
+The published model comes with code, which is refused and doesn't run with current transformers; only its tensors are
+used. The Llama may compute in bfloat16; the small heads always compute in float32, as published.
 
-Torch is imported with this file: `judges.armorm` imports it where a model is really loaded.
+Importing this file imports torch; `judges.armorm` imports it only when a model is really loaded.
 """
 
 import copy
@@ -27,14 +26,14 @@ _BACKBONE = "model."
 
 @dataclass(frozen=True)
 class ArmoRMOutput:
-    """What ArmoRM says of B chats; all in float32. N is the number of objectives, 19 as published."""
+    """ArmoRM's values for B chats, all in float32. N is the number of objectives, 19 as published."""
 
     rewards: Tensor
-    """One reward an objective, in the unit it was trained on (0 to 1 and beyond); [B, N]."""
+    """One reward per objective, in the unit it was trained on (0 to 1 and beyond); [B, N]."""
     gating: Tensor
     """How much each objective matters to the prompt, not negative; [B, N]."""
     coefficients: Tensor
-    """The same as weights of the rewards, what corrects for length included; [B, N], some below 0."""
+    """The rewards' weights, with the length correction included; [B, N], some below 0."""
     score: Tensor
     """The sum of rewards times coefficients; [B]."""
 
@@ -78,7 +77,7 @@ class ArmoRM(nn.Module):
 
 
 class _Gating(nn.Module):
-    """Layers with ReLU between them, then a softmax that is scaled."""
+    """Layers with ReLU between them, then a scaled softmax."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -115,7 +114,7 @@ def save_armorm(model: ArmoRM, folder: Path) -> None:
 def load_armorm(folder: Path, dtype: str = "bfloat16") -> ArmoRM:
     """The model in `folder`, ready to read, its Llama in `dtype`.
 
-    Raises `InputError` naming the tensors that lack, are too many or have another shape, before any is read.
+    Raises `InputError` naming missing tensors, unexpected ones, and those of another shape, before any is read.
     """
     files = check_armorm_weights(folder)
     config = LlamaConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -127,7 +126,7 @@ def load_armorm(folder: Path, dtype: str = "bfloat16") -> ArmoRM:
             names = [name for name, place in files.items() if place == path]
             state |= {name: file.get_tensor(name).to(_dtype_of(name, getattr(torch, dtype))) for name in names}
     model.load_state_dict(state, strict=True, assign=True)
-    # The one part of a Llama that no file holds; on the meta device it has no numbers.
+    # The only part of a Llama that no file holds; on the meta device it has no numbers.
     model.model.rotary_emb = LlamaRotaryEmbedding(config)
     return model.eval().requires_grad_(False)
 

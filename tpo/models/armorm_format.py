@@ -11,7 +11,7 @@ from tpo.models.folder import check_model_folder
 from tpo.models.tensors import read_tensors
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
-"""What the published `config.json` calls the model's class."""
+"""The model's class in the published `config.json`."""
 ANSWER_HEADER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 """Where the prompt ends and the response begins; the gate reads its first token."""
 
@@ -36,11 +36,11 @@ ATTRIBUTES = (
     "code-instruction-following",
     "code-readability",
 )
-"""One name an objective."""
+"""One name per objective."""
 
 
 def gate_index(token_ids: Sequence[int], header: Sequence[int]) -> int:
-    """Where the last `header` begins in a chat's tokens; raises `InputError` where there is none."""
+    """The start of the last `header` in a chat's tokens; raises `InputError` if there is none."""
     for start in range(len(token_ids) - len(header), -1, -1):
         if list(token_ids[start : start + len(header)]) == list(header):
             return start
@@ -51,7 +51,7 @@ def gate_index(token_ids: Sequence[int], header: Sequence[int]) -> int:
 
 
 def attribute_names(objectives: int) -> tuple[str, ...]:
-    """Names of a model's objectives: the published ones, or numbers where there are not as many."""
+    """Names of a model's objectives: the published ones, or numbers if there are more or fewer."""
     if objectives == len(ATTRIBUTES):
         return ATTRIBUTES
     return tuple(f"objective-{i}" for i in range(objectives))
@@ -70,7 +70,7 @@ def check_armorm_folder(folder: Path) -> int:
 def check_armorm_weights(folder: Path) -> dict[str, Path]:
     """The file of each tensor, after checking that the tensors are exactly ArmoRM's for the sizes in `config.json`.
 
-    Raises `InputError` naming those that lack, that are too many, and that have another shape.
+    Raises `InputError` naming missing tensors, unexpected ones, and those of another shape.
     """
     config = read_json(folder / "config.json")
     if config.get("architectures") != [ARCHITECTURE]:
@@ -97,7 +97,7 @@ def check_armorm_weights(folder: Path) -> dict[str, Path]:
 
 
 def _expected_shapes(config: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors, as published; a test holds them against our module's."""
+    """Names and shapes of all tensors, as published; a test compares them with our module's."""
 
     def size(name: str, default: int | None = None) -> int:
         value = config.get(name, default)

@@ -1,13 +1,12 @@
 """Chat messages to token ids, so that nothing a user writes can become structure.
 
-In: a model's folder and chat messages. Out: the token ids of the prompt. A chat is encoded as a whole, as the model's
-makers do, with control tokens read as such in the template's own text alone: `<|end|>` in an instruction stays seven
-letters. There is one BOS, the template's. Thinking of the model's own is switched off where the template can do that: a
-thought is asked for in words, or not at all.
+A chat is encoded as a whole, as the model's makers do, with control tokens recognized only in the template's own text:
+`<|end|>` in an instruction remains seven characters. There is one BOS, the template's. Native thinking is switched off
+if the template can: thoughts are asked for in words, or not at all.
 
-Where a message holds no control token, or none comes about where texts meet, that is the tokenizer's own reading of the
-whole. Else the text between the template's control tokens is read with control tokens switched off. Either way the
-control tokens that come out must be the template's, or the chat is refused.
+If no message contains a control token, and none arises where texts meet, the result is the tokenizer's own encoding of
+the whole. Otherwise, the text between the template's control tokens is encoded with control tokens switched off. Either
+way the control tokens in the result must be the template's, or the chat is refused.
 """
 
 import copy
@@ -23,9 +22,9 @@ from tpo.records import Message
 from tpo.storage.disk import explained
 
 _MOST_STRUCTURES = 64
-"""Sequences of roles whose structure is kept: a server is asked in any."""
+"""Sequences of roles whose structure is cached: a server may get any."""
 _GUARDS = ("\n", "\x00", "~", "é")
-"""Texts to put before a text that stands within a chat, where a tokenizer reads the beginning of a text otherwise."""
+"""Texts to put before a text inside a chat, for tokenizers that encode the beginning of a text differently."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class Piece:
     text: str
     """The text."""
     template: bool = False
-    """Whether it is the chat template's own, in which control tokens count."""
+    """Whether it comes from the chat template, in which control tokens count."""
 
 
 class ChatEncoder:
-    """Encodes chats for one model: to be answered or, without the generation prompt, to be read as they stand."""
+    """Encodes chats for one model: to be answered or, without the generation prompt, to be read as they are."""
 
     def __init__(self, model: Path, *, generation_prompt: bool = True) -> None:
         with explained(model):
@@ -54,17 +53,17 @@ class ChatEncoder:
         }
         self._stripping = {str(token): token for token in self.tokenizer.added_tokens_decoder.values()}
         self._control_text = _any_of(self.control)
-        # The library itself where there is one: transformers' own call takes three times as long for a short text.
+        # Use the tokenizers library directly: transformers' own call takes three times as long for a short text.
         self._backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
-        # What no token stands for is a letter to nobody: text can hold it.
+        # The unknown token isn't treated as control: any text may produce it.
         self._control_ids = {*self.control.values()} - {self.tokenizer.unk_token_id}
         self._begins_otherwise = self._reads_beginnings_otherwise()
 
     def reading(self) -> "ChatEncoder":
-        """The same model's encoder of chats that are read as they stand."""
+        """The same model's encoder of chats that are read as they are."""
         reader = copy.copy(self)
         reader._generation_prompt, reader._structures = False, {}
         return reader
@@ -72,7 +71,7 @@ class ChatEncoder:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the chat, with the generation prompt at its end unless the encoder was made without.
 
-        Raises `InputError` where the template refuses the chat or rewrites what a message says, and where a message is
+        Raises `InputError` if the template refuses the chat or rewrites what a message says, and if a message is
         no Unicode text.
         """
         roles = tuple(message["role"] for message in messages)
@@ -96,7 +95,7 @@ class ChatEncoder:
     def encode_output(self, text: str) -> list[int]:
         """Token ids of what a model would write, the token that ends its turn included; control tokens are letters.
 
-        Raises `InputError` where the tokenizer names no such token.
+        Raises `InputError` if the tokenizer names no such token.
         """
         end = self.tokenizer.eos_token_id
         if end is None:
@@ -114,7 +113,7 @@ class ChatEncoder:
         return " x " in self._render([" x "], ["user"])
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
-        """Token ids of pieces of one chat, one after the other; control tokens count in the template's own alone."""
+        """Token ids of a chat's pieces, concatenated; control tokens count only in the template's own."""
         text = "".join(piece.text for piece in pieces)
         own, offset = list[re.Match[str]](), 0
         spans = list[tuple[int, int]]()
@@ -153,7 +152,7 @@ class ChatEncoder:
         return self._structures[roles]
 
     def ids(self, text: str, *, as_text: bool) -> list[int]:
-        """Token ids of a text; with `as_text` control tokens in it are letters like any others."""
+        """Token ids of a text; with `as_text`, control tokens in it are ordinary text."""
         if not text:
             return []
         try:
@@ -163,7 +162,7 @@ class ChatEncoder:
             self._backend.encode_special_tokens = as_text
             return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         except TypeError as error:
-            # What the tokenizers library says of half a surrogate pair, which JSON can hold and UTF-8 cannot.
+            # The tokenizers library's error for half a surrogate pair, which JSON can hold and UTF-8 can't.
             if (half := re.search("[\ud800-\udfff]", text)) is None:
                 raise
             raise InputError(
@@ -171,13 +170,13 @@ class ChatEncoder:
             ) from error
 
     def render(self, messages: Sequence[Message], **variables: object) -> str:
-        """The chat as the template shows it, where `variables` are the template's own."""
+        """The chat as the template renders it, with `variables` for the template."""
         return self._render(
             [message["content"] for message in messages], [message["role"] for message in messages], **variables
         )
 
     def by_template(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the chat as transformers makes them, which reads control tokens in messages as such."""
+        """Token ids of the chat by transformers, which recognizes control tokens in messages, too."""
         return list(
             self.tokenizer.apply_chat_template(
                 list(messages),
@@ -197,7 +196,7 @@ class ChatEncoder:
                 add_generation_prompt=self._generation_prompt,
                 **(self.thinking.variables | variables),
             )
-        except Exception as error:  # a template can raise anything, by itself or by what it computes
+        except Exception as error:  # A template can raise anything, itself or through what it computes.
             raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error
         return str(rendered)
 
@@ -205,7 +204,7 @@ class ChatEncoder:
         return [index for index in ids if index in self._control_ids]
 
     def _between(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Token ids of a text whose control tokens stand at `spans` and nowhere else."""
+        """Token ids of a text with control tokens at `spans` and nowhere else."""
         ids, start, trim = list[int](), 0, False
         for begin, end in (*spans, (len(text), len(text))):
             token = self._stripping.get(text[begin:end])
@@ -217,7 +216,7 @@ class ChatEncoder:
         return ids
 
     def _letters(self, text: str, *, within: bool) -> list[int]:
-        """Token ids of letters alone, as they are at the beginning of a chat or `within` one."""
+        """Token ids of ordinary text, at the beginning of a chat or `within` one."""
         if text and within and self._begins_otherwise:
             for guard in _GUARDS:
                 before, after = (self.ids(part, as_text=True) for part in (guard, guard + text))
@@ -242,7 +241,7 @@ def _load_tokenizer(model: Path) -> Any:
         raise
     except BaseException as error:  # the tokenizers library, written in Rust, panics with what isn't an Exception
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk and not of what the files say
+            raise  # An error of the disk, not of the files' content.
         told = " ".join(str(error).split())[:300]
         raise InputError(
             f"{model} has a tokenizer that does not load ({type(error).__name__}: {told}): fetch its files again"
@@ -250,7 +249,7 @@ def _load_tokenizer(model: Path) -> Any:
 
 
 def _shown(rendered: str, structure: Sequence[str], content: Sequence[str]) -> list[str] | None:
-    """What a rendered chat shows of each message, all of it or without outer white space; None where it shows less."""
+    """What a rendered chat shows of each message: all, or all but outer white space; None if it shows less."""
     shown, place = [], len(structure[0])
     for text, after in zip(content, structure[1:], strict=True):
         for form in (text, text.strip()):
@@ -264,6 +263,6 @@ def _shown(rendered: str, structure: Sequence[str], content: Sequence[str]) -> l
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of some tokens; nothing where there is none."""
+    """Matches the longest of some tokens; nothing if there is none."""
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -1,7 +1,7 @@
-"""Reads the small files of a model's folder, as far as they are as small as such files are.
+"""Reads a model folder's small files, with limits on their size.
 
-In: a path. Out: what it holds, or an `InputError` that says what was found. A parser is given nothing that it could
-choke on: sizes are looked at first, and nesting too deep for Python is an error like any other.
+A parser never gets input that it could choke on: sizes are checked first, and nesting too deep for Python is an error
+like any other. Raises `InputError` that says what was found.
 """
 
 import json
@@ -12,17 +12,17 @@ from typing import Any
 from tpo.errors import InputError
 
 MOST_CONFIG_BYTES = 4 << 20
-"""Size of a config or a chat template that is read; published ones have kilobytes."""
+"""Maximum size of a config or a chat template; published ones have kilobytes."""
 MOST_VOCABULARY_BYTES = 128 << 20
-"""Size of a vocabulary or of an index of tensors that is read; the largest published ones have 35 MB."""
+"""Maximum size of a vocabulary or a tensor index; the largest published ones have 35 MB."""
 
 
 LFS_POINTER = b"version https://git-lfs"
-"""How the small file begins that git leaves in place of a large one which it has not fetched."""
+"""The beginning of the small file that git leaves in place of a large one that it hasn't fetched."""
 
 
 def check_fetched(path: Path, start: bytes) -> None:
-    """Raises `InputError` if a file, which begins with `start`, is only Git LFS's pointer to it."""
+    """Raises `InputError` if a file, which begins with `start`, is only a Git LFS pointer."""
     if start.startswith(LFS_POINTER):
         raise InputError(
             f"{path} is Git LFS's pointer to the file and not the file itself: run git lfs pull in the folder that it "
@@ -31,13 +31,13 @@ def check_fetched(path: Path, start: bytes) -> None:
 
 
 def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
-    """The text in a file; raises `InputError` where it is larger than `most_bytes` or is not UTF-8."""
+    """The text in a file; raises `InputError` if it is larger than `most_bytes` or isn't UTF-8."""
     try:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it is none of ours"
+                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it isn't a file of a model"
             )
         check_fetched(path, content)
         return content.decode()
@@ -46,7 +46,7 @@ def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
 
 
 def read_json(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file."""
+    """The JSON object in a file; empty if there is no such file."""
     if not path.exists():
         return {}
     text = read_text(path, most_bytes)

@@ -255,7 +255,7 @@ def _settings(config: object) -> Iterator[tuple[str, object]]:
 
 
 def _check_templates(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:
-    """No chat template that reaches beyond the chat, or that does not end."""
+    """No chat template that reaches beyond the chat, or that doesn't end."""
     texts = [
         read_text(path)
         for path in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*")))

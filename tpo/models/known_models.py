@@ -55,7 +55,7 @@ def architectures_that_score() -> frozenset[str]:
 
 
 def _source(package: str, file: str) -> str:
-    """The text of a library's module; empty where it isn't there."""
+    """The text of a library's module; empty if it isn't there."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         return ""

@@ -1,10 +1,8 @@
-"""Shapes of models: enough to know their parameters and what a token of KV cache takes, without loading them.
-
-In: a model folder, there or not yet. Out: its shape, by its `config.json`, or where it is not there by the folder's
-name, for the models that the shipped profiles name.
+"""Shapes of models: enough to compute their parameters and a token's KV cache without loading them.
 
 A plan is made before hundreds of gigabytes are downloaded, and so before there is a `config.json`: hence the table of
-published shapes. A name that isn't in it is refused rather than guessed.
+published shapes, by folder name, for the models that the shipped profiles use. A name that isn't in it is refused
+rather than guessed.
 """
 
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from tpo.models.model_config import NO_DECODER, read_model_config, text_part
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder in the manner of Llama: gated feed-forward layers, grouped keys and values."""
+    """A Llama-like decoder: gated feed-forward layers, grouped keys and values."""
 
     layers: int
     """Decoder layers."""
@@ -27,17 +25,17 @@ class ModelShape:
     heads: int
     """Attention heads."""
     kv_heads: int
-    """Heads of keys and values."""
+    """Key/value heads."""
     head_dim: int
     """Width of a head."""
     intermediate: int
     """Width of the feed-forward layers."""
     vocabulary: int
-    """Tokens that have an embedding."""
+    """Vocabulary size."""
     context: int
-    """Most tokens of a chat."""
+    """Context length in tokens."""
     head: bool = True
-    """Whether there is an output matrix of its own: not with tied embeddings, and not in a reward model."""
+    """Whether there is a separate output matrix: not with tied embeddings, and not in a reward model."""
     attention_bias: bool = False
     """Whether queries, keys and values have biases, as Qwen2's have."""
 
@@ -50,18 +48,23 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Parameters in all."""
+        """Total parameters."""
         embeddings = self.vocabulary * self.hidden * (2 if self.head else 1)
         return embeddings + self.layers * self.layer_parameters + self.hidden
 
     def kv_bytes(self, number_bytes: int) -> int:
-        """Bytes of KV cache that one token takes."""
+        """Bytes of KV cache per token."""
         return 2 * self.layers * self.kv_heads * self.head_dim * number_bytes
 
     def splits_over(self, gpus: int) -> bool:
         """Whether vLLM can split it over so many GPUs; heads of keys and values may also stand on several of them."""
         few, many = sorted((self.kv_heads, gpus))
         return not (self.heads % gpus or self.intermediate % gpus or many % few)
+
+    @property
+    def degrees(self) -> list[int]:
+        """The numbers of GPUs that vLLM can split it over."""
+        return [gpus for gpus in range(1, self.heads + 1) if self.splits_over(gpus)]
 
     def lora_parameters(self, rank: int) -> int:
         """Parameters of adapters on every linear layer but the head."""
@@ -72,31 +75,22 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as a plan knows it."""
+    """A model in a plan."""
 
     name: str
     """The folder's name."""
     shape: ModelShape
     """Its shape."""
     known_by: str
-    """Where the shape is from, for people."""
+    """The source of the shape; human-readable."""
     is_there: bool
-    """Whether the folder is."""
+    """Whether the folder exists."""
 
     @property
     def billions(self) -> str:
-        """Its parameters, for people."""
+        """Its parameters; human-readable."""
         count = self.shape.parameters
         return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-    @property
-    def unsplit(self) -> str:
-        """What to say where it does not split over some GPUs."""
-        shape = self.shape
-        return (
-            f"{self.name} has {shape.heads} attention heads, {shape.kv_heads} of keys and values, and "
-            f"{shape.intermediate} feed-forward numbers, which that does not divide: choose a divisor of them"
-        )
 
 
 _LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 8192)
@@ -123,13 +117,13 @@ are left out."""
 
 
 ENCODER_DECODERS = ("t5-base", "t5-large")
-"""Published models that no plan can be made for."""
+"""Published models that can't be planned for."""
 
 
 def find_model(folder: Path) -> Model:
     """The model in a folder, or the published one of the folder's name.
 
-    Raises `InputError` where neither says what shape it has.
+    Raises `InputError` if neither says what shape it has.
     """
     if (folder / "config.json").is_file():
         return Model(folder.name, _read_shape(folder), "config.json", True)

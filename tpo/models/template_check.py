@@ -1,11 +1,11 @@
-"""Whether a model's chat template and tokenizer do what sampling, training and judging rely on.
+"""A check that a model's chat template and tokenizer do what sampling, training and judging rely on.
 
-In: a model's folder and a few plain chats. Out: what a person should know of, in lines, or an `InputError` that names
-the file to mend. Loads the tokenizer alone; what is checked goes wrong in silence otherwise, and only after hours.
+It loads only the tokenizer, renders a few plain chats, and returns notes, or raises an `InputError` that names the file
+to fix. Everything checked here would otherwise go wrong silently, and only after hours.
 
-A note must be worth reading: it tells of what can go wrong in this run, and of nothing that every model of its family
-does. A template that cuts `<think>` blocks out of earlier turns is such a thing: nothing renders a model's own output
-again, since it is trained on the tokens that it sampled, and judges see responses alone.
+A note must be worth reading: it names something that can go wrong in this run, and nothing that is normal for the
+model's family. An example of the latter is a template that cuts `<think>` blocks out of earlier turns: a model's own
+output is never rendered again, since it is trained on the tokens that it sampled, and judges see only responses.
 """
 
 import itertools
@@ -28,8 +28,8 @@ _DATED = "the date of a day"
 def check_asked(model: Path, chats: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[str]:
     """What to know of a model that is asked `chats` and answers in the manner of `answers`.
 
-    Raises `InputError` where its tokens of a plain chat are not the tokenizer's own, a control token in a message does
-    not stay text, BOS is missing or doubled, no generation prompt is there, and where sampling would not stop at the
+    Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, a control token in a message does
+    not stay text, BOS is missing or doubled, no generation prompt is there, and if sampling would not stop at the
     end of a turn.
     """
     encoder = ChatEncoder(model)
@@ -89,7 +89,7 @@ def _how_it_thinks(thinking: ThinkingTemplate) -> str:
 def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
     """What to know of a model that reads `chats`, each with the assistant's turn at its end.
 
-    Raises `InputError` where its tokens of a plain chat are not the tokenizer's own, or BOS is missing or doubled.
+    Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, or BOS is missing or doubled.
     """
     reader = ChatEncoder(model, generation_prompt=False)
     for chat in chats:
@@ -124,7 +124,7 @@ def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) ->
         place = _shared(ours, theirs)
         raise InputError(
             f"{model / 'tokenizer.json'} reads a plain chat as {theirs[place : place + 3]} from token {place} on where "
-            f"we read {ours[place : place + 3]}, expected the same: mend how its added_tokens are read"
+            f"we read {ours[place : place + 3]}, expected the same: fix how its added_tokens are read"
         )
     _check_bos(encoder, model, chat, ours)
 
@@ -212,7 +212,7 @@ def stop_tokens(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
 def _about_generation_prompt(
     encoder: ChatEncoder, reader: ChatEncoder, model: Path, chat: Sequence[Message]
 ) -> list[str]:
-    """Whether a prompt ends where an answer begins; raises `InputError` where nothing asks for one."""
+    """Whether a prompt ends where an answer begins; raises `InputError` if nothing asks for one."""
     prompt, whole = encoder.render(chat), reader.render([*chat, _said(ANSWER)])
     before = whole[: whole.rindex(ANSWER)]
     if before.rstrip() == prompt.rstrip():

@@ -1,56 +1,50 @@
-"""Whether chat templates do nothing but write chats: looked at, then tried once, in a process of their own.
+"""A trial of chat templates: inspected, then rendered once in a subprocess.
 
-In: templates' text. Out: what is wrong with one, or None. Transformers renders templates in Jinja's sandbox, which
-keeps them from running code; it does not keep them from running for ever, nor from making text without end. So each is
-rendered for a few short chats, where time, memory and text are limited and the process can be killed.
+transformers renders templates in Jinja's sandbox, which keeps them from running code, but not from running forever or
+producing endless text. So each is rendered for a few short chats, with limits on time, memory and output, in a process
+that can be killed.
 
-A template can recognize this trial and misbehave only in a run. It can't run code there either; a run that it holds up
+A template can recognize this trial and misbehave only in a run. It can't run code even then, but a run that it stalls
 has to be stopped by hand.
 """
 
 import json
-import resource
-import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TRIAL_SECONDS = 5
-"""Processor time of all templates of a folder together; honest ones take milliseconds."""
+"""Processor time of all templates of a folder together, in seconds; honest ones take milliseconds."""
 TRIAL_BYTES = 1 << 30
-"""Memory of the trial."""
+"""Memory limit of the trial."""
 MOST_CHARS = 1 << 20
-"""Longest chat that a template may make of the few words that it is given."""
+"""Longest chat that a template may produce from the few words that it gets."""
 CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assistant", "user"))
-"""The roles of the chats that it is tried on."""
+"""The roles of the trial's chats."""
 
 
 @lru_cache(maxsize=64)
 def template_fault(templates: tuple[str, ...]) -> str | None:
-    """What is wrong with one of these templates, in words that follow "a chat template"; None where nothing is."""
-    command = [sys.executable, "-I", __file__]
-    endless = f"does not come to an end within {TRIAL_SECONDS} s and {TRIAL_BYTES >> 20} MiB"
+    """What is wrong with one of these templates, in words that follow "a chat template"; None if nothing is."""
+    # Imported here: the process runs this file too, without our code.
+    from tpo.sandbox import Sandbox, SandboxError
+
     try:
-        tried = subprocess.run(
-            command, input=json.dumps(templates), capture_output=True, text=True, timeout=6 * TRIAL_SECONDS, check=False
-        )
-        fault: str | None = json.loads(tried.stdout) if tried.returncode == 0 else endless
-    except subprocess.TimeoutExpired:
-        return endless
+        with Sandbox(Path(__file__), memory_bytes=TRIAL_BYTES, cpu_seconds=TRIAL_SECONDS) as trial:
+            fault: str | None = json.loads(trial.ask(json.dumps(templates), wall_seconds=6 * TRIAL_SECONDS))
+    except SandboxError:
+        return f"does not come to an end within {TRIAL_SECONDS} s and {TRIAL_BYTES >> 20} MiB"
     return fault
 
 
 def _trial() -> None:
     """What the process of its own does: reads templates, says the first fault."""
-    templates = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_SECONDS, TRIAL_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faults = (_fault(template) for template in templates)
-    json.dump(next((fault for fault in faults if fault), None), sys.stdout)
+    faults = (_fault(template) for template in json.loads(sys.stdin.readline()))
+    print(json.dumps(next((fault for fault in faults if fault), None)))
 
 
 def _fault(template: str) -> str | None:

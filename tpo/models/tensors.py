@@ -1,9 +1,8 @@
-"""What the safetensors files of a folder say that they hold, held against what they can hold.
+"""The safetensors files of a folder: what their headers say, checked against the format.
 
-In: a folder. Out: its tensors' names, shapes and files, or an `InputError` that says what was found. Only headers are
-read, no tensor is. The rules are those of the format: the tensors follow the header one after the other, without gap or
-overlap, each as large as its shape and type make it. The library that loads them checks the same, but after the engines
-have started, and with less to say.
+Only headers are read, no tensors. The format's rules: the tensors follow the header one after the other, without gap or
+overlap, each as large as its shape and type require. The library that loads them checks the same, but only after the
+engines have started, and with less to say. Raises `InputError` that says what was found.
 """
 
 import json
@@ -26,7 +25,7 @@ BITS: Mapping[str, int] = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
-"""The format's types, and how many bits a number has."""
+"""The format's types, with their numbers of bits."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,13 @@ class StoredTensor:
     shape: tuple[int, ...]
     """Its shape."""
     dtype: str = ""
-    """Its type, by the format's name for it."""
+    """Its type, by the format's name."""
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder of safetensors, in one file or in several with an index.
 
-    Raises `InputError` naming a file that is not there, is cut off, is no safetensors or lies about what it holds.
+    Raises `InputError` naming a file that isn't there, is cut off, is no safetensors or lies about what it holds.
     """
     places = None if (folder / WEIGHTS).is_file() else _places(folder)
     names = [WEIGHTS] if places is None else sorted(set(places.values()))
@@ -62,9 +61,9 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_tensor_files(folder: Path) -> None:
-    """Raises `InputError` where `read_tensors` would, or where any other safetensors file of the folder lies.
+    """Raises `InputError` if `read_tensors` would, or if any other safetensors file of the folder lies.
 
-    Engines do not all look at the same ones: one reads what the index names, another whatever is there.
+    Engines don't all look at the same ones: one reads what the index names, another whatever is there.
     """
     if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file() and set(_places(folder).values()) != {WEIGHTS}:
         raise InputError(
@@ -124,7 +123,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _span(name: str, about: Any) -> tuple[int, int]:
-    """Where a tensor begins and ends; ValueError where that is not what its shape and type make of it."""
+    """Where a tensor begins and ends; ValueError if that isn't what its shape and type make of it."""
     try:
         bits, shape, (begin, end) = BITS[about["dtype"]], about["shape"], about["data_offsets"]
         whole = all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end))

@@ -1,10 +1,10 @@
-"""How a model's chat template has it think by itself, and whether that can be switched off.
+"""How a model's chat template makes it think natively, and whether that can be switched off.
 
 Found by rendering: a chat that asks for an answer, with thinking on and off, and an answer that comes with a thought.
-Weights are not looked at, so this is what the template does; a model may think less, or more, than its template knows.
+Weights aren't looked at, so this is what the template does; a model may think less, or more, than its template knows.
 
-Four kinds (docs/models.md): `none`; `hybrid`, the model opens a thought itself; `prefilled`, the prompt has opened it
-already, so that an output holds the closing tag alone; `channels`, thought and response are separate messages.
+Four kinds (docs/models.md): `none`; `hybrid`, the model opens a thought itself; `prefilled`, the prompt has already
+opened it, so that an output has only the closing tag; `channels`, thought and response are separate messages.
 """
 
 import re
@@ -29,10 +29,10 @@ _ASKED = [Message(role="user", content="Say hello.")]
 
 @dataclass(frozen=True)
 class ThinkingTemplate:
-    """What a chat template does about thoughts of the model's own."""
+    """A chat template's handling of native thoughts."""
 
     kind: Literal["none", "hybrid", "prefilled", "channels"] = "none"
-    """How a thought begins: never, by the model, in the prompt, or as a message of its own."""
+    """How a thought begins: never, by the model, in the prompt, or as a separate message."""
     opening: str | None = None
     """Text of what opens a thought, such as `<think>`; None for the kind `none`."""
     closing: str | None = None
@@ -42,12 +42,12 @@ class ThinkingTemplate:
 
     @property
     def variables(self) -> dict[str, bool]:
-        """What the template is given so that the model does not think by itself."""
+        """The template's variables that keep the model from thinking natively."""
         return {self.switch: False} if self.switch else {}
 
     @property
     def always_thinks(self) -> bool:
-        """Whether every output begins with a thought, for all that a prompt can do."""
+        """Whether every output begins with a thought, whatever the prompt says."""
         return self.kind in ("prefilled", "channels") and self.switch is None
 
     @property
@@ -57,7 +57,7 @@ class ThinkingTemplate:
 
     @property
     def unwanted(self) -> tuple[str, ...]:
-        """Tags that no output may hold, since thinking is switched off; none for a model that always thinks."""
+        """Tags that no output may contain, since thinking is switched off; none for a model that always thinks."""
         return () if self.always_thinks else self.tags
 
 

@@ -1,8 +1,8 @@
-"""What a folder's tokenizer says of itself, compared with what a tokenizer can say and with the model's embedding.
+"""A check of a folder's tokenizer files: values that a tokenizer can have, and tokens within the model's embedding.
 
-transformers reads these files trustingly: a chat template that is a number, or a token that is a list, ends in a
-traceback of its insides. A token without a row in the embedding ends in an index error on a CPU, and on a GPU in an
-error that names no cause at all.
+transformers trusts these files: a chat template that is a number, or a token that is a list, ends in an internal
+traceback. A token without a row in the embedding ends in an index error on a CPU, and on a GPU in an error that names
+no cause at all.
 """
 
 from collections.abc import Iterator, Mapping

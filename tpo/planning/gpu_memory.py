@@ -10,13 +10,17 @@ activations and allocators really take has not been measured by us: where less t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tpo.config.contexts import context_of, contexts
+from tpo.config.judges import PairwiseJudge
 from tpo.config.resources import EngineConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainingConfig
 from tpo.models.shape import ModelShape
 from tpo.planning.needs import BYTES, GIB
+from tpo.planning.placement import Models
+from tpo.planning.workload import Kind, judge_longest
 
 CONTEXT_BYTES = 3 * GIB // 2
 """CUDA's context, kernels, graphs and communication buffers of one process."""
@@ -34,16 +38,16 @@ _BATCHED_TOKENS = 8192
 class GpuMemory:
     """What one GPU holds while one kind of work is done."""
 
-    work: str
-    """`sample`, `judge`, `test judge` or `train`."""
+    work: Kind
+    """Which kind of work."""
     parts: Mapping[str, int]
-    """Bytes by part; the KV cache, which takes what is left, is not one."""
+    """Bytes by part; the KV cache, which takes what is left, isn't one."""
     there: int
     """Bytes that may be taken."""
     cache: int = 0
-    """Bytes left for the KV cache; 0 where there is none."""
+    """Bytes left for the KV cache; 0 if there is none."""
     sequences: int | None = None
-    """Longest sequences that the KV cache holds; None where there is none."""
+    """Longest sequences that the KV cache holds; None if there is none."""
 
     @property
     def total(self) -> int:
@@ -56,7 +60,38 @@ class GpuMemory:
         return self.total <= self.there and (self.sequences is None or self.sequences >= 1)
 
 
-def engine_memory(work: str, shape: ModelShape, engine: EngineConfig, *, context: int, gpu_bytes: int) -> GpuMemory:
+def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMemory]:
+    """What the fullest GPU holds in each kind of work; a test judge that holds what the judge holds isn't listed."""
+    found = list[GpuMemory]()
+    if not gpu_bytes:
+        return found
+    if config.engine.device == "gpu":
+        for asked in contexts(config):
+            kind, shape = Kind.named(asked.work), models.by_folder(config)[asked.folder].shape
+            # M_0's engines do all that M_0 is asked for.
+            if asked.folder is not None or kind is Kind.SAMPLE:
+                context = context_of(config, kind)
+                found.append(engine_memory(kind, shape, config.engine, context=context, gpu_bytes=gpu_bytes))
+    if config.judge_engine.device == "gpu":
+        for kind, judge, model in (
+            (Kind.JUDGE, config.judge, models.judge),
+            (Kind.TEST_JUDGE, config.evaluation.judge, models.evaluation),
+        ):
+            if model is None:
+                continue
+            longest = judge_longest(judge, model.shape.context)
+            if isinstance(judge, PairwiseJudge):
+                held = engine_memory(kind, model.shape, config.judge_engine, context=longest, gpu_bytes=gpu_bytes)
+            else:
+                held = reader_memory(kind, model.shape, config.judge_engine, longest=longest, gpu_bytes=gpu_bytes)
+            if not any(replace(held, work=other.work) == other for other in found):
+                found.append(held)
+    if config.trainer.device == "gpu":
+        found += trainings_memory(config, models.seed.shape, gpu_bytes=gpu_bytes)
+    return found
+
+
+def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, context: int, gpu_bytes: int) -> GpuMemory:
     """A vLLM engine whose longest sequence has `context` tokens."""
     number = BYTES[engine.dtype]
     batched = max(_BATCHED_TOKENS, context)
@@ -74,7 +109,7 @@ def engine_memory(work: str, shape: ModelShape, engine: EngineConfig, *, context
 
 
 def reader_memory(
-    work: str, shape: ModelShape, engine: JudgeEngineConfig, *, longest: int, gpu_bytes: int
+    work: Kind, shape: ModelShape, engine: JudgeEngineConfig, *, longest: int, gpu_bytes: int
 ) -> GpuMemory:
     """A reward model that reads chats of up to `longest` tokens."""
     number = BYTES[engine.dtype]
@@ -120,4 +155,4 @@ def training_memory(
     inputs = tokens * shape.hidden * number * shape.layers
     parts["activations"] = (inputs + 2 * full if train.gradient_checkpointing else shape.layers * full) + _TILE_BYTES
     parts["CUDA"] = CONTEXT_BYTES
-    return GpuMemory("train" if outputs == 2 else "sft train", parts, gpu_bytes)
+    return GpuMemory(Kind.TRAIN if outputs == 2 else Kind.SFT_TRAIN, parts, gpu_bytes)

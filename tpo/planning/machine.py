@@ -1,6 +1,6 @@
 """What this machine has: memory, CPUs and GPUs, as far as this process may use them.
 
-In: nothing. Out: numbers, or None where they cannot be known. Loads nothing: a GPU is asked for through `nvidia-smi`.
+In: nothing. Out: numbers, or None if they can't be known. Loads nothing: a GPU is asked for through `nvidia-smi`.
 """
 
 import functools
@@ -30,8 +30,13 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
+def has_gpu() -> bool:
+    """Whether this machine has any GPU, as far as files tell."""
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
+
+
 def gpu_count() -> int | None:
-    """GPUs that Ray would find: those of `CUDA_VISIBLE_DEVICES`, or all; None where `nvidia-smi` does not say."""
+    """GPUs that Ray would find: those of `CUDA_VISIBLE_DEVICES`, or all; None if `nvidia-smi` doesn't say."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
@@ -54,7 +59,7 @@ class Gpu:
 
 @functools.cache
 def gpus_here() -> tuple[Gpu, ...]:
-    """This machine's GPUs, those of `CUDA_VISIBLE_DEVICES` where that is set; none where `nvidia-smi` does not say."""
+    """This machine's GPUs, those of `CUDA_VISIBLE_DEVICES` where that is set; none if `nvidia-smi` doesn't say."""
     asked = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)

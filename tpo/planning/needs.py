@@ -8,10 +8,9 @@ checkpoints; the forecast is 31.8 MB of checkpoints, 36 MB of rows (the miniatur
 and 21 MB while training. 400 outputs of 600 English words, in all columns of `Sample`, took 7 to 9 bytes a word.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
@@ -131,38 +130,29 @@ def _said(judge: JudgeConfig, k: int) -> int:
     return comparisons * (text + _ROW // 4)
 
 
-def memory_needed(
-    config: RunConfig,
-    *,
-    parameters: int,
-    judges: Mapping[Path, int],
-    generator: int | None = None,
-    writers: Mapping[str, int] = MappingProxyType({}),
-) -> dict[str, int]:
-    """Bytes that this machine's memory must hold at once, by whom; empty where all of it runs on GPUs or elsewhere.
+def memory_needed(config: RunConfig, parameters: Callable[[Path | None], int]) -> dict[str, int]:
+    """Bytes that this machine's memory must hold at once, by whom; empty if all of it runs on GPUs or elsewhere.
 
-    Engines and judges stay while a model is trained. `judges` are the parameters of the judges that are models, by
-    folder, `generator` those of a model of its own that writes prompts, and `writers` those of ThinkPO's writers other
-    than M_0, by folder. What a process takes beyond its model is
-    not counted.
+    Engines and judges stay while a model is trained. `parameters` says how many the model in a folder has, None for
+    M_0. What a process takes beyond its model isn't counted.
     """
     if config.cluster.address is not None:
         return {}
     needed: dict[str, int] = {}
     if config.engine.device == "cpu":
-        needed["engine"] = _engines(config.engine, parameters, with_cache=True)
-        if generator is not None:
-            needed["engine (data.synthetic)"] = _engines(config.engine, generator, with_cache=True)
-        for folder, size in writers.items():
-            needed[f"engine ({Path(folder).name})"] = _engines(config.engine, size, with_cache=True)
+        needed["engine"] = _engines(config.engine, parameters(None), with_cache=True)
+        if (writer := config.data.synthetic) is not None and writer.folder is not None:
+            needed["engine (data.synthetic)"] = _engines(config.engine, parameters(writer.folder), with_cache=True)
+        for folder in (each.folder for each in pair_writers(config)):
+            if folder is not None:
+                needed[f"engine ({folder.name})"] = _engines(config.engine, parameters(folder), with_cache=True)
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         if config.judge_engine.device == "cpu" and judge.folder is not None:
-            size = judges.get(judge.folder, 0)
             needed[f"judge_engine ({judge.kind})"] = _engines(
-                config.judge_engine, size, with_cache=isinstance(judge, PairwiseJudge)
+                config.judge_engine, parameters(judge.folder), with_cache=isinstance(judge, PairwiseJudge)
             )
     if config.trainer.device == "cpu":
-        needed["trainer"] = _training(config, parameters)
+        needed["trainer"] = _training(config, parameters(None))
     return needed
 
 
@@ -174,7 +164,7 @@ def _training(config: RunConfig, parameters: int) -> int:
 
 
 def _trained(config: RunConfig, parameters: int) -> int:
-    """How many parameters are trained; adapters, at most some hundredths of a large model, are not counted."""
+    """How many parameters are trained; adapters, at most some hundredths of a large model, aren't counted."""
     return 0 if config.train.lora else parameters
 
 
@@ -218,3 +208,8 @@ def _engines(engine: EngineConfig, parameters: int, *, with_cache: bool) -> int:
     # As the engine's environment has it: whole GiB, and one at least.
     cache = max(1, round(engine.kv_cache_gib)) * GIB if with_cache else 0
     return engine.count * (parameters * BYTES[engine.dtype] + cache)
+
+
+def readable_size(count: int) -> str:
+    """Bytes, human-readable."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"

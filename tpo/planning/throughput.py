@@ -41,13 +41,13 @@ HARDWARE: Mapping[str, Hardware] = {
 }
 """By a part of the GPU's name; the first that is in it counts."""
 UNKNOWN = "A100"
-"""What a GPU that is not listed is taken for."""
+"""What a GPU that isn't listed is taken for."""
 CPU_THREAD = Hardware(0.05, 10, 0.012)
 """One thread of a CPU."""
 _COMPUTE_SHARE, _BANDWIDTH_SHARE, _TRAINING_SHARE = 0.4, 0.6, 0.35
 """Shares of the peaks that are usual in prefill, in decoding, and in training."""
 SAME_SIZE = 0.05
-"""Share by which a model's parameters may differ from those that its shape tells: heads of a judge are not in it."""
+"""Share by which a model's parameters may differ from those that its shape tells: heads of a judge aren't in it."""
 ENOUGH_ANSWERS = 50
 """Answers below which a past run shows no rate."""
 
@@ -59,9 +59,9 @@ class Rate:
     tokens_per_second: float
     """Which tokens, the kind of work says (`config.ThroughputConfig`)."""
     source: str
-    """`profile`, `past run <name>` or `guess`, for people."""
+    """`profile`, `past run <name>` or `guess`; human-readable."""
     start_seconds: float | None = None
-    """What engines or workers take to start; None where nobody has measured it."""
+    """What engines or workers take to start; None if nobody has measured it."""
     starts: int = 0
     """Starts that this is the mean of."""
 
@@ -107,7 +107,7 @@ def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int, s
 
 
 def past_rate(runs: Sequence[PastRun]) -> Rate | None:
-    """The rate of the most recent of some runs; None where there is none."""
+    """The rate of the most recent of some runs; None if there is none."""
     for run in runs:
         tokens = sum(counted(entry.work, entry.tokens_in, entry.tokens_out) for entry in run.entries)
         seconds = sum((entry.seconds - entry.start_seconds) * max(1, entry.devices) for entry in run.entries)

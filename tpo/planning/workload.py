@@ -8,7 +8,9 @@ soft results, 3.75 with hard ones). Lengths are the profile's, else past runs', 
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import reduce
+from typing import Literal, Self
 
 from tpo.config.contexts import pair_writers
 from tpo.config.data import DataConfig, SampleConfig, SyntheticConfig
@@ -23,11 +25,48 @@ JUDGE_PROSE_TOKENS = 250
 FEW_SHOT_PROSE_TOKENS = 150
 """Tokens of a prompt that asks for instructions, beside its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
-"""Tokens in which a judge explains itself, where nobody has measured them."""
+"""Tokens in which a judge explains itself, unless someone has measured them."""
 _MAX_ROUNDS_APART = 1000
 """Iterations whose trainings are added up one by one; of more the mean is taken."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
 """Comparisons a response that an adaptive tournament asked (tests/benchmarks/bench_tournament.py)."""
+
+
+Purpose = Literal["", "short", "long", "sft", "validation", "test"]
+"""What work is for: one side of ThinkPO's pairs, fine-tuning, a measurement, or else the iteration itself."""
+Verb = Literal["generate", "sample", "judge", "train"]
+"""What is done."""
+
+
+class Kind(StrEnum):
+    """A kind of work, named as the ledger names it (`tpo.storage.ledger.WORK`), in the order of an iteration."""
+
+    purpose: Purpose
+    verb: Verb
+
+    def __new__(cls, purpose: Purpose, verb: Verb) -> Self:
+        """A kind whose value is its name."""
+        kind = str.__new__(cls, f"{purpose} {verb}".strip())
+        kind._value_, kind.purpose, kind.verb = str(kind), purpose, verb
+        return kind
+
+    @classmethod
+    def named(cls, name: str) -> "Kind":
+        """The kind of this name."""
+        return next(kind for kind in cls if kind == name)
+
+    GENERATE = "", "generate"
+    SHORT_SAMPLE = "short", "sample"
+    LONG_SAMPLE = "long", "sample"
+    SAMPLE = "", "sample"
+    JUDGE = "", "judge"
+    SFT_TRAIN = "sft", "train"
+    """What a GPU holds in fine-tuning; spent on it is what is spent on `TRAIN`."""
+    TRAIN = "", "train"
+    VALIDATION_SAMPLE = "validation", "sample"
+    VALIDATION_JUDGE = "validation", "judge"
+    TEST_SAMPLE = "test", "sample"
+    TEST_JUDGE = "test", "judge"
 
 
 @dataclass(frozen=True)
@@ -43,7 +82,7 @@ class Lengths:
     judgment: float
     """Of what a judge that explains writes a comparison."""
     source: str
-    """Where they are from, for people."""
+    """Where they are from; human-readable."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +106,8 @@ class Amount:
 class Work:
     """One kind of work over a whole run."""
 
-    kind: str
-    """As the ledger has it (`tpo.storage.ledger.WORK`)."""
+    kind: Kind
+    """Which."""
     rounds: int
     """Times that it is begun, each with another model."""
     prompts: int
@@ -103,21 +142,21 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
         *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
-        _sampling(config, "sample", lengths, iterations, data.count, config.sample.k, config.sample.max_attempts),
-        _judging("judge", config.judge, lengths, iterations, data.count, config.sample.k),
+        _sampling(config, Kind.SAMPLE, lengths, iterations, data.count, config.sample.k, config.sample.max_attempts),
+        _judging(Kind.JUDGE, config.judge, lengths, iterations, data.count, config.sample.k),
         _trained(config.train, lengths, iterations, data.count, outputs=2),
         _sampling(
             config,
-            "validation sample",
+            Kind.VALIDATION_SAMPLE,
             lengths,
             validated + 1,
             data.validation,
             1,
             config.sample.evaluation_max_attempts,
         ),
-        _judging("validation judge", config.judge, lengths, judged[0], data.validation, 1),
-        _sampling(config, "test sample", lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
-        _judging("test judge", config.evaluation.judge, lengths, judged[1], data.test, 1),
+        _judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
+        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
+        _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, judged[1], data.test, 1),
     ]
 
 
@@ -125,7 +164,7 @@ def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]
     """One output a prompt of each model that writes, two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
-        _sampling(config, writer.work, lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)
+        _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)
         for writer in pair_writers(config)
     ]
     pairs = recipe.max_pairs or config.data.count
@@ -136,8 +175,10 @@ def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]
     return [
         *written,
         trained,
-        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts),
-        _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
+        _sampling(
+            config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
+        ),
+        _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
@@ -149,8 +190,8 @@ def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iteratio
     questions = config.data.count
     given = min(questions, how.demonstrations or questions)
     outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
-    written = _sampling(config, "sample", lengths, iterations, questions, outputs, config.sample.max_attempts)
-    judged = _judging("judge", config.judge, lengths, iterations, questions, outputs)
+    written = _sampling(config, Kind.SAMPLE, lengths, iterations, questions, outputs, config.sample.max_attempts)
+    judged = _judging(Kind.JUDGE, config.judge, lengths, iterations, questions, outputs)
     if iterations <= _MAX_ROUNDS_APART:
         trained = [_trained(how.sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
     else:
@@ -162,8 +203,10 @@ def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iteratio
         written,
         judged,
         reduce(_together, trained),
-        _sampling(config, "test sample", lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts),
-        _judging("test judge", config.evaluation.judge, lengths, tested, config.data.test, 1),
+        _sampling(
+            config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
+        ),
+        _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
@@ -203,7 +246,7 @@ def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, r
     read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
     written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)
     return Work(
-        "generate",
+        Kind.GENERATE,
         rounds,
         prompts,
         Amount(expected, round(expected * read), round(expected * written)),
@@ -213,12 +256,12 @@ def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, r
 
 def _sampling(
     config: RunConfig,
-    kind: str,
+    kind: Kind,
     lengths: Lengths,
     rounds: int,
     prompts: int,
     k: int,
-    tries: int,
+    max_attempts: int,
     sample: SampleConfig | None = None,
 ) -> Work:
     asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
@@ -229,11 +272,11 @@ def _sampling(
         rounds,
         asked,
         Amount(asked * k, round(asked * lengths.prompt), round(asked * k * output)),
-        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * tries),
+        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * max_attempts),
     )
 
 
-def _judging(kind: str, judge: JudgeConfig, lengths: Lengths, rounds: int, prompts: int, k: int) -> Work:
+def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prompts: int, k: int) -> Work:
     asked = rounds * prompts
     if isinstance(judge, VerifierJudge):
         read = Amount(asked * k, 0, 0)
@@ -282,7 +325,7 @@ def _trained(training: TrainingConfig, lengths: Lengths, rounds: int, rows: int,
     passes = rounds * min(rows * training.epochs, training.steps(rows) * training.batch_size)
     expected = min(training.max_tokens, lengths.prompt + lengths.output)
     return Work(
-        "train",
+        Kind.TRAIN,
         rounds,
         rounds * rows,
         Amount(passes, round(passes * outputs * expected), 0),

@@ -8,16 +8,14 @@ responses of both runs, and one half is even. Intervals are over prompts; with o
 about another seed.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from tpo.errors import StoreError
 from tpo.report.page import count
-from tpo.report.summary import Interval, ModelRow, Summary, summary_from
+from tpo.report.record_files import read_record, to_json
+from tpo.report.summary import Interval, ModelRow, Summary
 from tpo.report.table import DIRECT, PERCENT, ScoreScale, scale_of, score_scale
 
 COMPARISON = "comparison.json"
@@ -34,7 +32,7 @@ class Lead:
     iteration: int
     """t."""
     overall: Interval | None
-    """On all test prompts that both were scored on; None where there are none."""
+    """On all test prompts that both were scored on; None if there are none."""
     by_category: Mapping[str, Interval]
     """By category of prompt."""
     by_difficulty: Mapping[str, Interval]
@@ -55,7 +53,7 @@ class Comparison:
     """What a lead is: a paired difference of scores, or a share of prompts won."""
     leads: Sequence[Lead]
     """For t = 0 … T."""
-    spent: Mapping[str, Mapping[str, float]]
+    spent: Mapping[str, Mapping[str, int | float]]
     """What each run has taken, `thinking` and `direct`, by its ledger: `tokens`, `seconds`, `cost`."""
 
     @property
@@ -83,23 +81,12 @@ class Comparison:
 
 def write_comparison(comparison: Comparison) -> bytes:
     """The comparison as JSON."""
-    return (json.dumps(dataclasses.asdict(comparison), indent=1, ensure_ascii=False) + "\n").encode()
+    return to_json(comparison)
 
 
 def read_comparison(path: Path) -> Comparison:
-    """A comparison from its file; raises `StoreError` where that is not one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Comparison(
-            **{
-                **values,
-                "thinking": summary_from(values["thinking"]),
-                "direct": summary_from(values["direct"]),
-                "leads": [_lead(lead) for lead in values["leads"]],
-            }
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path} is not a comparison of this version ({error}): remove it and run again") from error
+    """A comparison from its file; raises `StoreError` if that isn't one."""
+    return read_record(path, Comparison, "comparison")
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -151,7 +138,7 @@ def _crossing(comparison: Comparison) -> str:
 
 
 def _by_kind(comparison: Comparison, what: str, groups: Mapping[str, Interval]) -> str:
-    """Which kinds of instruction gain by thinking, and which do not."""
+    """Which kinds of instruction gain by thinking, and which don't."""
     even, scale = comparison.even, comparison.scale
     ordered = sorted(groups, key=lambda name: (-groups[name].value, name))
     signed = comparison.measure == "difference"
@@ -171,13 +158,3 @@ def _by_kind(comparison: Comparison, what: str, groups: Mapping[str, Interval]) 
 
 def _model(summary: Summary, iteration: int) -> ModelRow:
     return next(row for row in summary.models if row.iteration == iteration and row.model != DIRECT)
-
-
-def _lead(values: Mapping[str, Any]) -> Lead:
-    return Lead(
-        iteration=values["iteration"],
-        overall=Interval(**values["overall"]) if values["overall"] else None,
-        by_category={name: Interval(**found) for name, found in values["by_category"].items()},
-        by_difficulty={name: Interval(**found) for name, found in values["by_difficulty"].items()},
-        win_rate=Interval(**values["win_rate"]) if values["win_rate"] else None,
-    )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -30,13 +29,13 @@ from tpo.report.plots import (
     points,
 )
 from tpo.report.summary import Interval, ModelRow
-from tpo.report.table import NOTHING, PERCENT, WIDTH, plain_table
+from tpo.report.table import NOTHING, PERCENT, plain_table, table_console
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_KINDS = 30
-"""Kinds of prompt that are shown, the largest lead first; the page says how many are not."""
+"""Kinds of prompt that are shown, the largest lead first; the page says how many aren't."""
 
 Grouping = Literal["by_category", "by_difficulty"]
 
@@ -54,7 +53,7 @@ class Kind:
     lead: Interval
     """The lead of M_T."""
     clear: int
-    """1 where thinking is clearly ahead, −1 where it is clearly behind, else 0."""
+    """1 if thinking is clearly ahead, −1 if it is clearly behind, otherwise 0."""
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -82,16 +81,14 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def curve_picture(comparison: Comparison) -> str | None:
-    """The curves as a picture in a data URL, for pages that are not ours; None where there are none."""
+    """The curves as a picture in a data URL, for pages that aren't ours; None if there are none."""
     svg = _curves(comparison) or _leads(comparison)
     return data_url(svg) if svg else None
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Both runs as a table on standard output, and below it what they show."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
     console.print(render_comparison_table(comparison))
     console.print()
     for sentence in verdict(comparison):
@@ -126,7 +123,7 @@ def render_comparison_table(comparison: Comparison) -> Table:
 
 
 def _curves(comparison: Comparison) -> Markup | None:
-    """Score by iteration of both runs; None where their scores do not compare."""
+    """Score by iteration of both runs; None if their scores don't compare."""
     if comparison.measure != "difference":
         return None
     pairs = [comparison.models(lead.iteration) for lead in comparison.leads]
@@ -196,7 +193,7 @@ def _kinds(comparison: Comparison, field: Grouping) -> list[Kind]:
 
 
 def _panels(comparison: Comparison, field: Grouping, names: Sequence[str]) -> list[Panel]:
-    """One small plot for each kind: the scores of both, or where those do not compare the lead."""
+    """One small plot for each kind: the scores of both, or where those don't compare the lead."""
     pairs = [comparison.models(lead.iteration) for lead in comparison.leads]
     steps = [lead.iteration for lead in comparison.leads]
     found = list[tuple[str, list[Line]]]()

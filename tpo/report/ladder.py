@@ -6,14 +6,11 @@ Intervals are bootstrap percentiles over prompts, of differences prompt by promp
 nothing about what another seed would give.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tpo.errors import StoreError
+from tpo.report.record_files import read_record, to_json
 from tpo.report.summary import Interval
 from tpo.report.table import ScoreScale, scale_of
 
@@ -34,7 +31,7 @@ class Rung:
     below: str | None
     """The model that it is held against, the one it was made from; None for the first."""
     score: Interval | None
-    """Mean test score by the evaluation judge; None where it scored nothing."""
+    """Mean test score by the evaluation judge; None if it scored nothing."""
     gain: Interval | None
     """Test score less that of `below`, prompt by prompt."""
     tokens: Interval
@@ -47,7 +44,7 @@ class Rung:
     """Test score by difficulty of prompt."""
     error_rate: float
     """Share of test prompts whose first output broke the format, or did not end."""
-    made_from: Mapping[str, float]
+    made_from: Mapping[str, int | float]
     """What it was trained on, in numbers (`pairs`, `demonstrations`, …)."""
     dropped: Mapping[str, int]
     """What was not trained on, by reason."""
@@ -87,16 +84,12 @@ def page_of(name: str) -> str:
 
 def write_ladder(ladder: Ladder) -> bytes:
     """The ladder as JSON."""
-    return (json.dumps(dataclasses.asdict(ladder), indent=1, ensure_ascii=False) + "\n").encode()
+    return to_json(ladder)
 
 
 def read_ladder(path: Path) -> Ladder:
-    """A ladder from its file; raises `StoreError` where that is not one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Ladder(**{**values, "rungs": [_rung(rung) for rung in values["rungs"]]})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path} is not a ladder of this version ({error}): remove it and run again") from error
+    """A ladder from its file; raises `StoreError` if that isn't one."""
+    return read_record(path, Ladder, "ladder")
 
 
 def sentences(ladder: Ladder) -> list[str]:
@@ -116,14 +109,3 @@ def _change(gain: Interval, scale: ScoreScale) -> str:
     low, high = (scale.number(end, signed=True) for end in (gain.low, gain.high))
     said = f"{scale.number(gain.value, signed=True)}{scale.unit} [{low}, {high}]"
     return f"{said}, not clearly different" if gain.low <= 0 <= gain.high else said
-
-
-def _rung(values: Mapping[str, Any]) -> Rung:
-    single, many = ("score", "gain", "tokens", "tokens_gain"), ("by_category", "by_difficulty")
-    return Rung(
-        **{
-            **values,
-            **{name: Interval(**values[name]) if values[name] else None for name in single},
-            **{name: {key: Interval(**item) for key, item in values[name].items()} for name in many},
-        }
-    )

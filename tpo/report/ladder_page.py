@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
-from rich.console import Console
 from rich.text import Text
 
 from tpo.report.ladder import TOKENS, Ladder, held_against, sentences
 from tpo.report.page import render
 from tpo.report.plots import BLUE, ORANGE, data_url, draw, points
 from tpo.report.summary import Interval
-from tpo.report.table import NOTHING, PERCENT, WIDTH, ScoreScale, counts, fixed, plain_table
+from tpo.report.table import NOTHING, PERCENT, ScoreScale, counts, fixed, plain_table, table_console
 from tpo.storage.ledger import Spending
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_GROUPS = 30
-"""Categories that are shown, the first by name; the page says how many are not."""
+"""Categories that are shown, the first by name; the page says how many aren't."""
 MOST_NAMES = 9
 """Models named below a plot; of more, every second one, and so on."""
 
@@ -37,13 +36,13 @@ class Answer:
     model: str
     """The model, as its rung is called."""
     thought: str | None
-    """What stands before the response; None where the prompt asks for no thought."""
+    """What stands before the response; None if the prompt asks for no thought."""
     response: str
     """The response."""
     tokens: int
     """Tokens of the whole output."""
     score: float | None
-    """The evaluation judge's score; None where it gave none."""
+    """The evaluation judge's score; None if it gave none."""
     correct: bool | None
     """Whether it is right, where that is known."""
     error: str | None
@@ -57,11 +56,11 @@ class Asked:
     instruction: str
     """What was asked."""
     reference: str | None
-    """The right answer, where there is one."""
+    """The right answer, if there is one."""
     category: str | None
-    """Its category, where there is one."""
+    """Its category, if there is one."""
     difficulty: int | None
-    """Its difficulty, where there is one."""
+    """Its difficulty, if there is one."""
     answers: Sequence[Answer]
     """In the order of the rungs."""
 
@@ -92,16 +91,14 @@ def render_ladder(
 
 
 def ladder_picture(ladder: Ladder) -> str | None:
-    """The scores as a picture in a data URL, for pages that are not ours; None where there are none."""
+    """The scores as a picture in a data URL, for pages that aren't ours; None if there are none."""
     svg = _plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale)
     return data_url(svg) if svg else None
 
 
 def print_ladder(ladder: Ladder) -> None:
     """The ladder as a table on standard output, and below it what each step changed."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
     level = f"[{100 * ladder.confidence:g} %]"
     table = plain_table(f"{ladder.recipe}, run {ladder.run}, seed {ladder.seed}")
     for header in ("model", f"test score\n{level}", "over", f"gain\n{level}", f"tokens\n{level}", "broken\nor cut"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from tpo.errors import InputError
+from tpo.planning.fit import Misfit
 
 COLUMNS = 118
 """Width of the page."""
@@ -97,17 +98,19 @@ class Collector:
         self.notes: list[str] = []
 
     def run(self, check: Callable[[], object]) -> bool:
-        """Makes one check, which returns notes or anything else; whether it refused nothing."""
+        """Makes one check, which returns notes, misfits or anything else; whether it refused nothing."""
+        refused = list[str]()
         try:
             found = check()
-            # A check may find its refusal only while its notes are read.
-            lines = [line for line in found if isinstance(line, str)] if isinstance(found, Iterable) else []
-        except InputError as error:
-            if str(error) not in self.refusals:
-                self.refusals.append(str(error))
-            return False
-        self.notes += [line for line in lines if line not in self.notes]
-        return True
+            for line in found if isinstance(found, Iterable) else ():
+                if isinstance(line, Misfit) and line.certain:
+                    refused.append(str(line))
+                elif isinstance(line, str | Misfit) and str(line) not in self.notes:
+                    self.notes.append(str(line))
+        except InputError as error:  # some checks find their refusal only while what they return is read
+            refused.append(str(error))
+        self.refusals += [line for line in dict.fromkeys(refused) if line not in self.refusals]
+        return not refused
 
 
 def as_json(report: ModelReport) -> str:

@@ -41,7 +41,7 @@ PRINT_COLOURS: Mapping[str, str] = {
     "--orange": "#d55e00",
     "--paper": "#ffffff",
 }
-"""What the variables stand for where there is no style sheet."""
+"""What the variables stand for if there is no style sheet."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Line:
     colour: str
     """One of `COLOURS`."""
     found: Sequence[tuple[int, Interval | None]]
-    """A value an iteration, None where there is none."""
+    """A value an iteration, None if there is none."""
 
     @property
     def known(self) -> list[tuple[int, Interval]]:
@@ -117,7 +117,7 @@ def points(
     *,
     valued: bool = True,
 ) -> None:
-    """Means joined by a line, with their intervals and, where there is room for them, their values."""
+    """Means joined by a line, with their intervals and, if there is room for them, their values."""
     values = [scale.factor * each.value for each in found]
     below = [scale.factor * (each.value - each.low) for each in found]
     above = [scale.factor * (each.high - each.value) for each in found]
@@ -126,7 +126,7 @@ def points(
     )
     if valued and len(places) <= 8:
         for i, (place, value) in enumerate(zip(places, values, strict=True)):
-            # Beside the point, on the side that the line does not take.
+            # Beside the point, on the side that the line doesn't take.
             rising = values[min(i + 1, len(values) - 1)] >= values[max(0, min(i, len(values) - 2))]
             axes.annotate(
                 scale.number(found[i].value), (place, value), xytext=(6, -3 if rising else 3), color=INK,
@@ -194,7 +194,7 @@ def _inline(svg: str, label: str) -> Markup:
 
 
 def data_url(svg: Markup) -> str:
-    """A drawing as a picture in a data URL, for pages that are not ours: its colours are those of print."""
+    """A drawing as a picture in a data URL, for pages that aren't ours: its colours are those of print."""
     picture = str(svg)
     for variable, colour in PRINT_COLOURS.items():
         picture = picture.replace(f"var({variable})", colour)

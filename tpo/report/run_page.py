@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.jinja"
 MOST_GROUPS = 30
-"""Categories that are plotted, the largest first; the page says how many are not."""
+"""Categories that are plotted, the largest first; the page says how many aren't."""
 
 TERMS: Mapping[str, str] = {
     "M_t": "the model after t iterations; M_0 is the seed, “M_0 direct” is the seed asked to answer without thoughts.",
@@ -80,11 +80,11 @@ class Example:
     instruction: str
     """What was asked, without the thought prompt."""
     reference: str | None
-    """The right answer, where there is one."""
+    """The right answer, if there is one."""
     category: str | None
-    """Category of the prompt, where there is one."""
+    """Category of the prompt, if there is one."""
     difficulty: int | None
-    """Difficulty of the prompt, where there is one."""
+    """Difficulty of the prompt, if there is one."""
     chosen_thought: str
     """What stands before the chosen response; empty without a thought."""
     chosen_response: str
@@ -102,7 +102,7 @@ class Example:
     rejected_tokens: int
     """Tokens of the rejected output, thought and end token included."""
     rejected_error: str | None
-    """Why the rejected output breaks the format, or None where it does not."""
+    """Why the rejected output breaks the format, or None if it doesn't."""
     margin: float | None
     """Difference of the length-controlled scores; None for a parse error."""
 
@@ -163,7 +163,7 @@ def render_report(
 
 
 def score_picture(summary: Summary) -> str | None:
-    """Test score by iteration as a picture in a data URL, for pages that are not ours; None where there is no score."""
+    """Test score by iteration as a picture in a data URL, for pages that aren't ours; None if there is no score."""
     rows = [row for row in summary.models if row.model != DIRECT]
     if not any(row.score for row in rows):
         return None
@@ -232,7 +232,7 @@ def _category_findings(base: ModelRow, last: ModelRow, scale: ScoreScale) -> lis
 
 
 def key_figures(summary: Summary, *, thinks: bool = True) -> list[Figure]:
-    """The numbers at the top of the page; those that are not known are left out."""
+    """The numbers at the top of the page; those that aren't known are left out."""
     last, base, scale = _last(summary), _named(summary, "M_0"), score_scale(summary)
     if last is None:
         return []
@@ -267,7 +267,7 @@ def _plots(
     margins: Mapping[int, Sequence[float]],
     config: Mapping[str, Any],
 ) -> dict[str, Markup | None]:
-    """The large plots by name; None where there is nothing to draw."""
+    """The large plots by name; None if there is nothing to draw."""
     rows = [row for row in summary.models if row.model != DIRECT]
     direct = _named(summary, DIRECT)
     scored = [row for row in rows if row.score]

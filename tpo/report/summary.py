@@ -3,15 +3,15 @@
 Intervals are bootstrap percentiles over prompts. Gains are paired: the same prompts, the difference prompt by prompt.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tpo.errors import StoreError
 from tpo.records import Health
+from tpo.report.record_files import read_record, to_json
+
+SUMMARY, REPORT = "summary.json", "report.html"
+"""Names of the numbers and of their page in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ModelRow:
     iteration: int
     """t of M_t."""
     score: Interval | None
-    """Mean test score by the evaluation judge; None where it scored nothing."""
+    """Mean test score by the evaluation judge; None if it scored nothing."""
     win_rate: Interval | None
     """Share of test prompts on which it beats M_0 (ties half); None for M_0 itself and where nothing was scored."""
     gain: Interval | None
@@ -68,7 +68,7 @@ class ModelRow:
     judge: Health | None
     """How sound the training judge looked on the samples that M_t's pairs are from; None for M_0."""
     chosen_epoch: int | None
-    """Epoch of the checkpoint that became M_t; 0 where M_{t-1} stayed; None for M_0."""
+    """Epoch of the checkpoint that became M_t; 0 if M_{t-1} stayed; None for M_0."""
     seconds: Mapping[str, float]
     """Wall-clock seconds by stage, as each stage last ran."""
 
@@ -89,32 +89,9 @@ class Summary:
 
 def write_summary(summary: Summary) -> bytes:
     """The summary as JSON."""
-    return (json.dumps(dataclasses.asdict(summary), indent=1, ensure_ascii=False) + "\n").encode()
+    return to_json(summary)
 
 
 def read_summary(path: Path) -> Summary:
-    """A summary from its file; raises `StoreError` where that is not one."""
-    try:
-        return summary_from(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path} is not a summary of this version ({error}): remove it and run again") from error
-
-
-def summary_from(values: Mapping[str, Any]) -> Summary:
-    """A summary from what JSON holds of it; raises `TypeError`, `KeyError` or `AttributeError` where that is another
-    thing."""
-    return Summary(**{**values, "models": [_row(row) for row in values["models"]]})
-
-
-def _row(values: Mapping[str, Any]) -> ModelRow:
-    health = values["judge"]
-    single = ("score", "win_rate", "gain", "gain_over_direct")
-    many = ("by_category", "by_difficulty")
-    return ModelRow(
-        **{
-            **values,
-            "judge": Health(**health) if health else None,
-            **{name: Interval(**values[name]) if values[name] else None for name in single},
-            **{name: {key: Interval(**item) for key, item in values[name].items()} for name in many},
-        }
-    )
+    """A summary from its file; raises `StoreError` if that isn't one."""
+    return read_record(path, Summary, "summary")

@@ -22,7 +22,7 @@ DIRECT = "M_0 direct"
 """Name of the row of the seed without a thought prompt."""
 
 NOTHING = "–"
-"""Stands for a value that is not known or does not apply."""
+"""Stands for a value that isn't known or doesn't apply."""
 
 WIDTH = 120
 """Columns where standard output is no terminal and has no width of its own."""
@@ -33,7 +33,7 @@ class ScoreScale:
     """How scores of one judge are written."""
 
     factor: float
-    """What scores are multiplied by: 100 for shares, else 1."""
+    """What scores are multiplied by: 100 for shares, otherwise 1."""
     decimals: int
     """Digits after the point."""
     unit: str
@@ -129,11 +129,15 @@ def render_seconds(summary: Summary) -> Table:
     return table
 
 
+def table_console() -> Console:
+    """A console to print tables to: as wide as the terminal, or `WIDTH` if the output isn't one."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
 def print_table(summary: Summary) -> None:
     """All three tables on standard output."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = table_console()
     for render in (render_table, render_gains, render_seconds):
         console.print(render(summary))
         console.print()
@@ -146,12 +150,12 @@ def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def short(seconds: float) -> str:
-    """Seconds, with a decimal where there are few."""
+    """Seconds, with a decimal if there are few."""
     return f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, minutes, or seconds where there are few: `2 h 05`, `12 min`, `34 s`."""
+    """Hours and minutes, minutes, or seconds if there are few: `2 h 05`, `12 min`, `34 s`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -5,7 +5,7 @@ them. Out: bytes, files and versions, or a `StoreError` that says what the serve
 
 The client is boto3 and not fsspec's or pyarrow's file system, because neither of those hands on conditional writes
 (`If-None-Match`, `If-Match`), which are the only thing in S3 that two writers can be kept apart by. A server that is
-overloaded, slow or cuts a connection is asked again, later each time; one that says no is not.
+overloaded, slow or cuts a connection is asked again, later each time; one that says no isn't.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Version:
     size: int
     """Bytes."""
     etag: str
-    """Changes with the content; of an object that came in one part and is not encrypted with a key of the user's, the
+    """Changes with the content; of an object that came in one part and isn't encrypted with a key of the user's, the
     MD5 of the content, in hex. One that came in several parts has a `-` in it."""
 
     def is_of(self, path: Path) -> bool:
@@ -93,7 +93,7 @@ class Bucket:
         return found
 
     def get(self, name: str) -> Object | None:
-        """An object that is small, or None where there is none."""
+        """An object that is small, or None if there is none."""
         with self._explained(name):
             try:
                 return self._again(lambda: self._read(name))
@@ -105,7 +105,7 @@ class Bucket:
     def download(self, name: str, version: Version, path: Path) -> None:
         """Writes an object to a file, checked by its size and, where the server tells it, its MD5.
 
-        Raises `StoreError` where even the last try brought something else.
+        Raises `StoreError` if even the last try brought something else.
         """
 
         def once() -> None:
@@ -148,7 +148,7 @@ class Bucket:
     def put_if(self, name: str, data: bytes, etag: str | None) -> str:
         """Writes an object if `etag` is its version still, or, where that is None, if there is none yet; its version.
 
-        Raises `ConflictError` where it is not. That can also be because an earlier try took effect and its reply was
+        Raises `ConflictError` if it isn't. That can also be because an earlier try took effect and its reply was
         lost: look whether `data` stands there.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
@@ -168,7 +168,7 @@ class Bucket:
             self._client.copy(place, self._name, self._prefix + target, Config=self._transfer())
 
     def delete(self, name: str) -> None:
-        """Deletes an object; nothing where there is none."""
+        """Deletes an object; nothing if there is none."""
         with self._explained(name):
             self._client.delete_object(Bucket=self._name, Key=self._prefix + name)
 
@@ -193,7 +193,7 @@ class Bucket:
                 self._client.abort_multipart_upload(Bucket=self._name, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def check_conditions(self) -> None:
-        """Writes a probe and deletes it again; refuses a server that does not hold to the conditions of a write."""
+        """Writes a probe and deletes it again; refuses a server that doesn't hold to the conditions of a write."""
         name = f".probe-{uuid.uuid4().hex}"
         try:
             first = self.put_if(name, b"first", None)
@@ -261,19 +261,19 @@ class Bucket:
         if code in _DENIED:
             return (
                 f"{place} is out of reach ({code} {where}): let {_WHO} name somebody who may list, read, write and "
-                "delete there, then run again; what is complete is kept"
+                "delete there, then run again; completed work is saved"
             )
         if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             return f"{place}: the bucket is in another region ({text}): set storage.region or AWS_DEFAULT_REGION"
         return (
             f"{place}: the server {where} does not answer as it should, asked up to {self._storage.max_attempts} times "
-            f"({text}): what is complete is kept on this machine; run again when it does, and what is missing there "
+            f"({text}): completed work is saved on this machine; run again when it does, and what is missing there "
             "is put there"
         )
 
 
 class _CutError(Exception):
-    """What was read is not all of it."""
+    """What was read isn't all of it."""
 
 
 _DENIED = (
@@ -296,7 +296,7 @@ def _connected(storage: StorageConfig) -> Any:
         region_name=storage.region,
     )
     try:
-        # A session of its own: boto3's default one is not safe where threads make clients.
+        # A session of its own: boto3's default one isn't safe where threads make clients.
         session = botocore.session.get_session()
         session.register_component("data_loader", _descriptions())
         client = boto3.session.Session(botocore_session=session).client

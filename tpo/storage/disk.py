@@ -1,14 +1,13 @@
-"""Changes to the run folder that survive a crash: what has returned is on the disk, whole, under its name.
+"""Crash-safe changes to the run folder: once a call has returned, its change is on disk, whole, under its final name.
 
-In: paths and bytes. Out: nothing, or a `StoreError` that says what the disk said and what to do.
+A file is written under a temporary name, synced and renamed, and its folder is synced; a new folder is synced into its
+parent. Errors of the operating system become `StoreError`s with a remedy. Every change is announced as an audit event
+(`sys.audit`, PEP 578) before it is made: `tpo.write`, `tpo.append`, `tpo.sync`, `tpo.rename`, `tpo.mkdir`,
+`tpo.remove`, `tpo.link`, `tpo.copy`. Tests listen there, stop the process at each event and check every state that a
+crash can leave.
 
-A file is written beside its place, synced and renamed, and its folder synced; a new folder is synced into the one that
-holds it. Every change is announced as an audit event (`sys.audit`, PEP 578) before it is made: `tpo.write`,
-`tpo.append`, `tpo.sync`, `tpo.rename`, `tpo.mkdir`, `tpo.remove`, `tpo.link`, `tpo.copy`. The tests listen there, stop
-the process at each of them and look at every state that a crash can leave.
-
-Where the run is in a bucket, a mirror (`tpo.storage.mirror`) is told of each change after it is on the disk and before
-the call returns, so that the bucket has what the disk has in the order in which the disk got it.
+If the run is in a bucket, a mirror (`tpo.storage.mirror`) receives each change after it is on disk and before the call
+returns, so that the bucket gets the changes in the same order as the disk.
 """
 
 import contextlib
@@ -27,34 +26,34 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Mirror(Protocol):
-    """Where else the run folder is kept: told of each change once it is on the disk, asked for what is not here."""
+    """A second copy of the run folder: receives each change once it is on disk, and supplies files that aren't."""
 
     def written(self, path: Path) -> None:
-        """A file stands in its place."""
+        """A file was written."""
 
     def grown(self, path: Path) -> None:
-        """A file was appended to and will be again; some of that may wait for the next time."""
+        """A file was appended to, and will be again; uploading may be delayed until then."""
 
     def settled(self, path: Path) -> None:
-        """A file that others wrote is whole."""
+        """A file written by other code is complete."""
 
     def moved(self, source: Path, target: Path) -> None:
-        """A file or folder has another name."""
+        """A file or folder was renamed."""
 
     def removed(self, path: Path) -> None:
-        """A file or folder is gone, or was not here."""
+        """A file or folder was deleted, or didn't exist locally."""
 
     def brought(self, source: Path, target: Path) -> None:
-        """A file has another name too."""
+        """A file got a second name."""
 
     def bring_here(self, path: Path) -> None:
-        """Fetches a file, or all files below a folder, that are there and not here."""
+        """Fetches a file, or all files below a folder, if they only exist in the mirror."""
 
     def bring_again(self, path: Path) -> bool:
-        """Fetches a file in place of the one here; False where there is none."""
+        """Fetches a file and replaces the local one; False if the mirror has none."""
 
     def size(self, path: Path) -> int | None:
-        """Bytes of a file that is there and not here, else None."""
+        """Size in bytes of a file that only exists in the mirror, otherwise None."""
 
 
 _mirror: Mirror | None = None
@@ -62,7 +61,7 @@ _mirror: Mirror | None = None
 
 @contextlib.contextmanager
 def mirrored_by(mirror: Mirror) -> Iterator[None]:
-    """Has a mirror told of everything that this process changes through this module."""
+    """Installs a mirror that receives every change that this process makes through this module."""
     global _mirror  # noqa: PLW0603 -- as the disk, it is one for all that writes in this process
     if _mirror is not None:
         raise AssertionError("a mirror is told already")
@@ -74,19 +73,19 @@ def mirrored_by(mirror: Mirror) -> Iterator[None]:
 
 
 def mirror_of_this_process() -> Mirror | None:
-    """The mirror that is told of changes, or None where the disk has everything."""
+    """The installed mirror, or None if the disk has everything."""
     return _mirror
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: temporary file, sync, rename, sync of the folder."""
+    """Writes a file completely or not at all: temporary file, sync, rename, sync of the folder."""
     _put_in_place(path, lambda temporary: temporary.write_bytes(data), data)
     if _mirror is not None:
         _mirror.written(path)
 
 
 def fill_atomically(path: Path, fill: Callable[[Path], object]) -> None:
-    """The same with a file that `fill` writes, for what comes from the mirror or does not belong there."""
+    """The same for a file that `fill` writes and the mirror doesn't receive."""
     _put_in_place(path, fill, b"")
 
 
@@ -107,7 +106,7 @@ def _put_in_place(path: Path, fill: Callable[[Path], object], announced: bytes) 
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it that are not there yet."""
+    """Creates a folder and its missing parents."""
     with explained(path):
         if path.is_dir():
             return
@@ -130,7 +129,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, or a folder with all that is in it; nothing where there is none."""
+    """Deletes a file, or a folder with its content; does nothing if there is none."""
     with explained(path):
         sys.audit("tpo.remove", str(path))
         if path.is_dir() and not path.is_symlink():
@@ -144,9 +143,9 @@ def remove(path: Path) -> None:
 
 
 def bring(source: Path, target: Path, *, link: bool) -> None:
-    """Puts a file under another name too: a hard link where `link` says so and the file system can, else a copy.
+    """Gives a file a second name: a hard link if `link` is set and the file system can, otherwise a copy.
 
-    The copy is not synced; what commits it syncs it.
+    The copy isn't synced; the commit that follows does that.
     """
     with explained(target):
         if link:
@@ -167,7 +166,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def append(file: BinaryIO, data: bytes) -> None:
-    """Adds to an open file; the operating system has it when this returns, the disk after `sync`."""
+    """Appends to an open file; the operating system has the data when this returns, the disk after `sync`."""
     path = Path(file.name)
     with explained(path):
         sys.audit("tpo.append", str(path), data)
@@ -176,7 +175,7 @@ def append(file: BinaryIO, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Has the disk hold a file's content, or a folder's list of names."""
+    """Flushes a file's content, or a folder's list of names, to disk."""
     with explained(path):
         sys.audit("tpo.sync", str(path))
         descriptor = os.open(path, os.O_RDONLY)
@@ -187,32 +186,32 @@ def sync(path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Has the disk hold a file that others wrote, and the mirror too."""
+    """Flushes a file written by other code to disk and mirror."""
     sync(path)
     if _mirror is not None:
         _mirror.settled(path)
 
 
 def settle_grown(path: Path) -> None:
-    """Has the disk hold a file that will be appended to again, and the mirror too, though not each time."""
+    """Flushes a growing file to disk, and to the mirror from time to time."""
     sync(path)
     if _mirror is not None:
         _mirror.grown(path)
 
 
 def bring_here(path: Path) -> None:
-    """Fetches a file, or all files below a folder, that stand in the mirror alone."""
+    """Fetches a file, or all files below a folder, that only exist in the mirror."""
     if _mirror is not None:
         _mirror.bring_here(path)
 
 
 def bring_again(path: Path) -> bool:
-    """Fetches a file from the mirror in place of what is here; False where there is none."""
+    """Fetches a file from the mirror and replaces the local one; False if there is none."""
     return _mirror is not None and _mirror.bring_again(path)
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of a file, here or in the mirror alone; None where there is none."""
+    """Size of a file in bytes, local or in the mirror; None if it doesn't exist."""
     if path.is_file():
         return path.stat().st_size
     return _mirror.size(path) if _mirror is not None else None
@@ -220,15 +219,15 @@ def size_of(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def explained(path: Path | None = None) -> Iterator[None]:
-    """Turns what the operating system says of a file, by default the one that it names, into a `StoreError` with a
+    """Turns an error of the operating system about a file, by default the one that it names, into a `StoreError` with a
     remedy."""
     try:
         yield
     except OSError as error:
         if path is None and error.filename is None:
             raise StoreError(
-                f"{error.strerror or error}, when something was printed or written that has no name: see where the "
-                "output goes, then run again; what is complete is kept"
+                f"{error.strerror or error}, while writing to an unnamed output: check where the output goes, "
+                "then rerun; completed work is saved"
             ) from error
         raise StoreError(_explanation(path or Path(str(error.filename)), error)) from error
 
@@ -236,14 +235,14 @@ def explained(path: Path | None = None) -> Iterator[None]:
 def _explanation(path: Path, error: OSError) -> str:
     if error.errno in _FULL:
         return (
-            f"the disk is full: {path} could not be written ({_free_mib(path)} MiB free there): make room and run "
-            "again, what is complete is kept"
+            f"the disk is full: {path} could not be written ({_free_mib(path)} MiB free there): make room and rerun; "
+            "completed work is saved"
         )
     if error.errno in _REFUSED:
-        return f"{path} is out of reach ({error.strerror}): make the run folder readable and writable, then run again"
+        return f"{path} is out of reach ({error.strerror}): make the run folder readable and writable, then rerun"
     if error.errno == errno.EIO:
-        return f"the disk failed at {path} ({error.strerror}): look at the system's log, mend the disk, then run again"
-    return f"{path}: {error.strerror or error}; mend that and run again, what is complete is kept"
+        return f"the disk failed at {path} ({error.strerror}): check the system log and the disk, then rerun"
+    return f"{path}: {error.strerror or error}; fix that and rerun; completed work is saved"
 
 
 def _free_mib(path: Path) -> int:

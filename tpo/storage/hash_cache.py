@@ -1,11 +1,9 @@
-"""Hashes of large files that were read before, so that no start reads 140 GB of a judge to see that it is the same.
+"""A cache of large files' hashes, so that a start doesn't read 140 GB of a judge just to recognize it.
 
-In: a file. Out: the SHA-256 of its content, from the user's cache (`$XDG_CACHE_HOME/tpo/hashes.json`) where the file is
-the one that was read: the same device, inode, size, and times of the last write and of the last change, by which git
-too knows a file again.
-
-A change of content that leaves all of these alone is not noticed. A write can't do that, since it sets the time of
-change, which no user can set; but that clock is coarse, so a file is remembered only after it has been at rest.
+Hashes are in the user's cache folder (`$XDG_CACHE_HOME/tpo/hashes.json`). A file is taken as unchanged if its device,
+inode, size, and times of last write and change are the same, as git does. A change that leaves all of these alone goes
+unnoticed. Writing can't do that, since it sets the change time, which users can't set; but that clock is coarse, so a
+file is only cached once it has been at rest.
 """
 
 import contextlib
@@ -20,11 +18,11 @@ from tpo.errors import StoreError
 from tpo.storage.disk import fill_atomically
 
 AT_REST_SECONDS = 5.0
-"""Age of the last change at which a file is remembered."""
+"""Minimum age of the last change, in seconds, before a file is cached."""
 
 
 def known_sha256(path: Path, read: Callable[[Path], str]) -> str:
-    """The SHA-256 of a file's content, in hexadecimal; `read` finds it where it is not known."""
+    """The SHA-256 of a file's content, in hexadecimal; `read` computes it if it isn't cached."""
     version, name = _version(path), str(path.resolve())
     if (known := _remembered().get(name)) is not None and known[0] == version:
         return str(known[1])
@@ -44,10 +42,10 @@ def _file() -> Path:
 
 
 def _remembered() -> Mapping[str, tuple[list[int], str]]:
-    """What was read before, by path; nothing of it where the file is not as it was written."""
+    """The cached entries by path; empty if the cache file is damaged."""
     try:
         values: Any = json.loads(_file().read_bytes())
-    except (OSError, RuntimeError, ValueError):  # where nobody has a home, Path says so by RuntimeError
+    except (OSError, RuntimeError, ValueError):  # Path raises RuntimeError if the user has no home.
         return {}
     if not isinstance(values, dict):
         return {}
@@ -55,7 +53,7 @@ def _remembered() -> Mapping[str, tuple[list[int], str]]:
 
 
 def _remember(entry: Mapping[str, Any]) -> None:
-    """Adds to what is known. Where there is no cache to be had, or another process writes too, it is read again."""
+    """Adds an entry. Without a usable cache, or with concurrent writers, the file is simply read again next time."""
     with contextlib.suppress(OSError, RuntimeError, StoreError):
         _file().parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps({**_remembered(), **entry}).encode()

@@ -1,10 +1,9 @@
-"""A journal of what a stage was told, a line as it comes, for answers that cost too much to be asked twice.
+"""A journal of replies that are too expensive to request twice, one line as each arrives.
 
-In: keys and values that JSON can hold. Out: the same again after a crash. `Lines` is the file beneath it, which the
-ledger (`tpo.storage.ledger`) is too. Each line ends with a checksum. A line that was being written when the process
-died, or that is no longer what was written, is dropped and its question asked again. Every line reaches the operating
-system at once, so that a killed process loses nothing, and the disk within a second, for what a power cut takes is a
-second's answers.
+It maps keys to values that JSON can hold. `Lines` is the underlying file, which the ledger (`tpo.storage.ledger`) uses
+too. Each line ends with a checksum. A line that was cut by a crash or changed since is dropped, and its request
+repeated. Every line reaches the operating system at once, so a killed process loses nothing, and the disk within a
+second, so a power cut costs a second's replies.
 """
 
 import json
@@ -25,7 +24,7 @@ JOURNALS = "journal-*.jsonl"
 
 
 class Lines:
-    """A file of JSON values, a line each with a checksum, that is only ever added to; it is there from the first on."""
+    """An append-only file of JSON values, one per line with a checksum; it exists from the start."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,7 +32,7 @@ class Lines:
         self._synced = time.monotonic()
 
     def write(self, value: Any) -> None:
-        """Adds a line: the operating system has it when this returns, the disk within a second of further lines."""
+        """Appends a line: the operating system has it when this returns, the disk within a second of further lines."""
         if self._file is None:
             with explained(self._path):
                 sys.audit("tpo.append", str(self._path), b"")
@@ -45,7 +44,7 @@ class Lines:
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Has the disk hold what was written."""
+        """Flushes everything written to disk."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -53,7 +52,7 @@ class Lines:
 
 
 class Journal:
-    """Answers by key, on disk as they come; `written` is told how many there are."""
+    """Replies by key, stored as they come; `written` receives their number."""
 
     def __init__(self, path: Path, written: Callable[[int], None] = lambda answers: None) -> None:
         self._path = path
@@ -73,17 +72,17 @@ class Journal:
 
     @property
     def answers(self) -> Mapping[str, Any]:
-        """Everything written so far, by this process or one before it."""
+        """Everything written so far, by this process or an earlier one."""
         return self._answers
 
     def write(self, key: str, answer: Any) -> None:
-        """Adds one answer."""
+        """Adds one reply."""
         self._lines.write([key, answer])
         self._answers[key] = answer
         self._written(len(self._answers))
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Takes answers out, so that they are asked for again."""
+        """Removes replies, so that they are requested again."""
         self._lines.close()
         for key in keys:
             self._answers.pop(key, None)
@@ -92,32 +91,32 @@ class Journal:
 
 @dataclass(frozen=True)
 class Found:
-    """What a journal holds."""
+    """The content of a journal."""
 
     answers: Mapping[str, Any]
-    """Answers by key."""
+    """Replies by key."""
     dropped: int
-    """Lines that are not what was written, a last one that was cut included."""
+    """Number of damaged lines, including a last one that was cut."""
 
 
 def read_journal(path: Path) -> Found:
-    """What stands in the journal at `path`; nothing where there is no file."""
+    """The content of the journal at `path`; empty if there is no file."""
     found = read_lines(path)
     return Found(dict(found.values), found.dropped)
 
 
 @dataclass(frozen=True)
 class FoundLines:
-    """What a file of lines holds."""
+    """The content of a file of lines."""
 
     values: Sequence[Any]
     """The values, in order."""
     dropped: int
-    """Lines that are not what was written, a last one that was cut included."""
+    """Number of damaged lines, including a last one that was cut."""
 
 
 def read_lines(path: Path) -> FoundLines:
-    """What stands in the file at `path`; nothing where there is no file."""
+    """The content of the file at `path`; empty if there is no file."""
     values: list[Any] = []
     dropped = 0
     if path.exists():
@@ -134,7 +133,7 @@ def read_lines(path: Path) -> FoundLines:
 
 
 def write_lines(path: Path, values: Iterable[Any]) -> None:
-    """Puts a file with these lines, and no others, in the place of the one at `path`."""
+    """Replaces the file at `path` by one with exactly these lines."""
     write_atomically(path, b"".join(map(_line, values)))
 
 

@@ -1,14 +1,13 @@
-"""One writer a run in a bucket: an object says who, is renewed while they live, and is taken over when it has run out.
+"""One writer per run in a bucket: an object names the holder, is renewed while they live, and can be taken over once it
+expires.
 
-In: a bucket. Out: the bucket held until the context ends, and `check`, which raises once it no longer is.
+The object is only written conditionally (`If-None-Match`, `If-Match`), so of two contenders one succeeds. Its age
+follows from the server's clock in the same reply; the time since our own renewal, from a local clock that also runs
+while the machine sleeps. Before writing, a holder that hasn't renewed for half the lease renews first. So a process
+that was suspended and taken for dead finds out before it writes.
 
-The object is written on condition only (`If-None-Match`, `If-Match`), so that of two who want it one gets it. How old
-it is, the server's clock says, in the same reply; how long ago this process renewed it, a clock of this machine that
-goes on while it sleeps. Who is asked to write and has not renewed for half the lease, renews first, so that a process
-that was stopped and has been taken for dead finds that out before it writes.
-
-A holder that died on this machine is not waited for: it held the lock of the same working copy (`tpo.storage.lock`),
-and this process could not have got that while it lived.
+A holder that died on this machine isn't waited for: it held the lock of the same working copy (`tpo.storage.lock`),
+which this process could not have acquired while the other lived.
 """
 
 import contextlib
@@ -29,39 +28,39 @@ from tpo.storage.bucket import Bucket, ConflictError, Object
 
 NAME = ".lease.json"
 _SERVERS_TICK = 1.0
-"""Seconds to which the server's times are rounded."""
+"""Resolution of the server's times, in seconds."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a bucket, or held it last."""
+    """The current or last holder of a bucket."""
 
     session: str
-    """Of one start of a run, and no other."""
+    """Id of one start of a run."""
     copy: str
-    """The working copy that it writes from; it outlives sessions."""
+    """Id of the working copy that it writes from; the same for all sessions there."""
     host: str
-    """Its machine."""
+    """Its host name."""
     pid: int
-    """Its process there."""
+    """Its process id."""
     start: str
-    """When it began, by its own clock; for people."""
+    """When it began, by its own clock; human-readable."""
     seconds: float
-    """How long the lease lasts from each renewal."""
+    """Seconds that the lease lasts from each renewal."""
     renewals: int = 0
-    """How often it was renewed."""
+    """Number of renewals."""
     released: bool = False
-    """Whether it has ended and said so."""
+    """Whether it has been released."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, started {self.start}"
 
 
 class Lease:
-    """The hold of one process on a bucket."""
+    """One process's hold on a bucket."""
 
     def __init__(self, bucket: Bucket, holder: Holder, found: Object | None, clock: Callable[[], float]) -> None:
-        """Takes it. Raises `ConflictError` where `found` is not what stands there any more."""
+        """Acquires it. Raises `ConflictError` if the object is no longer `found`."""
         self._bucket = bucket
         self._holder = holder
         self._clock = clock
@@ -72,11 +71,11 @@ class Lease:
 
     @property
     def session(self) -> str:
-        """What stands in the object as long as the lease is held."""
+        """The object's content while the lease is held."""
         return self._holder.session
 
     def check(self) -> None:
-        """Raises `StoreError` where somebody else may write by now."""
+        """Raises `StoreError` if another process may be writing by now."""
         if self._lost is None and self._clock() - self._renewed > self._holder.seconds / 2:
             self.renew()
         if self._lost is not None:
@@ -86,19 +85,19 @@ class Lease:
             )
 
     def renew(self) -> None:
-        """Says that this process lives. Raises `StoreError` where the server does not answer."""
+        """Renews the lease. Raises `StoreError` if the server doesn't answer."""
         with self._lock:
             if self._lost is None:
                 self._write(replace(self._holder, renewals=self._holder.renewals + 1))
 
     def keep_renewing(self, stop: threading.Event) -> None:
-        """Renews until `stop` is set, or the lease is lost."""
+        """Renews until `stop` is set or the lease is lost."""
         while self._lost is None and not stop.wait(self._holder.seconds / 4):
-            with contextlib.suppress(StoreError):  # the next `check` says so, if it lasts
+            with contextlib.suppress(StoreError):  # If this lasts, the next `check` raises.
                 self.renew()
 
     def release(self) -> None:
-        """Lets the next one have it at once."""
+        """Releases it for the next process."""
         with self._lock, contextlib.suppress(StoreError):
             if self._lost is None:
                 self._write(replace(self._holder, released=True))
@@ -116,22 +115,22 @@ class Lease:
 
 @dataclass(frozen=True)
 class Held:
-    """A bucket that is held."""
+    """A bucket held by this process."""
 
     lease: Lease
     """Its lease."""
     goes_on: bool
-    """Whether the one who held it last wrote from the same working copy."""
+    """Whether the last holder wrote from the same working copy."""
 
 
 @contextlib.contextmanager
 def held(url: str, storage: StorageConfig, copy: str) -> Iterator[Held]:
-    """Holds a bucket for this process alone, and renews the hold in a thread.
+    """Holds a bucket exclusively, and renews the lease in a thread.
 
-    Waits for a holder that gives no sign of life until its lease has run out. Raises `StoreError` naming the holder's
-    host, pid and start where it gives one.
+    Waits until the lease of a silent holder has expired. Raises `StoreError` with the holder's host, pid and start if
+    it is alive.
     """
-    # Short of patience: who waits long to renew has lost the lease meanwhile.
+    # Fewer attempts than elsewhere: a renewal that waits long has lost the lease anyway.
     brisk = storage.model_copy(
         update={
             "max_attempts": min(storage.max_attempts, 3),
@@ -152,7 +151,7 @@ def held(url: str, storage: StorageConfig, copy: str) -> Iterator[Held]:
 
 
 def last_holder(bucket: Bucket) -> Holder | None:
-    """Who holds a bucket, or held it last."""
+    """The current or last holder of a bucket."""
     found = bucket.get(NAME)
     return _holder(found) if found else None
 
@@ -166,7 +165,7 @@ def _take(bucket: Bucket, holder: Holder) -> Held:
             with contextlib.suppress(ConflictError):
                 lease = Lease(bucket, holder, found, _clock)
                 if last is not None and not last.released:
-                    say(f"{bucket.url}: taken over from {last}, which ended without a word")
+                    say(f"{bucket.url}: taken over from {last}, which exited without releasing it")
                 return Held(lease, last is not None and last.copy == holder.copy)
             continue
         if first is not None and (first.session, first.renewals) != (last.session, last.renewals):
@@ -189,7 +188,7 @@ def _written(bucket: Bucket, holder: Holder, etag: str | None) -> str:
         now = bucket.get(NAME)
         if now is None or now.data != _to_json(holder):
             raise
-        return now.etag  # it took effect, and its reply was lost
+        return now.etag  # The request took effect, but its reply was lost.
 
 
 def _this_process(copy: str, seconds: float) -> Holder:
@@ -209,4 +208,6 @@ def _holder(found: Object) -> Holder:
     try:
         return Holder(**json.loads(found.data))
     except (ValueError, TypeError) as error:
-        raise StoreError(f"{NAME} in the bucket is none of ours ({error}): delete it if no run writes there") from error
+        raise StoreError(
+            f"{NAME} in the bucket has an unknown format ({error}): delete it if no run writes there"
+        ) from error

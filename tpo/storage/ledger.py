@@ -1,11 +1,9 @@
-"""What a run has spent: tokens, time on devices, money, a line in `ledger.jsonl` as it is spent.
+"""What a run has spent: tokens, device time and money, one line in `ledger.jsonl` as it is spent.
 
-In: what a stage's work took, as it takes it. Out: entries, their sums by stage, and a `BudgetError` at a cap.
-
-Entries are never taken back. A line is written before the work that it paid for is kept, so what a crash loses is paid
-for twice and counts twice; so does a stage that is moved aside or made again. The ledger is the only place where
-spending is counted, and no result depends on it. Missing is only what a killed process had not booked: the time since
-its last line, at most a shard or half a minute.
+Entries are never taken back. A line is written before the work that it paid for is kept, so whatever a crash loses is
+paid for twice and counts twice; so does a stage that is made again. The ledger is the only place where spending is
+counted, and no result depends on it. The only gap is what a killed process hadn't booked: the time since its last line,
+at most a shard or half a minute.
 """
 
 import dataclasses
@@ -24,13 +22,13 @@ from tpo.storage.journal import FoundLines, Lines, read_lines, write_lines
 LEDGER = "ledger.jsonl"
 """The ledger's name in the run folder."""
 API = "api"
-"""Device of what a server answers."""
+"""Device name of a server's replies."""
 MOST_LINES = 1000
-"""Lines from which on a ledger is summed up when it is opened."""
+"""Number of lines above which a ledger is compacted when it is opened."""
 ENOUGH_SHARDS = 3
-"""Shards below which they do not tell how long a start took."""
+"""Number of shards below which the start-up time can't be estimated."""
 TICK_SECONDS = 30.0
-"""Time after which `Meter.tick` books a line."""
+"""Seconds after which `Meter.tick` books a line."""
 
 WORK = (
     "generate", "short sample", "long sample", "sample", "judge", "train", "validation sample", "validation judge",
@@ -45,35 +43,35 @@ _PURPOSES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Something spent, or the sum of such."""
+    """An amount spent, or a sum of such amounts."""
 
     stage: str
     """Path of the stage below the run folder."""
     device: str
     """What it ran on: `cpu`, a GPU's name, or `api`."""
     devices: int = 0
-    """GPUs, or engines or workers on CPUs, that were held; 0 where none was, as behind a server."""
+    """GPUs, or engines or workers on CPUs, that were held; 0 for a server."""
     parameters: int = 0
-    """Of the model at work; 0 where that is not known."""
+    """Parameters of the model; 0 if unknown."""
     server: str = ""
-    """The model and its server, as in `gpt-4.1 at https://…/v1`; empty where a device of ours works."""
+    """The model and its server, as in `gpt-4.1 at https://…/v1`; empty on own devices."""
     prompts: int = 0
-    """Prompts done with."""
+    """Prompts finished."""
     answers: int = 0
     """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
     tokens_in: int = 0
-    """Tokens read; in training all of them."""
+    """Tokens read; in training, all tokens."""
     tokens_out: int = 0
     """Tokens written."""
     seconds: float = 0.0
-    """Wall-clock time, the start of engines included."""
+    """Wall-clock time in seconds, engine starts included."""
     starts: int = 0
-    """Starts of the stage whose `start_seconds` are known."""
+    """Number of the stage's starts whose `start_seconds` are known."""
     start_seconds: float = 0.0
-    """What of the time engines and workers took to start, as far as shards tell: the time of the first one beyond that
-    of the others."""
+    """Share of the time that engines and workers took to start, estimated from shards: the first shard's time beyond
+    that of the others."""
     cost: float = 0.0
-    """Money, by the prices in force when it was spent."""
+    """Money, at the prices at the time."""
 
     @property
     def work(self) -> str:
@@ -94,12 +92,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Spending:
-    """A line of the table of what was spent."""
+    """A line in the table of spending."""
 
     work: str
     """The kind of work, or `in all`."""
     prompts: int
-    """Prompts done with."""
+    """Prompts finished."""
     answers: int
     """Outputs sampled, responses read, comparisons made, pairs trained on."""
     tokens_in: int
@@ -118,7 +116,7 @@ class Spending:
 
 @dataclass(frozen=True)
 class Worker:
-    """What does a stage's work, and what that costs."""
+    """The model and devices of a stage, with prices."""
 
     device: str
     """As in `Entry`."""
@@ -129,36 +127,36 @@ class Worker:
     server: str = ""
     """As in `Entry`."""
     at_once: int = 1
-    """Shards that are worked on at the same time."""
+    """Shards in progress at the same time."""
     hour_price: float = 0.0
-    """Of one device."""
+    """Price per hour of one device."""
     input_price: float = 0.0
-    """Of a million tokens read."""
+    """Price of a million tokens read."""
     output_price: float = 0.0
-    """Of a million tokens written."""
+    """Price of a million tokens written."""
 
 
 def read_ledger(root: Path) -> list[Entry]:
-    """Everything that the run in `root` has spent, earlier starts included; lines that are damaged are missing."""
+    """Everything that the run in `root` has spent, earlier starts included; damaged lines are skipped."""
     return _entries(root / LEDGER, read_lines(root / LEDGER))
 
 
 def spending(entries: Iterable[Entry]) -> list[Spending]:
-    """What was spent by kind of work, and last of all in all; empty where nothing was."""
+    """Spending by kind of work, with the total last; empty if nothing was spent."""
     listed = list(entries)
     by_work = {work: [entry for entry in listed if entry.work == work] for work in WORK}
     return [_line(work, found) for work, found in (*by_work.items(), ("in all", listed)) if found]
 
 
 class Meter:
-    """Books what one stage spends, with the time since the last line; on leaving, the time that is left.
+    """Books a stage's spending, each line with the time since the last; on exit, the remaining time.
 
     Args:
-        root: The run folder; the stage's own folder is there when anything is booked.
+        root: The run folder; the stage's own folder exists when anything is booked.
         stage: The stage's path below it.
-        worker: What does the work.
-        budget: What the run may spend.
-        clock: Seconds since any one moment.
+        worker: The model and devices.
+        budget: The run's limits.
+        clock: Returns seconds since a fixed moment.
     """
 
     def __init__(
@@ -207,7 +205,7 @@ class Meter:
             self._file.close()
 
     def book(self, *, prompts: int = 0, answers: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
-        """Writes a line, before what it paid for is kept."""
+        """Writes a line. Call it before keeping what it paid for."""
         with self._lock:
             if prompts:
                 self._shards.append(self._clock() - self._began)
@@ -223,20 +221,20 @@ class Meter:
             )
 
     def started(self) -> None:
-        """Takes note that all until now was the start, where no shards tell; said again it means nothing."""
+        """Mark start-up as finished for work that isn't sharded. Later calls are no-ops."""
         if self._start_seconds is None:
             self._start_seconds = self._clock() - self._began
 
     def tick(self) -> bool:
-        """Whether it is time for a line of work that knows no shards."""
+        """Whether work without shards is due for a line."""
         return self._clock() - self._last >= TICK_SECONDS
 
     def is_spent(self) -> bool:
-        """Whether a cap is reached."""
+        """Whether a limit is reached."""
         return self._excess() is not None
 
     def check(self) -> None:
-        """Raises `BudgetError` where a cap is reached."""
+        """Raises `BudgetError` if a limit is reached."""
         if (excess := self._excess()) is not None:
             raise excess
 
@@ -251,16 +249,15 @@ class Meter:
             if cap is not None and spent >= cap:
                 return BudgetError(
                     f"budget.{name} = {cap:,} is reached at {self._stage}: {shown} spent so far (by stage in "
-                    f"{self._path}). What is complete is kept: raise budget.{name} in the profile, or with "
+                    f"{self._path}). Completed work is saved: raise budget.{name} in the profile, or with "
                     f'SET="budget.{name}=…", and the same command goes on from here'
                 )
         return None
 
     def _found_start(self) -> float | None:
-        """Seconds until work began: the first shard's less what one takes; None where that cannot be told.
+        """Estimated seconds until work began: the first shard less another; None if unknown.
 
-        Of engines that work side by side each ends a shard in turn, so that one takes as long as it is from a shard to
-        that which comes as many places later.
+        With n engines in parallel, shards end in turn, so one takes the time between the ends of shards i and i + n.
         """
         shards, at_once = self._shards, self._worker.at_once
         turns = (len(shards) - 1) // at_once
@@ -280,13 +277,13 @@ class Meter:
             seconds=round(seconds, 3),
             cost=cost + seconds / 3600 * worker.devices * worker.hour_price,
         )
-        self._last += entry.seconds  # what rounding left out comes with the next line
+        self._last += entry.seconds  # Carry the rounding error over to the next line.
         self._file.write(_to_json(entry))
         self._total = _sum([self._total, entry])
 
 
 def _entries(path: Path, found: FoundLines) -> list[Entry]:
-    """Raises `StoreError` where a line is none of ours, as a newer version's may be."""
+    """Raises `StoreError` if a line has an unknown format, e.g. from a newer version."""
     try:
         return [Entry(**values) for values in found.values]
     except TypeError as error:
@@ -296,7 +293,7 @@ def _entries(path: Path, found: FoundLines) -> list[Entry]:
 
 
 def _summed(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry for all of a stage's work by the same devices and model."""
+    """One entry for all of a stage's work with the same devices and model."""
     alike: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         alike.setdefault((entry.stage, entry.device, entry.devices, entry.parameters, entry.server), []).append(entry)
@@ -304,7 +301,7 @@ def _summed(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _sum(entries: Sequence[Entry]) -> Entry:
-    """Amounts added up; what they are amounts of is the first one's."""
+    """The sum of some entries, described as the first one."""
     if not entries:
         return Entry("", "")
     amounts = ("prompts", "answers", "tokens_in", "tokens_out", "seconds", "starts", "start_seconds", "cost")
@@ -328,5 +325,5 @@ def _line(work: str, entries: Sequence[Entry]) -> Spending:
 
 
 def _to_json(entry: Entry) -> dict[str, object]:
-    """The entry without what is 0."""
+    """The entry without zero values."""
     return {name: value for name, value in vars(entry).items() if value or name in ("stage", "device")}

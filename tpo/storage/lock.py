@@ -1,9 +1,7 @@
-"""One writer a run folder: a second process is told who holds it, a dead holder's lock is taken over.
+"""One writer per run folder: a second process receives the holder's name, and a dead holder's lock is taken over.
 
-In: a run folder. Out: the folder held until the context ends.
-
-The operating system holds the lock (`flock`) and lets go of it when the holder dies, however it dies, so no clock or
-time-out decides who is dead. Who holds it stands beside it, for the message alone.
+The operating system holds the lock (`flock`) and releases it however the holder dies, so no clock or timeout decides
+who is dead. The holder's name is in a file next to it, for messages only.
 """
 
 import contextlib
@@ -25,10 +23,10 @@ _LOCK, _HOLDER = ".lock", ".holder.json"
 
 
 def check_unheld(root: Path) -> None:
-    """Raises `StoreError` naming the holder where another process holds a run folder now.
+    """Raises `StoreError` naming the holder if another process holds a run folder.
 
-    A look before work, so that a second run does not start Prefect to be refused then; `only_writer` decides. What is
-    wrong with the folder otherwise is its to say too.
+    An early check, so that a second run is refused before it starts Prefect; `only_writer` decides, and reports
+    anything else that is wrong with the folder.
     """
     lock = FileLock(root / _LOCK, timeout=0, fallback_to_soft=False)
     if not (root / _LOCK).is_file():
@@ -48,10 +46,10 @@ def _held(root: Path) -> StoreError:
 
 @contextlib.contextmanager
 def only_writer(root: Path) -> Iterator[None]:
-    """Holds a run folder, made where there is none, for this process alone.
+    """Holds a run folder exclusively, creating it if necessary.
 
-    Raises `StoreError` naming the holder's host, pid and start where another process holds it, and where the file
-    system has no locks: a file that stands for one would outlive its holder.
+    Raises `StoreError` naming the holder's host, pid and start if another process holds it, and if the file system has
+    no locks: a lock file would outlive its holder.
     """
     make_folder(root)
     lock = FileLock(root / _LOCK, timeout=0, fallback_to_soft=False)
@@ -69,7 +67,7 @@ def only_writer(root: Path) -> Iterator[None]:
             ) from error
     try:
         if (root / _HOLDER).exists():
-            say(f"{root}: taken over from {_holder(root)}, which ended without a word")
+            say(f"{root}: taken over from {_holder(root)}, which exited without releasing it")
         for leftover in root.glob(".*.tmp"):
             remove(leftover)
         write_atomically(root / _HOLDER, json.dumps(_this_process()).encode())

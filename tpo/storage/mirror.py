@@ -1,15 +1,12 @@
-"""A run in a bucket: what is on the disk of the working copy is put there in the same order, and fetched from there.
+"""A run in a bucket: changes on the local disk are uploaded in the same order, and missing files are downloaded.
 
-In: a config whose folder is `s3://…`. Out: the working copy brought up to date, and `tpo.storage.disk` with a mirror
-that puts each change into the bucket before the stage goes on.
+The bucket is the truth and the working copy a cache, with one exception: files that the last holder's own working copy
+has and the bucket lacks were on their way, and are uploaded. A PUT is atomic and visible to all at once, so a manifest
+in the bucket means the same as one on disk. Buckets can't rename: a folder is copied, its manifest last, and then
+deleted, its manifest first, so that half a stage never looks whole. The lease (`tpo.storage.lease`) is checked before
+each change; a process that has lost it writes nothing.
 
-The bucket is the truth and the working copy a cache, with one exception: what the last holder's own working copy has
-and the bucket lacks was on its way there, and is put. A PUT is atomic and seen by all at once, so a manifest in the
-bucket means the same as one on the disk. There is no renaming: a folder is copied, its manifest last, and then deleted,
-its manifest first, so that at no moment half a stage looks whole. Before a change the lease is looked at
-(`tpo.storage.lease`): who has lost it writes nothing.
-
-Large files are fetched when they are used. Temporary files, locks and whatever else begins with a dot stay here.
+Large files are downloaded when they are used. Temporary files, locks and other names with a leading dot stay local.
 """
 
 import contextlib
@@ -38,42 +35,42 @@ _COPY = ".copy.json"
 
 
 class BucketMirror:
-    """Puts what changes in a run's working copy into its bucket, and fetches what is only there."""
+    """Uploads changes of a run's working copy to its bucket, and downloads what only exists there."""
 
     def __init__(
         self, root: Path, bucket: Bucket, storage: StorageConfig, check: Callable[[], None], *, session: str = ""
     ) -> None:
-        """`check` raises where this process may not write; `session` is the lease's, if there is one."""
+        """`check` raises if this process may not write; `session` is the lease's id, if there is one."""
         self.root = root.resolve()
         self.bucket = bucket
         self.storage = storage
         self.session = session
         self._check = check
         self._elsewhere: dict[str, Version] = {}
-        """Files that are in the bucket and not here."""
+        """Files that are in the bucket but not in the working copy."""
         self._put_at: dict[str, float] = {}
 
     def written(self, path: Path) -> None:
-        """Puts a file."""
+        """Uploads a file."""
         if (name := self._name(path)) is not None:
             self._put(name, path)
 
     def grown(self, path: Path) -> None:
-        """Puts a journal, if that was some time ago."""
+        """Uploads a journal, if the last upload was some time ago."""
         if (name := self._name(path)) is None:
             return
         if time.monotonic() - self._put_at.setdefault(name, time.monotonic()) >= self.storage.journal_seconds:
             self._put(name, path)
 
     def settled(self, path: Path) -> None:
-        """Puts a file, unless the bucket has it."""
+        """Uploads a file, unless the bucket has it."""
         if (name := self._name(path)) is not None:
             version = self.bucket.version(name)
             if version is None or not version.is_of(path):
                 self._put(name, path)
 
     def moved(self, source: Path, target: Path) -> None:
-        """Copies what stands under the old name, then deletes it; what was private until then is put."""
+        """Copies the objects under the old name, then deletes them; files that were local until now are uploaded."""
         if (new := self._name(target)) is None:
             return
         old = self._name(source)
@@ -88,13 +85,13 @@ class BucketMirror:
             self._delete(name)
 
     def removed(self, path: Path) -> None:
-        """Deletes a file, or what stands below a folder, manifests and seals first."""
+        """Deletes a file, or everything below a folder, manifests and seals first."""
         if (name := self._name(path)) is not None:
             for one in reversed(_manifests_last(self._names(name))):
                 self._delete(one)
 
     def brought(self, source: Path, target: Path) -> None:
-        """Copies a file within the bucket, or puts it where its source is not of this run."""
+        """Copies a file within the bucket, or uploads it if its source isn't part of this run."""
         old, new = self._name(source), self._name(target)
         if new is None:
             return
@@ -105,19 +102,19 @@ class BucketMirror:
             self._put(new, target)
 
     def size(self, path: Path) -> int | None:
-        """Bytes of a file that is in the bucket and not here, else None."""
+        """Size in bytes of a file that only exists in the bucket, otherwise None."""
         version = self._elsewhere.get(self._name(path) or "")
         return version.size if version else None
 
     def bring_here(self, path: Path) -> None:
-        """Fetches a file, or all files below a folder, that are in the bucket and not here."""
+        """Downloads a file, or all files below a folder, that only exist in the bucket."""
         if (name := self._name(path)) is None:
             return
         for one in [one for one in self._elsewhere if one == name or one.startswith(f"{name}/")]:
             self._fetch(one, self._elsewhere[one])
 
     def bring_again(self, path: Path) -> bool:
-        """Fetches a file in place of the one here; False where the bucket has none."""
+        """Downloads a file and replaces the local one; False if the bucket has none."""
         name = self._name(path)
         version = self.bucket.version(name) if name is not None else None
         if name is None or version is None:
@@ -127,7 +124,7 @@ class BucketMirror:
         return True
 
     def catch_up(self, folder: Path) -> None:
-        """Fetches what another process has put below a folder since, in place of what is here."""
+        """Downloads what another process has uploaded below a folder since, replacing local files."""
         if (name := self._name(folder)) is None:
             return
         for one, version in self.bucket.versions(f"{name}/").items():
@@ -136,7 +133,7 @@ class BucketMirror:
                 self._fetch(one, version)
 
     def pull(self, *, goes_on: bool) -> None:
-        """Makes the working copy what the bucket is; `goes_on` says that it may have what the bucket does not."""
+        """Brings the working copy up to date; `goes_on` means that it may have files that the bucket lacks."""
         there = {name: version for name, version in self.bucket.versions().items() if _is_shared(name)}
         here = {name: path for path in _files(self.root) if (name := self._name(path)) is not None}
         if here and not there and not goes_on:
@@ -157,7 +154,7 @@ class BucketMirror:
             _forget([path for name, path in here.items() if name not in there], self.root)
 
     def push(self) -> None:
-        """Puts what the working copy has and the bucket lacks: manifests last, what the whole run says after them."""
+        """Uploads files that the bucket lacks: manifests last, and files about the whole run after them."""
         there = self.bucket.versions()
         missing = []
         for path in _files(self.root):
@@ -172,7 +169,7 @@ class BucketMirror:
             self._put(name, self.root / name)
 
     def _name(self, path: Path) -> str | None:
-        """The object of a file of the run; None for what is no concern of the bucket's."""
+        """The object of a run's file; None if it stays local."""
         resolved = path.parent.resolve() / path.name
         if not resolved.is_relative_to(self.root):
             return None
@@ -180,7 +177,7 @@ class BucketMirror:
         return name if _is_shared(name) else None
 
     def _names(self, name: str) -> list[str]:
-        """The object of that name and those below it as a folder."""
+        """The object of that name, and those below it."""
         return [one for one in self.bucket.versions(name) if one == name or one.startswith(f"{name}/")]
 
     def _put(self, name: str, path: Path) -> None:
@@ -213,9 +210,9 @@ class BucketMirror:
 
 @contextlib.contextmanager
 def reading(config: RunConfig) -> Iterator[None]:
-    """The working copy of a run in a bucket, brought up to date to be looked at; of any other run nothing is done.
+    """The working copy of a run in a bucket, brought up to date for reading. Does nothing for other runs.
 
-    Raises `StoreError` where the bucket is out of reach, or another process of this machine writes to the run.
+    Raises `StoreError` if the bucket is out of reach, or another process on this machine writes to the run.
     """
     if isinstance(config.folder, Path):
         yield
@@ -231,9 +228,9 @@ def reading(config: RunConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(config: RunConfig) -> Iterator[None]:
-    """A run in a bucket held for this process alone, its working copy up to date, and each change put there.
+    """Holds a run in a bucket exclusively, with its working copy up to date, and uploads each change.
 
-    The working copy must be this process's alone too (`only_writer`). Of any other run nothing is done.
+    The working copy must be held exclusively, too (`only_writer`). Does nothing for other runs.
     """
     if isinstance(config.folder, Path):
         yield
@@ -241,7 +238,7 @@ def writing(config: RunConfig) -> Iterator[None]:
     with held(config.place, config.storage, _copy_of(config.root)) as taken:
         bucket = Bucket(config.place, config.storage)
         mirror = BucketMirror(config.root, bucket, config.storage, taken.lease.check, session=taken.lease.session)
-        with contextlib.suppress(StoreError):  # not every server, nor every role, can do that; nothing depends on it
+        with contextlib.suppress(StoreError):  # Not every server or role allows this; nothing depends on it.
             bucket.drop_unfinished()
         mirror.pull(goes_on=taken.goes_on)
         with mirrored_by(mirror):
@@ -251,20 +248,20 @@ def writing(config: RunConfig) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Handover:
-    """What another process of the same run needs to put and fetch as this one does. No keys: it finds its own."""
+    """What a worker of the same run needs to upload and download. It contains no keys: workers find their own."""
 
     root: Path
     """The working copy, at the same path on every machine."""
     url: str
     """The run's address."""
     storage: StorageConfig
-    """How the bucket is reached."""
+    """How to reach the bucket."""
     session: str
-    """The lease under which it may write."""
+    """The lease that permits writing."""
 
 
 def hand_over() -> Handover | None:
-    """What the workers of this run are given; None where it is in no bucket."""
+    """The share for this run's workers; None if the run isn't in a bucket."""
     mirror = mirror_of_this_process()
     if not isinstance(mirror, BucketMirror):
         return None
@@ -273,7 +270,7 @@ def hand_over() -> Handover | None:
 
 @contextlib.contextmanager
 def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
-    """In a worker: what it changes is put into the bucket too, and these folders are first made what they are there."""
+    """In a worker: uploads its changes, after bringing these folders up to date."""
     if handover is None:
         yield
         return
@@ -282,7 +279,7 @@ def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
     def check() -> None:
         holder = last_holder(bucket)
         if holder is None or holder.session != handover.session or holder.released:
-            raise StoreError(f"{handover.url} is held by {holder or 'nobody'}: this worker writes no more to it")
+            raise StoreError(f"{handover.url} is held by {holder or 'no process'}: this worker writes no more to it")
 
     mirror = BucketMirror(handover.root, bucket, handover.storage, check, session=handover.session)
     for folder in folders:
@@ -292,7 +289,7 @@ def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
 
 
 def catch_up(folder: Path) -> None:
-    """Makes a folder what workers on other machines have made of it in the bucket."""
+    """Brings a folder up to date with what workers on other machines have uploaded."""
     mirror = mirror_of_this_process()
     if isinstance(mirror, BucketMirror):
         mirror.catch_up(folder)
@@ -303,7 +300,7 @@ def _only_looking() -> None:
 
 
 def _copy_of(root: Path) -> str:
-    """What a working copy is known by; another one if the folder was copied to another place."""
+    """The id of a working copy; a different one if the folder was copied elsewhere."""
     made = {"copy": uuid.uuid4().hex, "folder": root.stat().st_ino}
     with contextlib.suppress(OSError, ValueError):
         found = json.loads((root / _COPY).read_text(encoding="utf-8"))
@@ -328,8 +325,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_shared(name: str) -> bool:
-    """Whether a name is of a file that both sides have: nothing that begins with a dot, nor what a stranger may have
-    put into the bucket that would lead out of the working copy."""
+    """Whether a file of that name is mirrored: no leading dots, and no names planted in the bucket that would lead out
+    of the working copy."""
     return all(part and not part.startswith(".") for part in name.split("/"))
 
 
@@ -338,7 +335,7 @@ def _is_longer_journal(path: Path, version: Version) -> bool:
 
 
 def _manifests_last(names: list[str]) -> list[str]:
-    """Names in an order in which what says that something is whole comes after it."""
+    """Names ordered so that markers of completeness come after what they complete."""
 
     def rank(name: str) -> int:
         if "/" not in name:

@@ -1,14 +1,13 @@
-"""The run folder: Parquet shards and one manifest a stage, written so that a crash leaves either all of it or none.
-
-In: rows of a record class, a shard at a time. Out: an `Artifact`, or the knowledge that a stage is already complete.
+"""The run folder: Parquet shards and one manifest per stage, written so that a crash leaves all of a stage or none of
+it.
 
 A stage is identified by what it was made from: the fingerprints of its inputs and the config values that matter. Each
-shard is written whole (`tpo.storage.disk`), then its seal, and last of all the manifest. A stage is complete if its
-manifest stands and names the same inputs and config: nothing else, no database, says so. A stage made from anything
-else is moved aside and not deleted, and so is one that is damaged. Sealed shards of an unfinished stage are kept, if
-they are still what their seals say, and not made again.
+shard is written atomically (`tpo.storage.disk`), then its seal, and finally the manifest. A stage is complete if its
+manifest exists and names the same inputs and config; nothing else, no database, decides that. A stage that was made
+from anything else is moved aside and not deleted, and so is a damaged one. Sealed shards of an unfinished stage are
+kept if they still match their seals.
 
-Nothing here imports pandas or pyarrow until rows are read or written, so that a finished run is recognised at once.
+Nothing here imports pandas or pyarrow until rows are read or written, so that a finished run is recognized quickly.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 from tpo import __version__
 from tpo.console import say
 from tpo.errors import DamagedError, StoreError
-from tpo.records import RECORDS, Account, Artifact
+from tpo.records import RECORDS, Account, Artifact, External
 from tpo.storage.disk import (
     bring_again,
     bring_here,
@@ -46,14 +45,17 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = 3
-"""Version of this layout; a manifest from another one is refused."""
+"""Version of this layout; manifests from other versions are refused."""
 
 READ_AT_ONCE = 64 * 2**20
-"""Bytes up to which a file's content is checked wherever its stage is met, and not only where it is used."""
+"""Size in bytes up to which a file's content is verified whenever its stage is looked up, and not only when it is
+used."""
 SCRATCH = ("dataset", "ray", "trainer")
-"""Folders in a training stage that hold nothing of its result and are gone when it is complete."""
+"""Folders of a training stage that aren't part of its result; deleted when it is complete."""
 _HASHED_AT_ONCE = min(8, os.cpu_count() or 1)
-"""Files that are hashed at the same time, a thread each: one alone reads about 1 GB/s, and a disk gives more."""
+"""Number of files hashed in parallel: one thread reads about 1 GB/s, and a disk can deliver more."""
+_PACKAGE = Path(__file__).parents[2]
+_SHIPPED_WITH_US = "package:"
 _NOT_ITS_HASH = "its content does not have the hash that the manifest says"
 
 Row = TypeVar("Row")
@@ -62,7 +64,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete stage says of itself, as `manifest.json`."""
+    """A complete stage, described in its `manifest.json`."""
 
     stage: str
     """Path of the stage below the run folder."""
@@ -79,23 +81,25 @@ class Manifest:
     rows: int
     """Rows in all files."""
     account: Mapping[str, Any] | None
-    """`rows_in`, `rows_out` and `dropped` by reason, or None where a stage drops nothing by its nature."""
+    """`rows_in`, `rows_out` and `dropped` by reason; None if the stage never drops anything."""
     facts: Mapping[str, Any]
-    """What else the stage found, for the report (ρ, health, …)."""
+    """Further findings for the report (ρ, health, …)."""
     seconds: float
-    """Wall-clock time from the stage's start to this manifest; a resumed stage counts its last start."""
+    """Wall-clock time from the stage's start to this manifest; for a resumed stage, from its last start."""
     finished: str
     """When, in UTC, ISO 8601."""
     code: str
     """Version of this package."""
     format: int
     """Version of the layout."""
+    external: Mapping[str, str] | None = None
+    """SHA-256 of every file or folder from outside the run that was read, by path; None from an earlier version."""
     checksum: str = ""
     """SHA-256 over everything above."""
 
 
 class Stage:
-    """One stage of a run: a folder, what it is made from, and the rows or files in it."""
+    """One stage of a run: a folder, its inputs, and its rows or files."""
 
     def __init__(
         self,
@@ -103,16 +107,17 @@ class Stage:
         name: str,
         record: type | str,
         *,
-        inputs: Mapping[str, str],
+        inputs: Mapping[str, Artifact | External],
         config: Mapping[str, Any],
         without_effect: Collection[str] = (),
     ) -> None:
-        """`without_effect` are values of `config`, by their paths as in `sample.top_p`, that this result does not
-        depend on: they stand in the manifest, as those of earlier versions do, and are not compared."""
+        """`without_effect` are values of `config`, by paths such as `sample.top_p`, that this result doesn't depend on:
+        they are in the manifest, as in earlier versions, but aren't compared."""
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
-        self.inputs = dict(inputs)
+        self.inputs = {name: source.fingerprint for name, source in inputs.items()}
+        self._sources = tuple(inputs.values())
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
         self.without_effect = frozenset(without_effect)
         self.folder = root / name
@@ -120,23 +125,27 @@ class Stage:
         self._started = time.monotonic()
 
     def manifest(self) -> Manifest | None:
-        """The manifest that stands in the folder, whatever it was made from, or None."""
+        """The folder's manifest, whatever it was made from, or None."""
         return read_manifest(self.folder)
 
     def complete(self) -> Artifact | None:
-        """The stage's artifact if it has been made from the same inputs and config, else None.
+        """The stage's artifact if it has been made from the same inputs and config, otherwise None.
 
-        Raises `DamagedError` where a file of it is missing or not what was written. Of large files, those of models,
-        only the size is looked at here, and all of it by `check_files` before the model is used.
+        Raises `DamagedError` if a file is missing or altered. Large files, those of models, are only checked by size
+        here; `check_files` reads them before the model is used. If the manifest names other paths for the same content
+        from outside, or none, it is written again with those of now.
         """
         manifest = self.manifest()
         if manifest is None or self.changes(manifest.inputs, manifest.config):
             return None
         check_stage(self.folder, manifest)
+        if manifest.external != (external := self._external()):
+            # Made by an earlier version, or from the same content at other paths: `is_current` looks at these.
+            _write_manifest(self.folder, dataclasses.replace(manifest, external=external))
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
     def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
-        """What differs between the given inputs and config and this stage's own, in words."""
+        """The differences between the given inputs and config and this stage's own, in words."""
         found = [
             f"input {name}" for name in sorted(inputs.keys() | self.inputs) if inputs.get(name) != self.inputs.get(name)
         ]
@@ -148,10 +157,10 @@ class Stage:
         ]
 
     def begin(self, *, shard_size: int | None = None) -> list[str]:
-        """Makes the folder ready and returns what changed since an earlier making, which is moved aside.
+        """Readies the folder and returns what changed since an earlier attempt, which is moved aside.
 
-        An unfinished making of the same stage is gone on with, in the shards that it began with: `self.shard_size`, at
-        first `shard_size`, is what a shard's number counts in.
+        An unfinished attempt at the same stage is resumed with its own shard size, a new one with `shard_size`;
+        `self.shard_size` has it afterwards.
         """
         self._started = time.monotonic()
         changed = self._changed_plan()
@@ -168,7 +177,7 @@ class Stage:
         return changed or []
 
     def _changed_plan(self) -> list[str] | None:
-        """What differs from the plan of the making that stands in the folder; None where there is no plan."""
+        """The differences from the plan of the attempt in the folder; None without a plan."""
         try:
             plan = _read_checked(self.folder / "plan.json")
         except DamagedError as damaged:
@@ -179,11 +188,11 @@ class Stage:
         return self.changes(plan["inputs"], plan["config"])
 
     def shard(self, index: int) -> Path:
-        """Where shard `index` stands."""
+        """The path of shard `index`."""
         return self.folder / f"part-{index:05d}.parquet"
 
     def has_shard(self, index: int) -> bool:
-        """Whether shard `index` has been written whole, by this process or one before it, and is still what it was."""
+        """Whether shard `index` is complete, written by this process or an earlier one, and undamaged."""
         path = self.shard(index)
         try:
             seal = _read_checked(_seal(path))
@@ -200,7 +209,7 @@ class Stage:
         return False
 
     def write_shard(self, index: int, rows: Sequence[object]) -> None:
-        """Writes one shard: the Parquet file, then a seal beside it that says that it is whole."""
+        """Writes one shard: the Parquet file, then a seal next to it that marks it as complete."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -219,7 +228,7 @@ class Stage:
     ) -> Artifact:
         """Writes the manifest over shards 0 to `shards` - 1; from here on the stage is complete.
 
-        Raises `StoreError` where one of them is not there, or where they do not hold the rows that `account` kept: a
+        Raises `StoreError` if one of them is missing, or if their rows don't add up to those that `account` kept: a
         stage never ends with less than it was asked for.
         """
         files = []
@@ -235,7 +244,7 @@ class Stage:
         return self._commit(files, account, facts or {})
 
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
-        """The same for a stage that holds files in place of rows (a model): hashes and syncs every one of them."""
+        """The same for a stage of files instead of rows (a model): hashes and syncs each file."""
         bring_here(self.folder)
         own = {self.folder / "plan.json", self.folder / "manifest.json"}
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and path not in own)
@@ -271,15 +280,25 @@ class Stage:
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             code=__version__,
             format=FORMAT,
+            external=self._external(),
         )
-        write_atomically(self.folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
+        _write_manifest(self.folder, manifest)
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
+
+    def _external(self) -> dict[str, str]:
+        found = dict[Path, str]()
+        for source in self._sources:
+            if isinstance(source, External):
+                found |= source.files
+            elif not source.path.is_relative_to(self.root):
+                found[source.path] = source.fingerprint
+        return dict(sorted((_portable(path), sha256) for path, sha256 in found.items()))
 
 
 def mending(make: Callable[[], Result]) -> Result:
-    """What `make` makes; a stage that it finds damaged is set aside, once, and `make` called again.
+    """Calls `make`; a stage that it finds damaged is moved aside, once, and `make` called again.
 
-    What is made again from the same inputs has the same content, so what follows from it stays as it is.
+    The same inputs give the same content, so later stages stay valid.
     """
     mended = set[Path]()
     while True:
@@ -289,20 +308,24 @@ def mending(make: Callable[[], Result]) -> Result:
             if damaged.folder in mended or is_set_aside(Path(damaged.folder.name)) or not damaged.folder.exists():
                 raise
             mended.add(damaged.folder)
-            say(f"{damaged.what}: set aside as {set_aside(damaged.folder).name}, made again")
+            say(f"{damaged.what}: moved to {set_aside(damaged.folder).name}, made again")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a stage's folder, or None where there is none.
+    """The manifest in a stage's folder, or None.
 
-    Raises `DamagedError` where it is not what was written, `StoreError` where another version wrote it.
+    Raises `DamagedError` if it was altered, `StoreError` if another version wrote it.
     """
     values = _read_checked(folder / "manifest.json")
     return Manifest(**values) if values is not None else None
 
 
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / "manifest.json", _to_json(_with_checksum(dataclasses.asdict(manifest))))
+
+
 def check_stage(folder: Path, manifest: Manifest) -> None:
-    """Raises `DamagedError` where a file of a stage is missing or not what was written, as far as `complete` looks."""
+    """Raises `DamagedError` if a file of a stage is missing or altered, as far as `complete` checks."""
     for file in manifest.files:
         _check_file(folder, file, whole=file["bytes"] <= READ_AT_ONCE)
 
@@ -310,13 +333,13 @@ def check_stage(folder: Path, manifest: Manifest) -> None:
 def read_rows(artifact: Artifact, record: type[Row]) -> list[Row]:
     """All rows of an artifact, in order.
 
-    Raises `DamagedError` where a shard is missing or its content is not what the manifest says.
+    Raises `DamagedError` if a shard is missing or altered.
     """
     return list(stream_rows(artifact, record))
 
 
 def stream_rows(artifact: Artifact, record: type[Row]) -> Iterator[Row]:
-    """The same one after the other, with no more than a shard of them in memory."""
+    """The same rows as an iterator, with at most one shard in memory."""
     for shard in read_shards(artifact, record):
         yield from shard
 
@@ -337,16 +360,16 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             raise DamagedError(artifact.path, f"{path} is damaged: {_NOT_ITS_HASH}")
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)  # a shard is small
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)  # A shard is small.
         columns = [_values_of(table, field) for field in dataclasses.fields(cast(Any, record))]
         yield [record(*row) for row in zip(*columns, strict=True)]
 
 
 def check_files(model: Artifact) -> None:
-    """Reads a model of this run once through, before anything is computed with it.
+    """Verifies all files of a model made by this run, before anything is computed with it.
 
-    Raises `DamagedError` where it is not what the manifest of the stage that made it says; a model from elsewhere,
-    such as M_0, has none and is known by its content already.
+    Raises `DamagedError` if it doesn't match its manifest. A model from elsewhere, such as M_0, has no manifest and is
+    identified by its content already.
     """
     for folder in (model.path, model.path.parent):
         if (manifest := read_manifest(folder)) is not None:
@@ -380,12 +403,12 @@ def _fault(path: Path, file: Mapping[str, Any], *, whole: bool) -> str | None:
 
 
 def is_set_aside(path: Path) -> bool:
-    """Whether a path lies in a folder that has been set aside, whose content nothing depends on any more."""
+    """Whether a path is in a folder that was moved aside, whose content is no longer used."""
     return any(".old-" in part for part in path.parts)
 
 
 def set_aside(folder: Path) -> Path:
-    """Renames a folder to the first `<name>.old-<n>` that is free, and returns that."""
+    """Renames a folder to the first free `<name>.old-<n>`; returns the new path."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
@@ -400,20 +423,20 @@ def file_sha256(path: Path) -> str:
 
 
 def sha256_of_each(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of the content of some files, in their order, computed several at once."""
+    """SHA-256 of some files' contents, in their order, computed in parallel."""
     with ThreadPoolExecutor(max_workers=_HASHED_AT_ONCE) as threads:
         return list(threads.map(file_sha256, paths))
 
 
 def combined_sha256(files: Sequence[Mapping[str, Any]]) -> str:
-    """One SHA-256 over the names and hashes of some files."""
+    """One SHA-256 over the names and hashes of files."""
     return hashlib.sha256("".join(f"{file['name']} {file['sha256']}\n" for file in files).encode()).hexdigest()
 
 
 def folder_artifact(folder: Path) -> Artifact:
-    """An artifact for a model folder that no stage of ours made, named by the content of its files.
+    """An artifact for a model folder that isn't a stage, identified by the content of its files.
 
-    A large file is read once, as long as nobody writes to it.
+    A large file is read once, until someone writes to it.
     """
     files = [
         {"name": path.relative_to(folder).as_posix(), "sha256": _sha256_of(path)}
@@ -430,14 +453,14 @@ def _sha256_of(path: Path) -> str:
 
 
 def _values_of(table: "pyarrow.Table", field: "dataclasses.Field[Any]") -> list[Any]:
-    """A record field's values; its default where rows were written before the record had the field."""
+    """A record field's values; its default if the rows were written before the field existed."""
     if field.name not in table.column_names and field.default is not dataclasses.MISSING:
         return [field.default] * table.num_rows
     return _values(table.column(field.name))
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
-    """What a column holds, as plain Python; lists ten times as fast as Arrow's own way through scalars."""
+    """A column's values as plain Python; for lists, ten times as fast as going through Arrow's scalars."""
     import pyarrow as pa
 
     if not pa.types.is_list(column.type):
@@ -485,9 +508,9 @@ def _with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_checked(path: Path) -> dict[str, Any] | None:
-    """The JSON object in one of our own files, or None where there is no file.
+    """The JSON object in one of our own files, or None if there is no file.
 
-    Raises `DamagedError` where it is not what was written, `StoreError` where another version wrote it.
+    Raises `DamagedError` if it was altered, `StoreError` if another version wrote it.
     """
     try:
         with explained(path):
@@ -511,3 +534,55 @@ def _read_checked(path: Path) -> dict[str, Any] | None:
 
 def _to_json(values: Any) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n").encode()
+
+
+def content_sha256(path: Path) -> str:
+    """A file's content, or a folder's, by its hash; a stage's folder is known by its manifest.
+
+    Raises `StoreError` if nothing is there, `DamagedError` if a stage isn't what its manifest says.
+    """
+    if not path.is_dir():
+        return file_sha256(path)
+    if (manifest := read_manifest(path)) is not None:
+        check_stage(path, manifest)
+        return manifest.fingerprint
+    return folder_artifact(path).fingerprint
+
+
+def external_file(path: Path) -> External:
+    """A file, or a folder such as a dataset, that matters by its content alone."""
+    sha256 = content_sha256(path)
+    return External(sha256, {path: sha256})
+
+
+def is_unchanged(path: str, sha256: str) -> bool:
+    """Whether a manifest's external file, or folder, has the content that it had.
+
+    A folder that another run's stage made is known by its manifest or by its files: by its files if it is a model that
+    the config names.
+    """
+    shipped = path.removeprefix(_SHIPPED_WITH_US)
+    place = Path(path) if shipped == path else _PACKAGE / shipped
+    try:
+        if place.is_dir() and folder_artifact(place).fingerprint == sha256:
+            return True
+        return content_sha256(place) == sha256
+    except StoreError:
+        return False
+
+
+def _portable(path: Path) -> str:
+    """A path for a manifest: what ships with this package is found wherever the package is."""
+    inside = path.is_absolute() and path.is_relative_to(_PACKAGE)
+    return f"{_SHIPPED_WITH_US}{path.relative_to(_PACKAGE).as_posix()}" if inside else str(path)
+
+
+def complete_artifact(folder: Path) -> Artifact:
+    """The artifact of a stage that is known to be complete and current, by its manifest alone.
+
+    Raises `StoreError` if there is none, `DamagedError` if it isn't what the manifest says.
+    """
+    if (manifest := read_manifest(folder)) is None:
+        raise StoreError(f"{folder} is not complete: run again to make it")
+    check_stage(folder, manifest)
+    return Artifact(folder, manifest.rows, manifest.fingerprint)

@@ -72,6 +72,7 @@ def test_the_command_is_silenced_before_any_library_is_imported():
     assert imported == []
 
 
+@pytest.mark.slow
 def test_no_process_of_ray_is_bound_to_one_core_where_openmp_is_preloaded(tmp_path: Path):
     """A process with Intel's OpenMP in it binds what it forks, as it did all engines to the same core."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"

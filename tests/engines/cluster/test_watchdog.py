@@ -55,13 +55,14 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
         assert not any(map(alive, started))
         assert alive(other.pid)
         said = run.stderr.read()
-        assert ("ended without a word" in said) is (end == "killed with -9")
+        assert ("ended unexpectedly" in said) is (end == "killed with -9")
         assert "memory" not in said, "and none was short"
     finally:
         other.kill()
         other.wait()
 
 
+@pytest.mark.slow
 def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
     raylet = tmp_path / "raylet" / "raylet"
     raylet.parent.mkdir()
@@ -79,4 +80,4 @@ def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
     )
     assert time.monotonic() - started < 60
     assert run.returncode == -9
-    assert "Ray's node process (raylet) has died. What is complete is kept: run the same command again" in run.stderr
+    assert "Ray's node process (raylet) has died. Completed work is saved: rerun the same command" in run.stderr

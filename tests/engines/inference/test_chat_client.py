@@ -433,7 +433,7 @@ def test_at_a_cap_no_call_starts_and_those_under_way_are_answered():
     assert len(found) == len(server.asked) == 4 + 3
     assert spent == Spent(70, 35)
     assert "max_total_tokens = 60 is reached (70 tokens read and 35 written) with 13 calls still to make" in says
-    assert "raise that cap" in says
+    assert "raise that limit" in says
 
 
 def test_what_was_spent_before_counts():

@@ -24,8 +24,8 @@ from vllm.v1.worker.gpu.sample.logits_processor import (
 )
 from vllm.v1.worker.gpu.states import RequestState
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.inference.test_forcing import MARKER, SEED, ids
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Calculator, Rule, ThoughtBudget, as_argument
 
 VOCABULARY = len(SEED)

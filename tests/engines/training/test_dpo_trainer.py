@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaCon
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.inference.test_reward_reader import MODELS, SIZES, VOCABULARY
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.worker_group import end_of_workers
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, Loss, TrainConfig
 from tpo.engines.training.check import check_training, packing_fault
@@ -300,6 +300,7 @@ def test_adapters_on_modules_that_are_not_there_are_refused_with_those_that_are(
         check_training(SHIPPED_SEED_MODEL, config, LONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 def test_a_training_of_adapters_that_is_killed_ends_the_same(tmp_path: Path, packing: bool):
     config = TRAIN.model_copy(update={"lora": LoraConfig(rank=4), "packing": packing})

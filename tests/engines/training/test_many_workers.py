@@ -5,11 +5,12 @@ killed: tests/faults/test_trainer_killed.py.
 """
 
 import functools
+import itertools
 import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,25 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.worker_group import end_of_workers, run_workers
+from tests.sampling import sampled
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, TrainConfig
 from tpo.engines.training.distributed import rank
 from tpo.engines.training.worker import Progress, train_from_checkpoint, write_dataset
 
+pytestmark = pytest.mark.slow
 TRAIN = TrainConfig(epochs=7, batch_size=8, micro_batch_size=2, learning_rate=3e-4)
 PAIRS = some_pairs(117)
 STEPS = 105
 """Seven epochs of fifteen steps; the last step of each is of five pairs, which neither 2 nor 4 workers share evenly."""
 SHORT = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 1e-3})
 FEW = some_pairs(21)
+STRATEGIES = ("ddp", "fsdp")
+LORAS = {"full": None, "lora": LoraConfig(rank=4)}
+TRAININGS = list(itertools.product(STRATEGIES, LORAS))
 
 
 def train(
@@ -96,7 +102,7 @@ def lone() -> Iterator[tuple[Path, list[dict[str, float]]]]:
         yield Path(name), train(Path(name), TRAIN)
 
 
-@pytest.mark.parametrize(("workers", "strategy"), [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")])
+@pytest.mark.parametrize(("workers", "strategy"), sampled("workers", list(itertools.product((2, 4), STRATEGIES)), 1))
 def test_many_workers_make_the_steps_of_one(
     tmp_path: Path, lone: tuple[Path, list[dict[str, float]]], workers: int, strategy: str
 ):
@@ -107,19 +113,18 @@ def test_many_workers_make_the_steps_of_one(
     assert_same_weights(tmp_path, folder, epoch=7)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"loss": "irpo"},
-        {"loss": "apo_zero", "length_desensitization": 0.5},
-        {"lora": LoraConfig(rank=4)},
-        {"gradient_checkpointing": True, "packing": True},
-        {"lora": LoraConfig(rank=4), "gradient_checkpointing": True, "packing": True},
-    ],
-    ids=["irpo", "apo_zero, length-desensitised", "lora", "gradient checkpointing and packing", "all of these"],
-)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_they_do_so_whatever_is_trained_and_however(tmp_path: Path, strategy: str, changes: dict[str, Any]):
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "irpo": {"loss": "irpo"},
+    "apo_zero, length-desensitised": {"loss": "apo_zero", "length_desensitization": 0.5},
+    "lora": {"lora": LoraConfig(rank=4)},
+    "gradient checkpointing and packing": {"gradient_checkpointing": True, "packing": True},
+    "all of these": {"lora": LoraConfig(rank=4), "gradient_checkpointing": True, "packing": True},
+}
+
+
+@pytest.mark.parametrize(("strategy", "what"), sampled("changes", list(itertools.product(STRATEGIES, CHANGES)), 3))
+def test_they_do_so_whatever_is_trained_and_however(tmp_path: Path, strategy: str, what: str):
+    changes = CHANGES[what]
     computed = ("gradient_checkpointing", "packing")
     plain = SHORT.model_copy(update={key: value for key, value in changes.items() if key not in computed})
     expected = train(tmp_path / "one", plain, few=True)
@@ -129,17 +134,14 @@ def test_they_do_so_whatever_is_trained_and_however(tmp_path: Path, strategy: st
     assert_same_weights(tmp_path / "two", tmp_path / "one", epoch=2)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
-def test_bfloat16_keeps_what_is_trained_in_float32_and_writes_bfloat16(
-    tmp_path: Path, strategy: str, lora: LoraConfig | None
-):
-    config = SHORT.model_copy(update={"precision": "bfloat16", "lora": lora, "learning_rate": 1e-6})
+@pytest.mark.parametrize(("strategy", "lora"), sampled("bfloat16", TRAININGS, 2))
+def test_bfloat16_keeps_what_is_trained_in_float32_and_writes_bfloat16(tmp_path: Path, strategy: str, lora: str):
+    config = SHORT.model_copy(update={"precision": "bfloat16", "lora": LORAS[lora], "learning_rate": 1e-6})
     steps = train(tmp_path, config, workers=2, strategy=strategy, few=True, share=1e9)
     assert len(steps) == 6
     assert {weight.dtype for weight in weights(tmp_path, 2).values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "epoch_2" / "config.json").read_text())["dtype"] == "bfloat16"
-    name = {"fsdp": "shard_0.pt", "ddp": "adapter_model.safetensors" if lora else "model.safetensors"}[strategy]
+    name = {"fsdp": "shard_0.pt", "ddp": "adapter_model.safetensors" if LORAS[lora] else "model.safetensors"}[strategy]
     path = tmp_path / "trainer" / "checkpoint-5" / name
     kept = torch.load(path, weights_only=True)["model"] if strategy == "fsdp" else load_file(path)
     assert {weight.dtype for weight in kept.values()} == {torch.float32}
@@ -173,13 +175,12 @@ def killed(folder: Path, config: TrainConfig, *, workers: int, strategy: str, at
     assert ends[0] == -signal.SIGKILL and all(ends), ends
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize(("strategy", "lora"), sampled("killed between checkpoints", TRAININGS, 2))
 def test_a_worker_killed_between_checkpoints_in_each_epoch_leaves_what_ends_the_same(
-    tmp_path: Path, strategy: str, lora: LoraConfig | None
+    tmp_path: Path, strategy: str, lora: str
 ):
     """The same bits: with two workers a sum of their gradients does not depend on which of them comes first."""
-    config = SHORT.model_copy(update={"lora": lora})
+    config = SHORT.model_copy(update={"lora": LORAS[lora]})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(whole, config, workers=2, strategy=strategy, few=True, share=1e9)
     for at in (2, 5):

@@ -20,13 +20,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.worker_group import end_of_workers
+from tests.sampling import sampled
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.training import checkpoints
 from tpo.engines.training.launch import train_model
-from tpo.engines.training.worker import Progress, Step, Stop, epochs_of, finished, train_from_checkpoint, write_dataset
+from tpo.engines.training.worker import (
+    Progress,
+    Step,
+    Stop,
+    epochs_of,
+    finished,
+    train_from_checkpoint,
+    write_dataset,
+)
 from tpo.errors import StageError
 from tpo.records import Pair
 
@@ -168,7 +177,7 @@ def test_a_model_of_an_epoch_that_is_newer_than_the_last_checkpoint_is_made_agai
     assert result(tmp_path) == whole
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize("step", sampled("steps", range(1, STEPS + 1), 2, always=(STEPS,)))
 def test_a_training_stopped_at_any_step_goes_on_from_the_one_before_and_ends_the_same(
     tmp_path: Path, whole: dict[str, bytes], step: int
 ):
@@ -200,7 +209,7 @@ def test_a_training_resumes_in_other_pieces_with_the_rows_that_are_left(
         assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], abs=1e-4), name
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize("step", sampled("steps", range(1, STEPS + 1), 2, always=(STEPS,)))
 def test_a_training_told_to_end_saves_that_step_and_goes_on_from_it(tmp_path: Path, whole: dict[str, bytes], step: int):
     asked = iter(range(1, STEPS + 1))
     assert train(tmp_path, trainer=SELDOM, stop=lambda: next(asked) == step) == list(range(1, step + 1))
@@ -227,23 +236,23 @@ def test_a_training_stopped_again_and_again_gets_on_and_ends_the_same(tmp_path: 
     assert result(tmp_path) == whole
 
 
-@pytest.mark.parametrize(
-    ("event", "what"),
-    [
-        ("tpo.rename", "dataset.tmp"),
-        ("tpo.sync", "references.safetensors"),
-        ("os.mkdir", "checkpoint-2"),
-        ("open", "checkpoint-2/trainer_state.json"),
-        ("tpo.sync", "checkpoint-2/optimizer.pt"),
-        ("tpo.remove", "checkpoint-1.seal.json"),
-        ("tpo.remove", "checkpoint-1$"),
-        ("tpo.sync", "epoch_1.tmp/model.safetensors"),
-        ("tpo.rename", "epoch_1.tmp"),
-        ("os.mkdir", "checkpoint-3"),
-        ("tpo.remove", "checkpoint-4$"),
-        ("tpo.write", "steps.jsonl"),
-    ],
-)
+CHANGES = [
+    ("tpo.rename", "dataset.tmp"),
+    ("tpo.sync", "references.safetensors"),
+    ("os.mkdir", "checkpoint-2"),
+    ("open", "checkpoint-2/trainer_state.json"),
+    ("tpo.sync", "checkpoint-2/optimizer.pt"),
+    ("tpo.remove", "checkpoint-1.seal.json"),
+    ("tpo.remove", "checkpoint-1$"),
+    ("tpo.sync", "epoch_1.tmp/model.safetensors"),
+    ("tpo.rename", "epoch_1.tmp"),
+    ("os.mkdir", "checkpoint-3"),
+    ("tpo.remove", "checkpoint-4$"),
+    ("tpo.write", "steps.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("event", "what"), sampled("changes of a training", CHANGES, 5))
 def test_a_process_killed_while_it_saves_leaves_what_ends_the_same(
     tmp_path: Path, whole: dict[str, bytes], event: str, what: str
 ):

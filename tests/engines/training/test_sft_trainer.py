@@ -5,6 +5,7 @@ test_pair_trainer.py, test_many_workers.py and test_training_resume.py.
 """
 
 import functools
+import itertools
 import json
 import os
 import random
@@ -17,8 +18,9 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.worker_group import end_of_workers, run_workers
+from tests.sampling import sampled
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, SftConfig
 from tpo.engines.training.row_inputs import DEMONSTRATION, output_log_probs, padded_row
@@ -112,8 +114,7 @@ def test_steps_are_the_same_however_they_are_computed(
         assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], abs=1e-4), name
 
 
-@pytest.mark.parametrize("max_steps", [None, 5], ids=["whole passes", "ends within a pass"])
-@pytest.mark.parametrize("at", [1, 3, 4])
+@pytest.mark.parametrize(("at", "max_steps"), sampled("kills", list(itertools.product((1, 3, 4), (None, 5))), 2))
 def test_a_training_that_is_killed_ends_the_same(tmp_path: Path, at: int, max_steps: int | None):
     config = SFT.model_copy(update={"max_steps": max_steps, "min_lr_ratio": 0.1, "weight_decay": 0.01})
     expected = train(tmp_path / "whole", config)

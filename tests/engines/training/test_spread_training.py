@@ -19,10 +19,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.test_sft_trainer import some_demonstrations
 from tests.engines.training.worker_group import end_of_workers, run_workers
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, SftConfig, TrainConfig, TrainingConfig
 from tpo.engines.training.distributed import rank

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_resume import EVERY_STEP, TRAIN, Stopped, result, some_pairs, stop_at
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrackingConfig
 from tpo.engines.cluster.processes import QUIET
 from tpo.engines.training.tracking import Notes, Tracked
@@ -216,7 +216,9 @@ def test_a_tracker_that_fails_on_the_way_is_left_and_said_and_the_training_ends_
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
     assert result(train(tmp_path)) == unwatched
     assert max(asked) == 3
-    assert capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and is told no more") == 1
+    assert (
+        capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and gets no more reports") == 1
+    )
 
 
 def test_without_a_tracker_nothing_is_written_for_one(tmp_path: Path):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tasks.lineage import SHIPPED_SEED_MODEL
 from tests.engines.training.test_sft_trainer import some_demonstrations
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import SftConfig
 from tpo.engines.training.check import check_generation_config

@@ -28,7 +28,7 @@ def test_every_refusal_is_said_and_not_the_first_alone(tmp_path: Path, capsys: p
     longer = ["--set", "sample.max_new_tokens=5000", "--set", "train.max_tokens=6000"]
     assert main(["check-model", str(folder), *longer]) == 2
     shown = " ".join(capsys.readouterr().out.split())
-    assert "has no lm_head.weight" in shown and "more than the 512 tokens of context" in shown
+    assert "has no lm_head.weight" in shown and "has 512 tokens of context: lower one" in shown
 
 
 def test_a_model_that_cannot_be_trained_may_still_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,6 +1,6 @@
 """Claims about GPT-4's published responses to IFEval: the verdicts are those of the official checker.
 
-`DIFFERENT` has the verdicts that differ, as in docs/ifeval.md; it may neither grow nor shrink.
+`DIFFERENT` has the verdicts that differ, as in docs/judges.md; it may neither grow nor shrink.
 """
 
 import json

@@ -1,15 +1,13 @@
-"""A crew of Ray actors that share work: who is free takes the next piece, who fails is replaced, no piece is lost.
+"""A pool of Ray actors that share work: idle ones take the next job, failed ones are replaced, and no job is lost.
 
-In: pieces of work and how to hand one to an actor. Out: each piece's result as soon as it is there, in any order.
+Results come as soon as they are ready, in any order. Actors don't wait for each other. The first that is ready begins;
+one that Ray can only place later, because a node joins, begins then; one that fails is restarted while the others
+continue. An actor fails by dying, by an error, by an incomplete result (fewer outputs than prompts), or by a timeout:
+an engine that hangs looks alive to Ray.
 
-Nobody waits for another. The first actor that is ready begins; one that Ray can place only later, because a node joins,
-begins then; one that fails is started again in its place while the others go on. An actor fails by dying, by an error,
-by a result that is not what was asked for (fewer outputs than prompts), or by taking longer than it may: an engine that
-hangs looks alive to Ray.
-
-What an actor had that failed is given to another, and what fails again and again stops the run with what is complete
-kept. A death weighs half of any other failure: a node that dies takes all its actors with it, and none of the pieces is
-to blame. But a piece that kills every worker that takes it must come to an end.
+A failed job is given to another actor, and one that keeps failing stops the run, with completed work kept. A death
+counts half as much as other failures, since a dying node takes all its actors with it and the job isn't at fault; but a
+job that kills every worker must eventually fail.
 """
 
 import math
@@ -29,91 +27,92 @@ from tpo.errors import StageError
 Piece = TypeVar("Piece")
 
 FAILURE, DEATH = 2, 1
-"""What a try that failed weighs against a piece: one that ended in an error, late or wrong; one its actor died on."""
+"""The weight of a failed attempt against a job: one that ended in an error, late or incomplete; one whose actor
+died."""
 TOO_MUCH = 4
-"""What stops the run."""
+"""The total weight that stops the run."""
 _STARTS = 2
-"""Times that an actor may fail to start until its place is given up."""
+"""Number of failed starts after which an actor's slot is given up."""
 _LATE_START = "If the model is large, raise start_seconds (of engine or judge_engine)"
 _NO_PLACE = "Look whether other work holds Ray's CPUs or GPUs, or ask for fewer"
 
 
 @dataclass(frozen=True)
 class Remedies:
-    """What to do about a failure that stops a run; which of them is said depends on the cause."""
+    """Remedies for a failure that stops a run; which one is shown depends on the cause."""
 
     memory: str
     """An actor died, or its error speaks of memory."""
     late: str
-    """A piece took too long."""
+    """A job took too long."""
     cache: str = ""
     """vLLM found too little room for its KV cache."""
 
 
 @dataclass(frozen=True)
 class Orders(Generic[Piece]):
-    """How a crew does its work."""
+    """What a pool does with its actors."""
 
     prepare: Callable[[Any], Any]
-    """Has an actor get ready, at once where it is; returns Ray's reference to what is wrong with it, or None."""
+    """Readies an actor, if it isn't yet; returns Ray's reference to a fault or None."""
     hand: Callable[[Any, Piece], Any]
-    """Hands a piece to an actor; returns Ray's reference to the result."""
+    """Hands a job to an actor; returns Ray's reference to the result."""
     fault: Callable[[Piece, Any], str | None]
-    """What is wrong with a result, or None."""
+    """Returns a result's fault, or None."""
     seconds: float
-    """Longest time for one piece."""
+    """Timeout of one job, in seconds."""
     start_seconds: float
-    """Longest time to get ready."""
+    """Timeout of getting ready, in seconds."""
     model: str
-    """What they work with, for people."""
+    """The model that they work with; human-readable."""
     remedies: Remedies
-    """What to do if it fails again and again."""
+    """The remedy if it keeps failing."""
 
 
 @dataclass
 class _Place:
-    """A place of a crew, and what is under way there."""
+    """A slot of a pool, and what is in progress there."""
 
     number: int
     state: Literal["empty", "called", "preparing", "idle", "busy"] = "empty"
-    """No actor; one that Ray has not placed; getting ready; ready; at work."""
+    """No actor; one that Ray has not placed; getting ready; ready; working."""
     member: Member | None = None
     task: Any = None
-    """Ray's reference to what is under way: its arrival, its getting ready, or its piece."""
+    """Ray's reference to what is in progress: arrival, getting ready, or a job."""
     due: float = math.inf
-    """When that has taken too long."""
+    """The time at which that has taken too long."""
     orders: Any = None
-    """What it got ready for."""
+    """The model that it got ready for."""
     was_ready: bool = False
     failed_starts: int = 0
     piece: int = -1
-    """The piece it has."""
+    """Its job."""
 
     def wait_for(self, state: Literal["called", "preparing", "busy"], task: Any, seconds: float) -> None:
-        """Something is under way."""
+        """Sets what is in progress."""
         self.state, self.task, self.due = state, task, time.monotonic() + seconds
 
     def rest(self) -> None:
-        """Nothing is under way."""
+        """Sets that nothing is in progress."""
         self.state, self.task, self.due = "idle", None, math.inf
 
 
 @dataclass(frozen=True)
 class _End:
-    """How something that was under way ended."""
+    """How something in progress ended."""
 
     result: Any = None
     cause: str | None = None
     """Why there is no result."""
     died: bool = False
-    """Whether it is the actor that is gone, and not the task that failed."""
+    """Whether the actor itself is gone, and not only its task failed."""
     late: bool = False
     """Whether it took too long."""
 
     def with_remedy(self, late: str, remedies: Remedies) -> str:
-        """The cause and what to do about it; an actor's own words say so themselves."""
+        """The cause and the remedy; an actor's own message already names it."""
         cause = str(self.cause).rstrip()
-        last = _last_line(cause)  # those above are a traceback, in which any word may occur
+        last = _last_line(cause)  # The lines above are a traceback, in which any word may occur.
         if self.late:
             remedy = late
         elif "KV cache" in last:
@@ -126,17 +125,17 @@ class _End:
 
 
 class _Pile(Generic[Piece]):
-    """The pieces that are to be done."""
+    """The queue of jobs."""
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         self._source = enumerate(pieces)
         self._again: list[int] = []
         self.held: dict[int, Piece] = {}
-        """Pieces that were taken and are not done."""
+        """Jobs that were taken and aren't done."""
         self._strikes = Counter[int]()
 
     def take(self) -> int | None:
-        """The next piece: one that has to be done again, or a new one."""
+        """The next job: one to be repeated, or a new one."""
         if self._again:
             return self._again.pop()
         for index, piece in self._source:
@@ -145,14 +144,14 @@ class _Pile(Generic[Piece]):
         return None
 
     def put_back(self, index: int, weight: int) -> bool:
-        """A piece that is to be done again; False where it failed too often."""
+        """Puts a job back; False if it failed too often."""
         self._again.append(index)
         self._strikes[index] += weight
         return self._strikes[index] < TOO_MUCH
 
 
 class Crew:
-    """Actors that share work, each in a place; they are started when there is work, and stay until `close`."""
+    """Actors that share work, each in a slot; started when there is work, and alive until `close`."""
 
     def __init__(self, role: Role, count: int) -> None:
         self._role = role
@@ -163,13 +162,13 @@ class Crew:
 
     @property
     def actors(self) -> list[Any]:
-        """The actors that there are, of all places."""
+        """The existing actors of all slots."""
         return [place.member.actor for place in self._places if place.member is not None]
 
     def work(self, pieces: Iterable[Piece], orders: Orders[Piece]) -> Iterator[tuple[int, Any]]:
         """The index and result of every piece, as the crew gets them done.
 
-        Raises `StageError` where actors fail on the same piece again and again, where none can be started, and where
+        Raises `StageError` if actors fail on the same piece again and again, if none can be started, and if
         Ray places none within `start_seconds`.
         """
         pile = _Pile(pieces)
@@ -190,16 +189,18 @@ class Crew:
             finally:
                 self.used = time.monotonic()
                 for place in self._places:
-                    if place.state == "busy":  # left by who asked: what it does next waits until that is done
+                    if (
+                        place.state == "busy"
+                    ):  # Left by the caller: whatever it does next waits until the jobs in progress are done.
                         place.rest()
 
     def holds(self, resource: str) -> float:
-        """How much of a resource its actors hold, those that Ray has placed."""
+        """How much of a resource its placed actors hold."""
         placed = sum(place.state not in ("empty", "called") for place in self._places)
         return placed * self._role.amount(resource)
 
     def close_if_idle(self) -> bool:
-        """Stops all actors, unless they work."""
+        """Stops all actors, unless they are working."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -209,12 +210,12 @@ class Crew:
         return True
 
     def close(self) -> None:
-        """Stops all actors and gives what they held back."""
+        """Stops all actors and releases their resources."""
         for place in self._places:
             self._empty(place)
 
     def _gather(self, orders: Orders[Any]) -> None:
-        """Calls actors to empty places, and has those that are there get ready: some may be gone unnoticed."""
+        """Requests actors for empty slots, and has existing ones get ready: some may have died unnoticed."""
         waiting = sum(place.state in ("empty", "called") for place in self._places)
         for resource in ("GPU", "CPU"):
             make_room(resource, waiting * self._role.amount(resource), self)
@@ -226,7 +227,7 @@ class Crew:
                 self._prepare(place, orders)
 
     def _hand_out(self, pile: _Pile[Piece], orders: Orders[Piece]) -> bool:
-        """Gives a piece to whoever is idle; False where all is done."""
+        """Gives jobs to idle actors; False if all jobs are done."""
         for place in self._places:
             if place.state == "idle" and (index := pile.take()) is not None:
                 assert place.member is not None
@@ -236,9 +237,9 @@ class Crew:
 
     def _first_done(self, heard: float, orders: Orders[Any]) -> _Place:
         """A place where what was under way is done, or has taken too long: an actor that Ray has placed takes too long
-        where it does not arrive, one that waits for a place does not.
+        where it doesn't arrive, one that waits for a place doesn't.
 
-        Raises `StageError` where all have waited for a place since `heard`, for too long.
+        Raises `StageError` if all have waited for a place since `heard`, for too long.
         """
         import ray
 
@@ -259,7 +260,7 @@ class Crew:
             first.due = (now if some_are_placed else heard) + orders.start_seconds
 
     def _arrive(self, place: _Place, orders: Orders[Any]) -> None:
-        """An actor has been placed, or has got ready, or has failed in that."""
+        """Handles an actor that was placed, got ready, or failed to."""
         end = _collect(place, orders.start_seconds)
         if end.cause is None and place.state == "preparing":
             end = _End(cause=end.result)
@@ -275,7 +276,7 @@ class Crew:
             self._call_once_more(place, end, orders)
 
     def _call_once_more(self, place: _Place, end: _End, orders: Orders[Any]) -> None:
-        """An actor did not start. Raises `StageError` where no place is left in which one may."""
+        """Handles an actor that failed to start. Raises `StageError` if no slot is left."""
         place.failed_starts += 1
         if place.failed_starts < _STARTS:
             self._call(place, orders)
@@ -287,7 +288,7 @@ class Crew:
         say(f"{self._name(place, orders)} does not start and is given up, others go on: {_line(str(end.cause))}")
 
     def _end(self, place: _Place, pile: _Pile[Piece], orders: Orders[Piece]) -> _End:
-        """A piece is done, or has failed. Raises `StageError` where it has failed too often."""
+        """Handles a job that is done or has failed. Raises `StageError` if it has failed too often."""
         end = _collect(place, orders.seconds)
         if end.cause is None and (fault := orders.fault(pile.held[place.piece], end.result)) is not None:
             end = _End(cause=fault)
@@ -300,14 +301,14 @@ class Crew:
             raise StageError(f"{self._name(place, orders)} failed where one had failed before: {said}")
         say(f"{self._name(place, orders)} is replaced, what it had is done again: {_line(end.cause)}")
         self._call(place, orders)
-        if end.died:  # perhaps a node is gone, and who was idle there would fail at pieces that are not to blame
+        if end.died:  # A node may be gone, and idle actors on it would fail at jobs that aren't at fault.
             for other in self._places:
                 if other.state == "idle":
                     self._prepare(other, orders)
         return end
 
     def _call(self, place: _Place, orders: Orders[Any]) -> None:
-        """Asks Ray for a new actor."""
+        """Requests a new actor from Ray."""
         self._empty(place)
         place.member = hire(self._role)
         place.wait_for("called", place.member.actor.__ray_ready__.remote(), orders.start_seconds)
@@ -328,7 +329,7 @@ class Crew:
 
 
 def _collect(place: _Place, seconds: float) -> _End:
-    """What came of a task that is done, or has taken too long."""
+    """The outcome of a task that is done, or has taken too long."""
     import ray
 
     try:
@@ -350,10 +351,10 @@ def _what_ray_has() -> str:
 
 
 def _line(cause: str) -> str:
-    """The last line of an error, shortened."""
+    """An error's last line, shortened."""
     return textwrap.shorten(_last_line(cause), 200, placeholder=" …")
 
 
 def _last_line(cause: str) -> str:
-    """The line of an error of Ray's that tells what it was."""
+    """The line of a Ray error that tells what it was."""
     return next((line for line in reversed(cause.splitlines()) if line.strip()), cause)

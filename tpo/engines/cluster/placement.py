@@ -1,11 +1,11 @@
-"""Where the actors of a crew go: what each asks of Ray, and how it is asked.
+"""Where a pool's actors go: what each requests from Ray, and how.
 
-In: a role. Out: an actor, at once; Ray places it as soon as it can, which may be when a node joins.
+An actor is requested at once; Ray places it as soon as it can, possibly only when a node joins.
 
-An engine of several GPUs gets a placement group of its own: a bundle a GPU, on as few nodes as will do, the actor
-itself in it and asking for nothing, so that vLLM starts its workers in the bundles, on whatever nodes they are. On GPUs
-Ray packs, which leaves whole nodes to such groups; on CPUs engines are spread, since those of one machine share its
-memory's bandwidth.
+An engine of several GPUs gets its own placement group: one bundle per GPU, on as few nodes as possible, with the actor
+itself in it and requesting nothing, so that vLLM starts its workers in the bundles, on whatever nodes they are. On
+GPUs, Ray packs, which leaves whole nodes to such groups; on CPUs engines are spread, since those on one machine share
+its memory bandwidth.
 """
 
 from collections.abc import Mapping
@@ -15,35 +15,35 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Role:
-    """What the actors of a crew are, and what each asks of Ray."""
+    """The kind of actor in a pool, and what each requests from Ray."""
 
     name: str
-    """What one is called, for people."""
+    """Its name in messages."""
     make: type
-    """Its class; quick to construct, so that an actor that has arrived can be told from one that waits for a place."""
+    """Its class; quick to construct, so that an actor that has arrived can be told from one that waits to be placed."""
     arguments: tuple[Any, ...]
-    """What the class is called with."""
+    """The class's arguments."""
     cpus: float
-    """CPUs of Ray's count."""
+    """Number of Ray CPUs."""
     gpus: int
-    """GPUs; several may be on several nodes."""
+    """Number of GPUs; several may be on several nodes."""
     environment: Mapping[str, str]
     """Environment variables of its process."""
 
     @property
     def asks(self) -> str:
-        """What one asks for, for people."""
+        """What one requests; human-readable."""
         count, what = (self.gpus, "GPU") if self.gpus else (self.cpus, "CPU")
         return f"{count:g} {what}{'s' * (count != 1)}"
 
     def amount(self, resource: str) -> float:
-        """How much one asks of a resource, by Ray's name for it."""
+        """How much one requests of a resource, by Ray's name for it."""
         return {"GPU": self.gpus, "CPU": self.cpus}.get(resource, 0)
 
 
 @dataclass(frozen=True)
 class Member:
-    """An actor that Ray has been asked for."""
+    """A requested actor."""
 
     actor: Any
     """Its handle."""
@@ -52,7 +52,7 @@ class Member:
 
 
 def hire(role: Role) -> Member:
-    """Asks Ray for an actor; does not wait for it."""
+    """Requests an actor from Ray, without waiting for it."""
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -65,7 +65,8 @@ def hire(role: Role) -> Member:
         )
         return Member(actor.remote(*role.arguments), None)
     group = placement_group([{"GPU": 1}] * role.gpus, strategy="PACK")
-    # In the first bundle, for vLLM wants to be where one of its workers is; without a GPU, for they take them all.
+    # In the first bundle, since vLLM wants to be where one of its workers is; without a GPU, since the workers take
+    # them all.
     inside = PlacementGroupSchedulingStrategy(
         group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
     )
@@ -74,14 +75,14 @@ def hire(role: Role) -> Member:
 
 
 def is_placed(member: Member | None) -> bool:
-    """Whether Ray has found a place for an actor, so that it has a process, alive or not."""
+    """Whether Ray has placed an actor, so that it has a process, alive or not."""
     from ray._private import state
 
     return member is not None and bool(state.actors(member.actor._actor_id.hex()).get("Pid"))
 
 
 def dismiss(member: Member) -> None:
-    """Ends an actor, and what it has started in its placement group."""
+    """Kills an actor, and what it has started in its placement group."""
     import ray
     from ray.util.placement_group import remove_placement_group
 

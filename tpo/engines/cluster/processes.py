@@ -1,12 +1,12 @@
-"""What the processes of a run get: Ray, threads, environment variables. The one place that decides.
+"""The environment of a run's processes: Ray, threads, environment variables; decided here alone.
 
-Two OpenMP threads of GNU's library stall for seconds as soon as anything else runs; Intel's, which the CPU build of
-vLLM brings along, do not. So it is preloaded where it is found, and every process is told how many threads it has.
+Two OpenMP threads of GNU's library stall for seconds as soon as anything else runs; Intel's, which ships with vLLM's
+CPU build, don't. So it is preloaded if found, and every process gets a number of threads.
 
-A Ray of our own lets nobody in: its sockets listen on loopback, whoever calls must show a token that this process made
-up and only its children inherit, and its files lie in a folder that other users of the machine cannot enter. Ray's own
-ways are others: it turns `127.0.0.1` into the address of the network, keeps its token in the home folder for all to
-read, and makes its folders writable by everyone.
+The local Ray cluster accepts no outside connections: loopback sockets, authentication by a token that this process
+creates and only its children inherit, and files in a folder that other users can't enter. Ray's defaults differ: it
+turns `127.0.0.1` into the network address, keeps its token in the home folder for all to read, and makes its folders
+writable by everyone.
 """
 
 import contextlib
@@ -50,7 +50,8 @@ QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of every process: no telemetry, no hub, no threads that nobody asked for, time to start when busy."""
+"""Environment of every process: no telemetry, no hub, no implicit threads, and enough time to start on a busy
+machine."""
 
 
 LOOPBACK = {
@@ -58,22 +59,22 @@ LOOPBACK = {
     "VLLM_HOST_IP": "127.0.0.1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-"""Environment of a Ray of our own and of all it starts: the node's address is loopback's.
+"""Environment of a local Ray cluster and everything it starts: the node's address is loopback.
 
-The first is Ray's switch for machines that form no cluster. Only with it does Ray leave `127.0.0.1` as it is, and it
-binds all its sockets to its node's address. The first two also spare the search for an address of the network. The last
-spares the actor that waits for word that a cluster takes a node away.
+The first is Ray's switch for machines that form no cluster; only with it does Ray leave `127.0.0.1` as it is and bind
+all its sockets to its node's address. The first two also save the search for a network address. The last saves the
+actor that waits for news about nodes being removed.
 """
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-"""What this machine calls itself: Prefect's server, Ray and a judge's server on this machine are asked by these."""
+"""This machine's names for itself, under which Prefect's server, Ray and a local judge's server are reached."""
 
 
 def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
-    """`NO_PROXY` and `no_proxy` with the names of this machine added to what the user has there.
+    """`NO_PROXY` and `no_proxy` with this machine's names added to the user's values.
 
-    Prefect, gRPC, OpenAI's client and boto3 would ask a proxy for what listens on loopback, and no proxy can reach it.
-    Both spellings are set, since some read one and some the other, and prefer it.
+    Prefect, gRPC, OpenAI's client and boto3 would send requests for loopback through a proxy, which can't reach it.
+    Both spellings are set, since libraries differ in which one they read or prefer.
     """
     upper, lower = variables.get("NO_PROXY", ""), variables.get("no_proxy", "")
     return {"NO_PROXY": _with_loopback(upper or lower), "no_proxy": _with_loopback(lower or upper)}
@@ -85,7 +86,7 @@ def _with_loopback(names: str) -> str:
 
 
 def _is_readable(name: str) -> bool:
-    """Whether httpx can read a name in `NO_PROXY`: ranges of IPv6, as `::1/128`, keep it from starting at all."""
+    """Whether httpx can parse a name in `NO_PROXY`: IPv6 ranges such as `::1/128` keep it from starting at all."""
     if "://" in name or name.count(":") < 2:
         return True
     with contextlib.suppress(ValueError):
@@ -94,7 +95,7 @@ def _is_readable(name: str) -> bool:
 
 
 def proxy_fault(variables: Mapping[str, str]) -> str | None:
-    """Why HTTP clients cannot use the proxies that the environment names; None if they can, or there are none."""
+    """Why HTTP clients can't use the proxies in the environment; None if they can, or there are none."""
     proxies = {"http_proxy", "https_proxy", "all_proxy"}
     given = {name: value for name, value in variables.items() if name.lower() in proxies and value}
     if not given or "*" in loopback_without_proxy(variables).values():
@@ -113,7 +114,7 @@ def proxy_fault(variables: Mapping[str, str]) -> str | None:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Environment variables of a process that computes with `threads` CPU threads."""
+    """Environment variables of a process with `threads` CPU threads."""
     variables = {**QUIET, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "KMP_BLOCKTIME": "1"}
     if (library := Path(sys.prefix) / "lib" / "libiomp5.so").exists():
         variables["LD_PRELOAD"] = str(library)
@@ -133,13 +134,12 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
 
 
 def start_ray(cluster: ClusterConfig) -> None:
-    """Connects to the configured Ray cluster or starts one on this machine that lets nobody in; once a process.
+    """Connects to the configured Ray cluster, or starts a closed one on this machine; once per process.
 
-    A cluster that is not ours is entered with the user's own token, as Ray finds it. Its nodes need what this one has:
-    the same packages, this checkout at the same path (Ray has workers import from the driver's current folder, so
-    nothing is sent), and the run's and the models' folders on a file system that all of them share. Raises `StageError`
-    where the cluster does not let us in, where the folder for Ray's files is not ours alone, or where Ray does not keep
-    to loopback.
+    An external cluster is entered with the user's own token, as Ray finds it. Its nodes need the same packages, this
+    checkout at the same path (Ray workers import from the driver's current folder, so nothing is sent), and the run's
+    and the models' folders on a shared file system. Raises `StageError` if the cluster refuses us, if the folder for
+    Ray's files isn't private, or if Ray doesn't keep to loopback.
     """
     import ray
 
@@ -152,7 +152,7 @@ def start_ray(cluster: ClusterConfig) -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps what this process does at SIGTERM: Ray has drivers exit at once, with 15 and without a word."""
+    """Preserves this process's handling of SIGTERM: Ray makes drivers exit at once, silently, with status 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -193,7 +193,7 @@ def _start_own_ray() -> None:
             _node_ip_address="127.0.0.1",
             _temp_dir=None if "RAY_TMPDIR" in os.environ else str(rays_folder()),
         )
-    except Exception as error:  # Ray raises nothing narrower
+    except Exception as error:  # Ray raises nothing narrower.
         if "timed out during startup" not in str(error):
             raise
         raise StageError(
@@ -204,10 +204,10 @@ def _start_own_ray() -> None:
 
 
 def _unbind_children(cpus: set[int]) -> None:
-    """Gives all that this process has started the CPUs that it has itself.
+    """Gives all children of this process the same CPUs as itself.
 
-    Where Intel's OpenMP is preloaded, as vLLM's guide for CPUs says, a process that forks binds its child to one core;
-    Ray's daemons are such children, and every engine that they start would share that core with all others.
+    With Intel's OpenMP preloaded, as vLLM's CPU guide recommends, a process that forks pins its child to one core.
+    Ray's daemons are such children, and all engines that they start would share that core.
     """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, OSError):
@@ -216,15 +216,15 @@ def _unbind_children(cpus: set[int]) -> None:
 
 
 def _close_to_others() -> None:
-    """Sets what Ray and its processes take their address and their token from.
+    """Sets the variables from which Ray and its processes take their address and their token.
 
-    That a token must be shown at all is Ray's own default for a cluster that it starts, unless the user's
-    `RAY_AUTH_MODE` says otherwise; set here it would come too late where Ray has been imported before.
+    Ray already requires a token for a cluster that it starts, unless the user's `RAY_AUTH_MODE` says otherwise; setting
+    that here would come too late if Ray was imported before.
     """
     from ray._private import ray_constants
 
     os.environ.update(LOOPBACK)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # taken from the environment when Ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Read from the environment when Ray was imported.
     _start_nodes_our_way()
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -232,7 +232,7 @@ def _close_to_others() -> None:
 
 @functools.cache
 def _start_nodes_our_way() -> None:
-    """Has Ray's nodes in this process start without what one machine has no use for, and without haste."""
+    """Has Ray's nodes in this process start without parts that a single machine doesn't need, and with patience."""
     from ray._private.node import Node
 
     Node.start_api_server = _start_no_dashboard
@@ -240,10 +240,10 @@ def _start_nodes_our_way() -> None:
 
 
 def _start_no_dashboard(node: Any, **_: Any) -> None:
-    """Stands for the start of the dashboard's process, whose one task without its pages is to report usage.
+    """Replaces the start of the dashboard process, whose only task without its pages is to report usage.
 
-    Told not to report, it still asks the metadata services of three clouds where it runs, and no setting keeps it from
-    that. The node's agent asks for its address until it has one: it gets port 0, where nobody can listen.
+    Even with reporting off it asks the metadata services of three clouds where it runs, and no setting prevents that.
+    The node's agent asks for its address until it has one: it gets port 0, where nothing can listen.
     """
     from ray._private import ray_constants
 
@@ -255,16 +255,16 @@ def _start_no_dashboard(node: Any, **_: Any) -> None:
 def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
     """Starts a node's processes with ports chosen here for its agents.
 
-    Left to choose, agents write their ports into files, for which the node waits 15 seconds, and then it dies; on a
-    busy machine their imports take longer, and no setting changes that (ray-project/ray#65983). Not all can be given to
-    the node in another way, so the files are there before it starts.
+    Otherwise, agents choose ports and write them into files, for which the node waits 15 seconds before it dies. On a
+    busy machine their imports take longer, and no setting changes that (ray-project/ray#65983). Not all ports can be
+    passed to the node in another way, so the files exist before it starts.
     """
     names: Any = importlib.import_module("ray._raylet")
     with contextlib.ExitStack() as bound:
         sockets = [bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
         agent, export, listen, environments = [found.getsockname()[1] for found in sockets]
     parameters = node._ray_params
-    parameters.include_log_monitor = False  # it would send logs to a driver that does not listen
+    parameters.include_log_monitor = False  # It would send logs to a driver that doesn't listen.
     parameters.metrics_agent_port, parameters.metrics_export_port = agent, export
     parameters.dashboard_agent_listen_port, parameters.runtime_env_agent_port = listen, environments
     for name, port in (
@@ -278,7 +278,7 @@ def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
 
 
 def rays_folder() -> Path:
-    """Where Ray's sockets and logs are: a folder that nobody else can enter, unless the user has named one."""
+    """The folder of Ray's sockets and logs: private, unless the user has named one."""
     given = os.environ.get("RAY_TMPDIR")
     return Path(given) if given else _private_folder() / "ray"
 
@@ -298,7 +298,7 @@ _SOCKET_PATH_BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/pl
 
 
 def _private_folder() -> Path:
-    """A folder that nobody else can enter; short, for a socket's path is at most 107 bytes long."""
+    """A private folder with a short path, since a socket's path has at most 107 bytes."""
     folder = Path(tempfile.gettempdir()) / f"tpo-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)

@@ -1,10 +1,10 @@
-"""Room for who works next: crews that lie idle make way, and a GPU is looked at before a model is loaded onto it.
+"""Arbitration of GPUs and CPUs between actor pools: idle pools make way, and a GPU's memory is checked before a model
+is loaded.
 
-In: how much of a resource is needed. Out: nothing; idle crews are closed, the longest unused first, until Ray has it.
-
-Engines live on from stage to stage, since a start takes long. Where all of them and the trainer fit at once nobody is
-closed; where they do not, they take turns. Ray counts GPUs and not their memory, which a process that is slow to end
-may still hold: so whoever loads a model for training looks first.
+Engines stay alive from stage to stage, since a start takes long. If all of them and the trainer fit at once, none is
+closed; otherwise they take turns: idle pools are closed, the least recently used first, until Ray has enough. Ray
+counts GPUs, not their memory, which a process that is slow to exit may still hold; so training workers check before
+loading a model.
 """
 
 import threading
@@ -17,16 +17,16 @@ from weakref import WeakSet
 from tpo.errors import StageError
 
 HELD_SHARE = 0.1
-"""Largest share of a GPU's memory that may be held by others, the driver's own bookkeeping included."""
+"""Maximum share of a GPU's memory in use by others, the driver's own bookkeeping included."""
 _SETTLE_SECONDS = 2.0
-"""Time for what has just ended to show in what Ray has."""
+"""Seconds until resources that were just released show up in Ray."""
 _END_SECONDS = 30.0
-"""Time for the processes of a crew that was closed to end."""
+"""Seconds for the processes of a closed pool to exit."""
 _GIB = 2**30
 
 
 class Tenant(Protocol):
-    """What holds resources while it is idle, so that it need not start again."""
+    """A holder of resources that stays alive while idle, to save a restart."""
 
     used: float
     """When it last worked, by `time.monotonic`."""
@@ -36,7 +36,7 @@ class Tenant(Protocol):
         ...
 
     def close_if_idle(self) -> bool:
-        """Gives everything back, unless it works."""
+        """Releases everything, unless it is working."""
         ...
 
 
@@ -45,14 +45,14 @@ _LOCK = threading.Lock()
 
 
 def register(tenant: Tenant) -> None:
-    """From here on it makes way when it is idle."""
+    """Registers a resident, which from now on makes way when idle."""
     _TENANTS.add(tenant)
 
 
 def make_room(resource: str, count: float, asker: Tenant | None = None) -> None:
-    """Closes idle crews until Ray has `count` of a resource (`GPU`, `CPU`) to give, or none but `asker` is left.
+    """Closes idle pools until Ray has `count` of a resource (`GPU`, `CPU`) available, or none but `asker` is left.
 
-    Where that is not enough Ray places what is asked for as others of the cluster end.
+    If that isn't enough, Ray places the request once other work in the cluster ends.
     """
     with _LOCK:
         others = [tenant for tenant in _TENANTS if tenant is not asker and tenant.holds(resource)]
@@ -72,7 +72,7 @@ def _free(resource: str) -> float:
 
 
 def _comes(resource: str, wanted: float, seconds: float) -> bool:
-    """Whether Ray has as much to give within some seconds."""
+    """Whether Ray has that much available within some seconds."""
     deadline = time.monotonic() + seconds
     while _free(resource) < wanted:
         if time.monotonic() >= deadline:
@@ -86,13 +86,13 @@ class Memory:
     """A GPU's memory, in bytes."""
 
     free: int
-    """What nobody holds."""
+    """Free memory."""
     total: int
-    """All of it."""
+    """Total memory."""
 
 
 def gpu_memory() -> Memory:
-    """The memory of the GPU that this worker of Ray Train trains on."""
+    """The memory of the GPU that this Ray Train worker uses."""
     import torch
     from ray.train.torch import get_device
 
@@ -100,9 +100,9 @@ def gpu_memory() -> Memory:
 
 
 def await_free_memory(read: Callable[[], Memory] = gpu_memory, *, seconds: float = 60.0) -> None:
-    """Waits until a GPU's memory is free, but for a small share.
+    """Waits until a GPU's memory is free, except for a small share.
 
-    Raises `StageError` where it is not within `seconds`.
+    Raises `StageError` if it isn't within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while (found := read()).free < (1 - HELD_SHARE) * found.total:

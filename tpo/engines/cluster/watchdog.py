@@ -1,10 +1,10 @@
 """Ends what a run has started once the run is gone, however it went: no server or worker outlives it for long.
 
 In: nothing. Out: a small process that notes our descendants every second, and ends them when we are gone. A driver that
-is killed with -9 cannot do that itself, and Prefect's server and Ray's agents do not notice for a minute or for ever.
+is killed with -9 can't do that itself, and Prefect's server and Ray's agents don't notice for a minute or forever.
 What came and was orphaned between two looks is known by a mark in its environment. (The mark alone would not do: Ray
 writes the titles of its processes over their environment.) Nor can a driver that is gone say so: the watchdog does,
-and says what to do. A driver whose Ray or Prefect server has died may wait for it for minutes or for ever: the watchdog
+and says what to do. A driver whose Ray or Prefect server has died may wait for it for minutes or forever: the watchdog
 ends it.
 """
 
@@ -17,8 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 MARK = "TPO_RUN_MARK"
 """Environment variable of everything that belongs to one run's process."""
@@ -26,14 +27,14 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _GRACE_SECONDS = (1.0, 3.0)
 """How long what is left may take to end by itself, and then to end when it is asked to."""
 _VITAL = {
-    b"raylet/raylet\0": "Ray's node process (raylet)",
-    b"gcs/gcs_server\0": "Ray's control server (gcs_server)",
-    b"prefect.server.api.server:create_app\0": "Prefect's server",
+    "raylet/raylet": "Ray's node process (raylet)",
+    "gcs/gcs_server": "Ray's control server (gcs_server)",
+    "prefect.server.api.server:create_app": "Prefect's server",
 }
-"""What a driver cannot do without: what stands in the command line, and what it is."""
+"""What a driver can't do without: how a word of its command line ends, and what it is."""
 _VITAL_SECONDS = 20.0
 """How long a driver may go on without one of them: it may be about to end."""
-_AGAIN = "What is complete is kept: run the same command again"
+_AGAIN = "Completed work is saved: rerun the same command"
 _LESS_MEMORY = (
     "The kernel has killed a process for want of memory since the run began (see `dmesg`): give engines and trainer "
     "less memory"
@@ -49,7 +50,7 @@ def watched() -> Iterator[None]:
     os.environ[MARK] = mark = secrets.token_hex(16)
     ours, theirs = os.pipe()
     subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid()), mark],
+        [sys.executable, "-I", str(Path(__file__).resolve()), str(os.getpid()), mark],
         stdin=ours,
         stdout=subprocess.DEVNULL,
         env={name: value for name, value in environment.items() if name != MARK},
@@ -71,65 +72,55 @@ def end_is_known() -> None:
 
 
 class _Flock:
-    """The processes of a run that were seen, by when each was started: a number may come again for another process."""
+    """The processes that a run has started, including those whose parents have ended.
+
+    psutil tells a process from a later one that gets the same number, and signals only the one that was seen.
+    """
 
     def __init__(self, driver: int, mark: str) -> None:
-        self._mark = f"{MARK}={mark}".encode()
         self._driver = driver
-        self._members = {pid: process.start for pid, process in _processes() if pid == driver}
-        self._vital: dict[int, str] = {}
+        self._mark = mark
+        self._members: set[psutil.Process] = set()
+        self._vital: dict[psutil.Process, str] = {}
+        with contextlib.suppress(psutil.NoSuchProcess):  # which ended before this process had started
+            self._members.add(psutil.Process(driver))
 
-    def look(self) -> list[int]:
-        """Those that live now, but for the driver and this process."""
-        living = dict(_processes())
-        members = {pid for pid, start in self._members.items() if pid in living and living[pid].start == start}
-        members |= {pid for pid in living.keys() - members if self._is_marked(pid)}
-        while grown := {pid for pid, process in living.items() if process.parent in members} - members - {os.getpid()}:
+    def look(self) -> list[psutil.Process]:
+        """Those alive now, except the driver and this process."""
+        living = [
+            process
+            for process in psutil.process_iter(["ppid", "status", "environ"])
+            if process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid()
+        ]
+        members = {process for process in living if self._is_marked(process)}
+        members |= {process for process in self._members.intersection(living) if process.is_running()}
+        parents = {process.pid for process in members}
+        while grown := {process for process in living if process.info["ppid"] in parents} - members:
             members |= grown
-        self._members = {pid: living[pid].start for pid in members}
-        self._vital |= {pid: name for pid in members - self._vital.keys() if (name := _vital_name(pid)) is not None}
-        return [pid for pid in members if pid != self._driver]
+            parents = {process.pid for process in grown}
+        self._members = members
+        self._vital |= {one: name for one in members - self._vital.keys() if (name := _vital_name(one)) is not None}
+        return [process for process in members if process.pid != self._driver]
 
     def lost(self) -> str | None:
-        """What a vital process was that was there at an earlier look and is not any more."""
-        return next((name for pid, name in self._vital.items() if pid not in self._members), None)
+        """What a vital process was that has ended since an earlier look."""
+        return next((name for process, name in self._vital.items() if process not in self._members), None)
 
     def send(self, number: int) -> None:
         """Sends all of them a signal."""
-        for pid in self.look():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        for process in self.look():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
 
-    def _is_marked(self, pid: int) -> bool:
-        try:
-            return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            return False
+    def _is_marked(self, process: psutil.Process) -> bool:
+        return (process.info["environ"] or {}).get(MARK) == self._mark  # None if it isn't this user's
 
 
-@dataclass(frozen=True)
-class _Process:
-    """What /proc says of a process that has not ended."""
-
-    parent: int
-    start: str
-
-
-def _processes() -> Iterator[tuple[int, _Process]]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    yield int(folder.name), _Process(parent=int(fields[1]), start=fields[19])
-
-
-def _vital_name(pid: int) -> str | None:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return None
-    return next((name for words, name in _VITAL.items() if words in command), None)
+def _vital_name(process: psutil.Process) -> str | None:
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        return next((name for end, name in _VITAL.items() if any(word.endswith(end) for word in words)), None)
+    return None
 
 
 def _killed_for_memory() -> int:
@@ -145,7 +136,7 @@ def _killed_for_memory() -> int:
 def _wait_and_end(driver: int, mark: str) -> None:
     flock = _Flock(driver, mark)
     killed = _killed_for_memory()
-    words = "error: the run ended without a word: it was killed"
+    words = "error: the run ended unexpectedly: it was killed"
     missed = time.monotonic()
     while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
         flock.look()

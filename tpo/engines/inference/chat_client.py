@@ -1,13 +1,12 @@
-"""Asks a model behind an OpenAI-compatible server: many chats at once, and again where an answer may still come.
+"""A client for models behind OpenAI-compatible servers: many chats at once, with retries for errors that may pass.
 
-In: chats. Out: for each its index with a `Reply`, or with a `Refused` where the server will not take that one chat, in
-the order in which they come.
+Replies come in any order, each with its chat's index: a `Reply`, or `Refused` if the server won't take that chat.
 
-A failed call is never a reply. What may pass (429, 5xx, time-outs, broken connections, answers that aren't completions)
-is asked again by our own rules, with the SDK's retries off; what won't pass stops the stage, and so does a cap on
-tokens or money. A server that doesn't report its tokens is taken to use one for every four characters, so that the caps
-hold there too. The key is read from the environment for each call, and messages are searched for it before they are
-shown, since servers like to quote it.
+A failed call is never a reply. Errors that may pass (429, 5xx, timeouts, broken connections, answers that aren't
+completions) are retried by our own rules, with the SDK's retries off; others stop the stage, and so does a limit on
+tokens or money. A server that doesn't report its tokens is assumed to use one per four characters, so that limits hold
+there too. The key is read from the environment for each call, and messages are searched for it before they are shown,
+since servers like to quote it.
 """
 
 import asyncio
@@ -42,15 +41,15 @@ if TYPE_CHECKING:
     import openai
 
 CHECK_SECONDS = 8.0
-"""Longest time that a check takes."""
+"""Timeout of a check, in seconds."""
 FIRST_WAIT = 0.5
 """Longest wait before the first retry, in seconds; each further one may take twice as long."""
 LONGEST_WAIT = 60.0
 """Where that doubling ends, in seconds."""
 LONGEST_RETRY_AFTER = 600.0
-"""Longest wait, in seconds, that a server may ask for; one that asks for more has failed."""
+"""Longest wait, in seconds, that a server may request; a server that requests more counts as failed."""
 MAX_CHECK_WAIT = 30.0
-"""Longest time that a check waits between its tries, in seconds, all together."""
+"""Total time that a check may wait between its attempts, in seconds."""
 
 _NO_KEY = "EMPTY"
 _PROBE_LABELS = ("yes", "no")
@@ -71,14 +70,14 @@ _CUT = frozenset(
         "abort",
     }
 )
-"""Reasons to end that leave a reply unfinished; servers have any number of words for an ordinary end."""
+"""Finish reasons of incomplete replies; servers use all kinds of words for an ordinary end."""
 _UNRESOLVED = re.compile(
     r"name or service not known|nodename nor servname|name resolution|getaddrinfo|No address", re.I
 )
 MAX_FORMS = 8
-"""Forms that one call is asked in at most."""
+"""Maximum number of forms in which one call is made."""
 _FORMS: dict[tuple[str, str], RequestForm] = {}
-"""The form that each endpoint and model was last asked in, if it isn't that of the settings."""
+"""The form in which each endpoint and model was last called, if it isn't that of the settings."""
 _Outcome: TypeAlias = "Reply | Refused | _Failure"
 _Call: TypeAlias = Future[_Outcome]
 _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
@@ -86,7 +85,7 @@ _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
 
 @dataclass
 class Spent:
-    """Tokens that have been used so far; counted on as replies come, from what earlier starts of a run have used."""
+    """Tokens used so far; counts on from what earlier starts of a run have used."""
 
     tokens_in: int = 0
     """Tokens read."""
@@ -99,41 +98,41 @@ class Spent:
         self.tokens_out += reply.output_tokens
 
     def cost(self, endpoint: Endpoint) -> float:
-        """What that costs by the endpoint's prices."""
+        """Its cost at the endpoint's prices."""
         return (self.tokens_in * endpoint.input_price + self.tokens_out * endpoint.output_price) / 1e6
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A chat that the server will not take, however often it is asked, while it takes others: no reply, no verdict."""
+    """A chat that the server rejects for good while it takes others: no reply, no verdict."""
 
     reason: str
-    """What the server says: too long for the model's context, or held back by a content filter."""
+    """The server's reason: too long for the model's context, or blocked by a content filter."""
 
 
 class Alternative(BaseModel):
-    """One token that could stand at a place of a reply."""
+    """A candidate token at one position of a reply."""
 
     token: str
     """Its text."""
     logprob: float
-    """Its natural log-probability; -9999 stands for -inf, which JSON cannot hold."""
+    """Its natural log-probability; -9999 represents -inf, which JSON can't hold."""
 
 
 class Position(Alternative):
-    """The token that does stand there, and the likeliest alternatives, itself among them."""
+    """The token at one position, and the likeliest alternatives, itself included."""
 
     top_logprobs: list[Alternative] = []
-    """The likeliest tokens, as many as were asked for."""
+    """The likeliest tokens, as many as were requested."""
 
 
 class ChatClient:
-    """One model at one endpoint.
+    """A client of one model at one endpoint.
 
     Args:
-        endpoint: Where it is, and how much of it may be used.
+        endpoint: Its address and limits.
         model: Its name there.
-        sleep: Waits for a number of seconds between two tries of a call.
+        sleep: Waits a number of seconds between attempts.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class ChatClient:
         """Makes one call, as `ask` would; without a chat a short one.
 
         What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
-        `InputError` if there is no reply, or one that does not keep to the labels although the endpoint says so.
+        `InputError` if there is no reply, or one that doesn't keep to the labels although the endpoint says so.
         """
         held = self._endpoint.structured_outputs
         seconds = CHECK_SECONDS if decoding is None else self._endpoint.timeout_seconds
@@ -185,8 +184,8 @@ class ChatClient:
                 all of them begin with.
             spent: What was used before; counted on here. Each reply is counted before it is yielded.
 
-        Raises `StageError` where a call fails for good or a cap is reached, after the replies to the calls under way,
-        which are paid for: caps are overrun by at most these. `InputError` where the key cannot be one.
+        Raises `StageError` if a call fails for good or a cap is reached, after the replies to the calls under way,
+        which are paid for: caps are overrun by at most these. `InputError` if the key can't be one.
         """
         spent = Spent() if spent is None else spent
         under_way: dict[_Call, int] = {}
@@ -224,8 +223,8 @@ class ChatClient:
             raise StageError(self._gave_up(failure))
         if waiting:
             raise StageError(
-                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: what was said "
-                "until now is kept; raise that cap of the endpoint and start again, and it goes on from there"
+                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: all replies "
+                "so far are kept; raise that limit of the endpoint and rerun to resume"
             )
 
     async def _call(
@@ -238,7 +237,7 @@ class ChatClient:
         *,
         checks: bool = False,
     ) -> _Outcome:
-        """One chat, tried until it is answered or there is no use in trying, each try for so many seconds."""
+        """One chat, retried until it is answered or retrying is pointless, each attempt with a timeout in seconds."""
         tries, waited, forms = 1, 0.0, 0
         while True:
             form = self._form
@@ -250,7 +249,7 @@ class ChatClient:
                 continue
             if not outcome.passing or tries > self._endpoint.retries or given_up.is_set():
                 return dataclasses.replace(outcome, tries=tries)
-            # Full jitter: calls that were turned away together do not come back together.
+            # Full jitter: calls that were rejected together don't return together.
             jitter = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 30)))
             wait = outcome.retry_after + jitter
             if checks and (waited + wait > MAX_CHECK_WAIT or outcome.status is None):
@@ -259,7 +258,7 @@ class ChatClient:
             tries, waited = tries + 1, waited + wait
 
     def _took_another_form(self, asked: RequestForm, failure: "_Failure", decoding: Decoding) -> bool:
-        """Whether there is a form to ask in other than the one `asked` in, after the server's refusal of that."""
+        """Whether there is another form than `asked` to try after the server's refusal."""
         if failure.status not in (400, 422):
             return False
         if self._form == asked:
@@ -283,7 +282,8 @@ class ChatClient:
 
         try:
             async with asyncio.timeout(seconds):
-                # Not chat.completions.create: building its objects costs more than all else that we do for a call.
+                # Not chat.completions.create: constructing its objects costs more than everything else we do for a
+                # call.
                 body = form.body(self._model, chat, decoding)
                 answer = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except TimeoutError:
@@ -302,7 +302,7 @@ class ChatClient:
 
     @contextmanager
     def _connection(self) -> Iterator[tuple["openai.AsyncOpenAI", _Submit]]:
-        """A client, and what runs its coroutines: an event loop in a thread of its own, gone when this is left."""
+        """A client with an event loop in its own thread, gone when the context is left."""
         client = self._client()
         loop = asyncio.new_event_loop()
         calls: set[_Call] = set()
@@ -325,7 +325,7 @@ class ChatClient:
             for call in list(calls):
                 call.cancel()
             asyncio.run_coroutine_threadsafe(_finish(client), loop)
-            if threading.current_thread() is not thread:  # it is where the garbage collector happens to run there
+            if threading.current_thread() is not thread:  # The garbage collector happens to run there.
                 thread.join()
 
     def _client(self) -> "openai.AsyncOpenAI":
@@ -339,8 +339,8 @@ class ChatClient:
                 api_key=self._key() or _NO_KEY,
                 base_url=self._endpoint.base_url,
                 max_retries=0,
-                timeout=None,  # a call has one limit, over all that it does
-                # No proxy of the environment reaches our own loopback.
+                timeout=None,  # A call has one timeout for everything it does.
+                # Proxies from the environment can't reach our own loopback.
                 http_client=openai.DefaultAsyncHttpxClient(
                     limits=limits, timeout=None, trust_env=not _is_loopback(self._endpoint.base_url)
                 ),
@@ -362,7 +362,7 @@ class ChatClient:
         return f"model {self._model!r} at {self._endpoint.base_url}"
 
     def _cap_reached(self, spent: Spent) -> str | None:
-        """Which cap is reached, and by what."""
+        """Which limit is reached, and by what."""
         endpoint = self._endpoint
         used = f"{spent.tokens_in} tokens read and {spent.tokens_out} written"
         if endpoint.max_total_tokens is not None and spent.tokens_in + spent.tokens_out >= endpoint.max_total_tokens:
@@ -405,7 +405,7 @@ def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tupl
     goes on with no label, that would be a guess, and without a finite value for each label the answer is None.
 
     Args:
-        positions: The reply's tokens; white space before the label does not count.
+        positions: The reply's tokens; white space before the label doesn't count.
         labels: Texts that differ in the first character after what all of them begin with; `ValueError` otherwise.
     """
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*labels, strict=False))
@@ -433,7 +433,7 @@ class _Failure:
     passing: bool = False
     """Whether it may pass."""
     retry_after: float = 0.0
-    """Seconds that the server asks to wait."""
+    """Seconds that the server requests to wait."""
     tries: int = 1
 
 
@@ -448,7 +448,7 @@ class _Said(BaseModel):
 
     @property
     def text(self) -> str:
-        """What is said, in one piece; some servers give it in parts."""
+        """The reply's text in one piece; some servers send it in parts."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
@@ -475,7 +475,7 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """As much of a chat completion as we need; the rest differs from server to server."""
+    """The parts of a chat completion that we need; the rest differs between servers."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
@@ -502,7 +502,7 @@ def _reply(completion: _Completion, chat: Sequence[Message], decoding: Decoding,
 
 
 def _is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own, where no proxy can lead."""
+    """Whether an address is on this machine, which no proxy can reach."""
     host = urlsplit(url).hostname or ""
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -531,7 +531,7 @@ def _failed_with_status(error: "openai.APIStatusError", key: str) -> Refused | _
 
 
 def _seconds_to_wait(retry_after: str) -> float:
-    """What a Retry-After header asks for, as seconds or as a date; 0 where it asks for nothing that can be read."""
+    """Seconds requested by a Retry-After header, given as seconds or as a date; 0 if it can't be parsed."""
     try:
         seconds = float(retry_after)
     except ValueError:
@@ -544,13 +544,13 @@ def _seconds_to_wait(retry_after: str) -> float:
 
 
 def _scrubbed(text: str, key: str) -> str:
-    """`text`, shortened to what a message can hold, without the key."""
+    """`text` without the key, shortened for a message."""
     return (text if key == _NO_KEY else text.replace(key, "***"))[:400]
 
 
 async def _finish(client: "openai.AsyncOpenAI") -> None:
-    """Waits for the calls that have just been cancelled, closes the client and stops this event loop."""
-    # The calls end the tasks that anyio has made for them; cancelled from here, before they start, those would warn.
+    """Waits for calls that were just cancelled, closes the client and stops this event loop."""
+    # The calls end the tasks that anyio has created for them; cancelled before they start, those would warn.
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
     await client.close()
     asyncio.get_running_loop().stop()

@@ -2,11 +2,11 @@
 
 vLLM has two model runners with an interface of logits processors each, and refuses an engine whose processor has the
 other's. Which runner it takes is known only once its config is resolved: V2 where Triton works, V1 on CPUs, for models
-that V2 does not support yet, and with `VLLM_USE_V2_MODEL_RUNNER=0`. So the choice is left to vLLM: `ForcedTokens`
+that V2 doesn't support yet, and with `VLLM_USE_V2_MODEL_RUNNER=0`. So the choice is left to vLLM: `ForcedTokens`
 counts as a processor of both, and each runner gets the one that it can call when it makes one.
 
 Accepted cost under V2: its host runs ahead of the GPU, and what a request wrote last is known there only after both
-have met. Each step in which a request has rules waits for that; steps without such a request do not.
+have met. Each step in which a request has rules waits for that; steps without such a request don't.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,20 +38,20 @@ class ForcedTokens(V1LogitsProcessor, V2LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raises `ValueError` if a request carries what are not rules; both runners ask when it is admitted."""
+        """Raises `ValueError` if a request carries something other than rules; both runners call it on admission."""
         if argument := _argument(sampling_params):
             read_rules(argument)
 
 
 class V1ForcedTokens(AdapterLogitsProcessor):
-    """The processor of the V1 model runner, which hands over each request's outputs as a list on the host."""
+    """The processor of the V1 model runner, which passes each request's outputs as a list on the host."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)
         self._tokenizer = _tokenizer(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
-        """It is not: greedy decoding too writes what is forced."""
+        """False: greedy decoding must write forced tokens, too."""
         return False
 
     def new_req_logits_processor(
@@ -82,17 +82,17 @@ class V2ForcedTokens(V2LogitsProcessor):
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         if vllm_config.speculative_config is not None:
-            # Drafts that are rejected would have to be taken back from the rules. V1 refuses this combination itself.
+            # Rejected drafts would have to be undone in the rules. V1 refuses this combination itself.
             raise ValueError("forced tokens do not go with speculative decoding: start the engine without")
         self._tokenizer = _tokenizer(vllm_config)
         self._states = req_states
         self._forced: dict[int, Forced] = {}
         """The decisions for each slot whose request has rules."""
         self._outputs: dict[int, list[int]] = {}
-        """What those requests have written, as far as it was read from the device."""
+        """The outputs of those requests, as far as they were read from the device."""
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """Takes a slot for a request; whether it has rules."""
+        """Assigns a slot to a request; returns whether it has rules."""
         self._forced.pop(req_idx, None)
         if argument := _argument(sampling_params):
             self._forced[req_idx] = Forced(argument, self._tokenizer)
@@ -102,7 +102,7 @@ class V2ForcedTokens(V2LogitsProcessor):
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         """Leaves nothing but the forced token in the rows of requests that have one.
 
-        Without speculative decoding row i is the i-th request's. A request whose prompt is not read whole yet has a row
+        Without speculative decoding row i is the i-th request's. A request whose prompt isn't read whole yet has a row
         too, from which nothing is sampled; it has no outputs.
         """
         placed = [(row, slot) for row, slot in enumerate(ctx.idx_mapping_np.tolist()) if slot in self._forced]

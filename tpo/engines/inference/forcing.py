@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROCESSOR = "tpo.engines.inference.forced_tokens:ForcedTokens"
-"""What vLLM is told to load."""
+"""The class that vLLM loads."""
 ARGUMENT = "tpo_forcing"
-"""The name of our rules among a request's extra arguments."""
+"""The key of our rules among a request's extra arguments."""
 
 
 class Forcer(Protocol):
     """Decides for one request."""
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:
-        """The token after `output_ids`, all that the request has written; None where the model decides."""
+        """The token after `output_ids`, everything that the request has written; None if the model decides."""
         ...
 
 
 @dataclass(frozen=True)
 class ThoughtBudget:
-    """A thought ends after so many tokens: the response's marker is written then, unless it stands there already."""
+    """Ends a thought after a number of tokens: the response marker is written then, unless it is already there."""
 
     max_tokens: int
-    """Most tokens before the response's marker; those of the thought's marker count."""
+    """Maximum number of tokens before the response marker; the thought marker's tokens count."""
     marker: str
     """The marker that begins the response."""
 
@@ -50,10 +50,10 @@ class ThoughtBudget:
 
 @dataclass(frozen=True)
 class Calculator:
-    """What follows the `=` of an annotation is its value (DPO-ST, 2407.18248): `tpo.method.calculator` says what."""
+    """Writes the value after the `=` of an annotation (DPO-ST, 2407.18248), computed by `tpo.method.calculator`."""
 
     style: calculator.Style
-    """How annotations are written."""
+    """The syntax of annotations."""
 
     def forcer(self, tokenizer: "PreTrainedTokenizerBase") -> Forcer:
         """Its decisions for one request."""
@@ -62,7 +62,7 @@ class Calculator:
 
 
 Rule = ThoughtBudget | Calculator
-"""What can be forced; a new kind is a class here and in `_RULES`."""
+"""The kinds of rules; a new one is a class here and an entry in `_RULES`."""
 _RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator": Calculator}
 
 
@@ -108,7 +108,8 @@ class _EndsThought:
         self._tokenizer = tokenizer
         self._forced = tokenizer.encode(f"\n{budget.marker}", add_special_tokens=False)
         self._begun: int | None = None
-        """How many tokens of the marker stand at the budget's end; all of them where the response has begun."""
+        """How many tokens of the marker are already there when the budget ends; all of them if the response has
+        begun."""
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:
         """As `Forcer` has it."""
@@ -128,12 +129,12 @@ class _EndsThought:
 
 
 class _Plain:
-    """A tokenizer as the calculator knows it: text and tokens, nothing added and nothing tidied."""
+    """A tokenizer as the calculator uses it: text and tokens, with nothing added or normalized."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self.equals: dict[int, bool] = {}
-        """Which tokens have an `=`: filled by all requests of a process, each token looked at once."""
+        """Tokens that contain an `=`; filled by all requests of a process, each token checked once."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a begin or end token."""

@@ -1,9 +1,8 @@
-"""Who writes when new instructions are asked for: engines of our own, or a server.
+"""The generators of new instructions: our own engines, or a server.
 
-In: chats, shard by shard, each with a seed. Out: for each shard its replies, as shards are done.
-
-What a server says is written to a journal as it comes and asked for once; it takes no seeds, so what it wrote cannot be
-made again. Engines lose a shard at most, and write the same again.
+They reply to chats shard by shard, each chat with a seed. A server's replies go to a journal as they come and are
+requested once; a server takes no seeds, so its replies can't be reproduced. Engines lose a shard at most, and write the
+same again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,13 +22,13 @@ from tpo.records import Artifact, Message
 from tpo.storage.journal import Journal
 
 LETTERS_A_TOKEN = 4
-"""What a server's chat is guessed to hold, whose tokenizer we do not have."""
+"""Estimated tokens of a server's chat, whose tokenizer we don't have."""
 SHARD_CALLS = 8
-"""Times that each of a server's calls under way can end within a shard: at a shard's end they wait for the last."""
+"""Calls per shard, in multiples of a server's concurrency: at the end of a shard, all calls wait for the last."""
 
 Told = Reply | Refused
 Spend = Callable[[Sequence[Reply]], None]
-"""Is told of replies as they come, before they are kept."""
+"""Receives replies as they come, before they are stored."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,14 @@ class Question:
     messages: list[Message]
     """The chat."""
     seed: int
-    """Seed of the reply, where the generator takes one."""
+    """Seed of the reply, if the generator uses one."""
 
 
 class Generator(Protocol):
     """Replies to chats."""
 
     def shard_size(self, prompts: int) -> int:
-        """Chats of a shard, where a shard of samples has `prompts` prompts."""
+        """Chats per shard, given the `prompts` per shard of samples."""
         ...
 
     def fits(self, messages: Sequence[Message]) -> bool:
@@ -56,12 +55,12 @@ class Generator(Protocol):
     def reply(
         self, shards: Iterable[tuple[Path, Sequence[Question]]], spend: Spend
     ) -> Iterator[tuple[int, list[Told]]]:
-        """The replies to each shard by its position, in any order; a shard's path is where its journal may stand."""
+        """The replies to each shard by its index, in any order; a shard's path is for its journal."""
         ...
 
 
 class EngineGenerator:
-    """Asks vLLM engines of our own."""
+    """Generates with our own vLLM engines."""
 
     def __init__(
         self, settings: SyntheticConfig, model: Artifact, engine: EngineConfig, cluster: ClusterConfig, context: int
@@ -72,11 +71,11 @@ class EngineGenerator:
         self._sample = SampleConfig(
             temperature=settings.temperature, top_p=settings.top_p, max_new_tokens=settings.max_new_tokens
         )
-        # M_0 is asked by the engines that sample; a model of its own has engines that lie idle for most of the time.
+        # M_0 runs in the engines that sample; another model has its own engines, which are idle most of the time.
         self._pool = sampler_pool(engine, cluster, context, cpus=1.0 if settings.folder is None else 0.0)
 
     def shard_size(self, prompts: int) -> int:
-        """As many as are sampled for at a time."""
+        """As many as are sampled at a time."""
         return prompts
 
     def fits(self, messages: Sequence[Message]) -> bool:
@@ -86,7 +85,7 @@ class EngineGenerator:
     def reply(
         self, shards: Iterable[tuple[Path, Sequence[Question]]], spend: Spend
     ) -> Iterator[tuple[int, list[Told]]]:
-        """Replies by seed; a shard is asked for when an engine is free."""
+        """Replies by seed; a shard is taken when an engine is free."""
         asked = dict[int, list[Request]]()
 
         def requests() -> Iterator[list[Request]]:
@@ -107,13 +106,13 @@ class EngineGenerator:
 
 
 class ApiGenerator:
-    """Asks a server; shards one after the other, each of many calls at once.
+    """Generates with a server; shards in sequence, each with many concurrent calls.
 
     Args:
-        settings: Which model, and how.
-        endpoint: Where it is.
-        spent: What servers were used for before; counted on here.
-        clean: What a chat's text becomes before it is sent.
+        settings: The model and its settings.
+        endpoint: Its address and limits.
+        spent: Tokens used so far; counts on.
+        clean: Transforms a chat's text before it is sent.
     """
 
     def __init__(
@@ -128,17 +127,17 @@ class ApiGenerator:
         self._server = settings.server
 
     def shard_size(self, prompts: int) -> int:
-        """Enough for calls not to wait for one another."""
+        """Enough to keep all calls busy."""
         return max(prompts, SHARD_CALLS * self._calls)
 
     def fits(self, messages: Sequence[Message]) -> bool:
-        """Guesses its tokens."""
+        """Estimates its tokens."""
         return sum(len(message["content"]) for message in messages) <= LETTERS_A_TOKEN * self._longest
 
     def reply(
         self, shards: Iterable[tuple[Path, Sequence[Question]]], spend: Spend
     ) -> Iterator[tuple[int, list[Told]]]:
-        """Replies from the journal, or else by asking; raises `StageError` as `ChatClient.ask` does."""
+        """Replies from the journal, otherwise from the server; raises `StageError` as `ChatClient.ask` does."""
         for position, (path, questions) in enumerate(shards):
             with Journal(path) as journal:
                 told = {int(key): _from_json(value) for key, value in journal.answers.items()}
@@ -152,7 +151,7 @@ class ApiGenerator:
             yield position, [told[i] for i in range(len(questions))]
 
     def check(self, messages: Sequence[Message]) -> None:
-        """Asks as the generator will; raises `InputError` if the server does not answer with text."""
+        """Calls the server as the generator will; raises `InputError` if it doesn't answer with text."""
         reply = self._client.check(self._chat(messages), self._decoding)
         if not without_thinking(reply.text).strip():
             reasoned = reply.reasoning_chars or reply.text.strip()
@@ -171,7 +170,7 @@ class ApiGenerator:
 
 
 def _answer_alone(said: Told) -> Told:
-    """A reply without the thinking that it begins with, where a model tries instructions out."""
+    """A reply without the thought that it begins with, in which models try out instructions."""
     return replace(said, text=without_thinking(said.text)) if isinstance(said, Reply) else said
 
 

@@ -1,4 +1,4 @@
-"""What a language model is asked for beside samples, and what comes back, whoever runs it: our engines or a server."""
+"""How a language model is asked for a reply, and what it returns, whether it runs in our engines or behind a server."""
 
 import re
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a reply is decoded: greedily, as the Self-Taught Evaluator's are, unless a temperature is given."""
+    """How a reply is decoded: greedily, as for the Self-Taught Evaluator, unless a temperature is given."""
 
     max_new_tokens: int
-    """Longest reply."""
+    """Maximum number of tokens."""
     labels: tuple[str, ...] = ()
-    """Texts of which the reply must be one; empty where it is free."""
+    """Texts of which the reply must be one; empty if it is free."""
     probabilities: bool = False
-    """Whether the log-probabilities of the labels are wanted too."""
+    """Whether the labels' log-probabilities are wanted as well."""
     temperature: float = 0.0
-    """Sampling temperature, of a server's reply; engines of our own reply greedily."""
+    """Sampling temperature of a server's reply; our own engines decode greedily."""
     top_p: float = 1.0
     """Nucleus sampling mass."""
 
@@ -25,7 +25,7 @@ class Reply:
     """One reply."""
 
     text: str
-    """What the model wrote."""
+    """The text."""
     finished: bool
     """False if the token limit cut it, or a filter or a tool call ended it."""
     input_tokens: int
@@ -33,20 +33,20 @@ class Reply:
     output_tokens: int
     """Tokens written."""
     cached_tokens: int = 0
-    """Tokens of those read that a prefix cache held."""
+    """Tokens read from a prefix cache."""
     label_logprobs: tuple[float, ...] | None = None
-    """Natural log-probability of each label, in the order of `Decoding.labels`, as far as it was asked for and the
-    server tells; -inf for a label beyond what it tells."""
+    """Natural log-probability of each label, in the order of `Decoding.labels`, if requested and reported; -inf for a
+    label that isn't among those reported."""
     ended_by: str = ""
-    """Why a reply that isn't finished ends, in the server's word: `length`, `content_filter`."""
+    """The server's reason for an unfinished reply: `length`, `content_filter`."""
     reasoning_chars: int = 0
-    """Characters of reasoning that the server keeps apart from the text."""
+    """Characters of reasoning that the server returns apart from the text."""
 
 
 def without_thinking(text: str) -> str:
-    """A reply without the block of thinking that it begins with; the block's beginning may stand in the prompt.
+    """A reply without its leading block of thinking; the opening tag may be in the prompt.
 
-    A reply whose block does not end is all thinking.
+    A reply whose block doesn't end is all thinking.
     """
     end = max(text.rfind(tag) + len(tag) if tag in text else -1 for tag in _THINKING_ENDS)
     if end >= 0:
@@ -60,7 +60,7 @@ _THINKING_BEGINS = re.compile(r"\s*(?:<think>|<thinking>|<reasoning>|\[THINK\])"
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens that a model has been asked with."""
+    """Token usage."""
 
     input_tokens: int = 0
     """Tokens read."""

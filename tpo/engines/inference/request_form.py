@@ -1,9 +1,9 @@
-"""The form in which a server wants requests: OpenAI's, with the departures that settings or its own refusals name.
+"""The form of a server's requests: OpenAI's, with the deviations that settings or the server's own refusals name.
 
-Reasoning models take `max_completion_tokens` alone, temperature 1 alone, or at least 16 tokens; others reveal five
-log-probabilities, or want a temperature above 0. A refusal that names such a limit is answered by asking again in that
-form. What would change the meaning of a request (its text, its labels, whether log-probabilities come) never changes
-by itself: `remedy` names the setting.
+Reasoning models accept only `max_completion_tokens`, only temperature 1, or at least 16 tokens; others report five
+log-probabilities, or require a temperature above 0. After a refusal that names such a limit, the request is repeated in
+that form. Anything that would change a request's meaning (its text, its labels, whether log-probabilities are returned)
+never changes automatically: `remedy` names the setting.
 """
 
 import re
@@ -16,31 +16,31 @@ from tpo.engines.inference.reply import Decoding
 from tpo.records import Message
 
 LEAST_TEMPERATURE = 0.01
-"""Stands for 0 with servers that want a temperature above it."""
+"""Replaces 0 for servers that require a higher temperature."""
 
 
 @dataclass(frozen=True)
 class RequestForm:
-    """How to say what is wanted."""
+    """The form of a request."""
 
     endpoint: Endpoint
-    """Where, and what its settings ask for."""
+    """The endpoint with its settings."""
     limit_field: str
     """Name of the field that limits a reply's tokens."""
     min_limit: int
-    """Least limit that the server takes."""
+    """The smallest limit that the server accepts."""
     temperature: bool
     """Whether a temperature is sent."""
     top_logprobs: int
-    """Alternatives to ask for at each token."""
+    """Number of alternatives requested at each token."""
     top_p: bool = True
-    """Whether a nucleus is sent, if it isn't all."""
+    """Whether top-p is sent, if it isn't 1."""
     given_temperature: float | None = None
-    """A temperature in place of the one wanted, for a server that takes no other."""
+    """The temperature to send instead of the one wanted, for a server that accepts no other."""
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> "RequestForm":
-        """The form that an endpoint's settings ask for."""
+        """The form from an endpoint's settings."""
         return cls(
             endpoint, endpoint.token_limit_field, endpoint.min_token_limit, endpoint.temperature, endpoint.top_logprobs
         )
@@ -61,11 +61,11 @@ class RequestForm:
         return body | dict(self.endpoint.extra_body)
 
     def limit(self, decoding: Decoding) -> int:
-        """Tokens that a reply may have."""
+        """The limit of a reply's tokens."""
         return max(self.min_limit, decoding.max_new_tokens)
 
     def after(self, refusal: str, decoding: Decoding) -> "RequestForm | None":
-        """Another form, if `refusal` names something that this one can do otherwise."""
+        """Another form, if `refusal` names something that can be changed."""
         forms = (self._after_limit, self._after_top_p, self._after_temperature, self._after_logprobs)
         return next((form for each in forms if (form := each(refusal, decoding)) is not None), None)
 
@@ -81,7 +81,7 @@ class RequestForm:
         if (least := _least(refusal)) is not None and self.limit(decoding) < least <= _MOST_OF_A_LEAST:
             return replace(self, min_limit=least)
         if self.limit_field != self.endpoint.token_limit_field:
-            return None  # it was the other field, and was refused too
+            return None  # The other field was tried and refused, too.
         other = next(name for name in _LIMIT_FIELDS if name != self.limit_field)
         named = re.search(rf"\b{self.limit_field}\b", refusal)
         if named and _UNSUPPORTED.search(refusal) and not _TOO_MUCH.search(refusal):
@@ -110,7 +110,7 @@ class RequestForm:
 
 
 def described(form: RequestForm, before: RequestForm) -> str:
-    """What a form does otherwise than the one before it, as the settings that would say it at once."""
+    """The deviations of one form from another, as the settings that would choose it from the start."""
     settings = []
     if form.limit_field != before.limit_field:
         settings.append(f'endpoint.token_limit_field = "{form.limit_field}"')
@@ -128,7 +128,7 @@ def described(form: RequestForm, before: RequestForm) -> str:
 
 
 def remedy(refusal: str) -> str:
-    """What to set so that a server takes what it has refused in these words."""
+    """The setting that makes a server accept what it refused in these words."""
     return next(
         (said for pattern, said in _REMEDIES if re.search(pattern, refusal, re.I | re.S)),
         "change what the server objects to: endpoint.token_limit_field, min_token_limit, temperature, top_logprobs, "
@@ -137,7 +137,7 @@ def remedy(refusal: str) -> str:
 
 
 def _least(refusal: str) -> int | None:
-    """The least number that a refusal asks for."""
+    """The minimum that a refusal asks for."""
     found = _LEAST.search(refusal)
     if found is None:
         return None
@@ -146,7 +146,7 @@ def _least(refusal: str) -> int | None:
 
 _LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 _MOST_OF_A_LEAST = 4096
-"""A larger number is no least limit, but something else that a message speaks of."""
+"""A larger number isn't a minimum, but something else in the message."""
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed|accepted|available|valid)|"
     r"forbidden|extra|deprecated|instead|invalid|only|must|use",

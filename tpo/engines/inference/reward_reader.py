@@ -1,13 +1,11 @@
-"""Reads chats with reward models: torch in Ray actors, fed some prompts at a time.
+"""Reward models in Ray actors, computed by torch: from chats as token ids to the numbers that a model's heads give each
+of them.
 
-In: the chats of each prompt as token ids, and a function that loads the model. Out: the numbers that the model's heads
-give each chat, prompt by prompt and in order.
-
-The chats of a batch stand one after another in a single row, without padding, and what the chats of a prompt begin with
-stands there once: the linear layers, where most of the time goes, read every token once, and attention is done chat by
-chat. That is exact, and it always pays, since no padded batch has fewer tokens. A model whose attention is more than a
-softmax over all earlier tokens (a window shorter than the chat, capped logits, sinks, distance biases) is read in
-padded batches of like lengths instead. Which it is, is tried when the model is loaded: a few chats must come out alike.
+The chats of a batch are concatenated in a single row, without padding, with a common prefix stored once: the linear
+layers, where most of the time goes, read every token once, and attention is computed chat by chat. That is exact, and
+always pays, since no padded batch has fewer tokens. A model whose attention is more than a softmax over all earlier
+tokens (a window shorter than the chat, capped logits, sinks, distance biases) is read in padded batches of similar
+lengths instead. Which of the two applies is tested when the model is loaded: a few chats must give the same numbers.
 """
 
 import contextlib
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PORTIONS = 4
-"""Portions that an engine's share of the prompts is handed out in: several engines then end at about the same time."""
+"""Portions per engine into which the prompts are divided, so that several engines end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +38,27 @@ class Chat:
     token_ids: tuple[int, ...]
     """Its tokens."""
     positions: tuple[int, ...]
-    """The tokens whose hidden states the heads read; equally many for every chat."""
+    """The tokens whose hidden states the heads read; the same number for every chat."""
 
 
 Values = list[float]
-"""What the heads give one chat."""
+"""The heads' values for one chat."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A model as a scorer needs it; made in the process that computes."""
+    """A model as a scorer uses it; created in the process that computes."""
 
     model: "nn.Module"
-    """All of it, to be moved to the device."""
+    """The whole model, to be moved to the device."""
     backbone: Any
-    """Its part from tokens to hidden states: a decoder of transformers, without a head."""
+    """Its part from tokens to hidden states: a transformers decoder without a head."""
     heads: "Callable[[Tensor], Tensor]"
     """From the hidden states at the positions of B chats, [B, positions, hidden], to their values, [B, values]."""
 
 
 Load = Callable[[Path, str], Reader]
-"""Loads the model in a folder, in a dtype: a function that a module defines, so that an actor can be told of it."""
+"""Loads the model in a folder, in a dtype. A module-level function, so that it can be sent to an actor."""
 
 
 class Scorer:
@@ -99,7 +97,7 @@ class Scorer:
         return dict(zip(chats, self._reader.heads(hidden).tolist(), strict=True))
 
     def _packed_hidden(self, batch: "Sequence[_Bundle]") -> "Tensor":
-        """Hidden states at the positions of a batch's chats, read as one row; [chats, positions, hidden]."""
+        """Hidden states at the positions of a batch's chats, computed as one row; [chats, positions, hidden]."""
         import torch
 
         row = _row(batch)
@@ -113,7 +111,7 @@ class Scorer:
         return hidden[torch.tensor(row.marks, device=self._device)]
 
     def _padded_hidden(self, chats: Sequence[Chat]) -> "Tensor":
-        """The same, read as a batch of one row a chat."""
+        """The same, computed as a padded batch."""
         import torch
 
         longest = max(len(chat.token_ids) for chat in chats)
@@ -134,7 +132,7 @@ class Scorer:
             self._reader.backbone.set_attn_implementation(attention)
 
     def _packing_is_exact(self, tolerance: float) -> bool:
-        """Whether a few chats come out alike, packed and one at a time; `tolerance` is relative."""
+        """Whether a few chats give the same values packed and one at a time; `tolerance` is relative."""
         import torch
 
         size = self._reader.backbone.config.get_text_config().vocab_size
@@ -156,10 +154,10 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Bundle:
-    """Chats that begin alike."""
+    """Chats with a common prefix."""
 
     shared: int
-    """Tokens that they begin with."""
+    """The prefix's tokens."""
     chats: list[Chat]
     """The chats; never empty."""
 
@@ -178,13 +176,13 @@ class _Row:
     position_ids: list[int]
     """The place of each token in its chat."""
     spans: list[Spans]
-    """Where each bundle stands."""
+    """The spans of each bundle."""
     marks: list[list[int]]
-    """Where the positions of each chat stand."""
+    """The indices of each chat's positions."""
 
 
 def _batches(groups: Sequence[Sequence[Chat]], batch_tokens: int) -> Iterator[list[_Bundle]]:
-    """The groups' chats in batches of up to `batch_tokens` tokens; a group that is longer is read in several."""
+    """The groups' chats in batches of up to `batch_tokens` tokens; a longer group is split."""
     batch: list[_Bundle] = []
     for bundle in itertools.chain.from_iterable(_bundles(group, batch_tokens) for group in groups):
         if batch and sum(bundle.tokens for bundle in batch) + bundle.tokens > batch_tokens:
@@ -231,7 +229,7 @@ def _chats_of(batch: Sequence[_Bundle]) -> list[Chat]:
 
 
 def _padded_batches(chats: Sequence[Chat], batch_tokens: int) -> Iterator[list[Chat]]:
-    """The chats by length, longest first, in batches of up to `batch_tokens` tokens with padding."""
+    """The chats by length, longest first, in batches of up to `batch_tokens` tokens including padding."""
     batch: list[Chat] = []
     for chat in sorted(chats, key=lambda chat: len(chat.token_ids), reverse=True):
         if batch and (len(batch) + 1) * len(batch[0].token_ids) > batch_tokens:
@@ -243,24 +241,24 @@ def _padded_batches(chats: Sequence[Chat], batch_tokens: int) -> Iterator[list[C
 
 
 class ScorerActor:
-    """A scorer in a Ray actor; it loads its model when it is told to."""
+    """A scorer in a Ray actor, which loads its model on request."""
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
         self._make = functools.partial(Scorer, load, folder, config)
         self._scorer: Scorer | None = None
 
     def load(self) -> None:
-        """Loads the model, unless it is there."""
+        """Loads the model, unless it is loaded."""
         self._scorer = self._scorer or self._make()
 
     def score(self, groups: Sequence[Sequence[Chat]]) -> list[list[Values]]:
-        """As `Scorer.score` does."""
+        """Like `Scorer.score`."""
         assert self._scorer is not None
         return self._scorer.score(groups)
 
 
 class ScorerPool:
-    """Scorers that share the work of one run; started at first use, kept until `close`."""
+    """Scorers that share the work of a run; started at first use, kept until `close`."""
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> None:
         self._folder = folder.resolve()
@@ -270,7 +268,7 @@ class ScorerPool:
             name="scorer",
             make=ScorerActor,
             arguments=(load, self._folder, config),
-            cpus=0,  # on the CPU it lies idle while a run samples and trains
+            cpus=0,  # On the CPU it is idle while a run samples and trains.
             gpus=1 if config.device == "gpu" else 0,
             environment=environment(config.threads),
         )
@@ -279,8 +277,8 @@ class ScorerPool:
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.
 
-        Groups are taken as scorers get free. Raises `StageError` where scorers fail on the same groups again and again,
-        or do not start.
+        Groups are taken as scorers get free. Raises `StageError` if scorers fail on the same groups again and again,
+        or don't start.
         """
         start_ray(self._cluster)
         size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))
@@ -312,7 +310,7 @@ class ScorerPool:
         )
 
     def close(self) -> None:
-        """Stops all scorers and gives their memory back."""
+        """Stops all scorers and releases their memory."""
         self.crew.close()
 
 
@@ -321,7 +319,7 @@ _POOLS_LOCK = threading.Lock()
 
 
 def scorer_pool(load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> ScorerPool:
-    """The process's pool for this model and these settings: scorers outlive a stage, since loading takes its time."""
+    """The process's pool for this model and these settings: scorers outlive a stage, since loading takes time."""
     with _POOLS_LOCK:
         key = (load, folder.resolve(), config, cluster)
         if key not in _POOLS:

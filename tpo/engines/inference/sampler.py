@@ -1,12 +1,9 @@
-"""Samples outputs and asks judges: vLLM engines in Ray actors, fed shard by shard.
+"""vLLM engines in Ray actors, which sample outputs or return a judge's replies, shard by shard, from requests as token
+ids.
 
-In: a model folder and requests as token ids. Out: outputs as token ids and text, shard by shard as they are done; or,
-of a model that judges, its replies.
-
-Every request has a seed of its own, so that what is sampled does not depend on batches, order or engine. On the CPU a
-live engine takes the weights of the next model, which saves the half minute of a start; since a reload has failed in
-silence before, `tpo.engines.inference.weight_proof` then shows that the engine has the weights of the folder and no
-others.
+Every request has its own seed, so samples don't depend on batches, order or engine. On the CPU a running engine loads
+the next model's weights, which saves the half minute of a start. Since a reload has failed silently before,
+`tpo.engines.inference.weight_proof` then shows that the engine has exactly the folder's weights.
 """
 
 import dataclasses
@@ -28,12 +25,12 @@ from tpo.records import Artifact
 
 T = TypeVar("T")
 Accept = Callable[[str, bool], bool]
-"""Whether an output (its text, and whether it ended by itself) can stay; one that cannot is sampled again."""
+"""Whether an output (its text, and whether it ended by itself) is accepted; others are sampled again."""
 
 CPU_BLOCK_TOKENS = 32
-"""Tokens in a block of the prefix cache on the CPU: the fewest that its attention takes."""
+"""Tokens per block of the prefix cache on the CPU: the fewest that its attention supports."""
 SEED_STRIDE = 1009
-"""Distance between the seeds of two tries; above any K, since the n-th output of a request is sampled with seed + n."""
+"""Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
 
 _REMEDIES = Remedies(
     memory="If memory ran out, lower engine.kv_cache_gib or engine.max_num_seqs (of a judge: judge_engine.*)",
@@ -45,12 +42,12 @@ _REMEDIES = Remedies(
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to sample for."""
+    """One prompt to sample from."""
 
     prompt_token_ids: list[int]
     """The prompt's tokens."""
     seed: int
-    """Seed of its first output; the n-th is sampled with seed + n."""
+    """Seed of its first output; output n is sampled with seed + n."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +59,28 @@ class Output:
     text: str
     """Its text without special tokens."""
     finished: bool
-    """False where the token limit cut it."""
+    """False if the token limit cut it."""
     tries: int
-    """How many outputs were sampled until this one stayed."""
+    """Number of outputs sampled until this one was accepted."""
     discarded_tokens: int = 0
-    """Tokens of those that did not."""
+    """Tokens of the rejected ones."""
 
 
 def request_seed(*parts: object) -> int:
-    """A seed in [0, 2^31) from anything that names a request, well away from the seeds of its other tries."""
+    """A seed in [0, 2^31) from anything that identifies a request, far from the seeds of its other attempts."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
 
 def later_seed(seed: int, attempt: int) -> int:
-    """The seed of a request's try number `attempt`, from 1."""
+    """The seed of a request's attempt number `attempt`, from 1."""
     return (seed + (attempt - 1) * SEED_STRIDE) & 0x7FFFFFFF
 
 
 def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool = False) -> dict[str, Any]:
     """vLLM's settings for an engine; with `forcing`, requests may prescribe tokens (`inference.forcing`).
 
-    On the CPU a compiled model starts minutes later than an eager one, chunked prefill breaks seeds, and only whole
+    On the CPU, a compiled model starts minutes later than an eager one, chunked prefill breaks seeds, and only whole
     blocks of the prefix cache are shared, which by default are longer than our prompts.
     """
     on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
@@ -97,7 +94,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
         "distributed_executor_backend": _backend(config),
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "trust_remote_code": False,
-        # What was checked is what is loaded: not consolidated*.safetensors and params.json, if those lie beside.
+        # Load what was checked, and not consolidated*.safetensors and params.json, if those are there, too.
         "load_format": "safetensors",
         "config_format": "hf",
         "tokenizer_mode": "hf",
@@ -109,7 +106,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
 
 
 class Engine:
-    """One vLLM engine; lives in a Ray actor. It has no model until it is told which to load."""
+    """One vLLM engine, in a Ray actor. It has no model until it gets one to load."""
 
     def __init__(self, config: EngineConfig, context_tokens: int, forcing: bool = False) -> None:
         self._config = config
@@ -124,7 +121,7 @@ class Engine:
         """Takes the weights of `model`, unless it has them: None, or why it is of no use for them, and what to do.
 
         A CPU engine proves that it has them. One on GPUs keeps the weights that it started with, and so does one whose
-        weights cannot be compared with a folder's: both are replaced.
+        weights can't be compared with a folder's: both are replaced.
         """
         if self._loaded == model.fingerprint:
             return None
@@ -151,7 +148,7 @@ class Engine:
         accept: Accept,
         rules: Sequence[Rule] = (),
     ) -> list[list[Output]]:
-        """`n` outputs a request, each sampled up to `tries` times until it is accepted."""
+        """`n` outputs per request, each sampled up to `tries` times until it is accepted."""
         first = [(request.prompt_token_ids, request.seed, n) for request in requests]
         outputs = [[self._output(output, 1) for output in group] for group in self._sample(first, sample, rules)]
         for attempt in range(2, tries + 1):
@@ -170,7 +167,7 @@ class Engine:
         return outputs
 
     def reply(self, prompts: Sequence[list[int]], decoding: Decoding, labels: Sequence[list[int]]) -> list[Reply]:
-        """A greedy reply a prompt; with `labels`, as token ids, how probable each of them is as the reply."""
+        """A greedy reply per prompt; with `labels`, as token ids, their probabilities as the reply."""
         from vllm import SamplingParams
 
         if decoding.labels:
@@ -221,11 +218,11 @@ class Engine:
         self._llm.reset_prefix_cache()
 
     def has_weights_of(self, model: Artifact) -> bool:
-        """Whether the engine computes with the weights in `model`, and as transformers does (`weight_proof`)."""
+        """Whether the engine computes with the weights in `model`, as transformers does (`weight_proof`)."""
         return self._fault(model, started=False) is None
 
     def _fault(self, model: Artifact, started: bool) -> str | None:
-        """What shows that the engine does not have the weights of `model`, and what to do, or None."""
+        """Evidence that the engine doesn't have the weights of `model`, with a remedy, or None."""
         foreign = self._foreign_weights(model)
         if started:
             self._incomparable = foreign
@@ -243,7 +240,7 @@ class Engine:
         )
 
     def _foreign_weights(self, model: Artifact) -> frozenset[str]:
-        """The engine's weights that are not in `model`; of one that is split over processes, that it has some."""
+        """The engine's weights that aren't in `model`; of one that is split over processes, that it has some."""
         import torch
 
         if self._config.tensor_parallel > 1:
@@ -261,16 +258,17 @@ class Engine:
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
         found = [said[token].logprob for token, said in zip(probe[1:], result.prompt_logprobs[1:], strict=True)]
-        # vLLM's decorators reach some classes of transformers (OLMo 2), which then can't be made outside of its config.
+        # vLLM's decorators reach some classes of transformers (OLMo 2), which then can't be created outside of its
+        # config.
         with set_current_vllm_config(self._llm.llm_engine.vllm_config):
             return difference(found, probe, model.path, getattr(torch, self._config.dtype))
 
 
 class SamplerPool:
-    """Engines that share the work of one run; started at first use, kept until `close`.
+    """Engines that share the work of a run; started at first use, kept until `close`.
 
-    `cpus` is what each takes of Ray's count of a machine's CPUs when it runs on one: 0 for engines that lie idle while
-    others work. `forcing` says whether what is sampled may have rules (`tpo.engines.inference.forcing`).
+    `cpus` is what each takes of Ray's CPUs if it runs on one: 0 for engines that are idle while others work. `forcing`
+    says whether requests may have rules (`tpo.engines.inference.forcing`).
     """
 
     def __init__(
@@ -312,7 +310,7 @@ class SamplerPool:
         The next shard is asked for when an engine is free. `rules` say what every output must write, in a pool that was
         made for it.
 
-        Raises `StageError` where engines fail on the same shard again and again, or do not start.
+        Raises `StageError` if engines fail on the same shard again and again, or don't start.
         """
         assert self._forcing or not rules
         return self._spread(
@@ -325,7 +323,7 @@ class SamplerPool:
     def reply(
         self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
     ) -> Iterator[tuple[int, list[Reply]]]:
-        """The replies of `model` to all shards of prompts, each shard as soon as it is there, as `generate` does."""
+        """The replies of `model` to all shards of prompts, each shard as soon as it is done, as with `generate`."""
         return self._spread(
             model,
             shards,
@@ -341,7 +339,7 @@ class SamplerPool:
         hand: Callable[[Any, Sequence[T]], Any],
         whole: Callable[[Any], bool],
     ) -> Iterator[tuple[int, Any]]:
-        """What engines make of each shard, as it is done: one result a prompt, each of them whole."""
+        """The engines' results for each shard, as it is done: one per prompt, each complete."""
 
         def fault(shard: Sequence[T], results: Sequence[Any]) -> str | None:
             found = sum(map(whole, results))
@@ -363,7 +361,7 @@ class SamplerPool:
         yield from self.crew.work(shards, orders)
 
     def close(self) -> None:
-        """Stops all engines and gives their memory back."""
+        """Stops all engines and releases their memory."""
         self.crew.close()
 
 
@@ -391,14 +389,14 @@ def close_pools() -> None:
 
 
 def _backend(config: EngineConfig) -> str | None:
-    """What vLLM starts an engine's workers with: Ray may spread them over nodes, and knows of GPUs alone."""
+    """The environment of an engine's workers: Ray may spread them over nodes, and only knows of GPUs."""
     if config.tensor_parallel == 1:
         return None
     return "ray" if config.device == "gpu" else "mp"
 
 
 def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
-    """The tokens that all labels begin with; they part at the next one."""
+    """The tokens that all labels begin with; they differ in the next one."""
     shared = []
     for tokens in zip(*labels, strict=False):
         if len(set(tokens)) > 1:
@@ -408,7 +406,7 @@ def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
 
 
 def _reply(result: Any, decoding: Decoding, first: Sequence[int]) -> Reply:
-    """What vLLM says of one prompt, as a reply; of two labels the more probable is what greedy decoding would give."""
+    """vLLM's result for one prompt as a reply; of two labels, greedy decoding would give the more probable one."""
     (output,) = result.outputs
     found = tuple(float(output.logprobs[0][token].logprob) for token in first)
     return Reply(

@@ -57,21 +57,21 @@ class _Weight:
     name: str
     """Human-readable."""
     values: "torch.Tensor"
-    """A vector, or of each row of a matrix its compared columns."""
+    """A vector, or the compared columns of each row of a matrix."""
     row_length: int
     """Columns of the matrix; 0 for a vector."""
 
 
 @dataclass(frozen=True)
 class _StoredWeights:
-    """What a comparison needs to know of a folder's tensors."""
+    """A folder's tensors as far as a comparison needs them."""
 
     rows: Mapping[int, "torch.Tensor"]
     """By row length: hashes of the rows of all matrices, their compared columns in the engine's dtype."""
     vectors: Sequence["torch.Tensor"]
     """Norms and biases."""
     dtype: "torch.dtype"
-    """The engine's. A few vectors are in float32 all the same: as in the file, or rounded before."""
+    """The engine's. A few vectors are in float32 nevertheless: as in the file, or rounded before."""
 
     def hold(self, weight: _Weight) -> bool:
         """Whether the weight is made of what is stored: rows in any order, or vectors one after another."""
@@ -79,7 +79,7 @@ class _StoredWeights:
 
         if weight.row_length:
             wanted = _hashes(weight.values)
-            wanted = wanted[wanted != 0]  # rows of zeros pad the vocabulary
+            wanted = wanted[wanted != 0]  # Rows of zeros pad the vocabulary.
             known = self.rows.get(weight.row_length)
             return not wanted.numel() or (known is not None and bool(torch.isin(wanted, known).all()))
         exact = [vector.to(weight.values.dtype) for vector in self.vectors]
@@ -90,7 +90,7 @@ class _StoredWeights:
 def refresh_tied_heads(model: Any) -> None:
     """Repack the output heads of a vLLM model for the CPU.
 
-    A reload repacks each layer that it loads; a head tied to the embedding is not loaded and keeps the old copy.
+    A reload repacks each layer that it loads; a head tied to the embedding isn't loaded and keeps the old copy.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -100,7 +100,7 @@ def refresh_tied_heads(model: Any) -> None:
 
 
 def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype") -> frozenset[str]:
-    """Names of the vLLM model's weights that do not occur in the folder's files.
+    """Names of the vLLM model's weights that don't occur in the folder's files.
 
     None should, if the engine has these weights, except those that vLLM transforms when it loads them: those differ
     right after a start, too.
@@ -184,7 +184,7 @@ def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _We
     import torch
 
     lengths = (getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim"))
-    length = next(filter(None, lengths))  # a router of experts is not split, and has input_size alone
+    length = next(filter(None, lengths))  # A router of experts isn't split, and only has input_size.
     compared = _compared(length)
     ones = torch.zeros(len(compared), length, dtype=dtype)
     ones[torch.arange(len(compared)), compared] = 1
@@ -210,7 +210,7 @@ def _hashes(rows: "torch.Tensor") -> "torch.Tensor":
     bits = {2: torch.int16, 4: torch.int32}[rows.element_size()]
     random = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=random) | 1
-    # Adding 0 turns -0, which a kernel cannot return, into 0.
+    # Adding 0 turns -0, which a kernel can't return, into 0.
     return ((rows + 0.0).contiguous().view(bits).long() * factors).sum(1)
 
 

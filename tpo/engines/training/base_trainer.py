@@ -1,15 +1,12 @@
-"""What TRL's trainers have in common here: the same steps on token ids for any number of workers, however spread.
+"""The common part of our trainers: TRL's steps on token ids, the same for any number of workers and any sharding.
 
-In: a model and rows on disk. Out: what a trainer of TRL is mixed with (`pair_trainer`, `demonstration_trainer`), which
-adds its loss.
+A mixin for TRL's trainers; `dpo_trainer` and `sft_trainer` add their loss. Where we depart from TRL, and why:
 
-What is ours and not TRL's, and why:
-
-- The ids. TRL tokenises text: decoding and encoding again can give other tokens than those that were sampled.
-- The batches (`tpo.engines.training.batches`) and the loss over them. TRL takes the mean over what one worker holds at
-  once, and the mean of those means is not the mean over a step's rows where the last step of an epoch is smaller. Here
-  it is a mean over the global batch.
-- Weights that are spread over workers are saved in shards, one a worker.
+- Token ids. TRL tokenizes text, and decoding and encoding again can give tokens other than those that were sampled.
+- Batches (`tpo.engines.training.batches`) and the loss over them. TRL averages over each worker's rows, and the mean of
+  those means isn't the mean over a step's rows if the last step of an epoch is smaller. Here it is a mean over the
+  global batch.
+- Sharded weights are saved in shards, one per worker.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +29,7 @@ from tpo.errors import StageError
 
 
 class ShareTrainer(Trainer):
-    """Comes before a trainer of TRL in a class's bases; every worker makes one."""
+    """Precedes a TRL trainer in a class's bases; every worker creates one."""
 
     loss_is_scaled_for_ga = True
     section: str
@@ -40,14 +37,14 @@ class ShareTrainer(Trainer):
     columns: Sequence[str]
     """The columns of a row's outputs."""
     measures: Sequence[str] = ()
-    """What `_measure` is given, as log lines name it."""
+    """The arguments of `_measure`, by their names in log lines."""
 
     def __init__(self, *, config: TrainingConfig, trainer: TrainerConfig, **options: Any) -> None:
-        """`options` are TRL's. Raises `StageError` where the model cannot be packed and the config asks for it."""
+        """`options` are TRL's. Raises `StageError` if the config asks for packing and the model can't be packed."""
         self._training = config
         self._spread = trainer.strategy == "fsdp"
         self._measured: Tensor | None = None
-        # Says that the model looks after its own placement: not to be wrapped, nor moved to a device in one piece.
+        # Tells Trainer that the model is already placed: don't wrap it or move it to a device.
         options["model"]._is_distributed_loading_by_transformers = self._spread
         super().__init__(**options, peft_config=weights.adapter(config))
         if self._spread:
@@ -60,14 +57,14 @@ class ShareTrainer(Trainer):
         return dataset
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: it would be written with each checkpoint, and nobody publishes those."""
+        """None: model cards would be written with each checkpoint, and nobody publishes those."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None are counted."""
+        """FLOPs aren't counted."""
         return 0
 
     def _loader(self, references: Tensor | None) -> ShareLoader:
-        """This worker's shares of every step."""
+        """This worker's micro-batches of every step."""
         tokens = [len(ids) for ids in self.train_dataset[self.columns[0]]]
         sampler = ShareSampler(self._layout, tokens, seed=self.args.data_seed, worker=rank())
         return ShareLoader(self._shares(references), sampler)
@@ -88,7 +85,7 @@ class ShareTrainer(Trainer):
         self._measured = sums if self._measured is None else self._measured + sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs a step, with the means over its rows; all workers call it."""
+        """Logs a step with the means over its rows; a collective call of all workers."""
         if self._measured is not None:
             sums = summed(self._measured)
             logs |= dict(zip(self.measures, (sums[:-1] / sums[-1]).tolist(), strict=True))
@@ -97,10 +94,10 @@ class ShareTrainer(Trainer):
 
     @contextmanager
     def _outside_training(self) -> Iterator[None]:
-        """Surrounds every forward pass that no backward pass follows.
+        """Context of every forward pass without a backward pass.
 
-        FSDP2 leaves the root group (embeddings, final norm, head) whole after a forward pass, for the backward pass to
-        use. Without one it stays whole, and an optimizer created then would hold tensors that are never trained.
+        FSDP2 leaves the root group (embeddings, final norm, head) unsharded after a forward pass, for the backward pass
+        to use. Without one it stays unsharded, and an optimizer created then would hold tensors that are never trained.
         """
         with torch.no_grad(), self.accelerator.autocast():
             yield
@@ -108,13 +105,13 @@ class ShareTrainer(Trainer):
             self.model.reshard()
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Creates the optimizer; raises `StageError` unless it will train every weight that is to be trained."""
+        """Creates the optimizer; raises `StageError` unless it holds every trainable weight."""
         optimizer = super().create_optimizer(model)
         weights.check_optimizer(self.model, optimizer, spread=self._spread)
         return optimizer
 
     def _pack(self) -> None:
-        """Sets the model to packed rows, after trying that they give what padded ones do."""
+        """Switches the model to packed rows, after checking that they give what padded ones do."""
         register_packed_attention()
         tolerance = 1e-4 if self._training.precision == "float32" else 0.05
         tried = [self.train_dataset[i] for i in range(min(3, len(self.train_dataset)))]
@@ -134,10 +131,10 @@ class ShareTrainer(Trainer):
     def _unwrapped(self) -> Any:
         return self.model.get_base_model() if self._training.lora else self.model
 
-    # What is spread is kept in shards, one a worker.
+    # Sharded weights are saved in shards, one per worker.
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the weights into a checkpoint; those of a spread model stand beside its optimiser's state."""
+        """Writes the weights into a checkpoint; shards of a spread model are saved with its optimizer's state."""
         if not self._spread:
             with weights.without_generation_config(self.model):
                 super().save_model(output_dir, _internal_call)
@@ -164,4 +161,4 @@ class ShareTrainer(Trainer):
         weights.load_shard_of_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
         for group, learning_rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = learning_rate  # the schedule sets it only after a step
+            group["lr"] = learning_rate  # The scheduler only sets it after a step.

@@ -1,13 +1,10 @@
-"""Which rows a worker takes, step by step: the same global batches in the same order, however many workers there are.
+"""The assignment of rows to workers: the same global batches in the same order, however many workers there are.
 
-In: how many rows there are, how many make a step, and which of how many workers asks. Out: that worker's shares.
-
-The libraries' own way deals batches out to workers and fills the last ones up with rows of the beginning, so that
-what a step learns from depends on how many workers there are. Here a step's rows are fixed first, the last and
-smaller batch of an epoch included, and then cut into equal shares, a round of all workers at a time. Where shares
-cannot be equal, each row still counts the same: a share says how many rows and output tokens the whole batch has,
-and what a worker computes is divided by those. A worker for whom a batch is too small computes a row that does not
-count, because the others wait for it.
+Libraries deal batches out to workers and fill the last ones up with rows from the beginning, so a step's data depends
+on the number of workers. Here a step's rows are fixed first, including the smaller last batch of an epoch, and then cut
+into equal micro-batches, one round of all workers at a time. If they can't be equal, each row still counts the same: a
+micro-batch knows the number of rows and output tokens in the global batch, and what a worker computes is divided by
+those. A worker without rows in a round computes a row that doesn't count, to keep in step with the others.
 """
 
 import itertools
@@ -22,39 +19,39 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker computes at once, as a part of a global batch."""
+    """A micro-batch: the part of a global batch that one worker computes at once."""
 
     indices: tuple[int, ...]
     """The rows; never empty."""
     counts: bool
-    """Whether they count: not where the worker only keeps the others company."""
+    """False if this micro-batch is padding that keeps the workers in step."""
     batch_rows: int
     """Pairs in the global batch."""
     batch_tokens: int
-    """Tokens of their first outputs: the chosen ones, or those to imitate."""
+    """Tokens of its first outputs: the chosen ones, or those to imitate."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an epoch's rows are laid out over steps, rounds and workers."""
+    """The division of an epoch's rows into steps, rounds and workers."""
 
     rows: int
-    """Pairs an epoch."""
+    """Rows per epoch."""
     batch_size: int
-    """Pairs a step; the last step of an epoch takes what is left."""
+    """Rows per step; the last step of an epoch takes the rest."""
     micro_batch_size: int
-    """Pairs a worker computes at once; that times `workers` divides `batch_size`."""
+    """Rows that a worker computes at once; `workers` times this divides `batch_size`."""
     workers: int
     """Workers that share a step."""
 
     @property
     def rounds(self) -> int:
-        """Times a step that all workers compute a share."""
+        """Rounds per step; in each, every worker computes a micro-batch."""
         return self._rounds(self.batch_size)
 
     @property
     def rounds_an_epoch(self) -> int:
-        """The same for all steps of an epoch together."""
+        """Rounds per epoch."""
         full, rest = divmod(self.rows, self.batch_size)
         return full * self.rounds + self._rounds(rest)
 
@@ -75,19 +72,19 @@ class Layout:
 
 
 def _cut(batch: Sequence[int], parts: int) -> list[Sequence[int]]:
-    """A batch in its order, in parts whose sizes differ by one at most."""
+    """A batch in its order, in parts whose sizes differ by at most one."""
     ends = [len(batch) * i // parts for i in range(parts + 1)]
     return [batch[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
-    """The rows in the order of an epoch, counted from 0: that of accelerate's `SeedableRandomSampler`."""
+    """The order of rows in an epoch, counted from 0: that of accelerate's `SeedableRandomSampler`."""
     order: list[int] = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
     return order
 
 
 class ShareSampler:
-    """One worker's shares of the epoch that is set, as a batch sampler of batches of one share."""
+    """One worker's micro-batches of the current epoch, as a batch sampler."""
 
     def __init__(self, layout: Layout, tokens: Sequence[int], *, seed: int, worker: int) -> None:
         self._layout = layout
@@ -97,7 +94,7 @@ class ShareSampler:
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration that of an epoch, counted from 0."""
+        """Sets the epoch, counted from 0, for the next iteration."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[Share]]:
@@ -110,10 +107,10 @@ class ShareSampler:
 
 
 class ShareLoader(DataLoader[Any]):
-    """Loads the shares of a `ShareSampler`; a data set gives a share's inputs for `dataset[share]`.
+    """Loads the micro-batches of a `ShareSampler`; a dataset returns a micro-batch's inputs for `dataset[share]`.
 
-    transformers sets the epoch on what it iterates, and on the batch sampler within where it skips the shares that
-    were done before a training was stopped.
+    transformers sets the epoch on the loader, and on the batch sampler within when it skips the micro-batches done
+    before a training was stopped.
     """
 
     def __init__(self, dataset: Dataset[Any], sampler: ShareSampler) -> None:
@@ -121,7 +118,7 @@ class ShareLoader(DataLoader[Any]):
         self._shares = sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration that of an epoch, counted from 0."""
+        """Sets the epoch, counted from 0, for the next iteration."""
         self._shares.set_epoch(epoch)
 
 

@@ -1,8 +1,8 @@
-"""Whether a model can be trained as a profile asks, tried on its architecture alone.
+"""A check that a model can be trained as a profile asks, on its architecture alone.
 
-In: a model folder and how it is to be trained. Out: nothing, or an `InputError`. The model is made without memory for
-its weights (torch's meta device), and called so where packing is asked for: nothing is computed, but every layer says
-what attention it wants. That the numbers are right as well is tried by the trainer, on the weights.
+The model is created without memory for its weights (torch's meta device) and, if packing is on, called: nothing is
+computed, but every layer shows what attention it needs. That the numbers are right, too, is checked by the trainer with
+the real weights. Raises `InputError`.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tpo.engines.training.packing import NotPlainError, Spans, attend_span_by_sp
 from tpo.errors import InputError
 
 _TRIED = "tpo_tried"
-"""The attention's name in transformers while it is tried."""
+"""The attention's name in transformers during the check."""
 
 
 def check_generation_config(folder: Path) -> None:
-    """Refuses a generation config that transformers and vLLM, which both read it, stumble over."""
+    """Refuses a generation config that transformers and vLLM, which both read it, can't load."""
     from transformers import GenerationConfig
 
     path = folder / "generation_config.json"
@@ -27,7 +27,7 @@ def check_generation_config(folder: Path) -> None:
         return
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises whatever it stumbles over in this file
+    except Exception as error:  # transformers raises all kinds of errors on this file.
         said = str(error).strip().partition("\n")[0][:300]
         raise InputError(
             f"{path} cannot be read by transformers ({type(error).__name__}: {said}): correct that value, or remove it "
@@ -36,7 +36,7 @@ def check_generation_config(folder: Path) -> None:
 
 
 def check_training(folder: Path, train: TrainingConfig, trainer: TrainerConfig, *, section: str = "train") -> None:
-    """Refuses adapters on modules that are not there, packing that would not be exact, and layers nobody can spread."""
+    """Refuses adapters on missing modules, packing that wouldn't be exact, and layers that can't be sharded."""
     if train.lora is None and not train.packing and trainer.strategy == "ddp":
         return
     import torch
@@ -75,7 +75,7 @@ def _check_targets(model: Any, targets: Sequence[str], folder: Path, section: st
 
 
 def packing_fault(model: Any, max_tokens: int) -> str | None:
-    """Why a model on the meta device cannot read packed rows of sequences up to so long, or None."""
+    """Why a model on the meta device can't read packed rows of sequences up to that length, or None."""
     import torch
     from transformers import AttentionInterface
 

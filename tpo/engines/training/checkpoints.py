@@ -1,13 +1,10 @@
-"""Checkpoints of a training under way: sealed when they are whole, and found again after a crash.
+"""Checkpoints of a training in progress: sealed when they are complete, and found again after a crash.
 
-In: the folder of a training stage, with the trainer's own checkpoints in `trainer/`. Out: the newest one to go on from.
-
-The trainer writes a checkpoint file by file into its place. When all of them are on the disk, a seal beside the folder
-names each with its size and hash; what has no seal, or is not what its seal says, is never read. (Optimiser, schedule,
-random state and the shards of a model that is spread over workers are pickles; they are loaded with `weights_only`, so
-that no code in them runs.) A finished
-epoch's model is written under a temporary name and renamed. A checkpoint counts only if the models of all epochs before
-it are there.
+The trainer writes a checkpoint file by file into `trainer/` of a training stage. When all files are on disk, a seal
+next to the folder names each with its size and hash; a folder without a seal, or different from its seal, is never
+read. (Optimizer, scheduler, random state and the shards of a spread model are pickles; they are loaded with
+`weights_only`, so that no code in them runs.) A finished epoch's model is written under a temporary name and renamed. A
+checkpoint counts only if the models of all epochs before it exist.
 """
 
 import json
@@ -23,20 +20,21 @@ from tpo.storage.store import sha256_of_each
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
 
     folder: Path
     """The trainer's own files."""
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     epochs: int
     """Epochs finished."""
 
 
 class Pace:
-    """When the next checkpoint is due: so long after the last that saving takes no more than its share of the time.
+    """The time of the next checkpoint: far enough from the last that saving takes no more than its share of the time.
 
-    The first is due at once: it shows what saving costs, and a training that is killed again and again still gets on.
+    The first is due at once: it shows how long saving takes, and a training that is killed again and again still makes
+    progress.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,22 +47,22 @@ class Pace:
         return self._clock() >= self._due
 
     def saved(self, seconds: float) -> None:
-        """Takes note of a save that took some seconds and ends now."""
+        """Registers a save that took some seconds and ends now."""
         self._due = self._clock() + seconds / self._share
 
 
 def trainer_folder(folder: Path) -> Path:
-    """Where the trainer keeps its checkpoints: scratch, gone when the stage is complete."""
+    """The trainer's folder for checkpoints; deleted when the stage is complete."""
     return folder / "trainer"
 
 
 def epoch_folder(folder: Path, epoch: int) -> Path:
-    """Where the model of an epoch stands, once it is whole."""
+    """The model of an epoch, once it is complete."""
     return folder / f"epoch_{epoch}"
 
 
 def tidy(folder: Path) -> Checkpoint | None:
-    """The checkpoint to go on from, or None; what it does not build on is removed, so that it is made anew."""
+    """The checkpoint to resume from, or None; later files are removed and made again."""
     bring_here(trainer_folder(folder))
     found = [_checkpoint(path) for path in trainer_folder(folder).glob("checkpoint-*") if path.is_dir()]
     whole = [checkpoint for checkpoint in found if checkpoint is not None and _has_epochs(folder, checkpoint)]
@@ -78,7 +76,7 @@ def tidy(folder: Path) -> Checkpoint | None:
 
 
 def keep_only(folder: Path, checkpoint: Checkpoint | None) -> None:
-    """Removes all checkpoints but one, each one's seal first: half of a checkpoint must not look whole."""
+    """Removes all checkpoints but one, each one's seal first, so that half a checkpoint never looks complete."""
     kept = {checkpoint.folder, _seal(checkpoint.folder)} if checkpoint else set()
     for path in sorted(trainer_folder(folder).glob("checkpoint-*"), key=lambda path: path.is_dir()):
         if path not in kept:
@@ -86,19 +84,19 @@ def keep_only(folder: Path, checkpoint: Checkpoint | None) -> None:
 
 
 def seal_checkpoint(path: Path, *, step: int, epochs: int) -> Checkpoint:
-    """Has the disk hold a checkpoint that the trainer has written, and says so in its seal."""
+    """Flushes a checkpoint to disk and seals it."""
     seal(path, step=step, epochs=epochs)
     return Checkpoint(path, step, epochs)
 
 
 def seal(path: Path, **facts: int) -> None:
-    """Syncs a file, or a folder with all files in it, and writes down beside it what it is."""
+    """Flushes a file, or a folder with its files, and writes a seal next to it."""
     _settle_all(path)
     write_atomically(_seal(path), json.dumps({**facts, "files": _contents(path)}).encode())
 
 
 def sealed(path: Path) -> dict[str, Any] | None:
-    """What the seal of a file or folder says, if that is still so."""
+    """The seal of a file or folder, if it still matches."""
     try:
         facts = json.loads(_seal(path).read_text(encoding="utf-8"))
         files = facts.pop("files")
@@ -108,7 +106,7 @@ def sealed(path: Path) -> dict[str, Any] | None:
 
 
 def publish(temporary: Path, place: Path) -> None:
-    """Puts a folder in its place, whole or not at all; what stands there already stays."""
+    """Moves a folder to its final place atomically; an existing one stays."""
     _settle_all(temporary)
     if place.exists():
         remove(temporary)

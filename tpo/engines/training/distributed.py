@@ -1,4 +1,4 @@
-"""A worker among workers: which one it is, and what they tell one another. A lone one has no process group."""
+"""The rank of a worker, and collective operations. A single worker has no process group."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -10,21 +10,21 @@ Found = TypeVar("Found")
 
 
 def rank() -> int:
-    """This worker's number, from 0."""
+    """This worker's rank, from 0."""
     import torch.distributed as dist
 
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many workers there are."""
+    """The number of workers."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def as_first_worker(work: Callable[[], Found]) -> Found:
-    """What the first worker found, told to all; an error of its own ends only the first, and so the group."""
+    """The first worker's result, broadcast to all; an error of its own ends only the first, and so the group."""
     import torch.distributed as dist
 
     found = [work() if rank() == 0 else None]
@@ -34,7 +34,7 @@ def as_first_worker(work: Callable[[], Found]) -> Found:
 
 
 def wait_for_all() -> None:
-    """Returns when all workers have come here."""
+    """A barrier of all workers."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -42,7 +42,7 @@ def wait_for_all() -> None:
 
 
 def summed(tensor: "Tensor") -> "Tensor":
-    """The sum of all workers' tensors of one shape; takes the place of this worker's own."""
+    """The sum of all workers' tensors of one shape, in place."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -1,15 +1,13 @@
 """TRL's DPO trainer on pairs of token ids.
 
-In: a model, pairs on disk, and a file for the reference's log-probabilities. Out: TRL's trainer, ready to train.
+Where we depart from TRL beyond `tpo.engines.training.base_trainer`, and why:
 
-What is ours and not TRL's beside what all trainers have (`tpo.engines.training.base_trainer`), and why:
-
-- The likelihood term of IRPO, which is TRL's mean over the tokens of what one worker holds: here over the global batch.
-- The reference's log-probabilities. TRL takes a second model for them where weights are spread over workers. Here they
-  are computed before the first step by a trainer on the reference, spread already, without its adapter: in most runs
-  that is the model which is then trained.
-- The DPO loss before the first step, which is asserted to be ln 2 where the two are the same model: a reference that is
-  not M_t, a doubled BOS or dropout left on all show there and nowhere else so early.
+- IRPO's likelihood term, which in TRL is a mean over one worker's tokens, is a mean over the global batch.
+- The reference's log-probabilities. TRL uses a second model for them if weights are sharded. Here a trainer on the
+  reference, already sharded and without its adapter, computes them before the first step: in most runs that is the
+  model which is then trained.
+- If model and reference are the same, the DPO loss before the first step must be ln 2: a reference that isn't M_t, a
+  doubled BOS or active dropout show there and nowhere else so early.
 """
 
 import math
@@ -39,7 +37,7 @@ from tpo.storage.disk import write_atomically
 
 
 class PairTrainer(ShareTrainer, DPOTrainer):
-    """Trains one model on pairs of token ids; every worker makes one."""
+    """Trains one model on pairs of token ids; every worker creates one."""
 
     section = "train"
     columns = PAIR
@@ -60,8 +58,8 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         the reference too, as it is before the first step. Raises `StageError` as every `ShareTrainer` does.
         """
         with mock.patch.object(dpo_trainer, "hash_module", return_value=None):
-            # TRL hashes all weights to name a cache of its own for the reference's log-probs, which is not used here;
-            # and most workers have no weights yet.
+            # TRL hashes all weights to name its own cache of the reference's log-probs, which isn't used here; and most
+            # workers have no weights yet.
             super().__init__(config=config, **options)
         self._config = config
         self._is_reference = is_reference
@@ -71,11 +69,11 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         return dataset
 
     def get_train_dataloader(self) -> ShareLoader:
-        """This worker's shares of every step."""
+        """This worker's micro-batches of every step."""
         return self._loader(self._references)
 
     def compute_loss(self, model: nn.Module, inputs: ShareInputs, *_: Any, **__: Any) -> Tensor:
-        """This worker's part of the loss, times the workers, since their gradients are averaged."""
+        """This worker's part of the loss, times the number of workers, since gradients are averaged."""
         share, references = inputs["share"], inputs["references"]
         policy = output_log_probs(model, inputs["row"])
         chosen, rejected = policy.sums(self._config.length_desensitization).detach() - references
@@ -106,7 +104,8 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         alone = Layout(
             len(pairs), self._layout.micro_batch_size * world_size(), self._layout.micro_batch_size, world_size()
         )
-        # Scaled to nothing and not switched off: that freezes it too, and FSDP2 takes the first pass for all of them.
+        # Scale the adapter to 0 instead of disabling it: disabling also freezes it, and FSDP2 keeps the `requires_grad`
+        # state of its first pass.
         without_adapter = rescale_adapter_scale(self.model, 0.0) if self._config.lora else nullcontext()
         with without_adapter, self._outside_training():
             for share in alone.shares(range(len(pairs)), [0] * len(pairs), rank()):
@@ -114,7 +113,7 @@ class PairTrainer(ShareTrainer, DPOTrainer):
                 log_probs = output_log_probs(self.model, self._prepare_inputs(pairs[share])["row"])
                 if share.counts:
                     found[:, list(share.indices)] = log_probs.sums(self._config.length_desensitization).float().cpu()
-        # Each is zero on all workers but one, so that their sum is exact.
+        # Each is zero on all workers but one, so their sum is exact.
         return summed(found.to(self.args.device)).cpu()
 
 

@@ -1,10 +1,8 @@
-"""A training on Ray Train's workers: starts them, watches them, and starts them again where one dies.
+"""A training on Ray Train's workers: starts them, watches them, and restarts them if one dies.
 
-In: a model's folder and pairs or demonstrations. Out: a folder of safetensors an epoch and the log; what a worker does
-stands in `tpo.engines.training.worker`.
-
-A worker that dies or hangs is started again and goes on from its last checkpoint. What the training itself raises is
-not tried again: it would only happen again, later.
+It writes one folder of safetensors per epoch, and the log; `tpo.engines.training.worker` runs in each worker. A worker
+that dies or hangs is restarted and resumes from its last checkpoint. An error raised by the training itself isn't
+retried: it would only occur again, later.
 """
 
 import contextlib
@@ -30,7 +28,7 @@ from tpo.storage.disk import bring_here, make_folder
 from tpo.storage.mirror import catch_up, hand_over, helping
 
 RESTARTS = 3
-"""Times that workers are started again in one call: more deaths than that have a cause that will not go away."""
+"""Maximum number of restarts in one call: more deaths than that have a lasting cause."""
 _SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "recipe.sft": SftConfig}
 
 
@@ -53,7 +51,7 @@ def train_model(
     `reference` is the folder of DPO's reference, if that is another model than the one that is trained.
     Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
     Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
-    own error where the training fails, and where workers die again and again.
+    own error where the training fails, and if workers die again and again.
     """
     folder = folder.resolve()
     passes = config.passes(len(rows))
@@ -98,16 +96,16 @@ def _attempt(
     progress: Progress,
     stop: Stop,
 ) -> str | None:
-    """Starts the workers and waits for their end: None, or what killed one of them.
+    """Runs the workers: returns None, or what killed one of them.
 
-    Raises `StageError` with what the training itself raised.
+    Raises `StageError` with the error of the training itself.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     on_gpu = trainer.device == "gpu"
-    name = uuid.uuid4().hex  # Ray goes on by itself with a run of the same name
+    name = uuid.uuid4().hex  # Ray resumes a run of the same name by itself.
     make_folder(folder / "ray")
     counter = ray.remote(_Counter).options(num_cpus=0).remote()
     run = TorchTrainer(
@@ -120,7 +118,7 @@ def _attempt(
         run_config=RunConfig(
             name=name,
             storage_path=str(folder / "ray"),
-            # Ray's own default is to start workers that do not start for ever again, without a word.
+            # By default Ray silently retries failed worker start-ups forever.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={"env_vars": environment(trainer.threads)},
         ),
@@ -136,10 +134,10 @@ def _attempt(
 
 
 def _torch_config(trainer: TrainerConfig, cluster: ClusterConfig, rendezvous: Path) -> Any:
-    """How workers find each other: on one machine by a file, on a cluster as Ray has it.
+    """How workers find each other: on one machine by a file, on a cluster by Ray's own way.
 
-    They wait for each other longer than for a step: a worker that hangs, or saves for too long, is then noticed by
-    `_watched`, whose message names the setting.
+    The timeout is longer than a step's: a worker that hangs, or saves for too long, is then noticed by `_watched`,
+    whose message names the setting.
     """
     from ray.train.torch import TorchConfig
 
@@ -153,7 +151,7 @@ def _torch_config(trainer: TrainerConfig, cluster: ClusterConfig, rendezvous: Pa
 
 
 def _work(arguments: Mapping[str, Any]) -> None:
-    """What each worker of Ray Train runs."""
+    """The function that each Ray Train worker runs."""
     import ray
     import torch
     from trl import DPOTrainer, SFTTrainer  # noqa: F401  slow to import, and from `join` on silence is a sign of a hang
@@ -173,7 +171,7 @@ def _work(arguments: Mapping[str, Any]) -> None:
             trainer=TrainerConfig.model_validate(arguments["trainer"]),
             seed=arguments["seed"],
             reference=reference,
-            # Waited for, because it fails where the driver has died: then this worker must write no more.
+            # Wait for it, because it fails if the driver has died: then this worker must not write any more.
             on_step=lambda done, total: ray.get(counter.set.remote(done, total)),
             stop=lambda: ray.get(counter.is_stopped.remote()),
             warn=lambda message: ray.get(counter.warn.remote(message)),
@@ -184,8 +182,8 @@ def _work(arguments: Mapping[str, Any]) -> None:
 def death_of(error: Exception) -> str:
     """What killed a worker, in words.
 
-    Raises `StageError` where a failure of Ray Train's holds what the training itself raised, and where the workers
-    never were.
+    Raises `StageError` if Ray Train's failure contains an error of the training itself, or if the workers never
+    started.
     """
     import ray
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -211,7 +209,7 @@ def death_of(error: Exception) -> str:
 
 
 def _is_death(failure: Exception) -> bool:
-    """Whether a worker is gone, or failed because another went away, which torch says in errors of its own."""
+    """Whether a worker is gone, or failed because another one left, which torch reports in various ways."""
     import ray
     import torch.distributed as dist
     from ray.train.v2._internal import exceptions
@@ -233,22 +231,22 @@ def _out_of_memory(failure: Exception) -> bool:
 
 @dataclass(frozen=True)
 class _Status:
-    """What the driver knows of its workers."""
+    """The driver's view of its workers."""
 
     steps: tuple[int, int]
-    """Done and to do."""
+    """Steps done and to do."""
     calls: int
     """Signs of life."""
     workers: tuple[Any, ...]
     """The workers' actors."""
     stopped: bool = False
-    """Whether they have been told to end before their time."""
+    """Whether they were asked to end early."""
     warnings: tuple[str, ...] = ()
-    """What they warned of."""
+    """Their warnings."""
 
 
 class _Counter:
-    """Where workers tell how far they are, and the driver reads it."""
+    """Where workers report progress, and the driver reads it."""
 
     def __init__(self) -> None:
         self._status = _Status((0, 0), 0, ())
@@ -274,8 +272,8 @@ class _Counter:
 
 @contextlib.contextmanager
 def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float) -> Iterator[threading.Event]:
-    """Shows progress, and tells workers to end where `stop` says so; kills those that no longer give a sign of life,
-    and then sets the event that it yields."""
+    """Shows progress, and asks workers to end if `stop` says so; kills those without a sign of life, and then sets the
+    event that it yields."""
     import ray
 
     ended, stalled = threading.Event(), threading.Event()

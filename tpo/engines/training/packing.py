@@ -1,12 +1,12 @@
-"""Many sequences in one row, without padding: where each stands, and the attention that keeps them apart.
+"""Packing: many sequences in one row without padding, and the attention that keeps them apart.
 
-In: a row of tokens and its spans. Out: what each sequence would give alone, in any decoder of transformers whose
-attention is a plain softmax over all earlier tokens; whatever asks for more (a window shorter than the sequence, capped
-logits, sinks, distance biases) raises `NotPlainError`, and a recurrent model never asks at all.
+Each sequence gives what it would give alone, in any transformers decoder whose attention is a plain softmax over all
+earlier tokens; a model that needs more (a window shorter than the sequence, capped logits, sinks, distance biases)
+raises `NotPlainError`, and a recurrent model never calls the attention at all.
 
-transformers has an exact way of its own, a mask over the whole row from where position ids begin anew: it computes
-the square of the row and throws most of it away. Here attention is done sequence by sequence, and what some sequences
-begin with can stand in the row once.
+transformers has an exact way as well, a mask over the whole row from restarting position ids: it computes the square of
+the row and discards most of it. Here attention is computed sequence by sequence, and a common prefix of sequences can
+be stored once.
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ _HARMLESS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_c
 
 
 class NotPlainError(Exception):
-    """This model's attention is not what is computed here."""
+    """This model's attention isn't the one computed here."""
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Where some sequences that begin alike stand in a row."""
+    """The spans of some sequences with a common prefix in a row."""
 
     shared: slice
-    """The tokens that they begin with."""
+    """The prefix."""
     rests: list[slice]
     """The rest of each sequence."""
 
 
 def register_packed_attention() -> None:
-    """Makes `PACKED` an attention that models of transformers can be set to; a row then needs its `spans` too."""
+    """Registers `PACKED` as an attention of transformers; a row then needs its `spans`, too."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, attend_span_by_span)
@@ -56,7 +56,7 @@ def attend_span_by_span(
 ) -> "tuple[Tensor, None]":
     """Causal attention within each sequence of a row; called by transformers with [1, heads, tokens, size] each.
 
-    Raises `NotPlainError` where the model asks for anything more.
+    Raises `NotPlainError` if the model needs anything more.
     """
     import torch
 
@@ -75,8 +75,8 @@ def attend_span_by_span(
 def _attend(query: "Tensor", key: "Tensor", value: "Tensor", *, skipped: int, scaling: float | None) -> "Tensor":
     """Causal attention of one sequence, for its tokens after the first `skipped`; [1, heads, tokens, size] each.
 
-    Done for the skipped tokens too where they are the fewer: that is quicker than a mask, which causal attention over
-    all of a sequence needs none of.
+    Also computed for the skipped tokens if they are fewer: that is faster than a mask, which causal attention over a
+    whole sequence doesn't need.
     """
     import torch
 

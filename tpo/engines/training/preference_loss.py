@@ -1,11 +1,10 @@
-"""The preference losses that TRL offers by name, over log-probabilities that we have computed ourselves.
+"""TRL's preference losses by name, over log-probabilities that we have computed: the mean loss over some pairs.
 
-In: what policy and reference give the outputs of some pairs. Out: the mean loss over the pairs.
-
-TRL has all of them in one method that also runs the model and exchanges what it logs between workers, as if all held
-equally many pairs. That method is called here as it is, on a stand-in for the trainer whose model only returns what was
-computed before, and who is alone: the arithmetic is TRL's, the batches and the model are ours. The likelihood term of
-`irpo` is not here, because it is a mean over the tokens of the whole batch (`tpo.engines.training.dpo_trainer`).
+TRL has all of them in one method that also runs the model and exchanges logs between workers, assuming that all hold
+equally many pairs. That method is called here unchanged, on a substitute for the trainer whose model only returns
+values computed before, and which has no other workers: the arithmetic is TRL's, the batches and the model are ours. The
+likelihood term of `irpo` isn't here, because it is a mean over the tokens of the whole batch
+(`tpo.engines.training.dpo_trainer`).
 """
 
 from collections import defaultdict
@@ -20,13 +19,13 @@ from tpo.config.training import TrainConfig
 from tpo.engines.training.row_inputs import OutputLogProbs
 
 _TRL_NAMES = {"dpo": "sigmoid", "irpo": "sigmoid"}
-"""TRL's names of losses that have another one here."""
+"""TRL's names of losses that have a different name here."""
 
 
 def preference_loss(config: TrainConfig, policy: OutputLogProbs, references: Tensor) -> Tensor:
     """The mean loss over B pairs; `references` are the reference's log-probabilities of whole outputs, [2, B].
 
-    They are weighed as `OutputLogProbs.sums` weighs the policy's.
+    They are weighted as `OutputLogProbs.sums` weights the policy's.
     """
     # TRL scores what follows a position, so its masks have one position more, the first.
     mask = torch.nn.functional.pad(policy.mask, (1, 0)).long()
@@ -49,7 +48,7 @@ def _outputs(policy: OutputLogProbs) -> SimpleNamespace:
 
 
 def _stand_in(config: TrainConfig, device: torch.device) -> Any:
-    """What TRL's method reads of its trainer."""
+    """The attributes that TRL's method reads from its trainer."""
     alone = SimpleNamespace(device=device, gather=_as_it_is, gather_for_metrics=_as_it_is)
     return SimpleNamespace(
         model=SimpleNamespace(training=True),

@@ -1,9 +1,7 @@
-"""How workers on one machine find each other without a port that others can reach.
+"""A torch process group for workers on one machine, without a port that others can reach.
 
-In: Ray Train's workers. Out: torch's process group, if there is more than one of them.
-
-Ray's own way opens torch's TCPStore, which listens on all interfaces and asks nobody who he is. On one machine a file
-does as well, and what gloo and NCCL open is held to loopback. A lone worker needs no group, and gets none.
+Ray's own way opens torch's TCPStore, which listens on all interfaces without authentication. On one machine a file does
+as well, and gloo's and NCCL's sockets are kept to loopback. A single worker gets no group.
 """
 
 import os
@@ -23,7 +21,7 @@ class LoopbackTorch(TorchConfig):
     """Ray Train's settings for torch on one machine."""
 
     rendezvous: str = ""
-    """Path of a file that is not there yet, of this start of the workers alone."""
+    """Path of a file that doesn't exist yet, for this start of the workers alone."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -31,7 +29,7 @@ class LoopbackTorch(TorchConfig):
 
 
 class _LoopbackBackend(Backend):
-    share_cuda_visible_devices = True  # accelerate takes the GPU whose number is the worker's
+    share_cuda_visible_devices = True  # accelerate takes the GPU whose number is the worker's rank.
 
     def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         assert isinstance(backend_config, LoopbackTorch)
@@ -49,9 +47,9 @@ class _LoopbackBackend(Backend):
 
 def _join(number: int, workers: int, backend: str, rendezvous: str, *, timeout_s: float) -> None:
     os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
-    # From these accelerate learns that it is one of several.
+    # accelerate learns from these that it is one of several.
     os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number)})
     os.environ.update({"WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers)})
     store = torch.distributed.FileStore(rendezvous, workers)  # type: ignore[attr-defined]
-    timeout = timedelta(seconds=timeout_s)  # NCCL's own is ten minutes, less than a large checkpoint may take
+    timeout = timedelta(seconds=timeout_s)  # NCCL's default is ten minutes, less than a large checkpoint may take.
     torch.distributed.init_process_group(backend, store=store, rank=number, world_size=workers, timeout=timeout)

@@ -1,9 +1,9 @@
-"""Token ids as a model's inputs, padded or packed, and the log-probabilities that it gives the outputs in them.
+"""Token ids as a model's inputs, padded or packed, and the log-probabilities of the outputs in them.
 
-In: rows of a prompt and its outputs (chosen and rejected, or one to imitate). Out: tensors for one call of a model with
-TRL's fused head, and from that call one log-probability a token of every output.
+From rows of a prompt and its outputs (chosen and rejected, or one to imitate) come the tensors for one call of a model
+with TRL's fused head, and from that call one log-probability per token of every output.
 
-Packed, all outputs of a share stand in one row: a prompt once, then its outputs. The prompt's last token stands before
+Packed, all outputs of a micro-batch are in one row: a prompt once, then its outputs. The prompt's last token precedes
 each, since what follows it differs and a position has one label.
 """
 
@@ -27,7 +27,7 @@ PAIR = ("chosen_ids", "rejected_ids")
 DEMONSTRATION = ("output_ids",)
 """The column of an output to imitate."""
 Row = Mapping[str, Any]
-"""What a model is called with, but for `use_cache` and `fused_lm_head`."""
+"""The model's arguments, except for `use_cache` and `fused_lm_head`."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class OutputLogProbs:
     """Log-probabilities of the outputs of B rows, token by token; all first outputs, then all second ones."""
 
     values: Tensor
-    """[outputs × B, T], 0 where an output is over."""
+    """[outputs × B, T], 0 after an output's end."""
     mask: Tensor
     """[outputs × B, T], whether there is a token."""
     outputs: int
-    """Outputs a row."""
+    """Outputs per row."""
 
     def sums(self, desensitization: float | None = None) -> Tensor:
         """Of whole outputs, [outputs, B].
@@ -67,18 +67,18 @@ class OutputLogProbs:
 
 
 class ShareInputs(TypedDict):
-    """One share on its way to the device; transformers moves the tensors in mappings."""
+    """One micro-batch on its way to the device; transformers moves the tensors in mappings."""
 
     row: Row
-    """What the model is called with."""
+    """The model's arguments."""
     references: Tensor
-    """The reference's log-probabilities of the outputs, [outputs, B]; nothing where there is no reference."""
+    """The reference's log-probabilities of the outputs, [outputs, B]; empty without a reference."""
     share: Share
-    """Which rows, and what they count."""
+    """The rows and their weight."""
 
 
 class ShareDataset(Dataset[ShareInputs]):
-    """Shares of the rows, by `Share`."""
+    """Micro-batches of the rows, by `Share`."""
 
     def __init__(
         self, rows: Any, columns: Sequence[str], references: Tensor | None, *, pad_token_id: int, packing: bool
@@ -102,7 +102,7 @@ class ShareDataset(Dataset[ShareInputs]):
 
 
 def padded_row(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], pad_token_id: int) -> Row:
-    """All first outputs, then all second ones, each behind its prompt and padded to the longest."""
+    """All first outputs, then all second ones, each after its prompt and padded to the longest."""
     whole, labels = [], []
     for column in columns:
         for row in rows:
@@ -118,7 +118,7 @@ def padded_row(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], pad_to
 
 
 def packed_row(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Row:
-    """One row of all of them without padding; to be read with the attention `tpo.engines.training.packing.PACKED`."""
+    """One row of all of them without padding, for the attention `tpo.engines.training.packing.PACKED`."""
     token_ids: list[int] = []
     position_ids: list[int] = []
     labels: list[int] = []
@@ -146,11 +146,11 @@ def packed_row(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Row
 
 
 def output_log_probs(model: nn.Module, row: Row) -> OutputLogProbs:
-    """What a model with TRL's fused head gives the outputs in a row."""
+    """Log-probabilities of the outputs in a row, from a model with TRL's fused head."""
     asked = {name: value for name, value in row.items() if name != "outputs"}
     found: Tensor = model(**asked, use_cache=False, fused_lm_head=True).log_probs
     if "spans" in row:
-        # A rest's last position has no label.
+        # The last position of an output has no label.
         each = [found[0, spans.rests[i]][:-1] for i in range(row["outputs"]) for spans in row["spans"]]
     else:
         each = [values[here] for values, here in zip(found, row["labels"][:, 1:] != NO_LABEL, strict=True)]

@@ -1,9 +1,7 @@
-"""TRL's SFT trainer on token ids: a model learns to write given outputs.
-
-In: a model, and demonstrations on disk. Out: TRL's trainer, ready to train.
+"""TRL's SFT trainer on token ids.
 
 The loss is the mean negative log-likelihood of the outputs' tokens over the global batch, end tokens included and
-prompts not. How it differs from TRL's own way stands in `tpo.engines.training.base_trainer`.
+prompts excluded. `tpo.engines.training.base_trainer` says where we depart from TRL.
 """
 
 from typing import Any
@@ -18,17 +16,17 @@ from tpo.engines.training.row_inputs import DEMONSTRATION, ShareInputs, output_l
 
 
 class DemonstrationTrainer(ShareTrainer, SFTTrainer):
-    """Trains one model on outputs to imitate; every worker makes one."""
+    """Trains one model on outputs to imitate; every worker creates one."""
 
     section = "recipe.sft"
     columns = DEMONSTRATION
 
     def get_train_dataloader(self) -> ShareLoader:
-        """This worker's shares of every step."""
+        """This worker's micro-batches of every step."""
         return self._loader(None)
 
     def compute_loss(self, model: nn.Module, inputs: ShareInputs, *_: Any, **__: Any) -> Tensor:
-        """This worker's part of the loss, times the workers, since their gradients are averaged."""
+        """This worker's part of the loss, times the number of workers, since gradients are averaged."""
         share = inputs["share"]
         written = output_log_probs(model, inputs["row"]).first
         return -(written.sum() / share.batch_tokens) * (share.counts * world_size())

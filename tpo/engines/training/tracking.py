@@ -1,11 +1,9 @@
-"""Shows a training to a tracker while it goes on, through the integrations that transformers has.
+"""Experiment trackers, through the integrations of transformers: the callback that a trainer gets for `[tracking]`.
 
-In: the `[tracking]` section and the folder of the trainer's checkpoints. Out: the callback that the trainer gets.
-
-A training that goes on from a checkpoint takes the steps after it again, and no step may be shown twice. TensorBoard
-is told to forget what came after the checkpoint, which is exact. The others cannot forget, so each step is noted before
-they are told of it and never told again: the step under way when a worker is killed may be missing there. The notes lie
-with the trainer's checkpoints and belong to one making of the stage; another making is another run to the tracker.
+A training that resumes from a checkpoint repeats the steps after it, and no step may be reported twice. TensorBoard can
+forget what came after the checkpoint, which is exact. The others can't, so each step is noted before it is reported and
+never reported again: the step in progress when a worker is killed may be missing there. The notes are with the
+trainer's checkpoints and belong to one attempt at the stage; another attempt is another run to the tracker.
 """
 
 import contextlib
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 PACKAGES = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
-    "mlflow": "mlflow-skinny",  # all of mlflow refuses the pandas that the run is pinned to
+    "mlflow": "mlflow-skinny",  # The full mlflow refuses the pinned pandas.
     "trackio": "trackio",
 }
 """What to install for each tracker."""
@@ -37,25 +35,25 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Tracked:
-    """A training as its tracker is to show it."""
+    """A training as its tracker shows it."""
 
     tracking: TrackingConfig
     """Which tracker."""
     run: str
     """Name of the run."""
     part: str
-    """Which of its trainings this is, as the folder has it: `iter_1`."""
+    """Which of the run's trainings this is, by its folder: `iter_1`."""
     root: Path
-    """The run's folder, which holds what the tracker keeps in files."""
+    """The run folder, which holds a tracker's files."""
 
     @property
     def name(self) -> str:
-        """What the tracker calls it."""
+        """Its name in the tracker."""
         return f"{self.run}-{self.part.replace('/', '-')}"
 
 
 def check_tracker(tracking: TrackingConfig) -> None:
-    """Raises `InputError` where the tracker is not installed."""
+    """Raises `InputError` if the tracker isn't installed."""
     if tracking.to != "none" and importlib.util.find_spec(tracking.to) is None:
         raise InputError(
             f'tracking.to is "{tracking.to}", which is not installed: {sys.executable} -m pip install '
@@ -64,9 +62,9 @@ def check_tracker(tracking: TrackingConfig) -> None:
 
 
 def check_tracker_key(tracking: TrackingConfig) -> None:
-    """Raises `InputError` where Weights & Biases has no key that its server takes: a worker could not be asked for one.
+    """Raises `InputError` if Weights & Biases has no key that its server accepts: a worker could not prompt for one.
 
-    Asks that server, unless WANDB_MODE keeps everything here.
+    Asks that server, unless WANDB_MODE keeps everything local.
     """
     if tracking.to != "wandb" or os.environ.get("WANDB_MODE", "online") != "online":
         return
@@ -86,22 +84,23 @@ def check_tracker_key(tracking: TrackingConfig) -> None:
 def tracker_callbacks(
     tracked: Tracked, folder: Path, *, done: int, warn: Callable[[str], None]
 ) -> "list[TrainerCallback]":
-    """The callbacks that show a training to its tracker; for the first worker alone.
+    """The callbacks that report a training to its tracker; for the first worker only.
 
-    One that cannot be opened stops the training before its first step; one that fails later is left, for this start.
+    A tracker that can't be opened stops the training before its first step; one that fails later is dropped until the
+    next start.
 
     Args:
         tracked: The training.
-        folder: Where the notes of what was told are kept, as long as the training is not finished.
-        done: Steps done by the checkpoint that it goes on from.
-        warn: Is told of a tracker that failed.
+        folder: Where the notes are kept until the training is finished.
+        done: Steps done by the checkpoint that it resumes from.
+        warn: Receives a message about a tracker that failed.
     """
     if tracked.tracking.to == "none":
         return []
     from transformers import TrainerCallback
 
     class Teller(TrainerCallback):
-        """Opens the tracker when the training begins, passes on each step once, and closes it at the end."""
+        """Opens the tracker when the training begins, reports each step once, and closes it at the end."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._failed = False
@@ -114,7 +113,7 @@ def tracker_callbacks(
         def on_log(
             self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
         ) -> None:
-            # What the library logs at the end (run time, mean loss) counts from the last start on.
+            # The library's final log (run time, mean loss) counts from the last start.
             if self._failed or not logs or "loss" not in logs:
                 return
             if self._tracker.forgets or self._notes.is_news(state.global_step):
@@ -136,7 +135,8 @@ def tracker_callbacks(
                 self._failed = True
                 why = f"{type(error).__name__}: {error}"
                 warn(
-                    f"{tracked.tracking.to} failed at step {step} ({why}) and is told no more; the training goes on, "
+                    f"{tracked.tracking.to} failed at step {step} ({why}) and gets no more reports; "
+                    "the training continues, "
                     "and all its steps will stand in steps.jsonl"
                 )
 
@@ -145,49 +145,49 @@ def tracker_callbacks(
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a training goes on from."""
+    """Where a training resumes."""
 
     run: str | None
-    """What the tracker knows it by; None for one that begins."""
+    """The tracker's id of it; None for a new one."""
     done: int
     """Steps done by its checkpoint."""
 
 
 @dataclass(frozen=True)
 class _Tracker:
-    """A tracker that has been opened for a training."""
+    """A tracker opened for a training."""
 
     callback: "TrainerCallback"
     """The library's integration of it."""
     run: str
-    """What the tracker knows the training by, to go on with it after a stop."""
+    """The tracker's id of the training, to resume it after a stop."""
     close: Callable[[], object]
-    """Has the tracker write what it holds."""
+    """Flushes the tracker."""
     forgets: bool = False
-    """Whether it has forgotten what came after the checkpoint."""
+    """Whether it forgets what came after the checkpoint."""
 
 
 class Notes:
-    """What a tracker was told of a training: a line for what it knows the training by, then a line a step."""
+    """What was reported to a tracker: one line for its id of the training, then one per step."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a line that was cut was noted and not told
+        if whole != text:  # A line that was cut was noted and not reported.
             write_atomically(path, whole.encode())
         lines = whole.splitlines()
         self.run = lines[0] if lines else None
         self._last = int(lines[-1]) if len(lines) > 1 else 0
 
     def begin(self, run: str) -> None:
-        """Notes what the tracker knows the training by, unless that is noted already."""
+        """Notes the tracker's id of the training, unless that is noted already."""
         if self.run is None:
             self.run = run
             self._add(run)
 
     def is_news(self, step: int) -> bool:
-        """Whether the tracker has not been told of a step; from then on it counts as told."""
+        """Whether a step is still to be reported; from then on it counts as reported."""
         if step <= self._last:
             return False
         self._last = step
@@ -201,8 +201,8 @@ class Notes:
 
 
 def _open_tensorboard(tracked: Tracked, start: _Start) -> _Tracker:
-    """Event files below the run's folder, where `tensorboard --logdir runs` finds them; those of another making of the
-    stage are set aside."""
+    """Event files in the run folder, where `tensorboard --logdir runs` finds them; those of another attempt at the
+    stage are moved aside."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
@@ -214,7 +214,7 @@ def _open_tensorboard(tracked: Tracked, start: _Start) -> _Tracker:
 
 
 def _open_wandb(tracked: Tracked, start: _Start) -> _Tracker:
-    """A run of Weights & Biases; its files are kept below the run's folder."""
+    """A run of Weights & Biases; its files are in the run folder."""
     import wandb
     from transformers.integrations import WandbCallback
 
@@ -225,7 +225,7 @@ def _open_wandb(tracked: Tracked, start: _Start) -> _Tracker:
 
 
 def _open_mlflow(tracked: Tracked, start: _Start) -> _Tracker:
-    """A run of MLflow, in the store that MLFLOW_TRACKING_URI names or in a database in the run's folder."""
+    """A run of MLflow, in the store that MLFLOW_TRACKING_URI names or in a database in the run folder."""
     import mlflow
     from transformers.integrations import MLflowCallback
 
@@ -237,8 +237,8 @@ def _open_mlflow(tracked: Tracked, start: _Start) -> _Tracker:
 
 
 def _open_trackio(tracked: Tracked, start: _Start) -> _Tracker:
-    """A run of trackio; it knows runs by their names, and keeps them below the run's folder."""
-    os.environ.setdefault("TRACKIO_DIR", str(tracked.root / "trackio"))  # read when it is imported
+    """A run of trackio, which identifies runs by name, stored in the run folder."""
+    os.environ.setdefault("TRACKIO_DIR", str(tracked.root / "trackio"))  # Read when trackio is imported.
     from transformers.integrations import TrackioCallback
 
     return _Tracker(TrackioCallback(), start.run or f"{tracked.name}-{secrets.token_hex(4)}", lambda: None)

@@ -1,11 +1,11 @@
-"""A model's weights in training: how they are loaded, spread over workers, and written as one model.
+"""A model's weights in training: how they are loaded, sharded over workers, and written as one model.
 
-In: a model folder. Out: the model to train, and each epoch one plain folder of safetensors, whatever it was trained
-with: gathered from all workers, adapters merged, in the precision that was asked for.
+Each epoch's model is one plain folder of safetensors, however it was trained: gathered from all workers, adapters
+merged, in the requested precision.
 
-`train.precision = "bfloat16"` is mixed precision: what is trained stays in float32, with Adam's moments, and is rounded
-for computing alone. In bfloat16 itself a weight has 8 bits: at DPO's learning rates nearly every step is smaller than
-half of its last one, and would be rounded away. Weights that are not trained, those below an adapter, are bfloat16.
+`train.precision = "bfloat16"` is mixed precision: trained weights stay in float32, with Adam's moments, and are rounded
+only for computing. In bfloat16 itself a weight has 8 bits: at DPO's learning rates nearly every step is smaller than
+half of the last bit and would be rounded away. Frozen weights, those below an adapter, are bfloat16.
 """
 
 import shutil
@@ -36,8 +36,8 @@ _SHARD = "shard_{}.pt"
 def load_for_training(folder: Path, config: TrainingConfig, *, spread: bool) -> Any:
     """The model in a folder, in the precision that its weights have in training.
 
-    If its weights will be `spread`, the first worker alone reads them, and the others get a model without weights (on
-    torch's meta device): all workers of a machine share its memory, which would have to hold one copy for each.
+    If it will be `spread`, only the first worker reads the weights, and the others get a model without (on torch's meta
+    device): all workers of a machine share its memory, which would otherwise hold one copy for each.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -52,7 +52,7 @@ def load_for_training(folder: Path, config: TrainingConfig, *, spread: bool) -> 
 
 
 def adapter(config: TrainingConfig) -> "PeftLora | None":
-    """What peft is told, or None for full training."""
+    """peft's config, or None for full training."""
     from peft import LoraConfig as PeftLora
 
     if config.lora is None:
@@ -68,13 +68,13 @@ def adapter(config: TrainingConfig) -> "PeftLora | None":
 
 
 def spread(model: nn.Module, *, device: str, precision: str) -> None:
-    """Spreads a model's weights over all workers, in place: FSDP2, a group a layer and one for the rest.
+    """Shards a model's weights over all workers, in place: FSDP2, one group per layer and one for the rest.
 
-    The first worker hands out its weights a group at a time, so that no other ever holds more of the model than its
+    The first worker distributes its weights a group at a time, so that no other ever holds more of the model than its
     shards and one whole group.
 
-    The rest (embeddings, final norm, head) stays whole from the forward pass to the backward pass. TRL's fused head
-    reads the head's weight without calling the head, and would find a shard otherwise.
+    The rest (embeddings, final norm, head) stays unsharded from the forward pass to the backward pass: TRL's fused head
+    reads the head's weight without calling the head, and would otherwise find a shard.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -91,7 +91,7 @@ def spread(model: nn.Module, *, device: str, precision: str) -> None:
 
 
 class _FirstWorkersWeights:
-    """The first worker's weights, for models of the same architecture that have none."""
+    """Broadcasts the first worker's weights to models of the same architecture without any."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._device = device
@@ -105,8 +105,8 @@ class _FirstWorkersWeights:
             )
 
     def fill(self, module: nn.Module) -> None:
-        """Puts whole tensors in the place of those of a module that are not spread yet; all workers call it."""
-        filled: dict[int, Tensor] = {}  # tied weights are one tensor, and must stay one
+        """Replaces a module's tensors that aren't sharded yet by whole ones; a collective call of all workers."""
+        filled: dict[int, Tensor] = {}  # Tied weights are one tensor, and must stay one.
         for held_in, name, key, tensor in list(self._tensors(module)):
             told_id = self._told[name][0]
             if told_id not in filled:
@@ -122,7 +122,7 @@ class _FirstWorkersWeights:
         return nn.Parameter(whole, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else whole
 
     def _tensors(self, module: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, Tensor]]:
-        """Every tensor that is not spread yet: what holds it, its name in the model, its key there, and itself.
+        """Every tensor that isn't spread yet: what holds it, its name in the model, its key there, and itself.
 
         Plain attributes too, in which some rotary embeddings keep frequencies.
         """
@@ -143,8 +143,8 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, *, spread: bool) -> None:
-    """Raises `StageError` unless the optimizer holds every weight that is to be trained, and holds shards if the
-    model is `spread`: anything else would leave weights as they are without any sign of it."""
+    """Raises `StageError` unless the optimizer holds every trainable weight, and holds shards if the model is `spread`:
+    otherwise weights would silently stay untrained."""
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     trained = _trained(model)
     lost = [name for name, weight in trained if id(weight) not in held or isinstance(weight, DTensor) != spread]
@@ -156,7 +156,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, *, sprea
 
 
 def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -> None:
-    """Writes the model as one folder of safetensors, whole or not at all; all workers call it, the first one writes."""
+    """Writes the model as one folder of safetensors, atomically; a collective call, the first worker writes."""
     plain = _plain(model)
     state = _whole_state(plain, getattr(torch, precision))
     if rank() > 0:
@@ -166,7 +166,7 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
     with without_generation_config(plain):
         plain.save_pretrained(temporary, state_dict=state)
     _write_generation_config(plain, temporary)
-    # That has noted what the weights are in training, and not what they are in the file.
+    # save_pretrained recorded the training dtype; overwrite it with the dtype on disk.
     plain.config.dtype = precision
     plain.config.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
@@ -175,8 +175,8 @@ def write_model(model: nn.Module, tokenizer: Any, place: Path, precision: str) -
 
 @contextmanager
 def without_generation_config(model: Any) -> Iterator[None]:
-    """Lets transformers save a model, which otherwise refuses what many published generation configs hold, such as a
-    temperature without `do_sample`."""
+    """Lets transformers save a model that has a generation config like many published ones, such as a temperature
+    without `do_sample`, which it would refuse."""
     plain = _plain(model)
     own, plain.generation_config = plain.generation_config, GenerationConfig()
     try:
@@ -186,8 +186,7 @@ def without_generation_config(model: Any) -> Iterator[None]:
 
 
 def _write_generation_config(model: Any, folder: Path) -> None:
-    """The generation config that a model was published with, to the byte; a model without that file gets one with what
-    its config says of generation."""
+    """A model's published generation config, byte for byte; a model without that file gets one from its config."""
     published = Path(model.name_or_path) / GENERATION_CONFIG_NAME
     if published.is_file():
         shutil.copyfile(published, folder / GENERATION_CONFIG_NAME)
@@ -196,17 +195,17 @@ def _write_generation_config(model: Any, folder: Path) -> None:
 
 
 def _plain(model: Any) -> Any:
-    """The model of transformers within what peft wraps round it."""
+    """The transformers model inside peft's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _whole_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights under their own names, adapters merged into them in float32; on the first worker alone.
+    """The weights under their own names, with adapters merged in float32; on the first worker only.
 
-    Tensors are gathered one by one, which all workers take part in, in the same order.
+    Tensors are gathered one by one in the same order on all workers.
     """
     modules, whole = dict(model.named_modules()), {}
-    by_id: dict[int, Tensor] = {}  # tied weights are one tensor, and must stay one
+    by_id: dict[int, Tensor] = {}  # Tied weights are one tensor, and must stay one.
     for name, tensor in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
             continue
@@ -221,7 +220,7 @@ def _whole_state(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _change(layer: Any) -> Tensor:
-    """What an adapter adds to a layer's weight, in float32."""
+    """An adapter's addition to a layer's weight, in float32."""
     (name,) = layer.active_adapters
     down, up = (_gathered(part[name].weight).float() for part in (layer.lora_A, layer.lora_B))
     change: Tensor = layer.scaling[name] * (up @ down)
@@ -229,7 +228,7 @@ def _change(layer: Any) -> Tensor:
 
 
 def _gathered(tensor: Tensor) -> Tensor:
-    """A whole tensor in this machine's memory; an empty one where only the first worker needs it."""
+    """A whole tensor in this machine's memory; empty if only the first worker needs it."""
     whole = tensor.detach()
     if isinstance(whole, DTensor):
         whole = whole.full_tensor()
@@ -237,7 +236,7 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 
 def save_shard(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes what this worker holds of a spread model and of its optimiser into a checkpoint, as it is in memory."""
+    """Writes this worker's shard of a model and of its optimizer into a checkpoint, as it is in memory."""
     state = {
         "model": {name: _local(weight.detach()) for name, weight in _trained(model)},
         "optimizer": [
@@ -248,7 +247,7 @@ def save_shard(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
 
 
 def load_shard_of_model(model: nn.Module, folder: Path) -> None:
-    """Loads this worker's shard of the weights that `save_shard` wrote; there must be as many workers as then."""
+    """Loads this worker's shard of the weights from `save_shard`; the number of workers must be the same."""
     saved = _read_shard(folder)["model"]
     with torch.no_grad():
         for name, weight in _trained(model):
@@ -256,7 +255,7 @@ def load_shard_of_model(model: nn.Module, folder: Path) -> None:
 
 
 def load_shard_of_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Loads this worker's shard of the optimiser's state."""
+    """Loads this worker's shard of the optimizer's state."""
     for (_, weight), saved in zip(_trained(model), _read_shard(folder)["optimizer"], strict=True):
         optimizer.state[weight] = {key: _as_spread(value, weight) for key, value in saved.items()}
 
@@ -274,7 +273,7 @@ def _local(value: Tensor) -> Tensor:
 
 
 def _as_spread(value: Tensor, weight: nn.Parameter) -> Tensor:
-    """A moment is spread as its weight is; the number of steps is not."""
+    """A moment is sharded like its weight; the number of steps isn't."""
     model = weight.data
     if not isinstance(model, DTensor) or value.dim() == 0:
         return value

@@ -1,15 +1,13 @@
-"""What each worker runs: a trainer of TRL on token ids, DPO or SFT, from its last checkpoint on.
+"""The training that each worker runs: TRL's DPO or SFT trainer on token ids, from its last checkpoint.
 
-In: a model's folder and a data set of pairs or demonstrations as token ids. Out: a folder of safetensors an epoch, a
-log line an epoch and a line a step.
+It writes one folder of safetensors and a log line per epoch, and one line per step. `base_trainer` and `dpo_trainer`
+say where we depart from TRL.
 
-How it differs from TRL's own way stands in `tpo.engines.training.base_trainer` and `tpo.engines.training.dpo_trainer`.
-
-A training that goes on from a checkpoint ends as one that was never stopped, bit for bit on a CPU. So the reference
-log-probs are computed before a checkpoint's weights are loaded; every step is logged, since a mean over an
-epoch would begin anew with each start; and a checkpoint at an epoch's end is made after the epoch's model stands,
-since the library does not come back to the end of that epoch. An epoch's end is not saved more often than other steps:
-if the newest checkpoint is older than an epoch's model, that model is made again.
+A training that resumes from a checkpoint ends like one that was never stopped, bit for bit on a CPU. Therefore the
+reference log-probs are computed before a checkpoint's weights are loaded; every step is logged, since a mean over an
+epoch would restart with each start; and a checkpoint at an epoch's end is made after the epoch's model, since the
+library doesn't return to the end of that epoch. An epoch's end is saved no more often than other steps: if the newest
+checkpoint is older than an epoch's model, that model is made again.
 """
 
 import contextlib
@@ -36,14 +34,14 @@ if TYPE_CHECKING:
     from tpo.engines.training.base_trainer import ShareTrainer
 
 Progress = Callable[[int, int], None]
-"""Called with optimiser steps done and to do; to do is 0 as long as the reference log-probs are computed."""
+"""Receives optimizer steps done and to do; to do is 0 while the reference log-probs are computed."""
 Stop = Callable[[], bool]
-"""Whether the training is to save what it has and end before its time."""
+"""Whether the training should save its state and end early."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of `steps.jsonl`: what the trainer measured in one optimiser step."""
+    """One line of `steps.jsonl`: the trainer's measurements in one optimizer step."""
 
     step: int
     """1 … N."""
@@ -56,13 +54,13 @@ class Step:
     accuracy: float | None
     """Share of pairs whose margin is positive; None for demonstrations."""
     gradient_norm: float
-    """Before clipping."""
+    """Gradient norm before clipping."""
     learning_rate: float
-    """Of this step."""
+    """Learning rate of this step."""
 
 
 def write_dataset(rows: Sequence[Pair | Demonstration], folder: Path) -> None:
-    """The rows on disk, from where every worker maps them; those of an earlier start stay."""
+    """The rows on disk, which every worker maps; those of an earlier start stay."""
     from datasets import Dataset, disable_progress_bars
 
     if folder.exists():
@@ -77,7 +75,7 @@ def write_dataset(rows: Sequence[Pair | Demonstration], folder: Path) -> None:
 
 
 def _columns(row: Pair | Demonstration) -> dict[str, list[int]]:
-    """A row as `tpo.engines.training.row_inputs` reads it."""
+    """A row for `tpo.engines.training.row_inputs`."""
     if isinstance(row, Demonstration):
         return {"prompt_ids": row.prompt_token_ids, "output_ids": row.output_token_ids}
     return {
@@ -128,7 +126,7 @@ def train_from_checkpoint(
             tracked=tracked,
         )
         on_step(start.step if start else 0, 0)
-        set_seed(seed)  # finding the reference log-probs in the cache takes other random numbers than computing them
+        set_seed(seed)  # Finding the reference log-probs in the cache takes other random numbers than computing them.
         made.train(resume_from_checkpoint=str(start.folder) if start else None)
         if made.state.global_step == made.state.max_steps:
             as_first_worker(lambda: _write_log(made.state.log_history, folder))
@@ -177,7 +175,7 @@ def make_trainer(
         references = folder / "dataset" / "references.safetensors"
         kept = {"references": references, "on_reference": lambda: on_step(done, 0)}
         if reference is not None and not as_first_worker(lambda: checkpoints.sealed(references) is not None):
-            # It leaves its log-probs on disk and goes; the trainer of the model finds them there.
+            # It leaves its log-probs on disk, where the trainer of the model finds them.
             as_kept = make(reference, is_reference=True, **kept)
             del as_kept
             _give_memory_back()
@@ -213,13 +211,13 @@ def _give_memory_back() -> None:
 
 
 def finished(folder: Path, passes: int) -> bool:
-    """Whether a training of so many passes has ended here: it writes its log last."""
+    """Whether a training of that many epochs has ended here: it writes its log last."""
     epochs = [checkpoints.epoch_folder(folder, epoch) for epoch in range(1, passes + 1)]
     return (folder / "log.jsonl").exists() and all(epoch.is_dir() for epoch in epochs)
 
 
 def read_log(folder: Path) -> list[Epoch]:
-    """The log that a finished training left."""
+    """The log of a finished training."""
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [Epoch(**json.loads(line)) for line in lines]
 
@@ -243,11 +241,11 @@ def _arguments(folder: Path, config: TrainingConfig, trainer: TrainerConfig, see
         "use_cpu": trainer.device == "cpu",
         "ddp_find_unused_parameters": False,
         "ddp_backend": "gloo" if trainer.device == "cpu" and trainer.workers > 1 else None,
-        "save_strategy": "no",  # the callback decides
+        "save_strategy": "no",  # The callback decides.
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "report_to": [],  # the tracker's callback is added by hand, so that a resumed training shows no step twice
+        "report_to": [],  # The tracker's callback is added by hand, so that a resumed training reports no step twice.
         "disable_tqdm": True,
         "seed": seed,
         "data_seed": seed,
@@ -265,7 +263,7 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
     section = "recipe.sft" if isinstance(config, SftConfig) else "train"
 
     class Keeper(TrainerCallback):
-        """Reports steps, writes each epoch's model, and has checkpoints made and sealed."""
+        """Reports steps, writes each epoch's model, and has checkpoints saved and sealed."""
 
         def __init__(self) -> None:
             self._place = folder.stat().st_ino
@@ -297,7 +295,7 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
             self._check_place()
             write_model(model, tokenizer, checkpoints.epoch_folder(folder, math.ceil(state.epoch)), config.precision)
             if state.global_step >= state.max_steps:
-                return  # nothing is left to resume
+                return  # Nothing is left to resume.
             if self._stopped or as_first_worker(self._pace.due):
                 self._ask_to_save(control)
 
@@ -318,7 +316,7 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
             control.should_save = True
 
         def _check_place(self) -> None:
-            """A stage that is begun anew has another folder of this name, and what we write does not belong there."""
+            """A stage that is started over has another folder of this name, into which our files don't belong."""
             if not folder.exists() or folder.stat().st_ino != self._place:
                 raise StageError(f"{folder} was moved away while the training ran: nothing more is written to it")
 
@@ -326,18 +324,18 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
 
 
 def _ends_epoch(state: Any) -> bool:
-    """Whether a pass is over: at its last row, or where the training ends."""
+    """Whether an epoch is over: at its last row, or at the end of the training."""
     return float(state.epoch).is_integer() or state.global_step >= state.max_steps
 
 
 def _prepare(folder: Path) -> Checkpoint | None:
-    """Where to go on from, with nothing left that was cut short."""
+    """The checkpoint to resume from, with incomplete files removed."""
     remove(folder / "log.jsonl")
     return checkpoints.tidy(folder)
 
 
 def _write_log(history: Sequence[Mapping[str, float]], folder: Path) -> None:
-    """`steps.jsonl` and `log.jsonl`; the trainer's history, which its checkpoints hold, has a line a step."""
+    """Writes `steps.jsonl` and `log.jsonl`; the trainer's history, which its checkpoints hold, has a line per step."""
     steps = [
         Step(
             step=int(line["step"]),

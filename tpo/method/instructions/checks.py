@@ -1,7 +1,7 @@
 """Whether a response follows one verifiable instruction: the 25 types of IFEval (2311.07911, Table 1).
 
 Each type is a function of the response and the instruction's arguments, registered under its id. Verdicts are those of
-the official checker, quirks included, since numbers are compared with published ones; docs/ifeval.md lists what
+the official checker, quirks included, since numbers are compared with published ones; docs/judges.md lists what
 differs. Responses and arguments are arbitrary text: arguments are literal text and never patterns, and every check
 takes time linear in the response.
 """
@@ -47,7 +47,7 @@ class InstructionType:
     arguments: Mapping[str, Argument]
     """Its arguments by name; all are needed."""
     check: Check
-    """Whether a response that is not blank follows it, given the arguments."""
+    """Whether a response that isn't blank follows it, given the arguments."""
 
 
 def _is_count(least: int) -> Callable[[Any], bool]:
@@ -158,7 +158,7 @@ def has_words(response: str, num_words: int, relation: str) -> bool:
 def has_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     """As many paragraphs as asked, divided by a blank line, the nth of which begins with a word, in any case.
 
-    As in the official checker, blank paragraphs do not count for the number but do for the position.
+    As in the official checker, blank paragraphs don't count for the number but do for the position.
     """
     paragraphs = response.split("\n\n")
     written = sum(bool(paragraph.strip()) for paragraph in paragraphs)
@@ -246,7 +246,7 @@ def is_json(response: str) -> bool:
 
 @_register("detectable_format:title")
 def has_title(response: str) -> bool:
-    """A line holds `<<title>>`, and the title is not blank."""
+    """A line holds `<<title>>`, and the title isn't blank."""
     for line in response.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
         if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
@@ -270,7 +270,7 @@ def repeats_prompt(response: str, prompt_to_repeat: str) -> bool:
 
 @_register("startend:end_checker", end_phrase=_TEXT)
 def ends_with_phrase(response: str, end_phrase: str) -> bool:
-    """The response ends with a phrase, in any case; quotation marks around the response do not count."""
+    """The response ends with a phrase, in any case; quotation marks around the response don't count."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 

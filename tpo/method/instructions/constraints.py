@@ -53,7 +53,7 @@ def write_constraints(ids: Any, kwargs: Any) -> str | None:
         kwargs: For each id its arguments, as an object or as JSON text; the whole may be JSON text. Null arguments are
             absent ones, as in tables in which every row has every argument. None if no instruction has any.
 
-    Raises `ConstraintError` for an unknown id and for arguments that are not what the instruction needs.
+    Raises `ConstraintError` for an unknown id and for arguments that aren't what the instruction needs.
     """
     ids = _from_json(ids, "the instruction ids")
     kwargs = _from_json(kwargs, "the kwargs")

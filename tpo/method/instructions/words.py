@@ -3,7 +3,7 @@
 The official checker leaves sentences to NLTK's Punkt model for English and capital words to NLTK's tokenizer, which
 download trained tables at run time. This module has the published rules (Kiss and Strunk, 2006; the Penn Treebank's
 tokenization) with short word lists in place of the tables. In rare texts, outlines with letters for most, a count of
-sentences can differ; docs/ifeval.md says how often. Everything here takes time linear in the text.
+sentences can differ; docs/judges.md says how often. Everything here takes time linear in the text.
 """
 
 import re

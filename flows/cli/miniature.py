@@ -1,13 +1,15 @@
-"""Builds the miniature's two judges and measures them: what `make small-judges` runs.
+"""Builds and measures the miniature's models: the work of `make seed-model` and `make small-judges`.
 
-In: the shipped seed model. Out: the folders `evaluator` and `armorm`, each with `scores.json` beside the weights: how
-often the judge prefers what the verifier calls right, how often an attack wins against a right answer, how often the
-first place wins, and how long the training took. Tests hold the shipped judges to these.
+Each model's folder has a `scores.json`, and tests compare the shipped models with it. For the seed model M_0: the share
+of correct answers and of broken formats for each prompt variant on test prompts. For the two judges, trained from M_0:
+how often the judge prefers what the verifier calls correct, how often an attack wins against a correct answer, how
+often the first place wins, and how long the training took.
 
-What is judged is what a run shows its judges: responses that M_0 gives to test prompts with thoughts, those that break
-the format left out. Attacks are of the kind that the judges learned from, on other problems.
+Judges are measured on what a run shows them: M_0's responses to test prompts, with thoughts, without those that break
+the format. Attacks are of the kind that the judges learned from, on other problems.
 """
 
+import contextlib
 import itertools
 import json
 import statistics
@@ -22,9 +24,9 @@ import numpy as np
 from judges.base import Group, Response
 from judges.registry import build_judge
 from judges.verifier import Verifier
-from prompts.thought import VARIANTS
+from prompts.thought import VARIANTS, Parsed, ThoughtPrompt
 from prompts.verdict import LABELS, PROMPTS
-from tasks.lineage import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
@@ -35,7 +37,7 @@ from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.attacks import attack
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
 from tpo.miniature.opinions import honest_answer
-from tpo.miniature.seed_model import CONTEXT_TOKENS
+from tpo.miniature.seed_model import CONTEXT_TOKENS, Recipe, train_seed_model
 from tpo.miniature.training import Progress
 from tpo.miniature.world import Problem, problems
 from tpo.models.armorm import ArmoRM, save_armorm
@@ -46,19 +48,19 @@ from tpo.storage.store import folder_artifact
 
 SCORES = "scores.json"
 SHIPPED_JUDGES = SHIPPED_SEED_MODEL.parent
-"""Where the shipped judges are: `evaluator` and `armorm`."""
+"""Folder of the shipped judges, `evaluator` and `armorm`."""
 TEST_PROMPTS = 600
-"""Test prompts that M_0 answers for the measurement."""
+"""Test prompts that M_0 answers for a measurement."""
 SAMPLES = 4
-"""Answers to each."""
+"""Answers per prompt that the judges see."""
 ATTACKS = 600
-"""Attacks that are held against a right answer."""
+"""Number of attacks compared with a correct answer."""
 MARGIN = 0.5
 """Nats from which a run's pairs are made by default (`pair.min_margin`)."""
 
 Mode: TypeAlias = Literal["cot", "verdict"]
 MODES: tuple[Mode, ...] = ("cot", "verdict")
-"""Ways to ask the evaluator that are measured."""
+"""Modes in which the evaluator is measured."""
 Scores: TypeAlias = Mapping[str, float]
 
 
@@ -67,51 +69,109 @@ class Contests:
     """Groups of two responses each."""
 
     unequal: list[Group]
-    """A right response and a wrong one, in this order."""
+    """A correct response and a wrong one, in this order."""
     equal: list[Group]
-    """Two different responses that are both right or both wrong."""
+    """Two different responses that are both correct or both wrong."""
     attacked: list[Group]
-    """A right response and an attack, in this order."""
+    """A correct response and an attack, in this order."""
+
+
+def build_seed_model(folder: Path) -> Mapping[str, Scores]:
+    """Trains M_0 into `folder`, measures it and returns its scores by prompt variant."""
+    recipe = Recipe()
+    with _shown("seed model", recipe.steps) as progress:
+        train_seed_model(VARIANTS, folder, recipe, progress)
+    scores = measure_seed_model(folder)
+    _write_scores(folder, scores)
+    return scores
 
 
 def build_small_judges(folder: Path) -> Mapping[str, Scores]:
     """Trains both judges into folders below `folder`, measures them and returns their scores by name."""
     contests = draw_contests(TEST_PROMPTS, ATTACKS)
-    verdicts = Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS)
-    evaluator, armorm = EvaluatorRecipe(), ArmoRMRecipe()
-    seconds = {
-        "evaluator": _timed(
-            "evaluator",
-            evaluator.steps,
-            lambda progress: train_evaluator(SHIPPED_SEED_MODEL, verdicts, folder / "evaluator", evaluator, progress),
-        ),
-        "armorm": _timed(
-            "armorm",
-            armorm.steps,
-            lambda progress: train_armorm(
-                SHIPPED_SEED_MODEL, Architecture(ArmoRM, save_armorm), folder / "armorm", armorm, progress
-            ),
-        ),
-    }
-    measured = {
-        "evaluator": measure_evaluator(folder / "evaluator", contests),
-        "armorm": measure_armorm(folder / "armorm", contests),
-    }
-    scores = {name: {**found, "training_seconds": round(seconds[name])} for name, found in measured.items()}
-    for name, found in scores.items():
-        write_atomically(folder / name / SCORES, (json.dumps(found, indent=1) + "\n").encode())
+    scores = {}
+    for name, train, measure in (
+        ("evaluator", _train_evaluator, measure_evaluator),
+        ("armorm", _train_armorm, measure_armorm),
+    ):
+        started = time.monotonic()
+        train(folder / name)
+        seconds = time.monotonic() - started
+        scores[name] = {**measure(folder / name, contests), "training_seconds": round(seconds)}
+        _write_scores(folder / name, scores[name])
     return scores
 
 
-def _timed(label: str, steps: int, train: Callable[[Progress], None]) -> float:
-    started = time.monotonic()
+def _train_evaluator(folder: Path) -> None:
+    recipe = EvaluatorRecipe()
+    with _shown("evaluator", recipe.steps) as progress:
+        train_evaluator(
+            SHIPPED_SEED_MODEL, Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS), folder, recipe, progress
+        )
+
+
+def _train_armorm(folder: Path) -> None:
+    recipe = ArmoRMRecipe()
+    with _shown("armorm", recipe.steps) as progress:
+        train_armorm(SHIPPED_SEED_MODEL, Architecture(ArmoRM, save_armorm), folder, recipe, progress)
+
+
+@contextlib.contextmanager
+def _shown(label: str, steps: int) -> Iterator[Progress]:
+    """Shows how far a training is."""
     with progress_bar(label, steps, "steps") as advance:
-        train(lambda step, loss: advance(step))
-    return time.monotonic() - started
+        yield lambda step, loss: advance(step)
+
+
+def _write_scores(folder: Path, scores: Mapping[str, object]) -> None:
+    write_atomically(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
+
+
+def measure_seed_model(folder: Path) -> dict[str, Scores]:
+    """Share of correct answers and of broken formats, first outputs only, by prompt variant."""
+    asked = list(itertools.islice(problems("test", 0), TEST_PROMPTS))
+    with _writer(folder) as write:
+        return {name: _right_and_broken(asked, write(prompt, asked, 1)) for name, prompt in VARIANTS.items()}
+
+
+def _right_and_broken(asked: Sequence[Problem], answers: Sequence[Sequence[Parsed]]) -> Scores:
+    first = [found for (found,) in answers]
+    groups = [group_of(problem, found.response) for problem, found in zip(asked, first, strict=True)]
+    right = [judgment.outcome == 1 for (judgment,) in Verifier(VerifierJudge()).judge(groups)]
+    return {"right": _share(iter(right)), "broken": _share(found.error is not None for found in first)}
+
+
+Write: TypeAlias = Callable[[ThoughtPrompt, Sequence[Problem], int], list[list[Parsed]]]
+"""Samples that many outputs for each problem, and parses them."""
+
+
+@contextlib.contextmanager
+def _writer(folder: Path) -> Iterator[Write]:
+    """A model that answers problems."""
+    encoder, pool = ChatEncoder(folder), SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS)
+
+    def write(prompt: ThoughtPrompt, asked: Sequence[Problem], n: int) -> list[list[Parsed]]:
+        requests = [
+            Request(encoder.encode(prompt.render(problem.instruction)), request_seed(problem.instruction))
+            for problem in asked
+        ]
+        sampled = pool.generate(
+            folder_artifact(folder), [requests], SampleConfig(), n=n, tries=1, accept=lambda text, finished: True
+        )
+        return [
+            [prompt.split(output.text, finished=output.finished) for output in outputs]
+            for _, groups in sampled
+            for outputs in groups
+        ]
+
+    try:
+        yield write
+    finally:
+        pool.close()
 
 
 def draw_contests(prompts: int, attacks: int) -> Contests:
-    """Contests between M_0's answers to test prompts, and between right answers to validation prompts and attacks."""
+    """Contests between M_0's answers to test prompts, and between correct answers to validation prompts and attacks."""
     judged = list(_judged_answers(list(itertools.islice(problems("test", 0), prompts))))
     rng = np.random.default_rng(0)
     attacked = [
@@ -124,23 +184,11 @@ def draw_contests(prompts: int, attacks: int) -> Contests:
 
 
 def _judged_answers(asked: Sequence[Problem]) -> Iterator[tuple[Problem, list[str], list[str]]]:
-    """Each problem with M_0's distinct right and wrong responses."""
-    prompt, encoder = VARIANTS["generic"], ChatEncoder(SHIPPED_SEED_MODEL)
-    requests = [
-        Request(encoder.encode(prompt.render(problem.instruction)), request_seed(problem.instruction))
-        for problem in asked
-    ]
-    pool = SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS)
-    try:
-        ((_, outputs),) = pool.generate(
-            folder_artifact(SHIPPED_SEED_MODEL), [requests], SampleConfig(), n=SAMPLES, tries=1,
-            accept=lambda text, finished: True,
-        )  # fmt: skip
-    finally:
-        pool.close()
+    """Each problem with M_0's distinct correct and wrong responses."""
+    with _writer(SHIPPED_SEED_MODEL) as write:
+        answers = write(VARIANTS["generic"], asked, SAMPLES)
     verifier = Verifier(VerifierJudge())
-    for problem, sampled in zip(asked, outputs, strict=True):
-        parsed = [prompt.split(output.text, finished=output.finished) for output in sampled]
+    for problem, parsed in zip(asked, answers, strict=True):
         texts = list(dict.fromkeys(found.response for found in parsed if found.error is None))
         (judgments,) = verifier.judge([group_of(problem, *texts)])
         right = [text for text, judgment in zip(texts, judgments, strict=True) if judgment.outcome == 1]
@@ -154,7 +202,7 @@ def group_of(problem: Problem, *texts: str) -> Group:
 
 
 def measure_evaluator(folder: Path, contests: Contests) -> Scores:
-    """Shares of verdicts, over both orders; a verdict that cannot be read agrees with nobody."""
+    """Shares of verdicts, over both orders; unparsable verdicts count as disagreement."""
     scores = {"pairs": float(len(contests.unequal))}
     for mode in MODES:
         verdicts = _verdicts(folder, mode, contests.unequal)

@@ -1,4 +1,4 @@
-"""Claims about what identifies a stage's result, and about when a run is recognised as complete."""
+"""Claims about what identifies the result of each stage."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -8,9 +8,31 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from tasks import lineage
-from tasks.lineage import Answers, Ask, Chosen, Submission, completed
-from tests.finished_run import finish
+from tasks.demonstrate import demonstrations_stage
+from tasks.fine_tune import fine_tune_stage
+from tasks.handles import (
+    Answers,
+    Ask,
+    Chosen,
+    Submission,
+    direct_ask,
+    labelling_ask,
+    measuring_ask,
+    pairing_ask,
+    seed_model,
+    training_ask,
+    validation_ask,
+    write_ask,
+)
+from tasks.judge import judgments_stage, scores_stage
+from tasks.pair import pairs_stage
+from tasks.pair_by_answer import pairs_by_answer_stage
+from tasks.pseudo_label import pseudo_labels_stage
+from tasks.sample import samples_stage
+from tasks.source import is_written, prompts_stage
+from tasks.synthesize import generations_stage
+from tasks.train import reference_of, train_stage
+from tasks.validate import model_stage
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
 from tpo.config.recipes import SelfTrain, ThinkPo
@@ -47,24 +69,24 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def identities(config: RunConfig) -> dict[str, str]:
     """What identifies each stage of the first iteration, those before it included."""
-    seed = lineage.seed_model(config)
-    validation = identity(lineage.prompts_stage(config, "iter_0/prompts/validation", seed, []))
-    test = identity(lineage.prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
+    seed = seed_model(config)
+    validation = identity(prompts_stage(config, "iter_0/prompts/validation", seed, []))
+    test = identity(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
     stages = {}
     generations = None
-    if lineage.is_written(config, "iter_1/prompts"):
-        generations = identity(lineage.generations_stage(config, "iter_1/prompts", seed, [validation, test]))
+    if is_written(config, "iter_1/prompts"):
+        generations = identity(generations_stage(config, "iter_1/prompts", seed, [validation, test]))
         stages["generations"] = generations
-    prompts = identity(lineage.prompts_stage(config, "iter_1/prompts", seed, [validation, test], generations))
-    samples, judgments, answers = asked(config, lineage.training_ask(config, 1), seed, prompts)
-    pairs = identity(lineage.pairs_stage(config, 1, answers))
-    train = identity(lineage.train_stage(config, "iter_1", seed, seed, pairs))
-    later = lineage.train_stage(config, "iter_2", train, lineage.reference_of(config, seed, train), pairs)
+    prompts = identity(prompts_stage(config, "iter_1/prompts", seed, [validation, test], generations))
+    samples, judgments, answers = asked(config, training_ask(config, 1), seed, prompts)
+    pairs = identity(pairs_stage(config, 1, answers))
+    train = identity(train_stage(config, "iter_1", seed, seed, pairs))
+    later = train_stage(config, "iter_2", train, reference_of(config, seed, train), pairs)
     trained = Artifact(train.path, 1, train.fingerprint + identity(later).fingerprint)
-    incumbent = Chosen(seed, asked(config, lineage.validation_ask(config, 0, 0), seed, validation)[2])
-    candidate = Chosen(train, asked(config, lineage.validation_ask(config, 1, 1), train, validation)[2])
-    model = identity(lineage.model_stage(config, 1, incumbent, [candidate]))
-    _, _, tested = asked(config, lineage.measuring_ask(config, 1), model, test)
+    incumbent = Chosen(seed, asked(config, validation_ask(config, 0, 0), seed, validation)[2])
+    candidate = Chosen(train, asked(config, validation_ask(config, 1, 1), train, validation)[2])
+    model = identity(model_stage(config, 1, incumbent, [candidate]))
+    _, _, tested = asked(config, measuring_ask(config, 1), model, test)
     stages |= {
         "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
         "train": trained, "model": model, "test": tested.scores,
@@ -73,10 +95,10 @@ def identities(config: RunConfig) -> dict[str, str]:
 
 
 def asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> tuple[Artifact, Artifact, Answers]:
-    samples = identity(lineage.samples_stage(config, ask, model, prompts))
+    samples = identity(samples_stage(config, ask, model, prompts))
     submitted = Submission(samples, prompts)
-    judgments = identity(lineage.judgments_stage(config, ask, submitted))
-    scores = identity(lineage.scores_stage(config, ask, submitted, judgments))
+    judgments = identity(judgments_stage(config, ask, submitted))
+    scores = identity(scores_stage(config, ask, submitted, judgments))
     return samples, judgments, Answers(samples, scores)
 
 
@@ -274,7 +296,7 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
 
     def made(**changes: Any) -> str:
         config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", "sft": changes}})
-        return identity(lineage.fine_tune_stage(config, "sft", model, rows)).fingerprint
+        return identity(fine_tune_stage(config, "sft", model, rows)).fingerprint
 
     other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
     for name, info in SftConfig.model_fields.items():
@@ -297,7 +319,7 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
     tmp_path: Path, name: str
 ):
     config = a_config(tmp_path)
-    stage = lineage.train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
+    stage = train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
     noted = {**stage.config, "train": as_noted(config.train, exclude={"reference"}) | {name: 123}}
     assert stage.changes(stage.inputs, noted) == []
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
@@ -310,12 +332,12 @@ def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_
     def made(**changes: Any) -> list[str]:
         config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", **changes}})
         given = config.recipe_as(SelfTrain).demonstrations
-        asks = (lineage.pairing_ask(config, 1), lineage.labelling_ask(config, 1))
+        asks = (pairing_ask(config, 1), labelling_ask(config, 1))
         stages = [
-            lineage.demonstrations_stage(config, "iter_0/sft", rows, rows, None, given),
-            *(lineage.samples_stage(config, ask, rows, rows) for ask in asks),
-            lineage.pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
-            lineage.pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
+            demonstrations_stage(config, "iter_0/sft", rows, rows, None, given),
+            *(samples_stage(config, ask, rows, rows) for ask in asks),
+            pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
+            pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
         ]
         return [identity(stage).fingerprint for stage in stages]
 
@@ -331,7 +353,7 @@ def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     given, *rows = (Artifact(tmp_path, 1, name) for name in "gabcd")
     first, second = Answers(rows[0], rows[1]), Answers(rows[2], rows[3])
-    for stage in (lineage.pairs_by_answer_stage, lineage.pseudo_labels_stage):
+    for stage in (pairs_by_answer_stage, pseudo_labels_stage):
         pools = ([first], [second], [first, second], [second, first])
         names = {identity(stage(config, "iter_1/sft", given, pool)).fingerprint for pool in pools}
         assert len(names) == len(pools)
@@ -341,8 +363,8 @@ def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path:
     config = a_config(tmp_path)
     assert changed_by(config, train__reference="seed") == {"train"}
     seed, later = Artifact(tmp_path, 1, "m0"), Artifact(tmp_path, 1, "m1")
-    assert lineage.reference_of(config, seed, later) == later
-    assert lineage.reference_of(changed(config, train__reference="seed"), seed, later) == seed
+    assert reference_of(config, seed, later) == later
+    assert reference_of(changed(config, train__reference="seed"), seed, later) == seed
 
 
 CHOOSES = {
@@ -409,14 +431,6 @@ def test_a_server_that_writes_prompts_is_known_by_the_name_of_its_model(tmp_path
     assert "generations" not in changed_by(config, engine__dtype="bfloat16")
 
 
-def test_a_run_whose_prompts_are_written_is_complete_only_with_its_generations(tmp_path: Path):
-    config = synthetic(tmp_path)
-    finish(config, 2)
-    assert completed(config, 2) == 2
-    (config.root / "iter_2" / "generations" / "manifest.json").unlink()
-    assert completed(config, 2) == 1
-
-
 def rewrite(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     assert old in content
@@ -451,55 +465,11 @@ def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
     model = Artifact(tmp_path, 1, "m")
 
     def hashes() -> list[str]:
-        return [lineage.prompts_stage(config, f"iter_{t}/prompts", model, []).inputs["source"] for t in (1, 2)]
+        return [prompts_stage(config, f"iter_{t}/prompts", model, []).inputs["source"] for t in (1, 2)]
 
     before = hashes()
     rewrite(tmp_path / "2.jsonl", b"2", b"3")
     assert [old == new for old, new in zip(before, hashes(), strict=True)] == [True, False]
-
-
-def test_nothing_is_complete_before_anything_ran(tmp_path: Path):
-    assert completed(a_config(tmp_path), 3) == -1
-
-
-def test_a_finished_run_is_recognised_up_to_what_it_reached(tmp_path: Path):
-    config = a_config(tmp_path)
-    finish(config, 2)
-    assert [completed(config, t) for t in (0, 1, 2, 5)] == [0, 1, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("lost", "left"),
-    [
-        ("iter_0/prompts/test", -1),
-        ("iter_0/direct/scores", -1),
-        ("iter_1/samples", 0),
-        ("iter_1/validation/epoch_2/judgments", 0),
-        ("iter_1/test/scores", 0),
-        ("iter_2/train", 1),
-        ("iter_2/model", 1),
-    ],
-)
-def test_an_iteration_is_complete_only_with_all_its_stages(tmp_path: Path, lost: str, left: int):
-    config = a_config(tmp_path)
-    finish(config, 2)
-    (config.root / lost / "manifest.json").unlink()
-    assert completed(config, 2) == left
-
-
-def test_a_changed_config_finds_only_what_it_shares_with_the_finished_run(tmp_path: Path):
-    config = a_config(tmp_path)
-    finish(config, 1)
-    assert completed(changed(config, engine__count=2, cluster__address="auto"), 1) == 1
-    assert completed(changed(config, train__beta=0.2), 1) == 0
-    assert completed(changed(config, seed=1), 1) == -1
-
-
-def test_an_iteration_with_a_model_file_gone_is_not_complete(tmp_path: Path):
-    config = a_config(tmp_path)
-    finish(config, 1)
-    (config.root / "iter_1" / "train" / "epoch_1" / "model.safetensors").unlink()
-    assert completed(config, 1) == 0
 
 
 JUDGED = {"judgments", "scores", "pairs", "train", "model"}
@@ -544,8 +514,8 @@ def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: P
     samples, prompts, *baselines = (Artifact(tmp_path, 1, name) for name in ("samples", "prompts", "a", "b"))
     for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
         config = a_config(tmp_path, judge={"kind": kind})
-        ask = lineage.validation_ask(config, 1, 1)
-        stages = [lineage.judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
+        ask = validation_ask(config, 1, 1)
+        stages = [judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
         assert (stages[0].inputs != stages[1].inputs) == matters
 
 
@@ -572,11 +542,11 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
 
     def stage(config: RunConfig) -> Stage:
         ask = {
-            "direct": lineage.direct_ask(config),
-            "thinking": lineage.measuring_ask(config, 1),
-            "training": lineage.training_ask(config, 1),
+            "direct": direct_ask(config),
+            "thinking": measuring_ask(config, 1),
+            "training": training_ask(config, 1),
         }[kind.split(",")[0]]
-        return lineage.samples_stage(config, ask, artifact, artifact)
+        return samples_stage(config, ask, artifact, artifact)
 
     one, other = stage(config), stage(changed(config, **changes))
     assert one.config != other.config
@@ -588,9 +558,9 @@ def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_
     values = a_config(tmp_path).model_dump()
     source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "max_attempts": 1}}
     config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})
-    ask = lineage.write_ask(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
+    ask = write_ask(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")
-    sampled = lineage.samples_stage(config, ask, artifact, artifact).config["sample"]
+    sampled = samples_stage(config, ask, artifact, artifact).config["sample"]
     assert (sampled["k"], sampled["tries"]) == (1, 1)
     assert context_of(config, ask.work) == config.data.max_prompt_tokens + 50
     assert context_of(config) == config.data.max_prompt_tokens + config.sample.max_new_tokens

@@ -1,0 +1,147 @@
+"""The handles that stages pass on: how a model is sampled and judged, and what came of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prompts.thought import load_prompt
+from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.judges import JudgeConfig
+from tpo.config.recipes import PairModels, SelfTrain
+from tpo.config.run import RunConfig
+from tpo.records import Artifact, External
+from tpo.storage.store import complete_artifact, content_sha256, folder_artifact
+
+Purpose = Literal["train", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One round of asking a model and judging its answers: which prompts, how, by whom, and where the rows go."""
+
+    folder: str
+    """Folder below the run folder that gets `samples`, `judgments` and `scores`."""
+    purpose: Purpose
+    """`train` samples K outputs and judges those that parse; `evaluate` samples one, and again if it doesn't parse."""
+    prompt: PromptConfig
+    """The prompt that the model gets."""
+    judge: JudgeConfig
+    """Who scores the responses."""
+    sample: SampleConfig
+    """How outputs are sampled."""
+    work: str = "sample"
+    """Whose context length its engine has (`tpo.config.contexts`): that of M_t, or of another model."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a judge scores."""
+
+    samples: Artifact
+    """The outputs."""
+    prompts: Artifact
+    """Their prompts."""
+    baseline: Artifact | None = None
+    """Outputs of another model for the same prompts, which a comparing judge compares `samples` with; None if the
+    samples of a prompt are compared with each other."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's outputs for one set of prompts, with their scores."""
+
+    samples: Artifact
+    """The outputs."""
+    scores: Artifact
+    """Their scores."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """M_t, with the validation answers that chose it."""
+
+    model: Artifact
+    """M_t."""
+    validation: Answers
+    """Its answers to the validation prompts."""
+
+
+def training_ask(config: RunConfig, iteration: int) -> Ask:
+    """Samples from M_{t-1} to make pairs for M_t."""
+    return Ask(f"iter_{iteration}", "train", config.prompt, config.judge, config.sample)
+
+
+def validation_ask(config: RunConfig, iteration: int, epoch: int) -> Ask:
+    """Validation of a checkpoint; epoch 0 of iteration 0 is the seed itself."""
+    return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge, config.sample)
+
+
+def measuring_ask(config: RunConfig, iteration: int) -> Ask:
+    """The test of M_t."""
+    return test_ask(config, f"iter_{iteration}")
+
+
+def test_ask(config: RunConfig, folder: str) -> Ask:
+    """The test of a folder's model."""
+    return Ask(f"{folder}/test", "evaluate", config.prompt, config.evaluation.judge, config.sample)
+
+
+def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
+    """Outputs for one side of ThinkPO's pairs: one per prompt, sampled once as in the paper, or up to the side's own
+    `max_attempts`."""
+    prompt, sample = {
+        "long": (source.long_prompt, source.long_sample),
+        "short": (source.short_prompt, source.short_sample),
+    }[side]
+    once = sample.model_copy(update={"evaluation_max_attempts": sample.max_attempts})
+    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
+
+
+def pairing_ask(config: RunConfig, iteration: int) -> Ask:
+    """Samples from SFT_{t-1} for the pairs of self-training."""
+    sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).pair_outputs})
+    return Ask(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
+
+
+def labelling_ask(config: RunConfig, iteration: int) -> Ask:
+    """Samples from DPO_t that SFT_t imitates; without a DPO step, from SFT_{t-1}."""
+    sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).label_outputs})
+    return Ask(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
+
+
+def against_ask(config: RunConfig, iteration: int) -> Ask:
+    """A second judgment of M_t's test outputs: compared with those of another run's M_t."""
+    return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
+
+
+def direct_ask(config: RunConfig) -> Ask:
+    """The seed's test outputs without a thought prompt, for comparison."""
+    return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample)
+
+
+def prompt_templates(prompt: PromptConfig) -> External:
+    """The templates that a model is asked with, and the markers that its outputs are split at."""
+    return with_files(load_prompt(prompt).fingerprint, prompt.user_template, prompt.system_template)
+
+
+def with_files(fingerprint: str, *paths: Path | None) -> External:
+    """An input by its fingerprint, with the user's files that it was read from, if any."""
+    return External(fingerprint, {path: content_sha256(path) for path in paths if path is not None})
+
+
+def judged(config: RunConfig, ask: Ask) -> Answers:
+    """The result of a round in a run that is current. Raises `StoreError` if the run hasn't reached it."""
+    folder = config.root / ask.folder
+    return Answers(complete_artifact(folder / "samples"), complete_artifact(folder / "scores"))
+
+
+def seed_model(config: RunConfig) -> Artifact:
+    """M_0 as an artifact, named by the content of its files."""
+    return folder_artifact(config.model.folder)
+
+
+def baseline_of(ask: Ask, samples: Artifact, against: Answers | None) -> Artifact | None:
+    """What evaluated samples are compared with: those of `against`, or themselves; None for training samples."""
+    if ask.purpose == "train":
+        return None
+    return against.samples if against else samples

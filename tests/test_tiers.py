@@ -1,0 +1,71 @@
+"""Claims about the tiers: no fast test starts an engine, and a commit's draw is the same in every process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import sampling
+from tests.sampling import sampled
+
+ROOT = Path(__file__).parents[1]
+CASES = list(range(100))
+
+
+def test_a_fast_test_cannot_start_ray():
+    import ray
+
+    with pytest.raises(RuntimeError, match=r"a fast test starts (gcs_server|raylet), .*mark it pytest.mark.slow"):
+        ray.init(address="local", include_dashboard=False)
+
+
+POPEN = "import subprocess; subprocess.Popen(['/any/raylet'])"
+
+
+@pytest.mark.parametrize("code", [POPEN, "import ray; ray.init()", "import vllm.v1.engine.core"])
+def test_nor_can_a_process_that_it_starts(code: str):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "mark it pytest.mark.slow" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_slow_one_may():
+    done = subprocess.run([sys.executable, "-c", POPEN], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "FileNotFoundError" in done.stderr
+
+
+def test_a_draw_has_what_is_always_tested_and_as_many_others_as_are_asked_for_in_order(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(sampling.EXHAUSTIVE_VARIABLE, raising=False)
+    drawn = sampled("numbers", CASES, 5, always=[3, 50])
+    assert len(drawn) == 7 and {3, 50} <= {*drawn} and drawn == sorted(drawn)
+    assert sampled("letters", CASES, 5) != sampled("numbers", CASES, 5)
+    assert sampled("numbers", CASES[:3], 5) == CASES[:3]
+    monkeypatch.setenv(sampling.EXHAUSTIVE_VARIABLE, "1")
+    assert sampled("numbers", CASES, 5) == CASES
+
+
+def test_the_seed_is_that_of_the_environment_or_the_commits_and_every_case_has_its_turn():
+    def drawn(seed: str | None) -> str:
+        code = "from tests.sampling import sampled, seed; print(seed(), sampled('', range(10), 2))"
+        left_out = (sampling.SEED_VARIABLE, sampling.EXHAUSTIVE_VARIABLE)
+        ours = {name: value for name, value in os.environ.items() if name not in left_out}
+        if seed is not None:
+            ours[sampling.SEED_VARIABLE] = seed
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=ours, capture_output=True, text=True, check=True
+        ).stdout
+
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    expected = int(head.stdout[:8], 16) if head.returncode == 0 else 0
+    assert drawn(None) == drawn(str(expected))
+    assert drawn("7").startswith("7 ") and drawn("7") == drawn("7") != drawn("8")
+
+
+def test_a_story_is_drawn_with_all_of_its_tests_however_many_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(sampling.EXHAUSTIVE_VARIABLE, raising=False)
+    stories = [f"story {i}" for i in range(9)]
+    drawn = sampling.drawn_stories(stories)
+    assert len(drawn) == sampling.STORIES_A_COMMIT
+    assert sampling.drawn_stories([*stories, *["story 0"] * 50, *reversed(stories)]) == drawn

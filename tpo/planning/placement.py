@@ -1,0 +1,197 @@
+"""Placement of a run: which model does each kind of work, on which devices of which machines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tpo.config.base import Endpoint
+from tpo.config.contexts import pair_writers
+from tpo.config.data import SyntheticConfig
+from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.resources import EngineConfig, TrainerConfig
+from tpo.config.run import RunConfig
+from tpo.models.shape import Model
+from tpo.planning.workload import Kind
+from tpo.storage.ledger import API
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines that a run is planned for."""
+
+    nodes: int
+    """How many."""
+    gpus: int
+    """GPUs of each."""
+    gpu_bytes: int
+    """Memory of each GPU; 0 if there are none."""
+    gpu: str
+    """What they are called."""
+    known_by: str
+    """Where that is from; human-readable."""
+    memory_bytes: int
+    """Memory of this machine."""
+    cpus: int
+    """CPUs of this machine that Ray has to give."""
+    disk_bytes: int
+    """Free where this machine keeps the run, or its working copy."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run."""
+
+    seed: Model
+    """M_0."""
+    judge: Model | None
+    """The judge of training and validation; None if it is no model of ours."""
+    evaluation: Model | None
+    """The judge of the test set; None if it is no model of ours."""
+    generator: Model | None = None
+    """What writes prompts, M_0 perhaps; None if nothing does, or a server."""
+    writers: Mapping[str, Model] = field(default_factory=dict)
+    """What writes for ThinkPO's pairs, by its work; M_0 perhaps."""
+
+    def by_folder(self, config: RunConfig) -> dict[Path | None, Model]:
+        """The models of a run with this config by their folders, M_0 at None."""
+        found: dict[Path | None, Model] = {}
+        for judge, model in ((config.judge, self.judge), (config.evaluation.judge, self.evaluation)):
+            if model is not None and not isinstance(judge, VerifierJudge):
+                found[judge.folder] = model
+        if config.data.synthetic is not None and self.generator is not None:
+            found[config.data.synthetic.folder] = self.generator
+        found |= {writer.folder: self.writers[writer.work] for writer in pair_writers(config)}
+        return found | {None: self.seed}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that does a kind of work."""
+
+    name: str
+    """The model and its server, as in the ledger."""
+    endpoint: Endpoint
+    """How it is asked."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does one kind of work, and where."""
+
+    work: Kind
+    """The kind of work."""
+    who: str
+    """Who does it; human-readable."""
+    each: int
+    """GPUs that one of them has; 0 for CPUs and servers."""
+    count: int
+    """How many there are."""
+    device: str
+    """As the ledger has it."""
+    places: Sequence[str]
+    """GPUs by node, in one way that fits; Ray chooses."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that all of them have."""
+        return self.each * self.count
+
+    @property
+    def devices(self) -> int:
+        """What a rate is multiplied by: GPUs, or engines or workers on CPUs."""
+        return self.gpus or self.count
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who does what in a run with this config and these models, on these machines."""
+
+    config: RunConfig
+    """The run."""
+    models: Models
+    """Its models."""
+    cluster: Cluster
+    """The machines."""
+
+    def judge(self, kind: Kind) -> JudgeConfig | None:
+        """The judge at work, if this is a judge's."""
+        if kind.verb != "judge":
+            return None
+        return self.config.evaluation.judge if kind.purpose == "test" else self.config.judge
+
+    def server(self, kind: Kind) -> Server | None:
+        """The server that does it; None if we do."""
+        who = self.config.data.synthetic if kind.verb == "generate" else self.judge(kind)
+        if not isinstance(who, SyntheticConfig | PairwiseJudge) or who.endpoint is None:
+            return None
+        return Server(who.server, who.endpoint)
+
+    def model(self, kind: Kind) -> Model | None:
+        """The model of ours that does it."""
+        if kind.verb == "generate":
+            return self.models.generator
+        if kind.verb == "judge":
+            return self.models.evaluation if kind.purpose == "test" else self.models.judge
+        return self.models.writers.get(kind, self.models.seed)
+
+    def section(self, kind: Kind) -> EngineConfig | TrainerConfig:
+        """The resources that do it."""
+        if kind.verb == "train":
+            return self.config.trainer
+        return self.config.judge_engine if kind.verb == "judge" else self.config.engine
+
+    def device(self, kind: Kind) -> str:
+        """What it runs on, as the ledger has it."""
+        if self.server(kind) is not None:
+            return API
+        on_cpu = isinstance(self.judge(kind), VerifierJudge) or self.section(kind).device == "cpu"
+        return "cpu" if on_cpu else self.cluster.gpu
+
+    def crew(self, kind: Kind) -> Crew:
+        """Who does it, and where."""
+        section, judge, device = self.section(kind), self.judge(kind), self.device(kind)
+        on_gpu = device not in ("cpu", API)
+        if isinstance(judge, VerifierJudge):
+            return Crew(kind, "the flow itself (verifier)", 0, 0, device, ())
+        if (server := self.server(kind)) is not None:
+            who = f"{server.name}, {server.endpoint.concurrency} calls at once"
+            return Crew(kind, who, 0, 1, device, ())
+        if isinstance(section, TrainerConfig):
+            count, each, what = section.workers, int(on_gpu), f"{section.strategy} worker"
+        elif judge is not None and not isinstance(judge, PairwiseJudge):
+            count, each, what = section.count, 1, "reader"
+        else:
+            count, each, what = section.count, section.tensor_parallel, "vLLM engine"
+        what += "s" if count > 1 else ""
+        of = f", {each} GPUs each" if on_gpu and each > 1 else ""
+        model = self.model(kind)
+        who = f"{count} {what}{of}: {model.name if model else ''}"
+        places = _places(count, each, max(1, self.cluster.gpus)) if on_gpu else ()
+        return Crew(kind, who, each if on_gpu else 0, count, device, places)
+
+
+def _places(count: int, each: int, per_node: int) -> list[str]:
+    """Where they go, filled up node by node; nodes that are filled alike are named together."""
+    if each == 1:
+        whole, rest = divmod(count, per_node)
+        full = [f"{_of('node', range(whole))}: {_of('GPU', range(per_node))}"] if whole else []
+        return full + ([f"node {whole}: {_of('GPU', range(rest))}"] if rest else [])
+    nodes: dict[int, list[str]] = {}
+    for i in range(count):
+        taken = range(i * each, (i + 1) * each)
+        for node in sorted({gpu // per_node for gpu in taken}):
+            there = [gpu % per_node for gpu in taken if gpu // per_node == node]
+            nodes.setdefault(node, []).append(_of("GPU", there))
+    same: dict[str, list[int]] = {}
+    for node, taken_there in nodes.items():
+        same.setdefault(" | ".join(taken_there), []).append(node)
+    return [f"{_of('node', found)}: {gpus}" for gpus, found in same.items()]
+
+
+def _of(what: str, numbers: Sequence[int]) -> str:
+    """`GPU 3`, `GPUs 0-3`, or one by one where they don't follow one another."""
+    if len(numbers) == 1:
+        return f"{what} {numbers[0]}"
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{what}s {numbers[0]}-{numbers[-1]}"
+    return f"{what}s {', '.join(map(str, numbers))}"

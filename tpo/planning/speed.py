@@ -1,0 +1,211 @@
+"""Forecast of a run's time and money, one kind of work at a time: lengths, rates, starts, idle engines.
+
+Each figure comes from the profile, else from past runs, else from a guess, and says where it is from
+(`tpo.planning.throughput`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tpo.config.base import Endpoint
+from tpo.config.judges import PairwiseJudge
+from tpo.config.resources import TrainerConfig
+from tpo.models.shape import Model
+from tpo.planning.gpu_memory import GpuMemory
+from tpo.planning.needs import BYTES
+from tpo.planning.placement import Crew, Placement
+from tpo.planning.throughput import (
+    PastRun,
+    Rate,
+    alike,
+    counted,
+    decode_rate,
+    guess_source,
+    hardware_of,
+    past_rate,
+    prefill_rate,
+    training_rate,
+)
+from tpo.planning.workload import GUESSED_JUDGMENT_TOKENS, Kind, Lengths, Work
+
+CACHED_SHARE = 0.5
+"""Share of a comparison's tokens that the prefix cache is guessed to hold where all pairs are asked."""
+_CPU_START, _CPU_RELOAD, _GPU_START, _LOAD_BYTES, _TRAIN_START = 40.0, 1.0, 45.0, 1e9, 30.0
+"""Guesses, in seconds: engines start and take new weights on CPUs, start on GPUs and read so much of a model a second;
+workers that train start."""
+_CALL_SECONDS, _CALL_TOKENS = 1.0, 40.0
+"""Guesses: a server's answer takes so long, and a second for so many tokens of it."""
+_HELD_AS = {
+    Kind.VALIDATION_SAMPLE: Kind.SAMPLE,
+    Kind.TEST_SAMPLE: Kind.SAMPLE,
+    Kind.VALIDATION_JUDGE: Kind.JUDGE,
+}
+"""Under which kind of work the GPU memory of another is listed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work with its forecast."""
+
+    work: Work
+    """How much it is."""
+    crew: Crew
+    """Who does it."""
+    rate: Rate | None
+    """How fast one device is; None if it takes no time worth a forecast."""
+    start_seconds: float
+    """Of all starts of engines and workers."""
+    seconds: float
+    """In all."""
+    cost: float
+    """Money."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours times GPUs."""
+        return self.seconds * self.crew.gpus / 3600
+
+
+def lengths_of(placement: Placement, past: Sequence[PastRun]) -> Lengths:
+    """Mean tokens of prompts, outputs and judgments."""
+    config = placement.config
+    given, sample, data = config.throughput, config.sample, config.data
+    parameters = placement.models.seed.shape.parameters
+    runs = alike(past, Kind.SAMPLE, device=placement.device(Kind.SAMPLE), parameters=parameters)
+    prompt, output, sources = data.max_prompt_tokens / 2, sample.max_new_tokens / 2, ["guess"]
+    if runs and (prompts := sum(entry.prompts for entry in runs[0].entries)):
+        prompt = sum(entry.tokens_in for entry in runs[0].entries) / prompts
+        output = sum(entry.tokens_out for entry in runs[0].entries) / sum(e.answers for e in runs[0].entries)
+        sources = [f"past run {runs[0].name}"]
+    if given.prompt_tokens is not None or given.output_tokens is not None:
+        sources.insert(0, "profile")
+        prompt, output = given.prompt_tokens or prompt, given.output_tokens or output
+    return Lengths(
+        prompt=min(prompt, data.max_prompt_tokens),
+        output=min(output, sample.max_new_tokens),
+        response=min(output, sample.max_new_tokens) * given.response_share,
+        judgment=given.judgment_tokens or GUESSED_JUDGMENT_TOKENS,
+        source=", ".join(sources if given.prompt_tokens is None or given.output_tokens is None else ["profile"]),
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the time of all work follows from."""
+
+    placement: Placement
+    """Who does what."""
+    lengths: Lengths
+    """Mean tokens."""
+    memory: Sequence[GpuMemory]
+    """What GPUs hold, and so how many sequences at once."""
+    past: Sequence[PastRun]
+    """What runs took before."""
+
+    def stage(self, work: Work) -> Stage:
+        """The forecast of one kind of work."""
+        crew, server = self.placement.crew(work.kind), self.placement.server(work.kind)
+        rate = self._rate(work, crew)
+        tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
+        starts = 0.0 if rate is None else self._starts(work, crew, rate)
+        # What a past run measured has its engines' idle time in it.
+        measured = rate is None or rate.source.startswith("past run")
+        busy = 1.0 if measured else self._busy_share(work, crew)
+        seconds = starts + (tokens / (rate.tokens_per_second * crew.devices * busy) if rate else 0.0)
+        cost = seconds / 3600 * crew.gpus * self.placement.config.prices.gpu_hour
+        if server is not None:
+            cost += work.expected.tokens_in * server.endpoint.input_price / 1e6
+            cost += work.expected.tokens_out * server.endpoint.output_price / 1e6
+        return Stage(work, crew, rate, starts, seconds, cost)
+
+    def shards(self, work: Work, crew: Crew) -> int:
+        """Pieces in which a round's prompts are handed out; 0 if they aren't."""
+        section = self.placement.section(work.kind)
+        if isinstance(section, TrainerConfig) or not crew.count or self.placement.server(work.kind) is not None:
+            return 0
+        return math.ceil(work.prompts / work.rounds / section.shard_prompts)
+
+    def _busy_share(self, work: Work, crew: Crew) -> float:
+        """Share of a crew that works, on average: each shard is one engine's, and the last ones leave others idle."""
+        shards = self.shards(work, crew)
+        return shards / (math.ceil(shards / crew.count) * crew.count) if shards else 1.0
+
+    def _rate(self, work: Work, crew: Crew) -> Rate | None:
+        model, server = self.placement.model(work.kind), self.placement.server(work.kind)
+        if not work.expected.tokens:
+            return None
+        given = getattr(self.placement.config.throughput, work.kind.verb, None)
+        if given is not None:
+            return Rate(given, "profile")
+        parameters = model.shape.parameters if model else 0
+        name = server.name if server is not None else ""
+        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters, server=name))
+        if found is not None:
+            return found
+        if model is None:
+            assert server is not None
+            return _server_rate(work, server.endpoint)
+        return Rate(self._guess(work, model, crew), guess_source(crew.device))
+
+    def _guess(self, work: Work, model: Model, crew: Crew) -> float:
+        train, shape = self.placement.config.train, model.shape
+        section, judge = self.placement.section(work.kind), self.placement.judge(work.kind)
+        hardware = hardware_of(crew.device, section.threads)
+        if isinstance(section, TrainerConfig):
+            return training_rate(
+                shape,
+                hardware,
+                checkpointing=train.gradient_checkpointing,
+                epochs=train.epochs,
+                frozen=train.lora is not None,
+            )
+        if judge is not None and not isinstance(judge, PairwiseJudge):
+            return prefill_rate(shape, hardware)
+        answers = work.expected.answers
+        read, written = work.expected.tokens_in / answers, work.expected.tokens_out / answers
+        reads_much = judge is not None or work.kind.verb == "generate"
+        context = (read if reads_much else self.lengths.prompt) + written / 2
+        number = BYTES[section.dtype]
+        # An engine has one shard at a time.
+        at_once = min(section.shard_prompts, work.prompts / work.rounds) * answers / work.prompts
+        sequences = max(1, min(section.max_num_seqs, round(at_once)))
+        for held in self.memory:
+            if held.work == _HELD_AS.get(work.kind, work.kind):
+                each = shape.kv_bytes(number) * context / section.tensor_parallel
+                sequences = max(1, min(sequences, int(held.cache / each)))
+        decode = decode_rate(
+            shape, hardware, devices=max(1, crew.each), sequences=sequences, context=context, number_bytes=number
+        )
+        if not reads_much:
+            return decode
+        cached = CACHED_SHARE if judge and judge.tournament == "all_pairs" and work.kind is Kind.JUDGE else 0.0
+        return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
+
+    def _starts(self, work: Work, crew: Crew, rate: Rate) -> float:
+        """Seconds in which engines and workers start, one after another over all rounds."""
+        model, on_cpu, trains = self.placement.model(work.kind), crew.device == "cpu", work.kind.verb == "train"
+        if rate.start_seconds is not None:
+            # On CPUs an engine is started once and takes new weights: a run starts it as often as the past one did.
+            stays = on_cpu and not trains
+            return (min(rate.starts, work.rounds) if stays else work.rounds) * rate.start_seconds
+        if model is None or not crew.count:
+            return 0.0
+        loading = 0.0 if on_cpu else model.shape.parameters * 2 / _LOAD_BYTES
+        if trains or not on_cpu:
+            return work.rounds * ((_TRAIN_START if trains else _GPU_START) + loading)
+        first = _CPU_START if self._starts_engines(work.kind) else _CPU_RELOAD
+        return first + (work.rounds - 1) * _CPU_RELOAD
+
+    def _starts_engines(self, kind: Kind) -> bool:
+        """Whether engines on CPUs start for this work; others use those that are there."""
+        writer = self.placement.config.data.synthetic
+        if kind is Kind.GENERATE:
+            return writer is not None and writer.folder is not None
+        return kind in (Kind.SAMPLE, Kind.JUDGE, *self.placement.models.writers)
+
+
+def _server_rate(work: Work, endpoint: Endpoint) -> Rate:
+    written = work.expected.tokens_out / work.expected.answers
+    call = work.expected.tokens / work.expected.answers
+    return Rate(endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
