@@ -121,7 +121,7 @@ class ResponsesOnly:
         greedily and would come again.
         """
         body = self._completion(request, ids)
-        tries = self._config.tries if body["temperature"] > 0 else 1
+        tries = self._config.max_attempts if body["temperature"] > 0 else 1
         shown, discarded = False, 0
         for attempt in range(1, tries + 1):
             if request.seed is not None:

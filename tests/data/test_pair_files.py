@@ -70,7 +70,7 @@ def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
             {"instruction": [{"role": "assistant", "content": "x"}], "chosen": LONG, "rejected": SHORT},
             "the instruction is empty",
         ),
-        ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set thinkpo.source"),
+        ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set recipe.source"),
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),
     ],
 )
@@ -80,5 +80,5 @@ def test_an_invalid_pair_is_rejected_by_its_row(tmp_path: Path, row: dict[str, A
 
 
 def test_a_missing_file_is_rejected_with_its_section(tmp_path: Path):
-    with pytest.raises(InputError, match=r"does not exist; thinkpo\.source\.path must name"):
+    with pytest.raises(InputError, match=r"does not exist; recipe\.source\.path must name"):
         read_pair_rows(PairFile(path=tmp_path / "no.jsonl"))

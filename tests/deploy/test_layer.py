@@ -95,7 +95,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
             url="http://here",
             context_tokens=512,
             prompt=prompt or PromptConfig(),
-            tries=8,
+            max_attempts=8,
             temperature=0.8,
             top_p=0.95,
             allow_thoughts=allow_thoughts,

@@ -156,7 +156,7 @@ def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
         model.path,
         pairs,
         tmp_path / "train",
-        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
+        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_ratio=0),
         trainer=TrainerConfig(threads=1),
         cluster=ClusterConfig(),
         seed=0,

@@ -320,7 +320,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
                 "test": 5,
                 "synthetic": synthetic if plan.synthetic else None,
             },
-            "sample": {"k": 3, "evaluation_tries": 2},
+            "sample": {"k": 3, "evaluation_max_attempts": 2},
             "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0},
             "train": {"epochs": 2},

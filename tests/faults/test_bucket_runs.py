@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 def breaking(parent: Path, s3: S3Server, endpoint: str, cases: list[tuple[str, str, str]]) -> Mapping[str, Any]:
     """What became of one run a case, made by a process that forks a run at a time."""
-    storage = s3.storage(parent, endpoint_url=endpoint, lease_seconds=2, tries=6, timeout_seconds=2)
+    storage = s3.storage(parent, endpoint_url=endpoint, lease_seconds=2, max_attempts=6, timeout_seconds=2)
     (parent / "asked.json").write_text(json.dumps([storage.model_dump(mode="json"), cases]))
     command = [sys.executable, "-m", "tests.faults.test_bucket_runs", str(parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

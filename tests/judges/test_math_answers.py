@@ -15,11 +15,11 @@ from judges.math_answers import read_answer, settle
 from judges.math_checker import MathChecker
 from judges.verifier import Verifier
 from tpo.config.judges import VerifierJudge
-from tpo.config.recipes import ThinkPoConfig
+from tpo.config.recipes import ThinkPo
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CHECKER = MathChecker()
-BOXED = str(ThinkPoConfig.model_fields["answer_pattern"].default)
+BOXED = str(ThinkPo.model_fields["answer_pattern"].default)
 
 EQUAL = [
     (r"\dfrac{1}{2}", r"\frac{1}{2}"),

@@ -33,7 +33,9 @@ from tpo.storage.ledger import WORK
 JUDGED: dict[str, Any] = {"judge": {"kind": "pairwise"}, "evaluation": {"judge": {"kind": "pairwise"}}}
 ON_GPU = {"device": "gpu"}
 ARMORM: dict[str, Any] = {"judge": {"kind": "armorm"}, "judge_engine": ON_GPU}
-THINKPO: dict[str, Any] = {"sft": {}, "thinkpo": {"source": {"kind": "models", "short": "models/writer"}}}
+THINKPO: dict[str, Any] = {
+    "recipe": {"kind": "thinkpo", "sft": {}, "source": {"kind": "models", "short": "models/writer"}}
+}
 
 
 def a_run(**sections: Any) -> RunConfig:
@@ -127,7 +129,11 @@ def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], th
     ("gib", "refused", "told"),
     [
         (8.0, [], []),
-        (8.1, [], ["has 10.0 GiB, and processes take more than their models: it may not fit; lower engine.memory_gib"]),
+        (
+            8.1,
+            [],
+            ["has 10.0 GiB, and processes take more than their models: it may not fit; lower engine.kv_cache_gib"],
+        ),
         (10.0, [], ["must hold 10.0 GiB at once (engine 8.0 GiB + trainer 2.0 GiB), but has 10.0 GiB, and processes"]),
         (10.1, ["must hold 10.1 GiB at once (engine 8.1 GiB + trainer 2.0 GiB), but has 10.0 GiB: lower engine."], []),
     ],
@@ -145,7 +151,7 @@ ENDS = {
     "epochs": "there: free some, set folder in the profile to a larger disk, or lower --to (ITER) or train.epochs",
     "rows": "there: it may not fit; lower data.per_iteration, sample.k or sample.max_new_tokens if outputs are long",
     "elsewhere": "on this machine: so much must be free where the run is made",
-    "sft": "or lower train.epochs or sft.epochs",
+    "sft": "or lower train.epochs or recipe.sft.epochs",
 }
 
 
@@ -216,10 +222,16 @@ def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
         (Kind.TRAIN, 9.0, None, None, ""),
         (Kind.TRAIN, 9.1, None, False, "takes 9.1 GiB of a GPU, but 10.0 GiB may be taken, little more, and activ"),
         (Kind.TRAIN, 10.1, None, True, "takes 10.1 GiB of a GPU, but 10.0 GiB may be taken: set trainer.strategy"),
-        (Kind.SFT_TRAIN, 10.1, None, True, "a smaller sft.micro_batch_size or sft.max_tokens, or a [sft.lora]"),
+        (
+            Kind.SFT_TRAIN,
+            10.1,
+            None,
+            True,
+            "a smaller recipe.sft.micro_batch_size or recipe.sft.max_tokens, or a [recipe.sft.lora]",
+        ),
         (Kind.SAMPLE, 9.9, 1, None, ""),
         (Kind.SAMPLE, 9.9, 0, True, "and a sequence's KV cache does not fit into the rest: raise engine.tensor_par"),
-        (Kind.SHORT_SAMPLE, 11, 0, True, "or lower thinkpo.source.short_sample.max_new_tokens or data.max_prompt_"),
+        (Kind.SHORT_SAMPLE, 11, 0, True, "or lower recipe.source.short_sample.max_new_tokens or data.max_prompt_"),
         (Kind.GENERATE, 11, 0, True, "or lower data.synthetic.max_prompt_tokens or max_new_tokens"),
         (Kind.TEST_JUDGE, 11, None, True, "test judge takes 11.0 GiB of a GPU, but 10.0 GiB may be taken: raise j"),
     ],

@@ -54,7 +54,7 @@ def test_rows_grow_with_outputs_and_with_a_judge_that_explains():
 
 def test_memory_holds_engines_judges_and_trainer_at_once():
     config = RunConfig(
-        engine=EngineConfig(count=2, dtype="bfloat16", memory_gib=3),
+        engine=EngineConfig(count=2, dtype="bfloat16", kv_cache_gib=3),
         judge=ArmoRMJudge(),
         judge_engine=JudgeEngineConfig(count=3, dtype="bfloat16"),
         trainer=TrainerConfig(workers=2),

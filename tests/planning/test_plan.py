@@ -301,7 +301,7 @@ def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dic
     assert plan.stages[0].rate is not None and plan.stages[0].rate.is_guess
 
 
-SHORT = "thinkpo.source.short_sample.max_new_tokens"
+SHORT = "recipe.source.short_sample.max_new_tokens"
 SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
 
 
@@ -324,7 +324,7 @@ SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
         ("thinkpo-reproduced-7b", [f"{SHORT}=3073"], rf"\+ {SHORT} is 4097, but Qwen2.5-Math-7B-Instruct has 4096 tok"),
         ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], r"has 8192 tokens of context"),
         ("laptop", ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"], r"to give, one each"),
-        ("laptop", ["engine.memory_gib=100000"], r"^this machine's memory must hold 100,000.0 GiB at once"),
+        ("laptop", ["engine.kv_cache_gib=100000"], r"^this machine's memory must hold 100,000.0 GiB at once"),
         (
             "laptop",
             ["engine.device=gpu", "cluster.gpus=8"],
@@ -493,7 +493,7 @@ def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_on
     found = amounts("self-train")
     assert found["sample"] == (3, 1_800, 3 * 600 * (5 + 3))
     assert found["train"][0] == 4 + 3 and found["test sample"] == (8, 3_200, 3_200)
-    plain = amounts("self-train", "self_train.dpo=false")
+    plain = amounts("self-train", "recipe.dpo=false")
     assert plain["sample"] == (3, 1_800, 3 * 600 * 3)
     assert plain["train"][0] == 4 and plain["test sample"][0] == 5
     assert planned("self-train", to=3).goal == "to SFT_3"
@@ -515,7 +515,7 @@ def test_the_disk_of_thinkpo_has_a_model_an_epoch_of_both_trainings_and_what_its
     parameters = plan.models.seed.shape.parameters
     assert plan.disk.checkpoints == (3 + 1) * 2 * parameters
     assert plan.disk.scratch == 2 * 12 * parameters
-    longer = planned("thinkpo-reproduced-7b", "thinkpo.source.short_sample.max_new_tokens=2048")
+    longer = planned("thinkpo-reproduced-7b", "recipe.source.short_sample.max_new_tokens=2048")
     assert longer.disk.rows - plan.disk.rows == 16_710 * 2 * 1024 * 10
 
 

@@ -227,11 +227,11 @@ def test_a_run_that_is_stopped_writes_on_and_ends_alike(tmp_path: Path, engines:
 
 def test_too_few_fresh_ones_are_an_error_with_the_counts_and_more_tries_go_on(tmp_path: Path, engines: Any):
     writer = engines(Writer())
-    few = {"max_similarity": 0.5, "most_generations": 1}
-    with pytest.raises(StageError, match=r"iter_1/prompts: \d+ fresh prompts in 32 generations \(.*near_dupl.*most_g"):
+    few = {"max_similarity": 0.5, "max_generations": 1}
+    with pytest.raises(StageError, match=r"iter_1/prompts: \d+ fresh prompts in 32 generations \(.*near_dupl.*max_g"):
         written(config_for(tmp_path, synthetic=few))
     assert writer.shards == 8
-    written(config_for(tmp_path, synthetic=few | {"most_generations": 20}))
+    written(config_for(tmp_path, synthetic=few | {"max_generations": 20}))
     assert writer.shards > 8
     indices = [row.index for row in generations_of(config_for(tmp_path, synthetic=few))]
     assert indices == list(range(4 * writer.shards))

@@ -66,7 +66,7 @@ QUESTIONS = (
 SAMPLE = SampleConfig(max_new_tokens=12)
 ENGINE = EngineConfig(threads=1, dtype="float32")
 TRAIN = TrainConfig(
-    epochs=1, batch_size=4, micro_batch_size=4, max_tokens=CONTEXT, learning_rate=1e-3, packing=True, warmup_share=0
+    epochs=1, batch_size=4, micro_batch_size=4, max_tokens=CONTEXT, learning_rate=1e-3, packing=True, warmup_ratio=0
 )
 TRAINER = TrainerConfig(threads=1)
 TOLERANCE = 1e-5
@@ -184,7 +184,7 @@ class Trial:
             url="http://here",
             context_tokens=CONTEXT,
             prompt=PromptConfig.model_validate({"variant": self._variant}),
-            tries=1,
+            max_attempts=1,
             temperature=0.8,
             top_p=1.0,
         )

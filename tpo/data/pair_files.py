@@ -36,7 +36,7 @@ def read_pair_rows(source: PairFile) -> list[PairRow]:
         "chosen": source.chosen_column,
         "rejected": source.rejected_column,
     }
-    return read_columns(source.path, named, _pair_row, section="thinkpo.source")
+    return read_columns(source.path, named, _pair_row, section="recipe.source")
 
 
 def _pair_row(values: dict[str, Any]) -> PairRow:

@@ -5,12 +5,14 @@ certain ones and prints the others; a plan lists both. Whoever asks brings what 
 places: preflight at this machine and the heads of weight files, a plan at the profile's machines and published shapes.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpo.config.contexts import Context, contexts
 from tpo.config.judges import PairwiseJudge
+from tpo.config.recipes import ThinkPo
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
@@ -102,7 +104,7 @@ def memory_misfits(needed: Mapping[str, int], there: int) -> Iterator[Misfit]:
             "this machine's memory",
             f"must hold {readable_size(total)} at once ({parts})",
             f"has {readable_size(there)}{'' if certain else ', and processes take more than their models'}",
-            f"{'' if certain else 'it may not fit; '}lower engine.memory_gib, engine.count, judge_engine.count or "
+            f"{'' if certain else 'it may not fit; '}lower engine.kv_cache_gib, engine.count, judge_engine.count or "
             'trainer.workers, use a smaller dtype, or device = "gpu"',
             certain,
         )
@@ -116,7 +118,8 @@ def disk_misfits(config: RunConfig, needed: Disk, free: int, *, is_here: bool = 
     if needed.total <= free:
         return
     certain = is_here and needed.checkpoints + needed.scratch > free
-    keys = ["--to (ITER)"] * (config.thinkpo is None) + ["train.epochs"] + ["sft.epochs"] * (config.sft is not None)
+    keys = [] if isinstance(config.recipe, ThinkPo) else ["--to (ITER)"]
+    keys += ["train.epochs"] if config.sft is None else ["train.epochs", "recipe.sft.epochs"]
     remedy = f"free some, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
     if not is_here:
         remedy = "so much must be free where the run is made"
@@ -203,9 +206,9 @@ def _one_of(numbers: Sequence[int]) -> str:
 def _gpu_remedy(kind: Kind) -> str:
     remedy = _GPU_REMEDIES[kind.verb]
     if kind.purpose in ("short", "long"):
-        return remedy.replace("sample.max_new", f"thinkpo.source.{kind.purpose}_sample.max_new")
+        return remedy.replace("sample.max_new", f"recipe.source.{kind.purpose}_sample.max_new")
     if kind.purpose == "sft":
-        return remedy.replace("train.g", "sft.g").replace("train.m", "sft.m").replace("[train.lora]", "[sft.lora]")
+        return re.sub(r"\btrain\.(?=[gml])", "recipe.sft.", remedy)
     return remedy
 
 

@@ -98,7 +98,7 @@ def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, contex
     parts = {
         "weights": shape.parameters * number // engine.tensor_parallel,
         "activations": batched * (4 * shape.hidden + 3 * shape.intermediate // engine.tensor_parallel) * number
-        + 2 * engine.max_sequences * shape.vocabulary * 4,
+        + 2 * engine.max_num_seqs * shape.vocabulary * 4,
         "CUDA": CONTEXT_BYTES,
     }
     there = int(gpu_bytes * engine.gpu_memory_utilization)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.recipes import SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 
@@ -57,7 +58,7 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
 
     `parameters` are the seed model's; `written` are bytes of their checkpoints that are on the disk already.
     """
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         return _ladder_disk(config, max(iterations, default=0), parameters=parameters, written=written)
     trained = len(iterations) - (0 in iterations)
     evaluated = config.data.validation * config.train.epochs + config.data.test
@@ -87,8 +88,8 @@ def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written
     imitated = (sft.max_tokens * _TOKEN + _ROW) if sft is not None else 0
     # The demonstrations, as they are in the prompts and as they are trained on.
     rows = config.data.test * config.data.max_prompt_tokens * _PROMPT_TOKEN + 2 * prompts * imitated
-    if config.self_train is not None:
-        how, dpo = config.self_train, iterations if config.self_train.dpo else 0
+    if isinstance(config.recipe, SelfTrain):
+        how, dpo = config.recipe, iterations if config.recipe.dpo else 0
         tunings, preferences, tested = iterations + 1, dpo, iterations + 2 + dpo
         rows += iterations * _answers(config, prompts, how.label_outputs, config.judge)
         rows += dpo * _answers(config, prompts, how.pair_outputs, config.judge)
@@ -96,12 +97,11 @@ def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written
         rows += iterations * (iterations + 1) // 2 * prompts * imitated
         pairs = dpo * prompts * how.pairs_per_question
     else:
-        assert config.thinkpo is not None
         tunings, preferences, tested = int(sft is not None), 1, 3 if sft is not None else 2
         for writer in pair_writers(config):
             # As sampled, and again as they are trained on.
             rows += prompts * 2 * (writer.sample.max_new_tokens * _TOKEN + _ROW)
-        pairs = config.thinkpo.most_pairs or config.data.count
+        pairs = config.recipe_as(ThinkPo).max_pairs or config.data.count
     rows += tested * test + pairs * (2 * train.max_tokens * _PROMPT_TOKEN + _ROW)
     models = preferences * train.passes(max(1, pairs)) * BYTES[train.precision]
     if sft is not None:
@@ -206,7 +206,7 @@ def model_judges(config: RunConfig) -> list[ModelJudge]:
 
 def _engines(engine: EngineConfig, parameters: int, *, with_cache: bool) -> int:
     # As the engine's environment has it: whole GiB, and one at least.
-    cache = max(1, round(engine.memory_gib)) * GIB if with_cache else 0
+    cache = max(1, round(engine.kv_cache_gib)) * GIB if with_cache else 0
     return engine.count * (parameters * BYTES[engine.dtype] + cache)
 
 

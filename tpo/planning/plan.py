@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpo.config.contexts import contexts
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.planning.fit import (
     Misfit,
@@ -143,9 +144,9 @@ def make_plan(
 
 
 def _goal(config: RunConfig, iterations: int) -> str:
-    if config.thinkpo is not None:
+    if isinstance(config.recipe, ThinkPo):
         return "ThinkPO"
-    return f"to {'M' if config.self_train is None else 'SFT'}_{iterations}"
+    return f"to {'SFT' if isinstance(config.recipe, SelfTrain) else 'M'}_{iterations}"
 
 
 def _misfits(config: RunConfig, plan: Plan) -> Iterator[Misfit]:

@@ -169,7 +169,7 @@ class Speed:
         number = BYTES[section.dtype]
         # An engine has one shard at a time.
         at_once = min(section.shard_prompts, work.prompts / work.rounds) * answers / work.prompts
-        sequences = max(1, min(section.max_sequences, round(at_once)))
+        sequences = max(1, min(section.max_num_seqs, round(at_once)))
         for held in self.memory:
             if held.work == _HELD_AS.get(work.kind, work.kind):
                 each = shape.kv_bytes(number) * context / section.tensor_parallel

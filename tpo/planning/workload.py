@@ -15,9 +15,9 @@ from typing import Literal, Self
 from tpo.config.contexts import pair_writers
 from tpo.config.data import DataConfig, SampleConfig, SyntheticConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
-from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
-from tpo.config.training import SftConfig, TrainingConfig
+from tpo.config.training import TrainingConfig
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250
@@ -131,10 +131,10 @@ class Calls:
 def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]:
     """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration; of a recipe with an end of its
     own, all of it."""
-    if config.thinkpo is not None:
-        return _thinkpo(config, config.thinkpo, lengths)
-    if config.self_train is not None and config.sft is not None:
-        return _self_training(config, config.self_train, config.sft, lengths, iterations)
+    if isinstance(config.recipe, ThinkPo):
+        return _thinkpo(config, config.recipe, lengths)
+    if isinstance(config.recipe, SelfTrain):
+        return _self_training(config, config.recipe, lengths, iterations)
     data = config.data
     validated, tested = iterations * config.train.epochs, iterations + 2
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
@@ -142,26 +142,32 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
         *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
-        _sampling(config, Kind.SAMPLE, lengths, iterations, data.count, config.sample.k, config.sample.tries),
+        _sampling(config, Kind.SAMPLE, lengths, iterations, data.count, config.sample.k, config.sample.max_attempts),
         _judging(Kind.JUDGE, config.judge, lengths, iterations, data.count, config.sample.k),
         _trained(config.train, lengths, iterations, data.count, outputs=2),
         _sampling(
-            config, Kind.VALIDATION_SAMPLE, lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
+            config,
+            Kind.VALIDATION_SAMPLE,
+            lengths,
+            validated + 1,
+            data.validation,
+            1,
+            config.sample.evaluation_max_attempts,
         ),
         _judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
-        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_tries),
+        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, judged[1], data.test, 1),
     ]
 
 
-def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> list[Work]:
+def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:
     """One output a prompt of each model that writes, two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
-        _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.tries, writer.sample)
+        _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)
         for writer in pair_writers(config)
     ]
-    pairs = thinkpo.most_pairs or config.data.count
+    pairs = recipe.max_pairs or config.data.count
     trained = _trained(config.train, lengths, 1, pairs, outputs=2)
     if config.sft is not None:
         trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
@@ -169,14 +175,14 @@ def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> lis
     return [
         *written,
         trained,
-        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _sampling(
+            config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
+        ),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
-def _self_training(
-    config: RunConfig, how: SelfTrainConfig, sft: SftConfig, lengths: Lengths, iterations: int
-) -> list[Work]:
+def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iterations: int) -> list[Work]:
     """Outputs for pairs and for pseudo-labels, a fine-tuning more than iterations, and the test of every model.
 
     Each iteration is taken to add one output to imitate a question, and pairs to be as many as may be.
@@ -184,12 +190,12 @@ def _self_training(
     questions = config.data.count
     given = min(questions, how.demonstrations or questions)
     outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
-    written = _sampling(config, Kind.SAMPLE, lengths, iterations, questions, outputs, config.sample.tries)
+    written = _sampling(config, Kind.SAMPLE, lengths, iterations, questions, outputs, config.sample.max_attempts)
     judged = _judging(Kind.JUDGE, config.judge, lengths, iterations, questions, outputs)
     if iterations <= _MAX_ROUNDS_APART:
-        trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
+        trained = [_trained(how.sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
     else:
-        trained = [_trained(sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
+        trained = [_trained(how.sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
     if how.dpo and iterations:
         trained.append(_trained(config.train, lengths, iterations, questions * how.pairs_per_question, outputs=2))
     tested = iterations + 2 + (iterations if how.dpo else 0)
@@ -197,7 +203,9 @@ def _self_training(
         written,
         judged,
         reduce(_together, trained),
-        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _sampling(
+            config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
+        ),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
@@ -233,7 +241,7 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
 
 def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
     prompts = rounds * data.count
-    expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
+    expected, most = -(-prompts // settings.per_generation), prompts * settings.max_generations
     # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
     read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
     written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)
@@ -253,7 +261,7 @@ def _sampling(
     rounds: int,
     prompts: int,
     k: int,
-    tries: int,
+    max_attempts: int,
     sample: SampleConfig | None = None,
 ) -> Work:
     asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
@@ -264,7 +272,7 @@ def _sampling(
         rounds,
         asked,
         Amount(asked * k, round(asked * lengths.prompt), round(asked * k * output)),
-        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * tries),
+        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * max_attempts),
     )
 
 

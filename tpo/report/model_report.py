@@ -202,6 +202,6 @@ def advice(probes: Sequence[Probe], max_new_tokens: int) -> list[str]:
             notes.append(
                 f"prompt {probe.variant}: {count - probe.followed} of {count} outputs break the format: try another "
                 "prompt.variant, set sample.max_thought_tokens (the response's marker is then written for the model), "
-                "or raise sample.tries"
+                "or raise sample.max_attempts"
             )
     return notes

@@ -227,7 +227,7 @@ def test_a_finished_run_in_a_bucket_is_recognised_from_an_empty_disk(
 @pytest.mark.parametrize(
     ("changes", "script", "told"),
     [
-        ({"endpoint_url": "http://127.0.0.1:9", "tries": 1}, None, "does not answer as it should"),
+        ({"endpoint_url": "http://127.0.0.1:9", "max_attempts": 1}, None, "does not answer as it should"),
         ({}, lambda asked: Fault(status=403, code="AccessDenied"), "is out of reach (AccessDenied"),
         ({}, lambda asked: Fault(ignore_conditions=True), "does not know conditional writes"),
     ],
