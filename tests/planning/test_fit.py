@@ -119,7 +119,7 @@ def test_a_degree_that_does_not_split_a_model_is_refused_with_those_that_do(
     ],
 )
 def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], there: int, key: str | None):
-    told = f"{key} is 32, but Ray has {there} CPUs here to give, one each: lower it, or set cluster.address to a Ray "
+    told = f"{key} is 32, but Ray has {there} CPUs here, and each takes one: lower it, or set cluster.address to a Ray "
     assert certain(cpu_misfits(a_run(**sections), there)) == ([f"{told}cluster that has them"] if key else [])
 
 
@@ -127,7 +127,7 @@ def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], th
     ("gib", "refused", "told"),
     [
         (8.0, [], []),
-        (8.1, [], ["has 10.0 GiB, and processes take more than their models: it may not fit; lower engine.memory_gib"]),
+        (8.1, [], ["10.0 GiB, and processes use more than their models do: it may not fit; lower engine.memory_gib"]),
         (10.0, [], ["must hold 10.0 GiB at once (engine 8.0 GiB + trainer 2.0 GiB), but has 10.0 GiB, and processes"]),
         (10.1, ["must hold 10.1 GiB at once (engine 8.1 GiB + trainer 2.0 GiB), but has 10.0 GiB: lower engine."], []),
     ],
@@ -142,9 +142,9 @@ def test_memory_that_is_not_there_is_refused_and_little_of_it_is_said(gib: float
 
 
 ENDS = {
-    "epochs": "there: free some, set folder in the profile to a larger disk, or lower --to (ITER) or train.epochs",
+    "epochs": ": free some space, set folder in the profile to a larger disk, or lower --to (ITER) or train.epochs",
     "rows": "there: it may not fit; lower data.per_iteration, sample.k or sample.max_new_tokens if outputs are long",
-    "elsewhere": "on this machine: so much must be free where the run is made",
+    "elsewhere": "on this machine: that much must be free where the run is made",
     "sft": "or lower train.epochs or sft.epochs",
 }
 
@@ -167,15 +167,16 @@ def test_checkpoints_that_the_disk_cannot_hold_are_refused_and_rows_that_may_not
     assert [misfit.certain for misfit in found] == ([] if is_certain is None else [is_certain])
     for misfit in found:
         assert end is not None and ENDS[end] in str(misfit)
-        parts = "10.0 GiB of disk (5.0 GiB for a checkpoint an epoch, 1.0 GiB while training, up to 4.0 GiB for samples"
-        assert f"runs/r needs up to {parts} and judgments), but {free}.0 GiB are free" in str(misfit)
+        parts = "10.0 GiB of disk (5.0 GiB for one checkpoint per epoch, 1.0 GiB while training, up to 4.0 GiB for"
+        assert f"runs/r needs up to {parts} samples and judgments), but {free}.0 GiB is free" in str(misfit)
 
 
 def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
     assert certain(device_misfits(a_run())) == []
     found = certain(device_misfits(a_run(engine=ON_GPU, trainer=ON_GPU, judge_engine=ON_GPU)))
     assert [sentence.split()[0] for sentence in found] == ["engine.device", "trainer.device", "judge_engine.device"]
-    assert found[0].startswith("engine.device is gpu, but this machine has none") and "set cluster.address" in found[0]
+    assert found[0].startswith("engine.device is gpu, but this machine has no GPU")
+    assert "set cluster.address" in found[0]
 
 
 @pytest.mark.parametrize(
@@ -183,13 +184,13 @@ def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
     [
         ({"engine": ON_GPU, "trainer": ON_GPU}, 1, []),
         ({**ARMORM, "engine": {**ON_GPU, "count": 2}}, 2, []),
-        ({"engine": {**ON_GPU, "count": 3}, "trainer": ON_GPU}, 2, ["engine works on 3 GPUs"]),
-        ({"engine": {**ON_GPU, "count": 2, "tensor_parallel": 2}}, 2, ["engine works on 4 GPUs"]),
-        ({"trainer": {**ON_GPU, "workers": 3}}, 2, ["trainer works on 3 GPUs"]),
+        ({"engine": {**ON_GPU, "count": 3}, "trainer": ON_GPU}, 2, ["engine needs 3 GPUs"]),
+        ({"engine": {**ON_GPU, "count": 2, "tensor_parallel": 2}}, 2, ["engine needs 4 GPUs"]),
+        ({"trainer": {**ON_GPU, "workers": 3}}, 2, ["trainer needs 3 GPUs"]),
         (
             {**ARMORM, "engine": ON_GPU, "trainer": {**ON_GPU, "workers": 3}},
             0,
-            ["engine works on 1 GPU", "judge_engine (armorm) works on 1 GPU", "trainer works on 3 GPUs"],
+            ["engine needs 1 GPU", "judge_engine (armorm) needs 1 GPU", "trainer needs 3 GPUs"],
         ),
     ],
 )
@@ -198,14 +199,15 @@ def test_a_part_that_works_on_more_gpus_than_there_are_is_refused(
 ):
     found = certain(gpu_misfits(a_run(**sections), there, "counted"))
     assert [sentence.split(", but")[0] for sentence in found] == told
+    there_are = f"there {'is' if there == 1 else 'are'} {there}"
     for sentence in found:
-        assert f", but there are {there} (counted): {'lower' if there else 'set'} {sentence.split()[0]}." in sentence
+        assert f", but {there_are} (counted): {'lower' if there else 'set'} {sentence.split()[0]}." in sentence
         assert "set cluster.address for a run, and [cluster] (nodes," in sentence
 
 
 def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
     assert uncertain(gpu_misfits(a_run(engine=ON_GPU), None, "")) == [
-        "engine works on 1 GPU, but GPUs cannot be counted (nvidia-smi -L fails): make sure that they are there"
+        "engine needs 1 GPU, but GPUs could not be counted (nvidia-smi -L failed): make sure that there are enough"
     ]
     assert certain(gpu_misfits(a_run(engine=ON_GPU), None, "")) == []
 
@@ -214,14 +216,14 @@ def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
     ("kind", "parts", "sequences", "is_certain", "told"),
     [
         (Kind.TRAIN, 9.0, None, None, ""),
-        (Kind.TRAIN, 9.1, None, False, "takes 9.1 GiB of a GPU, but 10.0 GiB may be taken, little more, and activ"),
-        (Kind.TRAIN, 10.1, None, True, "takes 10.1 GiB of a GPU, but 10.0 GiB may be taken: set trainer.strategy"),
+        (Kind.TRAIN, 9.1, None, False, "needs 9.1 GiB of a GPU, but 10.0 GiB may be used, hardly more, and activ"),
+        (Kind.TRAIN, 10.1, None, True, "needs 10.1 GiB of a GPU, but 10.0 GiB may be used: set trainer.strategy"),
         (Kind.SFT_TRAIN, 10.1, None, True, "a smaller sft.micro_batch_size or sft.max_tokens, or a [sft.lora]"),
         (Kind.SAMPLE, 9.9, 1, None, ""),
-        (Kind.SAMPLE, 9.9, 0, True, "and a sequence's KV cache does not fit into the rest: raise engine.tensor_par"),
+        (Kind.SAMPLE, 9.9, 0, True, "and the rest is too small for one sequence's KV cache: raise engine.tensor_par"),
         (Kind.SHORT_SAMPLE, 11, 0, True, "or lower thinkpo.source.short_sample.max_new_tokens or data.max_prompt_"),
         (Kind.GENERATE, 11, 0, True, "or lower data.synthetic.max_prompt_tokens or max_new_tokens"),
-        (Kind.TEST_JUDGE, 11, None, True, "test judge takes 11.0 GiB of a GPU, but 10.0 GiB may be taken: raise j"),
+        (Kind.TEST_JUDGE, 11, None, True, "test judge needs 11.0 GiB of a GPU, but 10.0 GiB may be used: raise j"),
     ],
 )
 def test_what_a_gpu_cannot_hold_is_refused_with_what_lowers_it(
@@ -235,7 +237,7 @@ def test_what_a_gpu_cannot_hold_is_refused_with_what_lowers_it(
 
 def test_gpus_of_unknown_memory_are_refused_if_the_run_works_on_any():
     assert certain(gpu_size_misfits(a_run(engine=ON_GPU), 8, 0)) == [
-        "cluster.gpus is 8, but how much memory each has is not known here: set cluster.gpu_memory_gib (80 GB are "
+        "cluster.gpus is 8, but their memory size is not known here: set cluster.gpu_memory_gib (80 GB are "
         "79.6), or make the plan on the machine itself"
     ]
     for sections, gpu_bytes in (({}, 0), ({"engine": ON_GPU}, GIB)):

@@ -162,7 +162,7 @@ def test_tensor_parallelism_divides_weights_and_cache():
 def test_training_takes_16_bytes_a_parameter_spread_over_its_workers():
     (held,) = trainings_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
     parts = held.parts
-    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * 8_030_261_248 // 8
+    assert parts["weights"] + parts["gradients"] + parts["optimizer"] == 16 * 8_030_261_248 // 8
     (alone,) = trainings_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
     assert alone.parts["weights"] == 4 * 8_030_261_248 and not alone.fits
 
@@ -172,7 +172,7 @@ def test_adapters_leave_the_weights_below_them_in_16_bits_and_without_a_gradient
     (held,) = trainings_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB)
     parts = held.parts
     assert parts["frozen weights"] == 2 * shape.parameters
-    assert parts["optimiser"] == 8 * shape.lora_parameters(16)
+    assert parts["optimizer"] == 8 * shape.lora_parameters(16)
 
 
 def test_gradient_checkpointing_spares_activations():
@@ -302,7 +302,7 @@ def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dic
 
 
 SHORT = "thinkpo.source.short_sample.max_new_tokens"
-SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
+SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
 
 
 @pytest.mark.parametrize(
@@ -311,10 +311,10 @@ SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
         (
             "llama3-8b-armorm",
             ["cluster.gpus=4"],
-            r"^engine works on 8 GPUs, but there are 4 \(as \[cluster\] describes",
+            r"^engine needs 8 GPUs, but there are 4 \(as \[cluster\] describes",
         ),
-        ("llama3-8b-armorm", ["trainer.strategy=ddp"], r"^train takes 155.0 GiB of a GPU.*: set trainer.strategy = "),
-        ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], r"^judge takes .*: raise judge_engine.tensor_parallel"),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp"], r"^train needs 155.0 GiB of a GPU.*: set trainer.strategy = "),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], r"^judge needs .*: raise judge_engine.tensor_parallel"),
         (
             "llama3-8b-ste",
             ["judge_engine.tensor_parallel=3"],
@@ -323,12 +323,12 @@ SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
         ("thinkpo-qwen2.5-3b", ["engine.tensor_parallel=8", "engine.count=1"], r"28 .* of Qwen2.5-Math-7B-Instruct"),
         ("thinkpo-reproduced-7b", [f"{SHORT}=3073"], rf"\+ {SHORT} is 4097, but Qwen2.5-Math-7B-Instruct has 4096 tok"),
         ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], r"has 8192 tokens of context"),
-        ("laptop", ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"], r"to give, one each"),
+        ("laptop", ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"], r"CPUs here, and each"),
         ("laptop", ["engine.memory_gib=100000"], r"^this machine's memory must hold 100,000.0 GiB at once"),
         (
             "laptop",
             ["engine.device=gpu", "cluster.gpus=8"],
-            r"how much memory each has is not known here: set cluster.g",
+            r"their memory size is not known here: set cluster.g",
         ),
     ],
 )
@@ -343,8 +343,8 @@ def test_what_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[
     [
         ("llama3-8b-armorm", [], SLOW.format(4 * 8_030_261_248 / GIB)),
         ("single-gpu-lora", [], SLOW.format(2 * 1_543_714_304 / GIB)),
-        ("llama3-8b-armorm", ["budget.hours=1"], "budget.hours is 1.0, and"),
-        ("llama3-8b-armorm", ["budget.tokens=1000"], "budget.tokens is 1,000, and"),
+        ("llama3-8b-armorm", ["budget.hours=1"], "budget.hours is 1.0, but"),
+        ("llama3-8b-armorm", ["budget.tokens=1000"], "budget.tokens is 1,000, but"),
         ("thinkpo-reproduced-7b", [f"{SHORT}=3072"], SLOW.format(4 * 7_615_616_512 / GIB)),
     ],
 )
@@ -534,7 +534,7 @@ def test_engines_without_a_shard_are_named_and_take_no_share_of_the_work():
         next(stage.seconds - stage.start_seconds for stage in each.stages if stage.work.kind == "test sample")
         for each in (plan, split)
     ]
-    assert any("test sample: 500 prompts are 2 shards, so that 6 of 8 engines" in note for note in plan.notes)
+    assert any("test sample: 500 prompts are 2 shards, so 6 of 8 engines" in note for note in plan.notes)
     assert "lower engine.shard_prompts to 63" in "".join(plan.notes)
     assert not any("have nothing to do" in note for note in split.notes)
     assert seconds[0] > 1.5 * seconds[1]
