@@ -47,7 +47,7 @@ def test_a_ladder_survives_its_file(tmp_path: Path):
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"run": "x"}', b"[1]", b'{"rungs": [{}]}'])
 def test_a_file_that_is_no_ladder_says_so(tmp_path: Path, content: bytes):
     (tmp_path / "ladder.json").write_bytes(content)
-    with pytest.raises(StoreError, match="is not a ladder of this version"):
+    with pytest.raises(StoreError, match="is not a ladder that this version can read"):
         read_ladder(tmp_path / "ladder.json")
 
 
@@ -93,7 +93,7 @@ def test_models_of_another_run_have_a_line_of_their_own_below_the_models_that_ar
     assert [each.model for each in held_against(ladder)] == ["SFT_0 without", "SFT_1 without"]
     assert held_against(LADDER) == []
     pages = [render_ladder(each, config={}, examples=[], spent=[]) for each in (LADDER, ladder)]
-    assert ["in orange what each is held against" in page for page in pages] == [False, True]
+    assert ["in orange the models that they are compared with" in page for page in pages] == [False, True]
     named = [set(re.findall(r"<text[^>]*>([^<]+)</text>", page)) for page in pages]
     assert {"base", "SFT", "DPO"} <= named[0]
     assert {"base", "SFT_0", "SFT_1"} <= named[1] and "SFT_0 without" not in named[1]

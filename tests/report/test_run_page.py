@@ -227,7 +227,7 @@ def test_a_pair_shows_scores_tokens_reference_and_error() -> None:
     page = page_of(examples=[EXAMPLE, broken])
     for text in ("score 1.00 · 17 tokens", "score 0.00 · 13 tokens", "<bdi>4</bdi>", "margin 2.31", "difficulty 3"):
         assert text in page
-    assert "breaks the format: missing response marker" in page and "error as rejected" in page
+    assert "breaks the format: missing response marker" in page and "error pair" in page
 
 
 UNKNOWN = model_row("M_0", 0, None)
@@ -269,23 +269,23 @@ def test_whatever_is_missing_leaves_a_readable_page(rows: tuple[ModelRow, ...]) 
     [
         (
             FULL,
-            "After 2 iterations M_2 scores 94.2 on 600 test prompts (95 % interval 92.2–96.2): 31.2 points above M_0 "
+            "After 2 iterations, M_2 scores 94.2 on 600 test prompts (95 % interval 92.2–96.2): 31.2 points above M_0 "
             "with thoughts and 22.2 points above M_0 answering directly.",
         ),
         (
             (DIRECT, SEED, model_row("M_1", 1, 0.64)),
-            "After 1 iteration M_1 scores 64.0 on 600 test prompts (95 % interval 62.0–66.0): not clearly different "
-            "from M_0 with thoughts (+1.0 points; the interval −1.0 to +3.0 includes 0) and 8.0 points below "
+            "After 1 iteration, M_1 scores 64.0 on 600 test prompts (95 % interval 62.0–66.0): not clearly different "
+            "from M_0 with thoughts (+1.0 points; interval −1.0 to +3.0 includes 0) and 8.0 points below "
             "M_0 answering directly.",
         ),
         (
             (DIRECT, SEED),
-            "Before the first iteration M_0 with thoughts scores 63.0 on 600 test prompts (95 % interval 61.0–65.0), "
+            "Before the first iteration, M_0 with thoughts scores 63.0 on 600 test prompts (95 % interval 61.0–65.0), "
             "9.0 points below M_0 answering directly.",
         ),
         (
             (SEED, model_row("M_1", 1, None)),
-            "After 1 iteration there is no test score: the evaluation judge scored none of M_1's answers.",
+            "After 1 iteration, there is no test score: the evaluation judge scored none of M_1's answers.",
         ),
         ((), "Nothing has been measured yet."),
     ],
@@ -308,7 +308,7 @@ def test_a_fallen_category_and_an_unchanged_model_are_findings() -> None:
     fell = dataclasses.replace(FIRST, by_category={"dial": interval(0.5), "relay": interval(0.9)}, chosen_epoch=0)
     found = findings(summary_of(DIRECT, SEED, fell))
     assert found[0] == "M_1 is M_0 unchanged: no epoch of its training did better on validation."
-    assert found[1] == "1 of 2 categories fell from M_0: dial (60.0 → 50.0)."
+    assert found[1] == "1 of 2 categories fell below M_0: dial (60.0 → 50.0)."
 
 
 def test_model_names_are_set_with_a_subscript_and_still_read_as_they_are_written() -> None:
