@@ -17,7 +17,7 @@ import pytest
 import trl
 
 from deploy.serving.completion import Receive, Scope, Send
-from deploy.serving.layer import MOST_BODY_BYTES, ResponsesOnly
+from deploy.serving.layer import MAX_BODY_BYTES, ResponsesOnly
 from prompts.thought import VARIANTS
 from tests.models.template_families import BY_NAME
 from tpo.config.base import SHIPPED_SEED_MODEL
@@ -299,7 +299,7 @@ def test_a_page_in_a_browser_cannot_post_without_asking_and_a_body_has_a_limit(s
     http, url = serve(engine)._client, "http://here/v1/chat/completions"
     plain = {"content-type": "text/plain"}
     assert asyncio.run(http.post(url, content=json.dumps({"messages": QUESTION}), headers=plain)).status_code == 415
-    long = {"messages": [{"role": "user", "content": "x" * MOST_BODY_BYTES}]}
+    long = {"messages": [{"role": "user", "content": "x" * MAX_BODY_BYTES}]}
     assert asyncio.run(http.post(url, json=long)).status_code == 413
     assert not engine.asked
 

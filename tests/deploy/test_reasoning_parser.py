@@ -88,5 +88,5 @@ def test_a_thought_is_reasoning_where_both_want_it(
 def test_an_output_that_is_to_be_constrained_is_refused(parsers: dict[str, Any], encoder: ChatEncoder):
     parser = parsers["generic"](encoder.tokenizer)
     parser.adjust_request(a_request(response_format={"type": "text"}))
-    with pytest.raises(ValueError, match="not served"):
+    with pytest.raises(ValueError, match="not supported"):
         parser.adjust_request(a_request(response_format={"type": "json_object"}))

@@ -106,5 +106,5 @@ def test_a_clients_system_turn_follows_the_prompts_own_in_one_turn():
 
 
 def test_a_beginning_of_the_reply_cannot_be_put_into_the_models_mouth():
-    with pytest.raises(Refused, match="the last message is of role 'assistant', expected 'user'"):
+    with pytest.raises(Refused, match="the last message has role 'assistant', expected 'user'"):
         request(QUESTION, {"role": "assistant", "content": "Here is my response:"}).chat(GENERIC)
