@@ -55,7 +55,7 @@ def test_kinds_of_work_are_those_of_the_ledger_in_its_order():
     assert (Kind.TEST_JUDGE.purpose, Kind.TEST_JUDGE.verb, Kind.TRAIN.purpose) == ("test", "judge", "")
 
 
-def test_all_certain_misfits_are_refused_at_once_and_each_is_said_once():
+def test_all_certain_misfits_are_refused_together_and_each_is_mentioned_once():
     one = Misfit("a", "is 3", "there are 2", "lower it")
     may = replace(one, certain=False)
     with pytest.raises(InputError, match=r"^a is 3, but there are 2: lower it\nb is 3, but there are 2: lower it$"):
@@ -64,7 +64,7 @@ def test_all_certain_misfits_are_refused_at_once_and_each_is_said_once():
     assert refuse([]) == []
 
 
-def test_a_context_is_enough_up_to_its_last_token():
+def test_a_context_suffices_up_to_its_last_token():
     (asked,) = contexts(a_run(data={"max_prompt_tokens": 256}, sample={"max_new_tokens": 96}))
     assert certain(context_misfits(asked, 351, "m")) == [
         "data.max_prompt_tokens + sample.max_new_tokens is 352, but m has 351 tokens of context: lower one of them"
@@ -97,7 +97,7 @@ LLAMA, QWEN, SMOL = "Meta-Llama-3-8B-Instruct", "Qwen2.5-Math-7B-Instruct", "Smo
         ({"judge_engine": {"tensor_parallel": 8}, **JUDGED}, {"judge": SMOL}, ["^judge_engine.* of SmolLM2"] * 2),
     ],
 )
-def test_a_degree_that_does_not_split_a_model_is_refused_with_those_that_do(
+def test_a_degree_that_does_not_split_a_model_is_refused_with_a_list_of_those_that_do(
     sections: dict[str, Any], models: dict[Any, str], told: list[str]
 ):
     config = a_run(**sections)
@@ -118,7 +118,7 @@ def test_a_degree_that_does_not_split_a_model_is_refused_with_those_that_do(
         ({"trainer": {"workers": 32}, "cluster": {"address": "auto"}}, 1, None),
     ],
 )
-def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], there: int, key: str | None):
+def test_needing_more_cpus_at_once_than_ray_has_is_refused(sections: dict[str, Any], there: int, key: str | None):
     told = f"{key} is 32, but Ray has {there} CPUs here, and each takes one: lower it, or set cluster.address to a Ray "
     assert certain(cpu_misfits(a_run(**sections), there)) == ([f"{told}cluster that has them"] if key else [])
 
@@ -132,7 +132,7 @@ def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], th
         (10.1, ["must hold 10.1 GiB at once (engine 8.1 GiB + trainer 2.0 GiB), but has 10.0 GiB: lower engine."], []),
     ],
 )
-def test_memory_that_is_not_there_is_refused_and_little_of_it_is_said(gib: float, refused: list[str], told: list[str]):
+def test_too_little_memory_is_refused_and_tight_memory_is_noted(gib: float, refused: list[str], told: list[str]):
     needed = {"engine": round((gib - 2) * GIB), "trainer": 2 * GIB}
     for found, expected in zip((certain, uncertain), (refused, told), strict=True):
         sentences = found(memory_misfits(needed, 10 * GIB))
@@ -160,7 +160,7 @@ ENDS = {
         (5, {}, False, False, "elsewhere"),
     ],
 )
-def test_checkpoints_that_the_disk_cannot_hold_are_refused_and_rows_that_may_not_fit_are_said(
+def test_checkpoints_that_do_not_fit_on_the_disk_are_refused_and_rows_that_may_not_fit_are_noted(
     free: int, sections: dict[str, Any], is_here: bool, is_certain: bool | None, end: str | None
 ):
     found = list(disk_misfits(a_run(**sections), Disk(4 * GIB, 5 * GIB, GIB), free * GIB, is_here=is_here))
@@ -194,9 +194,7 @@ def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
         ),
     ],
 )
-def test_a_part_that_works_on_more_gpus_than_there_are_is_refused(
-    sections: dict[str, Any], there: int, told: list[str]
-):
+def test_a_part_that_needs_more_gpus_than_there_are_is_refused(sections: dict[str, Any], there: int, told: list[str]):
     found = certain(gpu_misfits(a_run(**sections), there, "counted"))
     assert [sentence.split(", but")[0] for sentence in found] == told
     there_are = f"there {'is' if there == 1 else 'are'} {there}"
@@ -205,7 +203,7 @@ def test_a_part_that_works_on_more_gpus_than_there_are_is_refused(
         assert "set cluster.address for a run, and [cluster] (nodes," in sentence
 
 
-def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
+def test_gpus_that_cannot_be_counted_are_noted_not_refused():
     assert uncertain(gpu_misfits(a_run(engine=ON_GPU), None, "")) == [
         "engine needs 1 GPU, but GPUs could not be counted (nvidia-smi -L failed): make sure that there are enough"
     ]
@@ -226,7 +224,7 @@ def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
         (Kind.TEST_JUDGE, 11, None, True, "test judge needs 11.0 GiB of a GPU, but 10.0 GiB may be used: raise j"),
     ],
 )
-def test_what_a_gpu_cannot_hold_is_refused_with_what_lowers_it(
+def test_work_too_large_for_a_gpu_is_refused_with_the_settings_that_shrink_it(
     kind: Kind, parts: float, sequences: int | None, is_certain: bool | None, told: str
 ):
     held = GpuMemory(kind, {"weights": round(parts * GIB)}, 10 * GIB, sequences=sequences)
@@ -235,7 +233,7 @@ def test_what_a_gpu_cannot_hold_is_refused_with_what_lowers_it(
     assert all(told in str(misfit) for misfit in found), found
 
 
-def test_gpus_of_unknown_memory_are_refused_if_the_run_works_on_any():
+def test_gpus_of_unknown_memory_are_refused_if_the_run_uses_any():
     assert certain(gpu_size_misfits(a_run(engine=ON_GPU), 8, 0)) == [
         "cluster.gpus is 8, but their memory size is not known here: set cluster.gpu_memory_gib (80 GB are "
         "79.6), or make the plan on the machine itself"

@@ -1,4 +1,4 @@
-"""Claims about what a comparison says in words and shows on its page."""
+"""Claims about a comparison's sentences and page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def test_a_comparison_is_read_as_it_was_written(tmp_path: Path):
     assert write_comparison(read_comparison(tmp_path / "comparison.json")) == write_comparison(comparison)
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path):
+def test_a_file_that_is_not_a_comparison_is_refused(tmp_path: Path):
     (tmp_path / "comparison.json").write_text('{"leads": []}')
     with pytest.raises(StoreError, match="is not a comparison that this version can read"):
         read_comparison(tmp_path / "comparison.json")
@@ -78,7 +78,7 @@ def test_kinds_of_instruction_are_sorted_by_what_they_gain():
     )
 
 
-def test_of_a_judge_that_compares_even_is_one_half():
+def test_the_even_point_of_a_comparing_judge_is_one_half():
     won = a_comparison([0.4, 0.7], measure="win_rate")
     assert "thinking is ahead of direct (it wins 70.0 % of test prompts" in verdict(won)[0]
     assert verdict(a_comparison([0.4, 0.51], measure="win_rate"))[0].count("not clearly different from direct") == 1
@@ -86,12 +86,12 @@ def test_of_a_judge_that_compares_even_is_one_half():
     assert "it compared those of the two runs" in page and "<th>Thinking</th>" not in page
 
 
-def test_scores_of_another_unit_are_shown_in_it():
+def test_scores_in_another_unit_keep_their_unit():
     said = verdict(a_comparison([-0.5, 2.25], score=12.0))
     assert "+2.25, 95 % interval" in said[0]
 
 
-def test_a_comparison_before_any_training_and_one_without_scores_have_their_verdicts():
+def test_comparisons_before_training_or_without_scores_have_verdicts_too():
     assert verdict(a_comparison([-0.09]))[0].startswith("Before any training, thinking is behind direct")
     blank = a_comparison([0.1])
     blank = Comparison(blank.thinking, blank.direct, "difference", [Lead(0, None, {}, {}, None)], blank.spent)

@@ -51,13 +51,13 @@ def test_a_summary_is_read_as_it_was_written(summary: Summary):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": 3}', '{"models": [{"score": null}]}', '{"models": [3]}'])
-def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, text: str):
+def test_a_file_that_is_not_a_summary_is_refused(tmp_path: Path, text: str):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(StoreError, match="is not a summary that this version can read"):
         read_summary(tmp_path / "summary.json")
 
 
-def test_what_is_wrong_with_a_summary_is_said_by_its_place(tmp_path: Path):
+def test_an_error_in_a_summary_names_its_place(tmp_path: Path):
     path, interval = tmp_path / "summary.json", {"value": 1.0, "low": "low", "high": 1.0, "n": 3}
     row = ModelRow("M_0", 0, None, None, None, None, {}, {}, None, 0.0, 1.0, 1.0, 0.2, 1, 0, {}, None, 1, {})
     wrong = json.dumps({"score": interval}).encode()[1:-1]
