@@ -1,4 +1,4 @@
-"""Claims about profiles: each published table of hyper-parameters is in them, number by number."""
+"""Claims about profiles: they contain each published table of hyperparameters, number by number."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_thinkpos_table_7_is_in_its_profiles(name: str):
 
 
 @pytest.mark.parametrize("name", TABLE_7)
-def test_thinkpos_fine_tuning_and_short_outputs_are_as_its_code_has_them(name: str):
+def test_thinkpos_fine_tuning_and_short_outputs_follow_its_code(name: str):
     config = load_config(PROFILES / f"{name}.toml")
     recipe = config.recipe_as(ThinkPo)
     if recipe.sft is None:
@@ -45,9 +45,9 @@ def test_thinkpos_fine_tuning_and_short_outputs_are_as_its_code_has_them(name: s
     assert source.short_sample.max_new_tokens == 1024
 
 
-def test_every_table_of_thinkpo_has_a_profile_and_no_profile_is_without():
+def test_every_table_of_thinkpo_has_a_profile_and_every_profile_a_table():
     assert {path.stem for path in PROFILES.glob("thinkpo-*.toml")} == set(TABLE_7)
 
 
-def test_the_miniatures_profile_of_thinkpo_is_one():
+def test_the_miniature_has_a_thinkpo_profile():
     check_thinkpo(load_config(PROFILES / "thinkpo.toml"))

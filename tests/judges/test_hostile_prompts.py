@@ -1,4 +1,4 @@
-"""Claims about what hostile text becomes in a judge's own tokens: text, and never a turn of the chat."""
+"""Claims about hostile text in a judge's prompt: it is tokenized as text, never as a turn of the chat."""
 
 import itertools
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_hostile_texts_become_no_control_token_together(encoders: dict[str, Chat
 
 @pytest.mark.parametrize("case", HUGE, ids=lambda case: ascii(case.text[:12]))
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_nor_does_a_hundred_thousand_characters_of_it(
+def test_a_hundred_thousand_hostile_characters_become_no_control_token(
     encoders: dict[str, ChatEncoder], name: str, case: HostileResponse
 ):
     assert_it_stays_text(encoders[name], ("Why?", case.text, "Who knows?"), case)
@@ -83,7 +83,7 @@ def test_comparisons_that_share_pieces_hold_no_more(encoders: dict[str, ChatEnco
 def test_half_a_surrogate_pair_gets_no_further_than_the_files_that_refuse_it(
     encoders: dict[str, ChatEncoder], name: str
 ):
-    """Prompt files refuse it by name, no tokenizer writes it, and neither Parquet nor a tokenizer would take it."""
+    """Prompt files reject it by name, no tokenizer produces it, and neither Parquet nor a tokenizer would accept it."""
     half = "[[\ud83dA]]"
     with pytest.raises(UnicodeEncodeError):
         pa.array([half])

@@ -1,4 +1,4 @@
-"""Claims about the judge that knows the right answer."""
+"""Claims about the judge that knows the right answers."""
 
 import json
 

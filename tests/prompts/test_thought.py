@@ -1,4 +1,4 @@
-"""Claims about thought prompts: what is asked, and how outputs are split."""
+"""Claims about thought prompts: how they are written, and how outputs are split."""
 
 import json
 import os
@@ -175,7 +175,7 @@ def test_every_thought_marker_leaves_the_thought():
 def test_a_laid_out_output_splits_into_what_it_was_made_of(prompt: ThoughtPrompt, thought: str, response: str):
     markers = [marker for marker in (prompt.thought_marker, prompt.response_marker) if marker]
     output = f"{prompt.thought_marker or ''}{thought}\n{prompt.response_marker}{response}"
-    # Laying out may complete a marker across a seam: then it is another output.
+    # Joining the parts may complete a marker across a seam: then it is a different output.
     if [output.count(marker) for marker in markers] != [1] * len(markers):
         return
     parsed = prompt.split(output, finished=True)

@@ -84,7 +84,7 @@ def test_a_server_judges_and_says_how_sound_it_looked(tmp_path: Path):
 
 
 @pytest.mark.parametrize("calls", [0, 1, 7, CALLS - 1])
-def test_a_judge_whose_server_dies_goes_on_without_asking_again(tmp_path: Path, calls: int):
+def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, calls: int):
     answered: list[int] = []
 
     def dies(request: dict[str, Any], n: int) -> Action:
@@ -107,7 +107,7 @@ def test_a_judge_whose_server_dies_goes_on_without_asking_again(tmp_path: Path, 
     assert not list(config.root.rglob("journal-*"))
 
 
-def test_a_cap_counts_the_whole_run_and_raised_goes_on_from_there(tmp_path: Path):
+def test_a_cap_covers_the_whole_run_and_a_higher_one_resumes_it(tmp_path: Path):
     with MisbehavingServer(says=longer, key=KEY) as server:
         capped = config_for(server, tmp_path, endpoint={"concurrency": 1, "max_total_tokens": 15 * 10})
         with pytest.raises(StageError, match=r"max_total_tokens.*still to make"):
@@ -122,7 +122,7 @@ def test_a_cap_counts_the_whole_run_and_raised_goes_on_from_there(tmp_path: Path
             judged(config_for(server, tmp_path, endpoint={"max_total_tokens": 15 * CALLS}), iteration=2)
 
 
-def test_a_judge_that_looks_unsound_stops_the_run_and_nothing_it_said_is_lost(tmp_path: Path):
+def test_an_unreliable_judge_stops_the_run_without_losing_its_judgments(tmp_path: Path):
     replies = itertools.cycle(("I cannot decide.", "[[A]]", "I cannot decide."))
     with MisbehavingServer(says=lambda request: next(replies), key=KEY) as server:
         config = config_for(server, tmp_path)

@@ -205,7 +205,7 @@ def test_a_run_stops_if_far_fewer_prompts_than_there_are_give_a_pair(tmp_path: P
 
 
 @pytest.mark.parametrize(("paired", "least"), [(2, 0.1), (1, 0.05), (1, 0.0)])
-def test_a_run_goes_on_with_as_many_pairs_as_are_asked_for(tmp_path: Path, paired: int, least: float):
+def test_a_run_continues_with_the_minimum_number_of_pairs(tmp_path: Path, paired: int, least: float):
     scored = {f"p{p}": (1.0, 0.0) if p < paired else (1.0, 1.0) for p in range(16)}
     samples = [a_sample(name, i) for name in scored for i in range(2)]
     scores = [a_score(name, i, values[i]) for name, values in scored.items() for i in range(2)]
@@ -213,7 +213,7 @@ def test_a_run_goes_on_with_as_many_pairs_as_are_asked_for(tmp_path: Path, paire
     assert pair_stage.fn(a_config(tmp_path, health={"min_pairs": least}), 1, answers).rows == paired
 
 
-def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():
+def test_a_tied_group_yields_no_pair_even_without_a_margin():
     assert paired([1.0, 1.0], min_margin=0).account.dropped == {"tie": 1}
 
 
@@ -233,7 +233,7 @@ def test_the_margin_suits_the_judge_unless_it_is_set(judge: JudgeConfig, margin:
 
 
 @pytest.mark.parametrize(("scores", "pairs"), [([1 / 3, 2 / 3], 1), ([0.98, 1.0], 1), ([0.5, 0.5 + 1e-6], 0)])
-def test_one_instruction_more_makes_a_pair(scores: list[float], pairs: int):
+def test_satisfying_one_more_instruction_makes_a_pair(scores: list[float], pairs: int):
     margin = least_margin(PairConfig(), VerifierJudge(match="instructions"))
     assert len(paired(scores, min_margin=margin).pairs) == pairs
 
@@ -282,7 +282,7 @@ def test_the_share_of_errors_is_taken_of_the_pairs_that_fit():
     assert made.account.dropped == {"too_long": 10}
 
 
-def test_no_error_is_used_where_the_share_is_none():
+def test_no_error_is_used_if_their_share_is_0():
     assert {pair.kind for pair in paired(*[WITH_ERROR] * 30, max_error_pair_ratio=0).pairs} == {"regular"}
 
 

@@ -195,7 +195,7 @@ def test_an_iterations_prompts_are_fresh_and_all_that_was_written_is_accounted_f
     assert all(near.first_near(prompt.instruction) is None for prompt in second)
 
 
-def test_a_second_call_writes_nothing_and_another_measure_only_what_is_missing(tmp_path: Path, engines: Any):
+def test_a_second_call_writes_nothing_and_another_similarity_only_what_is_missing(tmp_path: Path, engines: Any):
     writer = engines(Writer())
     done = written(config_for(tmp_path))
     before = writer.shards
@@ -212,7 +212,7 @@ def test_a_second_call_writes_nothing_and_another_measure_only_what_is_missing(t
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 5, 8])
-def test_a_run_that_is_stopped_writes_on_and_ends_alike(tmp_path: Path, engines: Any, stop_at: int):
+def test_a_stopped_run_resumes_and_ends_the_same(tmp_path: Path, engines: Any, stop_at: int):
     whole = engines(Writer())
     written(config_for(tmp_path))
     shutil.move(tmp_path / "runs", tmp_path / "whole")

@@ -157,7 +157,7 @@ def test_iterations_that_no_disk_holds_are_refused_at_once(tmp_path: Path, capsy
     command = ["iterate", "--to", "1000000", "--profile", profile, "--set", f"folder={tmp_path}"]
     assert main([*command, "--set", "train.epochs=10000"]) == 2
     said = capsys.readouterr().err
-    assert "needs up to" in said and "are free there: free some" in said
+    assert "needs up to" in said and "is free there: free some space" in said
 
 
 def test_a_run_that_another_process_makes_is_refused_before_prefect_starts(
