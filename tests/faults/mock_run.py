@@ -185,15 +185,15 @@ def stage_of(path: str) -> str | None:
     return found[-1] if found else None
 
 
-def prepare() -> None:
-    """Makes this process one whose forks can run: mock engines in their places, no Prefect, everything imported.
+def prepare(*, forks: bool = True) -> None:
+    """Makes this process one that can run: mock engines in their places, no Prefect, and for forks everything imported.
 
-    The report's plots are empty: drawing them takes more than all else that such a run does.
+    The pages' plots are empty, and nothing waits for the disk, which the death of a process does no harm: both take
+    more than all else that such a run does. What a disk may forget is for test_crash_states.py.
     """
     import tempfile
 
     import pyarrow as pa
-    from markupsafe import Markup
 
     import flows.iterate as flow
     import judges.askers
@@ -201,8 +201,6 @@ def prepare() -> None:
     import tasks.sample
     import tasks.training
     import tpo.engines.inference.generator
-    import tpo.report.plots
-    import tpo.report.run_page
     from tests.faults.mock_engines import MockPool, MockWriter, mock_train_model
 
     pa.set_cpu_count(1)
@@ -211,15 +209,27 @@ def prepare() -> None:
         vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
     vars(tpo.engines.inference.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
     vars(tasks.training)["train_model"] = mock_train_model
-    for module in (tpo.report.plots, tpo.report.run_page):
-        vars(module)["draw"] = lambda *_, **__: Markup("<svg></svg>")
+    draw_nothing()
+    os.fsync = lambda _: None
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
+    if not forks:
+        return
     with tempfile.TemporaryDirectory() as folder:
         make_seed(Path(folder) / "seed")
         for judge in ("verifier", "pairwise"):
             flow.iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
     sys.addaudithook(_listener)
+
+
+def draw_nothing() -> None:
+    """Leaves the plots of all pages empty."""
+    from markupsafe import Markup
+
+    from tpo.report import comparison_page, ladder_page, plots, run_page
+
+    for module in (plots, run_page, comparison_page, ladder_page):
+        vars(module)["draw"] = lambda *_, **__: Markup("<svg></svg>")
 
 
 def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example, stage: str = "all") -> Broken:

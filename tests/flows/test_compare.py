@@ -118,7 +118,7 @@ def main(parent: Path) -> None:
     from flows.recipes import RECIPES
     from tests.faults import mock_run
 
-    mock_run.prepare()
+    mock_run.prepare(forks=False)
     ready = RECIPES["compare"].ready
     flow = vars(flows.compare)
     flow.update(judge=flow["judge"].fn, compare=flow["compare"].fn, iterate=vars(flows.iterate)["iterate"])

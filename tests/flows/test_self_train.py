@@ -167,6 +167,7 @@ def _prepare() -> None:
     import tasks.sample
     import tasks.training
     from tests.faults.mock_engines import mock_train_model
+    from tests.faults.mock_run import draw_nothing
 
     stages = (
         *("sample", "judge", "load_prompts", "demonstrate", "fine_tune", "train"),
@@ -177,6 +178,7 @@ def _prepare() -> None:
     vars(tasks.sample)["sampler_pool"] = lambda *_, **__: _Pool()
     vars(tasks.training)["train_model"] = mock_train_model
     vars(tasks.measure)["create_markdown_artifact"] = lambda **_: None
+    draw_nothing()
 
 
 class _Pool:

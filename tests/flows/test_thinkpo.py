@@ -85,7 +85,7 @@ def main(parent: Path) -> None:
     from tests.faults import mock_run
     from tpo.records import Pair
 
-    mock_run.prepare()
+    mock_run.prepare(forks=False)
     flow = vars(flows.thinkpo)
     for name, value in list(flow.items()):
         if type(value).__name__ == "Task":
