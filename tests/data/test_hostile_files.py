@@ -154,8 +154,17 @@ def read(path: Path, columns: tuple[str, ...]) -> list[PromptRow]:
     return read_prompt_rows(source, path)
 
 
+GIANTS = (
+    *("gigabytes in an archive", "one text, fifty thousand times", "one long text, many times"),
+    *("zeros that are compressed", "five million rows", "a dataset of compressed zeros"),
+)
+"""What takes seconds to make and to refuse."""
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("case", DATA_FILES)
+@pytest.mark.parametrize(
+    "case", sampled("hostile data files", [*DATA_FILES], 2, always=[name for name in DATA_FILES if name not in GIANTS])
+)
 def test_a_hostile_file_of_prompts_is_refused_or_read_right(tmp_path: Path, case: str):
     hostile, canary = DATA_FILES[case], tmp_path / "canary"
     path = tmp_path / hostile.name

@@ -94,7 +94,7 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
     assert sampled(pool, a, [REQUESTS]) == of_a
 
 
-@pytest.mark.story("an engine in two")
+@pytest.mark.story("an engine in two", 70)
 def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: SamplerPool, tmp_path: Path):
     """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
 

@@ -17,7 +17,7 @@ from tpo.models.published import fetch_model
 from tpo.report.summary import read_summary
 from tpo.storage.store import read_manifest
 
-pytestmark = [pytest.mark.story("a published model"), pytest.mark.end_to_end, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.story("a published model", 200), pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 PROFILE = ROOT / "deploy" / "profiles" / "smollm2-135m.toml"
 TINY = ("data.per_iteration=12", "data.validation=4", "data.test=2", "sample.k=3", "sample.max_attempts=2",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.story("ThinkPO"), pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("ThinkPO", 120), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=64", "data.test=32", "recipe.sft.epochs=4", "recipe.sft.learning_rate=1e-3",
          "recipe.sft.batch_size=16", "recipe.sft.micro_batch_size=16", "engine.shard_prompts=16",

@@ -112,7 +112,7 @@ def test_the_baseline_of_every_profile_is_a_config_that_prefect_takes(path: Path
         RunConfig.model_validate_json(direct_baseline(config).model_dump_json())
 
 
-@mock_run.prepared()
+@mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows.compare import compare_with_direct

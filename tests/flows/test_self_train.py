@@ -117,9 +117,10 @@ class _Stopped(Exception):
 def main(parent: Path) -> None:
     """Makes the runs on mock engines, without Prefect; writes what became of them."""
     from tests.faults.mock_engines import MockEngines
+    from tests.faults.mock_run import without_drawing
     from tests.without_prefect import without_prefect
 
-    with without_prefect(), using(RunContext(engines=MockEngines(_Pool()))):
+    with without_prefect(), without_drawing(), using(RunContext(engines=MockEngines(_Pool()))):
         (parent / "found.json").write_text(json.dumps(_found(parent)))
 
 

@@ -81,7 +81,7 @@ def test_without_fine_tuning_the_pairs_of_a_file_are_trained_on(found: Mapping[s
     assert found["from a file"]["pairs"] == 20
 
 
-@mock_run.prepared()
+@mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows.recipes import RECIPES

@@ -22,7 +22,7 @@ from tests.browser.chromium import CHROMIUM, Page
 from tests.operations.postgres import postgres
 from tests.operations.prefect_server import Operation, Run
 
-pytestmark = [pytest.mark.story("operations"), pytest.mark.end_to_end, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.story("operations", 240), pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 SETTINGS = (
     "data.per_iteration=16",
     "data.validation=8",
