@@ -21,14 +21,12 @@ from tasks.handles import (
 from tasks.judge import judge
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
-from tasks.progress import show_progress
 from tasks.report import Measured, Origin, report
 from tasks.sample import sample
 from tasks.synthesize import synthesize
 from tasks.train import reference_of, train
 from tasks.validate import validate
 from tpo.config.run import RunConfig
-from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.summary import REPORT, SUMMARY, Summary
 from tpo.storage.current import keep_config, mark_finished
@@ -40,7 +38,6 @@ from tpo.storage.store import mending
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
 def iterate(config: RunConfig, iterations: int) -> Summary:
     """Brings a run to M_T, T = `iterations`, as the only writer of its folder."""
-    look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
         summary = mending(lambda: bring_to(config, iterations))

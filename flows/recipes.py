@@ -19,7 +19,8 @@ from typing import Any
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
 from tpo.config.data import PromptConfig
-from tpo.config.load import load_config
+from tpo.config.load import ignore, load_config
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import LOGGER, say
 from tpo.engines.cluster.watchdog import watched
@@ -28,6 +29,7 @@ from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
 from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of, read_ladder
 from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
+from tpo.run_context import run_context, using
 from tpo.storage.current import is_current
 from tpo.storage.mirror import reading
 
@@ -135,7 +137,7 @@ def resolve_config(
     path = profile_path(profile)
     first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
     last = [f"seed={seed}"] if seed is not None else []
-    config = load_config(path, [*first, *overrides, *last])
+    config = load_config(path, [*first, *overrides, *last], note=ignore)  # read again below, with its notes
     if run_name is None:
         given = [judge, None if seed is None else f"seed{seed}"]
         run_name = "-".join([config.name, *(part for part in given if part is not None)])
@@ -204,11 +206,12 @@ def without_dpo(config: RunConfig) -> RunConfig:
 
     Raises `InputError` if the config itself has no DPO step.
     """
-    if config.self_train is None or not config.self_train.dpo:
+    recipe = config.recipe_as(SelfTrain)
+    if not recipe.dpo:
         raise InputError(
-            "a comparison with classic self-training starts from a run with the DPO step: set self_train.dpo to true"
+            "a comparison with classic self-training starts from a run with the DPO step: set recipe.dpo to true"
         )
-    changes = {"name": f"{config.name}-plain", "self_train": config.self_train.model_copy(update={"dpo": False})}
+    changes = {"name": f"{config.name}-plain", "recipe": recipe.model_copy(update={"dpo": False})}
     return config.model_copy(update=changes)
 
 
@@ -252,18 +255,16 @@ def _comparison(config: RunConfig, iterations: int, ours: Summary, theirs: Summa
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Ends everything that the flow starts in this process when it exits, or at the end of the context."""
+    """The context of a run (`tpo.run_context`); ends everything that the flow starts in this process when it exits, or
+    at the end of the context."""
     prefect_environment()
     check_prefect_settings()
     with watched(), apart_from_terminal():
-        from tpo.engines.inference.reward_reader import close_scorer_pools
-        from tpo.engines.inference.sampler import close_pools
+        from tasks.progress import show_progress
+        from tpo.engines.engines import open_engines
 
-        try:
+        with open_engines(), using(dataclasses.replace(run_context(), onlookers=[show_progress])):
             yield
-        finally:
-            close_pools()
-            close_scorer_pools()
 
 
 def check_prefect_settings() -> None:

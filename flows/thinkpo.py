@@ -16,12 +16,10 @@ from tasks.handles import seed_model, test_ask, write_ask
 from tasks.load_prompts import load_prompts
 from tasks.measure import Step, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
-from tasks.progress import show_progress
 from tasks.sample import sample
 from tasks.train import train
-from tpo.config.recipes import PairFile
+from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
-from tpo.console import look_on
 from tpo.records import Artifact
 from tpo.report.ladder import LADDER, Ladder, page_of
 from tpo.storage.current import keep_config, mark_finished
@@ -35,7 +33,6 @@ RECIPE = "ThinkPO"
 @flow(name="thinkpo", flow_run_name="{config.name}")
 def thinkpo(config: RunConfig) -> Ladder:
     """Brings a run of ThinkPO to its end, as the only writer of its folder."""
-    look_on(show_progress)
     with only_writer(config.root), writing(config):
         keep_config(config)
         ladder = mending(lambda: make_models(config))
@@ -66,8 +63,7 @@ def make_models(config: RunConfig) -> Ladder:
 
 def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, given: Artifact) -> Artifact | None:
     """Long and short outputs to the prompts of fine-tuning; None if pairs come from a file."""
-    assert config.thinkpo is not None
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
     if isinstance(source, PairFile):
         return None
 

@@ -19,9 +19,9 @@ from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
 from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
 from tpo.engines.inference.reply import Decoding, Reply, Tokens
-from tpo.engines.inference.sampler import sampler_pool
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder, Piece
 from tpo.models.folder import check_model_folder
@@ -78,7 +78,7 @@ class EngineAsker:
         self._context = min(config.max_tokens, check_model_folder(config.folder))
         self._decoding = decoding_of(config, self._context)
         self._engines = engine.count
-        self._pool = sampler_pool(engine, cluster, self._context, cpus=0)
+        self._pool = engines_of_run().sampler_pool(engine, cluster, self._context, cpus=0)
         self._encoder = ComparisonEncoder(prompt, ChatEncoder(config.folder))
 
     def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:

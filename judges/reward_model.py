@@ -18,8 +18,9 @@ from typing import Protocol
 from judges.base import Group, Spend, uncounted
 from tpo.config.judges import ArmoRMJudge, RewardModelJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.reply import Tokens
-from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values, scorer_pool
+from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.models.files import read_json, some_of
@@ -56,7 +57,7 @@ class ChatJudge(ABC):
         config: The model.
         engine: Its devices and dtype.
         cluster: The Ray cluster.
-        scorer: Reads the chats; by default the process's pool for this model.
+        scorer: Reads the chats; by default the run's pool for this model.
     """
 
     def __init__(
@@ -69,7 +70,13 @@ class ChatJudge(ABC):
     ) -> None:
         self._folder = config.folder
         self._max_tokens = config.max_tokens
-        self._scorer = scorer or scorer_pool(self._loader(), config.folder, engine, cluster)
+        self._engine, self._cluster = engine, cluster
+        self._given_scorer = scorer
+
+    def _scorer(self) -> ChatScorer:
+        if self._given_scorer is not None:
+            return self._given_scorer
+        return engines_of_run().scorer_pool(self._loader(), self._folder, self._engine, self._cluster)
 
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
@@ -89,7 +96,7 @@ class ChatJudge(ABC):
                 )
                 yield [chat for chat in asked[-1] if isinstance(chat, Chat)]
 
-        for group, values in zip(groups, self._scorer.score(chats()), strict=True):
+        for group, values in zip(groups, self._scorer().score(chats()), strict=True):
             found = iter(values)
             readings = [(chat, next(found) if isinstance(chat, Chat) else []) for chat in asked.popleft()]
             for chat, _ in readings:

@@ -6,8 +6,7 @@ Writes `comparison.json` and `comparison.html` to the folder of the run that thi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefect.artifacts import create_markdown_artifact
-
+from tasks.artifacts import show_markdown
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import Answers
 from tasks.stage import stage_task
@@ -66,7 +65,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Ans
     write_atomically(config.root / PAGE, render_comparison(comparison).encode())
     write_atomically(config.root / COMPARISON, write_comparison(comparison))
     picture = curve_picture(comparison)
-    create_markdown_artifact(
+    show_markdown(
         key=f"tpo-{slug(config.name)}-comparison",
         markdown="\n\n".join(
             [

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from prefect.artifacts import create_markdown_artifact
 
+from tasks.artifacts import show_markdown
 from tasks.estimates import Estimator, grouped, slug, values_of
 from tasks.handles import Answers
 from tasks.stage import stage_task
@@ -60,7 +60,7 @@ def measure(
     write_atomically(config.root / page_of(name), page.encode())
     write_atomically(config.root / name, write_ladder(ladder))
     picture = ladder_picture(ladder)
-    create_markdown_artifact(
+    show_markdown(
         key=f"tpo-{slug(config.name)}-{slug(name.removesuffix('.json'))}",
         markdown="\n\n".join(
             [

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from tasks.artifacts import show_markdown, show_table
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import Answers, Chosen
 from tasks.stage import stage_task
@@ -74,18 +74,18 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
         spent=spending(read_ledger(config.root)),
     )
     write_atomically(config.root / REPORT, page.encode())
-    create_table_artifact(
+    show_table(
         key=f"tpo-{slug(config.name)}",
         table=_artifact_rows(summary),
         description=f"Run {config.name}, one row a model",
     )
-    create_table_artifact(
+    show_table(
         key=f"tpo-{slug(config.name)}-judge",
         table=_judge_rows(summary),
         description=f"Run {config.name}, how sound the {config.judge.kind} judge looked, one row an iteration",
     )
     picture = score_picture(summary)
-    create_markdown_artifact(
+    show_markdown(
         key=f"tpo-{slug(config.name)}-report",
         markdown=f"Test score by iteration. The whole page: `{config.place}/report.html`\n\n"
         + (f"![Test score by iteration]({picture})" if picture else ""),

@@ -15,10 +15,12 @@ from tasks.spending import sampling_meter
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
-from tpo.engines.inference.sampler import Output, Request, request_seed, sampler_pool
+from tpo.engines.inference.sampler import Output, Request, request_seed
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.models.folder import check_model_folder
@@ -46,7 +48,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = resolved["k"], resolved["tries"]
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = writer_encoder(model.path, config.model)
-    if config.thinkpo is None:
+    if not isinstance(config.recipe, ThinkPo):
         thought_prompt = thought_prompt.for_model(encoder)
     else:  # ThinkPO trains the model's own way of thinking
         thought_prompt = thought_prompt.keeping_native_thoughts()
@@ -55,7 +57,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     longest = _context(config, ask, requests, model)
     # The same for all rounds of a run, whether this one has rules or not: a new engine takes half a minute to start.
     forcing = how.max_thought_tokens is not None or how.calculator is not None
-    pool = sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
+    pool = engines_of_run().sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
     if missing:
         check_files(model)
     with (
@@ -186,14 +188,14 @@ def _describe(name: str, artifact: Artifact) -> str:
 
 def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
     """Outputs of one model for one set of prompts."""
-    only_for = {"k", "temperature", "tries", "evaluation_temperature", "evaluation_tries"}
+    only_for = {"k", "temperature", "max_attempts", "evaluation_temperature", "evaluation_max_attempts"}
     sample = ask.sample.model_dump(mode="json", exclude=only_for)
     if ask.purpose == "train":
-        sample |= {"k": ask.sample.k, "tries": ask.sample.tries, "temperature": ask.sample.temperature}
+        sample |= {"k": ask.sample.k, "tries": ask.sample.max_attempts, "temperature": ask.sample.temperature}
     else:
         warmth = ask.sample.evaluation_temperature
         temperature = ask.sample.temperature if warmth is None else warmth
-        sample |= {"k": 1, "tries": ask.sample.evaluation_tries, "temperature": temperature}
+        sample |= {"k": 1, "tries": ask.sample.evaluation_max_attempts, "temperature": temperature}
     return Stage(
         config.root,
         f"{ask.folder}/samples",

@@ -12,8 +12,8 @@ from tasks.stage import begin
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
+from tpo.engines.engines import engines_of_run
 from tpo.engines.training.checkpoints import trainer_folder
-from tpo.engines.training.launch import train_model
 from tpo.engines.training.tracking import Tracked
 from tpo.records import Artifact, Demonstration, Epoch, Pair
 from tpo.storage.disk import remove
@@ -65,7 +65,7 @@ def _train(
         meter.check()
         count = _Steps(rows, training, meter, fresh=not trainer_folder(stage.folder).exists())
         try:
-            epochs = train_model(
+            epochs = engines_of_run().train_model(
                 model,
                 rows,
                 stage.folder,
@@ -143,7 +143,7 @@ def training_without_effect(section: str, training: TrainingConfig) -> set[str]:
     training resumes.
     """
     names = {"micro_batch_size", "packing", "gradient_checkpointing"}
-    if training.schedule == "constant":
+    if training.lr_scheduler == "constant":
         names.add("warmup_share")
     if isinstance(training, TrainConfig):
         if training.loss != "irpo":

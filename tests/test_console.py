@@ -5,21 +5,18 @@ import sys
 
 import pytest
 
-from tpo import console
-from tpo.console import Advance, look_on, progress_bar, say
+from tpo.console import Advance, progress_bar, say
+from tpo.run_context import RunContext, using
 
 
-def test_onlookers_are_told_once_of_every_bar_and_of_all_that_it_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(console, "_onlookers", [])
+def test_onlookers_are_told_of_every_bar_and_of_all_that_it_is_told():
     told: list[object] = []
 
     def onlooker(label: str, total: int, unit: str) -> Advance:
         told.append((label, total, unit))
         return told.append
 
-    look_on(onlooker)
-    look_on(onlooker)
-    with progress_bar("sample iter_1", 64, "outputs") as advance:
+    with using(RunContext(onlookers=[onlooker])), progress_bar("sample iter_1", 64, "outputs") as advance:
         advance(16)
         advance(64)
     assert told == [("sample iter_1", 64, "outputs"), 16, 64]

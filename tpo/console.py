@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from tpo.run_context import run_context
+
 Advance = Callable[[int], None]
 """Sets the amount done."""
 
@@ -20,20 +22,14 @@ LOGGER = "tpo"
 """Logger of the lines; Prefect sends them to its server and shows them with the run."""
 logging.getLogger(LOGGER).setLevel(logging.INFO)
 _SECONDS_BETWEEN_LINES = 10
-_onlookers: list[Onlooker] = []
-
-
-def look_on(onlooker: Onlooker) -> None:
-    """Register a progress listener. Idempotent."""
-    if onlooker not in _onlookers:
-        _onlookers.append(onlooker)
 
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A progress bar for a long job; call what it yields with the amount done so far."""
+    """A progress bar for a long job, of which the run's onlookers are told; call what it yields with the amount done so
+    far."""
     with _own_bar(label, total, unit) as own:
-        told = [own, *(onlooker(label, total, unit) for onlooker in _onlookers)]
+        told = [own, *(onlooker(label, total, unit) for onlooker in run_context().onlookers)]
 
         def advance(done: int) -> None:
             for tell in told:

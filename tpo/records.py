@@ -288,9 +288,3 @@ class Account:
 
 def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-RECORDS: Mapping[str, type] = {
-    cls.__name__: cls for cls in (Prompt, Generation, Sample, Judgment, Score, Pair, Demonstration, Epoch)
-}
-"""The record classes that can be stored, by name."""

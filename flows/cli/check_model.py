@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from flows.preflight import check_templates, machine_misfits, model_checks
 from prompts.native import Tokens
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import context_of
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.judges import EvaluationConfig, VerifierJudge
@@ -54,7 +53,7 @@ def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, p
     Raises `InputError` only if the profile itself can't be used; what is wrong with the model is in the report.
     """
     config = _alone(config, model)
-    folder = SHIPPED_SEED_MODEL if model == MINIATURE else Path(model)
+    folder = config.model.folder
     found = Collector()
     if not found.run(lambda: check_model_folder(folder)):
         return ModelReport(str(folder), profile, {}, found.refusals)
@@ -240,7 +239,8 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
     it."""
     from flows.recipes import working
     from tasks.sample import rules_of
-    from tpo.engines.inference.sampler import Request, request_seed, sampler_pool
+    from tpo.engines.engines import engines_of_run
+    from tpo.engines.inference.sampler import Request, request_seed
     from tpo.storage.store import folder_artifact
 
     model, sample = folder_artifact(folder), config.sample
@@ -249,7 +249,7 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
     asked = {prompt.variant: prompt for prompt in reversed(prompts)}
     probes = []
     with working():
-        pool = sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
+        pool = engines_of_run().sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
 
         def outputs(requests: Sequence[Request], prompt: ThoughtPrompt, n: int) -> "list[list[Output]]":
             rules = rules_of(sample, prompt)

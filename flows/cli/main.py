@@ -16,7 +16,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeAlias, get_args
 
@@ -41,8 +41,8 @@ from flows.recipes import (
     resolve_config,
     working,
 )
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
-from tpo.config.data import PromptConfig
+from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -57,10 +57,10 @@ SERVER_LOST = 3
 """Exit status where Prefect's server is out of reach."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, recipes: Iterable[Recipe] = RECIPES.values()) -> int:
     """Runs one subcommand; returns the exit status."""
     os.environ.update(loopback_without_proxy(os.environ))
-    options = _parser().parse_args(arguments)
+    options = _parser(recipes).parse_args(arguments)
     last_words(TO_RESUME if options.run is _make else STOPPED)
     return ended(lambda: int(options.run(options)))
 
@@ -114,10 +114,10 @@ class _Parser(argparse.ArgumentParser):
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentParser:
     parser = _Parser(prog="tpo", description="Thought Preference Optimization")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for recipe in RECIPES.values():
+    for recipe in recipes:
         add_recipe(commands, recipe)
     _add_plan(commands)
     _add_fetch(commands)
@@ -189,7 +189,7 @@ def _add_serve(commands: Commands) -> None:
     )
     serve.add_argument("--allow-thoughts", action="store_true", help="show a thought to a request that asks for it")
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
-    _add_set(serve, "engine.memory_gib=8")
+    _add_set(serve, "engine.kv_cache_gib=8")
     serve.set_defaults(run=_serve)
 
 
@@ -330,7 +330,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
     model = _config(options).model
     fetch_model(model)
-    if model.path != MINIATURE and not Path(model.path).is_dir():
+    if not model.folder.is_dir():
         raise InputError(f"there is no folder {model.path}, and the profile does not say where from: set model.hub_id")
     print(f"the seed model is there: {model.path}")
     return 0
@@ -361,7 +361,7 @@ def _check_model(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from flows.cli.serve import Place, config_of_run, serve
 
-    model = SHIPPED_SEED_MODEL if options.model == MINIATURE else Path(options.model)
+    model = ModelConfig(path=options.model).folder
     if not options.model:
         raise InputError("there is no model: name its folder, for example MODEL=runs/laptop/iter_3/model")
     if options.profile:
@@ -435,8 +435,11 @@ def _small_judges(options: argparse.Namespace) -> int:
     make_folder(options.to)
     _start_again_with_threads(2)
     from flows.cli.miniature import build_small_judges
+    from tpo.engines.engines import open_engines
 
-    for name, scores in build_small_judges(options.to).items():
+    with open_engines():
+        built = build_small_judges(options.to)
+    for name, scores in built.items():
         print(name, ", ".join(f"{score} {value:g}" for score, value in scores.items()))
     return 0
 

@@ -31,6 +31,7 @@ from tpo.config.data import SampleConfig
 from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.console import progress_bar
+from tpo.engines.cluster.room import Room
 from tpo.engines.inference.reply import Tokens
 from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
@@ -148,7 +149,7 @@ Write: TypeAlias = Callable[[ThoughtPrompt, Sequence[Problem], int], list[list[P
 @contextlib.contextmanager
 def _writer(folder: Path) -> Iterator[Write]:
     """A model that answers problems."""
-    encoder, pool = ChatEncoder(folder), SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS)
+    encoder, pool = ChatEncoder(folder), SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS, room=Room())
 
     def write(prompt: ThoughtPrompt, asked: Sequence[Problem], n: int) -> list[list[Parsed]]:
         requests = [

@@ -38,14 +38,14 @@ _last_words = TO_RESUME
 _leaving = threading.Lock()
 
 
-def stop_in_order() -> None:
+def stop_in_order(*, grace_seconds: float = GRACE_SECONDS) -> None:
     """Makes signals that ask this process to end raise `KeyboardInterrupt(number)` in the main thread.
 
     An ignored signal stays ignored, as under `nohup`.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    threading.Thread(target=_leave_in_time, args=(reader,), name="stopping", daemon=True).start()
+    threading.Thread(target=_leave_in_time, args=(reader, grace_seconds), name="stopping", daemon=True).start()
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # A forked child that is killed must not write into the pipe that it shares with us.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
@@ -54,14 +54,14 @@ def stop_in_order() -> None:
             signal.signal(number, _stop)
 
 
-def _leave_in_time(reader: int) -> None:
-    """Ends this process at the second signal, or `GRACE_SECONDS` after the first."""
+def _leave_in_time(reader: int, grace_seconds: float) -> None:
+    """Ends this process at the second signal, or `grace_seconds` after the first."""
     number = _next_signal(reader)
     if number == signal.SIGHUP:
         _let_go_of_terminal()
     _tell("Stopping. Press ^C again to stop at once." if number == signal.SIGINT else "Stopping.")
     _told.set()
-    if select.select([reader], [], [], GRACE_SECONDS)[0]:
+    if select.select([reader], [], [], grace_seconds)[0]:
         number = _next_signal(reader)
     leave(number)
 

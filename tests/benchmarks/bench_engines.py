@@ -23,6 +23,7 @@ from prompts.thought import VARIANTS
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
+from tpo.engines.cluster.room import Room
 from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
 from tpo.miniature.world import problems
 from tpo.models.chat import ChatEncoder
@@ -40,7 +41,8 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before anything starts")
     # Ray's count of CPUs is left out of it: three engines are there at a time, of which one or two work.
     pools = [
-        SamplerPool(ENGINE.model_copy(update={"count": count}), ClusterConfig(), CONTEXT, cpus=0) for count in (1, 2)
+        SamplerPool(ENGINE.model_copy(update={"count": count}), ClusterConfig(), CONTEXT, room=Room(), cpus=0)
+        for count in (1, 2)
     ]
     size = ENGINE.shard_prompts
     requests = list(itertools.islice(_requests(), (ROUNDS + 1) * PROMPTS))

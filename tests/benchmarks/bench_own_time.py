@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.mock_engines import mock_train_model
-from tests.faults.mock_run import STAGES, make_seed
+from tests.faults.mock_engines import MockEngines
+from tests.faults.mock_run import make_seed
+from tests.without_prefect import without_prefect
 from tpo.config.data import SampleConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.sampler import Accept, Output, Request
 from tpo.miniature.world import WORDS
 from tpo.records import Artifact
+from tpo.run_context import RunContext, using
 
 K, VALIDATION, TEST = 8, 1500, 600
 SIZES = (5000, 20_000)
@@ -70,6 +72,13 @@ class InstantPool:
         return Output([seed % VOCABULARY, *self._ids[seed % 101], 2], text, True, 1)
 
 
+class InstantEngines(MockEngines):
+    """The mock's, whose training doesn't look at every row, which is no work of ours."""
+
+    def train_model(self, model: Path, rows: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
+        return super().train_model(model, rows[:1], *arguments, **settings)
+
+
 class Clock:
     """Adds up what stages take, without what the pool takes."""
 
@@ -82,9 +91,9 @@ class Clock:
     def timed(self, name: str, stage: Callable[..., Any]) -> Callable[..., Any]:
         """The stage, timed."""
 
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: Any, **settings: Any) -> Any:
             wall, cpu, mock = time.perf_counter(), time.process_time(), self._pool.seconds
-            found = stage(*arguments)
+            found = stage(*arguments, **settings)
             mock = self._pool.seconds - mock
             self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - cpu - mock
             self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall - mock
@@ -126,28 +135,21 @@ def main() -> None:
 
 def measure(prompts: int, source: str) -> dict[str, Any]:
     """Times and memory of one iteration, after M_0 has been measured."""
-    import flows.iterate as flow
-    import tasks.report
-    import tasks.sample
-    import tasks.training
+    from flows.iterate import iterate
 
     pool = InstantPool()
     clock = Clock(pool)
-    vars(tasks.sample)["sampler_pool"] = lambda *_, **__: pool
-    vars(tasks.training)["train_model"] = _train
-    for artifact in ("create_table_artifact", "create_markdown_artifact"):
-        vars(tasks.report)[artifact] = lambda **_: None
-    for name in STAGES:
-        vars(flow)[name] = clock.timed(name, vars(flow)[name].fn)
-    for name in ("iterate", "iteration"):
-        vars(flow)[name] = vars(flow)[name].fn
     before = peak_mib()
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        without_prefect(clock.timed),
+        using(RunContext(engines=InstantEngines(pool))),
+    ):
         config = a_run(Path(folder), prompts, source)
-        flow.iterate(config, 0)
+        iterate(config, 0)
         for times in (clock.cpu, clock.wall, clock.peak):
             times.clear()
-        flow.iterate(config, 1)
+        iterate(config, 1)
     loaded = [name for name in ("torch", "transformers", "ray", "vllm", "trl", "pandas") if name in sys.modules]
     return {
         "cpu": clock.cpu,
@@ -183,11 +185,6 @@ def a_run(folder: Path, prompts: int, source: str) -> RunConfig:
                 text = f"{i} {' '.join(draw.choices(WORDS, k=60))}"
                 file.write(json.dumps({"instruction": text, "answer": str(i % 2)}) + "\n")
     return RunConfig.model_validate(values)
-
-
-def _train(model: Path, rows: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
-    """The mock's training, without its look at every row, which is no work of ours."""
-    return mock_train_model(model, rows[:1], *arguments, **settings)
 
 
 def _options() -> argparse.Namespace:

@@ -14,6 +14,7 @@ from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.judges import VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig
+from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import ThoughtBudget
 from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.method.stats import mean
@@ -37,7 +38,7 @@ def main(model: Path) -> None:
         Request(encoder.encode(GENERIC.render(problem.instruction)), request_seed(problem.instruction))
         for problem in asked
     ]
-    pool = SamplerPool(EngineConfig(), ClusterConfig(), 352, forcing=True)
+    pool = SamplerPool(EngineConfig(), ClusterConfig(), 352, room=Room(), forcing=True)
     print(f"{model}, {PROMPTS} test prompts, temperature 0.8, one output each")
     print("| most thought tokens | mean thought tokens | right, % [95 %] | broken or cut, % |")
     print("|---|---|---|---|")

@@ -10,21 +10,31 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import flows.cli.main as command
-from flows import recipes as start
+from flows.cli.main import main
 from flows.cli.stopping import stop_in_order
+from flows.recipes import RECIPES, Recipe, checked
 from tests.faults.cluster_driver import Squarer, orders
 from tpo.config.run import RunConfig
 from tpo.engines.cluster.crew import Crew
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
+from tpo.engines.cluster.room import Room
 from tpo.report.summary import Summary
 
 
-def square(_recipe: start.Recipe, config: RunConfig, iterations: int) -> Summary:
+class Squaring(Recipe):
+    """A recipe without the check before work, which would look at a model for ten seconds; none is used."""
+
+    def ready(self, config: RunConfig, iterations: int) -> None:
+        """Checks files alone."""
+        checked(config)
+        self.check(config)
+
+
+def square(config: RunConfig, iterations: int) -> Summary:
     """Squares numbers on two actors, a CPU each."""
     start_ray(config.cluster)
-    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2)
+    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2, Room())
     numbers: Iterator[int] = itertools.count()
     with Path(os.environ["TPO_TOLD"]).open("w") as told:
         for index, (value, node) in crew.work(numbers, orders()):
@@ -33,7 +43,6 @@ def square(_recipe: start.Recipe, config: RunConfig, iterations: int) -> Summary
 
 
 if __name__ == "__main__":
-    vars(start).update(check_before_work=lambda *_: None)  # it would look at a model for ten seconds; none is used
-    vars(command).update(_run=square)
+    recipe = Squaring(**{**vars(RECIPES["iterate"]), "flow": "tests.deploy.slurm_flow:square"})
     stop_in_order()
-    sys.exit(command.main())
+    sys.exit(main(recipes=[recipe]))

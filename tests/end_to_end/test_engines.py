@@ -18,8 +18,8 @@ from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import engine_environment, start_ray
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.sampler import Accept, Engine, Output, Request, SamplerPool
-from tpo.engines.training.launch import train_model
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
 from tpo.storage.store import folder_artifact
@@ -63,7 +63,7 @@ def outputs(pool: SamplerPool, model: Artifact, *, tries: int, accept: Accept = 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[SamplerPool]:
-    pool = SamplerPool(EngineConfig(threads=1), ClusterConfig(), 64)
+    pool = engines_of_run().sampler_pool(EngineConfig(threads=1), ClusterConfig(), 64)
     yield pool
     pool.close()
 
@@ -92,7 +92,7 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
     assert sampled(pool, a, [REQUESTS]) == of_a
 
 
-@pytest.mark.story("an engine in two")
+@pytest.mark.story("an engine in two", 70)
 def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: SamplerPool, tmp_path: Path):
     """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
 
@@ -103,7 +103,7 @@ def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: Sampler
     actors = pool.crew.actors
     reloaded = sampled(pool, b, [REQUESTS])
     assert pool.crew.actors == actors
-    split = SamplerPool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
+    split = engines_of_run().sampler_pool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
     try:
         assert sampled(split, b, [REQUESTS]) == reloaded
     finally:
@@ -150,11 +150,11 @@ def moved(model: Artifact, folder: Path, part: str) -> Artifact:
 def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     pairs = [pair(i) for i in range(16)]
-    epochs = train_model(
+    epochs = engines_of_run().train_model(
         model.path,
         pairs,
         tmp_path / "train",
-        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
+        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_ratio=0),
         trainer=TrainerConfig(threads=1),
         cluster=ClusterConfig(),
         seed=0,
@@ -171,7 +171,7 @@ def test_a_worker_that_fails_says_why(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     (model.path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(StageError, match="training failed"):
-        train_model(
+        engines_of_run().train_model(
             model.path,
             [pair(0)],
             tmp_path / "train",

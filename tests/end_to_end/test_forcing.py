@@ -18,6 +18,7 @@ from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.data.gsm8k import annotations
 from tpo.engines.cluster.processes import engine_environment
+from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget, as_argument
 from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.miniature.training import collate, descend, falling
@@ -33,7 +34,7 @@ BUDGET = ThoughtBudget(12, GENERIC.response_marker)
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[SamplerPool]:
-    made = SamplerPool(EngineConfig(), ClusterConfig(), 352, forcing=True)
+    made = SamplerPool(EngineConfig(), ClusterConfig(), 352, room=Room(), forcing=True)
     yield made
     made.close()
 
@@ -137,7 +138,7 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
     assert bound.count("identical") > 0.9 * len(bound), bound.count("no value")
 
 
-@pytest.mark.story("the V2 model runner")
+@pytest.mark.story("the V2 model runner", 40)
 def test_the_v2_model_runner_of_gpus_writes_what_v1_writes(pool: SamplerPool):
     """As a whole: vLLM's loader, scheduler and V2 runner, on the CPU."""
     encoder = ChatEncoder(SHIPPED_SEED_MODEL)

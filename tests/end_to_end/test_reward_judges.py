@@ -12,7 +12,8 @@ from judges.reward_model import RewardModel
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tpo.config.judges import ArmoRMJudge, RewardModelJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.inference.reward_reader import Scorer, close_scorer_pools, scorer_pool
+from tpo.engines.engines import Engines, open_engines
+from tpo.engines.inference.reward_reader import Scorer
 from tpo.errors import StageError
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
@@ -25,12 +26,13 @@ GROUPS = [
 
 
 @pytest.fixture(autouse=True)
-def _no_scorers_left_behind() -> Iterator[None]:
-    yield
-    close_scorer_pools()
+def engines() -> Iterator[Engines]:
+    """Scorers that no other test uses."""
+    with open_engines() as engines:
+        yield engines
 
 
-def test_a_dead_scorer_is_replaced_and_its_prompts_are_read_again(tmp_path: Path):
+def test_a_dead_scorer_is_replaced_and_its_prompts_are_read_again(tmp_path: Path, engines: Engines):
     import ray
 
     folder = armorm_folder(tmp_path / "armorm")
@@ -42,7 +44,7 @@ def test_a_dead_scorer_is_replaced_and_its_prompts_are_read_again(tmp_path: Path
         for judgment in said
     ]
     judge = ArmoRMScorer(config, ENGINE, ClusterConfig())
-    pool = scorer_pool(load_armorm_reader, folder, ENGINE, ClusterConfig())
+    pool = engines.scorer_pool(load_armorm_reader, folder, ENGINE, ClusterConfig())
     said = judge.judge(GROUPS)
     found = [judgment.outcome for judgment in next(said)]
     before = list(pool.crew.actors)

@@ -24,7 +24,7 @@ from tests.faults.mock_run import (
     break_run,
     folder_for_runs,
     make_seed,
-    prepare,
+    prepared,
 )
 
 PLANS = (Plan("verifier"), Plan("pairwise"))
@@ -33,13 +33,13 @@ Outcome = tuple[str, Broken]
 
 def mock_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
     """Breaks `count` runs on mock engines, each kind of fault in turn and with each judge."""
-    prepare()
-    make_seed(parent / "seed")
-    examples = [an_example(parent / plan.judge, plan) for plan in PLANS]
-    for i in range(count):
-        fault, example = FAULTS[i % len(FAULTS)], examples[i // len(FAULTS) % len(PLANS)]
-        with folder_for_runs(parent) as folder:
-            yield fault.name, break_run(fault, random.Random(f"{seed} {i}"), folder, example)
+    with prepared():
+        make_seed(parent / "seed")
+        examples = [an_example(parent / plan.judge, plan) for plan in PLANS]
+        for i in range(count):
+            fault, example = FAULTS[i % len(FAULTS)], examples[i // len(FAULTS) % len(PLANS)]
+            with folder_for_runs(parent) as folder:
+                yield fault.name, break_run(fault, random.Random(f"{seed} {i}"), folder, example)
 
 
 def real_runs(count: int, seed: int, parent: Path, recipe: str) -> Iterator[Outcome]:

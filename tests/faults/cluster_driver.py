@@ -18,6 +18,7 @@ from tpo.config.run import RunConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
+from tpo.engines.cluster.room import Room
 
 STOP = "stop"
 """File that tells a driver to ask for no more."""
@@ -83,7 +84,7 @@ def orders() -> Orders[int]:
 
 def square(folder: Path) -> None:
     """Squares numbers on five actors, a CPU each, until it is told to stop."""
-    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5)
+    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
 
     def numbers() -> Iterator[int]:
         for number in itertools.count():
@@ -101,7 +102,7 @@ def span(_: Path) -> None:
     import ray
     from ray.util import placement_group_table
 
-    crew = Crew(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2)
+    crew = Crew(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2, Room())
     for index, (value, nodes) in crew.work(range(4), orders()):
         tell(index=index, value=value, nodes=nodes)
     tell(held=crew.holds("GPU"))
@@ -118,7 +119,7 @@ def sample(folder: Path) -> None:
     from tasks.handles import seed_model, training_ask
     from tasks.load_prompts import load_prompts
     from tasks.sample import sample as stage
-    from tpo.engines.inference.sampler import close_pools
+    from tpo.engines.engines import open_engines
 
     for name in ("undisturbed", "struck"):
         config = RunConfig(
@@ -131,9 +132,9 @@ def sample(folder: Path) -> None:
         seed = seed_model(config)
         prompts = load_prompts.fn(config, "iter_1/prompts", seed, [])
         tell(begins=name)
-        done = stage.fn(config, training_ask(config, 1), seed, prompts)
+        with open_engines():
+            done = stage.fn(config, training_ask(config, 1), seed, prompts)
         tell(ends=name, rows=done.rows, fingerprint=done.fingerprint)
-    close_pools()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from prompts.instructions import CLOSE, OPEN
 from prompts.thought import VARIANTS
 from tpo.config.data import SampleConfig
 from tpo.config.training import TrainingConfig
+from tpo.engines.engines import Engines
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.sampler import Accept, Output, Request
@@ -46,7 +47,10 @@ class MockPool:
         accept: Accept,
         rules: Sequence[Rule] = (),
     ) -> Iterator[tuple[int, list[list[Output]]]]:
-        """Outputs of which one in eight breaks the format."""
+        """Outputs of which one in eight breaks the format; what writes prompts accepts any."""
+        if accept(Output([], "", False, 1), decode):
+            yield from MockWriter().generate(model, shards, sample, n=n, tries=tries, accept=accept)
+            return
         for i, shard in _as_engines_free_up(shards):
             yield i, [[_output(model, request, j, tries, accept) for j in range(n)] for request in shard]
 
@@ -75,6 +79,20 @@ class MockWriter(MockPool):
         """One or two instructions each."""
         for i, shard in _as_engines_free_up(shards):
             yield i, [[_writing(model, request)] for request in shard]
+
+
+class MockEngines(Engines):
+    """Stands in for a run's engines, with one pool for everything."""
+
+    def __init__(self, pool: Any = None) -> None:
+        super().__init__()
+        self._pool = MockPool() if pool is None else pool
+
+    def sampler_pool(self, *_: Any, **__: Any) -> Any:
+        return self._pool
+
+    def train_model(self, *arguments: Any, **options: Any) -> list[Epoch]:
+        return mock_train_model(*arguments, **options)
 
 
 def mock_train_model(

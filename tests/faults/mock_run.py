@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 from tests.faults.compare import Difference, difference
 
@@ -185,41 +186,48 @@ def stage_of(path: str) -> str | None:
     return found[-1] if found else None
 
 
-def prepare() -> None:
-    """Makes this process one whose forks can run: mock engines in their places, no Prefect, everything imported.
+@contextlib.contextmanager
+def prepared(*, forks: bool = True) -> Iterator[None]:
+    """Makes this process one that can run: on mock engines, without Prefect, and for forks with everything imported.
 
-    The report's plots are empty: drawing them takes more than all else that such a run does.
+    Pages have no plots, and nothing waits for the disk, which the death of a process does no harm: both take more than
+    all else that such a run does. What a disk may forget is for test_crash_states.py.
     """
     import tempfile
 
     import pyarrow as pa
-    from markupsafe import Markup
 
-    import flows.iterate as flow
-    import judges.askers
-    import tasks.report
-    import tasks.sample
-    import tasks.training
-    import tpo.engines.inference.generator
-    import tpo.report.plots
-    import tpo.report.run_page
-    from tests.faults.mock_engines import MockPool, MockWriter, mock_train_model
+    from flows.iterate import iterate
+    from tests.faults.mock_engines import MockEngines
+    from tests.without_prefect import without_prefect
+    from tpo.run_context import RunContext, using
 
     pa.set_cpu_count(1)
-    vars(flow).update({name: vars(flow)[name].fn for name in (*STAGES, "synthesize", "iterate", "iteration")})
-    for module in (tasks.sample, judges.askers):
-        vars(module)["sampler_pool"] = lambda *_, **__: MockPool()
-    vars(tpo.engines.inference.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
-    vars(tasks.training)["train_model"] = mock_train_model
-    for module in (tpo.report.plots, tpo.report.run_page):
-        vars(module)["draw"] = lambda *_, **__: Markup("<svg></svg>")
-    for artifact in ("create_table_artifact", "create_markdown_artifact"):
-        vars(tasks.report)[artifact] = lambda **_: None
-    with tempfile.TemporaryDirectory() as folder:
-        make_seed(Path(folder) / "seed")
-        for judge in ("verifier", "pairwise"):
-            flow.iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
-    sys.addaudithook(_listener)
+    with (
+        without_prefect(),
+        without_drawing(),
+        mock.patch("os.fsync", return_value=None),
+        using(RunContext(engines=MockEngines())),
+    ):
+        if forks:
+            with tempfile.TemporaryDirectory() as folder:
+                make_seed(Path(folder) / "seed")
+                for judge in ("verifier", "pairwise"):
+                    iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
+            sys.addaudithook(_listener)
+        yield
+
+
+@contextlib.contextmanager
+def without_drawing() -> Iterator[None]:
+    """Leaves plots empty: matplotlib takes more than all else that such a run does."""
+    axes = mock.MagicMock()
+    axes.get_ylim.return_value = (0.0, 1.0)
+    figure = mock.MagicMock()
+    figure.add_subplot.return_value = axes
+    figure.savefig.side_effect = lambda file, **_: file.write('<svg viewBox="0 0 1 1"></svg>')
+    with mock.patch("matplotlib.figure.Figure", return_value=figure):
+        yield
 
 
 def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example, stage: str = "all") -> Broken:
@@ -322,7 +330,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
                 "test": 5,
                 "synthetic": synthetic if plan.synthetic else None,
             },
-            "sample": {"k": 3, "evaluation_tries": 2},
+            "sample": {"k": 3, "evaluation_max_attempts": 2},
             "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0},
             "train": {"epochs": 2},

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.faults import mock_run
 from tests.faults.mock_engines import ENGINES
+from tests.sampling import exhaustive
 
 ROOT = Path(__file__).parents[2]
-KILLS = 15
+KILLS = 15 if exhaustive() else 9
 
 pytestmark = pytest.mark.faults
 
@@ -69,11 +71,9 @@ def test_some_kills_struck_where_something_was_paid_for_twice(found: Mapping[str
     assert any(run["spent"] != run["expected"] for run in found["killed"])
 
 
+@mock_run.prepared()
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
-    from tests.faults import mock_run
-
-    mock_run.prepare()
     mock_run.make_seed(parent / "seed")
     plans = {judge: mock_run.Plan(judge, iterations=1) for judge in ("verifier", "pairwise")}
     examples = {judge: mock_run.an_example(parent / judge, plan) for judge, plan in plans.items()}
@@ -97,7 +97,7 @@ def main(parent: Path) -> None:
 
 
 def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
-    """A run with a cap that is raised, by a tenth of what the whole run takes, each time that it is reached."""
+    """A run with a cap that is raised, by a seventh of what the whole run takes, each time that it is reached."""
     from tests.faults.compare import astuple, difference
     from tpo.storage.ledger import read_ledger
 
@@ -106,7 +106,7 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
     folder.mkdir()
     said, over, stops = [], [], 0
     while True:
-        cap += total // 10
+        cap += total // 7
         log = folder / f"log_{stops}.txt"
         status = _run_with_cap(folder, judge, cap, log)
         if status == 0:
@@ -127,7 +127,6 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
 
 def _run_with_cap(folder: Path, judge: str, cap: int, log: Path) -> int:
     from flows.iterate import iterate
-    from tests.faults import mock_run
     from tpo.config.resources import BudgetConfig
     from tpo.errors import BudgetError
 

@@ -13,8 +13,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 
@@ -23,10 +21,9 @@ from tests.rows import a_prompt
 from tests.sampling import exhaustive, seed
 from tpo.errors import DamagedError
 from tpo.records import Artifact, External, Prompt
-from tpo.storage import journal, store
 from tpo.storage.disk import write_atomically
-from tpo.storage.journal import Journal, read_journal
-from tpo.storage.store import Stage, check_files, mending, read_rows
+from tpo.storage.journal import SYNC_SECONDS, Journal, read_journal
+from tpo.storage.store import Clock, Stage, check_files, mending, read_manifest, read_rows
 
 ORDER = (2, 0, 1)
 """Shards end in any order."""
@@ -39,8 +36,21 @@ pytestmark = pytest.mark.faults
 Operations = list[Operation]
 
 
+class OneMoment(Clock):
+    """No time passes, so that manifests differ only where stages do."""
+
+    def now(self) -> datetime.datetime:
+        return datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+MOMENT = OneMoment()
+
+
 def a_stage(root: Path, k: int = 1) -> Stage:
-    return Stage(root, "prompts", Prompt, inputs={"model": External("m0")}, config={"k": k})
+    return Stage(root, "prompts", Prompt, inputs={"model": External("m0")}, config={"k": k}, clock=MOMENT)
 
 
 def rows(index: int, k: int = 1) -> list[Prompt]:
@@ -67,7 +77,7 @@ def read(root: Path, k: int = 1) -> frozenset[str]:
     """Which stages are complete, here or moved aside; every one of them with its own rows."""
     found = {k: a_stage(root, k).complete()}
     for folder in root.glob("prompts*"):
-        manifest = store.read_manifest(folder)
+        manifest = read_manifest(folder)
         if manifest is not None and found.get(manifest.config["k"]) is None:
             assert folder.name != "prompts" or manifest.config["k"] != k
             found[manifest.config["k"]] = Artifact(folder, manifest.rows, manifest.fingerprint)
@@ -134,7 +144,7 @@ MODEL = {f"epoch_{n}/{name}": f"{n} {name} ".encode() * 9 for n in (1, 2) for na
 
 
 def a_model(root: Path) -> Stage:
-    return Stage(root, "model", "Model", inputs={"pairs": External("p")}, config={})
+    return Stage(root, "model", "Model", inputs={"pairs": External("p")}, config={}, clock=MOMENT)
 
 
 def make_model(root: Path) -> None:
@@ -167,7 +177,7 @@ def make_chosen(root: Path) -> None:
     """The stage that chooses an epoch: its files are links to that epoch's."""
     from tasks.validate import _bring_files
 
-    stage = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={})
+    stage = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={}, clock=MOMENT)
     if stage.complete() is None:
         stage.begin()
         _bring_files(a_model(root).folder / "epoch_2", stage.folder, root)
@@ -175,7 +185,7 @@ def make_chosen(root: Path) -> None:
 
 
 def read_chosen(root: Path) -> frozenset[str]:
-    done = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={}).complete()
+    done = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={}, clock=MOMENT).complete()
     if done is None:
         return read_model(root)
     check_files(done)
@@ -190,11 +200,12 @@ SYNCED_AFTER = ("question 2", "question 3")
 
 
 def ask_all(root: Path) -> None:
-    with Journal(root / "journal-00000.jsonl") as said:
+    seconds = 0.0
+    with Journal(root / "journal-00000.jsonl", clock=lambda: seconds) as said:
         for key, answer in ANSWERS.items():
             if key not in said.answers:
-                with mock.patch.object(journal, "SYNC_SECONDS", -1.0 if key in SYNCED_AFTER else 3600.0):
-                    said.write(key, answer)
+                seconds += 2 * SYNC_SECONDS * (key in SYNCED_AFTER)
+                said.write(key, answer)
 
 
 def ask_all_and_damage_one(root: Path) -> None:
@@ -280,26 +291,14 @@ SCENARIOS = {
 
 
 @contextlib.contextmanager
-def one_moment() -> Iterator[None]:
-    """No time passes, so that manifests differ only where stages do; and nothing is said."""
-
-    class Moment(datetime.datetime):
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> "Moment":
-            return cls(2026, 1, 1, tzinfo=tz)
-
-    with (
-        mock.patch.object(store, "time", SimpleNamespace(monotonic=lambda: 0.0)),
-        mock.patch.object(store, "datetime", SimpleNamespace(datetime=Moment, UTC=datetime.UTC)),
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stderr(nowhere),
-    ):
+def in_silence() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         yield
 
 
 @functools.cache
 def explored(name: str) -> Explored:
-    with one_moment():
+    with in_silence():
         return Explorer(SCENARIOS[name], **DRAW).explore()
 
 
@@ -318,7 +317,7 @@ def test_so_many_states_were_gone_through():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_change_is_announced(name: str):
-    with one_moment(), standing() as root:
+    with in_silence(), standing() as root:
         SCENARIOS[name].before(root)
         with recording(root) as done:
             SCENARIOS[name].command(root)
@@ -424,7 +423,7 @@ SPOILED: dict[str, tuple[str, Callable[[Operations], Operations]]] = {
 @pytest.mark.parametrize("spoiled", SPOILED)
 def test_a_protocol_that_lacks_a_step_is_found_out(spoiled: str):
     name, spoil = SPOILED[spoiled]
-    with one_moment():
+    with in_silence():
         found = Explorer(SCENARIOS[name], limit=20, recoveries=0, most=1).explore(spoil)
     assert found.violations
 

@@ -17,7 +17,7 @@ from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
-from tpo.engines.cluster.room import make_room
+from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
 
 pytestmark = pytest.mark.faults
@@ -108,13 +108,18 @@ Make = Callable[..., Crew]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def room() -> Room:
+    return Room()
+
+
+@pytest.fixture
+def make(tmp_path: Path, room: Room) -> Iterator[Make]:
     """Makes crews, and stops them in the end."""
     made = []
 
     def call(how: str = "", count: int = 2, cpus: float = 0) -> Crew:
         role = Role("doubler", Doubler, (how, str(tmp_path)), cpus=cpus, gpus=0, environment={})
-        made.append(Crew(role, count))
+        made.append(Crew(role, count, room))
         return made[-1]
 
     yield call
@@ -262,25 +267,25 @@ def test_nobody_is_started_where_there_is_nothing_to_do(make: Make):
     assert list(crew.work(iter([]), orders())) == [] and crew.actors == []
 
 
-def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_not(make: Make):
+def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_not(make: Make, room: Room):
     import ray
 
     cpus = ray.cluster_resources()["CPU"]
     older, newer = make(count=1, cpus=cpus - 1), make(count=1, cpus=1)
     doubled(older, orders())
     doubled(newer, orders())
-    make_room("CPU", 0)
+    room.make("CPU", 0)
     assert older.actors and newer.actors
-    make_room("CPU", 1)
+    room.make("CPU", 1)
     assert not older.actors and newer.actors
-    make_room("CPU", cpus - 1)
+    room.make("CPU", cpus - 1)
     assert newer.actors
     at_work = newer.work(iter(PIECES), orders())
     next(at_work)
-    make_room("CPU", cpus)
+    room.make("CPU", cpus)
     assert newer.actors
     list(at_work)
-    make_room("CPU", cpus)
+    room.make("CPU", cpus)
     assert not newer.actors and ray.available_resources()["CPU"] == cpus
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.sampling import sampled
 
-pytestmark = [pytest.mark.story("memory runs out"), pytest.mark.faults]
+pytestmark = [pytest.mark.story("memory runs out", 40), pytest.mark.faults]
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -25,6 +25,7 @@ from tpo.config.resources import ClusterConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
+from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
 
 class Eater:
@@ -39,7 +40,7 @@ class Eater:
 
 mark, times = Path(sys.argv[1]), int(sys.argv[2])
 start_ray(ClusterConfig())
-crew = Crew(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1)
+crew = Crew(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1, Room())
 orders = Orders(
     prepare=lambda actor: actor.load.remote(),
     hand=lambda actor, piece: actor.work.remote(piece, mark, times),

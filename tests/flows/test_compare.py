@@ -14,9 +14,11 @@ import pytest
 
 from flows.recipes import direct_baseline
 from tests.config.test_config import PROFILES
+from tests.faults import mock_run
 from tests.rows import a_config
 from tpo.config.data import PromptConfig
 from tpo.config.load import load_config
+from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.report.summary import read_summary
@@ -106,23 +108,17 @@ def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_baseline_of_every_profile_is_a_config_that_prefect_takes(path: Path):
     config = load_config(path)
-    if config.thinkpo is None and config.self_train is None and config.prompt.variant != "direct":
+    if isinstance(config.recipe, Tpo) and config.prompt.variant != "direct":
         RunConfig.model_validate_json(direct_baseline(config).model_dump_json())
 
 
+@mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
-    import flows.compare
-    import tasks.compare
     from flows.compare import compare_with_direct
     from flows.recipes import RECIPES
-    from tests.faults import mock_run
 
-    mock_run.prepare()
     ready = RECIPES["compare"].ready
-    flow = vars(flows.compare)
-    flow.update(judge=flow["judge"].fn, compare=flow["compare"].fn, iterate=vars(flows.iterate)["iterate"])
-    vars(tasks.compare)["create_markdown_artifact"] = lambda **_: None
     found = {}
     for judge in ("verifier", "pairwise"):
         folder = parent / judge
@@ -156,7 +152,6 @@ def main(parent: Path) -> None:
 
 
 def _config(folder: Path, judge: str) -> Any:
-    from tests.faults import mock_run
     from tpo.config.data import FileSource, ModelConfig
     from tpo.config.judges import PairwiseJudge
 

@@ -16,9 +16,10 @@ import pytest
 
 from flows.recipes import Recipe, without_dpo
 from tests.rows import a_config
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.run_context import RunContext, using
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
@@ -94,17 +95,18 @@ def test_an_ablation_is_made_again_when_one_of_its_runs_was_measured_anew(found:
 def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     with pytest.raises(ValueError, match="does not know what is right"):
-        RunConfig.model_validate({**values, "sft": {}, "self_train": {}, "judge": {"kind": "armorm"}})
-    with pytest.raises(ValueError, match=r"add a section \[sft\]"):
-        RunConfig.model_validate({**values, "self_train": {}})
+        RunConfig.model_validate({**values, "recipe": {"kind": "self_train"}, "judge": {"kind": "armorm"}})
 
 
 def test_only_a_run_with_the_dpo_step_can_leave_it_out(tmp_path: Path):
-    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     plain = without_dpo(config)
-    assert (plain.name, plain.self_train) == ("tried-plain", SelfTrainConfig(dpo=False))
-    for other in (plain, a_config(tmp_path)):
-        with pytest.raises(InputError, match=r"set self_train\.dpo to true"):
+    assert (plain.name, plain.recipe) == ("tried-plain", SelfTrain(dpo=False))
+    for other, told in (
+        (plain, r"set recipe\.dpo to true"),
+        (a_config(tmp_path), 'kind is "tpo", expected "self_train"'),
+    ):
+        with pytest.raises(InputError, match=told):
             without_dpo(other)
 
 
@@ -113,7 +115,16 @@ class _Stopped(Exception):
 
 
 def main(parent: Path) -> None:
-    """Makes the runs; writes what became of them."""
+    """Makes the runs on mock engines, without Prefect; writes what became of them."""
+    from tests.faults.mock_engines import MockEngines
+    from tests.faults.mock_run import without_drawing
+    from tests.without_prefect import without_prefect
+
+    with without_prefect(), without_drawing(), using(RunContext(engines=MockEngines(_Pool()))):
+        (parent / "found.json").write_text(json.dumps(_found(parent)))
+
+
+def _found(parent: Path) -> dict[str, Any]:
     from flows import self_train
     from flows.recipes import RECIPES
     from tasks.handles import seed_model
@@ -121,7 +132,6 @@ def main(parent: Path) -> None:
     recipe = RECIPES["self-train"]
     assert recipe.ablation is not None
     folder = parent / "whole"
-    _prepare()
     config = _config(folder)
     ablation = self_train.self_train_and_plain.fn(config, ITERATIONS)
     before = _times(folder)
@@ -138,7 +148,7 @@ def main(parent: Path) -> None:
     }
     assert recipe.ablation.ready(config, ITERATIONS) == ablation
     found["ablation known"] = _known(recipe.ablation, config)
-    (parent / "found.json").write_text(json.dumps(found))
+    return found
 
 
 def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
@@ -157,26 +167,6 @@ def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
         path.write_bytes(before)
         mark_finished(run, LADDER, page_of(LADDER))
     return known
-
-
-def _prepare() -> None:
-    """Mock engines in their places, no Prefect."""
-    import flows.iterate
-    import flows.self_train
-    import tasks.measure
-    import tasks.sample
-    import tasks.training
-    from tests.faults.mock_engines import mock_train_model
-
-    stages = (
-        *("sample", "judge", "load_prompts", "demonstrate", "fine_tune", "train"),
-        *("pair_by_answer", "pseudo_label", "measure"),
-    )
-    for module in (flows.iterate, flows.self_train):
-        vars(module).update({name: vars(module)[name].fn for name in stages if name in vars(module)})
-    vars(tasks.sample)["sampler_pool"] = lambda *_, **__: _Pool()
-    vars(tasks.training)["train_model"] = mock_train_model
-    vars(tasks.measure)["create_markdown_artifact"] = lambda **_: None
 
 
 class _Pool:
@@ -218,8 +208,13 @@ def _config(folder: Path) -> RunConfig:
             "model": ModelConfig(),
             "data": {"source": source, "per_iteration": 12, "test": 10},
             "prompt": {"variant": "direct"},
-            "sft": {"epochs": 1},
-            "self_train": {"demonstrations": 4, "pair_outputs": 4, "label_outputs": 2},
+            "recipe": {
+                "kind": "self_train",
+                "sft": {"epochs": 1},
+                "demonstrations": 4,
+                "pair_outputs": 4,
+                "label_outputs": 2,
+            },
         }
     )
 
@@ -278,26 +273,22 @@ def _ablation(config: RunConfig, ladder: Any) -> dict[str, Any]:
 
 
 def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
-    """A run that an exception ends before its second pairs are there, and then the same command again."""
+    """A run that an exception ends before its second DPO, and then the same command again."""
     from flows import self_train
+    from tests.faults.mock_engines import MockEngines
     from tpo.report.ladder import read_ladder
 
     config = _config(folder)
-    stage = vars(self_train)["pair_by_answer"]
 
-    def failing(config: RunConfig, where: str, *arguments: Any) -> Any:
-        if where == "iter_2/dpo":
-            raise _Stopped
-        return stage(config, where, *arguments)
+    class Stopping(MockEngines):
+        def train_model(self, model: Path, rows: Any, folder: Path, **options: Any) -> Any:
+            if folder.is_relative_to(config.root / "iter_2/dpo"):
+                raise _Stopped
+            return super().train_model(model, rows, folder, **options)
 
-    vars(self_train)["pair_by_answer"] = failing
-    try:
+    with pytest.raises(_Stopped), using(RunContext(engines=Stopping(_Pool()))):
         self_train.self_train.fn(config, ITERATIONS)
-        raise AssertionError("nothing stopped it")
-    except _Stopped:
-        before = _times(config.root)
-    finally:
-        vars(self_train)["pair_by_answer"] = stage
+    before = _times(config.root)
     ladder = self_train.self_train.fn(config, ITERATIONS)
     after = _times(config.root)
     same = read_ladder(whole.root / "ladder.json") == ladder

@@ -13,7 +13,6 @@ from tests.rows import a_config, a_model
 from tpo.config.run import RunConfig
 from tpo.records import External, Prompt
 from tpo.report.summary import REPORT, SUMMARY
-from tpo.storage import current
 from tpo.storage.current import FINISHED, is_current, iterations_made, keep_config, mark_finished
 from tpo.storage.store import Stage, external_file, set_aside
 
@@ -248,19 +247,16 @@ def test_files_that_ship_with_the_package_are_found_wherever_it_is(tmp_path: Pat
 
 
 @pytest.mark.parametrize("edited", ["prompts/templates/generic.jinja", "prompts/thought.py", "tasks/pair.py"])
-def test_wording_and_code_that_identify_stages_count_too(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
-):
+def test_wording_and_code_that_identify_stages_count_too(config: RunConfig, tmp_path: Path, edited: str):
     package = tmp_path / "elsewhere"
     for folder in ("prompts", "tasks", "tpo"):
         shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", "miniature"))
-    monkeypatch.setattr(current, "_PACKAGE", package)
-    assert is_current(config)
+    assert is_current(config, package=package)
     (package / "tasks" / "pair.pyc").write_bytes(b"compiled")
-    assert is_current(config)
+    assert is_current(config, package=package)
     with (package / edited).open("a") as file:
         file.write("\n")
-    assert not is_current(config)
+    assert not is_current(config, package=package)
 
 
 def test_how_far_a_run_has_come_is_counted_for_its_own_config(config: RunConfig):

@@ -1,20 +1,20 @@
 """Claims about hashes that are remembered: the one that is told is always that of what the file holds."""
 
+import functools
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from tpo.storage.hash_cache import known_sha256
+from tpo.storage import hash_cache
 from tpo.storage.store import file_sha256
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that remembers; files are at rest at once."""
+    """The file that remembers."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("tpo.storage.hash_cache.AT_REST_SECONDS", 0.0)
     return tmp_path / "cache" / "tpo" / "hashes.json"
 
 
@@ -23,6 +23,9 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
     return path
+
+
+known_sha256 = functools.partial(hash_cache.known_sha256, at_rest_seconds=0.0)
 
 
 class Reader:
@@ -64,11 +67,10 @@ def test_another_file_in_its_place_is_read(model: Path, tmp_path: Path):
     assert known_sha256(model, read) == hashlib.sha256(b"strange").hexdigest()
 
 
-def test_a_file_that_was_written_a_moment_ago_is_not_remembered(model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tpo.storage.hash_cache.AT_REST_SECONDS", 60.0)
+def test_a_file_that_was_written_a_moment_ago_is_not_remembered(model: Path):
     read = Reader()
     for _ in range(2):
-        known_sha256(model, read)
+        known_sha256(model, read, at_rest_seconds=60.0)
     assert read.times == 2
 
 

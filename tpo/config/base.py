@@ -2,18 +2,25 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tpo.errors import shortened
 
-SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "miniature" / "seed_model"
-"""The miniature's M_0."""
-
 MINIATURE = "miniature"
 """The model path that stands for the seed model, or the judge, shipped with the miniature world."""
+
+
+SHIPPED = Path(__file__).parents[1] / "miniature"
+"""Where the miniature's models are: the seed model and the judges."""
+
+
+SHIPPED_SEED_MODEL = SHIPPED / "seed_model"
+"""The miniature's M_0."""
+SHIPPED_MODELS = {MINIATURE: SHIPPED_SEED_MODEL, f"{MINIATURE}-native": SHIPPED / "native_model"}
+"""Shipped seed models by their names: M_0, and the one that thinks natively."""
 
 
 SEED = "seed"
@@ -40,6 +47,13 @@ class Section(BaseModel):
             if isinstance(value, int | float) and abs(value) > most:
                 raise ValueError(f"{name} is {shortened(str(value))}, expected at most {most:,}")
         return self
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold, through unions and what annotates them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
 def _check_address(address: str) -> str:

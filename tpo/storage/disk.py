@@ -11,6 +11,7 @@ returns, so that the bucket gets the changes in the same order as the disk.
 """
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from tpo.errors import StoreError
+from tpo.run_context import run_context, using
 
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -56,32 +58,20 @@ class Mirror(Protocol):
         """Size in bytes of a file that only exists in the mirror, otherwise None."""
 
 
-_mirror: Mirror | None = None
-
-
 @contextlib.contextmanager
 def mirrored_by(mirror: Mirror) -> Iterator[None]:
-    """Installs a mirror that receives every change that this process makes through this module."""
-    global _mirror  # noqa: PLW0603 -- as the disk, it is one for all that writes in this process
-    if _mirror is not None:
+    """Has a mirror receive every change that this process makes through this module."""
+    if run_context().mirror is not None:
         raise AssertionError("a mirror is told already")
-    _mirror = mirror
-    try:
+    with using(dataclasses.replace(run_context(), mirror=mirror)):
         yield
-    finally:
-        _mirror = None
-
-
-def mirror_of_this_process() -> Mirror | None:
-    """The installed mirror, or None if the disk has everything."""
-    return _mirror
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file completely or not at all: temporary file, sync, rename, sync of the folder."""
     _put_in_place(path, lambda temporary: temporary.write_bytes(data), data)
-    if _mirror is not None:
-        _mirror.written(path)
+    if (mirror := run_context().mirror) is not None:
+        mirror.written(path)
 
 
 def fill_atomically(path: Path, fill: Callable[[Path], object]) -> None:
@@ -124,8 +114,8 @@ def move(source: Path, target: Path) -> None:
         sync(target.parent)
         if source.parent != target.parent:
             sync(source.parent)
-    if _mirror is not None:
-        _mirror.moved(source, target)
+    if (mirror := run_context().mirror) is not None:
+        mirror.moved(source, target)
 
 
 def remove(path: Path) -> None:
@@ -138,8 +128,8 @@ def remove(path: Path) -> None:
         elif path.exists() or path.is_symlink():
             path.unlink()
             sync(path.parent)
-    if _mirror is not None:
-        _mirror.removed(path)
+    if (mirror := run_context().mirror) is not None:
+        mirror.removed(path)
 
 
 def bring(source: Path, target: Path, *, link: bool) -> None:
@@ -153,8 +143,8 @@ def bring(source: Path, target: Path, *, link: bool) -> None:
         if not (link and _linked(source, target)):
             sys.audit("tpo.copy", str(source), str(target))
             shutil.copyfile(source, target)
-    if _mirror is not None:
-        _mirror.brought(source, target)
+    if (mirror := run_context().mirror) is not None:
+        mirror.brought(source, target)
 
 
 def _linked(source: Path, target: Path) -> bool:
@@ -188,33 +178,35 @@ def sync(path: Path) -> None:
 def settle(path: Path) -> None:
     """Flushes a file written by other code to disk and mirror."""
     sync(path)
-    if _mirror is not None:
-        _mirror.settled(path)
+    if (mirror := run_context().mirror) is not None:
+        mirror.settled(path)
 
 
 def settle_grown(path: Path) -> None:
     """Flushes a growing file to disk, and to the mirror from time to time."""
     sync(path)
-    if _mirror is not None:
-        _mirror.grown(path)
+    if (mirror := run_context().mirror) is not None:
+        mirror.grown(path)
 
 
 def bring_here(path: Path) -> None:
     """Fetches a file, or all files below a folder, that only exist in the mirror."""
-    if _mirror is not None:
-        _mirror.bring_here(path)
+    if (mirror := run_context().mirror) is not None:
+        mirror.bring_here(path)
 
 
 def bring_again(path: Path) -> bool:
     """Fetches a file from the mirror and replaces the local one; False if there is none."""
-    return _mirror is not None and _mirror.bring_again(path)
+    mirror = run_context().mirror
+    return mirror is not None and mirror.bring_again(path)
 
 
 def size_of(path: Path) -> int | None:
     """Size of a file in bytes, local or in the mirror; None if it doesn't exist."""
     if path.is_file():
         return path.stat().st_size
-    return _mirror.size(path) if _mirror is not None else None
+    mirror = run_context().mirror
+    return mirror.size(path) if mirror is not None else None
 
 
 @contextlib.contextmanager

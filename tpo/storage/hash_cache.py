@@ -21,13 +21,13 @@ AT_REST_SECONDS = 5.0
 """Minimum age of the last change, in seconds, before a file is cached."""
 
 
-def known_sha256(path: Path, read: Callable[[Path], str]) -> str:
+def known_sha256(path: Path, read: Callable[[Path], str], *, at_rest_seconds: float = AT_REST_SECONDS) -> str:
     """The SHA-256 of a file's content, in hexadecimal; `read` computes it if it isn't cached."""
     version, name = _version(path), str(path.resolve())
     if (known := _remembered().get(name)) is not None and known[0] == version:
         return str(known[1])
     digest = read(path)
-    if version == _version(path) and time.time() - version[-1] / 1e9 >= AT_REST_SECONDS:
+    if version == _version(path) and time.time() - version[-1] / 1e9 >= at_rest_seconds:
         _remember({name: [version, digest]})
     return digest
 

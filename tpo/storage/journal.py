@@ -26,10 +26,11 @@ JOURNALS = "journal-*.jsonl"
 class Lines:
     """An append-only file of JSON values, one per line with a checksum; it exists from the start."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._file: BinaryIO | None = None
-        self._synced = time.monotonic()
+        self._clock = clock
+        self._synced = clock()
 
     def write(self, value: Any) -> None:
         """Appends a line: the operating system has it when this returns, the disk within a second of further lines."""
@@ -39,9 +40,9 @@ class Lines:
                 self._file = self._path.open("ab")
             sync(self._path.parent)
         append(self._file, _line(value))
-        if time.monotonic() - self._synced > SYNC_SECONDS:
+        if self._clock() - self._synced > SYNC_SECONDS:
             settle_grown(self._path)
-            self._synced = time.monotonic()
+            self._synced = self._clock()
 
     def close(self) -> None:
         """Flushes everything written to disk."""
@@ -54,9 +55,15 @@ class Lines:
 class Journal:
     """Replies by key, stored as they come; `written` receives their number."""
 
-    def __init__(self, path: Path, written: Callable[[int], None] = lambda answers: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        written: Callable[[int], None] = lambda answers: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
-        self._lines = Lines(path)
+        self._lines = Lines(path, clock=clock)
         self._written = written
         found = read_journal(path)
         self._answers = dict(found.answers)

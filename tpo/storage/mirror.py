@@ -22,8 +22,9 @@ from tpo.config.resources import StorageConfig
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StoreError
+from tpo.run_context import run_context
 from tpo.storage.bucket import Bucket, Version
-from tpo.storage.disk import fill_atomically, make_folder, mirror_of_this_process, mirrored_by, remove, write_atomically
+from tpo.storage.disk import fill_atomically, make_folder, mirrored_by, remove, write_atomically
 from tpo.storage.journal import JOURNALS
 from tpo.storage.lease import held, last_holder
 from tpo.storage.ledger import LEDGER
@@ -262,7 +263,7 @@ class Handover:
 
 def hand_over() -> Handover | None:
     """The share for this run's workers; None if the run isn't in a bucket."""
-    mirror = mirror_of_this_process()
+    mirror = run_context().mirror
     if not isinstance(mirror, BucketMirror):
         return None
     return Handover(mirror.root, mirror.bucket.url, mirror.storage, mirror.session)
@@ -290,7 +291,7 @@ def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
 
 def catch_up(folder: Path) -> None:
     """Brings a folder up to date with what workers on other machines have uploaded."""
-    mirror = mirror_of_this_process()
+    mirror = run_context().mirror
     if isinstance(mirror, BucketMirror):
         mirror.catch_up(folder)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 from tpo import __version__
 from tpo.console import say
 from tpo.errors import DamagedError, StoreError
-from tpo.records import RECORDS, Account, Artifact, External
+from tpo.records import Account, Artifact, External
 from tpo.storage.disk import (
     bring_again,
     bring_here,
@@ -98,6 +98,21 @@ class Manifest:
     """SHA-256 over everything above."""
 
 
+class Clock:
+    """The time as manifests tell it."""
+
+    def now(self) -> datetime.datetime:
+        """The time, in UTC."""
+        return datetime.datetime.now(datetime.UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic()
+
+
+_CLOCK = Clock()
+
+
 class Stage:
     """One stage of a run: a folder, its inputs, and its rows or files."""
 
@@ -110,19 +125,22 @@ class Stage:
         inputs: Mapping[str, Artifact | External],
         config: Mapping[str, Any],
         without_effect: Collection[str] = (),
+        clock: Clock = _CLOCK,
     ) -> None:
         """`without_effect` are values of `config`, by paths such as `sample.top_p`, that this result doesn't depend on:
         they are in the manifest, as in earlier versions, but aren't compared."""
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
+        self._row_type = record
         self.inputs = {name: source.fingerprint for name, source in inputs.items()}
         self._sources = tuple(inputs.values())
         self.config: dict[str, Any] = json.loads(json.dumps(config, default=str))
         self.without_effect = frozenset(without_effect)
         self.folder = root / name
         self.shard_size: int | None = None
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock.monotonic()
 
     def manifest(self) -> Manifest | None:
         """The folder's manifest, whatever it was made from, or None."""
@@ -162,7 +180,7 @@ class Stage:
         An unfinished attempt at the same stage is resumed with its own shard size, a new one with `shard_size`;
         `self.shard_size` has it afterwards.
         """
-        self._started = time.monotonic()
+        self._started = self._clock.monotonic()
         changed = self._changed_plan()
         if changed == []:
             for leftover in self.folder.rglob(".*.tmp"):
@@ -214,7 +232,8 @@ class Stage:
         import pyarrow.parquet as pq
 
         path = self.shard(index)
-        schema = _schema(RECORDS[self.record])
+        assert isinstance(self._row_type, type)
+        schema = _schema(self._row_type)
         table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
@@ -276,8 +295,8 @@ class Stage:
             rows=sum(file["rows"] for file in files),
             account=dataclasses.asdict(account) if account else None,
             facts=dict(facts),
-            seconds=round(time.monotonic() - self._started, 3),
-            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seconds=round(self._clock.monotonic() - self._started, 3),
+            finished=self._clock.now().isoformat(timespec="seconds"),
             code=__version__,
             format=FORMAT,
             external=self._external(),
@@ -433,23 +452,23 @@ def combined_sha256(files: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(f"{file['name']} {file['sha256']}\n" for file in files).encode()).hexdigest()
 
 
-def folder_artifact(folder: Path) -> Artifact:
+def folder_artifact(folder: Path, *, read: Callable[[Path], str] = file_sha256) -> Artifact:
     """An artifact for a model folder that isn't a stage, identified by the content of its files.
 
-    A large file is read once, until someone writes to it.
+    A large file is read once, by `read`, until someone writes to it.
     """
     files = [
-        {"name": path.relative_to(folder).as_posix(), "sha256": _sha256_of(path)}
+        {"name": path.relative_to(folder).as_posix(), "sha256": _sha256_of(path, read)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
     return Artifact(folder, len(files), combined_sha256(files))
 
 
-def _sha256_of(path: Path) -> str:
+def _sha256_of(path: Path, read: Callable[[Path], str]) -> str:
     with explained(path):
         large = path.stat().st_size > READ_AT_ONCE
-        return known_sha256(path, file_sha256) if large else file_sha256(path)
+        return known_sha256(path, read) if large else read(path)
 
 
 def _values_of(table: "pyarrow.Table", field: "dataclasses.Field[Any]") -> list[Any]:

@@ -8,11 +8,11 @@ import pytest
 
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tpo.config.base import Endpoint
-from tpo.engines.inference import chat_client as api
-from tpo.engines.inference.chat_client import ChatClient, _is_loopback
+from tpo.engines.inference.chat_client import MAX_FORMS, ChatClient, _is_loopback
 from tpo.engines.inference.reply import Decoding, Reply, without_thinking
 from tpo.errors import InputError, StageError
 from tpo.records import Message
+from tpo.run_context import RunContext, using
 
 LABELS = ("[[A]]", "[[B]]")
 VERDICT = Decoding(8, LABELS)
@@ -28,9 +28,8 @@ LOGPROBS = [
 
 @pytest.fixture(autouse=True)
 def _nothing_is_remembered() -> Iterator[None]:
-    api._FORMS.clear()
-    yield
-    api._FORMS.clear()
+    with using(RunContext()):
+        yield
 
 
 async def no_wait(seconds: float) -> None:
@@ -179,7 +178,7 @@ def test_a_server_that_refuses_every_form_is_not_asked_for_ever():
     ) as server:
         with pytest.raises(StageError, match="1 try"):
             list(client(server).ask([CHAT], FREE))
-        assert len(server.asked) <= 2 + api.MAX_FORMS
+        assert len(server.asked) <= 2 + MAX_FORMS
 
 
 def test_a_system_turn_can_be_folded_into_the_users():

@@ -25,6 +25,7 @@ from tests.sampling import sampled
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
+from tpo.engines.cluster.room import Room
 from tpo.engines.training import checkpoints
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import (
@@ -276,6 +277,7 @@ def test_a_training_that_has_ended_is_not_begun_again_when_its_scratch_is_gone(t
         cluster=ClusterConfig(address="nowhere"),
         seed=7,
         progress=lambda done, total: None,
+        room=Room(),
     )
     assert [epoch.step for epoch in epochs] == [3, 6]
     assert left == whole

@@ -47,8 +47,7 @@ def work():
                     except KeyboardInterrupt:
                         pass
 
-stopping.GRACE_SECONDS = 1.0 if "soon" in sys.argv else 60.0
-stopping.stop_in_order()
+stopping.stop_in_order(grace_seconds=1.0 if "soon" in sys.argv else 60.0)
 status = ended(work)
 stopping.end_in_order(stopping.stop_requested()) if stopping.stop_requested() else sys.exit(status)
 """

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from tpo.console import say
 from tpo.engines.cluster.placement import Member, Role, dismiss, hire, is_placed
-from tpo.engines.cluster.room import make_room, register
+from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
 
 Piece = TypeVar("Piece")
@@ -153,12 +153,13 @@ class _Pile(Generic[Piece]):
 class Crew:
     """Actors that share work, each in a slot; started when there is work, and alive until `close`."""
 
-    def __init__(self, role: Role, count: int) -> None:
+    def __init__(self, role: Role, count: int, room: Room) -> None:
         self._role = role
+        self._room = room
         self._places = [_Place(number) for number in range(count)]
         self._lock = threading.Lock()
         self.used = time.monotonic()
-        register(self)
+        room.register(self)
 
     @property
     def actors(self) -> list[Any]:
@@ -218,7 +219,7 @@ class Crew:
         """Requests actors for empty slots, and has existing ones get ready: some may have died unnoticed."""
         waiting = sum(place.state in ("empty", "called") for place in self._places)
         for resource in ("GPU", "CPU"):
-            make_room(resource, waiting * self._role.amount(resource), self)
+            self._room.make(resource, waiting * self._role.amount(resource), self)
         for place in self._places:
             place.failed_starts = 0
             if place.state == "empty":

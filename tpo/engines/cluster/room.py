@@ -40,29 +40,31 @@ class Tenant(Protocol):
         ...
 
 
-_TENANTS: "WeakSet[Tenant]" = WeakSet()
-_LOCK = threading.Lock()
+class Room:
+    """What one Ray cluster has, between the pools of a run."""
 
+    def __init__(self) -> None:
+        self._tenants: WeakSet[Tenant] = WeakSet()
+        self._lock = threading.Lock()
 
-def register(tenant: Tenant) -> None:
-    """Registers a resident, which from now on makes way when idle."""
-    _TENANTS.add(tenant)
+    def register(self, tenant: Tenant) -> None:
+        """Registers a resident, which from now on makes way when idle."""
+        self._tenants.add(tenant)
 
+    def make(self, resource: str, count: float, asker: Tenant | None = None) -> None:
+        """Closes idle pools until Ray has `count` of a resource (`GPU`, `CPU`) available, or none but `asker` is left.
 
-def make_room(resource: str, count: float, asker: Tenant | None = None) -> None:
-    """Closes idle pools until Ray has `count` of a resource (`GPU`, `CPU`) available, or none but `asker` is left.
-
-    If that isn't enough, Ray places the request once other work in the cluster ends.
-    """
-    with _LOCK:
-        others = [tenant for tenant in _TENANTS if tenant is not asker and tenant.holds(resource)]
-        tenants = sorted(others, key=lambda tenant: tenant.used)
-        wait = _SETTLE_SECONDS
-        while tenants and not _comes(resource, count, wait):
-            tenant, wait = tenants.pop(0), 0.0
-            back = _free(resource) + tenant.holds(resource)
-            if tenant.close_if_idle():
-                _comes(resource, min(count, back), _END_SECONDS)
+        If that isn't enough, Ray places the request once other work in the cluster ends.
+        """
+        with self._lock:
+            others = [tenant for tenant in self._tenants if tenant is not asker and tenant.holds(resource)]
+            tenants = sorted(others, key=lambda tenant: tenant.used)
+            wait = _SETTLE_SECONDS
+            while tenants and not _comes(resource, count, wait):
+                tenant, wait = tenants.pop(0), 0.0
+                back = _free(resource) + tenant.holds(resource)
+                if tenant.close_if_idle():
+                    _comes(resource, min(count, back), _END_SECONDS)
 
 
 def _free(resource: str) -> float:

@@ -36,6 +36,7 @@ from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.request_form import RequestForm, described, remedy
 from tpo.errors import InputError, StageError
 from tpo.records import Message
+from tpo.run_context import run_context
 
 if TYPE_CHECKING:
     import openai
@@ -76,8 +77,6 @@ _UNRESOLVED = re.compile(
 )
 MAX_FORMS = 8
 """Maximum number of forms in which one call is made."""
-_FORMS: dict[tuple[str, str], RequestForm] = {}
-"""The form in which each endpoint and model was last called, if it isn't that of the settings."""
 _Outcome: TypeAlias = "Reply | Refused | _Failure"
 _Call: TypeAlias = Future[_Outcome]
 _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
@@ -141,7 +140,8 @@ class ChatClient:
         self._endpoint = endpoint
         self._model = model
         self._sleep = sleep
-        self._form = _FORMS.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
+        self._forms = run_context().request_forms
+        self._form = self._forms.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
 
     def __repr__(self) -> str:
         return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
@@ -266,7 +266,7 @@ class ChatClient:
             if other is None:
                 return False
             say(f"{self._name} says {failure.cause!r}: asked again with {described(other, asked)}")
-            _FORMS[self._endpoint.model_dump_json(), self._model] = self._form = other
+            self._forms[self._endpoint.model_dump_json(), self._model] = self._form = other
         return True
 
     async def _attempt(

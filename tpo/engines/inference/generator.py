@@ -13,9 +13,10 @@ from typing import Protocol
 from tpo.config.base import Endpoint
 from tpo.config.data import SampleConfig, SyntheticConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
+from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
 from tpo.engines.inference.reply import Decoding, Reply, without_thinking
-from tpo.engines.inference.sampler import Request, sampler_pool
+from tpo.engines.inference.sampler import Request
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.records import Artifact, Message
@@ -72,7 +73,8 @@ class EngineGenerator:
             temperature=settings.temperature, top_p=settings.top_p, max_new_tokens=settings.max_new_tokens
         )
         # M_0 runs in the engines that sample; another model has its own engines, which are idle most of the time.
-        self._pool = sampler_pool(engine, cluster, context, cpus=1.0 if settings.folder is None else 0.0)
+        cpus = 1.0 if settings.folder is None else 0.0
+        self._pool = engines_of_run().sampler_pool(engine, cluster, context, cpus=cpus)
 
     def shard_size(self, prompts: int) -> int:
         """As many as are sampled at a time."""

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
+from tpo.engines.cluster.room import Room
 from tpo.engines.training.packing import PACKED, NotPlainError, Spans, register_packed_attention
 
 if TYPE_CHECKING:
@@ -260,7 +260,9 @@ class ScorerActor:
 class ScorerPool:
     """Scorers that share the work of a run; started at first use, kept until `close`."""
 
-    def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> None:
+    def __init__(
+        self, load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig, *, room: Room
+    ) -> None:
         self._folder = folder.resolve()
         self._config = config
         self._cluster = cluster
@@ -272,7 +274,7 @@ class ScorerPool:
             gpus=1 if config.device == "gpu" else 0,
             environment=environment(config.threads),
         )
-        self.crew = Crew(role, config.count)
+        self.crew = Crew(role, config.count, room)
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.
@@ -312,27 +314,6 @@ class ScorerPool:
     def close(self) -> None:
         """Stops all scorers and releases their memory."""
         self.crew.close()
-
-
-_POOLS: dict[tuple[Load, Path, JudgeEngineConfig, ClusterConfig], ScorerPool] = {}
-_POOLS_LOCK = threading.Lock()
-
-
-def scorer_pool(load: Load, folder: Path, config: JudgeEngineConfig, cluster: ClusterConfig) -> ScorerPool:
-    """The process's pool for this model and these settings: scorers outlive a stage, since loading takes time."""
-    with _POOLS_LOCK:
-        key = (load, folder.resolve(), config, cluster)
-        if key not in _POOLS:
-            _POOLS[key] = ScorerPool(*key)
-        return _POOLS[key]
-
-
-def close_scorer_pools() -> None:
-    """Stops all scorers of this process."""
-    with _POOLS_LOCK:
-        for pool in _POOLS.values():
-            pool.close()
-        _POOLS.clear()
 
 
 def _portions(groups: Iterable[Sequence[Chat]], size: int) -> Iterator[list[Sequence[Chat]]]:

@@ -8,7 +8,6 @@ the next model's weights, which saves the half minute of a start. Since a reload
 
 import dataclasses
 import hashlib
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.cluster.crew import Crew, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import engine_environment, start_ray
+from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.weight_proof import Difference, difference, foreign_weights, probe_tokens, refresh_tied_heads
@@ -30,9 +30,9 @@ SEED_STRIDE = 1009
 """Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
 
 _REMEDIES = Remedies(
-    memory="If memory ran out, lower engine.memory_gib or engine.max_sequences (of a judge: judge_engine.*)",
+    memory="If memory ran out, lower engine.kv_cache_gib or engine.max_num_seqs (of a judge: judge_engine.*)",
     late="Lower engine.shard_prompts, or raise engine.shard_seconds (of a judge: judge_engine.*)",
-    cache="Raise engine.memory_gib, on a GPU engine.gpu_memory_utilization (of a judge: judge_engine.*), or lower "
+    cache="Raise engine.kv_cache_gib, on a GPU engine.gpu_memory_utilization (of a judge: judge_engine.*), or lower "
     "sample.max_new_tokens",
 )
 
@@ -88,7 +88,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
     return {
         "dtype": config.dtype,
         "max_model_len": context_tokens,
-        "max_num_seqs": config.max_sequences,
+        "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": max(8192, context_tokens),
         "enable_prefix_caching": True,
         "tensor_parallel_size": config.tensor_parallel,
@@ -283,6 +283,7 @@ class SamplerPool:
         cluster: ClusterConfig,
         context_tokens: int,
         *,
+        room: Room,
         cpus: float = 1.0,
         forcing: bool = False,
     ) -> None:
@@ -298,7 +299,7 @@ class SamplerPool:
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
         )
-        self.crew = Crew(role, config.count)
+        self.crew = Crew(role, config.count, room)
 
     def generate(
         self,
@@ -369,29 +370,6 @@ class SamplerPool:
     def close(self) -> None:
         """Stops all engines and releases their memory."""
         self.crew.close()
-
-
-_POOLS: dict[tuple[EngineConfig, ClusterConfig, int, float, bool], SamplerPool] = {}
-_POOLS_LOCK = threading.Lock()
-
-
-def sampler_pool(
-    config: EngineConfig, cluster: ClusterConfig, context_tokens: int, *, cpus: float = 1.0, forcing: bool = False
-) -> SamplerPool:
-    """The process's pool for these settings: engines outlive a stage, since starting one takes half a minute."""
-    with _POOLS_LOCK:
-        key = (config, cluster, context_tokens, cpus, forcing)
-        if key not in _POOLS:
-            _POOLS[key] = SamplerPool(config, cluster, context_tokens, cpus=cpus, forcing=forcing)
-        return _POOLS[key]
-
-
-def close_pools() -> None:
-    """Stops all engines of this process."""
-    with _POOLS_LOCK:
-        for pool in _POOLS.values():
-            pool.close()
-        _POOLS.clear()
 
 
 def _backend(config: EngineConfig) -> str | None:

@@ -19,7 +19,7 @@ from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import environment, start_ray
-from tpo.engines.cluster.room import await_free_memory, make_room
+from tpo.engines.cluster.room import Room, await_free_memory
 from tpo.engines.training.tracking import Tracked
 from tpo.engines.training.worker import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.errors import StageError, TpoError
@@ -29,7 +29,7 @@ from tpo.storage.mirror import catch_up, hand_over, helping
 
 RESTARTS = 3
 """Maximum number of restarts in one call: more deaths than that have a lasting cause."""
-_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "sft": SftConfig}
+_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "recipe.sft": SftConfig}
 
 
 def train_model(
@@ -42,6 +42,7 @@ def train_model(
     cluster: ClusterConfig,
     seed: int,
     progress: Progress,
+    room: Room,
     reference: Path | None = None,
     stop: Stop = lambda: False,
     tracked: Tracked | None = None,
@@ -59,7 +60,7 @@ def train_model(
         return read_log(folder)
     bring_here(folder)
     start_ray(cluster)
-    make_room("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
+    room.make("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
     write_dataset(rows, folder / "dataset")
     arguments = {
         "model": str(model.resolve()),
