@@ -27,10 +27,10 @@ ui: ## Start Prefect's server and its pages on this machine only
 deploy: ## Put the work pool and the deployments into Prefect (PREFECT_API_URL, or make ui's), or renew them
 worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
+native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check serve ui deploy worker seed-model small-judges: variables setup
+iterate compare thinkpo self-train plan fetch check-model judge-check serve ui deploy worker seed-model native-model small-judges: variables setup
 	@exec $(PY) flows/cli/make.py run $@
-
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"
 test-slow: setup ## Run the others: whole runs, engines, kills; of large matrices, what the commit's seed draws. JOBS=

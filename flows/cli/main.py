@@ -16,7 +16,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeAlias, get_args
 
@@ -41,7 +41,7 @@ from flows.recipes import (
     resolve_config,
     working,
 )
-from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_MODELS, SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
@@ -208,9 +208,11 @@ def _add_miniature(commands: Commands) -> None:
     """The commands that rebuild the shipped models."""
     seed = commands.add_parser("seed-model", help="train the miniature's seed model M_0 again (15 to 30 minutes)")
     seed.set_defaults(run=_seed_model, to=SHIPPED_SEED_MODEL)
+    native = commands.add_parser("native-model", help="train the shipped native thinker again (5 to 10 minutes)")
+    native.set_defaults(run=_native_model, to=SHIPPED_MODELS["miniature-native"])
     small = commands.add_parser("small-judges", help="train the miniature's two judges again (20 to 40 minutes)")
     small.set_defaults(run=_small_judges, to=SHIPPED_SEED_MODEL.parent)
-    for command in (seed, small):
+    for command in (seed, native, small):
         command.add_argument("--to", type=Path, metavar="FOLDER", help="where (default: in place)")
 
 
@@ -426,9 +428,22 @@ def _seed_model(options: argparse.Namespace) -> int:
     _start_again_with_threads(2)
     from flows.cli.miniature import build_seed_model
 
-    for variant, scores in build_seed_model(options.to).items():
-        print(f"{variant:15s} {scores['right']:6.1%} right, {scores['broken']:6.1%} break the format")
+    _print_scores(build_seed_model(options.to))
     return 0
+
+
+def _native_model(options: argparse.Namespace) -> int:
+    make_folder(options.to)
+    _start_again_with_threads(2)
+    from flows.cli.miniature import build_native_model
+
+    _print_scores(build_native_model(options.to))
+    return 0
+
+
+def _print_scores(by_variant: Mapping[str, Mapping[str, float]]) -> None:
+    for variant, scores in by_variant.items():
+        print(f"{variant:15s} {scores['right']:6.1%} right, {scores['broken']:6.1%} break the format")
 
 
 def _small_judges(options: argparse.Namespace) -> int:

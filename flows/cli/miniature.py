@@ -24,6 +24,7 @@ import numpy as np
 from judges.base import Group, Response
 from judges.registry import build_judge
 from judges.verifier import Verifier
+from prompts.native import Tokens as OutputTokens
 from prompts.thought import VARIANTS, Parsed, ThoughtPrompt
 from prompts.verdict import LABELS, PROMPTS
 from tpo.config.base import SHIPPED_SEED_MODEL
@@ -33,12 +34,13 @@ from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.console import progress_bar
 from tpo.engines.cluster.room import Room
 from tpo.engines.inference.reply import Tokens
-from tpo.engines.inference.sampler import Request, SamplerPool, request_seed
+from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.attacks import attack
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
+from tpo.miniature.native_model import NativeRecipe, train_native_model
 from tpo.miniature.opinions import honest_answer
-from tpo.miniature.seed_model import CONTEXT_TOKENS, Recipe, train_seed_model
+from tpo.miniature.seed_model import CONTEXT_TOKENS, FORMAT_SHARES, Recipe, train_seed_model
 from tpo.miniature.training import Progress
 from tpo.miniature.world import Problem, problems
 from tpo.models.armorm import ArmoRM, save_armorm
@@ -82,7 +84,17 @@ def build_seed_model(folder: Path) -> Mapping[str, Scores]:
     recipe = Recipe()
     with _shown("seed model", recipe.steps) as progress:
         train_seed_model(VARIANTS, folder, recipe, progress)
-    scores = measure_seed_model(folder)
+    scores = measure_seed_model(folder, [*FORMAT_SHARES])
+    _write_scores(folder, scores)
+    return scores
+
+
+def build_native_model(folder: Path) -> Mapping[str, Scores]:
+    """Trains the seed model that thinks natively into `folder`, measures it and returns its scores by variant."""
+    recipe = NativeRecipe()
+    with _shown("native model", recipe.steps) as progress:
+        train_native_model(SHIPPED_SEED_MODEL, folder, recipe, progress)
+    scores = measure_seed_model(folder, ["native", "direct"])
     _write_scores(folder, scores)
     return scores
 
@@ -128,11 +140,11 @@ def _write_scores(folder: Path, scores: Mapping[str, object]) -> None:
     write_atomically(folder / SCORES, (json.dumps(scores, indent=1) + "\n").encode())
 
 
-def measure_seed_model(folder: Path) -> dict[str, Scores]:
+def measure_seed_model(folder: Path, variants: Sequence[str]) -> dict[str, Scores]:
     """Share of correct answers and of broken formats, first outputs only, by prompt variant."""
     asked = list(itertools.islice(problems("test", 0), TEST_PROMPTS))
     with _writer(folder) as write:
-        return {name: _right_and_broken(asked, write(prompt, asked, 1)) for name, prompt in VARIANTS.items()}
+        return {name: _right_and_broken(asked, write(VARIANTS[name], asked, 1)) for name in variants}
 
 
 def _right_and_broken(asked: Sequence[Problem], answers: Sequence[Sequence[Parsed]]) -> Scores:
@@ -151,19 +163,20 @@ def _writer(folder: Path) -> Iterator[Write]:
     """A model that answers problems."""
     encoder, pool = ChatEncoder(folder), SamplerPool(EngineConfig(), ClusterConfig(), CONTEXT_TOKENS, room=Room())
 
-    def write(prompt: ThoughtPrompt, asked: Sequence[Problem], n: int) -> list[list[Parsed]]:
+    def write(variant: ThoughtPrompt, asked: Sequence[Problem], n: int) -> list[list[Parsed]]:
+        prompt = variant.for_model(encoder)
         requests = [
-            Request(encoder.encode(prompt.render(problem.instruction)), request_seed(problem.instruction))
-            for problem in asked
+            Request(prompt.encode(encoder, problem.instruction), request_seed(problem.instruction)) for problem in asked
         ]
         sampled = pool.generate(
             folder_artifact(folder), [requests], SampleConfig(), n=n, tries=1, accept=lambda *_: True
         )
-        return [
-            [prompt.split(output.text, finished=output.finished) for output in outputs]
-            for _, groups in sampled
-            for outputs in groups
-        ]
+
+        def parsed(output: Output) -> Parsed:
+            tokens = OutputTokens(output.token_ids, encoder.decode)
+            return prompt.split(output.text, finished=output.finished, tokens=tokens)
+
+        return [[parsed(output) for output in outputs] for _, groups in sampled for outputs in groups]
 
     try:
         yield write

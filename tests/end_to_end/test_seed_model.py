@@ -1,6 +1,7 @@
 """The shipped seed model is what `make seed-model` recorded, and starts as the paper's seed does."""
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -8,34 +9,48 @@ from transformers import AutoTokenizer
 
 from flows.cli.miniature import SCORES, TEST_PROMPTS, measure_seed_model
 from prompts.thought import VARIANTS
-from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.base import SHIPPED_MODELS, SHIPPED_SEED_MODEL
+from tpo.miniature.seed_model import FORMAT_SHARES
 
 Scores = dict[str, dict[str, float]]
 
 
-@pytest.fixture(scope="module")
-def recorded() -> Scores:
-    scores: Scores = json.loads((SHIPPED_SEED_MODEL / SCORES).read_text())
+NATIVE_MODEL = SHIPPED_MODELS["miniature-native"]
+
+
+def recorded(model: Path) -> Scores:
+    scores: Scores = json.loads((model / SCORES).read_text())
     return scores
 
 
 @pytest.mark.story("the shipped models", 90)
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
-def test_the_shipped_model_scores_what_is_recorded(recorded: Scores):
-    measured = measure_seed_model(SHIPPED_SEED_MODEL)
-    assert measured.keys() == recorded.keys() == VARIANTS.keys()
+@pytest.mark.parametrize(
+    ("model", "variants"),
+    [(SHIPPED_SEED_MODEL, {*FORMAT_SHARES}), (NATIVE_MODEL, {"native", "direct"})],
+    ids=["in words", "natively"],
+)
+def test_the_shipped_model_scores_what_is_recorded(model: Path, variants: set[str]):
+    measured, expected = measure_seed_model(model, sorted(variants)), recorded(model)
+    assert measured.keys() == expected.keys() == variants
     # Same weights and seeds; another processor may round a log-prob differently and sample another token.
     tolerance = 4 * (0.25 / TEST_PROMPTS) ** 0.5 / 2
     for variant, scores in measured.items():
-        assert scores["right"] == pytest.approx(recorded[variant]["right"], abs=tolerance)
-        assert scores["broken"] == pytest.approx(recorded[variant]["broken"], abs=tolerance)
+        assert scores["right"] == pytest.approx(expected[variant]["right"], abs=tolerance)
+        assert scores["broken"] == pytest.approx(expected[variant]["broken"], abs=tolerance)
 
 
-def test_with_thoughts_it_starts_below_itself_answering_directly(recorded: Scores):
-    for variant in ("generic", "specific", "system"):
-        assert recorded[variant]["right"] < recorded["direct"]["right"] - 0.05
-        assert 0.03 <= recorded[variant]["broken"] <= 0.10
+@pytest.mark.parametrize(
+    ("model", "variants"),
+    [(SHIPPED_SEED_MODEL, ("generic", "specific", "system")), (NATIVE_MODEL, ("native",))],
+    ids=["in words", "natively"],
+)
+def test_with_thoughts_it_starts_below_itself_answering_directly(model: Path, variants: tuple[str, ...]):
+    scores = recorded(model)
+    for variant in variants:
+        assert scores[variant]["right"] < scores["direct"]["right"] - 0.05
+        assert 0.03 <= scores[variant]["broken"] <= 0.10
 
 
 def test_it_is_small():
