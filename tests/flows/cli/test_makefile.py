@@ -14,11 +14,17 @@ from flows.cli.make import PROGRAMS, READS, fault, given, options
 ROOT = Path(__file__).parents[3]
 
 
+def without_make() -> dict[str, str]:
+    """This environment without what a make that runs these tests adds to it, such as JOBS."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
+
 def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """What make does, called from no other make, as if set up, with an environment that isn't there."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     command = ["make", "-s", "-o", "setup", "VENV=/nowhere", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=without_make() | variables, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,8 @@ def test_every_value_arrives_as_it_was_written(tmp_path: Path):
     show = tmp_path / "Makefile"
     show.write_text(f"all:\n\t@{sys.executable} -c 'import os; print(os.environ[\"MAKEFLAGS\"])'\n")
     command = ["make", "-s", *(f"{name}={value}" for name, value in values.items())]
-    flags = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.rstrip("\n")
+    shown = subprocess.run(command, cwd=tmp_path, env=without_make(), capture_output=True, text=True, check=True)
+    flags = shown.stdout.rstrip("\n")
     assert given(flags) == values
     assert options("iterate", given(flags)) == [
         *("--to", "4", "--run-name", values["RUN"]),
