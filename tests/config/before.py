@@ -5,13 +5,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from tpo.config.base import Section
+from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 
+NEWER: dict[type[BaseModel], set[str]] = {
+    ModelConfig: {"chat_template_options", "thinking"},
+    PromptConfig: {"thought_marker", "response_marker", "prefill"},
+}
+"""Fields that did not exist then."""
+
 
 def as_before(config: RunConfig) -> dict[str, Any]:
-    """The values of that `config.json`."""
+    """The values of that `config.json`; raises `AssertionError` if a newer field hasn't its default."""
     recipe = config.recipe
     values = _named_as_before(config.model_copy(update={"recipe": Tpo()}))
     del values["recipe"], values["storage"]["cache"]
@@ -23,4 +30,6 @@ def as_before(config: RunConfig) -> dict[str, Any]:
 def _named_as_before(section: BaseModel) -> dict[str, Any]:
     assert isinstance(section, Section)
     inner = {name: _named_as_before(value) for name, value in section if isinstance(value, BaseModel)}
-    return as_noted(section) | inner
+    newer = NEWER.get(type(section), set())
+    assert not newer & section.model_dump(exclude_defaults=True).keys()
+    return as_noted(section, exclude=newer) | inner

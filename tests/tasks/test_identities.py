@@ -207,12 +207,17 @@ WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage"),
 )
-WHAT_IT_IS = ("engine__dtype", "trainer__workers", "trainer__strategy")
+WHAT_IT_IS = (
+    *("engine__dtype", "trainer__workers", "trainer__strategy"),
+    *("model__chat_template_options", "model__thinking"),
+)
 OTHER_VALUES: dict[str, Any] = {
     "name": "another",
     "folder": Path("elsewhere"),
     "model__path": None,
     "model__package": None,
+    "model__chat_template_options": {"reasoning_effort": "low"},
+    "prompt__response_marker": None,
     "data__source__path": None,
     "data__source__instruction_ids_column": None,
     "data__source__kwargs_column": None,
@@ -303,6 +308,13 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
         if name != "overlong":  # which decides what is demonstrated, before anything is trained
             value = other[name] if name in other else another(info.default, info.annotation)
             assert (made(**{name: value}) != made()) is (f"train__{name}" not in IN_WHICH_PIECES), name
+
+
+def test_a_response_marker_of_the_users_identifies_what_is_asked_with_it(tmp_path: Path):
+    template = tmp_path / "user.jinja"
+    template.write_text("{{ instruction }} Write {{ response_marker }} before your response.")
+    asked = changed(a_config(tmp_path), prompt__user_template=template)
+    assert changed_by(asked, prompt__response_marker="Here goes:") >= {"prompts", "samples", "model"}
 
 
 def test_values_that_a_training_uses_identify_it(tmp_path: Path):

@@ -46,6 +46,6 @@ def test_a_name_on_the_hub_is_answered_with_how_to_get_it(capsys: pytest.Capture
 def test_a_probe_that_mostly_breaks_the_format_says_what_to_do():
     cut, broken = Trial("", "x", "cut_by_length", 0, 9), Trial("", "x", "missing_response_marker", 0, 9)
     (line,) = advice([Probe("generic", [cut, cut, broken], 1.0)], 96)
-    assert "2 of 3 outputs were cut at sample.max_new_tokens = 96: raise it" in line
+    assert "2 of 3 outputs were cut off at sample.max_new_tokens = 96: raise it" in line
     (line,) = advice([Probe("generic", [broken, broken, cut], 1.0)], 96)
     assert "break the format: try another prompt.variant" in line

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from flows.cli.main import main
 from tests.rows import a_config, a_model
+from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 
 
@@ -59,7 +61,8 @@ def test_it_listens_on_loopback_behind_the_layer_and_shows_no_thought(port: str)
 
 def test_a_model_of_a_run_is_asked_as_the_run_asked_it(tmp_path: Path, port: str):
     config = a_config(tmp_path, prompt={"variant": "specific"})
-    model = a_model(config.root / "iter_1" / "model")
+    model = config.root / "iter_1" / "model"
+    shutil.copytree(SHIPPED_SEED_MODEL, model)
     (config.root / "config.json").write_text(config.model_dump_json())
     assert become(str(model), "--port", port).settings.prompt.variant == "specific"
     assert become(str(model), "--port", port, "--variant", "direct").settings.prompt.variant == "direct"
