@@ -24,13 +24,14 @@ tokenizer and chat template, and two layers of its architecture with random weig
 own tokenizer or template, the last column says what replaces it.
 
 - **Thinking**: what the model's own template does. `none`; `hybrid`, the model opens a thought itself; `prefilled`, the
-  prompt opens it; `channels`, a thought is a separate message. If a variable turns it off, it is off in every prompt.
+  prompt opens it; `channels`, a thought is a separate message. `prompt.variant = "native"` trains such a thought. With
+  any other variant it is off if a variable turns it off; otherwise it is part of the thought.
 - **TPO**: what a run says of the tokenizer and the template before it starts, with the prompt variants `generic` and
   `direct`.
 - **System turn**: whether the variant `system` works too.
 - **Trial**: `python -m tests.zoo.trial` runs `check-model` on the weights, samples four prompts in vLLM, parses and
   judges the outputs, trains one DPO step, loads the result in vLLM and in transformers, compares their log-probs with
-  the trainer's, and answers a request through the serving layer. A family that TPO refuses is tried with `direct`.
+  the trainer's, and answers a request through the serving layer.
 - **Rows**: whether training packs several sequences into a row (`train.packing`) or pads them.
 
 A small model with random weights shows that the parts fit together, not that training improves a model of the family.
