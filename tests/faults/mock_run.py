@@ -210,7 +210,7 @@ def prepare(*, forks: bool = True) -> None:
     vars(tpo.engines.inference.generator)["sampler_pool"] = lambda *_, **__: MockWriter()
     vars(tasks.training)["train_model"] = mock_train_model
     draw_nothing()
-    os.fsync = lambda _: None
+    os.fsync = lambda fd: None
     for artifact in ("create_table_artifact", "create_markdown_artifact"):
         vars(tasks.report)[artifact] = lambda **_: None
     if not forks:
