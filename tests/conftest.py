@@ -1,7 +1,8 @@
 """What holds for all tests: their tiers, the seed that draws from large matrices, and the S3 server.
 
-Slow is what lies in `SLOW_PLACES` or is marked slow; a fast test that starts Ray or an engine fails. The longest files
-come first, so that no process ends long after the others. Tests marked gpu are skipped if there is no NVIDIA GPU.
+Slow is what lies in `SLOW_PLACES` or is marked slow; a fast test that starts Ray or an engine fails. Stories and the
+longest files come first, so that no process ends long after the others. Tests marked gpu are skipped if there is no
+NVIDIA GPU.
 """
 
 import os
@@ -28,6 +29,12 @@ SLOW_PLACES = (
     *(f"engines/training/test_{name}.py" for name in ("many_workers", "resume", "sft_trainer", "tracking")),
 )
 """Folders and files whose tests are all slow."""
+LONG = (
+    *("end_to_end/test_iterate.py", "end_to_end/test_engines.py", "end_to_end/test_reward_judges.py"),
+    *("zoo/test_trial.py", "faults/test_stages.py", "faults/test_bucket_runs.py", "end_to_end/test_serve.py"),
+    *("engines/training/test_resume.py", "engines/training/test_many_workers.py"),
+)
+"""Files that take minutes, or begin a group that does, besides those with a story."""
 SHARED: Mapping[str, str] = {
     **dict.fromkeys(("test_iterate.py", "test_closed.py", "test_judges.py", "test_real_text.py"), "one run"),
     **dict.fromkeys(("test_engines.py", "test_forcing.py", "test_seed_model.py", "test_small_judges.py"), "engines"),
@@ -86,9 +93,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = {item for item, story in stories.items() if story not in drawn}
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
-    long = {item.path for item in stories}
+    told = {item.path for item in items if item in stories}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in long, item.path not in slow))
+    long = [TESTS / place for place in LONG]
+    items.sort(key=lambda item: (item.path not in told, item.path not in long, item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -27,7 +27,7 @@ from tpo.storage.store import Clock, Stage, check_files, mending, read_manifest,
 
 ORDER = (2, 0, 1)
 """Shards end in any order."""
-STATES = 10_000 if exhaustive() else 1_000
+STATES = 10_000 if exhaustive() else 900
 """Distinct states that are gone through at the least: drawn anew for each commit, or 10,000 in `make exhaustive`."""
 DRAW = {} if exhaustive() else {"limit": 10, "recoveries": 6, "seed": seed()}
 

@@ -186,7 +186,7 @@ def test_nobody_waits_for_an_actor_that_is_replaced(make: Make, outcome: Outcome
 
 @pytest.mark.parametrize("how", ["dies", "errs", "hangs"])
 def test_an_actor_that_fails_to_start_once_is_started_again(make: Make, how: str, outcome: Outcome):
-    assert doubled(make(f"start: {how}, once", 1), orders(start_seconds=30)) == DOUBLED
+    assert doubled(make(f"start: {how}, once", 1), orders(start_seconds=15)) == DOUBLED
     outcome(f"an engine {how} as it starts, once", "sample, judge", "started again")
 
 
@@ -195,7 +195,7 @@ def test_an_actor_that_stops_dead_before_it_arrives_is_no_actor_that_waits_for_a
 
     # It takes all there is, so that the next one has a place only if what it held is given back.
     crew = make("arrival: stops dead, once", 1, cpus=ray.cluster_resources()["CPU"])
-    assert doubled(crew, orders(start_seconds=20)) == DOUBLED
+    assert doubled(crew, orders(start_seconds=15)) == DOUBLED
     outcome("an engine stops dead before it arrives, once", "sample, judge", "started again")
 
 

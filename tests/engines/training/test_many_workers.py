@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.worker_group import end_of_workers, run_workers
-from tests.sampling import sampled
+from tests.sampling import exhaustive, sampled
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, TrainConfig
@@ -30,9 +30,10 @@ from tpo.engines.training.worker import Progress, train_from_checkpoint, write_d
 
 pytestmark = pytest.mark.slow
 TRAIN = TrainConfig(epochs=7, batch_size=8, micro_batch_size=2, learning_rate=3e-4)
-PAIRS = some_pairs(117)
-STEPS = 105
-"""Seven epochs of fifteen steps; the last step of each is of five pairs, which neither 2 nor 4 workers share evenly."""
+EACH = 15 if exhaustive() else 8
+STEPS = 7 * EACH
+"""Seven epochs; the last step of each is of five pairs, which neither 2 nor 4 workers share evenly."""
+PAIRS = some_pairs(8 * (EACH - 1) + 5)
 SHORT = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 1e-3})
 FEW = some_pairs(21)
 STRATEGIES = ("ddp", "fsdp")
