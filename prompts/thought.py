@@ -14,16 +14,18 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prompts.native import Division, NativeThoughts, Tokens, Use
 from prompts.template import compiled, read_template, shipped_template
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
 from tpo.models.template_trial import template_fault
 from tpo.models.thinking_template import TAGS
 from tpo.records import Message
+
+if TYPE_CHECKING:
+    from tpo.models.chat import ChatEncoder
 
 NATIVE = "native"
 """The variant that has a model think in its own way."""
@@ -120,15 +122,15 @@ class ThoughtPrompt:
             if source is not None
         ]
 
-    def encode(self, encoder: ChatEncoder, instruction: str) -> list[int]:
+    def encode(self, encoder: "ChatEncoder", instruction: str) -> list[int]:
         """The tokens that ask a model for `instruction`. Raises `InputError` if its chat template refuses the chat."""
         return self.encode_chat(encoder, self.render(instruction))
 
-    def encode_chat(self, encoder: ChatEncoder, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, encoder: "ChatEncoder", messages: Sequence[Message]) -> list[int]:
         """The tokens of a chat that ends in a turn of this prompt; native thinking is on if the prompt asks for it."""
         return encoder.encode(messages, thinking=self.thinks_natively, prefill=self.prefill)
 
-    def for_model(self, encoder: ChatEncoder) -> "ThoughtPrompt":
+    def for_model(self, encoder: "ChatEncoder") -> "ThoughtPrompt":
         """The same prompt, for outputs of one model."""
         thinking, opened = encoder.thinking, False
         if thinking.kind == "none" or thinking.opening is None or thinking.closing is None:
