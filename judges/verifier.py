@@ -22,8 +22,10 @@ from tpo.storage.journal import Journal
 class Verifier:
     """Compares answers with references, as text or as mathematics, or checks verifiable instructions."""
 
-    def __init__(self, config: VerifierJudge) -> None:
+    def __init__(self, config: VerifierJudge, checker: MathChecker | None = None) -> None:
+        """`checker` compares mathematics; without one, the process's own does."""
         self._config = config
+        self._checker = checker
         self._pattern = re.compile(config.answer_pattern)
 
     def judge(
@@ -84,7 +86,7 @@ class Verifier:
 
     def _compare(self, answer: str, reference: str) -> Compared:
         if self._config.match == "math":
-            return _MATH.compare(answer, reference)
+            return (self._checker or _MATH).compare(answer, reference)
         return Compared(_normal(answer) == _normal(reference))
 
 

@@ -68,6 +68,8 @@ def test_a_single_category_can_be_requested():
 def test_a_textbook_page_is_right_and_keeps_the_format():
     rng = np.random.default_rng(0)
     for problem, (name, prompt) in itertools.product(take("seed", 60), VARIANTS.items()):
+        if prompt.thinks_natively:  # tests/miniature has no lessons of the seed model's for it
+            continue
         parsed = prompt.split(textbook_page(problem, prompt, rng).output, finished=True)
         assert parsed.error is None, (name, parsed)
         assert problem.reference in parsed.response

@@ -551,10 +551,10 @@ def test_a_server_that_answers_passes_the_check():
     assert server.asked[0].request["max_tokens"] == 1
 
 
-def problem(server: MisbehavingServer, **settings: Any) -> str:
+def problem(server: MisbehavingServer, seconds: float = chat_client.CHECK_SECONDS, **settings: Any) -> str:
     started = time.monotonic()
     with pytest.raises(InputError) as error:
-        client(server, **settings).check()
+        client(server, **settings).check(seconds=seconds)
     assert time.monotonic() - started < 10
     assert server.base_url in str(error.value) and "'judge'" in str(error.value)
     return str(error.value)
@@ -582,11 +582,10 @@ def test_a_check_names_the_model_that_is_not_there():
         assert "404: The model `judge` does not exist" in (says := problem(server)) and "name a model" in says
 
 
-def test_a_check_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch):
+def test_a_check_does_not_wait_for_a_server_that_hangs():
     assert chat_client.CHECK_SECONDS < 10
-    monkeypatch.setattr(chat_client, "CHECK_SECONDS", 1.0)
     with MisbehavingServer(lambda request, n: Hang()) as server:
-        assert "no answer within 1 s" in problem(server)
+        assert "no answer within 1 s" in problem(server, seconds=1.0)
 
 
 @pytest.mark.parametrize(

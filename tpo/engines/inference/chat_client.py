@@ -146,14 +146,21 @@ class ChatClient:
     def __repr__(self) -> str:
         return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
 
-    def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
+    def check(
+        self,
+        chat: Sequence[Message] | None = None,
+        decoding: Decoding | None = None,
+        *,
+        seconds: float = CHECK_SECONDS,
+    ) -> Reply:
         """Makes one call, as `ask` would; without a chat a short one.
 
-        What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
-        `InputError` if there is no reply, or one that doesn't keep to the labels although the endpoint says so.
+        What may pass is tried again, but not for long: `seconds` without a `decoding`. A server that nobody answers for
+        fails at once. Raises `InputError` if there is no reply, or one that doesn't keep to the labels although the
+        endpoint says so.
         """
         held = self._endpoint.structured_outputs
-        seconds = CHECK_SECONDS if decoding is None else self._endpoint.timeout_seconds
+        seconds = seconds if decoding is None else self._endpoint.timeout_seconds
         decoding = decoding or (Decoding(16, _PROBE_LABELS) if held else Decoding(1))
         chat = chat or [Message(role="user", content="Hello.")]
         with self._connection() as (client, submit):
