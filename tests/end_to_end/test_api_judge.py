@@ -1,6 +1,5 @@
 """A real vLLM server on the shipped seed model: what a chat client promises holds where nothing is made up."""
 
-import contextlib
 import math
 import os
 import signal
@@ -71,9 +70,9 @@ class Server:
 
     def kill(self) -> None:
         """Ends it and the engine that it started, at once: asked to end, it would answer first."""
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+            self._process.wait()
 
 
 @pytest.fixture(scope="module")
