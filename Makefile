@@ -1,7 +1,7 @@
 # Aliases of `tpo`: make iterate ITER=3 is tpo iterate --to 3. flows/cli/make.py has each target's variables, refuses others.
 VENV ?= .venv
 PY := $(VENV)/bin/python
-JOBS ?= 2
+JOBS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 40
 unexport PYTHONDONTWRITEBYTECODE # often set in containers; each of a run's dozen processes would compile what it imports
 TARGETS := $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' Makefile)

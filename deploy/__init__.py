@@ -1,1 +1,1 @@
-"""Where it runs: profiles, and what serves a model."""
+"""Deployment: profiles, servers, images and clusters."""

@@ -1,15 +1,16 @@
-"""A reasoning parser for vLLM servers of your own: the response in `content`, the thought nowhere or in `reasoning`.
+"""A reasoning parser for your own vLLM server: responses in `content`, thoughts hidden or in `reasoning`.
 
     vllm serve <folder> --reasoning-parser tpo_generic --reasoning-parser-plugin deploy/reasoning_parser.py
 
-In: outputs of vLLM's chat endpoint, whole or in chunks. Out: content and reasoning, by the rules and markers of
-`prompts/thought.py` alone; a parser is registered for each of its variants, `tpo_<variant>`. The checkout has to be on
-PYTHONPATH. This is the parser and no more: `make serve` also puts the thought prompt on, samples replies again that
-break the format, and closes the endpoints that no parser sees, such as `/v1/completions`.
+It splits outputs of vLLM's chat endpoint, whole or in chunks, by the rules and markers of `prompts/thought.py` alone; a
+parser is registered for each of its variants, as `tpo_<variant>`. The checkout has to be on PYTHONPATH. This is only
+the parser: `make serve` also adds the thought prompt, resamples replies that break the format, and closes the endpoints
+that bypass the parser, such as `/v1/completions`.
 
-As far as vLLM knows, the reasoning never ends. Its streaming would pass what follows straight to the client, where a
-model can still write a marker and think on; and the ids that it asks about include the prompt's, which quotes the
-markers. So vLLM can't constrain responses (`response_format`), and such requests are refused.
+The parser tells vLLM that the reasoning never ends. Otherwise vLLM's streaming would pass what follows straight to the
+client, although a model can still write a marker and think again; and the ids that vLLM asks about include the
+prompt's, which quotes the markers. The cost is that vLLM can't constrain responses (`response_format`): such requests
+are refused.
 """
 
 import os
@@ -22,37 +23,37 @@ from vllm.reasoning.abs_reasoning_parsers import ReasoningParser, ReasoningParse
 from prompts.thought import VARIANTS, Shown, ThoughtPrompt
 
 ALLOW = "TPO_ALLOW_THOUGHTS"
-"""Environment variable by which the operator allows thoughts: 1 for requests that say `include_reasoning: true`."""
+"""Environment variable by which the operator allows thoughts: 1 shows them if a request has `include_reasoning`."""
 
 
 class ThoughtParser(ReasoningParser):
-    """Splits the outputs of one thought prompt."""
+    """Splits outputs for one thought prompt."""
 
     prompt: ClassVar[ThoughtPrompt]
     """The prompt, with its markers."""
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """Never, so that every chunk comes through here."""
+        """Always False, so that every chunk passes through the parser."""
         return False
 
     def extract_content_ids(self, input_ids: list[int]) -> list[int]:
-        """None: where a response begins is known of text and not of tokens."""
+        """Always empty: the start of a response is found in text, not in tokens."""
         return []
 
     def adjust_request(self, request: Any) -> Any:
-        """Hides the thought, and with it log-probs and token ids, unless the operator allows it and the request asks.
+        """Hides the thought, log-probs and token ids unless the operator allows thoughts and the request asks for them.
 
-        Raises `ValueError`, which vLLM answers with status 400, where the request wants its output constrained: then
-        it could not hold a thought.
+        Raises `ValueError`, which vLLM answers with status 400, if the request wants constrained output, which couldn't
+        contain a thought.
         """
         if request.extract_structured_outputs() is not None:
-            raise ValueError("response_format and structured_outputs are not served with a model that thinks first")
+            raise ValueError("response_format and structured_outputs are not supported for a model that thinks first")
         asks = "include_reasoning" in request.model_fields_set and request.include_reasoning
         request.include_reasoning = bool(asks and os.environ.get(ALLOW) == "1")
         return request
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Thought and response of a whole output, None for what is empty."""
+        """Thought and response of a whole output; None for an empty one."""
         shown = self.prompt.shown(model_output, finished=True)
         return shown.thought or None, shown.response or None
 
@@ -65,11 +66,11 @@ class ThoughtParser(ReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """What a chunk adds to what may be shown, or None."""
+        """What a chunk adds to the visible text, or None."""
         return _added(*(self.prompt.shown(text, finished=False) for text in (previous_text, current_text)))
 
     def get_streaming_fallback_content(self, text: str, request: Any) -> str | None:
-        """The end of the response that was held back because it might have become a marker."""
+        """The end of the response, which was held back because it might have become a marker."""
         sent, whole = (self.prompt.shown(text, finished=finished).response for finished in (False, True))
         return whole.removeprefix(sent) or None
 

@@ -23,7 +23,6 @@ from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.source import question_key
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
 from tpo.config.judges import (
@@ -34,7 +33,7 @@ from tpo.config.judges import (
     VerifierJudge,
     checks_instructions,
 )
-from tpo.config.recipes import PairFile, PairModels
+from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
@@ -119,10 +118,10 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     for folder in writers(config):
         for line in check_weights(folder):
             say(line)
-    check_generation_config(_seed_folder(config))
-    check_training(_seed_folder(config), config.train, config.trainer)
+    check_generation_config(config.model.folder)
+    check_training(config.model.folder, config.train, config.trainer)
     if config.sft is not None:
-        check_training(_seed_folder(config), config.sft, config.trainer, section="sft")
+        check_training(config.model.folder, config.sft, config.trainer, section="recipe.sft")
     for line in check_templates(config):
         say(line)
 
@@ -145,7 +144,7 @@ def check_proxies(config: RunConfig) -> None:
 
 def model_checks(config: RunConfig) -> list[Callable[[], object]]:
     """The checks of M_0 that a run makes beyond those of its folder's files, to be made one by one."""
-    folder, sft = _seed_folder(config), config.sft
+    folder, sft = config.model.folder, config.sft
     checks: list[Callable[[], object]] = [
         lambda: _context_misfits(config),
         lambda: _split_misfits(config),
@@ -154,25 +153,18 @@ def model_checks(config: RunConfig) -> list[Callable[[], object]]:
         lambda: check_training(folder, config.train, config.trainer),
     ]
     if sft is not None:
-        checks.append(lambda: check_training(folder, sft, config.trainer, section="sft"))
+        checks.append(lambda: check_training(folder, sft, config.trainer, section="recipe.sft"))
     return checks
 
 
 def check_tpo(config: RunConfig) -> None:
     """Refuses a run of TPO whose profile is another recipe's."""
-    for section, recipe in (("thinkpo", "thinkpo"), ("self_train", "self-train")):
-        if getattr(config, section) is not None:
-            raise InputError(f"the profile has a section [{section}], which is another recipe's: call make {recipe}")
+    config.recipe_as(Tpo)
 
 
 def check_self_training(config: RunConfig) -> None:
     """Refuses a run of self-training whose profile can't make one."""
-    source = config.data.source
-    if config.self_train is None:
-        raise InputError(
-            "the profile has no section [self_train], expected one that says how a model learns from its own answers: "
-            "take deploy/profiles/self-train.toml as an example"
-        )
+    source, recipe = config.data.source, config.recipe_as(SelfTrain)
     right = "instruction_ids_column" if checks_instructions(config.judge) else "reference_column"
     if isinstance(source, FileSource) and not (getattr(source, right) and source.demonstration_column):
         raise InputError(
@@ -180,27 +172,22 @@ def check_self_training(config: RunConfig) -> None:
             "and needs to know what is right: name both"
         )
     most = config.data.per_iteration
-    if most != "all" and (config.self_train.demonstrations or 0) > most:
+    if most != "all" and (recipe.demonstrations or 0) > most:
         raise InputError(
-            f"self_train.demonstrations is {config.self_train.demonstrations}, expected at most data.per_iteration, "
-            f"{most}: they are those of the first questions"
+            f"recipe.demonstrations is {recipe.demonstrations}, expected at most data.per_iteration, {most}: they are "
+            "those of the first questions"
         )
 
 
 def check_thinkpo(config: RunConfig) -> None:
     """Refuses a run of ThinkPO whose profile, models or files can't make one."""
-    if config.thinkpo is None:
-        raise InputError(
-            "the profile has no section [thinkpo], expected one that says where long and short outputs are from: take "
-            "deploy/profiles/thinkpo.toml as an example"
-        )
-    source, prompts = config.thinkpo.source, config.data.source
+    source, prompts = config.recipe_as(ThinkPo).source, config.data.source
     if isinstance(source, PairFile):
         read_pair_rows(source)
     elif config.sft is None:
         raise InputError(
-            'thinkpo.source.kind is "models", and there is no section [sft]: models write for the prompts of '
-            'fine-tuning; add [sft], or take pairs from a file (thinkpo.source.kind = "file")'
+            'recipe.source.kind is "models", and there is no section [recipe.sft]: models write for the prompts of '
+            'fine-tuning; add [recipe.sft], or take pairs from a file (recipe.source.kind = "file")'
         )
     else:
         for prompt in (source.long_prompt, source.short_prompt):
@@ -210,30 +197,26 @@ def check_thinkpo(config: RunConfig) -> None:
                 check_writer(Path(model), device=config.engine.device)
     if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
         raise InputError(
-            "[sft] is there, and data.source.demonstration_column is not: name the column that holds the responses to "
-            "imitate"
+            "[recipe.sft] is there, and data.source.demonstration_column is not: name the column that holds the "
+            "responses to imitate"
         )
-
-
-def _seed_folder(config: RunConfig) -> Path:
-    return SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
 
 
 def writers(config: RunConfig) -> list[Path]:
     """The folders of the models that write in a run, each once: M_0, judges that are asked, and whoever else writes."""
-    folders = [_seed_folder(config)]
+    folders = [config.model.folder]
     folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
     if config.data.synthetic is not None and config.data.synthetic.folder is not None:
         folders.append(config.data.synthetic.folder)
-    if config.thinkpo is not None and isinstance(config.thinkpo.source, PairModels):
-        source = config.thinkpo.source
+    source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
+    if isinstance(source, PairModels):
         folders += [Path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")]
     return list(dict.fromkeys(folders))
 
 
 def _context_misfits(config: RunConfig) -> Iterator[Misfit]:
     """Each model that writes can be used as the run uses it, and has room for its own prompts and outputs."""
-    seed = _seed_folder(config)
+    seed = config.model.folder
     for asked in contexts(config):
         folder = asked.folder or seed
         tokens = check_writer(folder, trained=folder == seed, device=config.engine.device)
@@ -242,7 +225,7 @@ def _context_misfits(config: RunConfig) -> Iterator[Misfit]:
 
 def _split_misfits(config: RunConfig) -> Iterator[Misfit]:
     """vLLM can split each model over the GPUs of an engine, as far as its `config.json` tells."""
-    seed = _seed_folder(config)
+    seed = config.model.folder
     models = dict[Path | None, Model]()
     for folder in writers(config):
         # A model with an unusual shape, such as a mixture of experts, is left to vLLM.
@@ -285,7 +268,7 @@ def _check_files(config: RunConfig) -> None:
     source = config.data.source
     if not isinstance(source, FileSource):
         return
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         first_read = [each.path for each in prompt_sets(config, 1)]
     else:
         first_read = [file_of(source, "", 1), file_of(source, "validation", 0), file_of(source, "test", 0)]
@@ -422,15 +405,15 @@ def _disk_misfits(config: RunConfig, iterations: int) -> Iterator[Misfit]:
         for path in config.root.glob("iter_*/train/epoch_*/*.safetensors")
         if path.parents[2].name not in {f"iter_{t}" for t in range(done + 1)}
     )
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         written = sum(path.stat().st_size for path in config.root.glob("**/train/epoch_*/*.safetensors"))
-    needed = disk_needed(config, left, parameters=_parameters(_seed_folder(config)), written=written)
+    needed = disk_needed(config, left, parameters=_parameters(config.model.folder), written=written)
     return disk_misfits(config, needed, free_disk(config.root))
 
 
 def machine_misfits(config: RunConfig) -> Iterator[Misfit]:
     """This machine has the memory, the CPUs and the GPUs that a run needs at once; a cluster is left to Ray."""
-    seed = _seed_folder(config)
+    seed = config.model.folder
     yield from cpu_misfits(config, cpu_count())
     if config.cluster.address is None:
         if has_gpu():
@@ -454,15 +437,15 @@ def check_templates(config: RunConfig) -> list[str]:
         for question in QUESTIONS
     ]
     marked = [f"{prompt.thought_marker or ''} I add.\n{prompt.response_marker or ''} {ANSWER}".strip()]
-    lines = check_asked(_seed_folder(config), asked, marked)
-    if config.thinkpo is None and config.self_train is None:
-        lines += check_thinking(_seed_folder(config))
+    lines = check_asked(config.model.folder, asked, marked)
+    if isinstance(config.recipe, Tpo):
+        lines += check_thinking(config.model.folder)
     for each in pair_writers(config):
         said = load_prompt(each.prompt)
-        lines += check_asked(each.folder or _seed_folder(config), [said.render(q) for q in QUESTIONS], [ANSWER])
+        lines += check_asked(each.folder or config.model.folder, [said.render(q) for q in QUESTIONS], [ANSWER])
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
-        lines += check_asked(writer.folder or _seed_folder(config), [few_shot], [f"<task>\n{ANSWER}\n</task>"])
+        lines += check_asked(writer.folder or config.model.folder, [few_shot], [f"<task>\n{ANSWER}\n</task>"])
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         assert judge.folder is not None
         if isinstance(judge, PairwiseJudge):

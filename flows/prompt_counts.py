@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tasks.source import question_key
 from tpo.config.data import FileSource
+from tpo.config.recipes import ThinkPo, Tpo
 from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of, read_prompt_rows
 
@@ -38,9 +39,9 @@ def prompt_sets(config: RunConfig, iterations: int) -> list[PromptSet]:
     if not isinstance(source, FileSource):
         return []
     test = PromptSet("data.test", file_of(source, "test", 0), data.test)
-    if config.thinkpo is not None and config.sft is None:
+    if isinstance(config.recipe, ThinkPo) and config.sft is None:
         return [test]
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         only = None if data.per_iteration == "all" else data.per_iteration
         return [test, PromptSet("data.per_iteration", file_of(source, "", 0), only)]
     found = [test, PromptSet("data.validation", file_of(source, "validation", 0), data.validation)]
@@ -100,7 +101,7 @@ def _distinct(source: FileSource, path: Path, _changed: int, _bytes: int) -> int
 
 def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequence[PromptSet]) -> str:
     fixed = sum(each.count or 0 for each in sets if each.name != "data.per_iteration")
-    one_set = config.thinkpo is not None or config.self_train is not None
+    one_set = not isinstance(config.recipe, Tpo)
     asked = [
         f"{each.name} {config.data.per_iteration:,} × {iterations:,} iterations"
         if each.name == "data.per_iteration" and not one_set and each.count != config.data.per_iteration

@@ -19,7 +19,8 @@ from typing import Any
 from flows.cli.stopping import apart_from_terminal
 from flows.preflight import check_before_work, check_self_training, check_thinkpo, check_tpo, preflight
 from tpo.config.data import PromptConfig
-from tpo.config.load import load_config
+from tpo.config.load import ignore, load_config
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import LOGGER, say
 from tpo.engines.cluster.watchdog import watched
@@ -136,7 +137,7 @@ def resolve_config(
     path = profile_path(profile)
     first = [f"judge={{kind={json.dumps(judge)}}}"] if judge is not None else []
     last = [f"seed={seed}"] if seed is not None else []
-    config = load_config(path, [*first, *overrides, *last])
+    config = load_config(path, [*first, *overrides, *last], note=ignore)  # read again below, with its notes
     if run_name is None:
         given = [judge, None if seed is None else f"seed{seed}"]
         run_name = "-".join([config.name, *(part for part in given if part is not None)])
@@ -205,11 +206,12 @@ def without_dpo(config: RunConfig) -> RunConfig:
 
     Raises `InputError` if the config itself has no DPO step.
     """
-    if config.self_train is None or not config.self_train.dpo:
+    recipe = config.recipe_as(SelfTrain)
+    if not recipe.dpo:
         raise InputError(
-            "a comparison with classic self-training starts from a run with the DPO step: set self_train.dpo to true"
+            "a comparison with classic self-training starts from a run with the DPO step: set recipe.dpo to true"
         )
-    changes = {"name": f"{config.name}-plain", "self_train": config.self_train.model_copy(update={"dpo": False})}
+    changes = {"name": f"{config.name}-plain", "recipe": recipe.model_copy(update={"dpo": False})}
     return config.model_copy(update=changes)
 
 

@@ -4,7 +4,7 @@ answers.
 It starts from a few demonstrations and many questions with known answers. SFT_t is always the base fine-tuned on all
 demonstrations and all correct outputs so far; DPO_t, trained from SFT_{t-1}, only writes outputs for it.
 
-Without the DPO step (`self_train.dpo`) this is classic self-training, in which SFT_{t-1} writes for SFT_t: the ablation
+Without the DPO step (`recipe.dpo`) this is classic self-training, in which SFT_{t-1} writes for SFT_t: the ablation
 that `self_train_and_plain` adds. Each stage checks its manifest first, so the same call starts a run, resumes it and
 adds iterations to it.
 """
@@ -24,6 +24,7 @@ from tasks.measure import Step, measure
 from tasks.pair_by_answer import pair_by_answer
 from tasks.pseudo_label import pseudo_label
 from tasks.train import train
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
 from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of
@@ -79,7 +80,7 @@ def _run(config: RunConfig, iterations: int) -> Made:
 
 def make_models(config: RunConfig, iterations: int) -> Made:
     """Makes and measures the base, SFT_0, and DPO_t and SFT_t for t = 1 … T."""
-    assert config.self_train is not None
+    recipe = config.recipe_as(SelfTrain)
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
     questions = load_prompts(config, "base/prompts/train", base, [test])
@@ -95,17 +96,17 @@ def make_models(config: RunConfig, iterations: int) -> Made:
         model = fine_tune(config, f"iter_{t}/sft", base, demonstrations)[-1]
         return measured(f"SFT_{t}", f"iter_{t}/sft", model, {"demonstrations": demonstrations})
 
-    given = demonstrate(config, "iter_0/sft", base, questions, most=config.self_train.demonstrations)
+    given = demonstrate(config, "iter_0/sft", base, questions, most=recipe.demonstrations)
     tuned = fine_tuned(0, given)
     to_pair, to_imitate = list[Answers](), list[Answers]()
     for t in range(1, iterations + 1):
         writer = tuned
-        if config.self_train.dpo:
+        if recipe.dpo:
             to_pair.append(ask(config, pairing_ask(config, t), tuned, questions))
             pairs = pair_by_answer(config, f"iter_{t}/dpo", given, to_pair)
             writer = train(config, f"iter_{t}/dpo", tuned, tuned, pairs)[-1]
             measured(f"DPO_{t}", f"iter_{t}/dpo", writer, {"pairs": pairs})
         to_imitate.append(ask(config, labelling_ask(config, t), writer, questions))
         tuned = fine_tuned(t, pseudo_label(config, f"iter_{t}/sft", given, to_imitate))
-    name = "DPO-ST" if config.self_train.dpo else "self-training"
+    name = "DPO-ST" if recipe.dpo else "self-training"
     return Made(test, steps, measure(config, name, test, steps))

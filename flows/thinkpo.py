@@ -18,7 +18,7 @@ from tasks.measure import Step, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
 from tasks.sample import sample
 from tasks.train import train
-from tpo.config.recipes import PairFile
+from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
 from tpo.report.ladder import LADDER, Ladder, page_of
@@ -63,8 +63,7 @@ def make_models(config: RunConfig) -> Ladder:
 
 def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, given: Artifact) -> Artifact | None:
     """Long and short outputs to the prompts of fine-tuning; None if pairs come from a file."""
-    assert config.thinkpo is not None
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
     if isinstance(source, PairFile):
         return None
 

@@ -12,6 +12,7 @@ from typing import Literal
 from prompts.thought import load_prompt
 from tasks.handles import prompt_templates
 from tasks.stage import complete_or_begun, stage_task
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.console import say
@@ -41,7 +42,6 @@ def demonstrate(
 
     Raises `InputError` if there is none, with counts by reason.
     """
-    assert config.sft is not None
     stage = demonstrations_stage(config, folder, model, prompts, written, most)
     if (done := complete_or_begun(stage)) is not None:
         return done
@@ -62,7 +62,7 @@ def demonstrate(
             dropped["not_used"] += 1
             continue
         prompt_ids = encoder.encode(prompt.render(row.instruction))
-        fitted = fit(prompt_ids, encoder.encode_output(output), config.sft)
+        fitted = fit(prompt_ids, encoder.encode_output(output), config.fine_tuning)
         if fitted is None:
             dropped["too_long"] += 1
         else:
@@ -72,7 +72,7 @@ def demonstrate(
         remedy = "name data.source.demonstration_column" if written is None else f"look at {written.path}"
         raise InputError(
             f"{stage.name}: 0 outputs to imitate for {len(asked)} prompts ({account.reasons()}): {remedy}, or raise "
-            "sft.max_tokens"
+            "recipe.sft.max_tokens"
         )
     stage.write_shard(0, made)
     artifact = stage.commit(1, account=account)
@@ -94,7 +94,7 @@ def fit(prompt_ids: list[int], output_ids: list[int], sft: SftConfig) -> list[in
     room = sft.max_tokens - len(prompt_ids)
     if len(output_ids) <= room:
         return output_ids
-    return output_ids[:room] if sft.too_long == "cut" and room > 0 else None
+    return output_ids[:room] if sft.overlong == "truncate" and room > 0 else None
 
 
 def demonstrations_stage(
@@ -109,7 +109,6 @@ def demonstrations_stage(
 
     `model` learns from them and is an input because its tokenizer encodes them; `most` is their maximum number.
     """
-    assert config.sft is not None
     inputs = {"model": model, "prompts": prompts}
     if written is not None:
         inputs["written"] = written
@@ -119,8 +118,7 @@ def demonstrations_stage(
         Demonstration,
         inputs=inputs | {"prompt templates": prompt_templates(config.prompt)},
         config={
-            "max_tokens": config.sft.max_tokens,
-            "too_long": config.sft.too_long,
+            **as_noted(config.fine_tuning, include={"max_tokens", "overlong"}),
             **({} if most is None else {"most": most}),
         },
     )

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from prompts.thought import load_prompt
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.data import PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig
-from tpo.config.recipes import PairModels
+from tpo.config.recipes import PairModels, SelfTrain
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, External
 from tpo.storage.store import complete_artifact, content_sha256, folder_artifact
@@ -89,26 +88,24 @@ def test_ask(config: RunConfig, folder: str) -> Ask:
 
 def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
     """Outputs for one side of ThinkPO's pairs: one per prompt, sampled once as in the paper, or up to the side's own
-    `tries`."""
+    `max_attempts`."""
     prompt, sample = {
         "long": (source.long_prompt, source.long_sample),
         "short": (source.short_prompt, source.short_sample),
     }[side]
-    once = sample.model_copy(update={"evaluation_tries": sample.tries})
+    once = sample.model_copy(update={"evaluation_max_attempts": sample.max_attempts})
     return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
 
 
 def pairing_ask(config: RunConfig, iteration: int) -> Ask:
     """Samples from SFT_{t-1} for the pairs of self-training."""
-    assert config.self_train is not None
-    sample = config.sample.model_copy(update={"k": config.self_train.pair_outputs})
+    sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).pair_outputs})
     return Ask(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
 
 
 def labelling_ask(config: RunConfig, iteration: int) -> Ask:
     """Samples from DPO_t that SFT_t imitates; without a DPO step, from SFT_{t-1}."""
-    assert config.self_train is not None
-    sample = config.sample.model_copy(update={"k": config.self_train.label_outputs})
+    sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).label_outputs})
     return Ask(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
 
 
@@ -140,7 +137,7 @@ def judged(config: RunConfig, ask: Ask) -> Answers:
 
 def seed_model(config: RunConfig) -> Artifact:
     """M_0 as an artifact, named by the content of its files."""
-    return folder_artifact(SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path))
+    return folder_artifact(config.model.folder)
 
 
 def baseline_of(ask: Ask, samples: Artifact, against: Answers | None) -> Artifact | None:

@@ -21,6 +21,7 @@ from tpo.config.judges import (
     PairConfig,
     least_margin,
 )
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
@@ -183,7 +184,7 @@ def make_pairs(
             with_error = _error_pair(group, group.controlled(rho, penalty))
             if _tokens(with_error) <= max_tokens:
                 fitting.append(with_error)
-    for drawn in _drawn(fitting, found.keys(), config.error_share, seed):
+    for drawn in _drawn(fitting, found.keys(), config.max_error_pair_ratio, seed):
         found[drawn.prompt_id] = drawn
         dropped.pop(drawn.prompt_id, None)
     pairs = [found[prompt] for prompt in prompts if prompt in found]
@@ -295,7 +296,7 @@ def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
         inputs={"samples": answers.samples, "scores": answers.scores},
         config={
             "seed": config.seed,
-            "pair": config.pair.model_dump(mode="json") | {"min_margin": least_margin(config.pair, config.judge)},
+            "pair": as_noted(config.pair) | {"min_margin": least_margin(config.pair, config.judge)},
             "max_tokens": config.train.max_tokens,
         },
     )

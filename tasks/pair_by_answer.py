@@ -14,6 +14,7 @@ from tasks.handles import Answers
 from tasks.shortage import Shortage
 from tasks.solutions import Question, Written, answered_inputs, questions_of
 from tasks.stage import complete_or_begun, stage_task
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
@@ -37,12 +38,11 @@ class PairsByAnswer:
 def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
     """Pairs of correct and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` of the questions give
     one."""
-    assert config.self_train is not None
     stage = pairs_by_answer_stage(config, folder, given, answers)
     if (done := complete_or_begun(stage)) is not None:
         return done
-    questions = questions_of(given, answers)
-    made = make_pairs(questions, most=config.self_train.pairs_per_question, max_tokens=config.train.max_tokens)
+    questions, recipe = questions_of(given, answers), config.recipe_as(SelfTrain)
+    made = make_pairs(questions, most=recipe.pairs_per_question, max_tokens=config.train.max_tokens)
     shortage = Shortage(stage.name, made.questions, len(questions), made.account.dropped, unit="questions")
     if shortage.is_serious(config.health.min_pairs):
         raise shortage.error(config.health.min_pairs, _remedy(made.account.dropped, config, answers))
@@ -54,7 +54,6 @@ def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Seq
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Answers]) -> str:
     """The remedy for the most common reason why a question has no pair."""
-    assert config.self_train is not None
     reasons = ("no_wrong_output", "no_right_output", "too_long")
     where = f"look at {answers[-1].samples.path}"
     match max(reasons, key=lambda reason: dropped.get(reason, 0)):
@@ -63,7 +62,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Ans
         case "no_right_output":
             return f"set judge.answer_pattern to how answers are given, or {where}"
         case _:
-            more = f"raise self_train.pair_outputs ({config.self_train.pair_outputs})"
+            more = f"raise recipe.pair_outputs ({config.recipe_as(SelfTrain).pair_outputs})"
             return f"{more}, take harder questions, or {where}"
 
 
@@ -113,14 +112,13 @@ def _pair(question: Question, contrast: Contrast) -> Pair:
 
 def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
     """Pairs of correct and wrong outputs to the same questions."""
-    assert config.self_train is not None
     return Stage(
         config.root,
         f"{folder}/pairs",
         Pair,
         inputs=answered_inputs(given, answers),
         config={
-            "pairs_per_question": config.self_train.pairs_per_question,
+            "pairs_per_question": config.recipe_as(SelfTrain).pairs_per_question,
             "max_tokens": config.train.max_tokens,
         },
     )

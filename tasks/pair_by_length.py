@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from tasks.handles import prompt_templates
 from tasks.shortage import Shortage
 from tasks.stage import begin, stage_task
 from tpo.config.judges import VerifierJudge
-from tpo.config.recipes import PairFile, ThinkPoConfig
+from tpo.config.recipes import PairFile, ThinkPo
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
@@ -88,8 +90,8 @@ def pair_by_length(config: RunConfig, folder: str, long: Artifact, short: Artifa
 @stage_task("pairs_from_file", run_name="pairs of {folder}")
 def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact:
     """Pairs from a file, in the tokens of `model`. Raises `StageError` if they are too few (`health.min_pairs`)."""
-    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
+    assert isinstance(source, PairFile)
     stage = pairs_from_file_stage(config, folder, model)
     return stage.complete() or _make(config, stage, lambda: contrasts_in(source, config, model))
 
@@ -123,12 +125,10 @@ def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterat
 
 
 def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Contrast]]) -> Artifact:
-    assert config.thinkpo is not None
+    recipe = config.recipe_as(ThinkPo)
     begin(stage)
-    judge = Verifier(VerifierJudge(match=config.thinkpo.match, answer_pattern=config.thinkpo.answer_pattern))
-    made = make_pairs(
-        contrasts(), config.thinkpo, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal
-    )
+    judge = Verifier(VerifierJudge(match=recipe.match, answer_pattern=recipe.answer_pattern))
+    made = make_pairs(contrasts(), recipe, max_tokens=config.train.max_tokens, seed=config.seed, equal=judge.equal)
     # Suitable pairs that weren't drawn, and repeated prompts, don't count as failures.
     not_short = {"not_drawn", "other_gap", "duplicate"}
     dropped = {reason: count for reason, count in made.account.dropped.items() if reason not in not_short}
@@ -146,21 +146,20 @@ def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Cont
 
 def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
     """The remedy for the most common reason why a prompt has no pair."""
-    assert config.thinkpo is not None
-    thinkpo = config.thinkpo
+    recipe = config.recipe_as(ThinkPo)
     remedies = {
-        "no_answer": "set thinkpo.answer_pattern to how the outputs give their answers",
-        "undecided": f"set thinkpo.match ({thinkpo.match}) to how answers can be compared",
+        "no_answer": "set recipe.answer_pattern to how the outputs give their answers",
+        "undecided": f"set recipe.match ({recipe.match}) to how answers can be compared",
         "answers_differ": "long and short outputs give different answers: look at them, or raise "
-        f"thinkpo.differing_share ({thinkpo.differing_share:g})",
-        "too_long": f"raise train.max_tokens ({config.train.max_tokens}) or thinkpo.max_chosen_tokens "
-        f"({thinkpo.max_chosen_tokens}) to the length of the outputs",
+        f"recipe.mismatched_answer_ratio ({recipe.mismatched_answer_ratio:g})",
+        "too_long": f"raise train.max_tokens ({config.train.max_tokens}) or recipe.max_chosen_tokens "
+        f"({recipe.max_chosen_tokens}) to the length of the outputs",
         "not_longer": "the long outputs are no longer than the short ones: look whether they are the wrong way round",
-        "long_output_too_short": f"lower thinkpo.min_chosen_tokens ({thinkpo.min_chosen_tokens})",
+        "long_output_too_short": f"lower recipe.min_chosen_tokens ({recipe.min_chosen_tokens})",
         "no_long_output": "most prompts have no long output: look at where they come from",
         "no_short_output": "most prompts have no short output: look at where they come from",
-        "other_gap": f"so few pairs have no third by length: set thinkpo.gap ({thinkpo.gap}) to all",
-        "not_drawn": f"raise thinkpo.most_pairs ({thinkpo.most_pairs})",
+        "other_gap": f"so few pairs have no third by length: set recipe.gap ({recipe.gap}) to all",
+        "not_drawn": f"raise recipe.max_pairs ({recipe.max_pairs})",
     }
     most = max(dropped, key=lambda reason: dropped[reason], default="")
     return remedies.get(most, "look at the outputs")
@@ -168,7 +167,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
 
 def make_pairs(
     contrasts: Iterable[Contrast],
-    config: ThinkPoConfig,
+    config: ThinkPo,
     *,
     max_tokens: int,
     seed: int,
@@ -190,12 +189,12 @@ def make_pairs(
             dropped["undecided"] += 1
         else:
             (matching if same else differing).append(contrast)
-    share = config.differing_share
+    share = config.mismatched_answer_ratio
     added = _drawn(differing, int(share / (1 - share) * len(matching)), seed)
     dropped["answers_differ"] += len(differing) - len(added)
     kept = _third([*matching, *added], config.gap)
     dropped["other_gap"] += len(matching) + len(added) - len(kept)
-    drawn = _drawn(kept, len(kept) if config.most_pairs is None else config.most_pairs, seed)
+    drawn = _drawn(kept, len(kept) if config.max_pairs is None else config.max_pairs, seed)
     dropped["not_drawn"] += len(kept) - len(drawn)
     drawn.sort(key=lambda contrast: order[contrast.prompt_id])
     apart = {contrast.prompt_id for contrast in added}
@@ -207,7 +206,7 @@ def make_pairs(
     )
 
 
-def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPoConfig, max_tokens: int) -> str | None:
+def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPo, max_tokens: int) -> str | None:
     """Why a contrast can't make a pair, regardless of its answers."""
     if contrast.long is None or contrast.short is None:
         return "no_long_output" if contrast.long is None else "no_short_output"
@@ -267,21 +266,23 @@ def _pair(contrast: Contrast, *, swap: bool) -> Pair:
 
 def pairs_by_length_stage(config: RunConfig, folder: str, long: Artifact, short: Artifact) -> Stage:
     """Pairs of long and short outputs to the same prompts."""
-    assert config.thinkpo is not None
-    values = config.thinkpo.model_dump(mode="json", exclude={"source"})
     return Stage(
         config.root,
         f"{folder}/pairs",
         Pair,
         inputs={"long": long, "short": short},
-        config={"seed": config.seed, "thinkpo": values, "max_tokens": config.train.max_tokens},
+        config={
+            "seed": config.seed,
+            "thinkpo": _filter_values(config.recipe_as(ThinkPo)),
+            "max_tokens": config.train.max_tokens,
+        },
     )
 
 
 def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> Stage:
     """Pairs of long and short outputs from a file, in the tokens of `model`."""
-    assert config.thinkpo is not None and isinstance(config.thinkpo.source, PairFile)
-    source = config.thinkpo.source
+    source = config.recipe_as(ThinkPo).source
+    assert isinstance(source, PairFile)
     return Stage(
         config.root,
         f"{folder}/pairs",
@@ -293,8 +294,13 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
         },
         config={
             "seed": config.seed,
-            "thinkpo": config.thinkpo.model_dump(mode="json", exclude={"source"}),
+            "thinkpo": _filter_values(config.recipe_as(ThinkPo)),
             "columns": source.model_dump(mode="json", exclude={"path"}),
             "max_tokens": config.train.max_tokens,
         },
     )
+
+
+def _filter_values(recipe: ThinkPo) -> dict[str, Any]:
+    """The config values that decide which long and short outputs become pairs."""
+    return as_noted(recipe, exclude={"kind", "source", "sft"})

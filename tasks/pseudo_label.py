@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from tasks.handles import Answers
 from tasks.solutions import Question, Written, answered_inputs, questions_of
 from tasks.stage import complete_or_begun, stage_task
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
@@ -37,16 +38,16 @@ class Labels:
 @stage_task("pseudo_label", run_name="label {folder}")
 def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
     """The given outputs and the correct ones. Raises `StageError` if there is neither."""
-    assert config.self_train is not None and config.sft is not None
+    recipe = config.recipe_as(SelfTrain)
     stage = pseudo_labels_stage(config, folder, given, answers)
     if (done := complete_or_begun(stage)) is not None:
         return done
     questions = questions_of(given, answers)
-    made = make_labels(questions, config.self_train, max_tokens=config.sft.max_tokens)
+    made = make_labels(questions, recipe, max_tokens=recipe.sft.max_tokens)
     if not made.rows:
         raise StageError(
             f"{stage.name}: 0 outputs to imitate for {len(questions)} questions (dropped: {made.account.reasons()}): "
-            f"raise self_train.label_outputs or sft.max_tokens, or look at {answers[-1].scores.path}"
+            f"raise recipe.label_outputs or recipe.sft.max_tokens, or look at {answers[-1].scores.path}"
         )
     stage.write_shard(0, made.rows)
     sampled = sum(row.origin == "sampled" for row in made.rows)
@@ -57,14 +58,14 @@ def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Seque
     return artifact
 
 
-def make_labels(questions: Sequence[Question], config: SelfTrainConfig, *, max_tokens: int) -> Labels:
+def make_labels(questions: Sequence[Question], config: SelfTrain, *, max_tokens: int) -> Labels:
     """Each question's outputs for the next model, each prompt and output within `max_tokens`."""
     dropped: Counter[str] = Counter()
     kept: list[tuple[Question, list[Written]]] = []
     for question in questions:
         right = list(question.right.values())
         fitting = [w for w in right if len(question.prompt_token_ids) + len(w.token_ids) <= max_tokens]
-        different = _different(fitting, config.similarity)
+        different = _different(fitting, config.dedup_threshold)
         dropped["too_long"] += len(right) - len(fitting)
         dropped["alike"] += len(fitting) - len(different)
         if different:
@@ -90,15 +91,14 @@ def _demonstration(question: Question, written: Written) -> Demonstration:
 
 def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
     """Outputs to imitate: the given ones and the correct ones."""
-    assert config.self_train is not None and config.sft is not None
+    recipe = config.recipe_as(SelfTrain)
     return Stage(
         config.root,
         f"{folder}/demonstrations",
         Demonstration,
         inputs=answered_inputs(given, answers),
         config={
-            "similarity": config.self_train.similarity,
-            "cap_quantile": config.self_train.cap_quantile,
-            "max_tokens": config.sft.max_tokens,
+            **as_noted(recipe, include={"dedup_threshold", "cap_quantile"}),
+            "max_tokens": recipe.sft.max_tokens,
         },
     )

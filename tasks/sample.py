@@ -14,6 +14,7 @@ from tasks.spending import sampling_meter
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import SampleConfig
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.engines import engines_of_run
@@ -46,7 +47,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
     k, tries = resolved["k"], resolved["tries"]
     how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = ChatEncoder(model.path)
-    if config.thinkpo is None:  # ThinkPO trains the model's own way of thinking
+    if not isinstance(config.recipe, ThinkPo):  # ThinkPO trains the model's own way of thinking
         thought_prompt = thought_prompt.without_native_thoughts(encoder.thinking.unwanted)
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
@@ -173,14 +174,14 @@ def _describe(name: str, artifact: Artifact) -> str:
 
 def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
     """Outputs of one model for one set of prompts."""
-    only_for = {"k", "temperature", "tries", "evaluation_temperature", "evaluation_tries"}
+    only_for = {"k", "temperature", "max_attempts", "evaluation_temperature", "evaluation_max_attempts"}
     sample = ask.sample.model_dump(mode="json", exclude=only_for)
     if ask.purpose == "train":
-        sample |= {"k": ask.sample.k, "tries": ask.sample.tries, "temperature": ask.sample.temperature}
+        sample |= {"k": ask.sample.k, "tries": ask.sample.max_attempts, "temperature": ask.sample.temperature}
     else:
         warmth = ask.sample.evaluation_temperature
         temperature = ask.sample.temperature if warmth is None else warmth
-        sample |= {"k": 1, "tries": ask.sample.evaluation_tries, "temperature": temperature}
+        sample |= {"k": 1, "tries": ask.sample.evaluation_max_attempts, "temperature": temperature}
     return Stage(
         config.root,
         f"{ask.folder}/samples",

@@ -113,7 +113,7 @@ def _against_broken_outputs(config: RunConfig, samples: Sequence[Sample]) -> str
         counts = ", ".join(f"{count} {error}" for error, count in errors.most_common())
         told = f"{errors.total()} of {len(samples)} outputs do not follow the format ({counts})"
         ways = [f"{way}, which writes the response marker for the model" for way in shorter_thoughts]
-        ways += [f"raise sample.tries ({sample.tries})", "try another prompt.variant or template"]
+        ways += [f"raise sample.max_attempts ({sample.max_attempts})", "try another prompt.variant or template"]
     return f"{told}: {', or '.join(ways)}"
 
 

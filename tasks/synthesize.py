@@ -281,12 +281,12 @@ def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choi
         taken=len(choice.taken),
         missing=choice.missing,
         per_generation=settings.per_generation,
-        most=settings.most_generations * count,
+        most=settings.max_generations * count,
     )
     if wanted <= made:
         raise StageError(
             f"{writing.folder}: {len(choice.taken)} fresh prompts in {made} generations ({_told(choice.dropped)}), "
-            f"expected {count}: raise data.synthetic.most_generations or max_similarity, give data.source more and "
+            f"expected {count}: raise data.synthetic.max_generations or max_similarity, give data.source more and "
             f"other examples, or lower data.per_iteration; look at {stage.folder}, what is there is kept"
         )
     generator = _generator(config, writing)

@@ -2,6 +2,7 @@
 
 from tasks.stage import stage_task
 from tasks.training import run_training, training_values, training_without_effect
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Pair
 from tpo.storage.store import Stage
@@ -25,7 +26,7 @@ def train_stage(config: RunConfig, folder: str, model: Artifact, reference: Arti
         f"{folder}/train",
         "Model",
         inputs=inputs,
-        config=training_values(config, {"train": config.train.model_dump(mode="json", exclude={"reference"})}),
+        config=training_values(config, {"train": as_noted(config.train, exclude={"reference"})}),
         without_effect=training_without_effect("train", config.train),
     )
 

@@ -143,7 +143,7 @@ def training_without_effect(section: str, training: TrainingConfig) -> set[str]:
     training resumes.
     """
     names = {"micro_batch_size", "packing", "gradient_checkpointing"}
-    if training.schedule == "constant":
+    if training.lr_scheduler == "constant":
         names.add("warmup_share")
     if isinstance(training, TrainConfig):
         if training.loss != "irpo":

@@ -92,8 +92,9 @@ def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_shar
         if not any(standing.parsed for standing in standings):
             raise StageError(
                 "validation: no answer of any candidate keeps the format, so that none can be chosen: raise "
-                "sample.evaluation_tries, sample.max_new_tokens if outputs are cut by length, or data.validation; set "
-                "sample.max_thought_tokens, after which the response is begun for the model; or use another prompt"
+                "sample.evaluation_max_attempts, sample.max_new_tokens if outputs are cut by length, or "
+                "data.validation; set sample.max_thought_tokens, after which the response is begun for the model; or "
+                "use another prompt"
             )
         raise StageError(
             "validation: the judge scored none of the answers of any candidate, so that none can be chosen: look at "

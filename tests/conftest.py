@@ -50,17 +50,39 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         terminal.write_line(sampling.header())
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files with no test of the tier: to import them all takes longer than a hundred tests."""
+    tier = config.option.markexpr
+    if tier not in ("slow", "not slow") or collection_path.suffix != ".py":
+        return None
+    slow = is_slow_place(collection_path)
+    if tier == "not slow":
+        return True if slow else None
+    return None if slow or names_slow_tests(collection_path) else True
+
+
+def is_slow_place(path: Path) -> bool:
+    """Whether all tests of a file are slow."""
+    return any(path.relative_to(TESTS).is_relative_to(slow) for slow in SLOW_PLACES)
+
+
+def names_slow_tests(path: Path) -> bool:
+    """Whether a file of a fast place marks tests as slow."""
+    return "pytest.mark.slow" in path.read_text(encoding="utf-8")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        place = item.path.relative_to(TESTS)
-        if any(place.is_relative_to(slow) for slow in SLOW_PLACES):
+        if is_slow_place(item.path):
             item.add_marker("slow")
+        elif item.get_closest_marker("slow") and not names_slow_tests(item.path):
+            raise pytest.UsageError(f"{item.nodeid} is slow, and -m slow would not find it: write pytest.mark.slow")
         if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
     stories = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("story"))}
     if config.option.markexpr == "slow":
-        drawn = sampling.drawn_stories(stories.values())
+        drawn = sampling.drawn_stories(dict(mark.args for item in stories for mark in item.iter_markers("story")))
         left_out = {item for item, story in stories.items() if story not in drawn}
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]

@@ -641,7 +641,7 @@ DATA_FILES: dict[str, HostileFile] = {
         "a.jsonl", holding(row(a="a" * (1 << 24))), "a line of more than 16777216 characters"
     ),
     "a file of gigabytes": HostileFile(
-        "a.jsonl", sparse(row(), 2 << 30), "has 2147483648 bytes, expected 1073741824 at most"
+        "a.jsonl", sparse(row(), 2 << 30), "has 2147483648 bytes, expected at most 1073741824"
     ),
     "zeros": HostileFile("a.jsonl", sparse(row(), 500 << 20), "a line of more than"),
     "NUL bytes": HostileFile("a.jsonl", holding(row() + b'{"instruction": "a\0b"}\n'), "line 2, is not JSON"),
@@ -656,7 +656,7 @@ DATA_FILES: dict[str, HostileFile] = {
         "a.jsonl", holding(b'{"instruction": "\xed\xa0\x80"}'), "cannot be read: .*utf-8"
     ),
     "another encoding": HostileFile(
-        "a.jsonl", holding(row().decode().encode("utf-16-le")), "holds NUL bytes, as UTF-16 does: save it as UTF-8"
+        "a.jsonl", holding(row().decode().encode("utf-16-le")), "holds NUL bytes and may be UTF-16: save it as UTF-8"
     ),
     "another encoding that is marked": HostileFile("a.jsonl", holding(row().decode().encode("utf-16")), None),
     "a number of many digits": HostileFile(
@@ -681,7 +681,9 @@ DATA_FILES: dict[str, HostileFile] = {
     "a quote that does not end": HostileFile(
         "a.csv", holding(b'instruction\n"a\nb\nc\n'), "cannot be read: unexpected end"
     ),
-    "more cells than columns": HostileFile("a.csv", holding(b"instruction\na,b\n"), "line 2, has not the 1 cells"),
+    "more cells than columns": HostileFile(
+        "a.csv", holding(b"instruction\na,b\n"), "line 2, does not have as many cells as the header"
+    ),
     "a formula": HostileFile("a.csv", holding(b"instruction\n=cmd|' /C calc'!A0\n"), None),
     "CSV of zeros": HostileFile("a.csv", sparse(b"instruction\n", 500 << 20), "a line of more than"),
     "one text, fifty thousand times": HostileFile(
@@ -693,7 +695,7 @@ DATA_FILES: dict[str, HostileFile] = {
         "needs more than 4 GiB|more than 2000000 rows or|cannot be read",
     ),
     "zeros that are compressed": HostileFile("a.parquet", zeros, "more than 2000000 rows or 268435456 characters"),
-    "five million rows": HostileFile("a.parquet", parquet(lambda: one_text(5_000_000, 1)), "more than 2000000 rows"),
+    "five million rows": HostileFile("a.parquet", parquet(lambda: one_text(5_000_000, 1)), "more than 2000000: split"),
     "a Parquet file cut off": HostileFile(
         "a.parquet", both(SOUND_PARQUET, lambda path, _: os.truncate(path, 200)), "cannot be read"
     ),

@@ -42,7 +42,7 @@ class S3Server:
         values = {
             "endpoint_url": self.endpoint,
             "cache": cache,
-            "tries": 4,
+            "max_attempts": 4,
             "timeout_seconds": 5,
             "lease_seconds": 3,
             "part_mib": 5,

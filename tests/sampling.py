@@ -8,15 +8,15 @@ same.
 import os
 import random
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 SEED_VARIABLE, EXHAUSTIVE_VARIABLE = "TPO_TEST_SEED", "TPO_TEST_EXHAUSTIVE"
-STORIES_A_COMMIT = 3
-"""How many of the tests marked `story` run with `-m slow`."""
+STORY_SECONDS = 120.0
+"""What the tests marked `story` may take with `-m slow`."""
 
 
 @cache
@@ -49,9 +49,17 @@ def sampled(what: str, cases: Sequence[T], count: int, *, always: Sequence[T] = 
     return [case for i, case in enumerate(cases) if exhaustive() or case in always or i in drawn]
 
 
-def drawn_stories(names: Iterable[str]) -> list[str]:
-    """Which of the stories that are to be had, each named once a test, run with `-m slow`."""
-    return sampled("stories", sorted({*names}), STORIES_A_COMMIT)
+def drawn_stories(seconds: Mapping[str, float]) -> list[str]:
+    """Which of the stories that are to be had, by what each takes, run with `-m slow`.
+
+    The first that is drawn, whatever it takes, so that each has its turn; then those that fit into what is left.
+    """
+    names, drawn, left = sorted(seconds), list[str](), STORY_SECONDS
+    for name in dice("stories").sample(names, len(names)):
+        if exhaustive() or not drawn or seconds[name] <= left:
+            drawn.append(name)
+            left -= seconds[name]
+    return sorted(drawn)
 
 
 def header() -> str:

@@ -76,6 +76,23 @@ def test_a_program_that_exceeds_a_limit_or_dies_is_gone_and_its_caller_hears_why
     assert is_gone(sandbox)
 
 
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("r.setrlimit(r.RLIMIT_AS, (r.getrlimit(r.RLIMIT_AS)[1],) * 2) or 'x' * (1 << 30)", "memory"),
+        ("s.signal(s.SIGXCPU, s.SIG_IGN) or [0 for _ in iter(int, 1)]", "died"),
+    ],
+    ids=["memory", "cpu"],
+)
+def test_a_program_that_lifts_its_soft_limit_meets_the_hard_one(start: Start, question: str, reason: str):
+    """Without one it would have all the memory there is, or go on until its caller's patience ends: "time"."""
+    sandbox = start(f"import resource as r, signal as s\n{ECHO}", cpu_seconds=1)
+    with pytest.raises(SandboxError) as caught:
+        sandbox.ask(question, 20)
+    assert caught.value.reason == reason
+    assert is_gone(sandbox)
+
+
 def test_a_program_that_does_not_start_leaves_its_last_words(start: Start):
     with pytest.raises(SandboxError, match="No module named 'nothing_of_this_name'") as caught:
         start("import nothing_of_this_name").ask("1", 60)

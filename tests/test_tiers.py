@@ -63,9 +63,27 @@ def test_the_seed_is_that_of_the_environment_or_the_commits_and_every_case_has_i
     assert drawn("7").startswith("7 ") and drawn("7") == drawn("7") != drawn("8")
 
 
-def test_a_story_is_drawn_with_all_of_its_tests_however_many_they_are(monkeypatch: pytest.MonkeyPatch):
+def test_a_story_is_drawn_with_all_of_its_tests_however_long_it_takes_and_others_while_there_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.delenv(sampling.EXHAUSTIVE_VARIABLE, raising=False)
-    stories = [f"story {i}" for i in range(9)]
-    drawn = sampling.drawn_stories(stories)
-    assert len(drawn) == sampling.STORIES_A_COMMIT
-    assert sampling.drawn_stories([*stories, *["story 0"] * 50, *reversed(stories)]) == drawn
+    seconds = {f"story {i}": sampling.STORY_SECONDS * (2 if i < 3 else 0.3) for i in range(9)}
+    firsts = set[str]()
+    for seed in range(200):
+        monkeypatch.setattr(sampling, "seed", lambda seed=seed: seed)
+        drawn = sampling.drawn_stories(seconds)
+        long = [story for story in drawn if seconds[story] > sampling.STORY_SECONDS]
+        assert len(drawn) == (1 if long else 3)
+        firsts.update(long or drawn)
+    assert firsts == seconds.keys()
+    monkeypatch.setenv(sampling.EXHAUSTIVE_VARIABLE, "1")
+    assert sampling.drawn_stories(seconds) == sorted(seconds)
+
+
+@pytest.mark.parametrize("tier", ["slow", "not slow"])
+def test_a_file_without_a_test_of_the_tier_is_not_imported(tmp_path: Path, tier: str):
+    told = [str(ROOT / "tests" / place) for place in ("test_tiers.py", "test_sandbox.py", "deploy/test_slurm.py")]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", tier, *told]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    found = {name for name in ("test_tiers", "test_sandbox", "test_slurm") if f"{name}.py:" in said}
+    assert found == ({"test_tiers", "test_slurm"} if tier == "slow" else {"test_tiers", "test_sandbox"})

@@ -1,1 +1,1 @@
-"""What stands before vLLM's server, so that clients see responses and no thoughts."""
+"""The layer in front of vLLM's server that shows clients responses and hides thoughts."""

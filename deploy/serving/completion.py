@@ -1,9 +1,7 @@
-"""Asks vLLM's app, in the same process, for one completion.
+"""Completions from vLLM's app in the same process, as streams of chunks.
 
-In: the app and the body of a request to its `/v1/completions`. Out: the completion's text chunk by chunk; whoever stops
-reading before its end has it aborted.
-
-Of the client's request nothing goes along but the connection that it came on: no header, no query.
+A completion is aborted if the caller stops reading before its end. The app sees only the connection and the API key of
+the client's request: no other header, no query.
 """
 
 import asyncio
@@ -27,20 +25,20 @@ _SECONDS_TO_ABORT = 5.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """What came of a completion at a time."""
+    """A part of a completion."""
 
     text: str
     """Its text."""
     tokens: int
-    """Tokens written up to its end."""
+    """Tokens written so far, including these."""
     ended: Ended | None
-    """Why the completion is over; None while it isn't."""
+    """Why the completion has ended; None if it hasn't."""
 
 
 async def complete(app: App, scope: Scope, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
     """The chunks of a completion; the last one has `ended`.
 
-    Raises `Refused` with vLLM's own words where it refuses the request, and with none of them if it fails.
+    Raises `Refused`: with vLLM's message if it refuses the request, with a generic one if it fails.
     """
     events = asyncio.Queue[Event | None]()
     gone = asyncio.Event()
@@ -60,7 +58,7 @@ async def complete(app: App, scope: Scope, body: Mapping[str, Any]) -> AsyncGene
                             return
         raise _refusal(status, rest)
     finally:
-        # vLLM sees the client leave, and stops the engine itself.
+        # vLLM notices that the client has left, and aborts the request in the engine itself.
         gone.set()
         await asyncio.wait({task}, timeout=_SECONDS_TO_ABORT)
         task.cancel()
@@ -87,7 +85,7 @@ def _receiver(body: Mapping[str, Any], gone: asyncio.Event) -> Receive:
 
 
 def _chunk(line: bytes) -> Chunk | None:
-    """What a server-sent event says; None if it says nothing of the text."""
+    """The chunk in a server-sent event; None if the event has no text."""
     if not line.startswith(b"data: {"):
         return None
     data = json.loads(line.removeprefix(b"data: "))
@@ -106,4 +104,4 @@ def _refusal(status: int, body: bytes) -> Refused:
     if 400 <= status < 500:
         error = json.loads(body)["error"]
         return Refused(status, error["message"], error.get("param"))
-    return Refused(500 if status == 200 else status, "the engine failed to answer: the server's log says why")
+    return Refused(500 if status == 200 else status, "the engine failed to answer: see the server's log")

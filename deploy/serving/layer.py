@@ -1,12 +1,12 @@
-"""The layer before vLLM's server that lets responses out and nothing else: thought prompt on, thought off.
+"""The layer in front of vLLM's server that adds the thought prompt and lets only responses out.
 
-In: vLLM's app, which starts this with `--middleware`, and a `ServeConfig` in the environment. Out: an app that answers
-`/v1/chat/completions` as OpenAI's does, `/v1/models`, `/health` and `/metrics`; nothing else is found.
+vLLM starts it around its own app, through `--middleware`, with a `ServeConfig` in the environment. It answers
+`/v1/chat/completions` in OpenAI's format, `/v1/models`, `/health` and `/metrics`; every other path is 404.
 
-It imports nothing of vLLM and asks it as any client would, over `/v1/completions`, so that a new vLLM changes little
-here. Token ids go in, made as for sampling: the chat endpoint would read control tokens in a user's words as such. Raw
-text comes out, which `prompts/thought.py` splits, and the client's answer is written here field by field, so that
-nothing of vLLM's answer passes unintended.
+It imports nothing from vLLM and calls it like any client, through `/v1/completions`, so a new version of vLLM changes
+little here. It sends token ids, made as for sampling, because the chat endpoint would interpret control tokens in a
+user's text. It receives raw text, which `prompts/thought.py` splits, and writes the client's answer field by field, so
+that nothing of vLLM's answer gets through unintended.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ from tpo.engines.inference.sampler import later_seed
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 
-MOST_BODY_BYTES = 2**24
-"""Bytes of the longest request."""
+MAX_BODY_BYTES = 2**24
+"""Maximum size of a request's body."""
 _PASSED_ON = [("GET", "/health"), ("GET", "/metrics"), ("GET", "/metrics/")]
 
 
 class ResponsesOnly:
-    """vLLM's app behind a layer that shows responses and no thoughts."""
+    """vLLM's app behind a layer that shows responses and hides thoughts."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -53,7 +53,7 @@ class ResponsesOnly:
         self._started = int(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or hands on what concerns the app as a whole."""
+        """Answers a request, or passes on what concerns the whole app."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, self._telling(send))
         elif scope["type"] != "http":
@@ -67,7 +67,7 @@ class ResponsesOnly:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         way = (scope["method"], scope["path"])
         if way != ("GET", "/health") and not self._may_ask(scope):
-            raise Refused(401, "there is no key, or a wrong one: show this server's as a bearer token")
+            raise Refused(401, "missing or invalid API key: send this server's as a bearer token")
         if way in _PASSED_ON:
             await self._app(scope, receive, send)
         elif way == ("GET", "/v1/models"):
@@ -77,7 +77,7 @@ class ResponsesOnly:
             request = read_request(await _body(scope, receive))
             await _unless_gone(receive, self._chat(scope, request, send))
         else:
-            raise Refused(404, f"{' '.join(way)} is not served here, chat completions are: thoughts stay hidden")
+            raise Refused(404, f"{' '.join(way)} is not served (it could show thoughts): use POST /v1/chat/completions")
 
     def _may_ask(self, scope: Scope) -> bool:
         if not self._key:
@@ -97,9 +97,9 @@ class ResponsesOnly:
         await _send_json(send, 200, writer.whole(last))
 
     async def _encode(self, request: ChatRequest) -> list[int]:
-        """The prompt's token ids, as for sampling; by one thread, since the encoder isn't made for several."""
+        """The prompt's token ids, as for sampling; in a single thread, since the encoder isn't thread-safe."""
         if request.model not in (None, self._config.name):
-            raise Refused(404, f"there is no model {request.model!r}, expected {self._config.name!r}", "model")
+            raise Refused(404, f"model {request.model!r} is not served, expected {self._config.name!r}", "model")
         chat, loop = request.chat(self._prompt), asyncio.get_running_loop()
         try:
             ids = await loop.run_in_executor(self._encoding, self._encoder.encode, chat)
@@ -108,20 +108,20 @@ class ResponsesOnly:
         if len(ids) >= self._config.context_tokens:
             raise Refused(
                 400,
-                f"the chat has {len(ids)} tokens with the thought prompt, and the model's context of "
-                f"{self._config.context_tokens} has to hold the reply too: shorten it",
+                f"the chat has {len(ids)} tokens including the thought prompt, which leaves no room for a reply in the "
+                f"model's context of {self._config.context_tokens}: shorten it",
                 "messages",
             )
         return ids
 
     async def _replies(self, scope: Scope, request: ChatRequest, ids: list[int]) -> AsyncGenerator[Reply, None]:
-        """The reply as it grows; the last one is over.
+        """The reply as it grows; the last one is finished.
 
-        An output that breaks the format is sampled again, unless some of it was shown already, or it was decoded
-        greedily and would come again.
+        An output that breaks the format is sampled again, unless part of it has been shown, or it was decoded greedily
+        and would only be repeated.
         """
         body = self._completion(request, ids)
-        tries = self._config.tries if body["temperature"] > 0 else 1
+        tries = self._config.max_attempts if body["temperature"] > 0 else 1
         shown, discarded = False, 0
         for attempt in range(1, tries + 1):
             if request.seed is not None:
@@ -138,7 +138,7 @@ class ResponsesOnly:
                         return
 
     async def _output(self, scope: Scope, request: ChatRequest, body: dict[str, Any]) -> AsyncGenerator[Reply, None]:
-        """One output as it grows; the last one is over."""
+        """One output as it grows; the last one is finished."""
         text, thought_tokens, responds = "", 0, False
         async with aclosing(complete(self._app, scope, body)) as chunks:
             async for chunk in chunks:
@@ -166,14 +166,14 @@ class ResponsesOnly:
         }
 
     def _telling(self, send: Send) -> Send:
-        """Sends, and says when the server is ready."""
+        """Wraps `send` to announce when the server is ready."""
 
         async def tell(event: Any) -> None:
             await send(event)
             if event["type"] == "lifespan.startup.complete":
                 config = self._config
-                thoughts = "on request" if config.allow_thoughts else "never"
-                say(f"{config.model} is served as {config.name!r} at {config.url}/v1; thoughts are shown {thoughts}")
+                thoughts = "shown on request" if config.allow_thoughts else "never shown"
+                say(f"{config.model} is served as {config.name!r} at {config.url}/v1; thoughts are {thoughts}")
 
         return tell
 
@@ -182,7 +182,7 @@ _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "frequency_penalty", "pre
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:
-    """The body of a request, which has to be JSON by its header: a page in a browser can send that nowhere unasked."""
+    """Reads a body that is declared as JSON: browsers let another site's page send that only after a CORS preflight."""
     kind = dict(scope["headers"]).get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json":
         raise Refused(415, f"the content type is {kind.decode('latin-1')!r}, expected 'application/json'")
@@ -191,13 +191,13 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
         event = await receive()
         body += event.get("body", b"")
         more = event.get("more_body", False)
-        if len(body) > MOST_BODY_BYTES:
-            raise Refused(413, f"the request has more than {MOST_BODY_BYTES} bytes: shorten it")
+        if len(body) > MAX_BODY_BYTES:
+            raise Refused(413, f"the request has more than {MAX_BODY_BYTES} bytes: shorten it")
     return bytes(body)
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Does the work, but for a client that leaves: then it is cancelled at once, and the engine is free for others."""
+    """Does the work unless the client leaves: then it is cancelled at once, which frees the engine for others."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -222,7 +222,7 @@ async def _send_json(send: Send, status: int, value: Any) -> None:
 
 
 async def _send_events(send: Send, chunks: AsyncGenerator[Any, None]) -> None:
-    """Sends chunks as server-sent events. What is refused before the first has its own status, and is raised."""
+    """Sends chunks as server-sent events. Raises a refusal before the first one, which can still set the status."""
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     begun = False
     async with aclosing(chunks):

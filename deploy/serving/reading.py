@@ -1,10 +1,10 @@
-"""What may be said of an output to a client, while it comes and when it is over.
+"""Readings of an output: what a client may be shown while it grows, and once it has ended.
 
-In: the text so far and why it ended, if it did. Out: a `Reading`, whose response only grows from one to the next and in
-the end doesn't depend on how the text was cut into chunks. Pure; the rules of the format are `prompts/thought.py`'s.
+Pure. From one reading to the next, the response only grows, and in the end it doesn't depend on how the text was cut
+into chunks. The format's rules are in `prompts/thought.py`.
 
-An output that breaks the format shows what is between its response marker and the next marker, and nothing without a
-response marker. The evaluation falls back to the raw text there, which would show a thought here.
+Of an output that breaks the format, a client sees what is between the response marker and the next marker, or nothing
+if there is no response marker. Evaluation falls back to the raw text there, which would show a thought here.
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from typing import Literal
 from prompts.thought import ParseError, ThoughtPrompt, begun
 
 Ended = Literal["stop", "length"]
-"""Why the engine stopped: the model ended its turn, or the limit cut it."""
+"""Why the engine stopped: the model ended its turn, or the output reached its limit."""
 Finish = Literal["stop", "length", "content_filter"]
-"""Why a reply is over, in OpenAI's words: `content_filter` where something is withheld."""
+"""Why a reply ended, in OpenAI's terms; `content_filter` if something is withheld."""
 _FOR_GOOD = (ParseError.REPEATED_RESPONSE_MARKER, ParseError.THOUGHT_MARKER_IN_RESPONSE)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known of an output."""
+    """What is known about an output."""
 
     thought: str
-    """What stands before the response marker so far."""
+    """The text before the response marker so far."""
     response: str
-    """What may be shown of the response so far."""
+    """The part of the response that may be shown so far."""
     responds: bool
-    """Whether the response has begun, be it with nothing yet."""
+    """Whether the response has begun, even if it is still empty."""
     finish_reason: Finish | None = None
-    """Why the reply is over; None while it isn't."""
+    """Why the reply has ended; None if it hasn't."""
     format_error: ParseError | None = None
-    """How it breaks the format; known when it is over."""
+    """How it breaks the format; known once it has ended."""
 
     @property
     def is_reply(self) -> bool:
-        """Whether, being over, it can be served: it keeps the format, or is a response that the limit cut."""
+        """Whether an ended output can be served: it follows the format, or is a response that was cut at the limit."""
         return self.format_error is None or (self.format_error is ParseError.CUT_BY_LENGTH and bool(self.response))
 
 

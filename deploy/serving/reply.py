@@ -1,10 +1,9 @@
-"""A reply in the words of OpenAI's API, whole or as a stream of chunks.
+"""Replies in the format of OpenAI's API, whole or as a stream of chunks.
 
-In: `Reply`s, one or as they grow. Out: JSON objects of chat completions, written field by field.
-
-What OpenAI's API has no words for stands in one more object, `tpo`, of the reply or of its last chunk, which OpenAI's
-own clients hand through: `tries`, `discarded_tokens` and `format_error`. A thought is sent in one piece, just before
-the response: until then the output might be discarded, and what was sent can't be taken back.
+They are written field by field. An extra object, `tpo`, in the reply or its last chunk holds what OpenAI's API has no
+fields for: `tries`, `discarded_tokens` and `format_error`; OpenAI's own clients pass it through. A thought is sent in
+one piece just before the response: until then the output might be discarded, and what has been sent can't be taken
+back.
 """
 
 import secrets
@@ -18,20 +17,20 @@ from deploy.serving.reading import Reading
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply to one chat, whole or under way."""
+    """A reply to one chat, finished or in progress."""
 
     reading: Reading
-    """What may be said of it."""
+    """What may be shown of it."""
     prompt_tokens: int
-    """Tokens read."""
+    """Tokens of the prompt."""
     tokens: int
-    """Tokens written, the thought's among them."""
+    """Tokens written, including the thought's."""
     thought_tokens: int
-    """Tokens written up to the end of the response marker, and what came in one chunk with it."""
+    """Tokens written up to the end of the response marker, and any others in the same chunk."""
     tries: int = 1
-    """How many outputs were sampled until this one."""
+    """Number of outputs sampled, including this one."""
     discarded_tokens: int = 0
-    """Tokens of those before it, which broke the format; of one that was stopped, as many as had come."""
+    """Tokens of earlier outputs, which broke the format; if one was stopped early, those that had arrived."""
 
 
 class ReplyWriter:
@@ -57,7 +56,7 @@ class ReplyWriter:
         }
 
     async def chunks(self, replies: AsyncIterator[Reply], *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of the chat completion, with its `usage` in one more."""
+        """The chunks of the chat completion, with `usage` in an extra one if asked for."""
         sent, opened, thought_due = "", False, self._thoughts
         async for reply in replies:
             reading = reply.reading

@@ -1,10 +1,8 @@
-"""What a client may ask for: the fields of a chat request that are served, and what is refused and why.
+"""Chat requests: the fields that are served, and why others are refused.
 
-In: the body of a request. Out: a `ChatRequest`, or a `Refused` with the status and the words that the client gets.
-
-An allow-list: anything else that asks for something is refused by name. Of vLLM's hundred fields, a dozen would show
-thoughts (log-probs, token ids, echo), others would break the format (constrained output, a bias against a marker's
-tokens), and the next version has more.
+Fields are on an allow-list; any other field that asks for something is refused by name. Of vLLM's hundred or so fields,
+a dozen would show thoughts (log-probs, token ids, echo), others would break the format (constrained output, a bias
+against a marker's tokens), and the next version will have more.
 """
 
 import json
@@ -18,13 +16,13 @@ from tpo.records import Message
 IGNORED = frozenset(
     ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 )
-"""Fields that OpenAI's clients send and that change nothing here."""
+"""Fields that OpenAI's clients send and that have no effect here."""
 _ASKS_NOTHING: dict[str, object] = {"n": 1, "tool_choice": "none", "response_format": {"type": "text"}}
-"""Values of other fields that are as good as none, beside null, false, 0 and what is empty."""
+"""Values of other fields that ask for nothing, besides null, false, 0 and empty ones."""
 
 
 class Refused(Exception):
-    """A request that isn't served; `status` and `error` are what the client gets."""
+    """A refusal of a request; the client receives `status` and `error`."""
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -54,7 +52,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A chat request, in OpenAI's own words; None if a field is left to the server."""
+    """A chat request, with OpenAI's field names; None leaves a field to the server."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -76,23 +74,24 @@ class ChatRequest(BaseModel):
 
     @property
     def most_tokens(self) -> int | None:
-        """Longest output, thought included."""
+        """Maximum length of the output, including the thought."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which a response ends; they count in responses alone, not in thoughts."""
+        """Texts at which a response ends; they count only in responses, not in thoughts."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(filter(None, given))
 
     def chat(self, prompt: ThoughtPrompt) -> list[Message]:
-        """The chat that the model is shown: the last user turn becomes the thought prompt, earlier turns stay.
+        """The chat that the model sees: the last user turn becomes the thought prompt, earlier turns stay as they are.
 
-        A system turn of the prompt's own comes before the client's, in one turn with it, for templates know but one.
+        If the prompt has a system turn, the client's is appended to it, since templates support only one. Raises
+        `Refused` if the last turn isn't the user's.
         """
         *earlier, last = (turn.message() for turn in self.messages)
         if last["role"] != "user":
-            raise Refused(400, f"the last message is of role {last['role']!r}, expected 'user'", "messages")
+            raise Refused(400, f"the last message has role {last['role']!r}, expected 'user'", "messages")
         *system, user = prompt.render(last["content"])
         if system and earlier and earlier[0]["role"] == "system":
             first = earlier.pop(0)
@@ -101,20 +100,20 @@ class ChatRequest(BaseModel):
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """The request in a body. Raises `Refused` for what is no chat request, or asks for what isn't served."""
+    """Reads a request. Raises `Refused` for malformed requests and unsupported options."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {error}") from error
+        raise Refused(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise Refused(400, "the body is no JSON object")
+        raise Refused(400, "the body is not a JSON object")
     given = {field: value for field, value in values.items() if value is not None}
     for field, value in given.items():
         known = field in ChatRequest.model_fields or field in IGNORED
         if not known and value and _ASKS_NOTHING.get(field) != value:
             raise Refused(
                 400,
-                f"{field!r} is not served here: the server shows responses and never thoughts, and takes only "
+                f"{field!r} is not supported: the server shows responses but never thoughts, and accepts only "
                 f"{', '.join(ChatRequest.model_fields)}",
                 field,
             )

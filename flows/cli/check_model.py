@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from flows.preflight import check_templates, machine_misfits, model_checks
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import context_of
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.judges import EvaluationConfig, VerifierJudge
@@ -53,7 +52,7 @@ def check_model(model: str, config: RunConfig, *, profile: str, weights: bool, p
     Raises `InputError` only if the profile itself can't be used; what is wrong with the model is in the report.
     """
     config = _alone(config, model)
-    folder = SHIPPED_SEED_MODEL if model == MINIATURE else Path(model)
+    folder = config.model.folder
     found = Collector()
     if not found.run(lambda: check_model_folder(folder)):
         return ModelReport(str(folder), profile, {}, found.refusals)

@@ -41,8 +41,8 @@ from flows.recipes import (
     resolve_config,
     working,
 )
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
-from tpo.config.data import PromptConfig
+from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -189,7 +189,7 @@ def _add_serve(commands: Commands) -> None:
     )
     serve.add_argument("--allow-thoughts", action="store_true", help="show a thought to a request that asks for it")
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
-    _add_set(serve, "engine.memory_gib=8")
+    _add_set(serve, "engine.kv_cache_gib=8")
     serve.set_defaults(run=_serve)
 
 
@@ -330,7 +330,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
     model = _config(options).model
     fetch_model(model)
-    if model.path != MINIATURE and not Path(model.path).is_dir():
+    if not model.folder.is_dir():
         raise InputError(f"there is no folder {model.path}, and the profile does not say where from: set model.hub_id")
     print(f"the seed model is there: {model.path}")
     return 0
@@ -361,7 +361,7 @@ def _check_model(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from flows.cli.serve import Place, config_of_run, serve
 
-    model = SHIPPED_SEED_MODEL if options.model == MINIATURE else Path(options.model)
+    model = ModelConfig(path=options.model).folder
     if not options.model:
         raise InputError("there is no model: name its folder, for example MODEL=runs/laptop/iter_3/model")
     if options.profile:

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from flows.prompt_counts import sized, too_few_prompts
 from tasks.spending import device_name
-from tpo.config.base import MINIATURE, SHIPPED_SEED_MODEL
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.folder import check_writer, has_weights
@@ -38,7 +38,7 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
 
     A recipe with an end of its own is planned to that, whatever `iterations` is.
     """
-    iterations = iterations if config.thinkpo is None else 1
+    iterations = 1 if isinstance(config.recipe, ThinkPo) else iterations
     problems = list(_prompt_problems(config, iterations))
     config = sized(config, counting=not problems)
     return make_plan(
@@ -62,8 +62,7 @@ def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
 
 def models_of(config: RunConfig) -> Models:
     """The models of a run, by their folders."""
-    folder = SHIPPED_SEED_MODEL if config.model.path == MINIATURE else Path(config.model.path)
-    seed = _find_writer(folder, trained=True, device=config.engine.device)
+    seed = _find_writer(config.model.folder, trained=True, device=config.engine.device)
     writer = config.data.synthetic
     generator = None
     if writer is not None and writer.endpoint is None:

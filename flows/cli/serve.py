@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from prompts.thought import load_prompt
 from tasks.sample import rules_of
+from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.config.serve import KEY, SETTINGS, ServeConfig
 from tpo.console import say
@@ -75,11 +76,11 @@ def serve(
         url=f"http://{place.host}:{place.port}",
         context_tokens=context_tokens or longest,
         prompt=config.prompt,
-        tries=config.sample.evaluation_tries,
+        max_attempts=config.sample.evaluation_max_attempts,
         temperature=config.sample.temperature,
         top_p=config.sample.top_p,
         forced=as_argument(rules) if rules else "",
-        native_thoughts=config.thinkpo is not None,
+        native_thoughts=isinstance(config.recipe, ThinkPo),
         allow_thoughts=allow_thoughts,
     )
     command = _command(settings, config, place)

@@ -1,6 +1,7 @@
 """Claims about profiles and overrides, and about what they may load."""
 
 import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flows.recipes import resolve_config
 from tests.rows import a_config
 from tpo.config.base import Endpoint
-from tpo.config.data import FileSource
+from tpo.config.data import FileSource, InstructionSource
 from tpo.config.load import load_config
+from tpo.config.recipes import ThinkPo
+from tpo.config.renamed import RENAMED
 from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig
 from tpo.engines.inference.sampler import SEED_STRIDE
 from tpo.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted((ROOT / "deploy" / "profiles").glob("*.toml"))
+WRITTEN = "[judge]\nkind = 'armorm'\n[data.synthetic]\n"
+THINKPO = "[recipe]\nkind = 'thinkpo'\n"
+SELF_TRAIN = "[recipe]\nkind = 'self_train'\n"
 HEAVY = ("datasets", "openai", "pandas", "prefect", "pyarrow", "ray", "torch", "transformers", "trl", "vllm")
 
 
@@ -78,6 +86,82 @@ def test_an_override_is_toml_or_else_text(tmp_path: Path, override: str, section
     assert getattr(getattr(load_config(a_profile(tmp_path), [override]), section), field) == value
 
 
+OLD_KEYS = [
+    ("[sample]\ntries = 3", "sample.max_attempts=3", "sample.tries is deprecated: write sample.max_attempts"),
+    ("[sample]\nevaluation_tries = 3", "sample.evaluation_max_attempts=3", "write sample.evaluation_max_attempts"),
+    ("[train]\nschedule = 'linear'", "train.lr_scheduler=linear", "write train.lr_scheduler"),
+    ("[train]\nfinal_share = 0.2", "train.min_lr_ratio=0.2", "write train.min_lr_ratio"),
+    ("[train]\nwarmup_share = 0.2", "train.warmup_ratio=0.2", "write train.warmup_ratio"),
+    ("[pair]\nerror_share = 0.2", "pair.max_error_pair_ratio=0.2", "write pair.max_error_pair_ratio"),
+    ("[engine]\nmemory_gib = 3", "engine.kv_cache_gib=3", "write engine.kv_cache_gib"),
+    ("[engine]\nmax_sequences = 3", "engine.max_num_seqs=3", "write engine.max_num_seqs"),
+    ("[judge_engine]\nmemory_gib = 3", "judge_engine.kv_cache_gib=3", "write judge_engine.kv_cache_gib"),
+    ("[judge_engine]\nmax_sequences = 3", "judge_engine.max_num_seqs=3", "write judge_engine.max_num_seqs"),
+    ("[storage]\ntries = 3", "storage.max_attempts=3", "write storage.max_attempts"),
+    (f"{WRITTEN}most_generations = 3", "data.synthetic.max_generations=3", "write data.synthetic.max_generations"),
+    (f"{THINKPO}most_pairs = 3", "recipe.max_pairs=3", "write recipe.max_pairs"),
+    (f"{THINKPO}differing_share = 0.3", "recipe.mismatched_answer_ratio=0.3", "write recipe.mismatched_answer_ratio"),
+    (f"{SELF_TRAIN}similarity = 0.5", "recipe.dedup_threshold=0.5", "write recipe.dedup_threshold"),
+    (f"{SELF_TRAIN}[recipe.sft]\ntoo_long = 'drop'", "recipe.sft.overlong=drop", "write recipe.sft.overlong"),
+    (
+        f"{SELF_TRAIN}[recipe.sft]\ntoo_long = 'cut'",
+        "recipe.sft.overlong=truncate",
+        'recipe.sft.too_long is deprecated: write recipe.sft.overlong = "truncate"',
+    ),
+    (f"{SELF_TRAIN}[recipe.sft]\nschedule = 'linear'", "recipe.sft.lr_scheduler=linear", "recipe.sft.lr_scheduler"),
+    (f"{SELF_TRAIN}[recipe.sft]\nwarmup_share = 0.2", "recipe.sft.warmup_ratio=0.2", "write recipe.sft.warmup_ratio"),
+    (
+        f"{THINKPO}[recipe.source]\nkind = 'models'\nlong_sample = {{ evaluation_tries = 3 }}",
+        "recipe.source.long_sample.evaluation_max_attempts=3",
+        "write recipe.source.long_sample.evaluation_max_attempts",
+    ),
+    (
+        f"{THINKPO}[recipe.source]\nkind = 'models'\nshort_sample = {{ tries = 3 }}",
+        "recipe.source.short_sample.max_attempts=3",
+        "write recipe.source.short_sample.max_attempts",
+    ),
+]
+"""A profile with an old key, the override that says the same today, and the note (sections: `test_runs_before.py`)."""
+
+
+@pytest.mark.parametrize(("profile", "today", "told"), OLD_KEYS)
+def test_an_old_key_is_read_as_todays_with_one_note_that_names_it(tmp_path: Path, profile: str, today: str, told: str):
+    notes: list[str] = []
+    config = load_config(a_profile(tmp_path, profile), note=notes.append)
+    head, _, _ = profile.rpartition("\n")
+    assert config == load_config(a_profile(tmp_path, head), [today], note=notes.append)
+    assert len(notes) == 1 and notes[0].endswith(told) and notes[0].startswith(str(tmp_path / "mine.toml"))
+
+
+def test_every_old_key_has_a_line_in_the_table():
+    listed = {
+        (profile.split("=")[-2].split()[-1], today.partition("=")[0].split(".")[-1]) for profile, today, _ in OLD_KEYS
+    }
+    assert listed == {(key.old, key.new) for key in RENAMED}
+
+
+@pytest.mark.parametrize(
+    ("profile", "override"),
+    [("[sample]\nmax_attempts = 2", "sample.tries=3"), ("[sample]\ntries = 2", "sample.max_attempts=3")],
+)
+def test_an_override_wins_whichever_of_the_names_either_has(tmp_path: Path, profile: str, override: str):
+    assert load_config(a_profile(tmp_path, profile), [override]).sample.max_attempts == 3
+
+
+def test_an_old_key_next_to_the_new_one_is_refused(tmp_path: Path):
+    told = refusal(tmp_path, text="[sample]\ntries = 2\nmax_attempts = 3")
+    assert "sample.tries is the old name of sample.max_attempts, and both are set" in told
+
+
+def test_a_note_is_printed_once_however_often_a_command_reads_the_profile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = a_profile(tmp_path, "[sample]\ntries = 2")
+    resolve_config(str(path), run_name=None, judge=None, seed=1, overrides=["pair.error_share=0.2"])
+    printed = capsys.readouterr().err
+    assert printed.count("sample.tries is deprecated") == printed.count("pair.error_share is deprecated") == 1
+
+
 def test_later_overrides_win_over_earlier_ones_and_both_over_the_profile(tmp_path: Path):
     profile = a_profile(tmp_path, "[sample]\nk = 3\ntop_p = 0.5")
     sample = load_config(profile, ["sample.k=4", "sample.k=5"]).sample
@@ -89,12 +173,107 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
     assert config.data.source.model_dump() == {"kind": "miniature", "categories": ("dial",)}
 
 
+def layered(folder: Path, **texts: str) -> Path:
+    """Profiles of these names, each based on the one after it; the first of them."""
+    (folder / "base").mkdir(exist_ok=True)
+    names = list(texts)
+    for i, (name, text) in enumerate(texts.items()):
+        below = f"{'base/' if i == 0 else ''}{names[i + 1]}.toml" if i + 1 < len(names) else None
+        path = folder / ("" if i == 0 else "base") / f"{name}.toml"
+        path.write_text((f'base = "{below}"\n' if below else "") + text, encoding="utf-8")
+    return folder / f"{names[0]}.toml"
+
+
+def test_a_profile_has_the_values_of_its_bases_but_for_those_that_it_sets(tmp_path: Path):
+    path = layered(
+        tmp_path,
+        mine="name = 'mine'\n[sample]\nk = 3",
+        middle="[sample]\nk = 4\ntop_p = 0.5\n[data.source]\ncategories = ['dial']",
+        lowest="seed = 7\n[sample]\nk = 5\ntop_p = 0.4\ntemperature = 0.6\n"
+        "[data.source]\nkind = 'miniature'\ncategories = ['cups', 'relay']",
+    )
+    whole = "name = 'mine'\nseed = 7\n[sample]\nk = 3\ntop_p = 0.5\ntemperature = 0.6\n"
+    (tmp_path / "whole.toml").write_text(whole + "[data.source]\nkind = 'miniature'\ncategories = ['dial']")
+    assert load_config(path) == load_config(tmp_path / "whole.toml")
+    assert load_config(path, ["sample.temperature=0.9"]).sample.temperature == 0.9
+
+
+def test_a_section_of_another_kind_takes_nothing_of_its_base(tmp_path: Path):
+    path = layered(
+        tmp_path,
+        mine="name = 'mine'\n[data.source]\nkind = 'file'\npath = 'a.jsonl'",
+        base="[data.source]\nkind = 'miniature'\ncategories = ['dial']",
+    )
+    assert load_config(path).data.source == FileSource(path=Path("a.jsonl"))
+    assert load_config(path, ["data.source.kind=instructions"]).data.source == InstructionSource()
+
+
+def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: Path):
+    old, new = "[thinkpo]\nmost_pairs = 3\n[sft]\nepochs = 2", "[recipe]\nkind = 'thinkpo'\nmax_pairs = 4"
+    for mine, base, pairs in ((old, new, 3), (new, old, 4)):
+        notes: list[str] = []
+        config = load_config(layered(tmp_path, mine=f"name = 'mine'\n{mine}", base=base), note=notes.append)
+        assert config.recipe == ThinkPo(max_pairs=pairs, sft=SftConfig(epochs=2))
+        named = tmp_path / ("mine.toml" if mine == old else "base/base.toml")
+        assert len(notes) == 3 and all(note.startswith(f"{named}: ") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("mine", "base", "overrides", "told"),
+    [
+        ("", "[sample]\nk = 1", [], r"sample\.k: .*equal to 2 \(found 1\) \(\S+/base/below\.toml\)$"),
+        ("[sample]\nk = 1", "[sample]\nk = 2", [], r"sample\.k: .* \(found 1\)$"),
+        ("", "[sample]\nk = 2", ["sample.k=1"], r"sample\.k: .* \(found 1\) \(override of sample\.k\)$"),
+        ("", "[sample]\nkk = 2", [], r"sample\.kk: unknown key; .*\(\S+/base/below\.toml\)$"),
+        (
+            "[train]\nmicro_batch_size = 3",
+            "[train]\nbatch_size = 32",
+            [],
+            r"batch_size 32 is not a multiple of micro_batch_size 3 \(batch_size from \S+/base/below\.toml\)$",
+        ),
+        (
+            "[train]\nmax_tokens = 300",
+            "[data]\nmax_prompt_tokens = 256",
+            [],
+            r"more than train\.max_tokens \(300\).*\(data\.max_prompt_tokens from \S+/base/below\.toml\)$",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_file_that_it_is_from(
+    tmp_path: Path, mine: str, base: str, overrides: list[str], told: str
+):
+    path = layered(tmp_path, mine=f"name = 'mine'\n{mine}", below=base)
+    with pytest.raises(InputError) as refused:
+        load_config(path, overrides)
+    assert re.search(told, str(refused.value)), refused.value
+
+
+def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: Path):
+    assert "hush" not in refusal(tmp_path, "storage.secret_key=hush")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base = 'nowhere.toml'\nname = 'a'", r"there is no profile \S+nowhere\.toml"),
+        ("base = 'mine.toml'\nname = 'a'", r'base is "mine\.toml", which is based on this one'),
+        ("base = 'laptop'\nname = 'a'", r"base is 'laptop', expected the path of a profile from this folder"),
+        ("base = 4\nname = 'a'", r"base is '?4'?, expected the path of a profile"),
+        ("base = 'other.toml'", r"has a base and no name, which would be the base's: give it one"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
+    (tmp_path / "other.toml").write_text("name = 'other'")
+    with pytest.raises(InputError, match=told):
+        load_config(a_profile(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
         (
             ["sample.kk=4"],
-            "sample.kk: unknown key; known here: calculator, evaluation_temperature,",
+            "sample.kk: unknown key; known here: calculator, evaluation_max_attempts,",
         ),
         (["smaple.k=4"], "smaple: unknown key; known here: budget, cluster,"),
         (["data.source.kind=miniature", "data.source.pth=x"], "data.source.pth: unknown key; known here: categories"),
@@ -136,7 +315,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
         (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
         (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
-        (["name.first=x"], "name.first=x': 'name' is a value and not a section"),
+        (["name.first=x"], "override of name.first: 'name' is a value and not a section"),
         (["sample.k"], "override 'sample.k' has no value, expected section.key=value"),
         (["=4"], "override '=4' has no value"),
         (["sample..k=4"], "has an empty name in its key"),

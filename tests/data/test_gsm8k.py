@@ -36,14 +36,14 @@ def test_a_row_is_a_question_a_rationale_and_a_reference() -> None:
     ("broken", "told"),
     [
         ({"question": "Why?"}, r"a row with \['question'\]"),
-        ({"question": "Why?", "answer": 7}, "expected texts under question and answer"),
+        ({"question": "Why?", "answer": 7}, "expected text in question and answer"),
         (row("no answer"), "a last line such as '#### 72'"),
         (row("#### 7 kites"), "ends in '#### 7 kites'"),
         (row("#### ..,"), "expected a last line"),
         (row(""), "ends in ''"),
     ],
 )
-def test_a_row_of_another_form_is_refused(broken: dict[str, object], told: str) -> None:
+def test_a_row_in_another_form_is_rejected(broken: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         read_row(broken)
 
@@ -72,7 +72,7 @@ def test_the_last_number_after_a_hash_is_the_answer(text: str, answer: str | Non
     assert final_answer(text) == answer
 
 
-def test_answers_nearer_than_a_ten_thousandth_are_the_same() -> None:
+def test_answers_that_differ_by_less_than_a_ten_thousandth_are_the_same() -> None:
     assert is_right("#### 0.33333", "0.33334")
     assert is_right("#### 1,300.00", "1300")
     assert not is_right("#### 0.3333", "0.3335")
@@ -119,7 +119,7 @@ def test_how_an_annotation_agrees_with_the_calculator(text: str, agreement: str,
 
 
 @pytest.mark.parametrize("text", ["", "<<7+8>>", "<<7+8=15", "7+8=15>>", "< <7+8=15>>", "<<7+8=15> >", "<<<>>"])
-def test_what_is_no_annotation_is_left_out(text: str) -> None:
+def test_text_that_is_not_an_annotation_is_skipped(text: str) -> None:
     assert annotations(text) == []
 
 
@@ -148,7 +148,7 @@ def test_signs_colons_and_empty_lines_in_the_form_for_t5(answer: str, text: str)
     assert to_t5(answer) == text
 
 
-def test_prose_in_brackets_is_no_annotation() -> None:
+def test_prose_in_brackets_is_not_an_annotation() -> None:
     assert from_t5("that is [1 + (30 / 60)] = 1.5, [ so ] hours") == "that is [1 + (30 / 60)] = 1.5, [ so ] hours"
 
 
@@ -157,7 +157,7 @@ numbers = st.integers(0, 999).map(str) | st.sampled_from(["0.5", ".25", "12.50"]
 
 @st.composite
 def steps(draw: st.DrawFn) -> str:
-    """A line of a rationale: prose, prices and colons round an annotation of a few operands."""
+    """A line of a rationale: prose, prices and colons around an annotation of a few operands."""
     operands = draw(st.lists(numbers, min_size=1, max_size=4))
     operators = st.sampled_from(["+", "-", "*", "/", "//"])
     expression = operands[0] + "".join(draw(operators) + operand for operand in operands[1:])
@@ -185,12 +185,12 @@ def test_annotations_and_answers_survive_the_form_for_t5(answer: str) -> None:
 
 
 @given(answers)
-def test_the_form_for_t5_comes_back_to_itself(answer: str) -> None:
+def test_the_form_for_t5_survives_a_round_trip(answer: str) -> None:
     assert to_t5(from_t5(to_t5(answer))) == to_t5(answer)
 
 
 @given(st.text(st.sampled_from("<>[]=#$:. \n+-*/0159x"), max_size=60))
-def test_any_text_can_be_turned_there_and_back(text: str) -> None:
+def test_any_text_can_be_converted_both_ways(text: str) -> None:
     assert isinstance(from_t5(to_t5(text)), str)
     assert "\n" not in to_t5(text)
 
@@ -198,7 +198,7 @@ def test_any_text_can_be_turned_there_and_back(text: str) -> None:
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no real rows here")
 @pytest.mark.parametrize(("name", "rows"), [("gsm8k_train.jsonl", 6705), ("gsm8k_test.jsonl", 1319)])
 def test_real_rows_are_read_and_every_result_is_right(name: str, rows: int) -> None:
-    # Some rows hold line separators of Unicode, at which splitlines would break them.
+    # Some rows contain Unicode line separators, at which splitlines would split them.
     lines = (SHARED_DATA / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert len(lines) == rows
     for content in map(json.loads, lines):

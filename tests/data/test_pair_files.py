@@ -1,4 +1,4 @@
-"""Claims about files of pairs: every published form is read, and what is no form is refused with its row."""
+"""Claims about pair files: every published form is read, and anything else is rejected by its row."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_columns_are_configurable(tmp_path: Path):
     assert read_pair_rows(named) == [PairRow(ASKED, LONG, SHORT)]
 
 
-def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
+def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
     source = write(tmp_path / "pairs.jsonl", [{"instruction": ASKED, "chosen": None, "rejected": SHORT}])
     assert read_pair_rows(source) == [PairRow(ASKED, "", SHORT)]
 
@@ -60,7 +60,7 @@ def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"instruction": "", "chosen": LONG, "rejected": SHORT}, "row 1: nothing is asked"),
+        ({"instruction": "", "chosen": LONG, "rejected": SHORT}, "row 1: the instruction is empty"),
         (
             {"instruction": ASKED, "chosen": 7, "rejected": SHORT},
             "row 1: the long output is 7, expected text, or turns",
@@ -68,17 +68,17 @@ def test_an_output_that_is_missing_is_empty_and_stays_a_row(tmp_path: Path):
         ({"instruction": ASKED, "chosen": LONG, "rejected": [["a"]]}, "row 1: the short output is"),
         (
             {"instruction": [{"role": "assistant", "content": "x"}], "chosen": LONG, "rejected": SHORT},
-            "nothing is asked",
+            "the instruction is empty",
         ),
-        ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set thinkpo.source"),
+        ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set recipe.source"),
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),
     ],
 )
-def test_what_is_no_pair_is_refused_with_its_row(tmp_path: Path, row: dict[str, Any], told: str):
+def test_an_invalid_pair_is_rejected_by_its_row(tmp_path: Path, row: dict[str, Any], told: str):
     with pytest.raises(InputError, match=told):
         read_pair_rows(write(tmp_path / "pairs.jsonl", [row]))
 
 
-def test_a_file_that_is_not_there_is_refused_with_its_section(tmp_path: Path):
-    with pytest.raises(InputError, match=r"does not exist; thinkpo\.source\.path names"):
+def test_a_missing_file_is_rejected_with_its_section(tmp_path: Path):
+    with pytest.raises(InputError, match=r"does not exist; recipe\.source\.path must name"):
         read_pair_rows(PairFile(path=tmp_path / "no.jsonl"))

@@ -1,4 +1,4 @@
-"""Claims about prompt files: everything in them is read or refused by its place, nothing is lost."""
+"""Claims about prompt files: everything in them is read, or rejected with its location; nothing is lost."""
 
 import bz2
 import csv
@@ -55,7 +55,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a dataset"])
-def test_a_number_beside_an_empty_cell_keeps_its_form(tmp_path: Path, name: str):
+def test_a_number_next_to_an_empty_cell_keeps_its_form(tmp_path: Path, name: str):
     path = write(tmp_path / name, [{"instruction": "a", "answer": 42}, {"instruction": "b", "answer": None}])
     assert [row.reference for row in read(path, reference_column="answer")] == ["42", None]
 
@@ -98,7 +98,7 @@ def test_instructions_and_arguments_survive_every_kind_of_file(tmp_path: Path, n
         ("no_comma", [{}], "row 2: the instruction ids are 'no_comma', expected a list"),
     ],
 )
-def test_instructions_that_cannot_be_checked_are_refused_by_their_row(
+def test_instructions_that_cannot_be_checked_are_rejected_by_row(
     tmp_path: Path, ids: object, kwargs: object, told: str
 ):
     rows: list[dict[str, object]] = [
@@ -149,7 +149,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_file_is_read_in_the_form_that_people_have_it_in(tmp_path: Path, name: str):
+def test_files_are_read_in_the_forms_that_users_have(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(FORMS[name])
     assert read(tmp_path / name, reference_column="answer") == READ
 
@@ -176,13 +176,13 @@ def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: lis
     [
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], r"several splits \(test, train\): name one"),
         (["train.jsonl", "test.jsonl"], r"several splits \(test, train\)"),
-        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 parts of 3: get those"),
+        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 of 3 parts: get the missing"),
         (["a.jsonl", "b.csv"], r"several kinds \(.csv, .jsonl\): name one of them"),
-        (["a.csv", "lacking.csv"], "/lacking.csv has no column 'instruction', which files before it have"),
+        (["a.csv", "lacking.csv"], "/lacking.csv has no column 'instruction', which earlier files have"),
         (["a.jsonl", "broken.jsonl"], "/broken.jsonl, line 1, is not JSON"),
     ],
 )
-def test_a_folder_that_is_no_whole_is_refused(tmp_path: Path, names: list[str], told: str):
+def test_an_incomplete_or_mixed_folder_is_rejected(tmp_path: Path, names: list[str], told: str):
     for name in names:
         write(tmp_path / name, [{"other": 1}] if "lacking" in name else ROWS)
         if "broken" in name:
@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_whole_is_refused(tmp_path: Path, names: list[str], 
         read(tmp_path)
 
 
-def test_a_folder_whose_files_lie_one_deeper_names_it(tmp_path: Path):
+def test_the_error_for_files_one_level_deeper_names_their_folder(tmp_path: Path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "a.jsonl", ROWS)
     with pytest.raises(InputError, match=r"is not a dataset saved to disk.*name one of its folders \(data\)"):
@@ -222,13 +222,13 @@ NESTED: list[dict[str, object]] = [
 def test_a_field_within_a_column_is_named_with_a_dot(tmp_path: Path, name: str):
     path = write(tmp_path / name, NESTED)
     assert [row.reference for row in read(path, reference_column="reward.truth.answer")] == ["42", None]
-    with pytest.raises(InputError, match=r"no field 'reward.gone' in some row: there is the fields 'truth', 'style'"):
+    with pytest.raises(InputError, match=r"no field 'reward.gone' in some row: the fields are 'truth', 'style'"):
         read(path, reference_column="reward.gone")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 @pytest.mark.parametrize("column", ["reference", "category", "demonstration"])
-def test_a_column_of_objects_is_refused_with_the_fields_that_can_be_named(tmp_path: Path, name: str, column: str):
+def test_a_column_of_objects_is_rejected_with_the_fields_to_name(tmp_path: Path, name: str, column: str):
     path = write(tmp_path / name, NESTED)
     told = rf"row 1: the {column} has fields.*set data.source.{column}_column to one of reward.truth, reward.style"
     with pytest.raises(InputError, match=told):
@@ -236,7 +236,7 @@ def test_a_column_of_objects_is_refused_with_the_fields_that_can_be_named(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_a_list_of_one_answer_is_that_answer_and_of_several_refused(tmp_path: Path, name: str):
+def test_a_list_of_one_answer_is_that_answer_and_longer_ones_are_rejected(tmp_path: Path, name: str):
     one = write(tmp_path / f"one-{name}", [{"instruction": "a", "answer": ["42"]}, {"instruction": "b", "answer": []}])
     assert [row.reference for row in read(one, reference_column="answer")] == ["42", None]
     two = write(tmp_path / f"two-{name}", [{"instruction": "a", "answer": ["42", "forty-two"]}])
@@ -247,7 +247,9 @@ def test_a_list_of_one_answer_is_that_answer_and_of_several_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("value", "reference"), [(42.0, "42"), (0.5, "0.5"), (float("nan"), None), (1e300, "1e+300")])
-def test_a_whole_number_in_a_column_of_floats_is_written_as_one(tmp_path: Path, value: float, reference: str | None):
+def test_a_whole_number_in_a_column_of_floats_is_written_as_an_integer(
+    tmp_path: Path, value: float, reference: str | None
+):
     path = write(tmp_path / "a.parquet", [{"instruction": "a", "answer": value}, {"instruction": "b", "answer": 0.1}])
     assert read(path, reference_column="answer")[0].reference == reference
 
@@ -309,49 +311,53 @@ def test_real_files_are_read_whole(name: str, column: str, rows: int):
         ("a.jsonl.zst", b"{}", r"cannot be read \(.zst\)"),
         ("a.csv", "instruction,answer\nStraße,1\n".encode("cp1252"), r"cannot be read: 'utf-8'.*save it as UTF-8"),
         ("a.csv", b"instruction;answer\na;b\n", "its cells are separated by ';', expected ','"),
-        ("a.json", b'{"rows": [{"instruction": "a"}]}', "is not a list of objects: keep the list 'rows' in it alone"),
-        ("a.json", b'{"instruction": {"0": "a"}}', "is not a list of objects, but one of columns: write it row by row"),
+        ("a.json", b'{"rows": [{"instruction": "a"}]}', "is not a list of objects: keep only its list 'rows'"),
+        (
+            "a.json",
+            b'{"instruction": {"0": "a"}}',
+            "is not a list of objects, but an object of columns: write it row by row",
+        ),
     ],
 )
-def test_a_file_that_is_empty_or_damaged_is_refused(tmp_path: Path, name: str, content: bytes, told: str):
+def test_an_empty_or_damaged_file_is_rejected(tmp_path: Path, name: str, content: bytes, told: str):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match=told):
         read(path)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"does not exist; data\.source\.path names"):
+def test_a_missing_file_is_rejected(tmp_path: Path):
+    with pytest.raises(InputError, match=r"does not exist; data\.source\.path must name"):
         read(tmp_path / "nowhere.jsonl")
 
 
 @pytest.mark.parametrize("column", ["reference_column", "category_column", "difficulty_column"])
-def test_a_column_that_is_named_has_to_be_there(tmp_path: Path, column: str):
+def test_a_named_column_must_exist(tmp_path: Path, column: str):
     path = write(tmp_path / "a.jsonl", [{"instruction": "a"}])
     with pytest.raises(InputError, match="no column 'gone'"):
         read(path, **{column: "gone"})
 
 
 @pytest.mark.parametrize("value", ["hard", "inf", "1.5", [1]])
-def test_a_difficulty_that_is_no_whole_number_is_refused_by_its_row(tmp_path: Path, value: object):
+def test_a_difficulty_that_is_not_a_whole_number_is_rejected_by_row(tmp_path: Path, value: object):
     path = write(tmp_path / "a.jsonl", [{"instruction": "a", "level": "2"}, {"instruction": "b", "level": value}])
     with pytest.raises(InputError, match=r"row 2: difficulty .* is not a whole number"):
         read(path, difficulty_column="level")
 
 
-def test_a_dataset_of_several_splits_is_refused_with_their_names(tmp_path: Path):
+def test_a_dataset_of_several_splits_is_rejected_with_their_names(tmp_path: Path):
     part = Dataset.from_list([{"instruction": "a"}])
     DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "both")
     with pytest.raises(InputError, match=r"several splits \(train, test\)"):
         read(tmp_path / "both")
 
 
-def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path):
+def test_a_folder_that_is_not_a_dataset_is_rejected(tmp_path: Path):
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path)
 
 
-def test_validation_and_test_have_a_file_of_their_own_where_one_is_named():
+def test_validation_and_test_use_their_own_files_if_named():
     source = FileSource(path=Path("t-{iteration}.jsonl"), validation_path=Path("v.jsonl"))
     files = [str(file_of(source, kind, i)) for kind, i in (("", 3), ("validation", 0), ("test", 0))]
     assert files == ["t-3.jsonl", "v.jsonl", "t-0.jsonl"]

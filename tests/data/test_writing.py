@@ -40,12 +40,12 @@ def test_splits_share_no_writing_task_whatever_the_seed():
         assert not tasks[one] & tasks[other]
 
 
-def test_no_task_comes_twice():
+def test_no_task_is_repeated():
     tasks = some(count=20_000)
     assert len({task.instruction for task in tasks}) == 20_000
 
 
-def test_few_types_with_few_tasks_come_to_an_end():
+def test_a_stream_of_few_possible_tasks_ends():
     tasks = list(writing_tasks("test", 0, types=("detectable_format:constrained_response",)))
     assert 0 < len(tasks) < 50
 
@@ -64,7 +64,7 @@ def test_instructions_that_contradict_each_other_are_never_combined(pair):
     assert {tuple(ids(task)) for task in tasks} == {(name,) for name in pair}
 
 
-def test_counts_and_words_stay_below_what_is_asked_for():
+def test_counts_and_words_stay_below_the_requested_maximum():
     tasks = some(max_instructions=2, max_words=40)
     assert {task.difficulty for task in tasks} == {1, 2}
     words = [c["kwargs"]["num_words"] for t in tasks for c in json.loads(t.constraints) if "num_words" in c["kwargs"]]
@@ -84,6 +84,6 @@ def test_no_writing_task_shares_eight_words_in_a_row_with_ifeval():
     }
 
 
-def test_unknown_types_are_refused_by_name():
+def test_unknown_types_are_rejected_by_name():
     with pytest.raises(ValidationError, match="keywords:existance"):
         InstructionSource(types=("keywords:existance",))

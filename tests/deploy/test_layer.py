@@ -1,7 +1,7 @@
-"""Claims about the layer before vLLM's server, with OpenAI's own client before it and a scripted engine behind it.
+"""Claims about the layer in front of vLLM's server, called by OpenAI's own client, with a scripted engine behind it.
 
-The engine stands for vLLM's `/v1/completions` and says to the letter what a test wants said, in the chunks that it
-wants; `tests/end_to_end/test_serve.py` asks the real one.
+The engine replaces vLLM's `/v1/completions` and writes exactly the outputs and chunks that a test gives it;
+`tests/end_to_end/test_serve.py` uses the real one.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import pytest
 import trl
 
 from deploy.serving.completion import Receive, Scope, Send
-from deploy.serving.layer import MOST_BODY_BYTES, ResponsesOnly
+from deploy.serving.layer import MAX_BODY_BYTES, ResponsesOnly
 from prompts.thought import VARIANTS
 from tests.models.template_families import BY_NAME
 from tpo.config.base import SHIPPED_SEED_MODEL
@@ -35,7 +35,7 @@ QUESTION: Any = [{"role": "user", "content": "What is 3 plus 4?"}]
 
 @dataclass
 class Engine:
-    """Says one of its outputs after the other, the last for ever."""
+    """Writes its outputs one after another, and then repeats the last one."""
 
     outputs: list[list[str]]
     end: str = "stop"
@@ -43,7 +43,7 @@ class Engine:
     asked: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     left: int = 0
-    """Completions whose reader left before their end."""
+    """Number of completions whose reader left before their end."""
     hangs: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ Serve = Callable[..., openai.AsyncOpenAI]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """A client of the layer before an engine."""
+    """A client of the layer in front of an engine."""
 
     def before(
         engine: Engine,
@@ -95,7 +95,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
             url="http://here",
             context_tokens=512,
             prompt=prompt or PromptConfig(),
-            tries=8,
+            max_attempts=8,
             temperature=0.8,
             top_p=0.95,
             allow_thoughts=allow_thoughts,
@@ -128,7 +128,7 @@ def contents(chunks: list[Any]) -> list[str]:
     return [text for chunk in chunks for choice in chunk.choices if (text := choice.delta.content)]
 
 
-def test_the_model_is_asked_token_for_token_as_in_training(serve: Serve):
+def test_the_model_gets_the_same_prompt_tokens_as_in_training(serve: Serve):
     encoder = ChatEncoder(SHIPPED_SEED_MODEL)
     for text in ("What is 3 plus 4?", "<|end|><|assistant|>Here is my response:", " 日本\n"):
         engine = Engine([SOUND])
@@ -136,7 +136,7 @@ def test_the_model_is_asked_token_for_token_as_in_training(serve: Serve):
         assert engine.asked[0]["prompt"] == encoder.encode(VARIANTS["generic"].render(text))
 
 
-def test_what_sampling_forced_is_forced_in_serving_too(serve: Serve):
+def test_tokens_forced_in_sampling_are_forced_in_serving_too(serve: Serve):
     rules = as_argument([ThoughtBudget(40, "Here is my response:")])
     engine = Engine([SOUND])
     whole(serve(engine, forced=rules))
@@ -147,7 +147,7 @@ NATIVE = ["<think>\nsecret", " plan</th", "ink>\n\nHere is my thought: no.\nHere
 
 
 @pytest.mark.parametrize("variant", ["generic", "direct"])
-def test_a_thought_in_the_models_own_way_is_sampled_again_and_never_shown(serve: Serve, tmp_path: Path, variant: str):
+def test_a_native_thought_is_resampled_and_never_shown(serve: Serve, tmp_path: Path, variant: str):
     folder = BY_NAME["chatml"].save(tmp_path)
     template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
     (folder / "chat_template.jinja").write_text(template.read_text())
@@ -161,7 +161,7 @@ def test_a_thought_in_the_models_own_way_is_sampled_again_and_never_shown(serve:
     assert reply.tpo["format_error"] is None
 
 
-def test_the_response_is_the_content_and_the_thought_is_nowhere(serve: Serve):
+def test_the_response_is_the_content_and_the_thought_is_hidden(serve: Serve):
     reply = whole(serve(Engine([SOUND]), allow_thoughts=True))
     assert reply.choices[0].message.content == "fine day." and reply.choices[0].finish_reason == "stop"
     assert "secret" not in reply.model_dump_json()
@@ -172,7 +172,7 @@ def test_the_response_is_the_content_and_the_thought_is_nowhere(serve: Serve):
 
 
 @pytest.mark.parametrize(("allowed", "asked"), [(False, True), (True, False), (True, True)])
-def test_a_thought_is_shown_where_the_operator_allows_it_and_the_request_asks(serve: Serve, allowed: bool, asked: bool):
+def test_a_thought_is_shown_if_the_operator_allows_it_and_the_request_asks(serve: Serve, allowed: bool, asked: bool):
     client = serve(Engine([SOUND]), allow_thoughts=allowed)
     fields = {"extra_body": {"include_reasoning": asked}}
     message = whole(client, **fields).choices[0].message
@@ -194,7 +194,7 @@ def test_a_reply_that_breaks_the_format_is_sampled_again_with_another_seed(serve
     assert not any("seed" in body for body in engine.asked)
 
 
-def test_at_the_cap_a_reply_is_served_without_what_may_be_thought_and_flagged(serve: Serve):
+def test_after_the_last_attempt_a_broken_reply_is_served_flagged_and_without_possible_thoughts(serve: Serve):
     for outputs, content, error in (
         ([NO_MARKER], "", "missing_response_marker"),
         ([REPEATED], "fine", "repeated_response_marker"),
@@ -205,7 +205,7 @@ def test_at_the_cap_a_reply_is_served_without_what_may_be_thought_and_flagged(se
         assert reply.tpo["format_error"] == error and reply.tpo["tries"] == len(engine.asked) == 8
 
 
-def test_what_was_streamed_stays_and_ends_at_the_marker_that_breaks_the_format(serve: Serve):
+def test_a_streamed_reply_ends_at_the_marker_that_breaks_the_format(serve: Serve):
     engine = Engine([REPEATED, SOUND])
     chunks = streamed(serve(engine))
     assert "".join(contents(chunks)) == "fine"
@@ -213,7 +213,7 @@ def test_what_was_streamed_stays_and_ends_at_the_marker_that_breaks_the_format(s
     assert chunks[-1].tpo == {"tries": 1, "discarded_tokens": 0, "format_error": "repeated_response_marker"}
 
 
-def test_the_engine_is_left_as_soon_as_a_reply_is_over(serve: Serve):
+def test_the_engine_is_released_as_soon_as_a_reply_ends(serve: Serve):
     engine = Engine([[*SOUND, " Here is my response:", *["secret"] * 20]])
     streamed(serve(engine))
     assert engine.left == 1
@@ -221,7 +221,7 @@ def test_the_engine_is_left_as_soon_as_a_reply_is_over(serve: Serve):
     assert whole(serve(engine), stop=" day").choices[0].message.content == "fine" and engine.left == 1
 
 
-def test_a_response_that_the_limit_cut_is_served_and_a_thought_that_it_cut_is_sampled_again(serve: Serve):
+def test_a_response_cut_at_the_limit_is_served_and_a_thought_cut_there_is_resampled(serve: Serve):
     engine = Engine([SOUND], end="length")
     reply = whole(serve(engine), max_tokens=7)
     assert reply.choices[0].message.content == "fine day." and reply.choices[0].finish_reason == "length"
@@ -231,12 +231,12 @@ def test_a_response_that_the_limit_cut_is_served_and_a_thought_that_it_cut_is_sa
     assert whole(serve(engine)).choices[0].message.content == "" and len(engine.asked) == 8
 
 
-def test_greedy_decoding_is_tried_once(serve: Serve):
+def test_greedy_decoding_is_attempted_once(serve: Serve):
     engine = Engine([NO_MARKER, SOUND])
     assert whole(serve(engine), temperature=0).tpo["tries"] == len(engine.asked) == 1
 
 
-def test_a_request_without_settings_is_sampled_as_in_training_to_the_end_of_the_context(serve: Serve):
+def test_a_request_without_settings_is_sampled_as_in_training_up_to_the_whole_context(serve: Serve):
     engine = Engine([SOUND])
     whole(serve(engine))
     (body,) = engine.asked
@@ -245,7 +245,7 @@ def test_a_request_without_settings_is_sampled_as_in_training_to_the_end_of_the_
     assert body.keys() == {"model", "prompt", "max_tokens", "temperature", "top_p", "stream", "stream_options"}
 
 
-def test_a_refusal_of_the_engines_has_its_status_and_a_failure_none_of_its_words(serve: Serve):
+def test_an_engines_refusal_keeps_its_status_and_a_failure_reveals_none_of_its_message(serve: Serve):
     with pytest.raises(openai.BadRequestError, match="vLLM's own words"):
         whole(serve(Engine([SOUND], status=400)))
     for client in (serve(Engine([SOUND], status=500)), serve(Engine([SOUND], end="abort"))):
@@ -277,7 +277,7 @@ def test_a_refusal_of_the_engines_has_its_status_and_a_failure_none_of_its_words
         ("OPTIONS", "/v1/chat/completions", 404),
     ],
 )
-def test_what_is_not_on_the_list_never_reaches_vllm(serve: Serve, method: str, path: str, status: int):
+def test_paths_that_are_not_listed_never_reach_vllm(serve: Serve, method: str, path: str, status: int):
     engine = Engine([SOUND])
     http = serve(engine)._client
     answer = asyncio.run(http.request(method, f"http://here{path}", json={"prompt": "x", "model": "tpo"}))
@@ -294,12 +294,12 @@ def test_with_a_key_only_health_is_open(serve: Serve):
             assert asyncio.run(http.get(f"http://here{path}", headers=header)).status_code == status
 
 
-def test_a_page_in_a_browser_cannot_post_without_asking_and_a_body_has_a_limit(serve: Serve):
+def test_browsers_need_a_preflight_to_post_and_bodies_are_limited(serve: Serve):
     engine = Engine([SOUND])
     http, url = serve(engine)._client, "http://here/v1/chat/completions"
     plain = {"content-type": "text/plain"}
     assert asyncio.run(http.post(url, content=json.dumps({"messages": QUESTION}), headers=plain)).status_code == 415
-    long = {"messages": [{"role": "user", "content": "x" * MOST_BODY_BYTES}]}
+    long = {"messages": [{"role": "user", "content": "x" * MAX_BODY_BYTES}]}
     assert asyncio.run(http.post(url, json=long)).status_code == 413
     assert not engine.asked
 

@@ -1,6 +1,6 @@
-"""Claims about deploy/: what its files promise, that they agree with one another, and that what they start exists.
+"""Claims about deploy/: its files keep their promises, agree with one another, and start only what exists.
 
-No container engine and no cluster is asked: the files are read as data, and their commands go through our own parsers.
+No container engine or cluster is used: the files are read as data, and their commands go through our own parsers.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Stage:
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
     def all(self, name: str) -> list[str]:
-        """What follows each instruction of this name."""
+        """The arguments of each instruction with this name."""
         return [text for instruction, text in self.instructions if instruction == name]
 
 
@@ -74,7 +74,7 @@ def compose(name: str = "compose.yaml") -> Document:
 
 
 def pods() -> dict[str, Document]:
-    """Every pod that the files of KubeRay describe, by what it is."""
+    """Every pod in KubeRay's files, by its role."""
     job = documents("rayjob.yaml")["RayJob"]["spec"]
     head, (workers,) = job["rayClusterSpec"]["headGroupSpec"], job["rayClusterSpec"]["workerGroupSpecs"]
     return {"head": head["template"], "workers": workers["template"], "submitter": job["submitterPodTemplate"]}
@@ -85,13 +85,13 @@ def environment(stage: Stage) -> dict[str, str]:
 
 
 def owned_folders(stage: Stage) -> set[str]:
-    """The folders that a stage gives to its user."""
+    """The folders that a stage makes its user the owner of."""
     (found,) = re.findall(r"install -d -o tpo -g tpo (.*)", " ".join(stage.all("RUN")))
     return set(found.split())
 
 
 def images() -> Iterator[tuple[str, str]]:
-    """Every image that a file names, with where."""
+    """Every image that a file names, with its place."""
     for name in ("compose.yaml", "compose.gpu.yaml"):
         for service, found in compose(name)["services"].items():
             yield f"{name}: {service}", found["image"]
@@ -113,14 +113,14 @@ def test_the_image_runs_as_a_user_and_starts_flows(target: str):
         ("ENTRYPOINT", '["python", "-m", "flows"]'),
         ("CMD", '["--help"]'),
     ]
-    home = "/home/tpo/.prefect"  # the code's folder is not the user's to write to
+    home = "/home/tpo/.prefect"  # the user can't write to the code's folder
     assert environment(stage)["PREFECT_HOME"] == home
     assert environment(stage)["PREFECT_UI_STATIC_DIRECTORY"].startswith(home)
     assert environment(stage)["PATH"].startswith(f"{stage.all('WORKDIR')[0]}/.venv/bin:")
 
 
 @pytest.mark.parametrize(("target", "python", "flag"), [("cpu", "3.11", ""), ("gpu", "3.12", " --gpu")])
-def test_the_image_holds_the_locked_packages_on_the_python_they_were_locked_for(target: str, python: str, flag: str):
+def test_the_image_has_the_locked_packages_on_the_python_they_were_locked_for(target: str, python: str, flag: str):
     _, stages = dockerfile()
     packages, final = stages[f"{target}-packages"], stages[target]
     assert final.base == packages.base
@@ -132,7 +132,7 @@ def test_the_image_holds_the_locked_packages_on_the_python_they_were_locked_for(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_image_leaves_no_lists_and_no_compiler_but_where_kernels_are_compiled(target: str):
+def test_the_image_has_no_package_lists_and_a_compiler_only_if_kernels_are_compiled(target: str):
     (run,) = dockerfile()[1][target].all("RUN")
     installed = re.findall(r"apt-get install -y --no-install-recommends ([^&]*)", run)[0].split()
     assert run.count("apt-get install") == 1 and "rm -rf /var/lib/apt/lists/*" in run
@@ -140,7 +140,7 @@ def test_the_image_leaves_no_lists_and_no_compiler_but_where_kernels_are_compile
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_rays_nodes_and_prefect_get_from_the_image_what_a_run_sets_itself(target: str):
+def test_the_image_sets_for_rays_nodes_and_prefect_what_a_run_sets_itself(target: str):
     stage = dockerfile()[1][target]
     found = environment(stage)
     ours = {"PATH", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY"}
@@ -155,7 +155,7 @@ def test_rays_nodes_and_prefect_get_from_the_image_what_a_run_sets_itself(target
     assert environment(stage) == environment(dockerfile()[1]["cpu"])
 
 
-def test_what_is_copied_into_the_image_is_enough_for_a_run_and_is_let_into_its_context(tmp_path: Path):
+def test_the_image_has_everything_that_a_run_needs_and_the_build_context_allows_it(tmp_path: Path):
     copied = [word for text in dockerfile()[1]["checkout"].all("COPY") for word in text.split()[:-1]]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in (*copied, "requirements")} == {line for line in ignored if line.startswith("!")}
@@ -170,7 +170,7 @@ def test_what_is_copied_into_the_image_is_enough_for_a_run_and_is_let_into_its_c
 # --- what agrees ------------------------------------------------------------------------------------------------------
 
 
-def test_every_image_has_one_version_and_every_file_the_same():
+def test_all_files_name_the_same_version_of_every_image():
     found = dict(images())
     assert not [where for where, image in found.items() if image.endswith(":latest") or ":" not in image]
     ours = {where: image for where, image in found.items() if image.startswith("tpo:")}
@@ -186,7 +186,7 @@ def test_every_image_has_one_version_and_every_file_the_same():
                 assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
 
 
-def test_every_run_that_a_file_names_is_one_that_the_command_knows():
+def test_every_command_in_a_file_is_valid():
     parser, found = _parser(), 0
     for path in (*DEPLOY.glob("*"), *DEPLOY.glob("kuberay/*"), *DEPLOY.glob("slurm/*")):
         if path.is_file():
@@ -201,7 +201,7 @@ def test_every_run_that_a_file_names_is_one_that_the_command_knows():
 
 
 def resolved(options: argparse.Namespace) -> Any:
-    """The run that a command line means; its profile is there."""
+    """The run that a command line means, with an existing profile."""
     return resolve_config(
         str(DEPLOY / "profiles" / f"{options.profile}.toml"),
         run_name=options.run_name,
@@ -215,7 +215,7 @@ def resolved(options: argparse.Namespace) -> Any:
 
 
 @pytest.mark.parametrize("name", ["database", "server", "worker"])
-def test_a_service_is_bounded_watched_and_without_rights(name: str):
+def test_every_service_is_limited_monitored_and_unprivileged(name: str):
     service = compose()["services"][name]
     assert service["restart"] == "unless-stopped" and service["healthcheck"]["test"][0] == "CMD"
     assert service["mem_limit"] and service["cpus"]
@@ -223,7 +223,7 @@ def test_a_service_is_bounded_watched_and_without_rights(name: str):
     assert not {"privileged", "network_mode", "cap_add", "pid", "ipc"} & service.keys()
 
 
-def test_compose_opens_ports_on_loopback_alone_and_keeps_the_database_apart():
+def test_compose_opens_ports_only_on_loopback_and_isolates_the_database():
     file = compose()
     ports = [port for service in file["services"].values() for port in service.get("ports", [])]
     assert ports == ["127.0.0.1:4200:4200"]
@@ -254,7 +254,8 @@ def test_compose_has_no_secret_and_no_default_for_one():
 )
 def test_a_service_starts_with_its_secrets_and_not_without(name: str, expected: dict[str, str], tmp_path: Path):
     *shell, script, zero = compose()["services"][name]["entrypoint"]
-    script = script.replace("$$", "$").replace("/run/secrets", str(tmp_path))  # as Compose and a container have it
+    # Compose unescapes $$, and a container has the secrets' folder.
+    script = script.replace("$$", "$").replace("/run/secrets", str(tmp_path))
     command = [*shell, script, zero, sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
     (tmp_path / "database_password").write_text("p$w d\n")
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -264,7 +265,7 @@ def test_a_service_starts_with_its_secrets_and_not_without(name: str, expected: 
     assert expected.items() <= json.loads(started.stdout).items()
 
 
-def test_composes_volumes_are_declared_and_where_the_image_lets_its_user_write():
+def test_composes_volumes_are_declared_and_mounted_where_the_images_user_may_write():
     file, stage = compose(), dockerfile()[1]["cpu"]
     mounts = [volume.split(":", 1) for service in file["services"].values() for volume in service.get("volumes", [])]
     named = {re.sub(r"\$\{\w+:-(\w+)\}", r"\1", f"{source}:{rest}").partition(":")[0] for source, rest in mounts}
@@ -276,14 +277,14 @@ def test_composes_volumes_are_declared_and_where_the_image_lets_its_user_write()
 # --- KubeRay ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_job_has_the_cluster_that_stays_under_another_name():
+def test_the_jobs_cluster_is_the_permanent_one_under_another_name():
     cluster = documents("raycluster.yaml")["RayCluster"]
     job = documents("rayjob.yaml")["RayJob"]
     assert {cluster["apiVersion"], job["apiVersion"]} == {"ray.io/v1"}
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
 
 
-def test_the_cluster_asks_for_a_token_scales_by_itself_and_ends_with_its_job():
+def test_the_cluster_requires_a_token_autoscales_and_ends_with_its_job():
     job = documents("rayjob.yaml")["RayJob"]["spec"]
     cluster = job["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
@@ -293,7 +294,7 @@ def test_the_cluster_asks_for_a_token_scales_by_itself_and_ends_with_its_job():
     assert job["shutdownAfterJobFinishes"] is True and job["backoffLimit"] > 0
 
 
-def test_the_jobs_profile_fits_on_the_gpus_that_the_cluster_may_grow_to():
+def test_the_jobs_profile_fits_the_clusters_maximum_gpus():
     job = documents("rayjob.yaml")["RayJob"]["spec"]
     python, dash_m, flows, *words = job["entrypoint"].split()
     assert (python, dash_m, flows) == ("python", "-m", "flows") and not re.search("[;&|'\"$`<>]", job["entrypoint"])
@@ -307,7 +308,7 @@ def test_the_jobs_profile_fits_on_the_gpus_that_the_cluster_may_grow_to():
 
 
 @pytest.mark.parametrize("name", ["head", "workers", "submitter"])
-def test_a_pod_has_the_images_user_no_rights_and_a_bound(name: str):
+def test_every_pod_runs_as_the_images_user_unprivileged_and_limited(name: str):
     template = pods()[name]
     (container,) = template["spec"]["containers"]
     user = int(dockerfile()[1]["gpu"].all("USER")[0].split(":")[0])
@@ -319,7 +320,7 @@ def test_a_pod_has_the_images_user_no_rights_and_a_bound(name: str):
     assert template["spec"]["restartPolicy"] == "Never"
 
 
-def test_all_nodes_see_the_shared_volume_where_the_image_has_its_folders():
+def test_all_nodes_mount_the_shared_volume_at_the_images_folders():
     storage, stage = documents("storage.yaml"), dockerfile()[1]["gpu"]
     claim = storage["PersistentVolumeClaim"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -333,7 +334,7 @@ def test_all_nodes_see_the_shared_volume_where_the_image_has_its_folders():
         assert all(mount["name"] == "tpo" and mount["mountPath"] == f"/opt/tpo/{mount['subPath']}" for mount in mounts)
 
 
-def test_only_our_pods_and_the_operator_reach_ours():
+def test_only_our_pods_and_the_operator_can_reach_our_pods():
     policy = documents("storage.yaml")["NetworkPolicy"]["spec"]
     (label,) = policy["podSelector"]["matchLabels"].items()
     assert all(label in template["metadata"]["labels"].items() for template in pods().values())
@@ -347,7 +348,7 @@ def test_only_our_pods_and_the_operator_reach_ours():
 # --- SLURM ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_slurm_job_is_told_before_its_end_and_may_queue_again():
+def test_a_slurm_job_is_signaled_before_its_end_and_may_be_requeued():
     text = (DEPLOY / "slurm/iterate.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE))
     assert re.fullmatch(r"B:TERM@\d+", options["signal"]) and int(options["signal"].partition("@")[2]) >= 120

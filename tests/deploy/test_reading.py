@@ -1,4 +1,5 @@
-"""Claims about what is said of an output while it comes: no thought, no marker, and the same in whatever chunks."""
+"""Claims about what is shown of an output while it grows: no thought, no marker, and the same however it is cut into
+chunks."""
 
 import random
 from itertools import pairwise
@@ -17,7 +18,7 @@ ended: st.SearchStrategy[Ended] = st.sampled_from(("stop", "length"))
 
 
 def readings(prompt: ThoughtPrompt, chunks: list[str], end: Ended, stops: tuple[str, ...] = ()) -> list[Reading]:
-    """What a streaming server says, chunk by chunk, until the reply is over."""
+    """What a streaming server sends, chunk by chunk, until the reply ends."""
     text, found = "", list[Reading]()
     for i, chunk in enumerate(chunks):
         text += chunk
@@ -45,7 +46,7 @@ def test_no_character_of_a_thought_is_shown_in_a_thousand_chunkings_of_a_hundred
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_every_beginning_of_an_output_shows_a_beginning_of_its_response(prompt: ThoughtPrompt):
+def test_every_prefix_of_an_output_shows_a_prefix_of_its_response(prompt: ThoughtPrompt):
     rng = random.Random(prompt.variant)
     for told in [any_output(prompt, rng) for _ in range(30)]:
         for end in range(len(told.output)):
@@ -61,7 +62,7 @@ def test_every_beginning_of_an_output_shows_a_beginning_of_its_response(prompt: 
     end=ended,
     data=st.data(),
 )
-def test_chunks_change_nothing_whatever_the_stop_texts(pieces: list[str], stops: tuple[str, ...], end: Ended, data):
+def test_chunking_changes_nothing_whatever_the_stop_texts(pieces: list[str], stops: tuple[str, ...], end: Ended, data):
     output = "".join(pieces)
     whole = readings(SPECIFIC, list(output) or [""], end, stops)
     chunks = chunks_of(output, random.Random(data.draw(st.integers())))
@@ -93,14 +94,14 @@ def test_chunks_change_nothing_whatever_the_stop_texts(pieces: list[str], stops:
         (DIRECT, "b <R> c", "length", "b <R> c", "length", ParseError.CUT_BY_LENGTH),
     ],
 )
-def test_what_a_reply_is_in_the_words_of_the_api(
+def test_replies_have_the_apis_finish_reasons(
     prompt: ThoughtPrompt, output: str, end: Ended, response: str, finish_reason: str, error: ParseError | None
 ):
     found = read(prompt, output, end, ())
     assert (found.response, found.finish_reason, found.format_error) == (response, finish_reason, error)
 
 
-def test_a_response_that_is_only_cut_can_be_served_and_a_cut_thought_cannot():
+def test_a_cut_response_can_be_served_and_a_cut_thought_cannot():
     assert read(SPECIFIC, "a <R> b", "length", ()).is_reply
     assert not read(SPECIFIC, "a", "length", ()).is_reply
     assert not read(SPECIFIC, "a <R> b <R> c", "stop", ()).is_reply

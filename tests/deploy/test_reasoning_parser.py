@@ -1,4 +1,4 @@
-"""Claims about the reasoning parser, through the classes by which vLLM's own chat endpoint calls it."""
+"""Claims about the reasoning parser, called as vLLM's own chat endpoint calls it."""
 
 import random
 from typing import Any
@@ -36,7 +36,7 @@ def a_request(**fields: Any) -> Any:
 
 
 def streamed(parser: Any, chunks: list[str], request: Any, prompt_ids: list[int]) -> tuple[str, str]:
-    """Thought and response as vLLM's streaming joins them."""
+    """Thought and response as a client joins them from vLLM's stream."""
     thought, response = "", ""
     for i, chunk in enumerate(chunks):
         over = i == len(chunks) - 1
@@ -76,7 +76,7 @@ def test_a_thought_is_hidden_unless_the_operator_allows_it_and_the_request_asks(
     assert streamed(parser, ["think", " <", "R> so"], request, [1]) == ("", "so")
 
 
-def test_a_thought_is_reasoning_where_both_want_it(
+def test_a_thought_is_reasoning_if_operator_and_request_want_it(
     parsers: dict[str, Any], encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TPO_ALLOW_THOUGHTS", "1")
@@ -85,8 +85,8 @@ def test_a_thought_is_reasoning_where_both_want_it(
     assert streamed(parser, ["think", " <", "R> so"], request, [1]) == ("think", "so")
 
 
-def test_an_output_that_is_to_be_constrained_is_refused(parsers: dict[str, Any], encoder: ChatEncoder):
+def test_requests_for_constrained_output_are_refused(parsers: dict[str, Any], encoder: ChatEncoder):
     parser = parsers["generic"](encoder.tokenizer)
     parser.adjust_request(a_request(response_format={"type": "text"}))
-    with pytest.raises(ValueError, match="not served"):
+    with pytest.raises(ValueError, match="not supported"):
         parser.adjust_request(a_request(response_format={"type": "json_object"}))

@@ -1,4 +1,4 @@
-"""Claims about what a client may ask for, and that nothing that could show a thought is let in."""
+"""Claims about what a client may ask for: nothing that could show a thought is accepted."""
 
 import json
 from typing import Any
@@ -48,12 +48,12 @@ def refusal(body: bytes) -> Refused:
         ("a_field_of_tomorrow", "x"),
     ],
 )
-def test_a_field_that_is_not_on_the_list_is_refused_by_its_name(field: str, value: Any):
+def test_a_field_that_is_not_listed_is_refused_by_name(field: str, value: Any):
     found = refusal(json.dumps({"messages": [QUESTION], field: value}).encode())
     assert (found.status, found.error["param"]) == (400, field) and repr(field) in str(found)
 
 
-def test_what_asks_for_nothing_is_let_through():
+def test_values_that_ask_for_nothing_are_accepted():
     nothing: dict[str, Any] = {"n": 1, "logprobs": False, "tools": [], "tool_choice": "none", "echo": False}
     nothing |= {"response_format": {"type": "text"}, "logit_bias": {}, "seed": None, "functions": None}
     assert request(**nothing, **dict.fromkeys(IGNORED, "x")) == request()
@@ -74,23 +74,23 @@ def test_what_asks_for_nothing_is_let_through():
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "content"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_place(fields: dict[str, Any], complaint: str):
+def test_an_invalid_value_is_refused_with_its_place(fields: dict[str, Any], complaint: str):
     found = refusal(json.dumps({"messages": [QUESTION], **fields}).encode())
     assert found.status == 400 and complaint in str(found)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"messages": NaN}'])
-def test_a_body_that_is_no_request_is_refused(body: bytes):
+def test_a_body_that_is_not_a_request_is_refused(body: bytes):
     assert refusal(body).status == 400
 
 
-def test_the_last_user_turn_is_asked_with_thoughts_and_earlier_turns_stay():
+def test_the_last_user_turn_becomes_the_thought_prompt_and_earlier_turns_stay():
     turns: list[dict[str, Any]] = [QUESTION, {"role": "assistant", "content": "So.", "reasoning": "Hm."}]
     chat = request(*turns, {"role": "user", "content": [{"type": "text", "text": "And?"}]}).chat(GENERIC)
     assert chat == [QUESTION, {"role": "assistant", "content": "So."}, *GENERIC.render("And?")]
 
 
-def test_a_single_turn_is_asked_as_in_training():
+def test_a_single_turn_is_prompted_as_in_training():
     for prompt in VARIANTS.values():
         assert request().chat(prompt) == prompt.render("Why?")
 
@@ -105,6 +105,6 @@ def test_a_clients_system_turn_follows_the_prompts_own_in_one_turn():
     assert request(brief, QUESTION).chat(DIRECT) == [{"role": "system", "content": "Be brief."}, QUESTION]
 
 
-def test_a_beginning_of_the_reply_cannot_be_put_into_the_models_mouth():
-    with pytest.raises(Refused, match="the last message is of role 'assistant', expected 'user'"):
+def test_a_client_cannot_prefill_the_reply():
+    with pytest.raises(Refused, match="the last message has role 'assistant', expected 'user'"):
         request(QUESTION, {"role": "assistant", "content": "Here is my response:"}).chat(GENERIC)

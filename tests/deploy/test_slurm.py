@@ -1,6 +1,6 @@
-"""Claims about deploy/slurm: a job starts Ray behind a token, and at SIGTERM it leaves nothing and queues again.
+"""Claims about deploy/slurm: a job starts Ray behind a token, and at SIGTERM it cleans up and requeues itself.
 
-SLURM's commands are stood in for; the nodes are real Ray nodes, processes of this machine on loopback.
+SLURM's commands are replaced; the nodes are real Ray nodes, as processes of this machine on loopback.
 """
 
 import os
@@ -57,14 +57,14 @@ class Job:
     process: "subprocess.Popen[str]"
     """Its batch script."""
     folder: Path
-    """What its nodes share."""
+    """The folder that its nodes share."""
     told: Path
-    """What its flow tells."""
+    """The output of its flow."""
     scontrol: Path
-    """What SLURM was asked for."""
+    """The calls of `scontrol`."""
 
     def until(self, pattern: str, file: Path, seconds: float = 240) -> str:
-        """Waits until a file holds what a pattern describes; the file's text."""
+        """Waits until a file matches a pattern; returns the file's text."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             if file.exists() and re.search(pattern, text := file.read_text(), re.DOTALL):
@@ -76,7 +76,7 @@ class Job:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
-    """A folder of SLURM's commands, and a checkout beside it."""
+    """A folder with SLURM's commands, next to a checkout."""
     bin_, checkout = tmp_path / "bin", tmp_path / "checkout"
     scripts = {bin_ / "srun": SRUN, bin_ / "scontrol": SCONTROL, checkout / ".venv/bin/python": PYTHON}
     for path, text in scripts.items():
@@ -115,20 +115,20 @@ def submit(commands: Path, *arguments: str) -> Job:
 
 @pytest.fixture
 def job(commands: Path, tmp_path: Path) -> Iterator[Job]:
-    """A job whose flow works on both nodes; what it leaves ends with the test."""
+    """A job whose flow works on both nodes; everything that it leaves ends with the test."""
     job = submit(commands, "--to", "2", "--set", f"folder={tmp_path / 'runs'}")
     try:
         yield job
     finally:
         left = processes_of(job)
-        job.process.terminate()  # which it does not live to see where the claim holds
+        job.process.terminate()  # already gone if the claim holds
         _, left = psutil.wait_procs(left, timeout=30)
         for process in left:
             process.kill()
 
 
 def processes_of(job: Job) -> list[psutil.Process]:
-    """The batch script and all that it has started and is still there."""
+    """The batch script and those of its descendants that are still running."""
     if job.process.poll() is not None:
         return []
     script = psutil.Process(job.process.pid)
@@ -136,7 +136,7 @@ def processes_of(job: Job) -> list[psutil.Process]:
 
 
 def answer(address: str, token: str) -> grpc.StatusCode:
-    """What Ray's control server answers to a bearer of this token."""
+    """The answer of Ray's control server to a call with this token."""
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
         try:
@@ -146,7 +146,7 @@ def answer(address: str, token: str) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def test_a_job_works_on_all_nodes_behind_a_token_and_at_sigterm_leaves_nothing_and_queues_again(job: Job):
+def test_a_job_uses_all_nodes_behind_a_token_and_at_sigterm_cleans_up_and_requeues(job: Job):
     told = job.until(r"(\w{56}) .*\n(?!\1)\w{56} ", job.told)
     assert {line.split()[-1] for line in told.splitlines()} == {"2"}, "the job's arguments have not reached the flow"
 
@@ -170,7 +170,7 @@ def test_a_job_works_on_all_nodes_behind_a_token_and_at_sigterm_leaves_nothing_a
     assert job.scontrol.read_text() == f"requeue {job.folder.name.removesuffix('-0')}\n"
 
 
-def test_a_job_without_ray_says_what_its_nodes_said_and_does_not_queue_again(commands: Path):
+def test_a_job_without_ray_shows_its_nodes_logs_and_is_not_requeued(commands: Path):
     (commands / "srun").write_text('#!/bin/bash\necho "no route to node 0" >"$TPO_JOB/node-0.log"; exit 1\n')
     job = submit(commands)
     _, errors = job.process.communicate(timeout=60)
@@ -178,7 +178,7 @@ def test_a_job_without_ray_says_what_its_nodes_said_and_does_not_queue_again(com
     assert not job.scontrol.exists() and not (job.folder / "token").exists()
 
 
-def test_a_job_from_elsewhere_than_a_checkout_is_refused(commands: Path):
+def test_a_job_submitted_outside_a_checkout_is_refused(commands: Path):
     shutil.rmtree(commands.parent / "checkout/.venv")
     job = submit(commands)
     _, errors = job.process.communicate(timeout=60)

@@ -1,7 +1,9 @@
 """A real vLLM server on the shipped seed model: what a chat client promises holds where nothing is made up."""
 
+import contextlib
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -48,7 +50,9 @@ class Server:
         ]
         environment = {**os.environ, **engine_environment(EngineConfig()), "VLLM_API_KEY": KEY}
         with log.open("w") as output:
-            self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     @property
     def base_url(self) -> str:
@@ -65,14 +69,11 @@ class Server:
                 time.sleep(1)
         pytest.fail(f"no server after {seconds} s: {self._log.read_text()[-3000:]}")
 
-    def stop(self) -> None:
-        """Ends it and the engine that it started."""
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def kill(self) -> None:
+        """Ends it and the engine that it started, at once: asked to end, it would answer first."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.wait(600)
         yield server
     finally:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +158,7 @@ def test_an_unknown_model_and_a_wrong_key_fail_the_check(server: Server, monkeyp
 def test_a_server_that_dies_stops_the_stage_after_its_retries(server: Server):
     answers = client(server, retries=2).ask(CHATS * 50, Decoding(40))
     next(answers)
-    server.stop()
+    server.kill()
     with pytest.raises(StageError, match=r"gave no answer in 3 tries, the last one: .*start again"):
         list(answers)
     with pytest.raises(InputError, match="start the server"):

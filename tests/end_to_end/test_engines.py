@@ -94,7 +94,7 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
     assert sampled(pool, a, [REQUESTS]) == of_a
 
 
-@pytest.mark.story("an engine in two")
+@pytest.mark.story("an engine in two", 70)
 def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: SamplerPool, tmp_path: Path):
     """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
 
@@ -156,7 +156,7 @@ def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
         model.path,
         pairs,
         tmp_path / "train",
-        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_share=0),
+        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_ratio=0),
         trainer=TrainerConfig(threads=1),
         cluster=ClusterConfig(),
         seed=0,

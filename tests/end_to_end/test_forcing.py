@@ -138,7 +138,7 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
     assert bound.count("identical") > 0.9 * len(bound), bound.count("no value")
 
 
-@pytest.mark.story("the V2 model runner")
+@pytest.mark.story("the V2 model runner", 40)
 def test_the_v2_model_runner_of_gpus_writes_what_v1_writes(pool: SamplerPool):
     """As a whole: vLLM's loader, scheduler and V2 runner, on the CPU."""
     encoder = ChatEncoder(SHIPPED_SEED_MODEL)

@@ -89,7 +89,7 @@ def test_running_again_does_nothing_and_says_so(small_run: Path, iterate: Iterat
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.story("two calls")
+@pytest.mark.story("two calls", 230)
 def test_a_second_call_makes_the_second_iteration_and_keeps_all_of_the_first(iterate: Iterate):
     run = Path(iterate.folder) / "twice"  # type: ignore[attr-defined]
     assert iterate(1, name="twice").returncode == 0
@@ -98,7 +98,7 @@ def test_a_second_call_makes_the_second_iteration_and_keeps_all_of_the_first(ite
     assert kept == {path: path.read_text() for path in kept} and (run / "iter_2/model/manifest.json").exists()
 
 
-@pytest.mark.story("a comparison")
+@pytest.mark.story("a comparison", 90)
 def test_a_comparison_takes_the_run_as_it_is_and_adds_its_direct_baseline(small_run: Path, iterate: Iterate):
     before = {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
     done = iterate(1, flow="compare")

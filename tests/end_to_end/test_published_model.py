@@ -17,12 +17,13 @@ from tpo.models.published import fetch_model
 from tpo.report.summary import read_summary
 from tpo.storage.store import read_manifest
 
-pytestmark = [pytest.mark.story("a published model"), pytest.mark.end_to_end, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.story("a published model", 200), pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 PROFILE = ROOT / "deploy" / "profiles" / "smollm2-135m.toml"
-TINY = ("data.per_iteration=12", "data.validation=4", "data.test=2", "sample.k=3", "sample.tries=2",
-        "sample.evaluation_tries=4", "sample.max_thought_tokens=12", "sample.max_new_tokens=64", "train.epochs=1",
-        "data.source.max_words=20", "data.source.max_instructions=1", "train.batch_size=4", "train.micro_batch_size=2",
+TINY = ("data.per_iteration=12", "data.validation=4", "data.test=2", "sample.k=3", "sample.max_attempts=2",
+        "sample.evaluation_max_attempts=4", "sample.max_thought_tokens=12", "sample.max_new_tokens=64",
+        "train.epochs=1", "data.source.max_words=20", "data.source.max_instructions=1", "train.batch_size=4",
+        "train.micro_batch_size=2",
         # Every two outputs of different length make a pair, so that there is one whatever the model writes.
         "judge.length_bias=1", "pair.min_margin=0", "health.min_pairs=0", "validation.min_parse_rate=0")  # fmt: skip
 

@@ -19,7 +19,7 @@ def recorded() -> Scores:
     return scores
 
 
-@pytest.mark.story("the shipped models")
+@pytest.mark.story("the shipped models", 90)
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 def test_the_shipped_model_scores_what_is_recorded(recorded: Scores):

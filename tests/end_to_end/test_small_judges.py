@@ -24,7 +24,7 @@ from tests.hostile import hostile_responses
 from tpo.miniature.lessons import RESPONSE_FORMS
 from tpo.miniature.world import problems
 
-pytestmark = [pytest.mark.story("the shipped models"), pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("the shipped models", 90), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 PROMPTS = 150
 HOSTILE = 300

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.story("ThinkPO"), pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("ThinkPO", 120), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-SMALL = ("data.per_iteration=64", "data.test=32", "sft.epochs=4", "sft.learning_rate=1e-3", "sft.batch_size=16",
-         "sft.micro_batch_size=16", "engine.shard_prompts=16", "thinkpo.differing_share=0.8")  # fmt: skip
+SMALL = ("data.per_iteration=64", "data.test=32", "recipe.sft.epochs=4", "recipe.sft.learning_rate=1e-3",
+         "recipe.sft.batch_size=16", "recipe.sft.micro_batch_size=16", "engine.shard_prompts=16",
+         "recipe.mismatched_answer_ratio=0.8")  # fmt: skip
 
 
 def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothing(tmp_path: Path):

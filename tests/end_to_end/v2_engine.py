@@ -32,7 +32,7 @@ def main(model: str) -> None:
     from tpo.engines.inference.forcing import ARGUMENT
     from tpo.engines.inference.sampler import engine_settings
 
-    settings = engine_settings(EngineConfig(max_sequences=8), 352, forcing=True)
+    settings = engine_settings(EngineConfig(max_num_seqs=8), 352, forcing=True)
     settings |= {"enable_chunked_prefill": True, "max_num_batched_tokens": 48, "num_gpu_blocks_override": 16}
     engine = LLM(model=model, **settings)
     assert engine.llm_engine.vllm_config.use_v2_model_runner

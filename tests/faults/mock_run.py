@@ -187,8 +187,12 @@ def stage_of(path: str) -> str | None:
 
 
 @contextlib.contextmanager
-def prepared() -> Iterator[None]:
-    """Makes this process one whose forks can run: on mock engines, without Prefect, everything imported."""
+def prepared(*, forks: bool = True) -> Iterator[None]:
+    """Makes this process one that can run: on mock engines, without Prefect, and for forks with everything imported.
+
+    Pages have no plots, and nothing waits for the disk, which the death of a process does no harm: both take more than
+    all else that such a run does. What a disk may forget is for test_crash_states.py.
+    """
     import tempfile
 
     import pyarrow as pa
@@ -199,12 +203,18 @@ def prepared() -> Iterator[None]:
     from tpo.run_context import RunContext, using
 
     pa.set_cpu_count(1)
-    with without_prefect(), without_drawing(), using(RunContext(engines=MockEngines())):
-        with tempfile.TemporaryDirectory() as folder:
-            make_seed(Path(folder) / "seed")
-            for judge in ("verifier", "pairwise"):
-                iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
-        sys.addaudithook(_listener)
+    with (
+        without_prefect(),
+        without_drawing(),
+        mock.patch("os.fsync", return_value=None),
+        using(RunContext(engines=MockEngines())),
+    ):
+        if forks:
+            with tempfile.TemporaryDirectory() as folder:
+                make_seed(Path(folder) / "seed")
+                for judge in ("verifier", "pairwise"):
+                    iterate(config_of(Path(folder) / judge, Plan(judge)), 1)
+            sys.addaudithook(_listener)
         yield
 
 
@@ -320,7 +330,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
                 "test": 5,
                 "synthetic": synthetic if plan.synthetic else None,
             },
-            "sample": {"k": 3, "evaluation_tries": 2},
+            "sample": {"k": 3, "evaluation_max_attempts": 2},
             "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0},
             "train": {"epochs": 2},

@@ -31,7 +31,7 @@ SMALL = (
     "engine.start_seconds=240",
     "trainer.stall_seconds=120",
 )
-SFT = ("sft.batch_size=8", "sft.micro_batch_size=8", "sft.epochs=4", "sft.learning_rate=1e-3")
+SFT = tuple(f"recipe.sft.{value}" for value in ("batch_size=8", "micro_batch_size=8", "epochs=4", "learning_rate=1e-3"))
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         ITERATE,
-        Recipe("thinkpo", ("data.per_iteration=32", "data.test=8", *SFT, "thinkpo.differing_share=0.8")),
-        Recipe("self-train", ("data.per_iteration=32", "data.test=8", *SFT, "self_train.demonstrations=16"), 1),
+        Recipe("thinkpo", ("data.per_iteration=32", "data.test=8", *SFT, "recipe.mismatched_answer_ratio=0.8")),
+        Recipe("self-train", ("data.per_iteration=32", "data.test=8", *SFT, "recipe.demonstrations=16"), 1),
     )
 }
 ATTEMPTS = 5

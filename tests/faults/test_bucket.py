@@ -159,7 +159,7 @@ def test_what_a_user_can_mend_is_said(
         monkeypatch.setenv("HOME", str(tmp_path))
     told = {name: value for name, value in changes.items() if name in ("endpoint_url", "region")}
     with pytest.raises(StoreError, match=says):
-        Bucket(url or new_url(), s3.storage(tmp_path, **({"tries": 2} | told))).versions()
+        Bucket(url or new_url(), s3.storage(tmp_path, **({"max_attempts": 2} | told))).versions()
 
 
 def test_a_version_is_of_a_file_by_its_md5_and_of_one_in_parts_by_its_size(tmp_path: Path):

@@ -18,9 +18,10 @@ import pytest
 
 from tests.faults import mock_run
 from tests.faults.mock_engines import ENGINES
+from tests.sampling import exhaustive
 
 ROOT = Path(__file__).parents[2]
-KILLS = 15
+KILLS = 15 if exhaustive() else 9
 
 pytestmark = pytest.mark.faults
 
@@ -96,7 +97,7 @@ def main(parent: Path) -> None:
 
 
 def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
-    """A run with a cap that is raised, by a tenth of what the whole run takes, each time that it is reached."""
+    """A run with a cap that is raised, by a seventh of what the whole run takes, each time that it is reached."""
     from tests.faults.compare import astuple, difference
     from tpo.storage.ledger import read_ledger
 
@@ -105,7 +106,7 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
     folder.mkdir()
     said, over, stops = [], [], 0
     while True:
-        cap += total // 10
+        cap += total // 7
         log = folder / f"log_{stops}.txt"
         status = _run_with_cap(folder, judge, cap, log)
         if status == 0:

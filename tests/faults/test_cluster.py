@@ -18,7 +18,7 @@ import pytest
 from tests.faults.cluster import Cluster
 from tests.faults.cluster_driver import STOP
 
-pytestmark = [pytest.mark.story("a cluster"), pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("a cluster", 120), pytest.mark.faults, pytest.mark.timeout(900)]
 Outcome = Callable[[str, str, str], None]
 
 

@@ -162,7 +162,10 @@ def test_a_renewal_whose_reply_is_lost_is_no_loss(storage: StorageConfig, proxy:
 
 
 def test_who_cannot_renew_writes_nothing(storage: StorageConfig, proxy: FaultyProxy):
-    bucket, clock = Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint, "tries": 1})), Clock()
+    bucket, clock = (
+        Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint, "max_attempts": 1})),
+        Clock(),
+    )
     lease = a_lease(bucket, clock)
     proxy.script = lambda asked: Fault(status=503)
     clock.now = 31.0

@@ -14,7 +14,7 @@ import pytest
 
 from tests.sampling import sampled
 
-pytestmark = [pytest.mark.story("memory runs out"), pytest.mark.faults]
+pytestmark = [pytest.mark.story("memory runs out", 40), pytest.mark.faults]
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30

@@ -125,7 +125,7 @@ def test_wherever_a_process_ends_the_bucket_shows_a_whole_stage_or_none(machine:
 def test_what_did_not_get_to_the_bucket_is_put_the_next_time_and_not_made_again(
     s3: S3Server, proxy: FaultyProxy, tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):
-    storage = s3.storage(tmp_path / "first", endpoint_url=proxy.endpoint, tries=2)
+    storage = s3.storage(tmp_path / "first", endpoint_url=proxy.endpoint, max_attempts=2)
     config = RunConfig(name="run", folder=new_url(), storage=storage)
     for file in ("part-00001.parquet", "part-00001.seal.json", "manifest.json"):
 

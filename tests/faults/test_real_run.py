@@ -53,7 +53,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.story("a run is struck")
+@pytest.mark.story("a run is struck", 320)
 def test_a_run_that_is_struck_again_and_again_ends_as_it_would_have(
     expected: Path, tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):
@@ -100,7 +100,7 @@ def copy_of(folder: Path) -> Path:
     return root
 
 
-@pytest.mark.story("a machine is lost")
+@pytest.mark.story("a machine is lost", 300)
 def test_a_run_whose_machine_is_lost_while_it_trains_ends_as_it_would_have_on_another(
     expected: Path, s3: S3Server, tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):

@@ -1,9 +1,10 @@
 """Claims about every stage: whatever strikes it, the run ends as it would have, or says what is wrong and what to do.
 
-A commit tests one fault in each stage and all faults in one stage; `make exhaustive` tests all in all. The stages are
-the real ones, on engines that answer at once (`mock_run`), in a process of their own that can fork.
+A commit tests each fault in one stage and each stage with some fault; `make exhaustive` tests all in all. The stages
+are the real ones, on engines that answer at once (`mock_run`), in a process of their own that can fork.
 """
 
+import itertools
 import json
 import random
 import subprocess
@@ -30,11 +31,11 @@ MATRIX = [
 
 
 def drawn(matrix: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """One fault in each stage and all faults in one."""
-    draw, stages = dice("faults"), sorted({stage for _, stage in matrix})
-    whole = draw.choice(stages)
-    one_each = [draw.choice([case for case in matrix if case[1] == stage]) for stage in stages]
-    return [case for case in matrix if exhaustive() or case[1] == whole or case in one_each]
+    """Each fault in one stage, and some fault in each stage."""
+    draw, faults, stages = dice("faults"), *(sorted({*names}) for names in zip(*matrix, strict=True))
+    while not {*(chosen := list(zip(faults, itertools.cycle(stages), strict=False)))} <= {*matrix}:
+        draw.shuffle(stages)
+    return [case for case in matrix if exhaustive() or case in chosen]
 
 
 CASES = drawn(MATRIX)

@@ -18,6 +18,7 @@ from tests.faults import mock_run
 from tests.rows import a_config
 from tpo.config.data import PromptConfig
 from tpo.config.load import load_config
+from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.report.summary import read_summary
@@ -107,11 +108,11 @@ def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_baseline_of_every_profile_is_a_config_that_prefect_takes(path: Path):
     config = load_config(path)
-    if config.thinkpo is None and config.self_train is None and config.prompt.variant != "direct":
+    if isinstance(config.recipe, Tpo) and config.prompt.variant != "direct":
         RunConfig.model_validate_json(direct_baseline(config).model_dump_json())
 
 
-@mock_run.prepared()
+@mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows.compare import compare_with_direct

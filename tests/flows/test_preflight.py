@@ -81,8 +81,8 @@ def test_gpus_that_are_not_there_are_refused_at_once(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     config = a_config(tmp_path, engine=EngineConfig(device="gpu"), trainer=TrainerConfig(device="gpu"))
     engine, trainer = refusal(config).split("\n")
-    assert engine.startswith("engine.device is gpu, but this machine has none")
-    assert trainer.startswith("trainer.device is gpu, but this machine has none")
+    assert engine.startswith("engine.device is gpu, but this machine has no GPU")
+    assert trainer.startswith("trainer.device is gpu, but this machine has no GPU")
 
 
 @NO_GPU
@@ -318,7 +318,7 @@ def test_checkpoints_that_are_on_the_disk_already_are_not_counted_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     config = filling(tmp_path)
-    assert "for a checkpoint an epoch" in refused_before_work(config, 9)
+    assert "for one checkpoint per epoch" in refused_before_work(config, 9)
     for t in range(1, 10):
         epoch = config.root / f"iter_{t}" / "train" / "epoch_1"
         epoch.mkdir(parents=True)
@@ -341,7 +341,7 @@ def test_outputs_that_may_not_fit_are_said_and_not_refused(tmp_path: Path, capsy
     many = shutil.disk_usage(tmp_path).free // 10_000
     config = able(tmp_path, data=DataConfig(per_iteration=many))
     (line,) = said(config, capsys)
-    assert "are free there: it may not fit; lower data.per_iteration" in line
+    assert "is free there: it may not fit; lower data.per_iteration" in line
 
 
 @pytest.mark.parametrize(
@@ -358,27 +358,27 @@ def test_what_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
 ):
     here = memory_bytes()
     found = refused_before_work(able(tmp_path, parameters=max(1000, int(here * share)), **changes), 0)
-    assert told in found and f"but has {here / GIB:,.1f} GiB: lower engine.memory_gib" in found
+    assert told in found and f"but has {here / GIB:,.1f} GiB: lower engine.kv_cache_gib" in found
 
 
 def test_what_may_not_be_in_memory_at_once_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = able(tmp_path, engine=EngineConfig(memory_gib=int(0.9 * memory_bytes() / GIB)))
+    config = able(tmp_path, engine=EngineConfig(kv_cache_gib=int(0.9 * memory_bytes() / GIB)))
     (line,) = said(config, capsys)
-    assert "processes take more than their models: it may not fit" in line
+    assert "processes use more than their models do: it may not fit" in line
 
 
 def test_all_that_this_machine_lacks_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changes: dict[str, Any] = {"trainer": TrainerConfig(workers=32), "train": TrainConfig(micro_batch_size=1)}
     monkeypatch.setattr("os.cpu_count", lambda: 31)
-    cpus, memory = refused_before_work(able(tmp_path, **changes, engine=EngineConfig(memory_gib=9000))).split("\n")
-    assert cpus.startswith("trainer.workers is 32, but Ray has 31 CPUs here to give")
+    cpus, memory = refused_before_work(able(tmp_path, **changes, engine=EngineConfig(kv_cache_gib=9000))).split("\n")
+    assert cpus.startswith("trainer.workers is 32, but Ray has 31 CPUs here, and each takes one")
     assert memory.startswith("this machine's memory must hold 9,000.0 GiB at once")
     monkeypatch.setattr("os.cpu_count", lambda: 32)
     check_before_work(able(tmp_path, **changes), 1)
 
 
 def test_a_cluster_may_have_the_memory_that_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = able(tmp_path, engine=EngineConfig(memory_gib=9000), cluster=ClusterConfig(address="auto"))
+    config = able(tmp_path, engine=EngineConfig(kv_cache_gib=9000), cluster=ClusterConfig(address="auto"))
     assert said(config, capsys) == []
 
 
@@ -402,7 +402,8 @@ def test_a_part_that_works_on_more_gpus_than_this_machine_shows_is_refused(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     check_before_work(able(tmp_path, engine=EngineConfig(device="gpu", count=there)), 1)
     found = refused_before_work(able(tmp_path, engine=EngineConfig(device="gpu", count=there + 1)))
-    assert f"engine works on {there + 1} GPUs, but there are {there} (this machine, by nvidia-smi -L" in found
+    there_are = f"there {'is' if there == 1 else 'are'} {there}"
+    assert f"engine needs {there + 1} GPUs, but {there_are} (this machine, by nvidia-smi -L" in found
 
 
 def test_a_server_that_is_down_is_refused_before_work(tmp_path: Path):
@@ -454,25 +455,19 @@ def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Pat
     assert check_templates(config) == []
 
 
-THINKPO: dict[str, Any] = {"sft": {}, "thinkpo": {}}
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"thinkpo": None}, r"no section \[thinkpo\]"),
+        ({"kind": "self_train"}, 'recipe.kind is "self_train", expected "thinkpo"'),
         ({"sft": None}, r"models write for the prompts of fine-tuning"),
-        ({"thinkpo": {"source": {"kind": "file", "path": "no.jsonl"}}}, "thinkpo.source.path names a file"),
-        ({"thinkpo": {"source": {"kind": "models", "short": "no-model"}}}, "no-model"),
-        (
-            {"thinkpo": {"source": {"kind": "models", "short_prompt": {"variant": "direct", "user_template": "no.j"}}}},
-            "no.j",
-        ),
+        ({"source": {"kind": "file", "path": "no.jsonl"}}, "recipe.source.path must name a file"),
+        ({"source": {"kind": "models", "short": "no-model"}}, "no-model"),
+        ({"source": {"kind": "models", "short_prompt": {"variant": "direct", "user_template": "no.j"}}}, "no.j"),
         ({}, "data.source.demonstration_column is not"),
     ],
 )
 def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
-    values = a_config(tmp_path).model_dump() | THINKPO | changes
+    values = a_config(tmp_path).model_dump() | {"recipe": {"kind": "thinkpo", "sft": {}} | changes}
     with pytest.raises(InputError, match=told):
         check_thinkpo(RunConfig.model_validate(values))
 
@@ -480,27 +475,30 @@ def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dic
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"self_train": None}, r"no section \[self_train\]"),
+        ({"recipe": {"kind": "tpo"}}, 'recipe.kind is "tpo", expected "self_train"'),
         ({}, "data.source names no reference_column"),
         ({"judge": {"kind": "verifier", "match": "instructions"}}, "data.source names no instruction_ids_column"),
         (
-            {"data": {"per_iteration": 9, "source": {"kind": "miniature"}}, "self_train": {"demonstrations": 10}},
+            {
+                "data": {"per_iteration": 9, "source": {"kind": "miniature"}},
+                "recipe": {"kind": "self_train", "demonstrations": 10},
+            },
             "demonstrations is 10, expected at most data.per_iteration, 9",
         ),
     ],
 )
 def test_a_run_of_self_training_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
-    values = a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}} | changes
+    values = a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}} | changes
     with pytest.raises(InputError, match=told):
         check_self_training(RunConfig.model_validate(values))
 
 
-@pytest.mark.parametrize(("section", "recipe"), [("thinkpo", "thinkpo"), ("self_train", "self-train")])
-def test_a_profile_of_another_recipe_is_refused_where_tpo_is_asked_for(tmp_path: Path, section: str, recipe: str):
+@pytest.mark.parametrize("recipe", ["thinkpo", "self_train"])
+def test_a_profile_of_another_recipe_is_refused_where_tpo_is_asked_for(tmp_path: Path, recipe: str):
     values = a_config(tmp_path).model_dump()
     check_tpo(RunConfig.model_validate(values))
-    with pytest.raises(InputError, match=f"another recipe's: call make {recipe}"):
-        check_tpo(RunConfig.model_validate(values | {"sft": {}, section: {}}))
+    with pytest.raises(InputError, match=f'recipe.kind is "{recipe}", expected "tpo"'):
+        check_tpo(RunConfig.model_validate(values | {"recipe": {"kind": recipe}}))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ from flows.preflight import preflight
 from flows.prompt_counts import sized, too_few_prompts
 from tests.rows import a_config
 from tpo.config.data import DataConfig, FileSource, SyntheticConfig
-from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
 from tpo.config.run import RunConfig
-from tpo.config.training import SftConfig
 from tpo.errors import InputError
 
 
@@ -76,8 +74,7 @@ def test_prompts_that_a_model_writes_are_not_taken_from_the_file(tmp_path: Path)
 
 
 def in_recipe(recipe: str, config: RunConfig) -> RunConfig:
-    section: dict[str, Any] = {"thinkpo": ThinkPoConfig()} if recipe == "thinkpo" else {"self_train": SelfTrainConfig()}
-    return RunConfig.model_validate({**dict(config), **section, "sft": SftConfig()})
+    return RunConfig.model_validate({**dict(config), "recipe": {"kind": recipe, "sft": {}}})
 
 
 @pytest.mark.parametrize("recipe", ["thinkpo", "self_train"])
@@ -102,7 +99,7 @@ def test_all_prompts_are_those_that_the_test_set_leaves(tmp_path: Path, recipe: 
             {"data": {"per_iteration": "all", "source": {"kind": "file", "path": "a.jsonl"}}},
             "each iteration takes fresh",
         ),
-        ({"data": {"per_iteration": "all"}, "sft": {}, "thinkpo": {}}, "the miniature has no end"),
+        ({"data": {"per_iteration": "all"}, "recipe": {"kind": "thinkpo", "sft": {}}}, "the miniature has no end"),
         ({"data": {"per_iteration": "all", "synthetic": {}}}, "a model writes the prompts"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 from flows.recipes import Recipe, without_dpo
 from tests.rows import a_config
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.run_context import RunContext, using
@@ -95,17 +95,18 @@ def test_an_ablation_is_made_again_when_one_of_its_runs_was_measured_anew(found:
 def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     with pytest.raises(ValueError, match="does not know what is right"):
-        RunConfig.model_validate({**values, "sft": {}, "self_train": {}, "judge": {"kind": "armorm"}})
-    with pytest.raises(ValueError, match=r"add a section \[sft\]"):
-        RunConfig.model_validate({**values, "self_train": {}})
+        RunConfig.model_validate({**values, "recipe": {"kind": "self_train"}, "judge": {"kind": "armorm"}})
 
 
 def test_only_a_run_with_the_dpo_step_can_leave_it_out(tmp_path: Path):
-    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     plain = without_dpo(config)
-    assert (plain.name, plain.self_train) == ("tried-plain", SelfTrainConfig(dpo=False))
-    for other in (plain, a_config(tmp_path)):
-        with pytest.raises(InputError, match=r"set self_train\.dpo to true"):
+    assert (plain.name, plain.recipe) == ("tried-plain", SelfTrain(dpo=False))
+    for other, told in (
+        (plain, r"set recipe\.dpo to true"),
+        (a_config(tmp_path), 'kind is "tpo", expected "self_train"'),
+    ):
+        with pytest.raises(InputError, match=told):
             without_dpo(other)
 
 
@@ -116,9 +117,10 @@ class _Stopped(Exception):
 def main(parent: Path) -> None:
     """Makes the runs on mock engines, without Prefect; writes what became of them."""
     from tests.faults.mock_engines import MockEngines
+    from tests.faults.mock_run import without_drawing
     from tests.without_prefect import without_prefect
 
-    with without_prefect(), using(RunContext(engines=MockEngines(_Pool()))):
+    with without_prefect(), without_drawing(), using(RunContext(engines=MockEngines(_Pool()))):
         (parent / "found.json").write_text(json.dumps(_found(parent)))
 
 
@@ -206,8 +208,13 @@ def _config(folder: Path) -> RunConfig:
             "model": ModelConfig(),
             "data": {"source": source, "per_iteration": 12, "test": 10},
             "prompt": {"variant": "direct"},
-            "sft": {"epochs": 1},
-            "self_train": {"demonstrations": 4, "pair_outputs": 4, "label_outputs": 2},
+            "recipe": {
+                "kind": "self_train",
+                "sft": {"epochs": 1},
+                "demonstrations": 4,
+                "pair_outputs": 4,
+                "label_outputs": 2,
+            },
         }
     )
 

@@ -38,6 +38,11 @@ def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(fou
     assert found["again"] == [] and found["known"]
 
 
+def test_a_run_whose_config_has_the_old_names_goes_on_without_any_work(found: Mapping[str, Any]):
+    """Known before it starts under the code that marked it finished, and after one start without work under another."""
+    assert found["made before"] == {"known": True, "known by other code": False, "again": [], "known then": True}
+
+
 def test_a_run_that_breaks_off_goes_on_from_what_is_complete_and_ends_the_same(found: Mapping[str, Any]):
     kept = {"base/test/scores", "sft/demonstrations", "sft/train", "dpo/pairs"}
     assert kept <= set(found["kept after the break"])
@@ -76,7 +81,7 @@ def test_without_fine_tuning_the_pairs_of_a_file_are_trained_on(found: Mapping[s
     assert found["from a file"]["pairs"] == 20
 
 
-@mock_run.prepared()
+@mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs; writes what became of them."""
     from flows.recipes import RECIPES
@@ -100,6 +105,8 @@ def main(parent: Path) -> None:
     found["again"] = _newer(config.root, before)
     found["known"] = RECIPES["thinkpo"].ready(config, 1) == ladder
 
+    found["made before"] = _made_before(config, run)
+
     broken = _config(parent / "broken")
     trained: list[Path] = []
 
@@ -121,7 +128,7 @@ def main(parent: Path) -> None:
     found["changed"] = {}
     changes = {
         "train": {"train": config.train.model_copy(update={"beta": 0.5})},
-        "thinkpo": {"thinkpo": config.thinkpo and config.thinkpo.model_copy(update={"most_pairs": 5})},
+        "thinkpo": {"recipe": config.recipe.model_copy(update={"max_pairs": 5})},
         "nothing that matters": {"tracking": config.tracking.model_copy(update={"project": "other"})},
     }
     for name, update in changes.items():
@@ -152,9 +159,28 @@ def main(parent: Path) -> None:
     (parent / "found.json").write_text(json.dumps(found))
 
 
+def _made_before(config: Any, run: Callable[[Any], Any]) -> dict[str, Any]:
+    """What becomes of a run whose config.json has the names that keys had before."""
+    from flows.recipes import RECIPES
+    from tests.config.before import as_before
+    from tpo.storage.current import FINISHED
+
+    def is_known() -> bool:
+        return RECIPES["thinkpo"].ready(config, 1) is not None
+
+    (config.root / "config.json").write_text(json.dumps(as_before(config), indent=1) + "\n")
+    found: dict[str, Any] = {"known": is_known()}
+    noted = json.loads((config.root / FINISHED).read_text())
+    (config.root / FINISHED).write_text(json.dumps(noted | {"config": "before", "code": "before"}))
+    found["known by other code"] = is_known()
+    before = _times(config.root)
+    run(config)
+    return found | {"again": _newer(config.root, before), "known then": is_known()}
+
+
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
     from tpo.config.data import FileSource, ModelConfig, PromptConfig
-    from tpo.config.recipes import PairFile, PairModels, ThinkPoConfig
+    from tpo.config.recipes import PairFile, PairModels, ThinkPo
     from tpo.config.training import SftConfig
 
     folder.mkdir()
@@ -176,8 +202,8 @@ def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any
         "prompt": PromptConfig(variant="direct"),
         "model": ModelConfig(),
         "train": config.train.model_copy(update={"max_tokens": 2000}),
-        "sft": None if from_file else SftConfig(epochs=1, max_tokens=2000),
-        "thinkpo": ThinkPoConfig(
+        "recipe": ThinkPo(
+            sft=None if from_file else SftConfig(epochs=1, max_tokens=2000),
             source=PairFile(path=folder / "pairs.jsonl") if from_file else PairModels(),
             answer_pattern="(e)",  # which is in what the mock engines write
             match="exact",

@@ -1,4 +1,4 @@
-"""Claims about ArmoRM: its numbers are the published method's, and a folder that is not its own is refused."""
+"""Claims about ArmoRM: its numbers are the published method's, and folders of other models are refused."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def a_group(*responses: str, instruction: str = "Say hello.") -> Group:
 
 
 class Overheard:
-    """A scorer that keeps what it is given to read, and answers with zeros."""
+    """A scorer that records its inputs and answers with zeros."""
 
     def __init__(self) -> None:
         self.chats: list[Chat] = []
@@ -76,7 +76,7 @@ def test_the_heads_give_the_golden_numbers():
 
 
 def by_hand(model: ArmoRM, ids: Sequence[int], gate: int) -> tuple[np.ndarray, ...]:
-    """The forward pass as the paper's code has it: a Llama of transformers, one chat, then plain arrays."""
+    """The forward pass as in the paper's code: transformers' Llama, one chat, then plain arrays."""
     llama = LlamaModel(model.config).eval()
     llama.load_state_dict(model.model.state_dict())
     tensors = {name: tensor.double().numpy() for name, tensor in model.state_dict().items() if name[:6] != "model."}
@@ -92,7 +92,7 @@ def by_hand(model: ArmoRM, ids: Sequence[int], gate: int) -> tuple[np.ndarray, .
     return rewards, gating, np.array([score])
 
 
-def test_a_padded_batch_gives_what_the_method_gives_each_chat_by_hand():
+def test_a_padded_batch_matches_the_method_applied_to_each_chat():
     model = tiny_armorm()
     generator = torch.Generator().manual_seed(5)
     chats = [torch.randint(300, (length,), generator=generator).tolist() for length in (20, 7, 13)]
@@ -110,7 +110,7 @@ def test_a_padded_batch_gives_what_the_method_gives_each_chat_by_hand():
     assert np.ptp(found.gating[:, 0].numpy()) > 1e-3
 
 
-def test_the_judge_gives_what_the_method_gives_by_hand(folder: Path, scorer: Scorer):
+def test_the_judge_matches_the_method_applied_directly(folder: Path, scorer: Scorer):
     model = load_armorm(folder, "float32")
     group = a_group("hello hello", "No.", "x" * 90, "hello hello", instruction="Say hell, or hello!")
     judge = judge_of(folder, scorer)
@@ -128,7 +128,7 @@ def test_the_judge_gives_what_the_method_gives_by_hand(folder: Path, scorer: Sco
     assert len({score.value for score in scores}) == 3
 
 
-def test_scores_do_not_depend_on_what_is_read_beside_them(folder: Path):
+def test_scores_do_not_depend_on_the_rest_of_the_batch(folder: Path):
     groups = [
         a_group(*["hello " * (3 * i + k * k) + "!" for k in range(5)], instruction="x" * 40 * i) for i in range(4)
     ]
@@ -305,7 +305,7 @@ def test_a_sound_folder_gives_its_context(folder: Path):
 
 
 def like_the_published_tokenizer() -> PreTrainedTokenizerFast:
-    """Filler but for the tokens of a chat, which have the published ids."""
+    """Filler tokens, except for those of a chat, which have the published ids."""
     vocabulary = {f"filler-{i}": i for i in range(128_000)}
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     wanted = {"assistant": 78191, "user": 882, "ĊĊ": 271} | {letter: 1000 + i for i, letter in enumerate(letters)}
@@ -410,7 +410,7 @@ def test_the_models_context_is_a_limit_too(tmp_path: Path):
     assert json.loads(judgments[0].detail)["limit"] == 128
 
 
-def test_what_is_no_number_is_unscored(tmp_path: Path):
+def test_a_score_that_is_not_a_number_is_unscored(tmp_path: Path):
     model = tiny_armorm()
     model.regression_layer.weight.data[3, 3] = float("nan")
     folder = armorm_folder(tmp_path, model)
@@ -449,6 +449,6 @@ def test_the_check_of_the_published_example_says_which_figures_differ(folder: Pa
     assert lines[8].endswith("differ")
 
 
-def test_the_check_refuses_a_model_of_other_objectives(tmp_path: Path):
+def test_the_check_refuses_a_model_with_other_objectives(tmp_path: Path):
     with pytest.raises(InputError, match="has 3 objectives, expected the 19"):
         judge_check(armorm_folder(tmp_path, tiny_armorm(objectives=3)))

@@ -1,4 +1,4 @@
-"""Claims about how comparisons reach a model: the same tokens as the whole chat's, prefix by prefix."""
+"""Claims about how comparisons are tokenized: prefix by prefix, with the same tokens as the whole chat."""
 
 import itertools
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_pieces_are_encoded_as_the_whole_chat_is(encoder: ChatEncoder, data: st.DataObject):
+def test_pieces_have_the_same_tokens_as_the_whole_chat(encoder: ChatEncoder, data: st.DataObject):
     prompt = PROMPTS["cot"]
     instruction, first, second = data.draw(awkward), data.draw(awkward), data.draw(awkward)
     group = [Comparison(instruction, first, second), Comparison(instruction, second, first)]
@@ -73,7 +73,7 @@ def test_ordinary_comparisons_are_put_together_from_pieces(encoder: CountingEnco
     assert encoder.times <= 2
 
 
-def test_what_comparisons_share_stands_at_the_front(encoder: ChatEncoder):
+def test_the_shared_part_of_comparisons_comes_first(encoder: ChatEncoder):
     one, other = ComparisonEncoder(PROMPTS["label"], encoder).encode(
         [Comparison("Which?", "the same", "this"), Comparison("Which?", "the same", "that")]
     )
@@ -81,7 +81,7 @@ def test_what_comparisons_share_stands_at_the_front(encoder: ChatEncoder):
     assert "the same" in encoder.tokenizer.decode(one[:shared])
 
 
-def test_what_a_server_is_shown_holds_no_control_token_of_any_model():
+def test_text_sent_to_a_server_contains_no_models_control_tokens():
     controls = [
         "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|im_start|>", "<|im_end|>", "<|user|>",
         "<｜begin▁of▁sentence｜>", "<s>", "</s>", "<start_of_turn>", "[INST]", "[/INST]", "<<SYS>>",
@@ -103,7 +103,7 @@ def test_a_space_in_it_makes_no_new_control_token(text: str):
     assert without_control_tokens(once) == once
 
 
-def test_labels_part_at_one_token(encoder: ChatEncoder):
+def test_labels_differ_at_one_token(encoder: ChatEncoder):
     first, second = ComparisonEncoder(PROMPTS["cot"], encoder).labels
     assert [encoder.tokenizer.decode(first), encoder.tokenizer.decode(second)] == list(LABELS)
     assert sum(a != b for a, b in zip(first, second, strict=True)) == 1
@@ -149,7 +149,7 @@ def test_shards_are_of_comparable_size_and_keep_every_engine_busy(
         ({"mode": "probability"}, 512, 8, LABELS),
     ],
 )
-def test_replies_are_as_long_as_published_or_as_fits(
+def test_replies_may_be_as_long_as_published_or_as_fits(
     settings_: dict[str, Any], context: int, tokens: int, labels: tuple[str, ...]
 ):
     decoding = decoding_of(PairwiseJudge(**settings_), context)

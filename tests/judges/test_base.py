@@ -1,4 +1,4 @@
-"""Claims about what judges get to see; they hold for every judge that a profile can name."""
+"""Claims about what judges see; they hold for every judge that a profile can name."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ ENGINE, CLUSTER = JudgeEngineConfig(), ClusterConfig()
 
 
 class Ears:
-    """Stands where a judge's model would, and hears all that reaches it."""
+    """Replaces a judge's model and records everything that reaches it."""
 
     def __init__(self) -> None:
         self.heard: list[object] = []
@@ -48,7 +48,7 @@ class Ears:
             yield [[0.5] * 39 for _ in group]
 
     def listen(self, kind: str, folder: Path) -> Judge:
-        """The judge of a kind, with these ears for a model."""
+        """The judge of a kind, with this recorder as its model."""
         match kind:
             case "verifier":
                 return Verifier(VerifierJudge())

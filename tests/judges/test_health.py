@@ -1,4 +1,4 @@
-"""Claims about a judge's health: each figure counts what its name says, and a limit that is passed is named."""
+"""Claims about a judge's health: each figure counts what its name says, and every limit that is exceeded is named."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ def health(groups: list[Group], judgments: list[Judgment], scores: list[Score]) 
     return measure_health(groups, judgments, scores, VerifierJudge())
 
 
-def test_comparisons_are_counted_by_what_came_of_them():
+def test_comparisons_are_counted_by_outcome():
     group = a_group("a", "b", "c")
     said = [
         compared(0, 1, 1.0), compared(1, 0, -1.0), compared(0, 2, 1.0), compared(2, 0, 1.0), compared(1, 2, 0.0),
@@ -78,14 +78,14 @@ def test_length_correlation_is_within_prompts():
     assert health([short], [], scored(short, 1.0, 1.0, 1.0)).length_correlation is None
 
 
-def test_scores_of_what_was_not_judged_are_left_out():
+def test_scores_of_unjudged_responses_are_left_out():
     group = a_group("a", "b")
     beside = Score("p", 7, None, "parse_error: empty_response", None, 0)
     found = health([group], [], [*scored(group, 1.0, 0.0), beside])
     assert (found.responses, found.unscored) == (2, {})
 
 
-def test_where_there_is_nothing_there_is_no_share():
+def test_shares_of_nothing_are_none():
     found = health([], [], [])
     assert {found.unscored_rate, found.unparsable_rate, found.tie_rate, found.first_rate, found.swap_agreement} == {
         None
@@ -95,7 +95,7 @@ def test_where_there_is_nothing_there_is_no_share():
     assert describe_health(found) == "0 scored"
 
 
-def test_a_prompt_whose_responses_are_one_and_the_same_says_nothing_of_equal_scores():
+def test_identical_responses_do_not_count_as_equal_scores():
     same, equal, apart = a_group("a", "a"), a_group("a", "b", prompt_id="q"), a_group("a", "b", prompt_id="r")
     scores = scored(same, 1.0, 1.0) + scored(equal, 2.0, 2.0) + scored(apart, 1.0, 2.0)
     found = health([same, equal, apart], [], scores)
@@ -106,7 +106,7 @@ def test_a_prompt_whose_responses_are_one_and_the_same_says_nothing_of_equal_sco
     ("first_rate", "agreement", "kappa"),
     [(0.5, 1.0, 1.0), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.8, 0.32, 0.0), (0.5, 0.0, -1.0), (0.73, 0.54, 0.2408)],
 )
-def test_kappa_is_agreement_beyond_that_of_a_judge_to_which_only_the_order_matters(
+def test_kappa_is_agreement_beyond_that_of_a_judge_that_only_heeds_the_order(
     first_rate: float, agreement: float, kappa: float
 ):
     found = Health(**SOUND | {"first_rate": first_rate, "swap_agreement": agreement})
@@ -152,7 +152,7 @@ def asked_in_both_orders(pairs: int, verdict: Callable[[random.Random, int], flo
 
 
 def biased(share: float, first: float) -> Callable[[random.Random, int], float]:
-    """Prefers response 0 in this share of its verdicts; in the others the first with probability `first`."""
+    """Prefers response 0 in this share of its verdicts; in the others, the first one with probability `first`."""
 
     def verdict(draw: random.Random, shown_first: int) -> float:
         if draw.random() < share:
@@ -164,14 +164,14 @@ def biased(share: float, first: float) -> Callable[[random.Random, int], float]:
 
 @pytest.mark.parametrize("pairs", [40, 200, 2000])
 @pytest.mark.parametrize("first", [0.5, 0.7, 0.9, 1.0])
-def test_a_judge_that_heeds_the_order_or_a_coin_alone_is_stopped_by_default(pairs: int, first: float):
+def test_a_judge_that_only_heeds_the_order_or_a_coin_is_stopped_by_default(pairs: int, first: float):
     with pytest.raises(StageError, match="min_swap_kappa"):
         check_health(asked_in_both_orders(pairs, biased(0.0, first)), HealthConfig(), "scores")
 
 
 @pytest.mark.parametrize("pairs", [3, 10, 40, 2000])
 @pytest.mark.parametrize(("share", "first"), [(0.7, 0.5), (0.6, 0.9), (1.0, 0.5)])
-def test_a_judge_that_likes_the_first_and_still_tells_them_apart_passes(pairs: int, share: float, first: float):
+def test_a_judge_that_favors_the_first_but_still_discriminates_passes(pairs: int, share: float, first: float):
     check_health(asked_in_both_orders(pairs, biased(share, first)), HealthConfig(), "scores")
 
 
@@ -185,12 +185,12 @@ def test_a_judge_that_likes_the_first_and_still_tells_them_apart_passes(pairs: i
         ({"reference_agreement": 0.5}, "min_reference_agreement"),
     ],
 )
-def test_what_carries_no_information_is_stopped_by_default(found: dict[str, Any], said: str):
+def test_judges_that_carry_no_information_are_stopped_by_default(found: dict[str, Any], said: str):
     with pytest.raises(StageError, match=said):
         check_health(Health(**SOUND | found), HealthConfig(), "scores")
 
 
-def test_judges_like_those_that_are_shipped_pass_by_default():
+def test_judges_like_the_shipped_ones_pass_by_default():
     weak = {"first_rate": 0.7313, "swap_agreement": 0.53, "reference_agreement": 0.55, "reference_pairs": 2000}
     check_health(Health(**SOUND | weak), HealthConfig(), "scores")
 

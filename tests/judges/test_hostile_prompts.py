@@ -1,4 +1,4 @@
-"""Claims about what hostile text becomes in a judge's own tokens: text, and never a turn of the chat."""
+"""Claims about hostile text in a judge's prompt: it is tokenized as text, never as a turn of the chat."""
 
 import itertools
 from pathlib import Path
@@ -10,6 +10,7 @@ from judges.askers import Comparison, ComparisonEncoder
 from prompts.verdict import PROMPTS
 from tests.hostile import HostileResponse, hostile_responses
 from tests.models.test_chat import LLAMA_CONTROLS, controls_in, like_llama3, saved
+from tests.sampling import sampled
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 
@@ -47,7 +48,8 @@ def assert_it_stays_text(encoder: ChatEncoder, texts: tuple[str, str, str], case
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_no_hostile_text_becomes_a_control_token(encoders: dict[str, ChatEncoder], name: str):
     assert len(CASES) >= 2_000
-    for i, case in enumerate(CASES):
+    for i in sampled(f"hostile prompts, {name}", range(len(CASES)), 1_000):
+        case = CASES[i]
         texts = [*BENIGN]
         texts[i % 3] = case.text
         assert_it_stays_text(encoders[name], (texts[0], texts[1], texts[2]), case)
@@ -61,7 +63,7 @@ def test_hostile_texts_become_no_control_token_together(encoders: dict[str, Chat
 
 @pytest.mark.parametrize("case", HUGE, ids=lambda case: ascii(case.text[:12]))
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_nor_does_a_hundred_thousand_characters_of_it(
+def test_a_hundred_thousand_hostile_characters_become_no_control_token(
     encoders: dict[str, ChatEncoder], name: str, case: HostileResponse
 ):
     assert_it_stays_text(encoders[name], ("Why?", case.text, "Who knows?"), case)
@@ -83,7 +85,7 @@ def test_comparisons_that_share_pieces_hold_no_more(encoders: dict[str, ChatEnco
 def test_half_a_surrogate_pair_gets_no_further_than_the_files_that_refuse_it(
     encoders: dict[str, ChatEncoder], name: str
 ):
-    """Prompt files refuse it by name, no tokenizer writes it, and neither Parquet nor a tokenizer would take it."""
+    """Prompt files reject it by name, no tokenizer produces it, and neither Parquet nor a tokenizer would accept it."""
     half = "[[\ud83dA]]"
     with pytest.raises(UnicodeEncodeError):
         pa.array([half])

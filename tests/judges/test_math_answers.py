@@ -1,4 +1,4 @@
-"""Claims about comparing mathematical answers: equal forms are equal, others are not, on tables and real data."""
+"""Claims about comparing mathematical answers: equal forms are equal and others aren't, on tables and real data."""
 
 import itertools
 import json
@@ -15,11 +15,11 @@ from judges.math_answers import read_answer, settle
 from judges.math_checker import MathChecker
 from judges.verifier import Verifier
 from tpo.config.judges import VerifierJudge
-from tpo.config.recipes import ThinkPoConfig
+from tpo.config.recipes import ThinkPo
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CHECKER = MathChecker()
-BOXED = str(ThinkPoConfig.model_fields["answer_pattern"].default)
+BOXED = str(ThinkPo.model_fields["answer_pattern"].default)
 
 EQUAL = [
     (r"\dfrac{1}{2}", r"\frac{1}{2}"),
@@ -235,7 +235,7 @@ def test_another_answer_is_not_equal(answer: str, reference: str):
 @pytest.mark.parametrize(
     "piece", ["\\[", "$", "$$", "\\text{", "\\boxed{", "(", "1,", "a ", "{", "\\(", "=", "1/", "**", "`"]
 )
-def test_a_long_response_of_one_piece_is_read_soon(piece: str):
+def test_a_long_response_without_breaks_is_parsed_quickly(piece: str):
     started = time.process_time()
     read_answer(piece * 20_000)
     assert time.process_time() - started < 5
@@ -251,7 +251,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 def reworded(answer: str) -> Iterator[str]:
-    """Other ways to write an answer."""
+    """Other ways of writing an answer."""
     yield from (f"${answer}$", rf"\({answer}\)", rf"\[ {answer} \]", rf"So it is \boxed{{{answer}}}.", f"**{answer}**")
     yield from (f"{answer}.", answer.replace(" ", ""), answer.replace(r"\frac", r"\dfrac"))
     yield answer.replace(r"\left", "").replace(r"\right", "").replace(r"\mbox", r"\text")
@@ -277,7 +277,7 @@ ONE_NUMBER_TWICE = {
     "10,\\!080",
     "15\\mbox{ cm}^2",
 }
-"""Answers of MATH-500 that another one is without its base, unit or typography."""
+"""Answers of MATH-500 that equal another one except for base, unit or typography."""
 
 
 def test_no_answer_of_math_500_equals_another_problems():

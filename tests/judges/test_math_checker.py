@@ -1,4 +1,5 @@
-"""Claims about the process that compares mathematics: killed, it is started again, and no answer is an exception."""
+"""Claims about the subprocess that compares mathematics: it is restarted if killed, and no answer raises an
+exception."""
 
 import os
 import signal
@@ -22,7 +23,7 @@ def kill(checker: MathChecker) -> None:
 
 
 def program(folder: Path, answer: str) -> Path:
-    """A process that is ready, and makes of each line what `answer` says; it counts its starts."""
+    """A subprocess that is ready and applies `answer` to each line; it counts its starts."""
     path = folder / "program.py"
     starts = folder / "starts"
     path.write_text(
@@ -33,7 +34,7 @@ def program(folder: Path, answer: str) -> Path:
     return path
 
 
-def test_a_process_that_was_killed_is_started_again():
+def test_a_killed_process_is_restarted():
     checker = MathChecker()
     assert checker.equal(*EQUAL) is True
     kill(checker)
@@ -66,7 +67,7 @@ def test_a_comparison_without_memory_is_undecided(tmp_path: Path):
     assert checker.compare(*EQUAL) == Compared(None, "comparison_out_of_memory")
 
 
-def test_a_process_that_cannot_start_is_said_before_anything_is_compared(tmp_path: Path):
+def test_a_process_that_cannot_start_is_reported_before_any_comparison(tmp_path: Path):
     path = tmp_path / "program.py"
     path.write_text("import nothing_of_this_name\n", encoding="utf-8")
     checker = MathChecker(path)

@@ -1,4 +1,4 @@
-"""Claims about comparisons turned into ratings: what is asked, what is kept, what becomes of it."""
+"""Claims about comparisons turned into ratings: which are made, which are kept, and what they result in."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ Says = Callable[[Comparison], Reply | Refused]
 
 
 class Scripted:
-    """An asker that answers at once, by a rule; it answers the last question first, and can break down."""
+    """An asker that answers at once, by a rule, the last question first, and can be made to fail."""
 
     def __init__(self, says: Says, breaks_after: int | None = None) -> None:
         self.asked: list[Comparison] = []
@@ -61,7 +61,7 @@ def values(scores: Sequence[Score]) -> list[float | None]:
     return [score.value for score in scores]
 
 
-def test_every_ordered_pair_is_asked_once_with_the_question_and_nothing_else():
+def test_every_ordered_pair_is_compared_once_with_only_the_question():
     asker = Scripted(longer)
     list(Pairwise(PairwiseJudge(), asker).judge([group_of(*"abcdefgh")]))
     assert len(asker.asked) == 56
@@ -79,7 +79,7 @@ def test_ratings_are_bradley_terrys_of_the_wins_over_both_orders():
     assert [score.response_chars for score in scores] == [2, 1, 3]
 
 
-def test_a_judge_that_always_takes_the_first_finds_all_alike():
+def test_a_judge_that_always_prefers_the_first_rates_all_equally():
     said, scores = judged(lambda asked: says("[[A]]"), group_of("a", "b", "c"))
     assert {j.outcome for j in said} == {1.0}
     assert values(scores) == pytest.approx([0, 0, 0], abs=1e-9)
@@ -93,7 +93,7 @@ def test_equal_texts_enter_once_and_share_their_rating():
     assert scores[0].value is not None and scores[0].value > 0
 
 
-def test_texts_that_are_all_equal_are_level_without_asking_anybody():
+def test_identical_texts_are_tied_without_a_comparison():
     said, scores = judged(longer, group_of("a", "a", "a"))
     assert said == []
     assert values(scores) == [0, 0, 0]
@@ -111,7 +111,7 @@ def test_texts_that_are_all_equal_are_level_without_asking_anybody():
         (Refused("too_long"), None),
     ],
 )
-def test_what_was_said_is_kept_as_what_it_is(reply: Reply | Refused, outcome: float | None):
+def test_judgments_are_kept_with_their_outcome(reply: Reply | Refused, outcome: float | None):
     said, _ = judged(lambda asked: reply, group_of("a", "b"))
     assert [j.outcome for j in said] == [outcome, outcome]
     detail = json.loads(said[0].detail)
@@ -142,7 +142,7 @@ def test_a_response_that_is_too_long_is_not_shown():
     assert [score.unscored for score in judge.score(group, said)] == [None, None, "too_long"]
 
 
-def test_where_every_response_is_too_long_nothing_is_asked_and_nothing_scored():
+def test_if_every_response_is_too_long_nothing_is_asked_or_scored():
     said, scores = judged(longer, group_of("aaa", "bbb"), max_response_chars=2)
     assert said == []
     assert [score.unscored for score in scores] == ["too_long", "too_long"]
@@ -178,7 +178,7 @@ def test_against_a_baseline_both_orders_count_and_a_contradiction_is_a_half(resp
     assert len(said) == (0 if response == "aa" else 2)
 
 
-def test_against_a_baseline_one_order_alone_is_no_score():
+def test_against_a_baseline_a_single_order_gives_no_score():
     def rule(asked: Comparison) -> Reply:
         return says("[[A]]" if asked.first == "b" else "hm")
 
@@ -187,7 +187,7 @@ def test_against_a_baseline_one_order_alone_is_no_score():
 
 
 @pytest.mark.parametrize("tournament", ["all_pairs", "adaptive"])
-def test_interrupted_anywhere_it_goes_on_without_asking_again(tmp_path: Path, tournament: str):
+def test_an_interrupted_judge_resumes_without_asking_again(tmp_path: Path, tournament: str):
     config = PairwiseJudge.model_validate({"tournament": tournament})
     group = group_of(*("a" * n for n in range(1, 9)))
     whole = Scripted(longer)

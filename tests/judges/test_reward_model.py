@@ -1,4 +1,4 @@
-"""Claims about the judge that is any sequence-classification model: its number is transformers' own."""
+"""Claims about sequence-classification models as judges: the score is the number that transformers computes."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def a_group(*responses: str, instruction: str = "Say hello.") -> Group:
 
 
 class Overheard:
-    """A scorer that keeps what it is given to read, and answers with ones."""
+    """A scorer that records its inputs and answers with ones."""
 
     def __init__(self) -> None:
         self.chats: list[Chat] = []

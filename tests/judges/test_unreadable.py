@@ -1,4 +1,5 @@
-"""Claims about judges that give no verdict: found by the check or the first answers, with the cause and the setting."""
+"""Claims about judges that give no verdict: the check or the first answers reveal them, with the cause and the
+setting."""
 
 import json
 from pathlib import Path

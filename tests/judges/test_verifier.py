@@ -1,9 +1,10 @@
-"""Claims about the judge that knows the right answer."""
+"""Claims about the judge that knows the right answers."""
 
 import json
 
 import pytest
 
+from judges import math_checker
 from judges.base import Group, Response
 from judges.verifier import Verifier
 from tpo.config.judges import VerifierJudge
@@ -90,7 +91,8 @@ def test_liking_for_length_is_added_by_the_hundred_characters_and_changes_no_ver
 
 
 @pytest.mark.parametrize("bomb", ["9**9**9**9", "$10000000!$", "The answer is 10^1000000000"])
-def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_read(bomb: str):
+def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_read(bomb: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(math_checker, "CHECK_SECONDS", 2)
     judge = Verifier(VerifierJudge(match="math"))
     responses = (Response(0, bomb), Response(1, "The answer is $\\frac{1}{2}$"))
     group = Group("p", "How much?", "0.5", responses)

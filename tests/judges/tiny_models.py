@@ -1,4 +1,4 @@
-"""Tiny reward models with random weights, in folders as published ones are, for tests."""
+"""Tiny reward models with random weights for tests, in folders like published ones."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ GATE: dict[str, Any] = {"gating_temperature": 10, "gating_hidden_dim": 16, "gati
 
 
 def tiny_armorm(*, objectives: int = 19, seed: int = 0, vocabulary: int = 300, **sizes: object) -> ArmoRM:
-    """Random weights; the gate's are large, so that it tells prompts apart."""
+    """Random weights; the gate's are large, so that it distinguishes prompts."""
     torch.manual_seed(seed)
     config = LlamaConfig(**SIZES | {"vocab_size": vocabulary, "num_objectives": objectives} | GATE | sizes)
     model = ArmoRM(config)
@@ -41,7 +41,7 @@ def armorm_folder(folder: Path, model: ArmoRM | None = None) -> Path:
 
 
 def reward_folder(folder: Path, *, outputs: int = 1, pad: str | None = None) -> Path:
-    """A Llama for sequence classification with a tokenizer like Llama 3's; `pad` is what it takes for padding."""
+    """A Llama for sequence classification with a tokenizer like Llama 3's; `pad` is its padding token."""
     torch.manual_seed(1)
     tokenizer = like_llama3()
     token = None if pad is None else tokenizer.convert_tokens_to_ids(pad)

@@ -1,4 +1,4 @@
-"""Claims about the values of expressions, what has none, and how a value is written."""
+"""Claims about the values of expressions, expressions without one, and how a value is written."""
 
 import time
 from fractions import Fraction
@@ -52,7 +52,7 @@ def test_the_value_of_an_expression(expression: str, value: Fraction) -> None:
 
 @st.composite
 def expressions(draw: st.DrawFn, depth: int = 3) -> tuple[str, Fraction]:
-    """An expression with its value, built side by side from fractions."""
+    """An expression and its value, built in parallel from fractions."""
     kind = draw(st.integers(0, 4 if depth else 0))
     if kind == 0:
         hundredths = draw(st.integers(0, 99_999))
@@ -125,16 +125,16 @@ def test_what_is_not_arithmetic_has_no_value(expression: str) -> None:
         "((((((((((1" * 9,
     ],
 )
-def test_what_is_too_much_is_refused_at_once(expression: str) -> None:
+def test_oversized_expressions_are_rejected_quickly(expression: str) -> None:
     start = time.perf_counter()
     with pytest.raises(ExpressionError):
         evaluate(expression)
     assert time.perf_counter() - start < 0.5
 
 
-def test_parentheses_go_as_deep_as_is_allowed_and_no_deeper() -> None:
+def test_parentheses_nest_up_to_the_limit() -> None:
     assert evaluate("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH) == 1
-    with pytest.raises(ExpressionError, match="within one another"):
+    with pytest.raises(ExpressionError, match="nested more than 20 deep"):
         evaluate("(" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1))
 
 
@@ -175,7 +175,7 @@ def test_how_a_value_is_written(value: str, text: str) -> None:
 
 
 @given(st.fractions(-1000, 1000))
-def test_what_is_written_is_half_a_hundredth_off_at_most_and_reads_as_written(value: Fraction) -> None:
+def test_a_written_value_is_within_half_a_hundredth_and_reads_back(value: Fraction) -> None:
     text = format_result(value)
     assert abs(Fraction(text) - value) <= Fraction(1, 200)
     assert evaluate(text) == Fraction(text)
@@ -184,7 +184,7 @@ def test_what_is_written_is_half_a_hundredth_off_at_most_and_reads_as_written(va
 
 
 @given(st.integers(-(10**6), 10**6), st.fractions(-1, 1).filter(lambda part: abs(part) < 1))
-def test_a_value_within_a_ten_thousandth_of_a_whole_number_is_written_as_it(whole: int, part: Fraction) -> None:
+def test_a_value_within_a_ten_thousandth_of_a_whole_number_is_written_whole(whole: int, part: Fraction) -> None:
     assert format_result(whole + part / 10_000) == str(whole)
 
 

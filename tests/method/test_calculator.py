@@ -30,14 +30,14 @@ class Plain:
     """A tokenizer without special tokens."""
 
     fast: Any
-    """The tokenizer of the library."""
+    """The library's tokenizer."""
 
     def encode(self, text: str) -> list[int]:
-        """As `Tokenizer` says."""
+        """See `Tokenizer`."""
         return list(self.fast.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As `Tokenizer` says."""
+        """See `Tokenizer`."""
         return str(self.fast.decode(list(ids), skip_special_tokens=False))
 
 
@@ -62,16 +62,16 @@ def with_bytes(*before: Any) -> Any:
 
 TOKENIZERS = {
     "miniature": Plain(FastTokenizer.from_file(str(MINIATURE))),
-    # As Llama 3's: digits in threes, >> one token.
+    # Like Llama 3's: digits in threes, >> one token.
     "threes": trained(
         with_bytes(pre_tokenizers.Split(Regex(r"[0-9]{1,3}| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s+"), "isolated")),
         decoders.ByteLevel(),
         size=600,
         alphabet=BYTES,
     ),
-    # Nothing is kept apart: "=1", "5>>" and whole annotations are tokens.
+    # Nothing is split: "=1", "5>>" and whole annotations are tokens.
     "merging": trained(with_bytes(), decoders.ByteLevel(), size=900, alphabet=BYTES),
-    # As Llama 2's and T5's: words begin with a mark for the space before them, the first word too.
+    # Like Llama 2's and T5's: words, the first included, begin with a mark for the space before them.
     "marks": trained(pre_tokenizers.Metaspace(), decoders.Metaspace(), size=400, alphabet=ASCII),
     "digits and marks": trained(
         pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True)]),
@@ -89,7 +89,7 @@ operands = st.integers(0, 4000).map(str) | st.sampled_from(["0.5", ".25", "12.50
 
 @st.composite
 def expressions(draw: st.DrawFn) -> str:
-    """Expressions with spaces, of which some have no value and some a negative one."""
+    """Expressions with spaces, some without a value and some with a negative one."""
     parts = [draw(operands)]
     for _ in range(draw(st.integers(0, 3))):
         parts += [draw(st.sampled_from("+-*/")), draw(operands)]
@@ -101,7 +101,7 @@ def opened(expression: str, style: Style) -> str:
 
 
 def expected(expression: str, style: Style) -> str:
-    """What must follow, by another way than the calculator's."""
+    """What must follow, computed independently of the calculator."""
     try:
         result = format_result(evaluate(expression))
     except ExpressionError:
@@ -126,7 +126,9 @@ def obeyed(tokenizer: Plain, style: Style, ids: list[int]) -> list[int]:
 @styles
 @settings(max_examples=60)
 @given(expression=expressions(), before=st.sampled_from(["", "so ", "x = $", "<<1+1=2>>2 [ 1 + 1 = 2] 2, é "]))
-def test_what_is_forced_is_the_result_and_the_end(tokenizer: Plain, style: Style, expression: str, before: str) -> None:
+def test_the_result_and_the_closing_marker_are_forced(
+    tokenizer: Plain, style: Style, expression: str, before: str
+) -> None:
     text = f"{before}{opened(expression, style)}"
     ids = tokenizer.encode(text)
     forced = obeyed(tokenizer, style, ids)
@@ -136,7 +138,7 @@ def test_what_is_forced_is_the_result_and_the_end(tokenizer: Plain, style: Style
 @pytest.mark.parametrize("name", ["miniature", "threes", "digits and marks"])
 @styles
 @given(first=st.integers(0, 9999), second=st.integers(1, 999))
-def test_the_tokens_forced_are_those_that_the_tokenizer_takes(name: str, style: Style, first: int, second: int) -> None:
+def test_forced_tokens_are_those_that_the_tokenizer_would_use(name: str, style: Style, first: int, second: int) -> None:
     tokenizer, expression = TOKENIZERS[name], f"{first} * {second}"
     ids = tokenizer.encode(opened(expression, style))
     whole = tokenizer.encode(opened(expression, style) + expected(expression, style))
@@ -147,7 +149,7 @@ def test_the_tokens_forced_are_those_that_the_tokenizer_takes(name: str, style: 
 @styles
 @settings(max_examples=40)
 @given(expression=expressions(), cuts=st.sets(st.integers(1, 60)))
-def test_it_does_not_matter_how_the_expression_was_split_into_tokens(
+def test_the_tokenization_of_the_expression_does_not_matter(
     name: str, style: Style, expression: str, cuts: set[int]
 ) -> None:
     tokenizer, text = TOKENIZERS[name], f"so é {opened(expression, style)}"
@@ -163,7 +165,7 @@ def test_it_does_not_matter_how_the_expression_was_split_into_tokens(
     parts=st.lists(st.sampled_from(["so ", "<<7+8=", "[ 7 + 8 =", "15>>", " 15]", "=", "1", ">", "é", " ", "<<1/0="])),
     loose=st.lists(st.integers(0, 299), max_size=8),
 )
-def test_the_answer_is_the_same_from_scratch_as_step_by_step(
+def test_the_token_does_not_depend_on_earlier_calls(
     tokenizer: Plain, style: Style, parts: list[str], loose: list[int]
 ) -> None:
     ids = [token for part in parts for token in tokenizer.encode(part)] + loose
@@ -189,7 +191,7 @@ def test_a_request_that_starts_again_is_read_again(tokenizer: Plain, style: Styl
 @styles
 @settings(max_examples=40)
 @given(text=st.text(st.sampled_from("<>[]=+ 123é\n"), max_size=40))
-def test_whatever_was_written_stands_and_at_most_a_result_follows(tokenizer: Plain, style: Style, text: str) -> None:
+def test_existing_text_is_kept_and_at_most_a_result_is_added(tokenizer: Plain, style: Style, text: str) -> None:
     ids = tokenizer.encode(text)
     forced = tokenizer.decode(obeyed(tokenizer, style, ids))
     assert forced.startswith(tokenizer.decode(ids))
@@ -199,7 +201,7 @@ def test_whatever_was_written_stands_and_at_most_a_result_follows(tokenizer: Pla
 
 @tokenizers
 @styles
-def test_a_long_output_before_does_not_matter(tokenizer: Plain, style: Style) -> None:
+def test_a_long_output_before_the_annotation_does_not_matter(tokenizer: Plain, style: Style) -> None:
     ids = tokenizer.encode("so it is é " * 200 + opened("7 + 8", style))
     assert tokenizer.decode(obeyed(tokenizer, style, ids)).endswith(opened("7 + 8", style) + expected("7 + 8", style))
 
@@ -212,7 +214,7 @@ def test_an_expression_that_is_too_long_is_left_alone(tokenizer: Plain, style: S
     assert Calculator(tokenizer, style).next_token(ids) is None
 
 
-def test_a_result_begun_together_with_the_equals_sign_is_finished_if_it_is_right() -> None:
+def test_a_correct_result_begun_in_the_token_of_the_equals_sign_is_finished() -> None:
     tokenizer = TOKENIZERS["merging"]
     (merged,) = tokenizer.encode("=1")
     assert tokenizer.decode(obeyed(tokenizer, "gsm8k", [*tokenizer.encode("<<7+8"), merged])) == "<<7+8=15>>"
@@ -221,7 +223,7 @@ def test_a_result_begun_together_with_the_equals_sign_is_finished_if_it_is_right
 
 
 @tokenizers
-def test_a_model_that_went_another_way_is_left_alone(tokenizer: Plain) -> None:
+def test_a_model_that_diverged_is_left_alone(tokenizer: Plain) -> None:
     calculator = Calculator(tokenizer, "gsm8k")
     ids = tokenizer.encode("so <<7+8=")
     assert calculator.next_token(ids) is not None
@@ -240,16 +242,16 @@ class Counted:
     """Tokens that were decoded."""
 
     def encode(self, text: str) -> list[int]:
-        """As `Tokenizer` says."""
+        """See `Tokenizer`."""
         return self.inner.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As `Tokenizer` says."""
+        """See `Tokenizer`."""
         self.decoded += len(ids)
         return self.inner.decode(ids)
 
 
-def test_what_has_no_equals_sign_is_decoded_once_for_all_requests() -> None:
+def test_tokens_without_an_equals_sign_are_decoded_once_for_all_requests() -> None:
     counted, equals = Counted(TOKENIZERS["threes"]), dict[int, bool]()
     ids = counted.encode("so 7 and 8 make 15 kites, <<no [ no " * 50)
     for _ in range(3):
@@ -259,7 +261,7 @@ def test_what_has_no_equals_sign_is_decoded_once_for_all_requests() -> None:
     assert counted.decoded == len(set(ids))
 
 
-def test_prose_after_an_equals_sign_is_decoded_once_more_and_then_no_more() -> None:
+def test_prose_after_an_equals_sign_is_decoded_only_once_more() -> None:
     counted = Counted(TOKENIZERS["threes"])
     calculator = Calculator(counted, "gsm8k")
     ids = counted.encode("<<1/0= x = 7" + " kites" * 500)
@@ -309,7 +311,7 @@ def test_prose_after_an_equals_sign_is_decoded_once_more_and_then_no_more() -> N
         ("", "gsm8k", None),
     ],
 )
-def test_what_is_due_at_the_end_of_a_text(text: str, style: Style, due: str | None) -> None:
+def test_open_annotations_at_the_end_of_a_text(text: str, style: Style, due: str | None) -> None:
     found = open_annotation(text, style)
     assert (None if found is None else found.due) == due
     assert found is None or text.endswith(found.so_far)

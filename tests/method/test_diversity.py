@@ -28,7 +28,7 @@ def test_golden_similarities_keep_at_three_fifths_and_drop_at_four() -> None:
 
 
 @given(st.integers(1, 60))
-def test_a_similarity_of_seven_tenths_is_no_duplicate(tenth: int) -> None:
+def test_a_similarity_of_seven_tenths_is_not_a_duplicate(tenth: int) -> None:
     whole, part = frozenset(range(10 * tenth)), frozenset(range(7 * tenth))
     assert len(deduplicated([Solution("1", whole), Solution("2", part)])) == 2
     assert len(deduplicated([Solution("1", whole), Solution("2", part | {7 * tenth})])) == 1
@@ -43,7 +43,7 @@ def test_similarity_is_symmetric_and_one_only_between_equals(first: frozenset[in
 
 
 @given(solutions, st.none() | st.builds(Solution, st.text("xyz", max_size=3), token_sets), thresholds)
-def test_what_is_kept_is_not_alike_and_what_is_dropped_is(
+def test_kept_solutions_differ_and_dropped_ones_resemble_a_kept_one(
     items: list[Solution], first: Solution | None, threshold: float
 ) -> None:
     kept = deduplicated(items, first, threshold)
@@ -65,17 +65,17 @@ def test_the_order_of_the_samples_does_not_matter(items: list[Solution], drawn) 
 
 
 @given(solutions)
-def test_deduplicated_solutions_stay(items: list[Solution]) -> None:
+def test_deduplication_is_idempotent(items: list[Solution]) -> None:
     assert deduplicated(deduplicated(items)) == deduplicated(items)
 
 
-def test_the_gold_solution_is_first_and_stays_whatever_it_is_like() -> None:
+def test_the_gold_solution_comes_first_and_is_always_kept() -> None:
     gold, copy, near = solution("z", A, B, C, D), solution("a", A, B, C, D), solution("b", A, B, E)
     assert deduplicated([near, copy, gold], first=gold) == [gold, near]
     assert deduplicated([], first=gold) == [gold]
 
 
-def test_of_likes_the_first_by_text_is_kept() -> None:
+def test_of_similar_solutions_the_first_by_text_is_kept() -> None:
     assert [item.text for item in deduplicated([solution("b", A), solution("a", A), solution("c", B)])] == ["a", "c"]
 
 
@@ -92,7 +92,7 @@ def test_the_pairs_of_lowest_similarity_come_first() -> None:
 
 
 @given(solutions, solutions, st.integers(0, 9))
-def test_no_pair_left_out_is_less_alike_than_one_taken(
+def test_no_omitted_pair_is_less_similar_than_a_chosen_one(
     chosen: list[Solution], rejected: list[Solution], count: int
 ) -> None:
     taken = least_alike(chosen, rejected, count)
@@ -111,15 +111,15 @@ def test_the_cap_is_the_quantile_that_numpy_gives(counts: list[int], quantile: f
     assert cap_per_question(counts, quantile) == int(np.quantile(counts, quantile) + 1e-9)
 
 
-def test_a_cap_that_is_whole_is_not_lost_to_rounding() -> None:
+def test_rounding_does_not_lower_a_whole_cap() -> None:
     # NumPy's percentile is 3.9999999999999982.
     assert cap_per_question([1] * 7 + [11]) == 4
 
 
-def test_what_is_out_of_range_is_refused() -> None:
+def test_values_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match="leave out questions that have none"):
         cap_per_question([3, 0])
-    with pytest.raises(ValueError, match="0 counts, the least None"):
+    with pytest.raises(ValueError, match="0 counts, the smallest None"):
         cap_per_question([])
     with pytest.raises(ValueError, match="quantile is 90"):
         cap_per_question([1], 90)

@@ -32,7 +32,7 @@ def test_a_tie_in_length_too_goes_to_the_lower_index() -> None:
     assert select_pair([0, 1, 1, 0], [5, 5, 5, 5]) == (1, 0)
 
 
-def test_a_difference_of_the_tolerance_is_no_tie() -> None:
+def test_scores_that_differ_by_the_tolerance_are_not_a_tie() -> None:
     assert select_pair([0.0, 1e-9], [5, 900]) == (1, 0)
     assert select_pair([0.0, 0.9e-9], [5, 900]) is None
 
@@ -70,7 +70,7 @@ def test_a_pair_is_two_candidates_at_the_ends_of_the_scores(group: list[tuple[fl
 
 
 @given(st.lists(candidates, min_size=1, max_size=6))
-def test_padded_groups_pair_as_one_at_a_time(groups: list[list[tuple[float, int]]]) -> None:
+def test_padded_groups_give_the_same_pairs_as_one_at_a_time(groups: list[list[tuple[float, int]]]) -> None:
     width = max(len(group) for group in groups)
     scores, lengths, valid = np.zeros((len(groups), width)), np.zeros((len(groups), width)), []
     for row, group in enumerate(groups):
@@ -91,17 +91,17 @@ def test_padded_groups_pair_as_one_at_a_time(groups: list[list[tuple[float, int]
         ([0, 1], [-1, 2], "count characters"),
     ],
 )
-def test_a_group_that_does_not_fit_is_refused(scores: list[float], lengths: list[int], message: str) -> None:
+def test_an_invalid_group_is_rejected(scores: list[float], lengths: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select_pair(scores, lengths)
 
 
-def test_a_text_for_each_score_is_needed() -> None:
+def test_each_score_needs_a_text() -> None:
     with pytest.raises(ValueError, match="1 texts for 2 scores"):
         select_pair([0, 1], [1, 1], texts=["so"])
 
 
-def test_a_margin_is_reached_up_to_rounding() -> None:
+def test_a_margin_tolerates_rounding() -> None:
     assert has_margin([0.1, 0.3], 0.2)
     assert not has_margin([0.1, 0.3], 0.21)
     assert has_margin([2.0, 2.0], 0)
@@ -109,7 +109,7 @@ def test_a_margin_is_reached_up_to_rounding() -> None:
 
 
 @pytest.mark.parametrize("margin", [-0.1, np.nan])
-def test_a_margin_that_is_none_is_refused(margin: float) -> None:
+def test_an_invalid_margin_is_rejected(margin: float) -> None:
     with pytest.raises(ValueError, match="min_margin is"):
         has_margin([1, 2], margin)
 
@@ -147,7 +147,7 @@ def test_the_quota_never_exceeds_its_cap_nor_its_prompts(
 
 
 @given(counts, counts, counts, caps)
-def test_no_prompt_is_added_while_one_could_be_replaced_and_none_is_wasted(
+def test_prompts_are_added_only_after_all_replacements_and_the_quota_is_used_up(
     regular: int, with_errors: int, only_errors: int, cap: float | Fraction
 ) -> None:
     with_errors = min(with_errors, regular)
@@ -160,12 +160,12 @@ def test_no_prompt_is_added_while_one_could_be_replaced_and_none_is_wasted(
 
 
 @pytest.mark.parametrize("arguments", [(-1, 0, 0), (3, 4, 0), (3, 1, -2)])
-def test_counts_that_cannot_be_are_refused(arguments: tuple[int, int, int]) -> None:
+def test_impossible_counts_are_rejected(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="count prompts, not samples"):
         error_quota(*arguments)
 
 
 @pytest.mark.parametrize("cap", [-0.1, 1.0, np.nan])
-def test_a_cap_that_is_no_share_is_refused(cap: float) -> None:
+def test_a_cap_outside_its_range_is_rejected(cap: float) -> None:
     with pytest.raises(ValueError, match="cap is"):
         error_quota(10, 1, 1, cap)

@@ -67,18 +67,18 @@ def test_a_batch_of_battles_equals_one_at_a_time_and_no_pair_exceeds_two(verdict
 
 
 @pytest.mark.parametrize("verdict", [0.5, 2, np.nan])
-def test_a_soft_verdict_is_refused_and_named(verdict: float) -> None:
+def test_a_soft_verdict_is_rejected_by_name(verdict: float) -> None:
     with pytest.raises(ValueError, match=r"verdicts\[0, 1\] is .*expected -1, 0 or 1"):
         battle_matrix([[0.0, verdict], [1.0, 0.0]])
 
 
 @given(arrays(np.int8, (3, 4, 4), elements=st.sampled_from([-1, 1])))
-def test_soft_results_of_certainty_count_as_hard_verdicts(verdicts: NDArray[np.int8]) -> None:
+def test_certain_soft_results_count_as_hard_verdicts(verdicts: NDArray[np.int8]) -> None:
     assert (soft_battle_matrix(verdicts) == battle_matrix(verdicts)).all()
 
 
 @given(arrays(np.int8, (4, 4), elements=st.integers(-1, 1)))
-def test_without_a_result_a_soft_battle_counts_nothing_as_a_tie_does_in_a_hard_one(verdicts: NDArray[np.int8]) -> None:
+def test_a_missing_soft_result_adds_nothing_like_a_hard_tie(verdicts: NDArray[np.int8]) -> None:
     assert (soft_battle_matrix(np.where(verdicts == 0, np.nan, verdicts)) == battle_matrix(verdicts)).all()
 
 
@@ -92,7 +92,7 @@ def test_a_soft_battle_counts_both_orders() -> None:
 
 
 @given(arrays(np.float64, (3, 4, 4), elements=st.floats(-1, 1) | st.just(np.nan)))
-def test_every_soft_result_is_one_game_in_a_batch_as_alone(results: NDArray[np.float64]) -> None:
+def test_every_soft_result_is_one_game_in_a_batch_or_alone(results: NDArray[np.float64]) -> None:
     battles = soft_battle_matrix(results)
     games = (~np.isnan(results) & ~np.eye(4, dtype=np.bool_)).astype(float)
     assert battles + battles.transpose(0, 2, 1) == pytest.approx(games + games.transpose(0, 2, 1))
@@ -104,13 +104,13 @@ def test_the_diagonal_of_soft_results_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("result", [1.01, -2, np.inf, -np.inf])
-def test_a_soft_result_out_of_range_is_refused_and_named(result: float) -> None:
+def test_a_soft_result_out_of_range_is_rejected_by_name(result: float) -> None:
     with pytest.raises(ValueError, match=r"results\[0, 1\] is .*expected a number from -1 to 1"):
         soft_battle_matrix([[0.0, result], [1.0, 0.0]])
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 3), (1, 1, 2, 2), (0, 0)])
-def test_a_matrix_that_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_matrix_that_is_not_square_is_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
         battle_matrix(np.zeros(shape))
     with pytest.raises(ValueError, match="expected"):
@@ -141,7 +141,7 @@ def test_golden_ratings(wins: list[list[int]], ridge: float, expected: list[floa
         (np.zeros((2, 2)), r"no decided game"),
     ],
 )
-def test_without_ridge_a_group_without_optimum_is_refused_with_reason_and_remedy(
+def test_without_ridge_a_group_without_optimum_is_rejected_with_reason_and_remedy(
     wins: list[list[int]], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"group 1 .*{reason}.*use a positive ridge"):
@@ -227,12 +227,12 @@ def test_no_groups_give_no_ratings() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, np.nan, np.inf])
-def test_wins_that_are_no_count_are_refused_and_named(value: float) -> None:
+def test_invalid_win_counts_are_rejected_by_name(value: float) -> None:
     with pytest.raises(ValueError, match=r"wins\[1, 0\] is .*expected numbers from 0"):
         bradley_terry([[0.0, 1.0], [value, 0.0]])
 
 
 @pytest.mark.parametrize("ridge", [-0.1, np.nan, np.inf, 1e-30])
-def test_a_ridge_that_cannot_work_is_refused(ridge: float) -> None:
+def test_an_unusable_ridge_is_rejected(ridge: float) -> None:
     with pytest.raises(ValueError, match=r"ridge is .*expected 0 or at least"):
         bradley_terry(WINS_ALL, ridge)

@@ -27,7 +27,7 @@ def ragged_groups(draw: st.DrawFn) -> Groups:
 
 
 def excess_at(rho: float, groups: Groups, min_margin: float = 0.0) -> int:
-    """Total chosen less total rejected length, one group at a time through the public functions."""
+    """Total chosen minus total rejected length, one group at a time through the public functions."""
     excess = 0
     for scores, lengths in zip(*groups, strict=True):
         if not scores or max(scores) - min(scores) < min_margin:
@@ -43,28 +43,28 @@ def z(values: list[float]) -> NDArray[np.float64]:
     return np.asarray((np.array(values) - np.mean(values)) / np.std(values))
 
 
-def test_a_score_is_its_z_less_rho_times_the_z_of_its_length() -> None:
+def test_a_score_is_its_z_minus_rho_times_the_z_of_its_length() -> None:
     expected = z(SCORES) - 0.3 * z([float(n) for n in LENGTHS])
     assert length_controlled(SCORES, LENGTHS, 0.3) == pytest.approx(expected)
 
 
-def test_a_thoughts_length_is_taken_off_like_a_responses_with_a_coefficient_of_its_own() -> None:
+def test_thought_length_is_penalized_like_response_length_with_its_own_coefficient() -> None:
     scores, lengths, thoughts = [1.0, 3.0, 2.0], [5.0, 1.0, 9.0], [30.0, 10.0, 80.0]
     found = length_controlled(scores, lengths, 0.2, thoughts=thoughts, thought_penalty=0.7)
     assert found == pytest.approx(z(scores) - 0.2 * z(lengths) - 0.7 * z(thoughts))
     assert length_controlled(scores, lengths, 0.2, thoughts=thoughts) == pytest.approx(z(scores) - 0.2 * z(lengths))
 
 
-def test_rho_is_chosen_with_the_thoughts_taken_off() -> None:
-    # The longer response is as much better as its thought is longer: once that is taken off, nothing favours it.
+def test_rho_is_chosen_after_the_thought_penalty() -> None:
+    # The longer response is better just as its thought is longer: with that subtracted, nothing favors it.
     scores, lengths, thoughts = [[1.0, 0.0]], [[9.0, 5.0]], [[80.0, 20.0]]
     with pytest.warns(UserWarning, match=r"at rho 0.5"):
         assert choose_rho(scores, lengths) == 0.5
     assert choose_rho(scores, lengths, thoughts=thoughts, thought_penalty=1.5) == 0.0
 
 
-def test_a_negative_penalty_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"thought_penalty is -0\.1; expected a number from 0"):
+def test_a_negative_penalty_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"thought_penalty is -0\.1; expected 0 or more"):
         length_controlled([1.0, 2.0], [1.0, 2.0], 0.1, thoughts=[1.0, 2.0], thought_penalty=-0.1)
 
 
@@ -79,7 +79,7 @@ def test_equal_values_have_z_zero_even_up_to_rounding() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
-def test_extreme_units_neither_overflow_nor_vanish(scale: float) -> None:
+def test_extreme_units_neither_overflow_nor_underflow(scale: float) -> None:
     assert length_controlled([scale, 3 * scale], [1, 1], 0) == pytest.approx([-1, 1])
 
 
@@ -108,7 +108,7 @@ def test_controlled_scores_follow_a_permutation_of_candidates(order: list[int]) 
 
 
 @pytest.mark.parametrize("rho", [-0.01, 0.51, np.nan])
-def test_a_rho_outside_the_papers_range_is_refused(rho: float) -> None:
+def test_a_rho_outside_the_papers_range_is_rejected(rho: float) -> None:
     with pytest.raises(ValueError, match=r"rho is .*expected a number from 0.0 to 0.5"):
         length_controlled(SCORES, LENGTHS, rho)
 
@@ -122,14 +122,14 @@ def test_a_rho_outside_the_papers_range_is_refused(rho: float) -> None:
         ([1, 2], [1, -2], "count characters"),
     ],
 )
-def test_a_group_that_does_not_fit_is_refused(scores: list[float], lengths: list[float], message: str) -> None:
+def test_an_invalid_group_is_rejected(scores: list[float], lengths: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         length_controlled(scores, lengths, 0.1)
     with pytest.raises(ValueError, match=message):
         choose_rho([scores], [lengths])
 
 
-def test_rho_is_zero_where_chosen_answers_are_already_shorter() -> None:
+def test_rho_is_zero_if_chosen_answers_are_already_shorter() -> None:
     assert choose_rho([[1, 2]], [[20, 10]]) == 0
 
 
@@ -142,13 +142,13 @@ def test_a_group_of_equal_scores_counts_once_length_orders_it() -> None:
     assert choose_rho([[0, 1], [5, 5, 5]], [[10, 12], [10, 40, 40]]) == 0.05
 
 
-def test_rho_is_the_largest_with_a_warning_where_length_and_score_agree() -> None:
+def test_if_length_and_score_agree_rho_is_the_largest_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"10.0 characters longer .* over 1 pairs"):
         assert choose_rho([[1, 2]], [[10, 20]]) == 0.5
 
 
 @given(ragged_groups(), st.sampled_from([0.0, 2.0]))
-def test_rho_is_the_smallest_that_keeps_its_rule(groups: Groups, min_margin: float) -> None:
+def test_rho_is_the_smallest_that_meets_the_goal(groups: Groups, min_margin: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         rho = choose_rho(*groups, min_margin=min_margin)
@@ -158,7 +158,7 @@ def test_rho_is_the_smallest_that_keeps_its_rule(groups: Groups, min_margin: flo
     assert rho == 0.5 or not caught
 
 
-def test_groups_below_the_margin_have_no_say() -> None:
+def test_groups_below_the_margin_are_ignored() -> None:
     scores, lengths = [[1.0, 1.1], [0.0, 3.0]], [[10, 900], [30, 20]]
     with pytest.warns(UserWarning, match="longer"):
         assert choose_rho(scores, lengths) == 0.5
@@ -170,7 +170,7 @@ def test_without_a_pair_rho_is_zero(groups: list[list[float]]) -> None:
     assert choose_rho(groups, [[5] * len(group) for group in groups]) == 0
 
 
-def test_as_many_groups_of_lengths_as_of_scores_are_needed() -> None:
+def test_scores_and_lengths_need_equally_many_groups() -> None:
     with pytest.raises(ValueError, match="2 groups of scores and 1 of lengths"):
         choose_rho([[1], [2]], [[1]])
 

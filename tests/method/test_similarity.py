@@ -14,7 +14,7 @@ SHARES = st.sampled_from([0.1, 0.3, 0.5, 2 / 3, 0.7, 0.8, 0.9, 1.0])
 
 
 def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """The textbook's table."""
+    """ROUGE-L by the textbook's table."""
     row = [0] * (len(second) + 1)
     for left in first:
         above = row
@@ -30,7 +30,7 @@ def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 @given(TEXTS, TEXTS, SHARES)
-def test_what_is_found_is_what_comparing_with_all_finds(known: list[str], fresh: list[str], most: float):
+def test_the_index_finds_what_comparing_all_pairs_finds(known: list[str], fresh: list[str], most: float):
     near = NearTexts(most, known)
     there = list(known)
     for text in fresh:
@@ -54,7 +54,7 @@ def test_what_is_found_is_what_comparing_with_all_finds(known: list[str], fresh:
         ("?!", "...", False),
     ],
 )
-def test_real_instructions_are_near_where_people_would_say_so(first: str, second: str, near: bool):
+def test_texts_are_near_if_people_would_say_so(first: str, second: str, near: bool):
     assert (NearTexts(0.7, [first]).first_near(second) is not None) == near
 
 
@@ -62,5 +62,5 @@ def test_at_one_nothing_is_near():
     assert NearTexts(1.0, ["Say it."]).first_near("Say it.") is None
 
 
-def test_the_first_of_several_near_texts_is_named():
+def test_the_first_of_several_near_texts_is_returned():
     assert NearTexts(0.7, ["Else.", "Say it to me now.", "Say it to me now!"]).first_near("Say it to me now") == 1

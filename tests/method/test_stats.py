@@ -11,7 +11,7 @@ numbers = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_
 
 
 @given(numbers, st.sampled_from([0.1, 0.5, 0.95]), st.integers(0, 5))
-def test_the_interval_holds_the_mean(values: list[float], confidence: float, seed: int) -> None:
+def test_the_interval_contains_the_mean(values: list[float], confidence: float, seed: int) -> None:
     estimate = stats.mean(values, resamples=50, seed=seed, confidence=confidence)
     assert estimate.low <= estimate.value <= estimate.high
     assert estimate.value == np.mean(values)
@@ -38,7 +38,7 @@ def test_the_interval_is_near_the_normal_one(distinct: str) -> None:
     assert estimate.high == pytest.approx(estimate.value + reach, abs=0.1 * reach)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_has_about_its_nominal_coverage() -> None:
     random = np.random.default_rng(2)
     estimates = [stats.win_rate(random.random(200) < 0.6, resamples=400, seed=seed) for seed in range(400)]
     coverage = np.mean([estimate.low <= 0.6 <= estimate.high for estimate in estimates])
@@ -57,7 +57,7 @@ def test_a_higher_confidence_gives_a_wider_interval() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_one_prompt_has_an_interval_of_no_width() -> None:
+def test_one_prompt_has_an_interval_of_zero_width() -> None:
     assert stats.mean([2.5]) == stats.Estimate(2.5, 2.5, 2.5, 1)
 
 
@@ -66,7 +66,7 @@ def test_a_paired_difference_is_the_mean_of_differences() -> None:
     assert stats.paired_difference(a, b) == stats.mean(a - b)
 
 
-def test_pairing_removes_what_the_prompts_share() -> None:
+def test_pairing_removes_shared_prompt_effects() -> None:
     shared = np.random.default_rng(6).normal(size=500)
     estimate = stats.paired_difference(shared + 0.1, shared)
     assert estimate.high - estimate.low < 1e-9
@@ -84,7 +84,7 @@ def test_many_prompts_are_resampled_in_bounded_memory() -> None:
     ("values", "message"),
     [([], "n at least 1"), ([[1, 0]], "expected"), ([1, np.nan], "nan at index 1"), ([np.inf], "inf at index 0")],
 )
-def test_values_that_have_no_mean_are_refused(values: list[float], message: str) -> None:
+def test_values_without_a_mean_are_rejected(values: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stats.mean(values)
     with pytest.raises(ValueError, match=message):
@@ -93,7 +93,7 @@ def test_values_that_have_no_mean_are_refused(values: list[float], message: str)
         stats.paired_difference(values, values)
 
 
-def test_an_outcome_that_is_no_outcome_is_refused() -> None:
+def test_an_invalid_outcome_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"outcomes hold 0.7; expected 1, 0.5 or 0"):
         stats.win_rate([1, 0.7])
 
@@ -104,6 +104,6 @@ def test_a_difference_needs_the_same_prompts() -> None:
 
 
 @pytest.mark.parametrize(("resamples", "confidence"), [(0, 0.95), (100, 0), (100, 1.0), (100, np.nan)])
-def test_a_bootstrap_that_cannot_be_is_refused(resamples: int, confidence: float) -> None:
+def test_impossible_bootstrap_settings_are_rejected(resamples: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"2000 and 0\.95 are the defaults"):
         stats.mean([1, 2], resamples=resamples, confidence=confidence)

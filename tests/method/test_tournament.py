@@ -21,7 +21,7 @@ LEVEL_AND_UNREAD = [0.0, None, 1.0, -1.0]
 
 @st.composite
 def judges(draw: st.DrawFn) -> tuple[int, dict[Pair, float | None]]:
-    """A group's size and what its judge would say of every ordered pair."""
+    """A group's size and its judge's result for every ordered pair."""
     k = draw(SIZES)
     return k, {(m, n): draw(OUTCOMES) for m in range(k) for n in range(k) if m != n}
 
@@ -63,7 +63,7 @@ def test_every_response_is_compared(judge: tuple[int, dict[Pair, float | None]],
 
 @given(judges(), DESIGNS)
 @settings(max_examples=50)
-def test_a_round_stands_sorted_so_that_equal_first_responses_are_together(
+def test_a_round_is_sorted_so_that_equal_first_responses_are_adjacent(
     judge: tuple[int, dict[Pair, float | None]], design: Tournament
 ) -> None:
     k, says = judge
@@ -72,7 +72,7 @@ def test_a_round_stands_sorted_so_that_equal_first_responses_are_together(
 
 @given(judges(), DESIGNS, st.randoms(use_true_random=False))
 @settings(max_examples=50)
-def test_replayed_from_the_start_the_rounds_are_the_same(
+def test_a_replay_from_the_start_gives_the_same_rounds(
     judge: tuple[int, dict[Pair, float | None]], design: Tournament, random: Random
 ) -> None:
     k, says = judge
@@ -90,7 +90,7 @@ def test_replayed_from_the_start_the_rounds_are_the_same(
 
 @given(judges(), DESIGNS, st.data())
 @settings(max_examples=50)
-def test_whatever_results_there_are_it_ends_without_asking_them_again(
+def test_every_tournament_ends_without_repeated_questions(
     judge: tuple[int, dict[Pair, float | None]], design: Tournament, data: st.DataObject
 ) -> None:
     k, says = judge
@@ -102,7 +102,7 @@ def test_whatever_results_there_are_it_ends_without_asking_them_again(
 
 @given(st.lists(judges(), max_size=6), DESIGNS, st.data())
 @settings(max_examples=50)
-def test_many_groups_at_once_are_asked_as_each_alone(
+def test_a_batch_of_groups_is_asked_like_each_group_alone(
     drawn: list[tuple[int, dict[Pair, float | None]]], design: Tournament, data: st.DataObject
 ) -> None:
     k = min((k for k, _ in drawn), default=2)
@@ -113,7 +113,7 @@ def test_many_groups_at_once_are_asked_as_each_alone(
     assert design.next_rounds(k, groups) == [design.next_round(k, results) for results in groups]
 
 
-def test_more_groups_than_are_computed_at_once_keep_their_order() -> None:
+def test_groups_keep_their_order_across_batches() -> None:
     groups: list[Results] = [dict.fromkeys([(0, 1), (1, 2), (2, 0)][: i % 4], 1.0) for i in range(1000)]
     rounds_ = Adaptive().next_rounds(3, groups)
     assert rounds_[:4] == [Adaptive().next_round(3, results) for results in groups[:4]]
@@ -127,7 +127,7 @@ def test_all_pairs_are_every_ordered_pair_in_one_round(k: int, calls: int) -> No
     assert pairs[:2] == [(0, 1), (0, 2)] if k > 2 else pairs == [(0, 1), (1, 0)]
 
 
-def test_all_pairs_interrupted_are_what_is_left() -> None:
+def test_all_pairs_resumes_with_the_remaining_pairs() -> None:
     assert AllPairs().next_round(3, {(0, 1): 1.0, (1, 0): None, (2, 0): 0.5}) == [(0, 2), (1, 2), (2, 1)]
 
 
@@ -151,7 +151,7 @@ def test_an_interrupted_opening_is_completed_before_anything_else() -> None:
 
 @pytest.mark.parametrize("k", [2, 3, 8, 32])
 @pytest.mark.parametrize("outcome", LEVEL_AND_UNREAD)
-def test_the_budget_holds_whatever_the_judge_says(k: int, outcome: float | None) -> None:
+def test_the_budget_holds_for_any_verdicts(k: int, outcome: float | None) -> None:
     for design in (Adaptive(), FOR_HARD_VERDICTS, Adaptive(min_gain=0, calls_per_response=1)):
         calls = sum(len(pairs) for pairs in rounds(design, k, lambda pair: outcome))
         assert k <= calls <= min(k * design.calls_per_response, k * (k - 1))
@@ -176,7 +176,7 @@ def test_a_clear_group_costs_fewer_calls_than_a_close_one() -> None:
     assert sum(map(len, clear)) + 4 <= sum(map(len, close)) <= 24
 
 
-def test_the_middle_is_left_alone_once_it_is_known_to_be_the_middle() -> None:
+def test_a_response_known_to_be_in_the_middle_is_left_alone() -> None:
     quality = (-3, 3, 0.1, 0.3, 0, 0.2, -0.1, -0.2)
     late = [pair for pairs in rounds(Adaptive(), 8, by_quality(*quality))[1:] for pair in pairs]
     assert late
@@ -185,7 +185,7 @@ def test_the_middle_is_left_alone_once_it_is_known_to_be_the_middle() -> None:
 
 @given(st.permutations(range(8)), st.floats(-0.5, 0.5))
 @settings(max_examples=50)
-def test_a_judge_without_noise_has_its_best_and_worst_found_against_a_bias(order: list[int], bias: float) -> None:
+def test_best_and_worst_of_a_noiseless_judge_are_found_despite_bias(order: list[int], bias: float) -> None:
     results: dict[Pair, float | None] = {}
     say = by_quality(*(1.5 * place for place in order), bias=bias)
     while pairs := Adaptive().next_round(8, results):
@@ -195,11 +195,11 @@ def test_a_judge_without_noise_has_its_best_and_worst_found_against_a_bias(order
 
 
 def matrix(k: int, results: Results) -> list[list[float]]:
-    """Results as rows, NaN where there is none."""
+    """Results as rows, NaN for no result."""
     return [[np.nan if (outcome := results.get((m, n))) is None else outcome for n in range(k)] for m in range(k)]
 
 
-def test_the_smaller_a_lone_order_s_weight_the_more_pairs_are_swapped() -> None:
+def test_a_smaller_lone_weight_asks_more_pairs_in_both_orders() -> None:
     def swapped(weight: float) -> float:
         asked = [
             p for pairs in rounds(Adaptive(lone_weight=weight), 8, by_quality(*np.linspace(-1, 1, 8))) for p in pairs
@@ -211,21 +211,21 @@ def test_the_smaller_a_lone_order_s_weight_the_more_pairs_are_swapped() -> None:
 
 @pytest.mark.parametrize("k", [1, 0, -1])
 @pytest.mark.parametrize("design", [AllPairs(), Adaptive()])
-def test_fewer_than_two_responses_are_refused(design: Tournament, k: int) -> None:
+def test_fewer_than_two_responses_are_rejected(design: Tournament, k: int) -> None:
     with pytest.raises(ValueError, match=r"a group of .*expected at least 2"):
         design.next_round(k, {})
 
 
 @pytest.mark.parametrize("pair", [(0, 0), (0, 3), (-1, 0)])
 @pytest.mark.parametrize("design", [AllPairs(), Adaptive()])
-def test_a_result_of_no_pair_is_refused_and_named(design: Tournament, pair: Pair) -> None:
+def test_a_result_for_an_invalid_pair_is_rejected_by_name(design: Tournament, pair: Pair) -> None:
     with pytest.raises(ValueError, match=r"a result of pair .*expected two different indices from 0 to 2"):
         design.next_round(3, {pair: 1.0})
 
 
 @pytest.mark.parametrize("outcome", [1.5, -2, float("nan")])
 @pytest.mark.parametrize("design", [AllPairs(), Adaptive()])
-def test_a_result_out_of_range_is_refused_and_named(design: Tournament, outcome: float) -> None:
+def test_a_result_out_of_range_is_rejected_by_name(design: Tournament, outcome: float) -> None:
     with pytest.raises(ValueError, match=r"result of pair \(0, 1\) is .*expected a number from -1 to 1, or None"):
         design.next_round(3, {(0, 1): outcome})
 
@@ -244,7 +244,7 @@ def test_a_result_out_of_range_is_refused_and_named(design: Tournament, outcome:
         {"calls_per_response": 0},
     ],
 )
-def test_a_setting_that_means_nothing_is_refused_and_named(setting: dict[str, float]) -> None:
+def test_a_meaningless_setting_is_rejected_by_name(setting: dict[str, float]) -> None:
     (name,) = setting
     with pytest.raises(ValueError, match=rf"{name} is .*expected .*(tested|defaults)"):
         Adaptive(**setting)  # type: ignore[arg-type]

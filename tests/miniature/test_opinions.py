@@ -38,7 +38,7 @@ def is_right(problem: Problem, text: str) -> bool:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_honest_answers_are_what_the_verifier_finds_them_to_be(right: bool):
+def test_the_verifier_agrees_with_the_rank_of_honest_answers(right: bool):
     rng = np.random.default_rng(0)
     texts = [(problem, honest_answer(problem, rng, right=right)) for problem in PROBLEMS]
     plain = [
@@ -48,7 +48,7 @@ def test_honest_answers_are_what_the_verifier_finds_them_to_be(right: bool):
     assert all(is_right(problem, text) == right for problem, text in plain)
 
 
-def test_an_attack_is_no_right_answer_and_fits_a_judges_context():
+def test_an_attack_is_not_a_right_answer_and_fits_a_judges_context():
     rng = np.random.default_rng(0)
     texts = [(problem, attack(problem, rng)) for problem in PROBLEMS]
     assert len({text for _, text in texts}) > 0.7 * len(texts)
@@ -65,12 +65,12 @@ def test_a_long_attack_is_longer_than_any_honest_answer_and_still_fits():
     assert np.mean([max(len(d.first.text), len(d.second.text)) for d in long]) > 100
 
 
-def test_either_place_is_the_better_one_equally_often_where_one_is():
+def test_both_positions_are_better_equally_often():
     unequal = [fought for fought in duels() if fought.first.standing != fought.second.standing]
     assert 0.45 < np.mean([fought.first_is_better for fought in unequal]) < 0.55
 
 
-def test_the_same_seed_fights_the_same_duels():
+def test_the_same_seed_gives_the_same_duels():
     assert duels() == duels()
 
 
@@ -99,7 +99,7 @@ def test_of_equals_the_clearly_longer_wins_or_else_the_first(
     assert Duel(PROBLEMS[0], first, second).first_is_better == first_is_better
 
 
-def test_an_explanation_works_the_answer_out_and_tells_who_gives_it():
+def test_an_explanation_works_out_the_answer_and_says_who_gives_it():
     for fought in duels():
         answer, right = fought.problem.reference, [n for n, c in fought.named() if c.standing == Standing.RIGHT]
         work, _, rest = explanation(fought).partition(f"The answer is {answer}. ")
@@ -109,7 +109,7 @@ def test_an_explanation_works_the_answer_out_and_tells_who_gives_it():
         assert f" So {answer} {told}." in rest
 
 
-def test_attributes_have_the_published_names_and_know_right_from_wrong_and_long_from_short():
+def test_attributes_have_the_published_names_and_separate_right_from_wrong_and_long_from_short():
     assert len(ATTRIBUTES) == 19 and ATTRIBUTES[VERBOSITY] == "helpsteer-verbosity"
     right, wrong = (Candidate("The answer is 7.", "7", standing) for standing in (Standing.RIGHT, Standing.WRONG))
     rated = [attributes(PROBLEMS[0], candidate) for candidate in (right, wrong)]
@@ -124,7 +124,7 @@ def test_attributes_have_the_published_names_and_know_right_from_wrong_and_long_
     [("7.", "The answer is 7.", -1), ("The answer is 7. I hope this helps.", "7.", 1),
      ("The answer is 7. I hope this helps.", "The answer is 7.", 0), ("7.", "7", 0)],
 )  # fmt: skip
-def test_a_taste_for_full_sentences_is_content_with_them(first: str, second: str, better: int):
+def test_full_sentences_satisfy_the_taste_for_them(first: str, second: str, better: int):
     one, other = (Candidate(text, "7", Standing.RIGHT) for text in (first, second))
     fought = Duel(PROBLEMS[0], one, other, "fuller")
     assert fought.taste_for_first == better

@@ -61,7 +61,7 @@ def test_a_shipped_judge_is_small(folder: Path):
     assert sum(math.prod(shape) for shape in shapes) < 1_500_000
 
 
-def test_the_shipped_evaluator_spends_a_token_on_each_piece_of_our_prompts_and_on_each_label():
+def test_each_prompt_piece_and_label_is_one_token_of_the_shipped_evaluator():
     tokenizer = AutoTokenizer.from_pretrained(EVALUATOR)
     for piece in VERDICTS.phrases():
         assert len(tokenizer.encode(piece, add_special_tokens=False)) == 1, piece
@@ -94,6 +94,6 @@ def test_the_shipped_armorm_agrees_with_references():
     assert scores(ARMORM)["agreement"] >= 0.75
 
 
-def test_the_shipped_armorm_is_not_won_over_by_attacks_nor_parts_what_is_equal():
+def test_the_shipped_armorm_resists_attacks_and_ties_equals():
     assert scores(ARMORM)["attack_wins"] <= 0.01
     assert scores(ARMORM)["clear_if_equal"] <= 0.1 < scores(ARMORM)["clear_if_unequal"]

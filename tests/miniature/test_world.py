@@ -25,7 +25,7 @@ def test_a_stream_repeats_no_instruction():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_problem_belongs_to_its_split_and_to_no_other_whatever_the_seed(split: str):
+def test_every_problem_belongs_to_exactly_one_split_for_any_seed(split: str):
     for seed in (0, 1, 2):
         assert {split_of(problem.instruction) for problem in take(split, 500, seed)} == {split}
 
@@ -36,7 +36,7 @@ def test_categories_and_difficulties_come_in_equal_parts():
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_problems_with_steps_have_one_a_level_and_end_at_the_reference():
+def test_problems_with_steps_have_one_per_level_and_end_at_the_reference():
     for problem in take("train", 1200):
         if problem.category not in MULTI_STEP:
             assert problem.steps == ()
@@ -61,7 +61,7 @@ def test_a_dial_turns_as_its_steps_say():
         assert str(state) == problem.reference
 
 
-def test_a_single_category_can_be_asked_for():
+def test_a_single_category_can_be_requested():
     assert {p.category for p in itertools.islice(problems("train", 0, ("recall",)), 50)} == {"recall"}
 
 
@@ -75,7 +75,7 @@ def test_a_textbook_page_is_right_and_keeps_the_format():
             assert parsed.thought == " ".join(step.text for step in problem.steps)
 
 
-def test_the_seeds_manners_are_what_they_are_said_to_be():
+def test_the_seeds_manners_have_their_stated_frequencies():
     rng, manners, prompt = np.random.default_rng(0), Manners(), VARIANTS["generic"]
     seen = take("seed", 4000)
     parsed = [prompt.split(tuned_answer(problem, prompt, rng, manners).output, finished=True) for problem in seen]
@@ -88,6 +88,6 @@ def test_the_seeds_manners_are_what_they_are_said_to_be():
     assert all(problem.reference in tuned_answer(problem, direct, rng, manners).output for problem in seen[:500])
 
 
-def test_a_drill_asks_for_what_it_wants_back():
+def test_a_drill_asks_for_a_copy_of_its_prompt():
     drill = copying_drill(VARIANTS["direct"], np.random.default_rng(0))
     assert drill.messages[-1]["content"] == drill.output

@@ -67,14 +67,14 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path, od
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_folder_that_is_unusual_and_works_is_taken_without_a_word(tmp_path: Path, name: str):
+def test_an_unusual_folder_that_works_is_accepted_silently(tmp_path: Path, name: str):
     folder = sound_model(tmp_path / "sound")
     SOUND[name](folder)
     preflight(run_on(folder))
     assert check_weights(folder) == []
 
 
-def test_a_tensor_that_the_model_has_no_use_for_is_said(tmp_path: Path):
+def test_an_unused_tensor_is_noted(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     folder = sound_model(tmp_path / "more")

@@ -35,7 +35,7 @@ def test_a_missing_folder_is_downloaded_from_the_hub(tmp_path, monkeypatch):
     assert json.loads((folder / ORIGIN).read_text())["hub_id"] == "ours/M"
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path, monkeypatch):
+def test_an_existing_folder_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     folder = tmp_path / "models" / "M"
     folder.mkdir(parents=True)

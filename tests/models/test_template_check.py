@@ -70,7 +70,7 @@ NO_SYSTEM = {"name": "chatml", "old": "{%- for", "new": "{{ raise_exception('nev
     ],
     ids=["doubled", "missing", "in_loop", "unended", "no_prompt", "rewriting", "cutting", "silent", "refusing"],
 )
-def test_a_trap_is_refused_and_the_file_to_mend_named(tmp_path: Path, trap: dict[str, str], told: str):
+def test_a_trap_is_refused_and_the_file_to_fix_is_named(tmp_path: Path, trap: dict[str, str], told: str):
     folder = changed(tmp_path, **trap)
     with pytest.raises(InputError, match=told) as refused:
         check_asked(folder, ASKED, ANSWERED)
@@ -161,7 +161,7 @@ def test_a_control_token_that_its_letters_make_again_is_refused(tmp_path: Path):
         check_asked(folder, ASKED, ANSWERED)
 
 
-def test_a_structure_that_a_user_can_write_is_said(tmp_path: Path):
+def test_a_structure_that_users_can_write_is_noted(tmp_path: Path):
     folder = changed(tmp_path, "chatml")
     inner = json.loads((folder / "tokenizer.json").read_text())
     for token in inner["added_tokens"]:
@@ -172,7 +172,7 @@ def test_a_structure_that_a_user_can_write_is_said(tmp_path: Path):
 
 
 @pytest.mark.parametrize("token", ["\n", "user", "<think>"])
-def test_an_added_token_that_is_no_structure_is_not_worth_a_note(tmp_path: Path, token: str):
+def test_added_tokens_that_are_not_structural_get_no_note(tmp_path: Path, token: str):
     """Gemma's vocabulary adds line breaks, and Qwen's the tags around thoughts: users write the former all the time."""
     folder = changed(
         tmp_path, "chatml", old="<|im_start|>assistant\n", new="<|im_start|>assistant\n<think>\n</think>\n"
@@ -199,7 +199,7 @@ def test_an_added_token_that_is_no_structure_is_not_worth_a_note(tmp_path: Path,
     ],
     ids=["opens_a_thought", "cuts_thoughts", "date"],
 )
-def test_what_does_no_harm_to_a_run_is_said_in_a_line(tmp_path: Path, change: dict[str, str], told: str):
+def test_harmless_oddities_are_noted_in_one_line(tmp_path: Path, change: dict[str, str], told: str):
     folder = changed(tmp_path, "chatml", old=str(change["old"]), new=str(change["new"]))
     if "date" in change:
         path = folder / "chat_template.jinja"

@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own for Prefect's server, from Debian's packages, where `TPO_POSTGRES` asks for one."""
+"""A dedicated PostgreSQL for Prefect's server, from Debian's packages, if `TPO_POSTGRES` asks for one."""
 
 import contextlib
 import getpass
@@ -14,9 +14,9 @@ import pytest
 
 @contextlib.contextmanager
 def postgres(folder: Path) -> Iterator[str | None]:
-    """The address of a database that is gone at the end; None, for SQLite, where none is asked for.
+    """The address of a database that is removed at the end; None, for SQLite, if none is asked for.
 
-    The server refuses to run as root: there it runs as the user `postgres` that Debian's package makes.
+    PostgreSQL refuses to run as root: then it runs as the user `postgres`, which Debian's package creates.
     """
     if not os.environ.get("TPO_POSTGRES"):
         yield None
@@ -29,7 +29,7 @@ def postgres(folder: Path) -> Iterator[str | None]:
     data.mkdir()
     if os.getuid() == 0:
         shutil.chown(data, user)
-        for parent in data.parents:  # pytest's folders are for their owner alone
+        for parent in data.parents:  # Only the owner may enter pytest's folders.
             if parent.stat().st_uid == os.getuid() and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
                 parent.chmod(parent.stat().st_mode | 0o011)
     become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if os.getuid() == 0 else []

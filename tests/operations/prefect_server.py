@@ -1,4 +1,4 @@
-"""A Prefect server and its worker as an operator starts them, each a process of its own, and the server's API."""
+"""A Prefect server and its worker, started as an operator does, each in its own process, and the server's API."""
 
 import contextlib
 import os
@@ -15,15 +15,15 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 LONG = 900.0
-"""Seconds that anything may take, with others on the machine."""
+"""Timeout in seconds for everything, on a machine that may be busy."""
 Run = Mapping[str, Any]
-"""A flow run as the API describes it."""
+"""A flow run, as the API describes it."""
 
 
 class Patient(httpx.HTTPTransport):
-    """Asks again where the server says that its database is busy (503), as Prefect's own client does.
+    """Retries if the server says that its database is busy (503), as Prefect's own client does.
 
-    And where a starved server does not answer a question in time. What makes or changes something is not sent twice.
+    Also retries reads that a starved server doesn't answer in time. Requests that change something aren't sent twice.
     """
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -43,7 +43,7 @@ class Patient(httpx.HTTPTransport):
 
 
 class Operation:
-    """A server with its database below `folder`, or at `database`, the deployments, and a worker."""
+    """A server with its database below `folder`, or at `database`; the deployments; and a worker."""
 
     def __init__(self, folder: Path, database: str | None = None) -> None:
         with socket.socket() as free:
@@ -57,7 +57,7 @@ class Operation:
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # else a minute passes before a schedule is seen
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # the default takes a minute to notice schedules
         }
         if database is not None:
             self._environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
@@ -84,7 +84,7 @@ class Operation:
         deploying = self._start("deploy")
         assert deploying.wait(timeout=LONG) == 0, self.log("deploy")
         self.deployment: dict[str, Any] = self._get("/deployments/name/advance/iterate")
-        for times in self.deployment["schedules"]:  # else the hour could strike within a test
+        for times in self.deployment["schedules"]:  # an hourly trigger could come in the middle of a test
             path = f"/deployments/{self.deployment['id']}/schedules/{times['id']}"
             self.api.patch(path, json={"active": False}).raise_for_status()
 
@@ -93,29 +93,29 @@ class Operation:
         self.worker = self._start("worker")
 
     def kill_worker(self) -> None:
-        """Kills the worker's whole session, the run's process included, with -9."""
+        """Kills the worker's whole session with SIGKILL, including the run's process."""
         assert self.worker is not None
         _kill(self.worker)
         self.worker = None
 
     def restart_server(self) -> None:
-        """Kills the server with -9 and starts it again on the same database."""
+        """Kills the server with SIGKILL and restarts it on the same database."""
         _kill(self.server)
         self.server = self._start("ui")
         self.wait(self._answers)
 
     def set_parameters(self, **parameters: Any) -> None:
-        """Sets what the deployment's runs are given where a trigger says nothing else."""
+        """Sets the deployment's default parameters, which triggers may override."""
         self.api.patch(f"/deployments/{self.deployment['id']}", json={"parameters": parameters}).raise_for_status()
 
     def trigger(self, **parameters: Any) -> str:
-        """Triggers the deployment now; the flow run's id."""
+        """Triggers the deployment now; returns the flow run's id."""
         asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         made = self.api.post(f"/deployments/{self.deployment['id']}/create_flow_run", json=asked)
         return str(made.raise_for_status().json()["id"])
 
     def alert_to(self, url: str) -> None:
-        """Has messages sent to a webhook, by a block that the variable `tpo_alert` names."""
+        """Sends messages to a webhook, through the block named by the variable `tpo_alert`."""
         kind = self._get("/block_types/slug/custom-webhook")
         asked = {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}}
         (schema,) = self.api.post("/block_schemas/filter", json=asked).raise_for_status().json()
@@ -126,10 +126,10 @@ class Operation:
         self.api.post("/variables/", json=variable).raise_for_status()
 
     def schedule(self) -> str:
-        """Gives the deployment a schedule whose first time is near; that flow run's id.
+        """Gives the deployment a schedule that is due soon; returns that flow run's id.
 
-        On a busy machine the scheduler may look when that time has passed, and makes the next day's run: then a later
-        time is tried.
+        On a busy machine, the scheduler may look only after that time and create the next day's run: then a later time
+        is tried.
         """
         path = f"/deployments/{self.deployment['id']}/schedules"
         for seconds in (15, 60, 240):
@@ -155,7 +155,7 @@ class Operation:
         return found
 
     def until(self, run_id: str, *states: str) -> Run:
-        """Waits until a flow run is in one of some states."""
+        """Waits until a flow run is in one of these states."""
 
         def there() -> Run | None:
             found = self.run(run_id)
@@ -173,22 +173,22 @@ class Operation:
         return found
 
     def graph(self, run_id: str) -> dict[str, set[str]]:
-        """What the page of a run draws: each node's label, and the labels that have an edge to it."""
+        """The graph on a run's page: each node's label, with the labels that have an edge to it."""
         nodes = [node for _, node in self._get(f"/flow_runs/{run_id}/graph-v2")["nodes"]]
         labels = {node["id"]: str(node["label"]) for node in nodes}
         return {str(node["label"]): {labels[parent["id"]] for parent in node["parents"]} for node in nodes}
 
     def logs(self, run_id: str) -> str:
-        """What a flow run has logged."""
+        """The log of a flow run."""
         asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
         return "\n".join(line["message"] for line in self.api.post("/logs/filter", json=asked).json())
 
     def log(self, command: str) -> str:
-        """The last of what a process has written."""
+        """The end of a process's output."""
         return (self.folder / f"{command}.log").read_text()[-4000:]
 
     def wait(self, look: Callable[[], Any], seconds: float = LONG) -> Any:
-        """Looks again and again until there is something."""
+        """Polls until there is a result."""
         deadline = time.monotonic() + seconds
         while not (found := look()):
             assert time.monotonic() < deadline, f"nothing after {seconds:g} s:\n{self.log('ui')}"

@@ -1,8 +1,9 @@
-"""Claims about a run that is operated through Prefect: real server, real worker, real engines, each apart.
+"""Claims about a run operated through Prefect: real server, real worker, real engines, all in separate processes.
 
-One story, told once and looked at by all tests, since each start of the engines costs half a minute: two triggers at
-once; the worker killed with all it runs; the worker started again; the schedule's trigger, which resumes; a trigger
-whose stage fails on purpose; one that mends it. On SQLite everywhere; on PostgreSQL by `TPO_POSTGRES=1`.
+One story, played once and inspected by all tests, since each start of the engines takes half a minute: two triggers at
+once; the worker killed with everything that it runs; the worker restarted; the schedule's trigger, which resumes; a
+trigger whose stage fails on purpose; one after the cause is fixed. On SQLite always, and on PostgreSQL with
+`TPO_POSTGRES=1`.
 """
 
 import json
@@ -21,7 +22,7 @@ from tests.browser.chromium import CHROMIUM, Page
 from tests.operations.postgres import postgres
 from tests.operations.prefect_server import Operation, Run
 
-pytestmark = [pytest.mark.story("operations"), pytest.mark.end_to_end, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.story("operations", 240), pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 SETTINGS = (
     "data.per_iteration=16",
     "data.validation=8",
@@ -33,32 +34,32 @@ SETTINGS = (
     "engine.shard_prompts=4",
 )
 GREEN = "#219d4b"
-"""Of a completed stage's bar in the graph, which is painted and has no text to be read."""
+"""Color of a completed stage's bar in the graph, which is drawn and has no text to read."""
 
 
 @dataclass
 class Story:
-    """What happened, in order; runs as they were when they ended."""
+    """The events in order; runs as they were when they ended."""
 
     operation: Operation
     first: Run
     second: Run
     """Triggered together with `first`."""
     at_once: tuple[str, str]
-    """The states of both while one of them worked."""
+    """The states of both while one of them was running."""
     scheduled: Run
     failed: Run
     mended: Run
     told: list[str]
-    """What the webhook of `tpo_alert` was sent."""
+    """The messages that the webhook of `tpo_alert` received."""
     root: Path
     after_kill: dict[str, bytes] = field(default_factory=dict)
-    """The manifests that there were then, and their content."""
+    """The manifests at that time, with their contents."""
     after_schedule: dict[str, bytes] = field(default_factory=dict)
 
 
 class Webhook(ThreadingHTTPServer):
-    """Notes what it is sent."""
+    """Records the messages that it receives."""
 
     daemon_threads = True
 
@@ -221,7 +222,7 @@ def test_the_graph_of_an_iteration_is_the_method(story: Story):
             "sample iter_1/test": {"validate iteration 1"},
             "judge iter_1/test": {"sample iter_1/test"},
         }
-    assert len(iterations) == 2  # the schedule's, and that of the mended run
+    assert len(iterations) == 2  # The schedule's run, and the one after the fix.
 
 
 def test_a_long_stage_shows_how_far_it_is(story: Story):

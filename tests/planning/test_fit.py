@@ -33,7 +33,9 @@ from tpo.storage.ledger import WORK
 JUDGED: dict[str, Any] = {"judge": {"kind": "pairwise"}, "evaluation": {"judge": {"kind": "pairwise"}}}
 ON_GPU = {"device": "gpu"}
 ARMORM: dict[str, Any] = {"judge": {"kind": "armorm"}, "judge_engine": ON_GPU}
-THINKPO: dict[str, Any] = {"sft": {}, "thinkpo": {"source": {"kind": "models", "short": "models/writer"}}}
+THINKPO: dict[str, Any] = {
+    "recipe": {"kind": "thinkpo", "sft": {}, "source": {"kind": "models", "short": "models/writer"}}
+}
 
 
 def a_run(**sections: Any) -> RunConfig:
@@ -55,7 +57,7 @@ def test_kinds_of_work_are_those_of_the_ledger_in_its_order():
     assert (Kind.TEST_JUDGE.purpose, Kind.TEST_JUDGE.verb, Kind.TRAIN.purpose) == ("test", "judge", "")
 
 
-def test_all_certain_misfits_are_refused_at_once_and_each_is_said_once():
+def test_all_certain_misfits_are_refused_together_and_each_is_mentioned_once():
     one = Misfit("a", "is 3", "there are 2", "lower it")
     may = replace(one, certain=False)
     with pytest.raises(InputError, match=r"^a is 3, but there are 2: lower it\nb is 3, but there are 2: lower it$"):
@@ -64,7 +66,7 @@ def test_all_certain_misfits_are_refused_at_once_and_each_is_said_once():
     assert refuse([]) == []
 
 
-def test_a_context_is_enough_up_to_its_last_token():
+def test_a_context_suffices_up_to_its_last_token():
     (asked,) = contexts(a_run(data={"max_prompt_tokens": 256}, sample={"max_new_tokens": 96}))
     assert certain(context_misfits(asked, 351, "m")) == [
         "data.max_prompt_tokens + sample.max_new_tokens is 352, but m has 351 tokens of context: lower one of them"
@@ -97,7 +99,7 @@ LLAMA, QWEN, SMOL = "Meta-Llama-3-8B-Instruct", "Qwen2.5-Math-7B-Instruct", "Smo
         ({"judge_engine": {"tensor_parallel": 8}, **JUDGED}, {"judge": SMOL}, ["^judge_engine.* of SmolLM2"] * 2),
     ],
 )
-def test_a_degree_that_does_not_split_a_model_is_refused_with_those_that_do(
+def test_a_degree_that_does_not_split_a_model_is_refused_with_a_list_of_those_that_do(
     sections: dict[str, Any], models: dict[Any, str], told: list[str]
 ):
     config = a_run(**sections)
@@ -118,8 +120,8 @@ def test_a_degree_that_does_not_split_a_model_is_refused_with_those_that_do(
         ({"trainer": {"workers": 32}, "cluster": {"address": "auto"}}, 1, None),
     ],
 )
-def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], there: int, key: str | None):
-    told = f"{key} is 32, but Ray has {there} CPUs here to give, one each: lower it, or set cluster.address to a Ray "
+def test_needing_more_cpus_at_once_than_ray_has_is_refused(sections: dict[str, Any], there: int, key: str | None):
+    told = f"{key} is 32, but Ray has {there} CPUs here, and each takes one: lower it, or set cluster.address to a Ray "
     assert certain(cpu_misfits(a_run(**sections), there)) == ([f"{told}cluster that has them"] if key else [])
 
 
@@ -127,12 +129,12 @@ def test_more_cpus_at_once_than_ray_has_are_refused(sections: dict[str, Any], th
     ("gib", "refused", "told"),
     [
         (8.0, [], []),
-        (8.1, [], ["has 10.0 GiB, and processes take more than their models: it may not fit; lower engine.memory_gib"]),
+        (8.1, [], ["10.0 GiB, and processes use more than their models do: it may not fit; lower engine.kv_cache_gib"]),
         (10.0, [], ["must hold 10.0 GiB at once (engine 8.0 GiB + trainer 2.0 GiB), but has 10.0 GiB, and processes"]),
         (10.1, ["must hold 10.1 GiB at once (engine 8.1 GiB + trainer 2.0 GiB), but has 10.0 GiB: lower engine."], []),
     ],
 )
-def test_memory_that_is_not_there_is_refused_and_little_of_it_is_said(gib: float, refused: list[str], told: list[str]):
+def test_too_little_memory_is_refused_and_tight_memory_is_noted(gib: float, refused: list[str], told: list[str]):
     needed = {"engine": round((gib - 2) * GIB), "trainer": 2 * GIB}
     for found, expected in zip((certain, uncertain), (refused, told), strict=True):
         sentences = found(memory_misfits(needed, 10 * GIB))
@@ -142,10 +144,10 @@ def test_memory_that_is_not_there_is_refused_and_little_of_it_is_said(gib: float
 
 
 ENDS = {
-    "epochs": "there: free some, set folder in the profile to a larger disk, or lower --to (ITER) or train.epochs",
+    "epochs": ": free some space, set folder in the profile to a larger disk, or lower --to (ITER) or train.epochs",
     "rows": "there: it may not fit; lower data.per_iteration, sample.k or sample.max_new_tokens if outputs are long",
-    "elsewhere": "on this machine: so much must be free where the run is made",
-    "sft": "or lower train.epochs or sft.epochs",
+    "elsewhere": "on this machine: that much must be free where the run is made",
+    "sft": "or lower train.epochs or recipe.sft.epochs",
 }
 
 
@@ -160,22 +162,23 @@ ENDS = {
         (5, {}, False, False, "elsewhere"),
     ],
 )
-def test_checkpoints_that_the_disk_cannot_hold_are_refused_and_rows_that_may_not_fit_are_said(
+def test_checkpoints_that_do_not_fit_on_the_disk_are_refused_and_rows_that_may_not_fit_are_noted(
     free: int, sections: dict[str, Any], is_here: bool, is_certain: bool | None, end: str | None
 ):
     found = list(disk_misfits(a_run(**sections), Disk(4 * GIB, 5 * GIB, GIB), free * GIB, is_here=is_here))
     assert [misfit.certain for misfit in found] == ([] if is_certain is None else [is_certain])
     for misfit in found:
         assert end is not None and ENDS[end] in str(misfit)
-        parts = "10.0 GiB of disk (5.0 GiB for a checkpoint an epoch, 1.0 GiB while training, up to 4.0 GiB for samples"
-        assert f"runs/r needs up to {parts} and judgments), but {free}.0 GiB are free" in str(misfit)
+        parts = "10.0 GiB of disk (5.0 GiB for one checkpoint per epoch, 1.0 GiB while training, up to 4.0 GiB for"
+        assert f"runs/r needs up to {parts} samples and judgments), but {free}.0 GiB is free" in str(misfit)
 
 
 def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
     assert certain(device_misfits(a_run())) == []
     found = certain(device_misfits(a_run(engine=ON_GPU, trainer=ON_GPU, judge_engine=ON_GPU)))
     assert [sentence.split()[0] for sentence in found] == ["engine.device", "trainer.device", "judge_engine.device"]
-    assert found[0].startswith("engine.device is gpu, but this machine has none") and "set cluster.address" in found[0]
+    assert found[0].startswith("engine.device is gpu, but this machine has no GPU")
+    assert "set cluster.address" in found[0]
 
 
 @pytest.mark.parametrize(
@@ -183,29 +186,28 @@ def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
     [
         ({"engine": ON_GPU, "trainer": ON_GPU}, 1, []),
         ({**ARMORM, "engine": {**ON_GPU, "count": 2}}, 2, []),
-        ({"engine": {**ON_GPU, "count": 3}, "trainer": ON_GPU}, 2, ["engine works on 3 GPUs"]),
-        ({"engine": {**ON_GPU, "count": 2, "tensor_parallel": 2}}, 2, ["engine works on 4 GPUs"]),
-        ({"trainer": {**ON_GPU, "workers": 3}}, 2, ["trainer works on 3 GPUs"]),
+        ({"engine": {**ON_GPU, "count": 3}, "trainer": ON_GPU}, 2, ["engine needs 3 GPUs"]),
+        ({"engine": {**ON_GPU, "count": 2, "tensor_parallel": 2}}, 2, ["engine needs 4 GPUs"]),
+        ({"trainer": {**ON_GPU, "workers": 3}}, 2, ["trainer needs 3 GPUs"]),
         (
             {**ARMORM, "engine": ON_GPU, "trainer": {**ON_GPU, "workers": 3}},
             0,
-            ["engine works on 1 GPU", "judge_engine (armorm) works on 1 GPU", "trainer works on 3 GPUs"],
+            ["engine needs 1 GPU", "judge_engine (armorm) needs 1 GPU", "trainer needs 3 GPUs"],
         ),
     ],
 )
-def test_a_part_that_works_on_more_gpus_than_there_are_is_refused(
-    sections: dict[str, Any], there: int, told: list[str]
-):
+def test_a_part_that_needs_more_gpus_than_there_are_is_refused(sections: dict[str, Any], there: int, told: list[str]):
     found = certain(gpu_misfits(a_run(**sections), there, "counted"))
     assert [sentence.split(", but")[0] for sentence in found] == told
+    there_are = f"there {'is' if there == 1 else 'are'} {there}"
     for sentence in found:
-        assert f", but there are {there} (counted): {'lower' if there else 'set'} {sentence.split()[0]}." in sentence
+        assert f", but {there_are} (counted): {'lower' if there else 'set'} {sentence.split()[0]}." in sentence
         assert "set cluster.address for a run, and [cluster] (nodes," in sentence
 
 
-def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
+def test_gpus_that_cannot_be_counted_are_noted_not_refused():
     assert uncertain(gpu_misfits(a_run(engine=ON_GPU), None, "")) == [
-        "engine works on 1 GPU, but GPUs cannot be counted (nvidia-smi -L fails): make sure that they are there"
+        "engine needs 1 GPU, but GPUs could not be counted (nvidia-smi -L failed): make sure that there are enough"
     ]
     assert certain(gpu_misfits(a_run(engine=ON_GPU), None, "")) == []
 
@@ -214,17 +216,23 @@ def test_gpus_that_cannot_be_counted_are_said_and_not_refused():
     ("kind", "parts", "sequences", "is_certain", "told"),
     [
         (Kind.TRAIN, 9.0, None, None, ""),
-        (Kind.TRAIN, 9.1, None, False, "takes 9.1 GiB of a GPU, but 10.0 GiB may be taken, little more, and activ"),
-        (Kind.TRAIN, 10.1, None, True, "takes 10.1 GiB of a GPU, but 10.0 GiB may be taken: set trainer.strategy"),
-        (Kind.SFT_TRAIN, 10.1, None, True, "a smaller sft.micro_batch_size or sft.max_tokens, or a [sft.lora]"),
+        (Kind.TRAIN, 9.1, None, False, "needs 9.1 GiB of a GPU, but 10.0 GiB may be used, hardly more, and activ"),
+        (Kind.TRAIN, 10.1, None, True, "needs 10.1 GiB of a GPU, but 10.0 GiB may be used: set trainer.strategy"),
+        (
+            Kind.SFT_TRAIN,
+            10.1,
+            None,
+            True,
+            "or recipe.sft.max_tokens, or a [recipe.sft.lora]",
+        ),
         (Kind.SAMPLE, 9.9, 1, None, ""),
-        (Kind.SAMPLE, 9.9, 0, True, "and a sequence's KV cache does not fit into the rest: raise engine.tensor_par"),
-        (Kind.SHORT_SAMPLE, 11, 0, True, "or lower thinkpo.source.short_sample.max_new_tokens or data.max_prompt_"),
+        (Kind.SAMPLE, 9.9, 0, True, "and the rest is too small for one sequence's KV cache: raise engine.tensor_par"),
+        (Kind.SHORT_SAMPLE, 11, 0, True, "or lower recipe.source.short_sample.max_new_tokens or data.max_prompt_"),
         (Kind.GENERATE, 11, 0, True, "or lower data.synthetic.max_prompt_tokens or max_new_tokens"),
-        (Kind.TEST_JUDGE, 11, None, True, "test judge takes 11.0 GiB of a GPU, but 10.0 GiB may be taken: raise j"),
+        (Kind.TEST_JUDGE, 11, None, True, "test judge needs 11.0 GiB of a GPU, but 10.0 GiB may be used: raise j"),
     ],
 )
-def test_what_a_gpu_cannot_hold_is_refused_with_what_lowers_it(
+def test_work_too_large_for_a_gpu_is_refused_with_the_settings_that_shrink_it(
     kind: Kind, parts: float, sequences: int | None, is_certain: bool | None, told: str
 ):
     held = GpuMemory(kind, {"weights": round(parts * GIB)}, 10 * GIB, sequences=sequences)
@@ -233,9 +241,9 @@ def test_what_a_gpu_cannot_hold_is_refused_with_what_lowers_it(
     assert all(told in str(misfit) for misfit in found), found
 
 
-def test_gpus_of_unknown_memory_are_refused_if_the_run_works_on_any():
+def test_gpus_of_unknown_memory_are_refused_if_the_run_uses_any():
     assert certain(gpu_size_misfits(a_run(engine=ON_GPU), 8, 0)) == [
-        "cluster.gpus is 8, but how much memory each has is not known here: set cluster.gpu_memory_gib (80 GB are "
+        "cluster.gpus is 8, but their memory size is not known here: set cluster.gpu_memory_gib (80 GB are "
         "79.6), or make the plan on the machine itself"
     ]
     for sections, gpu_bytes in (({}, 0), ({"engine": ON_GPU}, GIB)):

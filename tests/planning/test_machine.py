@@ -1,4 +1,4 @@
-"""Claims about what this machine is found to have."""
+"""Claims about what is found out about this machine."""
 
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def grouped(folder: Path, own: str, limits: dict[str, str]) -> int:
     ],
     ids=["container", "nested", "above", "not_visible", "first_version"],
 )
-def test_a_limit_of_a_control_group_is_the_memory_there_is(tmp_path: Path, own: str, limits: dict[str, str]):
+def test_a_control_groups_limit_is_the_available_memory(tmp_path: Path, own: str, limits: dict[str, str]):
     assert grouped(tmp_path, own, limits) == 1000
 
 
-def test_without_a_limit_the_machines_memory_counts(tmp_path: Path):
+def test_without_a_limit_all_of_the_machines_memory_is_available(tmp_path: Path):
     machine = memory_bytes(tmp_path, tmp_path / "none")
     assert machine > 2**28
     assert grouped(tmp_path, "0::/\n", {"memory.max": "max\n"}) == machine
@@ -43,7 +43,7 @@ def test_without_a_limit_the_machines_memory_counts(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("visible", "count"), [("0,1,3", 3), ("", 0), ("-1", 0), ("GPU-1a2b", 1)])
-def test_gpus_that_are_visible_count(monkeypatch: pytest.MonkeyPatch, visible: str, count: int):
+def test_only_visible_gpus_are_counted(monkeypatch: pytest.MonkeyPatch, visible: str, count: int):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_count() == count
 
@@ -63,7 +63,7 @@ def test_gpus_are_those_that_nvidia_smi_lists(
     assert gpu_count() == count
 
 
-def test_gpus_are_unknown_where_there_is_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_nvidia_smi_gpus_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_count() is None
@@ -74,7 +74,7 @@ def test_gpus_are_unknown_where_there_is_no_nvidia_smi(tmp_path: Path, monkeypat
     [(None, [80, 24, 16]), ("", []), ("-1", []), ("1", [24]), ("2,0", [80, 16]), ("GPU-b", [24])],
     ids=["all", "none", "minus_1", "one", "two", "uuid"],
 )
-def test_the_gpus_of_a_plan_are_those_that_are_visible(
+def test_a_plan_uses_only_visible_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, gib: list[float]
 ):
     table = "0, GPU-a1, H100, 81920\n1, GPU-b1, L4, 24576\n2, GPU-c1, T4, 16384\n"

@@ -1,4 +1,4 @@
-"""Claims about what a run is forecast to need, compared with what runs took."""
+"""Claims about the forecast needs of a run, compared with what runs took."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tpo.config.training import TrainConfig
 from tpo.planning.needs import GIB, disk_needed, gpus_needed, memory_needed
 
 PARAMETERS = 883_840
-"""Of the shipped seed model."""
+"""Parameters of the shipped seed model."""
 MIB = 2**20
 
 
@@ -27,13 +27,13 @@ def test_three_iterations_of_the_default_take_less_than_forecast_and_not_much_le
     assert took_bytes < needed.total < 200 * MIB
 
 
-def test_a_run_with_nothing_left_needs_nothing_and_the_seeds_evaluation_no_checkpoint():
+def test_a_finished_run_needs_no_space_and_the_seeds_evaluation_no_checkpoint():
     assert disk_needed(RunConfig(), [], parameters=PARAMETERS).total == 0
     first = disk_needed(RunConfig(), [0], parameters=PARAMETERS)
     assert (first.checkpoints, first.scratch) == (0, 0) and first.rows > 0
 
 
-def test_checkpoints_grow_with_epochs_precision_and_iterations_and_shrink_by_what_is_there():
+def test_checkpoints_grow_with_epochs_precision_and_iterations_and_existing_ones_are_subtracted():
     config = RunConfig(train=TrainConfig(epochs=10, precision="bfloat16"))
     assert disk_needed(config, [3, 4], parameters=8 * 10**9).checkpoints == 2 * 10 * 2 * 8 * 10**9
     assert disk_needed(config, [3, 4], parameters=8 * 10**9).scratch == 2 * 12 * 8 * 10**9
@@ -54,7 +54,7 @@ def test_rows_grow_with_outputs_and_with_a_judge_that_explains():
 
 def test_memory_holds_engines_judges_and_trainer_at_once():
     config = RunConfig(
-        engine=EngineConfig(count=2, dtype="bfloat16", memory_gib=3),
+        engine=EngineConfig(count=2, dtype="bfloat16", kv_cache_gib=3),
         judge=ArmoRMJudge(),
         judge_engine=JudgeEngineConfig(count=3, dtype="bfloat16"),
         trainer=TrainerConfig(workers=2),
@@ -77,7 +77,7 @@ def test_memory_holds_engines_judges_and_trainer_at_once():
         ({"precision": "bfloat16", "lora": {}}, "fsdp", 2000),
     ],
 )
-def test_training_holds_what_is_trained_in_float32_and_once_where_it_is_spread(
+def test_training_holds_trained_parameters_in_float32_and_only_once_under_fsdp(
     changes: dict[str, object], strategy: str, needed: int
 ):
     config = RunConfig.model_validate(
@@ -98,7 +98,7 @@ def test_training_holds_what_is_trained_in_float32_and_once_where_it_is_spread(
     ],
     ids=["cluster", "gpus"],
 )
-def test_what_runs_elsewhere_takes_no_memory_here(elsewhere: dict[str, object]):
+def test_parts_that_run_elsewhere_take_no_memory_here(elsewhere: dict[str, object]):
     config = RunConfig.model_validate(elsewhere)
     assert memory_needed(config, lambda _: 10**12) == {}
 

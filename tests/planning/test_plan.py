@@ -1,4 +1,4 @@
-"""Claims about plans: every profile has one, its arithmetic is right, and what cannot work is refused with a remedy."""
+"""Claims about plans: every profile has one, its arithmetic is right, and what can't work is refused with a remedy."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def planned(name: str, *overrides: str, to: int = 4) -> Plan:
 
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
-def test_every_shipped_profile_loads_and_plans_and_fits_where_it_says_it_runs(
+def test_every_shipped_profile_loads_plans_and_fits_the_machines_it_names(
     name: str, capsys: pytest.CaptureFixture[str]
 ):
     if name == "self-train-t5-large":
@@ -80,7 +80,7 @@ def test_shapes_have_the_published_number_of_parameters(name: str, parameters: i
     assert PUBLISHED[name].kv_bytes(2) == kv_kib * 1024
 
 
-def test_a_model_splits_over_what_divides_its_heads_and_its_width():
+def test_a_model_splits_over_divisors_of_its_heads_and_width():
     assert LLAMA_8B.degrees == [1, 2, 4, 8, 16, 32]
     assert PUBLISHED["Qwen2.5-1.5B-Instruct"].degrees == [1, 2, 4], "8,960 is not a multiple of 6 or 12"
     assert replace(LLAMA_8B, kv_heads=6).degrees == [1, 2], "6 key/value heads are neither split nor copied over 4"
@@ -90,7 +90,7 @@ def test_adapters_of_rank_16_on_llama_3_8b_have_42_million_parameters():
     assert LLAMA_8B.lora_parameters(16) == 41_943_040
 
 
-def test_a_shape_is_read_from_the_folder_where_there_is_one(tmp_path: Path):
+def test_a_shape_is_read_from_the_models_folder_if_it_exists(tmp_path: Path):
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096,
         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
@@ -118,23 +118,23 @@ def test_a_shape_is_read_from_the_folder_where_there_is_one(tmp_path: Path):
     ],
     ids=["own", "tied", "reward model", "gemma", "gemma, untied", "within a model that sees"],
 )
-def test_an_output_matrix_is_counted_where_there_is_one(tmp_path: Path, changes: dict[str, Any], head: bool):
+def test_an_output_matrix_is_counted_if_there_is_one(tmp_path: Path, changes: dict[str, Any], head: bool):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **SMALL, **changes}))
     assert find_model(tmp_path).shape.head is head
 
 
-def test_a_model_of_experts_is_refused_and_not_taken_for_one_of_them(tmp_path: Path):
+def test_a_mixture_of_experts_is_refused_rather_than_counted_as_one_expert(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "num_local_experts": 8}))
     with pytest.raises(InputError, match="num_local_experts = 8: what experts take in memory and time is not known"):
         find_model(tmp_path)
 
 
-def test_a_model_that_is_neither_there_nor_known_is_refused(tmp_path: Path):
+def test_a_model_that_is_neither_here_nor_published_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"nobodys-model has no config.json.*Meta-Llama-3-8B-Instruct"):
         find_model(tmp_path / "nobodys-model")
 
 
-def test_an_engine_has_what_its_weights_leave_for_the_cache():
+def test_an_engines_cache_gets_the_memory_that_its_weights_leave():
     engine = profile("llama3-8b-armorm").engine
     held = engine_memory(Kind.SAMPLE, LLAMA_8B, engine, context=3072, gpu_bytes=80 * GIB)
     assert held.parts["weights"] == 2 * 8_030_261_248
@@ -159,20 +159,20 @@ def test_tensor_parallelism_divides_weights_and_cache():
     assert four.sequences == four.cache // (80 * 1024 * 8192)
 
 
-def test_training_takes_16_bytes_a_parameter_spread_over_its_workers():
+def test_training_takes_16_bytes_per_parameter_spread_over_its_workers():
     (held,) = trainings_memory(profile("llama3-8b-armorm"), LLAMA_8B, gpu_bytes=80 * GIB)
     parts = held.parts
-    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == 16 * 8_030_261_248 // 8
+    assert parts["weights"] + parts["gradients"] + parts["optimizer"] == 16 * 8_030_261_248 // 8
     (alone,) = trainings_memory(profile("llama3-8b-armorm", "trainer.strategy=ddp"), LLAMA_8B, gpu_bytes=80 * GIB)
     assert alone.parts["weights"] == 4 * 8_030_261_248 and not alone.fits
 
 
-def test_adapters_leave_the_weights_below_them_in_16_bits_and_without_a_gradient():
+def test_under_adapters_the_base_weights_stay_in_16_bits_without_gradients():
     shape = PUBLISHED["Qwen2.5-1.5B-Instruct"]
     (held,) = trainings_memory(profile("single-gpu-lora"), shape, gpu_bytes=24 * GIB)
     parts = held.parts
     assert parts["frozen weights"] == 2 * shape.parameters
-    assert parts["optimiser"] == 8 * shape.lora_parameters(16)
+    assert parts["optimizer"] == 8 * shape.lora_parameters(16)
 
 
 def test_gradient_checkpointing_spares_activations():
@@ -211,16 +211,16 @@ def test_amounts_are_those_of_the_paper():
     assert stages["test sample"].prompts == 6 * 805
 
 
-def test_no_iteration_is_the_seed_measured_alone():
+def test_with_no_iterations_only_the_seed_is_measured():
     kinds = {stage.work.kind for stage in planned("laptop", to=0).stages}
     assert kinds == {"validation sample", "validation judge", "test sample", "test judge"}
 
 
-def test_more_iterations_take_a_plan_no_longer():
+def test_planning_more_iterations_takes_no_longer():
     assert planned("laptop", to=10**12).disk.checkpoints == 3 * 4 * 883_840 * 10**12
 
 
-def test_a_profiles_figures_come_before_a_guess_and_set_the_hours():
+def test_a_profiles_figures_override_guesses_and_determine_the_hours():
     guessed = planned("llama3-8b-armorm")
     given = planned("llama3-8b-armorm", "throughput.sample=1000", "prices.gpu_hour=2.5")
     stage = given.stages[0]
@@ -262,7 +262,7 @@ def test_a_past_run_refines_the_forecast_and_the_latest_one_counts(tmp_path: Pat
 
 
 @pytest.mark.parametrize("judge", ["armorm", "pairwise"])
-def test_what_a_past_run_noted_of_a_judge_is_found_again(tmp_path: Path, judge: str):
+def test_a_past_runs_entries_for_a_judge_are_found_again(tmp_path: Path, judge: str):
     config = load_config(PROFILES["laptop"], [f"judge={{kind='{judge}'}}", f"folder={tmp_path}"])
     config.root.mkdir()
     with judging_meter(config, "iter_1/judgments", config.judge) as meter:
@@ -272,7 +272,7 @@ def test_what_a_past_run_noted_of_a_judge_is_found_again(tmp_path: Path, judge: 
     assert stage.rate is not None and stage.rate.source == "past run laptop"
 
 
-def test_what_another_server_or_model_behind_it_did_refines_nothing(tmp_path: Path):
+def test_a_past_run_with_another_server_or_served_model_refines_nothing(tmp_path: Path):
     config = load_config(PROFILES["api-judge"], [f"folder={tmp_path}"])
     config.root.mkdir()
     with judging_meter(config, "iter_1/judgments", config.judge) as meter:
@@ -301,8 +301,8 @@ def test_a_past_run_of_something_else_refines_nothing(tmp_path: Path, other: dic
     assert plan.stages[0].rate is not None and plan.stages[0].rate.is_guess
 
 
-SHORT = "thinkpo.source.short_sample.max_new_tokens"
-SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
+SHORT = "recipe.source.short_sample.max_new_tokens"
+SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
 
 
 @pytest.mark.parametrize(
@@ -311,10 +311,10 @@ SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
         (
             "llama3-8b-armorm",
             ["cluster.gpus=4"],
-            r"^engine works on 8 GPUs, but there are 4 \(as \[cluster\] describes",
+            r"^engine needs 8 GPUs, but there are 4 \(as \[cluster\] describes",
         ),
-        ("llama3-8b-armorm", ["trainer.strategy=ddp"], r"^train takes 155.0 GiB of a GPU.*: set trainer.strategy = "),
-        ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], r"^judge takes .*: raise judge_engine.tensor_parallel"),
+        ("llama3-8b-armorm", ["trainer.strategy=ddp"], r"^train needs 155.0 GiB of a GPU.*: set trainer.strategy = "),
+        ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], r"^judge needs .*: raise judge_engine.tensor_parallel"),
         (
             "llama3-8b-ste",
             ["judge_engine.tensor_parallel=3"],
@@ -323,16 +323,20 @@ SLOW = "train: as workers start they hold {:,.1f} GiB of a node's own memory"
         ("thinkpo-qwen2.5-3b", ["engine.tensor_parallel=8", "engine.count=1"], r"28 .* of Qwen2.5-Math-7B-Instruct"),
         ("thinkpo-reproduced-7b", [f"{SHORT}=3073"], rf"\+ {SHORT} is 4097, but Qwen2.5-Math-7B-Instruct has 4096 tok"),
         ("llama3-8b-armorm", ["data.max_prompt_tokens=7000", "train.max_tokens=10000"], r"has 8192 tokens of context"),
-        ("laptop", ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"], r"to give, one each"),
-        ("laptop", ["engine.memory_gib=100000"], r"^this machine's memory must hold 100,000.0 GiB at once"),
+        (
+            "laptop",
+            ["trainer.workers=4096", "train.batch_size=4096", "train.micro_batch_size=1"],
+            r"CPUs here, and each",
+        ),
+        ("laptop", ["engine.kv_cache_gib=100000"], r"^this machine's memory must hold 100,000.0 GiB at once"),
         (
             "laptop",
             ["engine.device=gpu", "cluster.gpus=8"],
-            r"how much memory each has is not known here: set cluster.g",
+            r"their memory size is not known here: set cluster.g",
         ),
     ],
 )
-def test_what_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
+def test_whatever_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
     plan = planned(name, *overrides)
     assert len([problem for problem in plan.problems if re.search(told, problem)]) == 1, plan.problems
     assert not plan.fits
@@ -343,12 +347,12 @@ def test_what_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[
     [
         ("llama3-8b-armorm", [], SLOW.format(4 * 8_030_261_248 / GIB)),
         ("single-gpu-lora", [], SLOW.format(2 * 1_543_714_304 / GIB)),
-        ("llama3-8b-armorm", ["budget.hours=1"], "budget.hours is 1.0, and"),
-        ("llama3-8b-armorm", ["budget.tokens=1000"], "budget.tokens is 1,000, and"),
+        ("llama3-8b-armorm", ["budget.hours=1"], "budget.hours is 1.0, but"),
+        ("llama3-8b-armorm", ["budget.tokens=1000"], "budget.tokens is 1,000, but"),
         ("thinkpo-reproduced-7b", [f"{SHORT}=3072"], SLOW.format(4 * 7_615_616_512 / GIB)),
     ],
 )
-def test_what_is_no_reason_to_refuse_a_run_is_noted(name: str, overrides: list[str], told: str):
+def test_whatever_is_no_reason_to_refuse_a_run_is_noted(name: str, overrides: list[str], told: str):
     plan = planned(name, *overrides)
     assert any(note.startswith(told) for note in plan.notes), plan.notes
     assert plan.problems == []
@@ -357,7 +361,7 @@ def test_what_is_no_reason_to_refuse_a_run_is_noted(name: str, overrides: list[s
 @pytest.mark.parametrize(
     ("overrides", "workers"), [([], 8), (["cluster.gpus=4", "cluster.nodes=2"], 4)], ids=["one node", "two nodes"]
 )
-def test_every_worker_of_a_node_that_is_not_spread_holds_the_model_as_it_loads(overrides: list[str], workers: int):
+def test_without_fsdp_every_worker_of_a_node_loads_the_whole_model(overrides: list[str], workers: int):
     notes = planned("llama3-8b-armorm", "trainer.strategy=ddp", *overrides).notes
     assert any(note.startswith(SLOW.format(workers * 4 * 8_030_261_248 / GIB)) for note in notes)
 
@@ -390,7 +394,7 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
         ("llama3-8b-armorm", 10_000, True, "It fits."),
     ],
 )
-def test_a_disk_here_must_hold_the_checkpoints_and_one_elsewhere_is_said_to_be_needed(
+def test_a_disk_here_must_hold_the_checkpoints_and_the_need_for_one_elsewhere_is_noted(
     name: str, disk_gib: float, fits: bool, last: str, capsys: pytest.CaptureFixture[str]
 ):
     config = profile(name)
@@ -403,7 +407,7 @@ def test_a_disk_here_must_hold_the_checkpoints_and_one_elsewhere_is_said_to_be_n
     assert len(said) == (last != "It fits.")
 
 
-def test_what_a_run_has_spent_stands_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_past_spending_is_listed_separately(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = load_config(PROFILES["laptop"], [f"folder={tmp_path}"])
     config.root.mkdir()
     past_run(config.root, "iter_1/samples", tokens=12_345, seconds=10, start=1)
@@ -413,7 +417,7 @@ def test_what_a_run_has_spent_stands_apart(tmp_path: Path, capsys: pytest.Captur
     assert "What it has spent already" in capsys.readouterr().out
 
 
-def test_a_run_on_any_model_folder_is_planned_by_its_config(tmp_path: Path):
+def test_a_run_on_any_model_folder_is_planned_from_its_config_json(tmp_path: Path):
     config = a_config(tmp_path)
     (tmp_path / "model" / "config.json").write_text(json.dumps(SMALL))
     assert plan_run(config, 1).problems == []
@@ -433,7 +437,7 @@ def test_guesses_grow_with_the_hardware_and_shrink_with_the_model():
 
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0"), (999, "999"), (1500, "1.5 k"), (2_000_000, "2.0 M")])
-def test_counts_are_said_as_people_say_them(count: int, shown: str):
+def test_counts_are_human_readable(count: int, shown: str):
     assert large(count) == shown
 
 
@@ -448,7 +452,7 @@ def test_prompts_that_a_model_writes_are_planned_for():
     assert own.problems == []
 
 
-def test_a_server_that_writes_prompts_is_paid_by_its_prices():
+def test_a_server_that_writes_prompts_is_costed_at_its_prices():
     endpoint = '{base_url = "http://here/v1", input_price = 2, output_price = 8, concurrency = 4}'
     plan = planned("llama3-8b-armorm", f'data.synthetic={{model = "m", endpoint = {endpoint}}}', to=2)
     generate = plan.stages[0]
@@ -458,7 +462,7 @@ def test_a_server_that_writes_prompts_is_paid_by_its_prices():
     assert plan.models.generator is None
 
 
-def test_a_generator_of_its_own_must_fit_beside_the_others(tmp_path: Path):
+def test_a_separate_generator_must_fit_alongside_the_other_models(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "architectures": ["LlamaForCausalLM"]}))
     settings = f'{{model = "{tmp_path}", max_prompt_tokens = 500, max_new_tokens = 13}}'
     plan = planned("llama3-8b-armorm", f"data.synthetic={settings}")
@@ -466,7 +470,7 @@ def test_a_generator_of_its_own_must_fit_beside_the_others(tmp_path: Path):
     assert "generate" in [held.work for held in plan.gpu_memory]
 
 
-def test_a_model_with_an_encoder_is_refused_by_its_config(tmp_path: Path):
+def test_a_model_with_an_encoder_is_refused_from_its_config_json(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"is_encoder_decoder": True}))
     for refuses in (find_model, check_model_folder):
         with pytest.raises(InputError, match="is an encoder-decoder model"):
@@ -489,11 +493,11 @@ def test_a_plan_of_thinkpo_has_one_output_a_prompt_two_trainings_and_the_test_of
     assert planned("thinkpo").goal == "ThinkPO"
 
 
-def test_a_plan_of_self_training_asks_every_question_each_iteration_and_tunes_once_more_than_that():
+def test_a_plan_of_self_training_asks_every_question_per_iteration_and_fine_tunes_one_extra_time():
     found = amounts("self-train")
     assert found["sample"] == (3, 1_800, 3 * 600 * (5 + 3))
     assert found["train"][0] == 4 + 3 and found["test sample"] == (8, 3_200, 3_200)
-    plain = amounts("self-train", "self_train.dpo=false")
+    plain = amounts("self-train", "recipe.dpo=false")
     assert plain["sample"] == (3, 1_800, 3 * 600 * 3)
     assert plain["train"][0] == 4 and plain["test sample"][0] == 5
     assert planned("self-train", to=3).goal == "to SFT_3"
@@ -510,16 +514,16 @@ def test_a_writer_of_thinkpo_has_its_own_context_model_memory_and_time():
     assert plan.problems == []
 
 
-def test_the_disk_of_thinkpo_has_a_model_an_epoch_of_both_trainings_and_what_its_writers_write():
+def test_thinkpos_disk_has_a_model_per_epoch_of_both_trainings_and_its_writers_outputs():
     plan = planned("thinkpo-reproduced-7b")
     parameters = plan.models.seed.shape.parameters
     assert plan.disk.checkpoints == (3 + 1) * 2 * parameters
     assert plan.disk.scratch == 2 * 12 * parameters
-    longer = planned("thinkpo-reproduced-7b", "thinkpo.source.short_sample.max_new_tokens=2048")
+    longer = planned("thinkpo-reproduced-7b", "recipe.source.short_sample.max_new_tokens=2048")
     assert longer.disk.rows - plan.disk.rows == 16_710 * 2 * 1024 * 10
 
 
-def test_the_disk_of_self_training_has_a_model_an_epoch_of_all_trainings():
+def test_self_trainings_disk_has_a_model_per_epoch_of_all_trainings():
     plan = planned("self-train-llama", to=3)
     config, parameters = profile("self-train-llama"), plan.models.seed.shape.parameters
     assert config.sft is not None
@@ -527,20 +531,20 @@ def test_the_disk_of_self_training_has_a_model_an_epoch_of_all_trainings():
     assert plan.disk.checkpoints == (4 * config.sft.epochs + 3 * preferences) * 2 * parameters
 
 
-def test_engines_without_a_shard_are_named_and_take_no_share_of_the_work():
+def test_engines_without_a_shard_are_noted_and_speed_nothing_up():
     speed = "throughput.sample=1000"
     plan, split = (planned("thinkpo-reproduced-7b", speed, f"engine.shard_prompts={size}") for size in (250, 25))
     seconds = [
         next(stage.seconds - stage.start_seconds for stage in each.stages if stage.work.kind == "test sample")
         for each in (plan, split)
     ]
-    assert any("test sample: 500 prompts are 2 shards, so that 6 of 8 engines" in note for note in plan.notes)
+    assert any("test sample: 500 prompts are 2 shards, so 6 of 8 engines" in note for note in plan.notes)
     assert "lower engine.shard_prompts to 63" in "".join(plan.notes)
     assert not any("have nothing to do" in note for note in split.notes)
     assert seconds[0] > 1.5 * seconds[1]
 
 
-def test_all_prompts_of_a_file_are_counted_if_it_is_there(tmp_path: Path):
+def test_a_files_prompts_are_counted_if_it_exists(tmp_path: Path):
     path, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
     row = {"demonstration": "d", "answer": "1"}
     test.write_text("".join(json.dumps({"instruction": f"Test {i}", **row}) + "\n" for i in range(500)))

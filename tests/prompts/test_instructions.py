@@ -1,4 +1,4 @@
-"""Claims about few-shot prompts: examples are shown as they are, and what is no whole instruction is not taken."""
+"""Claims about few-shot prompts: examples are shown unchanged, and only whole instructions are accepted."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SHIPPED = load_instruction_prompt(None)
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=8))
-def test_what_is_shown_is_read_back_as_it_was(examples: list[str]):
+def test_examples_that_are_shown_parse_back_unchanged(examples: list[str]):
     (message,) = SHIPPED.render(examples, 1)
     assert message["role"] == "user"
     _, _, tasks = message["content"].partition("no answers.")
@@ -42,14 +42,14 @@ def test_the_number_of_new_instructions_is_asked_for():
         ("", True, [Written("", Fault.UNPARSABLE)]),
     ],
 )
-def test_only_closed_instructions_are_taken_and_the_rest_is_counted(
+def test_only_closed_instructions_are_accepted_and_the_rest_are_counted(
     output: str, finished: bool, written: list[Written]
 ):
     assert SHIPPED.split(output, finished=finished) == written
 
 
 @given(st.lists(st.sampled_from([OPEN, CLOSE, "a", "\n"])).map("".join), st.booleans())
-def test_no_instruction_holds_a_marker(output: str, finished: bool):
+def test_no_instruction_contains_a_marker(output: str, finished: bool):
     found = SHIPPED.split(output, finished=finished)
     assert found
     for written in found:
@@ -76,7 +76,7 @@ def test_a_template_that_would_not_work_is_refused_with_what_to_do(tmp_path: Pat
     assert told in str(refused.value)
 
 
-def test_a_template_of_ones_own_is_taken_and_known_by_its_content(tmp_path: Path):
+def test_a_custom_template_is_accepted_and_identified_by_its_content(tmp_path: Path):
     path = tmp_path / "mine.jinja"
     path.write_text("More, {{ count }}:{% for e in examples %}\n<task>{{ e }}</task>{% endfor %}")
     prompt = load_instruction_prompt(path)
@@ -84,6 +84,6 @@ def test_a_template_of_ones_own_is_taken_and_known_by_its_content(tmp_path: Path
     assert prompt.fingerprint != SHIPPED.fingerprint
 
 
-def test_a_template_that_is_not_there_is_refused(tmp_path: Path):
+def test_a_missing_template_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"gone\.jinja cannot be read"):
         load_instruction_prompt(tmp_path / "gone.jinja")

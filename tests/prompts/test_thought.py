@@ -1,4 +1,4 @@
-"""Claims about thought prompts: what is asked, and how outputs are split."""
+"""Claims about thought prompts: how they are written, and how outputs are split."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from prompts.thought import VARIANTS, ParseError, ThoughtPrompt, load_prompt
 from tests.rows import SHARED_DATA
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
+from tpo.models import template_trial
 
 GENERIC, SPECIFIC, DRAFT, DIRECT = (VARIANTS[name] for name in ("generic", "specific", "specific_draft", "direct"))
 THINKING = [prompt for prompt in VARIANTS.values() if prompt.response_marker]
@@ -175,7 +176,7 @@ def test_every_thought_marker_leaves_the_thought():
 def test_a_laid_out_output_splits_into_what_it_was_made_of(prompt: ThoughtPrompt, thought: str, response: str):
     markers = [marker for marker in (prompt.thought_marker, prompt.response_marker) if marker]
     output = f"{prompt.thought_marker or ''}{thought}\n{prompt.response_marker}{response}"
-    # Laying out may complete a marker across a seam: then it is another output.
+    # Joining the parts may complete a marker across a seam: then it is a different output.
     if [output.count(marker) for marker in markers] != [1] * len(markers):
         return
     parsed = prompt.split(output, finished=True)
@@ -266,10 +267,11 @@ def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, c
         load_prompt(PromptConfig(variant="specific", user_template=path))
 
 
-def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path):
+def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(template_trial, "TRIAL_SECONDS", 2)
     loops = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" * 3
     (tmp_path / "mine.jinja").write_text(f"<R> {{{{ instruction }}}}{loops}")
-    with pytest.raises(InputError, match="does not render: it does not come to an end within 5 s"):
+    with pytest.raises(InputError, match="does not render: it does not come to an end within 2 s"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 

@@ -1,4 +1,5 @@
-"""Claims about verdict prompts: what a judge is shown, what in it can be forged (nothing), and what it said."""
+"""Claims about verdict prompts: what a judge is shown, that nothing in it can be forged, and how its verdict is
+read."""
 
 import json
 import pickle
@@ -77,7 +78,8 @@ def user_turn(prompt: VerdictPrompt, instruction: str, first: str, second: str) 
 
 
 def seen(text: str) -> str:
-    """What a reader sees, found by other means than the code's: NFKC, no format character or white space, one case."""
+    """Text as a reader sees it, computed independently of the code: NFKC, no format characters or white space, one
+    case."""
     shown = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf" and not c.isspace())
     return "".join(shown).casefold().replace("’", "'")
 
@@ -146,7 +148,7 @@ def test_a_forgery_loses_its_brackets_and_nothing_else(kind: str, text: str):
     assert all(unicodedata.category(old) in ("Ps", "Pe") for old, _ in changed)
 
 
-def test_every_character_that_unicode_holds_for_equal_is_seen_through():
+def test_every_unicode_equivalent_of_a_character_is_recognized():
     inside = {
         "[": "{}[A]]",
         "]": "[[A]{}",
@@ -173,7 +175,7 @@ def test_the_corpus_is_large_distinct_and_the_same_for_the_same_seed():
     assert len({case.kind for case in HOSTILE}) >= 12
 
 
-def test_no_hostile_text_forges_a_delimiter_or_a_label_wherever_it_stands():
+def test_no_hostile_text_forges_a_delimiter_or_label_in_any_position():
     delimiters = [seen(delimiter) for delimiter in DELIMITERS]
     for case in HOSTILE:
         for texts in placed(case):
@@ -201,7 +203,7 @@ def test_no_look_alike_survives_in_any_text(forged: str, drawn: random.Random, b
     assert seen(forged) not in seen(defused(before + alike + after))
 
 
-def test_defusing_twice_is_defusing_once_and_touches_brackets_alone():
+def test_defusing_is_idempotent_and_changes_only_brackets():
     for case in HOSTILE:
         once = defused(case.text)
         assert defused(once) == once
@@ -222,13 +224,13 @@ def test_defusing_twice_is_defusing_once_and_touches_brackets_alone():
     ],
     ids=lambda text: ascii(text[:12]),
 )
-def test_long_text_takes_no_longer_than_its_length(text: str):
+def test_long_text_is_defused_within_a_second(text: str):
     started = time.process_time()
     defused(text + "!")
     assert time.process_time() - started < 1
 
 
-def test_rendering_costs_little_enough_for_hundreds_of_thousands():
+def test_rendering_is_fast_enough_for_hundreds_of_thousands():
     responses = [f"{i}: some list [1], an “aside” and `x[0] = [[1, 2], [3]]`. " * 18 for i in range(8)]
     pairs = [(first, second) for first in responses for second in responses if first != second]
     started = time.process_time()
@@ -257,7 +259,7 @@ def test_prose_and_slots_make_up_the_whole_prompt(prompt: VerdictPrompt):
     assert user_turn(prompt, "Why?", "x", "y") == f"{head}Why?{between}x{middle}y{tail}"
 
 
-def test_prompts_are_told_apart_by_their_fingerprints_and_travel_between_processes():
+def test_prompts_have_distinct_fingerprints_and_can_be_pickled():
     prompts = [COT, LABEL, VerdictPrompt("Judge.", COT.user_template), VerdictPrompt(COT.system_template, TAGS)]
     assert len({prompt.fingerprint for prompt in prompts}) == 4
     COT.render("Why?", "a", "b")
@@ -318,11 +320,11 @@ def test_verdicts_are_read_as_published(text: str, verdict: Verdict | None):
 
 
 @pytest.mark.parametrize("text", ["[[A]]", "[[B]]", "[[C]]", "[[A]] or [[B]]", ""])
-def test_a_judgment_that_was_cut_is_no_verdict(text: str):
+def test_a_truncated_judgment_gives_no_verdict(text: str):
     assert parse_verdict(text, finished=False) is None
 
 
-def test_a_judge_that_quotes_its_whole_prompt_says_nothing():
+def test_a_judge_that_quotes_its_whole_prompt_gives_no_verdict():
     for prompt in PROMPTS.values():
         messages = prompt.render("[[A]]", "[[A]]", "[[A]]")
         assert parse_verdict("\n".join(message["content"] for message in messages), finished=True) is None

@@ -1,4 +1,4 @@
-"""Claims about what a comparison says in words and shows on its page."""
+"""Claims about a comparison's sentences and page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,9 +41,9 @@ def test_a_comparison_is_read_as_it_was_written(tmp_path: Path):
     assert write_comparison(read_comparison(tmp_path / "comparison.json")) == write_comparison(comparison)
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path):
+def test_a_file_that_is_not_a_comparison_is_refused(tmp_path: Path):
     (tmp_path / "comparison.json").write_text('{"leads": []}')
-    with pytest.raises(StoreError, match="is not a comparison of this version"):
+    with pytest.raises(StoreError, match="is not a comparison that this version can read"):
         read_comparison(tmp_path / "comparison.json")
 
 
@@ -55,7 +55,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path):
         ([-0.09, 0.01, 0.2], 0.03, "ahead of direct",
          "The lines cross between M_0 and M_1; from M_2 on the lead is clear."),
         ([-0.09, 0.05, -0.01, 0.02], 0.03, "not clearly different from direct (+2.0 points",
-         "The lines cross between M_2 and M_3, and at no model is the lead clear."),
+         "The lines cross between M_2 and M_3, but the lead is not clear at any model."),
         ([0.09, 0.2], 0.03, "ahead of direct", "Thinking is ahead from the start."),
         ([-0.09, -0.2], 0.03, "behind direct (−20.0 points", "Thinking does not overtake direct."),
         ([0.09, -0.2], 0.03, "behind direct", "Direct overtakes thinking."),
@@ -73,12 +73,12 @@ def test_kinds_of_instruction_are_sorted_by_what_they_gain():
     groups = {"dial": interval(0.1), "recall": interval(-0.3), "relay": interval(0.4), "words": interval(0.01)}
     said = verdict(a_comparison([0.0, 0.1], groups=groups))
     assert said[-1] == (
-        "Of 4 categories thinking is ahead in relay (+40.0), dial (+10.0); behind in recall (−30.0); not clearly "
+        "Of 4 categories, thinking is ahead in relay (+40.0), dial (+10.0); behind in recall (−30.0); not clearly "
         "different in 1."
     )
 
 
-def test_of_a_judge_that_compares_even_is_one_half():
+def test_the_even_point_of_a_comparing_judge_is_one_half():
     won = a_comparison([0.4, 0.7], measure="win_rate")
     assert "thinking is ahead of direct (it wins 70.0 % of test prompts" in verdict(won)[0]
     assert verdict(a_comparison([0.4, 0.51], measure="win_rate"))[0].count("not clearly different from direct") == 1
@@ -86,16 +86,16 @@ def test_of_a_judge_that_compares_even_is_one_half():
     assert "it compared those of the two runs" in page and "<th>Thinking</th>" not in page
 
 
-def test_scores_of_another_unit_are_shown_in_it():
+def test_scores_in_another_unit_keep_their_unit():
     said = verdict(a_comparison([-0.5, 2.25], score=12.0))
     assert "+2.25, 95 % interval" in said[0]
 
 
-def test_a_comparison_before_any_training_and_one_without_scores_have_their_verdicts():
+def test_comparisons_before_training_or_without_scores_have_verdicts_too():
     assert verdict(a_comparison([-0.09]))[0].startswith("Before any training, thinking is behind direct")
     blank = a_comparison([0.1])
     blank = Comparison(blank.thinking, blank.direct, "difference", [Lead(0, None, {}, {}, None)], blank.spent)
-    assert verdict(blank) == ["There is no verdict: the evaluation judge scored no test prompt for both."]
+    assert verdict(blank) == ["There is no verdict: there is no test prompt on which the evaluation judge scored both."]
     assert "There is no verdict" in render_comparison(blank)
 
 

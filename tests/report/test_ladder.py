@@ -1,4 +1,4 @@
-"""Claims about a ladder of models: it survives its file, its words follow its numbers, and its page runs nothing."""
+"""Claims about a ladder of models: it survives its file, its sentences match its numbers, and its page runs nothing."""
 
 import dataclasses
 import re
@@ -45,13 +45,13 @@ def test_a_ladder_survives_its_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"run": "x"}', b"[1]", b'{"rungs": [{}]}'])
-def test_a_file_that_is_no_ladder_says_so(tmp_path: Path, content: bytes):
+def test_a_file_that_is_not_a_ladder_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "ladder.json").write_bytes(content)
-    with pytest.raises(StoreError, match="is not a ladder of this version"):
+    with pytest.raises(StoreError, match="is not a ladder that this version can read"):
         read_ladder(tmp_path / "ladder.json")
 
 
-def test_each_step_is_told_with_its_interval_and_an_unclear_one_is_called_so():
+def test_each_step_is_described_with_its_interval_and_unclear_steps_are_called_unclear():
     assert sentences(LADDER) == [
         "SFT against base: score +30.0 points [+28.0, +32.0], length +3.0 tokens [+2.0, +4.0].",
         "DPO against SFT: score +1.0 points [−1.0, +3.0], not clearly different, length +3.0 tokens [+2.0, +4.0].",
@@ -78,14 +78,14 @@ def test_the_table_has_all_models_and_what_they_were_trained_on(capsys: pytest.C
     assert "Not trained on for DPO: 3 answers differ." in told
 
 
-def test_a_ladder_without_scores_has_no_picture_of_them():
+def test_a_ladder_without_scores_has_no_score_plot():
     blind = dataclasses.replace(LADDER, rungs=[dataclasses.replace(r, score=None, gain=None) for r in LADDER.rungs])
     assert ladder_picture(blind) is None and ladder_picture(LADDER) is not None
     assert sentences(blind) == []
     assert "<h1>" in render_ladder(blind, config={}, examples=[], spent=[])
 
 
-def test_models_of_another_run_have_a_line_of_their_own_below_the_models_that_are_held_against_them():
+def test_models_of_another_run_get_their_own_line_at_the_models_compared_with_them():
     pairs = [
         (rung(f"SFT_{t} without", None, 0.5, None), rung(f"SFT_{t}", f"SFT_{t} without", 0.6, 0.1)) for t in (0, 1)
     ]
@@ -93,13 +93,13 @@ def test_models_of_another_run_have_a_line_of_their_own_below_the_models_that_ar
     assert [each.model for each in held_against(ladder)] == ["SFT_0 without", "SFT_1 without"]
     assert held_against(LADDER) == []
     pages = [render_ladder(each, config={}, examples=[], spent=[]) for each in (LADDER, ladder)]
-    assert ["in orange what each is held against" in page for page in pages] == [False, True]
+    assert ["in orange the models that they are compared with" in page for page in pages] == [False, True]
     named = [set(re.findall(r"<text[^>]*>([^<]+)</text>", page)) for page in pages]
     assert {"base", "SFT", "DPO"} <= named[0]
     assert {"base", "SFT_0", "SFT_1"} <= named[1] and "SFT_0 without" not in named[1]
 
 
-def test_a_long_ladder_names_some_of_its_models_and_not_one_over_the_other():
+def test_a_long_ladder_names_only_some_models_so_that_labels_do_not_overlap():
     long = [RUNGS[0], *(rung(f"SFT_{t}", "base", 0.5, 0.1) for t in range(20))]
     page = render_ladder(dataclasses.replace(LADDER, rungs=long), config={}, examples=[], spent=[])
     named = set(re.findall(r"<text[^>]*>(SFT_\d+)</text>", page))

@@ -2,7 +2,8 @@ import dataclasses
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def interval(value: float, half: float = 0.02, n: int = 600) -> Interval:
 
 
 def model_row(model: str, iteration: int, score: float | None, **values: Any) -> ModelRow:
-    """A row with everything known if it has a score, and with nothing known if it has none."""
+    """A row with all values known if it has a score, and with none known if not."""
     known = score is not None
     level = score or 0.0
     made = known and iteration > 0
@@ -100,7 +101,7 @@ def page_of(*rows: ModelRow, examples: Sequence[Example] = (), config: Mapping[s
     )
 
 
-def test_what_was_spent_is_shown_and_left_out_where_nothing_was():
+def test_spending_is_shown_and_left_out_if_there_was_none():
     line = Spending("sample", 400, 3200, 12_100, 84_793, 125.0, 0.0, 250.0, 0.0)
     total = Spending("in all", 400, 3200, 12_100, 84_793, 7325.0, 58_600.0, 250.0, 31.5)
     summary = summary_of(*FULL)
@@ -135,6 +136,7 @@ class Reader(HTMLParser):
             self.texts[-1] += data
 
 
+@cache
 def hostile_page() -> str:
     texts: dict[str, Any] = {
         field.name: ALL_HOSTILE
@@ -164,8 +166,11 @@ def test_nothing_that_a_model_or_a_data_set_wrote_becomes_markup() -> None:
     assert "49" not in "".join(reader.texts)
 
 
-@pytest.mark.parametrize("page", [hostile_page(), page_of(*FULL, examples=[EXAMPLE] * 3)], ids=["hostile", "full"])
-def test_the_page_asks_for_nothing_from_the_network(page: str) -> None:
+@pytest.mark.parametrize(
+    "make", [hostile_page, lambda: page_of(*FULL, examples=[EXAMPLE] * 3)], ids=["hostile", "full"]
+)
+def test_the_page_requests_nothing_from_the_network(make: Callable[[], str]) -> None:
+    page = make()
     for tag, attributes in Reader(page).elements:
         for name in ("href", "xlink:href", "src", "srcset", "action", "data", "poster"):
             assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
@@ -178,7 +183,7 @@ def test_the_page_asks_for_nothing_from_the_network(page: str) -> None:
 @pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 def test_a_browser_runs_nothing_of_a_hostile_page(tmp_path: Path) -> None:
-    # Without the page's own policy, so that escaping alone has to hold.
+    # Remove the page's own policy, so that escaping alone has to hold.
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", hostile_page())
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -227,7 +232,7 @@ def test_a_pair_shows_scores_tokens_reference_and_error() -> None:
     page = page_of(examples=[EXAMPLE, broken])
     for text in ("score 1.00 · 17 tokens", "score 0.00 · 13 tokens", "<bdi>4</bdi>", "margin 2.31", "difficulty 3"):
         assert text in page
-    assert "breaks the format: missing response marker" in page and "error as rejected" in page
+    assert "breaks the format: missing response marker" in page and "error pair" in page
 
 
 UNKNOWN = model_row("M_0", 0, None)
@@ -258,7 +263,7 @@ UNKNOWN = model_row("M_0", 0, None)
         "thirteen",
     ],
 )
-def test_whatever_is_missing_leaves_a_readable_page(rows: tuple[ModelRow, ...]) -> None:
+def test_missing_values_leave_a_readable_page(rows: tuple[ModelRow, ...]) -> None:
     page = page_of(*rows)
     assert "None" not in page and ">nan" not in page
     assert page.count("data-model=") == len(rows)
@@ -269,23 +274,23 @@ def test_whatever_is_missing_leaves_a_readable_page(rows: tuple[ModelRow, ...]) 
     [
         (
             FULL,
-            "After 2 iterations M_2 scores 94.2 on 600 test prompts (95 % interval 92.2–96.2): 31.2 points above M_0 "
+            "After 2 iterations, M_2 scores 94.2 on 600 test prompts (95 % interval 92.2–96.2): 31.2 points above M_0 "
             "with thoughts and 22.2 points above M_0 answering directly.",
         ),
         (
             (DIRECT, SEED, model_row("M_1", 1, 0.64)),
-            "After 1 iteration M_1 scores 64.0 on 600 test prompts (95 % interval 62.0–66.0): not clearly different "
-            "from M_0 with thoughts (+1.0 points; the interval −1.0 to +3.0 includes 0) and 8.0 points below "
+            "After 1 iteration, M_1 scores 64.0 on 600 test prompts (95 % interval 62.0–66.0): not clearly different "
+            "from M_0 with thoughts (+1.0 points; interval −1.0 to +3.0 includes 0) and 8.0 points below "
             "M_0 answering directly.",
         ),
         (
             (DIRECT, SEED),
-            "Before the first iteration M_0 with thoughts scores 63.0 on 600 test prompts (95 % interval 61.0–65.0), "
+            "Before the first iteration, M_0 with thoughts scores 63.0 on 600 test prompts (95 % interval 61.0–65.0), "
             "9.0 points below M_0 answering directly.",
         ),
         (
             (SEED, model_row("M_1", 1, None)),
-            "After 1 iteration there is no test score: the evaluation judge scored none of M_1's answers.",
+            "After 1 iteration, there is no test score: the evaluation judge scored none of M_1's answers.",
         ),
         ((), "Nothing has been measured yet."),
     ],
@@ -295,7 +300,7 @@ def test_the_headline_says_what_the_numbers_say(rows: tuple[ModelRow, ...], sent
     assert headline(summary_of(*rows)) == sentence
 
 
-def test_the_headline_of_a_run_without_thoughts_speaks_of_one_seed() -> None:
+def test_the_headline_of_a_run_without_thoughts_mentions_a_single_seed() -> None:
     assert headline(summary_of(*FULL), thinks=False).endswith(": 31.2 points above M_0.")
 
 
@@ -304,19 +309,19 @@ def test_scores_of_other_judges_keep_their_unit() -> None:
     assert "scores 13.50 on 600 test prompts (95 % interval 13.48–13.52): 12.87 above" in headline(summary_of(*rows))
 
 
-def test_a_fallen_category_and_an_unchanged_model_are_findings() -> None:
+def test_worse_categories_and_unchanged_models_are_findings() -> None:
     fell = dataclasses.replace(FIRST, by_category={"dial": interval(0.5), "relay": interval(0.9)}, chosen_epoch=0)
     found = findings(summary_of(DIRECT, SEED, fell))
     assert found[0] == "M_1 is M_0 unchanged: no epoch of its training did better on validation."
-    assert found[1] == "1 of 2 categories fell from M_0: dial (60.0 → 50.0)."
+    assert found[1] == "1 of 2 categories fell below M_0: dial (60.0 → 50.0)."
 
 
-def test_model_names_are_set_with_a_subscript_and_still_read_as_they_are_written() -> None:
+def test_model_names_get_a_subscript_and_still_copy_as_written() -> None:
     shown = subscripted("M_12 > M_0")
     assert re.sub("<[^>]*>", "", shown) == "M_12 &gt; M_0" and "<sub>12</sub>" in shown
 
 
-def test_the_judges_health_stands_by_the_model_that_it_made():
+def test_the_judges_health_is_listed_with_the_model_trained_on_its_scores():
     page = page_of(*FULL)
     assert page.count("data-judged=") == 2
     row = page[page.index('data-judged="M_1"') :].partition("</tr>")[0]

@@ -51,21 +51,21 @@ def test_a_summary_is_read_as_it_was_written(summary: Summary):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": 3}', '{"models": [{"score": null}]}', '{"models": [3]}'])
-def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, text: str):
+def test_a_file_that_is_not_a_summary_is_refused(tmp_path: Path, text: str):
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(StoreError, match="is not a summary of this version"):
+    with pytest.raises(StoreError, match="is not a summary that this version can read"):
         read_summary(tmp_path / "summary.json")
 
 
-def test_what_is_wrong_with_a_summary_is_said_by_its_place(tmp_path: Path):
+def test_an_error_in_a_summary_names_its_place(tmp_path: Path):
     path, interval = tmp_path / "summary.json", {"value": 1.0, "low": "low", "high": 1.0, "n": 3}
     row = ModelRow("M_0", 0, None, None, None, None, {}, {}, None, 0.0, 1.0, 1.0, 0.2, 1, 0, {}, None, 1, {})
     wrong = json.dumps({"score": interval}).encode()[1:-1]
     path.write_bytes(write_summary(Summary("mine", 0, 0.95, [row])).replace(b'"score": null', wrong))
-    with pytest.raises(StoreError, match=r"models\.0\.score\.low: .* valid number, .*\): remove it and run again$"):
+    with pytest.raises(StoreError, match=r"models\.0\.score\.low: .* valid number, .*\): remove it and rerun$"):
         read_summary(path)
     path.write_bytes(write_summary(Summary("mine", 0, 0.95, [])).replace(b'"seed"', b'"new": 1, "seed"'))
-    with pytest.raises(StoreError, match="of this version \\(new: Unexpected"):
+    with pytest.raises(StoreError, match="that this version can read \\(new: Unexpected"):
         read_summary(path)
 
 

@@ -59,7 +59,7 @@ def test_the_table_fits_a_hundred_columns() -> None:
 
 
 @pytest.mark.parametrize("rows", [(), (UNKNOWN,), (UNKNOWN, KNOWN)])
-def test_unknown_values_and_missing_models_are_shown_as_nothing(
+def test_unknown_values_and_missing_models_are_shown_as_dashes(
     rows: tuple[ModelRow, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_table(summary_of(*rows))
@@ -75,7 +75,7 @@ def test_shares_are_shown_times_100_and_other_scores_in_their_own_unit() -> None
     assert "−3.142 [−4.000, 2.500]" in shown and "+0.500 [+0.250, +0.750]" in shown
 
 
-def test_one_category_beyond_1_makes_the_whole_run_raw() -> None:
+def test_one_category_above_1_makes_all_scores_raw() -> None:
     row = dataclasses.replace(KNOWN, by_category={"long": Interval(1.02, 0.9, 1.1, 5)})
     assert score_scale(summary_of(row)).factor == 1
 
@@ -92,7 +92,7 @@ def test_numbers_have_a_true_minus_and_no_negative_zero(value: float, shown: str
     assert fixed(value, 1, signed=True) == shown
 
 
-def test_brackets_in_names_are_text_and_no_markup() -> None:
+def test_brackets_in_names_are_text_not_markup() -> None:
     shown = text_of(summary_of(dataclasses.replace(KNOWN, dropped={"[red]x[/red]": 3}, seconds={"[b]": 1.0})))
     assert "3 [red]x[/red]" in shown and "[b]" in shown
 

@@ -35,7 +35,8 @@ from tasks.train import reference_of, train_stage
 from tasks.validate import model_stage
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain, ThinkPo
+from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.config.training import SftConfig
 from tpo.records import Artifact
@@ -130,10 +131,10 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
         {"engine__count": 2},
         {"engine__device": "gpu"},
         {"engine__threads": 1},
-        {"engine__memory_gib": 4},
+        {"engine__kv_cache_gib": 4},
         {"engine__shard_prompts": 7},
         {"engine__tensor_parallel": 2},
-        {"engine__max_sequences": 8},
+        {"engine__max_num_seqs": 8},
         {"trainer__device": "gpu"},
         {"trainer__threads": 1},
         {"cluster__address": "auto"},
@@ -170,8 +171,8 @@ def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_i
         ({"engine__dtype": "bfloat16"}, AFTER_PROMPTS),
         ({"sample__k": 3}, AFTER_PROMPTS),
         ({"sample__temperature": 0.5}, AFTER_PROMPTS),
-        ({"sample__tries": 2}, AFTER_PROMPTS),
-        ({"sample__evaluation_tries": 2}, {"model", "test"}),
+        ({"sample__max_attempts": 2}, AFTER_PROMPTS),
+        ({"sample__evaluation_max_attempts": 2}, {"model", "test"}),
         ({"judge__match": "math"}, {"judgments", "scores", "pairs", "train", "model", "test"}),
         ({"judge__length_bias": 1.0}, {"scores", "pairs", "train", "model", "test"}),
         ({"pair__min_margin": 0.1}, AFTER_SCORES),
@@ -225,9 +226,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train__max_steps": 5,
     "train__length_desensitization": 0.5,
     "train__label_smoothing": None,
-    "sft": None,
-    "thinkpo": None,
-    "self_train": None,
+    "recipe__kind": None,
     "sample__max_thought_tokens": 5,
     "sample__evaluation_temperature": 0.5,
     "sample__calculator": "gsm8k",
@@ -296,12 +295,12 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
     model, rows = Artifact(tmp_path, 1, "m"), Artifact(tmp_path, 1, "d")
 
     def made(**changes: Any) -> str:
-        config = RunConfig.model_validate(values | {"sft": changes})
+        config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", "sft": changes}})
         return identity(fine_tune_stage(config, "sft", model, rows)).fingerprint
 
     other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
     for name, info in SftConfig.model_fields.items():
-        if name != "too_long":  # which decides what is demonstrated, before anything is trained
+        if name != "overlong":  # which decides what is demonstrated, before anything is trained
             value = other[name] if name in other else another(info.default, info.annotation)
             assert (made(**{name: value}) != made()) is (f"train__{name}" not in IN_WHICH_PIECES), name
 
@@ -311,8 +310,8 @@ def test_values_that_a_training_uses_identify_it(tmp_path: Path):
     for name, value in {"train__alpha": 2.0, "train__divergence_alpha": 0.4}.items():
         assert changed_by(config, **{name: value}) == {"train", "model", "test"}
     for schedule, stages in (("cosine", {"train", "model", "test"}), ("constant", set())):
-        config = changed(a_config(tmp_path), train__schedule=schedule)
-        assert changed_by(config, train__warmup_share=0.2) == stages
+        config = changed(a_config(tmp_path), train__lr_scheduler=schedule)
+        assert changed_by(config, train__warmup_ratio=0.2) == stages
 
 
 @pytest.mark.parametrize("name", ["alpha", "divergence_alpha", "micro_batch_size", "packing", "gradient_checkpointing"])
@@ -321,21 +320,21 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
 ):
     config = a_config(tmp_path)
     stage = train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
-    noted = {**stage.config, "train": config.train.model_dump(mode="json", exclude={"reference"}) | {name: 123}}
+    noted = {**stage.config, "train": as_noted(config.train, exclude={"reference"}) | {name: 123}}
     assert stage.changes(stage.inputs, noted) == []
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
 
 
 def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_leaves_a_step_out(tmp_path: Path):
-    values = a_config(tmp_path).model_dump() | {"sft": {}}
+    values = a_config(tmp_path).model_dump()
     rows, answers = Artifact(tmp_path, 1, "d"), Answers(Artifact(tmp_path, 1, "x"), Artifact(tmp_path, 1, "y"))
 
     def made(**changes: Any) -> list[str]:
-        config = RunConfig.model_validate(values | {"self_train": changes})
-        assert config.self_train is not None
+        config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", **changes}})
+        given = config.recipe_as(SelfTrain).demonstrations
         asks = (pairing_ask(config, 1), labelling_ask(config, 1))
         stages = [
-            demonstrations_stage(config, "iter_0/sft", rows, rows, None, config.self_train.demonstrations),
+            demonstrations_stage(config, "iter_0/sft", rows, rows, None, given),
             *(samples_stage(config, ask, rows, rows) for ask in asks),
             pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
             pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
@@ -343,15 +342,15 @@ def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_
         return [identity(stage).fingerprint for stage in stages]
 
     assert made(dpo=False) == made()
-    for name, info in SelfTrainConfig.model_fields.items():
-        if name != "dpo":
+    for name, info in SelfTrain.model_fields.items():
+        if name not in ("kind", "sft", "dpo"):
             value = 7 if name == "demonstrations" else another(info.default, info.annotation)
             changed_stages = [a != b for a, b in zip(made(), made(**{name: value}), strict=True)]
             assert sum(changed_stages) == 1, name
 
 
 def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_far(tmp_path: Path):
-    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {}})
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     given, *rows = (Artifact(tmp_path, 1, name) for name in "gabcd")
     first, second = Answers(rows[0], rows[1]), Answers(rows[2], rows[3])
     for stage in (pairs_by_answer_stage, pseudo_labels_stage):
@@ -395,7 +394,7 @@ def synthetic(folder: Path, **changes: Any) -> RunConfig:
 def test_every_field_of_what_writes_prompts_is_known_to_choose_or_to_generate(tmp_path: Path):
     settings = synthetic(tmp_path).data.synthetic
     assert settings is not None
-    assert type(settings).model_fields.keys() == {*CHOOSES, *GENERATES, "endpoint", "most_generations"}
+    assert type(settings).model_fields.keys() == {*CHOOSES, *GENERATES, "endpoint", "max_generations"}
 
 
 @pytest.mark.parametrize("field", [*CHOOSES, *GENERATES])
@@ -409,7 +408,7 @@ def test_what_chooses_among_generations_makes_none_again(tmp_path: Path, field: 
 
 
 def test_how_many_are_wanted_and_tried_makes_no_generation_again(tmp_path: Path):
-    assert changed_by(synthetic(tmp_path), data__synthetic__most_generations=2) == set()
+    assert changed_by(synthetic(tmp_path), data__synthetic__max_generations=2) == set()
     assert "generations" not in changed_by(synthetic(tmp_path), data__per_iteration=3)
 
 
@@ -557,10 +556,9 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
 
 def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
-    source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "tries": 1}}
-    config = RunConfig.model_validate(values | {"sft": {}, "thinkpo": {"source": source}})
-    assert config.thinkpo is not None
-    ask = write_ask(config, config.thinkpo.source, "short")  # type: ignore[arg-type]
+    source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "max_attempts": 1}}
+    config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})
+    ask = write_ask(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")
     sampled = samples_stage(config, ask, artifact, artifact).config["sample"]
     assert (sampled["k"], sampled["tries"]) == (1, 1)

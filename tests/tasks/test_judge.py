@@ -1,6 +1,5 @@
 """Claims about the judge stage: what was said is kept, asked once, and not trained on where the judge looks unsound."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def test_a_server_judges_and_says_how_sound_it_looked(tmp_path: Path):
 
 
 @pytest.mark.parametrize("calls", [0, 1, 7, CALLS - 1])
-def test_a_judge_whose_server_dies_goes_on_without_asking_again(tmp_path: Path, calls: int):
+def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, calls: int):
     answered: list[int] = []
 
     def dies(request: dict[str, Any], n: int) -> Action:
@@ -107,7 +106,7 @@ def test_a_judge_whose_server_dies_goes_on_without_asking_again(tmp_path: Path, 
     assert not list(config.root.rglob("journal-*"))
 
 
-def test_a_cap_counts_the_whole_run_and_raised_goes_on_from_there(tmp_path: Path):
+def test_a_cap_covers_the_whole_run_and_a_higher_one_resumes_it(tmp_path: Path):
     with MisbehavingServer(says=longer, key=KEY) as server:
         capped = config_for(server, tmp_path, endpoint={"concurrency": 1, "max_total_tokens": 15 * 10})
         with pytest.raises(StageError, match=r"max_total_tokens.*still to make"):
@@ -122,9 +121,12 @@ def test_a_cap_counts_the_whole_run_and_raised_goes_on_from_there(tmp_path: Path
             judged(config_for(server, tmp_path, endpoint={"max_total_tokens": 15 * CALLS}), iteration=2)
 
 
-def test_a_judge_that_looks_unsound_stops_the_run_and_nothing_it_said_is_lost(tmp_path: Path):
-    replies = itertools.cycle(("I cannot decide.", "[[A]]", "I cannot decide."))
-    with MisbehavingServer(says=lambda request: next(replies), key=KEY) as server:
+def test_an_unreliable_judge_stops_the_run_without_losing_its_judgments(tmp_path: Path):
+    def says(request: dict[str, Any]) -> str:
+        decided = any(f"Question {i}?" in request["messages"][-1]["content"] for i in (1, 4))
+        return longer(request) if decided else "I cannot decide."
+
+    with MisbehavingServer(says=says, key=KEY) as server:
         config = config_for(server, tmp_path)
         with pytest.raises(StageError, match=r"iter_1/scores.*health.max_unparsable"):
             judged(config)
@@ -132,7 +134,9 @@ def test_a_judge_that_looks_unsound_stops_the_run_and_nothing_it_said_is_lost(tm
         limits = {"max_unscored": 1.0, "max_unparsable": 1.0, "max_first_rate": 1.0, "min_swap_kappa": -1.0}
         answers = judged(config_for(server, tmp_path, health={**limits, "max_equal": 1.0}))
         assert len(server.asked) == CALLS
-        assert "no_verdict" in {s.unscored for s in read_rows(answers.scores, Score)}
+        scores = read_rows(answers.scores, Score)
+        assert {s.prompt_id for s in scores if s.unscored == "no_verdict"} == {"p0", "p2", "p3", "p5"}
+        assert {s.prompt_id for s in scores if s.value is not None} == {"p1", "p4"}
 
 
 def test_the_judge_of_an_evaluation_is_measured_and_not_stopped(tmp_path: Path):

@@ -55,7 +55,7 @@ def test_an_equal_instruction_is_the_same_prompt_whatever_its_reference():
         (("a", "old", "b"), {"used": ids_of("old"), "refuse_foreign": True}, {"used_before": 1}),
     ],
 )
-def test_what_is_passed_over_is_counted_by_its_reason(
+def test_skipped_prompts_are_counted_by_reason(
     instructions: tuple[str, ...], changes: dict[str, Any], dropped: dict[str, int]
 ):
     assert chosen(*instructions, **changes) == (["a", "b"], Account(len(instructions), 2, dropped))
@@ -94,7 +94,7 @@ def test_validation_and_training_share_no_question_that_differs_in_form_alone(tm
     assert manifest.account["dropped"] == {"used_before": 8}
 
 
-def test_an_overlap_is_refused_where_that_is_asked_for():
+def test_an_overlap_is_refused_if_the_config_says_so():
     with pytest.raises(InputError, match=r"iter_1: 'leak' is also in an earlier iteration.*data\.overlap"):
         chosen("a", "leak", foreign=ids_of("leak"), refuse_foreign=True)
 
@@ -135,7 +135,7 @@ def test_all_sets_of_one_file_draw_from_it_in_one_order_of_the_seeds(tmp_path: P
     assert first != other and set(first) == set(other)
 
 
-def test_a_set_with_a_file_of_its_own_draws_from_that(tmp_path: Path):
+def test_a_set_with_its_own_file_draws_from_it(tmp_path: Path):
     (tmp_path / "v.jsonl").write_text('{"instruction": "mine"}')
     assert of_source(tmp_path, "iter_0/prompts/validation", validation_path=tmp_path / "v.jsonl") == ["mine"]
 

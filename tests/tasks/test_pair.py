@@ -89,7 +89,7 @@ def test_a_pair_holds_the_full_outputs_as_sampled_thoughts_included():
 
 
 def test_indices_are_those_of_the_samples_and_not_of_what_is_left_of_them():
-    (pair,) = paired([BROKEN, UNSCORED, 1.0, 0.0], error_share=0).pairs
+    (pair,) = paired([BROKEN, UNSCORED, 1.0, 0.0], max_error_pair_ratio=0).pairs
     assert (pair.chosen_index, pair.rejected_index) == (2, 3)
 
 
@@ -140,17 +140,17 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
             {},
             r"^iteration 1: 0 pairs from 3 prompts \(2 all_malformed, 1 small_margin\): 4 of 6 outputs do not follow "
             r"the format \(4 missing_response_marker\): set sample.max_thought_tokens, which writes .*, or raise "
-            r"sample.tries \(1\), or try another prompt.variant or template",
+            r"sample.max_attempts \(1\), or try another prompt.variant or template",
         ),
         (
             [[("x", UNMARKED), ("x", UNMARKED)]],
             {"sample": {"k": 2, "max_thought_tokens": 9}},
-            r"\(2 missing_response_marker\): raise sample.tries",
+            r"\(2 missing_response_marker\): raise sample.max_attempts",
         ),
         (
             [[("x", UNMARKED), ("x", UNMARKED)]],
             {"prompt": {"variant": "direct"}},
-            r"\(2 missing_response_marker\): raise sample.tries",
+            r"\(2 missing_response_marker\): raise sample.max_attempts",
         ),
         (
             [[("x", CUT), (1.0, None)]] * 2 + [[("x", CUT)] * 2],
@@ -196,7 +196,7 @@ def test_the_remedy_fits_the_reason_that_most_prompts_share(
 def test_a_run_stops_if_far_fewer_prompts_than_there_are_give_a_pair(tmp_path: Path):
     broken: list[Outcome] = [("x", UNMARKED)] * 2
     prompts = [GOOD, *[broken] * 15]
-    said = stop(tmp_path / "stops", *prompts, pair={"error_share": 0})
+    said = stop(tmp_path / "stops", *prompts, pair={"max_error_pair_ratio": 0})
     assert re.match(
         r"iteration 1: only 1 of 16 prompts gave a pair \(6.2%, and health.min_pairs asks for 10.0%; 15 all_malformed\)"
         r": 30 of 32 outputs do not follow the format .* To train on so few all the same, lower health.min_pairs$",
@@ -205,7 +205,7 @@ def test_a_run_stops_if_far_fewer_prompts_than_there_are_give_a_pair(tmp_path: P
 
 
 @pytest.mark.parametrize(("paired", "least"), [(2, 0.1), (1, 0.05), (1, 0.0)])
-def test_a_run_goes_on_with_as_many_pairs_as_are_asked_for(tmp_path: Path, paired: int, least: float):
+def test_a_run_continues_with_the_minimum_number_of_pairs(tmp_path: Path, paired: int, least: float):
     scored = {f"p{p}": (1.0, 0.0) if p < paired else (1.0, 1.0) for p in range(16)}
     samples = [a_sample(name, i) for name in scored for i in range(2)]
     scores = [a_score(name, i, values[i]) for name, values in scored.items() for i in range(2)]
@@ -213,7 +213,7 @@ def test_a_run_goes_on_with_as_many_pairs_as_are_asked_for(tmp_path: Path, paire
     assert pair_stage.fn(a_config(tmp_path, health={"min_pairs": least}), 1, answers).rows == paired
 
 
-def test_a_tied_group_yields_no_pair_even_where_no_margin_is_asked_for():
+def test_a_tied_group_yields_no_pair_even_without_a_margin():
     assert paired([1.0, 1.0], min_margin=0).account.dropped == {"tie": 1}
 
 
@@ -233,7 +233,7 @@ def test_the_margin_suits_the_judge_unless_it_is_set(judge: JudgeConfig, margin:
 
 
 @pytest.mark.parametrize(("scores", "pairs"), [([1 / 3, 2 / 3], 1), ([0.98, 1.0], 1), ([0.5, 0.5 + 1e-6], 0)])
-def test_one_instruction_more_makes_a_pair(scores: list[float], pairs: int):
+def test_satisfying_one_more_instruction_makes_a_pair(scores: list[float], pairs: int):
     margin = least_margin(PairConfig(), VerifierJudge(match="instructions"))
     assert len(paired(scores, min_margin=margin).pairs) == pairs
 
@@ -282,8 +282,8 @@ def test_the_share_of_errors_is_taken_of_the_pairs_that_fit():
     assert made.account.dropped == {"too_long": 10}
 
 
-def test_no_error_is_used_where_the_share_is_none():
-    assert {pair.kind for pair in paired(*[WITH_ERROR] * 30, error_share=0).pairs} == {"regular"}
+def test_no_error_is_used_if_their_share_is_0():
+    assert {pair.kind for pair in paired(*[WITH_ERROR] * 30, max_error_pair_ratio=0).pairs} == {"regular"}
 
 
 def test_which_prompts_lend_their_errors_depends_on_the_seed():
@@ -307,7 +307,7 @@ def test_a_pair_over_the_token_limit_is_dropped_and_counted():
 def test_every_prompt_is_a_pair_or_counted_and_errors_keep_their_share(
     prompts: list[list[Kind]], share: float, rho: object, max_tokens: int
 ):
-    made = paired(*prompts, error_share=share, rho=rho, max_tokens=max_tokens)
+    made = paired(*prompts, max_error_pair_ratio=share, rho=rho, max_tokens=max_tokens)
     errors = sum(pair.kind == "error_rejected" for pair in made.pairs)
     assert made.account.rows_in == len(prompts)
     assert made.account.rows_out == len(made.pairs) == len({pair.prompt_id for pair in made.pairs})

@@ -87,7 +87,7 @@ def test_a_question_has_its_pairs_of_lowest_similarity_and_no_pair_is_lost_count
 
 
 def a_self_training(folder: Path) -> RunConfig:
-    return RunConfig.model_validate(a_config(folder).model_dump() | {"sft": {}, "self_train": {}})
+    return RunConfig.model_validate(a_config(folder).model_dump() | {"recipe": {"kind": "self_train"}})
 
 
 def test_the_demonstration_is_the_first_right_output_and_all_models_answers_are_pooled(tmp_path: Path):
@@ -107,5 +107,5 @@ def test_without_a_single_pair_the_run_stops_and_says_why(tmp_path: Path):
     config = a_self_training(tmp_path)
     gold = stored(config.root, "gold", [a_demonstration("p", "gold")])
     answers: Answers = some_answers(config.root, "one", {"p": [("gold", True)]})
-    with pytest.raises(StageError, match=r"0 pairs from 1 questions \(1 no_wrong_output\): raise self_train.pair"):
+    with pytest.raises(StageError, match=r"0 pairs from 1 questions \(1 no_wrong_output\): raise recipe.pair"):
         pair_stage.fn(config, "iter_1/dpo", gold, [answers])

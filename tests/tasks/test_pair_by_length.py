@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.pair_by_length import Contrast, Output, PairsByLength, make_pairs
-from tpo.config.recipes import ThinkPoConfig
+from tpo.config.recipes import ThinkPo
 
-BOXED = ThinkPoConfig(match="exact")
+BOXED = ThinkPo(match="exact")
 
 
 def output(text: str, tokens: int) -> Output:
@@ -75,7 +75,7 @@ def test_a_prompt_that_comes_twice_is_paired_once():
 def test_pairs_with_differing_answers_are_no_more_than_their_share(same: int, different: int, share: float, seed: int):
     rows = [contrast(f"s{i}", boxed("7", 30), boxed("7", 9)) for i in range(same)]
     rows += [contrast(f"d{i}", boxed("7", 30), boxed("8", 9)) for i in range(different)]
-    found = made(rows, seed=seed, differing_share=share)
+    found = made(rows, seed=seed, mismatched_answer_ratio=share)
     assert len(found.pairs) == same + found.differing
     assert found.differing <= share * len(found.pairs) + 1e-9
     enough = int(share / (1 - share) * same)
@@ -94,10 +94,10 @@ def test_the_thirds_by_gap_are_all_pairs_each_once_and_in_order(gaps: list[int])
 
 def test_so_many_are_drawn_by_the_seed_and_stay_in_the_order_of_the_prompts():
     rows = [contrast(f"p{i}", boxed("7", 30), boxed("7", 9)) for i in range(50)]
-    one, other = ([pair.prompt_id for pair in made(rows, most_pairs=20, seed=seed).pairs] for seed in (0, 1))
+    one, other = ([pair.prompt_id for pair in made(rows, max_pairs=20, seed=seed).pairs] for seed in (0, 1))
     assert len(one) == 20 and one != other
     assert one == sorted(one, key=lambda name: int(name[1:]))
-    assert [pair.prompt_id for pair in made(rows, most_pairs=20).pairs] == one
+    assert [pair.prompt_id for pair in made(rows, max_pairs=20).pairs] == one
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_equal_mathematics_is_an_equal_answer():
     judge = Verifier(VerifierJudge(match="math"))
     half = contrast("a", boxed(r"\frac{1}{2}", 30), boxed("0.5", 9))
     third = contrast("b", boxed(r"\frac{1}{3}", 30), boxed("0.5", 9))
-    found = make_pairs([half, third], ThinkPoConfig(), max_tokens=99, seed=0, equal=judge.equal)
+    found = make_pairs([half, third], ThinkPo(), max_tokens=99, seed=0, equal=judge.equal)
     assert [pair.prompt_id for pair in found.pairs] == ["a"]
 
 
 @pytest.mark.parametrize("pattern", ["answer", "(a)(b)", "("])
 def test_an_answer_pattern_without_its_one_group_is_refused(pattern: str):
     with pytest.raises(ValueError, match="answer_pattern"):
-        ThinkPoConfig(answer_pattern=pattern)
+        ThinkPo(answer_pattern=pattern)

@@ -10,7 +10,7 @@ from tasks.pseudo_label import Labels, make_labels
 from tasks.pseudo_label import pseudo_label as label_stage
 from tasks.solutions import Question, Written, questions_of
 from tests.rows import a_config, a_demonstration, some_answers, stored
-from tpo.config.recipes import SelfTrainConfig
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.method.diversity import jaccard
 from tpo.records import Demonstration
@@ -29,7 +29,7 @@ def a_question(name: str, sampled: Sequence[str], *, gold: str | None = None) ->
 
 
 def labelled(*questions: Question, max_tokens: int = 100, **config: float) -> Labels:
-    return make_labels(questions, SelfTrainConfig.model_validate(config), max_tokens=max_tokens)
+    return make_labels(questions, SelfTrain.model_validate(config), max_tokens=max_tokens)
 
 
 def outputs(labels: Labels) -> list[str]:
@@ -37,8 +37,8 @@ def outputs(labels: Labels) -> list[str]:
 
 
 def test_of_outputs_that_are_alike_the_given_one_stays_and_else_the_first_by_text():
-    assert outputs(labelled(a_question("p", ["abcdx", "abcd"], gold="abcdz"), similarity=0.5)) == ["abcdz"]
-    assert outputs(labelled(a_question("p", ["abcdx", "abcd"]), similarity=0.5)) == ["abcd"]
+    assert outputs(labelled(a_question("p", ["abcdx", "abcd"], gold="abcdz"), dedup_threshold=0.5)) == ["abcdz"]
+    assert outputs(labelled(a_question("p", ["abcdx", "abcd"]), dedup_threshold=0.5)) == ["abcd"]
 
 
 def test_a_question_has_no_more_outputs_than_nine_in_ten_questions_have():
@@ -64,7 +64,7 @@ def test_nothing_kept_is_alike_every_gold_output_stays_and_no_output_is_lost_cou
     questions: list[tuple[list[str], bool]], similarity: float
 ):
     asked = [a_question(f"q{i}", texts, gold=GOLD if known else None) for i, (texts, known) in enumerate(questions)]
-    labels = labelled(*asked, similarity=similarity)
+    labels = labelled(*asked, dedup_threshold=similarity)
     assert labels.account.rows_in == sum(len(question.right) for question in asked)
     for question in asked:
         own = [row for row in labels.rows if row.prompt_id == question.prompt_id]
@@ -75,7 +75,8 @@ def test_nothing_kept_is_alike_every_gold_output_stays_and_no_output_is_lost_cou
 
 
 def test_what_any_model_so_far_got_right_is_imitated_and_what_is_wrong_or_unknown_is_not(tmp_path: Path):
-    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"sft": {}, "self_train": {"cap_quantile": 1}})
+    recipe = {"kind": "self_train", "cap_quantile": 1}
+    config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": recipe})
     gold = stored(config.root, "gold", [a_demonstration("p", "abc")])
     first = some_answers(config.root, "one", {"p": [("def", True), ("wrong", False)], "q": [("unknown", None)]})
     second = some_answers(config.root, "two", {"q": [("ghi", True)]})

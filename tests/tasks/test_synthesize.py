@@ -195,7 +195,7 @@ def test_an_iterations_prompts_are_fresh_and_all_that_was_written_is_accounted_f
     assert all(near.first_near(prompt.instruction) is None for prompt in second)
 
 
-def test_a_second_call_writes_nothing_and_another_measure_only_what_is_missing(tmp_path: Path, engines: Any):
+def test_a_second_call_writes_nothing_and_another_similarity_only_what_is_missing(tmp_path: Path, engines: Any):
     writer = engines(Writer())
     done = written(config_for(tmp_path))
     before = writer.shards
@@ -212,7 +212,7 @@ def test_a_second_call_writes_nothing_and_another_measure_only_what_is_missing(t
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 5, 8])
-def test_a_run_that_is_stopped_writes_on_and_ends_alike(tmp_path: Path, engines: Any, stop_at: int):
+def test_a_stopped_run_resumes_and_ends_the_same(tmp_path: Path, engines: Any, stop_at: int):
     whole = engines(Writer())
     written(config_for(tmp_path))
     shutil.move(tmp_path / "runs", tmp_path / "whole")
@@ -227,11 +227,11 @@ def test_a_run_that_is_stopped_writes_on_and_ends_alike(tmp_path: Path, engines:
 
 def test_too_few_fresh_ones_are_an_error_with_the_counts_and_more_tries_go_on(tmp_path: Path, engines: Any):
     writer = engines(Writer())
-    few = {"max_similarity": 0.5, "most_generations": 1}
-    with pytest.raises(StageError, match=r"iter_1/prompts: \d+ fresh prompts in 32 generations \(.*near_dupl.*most_g"):
+    few = {"max_similarity": 0.5, "max_generations": 1}
+    with pytest.raises(StageError, match=r"iter_1/prompts: \d+ fresh prompts in 32 generations \(.*near_dupl.*max_g"):
         written(config_for(tmp_path, synthetic=few))
     assert writer.shards == 8
-    written(config_for(tmp_path, synthetic=few | {"most_generations": 20}))
+    written(config_for(tmp_path, synthetic=few | {"max_generations": 20}))
     assert writer.shards > 8
     indices = [row.index for row in generations_of(config_for(tmp_path, synthetic=few))]
     assert indices == list(range(4 * writer.shards))

@@ -36,7 +36,7 @@ from tpo.storage.store import folder_artifact
         "the best of negative scores",
     ],
 )
-def test_what_is_chosen_is(standings: list[tuple[float | None, float]], epoch: int):
+def test_the_best_checkpoint_that_keeps_the_format_is_chosen(standings: list[tuple[float | None, float]], epoch: int):
     candidates = [Standing(i, score, parse_rate) for i, (score, parse_rate) in enumerate(standings)]
     assert choose(candidates, min_parse_rate=0.9).epoch == epoch
 
@@ -51,13 +51,13 @@ def test_a_candidate_that_was_scored_on_far_fewer_prompts_than_another_is_not_ch
     assert choose(standings, min_parse_rate=0.9, min_scored_share=0.8).epoch == epoch
 
 
-def test_nothing_is_chosen_where_nobody_was_scored():
+def test_nothing_is_chosen_if_nothing_was_scored():
     with pytest.raises(StageError, match="scored none of the answers"):
         choose([Standing(0, None, 1.0, parsed=5), Standing(1, None, 1.0)], 0.9)
 
 
 def test_if_no_answer_keeps_the_format_the_remedy_is_about_the_format():
-    with pytest.raises(StageError, match=r"keeps the format.*evaluation_tries"):
+    with pytest.raises(StageError, match=r"keeps the format.*evaluation_max_attempts"):
         choose([Standing(0, None, 0.0), Standing(1, None, 0.0)], 0.9)
 
 

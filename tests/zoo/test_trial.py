@@ -1,4 +1,5 @@
-"""Families of the zoo go through the whole product, as docs/models.md says of each; all do in `make exhaustive`."""
+"""Families of the zoo go through the whole product with the results that docs/models.md lists; `make exhaustive` takes
+all."""
 
 import json
 import os
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What the trial says of each family whose tokenizer can be fetched."""
+    """Trial results of every family whose tokenizer can be fetched."""
     room, names = tmp_path_factory.mktemp("zoo"), []
     for family in DRAWN:
         try:

@@ -18,7 +18,7 @@ HELLO = [Message(role="user", content="Say hello.")]
 
 
 def made(family: RealFamily, room: Path) -> Path:
-    """The family's folder without weights; skips without a registry."""
+    """The family's folder without weights; skips if no registry can be reached."""
     try:
         piece(family.piece)
     except MissingPieceError as error:

@@ -66,24 +66,24 @@ QUESTIONS = (
 SAMPLE = SampleConfig(max_new_tokens=12)
 ENGINE = EngineConfig(threads=1, dtype="float32")
 TRAIN = TrainConfig(
-    epochs=1, batch_size=4, micro_batch_size=4, max_tokens=CONTEXT, learning_rate=1e-3, packing=True, warmup_share=0
+    epochs=1, batch_size=4, micro_batch_size=4, max_tokens=CONTEXT, learning_rate=1e-3, packing=True, warmup_ratio=0
 )
 TRAINER = TrainerConfig(threads=1)
 TOLERANCE = 1e-5
-"""How far the log-prob of an output may be off in float32, relative to its size."""
+"""Maximum difference of an output's log-prob in float32, relative to its size."""
 
 
 class RefusedError(Exception):
-    """The family is refused before work."""
+    """The family is refused before any work."""
 
 
 STEPS = ("check", "sample", "judge", "train", "load", "serve")
-"""What is done with a family, in this order."""
+"""The steps of a trial, in order."""
 
 
 @dataclass
 class Result:
-    """What happened to one family."""
+    """The result of one family."""
 
     name: str
     """The family."""
@@ -184,7 +184,7 @@ class Trial:
             url="http://here",
             context_tokens=CONTEXT,
             prompt=PromptConfig.model_validate({"variant": self._variant}),
-            tries=1,
+            max_attempts=1,
             temperature=0.8,
             top_p=1.0,
         )
@@ -193,7 +193,7 @@ class Trial:
         _expect(reply.usage.completion_tokens > 0, f"the reply is {reply}")
 
     def _loaded(self, model: Path) -> None:
-        """Loads a folder as a run does: with proof, and in a new engine where the live one cannot take it."""
+        """Loads a folder as a run does: with proof, and in a new engine if the live one can't load it."""
         if self._engine.load(folder_artifact(model)) is not None:
             self._forget_engine()
             fault = self._engine.load(folder_artifact(model))
@@ -224,7 +224,7 @@ class Trial:
         return self._trainer.submit(log_probs, folder, self._pairs).result()
 
     async def _completions(self, scope: Any, receive: Any, send: Any) -> None:
-        """vLLM's /v1/completions, as far as the layer asks for it."""
+        """vLLM's /v1/completions, as far as the layer uses it."""
         from vllm import SamplingParams
 
         body = json.loads((await receive())["body"])
@@ -239,12 +239,12 @@ class Trial:
 
 
 def checked(folder: Path) -> ModelReport:
-    """What `check-model` says of a folder and its weights."""
+    """The findings of `check-model` on a folder and its weights."""
     return check_model(str(folder), load_config(PROFILE), profile="laptop", weights=True, probe=False)
 
 
 def trained_log_probs(model: Path, folder: Path, config: TrainConfig) -> list[float]:
-    """Trains one step in this process and gives the trained model's log-probs of the chosen outputs."""
+    """Trains one step in this process and returns the trained model's log-probs of the chosen outputs."""
     trainer: Any = make_trainer(model, folder, config=config, trainer=TRAINER, seed=0, on_step=lambda done, total: None)
     trainer.train()
     _expect(trainer.state.global_step == 1, f"{trainer.state.global_step} steps were taken, expected one")
@@ -253,7 +253,7 @@ def trained_log_probs(model: Path, folder: Path, config: TrainConfig) -> list[fl
 
 
 def log_probs(folder: Path, pairs: Sequence[Pair]) -> list[float]:
-    """Log-probs of the chosen outputs, by plain transformers."""
+    """Log-probs of the chosen outputs, from plain transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -287,7 +287,7 @@ def _expect(is_so: bool, otherwise: str) -> None:
 
 
 def main(folder: Path, results: Path, names: Sequence[str]) -> None:
-    """Writes a line per family, for all families unless there are `names`."""
+    """Writes a line per family, for all families unless `names` are given."""
     import torch
 
     torch.set_num_threads(1)

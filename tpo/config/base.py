@@ -2,18 +2,23 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tpo.errors import shortened
 
-SHIPPED_SEED_MODEL = Path(__file__).parents[1] / "miniature" / "seed_model"
-"""The miniature's M_0."""
-
 MINIATURE = "miniature"
 """The model path that stands for the seed model, or the judge, shipped with the miniature world."""
+
+
+SHIPPED = Path(__file__).parents[1] / "miniature"
+"""Where the miniature's models are: the seed model and the judges."""
+
+
+SHIPPED_SEED_MODEL = SHIPPED / "seed_model"
+"""The miniature's M_0."""
 
 
 SEED = "seed"
@@ -40,6 +45,13 @@ class Section(BaseModel):
             if isinstance(value, int | float) and abs(value) > most:
                 raise ValueError(f"{name} is {shortened(str(value))}, expected at most {most:,}")
         return self
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold, through unions and what annotates them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
 def _check_address(address: str) -> str:

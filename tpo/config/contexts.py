@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tpo.config.data import PromptConfig, SampleConfig
-from tpo.config.recipes import PairModels
+from tpo.config.recipes import PairModels, ThinkPo
 from tpo.config.run import RunConfig
 
 Side = Literal["long", "short"]
@@ -53,7 +53,7 @@ class PairWriter:
 
 def pair_writers(config: RunConfig) -> list[PairWriter]:
     """The models that write for ThinkPO's pairs, short side first; none in other recipes or with pairs from a file."""
-    source = config.thinkpo.source if config.thinkpo is not None else None
+    source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
     if not isinstance(source, PairModels) or config.sft is None:
         return []
     found = [PairWriter("short", _folder(source.short), source.short_prompt, source.short_sample)]
@@ -69,7 +69,7 @@ def contexts(config: RunConfig) -> list[Context]:
         Context(None, prompt + config.sample.max_new_tokens, "data.max_prompt_tokens + sample.max_new_tokens", "sample")
     ]
     for writer in pair_writers(config):
-        key = f"data.max_prompt_tokens + thinkpo.source.{writer.side}_sample.max_new_tokens"
+        key = f"data.max_prompt_tokens + recipe.source.{writer.side}_sample.max_new_tokens"
         found.append(Context(writer.folder, prompt + writer.sample.max_new_tokens, key, writer.work))
     settings = config.data.synthetic
     if settings is not None and settings.endpoint is None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tpo.config.base import MINIATURE, SEED, Endpoint, Section
+from tpo.config.base import MINIATURE, SEED, SHIPPED_SEED_MODEL, Endpoint, Section
 
 
 class MiniatureSource(Section):
@@ -104,6 +104,11 @@ class ModelConfig(Section):
     package: PackagedModel | None = None
     """Where to get the model if the hub can't be reached; a section `[model.package]`."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return SHIPPED_SEED_MODEL if self.path == MINIATURE else Path(self.path)
+
 
 class PromptConfig(Section):
     """How the model is asked to think."""
@@ -142,7 +147,7 @@ class SyntheticConfig(Section):
     """Instructions that examples are drawn from: the first so many of the source, or all where it has fewer."""
     per_generation: int = Field(1, ge=1)
     """New instructions that each generation is asked for."""
-    most_generations: int = Field(10, ge=1)
+    max_generations: int = Field(10, ge=1)
     """Generations for each prompt that is wanted, after which the run stops for want of fresh ones."""
     temperature: float = Field(0.6, gt=0, le=2)
     """Sampling temperature."""
@@ -245,9 +250,9 @@ class SampleConfig(Section):
     calculator: Literal["gsm8k", "t5"] | None = None
     """Writes the results of calculator annotations in place of the model (DPO-ST, 2407.18248): after `<<48/2=`
     (`gsm8k`) or `[ 48 / 2 =` (`t5`). None for a model that does its own arithmetic."""
-    tries: int = Field(1, ge=1, le=64)
+    max_attempts: int = Field(1, ge=1, le=64)
     """Times that an output of a training prompt is sampled until it parses; 1 keeps parse errors as they come."""
     evaluation_temperature: float | None = Field(None, ge=0, le=2)
     """Sampling temperature for validation and test; 0 is greedy decoding. None for `temperature`."""
-    evaluation_tries: int = Field(8, ge=1, le=64)
+    evaluation_max_attempts: int = Field(8, ge=1, le=64)
     """The same for validation and test; the paper samples again until an output parses, we stop at a cap."""

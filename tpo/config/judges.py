@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tpo.config.base import MINIATURE, Endpoint, Section
+from tpo.config.base import MINIATURE, SHIPPED, Endpoint, Section
 from tpo.method.instructions.constraints import MAX_CONSTRAINTS
-
-_SHIPPED = Path(__file__).parents[1] / "miniature"
 
 
 def check_answer_pattern(pattern: str) -> None:
@@ -75,7 +73,7 @@ class ArmoRMJudge(Section):
     @property
     def folder(self) -> Path:
         """Where the model is."""
-        return _SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
 
 
 class PairwiseJudge(Section):
@@ -114,7 +112,7 @@ class PairwiseJudge(Section):
         """Where the model is; None where a server has it."""
         if self.endpoint is not None:
             return None
-        return _SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
 
     @property
     def server(self) -> str:
@@ -197,7 +195,7 @@ class PairConfig(Section):
     but length. None for what suits the judge: half a right answer (`verifier`), one instruction (`verifier` with
     `match = "instructions"`), half a nat (`pairwise`), and with reward models, whose units differ, any spread, as in
     the paper."""
-    error_share: float = Field(0.1, ge=0, le=0.5)
+    max_error_pair_ratio: float = Field(0.1, ge=0, le=0.5)
     """Largest share of pairs whose rejected output breaks the format."""
 
     @model_validator(mode="after")

@@ -1,13 +1,21 @@
-"""The recipes other than TPO: ThinkPO (2502.13173) and DPO-augmented self-training (2407.18248)."""
+"""The recipes, of which a run has one: TPO (2410.10630), ThinkPO (2502.13173), self-training with DPO (2407.18248)."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from tpo.config.base import Section
 from tpo.config.data import PromptConfig, SampleConfig
 from tpo.config.judges import check_answer_pattern
+from tpo.config.training import SftConfig
+
+
+class Tpo(Section):
+    """Thought Preference Optimization (2410.10630): the other sections say all of it."""
+
+    kind: Literal["tpo"] = "tpo"
+    """Names this recipe."""
 
 
 class PairFile(Section):
@@ -45,16 +53,21 @@ class PairModels(Section):
     """How short outputs are sampled; one a prompt (the paper: temperature 0.7, top-p 0.9, 1,024 tokens at most)."""
 
 
-class ThinkPoConfig(Section):
+class ThinkPo(Section):
     """ThinkPO (2502.13173): a fine-tuned model learns to prefer long reasoning to short."""
 
+    kind: Literal["thinkpo"] = "thinkpo"
+    """Names this recipe."""
+    sft: SftConfig | None = None
+    """Supervised fine-tuning on the demonstrations; None for a model that has been fine-tuned already, whose pairs are
+    from a file."""
     source: Annotated[PairFile | PairModels, Field(discriminator="kind")] = PairModels()
     """Where long and short outputs are from."""
     answer_pattern: str = r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
     """Regular expression with one group; its last match in an output is its answer, and a pair needs two."""
     match: Literal["exact", "math"] = "math"
     """How both answers are compared: as text, or as mathematics."""
-    differing_share: float = Field(0.0, ge=0, lt=1)
+    mismatched_answer_ratio: float = Field(0.0, ge=0, lt=1)
     """Largest share of pairs whose answers differ; their long outputs are preferred all the same (the paper: 2,000 of
     10,080)."""
     min_chosen_tokens: int = Field(1, ge=1)
@@ -63,7 +76,7 @@ class ThinkPoConfig(Section):
     """Longest long output; None for what `train.max_tokens` leaves (the paper's script: below 8,192)."""
     gap: Literal["all", "small", "middle", "large"] = "all"
     """Which third of the pairs, by how much longer their long outputs are: the paper's length-gap subsets."""
-    most_pairs: int | None = Field(None, ge=1)
+    max_pairs: int | None = Field(None, ge=1)
     """Pairs to keep at most, drawn by the run's seed (the paper's subsets: 1,000)."""
     swap: bool = False
     """Prefer the short outputs: the control experiment."""
@@ -74,9 +87,13 @@ class ThinkPoConfig(Section):
         return self
 
 
-class SelfTrainConfig(Section):
+class SelfTrain(Section):
     """DPO-augmented self-training (DPO-ST, 2407.18248): a model learns from those of its own answers that are right."""
 
+    kind: Literal["self_train"] = "self_train"
+    """Names this recipe."""
+    sft: SftConfig = SftConfig()
+    """Supervised fine-tuning, in which SFT_0 and every SFT_t are made."""
     dpo: bool = True
     """Whether the model is taught by DPO to tell right from wrong before it writes what the next one imitates; without,
     this is classic self-training."""
@@ -86,10 +103,14 @@ class SelfTrainConfig(Section):
     """Outputs a question that pairs are made of, sampled from the fine-tuned model."""
     label_outputs: int = Field(3, ge=1, le=1000)
     """Outputs a question, the right ones of which are imitated next (the paper's K: 3, 5, 10)."""
-    similarity: float = Field(0.7, ge=0, le=1)
+    dedup_threshold: float = Field(0.7, ge=0, le=1)
     """Right outputs to one question that are more alike than this are one: the share of tokens, of those that either
     has, that both have."""
     pairs_per_question: int = Field(3, ge=1)
     """Pairs of a right and a wrong output to one question, at most; those that are least alike."""
     cap_quantile: float = Field(0.9, ge=0, le=1)
     """Right outputs to one question that are imitated: at most as many as this share of the questions has."""
+
+
+Recipe: TypeAlias = Tpo | ThinkPo | SelfTrain
+"""Every recipe a profile can name."""

@@ -20,13 +20,13 @@ class EngineConfig(Section):
     """CPU threads an engine."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What an engine computes in."""
-    memory_gib: float = Field(1.0, gt=0)
+    kv_cache_gib: float = Field(1.0, gt=0)
     """KV cache of a CPU engine in GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine takes."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs an engine, on one node or on several."""
-    max_sequences: int = Field(256, ge=1)
+    max_num_seqs: int = Field(256, ge=1)
     """Outputs that an engine works on at once."""
     shard_prompts: int = Field(25, ge=1)
     """Prompts handed to an engine at a time: what is done again after a crash."""
@@ -168,7 +168,7 @@ class StorageConfig(Section):
     """Region of the bucket, or None for that of AWS_DEFAULT_REGION or the user's AWS profile."""
     cache: Path = Path(".cache/tpo")
     """Folder of this machine for the working copies of runs in buckets; deleted, it is fetched again."""
-    tries: int = Field(8, ge=1)
+    max_attempts: int = Field(8, ge=1)
     """Times that a server is asked that is overloaded, slow, or cuts a connection, with growing pauses up to 20 s."""
     timeout_seconds: float = Field(60.0, gt=0)
     """Longest silence of a server that is connected to or asked."""

@@ -5,7 +5,7 @@ Validators reject and never rewrite: what a user wrote is what runs. Nothing her
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -20,7 +20,7 @@ from tpo.config.judges import (
     ValidationConfig,
     VerifierJudge,
 )
-from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
+from tpo.config.recipes import Recipe, SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import (
     BucketUrl,
     BudgetConfig,
@@ -35,6 +35,9 @@ from tpo.config.resources import (
     _kind_of_folder,
 )
 from tpo.config.training import WHOLE_BATCH_LOSSES, SftConfig, TrainConfig, TrainingConfig
+from tpo.errors import InputError
+
+R = TypeVar("R", Tpo, ThinkPo, SelfTrain)
 
 
 class RunConfig(Section):
@@ -62,12 +65,8 @@ class RunConfig(Section):
     """How scores become pairs."""
     train: TrainConfig = TrainConfig()
     """The DPO step."""
-    sft: SftConfig | None = None
-    """Supervised fine-tuning, in the recipes that have it."""
-    thinkpo: ThinkPoConfig | None = None
-    """Pairs of long and short outputs, in the recipe ThinkPO."""
-    self_train: SelfTrainConfig | None = None
-    """Learning from its own right answers, in the recipe DPO-ST."""
+    recipe: Annotated[Recipe, Field(discriminator="kind")] = Tpo()
+    """What is made of all this, and in which order."""
     validation: ValidationConfig = ValidationConfig()
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -108,9 +107,30 @@ class RunConfig(Section):
         """Where the run is, for people: its folder, or its address in a bucket."""
         return str(self.root) if isinstance(self.folder, Path) else f"{self.folder}/{self.name}"
 
+    @property
+    def sft(self) -> SftConfig | None:
+        """The recipe's supervised fine-tuning; None if it has none."""
+        return None if isinstance(self.recipe, Tpo) else self.recipe.sft
+
+    @property
+    def fine_tuning(self) -> SftConfig:
+        """The same for stages that only a recipe with fine-tuning has; raises `InputError` in others."""
+        if self.sft is None:
+            raise InputError(f'recipe.kind is "{self.recipe.kind}", without fine-tuning: add a section [recipe.sft]')
+        return self.sft
+
+    def recipe_as(self, kind: type[R]) -> R:
+        """The recipe, as one of that kind; raises `InputError` if it is another."""
+        if not isinstance(self.recipe, kind):
+            raise InputError(
+                f'recipe.kind is "{self.recipe.kind}", expected "{kind().kind}": take another profile, or call the '
+                "command of this recipe (tpo iterate or compare, tpo thinkpo, tpo self-train)"
+            )
+        return self.recipe
+
     @model_validator(mode="after")
     def _lengths_fit(self) -> "RunConfig":
-        if self.thinkpo is not None:
+        if isinstance(self.recipe, ThinkPo):
             return self  # whose pairs are not of what `sample` describes, and are counted where they are too long
         longest = self.data.max_prompt_tokens + self.sample.max_new_tokens
         if longest > self.train.max_tokens:
@@ -124,10 +144,10 @@ class RunConfig(Section):
     def _all_prompts_are_one_set(self) -> "RunConfig":
         if self.data.per_iteration != "all":
             return self
-        if self.thinkpo is None and self.self_train is None:
+        if isinstance(self.recipe, Tpo):
             raise ValueError(
                 'data.per_iteration is "all", and each iteration takes fresh prompts: set it to a number (it goes with '
-                "[thinkpo] or [self_train], which have one set of prompts)"
+                'recipe.kind = "thinkpo" or "self_train", which have one set of prompts)'
             )
         if isinstance(self.data.source, MiniatureSource):
             raise ValueError('data.per_iteration is "all", and the miniature has no end: set it to a number')
@@ -156,13 +176,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _self_training_knows_what_is_right(self) -> "RunConfig":
-        if self.self_train is not None and self.judge.kind != "verifier":
+        if isinstance(self.recipe, SelfTrain) and self.judge.kind != "verifier":
             raise ValueError(
-                f"self_train is set and judge.kind is {self.judge.kind}, which does not know what is right: set it to "
-                '"verifier"'
+                f"recipe.kind is self_train and judge.kind is {self.judge.kind}, which does not know what is right: "
+                'set it to "verifier"'
             )
-        if self.self_train is not None and self.sft is None:
-            raise ValueError("self_train is set and sft is not: add a section [sft], in which every model is made")
         return self
 
     @model_validator(mode="after")
@@ -183,7 +201,7 @@ class RunConfig(Section):
     def _workers_share_a_batch(self) -> "RunConfig":
         trainings: dict[str, TrainingConfig] = {"train": self.train}
         if self.sft is not None:
-            trainings["sft"] = self.sft
+            trainings["recipe.sft"] = self.sft
         if self.train.loss in WHOLE_BATCH_LOSSES and self.trainer.workers > 1:
             raise ValueError(
                 f"train.loss is {self.train.loss}, which sorts the pairs of a step, and trainer.workers = "

@@ -30,7 +30,7 @@ class ServeConfig(Section):
     """Longest prompt and output together."""
     prompt: PromptConfig
     """The thought prompt that the model was trained with."""
-    tries: int = Field(ge=1)
+    max_attempts: int = Field(ge=1)
     """Times that a reply is sampled until it keeps the format."""
     temperature: float = Field(ge=0)
     """Sampling temperature of requests that name none."""

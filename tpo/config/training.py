@@ -33,11 +33,11 @@ class TrainingConfig(Section):
     The last pass ends there, with its checkpoint."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """How the learning rate falls."""
-    final_share: float = Field(0.0, ge=0, lt=1)
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls after warm-up."""
+    min_lr_ratio: float = Field(0.0, ge=0, lt=1)
     """What is left of the peak learning rate at the end, with `cosine` alone."""
-    warmup_share: float = Field(0.1, ge=0, lt=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0)
     """Of AdamW."""
@@ -68,8 +68,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _only_a_cosine_has_an_end(self) -> Self:
-        if self.final_share and self.schedule != "cosine":
-            raise ValueError(f'final_share is {self.final_share} with schedule {self.schedule}: it goes with "cosine"')
+        if self.min_lr_ratio and self.lr_scheduler != "cosine":
+            raise ValueError(
+                f'min_lr_ratio is {self.min_lr_ratio} with lr_scheduler {self.lr_scheduler}: it goes with "cosine"'
+            )
         return self
 
     def passes(self, rows: int) -> int:
@@ -152,6 +154,6 @@ class TrainConfig(TrainingConfig):
 class SftConfig(TrainingConfig):
     """Supervised fine-tuning: the model learns to write given outputs. The defaults are the miniature's."""
 
-    too_long: Literal["drop", "cut"] = "drop"
+    overlong: Literal["drop", "truncate"] = "drop"
     """What becomes of a prompt and output longer than `max_tokens`: it is left out and counted, or the output loses its
     end, as ThinkPO's published code has it."""

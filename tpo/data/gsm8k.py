@@ -1,11 +1,11 @@
-"""GSM8K: a row of the data set as a problem, its calculator annotations, its answer, and its text as T5 is taught it.
+"""GSM8K: rows of the dataset as problems, calculator annotations, final answers, and the text form that T5 is taught.
 
-In: rows with a `question` and an `answer`, whose rationale holds annotations `<<48/2=24>>` and whose last line is
-`#### 72`; or what a model wrote in that form. Out: `Problem`, `Annotation`, the final answer, text in the other form.
-Rules marked [C] are those of DPO-ST's code (2407.18248), those marked [D] ours.
+Rows have a `question` and an `answer`, whose rationale contains annotations `<<48/2=24>>` and whose last line is
+`#### 72`; models write answers in the same form. Rules marked [C] are those of DPO-ST's code (2407.18248), those
+marked [D] ours.
 
 T5's text has spaces around every operator. The paper's substitutions miss one that follows an operand of one character
-(`1+2+3` becomes `1 + 2+3`) and tear a sign from its number; ours do neither [D].
+(`1+2+3` becomes `1 + 2+3`) and separate a sign from its number; ours do neither [D].
 """
 
 import json
@@ -21,33 +21,33 @@ from typing import Final, Literal
 from tpo.method.arithmetic import ExpressionError, evaluate, format_result
 
 ANSWER_TOLERANCE: Final = 1e-4
-"""Answers nearer than this are the same [C]."""
+"""Answers that differ by less than this are the same [C]."""
 
-# The code's pattern is `#+ (\-?[0-9\.\,]+)`, which finds the same numbers in a time that grows with the square of a row
+# The code's pattern is `#+ (\-?[0-9\.\,]+)`, which finds the same numbers, but in time quadratic in the length of a row
 # of #.
 _ANSWER: Final = re.compile(r"# (-?[0-9.,]+)")
 _ANSWER_LINE: Final = re.compile(r"#+ -?[0-9.,]+")
 _ANNOTATION: Final = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 _T5_ANNOTATION: Final = re.compile(r"\[ ([^\[\]=]*) = ([^\[\]]*)\] ?")
-# An operator that follows another, or an opening parenthesis, is a sign.
+# An operator after another one, or after an opening parenthesis, is a sign.
 _OPERATOR: Final = re.compile(r"(?<=[^\s+*/=(\[-])(//|[-+*/=])(?=\S)")
 
 Agreement = Literal["identical", "equal", "rounded", "different", "no value"]
-"""How an annotation's result compares with what the calculator writes for its expression.
+"""How an annotation's result compares with the calculator's for its expression.
 
-`identical`: the same characters. `equal`: the same number, written otherwise. `rounded`: right, but the calculator
-writes two decimals of it. `different`: another number, or none. `no value`: the expression has none.
+`identical`: the same characters. `equal`: the same number, written differently. `rounded`: right, but the calculator
+rounds it to two decimals. `different`: another number, or none. `no value`: the expression has none.
 """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of the data set."""
+    """One row of the dataset."""
 
     question: str
-    """What is asked."""
+    """The question."""
     rationale: str
-    """The steps, one a line, with annotations; without the line of the answer."""
+    """The steps, one per line, with annotations, without the answer line."""
     reference: str
     """The right answer, without thousands separators."""
 
@@ -57,25 +57,25 @@ class Annotation:
     """One `<<expression=result>>` of a rationale."""
 
     expression: str
-    """What stands before the first `=`."""
+    """The text before the first `=`."""
     result: str
-    """What stands after it."""
+    """The text after it."""
     calculated: str | None
-    """What the calculator writes for the expression; None if that has no value."""
+    """The calculator's result; None if the expression has no value."""
     agreement: Agreement
-    """How `result` compares with it."""
+    """How `result` compares with `calculated`."""
     reason: str | None = None
     """Why there is no value."""
 
 
 def read_row(row: Mapping[str, object]) -> Problem:
-    """A row as a problem.
+    """Parses a row.
 
-    Raises ValueError if `question` or `answer` isn't a text, or the answer doesn't end in a line `#### N`.
+    Raises ValueError if `question` or `answer` isn't text, or the answer doesn't end with a line `#### N`.
     """
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(answer, str):
-        raise ValueError(f"a row with {sorted(row)}; expected texts under question and answer, as GSM8K has them")
+        raise ValueError(f"a row with {sorted(row)}; expected text in question and answer, as in GSM8K")
     rationale, _, last_line = answer.rstrip().rpartition("\n")
     reference = final_answer(last_line)
     if reference is None or not _ANSWER_LINE.fullmatch(last_line):
@@ -86,7 +86,7 @@ def read_row(row: Mapping[str, object]) -> Problem:
 def final_answer(text: str) -> str | None:
     """The last number of a text after `#` and a space, without thousands separators; None if there is none [C].
 
-    An earlier number doesn't stand in for a last one that can't be read.
+    If the last one can't be read, no earlier number replaces it.
     """
     found = _ANSWER.findall(text)
     if not found:
@@ -99,16 +99,17 @@ def final_answer(text: str) -> str | None:
 
 
 def is_right(text: str, reference: str) -> bool:
-    """Whether the final answer of `text` is `reference`, up to `ANSWER_TOLERANCE`; a text without one is wrong.
+    """Whether the final answer of `text` is `reference` within `ANSWER_TOLERANCE`; a text without one is wrong.
 
-    So the code scores greedy answers; samples it sorts into right and wrong by equality [C], and we by this too [D].
+    The code scores greedy answers this way, but sorts samples into right and wrong by equality [C]; we use this for
+    both [D].
     """
     answer = final_answer(text)
     return answer is not None and abs(float(answer) - float(reference)) < ANSWER_TOLERANCE
 
 
 def annotations(rationale: str) -> list[Annotation]:
-    """All annotations of a text, in its order; what isn't closed, or has no `=`, is none."""
+    """All annotations of a text, in order; anything unclosed or without an `=` isn't one."""
     return [_annotation(expression, result) for expression, result in _ANNOTATION.findall(rationale)]
 
 
@@ -135,11 +136,11 @@ def _agreement(value: Fraction, calculated: str, result: str) -> Agreement:
 
 
 def to_t5(answer: str) -> str:
-    """An answer in the form that T5 is taught: one line, `[ 48 / 2 = 24] 24` for `<<48/2=24>>24`.
+    """An answer in the form that T5 is taught: one line, with `[ 48 / 2 = 24] 24` for `<<48/2=24>>24`.
 
-    Annotations that only repeat a whole number go; a space follows `$`, and a colon before a digit; operators between
-    two other characters have spaces round them; every line but the answer's ends in a full stop [C]. Empty lines and
-    spaces at the ends of lines go [D].
+    Drops annotations that only repeat a whole number; adds a space after `$`, after a colon between a non-digit and a
+    digit, and around operators between two other characters; ends every line but the answer's in a full stop [C]. Drops
+    empty lines, and spaces at either end of a line [D].
     """
     text = re.sub(r"<<[0-9]+=[0-9]+>>", "", answer)
     text = re.sub(r"(?<=[^0-9]):(?=[0-9])", ": ", text)
@@ -151,10 +152,10 @@ def to_t5(answer: str) -> str:
 
 
 def from_t5(text: str) -> str:
-    """A text in T5's form with GSM8K's annotations again, the answer on its own line, and `$5` for `$ 5` [D].
+    """A text in T5's form turned back: GSM8K's annotations, the answer on its own line, and `$5` for `$ 5` [D].
 
-    What `to_t5` loses stays lost: the other line breaks, annotations that only repeat a number, and which operators had
-    no spaces. Annotations and final answer are those that the text before `to_t5` had.
+    What `to_t5` drops stays lost: the other line breaks, annotations that only repeat a number, and which operators had
+    no spaces. The other annotations and the final answer are those of the text before `to_t5`.
     """
     text = _T5_ANNOTATION.sub(lambda found: f"<<{_without_spaces(found[1])}={_without_spaces(found[2])}>>", text)
     text = re.sub(r"\$ (?=\S)", "$", text)
@@ -162,9 +163,9 @@ def from_t5(text: str) -> str:
 
 
 def write_prompts(source: Path, target: Path) -> int:
-    """Writes rows of GSM8K as prompts with `instruction`, `reference` and `demonstration`; how many there are.
+    """Writes rows of GSM8K as prompts with `instruction`, `reference` and `demonstration`; returns how many.
 
-    Raises ValueError, naming the line, where one is no row of GSM8K.
+    Raises ValueError, naming the line, if one isn't a row of GSM8K.
     """
     lines = []
     for number, line in enumerate(source.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):

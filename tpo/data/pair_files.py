@@ -1,7 +1,7 @@
-"""Pairs from files: what is asked, a long and a short output, in the forms in which such sets are published.
+"""Preference pairs from files: an instruction, a long and a short output, in the forms that such sets have.
 
-In: a path and the names of its columns. Out: rows of text. A chat is a list of turns, a turn an object with `role` and
-`content` or `from` and `value`; of what is asked the last user turn counts, of an output the last turn.
+A chat is a list of turns, a turn an object with `role` and `content` or `from` and `value`. The instruction is the last
+user turn of its chat; an output is the last turn.
 """
 
 from dataclasses import dataclass
@@ -15,41 +15,41 @@ _USERS = ("user", "human")
 
 @dataclass(frozen=True)
 class PairRow:
-    """One row of a file of pairs."""
+    """One row of a pair file."""
 
     instruction: str
-    """What is asked."""
+    """The instruction."""
     chosen: str
-    """The long output; empty if the row holds none."""
+    """The long output; empty if the row has none."""
     rejected: str
-    """The short output; empty if the row holds none."""
+    """The short output; empty if the row has none."""
 
 
 def read_pair_rows(source: PairFile) -> list[PairRow]:
-    """All rows of a file of pairs.
+    """All rows of a pair file.
 
     Raises `InputError` if the file is missing, empty, damaged or too large, lacks a column that the source names, or
-    if a row is neither text nor a chat.
+    has a row without an instruction or with a value that is neither text nor a chat.
     """
     named = {
         "instruction": source.instruction_column,
         "chosen": source.chosen_column,
         "rejected": source.rejected_column,
     }
-    return read_columns(source.path, named, _pair_row, section="thinkpo.source")
+    return read_columns(source.path, named, _pair_row, section="recipe.source")
 
 
 def _pair_row(values: dict[str, Any]) -> PairRow:
-    instruction = _last(values["instruction"], "what is asked", _USERS)
+    instruction = _last(values["instruction"], "the instruction", _USERS)
     if not instruction.strip():
-        raise ValueError("nothing is asked")
+        raise ValueError("the instruction is empty")
     return PairRow(
         instruction, _last(values["chosen"], "the long output"), _last(values["rejected"], "the short output")
     )
 
 
 def _last(value: Any, what: str, roles: tuple[str, ...] = ()) -> str:
-    """The text of a value that is text, a turn or a chat; of a chat the last turn of one of the roles."""
+    """The text of a value that is text, a turn or a chat; of a chat the last turn, or the last with one of `roles`."""
     if value is None:
         return ""
     if isinstance(value, str):

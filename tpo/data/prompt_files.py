@@ -1,8 +1,8 @@
 """Prompts from files: JSON lines, JSON, CSV, TSV, Parquet, a folder of them, or a Hugging Face dataset saved to disk.
 
-In: a path and the names of its columns. Out: rows with an instruction and, where named, reference, category and
-difficulty. A damaged row is an error that names the line and never a row less: what is missing from a data set without
-a word is found months later.
+Each row has an instruction and, from the columns that the config names, a reference, category, difficulty,
+demonstration and constraints. A damaged row is an error that names the line and is never skipped: rows that silently
+vanish from a dataset are noticed months later.
 """
 
 import json
@@ -20,38 +20,38 @@ from tpo.method.instructions import write_constraints
 from tpo.sandbox import Sandbox, SandboxError
 
 Row = TypeVar("Row")
-MOST_DIFFICULTY = 1_000_000
+MAX_DIFFICULTY = 1_000_000
 """Largest difficulty, which is a level and not a measurement."""
 _NOT_READ = {
-    (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object a line",
+    (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object per line",
     (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"): "unpack it and name a file in it",
     (".xlsx", ".xls", ".ods"): "save the sheet as .csv",
-    (".arrow", ".feather"): "name the folder of the dataset that it is a part of",
+    (".arrow", ".feather"): "name the dataset folder that it is a part of",
     (".parquet.gz", ".parquet.zst"): "unpack it",
 }
-"""What to do about files of other kinds, by their endings."""
+"""Remedies for files of other kinds, by ending."""
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row of a prompt file, as far as we read it."""
+    """The fields that we use from one row of a prompt file."""
 
     instruction: str
-    """The instruction; empty if the row holds none."""
+    """The instruction; empty if the row has none."""
     reference: str | None
-    """The right answer, where the file names one."""
+    """The right answer, if the file has one."""
     category: str | None
-    """The category, where the file names one."""
+    """The category, if the file has one."""
     difficulty: int | None
-    """The difficulty, where the file names one."""
+    """The difficulty, if the file has one."""
     demonstration: str | None
-    """The response to imitate, where the file names one."""
+    """The response to imitate, if the file has one."""
     constraints: str | None = None
-    """The verifiable instructions, as `Prompt.constraints`, if the file names columns of them."""
+    """The verifiable instructions, in the form of `Prompt.constraints`, if the file has columns of them."""
 
 
 def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, iteration: int) -> Path:
-    """The file that a set of prompts is drawn from; `{iteration}` in a path becomes the iteration's number."""
+    """The file that a set of prompts is drawn from; `{iteration}` in `path` becomes the iteration's number."""
     own = {"validation": source.validation_path, "test": source.test_path}.get(kind)
     return own or Path(str(source.path).replace("{iteration}", str(iteration)))
 
@@ -78,10 +78,10 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
 def read_columns(
     path: Path, named: Mapping[str, str], make: Callable[[dict[str, Any]], Row], *, section: str
 ) -> list[Row]:
-    """What `make` makes of each row's values by name; `named` has the column of each.
+    """Applies `make` to each row's values by name; `named` maps each name to its column.
 
-    Raises `InputError` if the file can't be read or lacks a column, which `section` of a profile names, and if
-    `make` raises `ValueError`.
+    Raises `InputError` if the file can't be read, if it lacks a column (`section` is the profile section that names the
+    columns), or if `make` raises `ValueError`.
     """
     table = _read_table(path, list(named.values()), section)
     if not table.rows:
@@ -107,17 +107,16 @@ def check_prompt_file(source: FileSource, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Table:
-    """What a file holds."""
+    """The columns and rows of a file."""
 
     columns: list[str]
     """Names of all its columns."""
     rows: list[list[Any]]
-    """Those columns of each row that were asked for."""
+    """The requested columns of each row."""
 
 
 def _read_table(path: Path, columns: list[str], section: str) -> _Table:
-    """Reads a file in a process of its own; raises `InputError` if it can't be read. A damaged row is never
-    skipped."""
+    """Reads a file in a subprocess; raises `InputError` if it can't be read. A damaged row is never skipped."""
     _check_kind(path, section)
     limits = {"memory_bytes": row_files.MEMORY_BYTES, "cpu_seconds": row_files.SECONDS}
     try:
@@ -135,39 +134,44 @@ def _why_unread(error: SandboxError) -> str:
     if error.reason == "died":
         return f"the process that tried ended with {error.status}: the file is damaged"
     limits = f"{row_files.MEMORY_BYTES >> 30} GiB of memory, {row_files.SECONDS} s of CPU time"
-    return f"it takes more {error.reason} than a file may ({limits}, {row_files.WALL_SECONDS} s in all): split it"
+    return f"it takes more {error.reason} than allowed ({limits}, {row_files.WALL_SECONDS} s in all): split it"
 
 
 def _check_kind(path: Path, section: str) -> None:
-    """A file of a known kind or a dataset folder, and no pipe or device, which to open can take forever."""
+    """Accepts a file of a known kind or a folder, not a pipe or device, since opening one may block."""
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path} does not exist; {section}.path names a file or a dataset folder") from None
+        raise InputError(f"{path} does not exist; {section}.path must name a file or a dataset folder") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; {section}.path names a file or a dataset folder") from error
+        raise InputError(
+            f"{path} cannot be read: {error}; {section}.path must name a file or a dataset folder"
+        ) from error
     if stat.S_ISDIR(kind):
         _check_folder(path)
     elif not stat.S_ISREG(kind):
-        raise InputError(f"{path} is neither a file nor a folder (a pipe, a socket or a device), expected one of both")
+        raise InputError(
+            f"{path} is neither a file nor a folder but a pipe, socket or device; {section}.path must name a file or a "
+            "dataset folder"
+        )
     elif not row_files.kind_of(path.name)[0]:
         name = path.name.lower()
         told = next((f": {what}" for endings, what in _NOT_READ.items() if name.endswith(endings)), "")
         raise InputError(
-            f"{path} is of an unknown kind, expected {', '.join(row_files.KINDS)} (text also with "
+            f"{path} is of an unknown kind, expected {', '.join(row_files.KINDS)} (text also followed by "
             f"{', '.join(row_files.COMPRESSED)}), a folder of them or a dataset folder{told}"
         )
 
 
 def _check_folder(path: Path) -> None:
-    """A dataset, or a folder with files of a known kind."""
+    """Accepts a dataset, or a folder with files of a known kind."""
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")) or row_files.parts_of(path):
         return
     folders = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith("."))
     told = f": name one of its folders ({', '.join(folders[:8])})" if folders else ""
     raise InputError(
-        f"{path} cannot be read: it is not a dataset saved to disk, for it has no state.json, and holds no files of "
-        f"rows ({', '.join(row_files.KINDS)}){told}"
+        f"{path} cannot be read: it is not a dataset saved to disk (no state.json) and has no data files "
+        f"({', '.join(row_files.KINDS)}){told}"
     )
 
 
@@ -191,7 +195,7 @@ def _constraints(ids: Any, kwargs: Any) -> str | None:
 
 
 def _single(reference: Any) -> Any:
-    """The one answer in a list of one; a whole number that a column of floats holds, as a model would write it."""
+    """The only answer in a list of one; a whole number in a column of floats as the int that a model would write."""
     if isinstance(reference, list) and len(reference) < 2:
         reference = reference[0] if reference else None
     if isinstance(reference, float) and reference.is_integer() and abs(reference) < 2**53:
@@ -200,7 +204,7 @@ def _single(reference: Any) -> Any:
 
 
 def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
-    """A text or number as text; ValueError if it is neither, whose notation no model would write."""
+    """Text or a number as text; raises ValueError for an object or a list, whose notation no model would write."""
     if isinstance(value, dict):
         fields = ", ".join(f"{named[what]}.{name}" for name in value)
         raise ValueError(
@@ -208,14 +212,14 @@ def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
         )
     if isinstance(value, list):
         raise ValueError(
-            f"the {what} is a list of {len(value)} ({value!r:.60}), expected one text or number: write the one that "
-            "counts in a column"
+            f"the {what} is a list of {len(value)} ({value!r:.60}), expected one text or number: put the one that "
+            "counts in its own column"
         )
     return None if value is None or value == "" or value != value else encodable(str(value))
 
 
 def encodable(text: str) -> str:
-    """The text itself; ValueError if it holds half a surrogate pair, which neither tokenizer nor Parquet takes."""
+    """Returns the text; raises ValueError for half a surrogate pair, which neither tokenizers nor Parquet accept."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -229,6 +233,6 @@ def _whole_number(value: Any) -> int | None:
         number = 0.0 if text is None else float(text)
     except ValueError:
         number = math.nan
-    if not number.is_integer() or abs(number) > MOST_DIFFICULTY:
-        raise ValueError(f"difficulty {value!r} is not a whole number")
+    if not number.is_integer() or abs(number) > MAX_DIFFICULTY:
+        raise ValueError(f"difficulty {value!r} is not a whole number up to {MAX_DIFFICULTY:,}")
     return None if text is None else int(number)

@@ -1,16 +1,15 @@
-"""Reads rows out of files that others wrote, in a process of its own with limits on memory and time.
+"""Reader of rows from untrusted files, in a subprocess with limits on memory and time.
 
-In: a path and the names of columns. Out: the named columns of each row, and which columns there are; or an error in
-words. A file of a kilobyte can ask for a terabyte (one long text, named a million times; zeros, compressed), and a
-parser in C can die of a damaged one: that ends this process and no other. It is started as a script, and imports no
-code of ours.
+A file of a kilobyte can ask for a terabyte (one long text, repeated a million times by reference; compressed zeros),
+and a parser in C can crash on a damaged one: that ends this process and no other. It is started as a script and imports
+none of our code.
 
-A Hugging Face dataset is read as the Arrow files that it consists of, without its library, which creates objects of
-whatever classes the folder names. Extension types, pickled ones among them, are read as what they store. Of the
-features that a dataset declares only class labels are used: their numbers become names.
+A Hugging Face dataset is read directly from its Arrow files, without its library, which creates objects of whatever
+classes the folder names. Extension types, pickled ones among them, are read as their storage type. Of the features that
+a dataset declares only class labels are used: their numbers become names.
 
 A folder of files of one kind is read as one file, in the order of their names, if they are parts of one split and none
-of them is missing.
+is missing.
 """
 
 import bz2
@@ -27,23 +26,23 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""Endings of files that are read, in either case."""
+"""Endings of files that can be read, in upper or lower case."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-"""Endings that those of text may have after their own."""
-MOST_FILE_BYTES = 1 << 30
-"""Size of a file, also unpacked, or of the files of a folder together."""
-MOST_ROWS = 2_000_000
-"""Rows of a file."""
-MOST_TEXT_CHARS = 1 << 28
-"""Characters in the columns that are read, together."""
-MOST_LINE_CHARS = 1 << 24
-"""Characters in one line of a text file."""
+"""Further endings that text files may have."""
+MAX_FILE_BYTES = 1 << 30
+"""Maximum size of a file, also unpacked, or of a folder's files together."""
+MAX_ROWS = 2_000_000
+"""Maximum number of rows in a file."""
+MAX_TEXT_CHARS = 1 << 28
+"""Maximum number of characters in the requested columns, together."""
+MAX_LINE_CHARS = 1 << 24
+"""Maximum number of characters in one line of a text file."""
 MEMORY_BYTES = 4 << 30
-"""Address space of the process that reads."""
+"""Limit on the address space of the reading process, in bytes."""
 SECONDS = 300
-"""Processor time of the process that reads."""
+"""Limit on the CPU time of the reading process, in seconds."""
 WALL_SECONDS = 6 * SECONDS
-"""Longest wait for it, for a disk or a machine that is slow."""
+"""Limit on its wall time, in seconds; generous because a disk or machine may be slow."""
 
 Row = dict[str, Any]
 Columns = dict[str, None]
@@ -51,22 +50,22 @@ Columns = dict[str, None]
 _END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"
 _BATCH_ROWS = 256
 _ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-"""Encodings by the mark at the beginning of a file; without one it is UTF-8."""
+"""Encodings by byte order mark; a file without one is UTF-8."""
 _PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-"""A part of a split, as datasets are published."""
+"""File name of a part of a split, as datasets are published."""
 _SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test"}
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
-"""Files that lie beside data and are none."""
+"""Metadata files next to data files."""
 
 
 class UnreadableError(Exception):
-    """What is wrong with a file, in words that follow its path."""
+    """A file can't be read; the message follows its path."""
 
 
 def main(path: Path, wanted: Sequence[str]) -> None:
-    """Writes a line of JSON for each row, a list of the wanted values in order, and then one of the file's columns.
+    """Writes a line of JSON for each row, a list of the wanted values in order, and then one about the file.
 
-    That last line is an object: `columns`, or `fault` where the file isn't what it should be.
+    That last line is an object: `columns`, or `fault` if the file can't be read.
     """
     columns: Columns = {}
     try:
@@ -78,21 +77,21 @@ def main(path: Path, wanted: Sequence[str]) -> None:
     except MemoryError:
         last = {"fault": f" needs more than {MEMORY_BYTES >> 30} GiB of memory to be read: split it"}
     except RecursionError:
-        last = {"fault": " cannot be read: it is nested too deep"}
-    except Exception as error:  # noqa: BLE001 - parsers raise what they like
+        last = {"fault": " cannot be read: it is nested too deeply"}
+    except Exception as error:  # noqa: BLE001 - parsers can raise anything
         last = {"fault": f" cannot be read: {error}"[:2000]}
     sys.stdout.write(json.dumps(last) + "\n")
 
 
 def _as_text(value: object) -> str:
-    """A date or a decimal number as it is written."""
+    """A date or decimal number as text."""
     if isinstance(value, bytes):
         raise UnreadableError(f" holds bytes, expected text: {value[:20]!r}")
     return str(value)
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """The endings of a file's name that say what is in it and how it is compressed; empty if it is none of ours."""
+    """A file name's endings for its format and its compression; both empty if the format isn't supported."""
     stem, compression = name.lower(), ""
     for ending in COMPRESSED:
         if stem.endswith(ending):
@@ -102,31 +101,31 @@ def kind_of(name: str) -> tuple[str, str]:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The data files in a folder, by name."""
+    """The data files in a folder, sorted by name."""
     visible = (path for path in folder.iterdir() if not path.name.startswith((".", "_")))
     return sorted(path for path in visible if path.name not in _ABOUT and kind_of(path.name)[0] and path.is_file())
 
 
 def _counted(rows: Iterator[Row], wanted: Sequence[str]) -> Iterator[list[Any]]:
-    """The wanted values of each row; UnreadableError where there are too many."""
+    """The wanted values of each row; raises `UnreadableError` if there are too many."""
     chars = 0
     for number, row in enumerate(rows, 1):
         values = [_value(row, name) for name in wanted]
         chars += sum(map(_size, values))
-        if number > MOST_ROWS or chars > MOST_TEXT_CHARS:
-            raise UnreadableError(f" holds more than {MOST_ROWS} rows or {MOST_TEXT_CHARS} characters: split it")
+        if number > MAX_ROWS or chars > MAX_TEXT_CHARS:
+            raise UnreadableError(f" holds more than {MAX_ROWS} rows or {MAX_TEXT_CHARS} characters: split it")
         yield values
 
 
 def _size(value: object) -> int:
-    """Characters of a text, or of a list or object as it is written."""
+    """Length of a text, or of a list or object as JSON, in characters."""
     if isinstance(value, str):
         return len(value)
     return len(json.dumps(value, default=_as_text)) if isinstance(value, list | dict) else 0
 
 
 def _value(row: Row, name: str) -> Any:
-    """A row's value of a column, or of a field within one: `reward_model.ground_truth`."""
+    """A row's value in a column, or in a field within one, such as `reward_model.ground_truth`."""
     if name in row or "." not in name:
         return row.get(name)
     value: Any = row
@@ -134,14 +133,16 @@ def _value(row: Row, name: str) -> Any:
         if value is None:
             return None
         if value is not row and not (isinstance(value, dict) and field in value):
-            fields = f"the fields {', '.join(map(repr, value))}" if isinstance(value, dict) else f"{value!r:.40}"
-            raise UnreadableError(f" has no field {name!r} in some row: there is {fields}")
+            fields = (
+                f"the fields are {', '.join(map(repr, value))}" if isinstance(value, dict) else f"it is {value!r:.40}"
+            )
+            raise UnreadableError(f" has no field {name!r} in some row: {fields}")
         value = value.get(field)
     return value
 
 
 def _rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """The rows of a file or a folder, with the wanted columns at least; `columns` gets the names of all."""
+    """The rows of a file or folder, with at least the wanted columns; adds the names of all columns to `columns`."""
     if not path.is_dir():
         _check_size(path.stat().st_size)
         yield from _file_rows(path, wanted, columns)
@@ -152,7 +153,7 @@ def _rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
 
 
 def _folder_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """The rows of all files in a folder, which must be parts of one whole."""
+    """The rows of all files in a folder, which must be parts of one dataset."""
     parts = parts_of(path)
     _check_parts([part.name for part in parts])
     _check_size(sum(part.stat().st_size for part in parts))
@@ -167,7 +168,7 @@ def _folder_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterato
         except Exception as error:
             raise UnreadableError(f"/{part.name} cannot be read: {error}") from error
         if lost := [name for name in wanted if name in columns and name not in own and own]:
-            raise UnreadableError(f"/{part.name} has no column {lost[0]!r}, which files before it have")
+            raise UnreadableError(f"/{part.name} has no column {lost[0]!r}, which earlier files have")
         columns.update(own)
 
 
@@ -180,12 +181,12 @@ def _check_parts(names: Sequence[str]) -> None:
     splits |= {stem for name in names if (stem := name.split(".")[0].lower()) in _SPLITS}
     if len(splits) > 1:
         raise UnreadableError(
-            f" holds several splits ({', '.join(sorted(splits))}): name one file, or give each split a folder"
+            f" holds several splits ({', '.join(sorted(splits))}): name one file, or put each split in its own folder"
         )
     numbers = {int(part["number"]) for part in parts if part}
     counts = {int(part["count"]) for part in parts if part}
     if counts and (len(counts) > 1 or numbers != set(range(min(counts)))):
-        raise UnreadableError(f" holds {len(numbers)} parts of {max(counts)}: get those that are missing")
+        raise UnreadableError(f" holds {len(numbers)} of {max(counts)} parts: get the missing ones")
 
 
 def _file_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
@@ -199,7 +200,7 @@ def _file_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[
             start = data.peek(4)[:4]
             encoding = next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
             if encoding == "utf-8" and b"\0" in start:
-                raise UnreadableError(" holds NUL bytes, as UTF-16 does: save it as UTF-8")
+                raise UnreadableError(" holds NUL bytes and may be UTF-16: save it as UTF-8")
             with io.TextIOWrapper(data, encoding=encoding, newline="") as file:
                 for row in read(file):
                     columns.update(dict.fromkeys(row))
@@ -221,11 +222,11 @@ def _unpacked(path: Path, compression: str) -> "contextlib.AbstractContextManage
 
 
 class _Limited(io.RawIOBase):
-    """What a stream holds, up to the size that a file may have: a kilobyte can unpack to a terabyte."""
+    """A stream cut off by an error at the maximum file size: a kilobyte can unpack to a terabyte."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._left = MOST_FILE_BYTES
+        self._left = MAX_FILE_BYTES
 
     def readable(self) -> bool:
         return True
@@ -234,20 +235,20 @@ class _Limited(io.RawIOBase):
         found = self._stream.read(min(len(buffer), 1 << 20))
         self._left -= len(found)
         if self._left < 0:
-            raise UnreadableError(f" unpacks to more than {MOST_FILE_BYTES} bytes: split it")
+            raise UnreadableError(f" unpacks to more than {MAX_FILE_BYTES} bytes: split it")
         buffer[: len(found)] = found
         return len(found)
 
 
 def _check_size(size: int) -> None:
-    if size > MOST_FILE_BYTES:
-        raise UnreadableError(f" has {size} bytes, expected {MOST_FILE_BYTES} at most: split it")
+    if size > MAX_FILE_BYTES:
+        raise UnreadableError(f" has {size} bytes, expected at most {MAX_FILE_BYTES}: split it")
 
 
 def _text_lines(file: TextIO) -> Iterator[str]:
-    while line := file.readline(MOST_LINE_CHARS + 1):
-        if len(line) > MOST_LINE_CHARS:
-            raise UnreadableError(f" has a line of more than {MOST_LINE_CHARS} characters: it is no file of prompts")
+    while line := file.readline(MAX_LINE_CHARS + 1):
+        if len(line) > MAX_LINE_CHARS:
+            raise UnreadableError(f" has a line of more than {MAX_LINE_CHARS} characters: it is not a data file")
         yield line
 
 
@@ -270,7 +271,7 @@ def _json_lines(file: TextIO) -> Iterator[Row]:
 
 
 def _json(file: TextIO) -> Iterator[Row]:
-    """A list of objects, or objects line by line, which such files often hold."""
+    """A list of objects, or one object per line, as such files often contain."""
     text = file.read()
     try:
         yield from _list_of_objects(text)
@@ -287,9 +288,9 @@ def _list_of_objects(text: str) -> list[Row]:
     told = ""
     if isinstance(held, dict):
         lists = [name for name, value in held.items() if isinstance(value, list) and value]
-        told = f": keep the list {lists[0]!r} in it alone" if lists and isinstance(held[lists[0]][0], dict) else told
+        told = f": keep only its list {lists[0]!r}" if lists and isinstance(held[lists[0]][0], dict) else told
         if held and all(isinstance(value, dict) for value in held.values()):
-            told = ', but one of columns: write it row by row (in pandas orient="records")'
+            told = ', but an object of columns: write it row by row (in pandas, orient="records")'
     raise UnreadableError(f" is not a list of objects{told}")
 
 
@@ -302,7 +303,7 @@ def _tsv(file: TextIO) -> Iterator[Row]:
 
 
 def _separated(file: TextIO, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(MOST_LINE_CHARS)
+    csv.field_size_limit(MAX_LINE_CHARS)
     reader = csv.DictReader(_text_lines(file), strict=True, delimiter=delimiter)
     header = reader.fieldnames or ()
     if len(header) == 1 and (other := next((mark for mark in ";\t,|" if mark in header[0]), None)):
@@ -312,12 +313,14 @@ def _separated(file: TextIO, delimiter: str) -> Iterator[Row]:
         )
     for row in reader:
         if None in row or None in row.values():
-            raise UnreadableError(f", line {reader.line_num}, has not the {len(header)} cells of the header")
+            raise UnreadableError(
+                f", line {reader.line_num}, does not have as many cells as the header ({len(header)})"
+            )
         yield row
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
-    """The names that the numbers of class labels stand for, by column, as the library `datasets` notes them."""
+    """Names of class labels by column, in the order of their numbers, as the library `datasets` records them."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         labels = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
@@ -327,20 +330,20 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _named(rows: Sequence[Row], class_names: dict[str, list[str]]) -> Sequence[Row]:
-    """The rows with class labels by name; the library writes -1 if there is none."""
+    """Replaces the numbers of class labels by names; the library writes -1 for no label."""
     for row in rows:
         for column, names in class_names.items():
             number = row.get(column)
             if not isinstance(number, int):
                 continue
             if not -1 <= number < len(names):
-                raise UnreadableError(f" has the class {number} in column {column!r}, which names {len(names)}")
+                raise UnreadableError(f" has class {number} in column {column!r}, which has {len(names)} classes")
             row[column] = None if number == -1 else names[number]
     return rows
 
 
 def _stored_names(wanted: Sequence[str], columns: Columns) -> list[str]:
-    """The columns that hold what is wanted, which may be a field within one."""
+    """The stored columns that contain the wanted ones, which may be fields within them."""
     stored = [name if name in columns else name.split(".")[0] for name in wanted]
     return [name for name in dict.fromkeys(stored) if name in columns]
 
@@ -348,11 +351,11 @@ def _stored_names(wanted: Sequence[str], columns: Columns) -> list[str]:
 def _parquet(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    # Not by way of pandas, which makes 42 beside an empty cell 42.0.
+    # Not by way of pandas, which turns 42 next to an empty cell into 42.0.
     file = pq.ParquetFile(path)
     columns.update(dict.fromkeys(file.schema_arrow.names))
-    if file.metadata.num_rows > MOST_ROWS:
-        raise UnreadableError(f" holds {file.metadata.num_rows} rows, more than {MOST_ROWS} rows: split it")
+    if file.metadata.num_rows > MAX_ROWS:
+        raise UnreadableError(f" holds {file.metadata.num_rows} rows, more than {MAX_ROWS}: split it")
     class_names = _class_names(file.schema_arrow)
     for batch in file.iter_batches(_BATCH_ROWS, columns=_stored_names(wanted, columns)):
         batch.validate(full=True)
@@ -360,7 +363,7 @@ def _parquet(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
 
 
 def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
-    """The rows of one split that the library `datasets` has saved: Arrow streams, and their names in `state.json`."""
+    """The rows of one split saved by the library `datasets`: Arrow streams, listed in `state.json`."""
     import pyarrow as pa
 
     if (path / "dataset_dict.json").is_file():
@@ -373,13 +376,13 @@ def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
     ]
     for name in names:
         if Path(name).name != name or not (path / name).is_file():
-            raise UnreadableError(f" names the file {name!r} (state.json), expected one in the folder")
+            raise UnreadableError(f" names the file {name!r} in state.json, expected one in the folder")
     _check_size(sum((path / name).stat().st_size for name in names))
     for name in names:
         with (path / name).open("rb") as file:
             file.seek(-len(_END_OF_ARROW), 2)
             if file.read() != _END_OF_ARROW:
-                raise UnreadableError(f" is cut off: {name} does not end as Arrow streams do")
+                raise UnreadableError(f" is cut off: {name} does not end as an Arrow stream should")
         schema = pa.ipc.open_stream(pa.OSFile(str(path / name))).schema
         columns.update(dict.fromkeys(schema.names))
         stored, class_names = _stored_names(wanted, columns), _class_names(schema)

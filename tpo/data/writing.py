@@ -1,12 +1,12 @@
 """Writing tasks with verifiable instructions: seeded, practically endless, and scored by a checker alone.
 
-A task is a form, a topic and perhaps a manner ("Write a diary entry about a lost umbrella. Keep it cheerful."),
-followed by one or more of IFEval's 25 types of instructions (2311.07911, Table 1), which a program can check. Wordings
-and lists are our own (`writing_tasks.toml`). Instructions that contradict each other are never combined, and no task
-asks for more words than `max_words`.
+A task is a form, a topic and sometimes a manner ("Write a diary entry about a lost umbrella. Keep it cheerful."),
+followed by one or more of IFEval's 25 types of instructions (2311.07911, Table 1), which a program can check. The
+wording and the lists are ours (`writing_tasks.toml`). Contradictory instructions are never combined, and no task asks
+for more than `max_words` words.
 
-Splits are disjoint by construction: a hash of the writing task decides which of them it belongs to, whatever seed drew
-it and whatever instructions follow.
+Splits are disjoint by construction: a hash of the writing task decides which one it belongs to, regardless of the seed
+and of the instructions that follow.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ Split = Literal["train", "validation", "test"]
 Item = TypeVar("Item")
 
 _SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("test", 15), ("validation", 10), ("train", 75))
-"""Percent of the writing tasks."""
+"""Percentages of the writing tasks."""
 _MAX_DRAWS_IN_VAIN = 10_000
-"""Draws without a new task after which a stream ends: a few types with few arguments have few tasks."""
+"""Consecutive draws without a new task that end a stream: a few types with few arguments have few tasks."""
 _MAX_BRIEF_WORDS = 150
-"""Most words at which a task itself asks to be brief: left alone, a model writes a page."""
+"""Up to this `max_words` a task itself asks for brevity: otherwise a model writes a page."""
 _LANGUAGES = {
     "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "pt": "Portuguese", "nl": "Dutch",
 }  # fmt: skip
@@ -46,25 +46,25 @@ class Task:
     """One writing task."""
 
     instruction: str
-    """What the user asks, instructions included."""
+    """The user's request, instructions included."""
     constraints: str
-    """The instructions for the checker: JSON list of `{"id": …, "kwargs": {…}}`, with IFEval's ids and arguments."""
+    """The instructions for the checker: a JSON list of `{"id": …, "kwargs": {…}}`, with IFEval's ids and arguments."""
     category: str
     """Group of its first instruction, such as `keywords`."""
     difficulty: int
-    """How many instructions it carries."""
+    """Number of its instructions."""
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """What an instruction can refer to while a task is being put together."""
+    """A task under construction, which instructions can refer to."""
 
     task: str
     """The writing task."""
     words: Sequence[str]
-    """Words that belong to its topic."""
+    """Words related to its topic."""
     max_words: int
-    """Most words that may be asked for."""
+    """Maximum number of words that may be asked for."""
 
 
 _Draw = Callable[[np.random.Generator, _Draft], tuple[dict[str, Any], str]]
@@ -77,22 +77,22 @@ class _Type:
     id: str
     """IFEval's id."""
     aspects: frozenset[str]
-    """What it decides about a response; types that share an aspect are never combined."""
+    """The aspects of a response that it determines; types that share one are never combined."""
     draw: _Draw
-    """Draws its arguments and the sentence that asks for it."""
+    """Draws its arguments and words the request."""
 
 
 def writing_tasks(
     split: Split, seed: int, *, types: Sequence[str] = (), max_instructions: int = 3, max_words: int = 300
 ) -> Iterator[Task]:
-    """Tasks of a split in an order that `seed` decides; none comes twice, and they end when no new ones are found.
+    """Tasks of a split without repeats, in an order that `seed` determines; ends when no new ones are found.
 
     Args:
-        split: Which of the three streams.
+        split: One of the three streams.
         seed: The run's seed.
-        types: Ids to draw from, or none for all 25.
-        max_instructions: Most instructions a task; each number from 1 is equally likely.
-        max_words: Most words that a task may ask for.
+        types: Ids to draw from; empty for all 25.
+        max_instructions: Maximum number of instructions per task; each number from 1 is equally likely.
+        max_words: Maximum number of words that a task may ask for.
     """
     rng = np.random.default_rng(seed)
     chosen = [kind for kind in _TYPES if not types or kind.id in types]
@@ -122,7 +122,7 @@ def _split_of(task: str) -> Split:
 def _with_instructions(
     rng: np.random.Generator, draft: _Draft, first: _Type, types: Sequence[_Type], *, count: int
 ) -> Task:
-    """A draft with up to `count` instructions that go together, `first` among them."""
+    """A draft with up to `count` compatible instructions, `first` among them."""
     picked = [first]
     while len(picked) < count:
         taken = frozenset[str]().union(*(kind.aspects for kind in picked))
@@ -171,11 +171,11 @@ def _relation(rng: np.random.Generator) -> str:
 
 
 def _counted(relation: str, count: int, noun: str) -> str:
-    """As in "at least 1 time" and "fewer than 3 words"; IFEval's name for the second is "less than"."""
+    """As in "at least 1 time" and "fewer than 3 words"; IFEval calls the latter relation "less than"."""
     return f"{'fewer than' if relation == 'less than' else relation} {count} {noun}{'' if count == 1 else 's'}"
 
 
-# One function a type: draws its arguments and words the request. The order of the draws is part of the seed's meaning.
+# One function per type: draws its arguments and words the request. What a seed makes depends on the order of draws.
 
 
 def _existence(rng: np.random.Generator, draft: _Draft) -> tuple[dict[str, Any], str]:

@@ -1,11 +1,11 @@
-"""Arithmetic: the value of what stands in a calculator annotation, and how that value is written.
+"""Arithmetic: the value of the expression in a calculator annotation, and how that value is written.
 
-In: text such as `48/2` or `(3+4)*.5`, as models write it. Out: an exact fraction; or `ExpressionError` and why. A value
-as text, by the rule of DPO-ST's calculator (2407.18248, its code [C]).
+Reads expressions as models write them, such as `48/2` or `(3+4)*.5`. Values are exact fractions, written by the rule of
+DPO-ST's calculator (2407.18248, its code [C]).
 
-The paper's code runs Python's `eval` on what a model wrote. Here a small parser knows numbers, + - * / //, signs and
-parentheses and, beyond `eval`, thousands separators and percent [D]; nothing else has a meaning, so nothing else can
-happen. Its work is bounded by the length of the text: no operator makes a number longer than its operands together.
+The paper's code runs Python's `eval` on model output. Here a small parser accepts only numbers, + - * / //, signs,
+parentheses and, unlike `eval`, thousands separators and percent signs [D]; nothing else is evaluated. Its work is
+bounded by the length of the text: no operator makes a number longer than its operands together.
 """
 
 import re
@@ -13,20 +13,20 @@ from fractions import Fraction
 from typing import Final
 
 MAX_CHARACTERS: Final = 100
-"""Longer expressions are refused; the longest in GSM8K has 30 [D]."""
+"""Longer expressions are rejected; the longest in GSM8K has 30 [D]."""
 MAX_DEPTH: Final = 20
-"""Parentheses within one another [D]."""
+"""Maximum nesting of parentheses [D]."""
 MAX_VALUE: Final = 10**15
-"""Values from here on are refused: a calculator that writes them is of no help [D]."""
+"""Values of this magnitude or more are rejected: a calculator that writes them is no help [D]."""
 WHOLE_WITHIN: Final = Fraction(1, 10_000)
-"""A value nearer than this to a whole number is written as one [C]."""
+"""A value closer than this to a whole number is written as one [C]."""
 
 _NUMBER: Final = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+")
 _TOKEN: Final = re.compile(rf"{_NUMBER.pattern}|//|\S")
 
 
 class ExpressionError(ValueError):
-    """The text has no value: it isn't arithmetic, or too long, too deep or too large."""
+    """The text has no value: it isn't arithmetic, or it is too long, too deep or too large."""
 
 
 class DivisionByZeroError(ExpressionError):
@@ -36,8 +36,8 @@ class DivisionByZeroError(ExpressionError):
 def evaluate(expression: str) -> Fraction:
     """The exact value of an expression; spaces between its parts don't matter.
 
-    `//` is division rounded down, as in Python; `5%` is a twentieth; a comma separates thousands, before three digits.
-    Raises `ExpressionError` if there is no value, `DivisionByZeroError` for a zero divisor.
+    `//` rounds down, as in Python; `5%` is a twentieth; a comma before three digits separates thousands. Raises
+    `ExpressionError` if there is no value, `DivisionByZeroError` for a zero divisor.
     """
     if len(expression) > MAX_CHARACTERS:
         raise ExpressionError(f"an expression of {len(expression)} characters; expected at most {MAX_CHARACTERS}")
@@ -46,16 +46,16 @@ def evaluate(expression: str) -> Fraction:
     parser.end()
     if abs(value) >= MAX_VALUE:
         raise ExpressionError(
-            f"{expression!r} is of {len(str(int(value)))} digits; expected a value below {MAX_VALUE:.0e}"
+            f"{expression!r} has {len(str(abs(int(value))))} digits; expected a value below {MAX_VALUE:.0e}"
         )
     return value
 
 
 def format_result(value: Fraction) -> str:
-    """A whole number where one is nearer than 1e-4, else two decimals at most, `0.5` and not `.50` [C].
+    """A whole number if the value is within 1e-4 of one, else at most two decimals, `0.5` rather than `.50` [C].
 
-    What lies halfway goes to the even hundredth, as Python's `round` does; what two decimals make whole is written
-    whole: 2.999 is `3`, where the code writes `3.0` [D].
+    Ties go to the even hundredth, as with Python's `round`. A value that rounds to a whole number at two decimals is
+    written as one: 2.999 is `3`, where the code writes `3.0` [D].
     """
     whole = round(value)
     if abs(value - whole) < WHOLE_WITHIN:
@@ -67,7 +67,7 @@ def format_result(value: Fraction) -> str:
 
 
 class _Parser:
-    """Recursive descent over the tokens of one expression; each method reads one rule and returns its value."""
+    """Recursive-descent parser of one expression; each method reads one grammar rule and returns its value."""
 
     def __init__(self, expression: str) -> None:
         self._expression = expression
@@ -75,7 +75,7 @@ class _Parser:
         self._at = 0
 
     def sum(self, depth: int) -> Fraction:
-        """Products that are added and subtracted, from the left."""
+        """Products added and subtracted, left to right."""
         value = self._product(depth)
         while operator := self._take("+", "-"):
             other = self._product(depth)
@@ -83,7 +83,7 @@ class _Parser:
         return value
 
     def end(self) -> None:
-        """Nothing may follow."""
+        """Raises `ExpressionError` if anything is left."""
         if self._tokens[self._at]:
             raise self._unexpected("an operator or the end")
 
@@ -111,7 +111,7 @@ class _Parser:
     def _number(self, depth: int) -> Fraction:
         if self._take("("):
             if depth == MAX_DEPTH:
-                raise ExpressionError(f"more than {MAX_DEPTH} parentheses within one another")
+                raise ExpressionError(f"parentheses nested more than {MAX_DEPTH} deep")
             value = self.sum(depth + 1)
             if not self._take(")"):
                 raise self._unexpected("an operator or )")
@@ -123,7 +123,7 @@ class _Parser:
         return Fraction(token.replace(",", "").removesuffix("."))
 
     def _take(self, *wanted: str) -> str:
-        """The next token if it is one of `wanted`, which is then read; else an empty string."""
+        """Consumes the next token and returns it if it is one of `wanted`; otherwise returns an empty string."""
         token = self._tokens[self._at]
         if token not in wanted:
             return ""

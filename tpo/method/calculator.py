@@ -1,12 +1,11 @@
-"""The calculator: what a model must write after `<<48/2=` or `[ 48 / 2 =`, as text and token by token.
+"""The calculator: what must follow `<<48/2=` or `[ 48 / 2 =` in a model's output, as text and token by token.
 
-In: what a model wrote so far, as text or as token ids. Out: the text that must follow, or the next token; None if
-the model decides. DPO-ST's code (2407.18248) forces the results of annotations while it samples: a whole number or two
-decimals, then what closes the annotation [C]. Where the expression has no value, nothing is forced [C].
+DPO-ST's code (2407.18248) forces the results of annotations during sampling: a whole number or two decimals, then the
+closing marker [C]. If the expression has no value, nothing is forced [C].
 
-Tokens are chosen for the text that they add, not for their place in a list. A token is forced only if the text so far
-plus the token decodes to the text so far plus a part of what must follow; the first choice is the token that the
-tokenizer itself takes there. The paper's code counts tokens by characters, which is right only if every digit is a
+Tokens are chosen for the text that they add, not for their position in a list. A token is forced only if the text so
+far plus the token decodes to the text so far plus the beginning of what must follow; the first choice is the token that
+the tokenizer itself uses there. The paper's code counts tokens by characters, which is right only if every digit is a
 token. If a model writes another number before it can be stopped, as a token `=2` does, it is left alone [D].
 """
 
@@ -20,7 +19,7 @@ Style = Literal["gsm8k", "t5"]
 """How annotations are written: `<<48/2=24>>` as in GSM8K, for Llama; or `[ 48 / 2 = 24]` for T5, which has no `<`."""
 
 _CONTEXT_TOKENS: Final = 8
-"""Tokens before the `=` that a later token is decoded with: tokenizers write the first token of a text otherwise."""
+"""Tokens up to the `=` that later tokens are decoded with: tokenizers treat the first token of a text differently."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class _Form:
     """The parts of an annotation in one style."""
 
     start: str
-    """What opens it."""
+    """Opening marker."""
     equals: str
-    """What ends its expression."""
+    """End of the expression."""
     space: str
-    """What stands between that and the result."""
+    """Text between that and the result."""
     end: str
-    """What closes it."""
+    """Closing marker."""
     signed: bool
     """Whether a negative result is written; the code's calculator for Llama skips it [C]."""
 
@@ -44,38 +43,38 @@ _FORMS: Final[dict[Style, _Form]] = {
     "t5": _Form(start="[ ", equals=" =", space=" ", end="]", signed=True),
 }
 _OTHERS: Final = "=(#\n"
-"""Characters that hardly make one token with a digit or a bracket behind them, at least not all of them."""
+"""Characters that rarely form one token with a following digit or bracket, at least not all of them."""
 _WINDOW_TOKENS: Final = MAX_CHARACTERS + 4
-"""Tokens that are looked back from an `=`: an expression that begins before them is too long to have a value."""
+"""Tokens to look back from an `=`: an expression that begins before them is too long to have a value."""
 
 
 class Tokenizer(Protocol):
-    """A tokenizer, as far as the calculator knows it."""
+    """The methods of a tokenizer that the calculator uses."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a begin or end token."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, spaces as they are."""
+        """The text of token ids, spaces unchanged."""
         ...
 
 
 @dataclass(frozen=True)
 class Open:
-    """An annotation whose result isn't, or not wholly, written."""
+    """An annotation whose result isn't, or not completely, written."""
 
     so_far: str
-    """What stands of it, from its start."""
+    """Its text so far, from the opening marker on."""
     due: str
-    """What must follow: the rest of the result, and what closes the annotation."""
+    """What must follow: the rest of the result and the closing marker."""
 
 
 def open_annotation(text: str, style: Style) -> Open | None:
     """The annotation that is open at the end of `text` and has a value, or None.
 
-    The last one that was opened counts [D], and its first `=` [C]; what stands after that must be the beginning of the
-    result, or nothing.
+    The last one opened counts [D], up to its first `=` [C]; the text after that must be empty or the beginning of the
+    result.
     """
     form = _FORMS[style]
     at = text.rfind(form.start)
@@ -97,25 +96,25 @@ def open_annotation(text: str, style: Style) -> Open | None:
 
 
 class Calculator:
-    """The calculator of one request: asked before each of its tokens, it says which it must be, or None.
+    """The calculator of one request: before each token, it returns the one that must follow, or None.
 
-    What it says depends on the output alone, not on when it was asked before. Between annotations it looks at each new
-    token once; it decodes more only from an `=` to the end of the result that belongs there.
+    The result depends on the output alone, not on earlier calls. Between annotations it looks at each new token once;
+    it decodes more only from an `=` to the end of its result.
     """
 
     def __init__(self, tokenizer: Tokenizer, style: Style, *, equals: dict[int, bool] | None = None) -> None:
-        """`equals` keeps which tokens have an `=`; calculators of one tokenizer can share it, and fill it together."""
+        """`equals` caches which tokens contain an `=`; calculators of one tokenizer can share it."""
         self._tokenizer = tokenizer
         self._style: Style = style
         self._equals = {} if equals is None else equals
         self._seen = 0
         self._mark = -1
-        """Place of the last token with an `=`, of those seen."""
+        """Index of the last token seen that contains an `=`."""
         self._open: Open | None = None
-        """What is open there, unless the output has gone another way since."""
+        """The annotation open there, unless the output has diverged since."""
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:
-        """The token that must follow all tokens of the output so far; None if the model decides."""
+        """The token that must follow the output so far; None if the model decides."""
         self._read(output_ids)
         if self._open is None:
             return None
@@ -134,7 +133,7 @@ class Calculator:
         return None
 
     def _read(self, output_ids: Sequence[int]) -> None:
-        """Takes notice of the tokens that are new; only one with an `=` can make a result due."""
+        """Scans the new tokens; only one with an `=` can make a result due."""
         if len(output_ids) < self._seen:
             self._seen, self._mark, self._open = 0, -1, None
         mark = self._mark
@@ -155,8 +154,8 @@ class Calculator:
     def _candidates(self, so_far: str, due: str) -> Iterator[int]:
         """Tokens that may begin `due`: the tokenizer's own within the annotation, then those of `due` by itself.
 
-        By itself a text can begin with a token that is a space too, or a space and a digit in one; so its first
-        character is tried behind others as well.
+        A text by itself may begin with a token for a space, or for a space and a digit together; so its first character
+        is also tried after other characters.
         """
         before, after = self._tokenizer.encode(so_far), self._tokenizer.encode(so_far + due)
         if after[: len(before)] == before:

@@ -1,10 +1,10 @@
-"""Pairs: which response of a group is chosen, which is rejected, and how many pairs reject a parse error.
+"""Pair selection: which response of a group is chosen, which is rejected, and how many pairs reject a parse error.
 
-In: length-controlled scores and answer lengths of a group's valid responses. Out: indices into the group, or None if
-the group yields no pair; and the quota of error pairs (2410.10630, "Preference pairs").
+Works on length-controlled scores and answer lengths of a group's valid responses (2410.10630, "Preference pairs"). A
+group may yield no pair.
 
-Scores within 1e-9 are a tie, and ties lean against length (chosen: the shorter; rejected: the longer), because coarse
-judges tie often and length control should not stop there.
+Scores within 1e-9 are a tie, and ties are broken against length (chosen: the shorter; rejected: the longer), because
+coarse judges tie often and length control shouldn't stop there.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class PairIndices(NamedTuple):
 
 
 class PairArrays(NamedTuple):
-    """A pair in each of G groups; -1 in both where a group yields none."""
+    """A pair in each of G groups; both indices are -1 if a group yields none."""
 
     chosen: NDArray[np.int64]
     """Shape (G,)."""
@@ -43,37 +43,38 @@ class PairArrays(NamedTuple):
 
 
 class ErrorQuota(NamedTuple):
-    """How many pairs have a parse error as the rejected output."""
+    """Numbers of pairs whose rejected output has a parse error."""
 
     replaced: int
-    """k1: regular pairs whose rejected output gives way to an erroneous one."""
+    """k1: regular pairs whose rejected output is replaced by an erroneous one."""
     added: int
-    """k2: prompts without a regular pair that join with an erroneous rejected output."""
+    """k2: prompts without a regular pair that are added with an erroneous rejected output."""
 
 
 def read_group(scores: ArrayLike, lengths: ArrayLike) -> Group:
-    """Both as float arrays (K,), checked; ValueError unless of one shape, finite, and lengths not negative."""
+    """Returns both as float arrays (K,); raises ValueError for mismatched shapes, non-finite values or negative
+    lengths."""
     group = Group(np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64))
     if group.scores.ndim != 1 or group.scores.shape != group.lengths.shape:
         raise ValueError(
             f"scores have shape {group.scores.shape} and lengths {group.lengths.shape}; expected one shape (K,): "
-            "give one length for each score of one group"
+            "give one length for each score of the group"
         )
     if not np.isfinite(group.scores).all():
         raise ValueError(f"scores are {group.scores.tolist()}; expected finite numbers: leave out unscored candidates")
     if not (np.isfinite(group.lengths) & (group.lengths >= 0)).all():
-        raise ValueError(f"lengths are {group.lengths.tolist()}; expected finite numbers from 0: count characters")
+        raise ValueError(f"lengths are {group.lengths.tolist()}; expected finite numbers, 0 or more: count characters")
     return group
 
 
 def select_pair(scores: ArrayLike, lengths: ArrayLike, *, texts: Sequence[str] | None = None) -> PairIndices | None:
     """Chosen = argmax, rejected = argmin of one group's length-controlled scores (2410.10630; the tie rule is ours).
 
-    `scores` and `lengths` (characters of the answer) have shape (K,); `texts`, if given, are the K full outputs. Among
-    scores within 1e-9 of the best the shortest is chosen, within 1e-9 of the worst the longest is rejected, then the
-    lower index. None for fewer than two candidates, scores all equal, or identical texts of the two.
+    `scores` and `lengths` (characters of the answer) have shape (K,); `texts`, if given, are the K full outputs. Of
+    scores within 1e-9 of the best the shortest is chosen, of those within 1e-9 of the worst the longest is rejected;
+    remaining ties go to the lower index. None for fewer than two candidates, equal scores, or two identical texts.
 
-    Raises ValueError for shapes that differ, scores that aren't finite, or negative lengths.
+    Raises ValueError for mismatched shapes, non-finite values or negative lengths.
     """
     group = read_group(scores, lengths)
     size = len(group.scores)
@@ -91,15 +92,15 @@ def select_pair(scores: ArrayLike, lengths: ArrayLike, *, texts: Sequence[str] |
 def select_pairs(scores: NDArray[np.float64], lengths: NDArray[np.float64], valid: NDArray[np.bool_]) -> PairArrays:
     """`select_pair` over G groups padded to K candidates; all three arrays have shape (G, K), K at least 1.
 
-    Entries where `valid` is False are padding; they must be finite and are otherwise ignored. Inputs are taken as
-    checked (see `read_group`).
+    Entries where `valid` is False are padding; they must be finite and are otherwise ignored. Inputs aren't checked
+    again (see `read_group`).
     """
     best = np.where(valid, scores, -np.inf).max(axis=1, keepdims=True)
     worst = np.where(valid, scores, np.inf).min(axis=1, keepdims=True)
     regular = (best - worst >= TIE_TOLERANCE)[:, 0]
     top = valid & (best - scores < TIE_TOLERANCE)
     chosen = np.where(top, lengths, np.inf).argmin(axis=1)
-    # With best and worst less than two tolerances apart, one candidate can tie with both.
+    # If best and worst are less than two tolerances apart, one candidate can tie with both.
     bottom = valid & (scores - worst < TIE_TOLERANCE) & (np.arange(scores.shape[1]) != chosen[:, None])
     rejected = np.where(bottom, lengths, -np.inf).argmax(axis=1)
     return PairArrays(np.where(regular, chosen, -1), np.where(regular, rejected, -1))
@@ -108,8 +109,8 @@ def select_pairs(scores: NDArray[np.float64], lengths: NDArray[np.float64], vali
 def has_margin(raw_scores: ArrayLike, min_margin: float) -> bool:
     """Whether one group's raw scores (K,), before length control, spread (max - min) at least `min_margin`.
 
-    The comparison allows 1e-9, so that 0.3 - 0.1 reaches 0.2; fewer than two scores spread 0. Raises ValueError for
-    scores that aren't finite or of another shape, or a negative or NaN margin.
+    A tolerance of 1e-9 lets 0.3 - 0.1 reach 0.2; fewer than two scores have spread 0. Raises ValueError for scores that
+    are non-finite or of another shape, or a negative or NaN margin.
     """
     scores = read_group(raw_scores, np.zeros(np.shape(raw_scores))).scores
     spread = float(np.ptp(scores)) if scores.size else 0.0
@@ -124,18 +125,18 @@ def have_margin(raw_scores: NDArray[np.float64], valid: NDArray[np.bool_], min_m
 
 
 def _least_spread(min_margin: float) -> float:
-    """The spread that reaches `min_margin` up to rounding; ValueError for a negative or NaN margin."""
+    """The spread that counts as `min_margin`, allowing for rounding; raises ValueError for a negative or NaN margin."""
     if not min_margin >= 0:
-        raise ValueError(f"min_margin is {min_margin}; expected a number from 0, in units of the judge's raw score")
+        raise ValueError(f"min_margin is {min_margin}; expected 0 or more, in units of the judge's raw score")
     return max(0.0, min_margin - TIE_TOLERANCE)
 
 
 def error_quota(regular: int, regular_with_errors: int, only_errors: int, cap: float | Fraction = 0.1) -> ErrorQuota:
-    """Number of error pairs that keeps them within `cap` of all pairs (2410.10630 reports <= 10%; the rule is ours).
+    """Numbers of error pairs that keep them within `cap` of all pairs (2410.10630 reports <= 10%; the rule is ours).
 
-    `regular` = |R|, prompts with a regular pair; `regular_with_errors` = |E∩R|, those of them with an erroneous sample
-    too; `only_errors` = |E minus R|, prompts with a valid and an erroneous sample but no regular pair. k1 replaces
-    rejected outputs within R; only when E∩R is used up does k2 add prompts. Exact: cap 0.1 means one tenth.
+    `regular` = |R|, prompts with a regular pair; `regular_with_errors` = |E∩R|, those that also have an erroneous
+    sample; `only_errors` = |E minus R|, prompts with a valid and an erroneous sample but no regular pair. k1 replaces
+    rejected outputs within R; k2 adds prompts only once E∩R is used up. Exact: cap 0.1 means one tenth.
 
     Raises ValueError for negative counts, |E∩R| > |R|, or a cap outside [0, 1).
     """
@@ -145,7 +146,7 @@ def error_quota(regular: int, regular_with_errors: int, only_errors: int, cap: f
             "|E∩R| at most |R|: count prompts, not samples"
         )
     if not 0 <= cap < 1:
-        raise ValueError(f"cap is {cap}; expected a share of all pairs from 0 to below 1: the paper's is 0.1")
+        raise ValueError(f"cap is {cap}; expected a share of all pairs, at least 0 and below 1: the paper's is 0.1")
     share = Fraction(str(cap))
     allowed = share * regular
     replaced = min(regular_with_errors, int(allowed))

@@ -1,13 +1,12 @@
-"""Length control: scores less a share of the length, and the smallest share that stops chosen answers growing.
+"""Length control: scores minus a multiple of length, and the smallest multiple that keeps chosen answers from growing.
 
-In: raw scores and answer lengths of a group's valid candidates. Out: length-controlled scores, or the coefficient rho
-for a set of groups (2410.10630, "Length control").
+Works on raw scores and answer lengths of a group's valid candidates (2410.10630, "Length control").
 
-The paper gives the range of ρ and the goal (chosen no longer than rejected), not how to choose. We take the smallest ρ
-on a grid that meets the goal on average, because a larger one only trades score away.
+The paper gives the range of ρ and the goal (chosen no longer than rejected), not how to choose it. We take the smallest
+ρ on a grid that meets the goal on average, because a larger one only trades away score.
 
-Thoughts have no part in the paper's score, and it names a control of their length as missing. Here a coefficient of
-their own may be given, which takes off a share of a thought's length in the same way; by default it is 0.
+Thoughts play no part in the paper's score, and it names control of their length as missing. A separate coefficient, 0
+by default, penalizes the length of thoughts in the same way.
 """
 
 import warnings
@@ -22,7 +21,7 @@ from tpo.method.pairing import PairArrays, have_margin, read_group, select_pairs
 RHO_GRID: Final = tuple(step / 20 for step in range(11))
 """0, 0.05, …, 0.5."""
 FLAT_TOLERANCE: Final = 1e-12
-"""A standard deviation below this share of the largest value is rounding, and counts as 0."""
+"""A standard deviation below this share of the largest value is rounding error and counts as 0."""
 
 
 def length_controlled(
@@ -36,11 +35,11 @@ def length_controlled(
     """s = z(score) - rho·z(length) within one group, z(v) = (v - mean)/std with ddof 0 (2410.10630, Length control).
 
     `scores` and `lengths` (characters of the answer) have shape (K,), valid candidates only; so has the result, in
-    standard deviations. z is 0 if the values are all equal up to rounding. Where `thoughts` are given (characters of
-    the thoughts, (K,)), thought_penalty·z(thoughts) is taken off too; that is ours.
+    standard deviations. z is 0 if the values are all equal up to rounding. If `thoughts` are given (characters of the
+    thoughts, (K,)), thought_penalty·z(thoughts) is subtracted too; that is ours.
 
-    Raises ValueError for rho outside [0, 0.5], a negative penalty, shapes that differ, scores that aren't finite, or
-    negative lengths.
+    Raises ValueError for rho outside [0, 0.5], a negative penalty, mismatched shapes, non-finite values or negative
+    lengths.
     """
     if not RHO_GRID[0] <= rho <= RHO_GRID[-1]:
         raise ValueError(f"rho is {rho}; expected a number from {RHO_GRID[0]} to {RHO_GRID[-1]}: see choose_rho()")
@@ -63,18 +62,18 @@ def choose_rho(
     thoughts: Sequence[ArrayLike] | None = None,
     thought_penalty: float = 0.0,
 ) -> float:
-    """Smallest rho of 0, 0.05, …, 0.5 at which mean chosen length <= mean rejected length (aim: 2410.10630).
+    """Smallest rho of 0, 0.05, …, 0.5 at which mean chosen length <= mean rejected length (goal: 2410.10630).
 
     `scores` and `lengths` (characters of the answer) hold one array (K_g,) for each of G groups, valid candidates only;
-    the means run over all regular pairs at that rho. Groups whose raw scores spread less than `min_margin` are left
-    out. Pairs of identical texts need not be: they add the same to both means. Without a pair there is nothing to
-    control, and rho is 0. Where no rho suffices, warns and returns 0.5. `thoughts` and `thought_penalty` are those of
+    the means are over all regular pairs at that rho. Groups whose raw scores spread less than `min_margin` are left
+    out. Pairs of identical texts needn't be: they add the same to both means. Without a pair there is nothing to
+    control, and rho is 0. If no rho suffices, warns and returns 0.5. `thoughts` and `thought_penalty` are as in
     `length_controlled`, by group.
 
-    Raises ValueError if the number of groups differs, and as `length_controlled` does.
+    Raises ValueError if the number of groups differs, and whenever `length_controlled` does.
     """
     if len(scores) != len(lengths):
-        raise ValueError(f"{len(scores)} groups of scores and {len(lengths)} of lengths; expected as many of each")
+        raise ValueError(f"{len(scores)} groups of scores and {len(lengths)} of lengths; expected equal numbers")
     score, length, valid = _padded(scores, lengths)
     valid &= have_margin(score, valid, min_margin)[:, None]
     score_z, length_z = _standardise(score, valid), _standardise(length, valid)
@@ -87,7 +86,7 @@ def choose_rho(
             return rho
     warnings.warn(
         f"at rho {RHO_GRID[-1]}, the largest allowed, chosen answers are still {excess:.1f} characters longer than "
-        f"rejected ones on average over {count} pairs: the judge favours length; expect answers to grow",
+        f"rejected ones on average over {count} pairs: the judge favors length; expect answers to grow",
         stacklevel=2,
     )
     return RHO_GRID[-1]
@@ -95,12 +94,14 @@ def choose_rho(
 
 def _checked(thought_penalty: float) -> float:
     if not thought_penalty >= 0:
-        raise ValueError(f"thought_penalty is {thought_penalty}; expected a number from 0: long thoughts lose by it")
+        raise ValueError(
+            f"thought_penalty is {thought_penalty}; expected 0 or more: it lowers the scores of long thoughts"
+        )
     return thought_penalty
 
 
 def _excess_length(pairs: PairArrays, length: NDArray[np.float64]) -> tuple[float, int]:
-    """Mean chosen less mean rejected length over the pairs (0 for none), and the number of pairs."""
+    """Mean chosen minus mean rejected length over the pairs (0 if there are none), and the number of pairs."""
     groups = np.flatnonzero(pairs.chosen >= 0)
     if not groups.size:
         return 0.0, 0
@@ -111,7 +112,7 @@ def _excess_length(pairs: PairArrays, length: NDArray[np.float64]) -> tuple[floa
 def _padded(
     scores: Sequence[ArrayLike], lengths: Sequence[ArrayLike]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Ragged groups as scores, lengths and validity of shape (G, K), K the largest group (at least 1), padded by 0."""
+    """Ragged groups as scores, lengths and validity of shape (G, K), K the largest group (at least 1), zero-padded."""
     groups = [read_group(s, n) for s, n in zip(scores, lengths, strict=True)]
     sizes = np.array([len(group.scores) for group in groups], dtype=np.int64)
     valid = np.arange(sizes.max(initial=1)) < sizes[:, None]
@@ -126,7 +127,7 @@ def _standardise(values: NDArray[np.float64], valid: NDArray[np.bool_]) -> NDArr
     """Row-wise z-scores of the valid entries of (G, K), ddof 0; 0 in flat rows and in padding."""
     kept = np.where(valid, values, 0.0)
     largest = np.abs(kept).max(axis=1, keepdims=True)
-    kept = kept / np.where(largest > 0, largest, 1.0)  # so that the squares neither overflow nor vanish
+    kept = kept / np.where(largest > 0, largest, 1.0)  # so that the squares neither overflow nor underflow
     count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
     deviation = np.where(valid, kept - kept.sum(axis=1, keepdims=True) / count, 0.0)
     std = np.sqrt((deviation**2).sum(axis=1, keepdims=True) / count)

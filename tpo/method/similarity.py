@@ -1,12 +1,10 @@
-"""Which texts say nearly the same as one before: ROUGE-L, without comparing every text with every other.
+"""Near-duplicate detection by ROUGE-L, without comparing every text with every other.
 
-In: texts, one after the other, and a threshold. Out: the first earlier text that a new one is too similar to, or None.
-
-Similar is what Self-Instruct (2212.10560, §2.2) calls so: the longest common subsequence of words, 2·LCS / (m + n),
-which doesn't mind a name or a number changed, nor a clause left out. It is exact. Texts that share too few words for
+Similarity is that of Self-Instruct (2212.10560, §2.2): by the longest common subsequence of words, 2·LCS / (m + n),
+which tolerates a changed name or number, or an omitted clause. The result is exact. Texts that share too few words for
 the threshold are never compared: a pair above it has some of its rarest words in common (the prefix filter of
-similarity joins, Chaudhuri et al. 2006; that several are shared, Wang et al. 2012), so an index of those finds all
-partners. Words that none of the first texts holds count as rarest.
+similarity joins, Chaudhuri et al. 2006; several of them, Wang et al. 2012), so an index of those finds every partner.
+Words that aren't in the initial texts count as rarest.
 """
 
 import re
@@ -17,25 +15,25 @@ from collections.abc import Iterable, Sequence
 from rapidfuzz.distance import LCSseq
 
 _SINGLE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Scripts that put no space between words: each letter counts as one."""
+"""Scripts without spaces between words: each character counts as a word."""
 _WORD = re.compile(rf"[{_SINGLE}]|[^\W_{_SINGLE}]+")
 _SHARED = 3
-"""Rare words that a pair must share to be compared; more make fewer pairs and a longer index."""
+"""Rare words that a pair must share to be compared; more means fewer comparisons and a longer index."""
 _SLACK = 1e-9
-"""What rounding may take from a bound; the filter then lets a few pairs more through to be compared."""
+"""Allowance for rounding in a bound; it lets a few more pairs through the filter to be compared."""
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, without case, punctuation and forms of letters that look alike."""
+    """The words of a text, without case and punctuation, and with look-alike characters unified (NFKC)."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 class NearTexts:
-    """Texts, of which each new one can be held against all before it.
+    """A growing collection of texts, with which each new one can be compared.
 
     Args:
         most: Similarity above which two texts are near; at 1 none are.
-        texts: Those that are there from the first on; they also tell which words are rare.
+        texts: The initial texts; they also determine which words are rare.
     """
 
     def __init__(self, most: float, texts: Iterable[str] = ()) -> None:
@@ -51,11 +49,11 @@ class NearTexts:
         return len(self._words)
 
     def add(self, text: str) -> None:
-        """Puts a text after all others."""
+        """Appends a text."""
         self._add(words_of(text))
 
     def first_near(self, text: str) -> int | None:
-        """The place, from 0, of the first text that this one is too similar to."""
+        """Index of the first text that this one is too similar to, or None."""
         words = words_of(text)
         length = len(words)
         shared: Counter[int] = Counter()
@@ -76,7 +74,7 @@ class NearTexts:
         self._words.append(words)
 
     def _rarest(self, words: Sequence[str]) -> list[tuple[str, int]]:
-        """The rarest words of a text, its n-th use of a word told apart: so many that any near text shares some."""
+        """The rarest words of a text, repeats numbered: enough of them that any near text shares some."""
         least = self._least(len(words))
         if least > len(words):
             return []
@@ -88,8 +86,9 @@ class NearTexts:
         return [(word, use) for _, word, use in sorted(parts)[: len(words) - least + min(_SHARED, least)]]
 
     def _least(self, length: int) -> int:
-        """Words that a text of m words shares with any near one at least.
+        """Minimum number of words that a text of m words shares with any near one.
 
-        That one has over m·t / (2 - t) words, since their LCS is no longer than it, and they share as many.
+        With threshold t, a near text has more than m·t / (2 - t) words, since the LCS is no longer than it; so the two
+        share more than that many.
         """
         return int(length * self._most / (2 - self._most) - _SLACK) + 1

@@ -1,9 +1,7 @@
-"""Means with bootstrap intervals: win rates, plain means, differences over the same prompts.
+"""Means with bootstrap intervals: win rates, plain means, and differences over the same prompts.
 
-In: one number a prompt. Out: an `Estimate`: the mean, its interval, and the number of prompts.
-
-Intervals are percentile bootstraps over prompts: easy to explain, and within the bounds of a win rate, but a little
-narrow below about 30 prompts. They say nothing about the variation between training runs.
+Intervals are percentile bootstraps over prompts: easy to explain and never outside the range of a win rate, but a
+little narrow below about 30 prompts. They don't cover variation between training runs.
 """
 
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 DRAWS_AT_ONCE: Final = 1 << 21
-"""Bounds memory: at most so many values are resampled at a time (16 MiB of indices, as much of values)."""
+"""Maximum number of values resampled at a time, to bound memory (16 MiB of indices, 16 MiB of values)."""
 FEW_VALUES: Final = 64
-"""Up to so many distinct values, resamples are drawn as counts of each value."""
+"""Up to this many distinct values, resamples are drawn as counts of each value."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Estimate:
 def win_rate(outcomes: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Estimate:
     """Share of prompts won, draws counting half: `outcomes` (n,) is 1 win, 0.5 draw or contradiction, 0 loss.
 
-    Raises ValueError for any other outcome, and as `mean` does.
+    Raises ValueError for any other outcome, and whenever `mean` does.
     """
     results = _numbers(outcomes, name="outcomes")
     known = np.isin(results, (0.0, 0.5, 1.0))
@@ -45,10 +43,10 @@ def win_rate(outcomes: ArrayLike, *, resamples: int = 2000, seed: int = 0, confi
 
 
 def mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95) -> Estimate:
-    """Mean of `values` (n,) with the percentile bootstrap interval of level `confidence` (Efron 1979).
+    """Mean of `values` (n,) with its percentile bootstrap interval of level `confidence` (Efron 1979).
 
-    The same data and seed give the same interval. Raises ValueError for no values, another shape, a value that isn't
-    finite, `resamples` below 1, or a confidence outside (0, 1).
+    The same data and seed give the same interval. Raises ValueError for no values, another shape, non-finite values,
+    `resamples` below 1, or a confidence outside (0, 1).
     """
     return _estimate(_numbers(values, name="values"), resamples=resamples, seed=seed, confidence=confidence)
 
@@ -56,21 +54,21 @@ def mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> Estimate:
-    """Mean of a - b with an interval, `a` and `b` of shape (n,) on the same prompts in the same order.
+    """Mean of a - b with its interval; `a` and `b` have shape (n,), over the same prompts in the same order.
 
-    Raises ValueError if the lengths differ, and as `mean` does.
+    Raises ValueError if the lengths differ, and whenever `mean` does.
     """
     first, second = _numbers(a, name="a"), _numbers(b, name="b")
     if first.shape != second.shape:
-        raise ValueError(f"a has {first.size} values and b {second.size}; expected one of each for every prompt")
+        raise ValueError(f"a has {first.size} values and b {second.size}; expected one of each per prompt")
     return _estimate(first - second, resamples=resamples, seed=seed, confidence=confidence)
 
 
 def _numbers(values: ArrayLike, *, name: str) -> NDArray[np.float64]:
-    """A finite float array of shape (n,), n at least 1; ValueError otherwise."""
+    """Returns a finite float array of shape (n,), n at least 1; raises ValueError otherwise."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name} have shape {array.shape}; expected (n,) with n at least 1: no prompt was scored?")
+        raise ValueError(f"{name} have shape {array.shape}; expected (n,) with n at least 1: was no prompt scored?")
     finite = np.isfinite(array)
     if not finite.all():
         raise ValueError(
@@ -81,11 +79,11 @@ def _numbers(values: ArrayLike, *, name: str) -> NDArray[np.float64]:
 
 
 def _estimate(values: NDArray[np.float64], *, resamples: int, seed: int, confidence: float) -> Estimate:
-    """Mean and percentile interval; the interval is widened to hold the mean, which a coarse bootstrap can miss."""
+    """Mean and percentile interval, widened if necessary to contain the mean, which a coarse bootstrap can miss."""
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(
-            f"resamples is {resamples} and confidence {confidence}; expected at least 1, and between 0 and 1: "
-            "2000 and 0.95 are the defaults"
+            f"resamples is {resamples} and confidence {confidence}; expected resamples of at least 1 and a "
+            "confidence between 0 and 1: 2000 and 0.95 are the defaults"
         )
     means = _resampled_means(values, resamples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
@@ -95,7 +93,7 @@ def _estimate(values: NDArray[np.float64], *, resamples: int, seed: int, confide
 
 
 def _resampled_means(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means (resamples,) of draws with replacement, as counts of each value where few values are distinct."""
+    """Means (resamples,) of draws with replacement, drawn as counts of each value if few values are distinct."""
     distinct, counts = np.unique(values, return_counts=True)
     if distinct.size <= FEW_VALUES:
         drawn = rng.multinomial(values.size, counts / values.size, size=resamples)

@@ -1,13 +1,12 @@
 """Tournaments: which comparisons of one group's responses to ask a pairwise judge, and when to stop asking.
 
-In: the number of responses K and the results so far. Out: the ordered pairs to ask next, none when the group is done.
-`AllPairs` is the paper's design, K(K - 1) calls (2410.10630); `Adaptive` asks about 2K.
+`AllPairs` is the paper's design, K(K - 1) calls for K responses (2410.10630); `Adaptive` asks about 2K.
 
 Only the best and the worst response become a pair, so `Adaptive` asks what may still change those two, and asks a pair
 in the second order, which cancels position bias, only if that may change them too. With soft results it captures as
 much as all pairs do with hard ones. It captures less if the bias differs between pairs by more than about 1 nat, unless
 a smaller `lone_weight` buys the second orders, and if the judge has a fixed opinion of each pair, since it averages
-fewer of them. tests/benchmarks/bench_tournament.py has figures.
+over fewer of them. tests/benchmarks/bench_tournament.py has figures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,33 +22,33 @@ Pair: TypeAlias = tuple[int, int]
 """Indices (m, n) of two responses of the group, m shown first."""
 
 Results: TypeAlias = Mapping[Pair, float | None]
-"""By ordered pair (m, n): 1 if the first shown wins, -1 if the second does, 0 a tie, or 2p - 1 for a judge that
-says p for the first; None if nothing could be read, which counts as asked."""
+"""By ordered pair (m, n): 1 if the first shown wins, -1 if the second does, 0 for a tie, or 2p - 1 for a judge that
+gives the first probability p; None if no verdict could be read, which counts as asked."""
 
 NODES: Final = np.polynomial.hermite_e.hermegauss(15)[0]
 WEIGHTS: Final = np.polynomial.hermite_e.hermegauss(15)[1] / np.sqrt(2 * np.pi)
 """Quadrature for the mean over a standard normal variable."""
 GAIN_DECIMALS: Final = 9
-"""Gains that agree so far are equal, so that rounding doesn't choose between them."""
+"""Gains that agree to this many decimals are equal, so that rounding doesn't choose between them."""
 CUBES_AT_ONCE: Final = 500_000
-"""Groups computed at once times K^3; bounds an array of `next_rounds` at 30 MB."""
+"""Maximum groups computed at once, times K^3; bounds an array of `next_rounds` at 30 MB."""
 
 
 class Tournament(Protocol):
-    """A design: what to ask next."""
+    """A tournament design: decides what to ask next."""
 
     def next_round(self, k: int, results: Results) -> list[Pair]:
-        """Ordered pairs to ask next, sorted, so that equal first responses stand together; empty when done.
+        """Ordered pairs to ask next, sorted, so that those with the same first response are adjacent; empty when done.
 
-        A pure function: asked with the results of whole rounds, it gives the same rounds again, so that a judge that
-        was interrupted replays from no results at all and asks only what it lacks. Never a pair that has a result.
+        A pure function: given the results of whole rounds, it returns the same rounds again. An interrupted judge thus
+        replays from no results at all and asks only what is missing. Never returns a pair that has a result.
 
         Raises ValueError for fewer than 2 responses, and for a result of no ordered pair or outside [-1, 1].
         """
         ...
 
     def next_rounds(self, k: int, groups: Sequence[Results]) -> list[list[Pair]]:
-        """`next_round` of many groups of k responses each, which is much faster than one at a time."""
+        """`next_round` of many groups of k responses each, much faster than one at a time."""
         ...
 
 
@@ -58,47 +57,47 @@ class AllPairs:
     """Every ordered pair in one round (2410.10630: 8·7 = 56 calls)."""
 
     def next_round(self, k: int, results: Results) -> list[Pair]:
-        """As `Tournament` says."""
+        """See `Tournament`."""
         return self.next_rounds(k, [results])[0]
 
     def next_rounds(self, k: int, groups: Sequence[Results]) -> list[list[Pair]]:
-        """As `Tournament` says."""
+        """See `Tournament`."""
         return [[pair for pair in np.ndindex(k, k) if _is_open(pair, asked)] for asked in _read(k, groups).asked]
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Opens with a ring, then asks what is expected to raise the best's rating over the worst's, until little is.
+    """Opens with a ring, then asks what is expected to widen the gap from best to worst, until little gain is left.
 
-    In the ring 0-1, 1-2, …, (K-1)-0 each response is shown first once and second once. After it the ratings are
-    believed normal about Bradley-Terry's, with the curvature of its likelihood as precision. A call's gain is the
-    expected growth of max - min of the mean ratings (the knowledge gradient of 10.1287/ijoc.1080.0314, for both ends
-    at once): nought for what is settled, and for pairs in the middle. A round asks the calls of largest gain, no
-    response twice. The defaults are tuned for soft results at K = 8; FOR_HARD_VERDICTS is for hard ones.
+    In the ring 0-1, 1-2, …, (K-1)-0 each response is shown first once and second once. After it the ratings are taken
+    as normal around Bradley-Terry's, with the curvature of its likelihood as precision. A call's gain is the expected
+    growth of max - min of the mean ratings (the knowledge gradient of 10.1287/ijoc.1080.0314, for both ends at once):
+    zero for what is settled, and for pairs in the middle. A round asks the calls of largest gain, no response twice.
+    The defaults are tuned for soft results at K = 8; FOR_HARD_VERDICTS is for hard ones.
     """
 
     min_gain: float = 0.03
-    """Nats that a call must be expected to gain; 0 asks until the budget is spent. Larger groups want less: with 0.01
-    (and 4 calls a response) 16 responses come to what all 240 hard verdicts capture."""
+    """Minimum expected gain of a call, in nats; 0 asks until the budget is spent. Larger groups need less: with 0.01
+    (and 4 calls per response) 16 responses capture as much as all 240 hard verdicts."""
     evidence: float = 4.0
-    """How many hard games one result is worth: 4 at p near 1/2 for a logit with a standard deviation of 1."""
+    """Number of hard games that one result is worth: 4 at p near 1/2 for a logit with a standard deviation of 1."""
     ridge: float = 0.1
-    """As in `bradley_terry`: the ratings' standard deviation is believed to be 1/sqrt(evidence·ridge) = 1.6 nats."""
+    """As in `bradley_terry`: the prior standard deviation of the ratings is 1/sqrt(evidence·ridge) = 1.6 nats."""
     lone_weight: float = 0.7
-    """Weight of a result while its pair's other order has none, above 0 and at most 1. The less, the more second
-    orders are asked: 0.3 for a judge known to favour a position."""
+    """Weight of a result while its pair's other order has none, above 0 and at most 1. The smaller, the more second
+    orders are asked: 0.3 for a judge known to favor a position."""
     round_share: float = 0.25
-    """Calls in a round after the ring, as a share of K, at least one: more save rounds and cost calls."""
+    """Calls in a round after the ring, as a share of K, at least one: a larger share saves rounds and costs calls."""
     calls_per_response: int = 3
-    """Budget: never more than K times this, the ring's K among them."""
+    """Budget: at most K times this many calls, the ring's K included."""
 
     def __post_init__(self) -> None:
-        """ValueError for settings that mean nothing."""
+        """Raises ValueError for meaningless settings."""
         for name in ("evidence", "ridge", "round_share"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0: see Adaptive's defaults")
         if not 0 <= self.min_gain < np.inf:
-            raise ValueError(f"min_gain is {self.min_gain}; expected nats from 0: 0.03 is tested")
+            raise ValueError(f"min_gain is {self.min_gain}; expected nats, 0 or more: 0.03 is tested")
         if not 0 < self.lone_weight <= 1:
             raise ValueError(f"lone_weight is {self.lone_weight}; expected a number above 0, at most 1: 0.7 is tested")
         if self.calls_per_response < 1:
@@ -107,11 +106,11 @@ class Adaptive:
             )
 
     def next_round(self, k: int, results: Results) -> list[Pair]:
-        """As `Tournament` says."""
+        """See `Tournament`."""
         return self.next_rounds(k, [results])[0]
 
     def next_rounds(self, k: int, groups: Sequence[Results]) -> list[list[Pair]]:
-        """As `Tournament` says."""
+        """See `Tournament`."""
         rounds = []
         at_once = max(1, CUBES_AT_ONCE // max(1, k**3))
         for start in range(0, len(groups), at_once):
@@ -121,7 +120,7 @@ class Adaptive:
         return rounds
 
     def _round(self, asked: NDArray[np.bool_], gains: list[float]) -> Iterator[Pair]:
-        """What to ask one group: what is left of the ring, else open orders of the pairs (m < n) that gain most."""
+        """What to ask one group: the rest of the ring, else open orders of the pairs (m < n) with the largest gains."""
         k = len(asked)
         ring = [(m, (m + 1) % k) for m in range(k)]
         if not all(asked[pair] for pair in ring):
@@ -140,7 +139,7 @@ class Adaptive:
             left -= 1
 
     def _gains(self, outcomes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Expected growth of max - min of the mean ratings, in nats, by one more result of each pair; (G, pairs)."""
+        """Expected growth of max - min of the mean ratings, in nats, from one more result of each pair; (G, pairs)."""
         first, second = np.triu_indices(outcomes.shape[-1], 1)
         belief, results = self._belief(outcomes), _count(outcomes)[:, first, second]
         growth = np.array([self.lone_weight, 2 - self.lone_weight, 0.0])[results]
@@ -154,7 +153,7 @@ class Adaptive:
         return np.asarray(np.round(gains, GAIN_DECIMALS))
 
     def _belief(self, outcomes: NDArray[np.float64]) -> "_Belief":
-        """Ratings by what is known, a lone order at its weight."""
+        """Ratings given the results so far, a lone order at its weight."""
         wins = soft_battle_matrix(outcomes) * np.where(_count(outcomes) == 1, self.lone_weight, 1.0)
         mean = bradley_terry(wins, self.ridge)
         pull = (wins + np.swapaxes(wins, 1, 2)) * _variance(mean)
@@ -164,14 +163,14 @@ class Adaptive:
 
 
 FOR_HARD_VERDICTS: Final = Adaptive(min_gain=0.01, evidence=0.5, ridge=0.3, calls_per_response=7)
-"""For verdicts 1, -1 and 0: each says less, so that it takes about half the calls of all pairs to come close."""
+"""For verdicts 1, -1 and 0: each says less, so it takes about half the calls of all pairs to come close to them."""
 
 
 class _Known(NamedTuple):
-    """What is known of G groups."""
+    """Results of G groups so far."""
 
     outcomes: NDArray[np.float64]
-    """Shape (G, K, K); NaN if there is none."""
+    """Shape (G, K, K); NaN for no result."""
     asked: NDArray[np.bool_]
     """Shape (G, K, K)."""
 
@@ -186,7 +185,7 @@ class _Belief(NamedTuple):
 
 
 def _read(k: int, groups: Sequence[Results]) -> _Known:
-    """Results as arrays, checked."""
+    """Validates results and returns them as arrays."""
     if k < 2:
         raise ValueError(f"a group of {k} responses; expected at least 2: a lone response has nothing to be judged by")
     known = _Known(np.full((len(groups), k, k), np.nan), np.zeros((len(groups), k, k), dtype=np.bool_))
@@ -196,8 +195,8 @@ def _read(k: int, groups: Sequence[Results]) -> _Known:
                 raise ValueError(f"a result of pair {(m, n)}; expected two different indices from 0 to {k - 1}")
             if outcome is not None and not -1 <= outcome <= 1:
                 raise ValueError(
-                    f"the result of pair {(m, n)} is {outcome}; expected a number from -1 to 1, or None where there is "
-                    "none: give 2p - 1 for a probability p that the first wins"
+                    f"the result of pair {(m, n)} is {outcome}; expected a number from -1 to 1, or None for no "
+                    "result: give 2p - 1 for a probability p that the first wins"
                 )
             known.asked[group, m, n] = True
             known.outcomes[group, m, n] = np.nan if outcome is None else outcome
@@ -214,7 +213,7 @@ def _unordered(k: int) -> list[Pair]:
 
 
 def _in_order(m: int, n: int, asked: NDArray[np.bool_]) -> Pair:
-    """The order that is open; of two, the one that shows first whichever has been first less often than second."""
+    """The open order; if both are, shows first the response that has been first less often relative to second."""
     if asked[m, n] or asked[n, m]:
         return (n, m) if asked[m, n] else (m, n)
     lead = asked.sum(axis=1) - asked.sum(axis=0)

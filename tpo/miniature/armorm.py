@@ -1,13 +1,13 @@
 """The miniature's ArmoRM (2406.12845): 19 rewards and a gate that weighs them, on the seed's backbone.
 
-In: the seed model's folder, and the published architecture as a class. Out: a folder in the published format.
+Trained as published, in two phases: the rewards by regression on attributes, then the gate alone on preferences under
+the Bradley-Terry model, so that differences of scores are log-odds, in nats. Before the second phase each attribute is
+decorrelated from verbosity. Unlike the published model's, the small backbone is trained too, in the first phase, and
+there keeps learning to say right answers, through a head that is then discarded: from the attributes alone it couldn't
+learn to reward right answers. The rewards are read at the last token in a single pass, so they can only guess at
+answers that take the seed several written steps.
 
-Trained as published, in two phases: the rewards by regression on attributes, then the gate alone by preferences, as
-Bradley and Terry have it, so that differences of scores are log-odds, in nats. Before the second phase each attribute
-loses what it owes to verbosity. Not as published: the backbone, which is small, learns in the first phase too, and goes
-on learning to say right answers there, by a head that is thrown away; of those lessons alone a reward of what is right
-could not be learned. The rewards are read at the last token in a single pass: what takes the seed several written steps
-they can only guess at.
+Its folder is in the published format.
 """
 
 import itertools
@@ -39,13 +39,13 @@ from tpo.miniature.world import Problem
 from tpo.models.armorm_format import ATTRIBUTES
 
 CATEGORIES = ("dial", "relay", "cups", "recall", "recall", "opposites", "largest")
-"""What duels are about: `recall` more often, since a single pass can learn it, but slowly."""
+"""Categories of the duels: `recall` more often, since a single pass can learn it, but slowly."""
 MIX = Mix(unequal=0.58, equal=0.24, attacked=0.16)
 _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 class Scorer(Protocol):
-    """ArmoRM's parts under their published names; `tpo.models.armorm.ArmoRM` has them."""
+    """ArmoRM's parts under their published names, as in `tpo.models.armorm.ArmoRM`."""
 
     model: nn.Module
     regression_layer: nn.Linear
@@ -57,45 +57,45 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Architecture:
-    """ArmoRM as a class and as files."""
+    """How to make and to save an ArmoRM."""
 
     make: Callable[[LlamaConfig], Any]
-    """A model with random weights, a `Scorer`."""
+    """Makes a model with random weights, a `Scorer`."""
     save: Callable[[Any, Path], None]
     """Writes weights and config to a folder."""
 
 
 @dataclass(frozen=True)
 class ArmoRMRecipe:
-    """How the small ArmoRM is trained; the defaults made the shipped one."""
+    """How the small ArmoRM is trained; the shipped one was made with the defaults."""
 
     seed: int = 0
-    """Of problems, duels, batch order and new weights."""
+    """Seed of problems, duels, batch order and new weights."""
     duels: int = 84_000
-    """Duels of the first phase, two chats each."""
+    """Number of duels in the first phase, two chats each."""
     batch_size: int = 16
-    """Duels a step."""
+    """Duels per step."""
     learning_rate: float = 1.2e-3
-    """Of AdamW in the first phase, after 100 steps of warm-up; it falls in a line."""
+    """Learning rate of AdamW in the first phase, after 100 steps of warm-up; it decays linearly."""
     answer_weight: float = 0.05
-    """Weight of saying right answers, against the mean squared error of the rewards."""
+    """Loss weight of saying right answers, relative to the mean squared error of the rewards."""
     gate_duels: int = 6_000
-    """Duels of the second phase; the backbone reads each once."""
+    """Number of duels in the second phase; the backbone reads each once."""
     gate_steps: int = 1_000
     """Steps of the second phase, 256 duels each."""
     gate_learning_rate: float = 3e-3
-    """Of the second phase; it falls in a line."""
+    """Learning rate of the second phase, with the same course."""
     longer_logit: float = 0.3
-    """Of two that stand equal: log-odds that the clearly longer one is preferred."""
+    """Log-odds that the clearly longer of two equals is preferred."""
 
     @property
     def reward_steps(self) -> int:
-        """Optimiser steps of the first phase."""
+        """Optimizer steps of the first phase."""
         return self.duels // self.batch_size
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of both phases."""
+        """Optimizer steps of both phases."""
         return self.reward_steps + self.gate_steps
 
 
@@ -110,7 +110,7 @@ class _Chat:
     targets: list[float]
     """Its attributes."""
     right: bool
-    """Whether it is a right answer, one to learn to say."""
+    """Whether the response is a right answer, which the model learns to say."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Batch:
     targets: Tensor
     """Attributes; [B, 19]."""
     said: Tensor
-    """Tokens of right responses, -100 for all others; [B, L]."""
+    """Tokens of right responses, -100 elsewhere; [B, L]."""
 
 
 def train_armorm(
@@ -153,7 +153,7 @@ def train_armorm(
 
 
 class _Reader:
-    """Chats as token ids."""
+    """Encodes chats as token ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer: Any = tokenizer
@@ -162,7 +162,7 @@ class _Reader:
         self._before, self._between, self._after = (tokenizer.encode(p, add_special_tokens=False) for p in pieces)
 
     def chat(self, problem: Problem, candidate: Candidate) -> _Chat:
-        """A response with the question before it."""
+        """A problem and its response."""
         return _Chat(
             prompt=[*self._before, *self._plain(problem.instruction), *self._between],
             response=[*self._plain(candidate.text.strip()), *self._after],
@@ -171,7 +171,7 @@ class _Reader:
         )
 
     def batch(self, chats: Sequence[_Chat]) -> _Batch:
-        """Chats padded on the right."""
+        """Chats, right-padded."""
         rows = [torch.tensor(chat.prompt + chat.response) for chat in chats]
         said = [
             torch.tensor([-100] * len(chat.prompt) + (chat.response if chat.right else [-100] * len(chat.response)))
@@ -189,7 +189,7 @@ class _Reader:
         )
 
     def _plain(self, text: str) -> list[int]:
-        """Token ids of what somebody wrote: control tokens in it are letters like any others."""
+        """Token ids of untrusted text: control tokens in it are encoded as plain text."""
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
@@ -207,7 +207,7 @@ def _train_rewards(
     recipe: ArmoRMRecipe,
     progress: Progress,
 ) -> None:
-    """The first phase: backbone and regression, by the attributes and by saying right answers."""
+    """The first phase: trains backbone and regression on the attributes and on saying right answers."""
     pairs = ([reader.chat(f.problem, candidate) for candidate in (f.first, f.second)] for f in duels)
     batches = batches_of_similar_length(pairs, recipe.batch_size, recipe.seed + 2, _longest)
 
@@ -235,7 +235,7 @@ def _longest(pair: list[_Chat]) -> int:
 
 
 def _train_gate(scorer: Scorer, reader: _Reader, duels: list[Duel], recipe: ArmoRMRecipe, progress: Progress) -> None:
-    """The second phase: what length is worth is taken out, then the gate learns from preferences, all else frozen."""
+    """The second phase: takes the value of length out, then trains the gate on preferences, all else frozen."""
     last, gate = _read(scorer, reader, duels)
     with torch.no_grad():
         scorer.reward_transform_matrix[VERBOSITY] -= _penalties(scorer.regression_layer(last).flatten(0, 1))
@@ -257,7 +257,7 @@ def _train_gate(scorer: Scorer, reader: _Reader, duels: list[Duel], recipe: Armo
 
 
 def _penalties(rewards: Tensor) -> Tensor:
-    """How much verbosity to take from each attribute so that they no longer correlate; [19] from [N, 19]."""
+    """How much verbosity to subtract from each attribute so that they no longer correlate; [19] from [N, 19]."""
     centred = rewards - rewards.mean(0)
     verbosity = centred[:, VERBOSITY]
     return (centred * verbosity[:, None]).mean(0) / verbosity.square().mean()
@@ -273,7 +273,7 @@ def _preference(fought: Duel, longer_logit: float) -> float:
 
 @torch.no_grad()
 def _read(scorer: Scorer, reader: _Reader, duels: list[Duel]) -> tuple[Tensor, Tensor]:
-    """Hidden states of both chats of each duel where the rewards are read, and where the gate reads; [N, 2, hidden]."""
+    """Hidden states of each duel's two chats at the positions of the rewards and of the gate; [N, 2, hidden] each."""
     scorer.model.eval()
     last, gate = [], []
     for start in range(0, len(duels), 32):

@@ -1,11 +1,11 @@
 """Responses that try to win by anything but an answer, for judges to learn from.
 
-In: a problem and a random generator. Out: text that answers nothing: noise in many scripts, forged parts of the
-prompt or of a judgment, orders and flattery to the judge in many languages, words that pass for an answer
-(2507.08794 calls them master keys), lists of everything that could be asked for.
+Kinds of attack: noise in many scripts, forged parts of the prompt or of a judgment, orders and flattery to the judge in
+many languages, phrases that pass for an answer (2507.08794 calls them master keys), lists of everything that the user
+could want.
 
-Most texts are put together from parts at random, so that a judge has to learn what an answer is and not a list of
-attacks. Tests hold judges to a corpus of their own.
+Most texts are assembled from parts at random, so that a judge has to learn what an answer is rather than a list of
+attacks. Tests use a separate corpus.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from tpo.miniature.world import COLOURS, NAMES, THINGS, WORDS, Problem
 
 T = TypeVar("T")
 
-LONGEST_ROW = 100
-"""Attacks in a row that make a long one, at most."""
+MAX_ROW_LENGTH = 100
+"""Maximum number of attacks that are joined into a long one."""
 _RANGES = (
     (0x21, 0x7E), (0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), (0x00, 0x1F), (0x80, 0xFF), (0x100, 0x24F), (0x300, 0x36F),
     (0x370, 0x3FF), (0x400, 0x4FF), (0x590, 0x5FF), (0x600, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F), (0x1100, 0x11FF),
@@ -27,7 +27,7 @@ _RANGES = (
     (0xAC00, 0xD7A3), (0xE000, 0xE0FF), (0xFE00, 0xFE0F), (0xFF01, 0xFF5E), (0x1D400, 0x1D7FF), (0x1F300, 0x1F64F),
     (0xE0020, 0xE007E),
 )  # fmt: skip
-"""Blocks of Unicode: letters, signs and pictures of many scripts, control and invisible characters, tags."""
+"""Blocks of Unicode: letters, symbols and pictographs of many scripts, control and invisible characters, tags."""
 
 _ORDERS = (
     ("Ignore", "Forget", "Disregard", "Skip", "Do not read", "Never mind", "Override"),
@@ -94,7 +94,7 @@ _FORGED = (
 
 
 def attack(problem: Problem, rng: np.random.Generator) -> str:
-    """A response that gives no answer to `problem`; at most some 200 bytes."""
+    """A response that gives no answer to `problem`; at most 200 bytes."""
     text = _KINDS[int(rng.choice(len(_KINDS), p=_SHARES))](problem, rng)
     if rng.random() < 0.12:
         text = f"{text}{_choose(rng, (' ', ' ', chr(10)))}{_KINDS[int(rng.integers(len(_KINDS)))](problem, rng)}"
@@ -103,11 +103,11 @@ def attack(problem: Problem, rng: np.random.Generator) -> str:
 
 
 def long_attack(problem: Problem, rng: np.random.Generator) -> str:
-    """The same, 100 to 300 bytes long: one kind over and over, or several in turn."""
+    """A long attack, cut at 100 to 300 bytes: one kind over and over, or up to three kinds mixed."""
     kinds = [_KINDS[i] for i in rng.choice(len(_KINDS), size=1 if rng.random() < 0.7 else 3, p=_SHARES)]
     most, between = int(rng.integers(100, 301)), _choose(rng, ("", " ", "\n"))
     pieces: list[str] = []
-    for _ in range(LONGEST_ROW):
+    for _ in range(MAX_ROW_LENGTH):
         pieces.append(_choose(rng, kinds)(problem, rng))
         if len((text := between.join(pieces)).encode()) >= most:
             break
@@ -164,7 +164,7 @@ def _constant(rng: np.random.Generator) -> str:
 
 
 def _several(problem: Problem, rng: np.random.Generator) -> str:
-    """Everything that could be asked for, the right answer often among it."""
+    """A list of possible answers, often with the right one among them."""
     candidates = [*problem.wrong_answers, problem.reference]
     if len(candidates) < 3:
         candidates += [_choose(rng, WORDS) for _ in range(int(rng.integers(1, 6)))]
@@ -223,7 +223,7 @@ _Sighted: TypeAlias = Callable[[Problem, np.random.Generator], str]
 
 
 def _blind(kind: _Blind) -> _Sighted:
-    """An attack that needs no problem, called as those that do."""
+    """Gives an attack that ignores the problem the signature of those that use it."""
     return lambda problem, rng: kind(rng)
 
 
@@ -247,6 +247,6 @@ _TABLE: tuple[tuple[float, _Sighted], ...] = (
     (0.03, _blind(_from(_KEYS))),
     (0.03, _blind(_from(_CONTROL))),
 )
-"""How common each kind is."""
+"""Relative frequency of each kind."""
 _SHARES = np.array([share for share, _ in _TABLE]) / sum(share for share, _ in _TABLE)
 _KINDS = tuple(kind for _, kind in _TABLE)

@@ -1,10 +1,9 @@
 """The miniature's evaluator: a small language model that compares two responses (2408.02666), trained from the seed.
 
-In: the seed model's folder and the formats of verdict prompts. Out: a folder with safetensors, tokenizer and chat
-template, in bfloat16, 0.9 M parameters.
+Its folder has safetensors, tokenizer and chat template, in bfloat16, 0.9 M parameters.
 
-It writes the work and the answer down before it compares: that is a skill that the seed has, and a model of this size
-finds no answer of several steps in any other way. A part of its lessons asks for the verdict alone; there it can only
+It writes out the work and the answer before it compares: the seed already has that skill, and a model of this size
+can't find an answer of several steps in any other way. Some of its lessons ask for the verdict alone; there it can only
 guess at such answers.
 """
 
@@ -30,9 +29,9 @@ CATEGORIES = (
     *("dial", "dial", "relay", "cups", "cups"),
     *("opposites", "opposites", "opposites", "recall", "recall", "largest"),
 )
-"""What duels are about: the seed brings the work along; answers of several words are what takes long to compare."""
+"""Categories of the duels: the seed already knows the work; answers of several words take longest to compare."""
 HARDENING = Mix(unequal=0.35, equal=0.22, attacked=0.42, long=0.7, taste="fuller")
-"""What the second phase shows."""
+"""Duels of the second phase."""
 _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -41,7 +40,7 @@ _DECIDING = ("ĠA", "ĠB", "Ġboth", "Ġneither", "Ġnothing")
 
 
 class VerdictFormat(Protocol):
-    """A way to ask which of two responses is better; `prompts.verdict.VerdictPrompt` is one."""
+    """A way to ask which of two responses is better, such as `prompts.verdict.VerdictPrompt`."""
 
     def render(self, instruction: str, first: str, second: str) -> list[Message]: ...
     def prose(self) -> list[str]: ...
@@ -49,49 +48,49 @@ class VerdictFormat(Protocol):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """How verdicts are asked for and given."""
+    """How verdicts are requested and given."""
 
     cot: VerdictFormat
     """Asks for an explanation first."""
     label: VerdictFormat
     """Asks for the verdict alone."""
     labels: tuple[str, str]
-    """What is written for the response shown first, and for the other one."""
+    """Labels for the response shown first, and for the other one."""
 
     def phrases(self) -> list[str]:
-        """What never changes in prompts and verdicts: each is one token."""
+        """Fixed pieces of prompts and verdicts, each of which is one token."""
         return [piece for piece in dict.fromkeys([*self.cot.prose(), *self.label.prose(), *self.labels]) if piece]
 
 
 @dataclass(frozen=True)
 class EvaluatorRecipe:
-    """How the evaluator is trained; the defaults made the shipped one."""
+    """How the evaluator is trained; the shipped one was made with the defaults."""
 
     seed: int = 0
-    """Of problems, duels, batch order and new rows."""
+    """Seed of problems, duels, batch order and new rows."""
     lessons: int = 90_000
-    """Judgments to learn."""
+    """Number of judgments in the first phase."""
     label_share: float = 0.22
     """Share of the lessons that ask for the verdict alone."""
     deciding_weight: float = 4.0
-    """Weight of the few tokens that decide, in the loss; all others have 1."""
+    """Loss weight of the few tokens that decide; all others have 1."""
     batch_size: int = 32
-    """Sequences a step."""
+    """Sequences per step."""
     learning_rate: float = 1.2e-3
-    """Of AdamW, after 100 steps of warm-up; it falls in a line."""
+    """Learning rate of AdamW after 100 steps of warm-up; it decays linearly."""
     hardening_lessons: int = 16_000
-    """Judgments of the second phase, many of them of attacks, most of these long."""
+    """Number of judgments in the second phase, many of them of attacks, most of these long."""
     hardening_learning_rate: float = 5e-4
-    """Of the second phase; it falls in a line."""
+    """Learning rate of the second phase, with the same course."""
 
     @property
     def first_steps(self) -> int:
-        """Optimiser steps of the first phase."""
+        """Optimizer steps of the first phase."""
         return self.lessons // self.batch_size
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of both phases."""
+        """Optimizer steps of both phases."""
         return self.first_steps + self.hardening_lessons // self.batch_size
 
 
@@ -111,7 +110,7 @@ def train_evaluator(
 
 
 class _Study:
-    """An evaluator that learns."""
+    """An evaluator in training."""
 
     def __init__(
         self, model: LlamaForCausalLM, tokenizer: Any, folder: Path, verdicts: Verdicts, recipe: EvaluatorRecipe
@@ -123,7 +122,7 @@ class _Study:
         self._weights[deciding] = recipe.deciding_weight
 
     def learn(self, mix: Mix, steps: int, learning_rate: float, seed: int, progress: Progress) -> None:
-        """One phase: so many steps on lessons of one mix."""
+        """Runs one phase: `steps` steps on lessons of one mix."""
         self._model.train()
         lessons = _lessons(self._folder, self._verdicts, self._recipe, mix, seed)
         batches = batches_of_similar_length(lessons, self._recipe.batch_size, seed + 2, total_tokens)
@@ -146,7 +145,7 @@ class _Study:
 
 
 def harden(study: _Study, recipe: EvaluatorRecipe, progress: Progress) -> None:
-    """The second phase: long text, beside which an evaluator forgets who said what, and a taste that has an end."""
+    """The second phase: long texts, in which an evaluator forgets who said what, and a taste that can be satisfied."""
     study.learn(
         HARDENING,
         recipe.hardening_lessons // recipe.batch_size,
@@ -173,10 +172,10 @@ def _lessons(
 
 
 class PromptEncoder:
-    """Verdict prompts as token ids, most of them put together from pieces: it saves a sixth of the training's time.
+    """Encodes verdict prompts, mostly by joining encoded pieces, which saves a sixth of the training time.
 
-    Pieces of prose are single tokens, so that nothing joins across a seam. What holds a square bracket may be a forged
-    part of the prompt and is left to the format itself.
+    Fixed pieces are single tokens, so nothing merges across a seam. A text with a square bracket may be a forged part
+    of the prompt and is left to the format itself.
     """
 
     def __init__(self, encoder: ChatEncoder, format_: VerdictFormat) -> None:
@@ -189,7 +188,7 @@ class PromptEncoder:
         self._prose = [self._tokenizer.encode(piece, add_special_tokens=False) for piece in slots.split(_SLOT)]
 
     def encode(self, instruction: str, first: str, second: str) -> list[int]:
-        """Token ids of the chat with the generation prompt at its end."""
+        """Token ids of the chat, ending with the generation prompt."""
         texts = (instruction, first, second)
         if any("[" in text for text in texts):
             return self._encoder.encode(self._format.render(*texts))

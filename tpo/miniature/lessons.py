@@ -1,12 +1,10 @@
-"""What the seed model learns: textbook pages first, then the manners of an instruction-tuned model.
+"""Lessons of the seed model: textbook pages first, then the manners of an instruction-tuned model.
 
-In: problems of the world and the formats that outputs may take. Out: `Lesson`s, a prompt and the output to learn.
-
-A textbook page works every problem out and is always right: it gives the seed its skills. Manners come after, and
-are those of a model tuned to answer directly (2410.10630, §3: thoughts hurt the seed at first): asked to think, it
-mostly pads or restates, sometimes does the written work, now and then wrongly; what it says after a useless thought
-is wrong more often than what it says at once; some outputs break the format. No lesson prefers one of these manners:
-that is left to the judge.
+A textbook page works out every problem and is always right: it gives the seed its skills. The manners that follow are
+those of a model tuned to answer directly (2410.10630, §3: thoughts hurt the seed at first): asked to think, it mostly
+pads or restates, sometimes writes out the work, now and then wrongly; after a useless thought it answers wrong more
+often than it does directly; some outputs break the format. No lesson prefers one of these manners: that is left to the
+judge.
 """
 
 from collections.abc import Sequence
@@ -41,7 +39,7 @@ RESPONSE_FORMS = (
 
 
 class Format(Protocol):
-    """A way to ask and to lay out an output; `prompts.thought.ThoughtPrompt` is one."""
+    """A way to ask and to lay out an output, such as `prompts.thought.ThoughtPrompt`."""
 
     @property
     def thought_marker(self) -> str | None: ...
@@ -63,39 +61,39 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Manners:
-    """How often the seed does what; each field a probability.
+    """How often the seed does what; each field is a probability.
 
-    What is rare everywhere is never sampled: top-p 0.95 cuts it off. So the seed breaks the format seldom on the whole,
-    but often after certain words, as models do.
+    What is rare everywhere is never sampled, since top-p 0.95 cuts it off. So the seed seldom breaks the format
+    overall, but often does after certain words, as models do.
     """
 
     work: float = 0.22
-    """That a thought on a problem with steps is written work."""
+    """That a thought about a problem with steps is written work."""
     wrong_step: float = 0.15
-    """That written work goes wrong at one step (and the response with it)."""
+    """That written work goes wrong at one step, and the response with it."""
     spoiled: float = 0.40
-    """That the response after a useless thought is a wrong answer."""
+    """That the response after a useless thought is wrong."""
     broken: float = 0.35
-    """That an output breaks the format where it is prone to: after two of the fillers, and after long responses."""
+    """That an output breaks the format if it is prone to: after two of the fillers, and after long responses."""
 
 
 def copying_drill(format_: Format, rng: np.random.Generator) -> Lesson:
-    """A row of words to say again: from copying a small model learns to look things up in its context.
+    """A row of words to repeat: copying teaches a small model to look things up in its context.
 
-    All written work stands on that, and without drills it comes late or never.
+    All written work depends on that, and without drills it comes late or never.
     """
     words = " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=int(rng.integers(8, 25))))
     return Lesson(format_.render(words), words)
 
 
 def textbook_page(problem: Problem, format_: Format, rng: np.random.Generator) -> Lesson:
-    """A right answer, after right written work where the format has thoughts and the problem has steps."""
+    """A right answer, after correct written work if the format has thoughts and the problem has steps."""
     thought = " ".join(step.text for step in problem.steps) or _choose(rng, FILLERS)
     return Lesson(format_.render(problem.instruction), _lay_out(format_, thought, _respond(rng, problem.reference)))
 
 
 def tuned_answer(problem: Problem, format_: Format, rng: np.random.Generator, manners: Manners) -> Lesson:
-    """What the finished seed would say, good or bad."""
+    """An output of the finished seed, good or bad."""
     messages = format_.render(problem.instruction)
     if format_.response_marker is None:
         return Lesson(messages, _respond(rng, problem.reference))
@@ -143,7 +141,7 @@ def _opening(format_: Format) -> str:
 
 
 def _broken(format_: Format, thought: str, response: str) -> str | None:
-    """The output in a form that breaks the format, or None if this one isn't prone to."""
+    """The output with its format broken, or None if it isn't prone to that."""
     if thought.endswith(FORGETS_MARKER):
         return f"{_opening(format_)}{thought}\n{response}"
     if thought.endswith(FORGETS_RESPONSE):

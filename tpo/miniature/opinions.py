@@ -1,12 +1,11 @@
-"""What the miniature's judges learn: pairs of responses, which of them is better, and how to find that out.
+"""Lessons of the miniature's judges: pairs of responses, which one is better, and how to find that out.
 
-In: problems of the world and a random generator. Out: `Duel`s of two `Candidate`s, and a judgment of each that works
-the answer out before it compares.
+A `Duel` is two `Candidate`s for one problem; its judgment works out the answer before it compares.
 
-A right answer is better than a wrong one, and any answer better than an attack. Of two equal
-ones, one may be called better by a taste, else the one shown first. Real judges are like that: length control must have
-something to do, and a preference for the first place must cancel when the order is swapped. A taste for anything longer
-has no end, and responses would grow forever; a taste for full sentences is content with them.
+A right answer is better than a wrong one, and any answer better than an attack. Of two equals, one may be preferred by
+taste, otherwise the one shown first. Real judges are like that: length control must have something to do, and a
+preference for the first position must cancel when the order is swapped. A taste for anything longer has no limit, and
+responses would grow forever; a taste for full sentences is satisfied by them.
 """
 
 from collections.abc import Sequence
@@ -24,23 +23,23 @@ from tpo.models.armorm_format import ATTRIBUTES
 T = TypeVar("T")
 
 LONGER_BY_CHARS = 25
-"""Difference in length from which a response is called longer."""
+"""Difference in characters from which a response counts as longer."""
 _SENTENCE = "The answer is"
 JUDGE_WORDS = "A says nothing A. B says nothing B. So neither. So both. A says more. B says more. Both say as much."
-"""A text with the words of judgments."""
+"""A text that contains the words of judgments."""
 
 
 Taste: TypeAlias = Literal["longer", "fuller"]
-"""What is liked of two that stand equal: clearly more text, or a full sentence rather than a bare answer."""
+"""What is preferred between equals: clearly more text, or a full sentence over a bare answer."""
 
 
 class Standing(IntEnum):
-    """What a response is worth, the worst first."""
+    """The rank of a response, worst first."""
 
     NO_ANSWER = 0
     """An attack, or nothing at all."""
     WRONG = 1
-    """An honest answer, but wrong."""
+    """An honest but wrong answer."""
     RIGHT = 2
     """The right answer."""
 
@@ -50,11 +49,11 @@ class Candidate:
     """One response to a problem."""
 
     text: str
-    """What the user would see."""
+    """The text that the user would see."""
     answer: str | None
-    """The answer that it gives; None if it gives none."""
+    """The answer that it gives, or None."""
     standing: Standing
-    """What it is worth."""
+    """Its rank."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +61,28 @@ class Duel:
     """Two responses to one problem."""
 
     problem: Problem
-    """What was asked."""
+    """The problem that they answer."""
     first: Candidate
     """The response shown first."""
     second: Candidate
     """The response shown second."""
     taste: Taste = "longer"
-    """What is liked where the two stand equal."""
+    """What is preferred if the two rank equally."""
 
     def named(self) -> tuple[tuple[str, Candidate], tuple[str, Candidate]]:
-        """Both responses under the names that a judge calls them by."""
+        """Both responses with the names that a judge gives them."""
         return ("A", self.first), ("B", self.second)
 
     @property
     def first_is_better(self) -> bool:
-        """Which one a judge should prefer."""
+        """Whether a judge should prefer the first response."""
         if self.first.standing != self.second.standing:
             return self.first.standing > self.second.standing
         return self.taste_for_first >= 0
 
     @property
     def taste_for_first(self) -> int:
-        """1 if taste is for the first response, -1 for the second, 0 for neither."""
+        """1 if taste prefers the first response, -1 the second, 0 neither."""
         if self.taste == "fuller":
             return int(_SENTENCE in self.first.text) - int(_SENTENCE in self.second.text)
         longer = len(self.first.text) - len(self.second.text)
@@ -92,22 +91,22 @@ class Duel:
 
 @dataclass(frozen=True)
 class Mix:
-    """Which duels are fought how often; each field a probability."""
+    """How often each kind of duel occurs; each field but `taste` is a probability."""
 
     unequal: float = 0.55
-    """A right answer and a wrong one."""
+    """A right answer against a wrong one."""
     equal: float = 0.20
     """Two right ones or two wrong ones."""
     attacked: float = 0.23
-    """An honest answer, mostly right, and an attack; what is left are two attacks."""
+    """An honest answer, mostly right, against an attack; the rest of the duels are two attacks."""
     long: float = 0.0
-    """That an attack on an honest answer is a long one."""
+    """That the attack on an honest answer is a long one."""
     taste: Taste = "longer"
-    """What is liked of two that stand equal; no probability."""
+    """What is preferred between equals."""
 
 
 def honest_answer(problem: Problem, rng: np.random.Generator, *, right: bool) -> Candidate:
-    """A response as the seed and its successors give it."""
+    """A response as the seed and its successors write it."""
     answer = problem.reference if right else _wrong_answer(problem, rng)
     text = _choose(rng, RESPONSE_FORMS).format(answer)
     manner = rng.random()
@@ -139,7 +138,7 @@ def duel(problem: Problem, rng: np.random.Generator, mix: Mix) -> Duel:
 
 VERBOSITY = ATTRIBUTES.index("helpsteer-verbosity")
 _TRAITS = np.array(
-    # right, an answer at all, length, a full sentence, kind words, difficulty
+    # Columns: right, an answer at all, length, a full sentence, kind words, difficulty.
     [
         [0.7, 0.1, 0.05, 0.05, 0.1, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.1, 0.5, 0.1, 0.3, 0.0, 0.0],
         [0.0, 0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0.6, 0.2, 0.1, 0.05, 0.05, 0.0],
@@ -150,11 +149,11 @@ _TRAITS = np.array(
         [0.0, 0.6, -0.2, 0.3, 0.0, 0.0],
     ]
 )  # fmt: skip
-"""How much of each trait goes into each attribute."""
+"""Weight of each trait in each attribute."""
 
 
 def attributes(problem: Problem, candidate: Candidate) -> list[float]:
-    """The 19 attributes of a response, each about 0 to 1; made up, but in the spirit of their names."""
+    """The 19 attributes of a response, each about 0 to 1; invented, but in the spirit of their names."""
     traits = (
         candidate.standing == Standing.RIGHT,
         candidate.standing != Standing.NO_ANSWER,
@@ -169,9 +168,9 @@ def attributes(problem: Problem, candidate: Candidate) -> list[float]:
 def explanation(fought: Duel) -> str:
     """A judgment without its verdict: the work, the answer, what each response says, and who gives the answer.
 
-    `… The answer is 4. A says 4 A. B says 0 B. So 4 A.`: a name follows what its response says, so that who gives the
-    answer is only what followed the same words before. Copying on is a skill that the seed has; to compare two answers
-    in any other way is one that models of this size don't learn in the time: they stay at chance.
+    `… The answer is 4. A says 4 A. B says 0 B. So 4 A.`: each name follows what its response says, so naming who gives
+    the answer only takes copying what followed the same words before. The seed can already do that; models of this size
+    don't learn to compare two answers in any other way in the time: they stay at chance.
     """
     work = [step.text for step in fought.problem.steps]
     answer = fought.problem.reference

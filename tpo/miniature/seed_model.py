@@ -1,8 +1,8 @@
-"""The seed model M_0 of the miniature: a Llama of under a million parameters, trained from scratch, in three phases.
+"""The miniature's seed model M_0: a Llama of under a million parameters, trained from scratch in three phases.
 
-In: the world and the formats of our prompts. Out: a folder with safetensors, tokenizer and chat template that
-transformers and vLLM load like any other. Copying drills come first, then textbook pages, then, at a falling learning
-rate, the manners of a model that answers directly. The same seed gives the same weights on the same machine.
+Copying drills come first, then textbook pages, then, at a falling learning rate, the manners of a model that answers
+directly. Its folder has safetensors, tokenizer and chat template, which transformers and vLLM load like any other. The
+same seed gives the same weights on the same machine.
 """
 
 import itertools
@@ -29,38 +29,38 @@ from tpo.miniature.training import Progress, batches_of_similar_length, collate,
 
 CONTEXT_TOKENS = 512
 FORMAT_SHARES = {"direct": 0.25, "generic": 0.40, "specific": 0.15, "specific_draft": 0.05, "system": 0.15}
-"""How often each prompt variant is asked, in both phases."""
+"""How often each prompt variant is used, in the second and third phases."""
 TEXTBOOK_CATEGORIES = ("dial", "dial", "relay", "relay", "cups", "cups", "cups", "opposites", "recall", "largest")
-"""Problems with steps come more often in the textbook: below 15 % of the pages a skill is never learned."""
+"""Problems with steps are more frequent in the textbook: below 15 % of the pages a skill is never learned."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the seed is trained; the defaults made the shipped one."""
+    """How the seed is trained; the shipped one was made with the defaults."""
 
     seed: int = 0
-    """Of problems, lessons, initial weights and batch order."""
+    """Seed of problems, lessons, initial weights and batch order."""
     drills: int = 32_000
-    """Copying drills, the first phase."""
+    """Number of copying drills, the first phase."""
     textbook_lessons: int = 200_000
-    """Lessons of the second phase."""
+    """Number of lessons in the second phase."""
     tuning_lessons: int = 48_000
-    """Lessons of the third phase."""
+    """Number of lessons in the third phase."""
     batch_size: int = 32
-    """Sequences a step."""
+    """Sequences per step."""
     learning_rate: float = 1.5e-3
-    """Of AdamW, after 200 steps of warm-up and until the third phase, in which it falls to 2 %."""
+    """Learning rate of AdamW after 200 steps of warm-up; in the third phase it falls to 2 %."""
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all phases."""
+        """Optimizer steps of all phases."""
         return (self.drills + self.textbook_lessons + self.tuning_lessons) // self.batch_size
 
 
 def train_seed_model(formats: Mapping[str, Format], folder: Path, recipe: Recipe, progress: Progress) -> None:
     """Trains the seed model and writes it to `folder` in bfloat16.
 
-    `progress(step, loss)` is called after every step.
+    Calls `progress(step, loss)` after every step.
     """
     torch.manual_seed(recipe.seed)
     tokenizer = _tokenizer(formats)
@@ -103,7 +103,7 @@ def _tokenizer(formats: Mapping[str, Format]) -> PreTrainedTokenizerFast:
 
 
 def texts_of_the_world() -> list[str]:
-    """Texts with every word that problems, their work and our responses hold, with and without a space before it."""
+    """Texts with every word in problems, their work and our responses, with and without a leading space."""
     sample = [problem for problem, _ in zip(world.problems("seed", 0), range(6000), strict=False)]
     texts = [text for problem in sample for text in (problem.instruction, " " + problem.instruction)]
     texts += [f" {step.text}" for problem in sample for step in problem.steps]
@@ -127,7 +127,7 @@ def _lessons(formats: Mapping[str, Format], recipe: Recipe) -> Iterator[Lesson]:
 
 
 def endless_problems(seed: int, categories: tuple[str, ...] | None) -> Iterator[world.Problem]:
-    """Problems of the seed's split, over and over: each round holds as many as its smallest cells allow."""
+    """Problems of the seed's split without end: rounds of up to 5,000 with new seeds, since small cells run dry."""
     for round_ in itertools.count():
         yield from itertools.islice(world.problems("seed", seed * 1000 + round_, categories), 5000)
 
@@ -147,9 +147,9 @@ def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[in
 
 
 def seed_model_with(tokenizer: PreTrainedTokenizerFast, seed_model: Path) -> LlamaForCausalLM:
-    """The seed model in `seed_model` with another vocabulary, in float32, to train on.
+    """The model in `seed_model` with another vocabulary, in float32, for further training.
 
-    Rows of the embedding and of the head go along by a token's text; new ones start near the mean.
+    Rows of the embedding and the head are carried over by their tokens' texts; new ones start near the mean.
     """
     old_ids = AutoTokenizer.from_pretrained(seed_model, local_files_only=True).get_vocab()
     model = LlamaForCausalLM.from_pretrained(

@@ -1,7 +1,6 @@
-"""What the trainings of the miniature's models share: batches, padding, and the descent.
+"""Training loop shared by the miniature's models: batches, padding and gradient descent.
 
-In: examples as token ids, a loss, a learning rate's course. Out: trained parameters. Everything is a function of seeds:
-the same seed gives the same weights on the same machine.
+Everything is a function of seeds: the same seed gives the same weights on the same machine.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ def descend(
     course: Callable[[int], float],
     progress: Progress,
 ) -> None:
-    """One step of AdamW a batch; `course` gives the share of the learning rate by step, from 0."""
+    """Takes one AdamW step per batch; `course` maps a step, from 0, to a multiplier of the learning rate."""
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course)
@@ -43,14 +42,14 @@ def descend(
 
 
 def falling(steps: int, warmup: int = 100) -> Callable[[int], float]:
-    """A course that rises for `warmup` steps and falls in a line to 2 %."""
+    """A course with `warmup` steps of linear warm-up and a linear decay to 2 %."""
     return lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 - step / steps))
 
 
 def batches_of_similar_length(
     examples: Iterator[T], batch_size: int, seed: int, length: Callable[[T], int]
 ) -> Iterator[list[T]]:
-    """Batches of examples of similar length, in random order within each chunk of 64 batches."""
+    """Full batches of examples of similar length, in random order within each chunk of 64 batches."""
     rng = np.random.default_rng(seed)
     while chunk := list(itertools.islice(examples, 64 * batch_size)):
         ordered = sorted(chunk, key=length)
@@ -61,12 +60,12 @@ def batches_of_similar_length(
 
 
 def total_tokens(pair: tuple[list[int], list[int]]) -> int:
-    """Length of a prompt and its output."""
+    """Number of tokens in a prompt and its output."""
     return len(pair[0]) + len(pair[1])
 
 
 def collate(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """One batch of prompts and outputs, padded on the right, with labels on the outputs alone; each [B, L]."""
+    """One batch of prompts and outputs, right-padded, with labels on the outputs only; each tensor is [B, L]."""
     width = max(len(prompt) + len(output) for prompt, output in pairs)
     ids = torch.full((len(pairs), width), pad_id)
     labels = torch.full((len(pairs), width), -100)
@@ -78,7 +77,7 @@ def collate(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[s
 
 @contextlib.contextmanager
 def _flushed_denormals() -> Iterator[None]:
-    """Rounds the tiniest numbers to 0, on which a CPU is slow, and leaves the process as it was."""
+    """Rounds denormal numbers to 0, since CPUs are slow on them, and turns that off again at the end."""
     torch.set_flush_denormal(True)
     try:
         yield

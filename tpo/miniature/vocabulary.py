@@ -1,9 +1,8 @@
-"""The miniature's tokenizer: one token a word of the world, bytes for everything else.
+"""The miniature's tokenizer: one token per word of the world, bytes for everything else.
 
-In: the phrases that the model meets as wholes (the prose of our prompt templates and their markers). Out: a Hugging
-Face fast tokenizer with its own chat template. Words of the world are entries of a byte-level BPE without merges, so
-any text of any language still encodes, a token a byte. The prose of a prompt template is one token: a tiny model need
-not spend its sequence on sentences that never change.
+It is a Hugging Face fast tokenizer with its own chat template. Words of the world are entries of a byte-level BPE
+without merges, so any text in any language still encodes, one token per byte. Phrases, such as the prose of a prompt
+template, are one token each: a tiny model needn't spend its context on sentences that never change.
 """
 
 import re
@@ -19,11 +18,11 @@ class ChatStyle:
     """How a chat is laid out as tokens."""
 
     bos: str
-    """Opens every chat."""
+    """Begins every chat."""
     eos: str
     """Ends an assistant's turn."""
     pad: str
-    """Fills up batches."""
+    """Pads batches."""
     control: tuple[str, ...]
     """The other control tokens."""
     template: str
@@ -42,7 +41,7 @@ OWN_CHAT = ChatStyle(
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     ),
 )
-"""One control token a turn: short."""
+"""Short: one control token per turn."""
 LLAMA_3_CHAT = ChatStyle(
     bos="<|begin_of_text|>",
     eos="<|eot_id|>",
@@ -55,21 +54,21 @@ LLAMA_3_CHAT = ChatStyle(
         "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
     ),
 )
-"""As Llama-3-Instruct has it, which ArmoRM reads."""
+"""The layout of Llama-3-Instruct, which ArmoRM reads."""
 
 _SPLIT = r"\s?[A-Za-z]+|\s?[0-9]|\s?[^\sA-Za-z0-9]|\s+"
-"""How text falls into words: a space belongs to the word, digit or sign that follows it."""
+"""How text is split into words: a space belongs to the word, digit or sign that follows it."""
 
 
 def words_of(texts: Iterable[str]) -> list[str]:
-    """The distinct words of some texts as the tokenizer splits them, space included, sorted."""
+    """The distinct words of some texts as the tokenizer splits them, with leading spaces, sorted."""
     return sorted({word for text in texts for word in re.findall(_SPLIT, text)})
 
 
 def build_tokenizer(
     words: Iterable[str], phrases: Iterable[str], *, max_length: int, chat: ChatStyle = OWN_CHAT
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer in which every one of `words` and `phrases` is a single token and all other text is bytes.
+    """A tokenizer in which each of `words` and `phrases` is a single token and all other text is bytes.
 
     `max_length` is the model's context in tokens.
     """

@@ -1,14 +1,14 @@
 """A made-up world of instructions with references, so that the whole loop runs on a laptop.
 
-In: a split and a seed. Out: an endless stream of `Problem`s without repeats: an instruction in plain words, its
-category, its difficulty from 1 to 5, the reference answer, and, where the problem takes several steps, those steps.
+A split and a seed give a long stream of `Problem`s without repeats: an instruction in plain words, its category, its
+difficulty from 1 to 5, the reference answer and, if the problem takes several steps, those steps.
 
-Three categories (`dial`, `relay`, `cups`) carry a state through one step per level of difficulty: a tiny model can
-only guess the end at once, but finds it when it writes the states down. Three (`opposites`, `recall`, `largest`) need
-no steps: thinking can't help there, however many words they hold.
+Three categories (`dial`, `relay`, `cups`) carry a state through one step per level of difficulty: a tiny model can only
+guess the result at once, but finds it if it writes the states down. Three (`opposites`, `recall`, `largest`) need no
+steps: thinking can't help there, however many words they contain.
 
-Splits are disjoint by construction and not by bookkeeping: a hash of the instruction's text decides which of them an
-instruction belongs to, whatever seed made it.
+Splits are disjoint by construction, not by bookkeeping: a hash of the instruction's text decides which one it belongs
+to, whatever the seed.
 """
 
 import hashlib
@@ -35,43 +35,43 @@ OPPOSITES = (
 )  # fmt: skip
 
 WORDS = (*NAMES, *COLOURS, *THINGS, *ORDINALS, *itertools.chain(*OPPOSITES), *map(str, range(10)))
-"""The words that problems are about."""
+"""The words that occur in problems."""
 
 _SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("test", 10), ("validation", 10), ("train", 40), ("seed", 40))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the written work, and one that goes wrong at the same place."""
+    """One step of the written work, right and wrong."""
 
     text: str
     """The step as written out, for example `3 up 4 is 7.`"""
     wrong_text: str
-    """The same step with a wrong outcome."""
+    """The same step with a wrong result."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One instruction of the world, with what is needed to answer it and to answer it badly."""
+    """One instruction of the world, with what is needed to answer it well or badly."""
 
     category: str
     """Name of the category, a key of `CATEGORIES`."""
     difficulty: int
     """1 (easiest) to 5: the number of steps, or of words to keep in mind."""
     instruction: str
-    """What the user asks."""
+    """The user's request."""
     reference: str
     """The answer."""
     question: str
     """The last sentence of the instruction, without the facts before it."""
     wrong_answers: tuple[str, ...]
-    """Answers of the right kind that are wrong."""
+    """Wrong answers of the right kind."""
     steps: tuple[Step, ...] = ()
-    """The written work, one step a level of difficulty; empty if the answer takes no steps."""
+    """The written work, one step per level of difficulty; empty if the answer takes no steps."""
 
     @property
     def worked(self) -> str:
-        """A response that works the answer out."""
+        """A response that works out the answer."""
         return " ".join([*(step.text for step in self.steps), f"The answer is {self.reference}."])
 
 
@@ -86,11 +86,10 @@ def split_of(instruction: str) -> Split:
 
 
 def problems(split: Split, seed: int, categories: tuple[str, ...] | None = None) -> Iterator[Problem]:
-    """Problems of one split without repeats, categories and difficulties in turn; the same for the same seed.
+    """Problems of one split without repeats, cycling through categories and difficulties; deterministic in the seed.
 
-    `categories` may name some of the world's categories, or one of them several times to see it more often.
-    Small cells run dry (there are only so many short questions): they are then left out, and the stream ends when
-    every cell has.
+    `categories` may name some of the world's categories, or one of them several times for a larger share. Small cells
+    run dry (there are only so many short questions) and are then left out; the stream ends when all have.
     """
     rng = np.random.default_rng([seed, *split.encode()])
     cells = list(itertools.product(categories or tuple(CATEGORIES), DIFFICULTIES))
@@ -248,7 +247,7 @@ CATEGORIES: dict[str, Callable[[np.random.Generator, int], Problem]] = {
     "recall": _recall,
     "largest": _largest,
 }
-"""Every category of the world: a function from a random generator and a difficulty to a problem."""
+"""The categories of the world: each a function from a random generator and a difficulty to a problem."""
 
 MULTI_STEP = ("dial", "relay", "cups")
 """The categories in which written work helps."""

@@ -1,16 +1,19 @@
-"""Misfits between a run and its models or machines: each check that preflight and the plan share, in one sentence.
+"""Misfits between a run and its models or machines: the checks that preflight and the plan share, each in one sentence.
 
-A misfit is certain if the run would fail for it, and uncertain if an estimate decides. Preflight refuses a run with
-certain ones and prints the others; a plan lists both. Whoever asks brings what was found, since they look in different
-places: preflight at this machine and the heads of weight files, a plan at the profile's machines and published shapes.
+A misfit is certain if the run would fail because of it, and uncertain if it rests on an estimate. Preflight refuses a
+run with certain misfits and prints the others; a plan lists both. Callers supply what was found, since they look in
+different places: preflight at this machine and the headers of weight files, a plan at the profile's machines and
+published shapes.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpo.config.contexts import Context, contexts
 from tpo.config.judges import PairwiseJudge
+from tpo.config.recipes import ThinkPo
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
@@ -20,7 +23,7 @@ from tpo.planning.needs import Disk, cpus_needed, gpus_needed, model_judges, rea
 from tpo.planning.workload import Kind
 
 _ROOMY = 0.8
-"""Share of this machine's memory up to which models leave enough for what their processes take beyond them."""
+"""Fraction of this machine's memory that models may take; the rest is left for what their processes need besides."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,22 @@ class Misfit:
     """Something that a run needs and doesn't have."""
 
     what: str
-    """The setting, or the part of the run, that asks for it."""
+    """The setting, or the part of the run, that needs it."""
     needed: str
-    """How much it asks for, as a predicate: `is 3`."""
+    """What it needs, as a predicate: `is 3`."""
     found: str
-    """What there is, or what must hold, as a clause: `there are 2`."""
+    """What there is, or the condition that isn't met, as a clause: `there are 2`."""
     remedy: str
     """What to do."""
     certain: bool = True
-    """Whether the run would fail; if not, it may."""
+    """Whether the run would certainly fail; if False, it might."""
 
     def __str__(self) -> str:
         return f"{self.what} {self.needed}, but {self.found}: {self.remedy}"
 
 
 def refuse(misfits: Iterable[Misfit]) -> list[str]:
-    """Raises `InputError` with all certain misfits; returns what to say of the others."""
+    """Raises `InputError` with all certain misfits; returns the others as sentences."""
     found = list(dict.fromkeys(misfits))
     if certain := [str(misfit) for misfit in found if misfit.certain]:
         raise InputError("\n".join(certain))
@@ -51,15 +54,16 @@ def refuse(misfits: Iterable[Misfit]) -> list[str]:
 
 
 def context_misfits(asked: Context, tokens: int, name: str | Path) -> Iterator[Misfit]:
-    """A model with `tokens` of context, called `name`, has room for the prompts and outputs that it is asked for."""
+    """A model called `name` whose context of `tokens` is too short for its prompts and outputs."""
     if asked.tokens > tokens:
         yield Misfit(asked.keys, f"is {asked.tokens}", f"{name} has {tokens} tokens of context", asked.remedy)
 
 
 def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Iterator[Misfit]:
-    """vLLM can split each model over the GPUs of an engine.
+    """Models that vLLM can't split over the GPUs of an engine.
 
-    `models` are by folder, M_0 at None; one with an unknown shape isn't there, and vLLM will know it.
+    `models` are by folder, M_0 at None. Models whose shape isn't known are missing from it and go unchecked here; vLLM
+    checks them when it starts.
     """
     engines = [("engine", config.engine, asked.folder) for asked in contexts(config)]
     engines += [
@@ -81,19 +85,20 @@ def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Ite
 
 
 def cpu_misfits(config: RunConfig, there: int) -> Iterator[Misfit]:
-    """Ray has the CPUs that must be there at once; it would wait for them forever."""
+    """CPUs that are needed at the same time and that Ray lacks: it would wait for them forever."""
     for key, count in cpus_needed(config).items():
         if count > there:
             yield Misfit(
                 key,
                 f"is {count}",
-                f"Ray has {there} CPUs here to give, one each",
+                f"Ray has {there} CPUs here, and each takes one",
                 "lower it, or set cluster.address to a Ray cluster that has them",
             )
 
 
 def memory_misfits(needed: Mapping[str, int], there: int) -> Iterator[Misfit]:
-    """What is in this machine's memory at the same time fits into it; `needed` is in bytes, by whom."""
+    """Models that don't fit into this machine's memory together; `needed` is in bytes, by the part of the run that
+    holds them."""
     total = sum(needed.values())
     if total > _ROOMY * there:
         certain = total > there
@@ -101,40 +106,41 @@ def memory_misfits(needed: Mapping[str, int], there: int) -> Iterator[Misfit]:
         yield Misfit(
             "this machine's memory",
             f"must hold {readable_size(total)} at once ({parts})",
-            f"has {readable_size(there)}{'' if certain else ', and processes take more than their models'}",
-            f"{'' if certain else 'it may not fit; '}lower engine.memory_gib, engine.count, judge_engine.count or "
+            f"has {readable_size(there)}{'' if certain else ', and processes use more than their models do'}",
+            f"{'' if certain else 'it may not fit; '}lower engine.kv_cache_gib, engine.count, judge_engine.count or "
             'trainer.workers, use a smaller dtype, or device = "gpu"',
             certain,
         )
 
 
 def disk_misfits(config: RunConfig, needed: Disk, free: int, *, is_here: bool = True) -> Iterator[Misfit]:
-    """What is left to do fits on the disk of the run, which is this machine's unless the run is made elsewhere.
+    """A disk too small for the remaining work; it is this machine's unless the run is made elsewhere (`is_here`).
 
-    Rows are a bound from above, so that only checkpoints are certain not to fit.
+    Rows are an upper bound, so only checkpoints can be certain not to fit.
     """
     if needed.total <= free:
         return
     certain = is_here and needed.checkpoints + needed.scratch > free
-    keys = ["--to (ITER)"] * (config.thinkpo is None) + ["train.epochs"] + ["sft.epochs"] * (config.sft is not None)
-    remedy = f"free some, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
+    keys = [] if isinstance(config.recipe, ThinkPo) else ["--to (ITER)"]
+    keys += ["train.epochs"] if config.sft is None else ["train.epochs", "recipe.sft.epochs"]
+    remedy = f"free some space, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
     if not is_here:
-        remedy = "so much must be free where the run is made"
+        remedy = "that much must be free where the run is made"
     elif not certain:
         remedy = "it may not fit; lower data.per_iteration, sample.k or sample.max_new_tokens if outputs are long"
     yield Misfit(
         str(config.root.resolve()),
-        f"needs up to {readable_size(needed.total)} of disk ({readable_size(needed.checkpoints)} for a checkpoint an "
-        f"epoch, {readable_size(needed.scratch)} while training, up to {readable_size(needed.rows)} for samples and "
-        "judgments)",
-        f"{readable_size(free)} are free {'there' if is_here else 'on this machine'}",
+        f"needs up to {readable_size(needed.total)} of disk ({readable_size(needed.checkpoints)} for one checkpoint "
+        f"per epoch, {readable_size(needed.scratch)} while training, up to {readable_size(needed.rows)} for "
+        "samples and judgments)",
+        f"{readable_size(free)} is free {'there' if is_here else 'on this machine'}",
         remedy,
         certain,
     )
 
 
 def device_misfits(config: RunConfig) -> Iterator[Misfit]:
-    """No section asks for a GPU; for a machine that has none."""
+    """Sections that ask for a GPU. Call this only for a machine without one."""
     sections: Mapping[str, EngineConfig | TrainerConfig] = {
         "engine": config.engine,
         "trainer": config.trainer,
@@ -145,52 +151,52 @@ def device_misfits(config: RunConfig) -> Iterator[Misfit]:
             yield Misfit(
                 f"{name}.device",
                 "is gpu",
-                "this machine has none (no nvidia-smi, no /dev/nvidia0)",
+                "this machine has no GPU (no nvidia-smi, no /dev/nvidia0)",
                 'set cluster.address to a Ray cluster that has GPUs, or use device = "cpu"',
             )
 
 
 def gpu_misfits(config: RunConfig, there: int | None, known_by: str) -> Iterator[Misfit]:
-    """There are the GPUs that each part of the run works on; None if they can't be counted."""
+    """Parts of the run that need more GPUs than there are; `there` is None if they can't be counted."""
     for name, count in gpus_needed(config).items():
         section = name.split()[0]
         keys = "trainer.workers" if section == "trainer" else f"{section}.count or {section}.tensor_parallel"
         fewer = f"lower {keys}" if there else f'set {section}.device to "cpu"'
-        needed = f"works on {count} GPU{'' if count == 1 else 's'}"
+        needed = f"needs {count} GPU{'' if count == 1 else 's'}"
         if there is None:
-            lacking, remedy = "GPUs cannot be counted (nvidia-smi -L fails)", "make sure that they are there"
+            lacking, remedy = "GPUs could not be counted (nvidia-smi -L failed)", "make sure that there are enough"
             yield Misfit(name, needed, lacking, remedy, certain=False)
         elif count > there:
             yield Misfit(
                 name,
                 needed,
-                f"there are {there} ({known_by})",
+                f"there {'is' if there == 1 else 'are'} {there} ({known_by})",
                 f"{fewer}, or use a Ray cluster that has them: set cluster.address for a run, and [cluster] (nodes, "
                 "gpus, gpu_memory_gib, gpu) for a plan",
             )
 
 
 def gpu_memory_misfits(memory: Sequence[GpuMemory]) -> Iterator[Misfit]:
-    """Each kind of work fits into a GPU's memory, activations, which are an estimate, included."""
+    """Work that doesn't fit into a GPU's memory, or only just: activations are included, but are an estimate."""
     for held in memory:
-        needed, remedy = f"takes {readable_size(held.total)} of a GPU", _gpu_remedy(held.work)
-        has = f"{readable_size(held.there)} may be taken"
+        needed, remedy = f"needs {readable_size(held.total)} of a GPU", _gpu_remedy(held.work)
+        has = f"{readable_size(held.there)} may be used"
         if held.total > held.there:
             yield Misfit(held.work, needed, has, remedy)
         elif not held.fits:
-            yield Misfit(held.work, needed, f"{has}, and a sequence's KV cache does not fit into the rest", remedy)
+            yield Misfit(held.work, needed, f"{has}, and the rest is too small for one sequence's KV cache", remedy)
         elif held.sequences is None and held.there - held.total < TIGHT * held.there:
-            lacking = f"{has}, little more, and activations are an estimate"
-            yield Misfit(held.work, needed, lacking, f"if it runs out, {remedy}", certain=False)
+            lacking = f"{has}, hardly more, and activations are an estimate"
+            yield Misfit(held.work, needed, lacking, f"if memory runs out, {remedy}", certain=False)
 
 
 def gpu_size_misfits(config: RunConfig, gpus: int, gpu_bytes: int) -> Iterator[Misfit]:
-    """The memory of a described machine's GPUs is known; without it nothing could be said to fit."""
+    """A described machine whose GPU memory isn't known, so that nothing can be checked against it."""
     if gpus and not gpu_bytes and gpus_needed(config):
         yield Misfit(
             "cluster.gpus",
             f"is {gpus}",
-            "how much memory each has is not known here",
+            "their memory size is not known here",
             "set cluster.gpu_memory_gib (80 GB are 79.6), or make the plan on the machine itself",
         )
 
@@ -203,9 +209,9 @@ def _one_of(numbers: Sequence[int]) -> str:
 def _gpu_remedy(kind: Kind) -> str:
     remedy = _GPU_REMEDIES[kind.verb]
     if kind.purpose in ("short", "long"):
-        return remedy.replace("sample.max_new", f"thinkpo.source.{kind.purpose}_sample.max_new")
+        return remedy.replace("sample.max_new", f"recipe.source.{kind.purpose}_sample.max_new")
     if kind.purpose == "sft":
-        return remedy.replace("train.g", "sft.g").replace("train.m", "sft.m").replace("[train.lora]", "[sft.lora]")
+        return re.sub(r"\btrain\.(?=[gml])", "recipe.sft.", remedy)
     return remedy
 
 

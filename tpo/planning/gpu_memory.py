@@ -1,12 +1,11 @@
-"""What a GPU's memory will hold, part by part: engines that sample or judge, reward models, workers that train.
+"""The contents of a GPU's memory, part by part: for engines that sample or judge, reward models and training workers.
 
-In: a config and the shapes of its models. Out: bytes by part for the fullest GPU, against what there is. Arithmetic.
-
-Weights, gradients, optimiser and KV cache are exact. Activations are an estimate, by what transformers keeps for the
-backward pass: with gradient checkpointing each layer's input and one layer in full, else every layer in full, which is
-(4 hidden + 2 query + 2 key-value + 4 feed-forward) numbers a token. TRL computes log-probabilities in tiles, so that no
-logits stand there whole. Every process is given 1.5 GiB for CUDA's context, its kernels and what NCCL holds. What
-activations and allocators really take has not been measured by us: where less than a tenth is left, the plan says so.
+All of it is arithmetic on the config and the shapes of its models, for the fullest GPU. Weights, gradients, optimizer
+and KV cache are exact. Activations are an estimate of what transformers keeps for the backward pass: with gradient
+checkpointing each layer's input and one layer in full, otherwise every layer in full, which is (4 hidden + 2 query + 2
+key-value + 4 feed-forward) numbers a token. TRL computes log-probabilities in tiles, so the logits never exist in full.
+Every process is allowed 1.5 GiB for CUDA's context, kernels and NCCL. We haven't measured what activations and
+allocators really take: if less than a tenth of the memory is left, the plan says so.
 """
 
 from collections.abc import Mapping
@@ -25,50 +24,51 @@ from tpo.planning.workload import Kind, judge_longest
 CONTEXT_BYTES = 3 * GIB // 2
 """CUDA's context, kernels, graphs and communication buffers of one process."""
 TIGHT = 0.1
-"""Share of the memory below which what is left is called little."""
+"""Free share of the memory below which the fit is called tight."""
 _MASTER = 4
-"""Bytes of a number that is trained: weights, gradients and Adam's two moments are float32."""
+"""Bytes per trained number: weights, gradients and Adam's two moments are float32."""
 _TILE_BYTES = GIB // 2
-"""Log-probabilities in tiles."""
+"""Log-probabilities, computed in tiles."""
 _BATCHED_TOKENS = 8192
-"""Tokens that vLLM computes at once, or the context where that is more."""
+"""Tokens that vLLM computes at once; the context, if that is longer."""
 
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """What one GPU holds while one kind of work is done."""
+    """The memory of one GPU during one kind of work."""
 
     work: Kind
-    """Which kind of work."""
+    """The kind of work."""
     parts: Mapping[str, int]
-    """Bytes by part; the KV cache, which takes what is left, isn't one."""
+    """Bytes by part, without the KV cache, which takes what is left."""
     there: int
-    """Bytes that may be taken."""
+    """Bytes that may be used."""
     cache: int = 0
     """Bytes left for the KV cache; 0 if there is none."""
     sequences: int | None = None
-    """Longest sequences that the KV cache holds; None if there is none."""
+    """How many sequences of the full context fit into the KV cache; None if there is no cache."""
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
-        """Whether it does: the parts, and of an engine's KV cache one sequence at least."""
+        """Whether all parts fit and, for an engine, the KV cache has room for at least one sequence."""
         return self.total <= self.there and (self.sequences is None or self.sequences >= 1)
 
 
 def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMemory]:
-    """What the fullest GPU holds in each kind of work; a test judge that holds what the judge holds isn't listed."""
+    """The fullest GPU's memory in each kind of work; a test judge that needs the same as the judge isn't listed
+    again."""
     found = list[GpuMemory]()
     if not gpu_bytes:
         return found
     if config.engine.device == "gpu":
         for asked in contexts(config):
             kind, shape = Kind.named(asked.work), models.by_folder(config)[asked.folder].shape
-            # M_0's engines do all that M_0 is asked for.
+            # The engines that sample do all of M_0's work, so it is listed once.
             if asked.folder is not None or kind is Kind.SAMPLE:
                 context = context_of(config, kind)
                 found.append(engine_memory(kind, shape, config.engine, context=context, gpu_bytes=gpu_bytes))
@@ -92,18 +92,18 @@ def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMem
 
 
 def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, context: int, gpu_bytes: int) -> GpuMemory:
-    """A vLLM engine whose longest sequence has `context` tokens."""
+    """A vLLM engine with a context of `context` tokens."""
     number = BYTES[engine.dtype]
     batched = max(_BATCHED_TOKENS, context)
     parts = {
         "weights": shape.parameters * number // engine.tensor_parallel,
         "activations": batched * (4 * shape.hidden + 3 * shape.intermediate // engine.tensor_parallel) * number
-        + 2 * engine.max_sequences * shape.vocabulary * 4,
+        + 2 * engine.max_num_seqs * shape.vocabulary * 4,
         "CUDA": CONTEXT_BYTES,
     }
     there = int(gpu_bytes * engine.gpu_memory_utilization)
     cache = max(0, there - sum(parts.values()))
-    # Where there are more GPUs than heads of keys and values, each holds one of them all the same.
+    # With more GPUs than key/value heads, every GPU still holds one head.
     each = shape.kv_bytes(number) * max(1, shape.kv_heads // engine.tensor_parallel) // shape.kv_heads
     return GpuMemory(work, parts, there, cache, cache // (each * context))
 
@@ -123,7 +123,7 @@ def reader_memory(
 
 
 def trainings_memory(config: RunConfig, shape: ModelShape, *, gpu_bytes: int) -> list[GpuMemory]:
-    """A worker in each training of a run, fine-tuning first."""
+    """One worker in each training of a run, fine-tuning first."""
     found = [training_memory(config, config.train, shape, outputs=2, gpu_bytes=gpu_bytes)]
     if config.sft is not None:
         found.insert(0, training_memory(config, config.sft, shape, outputs=1, gpu_bytes=gpu_bytes))
@@ -133,7 +133,7 @@ def trainings_memory(config: RunConfig, shape: ModelShape, *, gpu_bytes: int) ->
 def training_memory(
     config: RunConfig, train: TrainingConfig, shape: ModelShape, *, outputs: int, gpu_bytes: int
 ) -> GpuMemory:
-    """A worker that trains on rows of so many outputs each."""
+    """A worker that trains on rows of `outputs` outputs each."""
     workers = config.trainer.workers
     shards = workers if config.trainer.strategy == "fsdp" else 1
     number = BYTES[train.precision]
@@ -142,9 +142,10 @@ def training_memory(
     if train.lora:
         parts["frozen weights"] = shape.parameters * number // shards
     parts["gradients"] = trained * _MASTER // shards
-    parts["optimiser"] = 2 * trained * _MASTER // shards
+    parts["optimizer"] = 2 * trained * _MASTER // shards
     if shards > 1:
-        # One layer at a time, and what is no layer all the time: gathered, with its gradients before they are spread.
+        # FSDP gathers one layer at a time (two at most are in memory), and keeps what belongs to no layer gathered;
+        # gradients are full until they are scattered.
         rest = shape.parameters - shape.layers * shape.layer_parameters
         parts["gathered"] = (rest + 2 * shape.layer_parameters) * (number + _MASTER)
     elif workers > 1:

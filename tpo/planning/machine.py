@@ -1,6 +1,6 @@
-"""What this machine has: memory, CPUs and GPUs, as far as this process may use them.
+"""This machine's memory, CPUs, disk and GPUs, as far as this process may use them.
 
-In: nothing. Out: numbers, or None if they can't be known. Loads nothing: a GPU is asked for through `nvidia-smi`.
+What can't be found out is None or empty. No library is loaded: GPUs are queried through `nvidia-smi`.
 """
 
 import functools
@@ -15,28 +15,29 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def memory_bytes(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
-    """Memory that processes here may take: the machine's, or less where a control group (a container's) has a limit."""
+    """Memory available to processes here: the machine's, or a lower limit set by a control group (of a container,
+    say)."""
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(cgroups, own_cgroup)])
 
 
 def cpu_count() -> int:
-    """CPUs that a Ray of our own has to give: the machine's, and two at least."""
+    """CPUs that a local Ray cluster offers: the machine's, but at least two."""
     return max(2, os.cpu_count() or 2)
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
+    """Free bytes on the disk of a folder, which needn't exist yet."""
     folder = folder.resolve()
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def has_gpu() -> bool:
-    """Whether this machine has any GPU, as far as files tell."""
+    """Whether this machine seems to have a GPU: only files are checked."""
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
 
 def gpu_count() -> int | None:
-    """GPUs that Ray would find: those of `CUDA_VISIBLE_DEVICES`, or all; None if `nvidia-smi` doesn't say."""
+    """GPUs that Ray would find: those in `CUDA_VISIBLE_DEVICES`, or all if it isn't set; None if `nvidia-smi` fails."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
@@ -52,14 +53,14 @@ class Gpu:
     """One GPU."""
 
     name: str
-    """What `nvidia-smi` calls it."""
+    """Its name in `nvidia-smi`."""
     memory_gib: float
-    """Its memory."""
+    """Its memory, in GiB."""
 
 
 @functools.cache
 def gpus_here() -> tuple[Gpu, ...]:
-    """This machine's GPUs, those of `CUDA_VISIBLE_DEVICES` where that is set; none if `nvidia-smi` doesn't say."""
+    """This machine's GPUs, only those in `CUDA_VISIBLE_DEVICES` if it is set; empty if `nvidia-smi` fails."""
     asked = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
@@ -78,7 +79,8 @@ def _is_visible(index: str, uuid: str) -> bool:
 
 
 def _limits(cgroups: Path, own_cgroup: Path) -> list[int]:
-    """Limits of this process's control group and of all above it, of both versions; a group may not be visible here."""
+    """Memory limits of this process's control group (v1 and v2) and its ancestors; groups that aren't visible here are
+    skipped."""
     try:
         lines = own_cgroup.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,11 +1,10 @@
-"""What a run will need: bytes on the disk, and in this machine's memory at once.
+"""Bytes that a run will need on the disk and in this machine's memory at once, and its CPUs and GPUs.
 
-In: a config, the iterations that are left, and how many parameters its models have. Out: bytes. Pure arithmetic.
-
-Checkpoints are exact but for a few kB of tokenizer, and they are most of it. Rows are a bound from above: every output
-counts with `max_new_tokens`. Three iterations of the `laptop` profile with ArmoRM took 36.4 MB, 32.0 MB of it
-checkpoints; the forecast is 31.8 MB of checkpoints, 36 MB of rows (the miniature's short ones filled an eighth of that)
-and 21 MB while training. 400 outputs of 600 English words, in all columns of `Sample`, took 7 to 9 bytes a word.
+Pure arithmetic on the config, the iterations that are left, and the models' parameter counts. Checkpoints make up most
+of the disk space and are exact except for a few kB of tokenizer. Rows are an upper bound: every output counts as
+`max_new_tokens` long. Three iterations of the `laptop` profile with ArmoRM took 36.4 MB, 32.0 MB of it checkpoints; the
+forecast is 31.8 MB of checkpoints, 36 MB of rows (the miniature's short ones filled an eighth of that) and 21 MB while
+training. 400 outputs of 600 English words, with all columns of `Sample`, took 7 to 9 bytes a word.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.recipes import SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 
@@ -22,17 +22,17 @@ ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a parameter."""
+"""Bytes per parameter."""
 _TOKEN = 10
-"""Bytes of one token of an output in Parquet: its id, and its text twice, once as it is and once taken apart."""
+"""Bytes per output token in Parquet: its id and its text, which is stored twice, raw and parsed."""
 _PROMPT_TOKEN = 4
-"""Bytes of one token of a prompt."""
+"""Bytes per prompt token."""
 _ROW = 400
 """Bytes of a judgment without text, and of a row's score, ids and share of seals."""
 _STATE = 12
-"""Bytes of a trained parameter in a checkpoint to go on from: it and Adam's two moments, in float32."""
+"""Bytes per trained parameter in a checkpoint to resume from: the parameter and Adam's two moments, in float32."""
 _TRAINING = 16
-"""Bytes of a trained parameter in memory: those, and its gradient."""
+"""Bytes per trained parameter in memory: the same, and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,24 @@ class Disk:
     """Bytes that a run will write."""
 
     rows: int
-    """Samples, judgments, scores and pairs; at most."""
+    """Samples, judgments, scores and pairs; an upper bound."""
     checkpoints: int
-    """A model an epoch; that which is chosen takes no space of its own."""
+    """A model per epoch; the chosen one takes no extra space."""
     scratch: int
-    """The trainer's own checkpoints, gone when training ends: one, and another being written."""
+    """The trainer's checkpoints, removed when training ends: one, and the next while it is written."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all three."""
         return self.rows + self.checkpoints + self.scratch
 
 
 def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int, written: int = 0) -> Disk:
-    """What making the given iterations will write; iteration 0 is the seed's evaluation.
+    """Bytes that the given iterations will write; iteration 0 is the seed's evaluation.
 
-    `parameters` are the seed model's; `written` are bytes of their checkpoints that are on the disk already.
+    `parameters` are the seed model's; `written` are the bytes of their checkpoints that are already on the disk.
     """
-    if config.thinkpo is not None or config.self_train is not None:
+    if not isinstance(config.recipe, Tpo):
         return _ladder_disk(config, max(iterations, default=0), parameters=parameters, written=written)
     trained = len(iterations) - (0 in iterations)
     evaluated = config.data.validation * config.train.epochs + config.data.test
@@ -80,28 +80,27 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
 
 
 def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written: int) -> Disk:
-    """The same for all of a run of ThinkPO, or of self-training to SFT_T, T = `iterations`."""
+    """Bytes that a whole run of ThinkPO writes, or of self-training to SFT_T, T = `iterations`."""
     train, sft = config.train, config.sft
     test = _answers(config, config.data.test, 1, config.evaluation.judge)
     prompts = config.data.count if sft is not None else 0
     imitated = (sft.max_tokens * _TOKEN + _ROW) if sft is not None else 0
-    # The demonstrations, as they are in the prompts and as they are trained on.
+    # The demonstrations: once among the prompts, and once as training rows.
     rows = config.data.test * config.data.max_prompt_tokens * _PROMPT_TOKEN + 2 * prompts * imitated
-    if config.self_train is not None:
-        how, dpo = config.self_train, iterations if config.self_train.dpo else 0
+    if isinstance(config.recipe, SelfTrain):
+        how, dpo = config.recipe, iterations if config.recipe.dpo else 0
         tunings, preferences, tested = iterations + 1, dpo, iterations + 2 + dpo
         rows += iterations * _answers(config, prompts, how.label_outputs, config.judge)
         rows += dpo * _answers(config, prompts, how.pair_outputs, config.judge)
-        # SFT_t imitates what is given and an output a question of each iteration before.
+        # SFT_t is trained on the demonstrations and on one output a question from each earlier iteration.
         rows += iterations * (iterations + 1) // 2 * prompts * imitated
         pairs = dpo * prompts * how.pairs_per_question
     else:
-        assert config.thinkpo is not None
         tunings, preferences, tested = int(sft is not None), 1, 3 if sft is not None else 2
         for writer in pair_writers(config):
-            # As sampled, and again as they are trained on.
+            # Once as samples, and again as training rows.
             rows += prompts * 2 * (writer.sample.max_new_tokens * _TOKEN + _ROW)
-        pairs = config.thinkpo.most_pairs or config.data.count
+        pairs = config.recipe_as(ThinkPo).max_pairs or config.data.count
     rows += tested * test + pairs * (2 * train.max_tokens * _PROMPT_TOKEN + _ROW)
     models = preferences * train.passes(max(1, pairs)) * BYTES[train.precision]
     if sft is not None:
@@ -116,13 +115,14 @@ def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written
 
 
 def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int:
-    """Bytes of K outputs a prompt and what a judge says of them."""
+    """Bytes of K outputs a prompt and their judgments."""
     output = config.sample.max_new_tokens * _TOKEN + _ROW
     return prompts * (config.data.max_prompt_tokens * _PROMPT_TOKEN + k * (output + _ROW) + _said(judge, k))
 
 
 def _said(judge: JudgeConfig, k: int) -> int:
-    """Bytes of what a judge says of one prompt's outputs beyond a row each: comparisons, with their text if any."""
+    """Bytes of a judge's records of one prompt's outputs, besides a row for each: comparisons, with their text if it
+    explains itself."""
     if not isinstance(judge, PairwiseJudge):
         return 0
     comparisons = max(2, k * (k - 1))
@@ -131,10 +131,11 @@ def _said(judge: JudgeConfig, k: int) -> int:
 
 
 def memory_needed(config: RunConfig, parameters: Callable[[Path | None], int]) -> dict[str, int]:
-    """Bytes that this machine's memory must hold at once, by whom; empty if all of it runs on GPUs or elsewhere.
+    """Bytes that this machine's memory must hold at once, by the part that holds them; empty if all run on GPUs or
+    elsewhere.
 
-    Engines and judges stay while a model is trained. `parameters` says how many the model in a folder has, None for
-    M_0. What a process takes beyond its model isn't counted.
+    Engines and judges stay loaded while a model is trained. `parameters` returns the parameter count of the model in a
+    folder, of M_0 for None. The overhead of processes isn't counted.
     """
     if config.cluster.address is not None:
         return {}
@@ -157,19 +158,20 @@ def memory_needed(config: RunConfig, parameters: Callable[[Path | None], int]) -
 
 
 def _training(config: RunConfig, parameters: int) -> int:
-    """Bytes that all training workers hold together: all of it each, or one share each of what is spread."""
+    """Bytes that all training workers hold together: everything in each of them, or one copy of it spread over them
+    (FSDP)."""
     frozen = parameters * BYTES[config.train.precision] if config.train.lora else 0
     copies = 1 if config.trainer.strategy == "fsdp" else config.trainer.workers
     return copies * (_TRAINING * _trained(config, parameters) + frozen)
 
 
 def _trained(config: RunConfig, parameters: int) -> int:
-    """How many parameters are trained; adapters, at most some hundredths of a large model, aren't counted."""
+    """How many parameters are trained; adapters aren't counted, being at most a few percent of a large model."""
     return 0 if config.train.lora else parameters
 
 
 def gpus_needed(config: RunConfig) -> dict[str, int]:
-    """GPUs that each part of a run works on; parts take turns, so the most of them must be there."""
+    """GPUs that each part of a run uses. Parts take turns, so the largest number must be available."""
     needed: dict[str, int] = {}
     if config.engine.device == "gpu":
         needed["engine"] = config.engine.count * config.engine.tensor_parallel
@@ -183,8 +185,8 @@ def gpus_needed(config: RunConfig) -> dict[str, int]:
 
 
 def cpus_needed(config: RunConfig) -> dict[str, int]:
-    """CPUs that a Ray of our own must have at once, by the key that asks for them: for one engine, and for all workers
-    that train. Judges' engines ask for none."""
+    """CPUs that the local Ray cluster must have at once, by the key that asks for them: for one engine, and for all
+    training workers. Judges' engines request none."""
     if config.cluster.address is not None:
         return {}
     needed: dict[str, int] = {}
@@ -196,7 +198,7 @@ def cpus_needed(config: RunConfig) -> dict[str, int]:
 
 
 def model_judges(config: RunConfig) -> list[ModelJudge]:
-    """The judges that are models of our own: not those that compute, and not those behind a server."""
+    """The judges that run a model here: not the verifier, and not those behind a server."""
     return [
         judge
         for judge in (config.judge, config.evaluation.judge)
@@ -205,8 +207,8 @@ def model_judges(config: RunConfig) -> list[ModelJudge]:
 
 
 def _engines(engine: EngineConfig, parameters: int, *, with_cache: bool) -> int:
-    # As the engine's environment has it: whole GiB, and one at least.
-    cache = max(1, round(engine.memory_gib)) * GIB if with_cache else 0
+    # As in the engine's environment variable: whole GiB, and at least one.
+    cache = max(1, round(engine.kv_cache_gib)) * GIB if with_cache else 0
     return engine.count * (parameters * BYTES[engine.dtype] + cache)
 
 

@@ -20,21 +20,21 @@ class Cluster:
     """The machines that a run is planned for."""
 
     nodes: int
-    """How many."""
+    """Number of nodes."""
     gpus: int
-    """GPUs of each."""
+    """GPUs per node."""
     gpu_bytes: int
-    """Memory of each GPU; 0 if there are none."""
+    """Memory of each GPU, in bytes; 0 if there are none or it isn't known."""
     gpu: str
-    """What they are called."""
+    """Name of the GPUs."""
     known_by: str
-    """Where that is from; human-readable."""
+    """Where this is known from; human-readable."""
     memory_bytes: int
-    """Memory of this machine."""
+    """Memory of this machine, in bytes."""
     cpus: int
-    """CPUs of this machine that Ray has to give."""
+    """CPUs of this machine that Ray can give out."""
     disk_bytes: int
-    """Free where this machine keeps the run, or its working copy."""
+    """Free bytes on the disk of the run folder, or of its working copy, on this machine."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Models:
     seed: Model
     """M_0."""
     judge: Model | None
-    """The judge of training and validation; None if it is no model of ours."""
+    """The judge of training and validation; None if it runs no model here."""
     evaluation: Model | None
-    """The judge of the test set; None if it is no model of ours."""
+    """The judge of the test set; None if it runs no model here."""
     generator: Model | None = None
-    """What writes prompts, M_0 perhaps; None if nothing does, or a server."""
+    """The model that writes prompts, possibly M_0; None if no prompts are written, or a server writes them."""
     writers: Mapping[str, Model] = field(default_factory=dict)
-    """What writes for ThinkPO's pairs, by its work; M_0 perhaps."""
+    """The models that write ThinkPO's pairs, by kind of work; possibly M_0."""
 
     def by_folder(self, config: RunConfig) -> dict[Path | None, Model]:
-        """The models of a run with this config by their folders, M_0 at None."""
+        """The models of a run with this config by folder, M_0 at None."""
         found: dict[Path | None, Model] = {}
         for judge, model in ((config.judge, self.judge), (config.evaluation.judge, self.evaluation)):
             if model is not None and not isinstance(judge, VerifierJudge):
@@ -71,40 +71,40 @@ class Server:
     name: str
     """The model and its server, as in the ledger."""
     endpoint: Endpoint
-    """How it is asked."""
+    """How to call it."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does one kind of work, and where."""
+    """The engines or workers that do one kind of work, and where they run."""
 
     work: Kind
     """The kind of work."""
     who: str
-    """Who does it; human-readable."""
+    """Their number, kind and model; human-readable."""
     each: int
-    """GPUs that one of them has; 0 for CPUs and servers."""
+    """GPUs per engine or worker; 0 on CPUs and for servers."""
     count: int
-    """How many there are."""
+    """Number of engines or workers."""
     device: str
-    """As the ledger has it."""
+    """The device's name, as in the ledger."""
     places: Sequence[str]
-    """GPUs by node, in one way that fits; Ray chooses."""
+    """GPUs by node, as one possible arrangement; Ray decides."""
 
     @property
     def gpus(self) -> int:
-        """GPUs that all of them have."""
+        """GPUs of all of them together."""
         return self.each * self.count
 
     @property
     def devices(self) -> int:
-        """What a rate is multiplied by: GPUs, or engines or workers on CPUs."""
+        """The number that a rate is multiplied by: GPUs or, on CPUs, engines or workers."""
         return self.gpus or self.count
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Who does what in a run with this config and these models, on these machines."""
+    """Assignment of each kind of work to models and devices, for a run with this config on these machines."""
 
     config: RunConfig
     """The run."""
@@ -114,20 +114,20 @@ class Placement:
     """The machines."""
 
     def judge(self, kind: Kind) -> JudgeConfig | None:
-        """The judge at work, if this is a judge's."""
+        """The judge that does this work; None if it isn't judging."""
         if kind.verb != "judge":
             return None
         return self.config.evaluation.judge if kind.purpose == "test" else self.config.judge
 
     def server(self, kind: Kind) -> Server | None:
-        """The server that does it; None if we do."""
+        """The server that does this work; None if it is done here."""
         who = self.config.data.synthetic if kind.verb == "generate" else self.judge(kind)
         if not isinstance(who, SyntheticConfig | PairwiseJudge) or who.endpoint is None:
             return None
         return Server(who.server, who.endpoint)
 
     def model(self, kind: Kind) -> Model | None:
-        """The model of ours that does it."""
+        """The local model that does this work."""
         if kind.verb == "generate":
             return self.models.generator
         if kind.verb == "judge":
@@ -135,20 +135,20 @@ class Placement:
         return self.models.writers.get(kind, self.models.seed)
 
     def section(self, kind: Kind) -> EngineConfig | TrainerConfig:
-        """The resources that do it."""
+        """The config section with this work's resources."""
         if kind.verb == "train":
             return self.config.trainer
         return self.config.judge_engine if kind.verb == "judge" else self.config.engine
 
     def device(self, kind: Kind) -> str:
-        """What it runs on, as the ledger has it."""
+        """The device of this work, as in the ledger."""
         if self.server(kind) is not None:
             return API
         on_cpu = isinstance(self.judge(kind), VerifierJudge) or self.section(kind).device == "cpu"
         return "cpu" if on_cpu else self.cluster.gpu
 
     def crew(self, kind: Kind) -> Crew:
-        """Who does it, and where."""
+        """The engines or workers of this work, and where they run."""
         section, judge, device = self.section(kind), self.judge(kind), self.device(kind)
         on_gpu = device not in ("cpu", API)
         if isinstance(judge, VerifierJudge):
@@ -159,7 +159,7 @@ class Placement:
         if isinstance(section, TrainerConfig):
             count, each, what = section.workers, int(on_gpu), f"{section.strategy} worker"
         elif judge is not None and not isinstance(judge, PairwiseJudge):
-            count, each, what = section.count, 1, "reader"
+            count, each, what = section.count, 1, "reward model"
         else:
             count, each, what = section.count, section.tensor_parallel, "vLLM engine"
         what += "s" if count > 1 else ""
@@ -171,7 +171,7 @@ class Placement:
 
 
 def _places(count: int, each: int, per_node: int) -> list[str]:
-    """Where they go, filled up node by node; nodes that are filled alike are named together."""
+    """Where they go if nodes are filled one by one; nodes with the same GPUs are named together."""
     if each == 1:
         whole, rest = divmod(count, per_node)
         full = [f"{_of('node', range(whole))}: {_of('GPU', range(per_node))}"] if whole else []
@@ -189,7 +189,7 @@ def _places(count: int, each: int, per_node: int) -> list[str]:
 
 
 def _of(what: str, numbers: Sequence[int]) -> str:
-    """`GPU 3`, `GPUs 0-3`, or one by one where they don't follow one another."""
+    """`GPU 3`, `GPUs 0-3`, or a list if the numbers aren't consecutive."""
     if len(numbers) == 1:
         return f"{what} {numbers[0]}"
     if numbers[-1] - numbers[0] == len(numbers) - 1:

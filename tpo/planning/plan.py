@@ -1,9 +1,8 @@
-"""A run before it runs: what goes where, whether it fits, how much it asks for, how long that takes, what it costs.
+"""A plan of a run: where each part goes, whether it fits, how much work it is, how long that takes and what it costs.
 
-In: a config, T, the shapes of its models, the machines, and past runs. Out: a `Plan`. Arithmetic alone.
-
-Too few GPUs and too little memory for weights, gradients and optimizer refuse a plan, since those are known. Hours,
-money and lengths never do: they are estimates, and each says where it is from.
+Pure arithmetic on the config, the models' shapes, the machines and past runs. Too few GPUs, and too little memory for
+weights, gradients and optimizer, make a plan fail, since these are exact. Hours, money and lengths never do: they are
+estimates, and each comes with its source.
 """
 
 import math
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpo.config.contexts import contexts
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.planning.fit import (
     Misfit,
@@ -34,12 +34,12 @@ from tpo.storage.ledger import Entry, Spending, spending
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it runs."""
+    """A plan of a run."""
 
     run: str
-    """Its name."""
+    """The run's name."""
     goal: str
-    """What it is brought to; human-readable: `to M_3`."""
+    """How far the run goes; human-readable: `to M_3`."""
     iterations: int
     """T."""
     models: Models
@@ -47,49 +47,49 @@ class Plan:
     cluster: Cluster
     """The machines."""
     crews: Sequence[Crew]
-    """Who does what, and where."""
+    """The engines and workers, and where they run."""
     gpu_memory: Sequence[GpuMemory]
-    """What GPUs hold."""
+    """The memory of GPUs, by kind of work."""
     memory: Mapping[str, int]
-    """Bytes that this machine's memory holds at once, by whom."""
+    """Bytes that this machine's memory holds at once, by the part that holds them."""
     disk: Disk
     """Bytes that the run writes."""
     is_here: bool
     """Whether the run is planned for this machine, so that its disk is the run's: the profile describes no others."""
     lengths: Lengths
-    """Mean tokens."""
+    """Mean lengths, in tokens."""
     stages: Sequence[Stage]
     """The work, with forecasts."""
     spent: Sequence[Spending]
     """What the run has spent already."""
     problems: Sequence[str] = field(default=())
-    """Why it can't run so."""
+    """Why the run can't be made like this."""
     notes: Sequence[str] = field(default=())
-    """What to know."""
+    """Warnings and remarks."""
 
     @property
     def fits(self) -> bool:
-        """Whether the run can be made so, as far as is known."""
+        """Whether the run can be made like this, as far as is known."""
         return not self.problems
 
     @property
     def seconds(self) -> float:
-        """Of all stages, one after another."""
+        """Total of all stages, which run one after another."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def tokens(self) -> int:
-        """Of all stages, expected."""
+        """Expected total of all stages."""
         return sum(stage.work.expected.tokens for stage in self.stages)
 
     @property
     def gpu_hours(self) -> float:
-        """Of all stages."""
+        """Total of all stages."""
         return sum(stage.gpu_hours for stage in self.stages)
 
     @property
     def cost(self) -> float:
-        """Of all stages."""
+        """Total of all stages."""
         return sum(stage.cost for stage in self.stages)
 
 
@@ -103,7 +103,7 @@ def make_plan(
     spent: Sequence[Entry] = (),
     problems: Sequence[str] = (),
 ) -> Plan:
-    """The plan of M_0 to M_T, T = `iterations`; `problems` are those that are known already."""
+    """The plan of M_0 to M_T, T = `iterations`; `problems` are those already known."""
     placement = Placement(config, models, cluster)
     lengths, memory = lengths_of(placement, past), run_memory(config, models, cluster.gpu_bytes)
     speed = Speed(placement, lengths, memory, past)
@@ -143,9 +143,9 @@ def make_plan(
 
 
 def _goal(config: RunConfig, iterations: int) -> str:
-    if config.thinkpo is not None:
+    if isinstance(config.recipe, ThinkPo):
         return "ThinkPO"
-    return f"to {'M' if config.self_train is None else 'SFT'}_{iterations}"
+    return f"to {'SFT' if isinstance(config.recipe, SelfTrain) else 'M'}_{iterations}"
 
 
 def _misfits(config: RunConfig, plan: Plan) -> Iterator[Misfit]:
@@ -163,8 +163,8 @@ def _misfits(config: RunConfig, plan: Plan) -> Iterator[Misfit]:
 
 
 def _loading_workers(config: RunConfig, plan: Plan) -> Iterator[str]:
-    """What workers on GPUs take of a node's own memory: each loads the whole model there, or the first one alone if
-    its weights are then spread."""
+    """Host memory of a node that starting GPU workers take: each loads the whole model there or, with FSDP, only the
+    first one does."""
     train, trainer = config.train, config.trainer
     if trainer.device == "gpu" and plan.iterations:
         spread = trainer.strategy == "fsdp"
@@ -172,8 +172,8 @@ def _loading_workers(config: RunConfig, plan: Plan) -> Iterator[str]:
         number = BYTES[train.precision] if train.lora else BYTES["float32"]
         held = workers * plan.models.seed.shape.parameters * number
         yield (
-            f"train: as workers start they hold {held / GIB:,.1f} GiB of a node's own memory, the whole model "
-            f"{'in the first' if spread else 'each'}: so much must be free there"
+            f"train: at start-up the workers hold {held / GIB:,.1f} GiB of a node's host memory, the whole model "
+            f"{'in the first one' if spread else 'in each'}: that much must be free there"
         )
 
 
@@ -185,7 +185,7 @@ def _idle(speed: Speed, stages: Sequence[Stage]) -> Iterator[str]:
             name = "judge_engine" if work.kind.verb == "judge" else "engine"
             each = math.ceil(work.prompts / work.rounds)
             yield (
-                f"{work.kind}: {each:,} prompts are {shards} shard{'' if shards == 1 else 's'}, so that "
+                f"{work.kind}: {each:,} prompts are {shards} shard{'' if shards == 1 else 's'}, so "
                 f"{count - shards} of {count} engines have nothing to do: lower {name}.shard_prompts to "
                 f"{math.ceil(each / count):,} to use all of them"
             )
@@ -195,8 +195,8 @@ def _spanning(plan: Plan) -> Iterator[str]:
     for crew in {stage.crew.who: stage.crew for stage in plan.stages}.values():
         if plan.cluster.gpus and crew.each > plan.cluster.gpus:
             yield (
-                f"{crew.work}: an engine of {crew.each} GPUs spans nodes of {plan.cluster.gpus}; the network "
-                "between them sets its pace"
+                f"{crew.work}: an engine of {crew.each} GPUs spans nodes of {plan.cluster.gpus}, so the "
+                "network between them limits its speed"
             )
 
 
@@ -210,8 +210,8 @@ def _over_budget(config: RunConfig, plan: Plan) -> Iterator[str]:
     for name, (cap, expected) in forecast.items():
         if cap is not None and expected > cap:
             yield (
-                f"budget.{name} is {cap:,}, and {expected:,.{0 if name == 'tokens' else 1}f} are forecast: the run "
-                "would stop cleanly before its end"
+                f"budget.{name} is {cap:,}, but {expected:,.{0 if name == 'tokens' else 1}f} are forecast: the run "
+                "would stop cleanly before it is finished"
             )
     if plan.spent:
-        yield "the forecast is for the whole run; what it has spent already stands apart"
+        yield "the forecast covers the whole run; what has been spent so far is listed separately"

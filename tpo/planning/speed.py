@@ -1,7 +1,6 @@
-"""Forecast of a run's time and money, one kind of work at a time: lengths, rates, starts, idle engines.
+"""Forecast of a run's time and cost by kind of work: lengths, rates, start-up, idle engines.
 
-Each figure comes from the profile, else from past runs, else from a guess, and says where it is from
-(`tpo.planning.throughput`).
+Each figure comes from the profile, else from past runs, else from a guess, and says which (`tpo.planning.throughput`).
 """
 
 import math
@@ -30,18 +29,18 @@ from tpo.planning.throughput import (
 from tpo.planning.workload import GUESSED_JUDGMENT_TOKENS, Kind, Lengths, Work
 
 CACHED_SHARE = 0.5
-"""Share of a comparison's tokens that the prefix cache is guessed to hold where all pairs are asked."""
+"""Fraction of a comparison's tokens assumed to be in the prefix cache if all pairs are compared."""
 _CPU_START, _CPU_RELOAD, _GPU_START, _LOAD_BYTES, _TRAIN_START = 40.0, 1.0, 45.0, 1e9, 30.0
-"""Guesses, in seconds: engines start and take new weights on CPUs, start on GPUs and read so much of a model a second;
-workers that train start."""
+"""Guesses: seconds for an engine to start, or to load new weights, on CPUs; to start on GPUs; bytes of a model read per
+second; seconds for training workers to start."""
 _CALL_SECONDS, _CALL_TOKENS = 1.0, 40.0
-"""Guesses: a server's answer takes so long, and a second for so many tokens of it."""
+"""Guesses: seconds of latency of a server's answer, and tokens that it then writes per second."""
 _HELD_AS = {
     Kind.VALIDATION_SAMPLE: Kind.SAMPLE,
     Kind.TEST_SAMPLE: Kind.SAMPLE,
     Kind.VALIDATION_JUDGE: Kind.JUDGE,
 }
-"""Under which kind of work the GPU memory of another is listed."""
+"""The kind of work under which another's GPU memory is listed."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,17 @@ class Stage:
     """One kind of work with its forecast."""
 
     work: Work
-    """How much it is."""
+    """The amount of work."""
     crew: Crew
-    """Who does it."""
+    """The engines or workers that do it."""
     rate: Rate | None
-    """How fast one device is; None if it takes no time worth a forecast."""
+    """Speed of one device; None if the work reads and writes no tokens, so that it takes next to no time."""
     start_seconds: float
-    """Of all starts of engines and workers."""
+    """Seconds for all starts of engines and workers."""
     seconds: float
-    """In all."""
+    """Total seconds, starts included."""
     cost: float
-    """Money."""
+    """Cost, in the currency of the prices."""
 
     @property
     def gpu_hours(self) -> float:
@@ -92,16 +91,16 @@ def lengths_of(placement: Placement, past: Sequence[PastRun]) -> Lengths:
 
 @dataclass(frozen=True)
 class Speed:
-    """What the time of all work follows from."""
+    """The forecast of the time that work takes, and what it is based on."""
 
     placement: Placement
-    """Who does what."""
+    """The assignment of work to models and devices."""
     lengths: Lengths
-    """Mean tokens."""
+    """Mean lengths, in tokens."""
     memory: Sequence[GpuMemory]
-    """What GPUs hold, and so how many sequences at once."""
+    """The memory of GPUs, which limits how many sequences run at once."""
     past: Sequence[PastRun]
-    """What runs took before."""
+    """Past runs with their ledgers."""
 
     def stage(self, work: Work) -> Stage:
         """The forecast of one kind of work."""
@@ -109,7 +108,7 @@ class Speed:
         rate = self._rate(work, crew)
         tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
         starts = 0.0 if rate is None else self._starts(work, crew, rate)
-        # What a past run measured has its engines' idle time in it.
+        # A measured rate already includes the engines' idle time.
         measured = rate is None or rate.source.startswith("past run")
         busy = 1.0 if measured else self._busy_share(work, crew)
         seconds = starts + (tokens / (rate.tokens_per_second * crew.devices * busy) if rate else 0.0)
@@ -120,14 +119,15 @@ class Speed:
         return Stage(work, crew, rate, starts, seconds, cost)
 
     def shards(self, work: Work, crew: Crew) -> int:
-        """Pieces in which a round's prompts are handed out; 0 if they aren't."""
+        """Shards per round; 0 if the work isn't sharded."""
         section = self.placement.section(work.kind)
         if isinstance(section, TrainerConfig) or not crew.count or self.placement.server(work.kind) is not None:
             return 0
         return math.ceil(work.prompts / work.rounds / section.shard_prompts)
 
     def _busy_share(self, work: Work, crew: Crew) -> float:
-        """Share of a crew that works, on average: each shard is one engine's, and the last ones leave others idle."""
+        """Mean fraction of a crew that is busy: a shard goes to one engine, so the last ones leave other engines
+        idle."""
         shards = self.shards(work, crew)
         return shards / (math.ceil(shards / crew.count) * crew.count) if shards else 1.0
 
@@ -167,9 +167,9 @@ class Speed:
         reads_much = judge is not None or work.kind.verb == "generate"
         context = (read if reads_much else self.lengths.prompt) + written / 2
         number = BYTES[section.dtype]
-        # An engine has one shard at a time.
+        # An engine works on one shard at a time.
         at_once = min(section.shard_prompts, work.prompts / work.rounds) * answers / work.prompts
-        sequences = max(1, min(section.max_sequences, round(at_once)))
+        sequences = max(1, min(section.max_num_seqs, round(at_once)))
         for held in self.memory:
             if held.work == _HELD_AS.get(work.kind, work.kind):
                 each = shape.kv_bytes(number) * context / section.tensor_parallel
@@ -183,10 +183,10 @@ class Speed:
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
     def _starts(self, work: Work, crew: Crew, rate: Rate) -> float:
-        """Seconds in which engines and workers start, one after another over all rounds."""
+        """Seconds that engines and workers take to start, summed over all rounds."""
         model, on_cpu, trains = self.placement.model(work.kind), crew.device == "cpu", work.kind.verb == "train"
         if rate.start_seconds is not None:
-            # On CPUs an engine is started once and takes new weights: a run starts it as often as the past one did.
+            # On CPUs an engine stays up and loads new weights, so a run starts it as often as the past one did.
             stays = on_cpu and not trains
             return (min(rate.starts, work.rounds) if stays else work.rounds) * rate.start_seconds
         if model is None or not crew.count:
@@ -198,7 +198,7 @@ class Speed:
         return first + (work.rounds - 1) * _CPU_RELOAD
 
     def _starts_engines(self, kind: Kind) -> bool:
-        """Whether engines on CPUs start for this work; others use those that are there."""
+        """Whether this work starts its own engines on CPUs; other work uses engines that are already up."""
         writer = self.placement.config.data.synthetic
         if kind is Kind.GENERATE:
             return writer is not None and writer.folder is not None

@@ -1,11 +1,9 @@
-"""How fast a run will go: tokens a second of one device, by kind of work.
+"""Throughput of a run: tokens a second of one device, by kind of work, each rate with its source.
 
-In: what the profile says, past runs' ledgers, and the models and hardware. Out: rates, each with where it is from.
-
-Speeds come from the profile; else from the latest run in the same folder that did this work with a model of this size
-on this device; else from an estimate: the roofline of published peaks (arithmetic, memory bandwidth) at usual shares,
+Rates come from the profile; else from the latest run in the same folder that did this work with a model of this size on
+this device; else from an estimate: the roofline of published peaks (arithmetic, memory bandwidth) at usual utilization,
 plus a fixed time per step, which dominates for small models. The time that a past run's engines took to start is
-counted separately, once for each stage.
+counted separately, once per stage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +19,11 @@ class Hardware:
     """Peaks of one device, as published."""
 
     tflops: float
-    """Dense bfloat16 arithmetic."""
+    """Dense bfloat16 arithmetic, in TFLOP/s."""
     bandwidth: float
-    """Memory, in GB/s."""
+    """Memory bandwidth, in GB/s."""
     step_seconds: float = 0.008
-    """What a step of an engine takes however small the model is."""
+    """Minimum time of an engine's step, however small the model."""
 
 
 HARDWARE: Mapping[str, Hardware] = {
@@ -39,17 +37,18 @@ HARDWARE: Mapping[str, Hardware] = {
     "4090": Hardware(165, 1008),
     "3090": Hardware(71, 936),
 }
-"""By a part of the GPU's name; the first that is in it counts."""
+"""By a part of the GPU's name; the first match counts."""
 UNKNOWN = "A100"
-"""What a GPU that isn't listed is taken for."""
+"""The GPU assumed for one that isn't listed."""
 CPU_THREAD = Hardware(0.05, 10, 0.012)
-"""One thread of a CPU."""
+"""One CPU thread."""
 _COMPUTE_SHARE, _BANDWIDTH_SHARE, _TRAINING_SHARE = 0.4, 0.6, 0.35
-"""Shares of the peaks that are usual in prefill, in decoding, and in training."""
+"""Usual utilization of the peaks in prefill, decoding and training."""
 SAME_SIZE = 0.05
-"""Share by which a model's parameters may differ from those that its shape tells: heads of a judge aren't in it."""
+"""Relative difference in parameters up to which models count as the same size: a shape doesn't include a judge's
+head."""
 ENOUGH_ANSWERS = 50
-"""Answers below which a past run shows no rate."""
+"""Minimum number of answers for a past run to yield a rate."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,23 @@ class Rate:
     """Tokens a second of one device."""
 
     tokens_per_second: float
-    """Which tokens, the kind of work says (`config.ThroughputConfig`)."""
+    """The kind of work says which tokens count (`config.ThroughputConfig`)."""
     source: str
     """`profile`, `past run <name>` or `guess`; human-readable."""
     start_seconds: float | None = None
-    """What engines or workers take to start; None if nobody has measured it."""
+    """Seconds that engines or workers take to start; None if not measured."""
     starts: int = 0
-    """Starts that this is the mean of."""
+    """Number of starts that `start_seconds` is the mean of."""
 
     @property
     def is_guess(self) -> bool:
-        """Whether nobody has measured it."""
+        """Whether it is a guess rather than measured or given."""
         return self.source.startswith("guess")
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """What one run has spent."""
+    """The spending of one past run."""
 
     name: str
     """The run's name."""
@@ -88,8 +87,8 @@ def read_past_runs(folder: Path) -> list[PastRun]:
 
 
 def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int, server: str = "") -> tuple[PastRun, ...]:
-    """Of past runs those that did the same work with a model of the same size on the same device, or that asked the
-    same server for the same model, with that alone."""
+    """Past runs that did the same work with a model of the same size on the same device (or that called the same server
+    for the same model), each with only those entries."""
     found = (
         PastRun(
             run.name,
@@ -107,7 +106,7 @@ def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int, s
 
 
 def past_rate(runs: Sequence[PastRun]) -> Rate | None:
-    """The rate of the most recent of some runs; None if there is none."""
+    """The rate of the first run that yields one; None if none does."""
     for run in runs:
         tokens = sum(counted(entry.work, entry.tokens_in, entry.tokens_out) for entry in run.entries)
         seconds = sum((entry.seconds - entry.start_seconds) * max(1, entry.devices) for entry in run.entries)
@@ -119,19 +118,19 @@ def past_rate(runs: Sequence[PastRun]) -> Rate | None:
 
 
 def counted(work: str, tokens_in: float, tokens_out: float) -> float:
-    """The tokens that a rate of this kind of work counts: written ones of sampling, all of judging and training."""
+    """The tokens that count in a rate of this work: written ones for sampling, all for judging and training."""
     return tokens_out if work.endswith("sample") else tokens_in + tokens_out
 
 
 def hardware_of(device: str, threads: int) -> Hardware:
-    """The peaks of a device; of a CPU, those of as many threads."""
+    """The peaks of a device; on CPUs, those of `threads` threads."""
     if device == "cpu":
         return Hardware(CPU_THREAD.tflops * threads, CPU_THREAD.bandwidth * threads, CPU_THREAD.step_seconds)
     return next((peaks for name, peaks in HARDWARE.items() if name in device), HARDWARE[UNKNOWN])
 
 
 def guess_source(device: str) -> str:
-    """What a guess is called."""
+    """The source shown for a guess."""
     if device == "cpu" or any(name in device for name in HARDWARE):
         return f"guess ({device})"
     return f"guess (as if {device} were {UNKNOWN})"
@@ -140,7 +139,7 @@ def guess_source(device: str) -> str:
 def decode_rate(
     shape: ModelShape, hardware: Hardware, *, devices: int, sequences: int, context: float, number_bytes: int
 ) -> float:
-    """Tokens a second that each of an engine's devices writes, with so many sequences of so many tokens at once."""
+    """Tokens a second written per device of an engine that runs `sequences` sequences of `context` tokens at once."""
     moved = shape.parameters * number_bytes + sequences * context * shape.kv_bytes(number_bytes)
     by_memory = moved / (hardware.bandwidth * 1e9 * _BANDWIDTH_SHARE * devices)
     by_arithmetic = 2 * shape.parameters * sequences / (hardware.tflops * 1e12 * _COMPUTE_SHARE * devices)
@@ -153,10 +152,10 @@ def prefill_rate(shape: ModelShape, hardware: Hardware) -> float:
 
 
 def training_rate(shape: ModelShape, hardware: Hardware, *, checkpointing: bool, epochs: int, frozen: bool) -> float:
-    """Tokens a second that a device trains on; the reference's forward pass over the pairs, once, is in it.
+    """Tokens a second that a device trains on, including the reference's single forward pass over the pairs.
 
-    Forward 2, backward 4 operations a parameter and token, 2 of them the gradients of weights, which adapters spare;
-    2 more to compute activations again.
+    Operations per parameter and token: 2 forward; 4 backward, of which adapters spare the 2 for weight gradients; 2 to
+    recompute activations with checkpointing.
     """
     operations = (4 if frozen else 6) + (2 if checkpointing else 0) + 2 / epochs
     return hardware.tflops * 1e12 * _TRAINING_SHARE / (operations * shape.parameters)

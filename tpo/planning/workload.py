@@ -1,10 +1,9 @@
-"""How much a run will ask of its models: prompts, answers and tokens by kind of work.
+"""Workload of a run: prompts, answers and tokens by kind of work, expected and at most.
 
-In: a config, T, and what is known of lengths. Out: amounts, as expected and at most. Pure arithmetic.
-
-Every output is expected to parse, every generation to give the fresh prompts that it is asked for, and every prompt to
-give a pair. An adaptive tournament is expected to ask what it asked in our benchmarks (2 comparisons per response with
-soft results, 3.75 with hard ones). Lengths are the profile's, else past runs', else half of the limit.
+Pure arithmetic on the config, T, and known lengths. It expects every output to parse, every generation to yield the
+fresh prompts that it is asked for, and every prompt to yield a pair. An adaptive tournament is expected to make as many
+comparisons as in our benchmarks (2 per response with soft results, 3.75 with hard ones). Lengths are the profile's,
+else those of past runs, else half of the limit.
 """
 
 from dataclasses import dataclass
@@ -15,31 +14,31 @@ from typing import Literal, Self
 from tpo.config.contexts import pair_writers
 from tpo.config.data import DataConfig, SampleConfig, SyntheticConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
-from tpo.config.recipes import SelfTrainConfig, ThinkPoConfig
+from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
-from tpo.config.training import SftConfig, TrainingConfig
+from tpo.config.training import TrainingConfig
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive
 
 JUDGE_PROSE_TOKENS = 250
-"""Tokens of a comparison beside question and answers: system turn, headings, chat template."""
+"""Tokens of a comparison besides question and answers: system turn, headings, chat template."""
 FEW_SHOT_PROSE_TOKENS = 150
-"""Tokens of a prompt that asks for instructions, beside its examples."""
+"""Tokens of a prompt that asks for instructions, besides its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
-"""Tokens in which a judge explains itself, unless someone has measured them."""
+"""Assumed length of a judge's explanation, unless the profile gives one."""
 _MAX_ROUNDS_APART = 1000
-"""Iterations whose trainings are added up one by one; of more the mean is taken."""
+"""Iterations up to which trainings are added up one by one; beyond that, their mean is used."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
-"""Comparisons a response that an adaptive tournament asked (tests/benchmarks/bench_tournament.py)."""
+"""Comparisons per response that adaptive tournaments made (tests/benchmarks/bench_tournament.py)."""
 
 
 Purpose = Literal["", "short", "long", "sft", "validation", "test"]
-"""What work is for: one side of ThinkPO's pairs, fine-tuning, a measurement, or else the iteration itself."""
+"""The purpose of work: one side of ThinkPO's pairs, fine-tuning, a measurement or, if empty, the iteration itself."""
 Verb = Literal["generate", "sample", "judge", "train"]
-"""What is done."""
+"""The activity."""
 
 
 class Kind(StrEnum):
-    """A kind of work, named as the ledger names it (`tpo.storage.ledger.WORK`), in the order of an iteration."""
+    """A kind of work, named as in the ledger (`tpo.storage.ledger.WORK`), in the order of an iteration."""
 
     purpose: Purpose
     verb: Verb
@@ -61,7 +60,7 @@ class Kind(StrEnum):
     SAMPLE = "", "sample"
     JUDGE = "", "judge"
     SFT_TRAIN = "sft", "train"
-    """What a GPU holds in fine-tuning; spent on it is what is spent on `TRAIN`."""
+    """Only for GPU memory: fine-tuning's spending is booked under `TRAIN`."""
     TRAIN = "", "train"
     VALIDATION_SAMPLE = "validation", "sample"
     VALIDATION_JUDGE = "validation", "judge"
@@ -71,18 +70,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens, with where each figure is from."""
+    """Mean lengths in tokens, with their source."""
 
     prompt: float
-    """Of a prompt, thought prompt and chat template included."""
+    """A prompt, including the thought prompt and chat template."""
     output: float
-    """Of an output."""
+    """An output."""
     response: float
-    """Of the part of it that judges read."""
+    """The part of an output that judges read."""
     judgment: float
-    """Of what a judge that explains writes a comparison."""
+    """One comparison by a judge that explains itself."""
     source: str
-    """Where they are from; human-readable."""
+    """Where the lengths come from; human-readable."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Amount:
     answers: int
     """Outputs generated or sampled, responses read, comparisons made, or pairs trained on, each pass counted."""
     tokens_in: int
-    """Tokens read; in training all of them."""
+    """Tokens read; in training, all tokens."""
     tokens_out: int
     """Tokens written."""
 
@@ -107,61 +106,67 @@ class Work:
     """One kind of work over a whole run."""
 
     kind: Kind
-    """Which."""
+    """The kind of work."""
     rounds: int
-    """Times that it is begun, each with another model."""
+    """How often it starts, each time with another model."""
     prompts: int
     """Prompts in all rounds."""
     expected: Amount
-    """As expected."""
+    """The expected amount."""
     most: Amount
-    """At most."""
+    """The maximum amount."""
 
 
 @dataclass(frozen=True)
 class Calls:
-    """Comparisons of one prompt's outputs."""
+    """Number of comparisons of one prompt's outputs."""
 
     expected: float
-    """As expected."""
+    """The expected number."""
     most: int
-    """At most."""
+    """The maximum number."""
 
 
 def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]:
-    """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration; of a recipe with an end of its
-    own, all of it."""
-    if config.thinkpo is not None:
-        return _thinkpo(config, config.thinkpo, lengths)
-    if config.self_train is not None and config.sft is not None:
-        return _self_training(config, config.self_train, config.sft, lengths, iterations)
+    """The work of M_0 to M_T, T = `iterations`, by kind, in the order of an iteration; ThinkPO has a fixed end, so all
+    of it."""
+    if isinstance(config.recipe, ThinkPo):
+        return _thinkpo(config, config.recipe, lengths)
+    if isinstance(config.recipe, SelfTrain):
+        return _self_training(config, config.recipe, lengths, iterations)
     data = config.data
     validated, tested = iterations * config.train.epochs, iterations + 2
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
-    # What is compared with itself needs no comparison: M_0's validation, and its test.
+    # M_0 is the baseline that others are compared with, so its own validation and test need no comparison.
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
         *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
-        _sampling(config, Kind.SAMPLE, lengths, iterations, data.count, config.sample.k, config.sample.tries),
+        _sampling(config, Kind.SAMPLE, lengths, iterations, data.count, config.sample.k, config.sample.max_attempts),
         _judging(Kind.JUDGE, config.judge, lengths, iterations, data.count, config.sample.k),
         _trained(config.train, lengths, iterations, data.count, outputs=2),
         _sampling(
-            config, Kind.VALIDATION_SAMPLE, lengths, validated + 1, data.validation, 1, config.sample.evaluation_tries
+            config,
+            Kind.VALIDATION_SAMPLE,
+            lengths,
+            validated + 1,
+            data.validation,
+            1,
+            config.sample.evaluation_max_attempts,
         ),
         _judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
-        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_tries),
+        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, judged[1], data.test, 1),
     ]
 
 
-def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> list[Work]:
-    """One output a prompt of each model that writes, two trainings, and the test of every model."""
+def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:
+    """One output a prompt from each model that writes, up to two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
-        _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.tries, writer.sample)
+        _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)
         for writer in pair_writers(config)
     ]
-    pairs = thinkpo.most_pairs or config.data.count
+    pairs = recipe.max_pairs or config.data.count
     trained = _trained(config.train, lengths, 1, pairs, outputs=2)
     if config.sft is not None:
         trained = _together(_trained(config.sft, lengths, 1, prompts, outputs=1), trained)
@@ -169,27 +174,27 @@ def _thinkpo(config: RunConfig, thinkpo: ThinkPoConfig, lengths: Lengths) -> lis
     return [
         *written,
         trained,
-        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _sampling(
+            config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
+        ),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
-def _self_training(
-    config: RunConfig, how: SelfTrainConfig, sft: SftConfig, lengths: Lengths, iterations: int
-) -> list[Work]:
-    """Outputs for pairs and for pseudo-labels, a fine-tuning more than iterations, and the test of every model.
+def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iterations: int) -> list[Work]:
+    """Outputs for pairs and pseudo-labels, one more fine-tuning than iterations, and the test of every model.
 
-    Each iteration is taken to add one output to imitate a question, and pairs to be as many as may be.
+    Assumes that each iteration adds one output a question to imitate, and that every possible pair is made.
     """
     questions = config.data.count
     given = min(questions, how.demonstrations or questions)
     outputs = how.label_outputs + (how.pair_outputs if how.dpo else 0)
-    written = _sampling(config, Kind.SAMPLE, lengths, iterations, questions, outputs, config.sample.tries)
+    written = _sampling(config, Kind.SAMPLE, lengths, iterations, questions, outputs, config.sample.max_attempts)
     judged = _judging(Kind.JUDGE, config.judge, lengths, iterations, questions, outputs)
     if iterations <= _MAX_ROUNDS_APART:
-        trained = [_trained(sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
+        trained = [_trained(how.sft, lengths, 1, given + t * questions, outputs=1) for t in range(iterations + 1)]
     else:
-        trained = [_trained(sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
+        trained = [_trained(how.sft, lengths, iterations + 1, given + iterations * questions // 2, outputs=1)]
     if how.dpo and iterations:
         trained.append(_trained(config.train, lengths, iterations, questions * how.pairs_per_question, outputs=2))
     tested = iterations + 2 + (iterations if how.dpo else 0)
@@ -197,13 +202,15 @@ def _self_training(
         written,
         judged,
         reduce(_together, trained),
-        _sampling(config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_tries),
+        _sampling(
+            config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
+        ),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
 def _together(one: Work, other: Work) -> Work:
-    """Two works of a kind as one."""
+    """The sum of two works of one kind."""
 
     def added(a: Amount, b: Amount) -> Amount:
         return Amount(a.answers + b.answers, a.tokens_in + b.tokens_in, a.tokens_out + b.tokens_out)
@@ -218,14 +225,14 @@ def _together(one: Work, other: Work) -> Work:
 
 
 def judge_longest(judge: JudgeConfig, context: int | None = None) -> int:
-    """Most tokens of one chat with a judge, its judgment included."""
+    """Maximum tokens of one chat with a judge, including its judgment."""
     if isinstance(judge, VerifierJudge):
         return 0
     return judge.max_tokens if context is None else min(judge.max_tokens, context)
 
 
 def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
-    """Most tokens that a judge writes a comparison."""
+    """Maximum tokens that a judge writes per comparison."""
     if judge.mode != "cot":
         return 1
     return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
@@ -233,8 +240,8 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
 
 def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
     prompts = rounds * data.count
-    expected, most = -(-prompts // settings.per_generation), prompts * settings.most_generations
-    # Examples carry no thought prompt of their own, which is most of what `lengths.prompt` is for short instructions.
+    expected, most = -(-prompts // settings.per_generation), prompts * settings.max_generations
+    # Examples have no thought prompt, which is most of `lengths.prompt` for short instructions.
     read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)
     written = min(settings.max_new_tokens, settings.per_generation * lengths.prompt)
     return Work(
@@ -253,18 +260,19 @@ def _sampling(
     rounds: int,
     prompts: int,
     k: int,
-    tries: int,
+    max_attempts: int,
     sample: SampleConfig | None = None,
 ) -> Work:
     asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
-    # Of a writer with settings of its own no lengths are known: half of the most, unless those that are known are less.
+    # For a writer with its own settings no lengths are known: assume half of its limit, or the known mean if that is
+    # less.
     output = min(lengths.output, longest if sample is None else longest / 2)
     return Work(
         kind,
         rounds,
         asked,
         Amount(asked * k, round(asked * lengths.prompt), round(asked * k * output)),
-        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * tries),
+        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * max_attempts),
     )
 
 
@@ -301,7 +309,7 @@ def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prom
 
 
 def calls_of(judge: PairwiseJudge, k: int) -> Calls:
-    """Comparisons for K outputs of one prompt, as expected and at most; one output is compared with a baseline."""
+    """Comparisons of K outputs of one prompt, expected and at most; a single output is compared with a baseline."""
     if k == 1:
         return Calls(2, 2)
     if judge.tournament == "all_pairs":
@@ -313,7 +321,7 @@ def calls_of(judge: PairwiseJudge, k: int) -> Calls:
 
 
 def _trained(training: TrainingConfig, lengths: Lengths, rounds: int, rows: int, *, outputs: int) -> Work:
-    """Trainings on rows of so many outputs each."""
+    """Trainings on rows of `outputs` outputs each."""
     passes = rounds * min(rows * training.epochs, training.steps(rows) * training.batch_size)
     expected = min(training.max_tokens, lengths.prompt + lengths.output)
     return Work(

@@ -1,11 +1,9 @@
-"""Two runs side by side, one that thinks and one that answers directly: what `comparison.json` keeps.
+"""A comparison of two runs, one that thinks and one that answers directly, as `comparison.json` keeps it.
 
-In: the summaries of both and what is known prompt by prompt. Out: a `Comparison`, and in words what it shows.
-
-The lead: scores of a judge that reads one response at a time are subtracted, prompt by prompt, and 0 is even. Scores of
-a judge that compares are shares won against a model of the same run and can't be subtracted, so that judge sees the
-responses of both runs, and one half is even. Intervals are over prompts; with one training run each, they say nothing
-about another seed.
+How the lead is measured depends on the evaluation judge. If it reads one response at a time, its scores are subtracted
+prompt by prompt, and 0 is even. If it compares responses, its scores are shares won against a model of the same run and
+can't be subtracted, so it compares the responses of the two runs with each other, and one half is even. Intervals are
+over prompts; with one training run each, they say nothing about other seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +17,10 @@ from tpo.report.summary import Interval, ModelRow, Summary
 from tpo.report.table import DIRECT, PERCENT, ScoreScale, scale_of, score_scale
 
 COMPARISON = "comparison.json"
-"""The comparison's name in the folder of the run that thinks."""
+"""The file's name in the folder of the run that thinks."""
 Measure = Literal["difference", "win_rate"]
 SHORT: Mapping[Measure, str] = {"difference": "thinking − direct", "win_rate": "thinking wins, %"}
-"""What a lead is called in tables."""
+"""The name of a lead in tables."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,13 @@ class Lead:
     iteration: int
     """t."""
     overall: Interval | None
-    """On all test prompts that both were scored on; None if there are none."""
+    """Over all test prompts on which both were scored; None if there are none."""
     by_category: Mapping[str, Interval]
     """By category of prompt."""
     by_difficulty: Mapping[str, Interval]
     """By difficulty of prompt."""
     win_rate: Interval | None
-    """Share of these prompts on which the thinking model scores higher, ties half."""
+    """Share of these prompts on which the thinking model scores higher; ties count half."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,11 @@ class Comparison:
     direct: Summary
     """The run without it."""
     measure: Measure
-    """What a lead is: a paired difference of scores, or a share of prompts won."""
+    """The kind of lead: a paired difference of scores, or a share of prompts won."""
     leads: Sequence[Lead]
     """For t = 0 … T."""
     spent: Mapping[str, Mapping[str, int | float]]
-    """What each run has taken, `thinking` and `direct`, by its ledger: `tokens`, `seconds`, `cost`."""
+    """What each run (`thinking` and `direct`) has spent by its ledger: `tokens`, `seconds`, `cost`."""
 
     @property
     def even(self) -> float:
@@ -71,11 +69,11 @@ class Comparison:
 
     @property
     def scores(self) -> ScoreScale:
-        """How scores of both are written."""
+        """How the scores of both runs are written."""
         return self.scale if self.measure == "difference" else scale_of([0.0, 1.0])
 
     def models(self, iteration: int) -> tuple[ModelRow, ModelRow]:
-        """M_t of both runs."""
+        """M_t of the thinking and of the direct run."""
         return _model(self.thinking, iteration), _model(self.direct, iteration)
 
 
@@ -85,7 +83,7 @@ def write_comparison(comparison: Comparison) -> bytes:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """A comparison from its file; raises `StoreError` if that isn't one."""
+    """Reads a comparison; raises `StoreError` if the file doesn't hold one."""
     return read_record(path, Comparison, "comparison")
 
 
@@ -93,7 +91,7 @@ def verdict(comparison: Comparison) -> list[str]:
     """What the comparison shows, in sentences, the most important first."""
     first, last = comparison.leads[0], comparison.leads[-1]
     if last.overall is None:
-        return ["There is no verdict: the evaluation judge scored no test prompt for both."]
+        return ["There is no verdict: there is no test prompt on which the evaluation judge scored both."]
     after = f"after {count(last.iteration, 'iteration')} each," if last.iteration else "before any training,"
     found = [f"{after[0].upper()}{after[1:]} thinking is {_ahead(comparison, last.overall)}."]
     if last.iteration and first.overall is not None:
@@ -120,7 +118,7 @@ def _ahead(comparison: Comparison, lead: Interval) -> str:
 
 
 def _crossing(comparison: Comparison) -> str:
-    """Where the thinking model overtakes the direct one for good."""
+    """Between which models the thinking run overtakes the direct one for good."""
     ahead = [lead.overall is not None and lead.overall.value > comparison.even for lead in comparison.leads]
     clear = [lead.overall is not None and lead.overall.low > comparison.even for lead in comparison.leads]
     if not ahead[-1]:
@@ -131,14 +129,14 @@ def _crossing(comparison: Comparison) -> str:
     for_good = len(clear) - next((i for i, each in enumerate(reversed(clear)) if not each), len(clear))
     said = f"The lines cross between M_{start - 1} and M_{start}"
     if for_good == len(clear):
-        return f"{said}, and at no model is the lead clear."
+        return f"{said}, but the lead is not clear at any model."
     return (
         f"{said}; from M_{for_good} on the lead is clear." if for_good > start else f"{said}, where the lead is clear."
     )
 
 
 def _by_kind(comparison: Comparison, what: str, groups: Mapping[str, Interval]) -> str:
-    """Which kinds of instruction gain by thinking, and which don't."""
+    """Which kinds of instruction gain from thinking, and which don't."""
     even, scale = comparison.even, comparison.scale
     ordered = sorted(groups, key=lambda name: (-groups[name].value, name))
     signed = comparison.measure == "difference"
@@ -153,7 +151,7 @@ def _by_kind(comparison: Comparison, what: str, groups: Mapping[str, Interval]) 
     parts += [f"behind in {named(behind)}"] if behind else []
     rest = len(groups) - len(ahead) - len(behind)
     parts += [f"not clearly different in {rest}"] if rest else []
-    return f"Of {len(groups)} {what} thinking is {'; '.join(parts)}."
+    return f"Of {len(groups)} {what}, thinking is {'; '.join(parts)}."
 
 
 def _model(summary: Summary, iteration: int) -> ModelRow:

@@ -1,7 +1,7 @@
-"""The page of a comparison: thinking against direct, the paper's Figure 3 in small.
+"""The page of a comparison: thinking against direct, as in the paper's Figure 3.
 
-In: a `Comparison`. Out: one HTML file under the same rules as a run's report (`tpo.report.run_page`): nothing loads,
-nothing runs, all text is escaped.
+One HTML file under the same rules as a run's report (`tpo.report.run_page`): it loads nothing, runs nothing and escapes
+all text.
 """
 
 from collections.abc import Sequence
@@ -34,24 +34,24 @@ from tpo.report.table import NOTHING, PERCENT, plain_table, table_console
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_KINDS = 30
-"""Kinds of prompt that are shown, the largest lead first; the page says how many aren't."""
+MAX_KINDS = 30
+"""Number of categories shown, those with the largest leads first; the page says how many are left out."""
 
 Grouping = Literal["by_category", "by_difficulty"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of instruction: both models before and after, and the lead after."""
+    """One kind of instruction: the scores of both runs before and after training, and the lead after it."""
 
     name: str
-    """Category or difficulty."""
+    """The category or difficulty."""
     thinking: tuple[Interval | None, Interval | None]
-    """Score of the thinking run's M_0 and M_T."""
+    """Scores of the thinking run's M_0 and M_T."""
     direct: tuple[Interval | None, Interval | None]
-    """Score of the direct run's M_0 and M_T."""
+    """Scores of the direct run's M_0 and M_T."""
     lead: Interval
-    """The lead of M_T."""
+    """The lead at M_T."""
     clear: int
     """1 if thinking is clearly ahead, −1 if it is clearly behind, otherwise 0."""
 
@@ -71,23 +71,23 @@ def render_comparison(comparison: Comparison) -> str:
         curves=_curves(comparison),
         leads=_leads(comparison),
         lengths=_lengths(comparison),
-        kinds={"Category": categories[:MOST_KINDS], "Difficulty": difficulties},
-        left_out=max(0, len(categories) - MOST_KINDS),
+        kinds={"Category": categories[:MAX_KINDS], "Difficulty": difficulties},
+        left_out=max(0, len(categories) - MAX_KINDS),
         panels={
-            "By category": _panels(comparison, "by_category", [kind.name for kind in categories[:MOST_KINDS]]),
+            "By category": _panels(comparison, "by_category", [kind.name for kind in categories[:MAX_KINDS]]),
             "By difficulty": _panels(comparison, "by_difficulty", [kind.name for kind in difficulties]),
         },
     )
 
 
 def curve_picture(comparison: Comparison) -> str | None:
-    """The curves as a picture in a data URL, for pages that aren't ours; None if there are none."""
+    """The curves as an image in a data URL, for pages that aren't ours; None if there are none."""
     svg = _curves(comparison) or _leads(comparison)
     return data_url(svg) if svg else None
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Both runs as a table on standard output, and below it what they show."""
+    """Prints both runs as a table, and what they show below it."""
     console = table_console()
     console.print(render_comparison_table(comparison))
     console.print()
@@ -97,7 +97,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def render_comparison_table(comparison: Comparison) -> Table:
-    """One row an iteration: the score of both, the lead, and lengths."""
+    """One row per iteration: both scores, the lead, and lengths."""
     confidence = f"[{100 * comparison.thinking.confidence:g} %]"
     scores, signed = comparison.scores, comparison.measure == "difference"
     table = plain_table(
@@ -123,7 +123,7 @@ def render_comparison_table(comparison: Comparison) -> Table:
 
 
 def _curves(comparison: Comparison) -> Markup | None:
-    """Score by iteration of both runs; None if their scores don't compare."""
+    """Score by iteration of both runs; None if their scores can't be compared."""
     if comparison.measure != "difference":
         return None
     pairs = [comparison.models(lead.iteration) for lead in comparison.leads]
@@ -142,7 +142,7 @@ def _curves(comparison: Comparison) -> Markup | None:
 
 
 def _leads(comparison: Comparison) -> Markup | None:
-    """The lead by iteration, with the line at which neither is ahead."""
+    """The lead by iteration, with a line at even."""
     known = [(lead.iteration, lead.overall) for lead in comparison.leads if lead.overall]
     if not known:
         return None
@@ -175,7 +175,7 @@ def _lengths(comparison: Comparison) -> Markup:
 
 
 def _kinds(comparison: Comparison, field: Grouping) -> list[Kind]:
-    """The kinds of instruction, the largest lead first."""
+    """The kinds of instruction: categories by lead, the largest first; difficulties in ascending order."""
     last = comparison.leads[-1]
     ends = [comparison.models(comparison.leads[0].iteration), comparison.models(last.iteration)]
 
@@ -193,7 +193,7 @@ def _kinds(comparison: Comparison, field: Grouping) -> list[Kind]:
 
 
 def _panels(comparison: Comparison, field: Grouping, names: Sequence[str]) -> list[Panel]:
-    """One small plot for each kind: the scores of both, or where those don't compare the lead."""
+    """One small plot for each kind: both scores or, if they can't be compared, the lead."""
     pairs = [comparison.models(lead.iteration) for lead in comparison.leads]
     steps = [lead.iteration for lead in comparison.leads]
     found = list[tuple[str, list[Line]]]()

@@ -1,9 +1,7 @@
-"""A ladder of models, each made from one before: what `ladder.json` keeps of a run of ThinkPO or DPO-ST.
+"""A ladder of models, each made from an earlier one, as `ladder.json` keeps it for a run of ThinkPO or DPO-ST.
 
-In: what is known of each model's answers to the same test prompts. Out: a `Ladder`, and in words what it shows.
-
-Intervals are bootstrap percentiles over prompts, of differences prompt by prompt; with one training a model they say
-nothing about what another seed would give.
+All models answer the same test prompts. Intervals are bootstrap percentiles over prompts, of paired differences; with
+one training per model, they say nothing about other seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +13,9 @@ from tpo.report.summary import Interval
 from tpo.report.table import ScoreScale, scale_of
 
 LADDER = "ladder.json"
-"""The ladder's name in a run's folder."""
+"""The file's name in a run's folder."""
 ABLATION = "ablation.json"
-"""The same of a ladder whose models are held against those of a run without DPO."""
+"""The name of a ladder that compares its models with those of a run without DPO."""
 TOKENS = ScoreScale(1.0, 1, " tokens")
 """How lengths are written."""
 
@@ -27,27 +25,27 @@ class Rung:
     """One model, measured on the test prompts."""
 
     model: str
-    """What it is called: `M_0`, `SFT`, `DPO_1`, …"""
+    """Its name: `M_0`, `SFT`, `DPO_1`, …"""
     below: str | None
-    """The model that it is held against, the one it was made from; None for the first."""
+    """The model that it is compared with, usually the one it was made from; None for the first."""
     score: Interval | None
     """Mean test score by the evaluation judge; None if it scored nothing."""
     gain: Interval | None
-    """Test score less that of `below`, prompt by prompt."""
+    """Test score minus that of `below`, paired by prompt."""
     tokens: Interval
     """Mean length of its outputs in tokens."""
     tokens_gain: Interval | None
-    """The same less that of `below`, prompt by prompt."""
+    """Tokens minus those of `below`, paired by prompt."""
     by_category: Mapping[str, Interval]
     """Test score by category of prompt."""
     by_difficulty: Mapping[str, Interval]
     """Test score by difficulty of prompt."""
     error_rate: float
-    """Share of test prompts whose first output broke the format, or did not end."""
+    """Share of test prompts whose first output broke the format or was cut off."""
     made_from: Mapping[str, int | float]
     """What it was trained on, in numbers (`pairs`, `demonstrations`, …)."""
     dropped: Mapping[str, int]
-    """What was not trained on, by reason."""
+    """What it was not trained on, by reason."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,11 @@ class Ladder:
     run: str
     """Name of the run."""
     recipe: str
-    """What it is a run of."""
+    """The recipe's name."""
     seed: int
     """The run's seed."""
     confidence: float
-    """Of all intervals."""
+    """The level of all intervals."""
     rungs: Sequence[Rung]
     """In the order in which the models were made."""
 
@@ -73,12 +71,12 @@ class Ladder:
 
 
 def held_against(ladder: Ladder) -> list[Rung]:
-    """Models of another run, which are in the ladder for others to be held against them."""
+    """Models of another run, included only so that others can be compared with them."""
     return [rung for rung in ladder.rungs[1:] if rung.below is None]
 
 
 def page_of(name: str) -> str:
-    """The name of the page of a ladder of this name."""
+    """The page's name for a ladder's file name."""
     return name.removesuffix(".json") + ".html"
 
 
@@ -88,12 +86,12 @@ def write_ladder(ladder: Ladder) -> bytes:
 
 
 def read_ladder(path: Path) -> Ladder:
-    """A ladder from its file; raises `StoreError` if that isn't one."""
+    """Reads a ladder; raises `StoreError` if the file doesn't hold one."""
     return read_record(path, Ladder, "ladder")
 
 
 def sentences(ladder: Ladder) -> list[str]:
-    """What each step of the ladder changed, in words."""
+    """What each step of the ladder changed, in sentences."""
     found = []
     for rung in ladder.rungs:
         if rung.below is None or rung.gain is None or rung.tokens_gain is None:

@@ -1,7 +1,7 @@
-"""The page and the table of a ladder of models.
+"""The page and the terminal table of a ladder of models.
 
-In: a `Ladder` and what the run folder holds beside it. Out: one HTML file under the same rules as a run's report
-(`tpo.report.run_page`): nothing loads, nothing runs, all text is escaped; and a table for the terminal.
+The page is one HTML file under the same rules as a run's report (`tpo.report.run_page`): it loads nothing, runs nothing
+and escapes all text.
 """
 
 import json
@@ -23,20 +23,20 @@ from tpo.storage.ledger import Spending
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_GROUPS = 30
-"""Categories that are shown, the first by name; the page says how many aren't."""
-MOST_NAMES = 9
-"""Models named below a plot; of more, every second one, and so on."""
+MAX_GROUPS = 30
+"""Number of categories shown, in alphabetical order; the page says how many are left out."""
+MAX_NAMES = 9
+"""Number of models named below a plot; with more models, only every second one is named, and so on."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model wrote to a test prompt."""
+    """One model's output for a test prompt."""
 
     model: str
-    """The model, as its rung is called."""
+    """The model's name in the ladder."""
     thought: str | None
-    """What stands before the response; None if the prompt asks for no thought."""
+    """The text before the response; None if the prompt asks for no thought."""
     response: str
     """The response."""
     tokens: int
@@ -44,7 +44,7 @@ class Answer:
     score: float | None
     """The evaluation judge's score; None if it gave none."""
     correct: bool | None
-    """Whether it is right, where that is known."""
+    """Whether the answer is right, if that is known."""
     error: str | None
     """Why the output breaks the format, or None."""
 
@@ -54,7 +54,7 @@ class Asked:
     """One test prompt with the answers of all models."""
 
     instruction: str
-    """What was asked."""
+    """The instruction, without the thought prompt."""
     reference: str | None
     """The right answer, if there is one."""
     category: str | None
@@ -68,10 +68,10 @@ class Asked:
 def render_ladder(
     ladder: Ladder, *, config: Mapping[str, Any], examples: Sequence[Asked], spent: Sequence[Spending]
 ) -> str:
-    """The page, as one HTML document; `config` is the resolved config, `spent` what the ledger says."""
+    """The page, as one HTML document; `config` is the resolved config, `spent` the ledger's totals."""
     categories = sorted({name for rung in ladder.rungs for name in rung.by_category})
     difficulties = sorted({name for rung in ladder.rungs for name in rung.by_difficulty}, key=lambda n: (len(n), n))
-    groups = {"Category": categories[:MOST_GROUPS], "Difficulty": difficulties}
+    groups = {"Category": categories[:MAX_GROUPS], "Difficulty": difficulties}
     return render(
         "ladder.html.jinja",
         ladder=ladder,
@@ -83,7 +83,7 @@ def render_ladder(
         lengths=_plot(ladder, "tokens of an output by model", [rung.tokens for rung in ladder.rungs], TOKENS),
         against=bool(held_against(ladder)),
         groups={title: names for title, names in groups.items() if names},
-        left_out=max(0, len(categories) - MOST_GROUPS),
+        left_out=max(0, len(categories) - MAX_GROUPS),
         examples=examples,
         spent=spent,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
@@ -91,13 +91,13 @@ def render_ladder(
 
 
 def ladder_picture(ladder: Ladder) -> str | None:
-    """The scores as a picture in a data URL, for pages that aren't ours; None if there are none."""
+    """The scores as an image in a data URL, for pages that aren't ours; None if there are none."""
     svg = _plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale)
     return data_url(svg) if svg else None
 
 
 def print_ladder(ladder: Ladder) -> None:
-    """The ladder as a table on standard output, and below it what each step changed."""
+    """Prints the ladder as a table, and what each step changed below it."""
     console = table_console()
     level = f"[{100 * ladder.confidence:g} %]"
     table = plain_table(f"{ladder.recipe}, run {ladder.run}, seed {ladder.seed}")
@@ -130,7 +130,7 @@ def amount(number: float) -> str:
 
 
 def _plot(ladder: Ladder, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
-    """A value by model; those of another run in a line of their own, each at the model that is held against it."""
+    """A value by model; models of another run form a separate line, each at the model that is compared with it."""
     others = {rung.model for rung in held_against(ladder)}
     ours = [rung for rung in ladder.rungs if rung.model not in others]
     place_of = {rung.model: place for place, rung in enumerate(ours)}
@@ -145,7 +145,7 @@ def _plot(ladder: Ladder, label: str, found: Sequence[Interval | None], scale: S
             if line:
                 places, values = [place for place, _ in line], [each for _, each in line]
                 points(axes, places, values, scale, colour, valued=not others)
-        step = math.ceil(len(ours) / MOST_NAMES)
+        step = math.ceil(len(ours) / MAX_NAMES)
         axes.set_xticks(range(0, len(ours), step), [rung.model for rung in ours[::step]])
         axes.set_xlim(-0.35, len(ours) - 0.5)
 

@@ -1,4 +1,4 @@
-"""What `check-model` finds out about a model, and how it's shown: facts, refusals, notes and, if asked, a probe."""
+"""The report of `check-model` on a model: facts, refusals, notes and, on request, a probe."""
 
 import dataclasses
 import json
@@ -11,23 +11,23 @@ from tpo.errors import InputError
 from tpo.planning.fit import Misfit
 
 COLUMNS = 118
-"""Width of the page."""
+"""Width of the page, in characters."""
 _LABEL = 12
 _EXAMPLE_CHARS = 400
 DEGREES = tuple(range(1, 17))
-"""Numbers of GPUs per engine that are looked at."""
+"""Numbers of GPUs per engine that are checked."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One output of a probe, taken apart."""
+    """One output of a probe, parsed."""
 
     thought: str
     """The thought, as far as one was found."""
     response: str
-    """The response; of an output that breaks the format, all of it."""
+    """The response; if the output breaks the format, all of it."""
     error: str | None
-    """Why it breaks the format."""
+    """Why it breaks the format; None if it doesn't."""
     thought_tokens: int
     """Tokens of the thought."""
     tokens: int
@@ -36,69 +36,69 @@ class Trial:
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of one way to ask for thoughts."""
+    """The outputs for one way of asking for thoughts."""
 
     variant: str
     """The prompt's name."""
     trials: Sequence[Trial]
-    """Every output."""
+    """All outputs."""
     seconds: float
-    """Time that sampling took."""
+    """How long sampling took."""
 
     @property
     def followed(self) -> int:
-        """Outputs that follow the format."""
+        """Number of outputs that follow the format."""
         return sum(trial.error is None for trial in self.trials)
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """How many outputs break the format, by reason."""
+        """Number of outputs that break the format, by reason."""
         names = sorted({trial.error for trial in self.trials if trial.error is not None})
         return {name: sum(trial.error == name for trial in self.trials) for name in names}
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens written in a second."""
+        """Tokens written per second."""
         return sum(trial.tokens for trial in self.trials) / self.seconds if self.seconds else 0.0
 
     @property
     def example(self) -> Trial:
-        """An output to show: one that follows the format, if any does."""
+        """The output to show: one that follows the format, if any does."""
         return next((trial for trial in self.trials if trial.error is None), self.trials[0])
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """A model before its first run."""
+    """A check of a model before its first run."""
 
     model: str
-    """Its folder."""
+    """The model's folder."""
     profile: str
-    """What the checks were made for."""
+    """The profile that it was checked for."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What it is and can do, by name."""
     refusals: Sequence[str] = ()
     """Why a run would refuse it."""
     notes: Sequence[str] = ()
-    """What a run would say of it."""
+    """What a run would print about it."""
     probes: Sequence[Probe] = ()
-    """What it writes."""
+    """Samples of its outputs."""
 
     @property
     def passed(self) -> bool:
-        """Whether a run would take it."""
+        """Whether a run would accept it."""
         return not self.refusals
 
 
 class Collector:
-    """Makes checks one after another and keeps what each says, where a run would stop at the first refusal."""
+    """Runs checks one after another and keeps all their findings, whereas a run stops at the first refusal."""
 
     def __init__(self) -> None:
         self.refusals: list[str] = []
         self.notes: list[str] = []
 
     def run(self, check: Callable[[], object]) -> bool:
-        """Makes one check, which returns notes, misfits or anything else; whether it refused nothing."""
+        """Runs one check, which may return notes and misfits; returns whether it refused nothing."""
         refused = list[str]()
         try:
             found = check()
@@ -107,14 +107,14 @@ class Collector:
                     refused.append(str(line))
                 elif isinstance(line, str | Misfit) and str(line) not in self.notes:
                     self.notes.append(str(line))
-        except InputError as error:  # some checks find their refusal only while what they return is read
+        except InputError as error:  # Some checks are generators and raise only while their notes are read.
             refused.append(str(error))
         self.refusals += [line for line in dict.fromkeys(refused) if line not in self.refusals]
         return not refused
 
 
 def as_json(report: ModelReport) -> str:
-    """The report, with what follows from it."""
+    """The report as JSON, with the properties derived from it."""
     values = dataclasses.asdict(report)
     values["passed"] = report.passed
     for shown, probe in zip(values["probes"], report.probes, strict=True):
@@ -123,11 +123,11 @@ def as_json(report: ModelReport) -> str:
 
 
 def as_lines(report: ModelReport) -> list[str]:
-    """The report as a page of text."""
+    """The report as lines of text."""
     lines = [f"model {report.model}, checked for {report.profile}", ""]
     for name, text in report.facts.items():
         lines += _entry(name, text)
-    for title, texts in (("To know", report.notes), ("A run would refuse it", report.refusals)):
+    for title, texts in (("Notes", report.notes), ("A run would refuse it", report.refusals)):
         if texts:
             lines += ["", f"{title}:"]
             for text in texts:
@@ -136,12 +136,12 @@ def as_lines(report: ModelReport) -> list[str]:
         lines += ["", *_probe_table(report.probes)]
         for probe in report.probes:
             lines += ["", *_example(probe)]
-    verdict = "A run takes this model." if report.passed else "A run does not take this model as things are."
+    verdict = "A run accepts this model." if report.passed else "A run would refuse this model as it is."
     return [*lines, "", verdict]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of whole words; one at least."""
+    """Lines of whole words; at least one."""
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
@@ -154,7 +154,7 @@ def _probe_table(probes: Sequence[Probe]) -> list[str]:
     head = (
         f"{'prompt':16}{'follow the format':>19}{'thought chars':>15}{'tokens':>8}{'output tokens':>15}{'tokens/s':>10}"
     )
-    lines = [head + "   what breaks it"]
+    lines = [head + "   reasons for the rest"]
     for probe in probes:
         fine = [trial for trial in probe.trials if trial.error is None]
         share = f"{probe.followed} of {len(probe.trials)}"
@@ -164,7 +164,7 @@ def _probe_table(probes: Sequence[Probe]) -> list[str]:
             f"{_mean(trial.thought_tokens for trial in fine):>8}{_mean(trial.tokens for trial in probe.trials):>15}"
             f"{probe.tokens_per_second:>10,.0f}   {broken}".rstrip()
         )
-    return [*lines, "Lengths are means; of thoughts, over the outputs that follow the format."]
+    return [*lines, "Lengths are means; those of thoughts are over the outputs that follow the format."]
 
 
 def _mean(values: Iterable[int]) -> str:
@@ -188,20 +188,20 @@ def _example(probe: Probe) -> list[str]:
 
 
 def advice(probes: Sequence[Probe], max_new_tokens: int) -> list[str]:
-    """What to do if a probe shows that a first run would be for nothing."""
+    """Advice if the probe shows that a first run would be wasted."""
     notes = []
     for probe in probes:
         count = len(probe.trials)
         cut = probe.errors.get("cut_by_length", 0)
         if 2 * cut > count:
             notes.append(
-                f"prompt {probe.variant}: {cut} of {count} outputs were cut at sample.max_new_tokens = "
+                f"prompt {probe.variant}: {cut} of {count} outputs were cut off at sample.max_new_tokens = "
                 f"{max_new_tokens}: raise it, or set sample.max_thought_tokens"
             )
         elif 2 * probe.followed < count:
             notes.append(
                 f"prompt {probe.variant}: {count - probe.followed} of {count} outputs break the format: try another "
                 "prompt.variant, set sample.max_thought_tokens (the response's marker is then written for the model), "
-                "or raise sample.tries"
+                "or raise sample.max_attempts"
             )
     return notes

@@ -1,6 +1,6 @@
-"""What every page of ours is written with: the template's environment, and numbers and names in words.
+"""The common parts of all pages: the template environment, and filters that write numbers and names.
 
-What models write is shown and must never run: all text is escaped, and control characters are made visible.
+Model outputs are shown and must never run: all text is escaped, and control characters are made visible.
 """
 
 import re
@@ -16,7 +16,7 @@ from tpo.report.table import NOTHING, PERCENT, ScoreScale, counts, duration, fix
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of ours, as one HTML document."""
+    """A page, as one HTML document."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -31,7 +31,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def printable(value: object) -> object:
-    """Text with control characters made visible and lone surrogates replaced; anything else as it is."""
+    """Text with control characters made visible and lone surrogates replaced; other values unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return value.translate(_VISIBLE).encode("utf-8", "replace").decode()
@@ -41,7 +41,7 @@ _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "
 
 
 def subscripted(text: str) -> Markup:
-    """Text, escaped, with M_3 set as M and a subscript; read out or copied it is still M_3."""
+    """Escaped text with M_3 set as M and a subscript; it is still read aloud and copied as M_3."""
     safe = str(escape(printable(text)))
     return Markup(re.sub(r"\bM_(t−1|\d+|t)", r'M<span class="under">_</span><sub>\1</sub>', safe))
 
@@ -52,7 +52,7 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 
 def span(found: Interval, scale: ScoreScale) -> str:
-    """`92.1–96.0`, or with words where an end is negative."""
+    """`92.1–96.0`, with "to" instead of the dash if the lower end is negative."""
     return f"{scale.number(found.low)}{'–' if found.low >= 0 else ' to '}{scale.number(found.high)}"
 
 
@@ -62,10 +62,10 @@ def signed_span(found: Interval, scale: ScoreScale) -> str:
 
 
 def against(gain: Interval, whom: str, scale: ScoreScale) -> str:
-    """`31.5 points above M_0`; a difference whose interval includes 0 is called no clear one."""
+    """`31.5 points above M_0`, or that there is no clear difference if the interval includes 0."""
     if gain.low <= 0 <= gain.high:
         value, ends = scale.number(gain.value, signed=True), signed_span(gain, scale)
-        return f"not clearly different from {whom} ({value}{scale.unit}; the interval {ends} includes 0)"
+        return f"not clearly different from {whom} ({value}{scale.unit}; interval {ends} includes 0)"
     amount, side = scale.number(abs(gain.value)), "above" if gain.value > 0 else "below"
     return f"{amount}{scale.unit} {side} {whom}"
 

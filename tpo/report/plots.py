@@ -1,9 +1,8 @@
-"""Plots as SVG that stands in a page: score by iteration and its like.
+"""Plots as inline SVG: score by iteration, and the like.
 
-In: intervals. Out: SVG whose colours are the page's. The plots show no text but numbers and model names; titles and
-categories are HTML, so that they wrap, scale and follow the reader's font.
-
-Colors are placeholders that are replaced by CSS variables, so that one SVG serves light, dark and print.
+They contain no text but numbers and model names; titles and categories are HTML, so that they wrap, scale and use the
+reader's font. Colors are placeholders that are replaced by CSS variables, so that one SVG serves light mode, dark mode
+and print.
 """
 
 import base64
@@ -31,7 +30,7 @@ COLOURS: Mapping[str, str] = {
     "#100005": "--orange",
     "#100006": "--paper",
 }
-"""Stand-in colours in the plots, and the CSS variables that replace them (blue and orange of Okabe and Ito)."""
+"""Placeholder colors in the plots, and the CSS variables that replace them (blue and orange from Okabe and Ito)."""
 INK, MUTED, GRID, BLUE, ORANGE, PAPER = COLOURS
 PRINT_COLOURS: Mapping[str, str] = {
     "--ink": "#1b1b1b",
@@ -41,17 +40,17 @@ PRINT_COLOURS: Mapping[str, str] = {
     "--orange": "#d55e00",
     "--paper": "#ffffff",
 }
-"""What the variables stand for if there is no style sheet."""
+"""The variables' values if there is no style sheet."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One of several small plots beside each other."""
+    """One of several small plots shown next to each other."""
 
     title: str
-    """What it shows, for example a category."""
+    """Its subject, for example a category."""
     note: str
-    """First and last value, in words short enough for a caption."""
+    """The first and last value, short enough for a caption."""
     svg: Markup
     """The plot."""
 
@@ -63,11 +62,11 @@ class Line:
     colour: str
     """One of `COLOURS`."""
     found: Sequence[tuple[int, Interval | None]]
-    """A value an iteration, None if there is none."""
+    """Iterations with their values, None if there is none."""
 
     @property
     def known(self) -> list[tuple[int, Interval]]:
-        """The values that there are."""
+        """The iterations that have a value."""
         return [(t, each) for t, each in self.found if each]
 
 
@@ -80,7 +79,7 @@ def panel(
     limits: tuple[float, float],
     dashed: Interval | None = None,
 ) -> Panel:
-    """A small plot of lines with their intervals as bands; all panels of a group have the same limits."""
+    """A small plot of lines with their intervals as bands; all panels of a group share their limits."""
 
     def paint(axes: "Axes") -> None:
         if dashed:
@@ -102,7 +101,7 @@ def panel(
 
 
 def limits_of(shown: Sequence[Interval], scale: ScoreScale) -> tuple[float, float]:
-    """The limits of an axis that holds all of these intervals, with some room."""
+    """Axis limits that include all of these intervals, with some room."""
     low, high = min(each.low for each in shown), max(each.high for each in shown)
     room = 0.06 * (high - low or 1)
     return scale.factor * (low - room), scale.factor * (high + room)
@@ -117,7 +116,7 @@ def points(
     *,
     valued: bool = True,
 ) -> None:
-    """Means joined by a line, with their intervals and, if there is room for them, their values."""
+    """Means joined by a line, with their intervals and, if there is room, their values."""
     values = [scale.factor * each.value for each in found]
     below = [scale.factor * (each.value - each.low) for each in found]
     above = [scale.factor * (each.high - each.value) for each in found]
@@ -126,7 +125,7 @@ def points(
     )
     if valued and len(places) <= 8:
         for i, (place, value) in enumerate(zip(places, values, strict=True)):
-            # Beside the point, on the side that the line doesn't take.
+            # Next to the point, on the side away from the line.
             rising = values[min(i + 1, len(values) - 1)] >= values[max(0, min(i, len(values) - 2))]
             axes.annotate(
                 scale.number(found[i].value), (place, value), xytext=(6, -3 if rising else 3), color=INK,
@@ -136,7 +135,7 @@ def points(
 
 
 def level(axes: "Axes", value: float, label: str, colour: str, *, right: bool) -> None:
-    """A dashed line across the plot, named at one of its ends."""
+    """A dashed line across the plot, labeled at one end."""
     axes.axhline(value, color=colour, lw=1.3, ls=(0, (5, 3)))
     axes.annotate(
         label, (1 if right else 0, value), xycoords=("axes fraction", "data"), xytext=(-3 if right else 3, 3),
@@ -145,7 +144,7 @@ def level(axes: "Axes", value: float, label: str, colour: str, *, right: bool) -
 
 
 def iterations(axes: "Axes", steps: Sequence[int], *, most: int = 10) -> None:
-    """Ticks at iterations, evenly fewer where there are more than `most`."""
+    """Ticks at iterations, thinned out evenly if there are more than `most`."""
     shown = steps[:: math.ceil(len(steps) / most)]
     axes.set_xticks(list(shown), [tick(t) for t in shown])
     axes.set_xlim(min(steps) - 0.35, max(steps) + 0.5)
@@ -159,7 +158,7 @@ def tick(iteration: int) -> str:
 def draw(
     label: str, paint: Callable[["Axes"], None], *, width: float = 4.2, height: float = 2.5, size: float = 8.5
 ) -> Markup:
-    """An SVG that scales with the page; sizes in inches and points at 4.2 inches for half a page."""
+    """An SVG that scales with the page. Sizes are in inches and points; 4.2 inches are half a page wide."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -180,7 +179,7 @@ def draw(
 
 
 def _inline(svg: str, label: str) -> Markup:
-    """A drawing as it can stand in HTML: no prologue, no names of its own, colours from the page."""
+    """A drawing that can be embedded in HTML: without prologue and ids, with colors from the page."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
@@ -194,7 +193,7 @@ def _inline(svg: str, label: str) -> Markup:
 
 
 def data_url(svg: Markup) -> str:
-    """A drawing as a picture in a data URL, for pages that aren't ours: its colours are those of print."""
+    """A drawing as an image in a data URL, in print colors, for pages that aren't ours."""
     picture = str(svg)
     for variable, colour in PRINT_COLOURS.items():
         picture = picture.replace(f"var({variable})", colour)

@@ -1,7 +1,7 @@
-"""JSON files of one record each: a summary, a table of models, a comparison.
+"""JSON files with one record each: a summary, a ladder, a comparison.
 
-Files are written by `json`, not by pydantic, which spells floats differently: files of earlier versions stay byte-equal
-when they're made again.
+They are written with `json` rather than pydantic, which formats floats differently, so that files of earlier versions
+are reproduced byte for byte.
 """
 
 import dataclasses
@@ -17,18 +17,20 @@ Record = TypeVar("Record")
 
 
 def to_json(record: Any) -> bytes:
-    """A dataclass instance as JSON, its fields in their order."""
+    """A dataclass instance as JSON, in the order of its fields."""
     return (json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_record(path: Path, kind: type[Record], name: str) -> Record:
-    """The record in a file; raises `StoreError`, which calls it a `name`, if the file holds anything else."""
-    # A config of the adapter reaches the dataclasses in a tuple, but must not be given for one by itself.
+    """Reads a record of this kind; raises `StoreError`, calling it a `name`, if the file holds anything else."""
+    # pydantic rejects a config for a dataclass by itself; inside a tuple it is accepted, and reaches the dataclasses.
     adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # type: ignore[valid-type]
     try:
         return adapter.validate_json(b"[" + path.read_bytes() + b"]")[0]
     except (OSError, ValidationError) as error:
-        raise StoreError(f"{path} is not a {name} of this version ({_why(error)}): remove it and run again") from error
+        raise StoreError(
+            f"{path} is not a {name} that this version can read ({_why(error)}): remove it and rerun"
+        ) from error
 
 
 def _why(error: OSError | ValidationError) -> str:

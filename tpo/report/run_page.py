@@ -1,10 +1,8 @@
-"""The page of a run: one HTML file that reads anywhere, without a network, without JavaScript, on paper too.
+"""The page of a run: one HTML file that can be read anywhere, without network or JavaScript, and on paper.
 
-In: a `Summary` and what the run folder holds beside it. Out: the page as text, the same bytes for the same input.
-
-What models write is shown and must never run. Three things see to that: the template, `report.html.jinja`, escapes all
-text, what models write stands in element bodies alone, and the page's own content security policy forbids scripts and
-every request.
+The same input gives the same bytes. Model outputs are shown and must never run; three things ensure that: the template,
+`report.html.jinja`, escapes all text; model outputs appear only in element bodies; and the page's content security
+policy forbids scripts and all requests.
 """
 
 import json
@@ -41,44 +39,44 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEMPLATE = "report.html.jinja"
-MOST_GROUPS = 30
-"""Categories that are plotted, the largest first; the page says how many aren't."""
+MAX_GROUPS = 30
+"""Number of categories plotted, those with the most prompts first; the page says how many are left out."""
 
 TERMS: Mapping[str, str] = {
-    "M_t": "the model after t iterations; M_0 is the seed, “M_0 direct” is the seed asked to answer without thoughts.",
-    "Score": "mean of what the evaluation judge gave the responses to the test prompts; it never sees a thought.",
-    "Win rate": "share of test prompts on which a model scores higher than M_0 with the same prompt; ties count half.",
-    "Interval": "where the mean would likely fall with other test prompts (bootstrap over prompts); it says nothing "
-    "about another training run.",
-    "Gain": "mean difference of scores over the same prompts; no clear difference where its interval includes 0.",
-    "Parse error": "an output without exactly one response part after the thought; share of first outputs.",
-    "Thought, response": "mean length in characters on the test prompts; a thought is what stands before the response.",
-    "Regular pair": "best against worst of the outputs that parse, by length-controlled score.",
-    "Error pair": "the best output against one that breaks the format.",
-    "Dropped": "prompts that gave no pair, by reason.",
-    "ρ": "strength of length control, 0 (none) to 0.5: how much a longer response must be better to be chosen.",
-    "Margin": "difference of the length-controlled scores of chosen and rejected, in standard deviations of the group.",
-    "Epoch chosen": "the training epoch whose checkpoint did best on validation prompts; 0 where M_t−1 stayed.",
-    "Swap agreement": "share of pairs, decided in both orders of showing them, in which the same response won twice.",
-    "First wins": "share of decided comparisons that go to the response shown first; half where order does not sway.",
-    "Agrees with references": "share of right–wrong pairs of responses to one prompt in which the right one scores "
-    "higher; ties half.",
-    "Validation": "mean score by the training judge on validation prompts, over answers that parse; of a judge that "
-    "compares, the share that they win against M_t−1's.",
+    "M_t": "the model after t iterations; M_0 is the seed, “M_0 direct” is the seed answering without thoughts.",
+    "Score": "mean score of the responses to the test prompts by the evaluation judge, which never sees a thought.",
+    "Win rate": "share of test prompts on which a model scores higher than M_0 (not M_0 direct); ties count half.",
+    "Interval": "where the mean would probably fall with other test prompts (bootstrap over prompts); it says "
+    "nothing about another training run.",
+    "Gain": "mean difference of scores over the same prompts; not a clear difference if its interval includes 0.",
+    "Parse error": "an output without exactly one response after the thought; as a share of first outputs.",
+    "Thought, response": "mean length in characters on the test prompts; the thought is all text before the response.",
+    "Regular pair": "the best and the worst of the outputs that parse, by length-controlled score.",
+    "Error pair": "the best output and one that breaks the format.",
+    "Dropped": "prompts that yielded no pair, by reason.",
+    "ρ": "strength of length control, from 0 (none) to 0.5: how much better a longer response must be to win.",
+    "Margin": "length-controlled score of chosen minus rejected, in standard deviations of the group.",
+    "Epoch chosen": "the training epoch whose checkpoint did best on validation prompts; 0 if M_t−1 was kept.",
+    "Swap agreement": "of the pairs that were decided in both orders, the share in which the same response won twice.",
+    "First wins": "share of decided comparisons won by the response shown first; one half if the order has no effect.",
+    "Agrees with references": "of the pairs of a right and a wrong response to one prompt, the share in which the "
+    "right one scores higher; ties count half.",
+    "Validation": "mean score by the training judge on validation prompts, over answers that parse; for a judge "
+    "that compares, the share won against M_t−1's answers.",
 }
-"""What the page's words mean, one line each."""
+"""The page's terms, each explained in one line."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One preference pair in readable form: what was asked, and the two outputs, thoughts and responses apart."""
+    """One preference pair in readable form: the instruction and the two outputs, split into thought and response."""
 
     iteration: int
     """t of the M_t that was trained on it; M_{t-1} wrote both outputs."""
     kind: Literal["regular", "error_rejected"]
-    """`error_rejected` where the rejected output is one that breaks the format."""
+    """`error_rejected` if the rejected output breaks the format."""
     instruction: str
-    """What was asked, without the thought prompt."""
+    """The instruction, without the thought prompt."""
     reference: str | None
     """The right answer, if there is one."""
     category: str | None
@@ -86,21 +84,21 @@ class Example:
     difficulty: int | None
     """Difficulty of the prompt, if there is one."""
     chosen_thought: str
-    """What stands before the chosen response; empty without a thought."""
+    """The text before the chosen response; empty without a thought."""
     chosen_response: str
-    """The chosen response, all that the judge saw."""
+    """The chosen response, which is all that the judge saw."""
     chosen_score: float | None
     """The judge's raw score of the chosen response, in the judge's own unit."""
     chosen_tokens: int
-    """Tokens of the chosen output, thought and end token included."""
+    """Tokens of the chosen output, including thought and end token."""
     rejected_thought: str
-    """What stands before the rejected response; empty without a thought."""
+    """The text before the rejected response; empty without a thought."""
     rejected_response: str
-    """The rejected response; for a parse error what could be read of it."""
+    """The rejected response; for a parse error, as much of it as could be parsed."""
     rejected_score: float | None
     """The judge's raw score of the rejected response; None for a parse error."""
     rejected_tokens: int
-    """Tokens of the rejected output, thought and end token included."""
+    """Tokens of the rejected output, including thought and end token."""
     rejected_error: str | None
     """Why the rejected output breaks the format, or None if it doesn't."""
     margin: float | None
@@ -109,14 +107,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Figure:
-    """The number that a reader should take away, with what it is."""
+    """A key number at the top of the page."""
 
     value: str
     """The number."""
     label: str
-    """What it is."""
+    """Its meaning."""
     detail: str
-    """Its interval, or what to hold it against."""
+    """Its interval, or a value to compare it with."""
 
 
 def render_report(
@@ -131,9 +129,9 @@ def render_report(
 ) -> str:
     """The page, as one HTML document.
 
-    `config` is the resolved config; `spent` is what the ledger says; `epochs`, `margins` and `standings` are by
-    iteration t of the M_t that came of them; a standing has `epoch`, `score` and `parse_rate`. Whatever is missing or
-    empty leaves its section out.
+    `config` is the resolved config and `spent` the ledger's totals. `epochs`, `margins` and `standings` are by
+    iteration t of the M_t that resulted from them; a standing has `epoch`, `score` and `parse_rate`. A section whose
+    input is missing or empty is left out.
     """
     thinks = config.get("prompt", {}).get("variant") != "direct"
     groups = [row for row in summary.models if row.by_category]
@@ -150,7 +148,7 @@ def render_report(
         stages=list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds)),
         plots=_plots(summary, epochs, margins, config),
         categories=_panels(summary, "by_category"),
-        categories_left_out=max(0, len({name for row in groups for name in row.by_category}) - MOST_GROUPS),
+        categories_left_out=max(0, len({name for row in groups for name in row.by_category}) - MAX_GROUPS),
         difficulties=_panels(summary, "by_difficulty"),
         standings={t: rows for t, rows in sorted(standings.items()) if rows},
         chosen={row.iteration: row.chosen_epoch for row in summary.models if row.model != DIRECT},
@@ -163,7 +161,7 @@ def render_report(
 
 
 def score_picture(summary: Summary) -> str | None:
-    """Test score by iteration as a picture in a data URL, for pages that aren't ours; None if there is no score."""
+    """Test score by iteration as an image in a data URL, for pages that aren't ours; None if there are no scores."""
     rows = [row for row in summary.models if row.model != DIRECT]
     if not any(row.score for row in rows):
         return None
@@ -172,14 +170,14 @@ def score_picture(summary: Summary) -> str | None:
 
 
 def headline(summary: Summary, *, thinks: bool = True) -> str:
-    """The run in one sentence; a gain whose interval includes 0 is called no clear difference."""
+    """The run in one sentence; a gain whose interval includes 0 is called not clearly different."""
     last, base, direct = _last(summary), _named(summary, "M_0"), _named(summary, DIRECT)
     if last is None:
         return "Nothing has been measured yet."
     seed = "M_0 with thoughts" if thinks else "M_0"
     scale, after = score_scale(summary), f"After {count(last.iteration, 'iteration')}"
     if last.score is None:
-        return f"{after} there is no test score: the evaluation judge scored none of {last.model}'s answers."
+        return f"{after}, there is no test score: the evaluation judge scored none of {last.model}'s answers."
     scored = (
         f"scores {scale.number(last.score.value)} on {count(last.score.n, 'test prompt')} "
         f"({100 * summary.confidence:g} % interval {span(last.score, scale)})"
@@ -187,13 +185,13 @@ def headline(summary: Summary, *, thinks: bool = True) -> str:
     over_direct = last.gain_over_direct if thinks and direct else None
     beside = [against(over_direct, "M_0 answering directly", scale)] if over_direct else []
     if last.iteration == 0:
-        return f"Before the first iteration {seed} {', '.join([scored, *beside])}."
+        return f"Before the first iteration, {seed} {', '.join([scored, *beside])}."
     compared = ([against(last.gain, seed, scale)] if base and last.gain else []) + beside
-    return f"{after} {last.model} {scored}{': ' if compared else ''}{' and '.join(compared)}."
+    return f"{after}, {last.model} {scored}{': ' if compared else ''}{' and '.join(compared)}."
 
 
 def findings(summary: Summary, *, thinks: bool = True) -> list[str]:
-    """What else a reader should know, good or bad, each in a sentence."""
+    """Other findings that a reader should know, good or bad, as sentences."""
     last, base = _last(summary), _named(summary, "M_0")
     found = [
         f"{row.model} is M_{row.iteration - 1} unchanged: no epoch of its training did better on validation."
@@ -228,11 +226,11 @@ def _category_findings(base: ModelRow, last: ModelRow, scale: ScoreScale) -> lis
         for name in fell[:6]
     ]
     more = f" and {len(fell) - 6} more" if len(fell) > 6 else ""
-    return [f"{len(fell)} of {count(len(shared), 'category', 'categories')} fell from M_0: {', '.join(each)}{more}."]
+    return [f"{len(fell)} of {count(len(shared), 'category', 'categories')} fell below M_0: {', '.join(each)}{more}."]
 
 
 def key_figures(summary: Summary, *, thinks: bool = True) -> list[Figure]:
-    """The numbers at the top of the page; those that aren't known are left out."""
+    """The numbers at the top of the page; unknown ones are left out."""
     last, base, scale = _last(summary), _named(summary, "M_0"), score_scale(summary)
     if last is None:
         return []
@@ -310,7 +308,7 @@ def _paint_score(axes: "Axes", rows: Sequence[ModelRow], direct: ModelRow | None
     if direct and direct.score:
         height = scale.factor * direct.score.value
         axes.axhspan(scale.factor * direct.score.low, scale.factor * direct.score.high, color=ORANGE, alpha=0.13, lw=0)
-        # The label goes to the end where the curve is farther away.
+        # Put the label at the end where the curve is farther away.
         right = abs(known[-1][1].value - direct.score.value) >= abs(known[0][1].value - direct.score.value)
         level(axes, height, "M₀ direct", ORANGE, right=right)
     points(axes, [t for t, _ in known], [found for _, found in known], scale, BLUE)
@@ -408,7 +406,7 @@ def _panels(summary: Summary, field: Literal["by_category", "by_difficulty"]) ->
     for row in summary.models:
         for name, found in getattr(row, field).items():
             sizes[name] = max(sizes.get(name, 0), found.n)
-    names = sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_GROUPS])
+    names = sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:MAX_GROUPS])
     shown = [getattr(row, field)[name] for row in summary.models for name in names if name in getattr(row, field)]
     if not shown:
         return []

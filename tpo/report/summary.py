@@ -1,6 +1,6 @@
-"""The run in numbers: one row a model, as `summary.json` keeps it and the table shows it.
+"""A run in numbers: one row per model, as kept in `summary.json` and shown in the table.
 
-Intervals are bootstrap percentiles over prompts. Gains are paired: the same prompts, the difference prompt by prompt.
+Intervals are bootstrap percentiles over prompts. Gains are paired: differences on the same prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from tpo.records import Health
 from tpo.report.record_files import read_record, to_json
 
 SUMMARY, REPORT = "summary.json", "report.html"
-"""Names of the numbers and of their page in the run folder."""
+"""File names of the numbers and of their page in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Interval:
     high: float
     """Upper end of the interval."""
     n: int
-    """Prompts that it is a mean of."""
+    """Number of prompts averaged over."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class ModelRow:
     score: Interval | None
     """Mean test score by the evaluation judge; None if it scored nothing."""
     win_rate: Interval | None
-    """Share of test prompts on which it beats M_0 (ties half); None for M_0 itself and where nothing was scored."""
+    """Share of test prompts on which it beats M_0 (ties half); None for M_0 itself and if nothing was scored."""
     gain: Interval | None
-    """Test score less that of M_0, paired by prompt."""
+    """Test score minus that of M_0, paired by prompt."""
     gain_over_direct: Interval | None
-    """Test score less that of M_0 answering directly, paired by prompt."""
+    """Test score minus that of M_0 answering directly, paired by prompt."""
     by_category: Mapping[str, Interval]
     """Test score by category of prompt."""
     by_difficulty: Mapping[str, Interval]
     """Test score by difficulty of prompt."""
     validation_score: float | None
-    """Mean validation score by the training judge, over answers that parse: what the checkpoint was chosen by. Of a
-    judge that compares, the share that they win against M_{t-1}'s, and one half for M_0."""
+    """Mean validation score by the training judge, over answers that parse; the checkpoint was chosen by it. For a
+    judge that compares, the share won against M_{t-1}'s answers, and one half for M_0."""
     parse_error_rate: float
     """Share of test prompts whose first output broke the format."""
     thought_chars: float
@@ -64,13 +64,13 @@ class ModelRow:
     error_pairs: int | None
     """Pairs whose rejected output breaks the format; None for M_0."""
     dropped: Mapping[str, int]
-    """Prompts that gave no pair, by reason."""
+    """Prompts that yielded no pair, by reason."""
     judge: Health | None
-    """How sound the training judge looked on the samples that M_t's pairs are from; None for M_0."""
+    """How reliable the training judge looked on the samples that M_t's pairs come from; None for M_0."""
     chosen_epoch: int | None
-    """Epoch of the checkpoint that became M_t; 0 if M_{t-1} stayed; None for M_0."""
+    """Epoch of the checkpoint that became M_t; 0 if M_{t-1} was kept; None for M_0."""
     seconds: Mapping[str, float]
-    """Wall-clock seconds by stage, as each stage last ran."""
+    """Wall-clock seconds by stage, from each stage's latest execution."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Summary:
     seed: int
     """The run's seed."""
     confidence: float
-    """Of all intervals."""
+    """The level of all intervals."""
     models: Sequence[ModelRow]
     """`M_0 direct`, `M_0`, `M_1`, …"""
 
@@ -93,5 +93,5 @@ def write_summary(summary: Summary) -> bytes:
 
 
 def read_summary(path: Path) -> Summary:
-    """A summary from its file; raises `StoreError` if that isn't one."""
+    """Reads a summary; raises `StoreError` if the file doesn't hold one."""
     return read_record(path, Summary, "summary")

@@ -1,11 +1,10 @@
-"""The run as tables in the terminal: one row a model, and below it gains, dropped prompts and seconds by stage.
+"""A run as tables in the terminal: one row per model, and below it gains, dropped prompts and seconds by stage.
 
-In: a `Summary`. Out: `rich` tables that fit 100 columns. Nothing but rich is imported, so that a finished run shows its
-table at once.
+The tables fit 100 columns. Only rich is imported, so that a finished run shows its table at once.
 
-Scores are shown times 100 if all test scores are shares (in [0, 1], as a verifier's are): "94.2" and "31.5 points" are
-easier to say than "0.942". Other judges' scores are shown in the judge's own unit, with as many decimals as their size
-asks for. `tpo.report.run_page` follows the same rule through `ScoreScale`.
+Scores are multiplied by 100 if all test scores are shares (in [0, 1], like a verifier's): "94.2" and "31.5 points" are
+easier to say than "0.942". Other judges' scores keep their unit, with as many decimals as their size calls for.
+`tpo.report.run_page` follows the same rule through `ScoreScale`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,13 +18,13 @@ from rich.text import Text
 from tpo.report.summary import Interval, ModelRow, Summary
 
 DIRECT = "M_0 direct"
-"""Name of the row of the seed without a thought prompt."""
+"""Name of the row for the seed without a thought prompt."""
 
 NOTHING = "–"
-"""Stands for a value that isn't known or doesn't apply."""
+"""Shown for a value that isn't known or doesn't apply."""
 
 WIDTH = 120
-"""Columns where standard output is no terminal and has no width of its own."""
+"""Columns if standard output isn't a terminal, and so has no width."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,14 @@ class ScoreScale:
     """How scores of one judge are written."""
 
     factor: float
-    """What scores are multiplied by: 100 for shares, otherwise 1."""
+    """The factor for scores: 100 for shares, otherwise 1."""
     decimals: int
-    """Digits after the point."""
+    """Digits after the decimal point."""
     unit: str
-    """What a difference is counted in, with a leading space (` points`), or empty for a judge's own unit."""
+    """The unit of differences, with a leading space (` points`), or empty for a judge's own unit."""
 
     def number(self, value: float | None, *, signed: bool = False) -> str:
-        """A score, or, signed, a difference of scores."""
+        """A score or, if signed, a difference of scores."""
         return NOTHING if value is None else fixed(self.factor * value, self.decimals, signed=signed)
 
     def interval(self, found: Interval | None, *, signed: bool = False) -> str:
@@ -56,7 +55,7 @@ PERCENT = ScoreScale(100.0, 1, " points")
 
 
 def scale_of(values: Iterable[float]) -> ScoreScale:
-    """The scale for these scores: times 100 where all are in [0, 1]."""
+    """The scale for these scores: times 100 if all are in [0, 1]."""
     known = list(values)
     if all(0 <= value <= 1 for value in known):
         return PERCENT
@@ -77,7 +76,7 @@ def validation_scale(summary: Summary) -> ScoreScale:
 
 
 def render_table(summary: Summary) -> Table:
-    """One row a model: how good it is, how long it writes, what it was trained on."""
+    """One row per model: its quality, its lengths, and what it was trained on."""
     level = f"[{100 * summary.confidence:g} %]"
     scores, validation = score_scale(summary), validation_scale(summary)
     table = plain_table(f"run {summary.run}, seed {summary.seed}")
@@ -101,7 +100,7 @@ def render_table(summary: Summary) -> Table:
 
 
 def render_gains(summary: Summary) -> Table:
-    """One row a model: what it gained over the seed, and the prompts that gave it no pair, by reason."""
+    """One row per model: its gain over the seed, and the prompts that yielded no pair, by reason."""
     scores = score_scale(summary)
     table = plain_table(None)
     for header in ("model", "gain over M_0", "over M_0 direct"):
@@ -118,7 +117,7 @@ def render_gains(summary: Summary) -> Table:
 
 
 def render_seconds(summary: Summary) -> Table:
-    """One row a model: wall-clock seconds by stage and in all."""
+    """One row per model: wall-clock seconds by stage, and their total."""
     stages = list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds))
     table = plain_table(None)
     for header in ("model", *stages, "seconds"):
@@ -136,7 +135,7 @@ def table_console() -> Console:
 
 
 def print_table(summary: Summary) -> None:
-    """All three tables on standard output."""
+    """Prints all three tables."""
     console = table_console()
     for render in (render_table, render_gains, render_seconds):
         console.print(render(summary))
@@ -144,7 +143,7 @@ def print_table(summary: Summary) -> None:
 
 
 def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number with a true minus sign, never a negative zero, and with a plus sign where asked."""
+    """A number with a true minus sign, never a negative zero, and with a plus sign if asked for."""
     rounded = round(value, decimals) + 0.0
     return f"{rounded:{'+' if signed and rounded else ''}.{decimals}f}".replace("-", "−")
 
@@ -169,14 +168,14 @@ def counts(dropped: Mapping[str, int]) -> str:
 
 
 def pairs_of(row: ModelRow) -> str:
-    """Regular pairs and those with an error as the rejected output, as in `281 + 28`."""
+    """Regular pairs and error pairs, as in `281 + 28`."""
     if row.regular_pairs is None and row.error_pairs is None:
         return NOTHING
     return f"{row.regular_pairs or 0} + {row.error_pairs or 0}"
 
 
 def plain_table(title: str | None) -> Table:
-    """An empty table in the manner of all of ours: a rule below the header, and no frame."""
+    """An empty table in the common style: a rule below the header, and no frame."""
     return Table(
         title=Text(title) if title else None,
         title_justify="left",

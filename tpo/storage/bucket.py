@@ -230,14 +230,14 @@ class Bucket:
         """What botocore does for requests, for content that is cut while it is read."""
         from boto3.exceptions import RetriesExceededError
 
-        for attempt in range(1, self._storage.tries + 1):
+        for attempt in range(1, self._storage.max_attempts + 1):
             try:
                 return once()
             except (_CutError, RetriesExceededError):
-                if attempt == self._storage.tries:
+                if attempt == self._storage.max_attempts:
                     raise
                 time.sleep(min(_LONGEST_PAUSE, random.random() * 2**attempt))
-        raise AssertionError("tries is at least 1")
+        raise AssertionError("max_attempts is at least 1")
 
     @contextlib.contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -266,7 +266,7 @@ class Bucket:
         if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             return f"{place}: the bucket is in another region ({text}): set storage.region or AWS_DEFAULT_REGION"
         return (
-            f"{place}: the server {where} does not answer as it should, asked up to {self._storage.tries} times "
+            f"{place}: the server {where} does not answer as it should, asked up to {self._storage.max_attempts} times "
             f"({text}): completed work is saved on this machine; run again when it does, and what is missing there "
             "is put there"
         )
@@ -289,7 +289,7 @@ def _connected(storage: StorageConfig) -> Any:
     from botocore.exceptions import BotoCoreError
 
     options = Config(
-        retries={"mode": "standard", "total_max_attempts": storage.tries},
+        retries={"mode": "standard", "total_max_attempts": storage.max_attempts},
         connect_timeout=storage.timeout_seconds,
         read_timeout=storage.timeout_seconds,
         s3={"addressing_style": "path"} if storage.endpoint_url else None,

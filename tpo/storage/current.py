@@ -19,8 +19,9 @@ from functools import cache
 from pathlib import Path
 
 from tpo import __version__
+from tpo.config.load import load_config
 from tpo.config.run import RunConfig
-from tpo.errors import StoreError
+from tpo.errors import InputError, StoreError
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import (
     Manifest,
@@ -110,8 +111,12 @@ def _code(package: Path) -> str:
 
 
 def _is_kept(config: RunConfig) -> bool:
+    """Whether the run folder keeps this config, perhaps under the names that keys had before."""
     path = config.root / "config.json"
-    return path.is_file() and path.read_bytes() == _resolved_copy(config)
+    try:
+        return path.is_file() and _resolved_copy(load_config(path)) == _resolved_copy(config)
+    except InputError:
+        return False
 
 
 def _sound_manifests(root: Path) -> Iterator[Manifest]:

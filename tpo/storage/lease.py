@@ -133,7 +133,7 @@ def held(url: str, storage: StorageConfig, copy: str) -> Iterator[Held]:
     # Fewer attempts than elsewhere: a renewal that waits long has lost the lease anyway.
     brisk = storage.model_copy(
         update={
-            "tries": min(storage.tries, 3),
+            "max_attempts": min(storage.max_attempts, 3),
             "timeout_seconds": min(storage.timeout_seconds, storage.lease_seconds / 6),
         }
     )

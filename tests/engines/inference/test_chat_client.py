@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.misbehaving_server import HALF_AN_ANSWER, Action, Drop, Fail, Hang, MisbehavingServer, Say, Script, Send
 from tpo.config.base import Endpoint
+from tpo.engines.inference import chat_client
 from tpo.engines.inference.chat_client import Alternative, ChatClient, Position, Refused, Spent, label_logprobs
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
@@ -241,15 +242,22 @@ def test_an_answer_that_nobody_takes_does_not_keep_the_process_from_ending():
 
 
 def test_an_answer_that_is_collected_in_the_clients_own_thread_ends_it():
-    forgotten = threading.Event()
+    taken, forgotten = threading.Event(), threading.Event()
+
+    def script(request: dict[str, Any], n: int) -> Action:
+        if content(request) == "chat 0":
+            return Say()
+        taken.wait(30)  # else the client's thread may wait before it has handed out the first answer
+        return Fail(503)
 
     async def collect(seconds: float) -> None:
         forgotten.wait(30)
         gc.collect()
 
-    with MisbehavingServer(lambda request, n: Say() if content(request) == "chat 0" else Fail(503)) as server:
+    with MisbehavingServer(script) as server:
         answers = ChatClient(endpoint(server), "judge", sleep=collect).ask(numbered(2), FREE)
         next(answers)
+        taken.set()
         cycle: list[object] = [answers]
         cycle.append(cycle)
         del answers, cycle
@@ -574,9 +582,11 @@ def test_a_check_names_the_model_that_is_not_there():
         assert "404: The model `judge` does not exist" in (says := problem(server)) and "name a model" in says
 
 
-def test_a_check_does_not_wait_for_a_server_that_hangs():
+def test_a_check_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch):
+    assert chat_client.CHECK_SECONDS < 10
+    monkeypatch.setattr(chat_client, "CHECK_SECONDS", 1.0)
     with MisbehavingServer(lambda request, n: Hang()) as server:
-        assert "no answer within 8 s" in problem(server)
+        assert "no answer within 1 s" in problem(server)
 
 
 @pytest.mark.parametrize(

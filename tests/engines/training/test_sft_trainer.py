@@ -116,7 +116,7 @@ def test_steps_are_the_same_however_they_are_computed(
 
 @pytest.mark.parametrize(("at", "max_steps"), sampled("kills", list(itertools.product((1, 3, 4), (None, 5))), 2))
 def test_a_training_that_is_killed_ends_the_same(tmp_path: Path, at: int, max_steps: int | None):
-    config = SFT.model_copy(update={"max_steps": max_steps, "final_share": 0.1, "weight_decay": 0.01})
+    config = SFT.model_copy(update={"max_steps": max_steps, "min_lr_ratio": 0.1, "weight_decay": 0.01})
     expected = train(tmp_path / "whole", config)
     write_dataset(some_demonstrations(), tmp_path / "broken" / "dataset")
 
@@ -134,7 +134,7 @@ def test_a_training_that_is_killed_ends_the_same(tmp_path: Path, at: int, max_st
 
 
 def test_the_learning_rate_falls_to_the_share_that_is_asked_for(tmp_path: Path):
-    steps = train(tmp_path, SFT.model_copy(update={"epochs": 5, "final_share": 0.1, "warmup_share": 0.0}))
+    steps = train(tmp_path, SFT.model_copy(update={"epochs": 5, "min_lr_ratio": 0.1, "warmup_ratio": 0.0}))
     rates = [step["learning_rate"] for step in steps]
     assert rates[0] == SFT.learning_rate and rates == sorted(rates, reverse=True)
     assert 0.1 * rates[0] <= rates[-1] < 0.12 * rates[0]

@@ -6,10 +6,11 @@ lone one: test_many_workers.py and test_demonstration_trainer.py.
 """
 
 import functools
+import itertools
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.test_sft_trainer import some_demonstrations
 from tests.engines.training.worker_group import end_of_workers, run_workers
+from tests.sampling import sampled
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, SftConfig, TrainConfig, TrainingConfig
@@ -45,13 +47,18 @@ def work(folder: Path, config: TrainingConfig, dies_at: int | None) -> None:
     train_from_checkpoint(SHIPPED_SEED_MODEL, folder, config=config, trainer=SPREAD, seed=7, on_step=on_step)
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    ("config", "rows"), [(SFT, some_demonstrations(21)), (DPO, some_pairs(21))], ids=["sft", "dpo"]
-)
+TRAININGS: Mapping[str, tuple[TrainingConfig, Sequence[Demonstration | Pair]]] = {
+    "sft": (SFT, some_demonstrations(21)),
+    "dpo": (DPO, some_pairs(21)),
+}
+LORAS = {"full": None, "lora": LoraConfig(rank=4)}
+
+
+@pytest.mark.parametrize(("training", "what"), sampled("spread", list(itertools.product(TRAININGS, LORAS)), 2))
 def test_packed_and_spread_every_weight_that_is_to_be_trained_is_and_a_killed_training_resumes(
-    tmp_path: Path, config: TrainingConfig, rows: Sequence[Demonstration | Pair], lora: LoraConfig | None
+    tmp_path: Path, training: str, what: str
 ):
+    (config, rows), lora = TRAININGS[training], LORAS[what]
     config = config.model_copy(update={"packing": True, "lora": lora})
     write_dataset(rows, tmp_path / "dataset")
     ends = end_of_workers(2, functools.partial(work, tmp_path, config, 4))

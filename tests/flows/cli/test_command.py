@@ -157,7 +157,7 @@ def test_iterations_that_no_disk_holds_are_refused_at_once(tmp_path: Path, capsy
     command = ["iterate", "--to", "1000000", "--profile", profile, "--set", f"folder={tmp_path}"]
     assert main([*command, "--set", "train.epochs=10000"]) == 2
     said = capsys.readouterr().err
-    assert "needs up to" in said and "are free there: free some" in said
+    assert "needs up to" in said and "is free there: free some space" in said
 
 
 def test_a_run_that_another_process_makes_is_refused_before_prefect_starts(
@@ -227,7 +227,7 @@ def test_a_finished_run_in_a_bucket_is_recognised_from_an_empty_disk(
 @pytest.mark.parametrize(
     ("changes", "script", "told"),
     [
-        ({"endpoint_url": "http://127.0.0.1:9", "tries": 1}, None, "does not answer as it should"),
+        ({"endpoint_url": "http://127.0.0.1:9", "max_attempts": 1}, None, "does not answer as it should"),
         ({}, lambda asked: Fault(status=403, code="AccessDenied"), "is out of reach (AccessDenied"),
         ({}, lambda asked: Fault(ignore_conditions=True), "does not know conditional writes"),
     ],

@@ -1,5 +1,6 @@
 """Claims about make: targets pass their variables on as they were written, and refuse others before anything starts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -103,22 +104,29 @@ def test_options_are_those_that_the_commands_have():
         "ENGINE": "mock",
         "RECIPE": "iterate",
     }
+    commands = []
     for target in (target for target in READS if READS[target] != ("JOBS",) and target != "lock"):
         words = options(target, {name: samples.get(name, "generic") for name in READS[target]})
-        program = PROGRAMS.get(target, ["flows", target])
-        command = [sys.executable, "-c", PARSES, *program, *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        commands.append([*PROGRAMS.get(target, ["flows", target]), *words])
+    command = [sys.executable, "-c", PARSES, json.dumps(commands)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["parsed"] * len(commands)
 
 
 PARSES = """
-import argparse, runpy, sys
+import argparse, json, runpy, sys
+class Parsed(BaseException): pass
 parse = argparse.ArgumentParser.parse_args
 def only_parse(self, *arguments, **named):
     parse(self, *arguments, **named)
-    raise SystemExit(0)
+    raise Parsed
 argparse.ArgumentParser.parse_args = only_parse
-sys.argv = sys.argv[1:]
+commands = json.loads(sys.argv[1])
 sys.path.insert(0, ".")
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+for sys.argv in commands:
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except Parsed:
+        print("parsed")
 """

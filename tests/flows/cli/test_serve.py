@@ -53,7 +53,7 @@ def test_it_listens_on_loopback_behind_the_layer_and_shows_no_thought(port: str)
     assert server.environment["VLLM_NO_USAGE_STATS"] == server.environment["DO_NOT_TRACK"] == "1"
     assert server.environment[KEY] == ""
     settings = server.settings
-    assert (settings.prompt.variant, settings.tries, settings.context_tokens) == ("generic", 8, 512)
+    assert (settings.prompt.variant, settings.max_attempts, settings.context_tokens) == ("generic", 8, 512)
     assert not settings.allow_thoughts
 
 

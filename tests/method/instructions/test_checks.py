@@ -52,7 +52,7 @@ FOLLOWED: list[Case] = [
     ("keywords:letter_frequency", letters("#", 2, LESS), "one #"),
     ("language:response_language", {"language": "de"}, "Das ist ein ganz gewöhnlicher Satz über das Wetter von heute."),
     ("language:response_language", {"language": "th"}, "วันนี้อากาศดีมากและฉันอยากออกไปเดินเล่น"),
-    ("language:response_language", {"language": "de"}, "12 + 30 = 42"),  # nothing to tell it by
+    ("language:response_language", {"language": "de"}, "12 + 30 = 42"),  # nothing to identify it by
     ("length_constraints:number_sentences", sentences(3, LEAST), "Is it? It is! Mr. Fox, of the U.S., says so."),
     ("length_constraints:number_sentences", sentences(2, LESS), "One sentence, no more"),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "One\n***\nTwo\n***"),
@@ -87,7 +87,7 @@ FOLLOWED: list[Case] = [
 ]
 BROKEN: list[Case] = [
     ("keywords:existence", {"keywords": ["cat", "dog"]}, "A cat."),
-    ("keywords:existence", {"keywords": ["a.c"]}, "abc"),  # no pattern
+    ("keywords:existence", {"keywords": ["a.c"]}, "abc"),  # not a pattern
     ("keywords:frequency", often("war", 2, LEAST), "one war"),
     ("keywords:frequency", often("aa", 2, LEAST), "aaa"),  # without overlap
     ("keywords:forbidden_words", {"forbidden_words": ["no", "yes"]}, "I say YES."),
@@ -105,7 +105,7 @@ BROKEN: list[Case] = [
     ("detectable_content:number_placeholders", {"num_placeholders": 1}, "[over two\nlines]"),
     ("detectable_content:postscript", {"postscript_marker": "P.S."}, "PS: one more"),
     ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "P.S. one more"),
-    ("detectable_content:postscript", {"postscript_marker": "N.B."}, "numbers"),  # no pattern
+    ("detectable_content:postscript", {"postscript_marker": "N.B."}, "numbers"),  # not a pattern
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* one\n* two\n---"),
     ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "1. one\n• two\n*"),
     ("detectable_format:constrained_response", {}, "my answer is yes"),
@@ -135,16 +135,16 @@ BROKEN: list[Case] = [
 
 
 @pytest.mark.parametrize(("type_id", "kwargs", "response"), FOLLOWED)
-def test_it_is_followed(type_id: str, kwargs: Mapping[str, Any], response: str):
+def test_a_response_follows_an_instruction(type_id: str, kwargs: Mapping[str, Any], response: str):
     assert Constraint(type_id, kwargs).followed_by(response)
 
 
 @pytest.mark.parametrize(("type_id", "kwargs", "response"), BROKEN)
-def test_it_is_not_followed(type_id: str, kwargs: Mapping[str, Any], response: str):
+def test_a_response_breaks_an_instruction(type_id: str, kwargs: Mapping[str, Any], response: str):
     assert not Constraint(type_id, kwargs).followed_by(response)
 
 
-def test_every_type_is_shown_followed_and_broken():
+def test_every_type_has_examples_followed_and_broken():
     assert len(INSTRUCTION_TYPES) == 25
     assert {case[0] for case in FOLLOWED} == {case[0] for case in BROKEN} == INSTRUCTION_TYPES.keys()
 
@@ -164,7 +164,7 @@ LOOKS_LIKE_A_RESPONSE = st.lists(
     [Constraint(type_id, kwargs) for type_id, kwargs, _ in FOLLOWED if not type_id.startswith(("language", "change"))],
 )
 @given(response=LOOKS_LIKE_A_RESPONSE)
-def test_what_follows_strictly_follows_loosely(constraint: Constraint, response: str):
+def test_a_strict_verdict_implies_a_loose_one(constraint: Constraint, response: str):
     (strict,), (loose,) = strict_verdicts([constraint], response), loose_verdicts([constraint], response)
     assert loose or not strict
 

@@ -53,8 +53,8 @@ def test_a_row_without_instructions_has_no_constraints(ids: Any, kwargs: Any):
         ([3], [{}], "instruction id 3 is unknown"),
         ("no_comma", None, "the instruction ids are 'no_comma', expected a list"),
         ({"a": 1}, None, "the instruction ids are {'a': 1}, expected a list"),
-        (["punctuation:no_comma"], [{}, {}], "expected a list of 1 objects, one an id"),
-        (["punctuation:no_comma"], {}, "expected a list of 1 objects, one an id"),
+        (["punctuation:no_comma"], [{}, {}], "expected a list of 1 objects, one per id"),
+        (["punctuation:no_comma"], {}, "expected a list of 1 objects, one per id"),
         (["punctuation:no_comma"], [3], "the arguments of punctuation:no_comma are 3, expected an object with none"),
         (["punctuation:no_comma"], [{"n": 3}], "punctuation:no_comma has the arguments n, expected none"),
         (
@@ -86,12 +86,12 @@ def test_a_row_without_instructions_has_no_constraints(ids: Any, kwargs: Any):
             [{"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "a"}],
             "nth_paragraph of length_constraints:nth_paragraph_first_word is 3, expected up to num_paragraphs, 2",
         ),
-        (["punctuation:no_comma"] * 51, [{}] * 51, "there are 51 instructions, expected 50 at most"),
+        (["punctuation:no_comma"] * 51, [{}] * 51, "there are 51 instructions, expected at most 50"),
         (["punctuation:no_comma"], "[{", "the kwargs are '[{', expected a list"),
-        ("[" * 100_000, None, "expected a list or a list as JSON text"),
+        ("[" * 100_000, None, "expected a list, or one as JSON text"),
     ],
 )
-def test_what_is_odd_is_refused_with_what_was_expected(ids: Any, kwargs: Any, said: str):
+def test_invalid_constraints_are_rejected_with_what_was_expected(ids: Any, kwargs: Any, said: str):
     with pytest.raises(ConstraintError, match=re.escape(said)):
         write_constraints(ids, kwargs)
 
@@ -99,7 +99,7 @@ def test_what_is_odd_is_refused_with_what_was_expected(ids: Any, kwargs: Any, sa
 @pytest.mark.parametrize(
     "text", ["", "{}", '["punctuation:no_comma"]', '[{"id": "punctuation:no_comma"}]', "[" * 100_000]
 )
-def test_text_that_is_not_constraints_is_refused(text: str):
+def test_text_that_is_not_constraints_is_rejected(text: str):
     with pytest.raises(ConstraintError, match="the constraints are not"):
         parse_constraints(text)
 
@@ -123,6 +123,6 @@ def test_the_four_numbers_are_over_prompts_and_over_instructions():
     )
 
 
-def test_nothing_to_measure_has_no_numbers():
+def test_accuracy_needs_a_response_with_constraints():
     with pytest.raises(ValueError, match="no response with constraints"):
         measure_accuracy([((), "text")])

@@ -33,7 +33,7 @@ DIFFERENT = {
 
 @dataclass(frozen=True)
 class Published:
-    """One response with what the official checker said of it."""
+    """One response with the official verdicts."""
 
     key: int
     constraints: tuple[Constraint, ...]
@@ -56,7 +56,7 @@ def _read() -> Iterator[Published]:
         yield Published(row["key"], parse_constraints(text), row["response"], row["strict"], row["loose"])
 
 
-def test_every_verdict_is_the_official_one_but_for_those_that_are_explained(published: list[Published]):
+def test_every_verdict_is_the_official_one_except_those_explained(published: list[Published]):
     different = set()
     for each in published:
         strict, loose = (check(each.constraints, each.response) for check in (strict_verdicts, loose_verdicts))

@@ -127,7 +127,7 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
     if config.device == "cpu":
         variables |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.memory_gib))),
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
     return variables

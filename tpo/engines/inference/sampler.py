@@ -33,9 +33,9 @@ SEED_STRIDE = 1009
 """Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
 
 _REMEDIES = Remedies(
-    memory="If memory ran out, lower engine.memory_gib or engine.max_sequences (of a judge: judge_engine.*)",
+    memory="If memory ran out, lower engine.kv_cache_gib or engine.max_num_seqs (of a judge: judge_engine.*)",
     late="Lower engine.shard_prompts, or raise engine.shard_seconds (of a judge: judge_engine.*)",
-    cache="Raise engine.memory_gib, on a GPU engine.gpu_memory_utilization (of a judge: judge_engine.*), or lower "
+    cache="Raise engine.kv_cache_gib, on a GPU engine.gpu_memory_utilization (of a judge: judge_engine.*), or lower "
     "sample.max_new_tokens",
 )
 
@@ -87,7 +87,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
     return {
         "dtype": config.dtype,
         "max_model_len": context_tokens,
-        "max_num_seqs": config.max_sequences,
+        "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": max(8192, context_tokens),
         "enable_prefix_caching": True,
         "tensor_parallel_size": config.tensor_parallel,

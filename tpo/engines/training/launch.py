@@ -29,7 +29,7 @@ from tpo.storage.mirror import catch_up, hand_over, helping
 
 RESTARTS = 3
 """Maximum number of restarts in one call: more deaths than that have a lasting cause."""
-_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "sft": SftConfig}
+_SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "recipe.sft": SftConfig}
 
 
 def train_model(

@@ -18,7 +18,7 @@ from tpo.engines.training.row_inputs import DEMONSTRATION, ShareInputs, output_l
 class DemonstrationTrainer(ShareTrainer, SFTTrainer):
     """Trains one model on outputs to imitate; every worker creates one."""
 
-    section = "sft"
+    section = "recipe.sft"
     columns = DEMONSTRATION
 
     def get_train_dataloader(self) -> ShareLoader:

@@ -223,15 +223,15 @@ def read_log(folder: Path) -> list[Epoch]:
 
 
 def _arguments(folder: Path, config: TrainingConfig, trainer: TrainerConfig, seed: int, *, rows: int) -> dict[str, Any]:
-    falls_to_a_share = config.final_share > 0
+    falls_to_a_share = config.min_lr_ratio > 0
     arguments = {
         "output_dir": str(checkpoints.trainer_folder(folder)),
         "num_train_epochs": config.epochs,
         "max_steps": -1 if config.max_steps is None else config.steps(rows),
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "cosine_with_min_lr" if falls_to_a_share else config.schedule,
-        "lr_scheduler_kwargs": {"min_lr_rate": config.final_share} if falls_to_a_share else None,
-        "warmup_steps": config.warmup_share,
+        "lr_scheduler_type": "cosine_with_min_lr" if falls_to_a_share else config.lr_scheduler,
+        "lr_scheduler_kwargs": {"min_lr_rate": config.min_lr_ratio} if falls_to_a_share else None,
+        "warmup_steps": config.warmup_ratio,
         "weight_decay": config.weight_decay,
         "per_device_train_batch_size": config.micro_batch_size,
         "gradient_accumulation_steps": max(1, config.batch_size // config.micro_batch_size // trainer.workers),
@@ -260,7 +260,7 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
 
     from tpo.engines.training.weights import write_model
 
-    section = "sft" if isinstance(config, SftConfig) else "train"
+    section = "recipe.sft" if isinstance(config, SftConfig) else "train"
 
     class Keeper(TrainerCallback):
         """Reports steps, writes each epoch's model, and has checkpoints saved and sealed."""

@@ -1,7 +1,7 @@
 """Verifiable instructions (IFEval, 2311.07911): their 25 types, and whether a response follows them.
 
-A checker in place of a model: it needs no reference, and its verdicts are those of the official checker as far as
-docs/judges.md says.
+A checker instead of a model: it needs no reference, and its verdicts are those of the official checker, with the
+differences listed in docs/judges.md.
 """
 
 from tpo.method.instructions.checks import INSTRUCTION_TYPES

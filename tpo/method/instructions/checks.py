@@ -1,9 +1,9 @@
-"""Whether a response follows one verifiable instruction: the 25 types of IFEval (2311.07911, Table 1).
+"""Checks of a single verifiable instruction: the 25 types of IFEval (2311.07911, Table 1).
 
 Each type is a function of the response and the instruction's arguments, registered under its id. Verdicts are those of
-the official checker, quirks included, since numbers are compared with published ones; docs/judges.md lists what
-differs. Responses and arguments are arbitrary text: arguments are literal text and never patterns, and every check
-takes time linear in the response.
+the official checker, quirks included, since numbers are compared with published ones; docs/judges.md lists the
+differences. Responses and arguments are arbitrary text: arguments are matched literally, never as patterns, and every
+check takes time linear in the response.
 """
 
 import json
@@ -18,11 +18,11 @@ from tpo.method.instructions.words import capital_words, count_sentences, count_
 MAX_COUNT = 1_000_000
 """Largest count that an argument may ask for."""
 MAX_KEYWORD_LENGTH = 200
-"""Characters of a keyword or marker."""
+"""Maximum length of a keyword or marker, in characters."""
 MAX_TEXT_LENGTH = 100_000
-"""Characters of a prompt to repeat or a phrase to end with."""
+"""Maximum length of a prompt to repeat or a phrase to end with, in characters."""
 MAX_KEYWORDS = 50
-"""Keywords of one instruction."""
+"""Maximum number of keywords of one instruction."""
 RELATIONS = ("at least", "less than")
 
 Check = Callable[..., bool]
@@ -30,12 +30,12 @@ Check = Callable[..., bool]
 
 @dataclass(frozen=True)
 class Argument:
-    """What an instruction's argument must be."""
+    """The requirement on an instruction's argument."""
 
     expected: str
-    """The same in words, as an error says it."""
+    """The requirement in words, for error messages."""
     accepts: Callable[[Any], bool]
-    """Whether a value is that."""
+    """Whether a value meets it."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class InstructionType:
     """One type of verifiable instruction."""
 
     id: str
-    """Its name in IFEval, as `keywords:existence`."""
+    """Its name in IFEval, such as `keywords:existence`."""
     arguments: Mapping[str, Argument]
-    """Its arguments by name; all are needed."""
+    """Its arguments by name; all are required."""
     check: Check
-    """Whether a response that isn't blank follows it, given the arguments."""
+    """Whether a nonblank response follows it, given the arguments."""
 
 
 def _is_count(least: int) -> Callable[[Any], bool]:
@@ -70,7 +70,7 @@ _KEYWORDS = Argument(f"a list of 1 to {MAX_KEYWORDS} texts of up to {MAX_KEYWORD
 _TEXT = Argument(f"text of 1 to {MAX_TEXT_LENGTH:,} characters", _is_text(MAX_TEXT_LENGTH))
 _CHARACTER = Argument("one character", lambda value: isinstance(value, str) and len(value) == 1 and not value.isspace())
 _LANGUAGE = Argument(
-    f"the code of a language that can be told: {', '.join(sorted(LANGUAGES))}",
+    f"the code of a language that langdetect knows: {', '.join(sorted(LANGUAGES))}",
     lambda value: isinstance(value, str) and value in LANGUAGES,
 )
 
@@ -92,25 +92,25 @@ def _compare(count: int, relation: str, threshold: int) -> bool:
 
 @_register("keywords:existence", keywords=_KEYWORDS)
 def has_keywords(response: str, keywords: list[str]) -> bool:
-    """Every keyword occurs, in any case; a part of a longer word counts."""
+    """Every keyword occurs, ignoring case; a part of a longer word counts."""
     text = response.lower()
     return all(keyword.lower() in text for keyword in keywords)
 
 
 @_register("keywords:frequency", keyword=_KEYWORD, frequency=_COUNT, relation=_RELATION)
 def has_keyword_often(response: str, keyword: str, frequency: int, relation: str) -> bool:
-    """A keyword occurs often or seldom enough; parts of longer words count."""
+    """A keyword occurs at least, or less than, `frequency` times; parts of longer words count."""
     return _compare(response.lower().count(keyword.strip().lower()), relation, frequency)
 
 
 @_register("keywords:forbidden_words", forbidden_words=_KEYWORDS)
 def lacks_words(response: str, forbidden_words: list[str]) -> bool:
-    """None of the words occurs as a whole word, in any case."""
+    """None of the words occurs as a whole word, ignoring case."""
     return not any(re.search(_whole_word(word), response, re.IGNORECASE) for word in forbidden_words)
 
 
 def _whole_word(word: str) -> str:
-    """A pattern of a word with no letter or digit next to one of its own: in `C++`, only the `C` needs a boundary."""
+    """A pattern of a word without letters or digits adjacent to its own: in `C++`, only the `C` needs a boundary."""
     before = r"\b" if re.match(r"\w", word) else ""
     after = r"\b" if re.search(r"\w\Z", word) else ""
     return before + re.escape(word) + after
@@ -118,25 +118,25 @@ def _whole_word(word: str) -> str:
 
 @_register("keywords:letter_frequency", letter=_CHARACTER, let_frequency=_COUNT, let_relation=_RELATION)
 def has_letter_often(response: str, letter: str, let_frequency: int, let_relation: str) -> bool:
-    """A letter, or another character, occurs often or seldom enough, in any case."""
+    """A letter, or another character, occurs at least, or less than, `let_frequency` times, ignoring case."""
     return _compare(response.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 @_register("language:response_language", language=_LANGUAGE)
 def is_in_language(response: str, language: str) -> bool:
-    """The response is in a language; one with nothing to tell it by passes."""
+    """The response is in a language; one whose language can't be identified passes."""
     return detect_language(response) in (language, None)
 
 
 @_register("length_constraints:number_sentences", num_sentences=_COUNT, relation=_RELATION)
 def has_sentences(response: str, num_sentences: int, relation: str) -> bool:
-    """The number of sentences is high or low enough."""
+    """The number of sentences is at least, or less than, `num_sentences`."""
     return _compare(count_sentences(response), relation, num_sentences)
 
 
 @_register("length_constraints:number_paragraphs", num_paragraphs=_COUNT)
 def has_paragraphs(response: str, num_paragraphs: int) -> bool:
-    """As many paragraphs as asked, divided by `***`; one in the middle may not be blank."""
+    """Exactly `num_paragraphs` paragraphs, separated by `***`; one in the middle may not be blank."""
     paragraphs = response.split("***")
     inner = paragraphs[1:-1]
     written = [paragraph for paragraph in paragraphs if paragraph.strip()]
@@ -145,7 +145,7 @@ def has_paragraphs(response: str, num_paragraphs: int) -> bool:
 
 @_register("length_constraints:number_words", num_words=_COUNT, relation=_RELATION)
 def has_words(response: str, num_words: int, relation: str) -> bool:
-    """The number of words is high or low enough."""
+    """The number of words is at least, or less than, `num_words`."""
     return _compare(count_words(response), relation, num_words)
 
 
@@ -156,9 +156,9 @@ def has_words(response: str, num_words: int, relation: str) -> bool:
     first_word=_KEYWORD,
 )
 def has_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """As many paragraphs as asked, divided by a blank line, the nth of which begins with a word, in any case.
+    """Exactly `num_paragraphs` paragraphs, split at blank lines, the nth of which begins with a word, ignoring case.
 
-    As in the official checker, blank paragraphs don't count for the number but do for the position.
+    As in the official checker, blank paragraphs don't count toward the number but do count toward the position.
     """
     paragraphs = response.split("\n\n")
     written = sum(bool(paragraph.strip()) for paragraph in paragraphs)
@@ -170,7 +170,7 @@ def has_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first
 
 @_register("detectable_content:number_placeholders", num_placeholders=_COUNT)
 def has_placeholders(response: str, num_placeholders: int) -> bool:
-    """At least so many placeholders in square brackets, none over more than a line."""
+    """At least `num_placeholders` placeholders in square brackets, none spanning lines."""
     count = 0
     for line in response.split("\n"):
         end = -1
@@ -181,7 +181,7 @@ def has_placeholders(response: str, num_placeholders: int) -> bool:
 
 @_register("detectable_content:postscript", postscript_marker=_KEYWORD)
 def has_postscript(response: str, postscript_marker: str) -> bool:
-    """The marker of a postscript occurs; `P.S.` and `P.P.S` may have spaces inside, and any case will do."""
+    """The marker of a postscript occurs, ignoring case; `P.S.` and `P.P.S` may have spaces inside."""
     marker = postscript_marker.strip()
     patterns = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     return re.search(patterns.get(marker, re.escape(marker.lower())), response.lower()) is not None
@@ -189,9 +189,9 @@ def has_postscript(response: str, postscript_marker: str) -> bool:
 
 @_register("detectable_format:number_bullet_lists", num_bullets=_COUNT)
 def has_bullets(response: str, num_bullets: int) -> bool:
-    """Exactly so many lines that begin with `*`, but not `**`, or with `-`.
+    """Exactly `num_bullets` lines that begin with `*`, but not `**`, or with `-`.
 
-    As in the official checker, a line that is `*` alone takes the next one with it.
+    As in the official checker, a `*` alone on its line absorbs the next line, though a `-` there still counts.
     """
     stars = dashes = 0
     taken = False
@@ -216,9 +216,9 @@ def is_constrained(response: str) -> bool:
 
 @_register("detectable_format:number_highlighted_sections", num_highlights=_COUNT)
 def has_highlights(response: str, num_highlights: int) -> bool:
-    """At least so many highlights, `*text*` or `**text**`, none over more than a line.
+    """At least `num_highlights` highlights, `*text*` or `**text**`, none spanning lines.
 
-    As in the official checker, both forms are looked for apart and their counts added.
+    As in the official checker, the two forms are counted separately and added up.
     """
     single = re.findall(r"\*[^\n*]*+\*", response)
     double = re.findall(r"\*\*[^\n*]*+\*\*", response)
@@ -227,7 +227,7 @@ def has_highlights(response: str, num_highlights: int) -> bool:
 
 @_register("detectable_format:multiple_sections", section_spliter=_KEYWORD, num_sections=_COUNT)
 def has_sections(response: str, section_spliter: str, num_sections: int) -> bool:
-    """At least so many headings: the given word and a number."""
+    """At least `num_sections` headings: the given word and a number."""
     return len(re.findall(re.escape(section_spliter.strip()) + r"\s?\d+", response)) >= num_sections
 
 
@@ -246,7 +246,7 @@ def is_json(response: str) -> bool:
 
 @_register("detectable_format:title")
 def has_title(response: str) -> bool:
-    """A line holds `<<title>>`, and the title isn't blank."""
+    """A line contains `<<title>>`, and the title isn't blank."""
     for line in response.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
         if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
@@ -256,7 +256,7 @@ def has_title(response: str) -> bool:
 
 @_register("combination:two_responses")
 def has_two_responses(response: str) -> bool:
-    """Two different responses with `******` between them."""
+    """Two different responses, separated by `******`."""
     parts = [part.strip() for part in response.split("******")]
     written = [part for part in parts if part]
     return all(parts[1:-1]) and len(written) == 2 and written[0] != written[1]
@@ -264,13 +264,13 @@ def has_two_responses(response: str) -> bool:
 
 @_register("combination:repeat_prompt", prompt_to_repeat=_TEXT)
 def repeats_prompt(response: str, prompt_to_repeat: str) -> bool:
-    """The response begins with the prompt, in any case."""
+    """The response begins with the prompt, ignoring case."""
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 @_register("startend:end_checker", end_phrase=_TEXT)
 def ends_with_phrase(response: str, end_phrase: str) -> bool:
-    """The response ends with a phrase, in any case; quotation marks around the response don't count."""
+    """The response ends with a phrase, ignoring case and quotation marks around the response."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
@@ -283,19 +283,19 @@ def is_quoted(response: str) -> bool:
 
 @_register("change_case:capital_word_frequency", capital_frequency=_COUNT, capital_relation=_RELATION)
 def has_capital_words(response: str, capital_frequency: int, capital_relation: str) -> bool:
-    """Words in capitals alone are many or few enough."""
+    """The number of words in capitals alone is at least, or less than, `capital_frequency`."""
     return _compare(len(capital_words(response)), capital_relation, capital_frequency)
 
 
 @_register("change_case:english_capital")
 def is_english_capital(response: str) -> bool:
-    """English, without small letters."""
+    """English without lowercase letters."""
     return response.isupper() and detect_language(response) in ("en", None)
 
 
 @_register("change_case:english_lowercase")
 def is_english_lowercase(response: str) -> bool:
-    """English, without capital letters."""
+    """English without capital letters."""
     return response.islower() and detect_language(response) in ("en", None)
 
 

@@ -1,7 +1,7 @@
-"""The verifiable instructions of a prompt: their JSON, what is wrong with it, and how many a response follows.
+"""The verifiable instructions of a prompt: their JSON, its validation, and how many of them a response follows.
 
 A prompt's constraints are a JSON list of objects with `id` and `kwargs`, the columns `instruction_id_list` and `kwargs`
-of IFEval (2311.07911) in one text. Strict verdicts are on the response as it is; loose ones are on any of eight
+of IFEval (2311.07911) in one text. Strict verdicts are on the response as it is; loose ones accept any of eight
 versions of it (§3), which forgive an opening line, a closing line and Markdown's asterisks.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 from tpo.method.instructions.checks import INSTRUCTION_TYPES
 
 MAX_CONSTRAINTS = 50
-"""Instructions of one prompt."""
+"""Maximum number of instructions per prompt."""
 
 
 class ConstraintError(ValueError):
-    """What is wrong with a prompt's constraints, and what was expected."""
+    """A prompt's constraints are invalid; says why and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Constraint:
     """One verifiable instruction with its arguments."""
 
     id: str
-    """Its type, as `keywords:existence`."""
+    """Its type, such as `keywords:existence`."""
     kwargs: Mapping[str, Any]
     """Its arguments by name."""
 
     def followed_by(self, response: str) -> bool:
-        """Whether a response follows it as it stands; a blank one never does."""
+        """Whether a response, as it is, follows the instruction; a blank one never does."""
         return bool(response.strip()) and INSTRUCTION_TYPES[self.id].check(response, **self.kwargs)
 
 
 def parse_constraints(text: str) -> tuple[Constraint, ...]:
-    """The constraints in a prompt's JSON; raises `ConstraintError` if it holds something else."""
+    """The constraints in a prompt's JSON; raises `ConstraintError` if it is anything else."""
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -50,10 +50,10 @@ def write_constraints(ids: Any, kwargs: Any) -> str | None:
 
     Args:
         ids: A list of ids, or that list as JSON text, or None.
-        kwargs: For each id its arguments, as an object or as JSON text; the whole may be JSON text. Null arguments are
-            absent ones, as in tables in which every row has every argument. None if no instruction has any.
+        kwargs: The arguments of each id, as an object or as JSON text; the whole list may be JSON text. Null arguments
+            are ignored, since in some tables every row has every argument. None if no instruction has any.
 
-    Raises `ConstraintError` for an unknown id and for arguments that aren't what the instruction needs.
+    Raises `ConstraintError` for an unknown id and for arguments that the instruction doesn't accept.
     """
     ids = _from_json(ids, "the instruction ids")
     kwargs = _from_json(kwargs, "the kwargs")
@@ -63,14 +63,14 @@ def write_constraints(ids: Any, kwargs: Any) -> str | None:
         raise ConstraintError(f"the instruction ids are {_short(ids)}, expected a list of ids")
     kwargs = [None] * len(ids) if kwargs is None else kwargs
     if not isinstance(kwargs, list) or len(kwargs) != len(ids):
-        raise ConstraintError(f"the kwargs are {_short(kwargs)}, expected a list of {len(ids)} objects, one an id")
+        raise ConstraintError(f"the kwargs are {_short(kwargs)}, expected a list of {len(ids)} objects, one per id")
     rows = [{"id": each, "kwargs": _present(values)} for each, values in zip(ids, kwargs, strict=True)]
     _checked(rows)
     return json.dumps(rows, ensure_ascii=False)
 
 
 def strict_verdicts(constraints: Sequence[Constraint], response: str) -> list[bool]:
-    """Whether a response follows each of the constraints, as it is."""
+    """Whether a response, as it is, follows each of the constraints."""
     return [constraint.followed_by(response) for constraint in constraints]
 
 
@@ -81,7 +81,7 @@ def loose_verdicts(constraints: Sequence[Constraint], response: str) -> list[boo
 
 
 def loose_versions(response: str) -> list[str]:
-    """A response as it is, without its first line, its last, and both; and each of these without asterisks."""
+    """A response as it is, without its first line, its last, and both; then each of these without asterisks."""
     lines = response.split("\n")
     cut = [response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return list(dict.fromkeys([*cut, *(version.replace("*", "") for version in cut)]))
@@ -92,17 +92,17 @@ class Accuracy:
     """IFEval's four numbers over a set of responses, each from 0 to 1."""
 
     prompt_strict: float
-    """Share of the prompts all of whose instructions are followed."""
+    """Share of prompts with all instructions followed."""
     instruction_strict: float
-    """Share of the instructions that are followed."""
+    """Share of instructions followed."""
     prompt_loose: float
-    """The first with loose verdicts."""
+    """`prompt_strict` with loose verdicts."""
     instruction_loose: float
-    """The second with loose verdicts."""
+    """`instruction_strict` with loose verdicts."""
 
 
 def measure_accuracy(responses: Iterable[tuple[Sequence[Constraint], str]]) -> Accuracy:
-    """The four numbers over the responses, each with its prompt's constraints; ValueError if there is none."""
+    """The four numbers over responses, each paired with its prompt's constraints; raises ValueError if none has any."""
     pairs = [(constraints, response) for constraints, response in responses if constraints]
     if not pairs:
         raise ValueError("there is no response with constraints to measure")
@@ -112,7 +112,7 @@ def measure_accuracy(responses: Iterable[tuple[Sequence[Constraint], str]]) -> A
 
 
 def prompt_level(verdicts: Sequence[Sequence[bool]]) -> float:
-    """Share of the prompts all of whose verdicts are true."""
+    """Share of prompts whose verdicts are all true."""
     return sum(map(all, verdicts)) / len(verdicts)
 
 
@@ -123,7 +123,7 @@ def instruction_level(verdicts: Sequence[Sequence[bool]]) -> float:
 
 def _checked(rows: Sequence[Mapping[str, Any]]) -> tuple[Constraint, ...]:
     if len(rows) > MAX_CONSTRAINTS:
-        raise ConstraintError(f"there are {len(rows)} instructions, expected {MAX_CONSTRAINTS} at most")
+        raise ConstraintError(f"there are {len(rows)} instructions, expected at most {MAX_CONSTRAINTS}")
     return tuple(_constraint(row["id"], row["kwargs"]) for row in rows)
 
 
@@ -151,7 +151,7 @@ def _constraint(type_id: Any, kwargs: Any) -> Constraint:
 
 
 def _present(kwargs: Any) -> Any:
-    """The arguments that are there, and whole numbers that a table holds as floats as the whole numbers they are."""
+    """The non-null arguments, with whole numbers that a table stores as floats turned back into integers."""
     kwargs = _from_json(kwargs, "the kwargs")
     if kwargs is None:
         return {}
@@ -170,7 +170,7 @@ def _from_json(value: Any, what: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
-        raise ConstraintError(f"{what} are {_short(value)}, expected a list or a list as JSON text") from error
+        raise ConstraintError(f"{what} are {_short(value)}, expected a list, or one as JSON text") from error
 
 
 def _short(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""The language of a text, by langdetect, which is what IFEval's official checker asks.
+"""Language identification by langdetect, which IFEval's official checker uses.
 
-langdetect draws some of the text's letter groups at random. Here its seed is fixed for every text, so that a verdict is
-the same in every process and on every run; the official checker's can change from run to run on short or mixed texts.
-It looks at the first 10,000 characters and gives up after a fixed number of draws, so its time is bounded.
+langdetect samples the text's letter groups at random. Here its seed is fixed for every text, so that a verdict is the
+same in every process and on every run; the official checker's can vary between runs on short or mixed texts. It looks
+at the first 10,000 characters and gives up after a fixed number of draws, so its time is bounded.
 """
 
 import functools
@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 SEED = 0
-"""Seed of langdetect's draws for each text."""
+"""Seed of langdetect's draws, the same for each text."""
 LANGUAGES = frozenset(
     re.findall(
         r"\S+",
@@ -21,11 +21,11 @@ LANGUAGES = frozenset(
         """,
     )
 )
-"""Codes of the languages that it knows (ISO 639-1, Chinese by script)."""
+"""Codes of the languages that it can identify (ISO 639-1, Chinese by script)."""
 
 
 def detect_language(text: str) -> str | None:
-    """The code of a text's language; None if it has nothing to tell it by, such as digits alone."""
+    """The code of a text's language; None if nothing in it indicates one, such as digits alone."""
     from langdetect.lang_detect_exception import LangDetectException
 
     detector = _factory().create()
@@ -38,7 +38,7 @@ def detect_language(text: str) -> str | None:
 
 @functools.cache
 def _factory() -> Any:
-    """langdetect's own factory is one for the whole process, with a seed that any code could change; this one is ours.
+    """A dedicated detector factory: langdetect's is shared by the whole process, and any code could change its seed.
 
     Profiles are loaded in the order of their names, not in the file system's.
     """

@@ -1,9 +1,9 @@
 """Words, sentences and capital words of a response, counted as IFEval's official checker counts them.
 
-The official checker leaves sentences to NLTK's Punkt model for English and capital words to NLTK's tokenizer, which
-download trained tables at run time. This module has the published rules (Kiss and Strunk, 2006; the Penn Treebank's
-tokenization) with short word lists in place of the tables. In rare texts, outlines with letters for most, a count of
-sentences can differ; docs/judges.md says how often. Everything here takes time linear in the text.
+The official checker uses NLTK's Punkt model for English and NLTK's tokenizer for capital words, which download trained
+tables at run time. This module implements the published rules (Kiss and Strunk, 2006; the Penn Treebank's tokenization)
+with short word lists instead of the tables. In rare texts, mostly outlines with letters, the number of sentences can
+differ; docs/judges.md says how often. Everything here takes time linear in the text.
 """
 
 import re
@@ -19,7 +19,7 @@ _ABBREVIATIONS = frozenset(
     )
 )
 _ENDS_SENTENCES = frozenset(("e.g", "i.e", "p.s", "p.p.s"))
-"""Dotted letters after which Punkt's English model ends a sentence: the newspapers it was trained on have few."""
+"""Dotted letters after which Punkt's English model ends a sentence: few occur in the newspapers of its training."""
 _STARTERS = frozenset(
     re.findall(
         r"\S+",
@@ -30,7 +30,7 @@ _STARTERS = frozenset(
         """,
     )
 )
-"""Words that begin a sentence wherever they are capitalized."""
+"""Words that begin a sentence whenever they are capitalized."""
 
 _WORD = re.compile(r"\w+")
 _CHUNK = re.compile(r"\S+")
@@ -56,12 +56,12 @@ _TWO_WORDS = {
 
 
 def count_words(text: str) -> int:
-    """Runs of letters, digits and underscores."""
+    """Number of runs of letters, digits and underscores."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
 def count_sentences(text: str) -> int:
-    """How many sentences `text` has."""
+    """Number of sentences in `text`."""
     return len(split_sentences(text))
 
 
@@ -101,7 +101,7 @@ def _without_clitic(piece: str) -> tuple[str, ...]:
 
 
 def _stop_in(chunk: str, following: str, *, opens_line: bool) -> int | None:
-    """Where in a run of visible characters a sentence ends, after its stop; None if none does."""
+    """Where in a run of visible characters a sentence ends, as the index after its stop; None if none does."""
     stops = [found.end() for found in _STOP.finditer(chunk)]
     if not stops:
         return None
@@ -114,16 +114,16 @@ def _stop_in(chunk: str, following: str, *, opens_line: bool) -> int | None:
 
 
 def _ends_sentence(word: str, following: str, *, opens_line: bool) -> bool:
-    """Whether the period after `word` ends a sentence, rather than belonging to the word alone."""
+    """Whether the period after `word` ends a sentence, rather than only belonging to the word."""
     first = _FIRST_WORD.match(following)
     starts = first is not None and first.group(1)[:1].isupper() and first.group(1).lower() in _STARTERS
     if word.endswith("."):  # an ellipsis
         return starts
     if opens_line and len(word) == 1 and word.isalpha() and word.lower() not in _ABBREVIATIONS:  # "A. Stir"
         return True
-    if len(word) == 1 and word.islower() and word not in _ABBREVIATIONS:  # no initial of a name
+    if len(word) == 1 and word.islower() and word not in _ABBREVIATIONS:  # not a name's initial
         return first is not None and first.group(1)[:1].isupper()
-    if _NUMBER.fullmatch(word):  # "3. Stir" is two sentences, as Punkt has it
+    if _NUMBER.fullmatch(word):  # "3. Stir" is two sentences, as in Punkt
         return not following[:1].islower()
     word = word.lower()
     abbreviated = word.split("-")[-1] in _ABBREVIATIONS or len(word) == 1

@@ -1,0 +1,126 @@
+"""Old names of sections and keys: read as those of today, and used in manifests for ever.
+
+What a user or an earlier version wrote is translated before anything is validated, with a note for each key: validators
+reject and never rewrite. A manifest goes on naming values as the first one did (`as_noted`), so that a run folder made
+before a key was renamed is as complete as one made since.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from tpo.config.base import Section, sections_in
+from tpo.config.data import SampleConfig, SyntheticConfig
+from tpo.config.judges import PairConfig
+from tpo.config.recipes import SelfTrain, ThinkPo
+from tpo.config.resources import EngineConfig, StorageConfig
+from tpo.config.run import RunConfig
+from tpo.config.training import SftConfig, TrainingConfig
+from tpo.errors import InputError
+
+Note = Callable[[str], None]
+"""Receives what to write in place of an old name."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A key that has another name today."""
+
+    section: type[Section]
+    """The section that has it, or what such sections have in common."""
+    old: str
+    """What it was called; in manifests it still is."""
+    new: str
+    """What it is called."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Old values and those of today, if they have other names too."""
+
+
+RENAMED = (
+    Renamed(SampleConfig, "tries", "max_attempts"),
+    Renamed(SampleConfig, "evaluation_tries", "evaluation_max_attempts"),
+    Renamed(SyntheticConfig, "most_generations", "max_generations"),
+    Renamed(PairConfig, "error_share", "max_error_pair_ratio"),
+    Renamed(TrainingConfig, "schedule", "lr_scheduler"),
+    Renamed(TrainingConfig, "final_share", "min_lr_ratio"),
+    Renamed(TrainingConfig, "warmup_share", "warmup_ratio"),
+    Renamed(SftConfig, "too_long", "overlong", {"cut": "truncate"}),
+    Renamed(ThinkPo, "differing_share", "mismatched_answer_ratio"),
+    Renamed(ThinkPo, "most_pairs", "max_pairs"),
+    Renamed(SelfTrain, "similarity", "dedup_threshold"),
+    Renamed(EngineConfig, "memory_gib", "kv_cache_gib"),
+    Renamed(EngineConfig, "max_sequences", "max_num_seqs"),
+    Renamed(StorageConfig, "tries", "max_attempts"),
+)
+RECIPES = ("thinkpo", "self_train")
+"""Kinds of recipes that used to be sections of their own."""
+
+
+def translated(values: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """The values of a profile, of some of its keys, or of a run's `config.json`, under today's names.
+
+    Raises `InputError` if one setting has both its old and its new name.
+    """
+    return _keys_translated(_sections_translated(values, note), [RunConfig], "", note)
+
+
+def as_noted(section: Section, *, include: Set[str] | None = None, exclude: Set[str] | None = None) -> dict[str, Any]:
+    """A section's values, named by today's names in `include` and `exclude`, as manifests note them."""
+    values = section.model_dump(
+        mode="json", include=None if include is None else {*include}, exclude=None if exclude is None else {*exclude}
+    )
+    for key in RENAMED:
+        if isinstance(section, key.section) and key.new in values:
+            value = values.pop(key.new)
+            values[key.old] = {new: old for old, new in key.values.items()}.get(value, value)
+    return values
+
+
+def _sections_translated(values: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """The same with the recipe in one section."""
+    old = {name: value for name, value in values.items() if name in (*RECIPES, "sft")}
+    found = {name: value for name, value in values.items() if name not in old}
+    given = [name for name, value in old.items() if value is not None]
+    recipes = [name for name in given if name in RECIPES]
+    if "sft" in given and not recipes and old.keys() >= set(RECIPES):
+        given.remove("sft")  # a run of TPO kept what its profile said of fine-tuning, and never used it
+    clash = recipes if len(recipes) > 1 else [*given, "recipe"] if given and "recipe" in values else []
+    if clash:
+        both = " and ".join(f"[{name}]" for name in clash)
+        raise InputError(f"{both} are there, and a run has one recipe: keep one, with fine-tuning as [recipe.sft]")
+    for name in recipes:
+        note(f'[{name}] is deprecated: write [recipe] with kind = "{name}"')
+        found["recipe"] = {"kind": name, **old[name]} if isinstance(old[name], dict) else old[name]
+    if "sft" in given:
+        note("[sft] is deprecated: write [recipe.sft]")
+        recipe = found.get("recipe", {})
+        found["recipe"] = recipe | {"sft": old["sft"]} if isinstance(recipe, dict) else recipe
+    return found
+
+
+def _keys_translated(
+    values: Mapping[str, Any], sections: Sequence[type[BaseModel]], above: str, note: Note
+) -> dict[str, Any]:
+    """The same with today's keys in every section; `sections` are those that `values` may be."""
+    found = {}
+    for old, value in values.items():
+        key = next((key for key in RENAMED if key.old == old and _any_is(sections, key.section)), None)
+        if key is None:
+            name, today = old, value
+        else:
+            name, today = key.new, key.values.get(value, value) if isinstance(value, str) else value
+            if name in values:
+                raise InputError(f"{above}{old} is the old name of {above}{name}, and both are set: leave it out")
+            also = f' = "{today}"' if today != value else ""
+            note(f"{above}{old} is deprecated: write {above}{name}{also}")
+        fields = [section.model_fields[name] for section in sections if name in section.model_fields]
+        below = [section for field in fields for section in sections_in(field.annotation)]
+        inner = isinstance(today, dict) and below
+        found[name] = _keys_translated(today, below, f"{above}{name}.", note) if inner else today
+    return found
+
+
+def _any_is(sections: Sequence[type[BaseModel]], section: type[Section]) -> bool:
+    return any(issubclass(each, section) for each in sections)
