@@ -46,11 +46,15 @@ class MathChecker:
     Args:
         program: What the process runs, for tests.
         wait_seconds: Longest wait for a comparison, whatever else takes the machine.
+        check_seconds: Time of a CPU that a comparison may take.
     """
 
-    def __init__(self, program: Path = PROGRAM, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(
+        self, program: Path = PROGRAM, wait_seconds: float = WAIT_SECONDS, *, check_seconds: int = CHECK_SECONDS
+    ) -> None:
         self._program = program
         self._wait_seconds = wait_seconds
+        self._check_seconds = check_seconds
         self._sandbox: Sandbox | None = None
         self._started = False
         self._lock = threading.Lock()
@@ -86,7 +90,7 @@ class MathChecker:
             return error.reason
 
     def _start(self) -> Sandbox:
-        sandbox = Sandbox(self._program, str(CHECK_SECONDS), memory_bytes=MEMORY_BYTES, cpu_seconds=None)
+        sandbox = Sandbox(self._program, str(self._check_seconds), memory_bytes=MEMORY_BYTES, cpu_seconds=None)
         try:
             said = sandbox.line(START_SECONDS)
         except SandboxError as error:

@@ -13,7 +13,6 @@ from prompts.thought import VARIANTS, ParseError, ThoughtPrompt, load_prompt
 from tests.rows import SHARED_DATA
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
-from tpo.models import template_trial
 
 GENERIC, SPECIFIC, DRAFT, DIRECT = (VARIANTS[name] for name in ("generic", "specific", "specific_draft", "direct"))
 THINKING = [prompt for prompt in VARIANTS.values() if prompt.response_marker]
@@ -267,12 +266,11 @@ def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, c
         load_prompt(PromptConfig(variant="specific", user_template=path))
 
 
-def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(template_trial, "TRIAL_SECONDS", 2)
+def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path):
     loops = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" * 3
     (tmp_path / "mine.jinja").write_text(f"<R> {{{{ instruction }}}}{loops}")
     with pytest.raises(InputError, match="does not render: it does not come to an end within 2 s"):
-        load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
+        load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"), trial_seconds=2)
 
 
 def test_a_pipe_is_no_template(tmp_path: Path):
