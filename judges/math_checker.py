@@ -46,15 +46,15 @@ class MathChecker:
     Args:
         program: What the process runs, for tests.
         wait_seconds: Longest wait for a comparison, whatever else takes the machine.
-        check_seconds: Longest time that a comparison itself may take.
+        check_seconds: Time of a CPU that a comparison may take.
     """
 
     def __init__(
-        self, program: Path = PROGRAM, wait_seconds: float = WAIT_SECONDS, check_seconds: int = CHECK_SECONDS
+        self, program: Path = PROGRAM, wait_seconds: float = WAIT_SECONDS, *, check_seconds: int = CHECK_SECONDS
     ) -> None:
         self._program = program
-        self._check_seconds = check_seconds
         self._wait_seconds = wait_seconds
+        self._check_seconds = check_seconds
         self._sandbox: Sandbox | None = None
         self._started = False
         self._lock = threading.Lock()

@@ -18,14 +18,16 @@ from tpo.method.instructions import parse_constraints, strict_verdicts
 from tpo.records import Judgment, Score
 from tpo.storage.journal import Journal
 
+_MATH = MathChecker()
+"""Shared by all verifiers of this process: it takes seconds to start."""
+
 
 class Verifier:
     """Compares answers with references, as text or as mathematics, or checks verifiable instructions."""
 
-    def __init__(self, config: VerifierJudge, checker: MathChecker | None = None) -> None:
-        """`checker` compares mathematics; without one, the process's own does."""
+    def __init__(self, config: VerifierJudge, *, math: MathChecker = _MATH) -> None:
         self._config = config
-        self._checker = checker
+        self._math = math
         self._pattern = re.compile(config.answer_pattern)
 
     def judge(
@@ -86,7 +88,7 @@ class Verifier:
 
     def _compare(self, answer: str, reference: str) -> Compared:
         if self._config.match == "math":
-            return (self._checker or _MATH).compare(answer, reference)
+            return self._math.compare(answer, reference)
         return Compared(_normal(answer) == _normal(reference))
 
 
@@ -110,5 +112,3 @@ def _normal(text: str) -> str:
 
 _MARKS = re.escape(string.punctuation.replace("-", "") + "“”‘’«»„…¡¿ ")
 _OUTER = re.compile(rf"^(?:(?!\.\d)[{_MARKS}])+|[{_MARKS}]+$")
-_MATH = MathChecker()
-"""Shared by all verifiers of this process: it takes seconds to start."""

@@ -20,7 +20,7 @@ from prompts.native import Division, NativeThoughts, Tokens, Use
 from prompts.template import compiled, read_template, shipped_template
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
-from tpo.models.template_trial import template_fault
+from tpo.models.template_trial import TRIAL_SECONDS, template_fault
 from tpo.models.thinking_template import TAGS
 from tpo.records import Message
 
@@ -275,15 +275,15 @@ def begun(text: str, needles: Iterable[str]) -> int:
     return max((n for needle in needles for n in range(1, len(needle)) if text.endswith(needle[:n])), default=0)
 
 
-def load_prompt(config: PromptConfig) -> ThoughtPrompt:
-    """The prompt for a config, with its template files checked.
+def load_prompt(config: PromptConfig, *, trial_seconds: int = TRIAL_SECONDS) -> ThoughtPrompt:
+    """The prompt for a config, with its template files checked in `trial_seconds` of a CPU.
 
     Raises `InputError` if a template is missing, doesn't parse or end, doesn't contain the instruction exactly once, or
     never mentions the response marker.
     """
     shipped = VARIANTS[config.variant]
     own = {path: read_template(path, "prompt") for path in (config.user_template, config.system_template) if path}
-    if own and (fault := template_fault(tuple(own.values()))):
+    if own and (fault := template_fault(tuple(own.values()), cpu_seconds=trial_seconds)):
         raise InputError(f"a template of prompt {config.variant!r} does not render: it {fault}")
     prompt = ThoughtPrompt(
         variant=config.variant,

@@ -25,6 +25,7 @@ from tests.faults.mock_run import make_seed
 from tests.without_prefect import without_prefect
 from tpo.config.data import SampleConfig
 from tpo.config.run import RunConfig
+from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.sampler import Accept, Output, Request
 from tpo.miniature.world import WORDS
 from tpo.records import Artifact
@@ -56,6 +57,7 @@ class InstantPool:
         n: int,
         tries: int,
         accept: Accept,
+        rules: Sequence[Rule] = (),
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Outputs, shard by shard."""
         for i, shard in enumerate(shards):

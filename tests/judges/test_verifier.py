@@ -90,9 +90,14 @@ def test_liking_for_length_is_added_by_the_hundred_characters_and_changes_no_ver
     assert [s.response_chars for s in (short, long, wrong)] == [3, 100, 200]
 
 
+@pytest.fixture(scope="module")
+def impatient() -> MathChecker:
+    return MathChecker(check_seconds=2)
+
+
 @pytest.mark.parametrize("bomb", ["9**9**9**9", "$10000000!$", "The answer is 10^1000000000"])
-def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_read(bomb: str):
-    judge = Verifier(VerifierJudge(match="math"), MathChecker(check_seconds=2))
+def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_read(bomb: str, impatient: MathChecker):
+    judge = Verifier(VerifierJudge(match="math"), math=impatient)
     responses = (Response(0, bomb), Response(1, "The answer is $\\frac{1}{2}$"))
     group = Group("p", "How much?", "0.5", responses)
     (said,) = judge.judge([group])

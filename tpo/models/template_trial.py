@@ -28,16 +28,16 @@ CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assista
 
 
 @lru_cache(maxsize=64)
-def template_fault(templates: tuple[str, ...]) -> str | None:
+def template_fault(templates: tuple[str, ...], *, cpu_seconds: int = TRIAL_SECONDS) -> str | None:
     """What is wrong with one of these templates, in words that follow "a chat template"; None if nothing is."""
     # Imported here: the process runs this file too, without our code.
     from tpo.sandbox import Sandbox, SandboxError
 
     try:
-        with Sandbox(Path(__file__), memory_bytes=TRIAL_BYTES, cpu_seconds=TRIAL_SECONDS) as trial:
-            fault: str | None = json.loads(trial.ask(json.dumps(templates), wall_seconds=6 * TRIAL_SECONDS))
+        with Sandbox(Path(__file__), memory_bytes=TRIAL_BYTES, cpu_seconds=cpu_seconds) as trial:
+            fault: str | None = json.loads(trial.ask(json.dumps(templates), wall_seconds=6 * cpu_seconds))
     except SandboxError:
-        return f"does not come to an end within {TRIAL_SECONDS} s and {TRIAL_BYTES >> 20} MiB"
+        return f"does not come to an end within {cpu_seconds} s and {TRIAL_BYTES >> 20} MiB"
     return fault
 
 

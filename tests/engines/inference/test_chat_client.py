@@ -20,8 +20,15 @@ from hypothesis import strategies as st
 
 from tests.misbehaving_server import HALF_AN_ANSWER, Action, Drop, Fail, Hang, MisbehavingServer, Say, Script, Send
 from tpo.config.base import Endpoint
-from tpo.engines.inference import chat_client
-from tpo.engines.inference.chat_client import Alternative, ChatClient, Position, Refused, Spent, label_logprobs
+from tpo.engines.inference.chat_client import (
+    CHECK_SECONDS,
+    Alternative,
+    ChatClient,
+    Position,
+    Refused,
+    Spent,
+    label_logprobs,
+)
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
 from tpo.records import Message
@@ -74,8 +81,10 @@ def endpoint(server: MisbehavingServer, **settings: Any) -> Endpoint:
     return Endpoint(base_url=server.base_url, key_variable="JUDGE_KEY", **settings)
 
 
-def client(server: MisbehavingServer, *, waits: Waits | None = None, **settings: Any) -> ChatClient:
-    return ChatClient(endpoint(server, **settings), "judge", sleep=waits or Waits())
+def client(
+    server: MisbehavingServer, *, waits: Waits | None = None, check_seconds: float = CHECK_SECONDS, **settings: Any
+) -> ChatClient:
+    return ChatClient(endpoint(server, **settings), "judge", sleep=waits or Waits(), check_seconds=check_seconds)
 
 
 def replies(
@@ -551,10 +560,10 @@ def test_a_server_that_answers_passes_the_check():
     assert server.asked[0].request["max_tokens"] == 1
 
 
-def problem(server: MisbehavingServer, seconds: float = chat_client.CHECK_SECONDS, **settings: Any) -> str:
+def problem(server: MisbehavingServer, **settings: Any) -> str:
     started = time.monotonic()
     with pytest.raises(InputError) as error:
-        client(server, **settings).check(seconds=seconds)
+        client(server, **settings).check()
     assert time.monotonic() - started < 10
     assert server.base_url in str(error.value) and "'judge'" in str(error.value)
     return str(error.value)
@@ -583,9 +592,9 @@ def test_a_check_names_the_model_that_is_not_there():
 
 
 def test_a_check_does_not_wait_for_a_server_that_hangs():
-    assert chat_client.CHECK_SECONDS < 10
+    assert CHECK_SECONDS < 10
     with MisbehavingServer(lambda request, n: Hang()) as server:
-        assert "no answer within 1 s" in problem(server, seconds=1.0)
+        assert "no answer within 1 s" in problem(server, check_seconds=1.0)
 
 
 @pytest.mark.parametrize(

@@ -132,35 +132,35 @@ class ChatClient:
         endpoint: Its address and limits.
         model: Its name there.
         sleep: Waits a number of seconds between attempts.
+        check_seconds: Longest wait for the answer to a short check.
     """
 
     def __init__(
-        self, endpoint: Endpoint, model: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        endpoint: Endpoint,
+        model: str,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        check_seconds: float = CHECK_SECONDS,
     ) -> None:
         self._endpoint = endpoint
         self._model = model
         self._sleep = sleep
+        self._check_seconds = check_seconds
         self._forms = run_context().request_forms
         self._form = self._forms.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
 
     def __repr__(self) -> str:
         return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
 
-    def check(
-        self,
-        chat: Sequence[Message] | None = None,
-        decoding: Decoding | None = None,
-        *,
-        seconds: float = CHECK_SECONDS,
-    ) -> Reply:
+    def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
         """Makes one call, as `ask` would; without a chat a short one.
 
-        What may pass is tried again, but not for long: `seconds` without a `decoding`. A server that nobody answers for
-        fails at once. Raises `InputError` if there is no reply, or one that doesn't keep to the labels although the
-        endpoint says so.
+        What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
+        `InputError` if there is no reply, or one that doesn't keep to the labels although the endpoint says so.
         """
         held = self._endpoint.structured_outputs
-        seconds = seconds if decoding is None else self._endpoint.timeout_seconds
+        seconds = self._check_seconds if decoding is None else self._endpoint.timeout_seconds
         decoding = decoding or (Decoding(16, _PROBE_LABELS) if held else Decoding(1))
         chat = chat or [Message(role="user", content="Hello.")]
         with self._connection() as (client, submit):
