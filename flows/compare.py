@@ -10,7 +10,7 @@ from flows.iterate import iterate
 from flows.prefect_ops import name_subflows_as_tasks
 from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
-from tasks.handles import Answers, against_ask, judged, measuring_ask
+from tasks.handles import JudgedSamples, against_spec, judged, measuring_spec
 from tasks.judge import judge
 from tpo.config.judges import compares
 from tpo.config.run import RunConfig
@@ -30,7 +30,7 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
         if (summary := reached(each, iterations)) is None:
             summary = iterate(each, iterations)
             name_subflows_as_tasks()
-        answers = [judged(each, measuring_ask(each, t)) for t in range(iterations + 1)]
+        answers = [judged(each, measuring_spec(each, t)) for t in range(iterations + 1)]
         arms.append(Arm(each, summary, answers))
     thinking, direct = arms
     prompts = complete_artifact(config.root / "iter_0" / "prompts" / "test")
@@ -38,12 +38,12 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
         return mending(lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts)))
 
 
-def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[Answers]:
+def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[JudgedSamples]:
     """Comparisons of both runs' answers by a judge that compares; empty if it reads one response at a time."""
     config = thinking.config
     if not compares(config.evaluation.judge):
         return []
     return [
-        judge(config, against_ask(config, t), ours.samples, prompts, theirs.samples)
+        judge(config, against_spec(config, t), ours.samples, prompts, theirs.samples)
         for t, (ours, theirs) in enumerate(zip(thinking.tests, direct.tests, strict=True))
     ]

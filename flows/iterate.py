@@ -8,20 +8,20 @@ from prefect import flow
 
 from flows.prefect_ops import name_subflows_as_tasks
 from tasks.handles import (
-    Answers,
-    Ask,
-    Chosen,
+    Candidate,
+    JudgedSamples,
+    SamplingSpec,
     baseline_of,
-    direct_ask,
-    measuring_ask,
+    direct_spec,
+    measuring_spec,
     seed_model,
-    training_ask,
-    validation_ask,
+    training_spec,
+    validation_spec,
 )
 from tasks.judge import judge
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
-from tasks.report import Measured, Origin, report
+from tasks.report import IterationResult, Origin, report
 from tasks.sample import sample
 from tasks.synthesize import synthesize
 from tasks.train import reference_of, train
@@ -50,13 +50,13 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
     seed = seed_model(config)
     validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
-    first = Measured(
+    first = IterationResult(
         iteration=0,
-        chosen=Chosen(seed, ask(config, validation_ask(config, 0, 0), seed, validation)),
-        test=ask(config, measuring_ask(config, 0), seed, test),
+        chosen=Candidate(seed, ask(config, validation_spec(config, 0, 0), seed, validation)),
+        test=ask(config, measuring_spec(config, 0), seed, test),
         origin=None,
     )
-    direct = ask(config, direct_ask(config), seed, test, first.test)
+    direct = ask(config, direct_spec(config), seed, test, first.test)
     measured = [first]
     for t in range(1, iterations + 1):
         measured.append(iteration(config, t, seed, validation, test, measured))
@@ -66,27 +66,31 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
 
 @flow(name="iteration", flow_run_name="M_{t} of {config.name}")
 def iteration(
-    config: RunConfig, t: int, seed: Artifact, validation: Artifact, test: Artifact, measured: list[Measured]
-) -> Measured:
+    config: RunConfig, t: int, seed: Artifact, validation: Artifact, test: Artifact, measured: list[IterationResult]
+) -> IterationResult:
     """Makes M_t from M_{t-1}: fresh prompts, K outputs each, scores, pairs, DPO, the best checkpoint, its test."""
     first, incumbent = measured[0], measured[-1].chosen
     earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
     fresh = synthesize if config.data.synthetic else load_prompts
     prompts = fresh(config, f"iter_{t}/prompts", seed, earlier)
-    answers = ask(config, training_ask(config, t), incumbent.model, prompts)
+    answers = ask(config, training_spec(config, t), incumbent.model, prompts)
     pairs = pair(config, t, answers)
     reference = reference_of(config, seed, incumbent.model)
     checkpoints = train(config, f"iter_{t}", incumbent.model, reference, pairs)
     candidates = [
-        Chosen(checkpoint, ask(config, validation_ask(config, t, epoch), checkpoint, validation, incumbent.validation))
+        Candidate(
+            checkpoint, ask(config, validation_spec(config, t, epoch), checkpoint, validation, incumbent.validation)
+        )
         for epoch, checkpoint in enumerate(checkpoints, 1)
     ]
     chosen = validate(config, t, incumbent, candidates)
-    tested = ask(config, measuring_ask(config, t), chosen.model, test, first.test)
-    return Measured(t, chosen, tested, Origin(prompts, answers, pairs))
+    tested = ask(config, measuring_spec(config, t), chosen.model, test, first.test)
+    return IterationResult(t, chosen, tested, Origin(prompts, answers, pairs))
 
 
-def ask(config: RunConfig, how: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
+def ask(
+    config: RunConfig, how: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
+) -> JudgedSamples:
     """Samples a model's outputs and judges them; a judge that compares compares them with `against`."""
     samples = sample(config, how, model, prompts)
     return judge(config, how, samples, prompts, baseline_of(how, samples, against))

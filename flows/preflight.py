@@ -41,7 +41,7 @@ from tpo.data.prompt_files import check_prompt_file, file_of, read_prompt_rows
 from tpo.engines.cluster.processes import LOOPBACK_NAMES, check_rays_folder, proxy_fault
 from tpo.engines.inference.chat_client import Spent
 from tpo.engines.inference.generator import ApiGenerator
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 from tpo.engines.training.check import check_generation_config, check_training
 from tpo.engines.training.tracking import check_tracker, check_tracker_key
 from tpo.errors import InputError, StoreError
@@ -255,7 +255,7 @@ def check_endpoints(config: RunConfig) -> None:
     judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
     for judge in {judge.model_dump_json(): judge for judge in judges}.values():
         if judge.endpoint is not None:
-            for line in ServerAsker(judge, judge.endpoint, load_verdict_prompt(judge), Tokens()).check():
+            for line in ServerAsker(judge, judge.endpoint, load_verdict_prompt(judge), TokenCount()).check():
                 say(line)
     writer = config.data.synthetic
     if writer is not None and writer.endpoint is not None:

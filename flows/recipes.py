@@ -27,7 +27,7 @@ from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
-from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of, read_ladder
+from tpo.report.ladder import ABLATION, LADDER, ModelTable, page_of, read_ladder
 from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
 from tpo.run_context import run_context, using
 from tpo.storage.current import is_current
@@ -179,12 +179,12 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     return summary if summary.models[-1].iteration >= iterations else None
 
 
-def _ladder(config: RunConfig, last: str | None) -> Ladder | None:
+def _ladder(config: RunConfig, last: str | None) -> ModelTable | None:
     """The ladder of a run that is finished, if it reaches the model called `last`."""
     return _reaching(config.root / LADDER, last) if is_current(config) else None
 
 
-def _ablation(config: RunConfig, iterations: int, ours: Ladder, theirs: Ladder) -> Ladder | None:
+def _ablation(config: RunConfig, iterations: int, ours: ModelTable, theirs: ModelTable) -> ModelTable | None:
     """The comparison of a run with and without DPO at SFT_T, unless one of them has changed since."""
     found = _reaching(config.root / ABLATION, f"SFT_{iterations}")
     of = {rung.model: rung for rung in ours.rungs} | {f"{rung.model} without": rung for rung in theirs.rungs}
@@ -193,7 +193,7 @@ def _ablation(config: RunConfig, iterations: int, ours: Ladder, theirs: Ladder) 
     return found if current else None
 
 
-def _reaching(path: Path, last: str | None) -> Ladder | None:
+def _reaching(path: Path, last: str | None) -> ModelTable | None:
     try:
         ladder = read_ladder(path)
     except StoreError:

@@ -18,16 +18,16 @@ from flows.iterate import ask
 from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
-from tasks.handles import Answers, labelling_ask, pairing_ask, seed_model, test_ask
+from tasks.handles import JudgedSamples, evaluation_spec, labelling_spec, pairing_spec, seed_model
 from tasks.load_prompts import load_prompts
-from tasks.measure import Step, measure
+from tasks.measure import MeasuredModel, measure
 from tasks.pair_by_answer import pair_by_answer
 from tasks.pseudo_label import pseudo_label
 from tasks.train import train
 from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.report.ladder import ABLATION, LADDER, Ladder, page_of
+from tpo.report.ladder import ABLATION, LADDER, ModelTable, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -40,31 +40,31 @@ class Made:
 
     test: Artifact
     """The test prompts."""
-    steps: list[Step]
+    steps: list[MeasuredModel]
     """Its models, in the order in which they were made."""
-    ladder: Ladder
+    ladder: ModelTable
     """Their test results."""
 
 
 @flow(name="self_train", flow_run_name="{config.name} to SFT_{iterations}")
-def self_train(config: RunConfig, iterations: int) -> Ladder:
+def self_train(config: RunConfig, iterations: int) -> ModelTable:
     """Brings a run to SFT_T, T = `iterations`, as the only writer of its folder."""
     return _run(config, iterations).ladder
 
 
 @flow(name="self_train_and_plain", flow_run_name="{config.name} with and without DPO, to SFT_{iterations}")
-def self_train_and_plain(config: RunConfig, iterations: int) -> Ladder:
+def self_train_and_plain(config: RunConfig, iterations: int) -> ModelTable:
     """Brings a run and one without the DPO step to SFT_T, T = `iterations`, and compares the SFT_t of both."""
     ours, plain = (_run(each, iterations) for each in (config, without_dpo(config)))
     theirs = {step.model: step for step in plain.steps}
-    steps = [Step("base", ours.steps[0].test)]
+    steps = [MeasuredModel("base", ours.steps[0].test)]
     for step in ours.steps:
         if step.model.startswith("SFT_"):
             other = theirs[step.model]
             below = f"{step.model} without"
             steps += [
-                Step(below, other.test, None, other.rows),
-                Step(step.model, step.test, below, step.rows),
+                MeasuredModel(below, other.test, None, other.rows),
+                MeasuredModel(step.model, step.test, below, step.rows),
             ]
     with only_writer(config.root), writing(config):
         return mending(lambda: measure(config, "DPO-ST and self-training without DPO", ours.test, steps, ABLATION))
@@ -84,12 +84,12 @@ def make_models(config: RunConfig, iterations: int) -> Made:
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
     questions = load_prompts(config, "base/prompts/train", base, [test])
-    first = ask(config, test_ask(config, "base"), base, test)
-    steps = [Step("base", first)]
+    first = ask(config, evaluation_spec(config, "base"), base, test)
+    steps = [MeasuredModel("base", first)]
 
     def measured(name: str, folder: str, model: Artifact, rows: Mapping[str, Artifact]) -> Artifact:
         below = next(step.model for step in reversed(steps) if not step.model.startswith("DPO_"))
-        steps.append(Step(name, ask(config, test_ask(config, folder), model, test, first), below, rows))
+        steps.append(MeasuredModel(name, ask(config, evaluation_spec(config, folder), model, test, first), below, rows))
         return model
 
     def fine_tuned(t: int, demonstrations: Artifact) -> Artifact:
@@ -98,15 +98,15 @@ def make_models(config: RunConfig, iterations: int) -> Made:
 
     given = demonstrate(config, "iter_0/sft", base, questions, most=recipe.demonstrations)
     tuned = fine_tuned(0, given)
-    to_pair, to_imitate = list[Answers](), list[Answers]()
+    to_pair, to_imitate = list[JudgedSamples](), list[JudgedSamples]()
     for t in range(1, iterations + 1):
         writer = tuned
         if recipe.dpo:
-            to_pair.append(ask(config, pairing_ask(config, t), tuned, questions))
+            to_pair.append(ask(config, pairing_spec(config, t), tuned, questions))
             pairs = pair_by_answer(config, f"iter_{t}/dpo", given, to_pair)
             writer = train(config, f"iter_{t}/dpo", tuned, tuned, pairs)[-1]
             measured(f"DPO_{t}", f"iter_{t}/dpo", writer, {"pairs": pairs})
-        to_imitate.append(ask(config, labelling_ask(config, t), writer, questions))
+        to_imitate.append(ask(config, labelling_spec(config, t), writer, questions))
         tuned = fine_tuned(t, pseudo_label(config, f"iter_{t}/sft", given, to_imitate))
     name = "DPO-ST" if recipe.dpo else "self-training"
     return Made(test, steps, measure(config, name, test, steps))

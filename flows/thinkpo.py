@@ -12,16 +12,16 @@ from prefect import flow
 from flows.iterate import ask
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
-from tasks.handles import seed_model, test_ask, write_ask
+from tasks.handles import evaluation_spec, seed_model, write_spec
 from tasks.load_prompts import load_prompts
-from tasks.measure import Step, measure
+from tasks.measure import MeasuredModel, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
 from tasks.sample import sample
 from tasks.train import train
 from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.report.ladder import LADDER, Ladder, page_of
+from tpo.report.ladder import LADDER, ModelTable, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -31,7 +31,7 @@ RECIPE = "ThinkPO"
 
 
 @flow(name="thinkpo", flow_run_name="{config.name}")
-def thinkpo(config: RunConfig) -> Ladder:
+def thinkpo(config: RunConfig) -> ModelTable:
     """Brings a run of ThinkPO to its end, as the only writer of its folder."""
     with only_writer(config.root), writing(config):
         keep_config(config)
@@ -40,24 +40,24 @@ def thinkpo(config: RunConfig) -> Ladder:
         return ladder
 
 
-def make_models(config: RunConfig) -> Ladder:
+def make_models(config: RunConfig) -> ModelTable:
     """Makes and measures the base, the fine-tuned model, and the one that prefers to think."""
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
-    first = ask(config, test_ask(config, "base"), base, test)
-    steps = [Step("base", first)]
+    first = ask(config, evaluation_spec(config, "base"), base, test)
+    steps = [MeasuredModel("base", first)]
     tuned, pairs = base, None
     if config.sft is not None:
         prompts = load_prompts(config, "sft/prompts", base, [test])
         given = demonstrate(config, "sft", base, prompts)
         tuned = fine_tune(config, "sft", base, given)[-1]
-        tested = ask(config, test_ask(config, "sft"), tuned, test, first)
-        steps.append(Step("SFT", tested, "base", {"demonstrations": given}))
+        tested = ask(config, evaluation_spec(config, "sft"), tuned, test, first)
+        steps.append(MeasuredModel("SFT", tested, "base", {"demonstrations": given}))
         pairs = pair(config, base, tuned, prompts, given)
     pairs = pairs or pairs_from_file(config, "dpo", tuned)
     thinking = train(config, "dpo", tuned, tuned, pairs)[-1]
-    tested = ask(config, test_ask(config, "dpo"), thinking, test, first)
-    steps.append(Step("ThinkPO", tested, steps[-1].model, {"pairs": pairs}))
+    tested = ask(config, evaluation_spec(config, "dpo"), thinking, test, first)
+    steps.append(MeasuredModel("ThinkPO", tested, steps[-1].model, {"pairs": pairs}))
     return measure(config, RECIPE, test, steps)
 
 
@@ -69,7 +69,7 @@ def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, 
 
     def written(side: Literal["long", "short"], model: str) -> Artifact:
         writer = base if model == "seed" else folder_artifact(Path(model))
-        samples = sample(config, write_ask(config, source, side), writer, prompts)
+        samples = sample(config, write_spec(config, source, side), writer, prompts)
         return demonstrate(config, f"dpo/{side}", tuned, prompts, samples)
 
     long = given if source.long == "demonstrations" else written("long", source.long)

@@ -67,7 +67,7 @@ def load_armorm_reader(folder: Path, dtype: str) -> Reader:
 
 
 @dataclass(frozen=True)
-class Figure:
+class PublishedFigure:
     """A published figure, compared with ours."""
 
     name: str
@@ -89,7 +89,7 @@ class Figure:
 class JudgeCheck:
     """The published example, computed with a folder's model."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[PublishedFigure, ...]
     """Three coefficients and five rewards."""
     largest: tuple[str, ...]
     """The attributes of the three largest coefficients, as computed here."""
@@ -135,11 +135,11 @@ def judge_check(folder: Path) -> JudgeCheck:
         raise InputError(f"{folder} has {len(rewards)} objectives, expected the {len(ATTRIBUTES)} that are published")
     found = dict(zip(ATTRIBUTES, coefficients, strict=True))
     figures = [
-        Figure(f"coefficient of {name}", expected, found[name], _COEFFICIENT_TOLERANCE)
+        PublishedFigure(f"coefficient of {name}", expected, found[name], _COEFFICIENT_TOLERANCE)
         for name, expected in _COEFFICIENTS
     ]
     figures += [
-        Figure(f"{name}, on its scale", expected, reward * 5 - 0.5, _HELPSTEER_TOLERANCE)
+        PublishedFigure(f"{name}, on its scale", expected, reward * 5 - 0.5, _HELPSTEER_TOLERANCE)
         for name, expected, reward in zip(ATTRIBUTES, _HELPSTEER, rewards, strict=False)
     ]
     largest = sorted(found, key=lambda name: abs(found[name]), reverse=True)[:3]

@@ -20,8 +20,8 @@ from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.engines import engines_of_run
-from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
-from tpo.engines.inference.reply import Decoding, Reply, Tokens
+from tpo.engines.inference.chat_client import ChatClient, RefusedChat, Spent
+from tpo.engines.inference.reply import Decoding, Reply, TokenCount
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder, Piece
 from tpo.models.folder import check_model_folder
@@ -39,7 +39,7 @@ LABEL_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ResponsePair:
     """Two responses to one instruction."""
 
     instruction: str
@@ -55,14 +55,14 @@ class Comparison:
         return self.instruction, self.first, self.second
 
 
-PLAIN = Comparison("What is 12 + 30?", "12 + 30 is 42.", "12 + 30 is 43.")
+PLAIN = ResponsePair("What is 12 + 30?", "12 + 30 is 42.", "12 + 30 is 43.")
 """A comparison that any judge can decide."""
 
 
 class Asker(Protocol):
     """Decides comparisons."""
 
-    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply | RefusedChat]]:
         """The reply to each comparison, by its position, as they come."""
         ...
 
@@ -81,12 +81,12 @@ class EngineAsker:
         self._pool = engines_of_run().sampler_pool(engine, cluster, self._context, cpus=0)
         self._encoder = ComparisonEncoder(prompt, ChatEncoder(config.folder))
 
-    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply | RefusedChat]]:
         """The replies shard by shard; comparisons of one instruction stay on one engine, too long ones are refused."""
         prompts = self._encoder.encode(comparisons)
         longest = self._context - self._decoding.max_new_tokens
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= longest]
-        yield from ((i, Refused(TOO_LONG)) for i in sorted(set(range(len(prompts))) - set(fitting)))
+        yield from ((i, RefusedChat(TOO_LONG)) for i in sorted(set(range(len(prompts))) - set(fitting)))
         shards = shards_of(comparisons, fitting, self._engines)
         tokens = [[prompts[i] for i in shard] for shard in shards]
         labels = self._encoder.labels if self._decoding.labels else []
@@ -97,14 +97,14 @@ class EngineAsker:
 class ServerAsker:
     """Uses an OpenAI-compatible server."""
 
-    def __init__(self, config: PairwiseJudge, endpoint: Endpoint, prompt: VerdictPrompt, spent: Tokens) -> None:
+    def __init__(self, config: PairwiseJudge, endpoint: Endpoint, prompt: VerdictPrompt, spent: TokenCount) -> None:
         self._config = config
         self._client = ChatClient(endpoint, config.model)
         self._decoding = decoding_of(config, config.max_tokens)
         self._prompt = prompt
         self._spent = Spent(spent.input_tokens, spent.output_tokens)
 
-    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply | RefusedChat]]:
         """The replies as the server sends them."""
         return self._client.ask(list(map(self._chat, comparisons)), self._decoding, spent=self._spent)
 
@@ -123,7 +123,7 @@ class ServerAsker:
             raise InputError(said)
         yield said
 
-    def _chat(self, asked: Comparison) -> list[Message]:
+    def _chat(self, asked: ResponsePair) -> list[Message]:
         return self._prompt.render(*map(without_control_tokens, asked.texts))
 
 
@@ -145,7 +145,7 @@ class ComparisonEncoder:
         self._head, self._first, self._second = map(held, (self._encode_head, self._encode_first, self._encode_second))
         self._seams: dict[str, bool] = {}
 
-    def encode(self, comparisons: Sequence[Comparison]) -> list[list[int]]:
+    def encode(self, comparisons: Sequence[ResponsePair]) -> list[list[int]]:
         """Token ids of each comparison, with the generation prompt at its end."""
         encoded: list[list[int]] = []
         for _, group in itertools.groupby(comparisons, key=lambda asked: asked.instruction):
@@ -154,7 +154,7 @@ class ComparisonEncoder:
             encoded += map(encode, asked)
         return encoded
 
-    def _seams_hold(self, asked: Comparison) -> bool:
+    def _seams_hold(self, asked: ResponsePair) -> bool:
         """Whether the pieces of a comparison are the tokens of the whole; looked at once a question, for all of it."""
         if asked.instruction not in self._seams:
             if len(self._seams) >= TEXTS_HELD:
@@ -162,7 +162,7 @@ class ComparisonEncoder:
             self._seams[asked.instruction] = self._joined(asked) == self._whole(asked)
         return self._seams[asked.instruction]
 
-    def _joined(self, asked: Comparison) -> list[int]:
+    def _joined(self, asked: ResponsePair) -> list[int]:
         return [*self._head(asked.instruction), *self._first(asked.first), *self._second(asked.second)]
 
     def _encode_head(self, instruction: str) -> list[int]:
@@ -174,7 +174,7 @@ class ComparisonEncoder:
     def _encode_second(self, text: str) -> list[int]:
         return self._encoder.encode_pieces([Piece(self._prompt.defused(text)), *self._end])
 
-    def _whole(self, asked: Comparison) -> list[int]:
+    def _whole(self, asked: ResponsePair) -> list[int]:
         return self._encoder.encode(self._prompt.render(*asked.texts))
 
 
@@ -185,7 +185,7 @@ def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
     return Decoding(config.max_new_tokens or LABEL_TOKENS, LABELS, probabilities=config.mode == "probability")
 
 
-def shards_of(comparisons: Sequence[Comparison], positions: Sequence[int], engines: int = 1) -> list[list[int]]:
+def shards_of(comparisons: Sequence[ResponsePair], positions: Sequence[int], engines: int = 1) -> list[list[int]]:
     """Positions of comparisons in shards of comparable size, none of which ends within those of one instruction.
 
     As many as keep each of `engines` busy alike, and none much larger than `SHARD_COMPARISONS`.

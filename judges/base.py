@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 from tpo.records import Judgment, Prompt, Sample, Score
 from tpo.storage.journal import Journal
 
@@ -46,11 +46,11 @@ class Group:
     """The prompt's verifiable instructions, as `Prompt.constraints`."""
 
 
-Spend = Callable[[Tokens], None]
+Spend = Callable[[TokenCount], None]
 """Receives the tokens that one reply of a model took."""
 
 
-def uncounted(_: Tokens) -> None:
+def uncounted(_: TokenCount) -> None:
     """Ignores usage."""
 
 

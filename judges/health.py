@@ -21,7 +21,7 @@ from judges.base import Group
 from judges.verifier import Verifier
 from tpo.config.judges import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
 from tpo.errors import StageError
-from tpo.records import Health, Judgment, Score
+from tpo.records import JudgeHealth, Judgment, Score
 
 FEW_CASES = 30
 """Number of cases below which a figure must be beyond its limit by more than chance."""
@@ -31,7 +31,7 @@ ONE_SIDED_95 = 1.645
 
 def measure_health(
     groups: Sequence[Group], judgments: Iterable[Judgment], scores: Iterable[Score], referee: JudgeConfig
-) -> Health:
+) -> JudgeHealth:
     """The health of a judge that said `judgments` of `groups`; scores of samples that no group holds are left out.
 
     `referee` says how responses are compared with references, where it is a verifier; else the verifier's defaults do.
@@ -46,7 +46,7 @@ def measure_health(
     scored = [score.value for score in values.values() if score.value is not None]
     alike, swap_pairs = _alike_in_both_orders(asked)
     equal = _equal_groups(groups, values)
-    return Health(
+    return JudgeHealth(
         responses=len(judged),
         unscored=_count(score.unscored for score in values.values() if score.unscored is not None),
         comparisons=len(asked),
@@ -105,7 +105,7 @@ class _Limit:
         return f"{self.value:.3f} {self.what}, and health.{self.name} allows {bound} {limit}"
 
 
-def check_health(health: Health, limits: HealthConfig, stage: str, *, exact: bool = False) -> None:
+def check_health(health: JudgeHealth, limits: HealthConfig, stage: str, *, exact: bool = False) -> None:
     """Raises `StageError` with every limit that `health` violates.
 
     An `exact` judge, a verifier, may score all responses to hard prompts alike.
@@ -125,7 +125,7 @@ def check_health(health: Health, limits: HealthConfig, stage: str, *, exact: boo
     )
 
 
-def _limits(health: Health) -> list[_Limit]:
+def _limits(health: JudgeHealth) -> list[_Limit]:
     swap_pairs = health.swap_pairs or health.decided // 2
     return [
         _Limit("max_unscored", health.unscored_rate, "of the responses are unscored"),
@@ -162,7 +162,7 @@ def _limits(health: Health) -> list[_Limit]:
     ]
 
 
-def describe_health(health: Health) -> str:
+def describe_health(health: JudgeHealth) -> str:
     """One line for the terminal."""
     said = [f"{health.responses - sum(health.unscored.values())} scored"]
     said += [f"{count} {reason}" for reason, count in health.unscored.items()]

@@ -18,13 +18,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from judges.askers import Asker, Comparison
+from judges.askers import Asker, ResponsePair
 from judges.base import BASELINE, Group, Response, Spend, uncounted
 from judges.unreadable import FirstAnswers
 from prompts.verdict import Verdict, parse_verdict
 from tpo.config.judges import PairwiseJudge
-from tpo.engines.inference.chat_client import Refused
-from tpo.engines.inference.reply import Reply, Tokens
+from tpo.engines.inference.chat_client import RefusedChat
+from tpo.engines.inference.reply import Reply, TokenCount
 from tpo.errors import StageError
 from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
@@ -86,7 +86,7 @@ class Pairwise:
 
     def _ask(
         self, questions: Sequence["_Question"], journal: Journal | None, spend: Spend
-    ) -> Iterator[tuple["_Question", Reply | Refused]]:
+    ) -> Iterator[tuple["_Question", Reply | RefusedChat]]:
         """The reply to each comparison, from the journal or the judge, in any order."""
         known = journal.answers if journal else {}
         for question in questions:
@@ -96,7 +96,7 @@ class Pairwise:
         unread: list[str] = []
         for i, said in self._asker.ask([question.comparison for question in open_]):
             if isinstance(said, Reply):
-                spend(Tokens(said.input_tokens, said.output_tokens))
+                spend(TokenCount(said.input_tokens, said.output_tokens))
             if journal:
                 journal.write(open_[i].key, _to_json(said))
             unread += [] if self._first.see(said) else [open_[i].key]
@@ -149,9 +149,9 @@ class _Question:
         return f"{self.match.group.prompt_id} {self.first.index} {self.second.index}"
 
     @property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> ResponsePair:
         """The texts that the judge sees."""
-        return Comparison(self.match.group.instruction, self.first.text, self.second.text)
+        return ResponsePair(self.match.group.instruction, self.first.text, self.second.text)
 
 
 class _Match:
@@ -182,7 +182,7 @@ class _Match:
         rivals = [entrant for entrant in self._entrants if entrant.text != baseline.text]
         return [_Question(self, *pair) for rival in rivals for pair in ((rival, baseline), (baseline, rival))]
 
-    def record(self, question: _Question, said: Reply | Refused) -> None:
+    def record(self, question: _Question, said: Reply | RefusedChat) -> None:
         """Records the reply to one comparison."""
         outcome = _outcome(said, self._config.mode)
         detail = json.dumps(_to_json(said), ensure_ascii=False, allow_nan=False)
@@ -215,9 +215,9 @@ def _entrants(group: Group, config: PairwiseJudge) -> list[Response]:
     return list(distinct.values())
 
 
-def _outcome(said: Reply | Refused, mode: str) -> float | None:
+def _outcome(said: Reply | RefusedChat, mode: str) -> float | None:
     """1 if the first won, -1 if the second did, 0 for a tie; 2p - 1 for a soft result; None if unparsable."""
-    if isinstance(said, Refused):
+    if isinstance(said, RefusedChat):
         return None
     if mode != "probability":
         verdict = parse_verdict(said.text, finished=said.finished)
@@ -242,7 +242,7 @@ def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
     return values
 
 
-def _to_json(said: Reply | Refused) -> dict[str, Any]:
+def _to_json(said: Reply | RefusedChat) -> dict[str, Any]:
     """The reply in a form that JSON can hold: a log-probability of -inf becomes null."""
     values = dict(vars(said))
     if values.get("label_logprobs") is not None:
@@ -250,9 +250,9 @@ def _to_json(said: Reply | Refused) -> dict[str, Any]:
     return values
 
 
-def _from_json(values: Mapping[str, Any]) -> Reply | Refused:
+def _from_json(values: Mapping[str, Any]) -> Reply | RefusedChat:
     if "reason" in values:
-        return Refused(**values)
+        return RefusedChat(**values)
     logprobs = values["label_logprobs"]
     if logprobs is not None:
         logprobs = tuple(-math.inf if value is None else value for value in logprobs)

@@ -9,10 +9,10 @@ from judges.verifier import Verifier
 from prompts.verdict import load_verdict_prompt
 from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 
 
-def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: Tokens) -> Judge:
+def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount) -> Judge:
     """The judge for a config; its engines start with its first call.
 
     `spent` is the usage of the run's judging so far, which an endpoint's limits count.
@@ -28,7 +28,7 @@ def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterC
             return Pairwise(judge, _asker(judge, engine, cluster, spent))
 
 
-def _asker(judge: PairwiseJudge, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: Tokens) -> Asker:
+def _asker(judge: PairwiseJudge, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount) -> Asker:
     prompt = load_verdict_prompt(judge)
     if judge.endpoint is None:
         return EngineAsker(judge, prompt, engine, cluster)

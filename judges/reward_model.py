@@ -19,7 +19,7 @@ from judges.base import Group, Spend, uncounted
 from tpo.config.judges import ArmoRMJudge, RewardModelJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.engines import engines_of_run
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
@@ -101,7 +101,7 @@ class ChatJudge(ABC):
             readings = [(chat, next(found) if isinstance(chat, Chat) else []) for chat in asked.popleft()]
             for chat, _ in readings:
                 if isinstance(chat, Chat):
-                    spend(Tokens(len(chat.token_ids)))
+                    spend(TokenCount(len(chat.token_ids)))
             yield [
                 self._judgment(group.prompt_id, response.index, *reading)
                 for response, reading in zip(group.responses, readings, strict=True)

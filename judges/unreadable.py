@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from prompts.verdict import LABELS, parse_verdict
 from tpo.config.judges import PairwiseJudge
-from tpo.engines.inference.chat_client import Refused
+from tpo.engines.inference.chat_client import RefusedChat
 from tpo.engines.inference.reply import Reply, without_thinking
 from tpo.errors import StageError
 
@@ -33,9 +33,9 @@ class Cause:
     """The setting that helps."""
 
 
-def cause_of(said: Reply | Refused, config: PairwiseJudge) -> Cause | None:
+def cause_of(said: Reply | RefusedChat, config: PairwiseJudge) -> Cause | None:
     """Why a reply has no readable verdict; None if it has one."""
-    if isinstance(said, Refused):
+    if isinstance(said, RefusedChat):
         return Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', said.reason)[:200]})", _REFUSED)
     if config.mode == "probability":
         if said.label_logprobs is not None and max(said.label_logprobs) > -math.inf:
@@ -85,12 +85,12 @@ class FirstAnswers:
         self._read = 0
         self._causes: Counter[Cause] = Counter()
 
-    def see(self, said: Reply | Refused) -> bool:
+    def see(self, said: Reply | RefusedChat) -> bool:
         """Counts a reply; returns whether its verdict is readable."""
         cause = cause_of(said, self._config)
         if cause is None:
             self._read += 1
-        elif not (isinstance(said, Refused) and said.reason == TOO_LONG):
+        elif not (isinstance(said, RefusedChat) and said.reason == TOO_LONG):
             self._causes[cause] += 1
         return cause is None
 

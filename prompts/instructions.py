@@ -33,7 +33,7 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenInstruction:
     """One generated instruction."""
 
     instruction: str
@@ -59,12 +59,12 @@ class InstructionPrompt:
         content = compiled(self.template).render(examples=list(examples), count=count)
         return [Message(role="user", content=content)]
 
-    def split(self, output: str, *, finished: bool) -> list[Written]:
+    def split(self, output: str, *, finished: bool) -> list[WrittenInstruction]:
         """The generated instructions, one entry for each that was begun; `finished` is False if the limit cut the
         output."""
         _, *begun = output.split(OPEN)
         if not begun:
-            return [Written("", Fault.UNPARSABLE if finished else Fault.CUT_BY_LENGTH)]
+            return [WrittenInstruction("", Fault.UNPARSABLE if finished else Fault.CUT_BY_LENGTH)]
         written = [_read_one(text, finished=True) for text in begun[:-1]]
         return [*written, _read_one(begun[-1], finished=finished)]
 
@@ -107,11 +107,11 @@ def _check(prompt: InstructionPrompt) -> None:
         raise InputError("never says how many tasks are wanted: write {{ count }} where that belongs")
 
 
-def _read_one(text: str, *, finished: bool) -> Written:
+def _read_one(text: str, *, finished: bool) -> WrittenInstruction:
     instruction, closed, _ = text.partition(CLOSE)
     if closed and instruction.strip() and _CUT_LETTER not in instruction:
-        return Written(instruction.strip())
-    return Written("", Fault.UNPARSABLE if finished or closed else Fault.CUT_BY_LENGTH)
+        return WrittenInstruction(instruction.strip())
+    return WrittenInstruction("", Fault.UNPARSABLE if finished or closed else Fault.CUT_BY_LENGTH)
 
 
 _SHIPPED = shipped_template("instructions.user")

@@ -15,7 +15,7 @@ Use = Literal["asked", "allowed", "unwanted"]
 """Whether the model is asked to think natively, can't be kept from it, or was told not to."""
 
 
-class Tokens:
+class OutputTokens:
     """The tokens of an output."""
 
     def __init__(self, ids: Sequence[int], decode: Decode) -> None:
@@ -82,7 +82,7 @@ class NativeThoughts:
         """The texts around a thought."""
         return self.opening, self.closing
 
-    def divide(self, output: str, tokens: Tokens | None = None) -> Division:
+    def divide(self, output: str, tokens: OutputTokens | None = None) -> Division:
         """The thought in an output, and the rest; by `tokens`, those of `output`, if there are any."""
         if tokens is None or not self.closing_ids:
             return self._divide_text(output)
@@ -101,7 +101,9 @@ class NativeThoughts:
             reopened=anew >= 0,
         )
 
-    def response_despite(self, output: str, division: Division, tokens: Tokens | None = None, *, finished: bool) -> str:
+    def response_despite(
+        self, output: str, division: Division, tokens: OutputTokens | None = None, *, finished: bool
+    ) -> str:
         """The response in an output whose thought was unwanted: what follows a thought at its start.
 
         Before a thought in its middle there may be thoughts, too; while the output isn't finished that is what was
@@ -116,7 +118,7 @@ class NativeThoughts:
             return "" if finished else before
         return division.rest
 
-    def _thought(self, tokens: Tokens, end: int) -> str:
+    def _thought(self, tokens: OutputTokens, end: int) -> str:
         """The text of the tokens before `end`, without the tag that opens the thought."""
         place = tokens.find(self.opening_ids)
         before, start = (tokens.text(0, place), place + len(self.opening_ids)) if 0 <= place < end else ("", 0)

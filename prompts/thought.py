@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
-from prompts.native import Division, NativeThoughts, Tokens, Use
+from prompts.native import Division, NativeThoughts, OutputTokens, Use
 from prompts.template import compiled, read_template, shipped_template
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
@@ -157,7 +157,7 @@ class ThoughtPrompt:
         """The same prompt, with a model's native thoughts as part of its responses."""
         return dataclasses.replace(self, native="kept")
 
-    def split(self, output: str, *, finished: bool, tokens: Tokens | None = None) -> Parsed:
+    def split(self, output: str, *, finished: bool, tokens: OutputTokens | None = None) -> Parsed:
         """Thought and response of one output; `finished` is False if the token limit cut it.
 
         Native thoughts are told apart by `tokens`, the output's own; without them by their text.
@@ -172,7 +172,7 @@ class ThoughtPrompt:
             return parsed
         return dataclasses.replace(parsed, error=error if finished else ParseError.CUT_BY_LENGTH)
 
-    def shown(self, output: str, *, finished: bool, tokens: Tokens | None = None) -> Shown:
+    def shown(self, output: str, *, finished: bool, tokens: OutputTokens | None = None) -> Shown:
         """What a user may be shown of an output; of one that doesn't break the format, what `split` makes of it.
 
         Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
@@ -205,7 +205,7 @@ class ThoughtPrompt:
         in_words = before.replace(self.thought_marker, "") if self.thought_marker else before
         return Shown("\n\n".join(filter(None, (thought, in_words.strip()))), response.strip())
 
-    def responds(self, output: str, tokens: Tokens | None = None) -> bool:
+    def responds(self, output: str, tokens: OutputTokens | None = None) -> bool:
         """Whether the response has begun in an output, be it with nothing yet."""
         native = self._native_in(output)
         division = Division(None, output) if native is None else native.divide(output, tokens)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tasks.artifacts import show_markdown
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, win_rate
@@ -32,12 +32,12 @@ class Arm:
     """Its config."""
     summary: Summary
     """Its summary."""
-    tests: Sequence[Answers]
+    tests: Sequence[JudgedSamples]
     """Answers of M_0 … M_T to the test prompts."""
 
 
 @stage_task("compare", run_name="compare")
-def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Answers]) -> Comparison:
+def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[JudgedSamples]) -> Comparison:
     """Compares the run that thinks with the one that answers directly.
 
     Args:
@@ -79,7 +79,9 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Ans
     return comparison
 
 
-def _paired(t: int, thinking: Answers, direct: Answers, prompts: Sequence[Prompt], confidence: float) -> Lead:
+def _paired(
+    t: int, thinking: JudgedSamples, direct: JudgedSamples, prompts: Sequence[Prompt], confidence: float
+) -> Lead:
     """Differences of scores over the prompts that were scored for both."""
     ours, theirs = values_of(thinking), values_of(direct)
     shared = [prompt.prompt_id for prompt in prompts if prompt.prompt_id in ours and prompt.prompt_id in theirs]
@@ -92,7 +94,7 @@ def _paired(t: int, thinking: Answers, direct: Answers, prompts: Sequence[Prompt
     )
 
 
-def _head_to_head(t: int, thinking: Answers, prompts: Sequence[Prompt], confidence: float) -> Lead:
+def _head_to_head(t: int, thinking: JudgedSamples, prompts: Sequence[Prompt], confidence: float) -> Lead:
     """Win rates, as judged from both responses together."""
     won = values_of(thinking)
     return _lead(t, won, {prompt_id: outcome(value, 0.5) for prompt_id, value in won.items()}, prompts, confidence)

@@ -18,7 +18,7 @@ from tpo.config.training import SftConfig
 from tpo.console import say
 from tpo.errors import InputError
 from tpo.models.chat import writer_encoder
-from tpo.records import Account, Artifact, Demonstration, Prompt, Sample
+from tpo.records import Artifact, Demonstration, Prompt, RowCounts, Sample
 from tpo.storage.store import (
     Stage,
     read_rows,
@@ -67,7 +67,7 @@ def demonstrate(
             dropped["too_long"] += 1
         else:
             made.append(Demonstration(row.prompt_id, prompt_ids, fitted, output, origin))
-    account = Account(len(asked), len(made), dict(dropped))
+    account = RowCounts(len(asked), len(made), dict(dropped))
     if not made:
         remedy = "name data.source.demonstration_column" if written is None else f"look at {written.path}"
         raise InputError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tpo.method.stats import Estimate, mean
 from tpo.records import Prompt, Score
 from tpo.report.summary import Interval
@@ -34,7 +34,7 @@ def grouped(
     return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def values_of(answers: Answers) -> dict[str, float]:
+def values_of(answers: JudgedSamples) -> dict[str, float]:
     """Score by prompt, of the prompts that were scored."""
     return {s.prompt_id: s.value for s in read_rows(answers.scores, Score) if s.value is not None}
 

@@ -18,7 +18,7 @@ Purpose = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class SamplingSpec:
     """One round of asking a model and judging its answers: which prompts, how, by whom, and where the rows go."""
 
     folder: str
@@ -36,7 +36,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Submission:
+class JudgeInput:
     """What a judge scores."""
 
     samples: Artifact
@@ -49,7 +49,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Answers:
+class JudgedSamples:
     """A model's outputs for one set of prompts, with their scores."""
 
     samples: Artifact
@@ -59,36 +59,38 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Candidate:
     """M_t, with the validation answers that chose it."""
 
     model: Artifact
     """M_t."""
-    validation: Answers
+    validation: JudgedSamples
     """Its answers to the validation prompts."""
 
 
-def training_ask(config: RunConfig, iteration: int) -> Ask:
+def training_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """Samples from M_{t-1} to make pairs for M_t."""
-    return Ask(f"iter_{iteration}", "train", config.prompt, config.judge, config.sample)
+    return SamplingSpec(f"iter_{iteration}", "train", config.prompt, config.judge, config.sample)
 
 
-def validation_ask(config: RunConfig, iteration: int, epoch: int) -> Ask:
+def validation_spec(config: RunConfig, iteration: int, epoch: int) -> SamplingSpec:
     """Validation of a checkpoint; epoch 0 of iteration 0 is the seed itself."""
-    return Ask(f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge, config.sample)
+    return SamplingSpec(
+        f"iter_{iteration}/validation/epoch_{epoch}", "evaluate", config.prompt, config.judge, config.sample
+    )
 
 
-def measuring_ask(config: RunConfig, iteration: int) -> Ask:
+def measuring_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """The test of M_t."""
-    return test_ask(config, f"iter_{iteration}")
+    return evaluation_spec(config, f"iter_{iteration}")
 
 
-def test_ask(config: RunConfig, folder: str) -> Ask:
+def evaluation_spec(config: RunConfig, folder: str) -> SamplingSpec:
     """The test of a folder's model."""
-    return Ask(f"{folder}/test", "evaluate", config.prompt, config.evaluation.judge, config.sample)
+    return SamplingSpec(f"{folder}/test", "evaluate", config.prompt, config.evaluation.judge, config.sample)
 
 
-def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> Ask:
+def write_spec(config: RunConfig, source: PairModels, side: Literal["long", "short"]) -> SamplingSpec:
     """Outputs for one side of ThinkPO's pairs: one per prompt, sampled once as in the paper, or up to the side's own
     `max_attempts`."""
     prompt, sample = {
@@ -96,29 +98,31 @@ def write_ask(config: RunConfig, source: PairModels, side: Literal["long", "shor
         "short": (source.short_prompt, source.short_sample),
     }[side]
     once = sample.model_copy(update={"evaluation_max_attempts": sample.max_attempts})
-    return Ask(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
+    return SamplingSpec(f"dpo/{side}", "evaluate", prompt, config.judge, once, work=f"{side} sample")
 
 
-def pairing_ask(config: RunConfig, iteration: int) -> Ask:
+def pairing_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """Samples from SFT_{t-1} for the pairs of self-training."""
     sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).pair_outputs})
-    return Ask(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
+    return SamplingSpec(f"iter_{iteration}/dpo", "train", config.prompt, config.judge, sample)
 
 
-def labelling_ask(config: RunConfig, iteration: int) -> Ask:
+def labelling_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """Samples from DPO_t that SFT_t imitates; without a DPO step, from SFT_{t-1}."""
     sample = config.sample.model_copy(update={"k": config.recipe_as(SelfTrain).label_outputs})
-    return Ask(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
+    return SamplingSpec(f"iter_{iteration}/sft", "train", config.prompt, config.judge, sample)
 
 
-def against_ask(config: RunConfig, iteration: int) -> Ask:
+def against_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """A second judgment of M_t's test outputs: compared with those of another run's M_t."""
-    return Ask(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
+    return SamplingSpec(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
 
 
-def direct_ask(config: RunConfig) -> Ask:
+def direct_spec(config: RunConfig) -> SamplingSpec:
     """The seed's test outputs without a thought prompt, for comparison."""
-    return Ask("iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample)
+    return SamplingSpec(
+        "iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample
+    )
 
 
 def prompt_templates(prompt: PromptConfig, model: ModelConfig) -> External:
@@ -135,10 +139,10 @@ def with_files(fingerprint: str, *paths: Path | None) -> External:
     return External(fingerprint, {path: content_sha256(path) for path in paths if path is not None})
 
 
-def judged(config: RunConfig, ask: Ask) -> Answers:
+def judged(config: RunConfig, ask: SamplingSpec) -> JudgedSamples:
     """The result of a round in a run that is current. Raises `StoreError` if the run hasn't reached it."""
     folder = config.root / ask.folder
-    return Answers(complete_artifact(folder / "samples"), complete_artifact(folder / "scores"))
+    return JudgedSamples(complete_artifact(folder / "samples"), complete_artifact(folder / "scores"))
 
 
 def seed_model(config: RunConfig) -> Artifact:
@@ -146,7 +150,7 @@ def seed_model(config: RunConfig) -> Artifact:
     return folder_artifact(config.model.folder)
 
 
-def baseline_of(ask: Ask, samples: Artifact, against: Answers | None) -> Artifact | None:
+def baseline_of(ask: SamplingSpec, samples: Artifact, against: JudgedSamples | None) -> Artifact | None:
     """What evaluated samples are compared with: those of `against`, or themselves; None for training samples."""
     if ask.purpose == "train":
         return None

@@ -14,14 +14,14 @@ from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
 from prompts.verdict import load_verdict_prompt
-from tasks.handles import Answers, Ask, Submission, with_files
+from tasks.handles import JudgedSamples, JudgeInput, SamplingSpec, with_files
 from tasks.spending import api_tokens, judging_meter
 from tasks.stage import begin, stage_task
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
-from tpo.engines.inference.reply import Tokens
-from tpo.records import Account, Artifact, External, Judgment, Prompt, Sample, Score
+from tpo.engines.inference.reply import TokenCount
+from tpo.records import Artifact, External, Judgment, Prompt, RowCounts, Sample, Score
 from tpo.storage.disk import remove
 from tpo.storage.journal import Journal
 from tpo.storage.store import (
@@ -34,18 +34,18 @@ from tpo.storage.store import (
 
 @stage_task("judge", run_name="judge {ask.folder}")
 def judge(
-    config: RunConfig, ask: Ask, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
-) -> Answers:
+    config: RunConfig, ask: SamplingSpec, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
+) -> JudgedSamples:
     """Scores of `samples` by the judge that `ask` names.
 
     Raises `StageError` if the judge of training samples is beyond a limit of `config.health`.
     """
-    submitted = Submission(samples, prompts, baseline)
+    submitted = JudgeInput(samples, prompts, baseline)
     judgments = judgments_stage(config, ask, submitted).complete()
     if judgments is not None:
         done = scores_stage(config, ask, submitted, judgments).complete()
         if done is not None:
-            return Answers(samples, done)
+            return JudgedSamples(samples, done)
     groups = groups_of(
         read_rows(prompts, Prompt),
         stream_rows(samples, Sample),
@@ -64,9 +64,9 @@ def judge(
     stage.begin()
     stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}
-    artifact = stage.commit(1, account=Account(samples.rows, len(scores), {}), facts=facts)
+    artifact = stage.commit(1, account=RowCounts(samples.rows, len(scores), {}), facts=facts)
     say(f"{stage.name}: {describe_health(health)}")
-    return Answers(samples, artifact)
+    return JudgedSamples(samples, artifact)
 
 
 def make_scores(
@@ -97,7 +97,7 @@ def make_scores(
 
 
 def _say_judgments(
-    config: RunConfig, ask: Ask, submitted: Submission, groups: Sequence[Group], judge_: Judge
+    config: RunConfig, ask: SamplingSpec, submitted: JudgeInput, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, ask, submitted)
     begin(stage, shard_size=config.judge_engine.shard_prompts)
@@ -108,7 +108,7 @@ def _say_judgments(
         judging_meter(config, stage.name, ask.judge) as meter,
     ):
 
-        def spend(tokens: Tokens) -> None:
+        def spend(tokens: TokenCount) -> None:
             meter.book(answers=1, tokens_in=tokens.input_tokens, tokens_out=tokens.output_tokens)
 
         for i, start in enumerate(starts):
@@ -136,7 +136,7 @@ def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[i
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
 
 
-def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage:
+def judgments_stage(config: RunConfig, ask: SamplingSpec, submitted: JudgeInput) -> Stage:
     """A judge's judgments of some samples."""
     return Stage(
         config.root,
@@ -150,7 +150,7 @@ def judgments_stage(config: RunConfig, ask: Ask, submitted: Submission) -> Stage
     )
 
 
-def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: Artifact) -> Stage:
+def scores_stage(config: RunConfig, ask: SamplingSpec, submitted: JudgeInput, judgments: Artifact) -> Stage:
     """Scores of some samples, computed from judgments."""
     stage = judgments_stage(config, ask, submitted)
     return Stage(
@@ -162,7 +162,7 @@ def scores_stage(config: RunConfig, ask: Ask, submitted: Submission, judgments: 
     )
 
 
-def _judged_inputs(ask: Ask, submitted: Submission) -> dict[str, Artifact | External]:
+def _judged_inputs(ask: SamplingSpec, submitted: JudgeInput) -> dict[str, Artifact | External]:
     inputs = _judge_inputs(ask.judge) | {"samples": submitted.samples, "prompts": submitted.prompts}
     if submitted.baseline is not None and compares(ask.judge):
         inputs["baseline"] = submitted.baseline

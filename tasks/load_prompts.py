@@ -15,7 +15,7 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError
 from tpo.models.chat import writer_encoder
-from tpo.records import Account, Artifact, Prompt
+from tpo.records import Artifact, Prompt, RowCounts
 from tpo.storage.store import read_rows
 
 
@@ -58,7 +58,7 @@ def choose_prompts(
     refuse_foreign: bool,
     unfit: Callable[[str], str | None],
     name: str,
-) -> tuple[list[Prompt], Account]:
+) -> tuple[list[Prompt], RowCounts]:
     """The first `count` unused prompts that fit, and how many were passed over, by reason.
 
     Args:
@@ -102,4 +102,4 @@ def choose_prompts(
             f"{name}: {len(chosen)} fresh prompts in {seen} rows ({reasons}), expected {least}: add "
             "prompts, or lower data.per_iteration, data.validation or data.test"
         )
-    return list(chosen.values()), Account(seen, len(chosen), dict(dropped))
+    return list(chosen.values()), RowCounts(seen, len(chosen), dict(dropped))

@@ -11,13 +11,13 @@ import numpy as np
 
 from tasks.artifacts import show_markdown
 from tasks.estimates import Estimator, grouped, slug, values_of
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference
 from tpo.records import Artifact, Prompt, Sample, Score
-from tpo.report.ladder import LADDER, Ladder, Rung, page_of, sentences, write_ladder
-from tpo.report.ladder_page import Answer, Asked, ladder_picture, render_ladder
+from tpo.report.ladder import LADDER, MeasuredRow, ModelTable, page_of, sentences, write_ladder
+from tpo.report.ladder_page import Asked, ShownAnswer, ladder_picture, render_ladder
 from tpo.report.summary import Interval
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
@@ -28,12 +28,12 @@ EXAMPLES = 12
 
 
 @dataclass(frozen=True)
-class Step:
+class MeasuredModel:
     """One model with its test results."""
 
     model: str
     """Its name."""
-    test: Answers
+    test: JudgedSamples
     """Its answers to the test prompts."""
     below: str | None = None
     """The model that it is compared with."""
@@ -43,14 +43,14 @@ class Step:
 
 @stage_task("measure", run_name="measure")
 def measure(
-    config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[Step], name: str = LADDER
-) -> Ladder:
+    config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[MeasuredModel], name: str = LADDER
+) -> ModelTable:
     """The table and the page of a run that has made all of `steps`; `name` is the table's file in the run folder."""
     prompts = read_rows(test_prompts, Prompt)
     estimate = Estimator(config.evaluation.confidence)
     read = {step.model: _Read(step.test) for step in steps}
     rungs = [_rung(step, read, prompts, estimate) for step in steps]
-    ladder = Ladder(config.name, recipe, config.seed, config.evaluation.confidence, rungs)
+    ladder = ModelTable(config.name, recipe, config.seed, config.evaluation.confidence, rungs)
     page = render_ladder(
         ladder,
         config=config.model_dump(mode="json"),
@@ -77,19 +77,21 @@ def measure(
 class _Read:
     """A model's test outputs as rows."""
 
-    def __init__(self, test: Answers) -> None:
+    def __init__(self, test: JudgedSamples) -> None:
         self.values = values_of(test)
         self.samples = {sample.prompt_id: sample for sample in read_rows(test.samples, Sample)}
         self.scores = {score.prompt_id: score for score in read_rows(test.scores, Score)}
         self.tokens = {i: float(len(sample.output_token_ids)) for i, sample in self.samples.items()}
 
 
-def _rung(step: Step, read: Mapping[str, _Read], prompts: Sequence[Prompt], estimate: Estimator) -> Rung:
+def _rung(
+    step: MeasuredModel, read: Mapping[str, _Read], prompts: Sequence[Prompt], estimate: Estimator
+) -> MeasuredRow:
     own, below = read[step.model], read[step.below] if step.below else None
     tokens = estimate(mean, list(own.tokens.values()))
     assert tokens is not None
     samples = own.samples.values()
-    return Rung(
+    return MeasuredRow(
         model=step.model,
         below=step.below,
         score=estimate(mean, list(own.values.values())),
@@ -146,9 +148,9 @@ def _examples(config: RunConfig, read: Mapping[str, _Read], prompts: Sequence[Pr
     ]
 
 
-def _answer(model: str, rows: _Read, prompt_id: str, *, thinks: bool) -> Answer:
+def _answer(model: str, rows: _Read, prompt_id: str, *, thinks: bool) -> ShownAnswer:
     sample, score = rows.samples[prompt_id], rows.scores[prompt_id]
-    return Answer(
+    return ShownAnswer(
         model,
         sample.thought if thinks else None,
         sample.response,

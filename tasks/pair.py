@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.judges import (
@@ -26,12 +26,12 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
 from tpo.method.scoring import choose_rho, length_controlled
-from tpo.records import Account, Artifact, Pair, Sample, Score
+from tpo.records import Artifact, Pair, RowCounts, Sample, Score
 from tpo.storage.store import Stage, read_shards, stream_rows
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredSample:
     """One sample with its score."""
 
     sample: Sample
@@ -41,16 +41,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class ScoredGroup:
     """One prompt's candidates, those that can be compared apart from those that break the format."""
 
     prompt_id: str
     """The prompt."""
-    valid: list[Candidate]
+    valid: list[ScoredSample]
     """Candidates that parse and are scored, by index."""
-    broken: list[Candidate]
+    broken: list[ScoredSample]
     """Candidates that break the format, by index."""
-    unscored: list[Candidate]
+    unscored: list[ScoredSample]
     """Candidates that parse but that the judge didn't score, by index."""
 
     @property
@@ -82,13 +82,13 @@ class StoredCandidates:
     of K.
     """
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: JudgedSamples) -> None:
         self._samples = answers.samples
         self._scores: dict[str, list[Score]] = {}
         for score in stream_rows(answers.scores, Score):
             self._scores.setdefault(score.prompt_id, []).append(score)
 
-    def __iter__(self) -> Iterator[Candidates]:
+    def __iter__(self) -> Iterator[ScoredGroup]:
         """In the order of the prompts; a shard holds all samples of its prompts."""
         for shard in read_shards(self._samples, Sample):
             prompts = dict.fromkeys(sample.prompt_id for sample in shard)
@@ -101,14 +101,14 @@ class Pairs:
 
     pairs: list[Pair]
     """In the order of the prompts."""
-    account: Account
+    account: RowCounts
     """In prompts."""
     rho: float
     """The strength of length control used."""
 
 
 @stage_task("pair", run_name="pair iteration {iteration}")
-def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
+def pair(config: RunConfig, iteration: int, answers: JudgedSamples) -> Artifact:
     """The preference pairs of one iteration.
 
     Raises `StageError` if fewer prompts than `health.min_pairs` give one, with the counts that say why.
@@ -136,19 +136,19 @@ def pair(config: RunConfig, iteration: int, answers: Answers) -> Artifact:
     return artifact
 
 
-def _prompt_scores(answers: Answers) -> Iterator[PromptScores]:
+def _prompt_scores(answers: JudgedSamples) -> Iterator[PromptScores]:
     for group in StoredCandidates(answers):
         candidates = [*group.valid, *group.broken, *group.unscored]
         yield PromptScores([c.sample for c in candidates], [c.score for c in candidates])
 
 
-def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[Candidates]:
+def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[ScoredGroup]:
     """Samples and scores by prompt, in the order in which prompts first appear."""
     by_key = {(score.prompt_id, score.index): score for score in scores}
-    groups: dict[str, Candidates] = {}
+    groups: dict[str, ScoredGroup] = {}
     for sample in sorted(samples, key=lambda sample: sample.index):
-        groups.setdefault(sample.prompt_id, Candidates(sample.prompt_id, [], [], []))
-        candidate = Candidate(sample, by_key[sample.prompt_id, sample.index])
+        groups.setdefault(sample.prompt_id, ScoredGroup(sample.prompt_id, [], [], []))
+        candidate = ScoredSample(sample, by_key[sample.prompt_id, sample.index])
         if sample.parse_error is not None:
             groups[sample.prompt_id].broken.append(candidate)
         elif candidate.score.value is not None:
@@ -159,7 +159,7 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
 
 
 def make_pairs(
-    groups: Iterable[Candidates], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
+    groups: Iterable[ScoredGroup], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
 ) -> Pairs:
     """At most one pair per prompt: regular ones, then some whose rejected output breaks the format (SPEC §1).
 
@@ -188,10 +188,10 @@ def make_pairs(
         found[drawn.prompt_id] = drawn
         dropped.pop(drawn.prompt_id, None)
     pairs = [found[prompt] for prompt in prompts if prompt in found]
-    return Pairs(pairs, Account(len(prompts), len(pairs), dict(Counter(dropped.values()))), rho)
+    return Pairs(pairs, RowCounts(len(prompts), len(pairs), dict(Counter(dropped.values()))), rho)
 
 
-def _smallest_rho(groups: Iterable[Candidates], min_margin: float, thought_penalty: float) -> float:
+def _smallest_rho(groups: Iterable[ScoredGroup], min_margin: float, thought_penalty: float) -> float:
     """The strength of length control chosen on the groups that can make a pair."""
     spread = [
         (group.scores, group.lengths, group.thoughts)
@@ -219,7 +219,7 @@ def describe(made: Pairs) -> Mapping[str, float]:
     }
 
 
-def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
+def _regular_pair(group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
     """The group's pair of valid candidates, or why it has none."""
     if not group.valid:
         return "unscored" if group.unscored else "all_malformed"
@@ -241,12 +241,12 @@ def _regular_pair(group: Candidates, controlled: NDArray[np.float64], min_margin
     )
 
 
-def _tied(group: Candidates) -> bool:
+def _tied(group: ScoredGroup) -> bool:
     """Whether all raw scores are equal, so that only length would separate the responses."""
     return not group.scores or max(group.scores) - min(group.scores) < TIE_TOLERANCE
 
 
-def _error_pair(group: Candidates, controlled: NDArray[np.float64]) -> Pair:
+def _error_pair(group: ScoredGroup, controlled: NDArray[np.float64]) -> Pair:
     """The group's best valid candidate, and its first output that breaks the format as rejected."""
     best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))
     return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
@@ -270,7 +270,7 @@ def _lot(prompt_id: str, seed: int) -> str:
 
 
 def _make_pair(
-    chosen: Candidate, rejected: Candidate, *, kind: Literal["regular", "error_rejected"], margin: float | None
+    chosen: ScoredSample, rejected: ScoredSample, *, kind: Literal["regular", "error_rejected"], margin: float | None
 ) -> Pair:
     assert chosen.score.value is not None
     return Pair(
@@ -287,7 +287,7 @@ def _make_pair(
     )
 
 
-def pairs_stage(config: RunConfig, iteration: int, answers: Answers) -> Stage:
+def pairs_stage(config: RunConfig, iteration: int, answers: JudgedSamples) -> Stage:
     """Preference pairs of one iteration."""
     return Stage(
         config.root,

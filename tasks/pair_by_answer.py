@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tasks.shortage import Shortage
 from tasks.solutions import Question, Written, answered_inputs, questions_of
 from tasks.stage import complete_or_begun, stage_task
@@ -18,7 +18,7 @@ from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.diversity import Contrast, least_alike
-from tpo.records import Account, Artifact, Pair
+from tpo.records import Artifact, Pair, RowCounts
 from tpo.storage.store import Stage
 
 
@@ -30,12 +30,12 @@ class PairsByAnswer:
     """In the order of the questions; within a question, least similar first."""
     questions: int
     """Questions that have a pair."""
-    account: Account
+    account: RowCounts
     """In possible pairs; a question with none counts as one."""
 
 
 @stage_task("pair_by_answer", run_name="pair {folder}")
-def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
+def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Sequence[JudgedSamples]) -> Artifact:
     """Pairs of correct and wrong outputs. Raises `StageError` if fewer than `health.min_pairs` of the questions give
     one."""
     stage = pairs_by_answer_stage(config, folder, given, answers)
@@ -52,7 +52,7 @@ def pair_by_answer(config: RunConfig, folder: str, given: Artifact, answers: Seq
     return artifact
 
 
-def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[Answers]) -> str:
+def _remedy(dropped: Mapping[str, int], config: RunConfig, answers: Sequence[JudgedSamples]) -> str:
     """The remedy for the most common reason why a question has no pair."""
     reasons = ("no_wrong_output", "no_right_output", "too_long")
     where = f"look at {answers[-1].samples.path}"
@@ -85,7 +85,7 @@ def make_pairs(questions: Iterable[Question], *, most: int, max_tokens: int) -> 
         pairs += [_pair(question, contrast) for contrast in found]
         paired += 1
     kept = {reason: count for reason, count in dropped.items() if count}
-    return PairsByAnswer(pairs, paired, Account(len(pairs) + sum(kept.values()), len(pairs), kept))
+    return PairsByAnswer(pairs, paired, RowCounts(len(pairs) + sum(kept.values()), len(pairs), kept))
 
 
 def _why_none(right: Sequence[Written], wrong: Sequence[Written]) -> str:
@@ -110,7 +110,7 @@ def _pair(question: Question, contrast: Contrast) -> Pair:
     )
 
 
-def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+def pairs_by_answer_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[JudgedSamples]) -> Stage:
     """Pairs of correct and wrong outputs to the same questions."""
     return Stage(
         config.root,

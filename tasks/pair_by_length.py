@@ -28,7 +28,7 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
 from tpo.models.chat import writer_encoder
-from tpo.records import Account, Artifact, Demonstration, Pair
+from tpo.records import Artifact, Demonstration, Pair, RowCounts
 from tpo.storage.store import (
     Stage,
     external_file,
@@ -38,7 +38,7 @@ from tpo.storage.store import (
 
 
 @dataclass(frozen=True)
-class Output:
+class TokenizedOutput:
     """One output."""
 
     token_ids: list[int]
@@ -48,16 +48,16 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class LengthContrast:
     """A long and a short output to one prompt; either may be None."""
 
     prompt_id: str
     """The prompt."""
     prompt_token_ids: list[int]
     """Its tokens."""
-    long: Output | None
+    long: TokenizedOutput | None
     """The one that thinks at length."""
-    short: Output | None
+    short: TokenizedOutput | None
     """The other one."""
 
     @property
@@ -72,7 +72,7 @@ class PairsByLength:
 
     pairs: list[Pair]
     """In the order of the prompts."""
-    account: Account
+    account: RowCounts
     """In prompts."""
     differing: int
     """Pairs whose answers differ."""
@@ -96,35 +96,37 @@ def pairs_from_file(config: RunConfig, folder: str, model: Artifact) -> Artifact
     return stage.complete() or _make(config, stage, lambda: contrasts_in(source, config, model))
 
 
-def contrasts_of(long: Artifact, short: Artifact) -> Iterator[Contrast]:
+def contrasts_of(long: Artifact, short: Artifact) -> Iterator[LengthContrast]:
     """Two sets of outputs, prompt by prompt; those without a short output come last."""
     by_prompt = {row.prompt_id: row for row in read_rows(short, Demonstration)}
     for row in stream_rows(long, Demonstration):
         other = by_prompt.pop(row.prompt_id, None)
-        yield Contrast(
+        yield LengthContrast(
             row.prompt_id,
             row.prompt_token_ids,
-            Output(row.output_token_ids, row.output),
-            None if other is None else Output(other.output_token_ids, other.output),
+            TokenizedOutput(row.output_token_ids, row.output),
+            None if other is None else TokenizedOutput(other.output_token_ids, other.output),
         )
     for row in by_prompt.values():
-        yield Contrast(row.prompt_id, row.prompt_token_ids, None, Output(row.output_token_ids, row.output))
+        yield LengthContrast(
+            row.prompt_id, row.prompt_token_ids, None, TokenizedOutput(row.output_token_ids, row.output)
+        )
 
 
-def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterator[Contrast]:
+def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterator[LengthContrast]:
     """The outputs of a file, row by row, under the prompt that the model is asked with."""
     encoder, prompt = writer_encoder(model.path, config.model), load_prompt(config.prompt)
 
-    def output(text: str) -> Output | None:
-        return Output(encoder.encode_output(text), text) if text.strip() else None
+    def output(text: str) -> TokenizedOutput | None:
+        return TokenizedOutput(encoder.encode_output(text), text) if text.strip() else None
 
     for row in read_pair_rows(source):
         prompt_id = hashlib.sha256(row.instruction.encode()).hexdigest()[:16]
         ids = prompt.encode(encoder, row.instruction)
-        yield Contrast(prompt_id, ids, output(row.chosen), output(row.rejected))
+        yield LengthContrast(prompt_id, ids, output(row.chosen), output(row.rejected))
 
 
-def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[Contrast]]) -> Artifact:
+def _make(config: RunConfig, stage: Stage, contrasts: Callable[[], Iterable[LengthContrast]]) -> Artifact:
     recipe = config.recipe_as(ThinkPo)
     begin(stage)
     judge = Verifier(VerifierJudge(match=recipe.match, answer_pattern=recipe.answer_pattern))
@@ -166,7 +168,7 @@ def _remedy(dropped: Mapping[str, int], config: RunConfig) -> str:
 
 
 def make_pairs(
-    contrasts: Iterable[Contrast],
+    contrasts: Iterable[LengthContrast],
     config: ThinkPo,
     *,
     max_tokens: int,
@@ -176,8 +178,8 @@ def make_pairs(
     """The pairs of some contrasts; `equal` tells whether two answers are equal, None if it can't."""
     pattern = re.compile(config.answer_pattern)
     dropped: Counter[str] = Counter()
-    matching: list[Contrast] = []
-    differing: list[Contrast] = []
+    matching: list[LengthContrast] = []
+    differing: list[LengthContrast] = []
     order: dict[str, int] = {}
     count = 0
     for count, contrast in enumerate(contrasts, 1):
@@ -200,13 +202,13 @@ def make_pairs(
     apart = {contrast.prompt_id for contrast in added}
     return PairsByLength(
         pairs=[_pair(contrast, swap=config.swap) for contrast in drawn],
-        account=Account(count, len(drawn), {reason: n for reason, n in dropped.items() if n}),
+        account=RowCounts(count, len(drawn), {reason: n for reason, n in dropped.items() if n}),
         differing=sum(contrast.prompt_id in apart for contrast in drawn),
         mean_gap=float(np.mean([contrast.gap for contrast in drawn])) if drawn else 0.0,
     )
 
 
-def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPo, max_tokens: int) -> str | None:
+def _unfit(contrast: LengthContrast, pattern: "re.Pattern[str]", config: ThinkPo, max_tokens: int) -> str | None:
     """Why a contrast can't make a pair, regardless of its answers."""
     if contrast.long is None or contrast.short is None:
         return "no_long_output" if contrast.long is None else "no_short_output"
@@ -223,22 +225,22 @@ def _unfit(contrast: Contrast, pattern: "re.Pattern[str]", config: ThinkPo, max_
     return None
 
 
-def _answers(contrast: Contrast, pattern: "re.Pattern[str]") -> tuple[str, str]:
+def _answers(contrast: LengthContrast, pattern: "re.Pattern[str]") -> tuple[str, str]:
     assert contrast.long is not None and contrast.short is not None
     long, short = (pattern.findall(output.text)[-1].strip() for output in (contrast.long, contrast.short))
     return long, short
 
 
-def _drawn(contrasts: Sequence[Contrast], count: int, seed: int) -> list[Contrast]:
+def _drawn(contrasts: Sequence[LengthContrast], count: int, seed: int) -> list[LengthContrast]:
     """A sample of that size, by a hash with the run's seed."""
 
-    def lot(contrast: Contrast) -> str:
+    def lot(contrast: LengthContrast) -> str:
         return hashlib.sha256(f"{seed} {contrast.prompt_id}".encode()).hexdigest()
 
     return sorted(contrasts, key=lot)[:count]
 
 
-def _third(contrasts: Sequence[Contrast], gap: str) -> list[Contrast]:
+def _third(contrasts: Sequence[LengthContrast], gap: str) -> list[LengthContrast]:
     """Those in one third of the length gaps."""
     if gap == "all":
         return list(contrasts)
@@ -247,7 +249,7 @@ def _third(contrasts: Sequence[Contrast], gap: str) -> list[Contrast]:
     return ranked[len(ranked) * part // 3 : len(ranked) * (part + 1) // 3]
 
 
-def _pair(contrast: Contrast, *, swap: bool) -> Pair:
+def _pair(contrast: LengthContrast, *, swap: bool) -> Pair:
     assert contrast.long is not None and contrast.short is not None
     chosen, rejected = (contrast.short, contrast.long) if swap else (contrast.long, contrast.short)
     return Pair(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tasks.solutions import Question, Written, answered_inputs, questions_of
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.recipes import SelfTrain
@@ -19,7 +19,7 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.method.diversity import cap_per_question, deduplicated
-from tpo.records import Account, Artifact, Demonstration
+from tpo.records import Artifact, Demonstration, RowCounts
 from tpo.storage.store import Stage
 
 
@@ -31,12 +31,12 @@ class Labels:
     """In the order of the questions; of a question the given one first."""
     cap: int
     """The largest number of outputs per question."""
-    account: Account
+    account: RowCounts
     """In distinct correct outputs, the given ones included."""
 
 
 @stage_task("pseudo_label", run_name="label {folder}")
-def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Artifact:
+def pseudo_label(config: RunConfig, folder: str, given: Artifact, answers: Sequence[JudgedSamples]) -> Artifact:
     """The given outputs and the correct ones. Raises `StageError` if there is neither."""
     recipe = config.recipe_as(SelfTrain)
     stage = pseudo_labels_stage(config, folder, given, answers)
@@ -74,7 +74,7 @@ def make_labels(questions: Sequence[Question], config: SelfTrain, *, max_tokens:
     rows = [_demonstration(question, written) for question, outputs in kept for written in outputs[:cap]]
     dropped["over_the_cap"] = sum(len(outputs) for _, outputs in kept) - len(rows)
     reasons = {reason: count for reason, count in dropped.items() if count}
-    return Labels(rows, cap, Account(len(rows) + sum(reasons.values()), len(rows), reasons))
+    return Labels(rows, cap, RowCounts(len(rows) + sum(reasons.values()), len(rows), reasons))
 
 
 def _different(outputs: Sequence[Written], similarity: float) -> list[Written]:
@@ -89,7 +89,7 @@ def _demonstration(question: Question, written: Written) -> Demonstration:
     return Demonstration(question.prompt_id, question.prompt_token_ids, written.token_ids, written.text, written.origin)
 
 
-def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[Answers]) -> Stage:
+def pseudo_labels_stage(config: RunConfig, folder: str, given: Artifact, answers: Sequence[JudgedSamples]) -> Stage:
     """Outputs to imitate: the given ones and the correct ones."""
     recipe = config.recipe_as(SelfTrain)
     return Stage(

@@ -13,11 +13,11 @@ import numpy as np
 
 from tasks.artifacts import show_markdown, show_table
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
-from tasks.handles import Answers, Chosen
+from tasks.handles import Candidate, JudgedSamples
 from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
-from tpo.records import Artifact, Epoch, Health, Pair, Prompt, Sample
+from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample
 from tpo.report.run_page import Example, render_report, score_picture
 from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
 from tpo.storage.disk import write_atomically
@@ -39,28 +39,30 @@ class Origin:
 
     prompts: Artifact
     """The fresh prompts."""
-    answers: Answers
+    answers: JudgedSamples
     """K outputs a prompt, with their scores."""
     pairs: Artifact
     """The pairs that the model was trained on."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class IterationResult:
     """One model of a run with everything that made it and measured it."""
 
     iteration: int
     """t of M_t."""
-    chosen: Chosen
+    chosen: Candidate
     """M_t and its validation answers."""
-    test: Answers
+    test: JudgedSamples
     """Its answers to the test prompts."""
     origin: Origin | None
     """What it was made from; None for the seed."""
 
 
 @stage_task("report", run_name="report")
-def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured: Sequence[Measured]) -> Summary:
+def report(
+    config: RunConfig, test_prompts: Artifact, direct: JudgedSamples, measured: Sequence[IterationResult]
+) -> Summary:
     """Summary and page of a run up to the last of `measured`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
     write_atomically(config.root / SUMMARY, write_summary(summary))
@@ -95,7 +97,7 @@ def report(config: RunConfig, test_prompts: Artifact, direct: Answers, measured:
 
 
 def summarize(
-    config: RunConfig, test_prompts: Sequence[Prompt], direct: Answers, measured: Sequence[Measured]
+    config: RunConfig, test_prompts: Sequence[Prompt], direct: JudgedSamples, measured: Sequence[IterationResult]
 ) -> Summary:
     """The run in numbers."""
     base, plain = values_of(measured[0].test), values_of(direct)
@@ -109,8 +111,8 @@ def _row(
     config: RunConfig,
     model: str,
     iteration: int,
-    test: Answers,
-    measured: Measured | None,
+    test: JudgedSamples,
+    measured: IterationResult | None,
     prompts: Sequence[Prompt],
     base: Mapping[str, float],
     plain: Mapping[str, float],
@@ -146,12 +148,12 @@ def _row(
     )
 
 
-def _health(measured: Measured) -> Health | None:
+def _health(measured: IterationResult) -> JudgeHealth | None:
     facts = _facts(measured.origin.answers.scores) if measured.origin else {}
-    return Health(**facts["health"]) if facts else None
+    return JudgeHealth(**facts["health"]) if facts else None
 
 
-def _validation_score(answers: Answers) -> float | None:
+def _validation_score(answers: JudgedSamples) -> float | None:
     parsed = {s.prompt_id for s in read_rows(answers.samples, Sample) if s.parse_error is None}
     values = [value for prompt_id, value in values_of(answers).items() if prompt_id in parsed]
     return float(np.mean(values)) if values else None
@@ -188,7 +190,7 @@ def _margins(pairs: Artifact) -> list[float]:
     return [pair.margin for pair in stream_rows(pairs, Pair) if pair.margin is not None]
 
 
-def _examples(measured: Sequence[Measured]) -> list[Example]:
+def _examples(measured: Sequence[IterationResult]) -> list[Example]:
     """Pairs of all iterations in turn, evenly spread over each iteration's list."""
     made = [(m.iteration, m.origin) for m in measured if m.origin is not None]
     share = -(-EXAMPLES // max(1, len(made)))

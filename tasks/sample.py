@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prompts.native import Decode, NativeThoughts, Tokens
+from prompts.native import Decode, NativeThoughts, OutputTokens
 from prompts.thought import ThoughtPrompt, load_prompt
-from tasks.handles import Ask, prompt_templates
+from tasks.handles import SamplingSpec, prompt_templates
 from tasks.spending import sampling_meter
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.contexts import context_of
@@ -19,12 +19,12 @@ from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.engines.engines import engines_of_run
-from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget
+from tpo.engines.inference.forcing import CalculatorRule, Rule, ThoughtBudget
 from tpo.engines.inference.sampler import Output, Request, request_seed
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.models.folder import check_model_folder
-from tpo.records import Account, Artifact, Prompt, Sample
+from tpo.records import Artifact, Prompt, RowCounts, Sample
 from tpo.storage.ledger import Meter
 from tpo.storage.store import (
     Stage,
@@ -35,7 +35,7 @@ from tpo.storage.store import (
 
 
 @stage_task("sample", run_name="sample {ask.folder}")
-def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Artifact:
+def sample(config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact) -> Artifact:
     """Outputs of `model` for `prompts`, sampled as `ask` says."""
     stage = samples_stage(config, ask, model, prompts)
     if (done := complete_or_begun(stage, shard_size=config.engine.shard_prompts)) is not None:
@@ -76,7 +76,7 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             tries=tries,
             accept=lambda output, decode: (
                 thought_prompt.split(
-                    output.text, finished=output.finished, tokens=Tokens(output.token_ids, decode)
+                    output.text, finished=output.finished, tokens=OutputTokens(output.token_ids, decode)
                 ).error
                 is None
             ),
@@ -97,12 +97,12 @@ def sample(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> A
             left -= 1
         if left:
             meter.check()
-    artifact = stage.commit(len(shards), account=Account(len(rows) * k, len(rows) * k, {}))
+    artifact = stage.commit(len(shards), account=RowCounts(len(rows) * k, len(rows) * k, {}))
     say(_describe(stage.name, artifact))
     return artifact
 
 
-def _context(config: RunConfig, ask: Ask, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
+def _context(config: RunConfig, ask: SamplingSpec, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
     """The engine's context length: its model's setting, or more if prompts are longer in this model's format.
 
     Prompts were chosen by their length for M_0; another model has another template and tokenizer. Raises `InputError`
@@ -129,7 +129,7 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     elif longest is not None and marker is not None:
         rules.append(ThoughtBudget(longest, marker))
     if how.calculator is not None:
-        rules.append(Calculator(how.calculator))
+        rules.append(CalculatorRule(how.calculator))
     return rules
 
 
@@ -153,7 +153,7 @@ def make_samples(
     samples = []
     for prompt, request, group in zip(prompts, requests, outputs, strict=True):
         for index, output in enumerate(group):
-            tokens = Tokens(output.token_ids, decode)
+            tokens = OutputTokens(output.token_ids, decode)
             parsed = thought_prompt.split(output.text, finished=output.finished, tokens=tokens)
             samples.append(
                 Sample(
@@ -171,7 +171,9 @@ def make_samples(
     return samples
 
 
-def _request(prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, ask: Ask) -> Request:
+def _request(
+    prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, ask: SamplingSpec
+) -> Request:
     ids = thought_prompt.encode(encoder, prompt.instruction)
     return Request(ids, request_seed(seed, ask.purpose, prompt.prompt_id))
 
@@ -186,7 +188,7 @@ def _describe(name: str, artifact: Artifact) -> str:
     return f"{name}: {artifact.rows} outputs, {tokens} tokens, {share:.1%} break the format"
 
 
-def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> Stage:
+def samples_stage(config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact) -> Stage:
     """Outputs of one model for one set of prompts."""
     only_for = {"k", "temperature", "max_attempts", "evaluation_temperature", "evaluation_max_attempts"}
     sample = ask.sample.model_dump(mode="json", exclude=only_for)
@@ -210,7 +212,7 @@ def samples_stage(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifac
     )
 
 
-def _sampling_without_effect(sample: Mapping[str, Any], ask: Ask) -> set[str]:
+def _sampling_without_effect(sample: Mapping[str, Any], ask: SamplingSpec) -> set[str]:
     """Values of `sample` without effect on these outputs: the thought limit if no thought is asked for, and top-p under
     greedy decoding."""
     found = set()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tpo.method.diversity import Solution
 from tpo.records import Artifact, Demonstration, Sample, Score
 from tpo.storage.store import stream_rows
@@ -51,7 +51,7 @@ class Question:
     """Outputs that are wrong or break the format, by text."""
 
 
-def questions_of(given: Artifact, answers: Sequence[Answers]) -> list[Question]:
+def questions_of(given: Artifact, answers: Sequence[JudgedSamples]) -> list[Question]:
     """Every question that was demonstrated or sampled, demonstrated ones first.
 
     Outputs that parse but are unscored are neither correct nor wrong, and are left out.
@@ -74,12 +74,12 @@ def questions_of(given: Artifact, answers: Sequence[Answers]) -> list[Question]:
     return list(found.values())
 
 
-def _scored(answers: Answers) -> Iterator[tuple[Sample, Score]]:
+def _scored(answers: JudgedSamples) -> Iterator[tuple[Sample, Score]]:
     """Outputs with their scores, which are in the same order."""
     yield from zip(stream_rows(answers.samples, Sample), stream_rows(answers.scores, Score), strict=True)
 
 
-def answered_inputs(given: Artifact, answers: Sequence[Answers]) -> dict[str, Artifact]:
+def answered_inputs(given: Artifact, answers: Sequence[JudgedSamples]) -> dict[str, Artifact]:
     """The given outputs, and the models' outputs in the order of sampling."""
     inputs = {"given": given}
     for i, each in enumerate(answers, 1):

@@ -9,7 +9,7 @@ from tpo.config.base import Endpoint
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 from tpo.errors import InputError
 from tpo.models.tensors import read_tensors
 from tpo.planning.machine import gpus_here
@@ -51,13 +51,13 @@ def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     return Meter(config.root, stage, worker, config.budget)
 
 
-def api_tokens(root: Path, *, generating: bool = False) -> Tokens:
+def api_tokens(root: Path, *, generating: bool = False) -> TokenCount:
     """Tokens that servers have read and written for a run so far, from its ledger: what an endpoint's limits count.
 
     Those of judges, or, with `generating`, of the generator.
     """
     paid = [entry for entry in read_ledger(root) if entry.device == API and (entry.work == "generate") == generating]
-    return Tokens(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))
+    return TokenCount(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))
 
 
 def parameters_of(folder: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prompts.instructions import InstructionPrompt, Written, can_be_shown, load_instruction_prompt
+from prompts.instructions import InstructionPrompt, WrittenInstruction, can_be_shown, load_instruction_prompt
 from prompts.verdict import without_control_tokens
 from tasks.handles import with_files
 from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_file, why_unfit
@@ -26,14 +26,14 @@ from tpo.config.data import FileSource, SyntheticConfig
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.data.prompt_files import read_prompt_rows
-from tpo.engines.inference.chat_client import Refused, Spent
-from tpo.engines.inference.generator import ApiGenerator, EngineGenerator, Generator, Question, Told
+from tpo.engines.inference.chat_client import RefusedChat, Spent
+from tpo.engines.inference.generator import ApiGenerator, EngineGenerator, GenerationRequest, Generator, Told
 from tpo.engines.inference.reply import Reply
 from tpo.engines.inference.sampler import request_seed
 from tpo.errors import InputError, StageError
 from tpo.method.similarity import NearTexts, words_of
 from tpo.models.chat import writer_encoder
-from tpo.records import Account, Artifact, Generation, Prompt
+from tpo.records import Artifact, Generation, Prompt, RowCounts
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
 from tpo.storage.store import (
@@ -107,13 +107,13 @@ class _Writing:
         prompt = load_instruction_prompt(settings.template)
         return cls(settings, folder, config.seed, generator_model(config, seed), pool, prompt)
 
-    def ask(self, index: int, fits: Callable[[Question], bool]) -> "_Asked":
+    def ask(self, index: int, fits: Callable[[GenerationRequest], bool]) -> "_Asked":
         """The prompt of generation number `index`. Raises `InputError` if no draw of examples fits."""
         for draw in range(DRAWS):
             rng = np.random.default_rng(request_seed(self.seed, self.folder, "examples", index, draw))
             shown = [self.examples[i] for i in rng.choice(len(self.examples), self.settings.shots, replace=False)]
             messages = self.prompt.render([example.instruction for example in shown], self.settings.per_generation)
-            question = Question(messages, request_seed(self.seed, self.folder, "generation", index))
+            question = GenerationRequest(messages, request_seed(self.seed, self.folder, "generation", index))
             if fits(question):
                 return _Asked(index, [example.prompt_id for example in shown], question)
         raise InputError(
@@ -129,11 +129,11 @@ class _Asked:
 
     index: int
     example_ids: list[str]
-    question: Question
+    question: GenerationRequest
 
     def answered(self, told: Told) -> Generation:
         """Its record, from the reply."""
-        if isinstance(told, Refused):
+        if isinstance(told, RefusedChat):
             return Generation(self.index, self.example_ids, "", True, told.reason)
         return Generation(self.index, self.example_ids, told.text, told.finished, None)
 
@@ -185,11 +185,11 @@ class Choice:
         return self._count - len(self.taken)
 
     @property
-    def account(self) -> Account:
+    def account(self) -> RowCounts:
         """Counts of everything that was looked at; generations after the last chosen prompt aren't."""
-        return Account(len(self.taken) + self.dropped.total(), len(self.taken), dict(self.dropped))
+        return RowCounts(len(self.taken) + self.dropped.total(), len(self.taken), dict(self.dropped))
 
-    def look_at(self, written: Sequence[Written]) -> None:
+    def look_at(self, written: Sequence[WrittenInstruction]) -> None:
         """Chooses the fresh prompts of one generation."""
         if not self.missing:
             return
@@ -309,7 +309,7 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
         generating_meter(config, stage.name, writing.model) as meter,
     ):
 
-        def questions() -> Iterator[tuple[Path, list[Question]]]:
+        def questions() -> Iterator[tuple[Path, list[GenerationRequest]]]:
             for i in missing:
                 if meter.is_spent():
                     return

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.handles import Answers, Chosen
+from tasks.handles import Candidate, JudgedSamples
 from tasks.stage import begin, stage_task
 from tpo.config.judges import ValidationConfig, compares
 from tpo.config.run import RunConfig
@@ -43,7 +43,7 @@ class Standing:
 
 
 @stage_task("validate", run_name="validate iteration {iteration}")
-def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Chosen:
+def validate(config: RunConfig, iteration: int, incumbent: Candidate, candidates: Sequence[Candidate]) -> Candidate:
     """M_t and the validation results that chose it.
 
     Raises `StageError` if no candidate has a score.
@@ -52,7 +52,7 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
     everyone = (incumbent, *candidates)
     manifest = stage.manifest()
     if (done := stage.complete()) is not None and manifest is not None:
-        return Chosen(done, everyone[manifest.facts["epoch"]].validation)
+        return Candidate(done, everyone[manifest.facts["epoch"]].validation)
     standings = [stand(epoch, candidate.validation) for epoch, candidate in enumerate(everyone)]
     if compares(config.judge):
         # By definition, and not from its own scores, which are against another model.
@@ -65,10 +65,10 @@ def validate(config: RunConfig, iteration: int, incumbent: Chosen, candidates: S
     artifact = stage.commit_files(facts=facts)
     what = f"epoch {best.epoch}" if best.epoch else f"M_{iteration - 1} itself: no epoch was better"
     say(f"{stage.name}: M_{iteration} is {what} (validation score {best.score or math.nan:.3f})")
-    return Chosen(artifact, everyone[best.epoch].validation)
+    return Candidate(artifact, everyone[best.epoch].validation)
 
 
-def stand(epoch: int, answers: Answers) -> Standing:
+def stand(epoch: int, answers: JudgedSamples) -> Standing:
     """The results of one candidate."""
     samples, scores = read_rows(answers.samples, Sample), read_rows(answers.scores, Score)
     parsed = {(sample.prompt_id, sample.index) for sample in samples if sample.parse_error is None}
@@ -120,7 +120,7 @@ def _bring_files(source: Path, target: Path, root: Path) -> None:
             bring(path, target / path.name, link=source.resolve().is_relative_to(root.resolve()))
 
 
-def model_stage(config: RunConfig, iteration: int, incumbent: Chosen, candidates: Sequence[Chosen]) -> Stage:
+def model_stage(config: RunConfig, iteration: int, incumbent: Candidate, candidates: Sequence[Candidate]) -> Stage:
     """M_t: the best of M_{t-1} and the checkpoints, by their answers to the validation prompts."""
     inputs = {
         f"{kind} {i}": artifact

@@ -1,16 +1,16 @@
 """A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
 
 from tasks.handles import (
-    Answers,
-    Ask,
-    Chosen,
-    Submission,
+    Candidate,
+    JudgedSamples,
+    JudgeInput,
+    SamplingSpec,
     baseline_of,
-    direct_ask,
-    measuring_ask,
+    direct_spec,
+    measuring_spec,
     seed_model,
-    training_ask,
-    validation_ask,
+    training_spec,
+    validation_spec,
 )
 from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
@@ -33,26 +33,26 @@ def finish(config: RunConfig, iterations: int) -> None:
     seed = seed_model(config)
     validation = _rows(prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = _rows(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
-    chosen = Chosen(seed, _asked(config, validation_ask(config, 0, 0), seed, validation))
-    measured = _asked(config, measuring_ask(config, 0), seed, test)
-    _asked(config, direct_ask(config), seed, test, measured)
+    chosen = Candidate(seed, _asked(config, validation_spec(config, 0, 0), seed, validation))
+    measured = _asked(config, measuring_spec(config, 0), seed, test)
+    _asked(config, direct_spec(config), seed, test, measured)
     earlier = [validation, test]
     for t in range(1, iterations + 1):
         earlier.append(prompts := _prompts(config, f"iter_{t}/prompts", seed, earlier))
-        answers = _asked(config, training_ask(config, t), chosen.model, prompts)
+        answers = _asked(config, training_spec(config, t), chosen.model, prompts)
         pairs = _rows(pairs_stage(config, t, answers))
         reference = reference_of(config, seed, chosen.model)
         stage = train_stage(config, f"iter_{t}", chosen.model, reference, pairs)
         checkpoints = epoch_artifacts(_epochs(stage, config.train.epochs))
         candidates = [
-            Chosen(model, _asked(config, validation_ask(config, t, epoch), model, validation, chosen.validation))
+            Candidate(model, _asked(config, validation_spec(config, t, epoch), model, validation, chosen.validation))
             for epoch, model in enumerate(checkpoints, 1)
         ]
         stage = model_stage(config, t, chosen, candidates)
         stage.begin()
         (stage.folder / "model.safetensors").write_bytes(b"last epoch")
-        chosen = Chosen(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
-        _asked(config, measuring_ask(config, t), chosen.model, test, measured)
+        chosen = Candidate(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
+        _asked(config, measuring_spec(config, t), chosen.model, test, measured)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
     write_atomically(config.root / SUMMARY, write_summary(summary))
     write_atomically(config.root / REPORT, b"<!doctype html>")
@@ -72,11 +72,13 @@ def _rows(stage: Stage) -> Artifact:
     return stage.commit(0)
 
 
-def _asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact, against: Answers | None = None) -> Answers:
+def _asked(
+    config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
+) -> JudgedSamples:
     samples = _rows(samples_stage(config, ask, model, prompts))
-    submitted = Submission(samples, prompts, baseline_of(ask, samples, against))
+    submitted = JudgeInput(samples, prompts, baseline_of(ask, samples, against))
     judgments = _rows(judgments_stage(config, ask, submitted))
-    return Answers(samples, _rows(scores_stage(config, ask, submitted, judgments)))
+    return JudgedSamples(samples, _rows(scores_stage(config, ask, submitted, judgments)))
 
 
 def _epochs(stage: Stage, count: int) -> Artifact:

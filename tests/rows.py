@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tpo.config.data import DataConfig, FileSource, ModelConfig, SampleConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig
@@ -53,7 +53,7 @@ def a_demonstration(prompt_id: str, output: str) -> Demonstration:
     return Demonstration(prompt_id, [1, 2], [*map(ord, output)], output, "given")
 
 
-def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str, bool | None]]]) -> Answers:
+def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str, bool | None]]]) -> JudgedSamples:
     """Stored answers by prompt, each a text whose tokens are its letters, and whether it is right."""
     samples, scores = list[Sample](), list[Score]()
     for prompt_id, group in outputs.items():
@@ -61,7 +61,7 @@ def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str
             samples.append(Sample(prompt_id, index, [1, 2], [*map(ord, text)], text, "", text, None, 1))
             value = None if correct is None else float(correct)
             scores.append(Score(prompt_id, index, value, None if value is not None else "x", correct, len(text)))
-    return Answers(stored(root, f"{name}/samples", samples), stored(root, f"{name}/scores", scores))
+    return JudgedSamples(stored(root, f"{name}/samples", samples), stored(root, f"{name}/scores", scores))
 
 
 def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score | Demonstration]) -> Artifact:

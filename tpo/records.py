@@ -173,7 +173,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Health:
+class JudgeHealth:
     """How sound a judge looks. A share is None if its denominator is 0."""
 
     responses: int
@@ -267,7 +267,7 @@ class External:
 
 
 @dataclass(frozen=True)
-class Account:
+class RowCounts:
     """Counts of a stage's rows: `rows_in` = `rows_out` + everything dropped."""
 
     rows_in: int

@@ -13,7 +13,7 @@ from typing import Literal
 
 from tokenizers.decoders import DecodeStream
 
-from prompts.native import Tokens
+from prompts.native import OutputTokens
 from prompts.thought import ParseError, ThoughtPrompt, begun
 from tpo.models.chat import ChatEncoder
 
@@ -45,7 +45,7 @@ class Reading:
         return self.format_error is None or (self.format_error is ParseError.CUT_BY_LENGTH and bool(self.response))
 
 
-class GrowingTokens(Tokens):
+class GrowingTokens(OutputTokens):
     """The tokens of an output that is under way; each is decoded once."""
 
     def __init__(self, encoder: ChatEncoder) -> None:
@@ -73,7 +73,7 @@ class GrowingTokens(Tokens):
 
 
 def read(
-    prompt: ThoughtPrompt, output: str, ended: Ended | None, stops: Sequence[str], tokens: Tokens | None = None
+    prompt: ThoughtPrompt, output: str, ended: Ended | None, stops: Sequence[str], tokens: OutputTokens | None = None
 ) -> Reading:
     """What may be said of `output`, which ended by itself, at the limit, or not yet.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.preflight import check_templates, machine_misfits, model_checks
-from prompts.native import Tokens
+from prompts.native import OutputTokens
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
 from tpo.config.contexts import context_of
 from tpo.config.data import ModelConfig, PromptConfig
@@ -273,7 +273,7 @@ def _probe(folder: Path, config: RunConfig, encoder: "ChatEncoder") -> list[Prob
 
 
 def _trial(output: "Output", prompt: ThoughtPrompt, encoder: "ChatEncoder") -> Trial:
-    tokens = Tokens(output.token_ids, encoder.decode)
+    tokens = OutputTokens(output.token_ids, encoder.decode)
     parsed = prompt.split(output.text, finished=output.finished, tokens=tokens)
     thought_tokens = len(encoder.ids(parsed.thought, as_text=True))
     error = None if parsed.error is None else str(parsed.error)

@@ -24,7 +24,7 @@ import numpy as np
 from judges.base import Group, Response
 from judges.registry import build_judge
 from judges.verifier import Verifier
-from prompts.native import Tokens as OutputTokens
+from prompts.native import OutputTokens
 from prompts.thought import VARIANTS, Parsed, ThoughtPrompt
 from prompts.verdict import LABELS, PROMPTS
 from tpo.config.base import SHIPPED_SEED_MODEL
@@ -33,7 +33,7 @@ from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.console import progress_bar
 from tpo.engines.cluster.room import Room
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.attacks import attack
@@ -235,7 +235,7 @@ def evaluator_attack_wins(folder: Path, mode: Mode, attacked: Sequence[Group]) -
 
 
 def _verdicts(folder: Path, mode: Mode, groups: Sequence[Group]) -> list[Judgment]:
-    judge = build_judge(PairwiseJudge(model=str(folder), mode=mode), JudgeEngineConfig(), ClusterConfig(), Tokens())
+    judge = build_judge(PairwiseJudge(model=str(folder), mode=mode), JudgeEngineConfig(), ClusterConfig(), TokenCount())
     return [verdict for found in judge.judge(groups) for verdict in found]
 
 
@@ -259,7 +259,7 @@ def armorm_attack_wins(folder: Path, attacked: Sequence[Group]) -> float:
 
 def _leads(folder: Path, groups: Sequence[Group]) -> list[float]:
     """By how many nats the first response leads; only groups with two scores."""
-    judge = build_judge(ArmoRMJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig(), Tokens())
+    judge = build_judge(ArmoRMJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig(), TokenCount())
     scored = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]
     return [
         first.value - second.value for first, second in scored if first.value is not None and second.value is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from judges.askers import Comparison, ComparisonEncoder
+from judges.askers import ComparisonEncoder, ResponsePair
 from judges.base import Group, Response
 from judges.health import measure_health
 from judges.pairwise import Pairwise
@@ -38,7 +38,7 @@ class Instant:
         assert folder is not None
         self._encoder = ComparisonEncoder(PROMPTS["cot"], ChatEncoder(folder))
 
-    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
         """A reply to each."""
         for i, (asked, ids) in enumerate(zip(comparisons, self._encoder.encode(comparisons), strict=True)):
             label = "[[A]]" if len(asked.first) > len(asked.second) else "[[B]]"

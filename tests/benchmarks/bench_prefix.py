@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from judges.askers import Comparison, ComparisonEncoder
+from judges.askers import ComparisonEncoder, ResponsePair
 from prompts.verdict import PROMPTS
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import JudgeEngineConfig
@@ -72,7 +72,7 @@ class _CountingEngine(Engine):
         return int(counters["vllm:prefix_cache_queries"] - counters["vllm:prefix_cache_hits"])
 
 
-def _comparisons() -> list[Comparison]:
+def _comparisons() -> list[ResponsePair]:
     rng = np.random.default_rng(0)
 
     def text(median: float) -> str:
@@ -80,7 +80,7 @@ def _comparisons() -> list[Comparison]:
         return " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=words))
 
     groups = [(text(150), [text(350) for _ in range(K)]) for _ in range(GROUPS)]
-    return [Comparison(question, *pair) for question, said in groups for pair in itertools.permutations(said, 2)]
+    return [ResponsePair(question, *pair) for question, said in groups for pair in itertools.permutations(said, 2)]
 
 
 def _trie_tokens(prompts: list[list[int]]) -> int:

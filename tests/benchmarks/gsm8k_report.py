@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tpo.data.gsm8k import Annotation, Problem, annotations, from_t5, is_right, read_row, to_t5
+from tpo.data.gsm8k import Annotation, GSM8KProblem, annotations, from_t5, is_right, read_row, to_t5
 
 
-def problems(file: Path) -> Iterator[tuple[int, Problem | None, str]]:
+def problems(file: Path) -> Iterator[tuple[int, GSM8KProblem | None, str]]:
     """Each row's number from 1, the problem if it can be read, and the answer as it is."""
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -38,7 +38,7 @@ def way_of_writing(found: Annotation) -> str:
     return " and ".join(filter(None, [left_out, zeros])) or "other"
 
 
-def survives_t5(answer: str, problem: Problem) -> bool:
+def survives_t5(answer: str, problem: GSM8KProblem) -> bool:
     """Whether annotations and answer are the same after `to_t5` and `from_t5`, but for the whole numbers repeated."""
     before = [one for one in annotations(answer) if not (one.expression.isdigit() and one.result.isdigit())]
     back = from_t5(to_t5(answer))

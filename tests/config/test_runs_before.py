@@ -14,20 +14,20 @@ import pytest
 from tasks.demonstrate import demonstrations_stage
 from tasks.fine_tune import fine_tune_stage
 from tasks.handles import (
-    Answers,
-    Ask,
-    Chosen,
-    Submission,
-    against_ask,
-    direct_ask,
-    labelling_ask,
-    measuring_ask,
-    pairing_ask,
-    training_ask,
-    validation_ask,
-    write_ask,
+    Candidate,
+    JudgedSamples,
+    JudgeInput,
+    SamplingSpec,
+    against_spec,
+    direct_spec,
+    labelling_spec,
+    measuring_spec,
+    pairing_spec,
+    training_spec,
+    validation_spec,
+    write_spec,
 )
-from tasks.handles import test_ask as rung_ask  # a name that pytest doesn't take for a test
+from tasks.handles import evaluation_spec as rung_ask  # a name that pytest doesn't take for a test
 from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
@@ -51,7 +51,7 @@ from tpo.storage.store import Stage
 
 BEFORE: dict[str, Any] = json.loads((Path(__file__).parent / "runs_before.json").read_text(encoding="utf-8"))
 ANY = Artifact(Path("any"), 1, "any")
-ANSWERS = Answers(ANY, ANY)
+ANSWERS = JudgedSamples(ANY, ANY)
 
 
 def kept(folder: Path, values: Any) -> Path:
@@ -59,8 +59,8 @@ def kept(folder: Path, values: Any) -> Path:
     return folder / "config.json"
 
 
-def asked(config: RunConfig, ask: Ask) -> list[Stage]:
-    submitted = Submission(ANY, ANY, ANY if ask.purpose == "evaluate" else None)
+def asked(config: RunConfig, ask: SamplingSpec) -> list[Stage]:
+    submitted = JudgeInput(ANY, ANY, ANY if ask.purpose == "evaluate" else None)
     return [
         samples_stage(config, ask, ANY, ANY),
         judgments_stage(config, ask, submitted),
@@ -85,11 +85,11 @@ def of_tpo(config: RunConfig) -> list[Stage]:
     splits = [prompts_stage(config, f"iter_0/prompts/{split}", ANY, []) for split in ("validation", "test")]
     written = ANY if is_written(config, "iter_1/prompts") else None
     asks = (
-        training_ask(config, 1),
-        validation_ask(config, 1, 1),
-        measuring_ask(config, 1),
-        direct_ask(config),
-        against_ask(config, 1),
+        training_spec(config, 1),
+        validation_spec(config, 1, 1),
+        measuring_spec(config, 1),
+        direct_spec(config),
+        against_spec(config, 1),
     )
     return [
         *splits,
@@ -98,7 +98,7 @@ def of_tpo(config: RunConfig) -> list[Stage]:
         *(stage for ask in asks for stage in asked(config, ask)),
         pairs_stage(config, 1, ANSWERS),
         train_stage(config, "iter_1", ANY, ANY, ANY),
-        model_stage(config, 1, Chosen(ANY, ANSWERS), [Chosen(ANY, ANSWERS)]),
+        model_stage(config, 1, Candidate(ANY, ANSWERS), [Candidate(ANY, ANSWERS)]),
     ]
 
 
@@ -112,7 +112,7 @@ def of_ladder(config: RunConfig) -> list[Stage]:
 def of_thinkpo(config: RunConfig, recipe: ThinkPo) -> list[Stage]:
     if not isinstance(recipe.source, PairModels):
         return [pairs_from_file_stage(config, "dpo", ANY)]
-    written = [write_ask(config, recipe.source, side) for side in ("long", "short")]
+    written = [write_spec(config, recipe.source, side) for side in ("long", "short")]
     return [
         prompts_stage(config, "sft/prompts", ANY, [ANY]),
         demonstrations_stage(config, "sft", ANY, ANY, None),
@@ -128,8 +128,8 @@ def of_self_training(config: RunConfig, recipe: SelfTrain) -> list[Stage]:
         prompts_stage(config, "base/prompts/train", ANY, [ANY]),
         demonstrations_stage(config, "iter_0/sft", ANY, ANY, None, recipe.demonstrations),
         fine_tune_stage(config, "iter_0/sft", ANY, ANY),
-        *asked(config, pairing_ask(config, 1)),
-        *asked(config, labelling_ask(config, 1)),
+        *asked(config, pairing_spec(config, 1)),
+        *asked(config, labelling_spec(config, 1)),
         pairs_by_answer_stage(config, "iter_1/dpo", ANY, [ANSWERS]),
         pseudo_labels_stage(config, "iter_1/sft", ANY, [ANSWERS]),
         train_stage(config, "iter_1/dpo", ANY, ANY, ANY),

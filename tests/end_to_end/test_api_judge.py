@@ -17,7 +17,7 @@ import pytest
 from tpo.config.base import SHIPPED_SEED_MODEL, Endpoint
 from tpo.config.resources import EngineConfig
 from tpo.engines.cluster.processes import engine_environment
-from tpo.engines.inference.chat_client import ChatClient, Refused
+from tpo.engines.inference.chat_client import ChatClient, RefusedChat
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
 from tpo.records import Message
@@ -135,7 +135,7 @@ def test_probabilities_are_those_of_transformers(server: Server):
 def test_a_chat_that_is_too_long_is_refused_and_the_next_is_answered(server: Server):
     chats = [[Message(role="user", content="hello " * CONTEXT)], CHATS[0]]
     found = dict(client(server).ask(chats, Decoding(8)))
-    assert isinstance(found[0], Refused) and "maximum context length is 512" in found[0].reason
+    assert isinstance(found[0], RefusedChat) and "maximum context length is 512" in found[0].reason
     assert isinstance(found[1], Reply)
 
 

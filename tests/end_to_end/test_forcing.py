@@ -19,7 +19,7 @@ from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.data.gsm8k import annotations
 from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.cluster.room import Room
-from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget, as_argument
+from tpo.engines.inference.forcing import CalculatorRule, Rule, ThoughtBudget, as_argument
 from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_seed
 from tpo.miniature.training import collate, descend, falling
 from tpo.miniature.world import problems
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
         texts = [output.text for _, groups in found for group in groups for output in group]
         return [annotation.agreement for text in texts for annotation in annotations(text)]
 
-    free, bound = agreements([]), agreements([Calculator("gsm8k")])
+    free, bound = agreements([]), agreements([CalculatorRule("gsm8k")])
     assert min(len(free), len(bound)) >= 0.9 * 2 * len(sums)
     assert free.count("identical") < 0.5 * len(free)
     # What is no arithmetic, as a rare `<<3++=`, has no value to write and is left to the model.

@@ -14,7 +14,7 @@ import pytest
 from flows.recipes import PROFILES
 from tasks import handles
 from tasks.estimates import values_of
-from tasks.handles import Answers, training_ask
+from tasks.handles import JudgedSamples, training_spec
 from tasks.judge import judge
 from tests.end_to_end.conftest import ROOT, SMALL
 from tests.end_to_end.test_iterate import artifact
@@ -33,13 +33,13 @@ def config_for(folder: Path, *settings: str) -> RunConfig:
     return load_config(PROFILES / "laptop.toml", [*SMALL, *settings, f'folder="{folder}"', "name=judged"])
 
 
-def judge_training(config: RunConfig, run: Path) -> Answers:
+def judge_training(config: RunConfig, run: Path) -> JudgedSamples:
     """Judges the samples that M_1 was trained on, as a run of this config would."""
     samples, prompts = artifact(run / "iter_1/samples"), artifact(run / "iter_1/prompts")
-    return judge.fn(config, training_ask(config, 1), samples, prompts)
+    return judge.fn(config, training_spec(config, 1), samples, prompts)
 
 
-def health_of(answers: Answers) -> dict[str, Any]:
+def health_of(answers: JudgedSamples) -> dict[str, Any]:
     manifest = read_manifest(answers.scores.path)
     assert manifest is not None
     found: dict[str, Any] = manifest.facts["health"]
@@ -74,10 +74,10 @@ def test_a_judge_that_compares_and_is_killed_asks_nothing_again(small_run: Path,
 def test_a_judge_that_compares_gives_the_seed_one_half_and_a_trained_model_its_share(small_run: Path, tmp_path: Path):
     config = config_for(tmp_path, *PAIRWISE)
     prompts, seed = (artifact(small_run / "iter_0" / name) for name in ("prompts/test", "test/samples"))
-    of_seed = judge.fn(config, handles.test_ask(config, "iter_0"), seed, prompts, seed)
+    of_seed = judge.fn(config, handles.evaluation_spec(config, "iter_0"), seed, prompts, seed)
     assert {*values_of(of_seed).values()} == {0.5}
     trained = artifact(small_run / "iter_1/test/samples")
-    values = values_of(judge.fn(config, handles.test_ask(config, "iter_1"), trained, prompts, seed)).values()
+    values = values_of(judge.fn(config, handles.evaluation_spec(config, "iter_1"), trained, prompts, seed)).values()
     assert all(0 <= value <= 1 for value in values) and {*values} != {0.5}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipes import PROFILES
-from tasks.handles import seed_model, training_ask
+from tasks.handles import seed_model, training_spec
 from tasks.judge import judge
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
@@ -39,7 +39,7 @@ def dropped(artifact: Artifact, reason: str) -> int:
 
 def test_the_alpaca_eval_instructions_are_sampled_judged_and_paired(tmp_path: Path):
     config = load_config(PROFILES / "laptop.toml", [*SMALL, *SETTINGS, f'folder="{tmp_path}"', "name=alpaca"])
-    seed, ask = seed_model(config), training_ask(config, 1)
+    seed, ask = seed_model(config), training_spec(config, 1)
     validation = load_prompts.fn(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts.fn(config, "iter_0/prompts/test", seed, [validation])
     prompts = load_prompts.fn(config, "iter_1/prompts", seed, [validation, test])

@@ -15,7 +15,7 @@ from typing import Any
 from tpo.config.data import DataConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.config.run import RunConfig
-from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -84,7 +84,7 @@ def orders() -> Orders[int]:
 
 def square(folder: Path) -> None:
     """Squares numbers on five actors, a CPU each, until it is told to stop."""
-    crew = Crew(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
+    crew = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
 
     def numbers() -> Iterator[int]:
         for number in itertools.count():
@@ -102,7 +102,7 @@ def span(_: Path) -> None:
     import ray
     from ray.util import placement_group_table
 
-    crew = Crew(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2, Room())
+    crew = ActorPool(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2, Room())
     for index, (value, nodes) in crew.work(range(4), orders()):
         tell(index=index, value=value, nodes=nodes)
     tell(held=crew.holds("GPU"))
@@ -116,7 +116,7 @@ def span(_: Path) -> None:
 
 def sample(folder: Path) -> None:
     """Runs the sampling stage on two real engines, first undisturbed and then as its test will have it."""
-    from tasks.handles import seed_model, training_ask
+    from tasks.handles import seed_model, training_spec
     from tasks.load_prompts import load_prompts
     from tasks.sample import sample as stage
     from tpo.engines.engines import open_engines
@@ -133,7 +133,7 @@ def sample(folder: Path) -> None:
         prompts = load_prompts.fn(config, "iter_1/prompts", seed, [])
         tell(begins=name)
         with open_engines():
-            done = stage.fn(config, training_ask(config, 1), seed, prompts)
+            done = stage.fn(config, training_spec(config, 1), seed, prompts)
         tell(ends=name, rows=done.rows, fingerprint=done.fingerprint)
 
 

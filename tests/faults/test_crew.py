@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -104,7 +104,7 @@ def answers(actor: Any) -> bool:
     return True
 
 
-Make = Callable[..., Crew]
+Make = Callable[..., ActorPool]
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
     """Makes crews, and stops them in the end."""
     made = []
 
-    def call(how: str = "", count: int = 2, cpus: float = 0) -> Crew:
+    def call(how: str = "", count: int = 2, cpus: float = 0) -> ActorPool:
         role = Role("doubler", Doubler, (how, str(tmp_path)), cpus=cpus, gpus=0, environment={})
-        made.append(Crew(role, count, room))
+        made.append(ActorPool(role, count, room))
         return made[-1]
 
     yield call
@@ -143,7 +143,7 @@ def orders(
     )
 
 
-def doubled(crew: Crew, how: Orders[list[int]]) -> dict[int, list[int]]:
+def doubled(crew: ActorPool, how: Orders[list[int]]) -> dict[int, list[int]]:
     results = list(crew.work(iter(PIECES), how))
     assert sorted(index for index, _ in results) == list(range(len(PIECES)))
     return dict(results)

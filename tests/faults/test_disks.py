@@ -18,7 +18,7 @@ import json, subprocess, sys
 from pathlib import Path
 from tests.rows import a_prompt
 from tpo.errors import StoreError
-from tpo.records import Account, Prompt
+from tpo.records import RowCounts, Prompt
 from tpo.storage.store import Stage, read_rows
 
 root, fault = Path(sys.argv[1]), sys.argv[2]
@@ -36,7 +36,7 @@ def attempt():
             subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
         if not kept[i]:
             made.write_shard(i, rows[i])
-    artifact = made.commit(30, account=Account(600, 600, {}))
+    artifact = made.commit(30, account=RowCounts(600, 600, {}))
     return sum(kept), read_rows(artifact, Prompt) == [row for shard in rows for row in shard]
 
 try:

@@ -22,7 +22,7 @@ WORK = """
 import sys
 from pathlib import Path
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -40,7 +40,7 @@ class Eater:
 
 mark, times = Path(sys.argv[1]), int(sys.argv[2])
 start_ray(ClusterConfig())
-crew = Crew(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1, Room())
+crew = ActorPool(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1, Room())
 orders = Orders(
     prepare=lambda actor: actor.load.remote(),
     hand=lambda actor, piece: actor.work.remote(piece, mark, times),

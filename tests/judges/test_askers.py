@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from judges.askers import (
-    Comparison,
     ComparisonEncoder,
+    ResponsePair,
     ServerAsker,
     decoding_of,
     shards_of,
@@ -21,7 +21,7 @@ from tests.misbehaving_server import MisbehavingServer
 from tests.models.test_chat import like_llama3
 from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
-from tpo.engines.inference.reply import Tokens
+from tpo.engines.inference.reply import TokenCount
 from tpo.models.chat import ChatEncoder
 from tpo.records import Message
 
@@ -55,7 +55,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_pieces_have_the_same_tokens_as_the_whole_chat(encoder: ChatEncoder, data: st.DataObject):
     prompt = PROMPTS["cot"]
     instruction, first, second = data.draw(awkward), data.draw(awkward), data.draw(awkward)
-    group = [Comparison(instruction, first, second), Comparison(instruction, second, first)]
+    group = [ResponsePair(instruction, first, second), ResponsePair(instruction, second, first)]
     encoded = ComparisonEncoder(prompt, encoder).encode(group)
     whole = [encoder.encode(prompt.render(asked.instruction, asked.first, asked.second)) for asked in group]
     assert encoded[0] == whole[0]
@@ -65,7 +65,7 @@ def test_pieces_have_the_same_tokens_as_the_whole_chat(encoder: ChatEncoder, dat
 def test_ordinary_comparisons_are_put_together_from_pieces(encoder: CountingEncoder):
     comparing = ComparisonEncoder(PROMPTS["cot"], encoder)
     group = [
-        Comparison("hello?", a, b) for a, b in itertools.permutations(["The answer is 7.", "7", "(7)", "hello"], 2)
+        ResponsePair("hello?", a, b) for a, b in itertools.permutations(["The answer is 7.", "7", "(7)", "hello"], 2)
     ]
     whole = [encoder.encode(PROMPTS["cot"].render(c.instruction, c.first, c.second)) for c in group]
     encoder.times = 0
@@ -75,7 +75,7 @@ def test_ordinary_comparisons_are_put_together_from_pieces(encoder: CountingEnco
 
 def test_the_shared_part_of_comparisons_comes_first(encoder: ChatEncoder):
     one, other = ComparisonEncoder(PROMPTS["label"], encoder).encode(
-        [Comparison("Which?", "the same", "this"), Comparison("Which?", "the same", "that")]
+        [ResponsePair("Which?", "the same", "this"), ResponsePair("Which?", "the same", "that")]
     )
     shared = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     assert "the same" in encoder.tokenizer.decode(one[:shared])
@@ -89,9 +89,9 @@ def test_text_sent_to_a_server_contains_no_models_control_tokens():
     with MisbehavingServer() as server:
         config = PairwiseJudge(model="m", endpoint=Endpoint(base_url=server.base_url))
         assert config.endpoint is not None
-        asker = ServerAsker(config, config.endpoint, PROMPTS["cot"], Tokens())
-        list(asker.ask([Comparison(f"a {text} b", f"c{text}", f"{text}d") for text in controls]))
-        list(asker.ask([Comparison("2 < 3 | 4 > 1", "<b>bold</b> a[i]", "if a<b: pass")]))
+        asker = ServerAsker(config, config.endpoint, PROMPTS["cot"], TokenCount())
+        list(asker.ask([ResponsePair(f"a {text} b", f"c{text}", f"{text}d") for text in controls]))
+        list(asker.ask([ResponsePair("2 < 3 | 4 > 1", "<b>bold</b> a[i]", "if a<b: pass")]))
         shown = [asked.request["messages"][-1]["content"] for asked in server.asked]
     assert not [text for text in controls for content in shown if text in content]
     assert "2 < 3 | 4 > 1" in shown[-1] and "<b>bold</b> a[i]" in shown[-1] and "if a<b: pass" in shown[-1]
@@ -110,7 +110,7 @@ def test_labels_differ_at_one_token(encoder: ChatEncoder):
 
 
 def test_comparisons_of_one_instruction_stay_in_one_shard():
-    asked = [Comparison(f"question {i // 56}", str(i % 56), "b") for i in range(56 * 20)]
+    asked = [ResponsePair(f"question {i // 56}", str(i % 56), "b") for i in range(56 * 20)]
     shards = shards_of(asked, [i for i in range(len(asked)) if i % 7])
     assert sorted(itertools.chain(*shards)) == [i for i in range(len(asked)) if i % 7]
     owners = [{asked[i].instruction for i in shard} for shard in shards]
@@ -132,7 +132,7 @@ def test_comparisons_of_one_instruction_stay_in_one_shard():
 def test_shards_are_of_comparable_size_and_keep_every_engine_busy(
     prompts: int, each: int, engines: int, sizes: list[int]
 ):
-    asked = [Comparison(f"question {i}", str(j), "b") for i in range(prompts) for j in range(each)]
+    asked = [ResponsePair(f"question {i}", str(j), "b") for i in range(prompts) for j in range(each)]
     shards = shards_of(asked, range(len(asked)), engines)
     assert list(itertools.chain(*shards)) == list(range(len(asked)))
     assert [len(shard) for shard in shards] == sizes

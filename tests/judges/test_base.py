@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from judges.armorm import ArmoRMScorer
-from judges.askers import Comparison
+from judges.askers import ResponsePair
 from judges.base import Judge, groups_of
 from judges.pairwise import Pairwise
 from judges.registry import build_judge
@@ -22,7 +22,7 @@ from tests.rows import a_prompt, a_sample
 from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
-from tpo.engines.inference.reply import Reply, Tokens
+from tpo.engines.inference.reply import Reply, TokenCount
 from tpo.engines.inference.reward_reader import Chat, Values
 from tpo.engines.inference.sampler import Output, Request
 from tpo.models.chat import ChatEncoder
@@ -38,7 +38,7 @@ class Ears:
     def __init__(self) -> None:
         self.heard: list[object] = []
 
-    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
         self.heard += comparisons
         return ((i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons)))
 
@@ -88,7 +88,7 @@ def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):
     for kind in KINDS:
         model = {"model": str(folders[kind])} if kind in folders else {}
         config = RunConfig.model_validate({"judge": {"kind": kind, **model}})
-        assert build_judge(config.judge, ENGINE, CLUSTER, Tokens()) is not None
+        assert build_judge(config.judge, ENGINE, CLUSTER, TokenCount()) is not None
 
 
 @pytest.mark.parametrize("with_errors", [False, True])

@@ -13,7 +13,7 @@ from judges.base import Group, Response
 from judges.health import check_health, describe_health, measure_health
 from tpo.config.judges import HealthConfig, VerifierJudge
 from tpo.errors import StageError
-from tpo.records import Health, Judgment, Score
+from tpo.records import JudgeHealth, Judgment, Score
 
 
 def a_group(*texts: str, reference: str | None = None, prompt_id: str = "p") -> Group:
@@ -31,7 +31,7 @@ def scored(group: Group, *values: float | None) -> list[Score]:
     ]
 
 
-def health(groups: list[Group], judgments: list[Judgment], scores: list[Score]) -> Health:
+def health(groups: list[Group], judgments: list[Judgment], scores: list[Score]) -> JudgeHealth:
     return measure_health(groups, judgments, scores, VerifierJudge())
 
 
@@ -109,7 +109,7 @@ def test_identical_responses_do_not_count_as_equal_scores():
 def test_kappa_is_agreement_beyond_that_of_a_judge_that_only_heeds_the_order(
     first_rate: float, agreement: float, kappa: float
 ):
-    found = Health(**SOUND | {"first_rate": first_rate, "swap_agreement": agreement})
+    found = JudgeHealth(**SOUND | {"first_rate": first_rate, "swap_agreement": agreement})
     assert found.swap_kappa == pytest.approx(kappa, abs=1e-3)
 
 
@@ -133,13 +133,13 @@ SOUND: dict[str, Any] = {
     ],
 )
 def test_a_limit_that_is_passed_is_named_with_what_was_found(found: dict[str, Any], limits: dict[str, Any], said: str):
-    check_health(Health(**SOUND), HealthConfig(**limits), "iter_1/scores")
+    check_health(JudgeHealth(**SOUND), HealthConfig(**limits), "iter_1/scores")
     with pytest.raises(StageError, match="iter_1/scores: the judge does not look sound") as error:
-        check_health(Health(**SOUND | found), HealthConfig(**limits), "iter_1/scores")
+        check_health(JudgeHealth(**SOUND | found), HealthConfig(**limits), "iter_1/scores")
     assert said in str(error.value)
 
 
-def asked_in_both_orders(pairs: int, verdict: Callable[[random.Random, int], float]) -> Health:
+def asked_in_both_orders(pairs: int, verdict: Callable[[random.Random, int], float]) -> JudgeHealth:
     """Health of a judge whose verdict on a pair, given which response is shown first, is `verdict`."""
     draw, said, groups, scores = random.Random(0), [], [], []
     for p in range(pairs):
@@ -187,16 +187,16 @@ def test_a_judge_that_favors_the_first_but_still_discriminates_passes(pairs: int
 )
 def test_judges_that_carry_no_information_are_stopped_by_default(found: dict[str, Any], said: str):
     with pytest.raises(StageError, match=said):
-        check_health(Health(**SOUND | found), HealthConfig(), "scores")
+        check_health(JudgeHealth(**SOUND | found), HealthConfig(), "scores")
 
 
 def test_judges_like_the_shipped_ones_pass_by_default():
     weak = {"first_rate": 0.7313, "swap_agreement": 0.53, "reference_agreement": 0.55, "reference_pairs": 2000}
-    check_health(Health(**SOUND | weak), HealthConfig(), "scores")
+    check_health(JudgeHealth(**SOUND | weak), HealthConfig(), "scores")
 
 
 def test_a_verifier_may_find_all_responses_wrong():
-    hard = Health(**SOUND | {"equal_rate": 1.0, "scored_groups": 40})
+    hard = JudgeHealth(**SOUND | {"equal_rate": 1.0, "scored_groups": 40})
     check_health(hard, HealthConfig(), "scores", exact=True)
 
 
@@ -205,7 +205,7 @@ def test_a_verifier_may_find_all_responses_wrong():
     [(50, 0.49, True), (29, 0.49, False), (8, 0.4, False), (8, 0.0, True), (1, 0.0, False)],
 )
 def test_with_few_pairs_a_limit_must_be_passed_by_more_than_chance(pairs: int, agreement: float, stops: bool):
-    found = Health(**SOUND | {"swap_agreement": agreement, "swap_pairs": pairs})
+    found = JudgeHealth(**SOUND | {"swap_agreement": agreement, "swap_pairs": pairs})
     with pytest.raises(StageError) if stops else contextlib.nullcontext():
         check_health(found, HealthConfig(min_swap_agreement=0.5, min_swap_kappa=-1), "scores")
 
@@ -213,7 +213,7 @@ def test_with_few_pairs_a_limit_must_be_passed_by_more_than_chance(pairs: int, a
 def test_every_limit_that_is_passed_is_named():
     with pytest.raises(StageError, match=r"max_unscored.*max_ties.*min_swap_agreement"):
         check_health(
-            Health(**SOUND | {"unscored": {"x": 90}, "ties": 9, "swap_agreement": 0.1}),
+            JudgeHealth(**SOUND | {"unscored": {"x": 90}, "ties": 9, "swap_agreement": 0.1}),
             HealthConfig(max_ties=0.01, min_swap_agreement=0.5),
             "scores",
         )

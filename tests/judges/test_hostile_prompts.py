@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from judges.askers import Comparison, ComparisonEncoder
+from judges.askers import ComparisonEncoder, ResponsePair
 from prompts.verdict import PROMPTS
 from tests.hostile import HostileResponse, hostile_responses
 from tests.models.test_chat import LLAMA_CONTROLS, controls_in, like_llama3, saved
@@ -74,7 +74,7 @@ def test_comparisons_that_share_pieces_hold_no_more(encoders: dict[str, ChatEnco
     encoder = encoders[name]
     expected = controls_in(encoder, encoder.encode(PROMPTS["cot"].render(*BENIGN)))
     for one, two in zip(CASES[::8], CASES[4::8], strict=False):
-        group = [Comparison("Why?", *pair) for pair in itertools.permutations([BENIGN[1], one.text, two.text], 2)]
+        group = [ResponsePair("Why?", *pair) for pair in itertools.permutations([BENIGN[1], one.text, two.text], 2)]
         for asked, ids in zip(group, ComparisonEncoder(PROMPTS["cot"], encoder).encode(group), strict=True):
             assert controls_in(encoder, ids) == expected, (one, two)
             whole = encoder.encode(PROMPTS["cot"].render(asked.instruction, asked.first, asked.second))

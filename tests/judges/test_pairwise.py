@@ -9,28 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from judges.askers import Comparison
+from judges.askers import ResponsePair
 from judges.base import BASELINE, Group, Response
 from judges.pairwise import Pairwise
 from tpo.config.judges import PairwiseJudge
-from tpo.engines.inference.chat_client import Refused
+from tpo.engines.inference.chat_client import RefusedChat
 from tpo.engines.inference.reply import Reply
 from tpo.method.ratings import bradley_terry
 from tpo.records import Judgment, Score
 from tpo.storage.journal import Journal
 
-Says = Callable[[Comparison], Reply | Refused]
+Says = Callable[[ResponsePair], Reply | RefusedChat]
 
 
 class Scripted:
     """An asker that answers at once, by a rule, the last question first, and can be made to fail."""
 
     def __init__(self, says: Says, breaks_after: int | None = None) -> None:
-        self.asked: list[Comparison] = []
+        self.asked: list[ResponsePair] = []
         self._says = says
         self._breaks_after = breaks_after
 
-    def ask(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Reply | Refused]]:
+    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply | RefusedChat]]:
         for i in reversed(range(len(comparisons))):
             if len(self.asked) == self._breaks_after:
                 raise ConnectionError("the server is gone")
@@ -42,7 +42,7 @@ def says(text: str, *, finished: bool = True, logprobs: tuple[float, ...] | None
     return Reply(text, finished, 10, 2, label_logprobs=logprobs)
 
 
-def longer(asked: Comparison) -> Reply:
+def longer(asked: ResponsePair) -> Reply:
     return says("[[A]]" if len(asked.first) >= len(asked.second) else "[[B]]")
 
 
@@ -108,10 +108,10 @@ def test_identical_texts_are_tied_without_a_comparison():
         (says("[[A]] or [[B]]"), None),
         (says("neither"), None),
         (says("so [[A]]", finished=False), None),
-        (Refused("too_long"), None),
+        (RefusedChat("too_long"), None),
     ],
 )
-def test_judgments_are_kept_with_their_outcome(reply: Reply | Refused, outcome: float | None):
+def test_judgments_are_kept_with_their_outcome(reply: Reply | RefusedChat, outcome: float | None):
     said, _ = judged(lambda asked: reply, group_of("a", "b"))
     assert [j.outcome for j in said] == [outcome, outcome]
     detail = json.loads(said[0].detail)
@@ -119,7 +119,7 @@ def test_judgments_are_kept_with_their_outcome(reply: Reply | Refused, outcome: 
 
 
 def test_a_response_without_a_single_verdict_is_unscored_and_not_in_the_middle():
-    def rule(asked: Comparison) -> Reply:
+    def rule(asked: ResponsePair) -> Reply:
         return says("hm") if "broken" in (asked.first, asked.second) else longer(asked)
 
     _, scores = judged(rule, group_of("aa", "a", "broken"))
@@ -155,7 +155,7 @@ def test_probabilities_give_soft_results():
     assert [j.outcome for j in said] == pytest.approx([0.5, 0.5])
     assert values(scores) == pytest.approx([0, 0], abs=1e-9)
 
-    def sure(asked: Comparison) -> Reply:
+    def sure(asked: ResponsePair) -> Reply:
         return says("", logprobs=(0.0, -math.inf) if asked.first == "a" else (-math.inf, 0.0))
 
     _, scores = judged(sure, group_of("a", "b"), mode="probability")
@@ -179,7 +179,7 @@ def test_against_a_baseline_both_orders_count_and_a_contradiction_is_a_half(resp
 
 
 def test_against_a_baseline_a_single_order_gives_no_score():
-    def rule(asked: Comparison) -> Reply:
+    def rule(asked: ResponsePair) -> Reply:
         return says("[[A]]" if asked.first == "b" else "hm")
 
     _, (score,) = judged(rule, group_of("b", baseline="aa"))
@@ -205,8 +205,8 @@ def test_an_interrupted_judge_resumes_without_asking_again(tmp_path: Path, tourn
 
 
 def test_soft_results_and_refusals_survive_the_journal(tmp_path: Path):
-    def rule(asked: Comparison) -> Reply | Refused:
-        return Refused("too_long") if asked.first == "a" else says("", logprobs=(-math.inf, -0.5))
+    def rule(asked: ResponsePair) -> Reply | RefusedChat:
+        return RefusedChat("too_long") if asked.first == "a" else says("", logprobs=(-math.inf, -0.5))
 
     config, group = PairwiseJudge(mode="probability"), group_of("a", "b")
     with Journal(tmp_path / "j.jsonl") as journal:
@@ -230,7 +230,7 @@ def test_the_best_of_a_hidden_quality_is_rated_best():
     rng = np.random.default_rng(0)
     quality = {f"answer {i}": float(q) for i, q in enumerate(rng.normal(size=8))}
 
-    def rule(asked: Comparison) -> Reply:
+    def rule(asked: ResponsePair) -> Reply:
         logit = quality[asked.first] - quality[asked.second]
         return says("", logprobs=(-math.log1p(math.exp(-logit)), -math.log1p(math.exp(logit))))
 

@@ -15,8 +15,8 @@ from prompts.verdict import load_verdict_prompt
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
-from tpo.engines.inference.chat_client import Refused
-from tpo.engines.inference.reply import Reply, Tokens
+from tpo.engines.inference.chat_client import RefusedChat
+from tpo.engines.inference.reply import Reply, TokenCount
 from tpo.errors import InputError, StageError
 from tpo.storage.journal import Journal, read_journal
 
@@ -35,7 +35,7 @@ def config_of(server: MisbehavingServer, *, mode: str = "cot", **endpoint: Any) 
 
 def asker_of(config: PairwiseJudge) -> ServerAsker:
     assert config.endpoint is not None
-    return ServerAsker(config, config.endpoint, load_verdict_prompt(config), Tokens())
+    return ServerAsker(config, config.endpoint, load_verdict_prompt(config), TokenCount())
 
 
 def judge_of(server: MisbehavingServer, **settings: Any) -> Pairwise:
@@ -104,7 +104,7 @@ def test_a_judge_that_gives_some_verdicts_is_left_to_the_limits_of_health(readab
 def test_comparisons_that_were_never_asked_say_nothing_of_the_judge():
     first = FirstAnswers(PairwiseJudge())
     for _ in range(100):
-        first.see(Refused(TOO_LONG))
+        first.see(RefusedChat(TOO_LONG))
         first.check()
 
 

@@ -11,10 +11,10 @@ from tpo.miniature.attacks import attack, long_attack
 from tpo.miniature.opinions import (
     LONGER_BY_CHARS,
     VERBOSITY,
-    Candidate,
     Duel,
     Mix,
-    Standing,
+    RatedResponse,
+    Worth,
     attributes,
     duel,
     explanation,
@@ -77,14 +77,14 @@ def test_the_same_seed_gives_the_same_duels():
 @pytest.mark.parametrize(
     ("first", "second", "first_is_better"),
     [
-        (Standing.RIGHT, Standing.WRONG, True),
-        (Standing.WRONG, Standing.RIGHT, False),
-        (Standing.NO_ANSWER, Standing.WRONG, False),
-        (Standing.NO_ANSWER, Standing.NO_ANSWER, True),
+        (Worth.RIGHT, Worth.WRONG, True),
+        (Worth.WRONG, Worth.RIGHT, False),
+        (Worth.NO_ANSWER, Worth.WRONG, False),
+        (Worth.NO_ANSWER, Worth.NO_ANSWER, True),
     ],
 )
-def test_the_better_standing_wins(first: Standing, second: Standing, first_is_better: bool):
-    fought = Duel(PROBLEMS[0], Candidate("a", "a", first), Candidate("b", "b", second))
+def test_the_better_standing_wins(first: Worth, second: Worth, first_is_better: bool):
+    fought = Duel(PROBLEMS[0], RatedResponse("a", "a", first), RatedResponse("b", "b", second))
     assert fought.first_is_better == first_is_better
 
 
@@ -95,13 +95,13 @@ def test_the_better_standing_wins(first: Standing, second: Standing, first_is_be
 def test_of_equals_the_clearly_longer_wins_or_else_the_first(
     first_chars: int, second_chars: int, first_is_better: bool
 ):
-    first, second = (Candidate("a" * chars, "a", Standing.RIGHT) for chars in (first_chars, second_chars))
+    first, second = (RatedResponse("a" * chars, "a", Worth.RIGHT) for chars in (first_chars, second_chars))
     assert Duel(PROBLEMS[0], first, second).first_is_better == first_is_better
 
 
 def test_an_explanation_works_out_the_answer_and_says_who_gives_it():
     for fought in duels():
-        answer, right = fought.problem.reference, [n for n, c in fought.named() if c.standing == Standing.RIGHT]
+        answer, right = fought.problem.reference, [n for n, c in fought.named() if c.standing == Worth.RIGHT]
         work, _, rest = explanation(fought).partition(f"The answer is {answer}. ")
         assert work.split() == " ".join(step.text for step in fought.problem.steps).split()
         assert all(f"{name} says {said.answer or 'nothing'} {name}." in rest for name, said in fought.named())
@@ -111,11 +111,11 @@ def test_an_explanation_works_out_the_answer_and_says_who_gives_it():
 
 def test_attributes_have_the_published_names_and_separate_right_from_wrong_and_long_from_short():
     assert len(ATTRIBUTES) == 19 and ATTRIBUTES[VERBOSITY] == "helpsteer-verbosity"
-    right, wrong = (Candidate("The answer is 7.", "7", standing) for standing in (Standing.RIGHT, Standing.WRONG))
+    right, wrong = (RatedResponse("The answer is 7.", "7", standing) for standing in (Worth.RIGHT, Worth.WRONG))
     rated = [attributes(PROBLEMS[0], candidate) for candidate in (right, wrong)]
     assert all(better >= worse for better, worse in zip(*rated, strict=True))
     assert rated[0][1] - rated[1][1] == pytest.approx(1)
-    longer = attributes(PROBLEMS[0], Candidate("The answer is 7. I hope this helps.", "7", Standing.RIGHT))
+    longer = attributes(PROBLEMS[0], RatedResponse("The answer is 7. I hope this helps.", "7", Worth.RIGHT))
     assert longer[VERBOSITY] > rated[0][VERBOSITY]
 
 
@@ -125,7 +125,7 @@ def test_attributes_have_the_published_names_and_separate_right_from_wrong_and_l
      ("The answer is 7. I hope this helps.", "The answer is 7.", 0), ("7.", "7", 0)],
 )  # fmt: skip
 def test_full_sentences_satisfy_the_taste_for_them(first: str, second: str, better: int):
-    one, other = (Candidate(text, "7", Standing.RIGHT) for text in (first, second))
+    one, other = (RatedResponse(text, "7", Worth.RIGHT) for text in (first, second))
     fought = Duel(PROBLEMS[0], one, other, "fuller")
     assert fought.taste_for_first == better
     assert fought.first_is_better == (better >= 0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompts.instructions import CLOSE, OPEN, Fault, Written, can_be_shown, load_instruction_prompt
+from prompts.instructions import CLOSE, OPEN, Fault, WrittenInstruction, can_be_shown, load_instruction_prompt
 from tpo.errors import InputError
 
 TEXTS = st.text().map(str.strip).filter(lambda text: can_be_shown(text) and "\ufffd" not in text)
@@ -18,7 +18,7 @@ def test_examples_that_are_shown_parse_back_unchanged(examples: list[str]):
     (message,) = SHIPPED.render(examples, 1)
     assert message["role"] == "user"
     _, _, tasks = message["content"].partition("no answers.")
-    assert SHIPPED.split(tasks, finished=True) == [Written(example) for example in examples]
+    assert SHIPPED.split(tasks, finished=True) == [WrittenInstruction(example) for example in examples]
 
 
 def test_the_number_of_new_instructions_is_asked_for():
@@ -29,21 +29,33 @@ def test_the_number_of_new_instructions_is_asked_for():
 @pytest.mark.parametrize(
     ("output", "finished", "written"),
     [
-        (f"{OPEN}\nSay it.\n{CLOSE}", True, [Written("Say it.")]),
-        (f"Sure!\n{OPEN}Say\nit.{CLOSE} I hope {OPEN}More.{CLOSE}", True, [Written("Say\nit."), Written("More.")]),
-        (f"{OPEN}Whole.{CLOSE}{OPEN}Cut in its mid", False, [Written("Whole."), Written("", Fault.CUT_BY_LENGTH)]),
-        (f"{OPEN}Whole.{CLOSE} and mo", False, [Written("Whole.")]),
-        (f"{OPEN}Not closed.", True, [Written("", Fault.UNPARSABLE)]),
-        (f"{OPEN}Not closed. {OPEN}Closed.{CLOSE}", True, [Written("", Fault.UNPARSABLE), Written("Closed.")]),
-        (f"{OPEN}Say \ufffd.{CLOSE}", True, [Written("", Fault.UNPARSABLE)]),
-        (f"{OPEN} \n{CLOSE}", True, [Written("", Fault.UNPARSABLE)]),
-        ("I cannot do that.", True, [Written("", Fault.UNPARSABLE)]),
-        ("I can", False, [Written("", Fault.CUT_BY_LENGTH)]),
-        ("", True, [Written("", Fault.UNPARSABLE)]),
+        (f"{OPEN}\nSay it.\n{CLOSE}", True, [WrittenInstruction("Say it.")]),
+        (
+            f"Sure!\n{OPEN}Say\nit.{CLOSE} I hope {OPEN}More.{CLOSE}",
+            True,
+            [WrittenInstruction("Say\nit."), WrittenInstruction("More.")],
+        ),
+        (
+            f"{OPEN}Whole.{CLOSE}{OPEN}Cut in its mid",
+            False,
+            [WrittenInstruction("Whole."), WrittenInstruction("", Fault.CUT_BY_LENGTH)],
+        ),
+        (f"{OPEN}Whole.{CLOSE} and mo", False, [WrittenInstruction("Whole.")]),
+        (f"{OPEN}Not closed.", True, [WrittenInstruction("", Fault.UNPARSABLE)]),
+        (
+            f"{OPEN}Not closed. {OPEN}Closed.{CLOSE}",
+            True,
+            [WrittenInstruction("", Fault.UNPARSABLE), WrittenInstruction("Closed.")],
+        ),
+        (f"{OPEN}Say \ufffd.{CLOSE}", True, [WrittenInstruction("", Fault.UNPARSABLE)]),
+        (f"{OPEN} \n{CLOSE}", True, [WrittenInstruction("", Fault.UNPARSABLE)]),
+        ("I cannot do that.", True, [WrittenInstruction("", Fault.UNPARSABLE)]),
+        ("I can", False, [WrittenInstruction("", Fault.CUT_BY_LENGTH)]),
+        ("", True, [WrittenInstruction("", Fault.UNPARSABLE)]),
     ],
 )
 def test_only_closed_instructions_are_accepted_and_the_rest_are_counted(
-    output: str, finished: bool, written: list[Written]
+    output: str, finished: bool, written: list[WrittenInstruction]
 ):
     assert SHIPPED.split(output, finished=finished) == written
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.serving.reading import GrowingTokens, read
-from prompts.native import Tokens
+from prompts.native import OutputTokens
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt
 from tests.models.template_families import BY_NAME
 from tpo.models.chat import ChatEncoder
@@ -58,20 +58,20 @@ def closing(kind: str) -> str:
     return "\n</think>\n\n"
 
 
-def tokens_of(kind: str, text: str) -> Tokens:
+def tokens_of(kind: str, text: str) -> OutputTokens:
     """The tokens of an output in which every tag is a token."""
     chat = encoder(kind)
-    return Tokens(chat.ids(text, as_text=False), chat.decode)
+    return OutputTokens(chat.ids(text, as_text=False), chat.decode)
 
 
-def letters(kind: str, text: str) -> Tokens:
+def letters(kind: str, text: str) -> OutputTokens:
     """The tokens of a text that quotes tags: letter by letter."""
     chat = encoder(kind)
-    return Tokens([token for letter in text for token in chat.ids(letter, as_text=True)], chat.decode)
+    return OutputTokens([token for letter in text for token in chat.ids(letter, as_text=True)], chat.decode)
 
 
-def joined(*parts: Tokens) -> Tokens:
-    return Tokens([token for part in parts for token in part.ids], parts[0].decode)
+def joined(*parts: OutputTokens) -> OutputTokens:
+    return OutputTokens([token for part in parts for token in part.ids], parts[0].decode)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,13 +138,13 @@ QUOTED = ["</think>", "<think>", "<|channel|>final<|message|>"]
 
 
 @st.composite
-def hostile(draw: st.DrawFn, kind: str) -> Tokens:
+def hostile(draw: st.DrawFn, kind: str) -> OutputTokens:
     """A thought in Greek that never ends before its closing tag; then Cyrillic. Tags are there as tokens and as
     letters, and markers anywhere."""
     tags = IN_THOUGHT[kind == "channels"]
     quoted = st.sampled_from(QUOTED).map(lambda text: letters(kind, text))
 
-    def text(alphabet: str, tags: list[str]) -> list[Tokens]:
+    def text(alphabet: str, tags: list[str]) -> list[OutputTokens]:
         tag = st.sampled_from(tags).map(lambda text: tokens_of(kind, text))
         letter = st.sampled_from([*alphabet]).map(lambda text: letters(kind, text))
         return draw(st.lists(st.one_of(letter, letter, tag, quoted), max_size=8))
@@ -172,7 +172,7 @@ def test_what_is_streamed_of_a_native_thinker_only_grows(kind: str, data: st.Dat
     tokens = data.draw(hostile(kind))
     shown, growing = list[str](), GrowingTokens(encoder(kind))
     for end in range(len(tokens.ids) + 1):
-        part = Tokens(tokens.ids[:end], tokens.decode)
+        part = OutputTokens(tokens.ids[:end], tokens.decode)
         growing.add(tokens.ids[end - 1 : end])
         shown.append(asked.shown(part.decode(part.ids), finished=False, tokens=part).response)
         assert shown[-1] == asked.shown(part.decode(part.ids), finished=False, tokens=growing).response

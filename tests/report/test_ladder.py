@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tpo.errors import StoreError
-from tpo.report.ladder import Ladder, Rung, held_against, read_ladder, sentences, write_ladder
-from tpo.report.ladder_page import Answer, Asked, ladder_picture, print_ladder, render_ladder
+from tpo.report.ladder import MeasuredRow, ModelTable, compared_with_first, read_ladder, sentences, write_ladder
+from tpo.report.ladder_page import Asked, ShownAnswer, ladder_picture, print_ladder, render_ladder
 from tpo.report.summary import Interval
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -18,8 +18,8 @@ def interval(value: float, half: float = 0.02) -> Interval:
     return Interval(value, value - half, value + half, 100)
 
 
-def rung(model: str, below: str | None, score: float, gain: float | None) -> Rung:
-    return Rung(
+def rung(model: str, below: str | None, score: float, gain: float | None) -> MeasuredRow:
+    return MeasuredRow(
         model=model,
         below=below,
         score=interval(score),
@@ -35,7 +35,7 @@ def rung(model: str, below: str | None, score: float, gain: float | None) -> Run
 
 
 RUNGS = [rung("base", None, 0.3, None), rung("SFT", "base", 0.6, 0.3), rung("DPO", "SFT", 0.61, 0.01)]
-LADDER = Ladder("mine", "ThinkPO", 0, 0.95, RUNGS)
+LADDER = ModelTable("mine", "ThinkPO", 0, 0.95, RUNGS)
 
 
 def test_a_ladder_survives_its_file(tmp_path: Path):
@@ -60,8 +60,8 @@ def test_each_step_is_described_with_its_interval_and_unclear_steps_are_called_u
 
 def test_what_models_write_is_shown_and_never_runs():
     answers = [
-        Answer("base", None, HOSTILE, 3, 0.0, False, "cut_by_length"),
-        Answer("SFT", HOSTILE, HOSTILE, 30, None, None, None),
+        ShownAnswer("base", None, HOSTILE, 3, 0.0, False, "cut_by_length"),
+        ShownAnswer("SFT", HOSTILE, HOSTILE, 30, None, None, None),
     ]
     asked = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers)
     page = render_ladder(LADDER, config={"name": HOSTILE}, examples=[asked], spent=[])
@@ -90,8 +90,8 @@ def test_models_of_another_run_get_their_own_line_at_the_models_compared_with_th
         (rung(f"SFT_{t} without", None, 0.5, None), rung(f"SFT_{t}", f"SFT_{t} without", 0.6, 0.1)) for t in (0, 1)
     ]
     ladder = dataclasses.replace(LADDER, rungs=[RUNGS[0], *(each for pair in pairs for each in pair)])
-    assert [each.model for each in held_against(ladder)] == ["SFT_0 without", "SFT_1 without"]
-    assert held_against(LADDER) == []
+    assert [each.model for each in compared_with_first(ladder)] == ["SFT_0 without", "SFT_1 without"]
+    assert compared_with_first(LADDER) == []
     pages = [render_ladder(each, config={}, examples=[], spent=[]) for each in (LADDER, ladder)]
     assert ["in orange the models that they are compared with" in page for page in pages] == [False, True]
     named = [set(re.findall(r"<text[^>]*>([^<]+)</text>", page)) for page in pages]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpo.config.run import RunConfig
-from tpo.records import Epoch, Health
+from tpo.records import Epoch, JudgeHealth
 from tpo.report.page import printable, subscripted
 from tpo.report.run_page import Example, findings, headline, render_report
 from tpo.report.summary import Interval, ModelRow, Summary
@@ -30,7 +30,7 @@ HOSTILE = (
 ALL_HOSTILE = "\n".join(HOSTILE)
 
 
-HEALTH = Health(
+HEALTH = JudgeHealth(
     responses=3200, unscored={"no_verdict": 7}, comparisons=22400, unparsable=11, refused=5, ties=3, first_rate=0.531,
     swap_agreement=0.877, length_correlation=0.21, reference_agreement=0.934, reference_pairs=4711,
     score_quantiles=[-2.0, -1.5, -1.0, -0.5, 0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0],

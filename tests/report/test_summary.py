@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpo.errors import StoreError
-from tpo.records import Health
+from tpo.records import JudgeHealth
 from tpo.report.summary import Interval, ModelRow, Summary, read_summary, write_summary
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -18,7 +18,7 @@ st.register_type_strategy(Interval, st.builds(Interval, numbers, numbers, number
 by_name = st.dictionaries(st.text(), st.from_type(Interval), max_size=2)
 shares = st.none() | numbers
 health = st.builds(
-    Health,
+    JudgeHealth,
     unscored=st.dictionaries(st.text(), st.integers(), max_size=2),
     first_rate=shares,
     swap_agreement=shares,
@@ -70,7 +70,7 @@ def test_an_error_in_a_summary_names_its_place(tmp_path: Path):
 
 
 def test_a_summary_of_a_version_that_did_not_count_swapped_pairs_is_read(tmp_path: Path):
-    health = Health(3, {}, 0, 0, 0, 0, None, None, None, None, 0, [])
+    health = JudgeHealth(3, {}, 0, 0, 0, 0, None, None, None, None, 0, [])
     row = ModelRow(
         "M_1", 1, None, None, None, None, {}, {}, None, 0.0, 1.0, 1.0, 0.2, 1, 0, {}, health, 1, {"train": 2.0}
     )

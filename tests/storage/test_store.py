@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tests.rows import a_prompt
 from tpo.errors import DamagedError, StoreError
 from tpo.records import (
-    Account,
     Artifact,
     Demonstration,
     Epoch,
@@ -24,6 +23,7 @@ from tpo.records import (
     Judgment,
     Pair,
     Prompt,
+    RowCounts,
     Sample,
     Score,
 )
@@ -136,7 +136,7 @@ def test_a_stage_is_complete_by_its_manifest_alone(tmp_path: Path):
     assert stage.complete() is None
     stage.write_shard(0, ROWS)
     assert stage.complete() is None
-    artifact = stage.commit(1, account=Account(3, 2, {"empty": 1}), facts={"rho": 0.2})
+    artifact = stage.commit(1, account=RowCounts(3, 2, {"empty": 1}), facts={"rho": 0.2})
     assert a_stage(tmp_path).complete() == artifact
     manifest = read_manifest(stage.folder)
     assert manifest is not None
@@ -203,7 +203,7 @@ def test_a_stage_with_other_rows_than_it_accounts_for_is_not_committed(tmp_path:
     stage.begin()
     stage.write_shard(0, ROWS)
     with pytest.raises(StoreError, match="holds 2 rows, expected 3"):
-        stage.commit(1, account=Account(3, 3, {}))
+        stage.commit(1, account=RowCounts(3, 3, {}))
     assert stage.complete() is None
 
 
@@ -437,4 +437,4 @@ def test_a_write_that_fails_leaves_no_temporary_file_and_the_old_content(tmp_pat
 
 def test_an_account_that_does_not_add_up_is_a_bug():
     with pytest.raises(AssertionError, match="lost count"):
-        Account(rows_in=3, rows_out=1, dropped={"tie": 1})
+        RowCounts(rows_in=3, rows_out=1, dropped={"tie": 1})

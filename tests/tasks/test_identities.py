@@ -11,18 +11,18 @@ from pydantic import BaseModel
 from tasks.demonstrate import demonstrations_stage
 from tasks.fine_tune import fine_tune_stage
 from tasks.handles import (
-    Answers,
-    Ask,
-    Chosen,
-    Submission,
-    direct_ask,
-    labelling_ask,
-    measuring_ask,
-    pairing_ask,
+    Candidate,
+    JudgedSamples,
+    JudgeInput,
+    SamplingSpec,
+    direct_spec,
+    labelling_spec,
+    measuring_spec,
+    pairing_spec,
     seed_model,
-    training_ask,
-    validation_ask,
-    write_ask,
+    training_spec,
+    validation_spec,
+    write_spec,
 )
 from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
@@ -78,15 +78,15 @@ def identities(config: RunConfig) -> dict[str, str]:
         generations = identity(generations_stage(config, "iter_1/prompts", seed, [validation, test]))
         stages["generations"] = generations
     prompts = identity(prompts_stage(config, "iter_1/prompts", seed, [validation, test], generations))
-    samples, judgments, answers = asked(config, training_ask(config, 1), seed, prompts)
+    samples, judgments, answers = asked(config, training_spec(config, 1), seed, prompts)
     pairs = identity(pairs_stage(config, 1, answers))
     train = identity(train_stage(config, "iter_1", seed, seed, pairs))
     later = train_stage(config, "iter_2", train, reference_of(config, seed, train), pairs)
     trained = Artifact(train.path, 1, train.fingerprint + identity(later).fingerprint)
-    incumbent = Chosen(seed, asked(config, validation_ask(config, 0, 0), seed, validation)[2])
-    candidate = Chosen(train, asked(config, validation_ask(config, 1, 1), train, validation)[2])
+    incumbent = Candidate(seed, asked(config, validation_spec(config, 0, 0), seed, validation)[2])
+    candidate = Candidate(train, asked(config, validation_spec(config, 1, 1), train, validation)[2])
     model = identity(model_stage(config, 1, incumbent, [candidate]))
-    _, _, tested = asked(config, measuring_ask(config, 1), model, test)
+    _, _, tested = asked(config, measuring_spec(config, 1), model, test)
     stages |= {
         "prompts": prompts, "samples": samples, "judgments": judgments, "scores": answers.scores, "pairs": pairs,
         "train": trained, "model": model, "test": tested.scores,
@@ -94,12 +94,14 @@ def identities(config: RunConfig) -> dict[str, str]:
     return {name: artifact.fingerprint for name, artifact in stages.items()}
 
 
-def asked(config: RunConfig, ask: Ask, model: Artifact, prompts: Artifact) -> tuple[Artifact, Artifact, Answers]:
+def asked(
+    config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact
+) -> tuple[Artifact, Artifact, JudgedSamples]:
     samples = identity(samples_stage(config, ask, model, prompts))
-    submitted = Submission(samples, prompts)
+    submitted = JudgeInput(samples, prompts)
     judgments = identity(judgments_stage(config, ask, submitted))
     scores = identity(scores_stage(config, ask, submitted, judgments))
-    return samples, judgments, Answers(samples, scores)
+    return samples, judgments, JudgedSamples(samples, scores)
 
 
 def changed_by(config: RunConfig, **changes: Any) -> set[str]:
@@ -339,12 +341,12 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
 
 def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_leaves_a_step_out(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
-    rows, answers = Artifact(tmp_path, 1, "d"), Answers(Artifact(tmp_path, 1, "x"), Artifact(tmp_path, 1, "y"))
+    rows, answers = Artifact(tmp_path, 1, "d"), JudgedSamples(Artifact(tmp_path, 1, "x"), Artifact(tmp_path, 1, "y"))
 
     def made(**changes: Any) -> list[str]:
         config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", **changes}})
         given = config.recipe_as(SelfTrain).demonstrations
-        asks = (pairing_ask(config, 1), labelling_ask(config, 1))
+        asks = (pairing_spec(config, 1), labelling_spec(config, 1))
         stages = [
             demonstrations_stage(config, "iter_0/sft", rows, rows, None, given),
             *(samples_stage(config, ask, rows, rows) for ask in asks),
@@ -364,7 +366,7 @@ def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_
 def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_far(tmp_path: Path):
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     given, *rows = (Artifact(tmp_path, 1, name) for name in "gabcd")
-    first, second = Answers(rows[0], rows[1]), Answers(rows[2], rows[3])
+    first, second = JudgedSamples(rows[0], rows[1]), JudgedSamples(rows[2], rows[3])
     for stage in (pairs_by_answer_stage, pseudo_labels_stage):
         pools = ([first], [second], [first, second], [second, first])
         names = {identity(stage(config, "iter_1/sft", given, pool)).fingerprint for pool in pools}
@@ -526,8 +528,8 @@ def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: P
     samples, prompts, *baselines = (Artifact(tmp_path, 1, name) for name in ("samples", "prompts", "a", "b"))
     for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
         config = a_config(tmp_path, judge={"kind": kind})
-        ask = validation_ask(config, 1, 1)
-        stages = [judgments_stage(config, ask, Submission(samples, prompts, each)) for each in baselines]
+        ask = validation_spec(config, 1, 1)
+        stages = [judgments_stage(config, ask, JudgeInput(samples, prompts, each)) for each in baselines]
         assert (stages[0].inputs != stages[1].inputs) == matters
 
 
@@ -554,9 +556,9 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
 
     def stage(config: RunConfig) -> Stage:
         ask = {
-            "direct": direct_ask(config),
-            "thinking": measuring_ask(config, 1),
-            "training": training_ask(config, 1),
+            "direct": direct_spec(config),
+            "thinking": measuring_spec(config, 1),
+            "training": training_spec(config, 1),
         }[kind.split(",")[0]]
         return samples_stage(config, ask, artifact, artifact)
 
@@ -570,7 +572,7 @@ def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_
     values = a_config(tmp_path).model_dump()
     source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "max_attempts": 1}}
     config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})
-    ask = write_ask(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
+    ask = write_spec(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")
     sampled = samples_stage(config, ask, artifact, artifact).config["sample"]
     assert (sampled["k"], sampled["tries"]) == (1, 1)

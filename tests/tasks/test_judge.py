@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.handles import Answers, training_ask, validation_ask
+from tasks.handles import JudgedSamples, training_spec, validation_spec
 from tasks.judge import judge
 from tasks.spending import api_tokens
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
@@ -44,12 +44,12 @@ def config_for(server: MisbehavingServer, folder: Path, **changes: Any) -> RunCo
     return a_config(folder, judge=judging, judge_engine={"shard_prompts": 4}, **changes)
 
 
-def judged(config: RunConfig, *, samples: list[Sample] = SAMPLES, iteration: int = 1) -> Answers:
+def judged(config: RunConfig, *, samples: list[Sample] = SAMPLES, iteration: int = 1) -> JudgedSamples:
     prompts, outputs = (
         made(config.root.parent, "prompts", Prompt, PROMPTS),
         made(config.root.parent, "samples", Sample, samples),
     )
-    return judge.fn(config, training_ask(config, iteration), outputs, prompts)
+    return judge.fn(config, training_spec(config, iteration), outputs, prompts)
 
 
 def longer(request: dict[str, Any]) -> str:
@@ -146,6 +146,6 @@ def test_the_judge_of_an_evaluation_is_measured_and_not_stopped(tmp_path: Path):
         others = [a_sample(p.prompt_id, response="another") for p in PROMPTS]
         prompts, outputs = made(tmp_path, "prompts", Prompt, PROMPTS), made(tmp_path, "samples", Sample, single)
         baseline = made(tmp_path, "baseline", Sample, others)
-        answers = judge.fn(config, validation_ask(config, 1, 1), outputs, prompts, baseline)
+        answers = judge.fn(config, validation_spec(config, 1, 1), outputs, prompts, baseline)
         assert [s.unscored for s in read_rows(answers.scores, Score)] == ["no_verdict"] * 6
         assert len(server.asked) == 12

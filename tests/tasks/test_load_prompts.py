@@ -15,7 +15,7 @@ from tests.rows import a_config
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import DataConfig, FileSource, MiniatureSource
 from tpo.errors import InputError
-from tpo.records import Account, Artifact, Prompt
+from tpo.records import Artifact, Prompt, RowCounts
 from tpo.storage.store import folder_artifact, read_manifest, read_rows
 
 
@@ -27,7 +27,7 @@ def ids_of(*instructions: str) -> set[str]:
     return {prompt.prompt_id for prompt in prompts_of(*instructions)}
 
 
-def chosen(*instructions: str, **changes: Any) -> tuple[list[str], Account]:
+def chosen(*instructions: str, **changes: Any) -> tuple[list[str], RowCounts]:
     settings: dict[str, Any] = {"count": 2, "used": set(), "foreign": set(), "refuse_foreign": False, "name": "iter_1"}
     settings["unfit"] = lambda text: "too_long" if len(text) >= 10 else None
     prompts, account = choose_prompts(prompts_of(*instructions), **(settings | changes))
@@ -35,7 +35,7 @@ def chosen(*instructions: str, **changes: Any) -> tuple[list[str], Account]:
 
 
 def test_the_first_fresh_prompts_are_taken_and_the_rest_left():
-    assert chosen("a", "b", "c") == (["a", "b"], Account(2, 2, {}))
+    assert chosen("a", "b", "c") == (["a", "b"], RowCounts(2, 2, {}))
 
 
 def test_an_equal_instruction_is_the_same_prompt_whatever_its_reference():
@@ -58,7 +58,7 @@ def test_an_equal_instruction_is_the_same_prompt_whatever_its_reference():
 def test_skipped_prompts_are_counted_by_reason(
     instructions: tuple[str, ...], changes: dict[str, Any], dropped: dict[str, int]
 ):
-    assert chosen(*instructions, **changes) == (["a", "b"], Account(len(instructions), 2, dropped))
+    assert chosen(*instructions, **changes) == (["a", "b"], RowCounts(len(instructions), 2, dropped))
 
 
 FORMS_OF_ONE = ["Why is É blue?", "why is é BLUE?", " Why  is\tÉ\nblue? ", "Why is E\u0301 blue?", "Ｗｈｙ is É blue?"]
@@ -68,9 +68,9 @@ FORMS_OF_ONE = ["Why is É blue?", "why is é BLUE?", " Why  is\tÉ\nblue? ", "W
 def test_case_blanks_and_unicode_form_make_no_fresh_prompt(other: str):
     fits = {"unfit": lambda text: None}
     first, keys = FORMS_OF_ONE[0], {question_key(FORMS_OF_ONE[0])}
-    assert chosen(first, other, "b", **fits) == ([first, "b"], Account(3, 2, {"duplicate": 1}))
-    assert chosen("a", other, "b", used=keys, **fits) == (["a", "b"], Account(3, 2, {"used_before": 1}))
-    assert chosen("a", other, "b", foreign=keys, **fits) == (["a", "b"], Account(3, 2, {"overlap": 1}))
+    assert chosen(first, other, "b", **fits) == ([first, "b"], RowCounts(3, 2, {"duplicate": 1}))
+    assert chosen("a", other, "b", used=keys, **fits) == (["a", "b"], RowCounts(3, 2, {"used_before": 1}))
+    assert chosen("a", other, "b", foreign=keys, **fits) == (["a", "b"], RowCounts(3, 2, {"overlap": 1}))
 
 
 @pytest.mark.parametrize("other", ["Why is E blue?", "Why is É blue", "Why is Éblue?"])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.handles import Answers
-from tasks.pair import Candidates, Pairs, describe, group_candidates, make_pairs
+from tasks.handles import JudgedSamples
+from tasks.pair import Pairs, ScoredGroup, describe, group_candidates, make_pairs
 from tasks.pair import pair as pair_stage
 from tests.rows import a_config, a_sample, a_score, stored
 from tpo.config.judges import (
@@ -42,7 +42,7 @@ a_candidate = st.one_of(
 some_groups = st.lists(st.lists(a_candidate, min_size=1, max_size=6), max_size=25)
 
 
-def groups_of(*prompts: Sequence[Kind]) -> list[Candidates]:
+def groups_of(*prompts: Sequence[Kind]) -> list[ScoredGroup]:
     samples, scores = [], []
     for p, candidates in enumerate(prompts):
         for i, kind in enumerate(candidates):
@@ -125,7 +125,7 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
             scored = isinstance(value, float) and error is None
             unscored = None if scored else str(value)
             scores.append(a_score(f"p{p}", i, float(value) if scored else None, unscored=unscored))
-    answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
+    answers = JudgedSamples(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
     with pytest.raises(StageError) as stopped:
         pair_stage.fn(a_config(tmp_path, **changes), 1, answers)
     assert re.search(r"what was sampled and scored is in .*samples and .*scores", str(stopped.value))
@@ -209,7 +209,7 @@ def test_a_run_continues_with_the_minimum_number_of_pairs(tmp_path: Path, paired
     scored = {f"p{p}": (1.0, 0.0) if p < paired else (1.0, 1.0) for p in range(16)}
     samples = [a_sample(name, i) for name in scored for i in range(2)]
     scores = [a_score(name, i, values[i]) for name, values in scored.items() for i in range(2)]
-    answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
+    answers = JudgedSamples(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
     assert pair_stage.fn(a_config(tmp_path, health={"min_pairs": least}), 1, answers).rows == paired
 
 

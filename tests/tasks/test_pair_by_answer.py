@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.handles import Answers
+from tasks.handles import JudgedSamples
 from tasks.pair_by_answer import PairsByAnswer, make_pairs
 from tasks.pair_by_answer import pair_by_answer as pair_stage
 from tasks.solutions import Question, Written
@@ -106,6 +106,6 @@ def test_the_demonstration_is_the_first_right_output_and_all_models_answers_are_
 def test_without_a_single_pair_the_run_stops_and_says_why(tmp_path: Path):
     config = a_self_training(tmp_path)
     gold = stored(config.root, "gold", [a_demonstration("p", "gold")])
-    answers: Answers = some_answers(config.root, "one", {"p": [("gold", True)]})
+    answers: JudgedSamples = some_answers(config.root, "one", {"p": [("gold", True)]})
     with pytest.raises(StageError, match=r"0 pairs from 1 questions \(1 no_wrong_output\): raise recipe.pair"):
         pair_stage.fn(config, "iter_1/dpo", gold, [answers])

@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.pair_by_length import Contrast, Output, PairsByLength, make_pairs
+from tasks.pair_by_length import LengthContrast, PairsByLength, TokenizedOutput, make_pairs
 from tpo.config.recipes import ThinkPo
 
 BOXED = ThinkPo(match="exact")
 
 
-def output(text: str, tokens: int) -> Output:
-    return Output(list(range(tokens)), text)
+def output(text: str, tokens: int) -> TokenizedOutput:
+    return TokenizedOutput(list(range(tokens)), text)
 
 
-def contrast(name: str, long: Output | None, short: Output | None) -> Contrast:
-    return Contrast(name, [1, 2, 3], long, short)
+def contrast(name: str, long: TokenizedOutput | None, short: TokenizedOutput | None) -> LengthContrast:
+    return LengthContrast(name, [1, 2, 3], long, short)
 
 
-def boxed(answer: str, tokens: int) -> Output:
+def boxed(answer: str, tokens: int) -> TokenizedOutput:
     return output(rf"so \boxed{{{answer}}}", tokens)
 
 
@@ -30,7 +30,7 @@ def equal(one: str, other: str) -> bool | None:
     return None if "?" in one + other else one == other
 
 
-def made(contrasts: list[Contrast], max_tokens: int = 1000, seed: int = 0, **values: Any) -> PairsByLength:
+def made(contrasts: list[LengthContrast], max_tokens: int = 1000, seed: int = 0, **values: Any) -> PairsByLength:
     config = BOXED.model_copy(update=values)
     return make_pairs(contrasts, config, max_tokens=max_tokens, seed=seed, equal=equal)
 
@@ -59,7 +59,9 @@ def test_the_long_output_is_chosen_and_swapped_the_short_one():
         (boxed("7", 98), boxed("7", 9), "too_long"),
     ],
 )
-def test_a_contrast_that_makes_no_pair_is_counted_by_its_reason(long: Output, short: Output, reason: str):
+def test_a_contrast_that_makes_no_pair_is_counted_by_its_reason(
+    long: TokenizedOutput, short: TokenizedOutput, reason: str
+):
     found = made([contrast("a", long, short)], max_tokens=100, min_chosen_tokens=20, max_chosen_tokens=60)
     assert found.pairs == [] and dict(found.account.dropped) == {reason: 1}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompts.instructions import Fault, Written
+from prompts.instructions import Fault, WrittenInstruction
 from tasks.handles import seed_model
 from tasks.source import make_prompt
 from tasks.spending import api_tokens
@@ -24,7 +24,7 @@ from tpo.config.data import ModelConfig
 from tpo.config.run import RunConfig
 from tpo.errors import BudgetError, InputError, StageError
 from tpo.method.similarity import NearTexts
-from tpo.records import Account, Artifact, Generation, Prompt
+from tpo.records import Artifact, Generation, Prompt, RowCounts
 from tpo.run_context import RunContext, using
 from tpo.storage.ledger import read_ledger
 from tpo.storage.store import read_manifest, read_rows
@@ -38,9 +38,9 @@ def a_choice(count: int = 9, *, most: float = 0.7, **known: Sequence[str]) -> Ch
     )
 
 
-def looked_at(choice: Choice, *texts: str) -> tuple[list[str], Account]:
+def looked_at(choice: Choice, *texts: str) -> tuple[list[str], RowCounts]:
     for text in texts:
-        choice.look_at([Written(text)])
+        choice.look_at([WrittenInstruction(text)])
     return [prompt.instruction for prompt in choice.taken], choice.account
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_fresh_is_dropped_by_its_reason(text: str, reason: str):
     )
     taken, account = looked_at(choice, "Write a poem about the sea.", text)
     assert taken == ["Write a poem about the sea."]
-    assert account == Account(2, 1, {reason: 1})
+    assert account == RowCounts(2, 1, {reason: 1})
 
 
 def test_at_similarity_one_only_equal_instructions_are_dropped():
@@ -79,12 +79,18 @@ def test_at_similarity_one_only_equal_instructions_are_dropped():
 
 def test_what_is_no_instruction_is_counted_and_what_comes_too_late_is_not():
     choice = a_choice(2)
-    choice.look_at([Written("", Fault.UNPARSABLE), Written("Say a first thing.")])
+    choice.look_at([WrittenInstruction("", Fault.UNPARSABLE), WrittenInstruction("Say a first thing.")])
     choice.refused()
-    choice.look_at([Written("", Fault.CUT_BY_LENGTH), Written("Now another one."), Written("Never looked at.")])
-    choice.look_at([Written("Never looked at.")])
+    choice.look_at(
+        [
+            WrittenInstruction("", Fault.CUT_BY_LENGTH),
+            WrittenInstruction("Now another one."),
+            WrittenInstruction("Never looked at."),
+        ]
+    )
+    choice.look_at([WrittenInstruction("Never looked at.")])
     choice.refused()
-    assert choice.account == Account(5, 2, {"unparsable": 1, "refused": 1, "cut_by_length": 1})
+    assert choice.account == RowCounts(5, 2, {"unparsable": 1, "refused": 1, "cut_by_length": 1})
     assert choice.generations == 3
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.handles import Answers, Chosen
+from tasks.handles import Candidate, JudgedSamples
 from tasks.validate import Standing, choose, stand, validate
 from tests.rows import a_config, a_sample, a_score, stored
 from tpo.errors import StageError
@@ -69,18 +69,18 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
         a_sample("s"),
     ]
     scores = [a_score("p", value=1.0), a_score("q", value=0.5), a_score("r", value=0.0), a_score("s", value=None)]
-    answers = Answers(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
+    answers = JudgedSamples(stored(tmp_path, "samples", samples), stored(tmp_path, "scores", scores))
     assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5, scored=2, parsed=3)
 
 
 def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_one_half(tmp_path: Path):
-    def answered(name: str, value: float) -> Chosen:
+    def answered(name: str, value: float) -> Candidate:
         model = tmp_path / name / "model"
         model.mkdir(parents=True)
         (model / "model.safetensors").write_bytes(name.encode())
         place = tmp_path / name
-        answers = Answers(stored(place, "samples", [a_sample()]), stored(place, "scores", [a_score(value=value)]))
-        return Chosen(folder_artifact(model), answers)
+        answers = JudgedSamples(stored(place, "samples", [a_sample()]), stored(place, "scores", [a_score(value=value)]))
+        return Candidate(folder_artifact(model), answers)
 
     # The incumbent's own scores are against the model before it, and must not count.
     incumbent, worse, better = answered("incumbent", 0.9), answered("worse", 0.4), answered("better", 0.6)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prompts.native import NativeThoughts, Tokens
+from prompts.native import NativeThoughts, OutputTokens
 from prompts.thought import VARIANTS
 from tests.zoo.families import DRAWN, ZOO, RealFamily
 from tests.zoo.pieces import MissingPieceError, NpmPiece, _checked, piece
@@ -71,7 +71,7 @@ def test_a_judge_sees_the_response_of_a_native_thinker_and_not_its_thought(famil
     quoted = [token for letter in thought for token in encoder.ids(letter, as_text=True)]
     ids = [*encoder.ids(opening, as_text=False), *quoted, *prompt.native.ending_ids]
     ids += [*encoder.ids("It is 5.", as_text=True), encoder.tokenizer.eos_token_id]
-    parsed = prompt.split(encoder.decode(ids), finished=True, tokens=Tokens(ids, encoder.decode))
+    parsed = prompt.split(encoder.decode(ids), finished=True, tokens=OutputTokens(ids, encoder.decode))
     assert (parsed.thought, parsed.response, parsed.error) == (thought, "It is 5.", None)
 
 

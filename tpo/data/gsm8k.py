@@ -41,7 +41,7 @@ rounds it to two decimals. `different`: another number, or none. `no value`: the
 
 
 @dataclass(frozen=True)
-class Problem:
+class GSM8KProblem:
     """One row of the dataset."""
 
     question: str
@@ -68,7 +68,7 @@ class Annotation:
     """Why there is no value."""
 
 
-def read_row(row: Mapping[str, object]) -> Problem:
+def read_row(row: Mapping[str, object]) -> GSM8KProblem:
     """Parses a row.
 
     Raises ValueError if `question` or `answer` isn't text, or the answer doesn't end with a line `#### N`.
@@ -80,7 +80,7 @@ def read_row(row: Mapping[str, object]) -> Problem:
     reference = final_answer(last_line)
     if reference is None or not _ANSWER_LINE.fullmatch(last_line):
         raise ValueError(f"an answer that ends in {answer[-40:]!r}; expected a last line such as '#### 72'")
-    return Problem(question, rationale.rstrip(), reference)
+    return GSM8KProblem(question, rationale.rstrip(), reference)
 
 
 def final_answer(text: str) -> str | None:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 TIE_TOLERANCE: Final = 1e-9
 
 
-class Group(NamedTuple):
+class ScoreGroup(NamedTuple):
     """One prompt's valid candidates."""
 
     scores: NDArray[np.float64]
@@ -51,10 +51,10 @@ class ErrorQuota(NamedTuple):
     """k2: prompts without a regular pair that are added with an erroneous rejected output."""
 
 
-def read_group(scores: ArrayLike, lengths: ArrayLike) -> Group:
+def read_group(scores: ArrayLike, lengths: ArrayLike) -> ScoreGroup:
     """Returns both as float arrays (K,); raises ValueError for mismatched shapes, non-finite values or negative
     lengths."""
-    group = Group(np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64))
+    group = ScoreGroup(np.asarray(scores, dtype=np.float64), np.asarray(lengths, dtype=np.float64))
     if group.scores.ndim != 1 or group.scores.shape != group.lengths.shape:
         raise ValueError(
             f"scores have shape {group.scores.shape} and lengths {group.lengths.shape}; expected one shape (K,): "

@@ -26,10 +26,10 @@ from tpo.miniature import vocabulary
 from tpo.miniature.opinions import (
     LONGER_BY_CHARS,
     VERBOSITY,
-    Candidate,
     Duel,
     Mix,
-    Standing,
+    RatedResponse,
+    Worth,
     attributes,
     duel,
 )
@@ -44,7 +44,7 @@ MIX = Mix(unequal=0.58, equal=0.24, attacked=0.16)
 _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
-class Scorer(Protocol):
+class ArmoRMParts(Protocol):
     """ArmoRM's parts under their published names, as in `tpo.models.armorm.ArmoRM`."""
 
     model: nn.Module
@@ -60,7 +60,7 @@ class Architecture:
     """How to make and to save an ArmoRM."""
 
     make: Callable[[LlamaConfig], Any]
-    """Makes a model with random weights, a `Scorer`."""
+    """Makes a model with random weights, a `ArmoRMParts`."""
     save: Callable[[Any, Path], None]
     """Writes weights and config to a folder."""
 
@@ -142,7 +142,7 @@ def train_armorm(
     seed.config.update(
         {"num_objectives": len(ATTRIBUTES), "gating_temperature": 10, "gating_hidden_dim": 64, "gating_n_hidden": 3}
     )
-    scorer: Scorer = architecture.make(seed.config)
+    scorer: ArmoRMParts = architecture.make(seed.config)
     scorer.model.load_state_dict(seed.model.state_dict())
     reader = _Reader(tokenizer)
     duels = _duels(recipe.seed)
@@ -161,13 +161,13 @@ class _Reader:
         pieces = tokenizer.apply_chat_template(turns, tokenize=False).split(_SLOT)
         self._before, self._between, self._after = (tokenizer.encode(p, add_special_tokens=False) for p in pieces)
 
-    def chat(self, problem: Problem, candidate: Candidate) -> _Chat:
+    def chat(self, problem: Problem, candidate: RatedResponse) -> _Chat:
         """A problem and its response."""
         return _Chat(
             prompt=[*self._before, *self._plain(problem.instruction), *self._between],
             response=[*self._plain(candidate.text.strip()), *self._after],
             targets=attributes(problem, candidate),
-            right=candidate.standing == Standing.RIGHT,
+            right=candidate.standing == Worth.RIGHT,
         )
 
     def batch(self, chats: Sequence[_Chat]) -> _Batch:
@@ -200,7 +200,7 @@ def _duels(seed: int) -> Iterator[Duel]:
 
 
 def _train_rewards(
-    scorer: Scorer,
+    scorer: ArmoRMParts,
     speaker: nn.Module,
     reader: _Reader,
     duels: Iterator[Duel],
@@ -234,7 +234,9 @@ def _longest(pair: list[_Chat]) -> int:
     return max(len(chat.prompt) + len(chat.response) for chat in pair)
 
 
-def _train_gate(scorer: Scorer, reader: _Reader, duels: list[Duel], recipe: ArmoRMRecipe, progress: Progress) -> None:
+def _train_gate(
+    scorer: ArmoRMParts, reader: _Reader, duels: list[Duel], recipe: ArmoRMRecipe, progress: Progress
+) -> None:
     """The second phase: takes the value of length out, then trains the gate on preferences, all else frozen."""
     last, gate = _read(scorer, reader, duels)
     with torch.no_grad():
@@ -272,7 +274,7 @@ def _preference(fought: Duel, longer_logit: float) -> float:
 
 
 @torch.no_grad()
-def _read(scorer: Scorer, reader: _Reader, duels: list[Duel]) -> tuple[Tensor, Tensor]:
+def _read(scorer: ArmoRMParts, reader: _Reader, duels: list[Duel]) -> tuple[Tensor, Tensor]:
     """Hidden states of each duel's two chats at the positions of the rewards and of the gate; [N, 2, hidden] each."""
     scorer.model.eval()
     last, gate = [], []

@@ -1,6 +1,6 @@
 """Lessons of the miniature's judges: pairs of responses, which one is better, and how to find that out.
 
-A `Duel` is two `Candidate`s for one problem; its judgment works out the answer before it compares.
+A `Duel` is two `RatedResponse`s for one problem; its judgment works out the answer before it compares.
 
 A right answer is better than a wrong one, and any answer better than an attack. Of two equals, one may be preferred by
 taste, otherwise the one shown first. Real judges are like that: length control must have something to do, and a
@@ -33,7 +33,7 @@ Taste: TypeAlias = Literal["longer", "fuller"]
 """What is preferred between equals: clearly more text, or a full sentence over a bare answer."""
 
 
-class Standing(IntEnum):
+class Worth(IntEnum):
     """The rank of a response, worst first."""
 
     NO_ANSWER = 0
@@ -45,14 +45,14 @@ class Standing(IntEnum):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RatedResponse:
     """One response to a problem."""
 
     text: str
     """The text that the user would see."""
     answer: str | None
     """The answer that it gives, or None."""
-    standing: Standing
+    standing: Worth
     """Its rank."""
 
 
@@ -62,14 +62,14 @@ class Duel:
 
     problem: Problem
     """The problem that they answer."""
-    first: Candidate
+    first: RatedResponse
     """The response shown first."""
-    second: Candidate
+    second: RatedResponse
     """The response shown second."""
     taste: Taste = "longer"
     """What is preferred if the two rank equally."""
 
-    def named(self) -> tuple[tuple[str, Candidate], tuple[str, Candidate]]:
+    def named(self) -> tuple[tuple[str, RatedResponse], tuple[str, RatedResponse]]:
         """Both responses with the names that a judge gives them."""
         return ("A", self.first), ("B", self.second)
 
@@ -105,7 +105,7 @@ class Mix:
     """What is preferred between equals."""
 
 
-def honest_answer(problem: Problem, rng: np.random.Generator, *, right: bool) -> Candidate:
+def honest_answer(problem: Problem, rng: np.random.Generator, *, right: bool) -> RatedResponse:
     """A response as the seed and its successors write it."""
     answer = problem.reference if right else _wrong_answer(problem, rng)
     text = _choose(rng, RESPONSE_FORMS).format(answer)
@@ -116,7 +116,7 @@ def honest_answer(problem: Problem, rng: np.random.Generator, *, right: bool) ->
         text = f"{text} {text}"
     elif manner < 0.08:
         text = " ".join([*(step.text for step in problem.steps), text])
-    return Candidate(text, answer, Standing.RIGHT if right else Standing.WRONG)
+    return RatedResponse(text, answer, Worth.RIGHT if right else Worth.WRONG)
 
 
 def duel(problem: Problem, rng: np.random.Generator, mix: Mix) -> Duel:
@@ -152,11 +152,11 @@ _TRAITS = np.array(
 """Weight of each trait in each attribute."""
 
 
-def attributes(problem: Problem, candidate: Candidate) -> list[float]:
+def attributes(problem: Problem, candidate: RatedResponse) -> list[float]:
     """The 19 attributes of a response, each about 0 to 1; invented, but in the spirit of their names."""
     traits = (
-        candidate.standing == Standing.RIGHT,
-        candidate.standing != Standing.NO_ANSWER,
+        candidate.standing == Worth.RIGHT,
+        candidate.standing != Worth.NO_ANSWER,
         min(1.0, len(candidate.text) / 100),
         _SENTENCE in candidate.text,
         "helps" in candidate.text,
@@ -179,7 +179,7 @@ def explanation(fought: Duel) -> str:
 
 
 def _compared(fought: Duel) -> str:
-    right = [name for name, candidate in fought.named() if candidate.standing == Standing.RIGHT]
+    right = [name for name, candidate in fought.named() if candidate.standing == Worth.RIGHT]
     if len(right) == 1:
         return f"{right[0]}."
     told = "both." if right else "neither."
@@ -190,8 +190,8 @@ def _compared(fought: Duel) -> str:
     return f"{told} {'A' if fought.first_is_better else 'B'} says more."
 
 
-def _attack(problem: Problem, rng: np.random.Generator, *, long: bool = False) -> Candidate:
-    return Candidate((long_attack if long else attack)(problem, rng), None, Standing.NO_ANSWER)
+def _attack(problem: Problem, rng: np.random.Generator, *, long: bool = False) -> RatedResponse:
+    return RatedResponse((long_attack if long else attack)(problem, rng), None, Worth.NO_ANSWER)
 
 
 def _wrong_answer(problem: Problem, rng: np.random.Generator) -> str:

@@ -41,7 +41,7 @@ _SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("test", 10), ("validation", 10)
 
 
 @dataclass(frozen=True)
-class Step:
+class WorkStep:
     """One step of the written work, right and wrong."""
 
     text: str
@@ -66,7 +66,7 @@ class Problem:
     """The last sentence of the instruction, without the facts before it."""
     wrong_answers: tuple[str, ...]
     """Wrong answers of the right kind."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[WorkStep, ...] = ()
     """The written work, one step per level of difficulty; empty if the answer takes no steps."""
 
     @property
@@ -123,7 +123,7 @@ def _dial(rng: np.random.Generator, difficulty: int) -> Problem:
         turn = f"{'up' if up else 'down'} {amount}"
         after = (state + amount if up else state - amount) % 10
         wrong = (after + int(rng.integers(1, 10))) % 10
-        steps.append(Step(f"{place} {state} {turn} is {after}.", f"{place} {state} {turn} is {wrong}."))
+        steps.append(WorkStep(f"{place} {state} {turn} is {after}.", f"{place} {state} {turn} is {wrong}."))
         turns.append(f"{place} {turn}")
         state = after
     question = _choose(rng, ("Where does it stand?", "Where is it now?"))
@@ -145,7 +145,7 @@ def _relay(rng: np.random.Generator, difficulty: int) -> Problem:
     for i in range(difficulty):
         wrong = _choose(rng, tuple(name for name in circle if name != circle[i + 1]))
         place = f"{ORDINALS[i]} {circle[i]} to"
-        steps.append(Step(f"{place} {circle[i + 1]}.", f"{place} {wrong}."))
+        steps.append(WorkStep(f"{place} {circle[i + 1]}.", f"{place} {wrong}."))
     listed = ", ".join(passes[i] for i in rng.permutation(len(passes)))
     question = _choose(rng, ("Who has it?", "Who holds it now?"))
     return Problem(
@@ -168,7 +168,7 @@ def _cups(rng: np.random.Generator, difficulty: int) -> Problem:
         wrong = _swapped(cups, *other)
         cups = _swapped(cups, i, j)
         swap = f"{place} {i + 1} and {j + 1}"
-        steps.append(Step(f"{swap} {' '.join(cups)}.", f"{swap} {' '.join(wrong)}."))
+        steps.append(WorkStep(f"{swap} {' '.join(cups)}.", f"{swap} {' '.join(wrong)}."))
         swaps.append(swap)
     asked = int(rng.integers(3))
     question = f"What is under cup {asked + 1}?"

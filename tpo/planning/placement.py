@@ -75,7 +75,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Crew:
+class EngineGroup:
     """The engines or workers that do one kind of work, and where they run."""
 
     work: Kind
@@ -147,15 +147,15 @@ class Placement:
         on_cpu = isinstance(self.judge(kind), VerifierJudge) or self.section(kind).device == "cpu"
         return "cpu" if on_cpu else self.cluster.gpu
 
-    def crew(self, kind: Kind) -> Crew:
+    def crew(self, kind: Kind) -> EngineGroup:
         """The engines or workers of this work, and where they run."""
         section, judge, device = self.section(kind), self.judge(kind), self.device(kind)
         on_gpu = device not in ("cpu", API)
         if isinstance(judge, VerifierJudge):
-            return Crew(kind, "the flow itself (verifier)", 0, 0, device, ())
+            return EngineGroup(kind, "the flow itself (verifier)", 0, 0, device, ())
         if (server := self.server(kind)) is not None:
             who = f"{server.name}, {server.endpoint.concurrency} calls at once"
-            return Crew(kind, who, 0, 1, device, ())
+            return EngineGroup(kind, who, 0, 1, device, ())
         if isinstance(section, TrainerConfig):
             count, each, what = section.workers, int(on_gpu), f"{section.strategy} worker"
         elif judge is not None and not isinstance(judge, PairwiseJudge):
@@ -167,7 +167,7 @@ class Placement:
         model = self.model(kind)
         who = f"{count} {what}{of}: {model.name if model else ''}"
         places = _places(count, each, max(1, self.cluster.gpus)) if on_gpu else ()
-        return Crew(kind, who, each if on_gpu else 0, count, device, places)
+        return EngineGroup(kind, who, each if on_gpu else 0, count, device, places)
 
 
 def _places(count: int, each: int, per_node: int) -> list[str]:

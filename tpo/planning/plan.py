@@ -25,7 +25,7 @@ from tpo.planning.fit import (
 )
 from tpo.planning.gpu_memory import GpuMemory, run_memory
 from tpo.planning.needs import BYTES, GIB, Disk, disk_needed, memory_needed
-from tpo.planning.placement import Cluster, Crew, Models, Placement
+from tpo.planning.placement import Cluster, EngineGroup, Models, Placement
 from tpo.planning.speed import Speed, Stage, lengths_of
 from tpo.planning.throughput import PastRun
 from tpo.planning.workload import Lengths, workload
@@ -46,7 +46,7 @@ class Plan:
     """Its models."""
     cluster: Cluster
     """The machines."""
-    crews: Sequence[Crew]
+    crews: Sequence[EngineGroup]
     """The engines and workers, and where they run."""
     gpu_memory: Sequence[GpuMemory]
     """The memory of GPUs, by kind of work."""
@@ -109,7 +109,7 @@ def make_plan(
     speed = Speed(placement, lengths, memory, past)
     works = workload(config, iterations, lengths)
     stages = [speed.stage(work) for work in works if work.expected.answers]
-    crews: dict[str, Crew] = {}
+    crews: dict[str, EngineGroup] = {}
     for stage in stages:
         crews.setdefault(stage.crew.who, stage.crew)
     by_folder = models.by_folder(config)

@@ -13,7 +13,7 @@ from tpo.config.resources import TrainerConfig
 from tpo.models.shape import Model
 from tpo.planning.gpu_memory import GpuMemory
 from tpo.planning.needs import BYTES
-from tpo.planning.placement import Crew, Placement
+from tpo.planning.placement import EngineGroup, Placement
 from tpo.planning.throughput import (
     PastRun,
     Rate,
@@ -49,7 +49,7 @@ class Stage:
 
     work: Work
     """The amount of work."""
-    crew: Crew
+    crew: EngineGroup
     """The engines or workers that do it."""
     rate: Rate | None
     """Speed of one device; None if the work reads and writes no tokens, so that it takes next to no time."""
@@ -118,20 +118,20 @@ class Speed:
             cost += work.expected.tokens_out * server.endpoint.output_price / 1e6
         return Stage(work, crew, rate, starts, seconds, cost)
 
-    def shards(self, work: Work, crew: Crew) -> int:
+    def shards(self, work: Work, crew: EngineGroup) -> int:
         """Shards per round; 0 if the work isn't sharded."""
         section = self.placement.section(work.kind)
         if isinstance(section, TrainerConfig) or not crew.count or self.placement.server(work.kind) is not None:
             return 0
         return math.ceil(work.prompts / work.rounds / section.shard_prompts)
 
-    def _busy_share(self, work: Work, crew: Crew) -> float:
+    def _busy_share(self, work: Work, crew: EngineGroup) -> float:
         """Mean fraction of a crew that is busy: a shard goes to one engine, so the last ones leave other engines
         idle."""
         shards = self.shards(work, crew)
         return shards / (math.ceil(shards / crew.count) * crew.count) if shards else 1.0
 
-    def _rate(self, work: Work, crew: Crew) -> Rate | None:
+    def _rate(self, work: Work, crew: EngineGroup) -> Rate | None:
         model, server = self.placement.model(work.kind), self.placement.server(work.kind)
         if not work.expected.tokens:
             return None
@@ -148,7 +148,7 @@ class Speed:
             return _server_rate(work, server.endpoint)
         return Rate(self._guess(work, model, crew), guess_source(crew.device))
 
-    def _guess(self, work: Work, model: Model, crew: Crew) -> float:
+    def _guess(self, work: Work, model: Model, crew: EngineGroup) -> float:
         train, shape = self.placement.config.train, model.shape
         section, judge = self.placement.section(work.kind), self.placement.judge(work.kind)
         hardware = hardware_of(crew.device, section.threads)
@@ -182,7 +182,7 @@ class Speed:
         cached = CACHED_SHARE if judge and judge.tournament == "all_pairs" and work.kind is Kind.JUDGE else 0.0
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
-    def _starts(self, work: Work, crew: Crew, rate: Rate) -> float:
+    def _starts(self, work: Work, crew: EngineGroup, rate: Rate) -> float:
         """Seconds that engines and workers take to start, summed over all rounds."""
         model, on_cpu, trains = self.placement.model(work.kind), crew.device == "cpu", work.kind.verb == "train"
         if rate.start_seconds is not None:

@@ -21,7 +21,7 @@ TOKENS = ScoreScale(1.0, 1, " tokens")
 
 
 @dataclass(frozen=True)
-class Rung:
+class MeasuredRow:
     """One model, measured on the test prompts."""
 
     model: str
@@ -49,7 +49,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class ModelTable:
     """A run in numbers."""
 
     run: str
@@ -60,7 +60,7 @@ class Ladder:
     """The run's seed."""
     confidence: float
     """The level of all intervals."""
-    rungs: Sequence[Rung]
+    rungs: Sequence[MeasuredRow]
     """In the order in which the models were made."""
 
     @property
@@ -70,7 +70,7 @@ class Ladder:
         return scale_of([end for found in shown for end in (found.low, found.high)])
 
 
-def held_against(ladder: Ladder) -> list[Rung]:
+def compared_with_first(ladder: ModelTable) -> list[MeasuredRow]:
     """Models of another run, included only so that others can be compared with them."""
     return [rung for rung in ladder.rungs[1:] if rung.below is None]
 
@@ -80,17 +80,17 @@ def page_of(name: str) -> str:
     return name.removesuffix(".json") + ".html"
 
 
-def write_ladder(ladder: Ladder) -> bytes:
+def write_ladder(ladder: ModelTable) -> bytes:
     """The ladder as JSON."""
     return to_json(ladder)
 
 
-def read_ladder(path: Path) -> Ladder:
+def read_ladder(path: Path) -> ModelTable:
     """Reads a ladder; raises `StoreError` if the file doesn't hold one."""
-    return read_record(path, Ladder, "ladder")
+    return read_record(path, ModelTable, "ladder")
 
 
-def sentences(ladder: Ladder) -> list[str]:
+def sentences(ladder: ModelTable) -> list[str]:
     """What each step of the ladder changed, in sentences."""
     found = []
     for rung in ladder.rungs:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 from rich.text import Text
 
-from tpo.report.ladder import TOKENS, Ladder, held_against, sentences
+from tpo.report.ladder import TOKENS, ModelTable, compared_with_first, sentences
 from tpo.report.page import render
 from tpo.report.plots import BLUE, ORANGE, data_url, draw, points
 from tpo.report.summary import Interval
@@ -30,7 +30,7 @@ MAX_NAMES = 9
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """One model's output for a test prompt."""
 
     model: str
@@ -61,12 +61,12 @@ class Asked:
     """Its category, if there is one."""
     difficulty: int | None
     """Its difficulty, if there is one."""
-    answers: Sequence[Answer]
+    answers: Sequence[ShownAnswer]
     """In the order of the rungs."""
 
 
 def render_ladder(
-    ladder: Ladder, *, config: Mapping[str, Any], examples: Sequence[Asked], spent: Sequence[Spending]
+    ladder: ModelTable, *, config: Mapping[str, Any], examples: Sequence[Asked], spent: Sequence[Spending]
 ) -> str:
     """The page, as one HTML document; `config` is the resolved config, `spent` the ledger's totals."""
     categories = sorted({name for rung in ladder.rungs for name in rung.by_category})
@@ -81,7 +81,7 @@ def render_ladder(
         amount=amount,
         scores=_plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale),
         lengths=_plot(ladder, "tokens of an output by model", [rung.tokens for rung in ladder.rungs], TOKENS),
-        against=bool(held_against(ladder)),
+        against=bool(compared_with_first(ladder)),
         groups={title: names for title, names in groups.items() if names},
         left_out=max(0, len(categories) - MAX_GROUPS),
         examples=examples,
@@ -90,13 +90,13 @@ def render_ladder(
     )
 
 
-def ladder_picture(ladder: Ladder) -> str | None:
+def ladder_picture(ladder: ModelTable) -> str | None:
     """The scores as an image in a data URL, for pages that aren't ours; None if there are none."""
     svg = _plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale)
     return data_url(svg) if svg else None
 
 
-def print_ladder(ladder: Ladder) -> None:
+def print_ladder(ladder: ModelTable) -> None:
     """Prints the ladder as a table, and what each step changed below it."""
     console = table_console()
     level = f"[{100 * ladder.confidence:g} %]"
@@ -129,9 +129,9 @@ def amount(number: float) -> str:
     return f"{number:,}" if float(number).is_integer() else fixed(number, 1)
 
 
-def _plot(ladder: Ladder, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
+def _plot(ladder: ModelTable, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
     """A value by model; models of another run form a separate line, each at the model that is compared with it."""
-    others = {rung.model for rung in held_against(ladder)}
+    others = {rung.model for rung in compared_with_first(ladder)}
     ours = [rung for rung in ladder.rungs if rung.model not in others]
     place_of = {rung.model: place for place, rung in enumerate(ours)}
     place_of |= {rung.below: place for place, rung in enumerate(ours) if rung.below in others}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpo.records import Health
+from tpo.records import JudgeHealth
 from tpo.report.record_files import read_record, to_json
 
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -65,7 +65,7 @@ class ModelRow:
     """Pairs whose rejected output breaks the format; None for M_0."""
     dropped: Mapping[str, int]
     """Prompts that yielded no pair, by reason."""
-    judge: Health | None
+    judge: JudgeHealth | None
     """How reliable the training judge looked on the samples that M_t's pairs come from; None for M_0."""
     chosen_epoch: int | None
     """Epoch of the checkpoint that became M_t; 0 if M_{t-1} was kept; None for M_0."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 from tpo import __version__
 from tpo.console import say
 from tpo.errors import DamagedError, StoreError
-from tpo.records import Account, Artifact, External
+from tpo.records import Artifact, External, RowCounts
 from tpo.storage.disk import (
     bring_again,
     bring_here,
@@ -243,7 +243,7 @@ class Stage:
         write_atomically(_seal(path), _to_json(_with_checksum(seal)))
 
     def commit(
-        self, shards: int, *, account: Account | None = None, facts: Mapping[str, Any] | None = None
+        self, shards: int, *, account: RowCounts | None = None, facts: Mapping[str, Any] | None = None
     ) -> Artifact:
         """Writes the manifest over shards 0 to `shards` - 1; from here on the stage is complete.
 
@@ -283,7 +283,7 @@ class Stage:
         return self._commit(files, None, facts or {})
 
     def _commit(
-        self, files: Sequence[Mapping[str, Any]], account: Account | None, facts: Mapping[str, Any]
+        self, files: Sequence[Mapping[str, Any]], account: RowCounts | None, facts: Mapping[str, Any]
     ) -> Artifact:
         manifest = Manifest(
             stage=self.name,

@@ -25,7 +25,7 @@ from tpo.engines.inference.chat_client import (
     Alternative,
     ChatClient,
     Position,
-    Refused,
+    RefusedChat,
     Spent,
     label_logprobs,
 )
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[3]
 KEY = "sk-very-secret-0123456789"
 LABELS = ("[[A]]", "[[B]]")
 FREE = Decoding(64)
-Answer = tuple[int, Reply | Refused]
+Answer = tuple[int, Reply | RefusedChat]
 
 
 class Waits:
@@ -89,7 +89,7 @@ def client(
 
 def replies(
     asked: ChatClient, chats: Sequence[Sequence[Message]], decoding: Decoding = FREE
-) -> dict[int, Reply | Refused]:
+) -> dict[int, Reply | RefusedChat]:
     return dict(asked.ask(chats, decoding))
 
 
@@ -345,7 +345,7 @@ def test_a_server_that_dies_under_way_stops_the_stage():
 def test_a_chat_that_the_server_cannot_take_is_refused_and_the_others_are_answered(refusal: Fail):
     with MisbehavingServer(lambda request, n: refusal if content(request) == "chat 1" else Say()) as server:
         found = replies(client(server), numbered(3))
-    assert found[1] == Refused(refusal.message)
+    assert found[1] == RefusedChat(refusal.message)
     assert all(isinstance(found[i], Reply) for i in (0, 2))
     assert len(server.asked) == 3
 
@@ -537,7 +537,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def test_a_refused_chat_does_not_quote_the_key():
     with MisbehavingServer(lambda request, n: Fail(413, f"too large for {KEY}")) as server:
-        assert replies(client(server), [user("?")]) == {0: Refused("too large for ***")}
+        assert replies(client(server), [user("?")]) == {0: RefusedChat("too large for ***")}
 
 
 @pytest.mark.parametrize("key", ["two words", "schlüssel", "two\nlines"])

@@ -26,7 +26,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from tests.engines.inference.test_forcing import MARKER, SEED, ids
 from tpo.config.base import SHIPPED_SEED_MODEL
-from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Calculator, Rule, ThoughtBudget, as_argument
+from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, CalculatorRule, Rule, ThoughtBudget, as_argument
 
 VOCABULARY = len(SEED)
 CPU = torch.device("cpu")
@@ -129,7 +129,8 @@ texts = st.lists(
     max_size=24,
 ).map(lambda parts: [token for part in parts for token in part][:24])
 rule_lists = st.lists(
-    st.one_of(st.builds(ThoughtBudget, st.integers(1, 14), st.just(MARKER)), st.just(Calculator("gsm8k"))), max_size=2
+    st.one_of(st.builds(ThoughtBudget, st.integers(1, 14), st.just(MARKER)), st.just(CalculatorRule("gsm8k"))),
+    max_size=2,
 )
 
 
@@ -198,7 +199,7 @@ def test_nothing_but_the_forced_token_can_be_sampled(runner: str):
 
 def test_what_is_no_rule_is_refused_when_a_request_is_admitted():
     admit = build_custom_logits_processors_params_validator([PROCESSOR])
-    admit(asks([Calculator("t5")]))
+    admit(asks([CalculatorRule("t5")]))
     admit(SamplingParams())
     for argument in ('[{"rule": "unknown"}]', '[{"rule": "calculator", "colour": 1}]', "calculator", "7", "[7]"):
         with pytest.raises(VLLMValidationError, match="not rules of ours"):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tpo.config.base import SHIPPED_SEED_MODEL
-from tpo.engines.inference.forcing import Calculator, Rule, ThoughtBudget, as_argument, forcers_of
+from tpo.engines.inference.forcing import CalculatorRule, Rule, ThoughtBudget, as_argument, forcers_of
 
 MARKER = "Here is my response:"
 SEED: Any = AutoTokenizer.from_pretrained(SHIPPED_SEED_MODEL)
@@ -98,13 +98,13 @@ def test_a_calculator_writes_the_result_and_lets_the_model_go_on(style: Any, beg
     tokenizer = TOKENIZERS["bytes"]
     before, after = ids(tokenizer, f"That is {begun}"), ids(tokenizer, "5 kites.")
     result = len(ids(tokenizer, due))
-    found = forced(tokenizer, Calculator(style), [*before, *after], len(before) + result + len(after))
+    found = forced(tokenizer, CalculatorRule(style), [*before, *after], len(before) + result + len(after))
     assert tokenizer.decode(found) == f"That is {begun}{due}5 kites."
 
 
 def test_a_calculator_and_a_budget_go_together():
     tokenizer = TOKENIZERS["bytes"]
-    rules: list[Rule] = [ThoughtBudget(40, MARKER), Calculator("gsm8k")]
+    rules: list[Rule] = [ThoughtBudget(40, MARKER), CalculatorRule("gsm8k")]
     forcers = forcers_of(as_argument(rules), tokenizer)
     found = ids(tokenizer, "<<12*12=")
     while (token := next((t for f in forcers if (t := f.next_token(found)) is not None), None)) is not None:
@@ -114,7 +114,7 @@ def test_a_calculator_and_a_budget_go_together():
 
 def test_requests_of_one_engine_look_at_each_token_once():
     tokenizer = TOKENIZERS["bytes"]
-    one, two = (forcers_of(as_argument([Calculator("gsm8k")]), tokenizer)[0] for _ in range(2))
+    one, two = (forcers_of(as_argument([CalculatorRule("gsm8k")]), tokenizer)[0] for _ in range(2))
     one.next_token(ids(tokenizer, "<<1+1="))
     assert vars(one)["_equals"] is vars(two)["_equals"]
     assert vars(one)["_equals"]

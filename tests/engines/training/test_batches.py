@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from tpo.engines.training.batches import Layout, Share, ShareLoader, ShareSampler, epoch_order
+from tpo.engines.training.batches import BatchLayout, MicroBatch, ShareLoader, ShareSampler, epoch_order
 
 SIZES = st.tuples(st.integers(1, 80), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4))
 
 
-def layout(pairs: int, rounds: int, micro: int, workers: int) -> Layout:
-    return Layout(pairs, rounds * micro * workers, micro, workers)
+def layout(pairs: int, rounds: int, micro: int, workers: int) -> BatchLayout:
+    return BatchLayout(pairs, rounds * micro * workers, micro, workers)
 
 
-def steps(made: Layout, order: list[int], tokens: list[int]) -> list[list[list[Share]]]:
+def steps(made: BatchLayout, order: list[int], tokens: list[int]) -> list[list[list[MicroBatch]]]:
     """What all workers take, by step and round."""
     rounds = list(zip(*(made.shares(order, tokens, worker) for worker in range(made.workers)), strict=True))
     assert len(rounds) == made.rounds_an_epoch
@@ -65,19 +65,19 @@ def test_the_order_of_an_epoch_is_that_of_accelerates_sampler(epoch: int):
 
 def test_a_lone_worker_takes_whole_micro_batches_in_order():
     order = epoch_order(22, seed=0, epoch=0)
-    found = [share.indices for share in Layout(22, 8, 4, 1).shares(order, [1] * 22, 0)]
+    found = [share.indices for share in BatchLayout(22, 8, 4, 1).shares(order, [1] * 22, 0)]
     assert found == [tuple(order[i:j]) for i, j in [(0, 4), (4, 8), (8, 12), (12, 16), (16, 19), (19, 22)]]
 
 
-class Shares(Dataset[Share]):
+class Shares(Dataset[MicroBatch]):
     """Hands the shares through."""
 
-    def __getitem__(self, share: Share) -> Share:
+    def __getitem__(self, share: MicroBatch) -> MicroBatch:
         return share
 
 
 def test_a_loader_goes_on_within_an_epoch_and_draws_the_next_one_anew():
-    make = functools.partial(ShareSampler, Layout(13, 4, 2, 1), [1] * 13, seed=5, worker=0)
+    make = functools.partial(ShareSampler, BatchLayout(13, 4, 2, 1), [1] * 13, seed=5, worker=0)
     loader = ShareLoader(Shares(), make())
     epochs = []
     for epoch in range(2):

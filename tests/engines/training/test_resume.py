@@ -30,8 +30,8 @@ from tpo.engines.training import checkpoints
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import (
     Progress,
-    Step,
     Stop,
+    TrainingStep,
     epochs_of,
     finished,
     train_from_checkpoint,
@@ -403,7 +403,7 @@ def test_a_training_that_diverges_says_so(tmp_path: Path):
 
 
 def test_the_log_has_the_means_over_the_steps_of_each_epoch(tmp_path: Path, whole: dict[str, bytes]):
-    steps = [Step(**json.loads(line)) for line in whole["steps.jsonl"].splitlines()]
+    steps = [TrainingStep(**json.loads(line)) for line in whole["steps.jsonl"].splitlines()]
     assert [step.step for step in steps] == list(range(1, STEPS + 1))
     assert steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
     epochs = epochs_of(steps)

@@ -150,7 +150,7 @@ class _Pile(Generic[Piece]):
         return self._strikes[index] < TOO_MUCH
 
 
-class Crew:
+class ActorPool:
     """Actors that share work, each in a slot; started when there is work, and alive until `close`."""
 
     def __init__(self, role: Role, count: int, room: Room) -> None:

@@ -1,6 +1,6 @@
 """A client for models behind OpenAI-compatible servers: many chats at once, with retries for errors that may pass.
 
-Replies come in any order, each with its chat's index: a `Reply`, or `Refused` if the server won't take that chat.
+Replies come in any order, each with its chat's index: a `Reply`, or `RefusedChat` if the server won't take that chat.
 
 A failed call is never a reply. Errors that may pass (429, 5xx, timeouts, broken connections, answers that aren't
 completions) are retried by our own rules, with the SDK's retries off; others stop the stage, and so does a limit on
@@ -77,7 +77,7 @@ _UNRESOLVED = re.compile(
 )
 MAX_FORMS = 8
 """Maximum number of forms in which one call is made."""
-_Outcome: TypeAlias = "Reply | Refused | _Failure"
+_Outcome: TypeAlias = "Reply | RefusedChat | _Failure"
 _Call: TypeAlias = Future[_Outcome]
 _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
 
@@ -102,7 +102,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedChat:
     """A chat that the server rejects for good while it takes others: no reply, no verdict."""
 
     reason: str
@@ -165,7 +165,7 @@ class ChatClient:
         chat = chat or [Message(role="user", content="Hello.")]
         with self._connection() as (client, submit):
             outcome = submit(self._call(client, chat, decoding, threading.Event(), seconds, checks=True)).result()
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, RefusedChat):
             outcome = _Failure(outcome.reason, 400)
         if isinstance(outcome, _Failure):
             raise InputError(f"{self._name} gave no answer: {outcome.cause}; {self._remedy(outcome)}")
@@ -179,7 +179,7 @@ class ChatClient:
 
     def ask(
         self, chats: Sequence[Sequence[Message]], decoding: Decoding, *, spent: Spent | None = None
-    ) -> Generator[tuple[int, Reply | Refused], None, None]:
+    ) -> Generator[tuple[int, Reply | RefusedChat], None, None]:
         """Asks all chats; yields each one's index and reply as they come, in any order.
 
         At most `endpoint.concurrency` calls are under way or wait to be taken, so that a slow taker slows the calls
@@ -524,12 +524,12 @@ def _estimated_tokens(*texts: str) -> int:
     return math.ceil(sum(map(len, texts)) / 4)
 
 
-def _failed_with_status(error: "openai.APIStatusError", key: str) -> Refused | _Failure:
+def _failed_with_status(error: "openai.APIStatusError", key: str) -> RefusedChat | _Failure:
     message = error.body.get("message") if isinstance(error.body, dict) else None
     status, response = error.status_code, error.response
     said = _scrubbed(str(message or response.text or response.reason_phrase), key)
     if status == 413 or (status in (400, 422) and _ONE_CHAT.search(f"{error.code} {said}")):
-        return Refused(said)
+        return RefusedChat(said)
     passing = status in _PASSING or status >= 500
     wait = _seconds_to_wait(response.headers.get("retry-after", ""))
     if passing and wait > LONGEST_RETRY_AFTER:

@@ -56,7 +56,7 @@ class ThoughtBudget:
 
 
 @dataclass(frozen=True)
-class Calculator:
+class CalculatorRule:
     """Writes the value after the `=` of an annotation (DPO-ST, 2407.18248), computed by `tpo.method.calculator`."""
 
     style: calculator.Style
@@ -68,9 +68,9 @@ class Calculator:
         return calculator.Calculator(plain, self.style, equals=plain.equals)
 
 
-Rule = ThoughtBudget | Calculator
+Rule = ThoughtBudget | CalculatorRule
 """The kinds of rules; a new one is a class here and an entry in `_RULES`."""
-_RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator": Calculator}
+_RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator": CalculatorRule}
 
 
 def as_argument(rules: Sequence[Rule]) -> str:

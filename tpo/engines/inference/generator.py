@@ -14,7 +14,7 @@ from tpo.config.base import Endpoint
 from tpo.config.data import SampleConfig, SyntheticConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.engines import engines_of_run
-from tpo.engines.inference.chat_client import ChatClient, Refused, Spent
+from tpo.engines.inference.chat_client import ChatClient, RefusedChat, Spent
 from tpo.engines.inference.reply import Decoding, Reply, without_thinking
 from tpo.engines.inference.sampler import Request
 from tpo.errors import InputError
@@ -27,13 +27,13 @@ LETTERS_A_TOKEN = 4
 SHARD_CALLS = 8
 """Calls per shard, in multiples of a server's concurrency: at the end of a shard, all calls wait for the last."""
 
-Told = Reply | Refused
+Told = Reply | RefusedChat
 Spend = Callable[[Sequence[Reply]], None]
 """Receives replies as they come, before they are stored."""
 
 
 @dataclass(frozen=True)
-class Question:
+class GenerationRequest:
     """One chat to reply to."""
 
     messages: list[Message]
@@ -54,7 +54,7 @@ class Generator(Protocol):
         ...
 
     def reply(
-        self, shards: Iterable[tuple[Path, Sequence[Question]]], spend: Spend
+        self, shards: Iterable[tuple[Path, Sequence[GenerationRequest]]], spend: Spend
     ) -> Iterator[tuple[int, list[Told]]]:
         """The replies to each shard by its index, in any order; a shard's path is for its journal."""
         ...
@@ -85,7 +85,7 @@ class EngineGenerator:
         return len(self._encoder.encode(messages)) <= self._longest
 
     def reply(
-        self, shards: Iterable[tuple[Path, Sequence[Question]]], spend: Spend
+        self, shards: Iterable[tuple[Path, Sequence[GenerationRequest]]], spend: Spend
     ) -> Iterator[tuple[int, list[Told]]]:
         """Replies by seed; a shard is taken when an engine is free."""
         asked = dict[int, list[Request]]()
@@ -135,7 +135,7 @@ class ApiGenerator:
         return sum(len(message["content"]) for message in messages) <= LETTERS_A_TOKEN * self._longest
 
     def reply(
-        self, shards: Iterable[tuple[Path, Sequence[Question]]], spend: Spend
+        self, shards: Iterable[tuple[Path, Sequence[GenerationRequest]]], spend: Spend
     ) -> Iterator[tuple[int, list[Told]]]:
         """Replies from the journal, otherwise from the server; raises `StageError` as `ChatClient.ask` does."""
         for position, (path, questions) in enumerate(shards):
@@ -179,4 +179,4 @@ def _to_json(said: Told) -> dict[str, object]:
 
 
 def _from_json(values: dict[str, object]) -> Told:
-    return Refused(**values) if "reason" in values else Reply(**values)  # type: ignore[arg-type]
+    return RefusedChat(**values) if "reason" in values else Reply(**values)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ _THINKING_BEGINS = re.compile(r"\s*(?:<think>|<thinking>|<reasoning>|\[THINK\])"
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenCount:
     """Token usage."""
 
     input_tokens: int = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.cluster.crew import Crew, Orders, Remedies
+from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
@@ -274,7 +274,7 @@ class ScorerPool:
             gpus=1 if config.device == "gpu" else 0,
             environment=environment(config.threads),
         )
-        self.crew = Crew(role, config.count, room)
+        self.crew = ActorPool(role, config.count, room)
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.

@@ -21,7 +21,7 @@ from transformers import Trainer
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import TrainingConfig
 from tpo.engines.training import weights
-from tpo.engines.training.batches import Layout, ShareLoader, ShareSampler
+from tpo.engines.training.batches import BatchLayout, ShareLoader, ShareSampler
 from tpo.engines.training.distributed import rank, summed, world_size
 from tpo.engines.training.packing import PACKED, register_packed_attention
 from tpo.engines.training.row_inputs import Row, ShareDataset, output_log_probs, packed_row, padded_row
@@ -51,7 +51,7 @@ class ShareTrainer(Trainer):
             weights.spread(self.model, device=self.args.device.type, precision=config.precision)
         if config.packing:
             self._pack()
-        self._layout = Layout(len(self.train_dataset), config.batch_size, config.micro_batch_size, world_size())
+        self._layout = BatchLayout(len(self.train_dataset), config.batch_size, config.micro_batch_size, world_size())
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset

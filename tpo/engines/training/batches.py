@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """A micro-batch: the part of a global batch that one worker computes at once."""
 
     indices: tuple[int, ...]
@@ -32,7 +32,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """The division of an epoch's rows into steps, rounds and workers."""
 
     rows: int
@@ -55,7 +55,7 @@ class Layout:
         full, rest = divmod(self.rows, self.batch_size)
         return full * self.rounds + self._rounds(rest)
 
-    def shares(self, order: Sequence[int], tokens: Sequence[int], worker: int) -> Iterator[Share]:
+    def shares(self, order: Sequence[int], tokens: Sequence[int], worker: int) -> Iterator[MicroBatch]:
         """One worker's shares of an epoch, `rounds_an_epoch` of them.
 
         `order` is a permutation of the rows, `tokens` how long their first outputs are.
@@ -65,7 +65,7 @@ class Layout:
             in_batch = sum(tokens[i] for i in batch)
             parts = _cut(batch, self._rounds(len(batch)) * self.workers)
             for part in parts[worker :: self.workers]:
-                yield Share(tuple(part or batch[:1]), bool(part), len(batch), in_batch)
+                yield MicroBatch(tuple(part or batch[:1]), bool(part), len(batch), in_batch)
 
     def _rounds(self, rows: int) -> int:
         return math.ceil(rows / (self.micro_batch_size * self.workers))
@@ -86,7 +86,7 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
 class ShareSampler:
     """One worker's micro-batches of the current epoch, as a batch sampler."""
 
-    def __init__(self, layout: Layout, tokens: Sequence[int], *, seed: int, worker: int) -> None:
+    def __init__(self, layout: BatchLayout, tokens: Sequence[int], *, seed: int, worker: int) -> None:
         self._layout = layout
         self._tokens = tokens
         self._seed = seed
@@ -97,7 +97,7 @@ class ShareSampler:
         """Sets the epoch, counted from 0, for the next iteration."""
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[list[Share]]:
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
         order = epoch_order(self._layout.rows, seed=self._seed, epoch=self._epoch)
         for share in self._layout.shares(order, self._tokens, self._worker):
             yield [share]

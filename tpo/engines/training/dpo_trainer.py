@@ -28,7 +28,7 @@ from trl.trainer import dpo_trainer
 from tpo.config.training import TrainConfig
 from tpo.engines.training import checkpoints
 from tpo.engines.training.base_trainer import ShareTrainer
-from tpo.engines.training.batches import Layout, ShareLoader
+from tpo.engines.training.batches import BatchLayout, ShareLoader
 from tpo.engines.training.distributed import as_first_worker, rank, summed, wait_for_all, world_size
 from tpo.engines.training.preference_loss import preference_loss
 from tpo.engines.training.row_inputs import PAIR, ShareInputs, output_log_probs
@@ -101,7 +101,7 @@ class PairTrainer(ShareTrainer, DPOTrainer):
     def _reference_log_probs(self, on_batch: Callable[[], None]) -> Tensor:
         found = torch.zeros(2, len(self.train_dataset))
         pairs = self._shares(found)
-        alone = Layout(
+        alone = BatchLayout(
             len(pairs), self._layout.micro_batch_size * world_size(), self._layout.micro_batch_size, world_size()
         )
         # Scale the adapter to 0 instead of disabling it: disabling also freezes it, and FSDP2 keeps the `requires_grad`

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from tpo.engines.training.batches import Share
+from tpo.engines.training.batches import MicroBatch
 from tpo.engines.training.packing import Spans
 
 NO_LABEL = -100
@@ -73,12 +73,12 @@ class ShareInputs(TypedDict):
     """The model's arguments."""
     references: Tensor
     """The reference's log-probabilities of the outputs, [outputs, B]; empty without a reference."""
-    share: Share
+    share: MicroBatch
     """The rows and their weight."""
 
 
 class ShareDataset(Dataset[ShareInputs]):
-    """Micro-batches of the rows, by `Share`."""
+    """Micro-batches of the rows, by `MicroBatch`."""
 
     def __init__(
         self, rows: Any, columns: Sequence[str], references: Tensor | None, *, pad_token_id: int, packing: bool
@@ -92,7 +92,7 @@ class ShareDataset(Dataset[ShareInputs]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, share: Share) -> ShareInputs:
+    def __getitem__(self, share: MicroBatch) -> ShareInputs:
         rows = [self._rows[i] for i in share.indices]
         if self._packing:
             row = packed_row(rows, self._columns)

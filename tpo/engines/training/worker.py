@@ -40,7 +40,7 @@ Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One line of `steps.jsonl`: the trainer's measurements in one optimizer step."""
 
     step: int
@@ -337,7 +337,7 @@ def _prepare(folder: Path) -> Checkpoint | None:
 def _write_log(history: Sequence[Mapping[str, float]], folder: Path) -> None:
     """Writes `steps.jsonl` and `log.jsonl`; the trainer's history, which its checkpoints hold, has a line per step."""
     steps = [
-        Step(
+        TrainingStep(
             step=int(line["step"]),
             epoch=line["epoch"],
             loss=line["loss"],
@@ -354,9 +354,9 @@ def _write_log(history: Sequence[Mapping[str, float]], folder: Path) -> None:
         write_atomically(folder / name, text.encode())
 
 
-def epochs_of(steps: Sequence[Step]) -> list[Epoch]:
+def epochs_of(steps: Sequence[TrainingStep]) -> list[Epoch]:
     """The means over each epoch's steps."""
-    by_epoch: dict[int, list[Step]] = {}
+    by_epoch: dict[int, list[TrainingStep]] = {}
     for step in steps:
         by_epoch.setdefault(math.ceil(step.epoch), []).append(step)
     return [
