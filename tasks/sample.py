@@ -124,9 +124,10 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     """The tokens that every output is forced to write."""
     rules: list[Rule] = []
     longest, marker, native = how.max_thought_tokens, thought_prompt.response_marker, thought_prompt.native
-    if longest is not None and isinstance(native, NativeThoughts) and native.use == "asked":
+    if longest is not None and isinstance(native, NativeThoughts) and native.comes_first:
         rules.append(ThoughtBudget(longest, native.closing, native.closing_ids, native.ending_ids))
-    elif longest is not None and marker is not None:
+        longest += len(native.ending_ids)  # A marker written within a native thought would be part of it.
+    if longest is not None and marker is not None:
         rules.append(ThoughtBudget(longest, marker))
     if how.calculator is not None:
         rules.append(Calculator(how.calculator))
