@@ -1,5 +1,6 @@
 """Claims about native thoughts: where they end in an output, for every kind of template and whatever a model writes."""
 
+import dataclasses
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -255,3 +256,11 @@ def test_a_model_that_is_said_not_to_think_stays_switched_off():
     chat = encoder("hybrid")
     told = thinking_template(chat.tokenizer, kind="none")
     assert (told.kind, told.variables(thinking=False)) == ("none", {"enable_thinking": False})
+
+
+@pytest.mark.parametrize(("prefill", "opened"), [("<think>\n", True), ("<think></think>", False), ("Well", False)])
+def test_a_prefill_can_open_the_thought(prefill: str, opened: bool):
+    chat = encoder("hybrid")
+    asked = dataclasses.replace(VARIANTS["native"], prefill=prefill).for_model(chat)
+    assert isinstance(asked.native, NativeThoughts) and asked.native.opened is opened
+    assert chat.tokenizer.decode(asked.encode(chat, QUESTION)).endswith(prefill)
