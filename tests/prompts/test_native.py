@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.serving.reading import GrowingTokens, read
-from prompts.native import Tokens
+from prompts.native import NativeThoughts, Tokens
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt
 from tasks.sample import rules_of
 from tests.models.template_families import BY_NAME
@@ -216,7 +216,7 @@ def test_the_ending_of_a_thought_is_what_the_template_writes_there():
     form = "<|end|><|start|>assistant<|channel|>final<|message|>"
     assert chat.ending_ids() == tuple(chat.ids(form, as_text=False))
     chat = encoder("hybrid")
-    assert chat.ending_ids() == tuple(chat.ids("\n</think>\n\n", as_text=False))
+    assert chat.ending_ids() == tuple(chat.ids("\n</think>", as_text=False))
 
 
 @pytest.mark.parametrize("output", ["<think>\nsecret\n</think>\n\nParis.", "[THINK]secret[/THINK]Paris."])
