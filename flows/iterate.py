@@ -52,11 +52,11 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
     first = IterationResult(
         iteration=0,
-        chosen=Candidate(seed, ask(config, validation_spec(config, 0, 0), seed, validation)),
-        test=ask(config, measuring_spec(config, 0), seed, test),
+        chosen=Candidate(seed, sample_and_judge(config, validation_spec(config, 0, 0), seed, validation)),
+        test=sample_and_judge(config, measuring_spec(config, 0), seed, test),
         origin=None,
     )
-    direct = ask(config, direct_spec(config), seed, test, first.test)
+    direct = sample_and_judge(config, direct_spec(config), seed, test, first.test)
     measured = [first]
     for t in range(1, iterations + 1):
         measured.append(iteration(config, t, seed, validation, test, measured))
@@ -73,24 +73,24 @@ def iteration(
     earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
     fresh = synthesize if config.data.synthetic else load_prompts
     prompts = fresh(config, f"iter_{t}/prompts", seed, earlier)
-    answers = ask(config, training_spec(config, t), incumbent.model, prompts)
+    answers = sample_and_judge(config, training_spec(config, t), incumbent.model, prompts)
     pairs = pair(config, t, answers)
     reference = reference_of(config, seed, incumbent.model)
     checkpoints = train(config, f"iter_{t}", incumbent.model, reference, pairs)
-    candidates = [
-        Candidate(
-            checkpoint, ask(config, validation_spec(config, t, epoch), checkpoint, validation, incumbent.validation)
+    candidates = []
+    for epoch, checkpoint in enumerate(checkpoints, 1):
+        spec = validation_spec(config, t, epoch)
+        candidates.append(
+            Candidate(checkpoint, sample_and_judge(config, spec, checkpoint, validation, incumbent.validation))
         )
-        for epoch, checkpoint in enumerate(checkpoints, 1)
-    ]
     chosen = validate(config, t, incumbent, candidates)
-    tested = ask(config, measuring_spec(config, t), chosen.model, test, first.test)
+    tested = sample_and_judge(config, measuring_spec(config, t), chosen.model, test, first.test)
     return IterationResult(t, chosen, tested, Origin(prompts, answers, pairs))
 
 
-def ask(
-    config: RunConfig, how: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
+def sample_and_judge(
+    config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
 ) -> JudgedSamples:
     """Samples a model's outputs and judges them; a judge that compares compares them with `against`."""
-    samples = sample(config, how, model, prompts)
-    return judge(config, how, samples, prompts, baseline_of(how, samples, against))
+    samples = sample(config, spec, model, prompts)
+    return judge(config, spec, samples, prompts, baseline_of(spec, samples, against))

@@ -27,7 +27,7 @@ from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
-from tpo.report.ladder import ABLATION, LADDER, ModelTable, page_of, read_ladder
+from tpo.report.model_table import ABLATION, MODEL_TABLE, ModelTable, page_of, read_model_table
 from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
 from tpo.run_context import run_context, using
 from tpo.storage.current import is_current
@@ -179,26 +179,26 @@ def finished(config: RunConfig, iterations: int) -> Summary | None:
     return summary if summary.models[-1].iteration >= iterations else None
 
 
-def _ladder(config: RunConfig, last: str | None) -> ModelTable | None:
-    """The ladder of a run that is finished, if it reaches the model called `last`."""
-    return _reaching(config.root / LADDER, last) if is_current(config) else None
+def _table(config: RunConfig, last: str | None) -> ModelTable | None:
+    """The table of a run that is finished, if it reaches the model called `last`."""
+    return _reaching(config.root / MODEL_TABLE, last) if is_current(config) else None
 
 
 def _ablation(config: RunConfig, iterations: int, ours: ModelTable, theirs: ModelTable) -> ModelTable | None:
     """The comparison of a run with and without DPO at SFT_T, unless one of them has changed since."""
     found = _reaching(config.root / ABLATION, f"SFT_{iterations}")
-    of = {rung.model: rung for rung in ours.rungs} | {f"{rung.model} without": rung for rung in theirs.rungs}
-    rungs = [(rung, of.get(rung.model)) for rung in found.rungs] if found else []
-    current = all(own and (own.score, own.tokens) == (rung.score, rung.tokens) for rung, own in rungs)
+    of = {row.model: row for row in ours.rows} | {f"{row.model} without": row for row in theirs.rows}
+    rows = [(row, of.get(row.model)) for row in found.rows] if found else []
+    current = all(own and (own.score, own.tokens) == (row.score, row.tokens) for row, own in rows)
     return found if current else None
 
 
 def _reaching(path: Path, last: str | None) -> ModelTable | None:
     try:
-        ladder = read_ladder(path)
+        table = read_model_table(path)
     except StoreError:
         return None
-    return ladder if last is None or last in {rung.model for rung in ladder.rungs} else None
+    return table if last is None or last in {row.model for row in table.rows} else None
 
 
 def without_dpo(config: RunConfig) -> RunConfig:
@@ -344,10 +344,10 @@ _THINKPO = Recipe(
     profile="thinkpo",
     model=None,
     check=check_thinkpo,
-    finished=lambda config, _: _ladder(config, None),
+    finished=lambda config, _: _table(config, None),
     flow="flows.thinkpo:thinkpo",
-    show="tpo.report.ladder_page:print_ladder",
-    page=page_of(LADDER),
+    show="tpo.report.model_table_page:print_model_table",
+    page=page_of(MODEL_TABLE),
     done="{run} is complete",
     reached="{name}",
     trigger="run-thinkpo",
@@ -359,10 +359,10 @@ _SELF_TRAIN = Recipe(
     profile="self-train",
     model="SFT",
     check=check_self_training,
-    finished=lambda config, iterations: _ladder(config, f"SFT_{iterations}"),
+    finished=lambda config, iterations: _table(config, f"SFT_{iterations}"),
     flow="flows.self_train:self_train",
-    show="tpo.report.ladder_page:print_ladder",
-    page=page_of(LADDER),
+    show="tpo.report.model_table_page:print_model_table",
+    page=page_of(MODEL_TABLE),
     trigger="run-self-train",
     title="{name}, DPO-ST to {model}",
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from flows.iterate import ask
+from flows.iterate import sample_and_judge
 from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
@@ -27,7 +27,7 @@ from tasks.train import train
 from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.report.ladder import ABLATION, LADDER, ModelTable, page_of
+from tpo.report.model_table import ABLATION, MODEL_TABLE, ModelTable, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -42,14 +42,14 @@ class Made:
     """The test prompts."""
     steps: list[MeasuredModel]
     """Its models, in the order in which they were made."""
-    ladder: ModelTable
+    table: ModelTable
     """Their test results."""
 
 
 @flow(name="self_train", flow_run_name="{config.name} to SFT_{iterations}")
 def self_train(config: RunConfig, iterations: int) -> ModelTable:
     """Brings a run to SFT_T, T = `iterations`, as the only writer of its folder."""
-    return _run(config, iterations).ladder
+    return _run(config, iterations).table
 
 
 @flow(name="self_train_and_plain", flow_run_name="{config.name} with and without DPO, to SFT_{iterations}")
@@ -74,7 +74,7 @@ def _run(config: RunConfig, iterations: int) -> Made:
     with only_writer(config.root), writing(config):
         keep_config(config)
         made = mending(lambda: make_models(config, iterations))
-        mark_finished(config, LADDER, page_of(LADDER))
+        mark_finished(config, MODEL_TABLE, page_of(MODEL_TABLE))
         return made
 
 
@@ -84,12 +84,16 @@ def make_models(config: RunConfig, iterations: int) -> Made:
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
     questions = load_prompts(config, "base/prompts/train", base, [test])
-    first = ask(config, evaluation_spec(config, "base"), base, test)
+    first = sample_and_judge(config, evaluation_spec(config, "base"), base, test)
     steps = [MeasuredModel("base", first)]
 
     def measured(name: str, folder: str, model: Artifact, rows: Mapping[str, Artifact]) -> Artifact:
         below = next(step.model for step in reversed(steps) if not step.model.startswith("DPO_"))
-        steps.append(MeasuredModel(name, ask(config, evaluation_spec(config, folder), model, test, first), below, rows))
+        steps.append(
+            MeasuredModel(
+                name, sample_and_judge(config, evaluation_spec(config, folder), model, test, first), below, rows
+            )
+        )
         return model
 
     def fine_tuned(t: int, demonstrations: Artifact) -> Artifact:
@@ -102,11 +106,11 @@ def make_models(config: RunConfig, iterations: int) -> Made:
     for t in range(1, iterations + 1):
         writer = tuned
         if recipe.dpo:
-            to_pair.append(ask(config, pairing_spec(config, t), tuned, questions))
+            to_pair.append(sample_and_judge(config, pairing_spec(config, t), tuned, questions))
             pairs = pair_by_answer(config, f"iter_{t}/dpo", given, to_pair)
             writer = train(config, f"iter_{t}/dpo", tuned, tuned, pairs)[-1]
             measured(f"DPO_{t}", f"iter_{t}/dpo", writer, {"pairs": pairs})
-        to_imitate.append(ask(config, labelling_spec(config, t), writer, questions))
+        to_imitate.append(sample_and_judge(config, labelling_spec(config, t), writer, questions))
         tuned = fine_tuned(t, pseudo_label(config, f"iter_{t}/sft", given, to_imitate))
     name = "DPO-ST" if recipe.dpo else "self-training"
     return Made(test, steps, measure(config, name, test, steps))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from prefect import flow
 
-from flows.iterate import ask
+from flows.iterate import sample_and_judge
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
 from tasks.handles import evaluation_spec, seed_model, write_spec
@@ -21,7 +21,7 @@ from tasks.train import train
 from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
-from tpo.report.ladder import LADDER, ModelTable, page_of
+from tpo.report.model_table import MODEL_TABLE, ModelTable, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
@@ -35,28 +35,28 @@ def thinkpo(config: RunConfig) -> ModelTable:
     """Brings a run of ThinkPO to its end, as the only writer of its folder."""
     with only_writer(config.root), writing(config):
         keep_config(config)
-        ladder = mending(lambda: make_models(config))
-        mark_finished(config, LADDER, page_of(LADDER))
-        return ladder
+        table = mending(lambda: make_models(config))
+        mark_finished(config, MODEL_TABLE, page_of(MODEL_TABLE))
+        return table
 
 
 def make_models(config: RunConfig) -> ModelTable:
     """Makes and measures the base, the fine-tuned model, and the one that prefers to think."""
     base = seed_model(config)
     test = load_prompts(config, "base/prompts/test", base, [])
-    first = ask(config, evaluation_spec(config, "base"), base, test)
+    first = sample_and_judge(config, evaluation_spec(config, "base"), base, test)
     steps = [MeasuredModel("base", first)]
     tuned, pairs = base, None
     if config.sft is not None:
         prompts = load_prompts(config, "sft/prompts", base, [test])
         given = demonstrate(config, "sft", base, prompts)
         tuned = fine_tune(config, "sft", base, given)[-1]
-        tested = ask(config, evaluation_spec(config, "sft"), tuned, test, first)
+        tested = sample_and_judge(config, evaluation_spec(config, "sft"), tuned, test, first)
         steps.append(MeasuredModel("SFT", tested, "base", {"demonstrations": given}))
         pairs = pair(config, base, tuned, prompts, given)
     pairs = pairs or pairs_from_file(config, "dpo", tuned)
     thinking = train(config, "dpo", tuned, tuned, pairs)[-1]
-    tested = ask(config, evaluation_spec(config, "dpo"), thinking, test, first)
+    tested = sample_and_judge(config, evaluation_spec(config, "dpo"), thinking, test, first)
     steps.append(MeasuredModel("ThinkPO", tested, steps[-1].model, {"pairs": pairs}))
     return measure(config, RECIPE, test, steps)
 

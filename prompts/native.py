@@ -78,6 +78,11 @@ class NativeThoughts:
     """Whether the prompt has opened the thought, so that an output begins within it."""
 
     @property
+    def comes_first(self) -> bool:
+        """Whether every output begins with a native thought: it is asked for, or the model can't do without."""
+        return self.use == "asked" or (self.use == "allowed" and (self.opened or bool(self.end_of_message)))
+
+    @property
     def tags(self) -> tuple[str, str]:
         """The texts around a thought."""
         return self.opening, self.closing

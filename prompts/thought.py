@@ -137,7 +137,8 @@ class ThoughtPrompt:
             return dataclasses.replace(self, native="unknown")
         use: Use = "asked" if self.thinks_natively else "unwanted" if thinking.switch else "allowed"
         if use != "unwanted":
-            opened = thinking.kind == "prefilled" or thinking.opening in self.prefill
+            begun_in_prefill = thinking.opening in self.prefill.rpartition(thinking.closing)[2]
+            opened = thinking.kind == "prefilled" or begun_in_prefill
         form = thinking.heading or thinking.closing
         return dataclasses.replace(
             self,

@@ -139,9 +139,9 @@ def with_files(fingerprint: str, *paths: Path | None) -> External:
     return External(fingerprint, {path: content_sha256(path) for path in paths if path is not None})
 
 
-def judged(config: RunConfig, ask: SamplingSpec) -> JudgedSamples:
+def judged(config: RunConfig, spec: SamplingSpec) -> JudgedSamples:
     """The result of a round in a run that is current. Raises `StoreError` if the run hasn't reached it."""
-    folder = config.root / ask.folder
+    folder = config.root / spec.folder
     return JudgedSamples(complete_artifact(folder / "samples"), complete_artifact(folder / "scores"))
 
 
@@ -150,8 +150,8 @@ def seed_model(config: RunConfig) -> Artifact:
     return folder_artifact(config.model.folder)
 
 
-def baseline_of(ask: SamplingSpec, samples: Artifact, against: JudgedSamples | None) -> Artifact | None:
+def baseline_of(spec: SamplingSpec, samples: Artifact, against: JudgedSamples | None) -> Artifact | None:
     """What evaluated samples are compared with: those of `against`, or themselves; None for training samples."""
-    if ask.purpose == "train":
+    if spec.purpose == "train":
         return None
     return against.samples if against else samples

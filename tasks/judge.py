@@ -32,35 +32,35 @@ from tpo.storage.store import (
 )
 
 
-@stage_task("judge", run_name="judge {ask.folder}")
+@stage_task("judge", run_name="judge {spec.folder}")
 def judge(
-    config: RunConfig, ask: SamplingSpec, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
+    config: RunConfig, spec: SamplingSpec, samples: Artifact, prompts: Artifact, baseline: Artifact | None = None
 ) -> JudgedSamples:
-    """Scores of `samples` by the judge that `ask` names.
+    """Scores of `samples` by the judge that `spec` names.
 
     Raises `StageError` if the judge of training samples is beyond a limit of `config.health`.
     """
     submitted = JudgeInput(samples, prompts, baseline)
-    judgments = judgments_stage(config, ask, submitted).complete()
+    judgments = judgments_stage(config, spec, submitted).complete()
     if judgments is not None:
-        done = scores_stage(config, ask, submitted, judgments).complete()
+        done = scores_stage(config, spec, submitted, judgments).complete()
         if done is not None:
             return JudgedSamples(samples, done)
     groups = groups_of(
         read_rows(prompts, Prompt),
         stream_rows(samples, Sample),
-        with_errors=ask.purpose == "evaluate",
-        baseline=stream_rows(baseline, Sample) if baseline and compares(ask.judge) else (),
+        with_errors=spec.purpose == "evaluate",
+        baseline=stream_rows(baseline, Sample) if baseline and compares(spec.judge) else (),
     )
-    judge_ = build_judge(ask.judge, config.judge_engine, config.cluster, api_tokens(config.root))
+    judge_ = build_judge(spec.judge, config.judge_engine, config.cluster, api_tokens(config.root))
     if judgments is None:
-        judgments = _say_judgments(config, ask, submitted, groups, judge_)
+        judgments = _say_judgments(config, spec, submitted, groups, judge_)
     said = read_rows(judgments, Judgment)
     scores = make_scores(stream_rows(samples, Sample), groups, said, judge_)
     health = measure_health(groups, said, scores, config.evaluation.judge)
-    stage = scores_stage(config, ask, submitted, judgments)
-    if ask.purpose == "train":
-        check_health(health, config.health, stage.name, exact=isinstance(ask.judge, VerifierJudge))
+    stage = scores_stage(config, spec, submitted, judgments)
+    if spec.purpose == "train":
+        check_health(health, config.health, stage.name, exact=isinstance(spec.judge, VerifierJudge))
     stage.begin()
     stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}
@@ -97,15 +97,15 @@ def make_scores(
 
 
 def _say_judgments(
-    config: RunConfig, ask: SamplingSpec, submitted: JudgeInput, groups: Sequence[Group], judge_: Judge
+    config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
-    stage = judgments_stage(config, ask, submitted)
+    stage = judgments_stage(config, spec, submitted)
     begin(stage, shard_size=config.judge_engine.shard_prompts)
     size = stage.shard_size or config.judge_engine.shard_prompts
     starts = range(0, len(groups), size)
     with (
-        progress_bar(f"judge {ask.folder}", len(groups), "prompts") as advance,
-        judging_meter(config, stage.name, ask.judge) as meter,
+        progress_bar(f"judge {spec.folder}", len(groups), "prompts") as advance,
+        judging_meter(config, stage.name, spec.judge) as meter,
     ):
 
         def spend(tokens: TokenCount) -> None:
@@ -119,7 +119,7 @@ def _say_judgments(
                 with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
                     rows = [judgment for said in judge_.judge(shard, journal, spend) for judgment in said]
                 # Model judges report usage per call through `spend`; the verifier doesn't, so book its answers here.
-                meter.book(prompts=len(shard), answers=len(rows) if isinstance(ask.judge, VerifierJudge) else 0)
+                meter.book(prompts=len(shard), answers=len(rows) if isinstance(spec.judge, VerifierJudge) else 0)
                 stage.write_shard(i, rows)
             remove(_journal(stage.folder, i))
             advance(start + len(shard))
@@ -136,35 +136,35 @@ def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[i
     return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
 
 
-def judgments_stage(config: RunConfig, ask: SamplingSpec, submitted: JudgeInput) -> Stage:
+def judgments_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> Stage:
     """A judge's judgments of some samples."""
     return Stage(
         config.root,
-        f"{ask.folder}/judgments",
+        f"{spec.folder}/judgments",
         Judgment,
-        inputs=_judged_inputs(ask, submitted),
+        inputs=_judged_inputs(spec, submitted),
         config={
-            "judge": _judge_values(config, ask.judge, without={"ridge", "length_bias"}),
-            "with_errors": ask.purpose == "evaluate",
+            "judge": _judge_values(config, spec.judge, without={"ridge", "length_bias"}),
+            "with_errors": spec.purpose == "evaluate",
         },
     )
 
 
-def scores_stage(config: RunConfig, ask: SamplingSpec, submitted: JudgeInput, judgments: Artifact) -> Stage:
+def scores_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, judgments: Artifact) -> Stage:
     """Scores of some samples, computed from judgments."""
-    stage = judgments_stage(config, ask, submitted)
+    stage = judgments_stage(config, spec, submitted)
     return Stage(
         config.root,
-        f"{ask.folder}/scores",
+        f"{spec.folder}/scores",
         Score,
-        inputs=_judged_inputs(ask, submitted) | {"judgments": judgments},
-        config=stage.config | {"judge": _judge_values(config, ask.judge)},
+        inputs=_judged_inputs(spec, submitted) | {"judgments": judgments},
+        config=stage.config | {"judge": _judge_values(config, spec.judge)},
     )
 
 
-def _judged_inputs(ask: SamplingSpec, submitted: JudgeInput) -> dict[str, Artifact | External]:
-    inputs = _judge_inputs(ask.judge) | {"samples": submitted.samples, "prompts": submitted.prompts}
-    if submitted.baseline is not None and compares(ask.judge):
+def _judged_inputs(spec: SamplingSpec, submitted: JudgeInput) -> dict[str, Artifact | External]:
+    inputs = _judge_inputs(spec.judge) | {"samples": submitted.samples, "prompts": submitted.prompts}
+    if submitted.baseline is not None and compares(spec.judge):
         inputs["baseline"] = submitted.baseline
     return inputs
 

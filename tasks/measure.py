@@ -1,7 +1,7 @@
 """Test results of a sequence of models, each trained from an earlier one: numbers and a page.
 
-Writes `ladder.json`, `ladder.html` and Prefect artifacts, anew each time; no stage depends on them. Two runs side by
-side make such a table too, under another name.
+Writes `model_table.json`, `model_table.html` and Prefect artifacts, anew each time; no stage depends on them. Two runs
+side by side make such a table too, under another name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference
 from tpo.records import Artifact, Prompt, Sample, Score
-from tpo.report.ladder import LADDER, MeasuredRow, ModelTable, page_of, sentences, write_ladder
-from tpo.report.ladder_page import Asked, ShownAnswer, ladder_picture, render_ladder
+from tpo.report.model_table import MODEL_TABLE, MeasuredRow, ModelTable, page_of, sentences, write_model_table
+from tpo.report.model_table_page import Asked, ShownAnswer, model_table_picture, render_model_table
 from tpo.report.summary import Interval
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
@@ -43,35 +43,35 @@ class MeasuredModel:
 
 @stage_task("measure", run_name="measure")
 def measure(
-    config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[MeasuredModel], name: str = LADDER
+    config: RunConfig, recipe: str, test_prompts: Artifact, steps: Sequence[MeasuredModel], name: str = MODEL_TABLE
 ) -> ModelTable:
     """The table and the page of a run that has made all of `steps`; `name` is the table's file in the run folder."""
     prompts = read_rows(test_prompts, Prompt)
     estimate = Estimator(config.evaluation.confidence)
     read = {step.model: _Read(step.test) for step in steps}
-    rungs = [_rung(step, read, prompts, estimate) for step in steps]
-    ladder = ModelTable(config.name, recipe, config.seed, config.evaluation.confidence, rungs)
-    page = render_ladder(
-        ladder,
+    rows = [_row(step, read, prompts, estimate) for step in steps]
+    table = ModelTable(config.name, recipe, config.seed, config.evaluation.confidence, rows)
+    page = render_model_table(
+        table,
         config=config.model_dump(mode="json"),
         examples=_examples(config, read, prompts),
         spent=spending(read_ledger(config.root)),
     )
     write_atomically(config.root / page_of(name), page.encode())
-    write_atomically(config.root / name, write_ladder(ladder))
-    picture = ladder_picture(ladder)
+    write_atomically(config.root / name, write_model_table(table))
+    picture = model_table_picture(table)
     show_markdown(
         key=f"tpo-{slug(config.name)}-{slug(name.removesuffix('.json'))}",
         markdown="\n\n".join(
             [
-                *sentences(ladder),
+                *sentences(table),
                 *([f"![Test score by model]({picture})"] if picture else []),
                 f"The whole page: `{config.place}/{page_of(name)}`",
             ]
         ),
         description=f"Run {config.name}, {recipe}",
     )
-    return ladder
+    return table
 
 
 class _Read:
@@ -84,9 +84,7 @@ class _Read:
         self.tokens = {i: float(len(sample.output_token_ids)) for i, sample in self.samples.items()}
 
 
-def _rung(
-    step: MeasuredModel, read: Mapping[str, _Read], prompts: Sequence[Prompt], estimate: Estimator
-) -> MeasuredRow:
+def _row(step: MeasuredModel, read: Mapping[str, _Read], prompts: Sequence[Prompt], estimate: Estimator) -> MeasuredRow:
     own, below = read[step.model], read[step.below] if step.below else None
     tokens = estimate(mean, list(own.tokens.values()))
     assert tokens is not None

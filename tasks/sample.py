@@ -34,34 +34,34 @@ from tpo.storage.store import (
 )
 
 
-@stage_task("sample", run_name="sample {ask.folder}")
-def sample(config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact) -> Artifact:
-    """Outputs of `model` for `prompts`, sampled as `ask` says."""
-    stage = samples_stage(config, ask, model, prompts)
+@stage_task("sample", run_name="sample {spec.folder}")
+def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact) -> Artifact:
+    """Outputs of `model` for `prompts`, sampled as `spec` says."""
+    stage = samples_stage(config, spec, model, prompts)
     if (done := complete_or_begun(stage, shard_size=config.engine.shard_prompts)) is not None:
         return done
     size = stage.shard_size or config.engine.shard_prompts
-    thought_prompt, rows = load_prompt(ask.prompt), read_rows(prompts, Prompt)
+    thought_prompt, rows = load_prompt(spec.prompt), read_rows(prompts, Prompt)
     shards = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [i for i in range(len(shards)) if not stage.has_shard(i)]
     resolved = stage.config["sample"]
     k, tries = resolved["k"], resolved["tries"]
-    how = ask.sample.model_copy(update={"temperature": resolved["temperature"]})
+    how = spec.sample.model_copy(update={"temperature": resolved["temperature"]})
     encoder = writer_encoder(model.path, config.model)
     if not isinstance(config.recipe, ThinkPo):
         thought_prompt = thought_prompt.for_model(encoder)
     else:  # ThinkPO trains the model's own way of thinking
         thought_prompt = thought_prompt.keeping_native_thoughts()
-    requests = [[_request(prompt, thought_prompt, encoder, config.seed, ask) for prompt in shards[i]] for i in missing]
+    requests = [[_request(prompt, thought_prompt, encoder, config.seed, spec) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
-    longest = _context(config, ask, requests, model)
+    longest = _context(config, spec, requests, model)
     # The same for all rounds of a run, whether this one has rules or not: a new engine takes half a minute to start.
     forcing = how.max_thought_tokens is not None or how.calculator is not None
     pool = engines_of_run().sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
     if missing:
         check_files(model)
     with (
-        progress_bar(f"sample {ask.folder}", len(rows) * k, "outputs") as advance,
+        progress_bar(f"sample {spec.folder}", len(rows) * k, "outputs") as advance,
         sampling_meter(config, stage.name, model.path) as meter,
     ):
         if missing:
@@ -102,19 +102,19 @@ def sample(config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artif
     return artifact
 
 
-def _context(config: RunConfig, ask: SamplingSpec, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
+def _context(config: RunConfig, spec: SamplingSpec, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
     """The engine's context length: its model's setting, or more if prompts are longer in this model's format.
 
     Prompts were chosen by their length for M_0; another model has another template and tokenizer. Raises `InputError`
     if the longest doesn't fit this model.
     """
-    planned = context_of(config, ask.work)
+    planned = context_of(config, spec.work)
     prompt = max((len(request.prompt_token_ids) for shard in requests for request in shard), default=0)
-    needed = prompt + ask.sample.max_new_tokens
+    needed = prompt + spec.sample.max_new_tokens
     if needed > planned and needed > (there := check_model_folder(model.path)):
         raise InputError(
-            f"{ask.folder}: the longest prompt has {prompt} tokens as {model.path} is asked, and with outputs of "
-            f"{ask.sample.max_new_tokens} that is more than its {there} tokens of context: lower "
+            f"{spec.folder}: the longest prompt has {prompt} tokens as {model.path} is asked, and with outputs of "
+            f"{spec.sample.max_new_tokens} that is more than its {there} tokens of context: lower "
             "data.max_prompt_tokens or the outputs' max_new_tokens"
         )
     return max(planned, needed)
@@ -124,9 +124,10 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     """The tokens that every output is forced to write."""
     rules: list[Rule] = []
     longest, marker, native = how.max_thought_tokens, thought_prompt.response_marker, thought_prompt.native
-    if longest is not None and isinstance(native, NativeThoughts) and native.use == "asked":
+    if longest is not None and isinstance(native, NativeThoughts) and native.comes_first:
         rules.append(ThoughtBudget(longest, native.closing, native.closing_ids, native.ending_ids))
-    elif longest is not None and marker is not None:
+        longest += len(native.ending_ids)  # A marker written within a native thought would be part of it.
+    if longest is not None and marker is not None:
         rules.append(ThoughtBudget(longest, marker))
     if how.calculator is not None:
         rules.append(CalculatorRule(how.calculator))
@@ -134,7 +135,7 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
 
 
 def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:
-    """Shards as engines ask for them, until a budget is spent: work in progress has been paid for by then, and is
+    """Shards as engines spec for them, until a budget is spent: work in progress has been paid for by then, and is
     kept."""
     for shard in shards:
         if meter.is_spent():
@@ -172,10 +173,10 @@ def make_samples(
 
 
 def _request(
-    prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, ask: SamplingSpec
+    prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, spec: SamplingSpec
 ) -> Request:
     ids = thought_prompt.encode(encoder, prompt.instruction)
-    return Request(ids, request_seed(seed, ask.purpose, prompt.prompt_id))
+    return Request(ids, request_seed(seed, spec.purpose, prompt.prompt_id))
 
 
 def _describe(name: str, artifact: Artifact) -> str:
@@ -188,35 +189,35 @@ def _describe(name: str, artifact: Artifact) -> str:
     return f"{name}: {artifact.rows} outputs, {tokens} tokens, {share:.1%} break the format"
 
 
-def samples_stage(config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact) -> Stage:
+def samples_stage(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact) -> Stage:
     """Outputs of one model for one set of prompts."""
     only_for = {"k", "temperature", "max_attempts", "evaluation_temperature", "evaluation_max_attempts"}
-    sample = ask.sample.model_dump(mode="json", exclude=only_for)
-    if ask.purpose == "train":
-        sample |= {"k": ask.sample.k, "tries": ask.sample.max_attempts, "temperature": ask.sample.temperature}
+    sample = spec.sample.model_dump(mode="json", exclude=only_for)
+    if spec.purpose == "train":
+        sample |= {"k": spec.sample.k, "tries": spec.sample.max_attempts, "temperature": spec.sample.temperature}
     else:
-        warmth = ask.sample.evaluation_temperature
-        temperature = ask.sample.temperature if warmth is None else warmth
-        sample |= {"k": 1, "tries": ask.sample.evaluation_max_attempts, "temperature": temperature}
+        warmth = spec.sample.evaluation_temperature
+        temperature = spec.sample.temperature if warmth is None else warmth
+        sample |= {"k": 1, "tries": spec.sample.evaluation_max_attempts, "temperature": temperature}
     return Stage(
         config.root,
-        f"{ask.folder}/samples",
+        f"{spec.folder}/samples",
         Sample,
         inputs={
             "model": model,
             "prompts": prompts,
-            "prompt templates": prompt_templates(ask.prompt, config.model),
+            "prompt templates": prompt_templates(spec.prompt, config.model),
         },
         config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
-        without_effect=_sampling_without_effect(sample, ask),
+        without_effect=_sampling_without_effect(sample, spec),
     )
 
 
-def _sampling_without_effect(sample: Mapping[str, Any], ask: SamplingSpec) -> set[str]:
+def _sampling_without_effect(sample: Mapping[str, Any], spec: SamplingSpec) -> set[str]:
     """Values of `sample` without effect on these outputs: the thought limit if no thought is asked for, and top-p under
     greedy decoding."""
     found = set()
-    if not load_prompt(ask.prompt).thinks:
+    if not load_prompt(spec.prompt).thinks:
         found.add("sample.max_thought_tokens")
     if sample["temperature"] == 0:
         found.add("sample.top_p")

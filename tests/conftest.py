@@ -38,7 +38,9 @@ LONG = (
 SHARED: Mapping[str, str] = {
     **dict.fromkeys(("test_iterate.py", "test_closed.py", "test_judges.py", "test_real_text.py"), "one run"),
     **dict.fromkeys(("test_engines.py", "test_forcing.py", "test_seed_model.py", "test_small_judges.py"), "engines"),
-    **dict.fromkeys(("test_reward_judges.py", "test_synthetic.py", "test_crew.py", "test_trainer_killed.py"), "actors"),
+    **dict.fromkeys(
+        ("test_reward_judges.py", "test_synthetic.py", "test_actor_pool.py", "test_trainer_killed.py"), "actors"
+    ),
 }
 """Files whose tests look at one run, or start Ray in pytest's own process, by group.
 

@@ -73,12 +73,12 @@ def _rows(stage: Stage) -> Artifact:
 
 
 def _asked(
-    config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
+    config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
 ) -> JudgedSamples:
-    samples = _rows(samples_stage(config, ask, model, prompts))
-    submitted = JudgeInput(samples, prompts, baseline_of(ask, samples, against))
-    judgments = _rows(judgments_stage(config, ask, submitted))
-    return JudgedSamples(samples, _rows(scores_stage(config, ask, submitted, judgments)))
+    samples = _rows(samples_stage(config, spec, model, prompts))
+    submitted = JudgeInput(samples, prompts, baseline_of(spec, samples, against))
+    judgments = _rows(judgments_stage(config, spec, submitted))
+    return JudgedSamples(samples, _rows(scores_stage(config, spec, submitted, judgments)))
 
 
 def _epochs(stage: Stage, count: int) -> Artifact:

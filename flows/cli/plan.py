@@ -138,7 +138,7 @@ def print_plan(plan: Plan) -> None:
 
     console.print(Text(f"run {plan.run}, {plan.goal}, before anything runs\n", style="bold"))
     section("Models and machines", _models(plan), _machines(plan))
-    section("What goes where", _crews(plan))
+    section("What goes where", _engines(plan))
     if plan.gpu_memory:
         section("Memory of the fullest GPU, in GiB", *map(_memory_lines, plan.gpu_memory))
     section("Memory and disk of this machine", *_this_machine(plan))
@@ -192,10 +192,10 @@ def _machines(plan: Plan) -> str:
     return f"machines      {nodes} of {gpus} ({cluster.gpu}, {gib} each), {cluster.known_by}"
 
 
-def _crews(plan: Plan) -> Table:
+def _engines(plan: Plan) -> Table:
     table = _grid()
-    for crew in plan.crews:
-        table.add_row(crew.work, Text("; ".join([crew.who, *crew.places])))
+    for engines in plan.engines:
+        table.add_row(engines.work, Text("; ".join([engines.who, *engines.places])))
     return table
 
 
@@ -262,8 +262,8 @@ def _forecast(plan: Plan) -> Table:
 def _forecast_cells(stage: Stage) -> list[str]:
     if stage.rate is None:
         return ["", "", "", "", NOTHING, "", ""]
-    gpus = f"{stage.gpu_hours:,.1f}" if stage.crew.gpus else NOTHING
-    devices = str(stage.crew.devices) if stage.crew.device != "api" else "server"
+    gpus = f"{stage.gpu_hours:,.1f}" if stage.engines.gpus else NOTHING
+    devices = str(stage.engines.devices) if stage.engines.device != "api" else "server"
     speed = f"{stage.rate.tokens_per_second:,.0f}"
     return [
         devices,

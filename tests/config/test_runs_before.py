@@ -27,7 +27,7 @@ from tasks.handles import (
     validation_spec,
     write_spec,
 )
-from tasks.handles import evaluation_spec as rung_ask  # a name that pytest doesn't take for a test
+from tasks.handles import evaluation_spec as spec_of  # a name that pytest doesn't take for a test
 from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
@@ -59,12 +59,12 @@ def kept(folder: Path, values: Any) -> Path:
     return folder / "config.json"
 
 
-def asked(config: RunConfig, ask: SamplingSpec) -> list[Stage]:
-    submitted = JudgeInput(ANY, ANY, ANY if ask.purpose == "evaluate" else None)
+def asked(config: RunConfig, spec: SamplingSpec) -> list[Stage]:
+    submitted = JudgeInput(ANY, ANY, ANY if spec.purpose == "evaluate" else None)
     return [
-        samples_stage(config, ask, ANY, ANY),
-        judgments_stage(config, ask, submitted),
-        scores_stage(config, ask, submitted, ANY),
+        samples_stage(config, spec, ANY, ANY),
+        judgments_stage(config, spec, submitted),
+        scores_stage(config, spec, submitted, ANY),
     ]
 
 
@@ -72,19 +72,19 @@ def stages_of(config: RunConfig) -> list[Stage]:
     """Every kind of stage of a run, some of them made from things that do not exist."""
     if isinstance(config.recipe, ThinkPo):
         return [
-            *of_ladder(config),
+            *of_measured(config),
             *of_thinkpo(config, config.recipe),
             train_stage(config, "dpo", ANY, ANY, ANY),
         ]
     if isinstance(config.recipe, SelfTrain):
-        return [*of_ladder(config), *of_self_training(config, config.recipe)]
+        return [*of_measured(config), *of_self_training(config, config.recipe)]
     return of_tpo(config)
 
 
 def of_tpo(config: RunConfig) -> list[Stage]:
     splits = [prompts_stage(config, f"iter_0/prompts/{split}", ANY, []) for split in ("validation", "test")]
     written = ANY if is_written(config, "iter_1/prompts") else None
-    asks = (
+    specs = (
         training_spec(config, 1),
         validation_spec(config, 1, 1),
         measuring_spec(config, 1),
@@ -95,17 +95,17 @@ def of_tpo(config: RunConfig) -> list[Stage]:
         *splits,
         *([generations_stage(config, "iter_1/prompts", ANY, [])] if written else []),
         prompts_stage(config, "iter_1/prompts", ANY, [ANY, ANY], written),
-        *(stage for ask in asks for stage in asked(config, ask)),
+        *(stage for spec in specs for stage in asked(config, spec)),
         pairs_stage(config, 1, ANSWERS),
         train_stage(config, "iter_1", ANY, ANY, ANY),
         model_stage(config, 1, Candidate(ANY, ANSWERS), [Candidate(ANY, ANSWERS)]),
     ]
 
 
-def of_ladder(config: RunConfig) -> list[Stage]:
+def of_measured(config: RunConfig) -> list[Stage]:
     return [
         prompts_stage(config, "base/prompts/test", ANY, []),
-        *asked(config, rung_ask(config, "base")),
+        *asked(config, spec_of(config, "base")),
     ]
 
 
@@ -117,8 +117,8 @@ def of_thinkpo(config: RunConfig, recipe: ThinkPo) -> list[Stage]:
         prompts_stage(config, "sft/prompts", ANY, [ANY]),
         demonstrations_stage(config, "sft", ANY, ANY, None),
         fine_tune_stage(config, "sft", ANY, ANY),
-        *(samples_stage(config, ask, ANY, ANY) for ask in written),
-        *(demonstrations_stage(config, ask.folder, ANY, ANY, ANY) for ask in written),
+        *(samples_stage(config, spec, ANY, ANY) for spec in written),
+        *(demonstrations_stage(config, spec.folder, ANY, ANY, ANY) for spec in written),
         pairs_by_length_stage(config, "dpo", ANY, ANY),
     ]
 

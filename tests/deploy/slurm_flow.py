@@ -15,7 +15,7 @@ from flows.cli.stopping import stop_in_order
 from flows.recipes import RECIPES, Recipe, checked
 from tests.faults.cluster_driver import Squarer, orders
 from tpo.config.run import RunConfig
-from tpo.engines.cluster.crew import ActorPool
+from tpo.engines.cluster.actor_pool import ActorPool
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -34,10 +34,10 @@ class Squaring(Recipe):
 def square(config: RunConfig, iterations: int) -> Summary:
     """Squares numbers on two actors, a CPU each."""
     start_ray(config.cluster)
-    crew = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2, Room())
+    pool = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2, Room())
     numbers: Iterator[int] = itertools.count()
     with Path(os.environ["TPO_TOLD"]).open("w") as told:
-        for index, (value, node) in crew.work(numbers, orders()):
+        for index, (value, node) in pool.work(numbers, orders()):
             print(node, index, value, iterations, file=told, flush=True)
     raise AssertionError("the numbers have ended")
 

@@ -100,9 +100,9 @@ def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: Sampler
     """
     a, b = (make_model(tmp_path / f"tied{seed}", seed=seed, tied=True) for seed in (2, 3))
     sampled(pool, a, [REQUESTS])
-    actors = pool.crew.actors
+    actors = pool.actor_pool.actors
     reloaded = sampled(pool, b, [REQUESTS])
-    assert pool.crew.actors == actors
+    assert pool.actor_pool.actors == actors
     split = engines_of_run().sampler_pool(EngineConfig(threads=1, tensor_parallel=2), ClusterConfig(), 64)
     try:
         assert sampled(split, b, [REQUESTS]) == reloaded

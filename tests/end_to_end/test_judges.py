@@ -87,7 +87,9 @@ def killed_while_it_judges(config: RunConfig, run: Path) -> set[str]:
 from pathlib import Path
 from tests.end_to_end.test_judges import judge_training
 from tpo.config.run import RunConfig
-judge_training(RunConfig.model_validate_json({config.model_dump_json()!r}), Path({str(run)!r}))
+from tpo.engines.engines import open_engines
+with open_engines():
+    judge_training(RunConfig.model_validate_json({config.model_dump_json()!r}), Path({str(run)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 600

@@ -39,11 +39,11 @@ def dropped(artifact: Artifact, reason: str) -> int:
 
 def test_the_alpaca_eval_instructions_are_sampled_judged_and_paired(tmp_path: Path):
     config = load_config(PROFILES / "laptop.toml", [*SMALL, *SETTINGS, f'folder="{tmp_path}"', "name=alpaca"])
-    seed, ask = seed_model(config), training_spec(config, 1)
+    seed, spec = seed_model(config), training_spec(config, 1)
     validation = load_prompts.fn(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts.fn(config, "iter_0/prompts/test", seed, [validation])
     prompts = load_prompts.fn(config, "iter_1/prompts", seed, [validation, test])
     assert max(dropped(one, "too_long") for one in (validation, test, prompts)) > 0
-    answers = judge.fn(config, ask, sample.fn(config, ask, seed, prompts), prompts)
+    answers = judge.fn(config, spec, sample.fn(config, spec, seed, prompts), prompts)
     assert answers.scores.rows == 100 * config.sample.k
     assert pair.fn(config, 1, answers).rows > 0

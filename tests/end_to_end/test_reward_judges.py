@@ -47,14 +47,14 @@ def test_a_dead_scorer_is_replaced_and_its_prompts_are_read_again(tmp_path: Path
     pool = engines.scorer_pool(load_armorm_reader, folder, ENGINE, ClusterConfig())
     said = judge.judge(GROUPS)
     found = [judgment.outcome for judgment in next(said)]
-    before = list(pool.crew.actors)
+    before = list(pool.actor_pool.actors)
     assert len(before) == 2
     ray.kill(before[0])
     found += [judgment.outcome for judgments in said for judgment in judgments]
     assert found == pytest.approx(expected, abs=1e-5)
     again = [judgment.outcome for judgments in judge.judge(GROUPS) for judgment in judgments]
     assert again == pytest.approx(expected, abs=1e-5)
-    assert pool.crew.actors[0] != before[0] and pool.crew.actors[1] == before[1]
+    assert pool.actor_pool.actors[0] != before[0] and pool.actor_pool.actors[1] == before[1]
 
 
 def test_a_model_that_does_not_load_says_so_after_two_scorers(tmp_path: Path):

@@ -31,11 +31,11 @@ def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothin
 
     assert "ThinkPO against SFT: score" in call()
     run = tmp_path / "thinkpo"
-    ladder = json.loads((run / "ladder.json").read_text())
-    base, tuned, thinking = ladder["rungs"]
-    assert [rung["model"] for rung in ladder["rungs"]] == ["base", "SFT", "ThinkPO"]
+    table = json.loads((run / "model_table.json").read_text())
+    base, tuned, thinking = table["rows"]
+    assert [row["model"] for row in table["rows"]] == ["base", "SFT", "ThinkPO"]
     assert tuned["tokens"]["low"] > base["tokens"]["high"]
     assert thinking["made_from"]["pairs"] > 10
-    page = (run / "ladder.html").read_text()
+    page = (run / "model_table.html").read_text()
     assert "<script" not in page and "ThinkPO" in page
     assert "nothing to do" in call()

@@ -15,7 +15,7 @@ from typing import Any
 from tpo.config.data import DataConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.config.run import RunConfig
-from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -84,7 +84,7 @@ def orders() -> Orders[int]:
 
 def square(folder: Path) -> None:
     """Squares numbers on five actors, a CPU each, until it is told to stop."""
-    crew = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
+    pool = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
 
     def numbers() -> Iterator[int]:
         for number in itertools.count():
@@ -92,21 +92,21 @@ def square(folder: Path) -> None:
                 return
             yield number
 
-    for index, (value, node) in crew.work(numbers(), orders()):
+    for index, (value, node) in pool.work(numbers(), orders()):
         tell(index=index, value=value, node=node)
-    crew.close()
+    pool.close()
 
 
 def span(_: Path) -> None:
-    """Works on actors of two GPUs each, then closes the crew."""
+    """Works on actors of two GPUs each, then closes the pool."""
     import ray
     from ray.util import placement_group_table
 
-    crew = ActorPool(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2, Room())
-    for index, (value, nodes) in crew.work(range(4), orders()):
+    pool = ActorPool(Role("spanner", Spanner, (), cpus=0, gpus=2, environment={}), 2, Room())
+    for index, (value, nodes) in pool.work(range(4), orders()):
         tell(index=index, value=value, nodes=nodes)
-    tell(held=crew.holds("GPU"))
-    crew.close()
+    tell(held=pool.holds("GPU"))
+    pool.close()
     deadline = time.monotonic() + 60
     while ray.available_resources().get("GPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)

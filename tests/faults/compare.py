@@ -40,7 +40,7 @@ def difference(expected: Path, found: Path) -> Difference:
     total = Difference(changed=len(there.keys() - wanted.keys()))
     for name, manifest in wanted.items():
         total += _of_stage(expected / name, found / name) if name in there else Difference(lost=_rows(manifest))
-    summary = next(name for name in ("summary.json", "ladder.json") if (expected / name).exists())
+    summary = next(name for name in ("summary.json", "model_table.json") if (expected / name).exists())
     summaries = [_without_clock(json.loads((root / summary).read_text())) for root in (expected, found)]
     return total + Difference(changed=summaries[0] != summaries[1])
 

@@ -22,7 +22,7 @@ WORK = """
 import sys
 from pathlib import Path
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -40,7 +40,7 @@ class Eater:
 
 mark, times = Path(sys.argv[1]), int(sys.argv[2])
 start_ray(ClusterConfig())
-crew = ActorPool(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1, Room())
+pool = ActorPool(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1, Room())
 orders = Orders(
     prepare=lambda actor: actor.load.remote(),
     hand=lambda actor, piece: actor.work.remote(piece, mark, times),
@@ -51,7 +51,7 @@ orders = Orders(
     remedies=Remedies(memory="Lower what it holds", late="Give it longer"),
 )
 try:
-    print(sorted(result for _, result in crew.work([0, 1, 2], orders)))
+    print(sorted(result for _, result in pool.work([0, 1, 2], orders)))
 except StageError as error:
     print(error)
 """

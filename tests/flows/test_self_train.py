@@ -37,7 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 def test_each_model_is_held_against_the_one_that_it_was_made_from(found: Mapping[str, Any]):
-    assert found["rungs"] == [
+    assert found["rows"] == [
         ["base", None], ["SFT_0", "base"],
         ["DPO_1", "SFT_0"], ["SFT_1", "SFT_0"],
         ["DPO_2", "SFT_1"], ["SFT_2", "SFT_1"],
@@ -58,7 +58,7 @@ def test_pairs_are_of_the_sft_model_and_labels_of_the_dpo_model(found: Mapping[s
 
 def test_without_dpo_the_sft_model_writes_the_labels_itself_and_nothing_is_paired(found: Mapping[str, Any]):
     plain = found["plain"]
-    assert [rung for rung, _ in plain["rungs"]] == ["base", "SFT_0", "SFT_1", "SFT_2"]
+    assert [row for row, _ in plain["rows"]] == ["base", "SFT_0", "SFT_1", "SFT_2"]
     assert [plain["writers"][f"iter_{t}/sft"] for t in (1, 2)] == [plain["models"][f"iter_{t}/sft"] for t in (0, 1)]
     assert not any("dpo" in folder for folder in plain["trained"])
 
@@ -83,7 +83,7 @@ def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(fou
 
 def test_the_ablation_holds_each_sft_against_the_one_without_dpo_prompt_by_prompt(found: Mapping[str, Any]):
     ablation = found["ablation"]
-    assert [rung for rung in ablation["rungs"] if rung[1]] == [[f"SFT_{t}", f"SFT_{t} without"] for t in range(3)]
+    assert [row for row in ablation["rows"] if row[1]] == [[f"SFT_{t}", f"SFT_{t} without"] for t in range(3)]
     assert ablation["gains"] == pytest.approx(ablation["expected"])
     assert ablation["gains"][0] == 0.0
 
@@ -153,19 +153,19 @@ def _found(parent: Path) -> dict[str, Any]:
 
 def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
     """Whether there is nothing to do, also after one of the two runs alone was made again and came to other scores."""
-    from tpo.report.ladder import LADDER, page_of, read_ladder, write_ladder
+    from tpo.report.model_table import MODEL_TABLE, page_of, read_model_table, write_model_table
     from tpo.storage.current import mark_finished
 
     known = {"as it was": ablation.ready(config, ITERATIONS) is not None}
     for name, run in (("run", config), ("plain", without_dpo(config))):
-        path = run.root / LADDER
-        before, ladder = path.read_bytes(), read_ladder(path)
-        rungs = [*ladder.rungs[:-1], dataclasses.replace(ladder.rungs[-1], score=None)]
-        path.write_bytes(write_ladder(dataclasses.replace(ladder, rungs=rungs)))
-        mark_finished(run, LADDER, page_of(LADDER))
+        path = run.root / MODEL_TABLE
+        before, table = path.read_bytes(), read_model_table(path)
+        rows = [*table.rows[:-1], dataclasses.replace(table.rows[-1], score=None)]
+        path.write_bytes(write_model_table(dataclasses.replace(table, rows=rows)))
+        mark_finished(run, MODEL_TABLE, page_of(MODEL_TABLE))
         known[f"{name} changed"] = ablation.ready(config, ITERATIONS) is not None
         path.write_bytes(before)
-        mark_finished(run, LADDER, page_of(LADDER))
+        mark_finished(run, MODEL_TABLE, page_of(MODEL_TABLE))
     return known
 
 
@@ -223,14 +223,14 @@ def _seen(root: Path) -> dict[str, Any]:
     """What a run's folder tells."""
     from tasks.training import epoch_artifacts
     from tpo.records import Demonstration
-    from tpo.report.ladder import read_ladder
+    from tpo.report.model_table import read_model_table
 
     trained = {folder.parent.relative_to(root).as_posix(): folder for folder in sorted(root.glob("iter_*/*/train"))}
     writers = sorted(root.glob("iter_*/*/samples"))
     labels = [_rows(root / f"iter_{t}/sft/demonstrations", Demonstration) for t in range(1, ITERATIONS + 1)]
     references = _references(root)
     return {
-        "rungs": [[rung.model, rung.below] for rung in read_ladder(root / "ladder.json").rungs],
+        "rows": [[row.model, row.below] for row in read_model_table(root / "model_table.json").rows],
         "trained": {name: _manifest(folder)["inputs"]["model"] for name, folder in trained.items()},
         "models": {name: epoch_artifacts(_artifact(folder))[-1].fingerprint for name, folder in trained.items()},
         "writers": {
@@ -255,7 +255,7 @@ def _references(root: Path) -> dict[str, str]:
     return {row.prompt_id: row.reference for row in _rows(root / "base/prompts/train", Prompt)}
 
 
-def _ablation(config: RunConfig, ladder: Any) -> dict[str, Any]:
+def _ablation(config: RunConfig, table: Any) -> dict[str, Any]:
     from tpo.records import Score
 
     def scores(root: Path, t: int) -> dict[str, float]:
@@ -266,8 +266,8 @@ def _ablation(config: RunConfig, ladder: Any) -> dict[str, Any]:
         ours, theirs = scores(config.root, t), scores(without_dpo(config).root, t)
         expected.append(sum(ours[prompt] - theirs[prompt] for prompt in ours) / len(ours))
     return {
-        "rungs": [[rung.model, rung.below] for rung in ladder.rungs],
-        "gains": [rung.gain.value for rung in ladder.rungs if rung.gain],
+        "rows": [[row.model, row.below] for row in table.rows],
+        "gains": [row.gain.value for row in table.rows if row.gain],
         "expected": expected,
     }
 
@@ -276,7 +276,7 @@ def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
     """A run that an exception ends before its second DPO, and then the same command again."""
     from flows import self_train
     from tests.faults.mock_engines import MockEngines
-    from tpo.report.ladder import read_ladder
+    from tpo.report.model_table import read_model_table
 
     config = _config(folder)
 
@@ -289,9 +289,9 @@ def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
     with pytest.raises(_Stopped), using(RunContext(engines=Stopping(_Pool()))):
         self_train.self_train.fn(config, ITERATIONS)
     before = _times(config.root)
-    ladder = self_train.self_train.fn(config, ITERATIONS)
+    table = self_train.self_train.fn(config, ITERATIONS)
     after = _times(config.root)
-    same = read_ladder(whole.root / "ladder.json") == ladder
+    same = read_model_table(whole.root / "model_table.json") == table
     return {"kept": bool(before) and all(after[path] == time for path, time in before.items()), "same": same}
 
 

@@ -29,8 +29,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return result
 
 
-def test_three_models_stand_on_the_ladder_each_held_against_the_one_below(found: Mapping[str, Any]):
-    assert found["rungs"] == [["base", None], ["SFT", "base"], ["ThinkPO", "SFT"]]
+def test_three_models_are_measured_each_held_against_the_one_below(found: Mapping[str, Any]):
+    assert found["rows"] == [["base", None], ["SFT", "base"], ["ThinkPO", "SFT"]]
     assert found["pairs"] > 0
 
 
@@ -77,7 +77,7 @@ def test_swapped_the_short_outputs_are_chosen(found: Mapping[str, Any]):
 
 
 def test_without_fine_tuning_the_pairs_of_a_file_are_trained_on(found: Mapping[str, Any]):
-    assert found["from a file"]["rungs"] == [["base", None], ["ThinkPO", "base"]]
+    assert found["from a file"]["rows"] == [["base", None], ["ThinkPO", "base"]]
     assert found["from a file"]["pairs"] == 20
 
 
@@ -94,16 +94,16 @@ def main(parent: Path) -> None:
     run: Callable[[Any], Any] = thinkpo.fn
     found: dict[str, Any] = {}
 
-    ladder = run(config)
-    found["rungs"] = [[rung.model, rung.below] for rung in ladder.rungs]
+    table = run(config)
+    found["rows"] = [[row.model, row.below] for row in table.rows]
     pairs = _rows(config.root / "dpo/pairs", Pair)
     found["pairs"] = len(pairs)
     found["lengths"] = [[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs]
     found["fingerprints"] = _fingerprints(config.root)
     before = _times(config.root)
-    assert run(config) == ladder
+    assert run(config) == table
     found["again"] = _newer(config.root, before)
-    found["known"] = RECIPES["thinkpo"].ready(config, 1) == ladder
+    found["known"] = RECIPES["thinkpo"].ready(config, 1) == table
 
     found["made before"] = _made_before(config, run)
 
@@ -151,9 +151,9 @@ def main(parent: Path) -> None:
     found["lengths, swapped"] = [[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs]
 
     from_file = _config(parent / "file", from_file=True)
-    ladder = run(from_file)
+    table = run(from_file)
     found["from a file"] = {
-        "rungs": [[rung.model, rung.below] for rung in ladder.rungs],
+        "rows": [[row.model, row.below] for row in table.rows],
         "pairs": len(_rows(from_file.root / "dpo/pairs", Pair)),
     }
     (parent / "found.json").write_text(json.dumps(found))

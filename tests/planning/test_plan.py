@@ -232,7 +232,7 @@ def test_a_profiles_figures_override_guesses_and_determine_the_hours():
 
 def test_a_server_costs_what_its_tokens_cost():
     stage = next(stage for stage in planned("api-judge").stages if stage.work.kind == "judge")
-    assert (stage.crew.device, stage.crew.gpus) == ("api", 0)
+    assert (stage.engines.device, stage.engines.gpus) == ("api", 0)
     assert stage.cost == pytest.approx(0.9 * stage.work.expected.tokens / 1e6)
 
 
@@ -379,7 +379,7 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
     plan = planned(
         "llama3-8b-ste", f"cluster.nodes={nodes}", f"cluster.gpus={gpus}", f"judge_engine.tensor_parallel={each}"
     )
-    judge = next(crew for crew in plan.crews if crew.work == "judge")
+    judge = next(engines for engines in plan.engines if engines.work == "judge")
     assert list(judge.places) == places
     assert any("spans nodes" in note for note in plan.notes) == (each > gpus)
 
@@ -447,7 +447,7 @@ def test_prompts_that_a_model_writes_are_planned_for():
     assert [stage.work.kind for stage in own.stages][1:] == [stage.work.kind for stage in plain.stages]
     generate = own.stages[0]
     assert (generate.work.kind, generate.work.rounds, generate.work.prompts) == ("generate", 2, 10_000)
-    assert generate.crew.who == own.stages[1].crew.who
+    assert generate.engines.who == own.stages[1].engines.who
     assert generate.seconds > 0 and generate.work.expected.tokens < generate.work.most.tokens
     assert own.problems == []
 
@@ -456,7 +456,7 @@ def test_a_server_that_writes_prompts_is_costed_at_its_prices():
     endpoint = '{base_url = "http://here/v1", input_price = 2, output_price = 8, concurrency = 4}'
     plan = planned("llama3-8b-armorm", f'data.synthetic={{model = "m", endpoint = {endpoint}}}', to=2)
     generate = plan.stages[0]
-    assert "m at http://here/v1, 4 calls at once" in generate.crew.who
+    assert "m at http://here/v1, 4 calls at once" in generate.engines.who
     expected = generate.work.expected
     assert generate.cost == pytest.approx((expected.tokens_in * 2 + expected.tokens_out * 8) / 1e6)
     assert plan.models.generator is None
@@ -507,7 +507,7 @@ def test_a_writer_of_thinkpo_has_its_own_context_model_memory_and_time():
     plan = planned("thinkpo-reproduced-7b")
     held = {str(held.work): held for held in plan.gpu_memory}
     (writer,) = [stage for stage in plan.stages if stage.work.kind == "short sample"]
-    assert writer.crew.who.endswith("Qwen2.5-Math-7B-Instruct") and writer.crew.gpus == 8 and writer.seconds > 60
+    assert writer.engines.who.endswith("Qwen2.5-Math-7B-Instruct") and writer.engines.gpus == 8 and writer.seconds > 60
     short, long = held["short sample"].sequences, held["sample"].sequences
     assert short is not None and long is not None
     assert short == pytest.approx(long * 32_768 / 2_048, rel=0.1)

@@ -1,5 +1,6 @@
 """Claims about native thoughts: where they end in an output, for every kind of template and whatever a model writes."""
 
+import dataclasses
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.serving.reading import GrowingTokens, read
-from prompts.native import OutputTokens
+from prompts.native import NativeThoughts, OutputTokens
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt
+from tasks.sample import rules_of
 from tests.models.template_families import BY_NAME
+from tpo.config.data import SampleConfig
+from tpo.engines.inference.forcing import Forced, as_argument
 from tpo.models.chat import ChatEncoder
+from tpo.models.thinking_template import thinking_template
 from tpo.records import Message
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -211,7 +216,7 @@ def test_the_ending_of_a_thought_is_what_the_template_writes_there():
     form = "<|end|><|start|>assistant<|channel|>final<|message|>"
     assert chat.ending_ids() == tuple(chat.ids(form, as_text=False))
     chat = encoder("hybrid")
-    assert chat.ending_ids() == tuple(chat.ids("\n</think>\n\n", as_text=False))
+    assert chat.ending_ids() == tuple(chat.ids("\n</think>", as_text=False))
 
 
 @pytest.mark.parametrize("output", ["<think>\nsecret\n</think>\n\nParis.", "[THINK]secret[/THINK]Paris."])
@@ -224,3 +229,38 @@ def test_well_known_tags_are_cut_off_even_if_nothing_is_known_of_the_model(outpu
         parsed = variant.split(told, finished=True)
         assert parsed.response == "Paris." and "secret" in parsed.thought
         assert parsed.error is (ParseError.NATIVE_THOUGHT if variant.variant == "direct" else None)
+
+
+@pytest.mark.parametrize("variant", ["native", "generic"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hybrid_without_switch"])
+@pytest.mark.parametrize("written", [3, 40])
+def test_a_thought_at_its_limit_is_ended_in_the_form_that_is_split(kind: str, variant: str, written: int):
+    asked, chat = prompt(kind, variant), encoder(kind)
+    start = opening(kind) if variant == "native" or chat.thinking.switch is None else ""
+    found = [*tokens_of(kind, start).ids, *letters(kind, "a" * written).ids]
+    rules = rules_of(SampleConfig(max_thought_tokens=20), asked)
+    answer = list(letters(kind, " It is 5.").ids)
+    forced = Forced(as_argument(rules), chat.tokenizer)
+    while len(found) < 20:
+        found += letters(kind, "b").ids
+    del found[20:]
+    while (token := forced.next_token(found)) is not None:
+        found.append(token)
+    found += answer
+    parsed = asked.split(chat.decode(found), finished=True, tokens=OutputTokens(found, chat.decode))
+    assert (parsed.response, parsed.error) == ("It is 5.", None)
+    assert "a" in parsed.thought and "5" not in parsed.thought
+
+
+def test_a_model_that_is_said_not_to_think_stays_switched_off():
+    chat = encoder("hybrid")
+    told = thinking_template(chat.tokenizer, kind="none")
+    assert (told.kind, told.variables(thinking=False)) == ("none", {"enable_thinking": False})
+
+
+@pytest.mark.parametrize(("prefill", "opened"), [("<think>\n", True), ("<think></think>", False), ("Well", False)])
+def test_a_prefill_can_open_the_thought(prefill: str, opened: bool):
+    chat = encoder("hybrid")
+    asked = dataclasses.replace(VARIANTS["native"], prefill=prefill).for_model(chat)
+    assert isinstance(asked.native, NativeThoughts) and asked.native.opened is opened
+    assert chat.tokenizer.decode(asked.encode(chat, QUESTION)).endswith(prefill)

@@ -95,12 +95,12 @@ def identities(config: RunConfig) -> dict[str, str]:
 
 
 def asked(
-    config: RunConfig, ask: SamplingSpec, model: Artifact, prompts: Artifact
+    config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact
 ) -> tuple[Artifact, Artifact, JudgedSamples]:
-    samples = identity(samples_stage(config, ask, model, prompts))
+    samples = identity(samples_stage(config, spec, model, prompts))
     submitted = JudgeInput(samples, prompts)
-    judgments = identity(judgments_stage(config, ask, submitted))
-    scores = identity(scores_stage(config, ask, submitted, judgments))
+    judgments = identity(judgments_stage(config, spec, submitted))
+    scores = identity(scores_stage(config, spec, submitted, judgments))
     return samples, judgments, JudgedSamples(samples, scores)
 
 
@@ -346,10 +346,10 @@ def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_
     def made(**changes: Any) -> list[str]:
         config = RunConfig.model_validate(values | {"recipe": {"kind": "self_train", **changes}})
         given = config.recipe_as(SelfTrain).demonstrations
-        asks = (pairing_spec(config, 1), labelling_spec(config, 1))
+        specs = (pairing_spec(config, 1), labelling_spec(config, 1))
         stages = [
             demonstrations_stage(config, "iter_0/sft", rows, rows, None, given),
-            *(samples_stage(config, ask, rows, rows) for ask in asks),
+            *(samples_stage(config, spec, rows, rows) for spec in specs),
             pairs_by_answer_stage(config, "iter_1/dpo", rows, [answers]),
             pseudo_labels_stage(config, "iter_1/sft", rows, [answers]),
         ]
@@ -528,8 +528,8 @@ def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: P
     samples, prompts, *baselines = (Artifact(tmp_path, 1, name) for name in ("samples", "prompts", "a", "b"))
     for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
         config = a_config(tmp_path, judge={"kind": kind})
-        ask = validation_spec(config, 1, 1)
-        stages = [judgments_stage(config, ask, JudgeInput(samples, prompts, each)) for each in baselines]
+        spec = validation_spec(config, 1, 1)
+        stages = [judgments_stage(config, spec, JudgeInput(samples, prompts, each)) for each in baselines]
         assert (stages[0].inputs != stages[1].inputs) == matters
 
 
@@ -555,12 +555,12 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
     artifact = Artifact(tmp_path, 1, "a")
 
     def stage(config: RunConfig) -> Stage:
-        ask = {
+        spec = {
             "direct": direct_spec(config),
             "thinking": measuring_spec(config, 1),
             "training": training_spec(config, 1),
         }[kind.split(",")[0]]
-        return samples_stage(config, ask, artifact, artifact)
+        return samples_stage(config, spec, artifact, artifact)
 
     one, other = stage(config), stage(changed(config, **changes))
     assert one.config != other.config
@@ -572,9 +572,9 @@ def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_
     values = a_config(tmp_path).model_dump()
     source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "max_attempts": 1}}
     config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})
-    ask = write_spec(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
+    spec = write_spec(config, config.recipe_as(ThinkPo).source, "short")  # type: ignore[arg-type]
     artifact = Artifact(tmp_path, 1, "a")
-    sampled = samples_stage(config, ask, artifact, artifact).config["sample"]
+    sampled = samples_stage(config, spec, artifact, artifact).config["sample"]
     assert (sampled["k"], sampled["tries"]) == (1, 1)
-    assert context_of(config, ask.work) == config.data.max_prompt_tokens + 50
+    assert context_of(config, spec.work) == config.data.max_prompt_tokens + 50
     assert context_of(config) == config.data.max_prompt_tokens + config.sample.max_new_tokens

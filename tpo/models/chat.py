@@ -139,7 +139,8 @@ class ChatEncoder:
         if thinking.closing is None:
             return ()
         if thinking.heading is None:
-            return tuple(self.ids(f"\n{thinking.closing}\n\n", as_text=False))
+            # What follows the tag is left to the model: templates differ in it, and so do models.
+            return tuple(self.ids(f"\n{thinking.closing}", as_text=False))
         turn = self.structure(("user",))[-1].rstrip().rpartition(thinking.closing)[2]
         return tuple(self.ids(f"{thinking.closing}{turn}{thinking.heading}", as_text=False))
 

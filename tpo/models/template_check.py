@@ -53,7 +53,11 @@ def check_asked(
         return [f"{_template_file(model)}: {error}; what comes after an answer is unknown, so make sure that it ends"]
     _check_end_of_turn(reader, model, chats[0])
     return [
-        *([] if encoder.thinking.always_thinks else _about_generation_prompt(encoder, reader, model, chats[0])),
+        *(
+            []
+            if thinking or encoder.thinking.always_thinks
+            else _about_generation_prompt(encoder, reader, model, chats[0])
+        ),
         *_about_answers(reader, model, chats[0], answers),
         *_about_template(encoder, model, chats[0]),
     ]

@@ -80,7 +80,7 @@ def thinking_template(
             f'model.thinking is "channels", and the chat template shows none but is of kind {found.kind!r}'
         )
     if kind == "none":
-        return ThinkingTemplate()
+        return ThinkingTemplate(switch=found.switch)  # Which stays off.
     opening, closing = (found.opening, found.closing) if found.opening and found.closing else TAGS[0]
     return ThinkingTemplate(kind, opening, closing, found.switch)
 

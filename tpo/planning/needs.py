@@ -58,7 +58,7 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
     `parameters` are the seed model's; `written` are the bytes of their checkpoints that are already on the disk.
     """
     if not isinstance(config.recipe, Tpo):
-        return _ladder_disk(config, max(iterations, default=0), parameters=parameters, written=written)
+        return _model_table_disk(config, max(iterations, default=0), parameters=parameters, written=written)
     trained = len(iterations) - (0 in iterations)
     evaluated = config.data.validation * config.train.epochs + config.data.test
     rows = trained * (
@@ -79,7 +79,7 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
     )
 
 
-def _ladder_disk(config: RunConfig, iterations: int, *, parameters: int, written: int) -> Disk:
+def _model_table_disk(config: RunConfig, iterations: int, *, parameters: int, written: int) -> Disk:
     """Bytes that a whole run of ThinkPO writes, or of self-training to SFT_T, T = `iterations`."""
     train, sft = config.train, config.sft
     test = _answers(config, config.data.test, 1, config.evaluation.judge)

@@ -147,7 +147,7 @@ class Placement:
         on_cpu = isinstance(self.judge(kind), VerifierJudge) or self.section(kind).device == "cpu"
         return "cpu" if on_cpu else self.cluster.gpu
 
-    def crew(self, kind: Kind) -> EngineGroup:
+    def engines(self, kind: Kind) -> EngineGroup:
         """The engines or workers of this work, and where they run."""
         section, judge, device = self.section(kind), self.judge(kind), self.device(kind)
         on_gpu = device not in ("cpu", API)

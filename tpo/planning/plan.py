@@ -46,7 +46,7 @@ class Plan:
     """Its models."""
     cluster: Cluster
     """The machines."""
-    crews: Sequence[EngineGroup]
+    engines: Sequence[EngineGroup]
     """The engines and workers, and where they run."""
     gpu_memory: Sequence[GpuMemory]
     """The memory of GPUs, by kind of work."""
@@ -109,9 +109,9 @@ def make_plan(
     speed = Speed(placement, lengths, memory, past)
     works = workload(config, iterations, lengths)
     stages = [speed.stage(work) for work in works if work.expected.answers]
-    crews: dict[str, EngineGroup] = {}
+    engines: dict[str, EngineGroup] = {}
     for stage in stages:
-        crews.setdefault(stage.crew.who, stage.crew)
+        engines.setdefault(stage.engines.who, stage.engines)
     by_folder = models.by_folder(config)
     plan = Plan(
         run=config.name,
@@ -119,7 +119,7 @@ def make_plan(
         iterations=iterations,
         models=models,
         cluster=cluster,
-        crews=list(crews.values()),
+        engines=list(engines.values()),
         gpu_memory=memory,
         memory=memory_needed(config, lambda folder: by_folder[folder].shape.parameters),
         disk=disk_needed(config, range(iterations + 1), parameters=models.seed.shape.parameters),
@@ -180,7 +180,7 @@ def _loading_workers(config: RunConfig, plan: Plan) -> Iterator[str]:
 def _idle(speed: Speed, stages: Sequence[Stage]) -> Iterator[str]:
     """Engines that never get a shard."""
     for stage in stages:
-        work, count, shards = stage.work, stage.crew.count, speed.shards(stage.work, stage.crew)
+        work, count, shards = stage.work, stage.engines.count, speed.shards(stage.work, stage.engines)
         if 0 < shards < count:
             name = "judge_engine" if work.kind.verb == "judge" else "engine"
             each = math.ceil(work.prompts / work.rounds)
@@ -192,10 +192,10 @@ def _idle(speed: Speed, stages: Sequence[Stage]) -> Iterator[str]:
 
 
 def _spanning(plan: Plan) -> Iterator[str]:
-    for crew in {stage.crew.who: stage.crew for stage in plan.stages}.values():
-        if plan.cluster.gpus and crew.each > plan.cluster.gpus:
+    for engines in {stage.engines.who: stage.engines for stage in plan.stages}.values():
+        if plan.cluster.gpus and engines.each > plan.cluster.gpus:
             yield (
-                f"{crew.work}: an engine of {crew.each} GPUs spans nodes of {plan.cluster.gpus}, so the "
+                f"{engines.work}: an engine of {engines.each} GPUs spans nodes of {plan.cluster.gpus}, so the "
                 "network between them limits its speed"
             )
 

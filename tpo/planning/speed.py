@@ -49,7 +49,7 @@ class Stage:
 
     work: Work
     """The amount of work."""
-    crew: EngineGroup
+    engines: EngineGroup
     """The engines or workers that do it."""
     rate: Rate | None
     """Speed of one device; None if the work reads and writes no tokens, so that it takes next to no time."""
@@ -63,7 +63,7 @@ class Stage:
     @property
     def gpu_hours(self) -> float:
         """Hours times GPUs."""
-        return self.seconds * self.crew.gpus / 3600
+        return self.seconds * self.engines.gpus / 3600
 
 
 def lengths_of(placement: Placement, past: Sequence[PastRun]) -> Lengths:
@@ -104,34 +104,33 @@ class Speed:
 
     def stage(self, work: Work) -> Stage:
         """The forecast of one kind of work."""
-        crew, server = self.placement.crew(work.kind), self.placement.server(work.kind)
-        rate = self._rate(work, crew)
+        engines, server = self.placement.engines(work.kind), self.placement.server(work.kind)
+        rate = self._rate(work, engines)
         tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
-        starts = 0.0 if rate is None else self._starts(work, crew, rate)
+        starts = 0.0 if rate is None else self._starts(work, engines, rate)
         # A measured rate already includes the engines' idle time.
         measured = rate is None or rate.source.startswith("past run")
-        busy = 1.0 if measured else self._busy_share(work, crew)
-        seconds = starts + (tokens / (rate.tokens_per_second * crew.devices * busy) if rate else 0.0)
-        cost = seconds / 3600 * crew.gpus * self.placement.config.prices.gpu_hour
+        busy = 1.0 if measured else self._busy_share(work, engines)
+        seconds = starts + (tokens / (rate.tokens_per_second * engines.devices * busy) if rate else 0.0)
+        cost = seconds / 3600 * engines.gpus * self.placement.config.prices.gpu_hour
         if server is not None:
             cost += work.expected.tokens_in * server.endpoint.input_price / 1e6
             cost += work.expected.tokens_out * server.endpoint.output_price / 1e6
-        return Stage(work, crew, rate, starts, seconds, cost)
+        return Stage(work, engines, rate, starts, seconds, cost)
 
-    def shards(self, work: Work, crew: EngineGroup) -> int:
+    def shards(self, work: Work, engines: EngineGroup) -> int:
         """Shards per round; 0 if the work isn't sharded."""
         section = self.placement.section(work.kind)
-        if isinstance(section, TrainerConfig) or not crew.count or self.placement.server(work.kind) is not None:
+        if isinstance(section, TrainerConfig) or not engines.count or self.placement.server(work.kind) is not None:
             return 0
         return math.ceil(work.prompts / work.rounds / section.shard_prompts)
 
-    def _busy_share(self, work: Work, crew: EngineGroup) -> float:
-        """Mean fraction of a crew that is busy: a shard goes to one engine, so the last ones leave other engines
-        idle."""
-        shards = self.shards(work, crew)
-        return shards / (math.ceil(shards / crew.count) * crew.count) if shards else 1.0
+    def _busy_share(self, work: Work, engines: EngineGroup) -> float:
+        """Mean fraction of the engines that is busy: a shard goes to one engine, so the last ones leave others idle."""
+        shards = self.shards(work, engines)
+        return shards / (math.ceil(shards / engines.count) * engines.count) if shards else 1.0
 
-    def _rate(self, work: Work, crew: EngineGroup) -> Rate | None:
+    def _rate(self, work: Work, engines: EngineGroup) -> Rate | None:
         model, server = self.placement.model(work.kind), self.placement.server(work.kind)
         if not work.expected.tokens:
             return None
@@ -140,18 +139,18 @@ class Speed:
             return Rate(given, "profile")
         parameters = model.shape.parameters if model else 0
         name = server.name if server is not None else ""
-        found = past_rate(alike(self.past, work.kind, device=crew.device, parameters=parameters, server=name))
+        found = past_rate(alike(self.past, work.kind, device=engines.device, parameters=parameters, server=name))
         if found is not None:
             return found
         if model is None:
             assert server is not None
             return _server_rate(work, server.endpoint)
-        return Rate(self._guess(work, model, crew), guess_source(crew.device))
+        return Rate(self._guess(work, model, engines), guess_source(engines.device))
 
-    def _guess(self, work: Work, model: Model, crew: EngineGroup) -> float:
+    def _guess(self, work: Work, model: Model, engines: EngineGroup) -> float:
         train, shape = self.placement.config.train, model.shape
         section, judge = self.placement.section(work.kind), self.placement.judge(work.kind)
-        hardware = hardware_of(crew.device, section.threads)
+        hardware = hardware_of(engines.device, section.threads)
         if isinstance(section, TrainerConfig):
             return training_rate(
                 shape,
@@ -175,21 +174,21 @@ class Speed:
                 each = shape.kv_bytes(number) * context / section.tensor_parallel
                 sequences = max(1, min(sequences, int(held.cache / each)))
         decode = decode_rate(
-            shape, hardware, devices=max(1, crew.each), sequences=sequences, context=context, number_bytes=number
+            shape, hardware, devices=max(1, engines.each), sequences=sequences, context=context, number_bytes=number
         )
         if not reads_much:
             return decode
         cached = CACHED_SHARE if judge and judge.tournament == "all_pairs" and work.kind is Kind.JUDGE else 0.0
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
-    def _starts(self, work: Work, crew: EngineGroup, rate: Rate) -> float:
+    def _starts(self, work: Work, engines: EngineGroup, rate: Rate) -> float:
         """Seconds that engines and workers take to start, summed over all rounds."""
-        model, on_cpu, trains = self.placement.model(work.kind), crew.device == "cpu", work.kind.verb == "train"
+        model, on_cpu, trains = self.placement.model(work.kind), engines.device == "cpu", work.kind.verb == "train"
         if rate.start_seconds is not None:
             # On CPUs an engine stays up and loads new weights, so a run starts it as often as the past one did.
             stays = on_cpu and not trains
             return (min(rate.starts, work.rounds) if stays else work.rounds) * rate.start_seconds
-        if model is None or not crew.count:
+        if model is None or not engines.count:
             return 0.0
         loading = 0.0 if on_cpu else model.shape.parameters * 2 / _LOAD_BYTES
         if trains or not on_cpu:

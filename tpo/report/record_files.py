@@ -1,4 +1,4 @@
-"""JSON files with one record each: a summary, a ladder, a comparison.
+"""JSON files with one record each: a summary, a table, a comparison.
 
 They are written with `json` rather than pydantic, which formats floats differently, so that files of earlier versions
 are reproduced byte for byte.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
@@ -274,7 +274,7 @@ class ScorerPool:
             gpus=1 if config.device == "gpu" else 0,
             environment=environment(config.threads),
         )
-        self.crew = ActorPool(role, config.count, room)
+        self.actor_pool = ActorPool(role, config.count, room)
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
         """The values of each group's chats, in order, as soon as they and all before them are there.
@@ -286,7 +286,7 @@ class ScorerPool:
         size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))
         done: dict[int, list[list[Values]]] = {}
         following = 0
-        for index, values in self.crew.work(_portions(groups, size), self._orders()):
+        for index, values in self.actor_pool.work(_portions(groups, size), self._orders()):
             done[index] = values
             while following in done:
                 yield from done.pop(following)
@@ -313,7 +313,7 @@ class ScorerPool:
 
     def close(self) -> None:
         """Stops all scorers and releases their memory."""
-        self.crew.close()
+        self.actor_pool.close()
 
 
 def _portions(groups: Iterable[Sequence[Chat]], size: int) -> Iterator[list[Sequence[Chat]]]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
-from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import engine_environment, start_ray
 from tpo.engines.cluster.room import Room
@@ -299,7 +299,7 @@ class SamplerPool:
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
         )
-        self.crew = ActorPool(role, config.count, room)
+        self.actor_pool = ActorPool(role, config.count, room)
 
     def generate(
         self,
@@ -365,11 +365,11 @@ class SamplerPool:
             model=str(model.path),
             remedies=_REMEDIES,
         )
-        yield from self.crew.work(shards, orders)
+        yield from self.actor_pool.work(shards, orders)
 
     def close(self) -> None:
         """Stops all engines and releases their memory."""
-        self.crew.close()
+        self.actor_pool.close()
 
 
 def _backend(config: EngineConfig) -> str | None:

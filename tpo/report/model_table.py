@@ -1,4 +1,4 @@
-"""A ladder of models, each made from an earlier one, as `ladder.json` keeps it for a run of ThinkPO or DPO-ST.
+"""A table of models, each made from an earlier one, as `model_table.json` keeps it for a run of ThinkPO or DPO-ST.
 
 All models answer the same test prompts. Intervals are bootstrap percentiles over prompts, of paired differences; with
 one training per model, they say nothing about other seeds.
@@ -12,10 +12,10 @@ from tpo.report.record_files import read_record, to_json
 from tpo.report.summary import Interval
 from tpo.report.table import ScoreScale, scale_of
 
-LADDER = "ladder.json"
+MODEL_TABLE = "model_table.json"
 """The file's name in a run's folder."""
 ABLATION = "ablation.json"
-"""The name of a ladder that compares its models with those of a run without DPO."""
+"""The name of a table that compares its models with those of a run without DPO."""
 TOKENS = ScoreScale(1.0, 1, " tokens")
 """How lengths are written."""
 
@@ -60,45 +60,45 @@ class ModelTable:
     """The run's seed."""
     confidence: float
     """The level of all intervals."""
-    rungs: Sequence[MeasuredRow]
+    rows: Sequence[MeasuredRow]
     """In the order in which the models were made."""
 
     @property
     def scale(self) -> ScoreScale:
         """How scores are written."""
-        shown = [rung.score for rung in self.rungs if rung.score]
+        shown = [row.score for row in self.rows if row.score]
         return scale_of([end for found in shown for end in (found.low, found.high)])
 
 
-def compared_with_first(ladder: ModelTable) -> list[MeasuredRow]:
+def compared_with_first(table: ModelTable) -> list[MeasuredRow]:
     """Models of another run, included only so that others can be compared with them."""
-    return [rung for rung in ladder.rungs[1:] if rung.below is None]
+    return [row for row in table.rows[1:] if row.below is None]
 
 
 def page_of(name: str) -> str:
-    """The page's name for a ladder's file name."""
+    """The page's name for a table's file name."""
     return name.removesuffix(".json") + ".html"
 
 
-def write_ladder(ladder: ModelTable) -> bytes:
-    """The ladder as JSON."""
-    return to_json(ladder)
+def write_model_table(table: ModelTable) -> bytes:
+    """The table as JSON."""
+    return to_json(table)
 
 
-def read_ladder(path: Path) -> ModelTable:
-    """Reads a ladder; raises `StoreError` if the file doesn't hold one."""
-    return read_record(path, ModelTable, "ladder")
+def read_model_table(path: Path) -> ModelTable:
+    """Reads a table; raises `StoreError` if the file doesn't hold one."""
+    return read_record(path, ModelTable, "table of models")
 
 
-def sentences(ladder: ModelTable) -> list[str]:
-    """What each step of the ladder changed, in sentences."""
+def sentences(table: ModelTable) -> list[str]:
+    """What each training changed, in sentences."""
     found = []
-    for rung in ladder.rungs:
-        if rung.below is None or rung.gain is None or rung.tokens_gain is None:
+    for row in table.rows:
+        if row.below is None or row.gain is None or row.tokens_gain is None:
             continue
         found.append(
-            f"{rung.model} against {rung.below}: score {_change(rung.gain, ladder.scale)}, "
-            f"length {_change(rung.tokens_gain, TOKENS)}."
+            f"{row.model} against {row.below}: score {_change(row.gain, table.scale)}, "
+            f"length {_change(row.tokens_gain, TOKENS)}."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Claims about a crew: an actor that dies, hangs, errs or gives less than it was asked for is replaced while the others
+"""Claims about a pool: an actor that dies, hangs, errs or gives less than it was asked for is replaced while the others
 go on, and nothing is lost or done twice; what fails again and again stops the run with its cause and what to do. On
 real Ray actors of this machine; test_cluster.py has those of several."""
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.crew import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -114,7 +114,7 @@ def room() -> Room:
 
 @pytest.fixture
 def make(tmp_path: Path, room: Room) -> Iterator[Make]:
-    """Makes crews, and stops them in the end."""
+    """Makes pools, and stops them in the end."""
     made = []
 
     def call(how: str = "", count: int = 2, cpus: float = 0) -> ActorPool:
@@ -123,8 +123,8 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
         return made[-1]
 
     yield call
-    for crew in made:
-        crew.close()
+    for pool in made:
+        pool.close()
 
 
 def orders(
@@ -143,8 +143,8 @@ def orders(
     )
 
 
-def doubled(crew: ActorPool, how: Orders[list[int]]) -> dict[int, list[int]]:
-    results = list(crew.work(iter(PIECES), how))
+def doubled(pool: ActorPool, how: Orders[list[int]]) -> dict[int, list[int]]:
+    results = list(pool.work(iter(PIECES), how))
     assert sorted(index for index, _ in results) == list(range(len(PIECES)))
     return dict(results)
 
@@ -194,19 +194,19 @@ def test_an_actor_that_stops_dead_before_it_arrives_is_no_actor_that_waits_for_a
     import ray
 
     # It takes all there is, so that the next one has a place only if what it held is given back.
-    crew = make("arrival: stops dead, once", 1, cpus=ray.cluster_resources()["CPU"])
-    assert doubled(crew, orders(start_seconds=15)) == DOUBLED
+    pool = make("arrival: stops dead, once", 1, cpus=ray.cluster_resources()["CPU"])
+    assert doubled(pool, orders(start_seconds=15)) == DOUBLED
     outcome("an engine stops dead before it arrives, once", "sample, judge", "started again")
 
 
 def test_a_place_in_which_none_starts_is_given_up_with_a_line_and_the_others_go_on(
     make: Make, capsys: pytest.CaptureFixture[str], outcome: Outcome
 ):
-    crew = make("start: errs, all but one")
+    pool = make("start: errs, all but one")
     # Work goes on until the place has been given up, however long its actors take to fail.
-    pieces = itertools.takewhile(lambda _: len(crew.actors) != 1, itertools.repeat([0]))
-    list(crew.work(pieces, orders(ask="told")))
-    assert len(crew.actors) == 1
+    pieces = itertools.takewhile(lambda _: len(pool.actors) != 1, itertools.repeat([0]))
+    list(pool.work(pieces, orders(ask="told")))
+    assert len(pool.actors) == 1
     assert "does not start and is given up, others go on: ValueError: engine core is dead" in capsys.readouterr().err
     outcome("an engine errs as it starts, again and again", "sample, judge", "given up with a line, the others go on")
 
@@ -230,9 +230,9 @@ def test_where_ray_can_place_none_the_run_stops_and_says_what_is_asked_and_what_
 def test_who_is_ready_works_while_ray_has_no_place_for_the_others(make: Make, outcome: Outcome):
     import ray
 
-    crew = make(count=3, cpus=ray.cluster_resources()["CPU"])
-    assert doubled(crew, orders(start_seconds=60)) == DOUBLED
-    assert crew.holds("CPU") == ray.cluster_resources()["CPU"]
+    pool = make(count=3, cpus=ray.cluster_resources()["CPU"])
+    assert doubled(pool, orders(start_seconds=60)) == DOUBLED
+    assert pool.holds("CPU") == ray.cluster_resources()["CPU"]
     outcome("Ray has room for some engines only", "sample, judge", "those work; others join when there is room")
 
 
@@ -241,30 +241,30 @@ def test_actors_that_died_while_they_were_idle_cost_no_piece_a_try(
 ):
     import ray
 
-    crew = make(count=5)
-    doubled(crew, orders())
-    pids = {pid for _, (pid, _) in crew.work(iter(PIECES * 3), orders(ask="told"))}
+    pool = make(count=5)
+    doubled(pool, orders())
+    pids = {pid for _, (pid, _) in pool.work(iter(PIECES * 3), orders(ask="told"))}
     assert len(pids) > 1
-    for actor in crew.actors:
+    for actor in pool.actors:
         ray.kill(actor)
         while answers(actor):
             pass
     capsys.readouterr()
-    assert doubled(crew, orders()) == DOUBLED
+    assert doubled(pool, orders()) == DOUBLED
     assert "replaced" not in capsys.readouterr().err
     outcome("engines die between two stages", "sample, judge", "started again")
 
 
 def test_what_an_actor_gets_ready_for_is_what_the_work_at_hand_needs(make: Make):
-    crew = make(count=2)
+    pool = make(count=2)
     for task in ("a", "b"):
-        found = dict(crew.work(iter(PIECES), orders(task=task, ask="told")))
+        found = dict(pool.work(iter(PIECES), orders(task=task, ask="told")))
         assert {said for _, said in found.values()} == {task}
 
 
 def test_nobody_is_started_where_there_is_nothing_to_do(make: Make):
-    crew = make()
-    assert list(crew.work(iter([]), orders())) == [] and crew.actors == []
+    pool = make()
+    assert list(pool.work(iter([]), orders())) == [] and pool.actors == []
 
 
 def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_not(make: Make, room: Room):
@@ -289,7 +289,7 @@ def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_no
     assert not newer.actors and ray.available_resources()["CPU"] == cpus
 
 
-def test_a_crew_that_starts_has_idle_ones_make_room(make: Make):
+def test_a_pool_that_starts_has_idle_ones_make_room(make: Make):
     import ray
 
     cpus = ray.cluster_resources()["CPU"]

@@ -1,4 +1,4 @@
-"""The page and the terminal table of a ladder of models.
+"""The page of a table of models, and the table in a terminal.
 
 The page is one HTML file under the same rules as a run's report (`tpo.report.run_page`): it loads nothing, runs nothing
 and escapes all text.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 from rich.text import Text
 
-from tpo.report.ladder import TOKENS, ModelTable, compared_with_first, sentences
+from tpo.report.model_table import TOKENS, ModelTable, compared_with_first, sentences
 from tpo.report.page import render
 from tpo.report.plots import BLUE, ORANGE, data_url, draw, points
 from tpo.report.summary import Interval
@@ -34,7 +34,7 @@ class ShownAnswer:
     """One model's output for a test prompt."""
 
     model: str
-    """The model's name in the ladder."""
+    """The model's name in the table."""
     thought: str | None
     """The text before the response; None if the prompt asks for no thought."""
     response: str
@@ -62,26 +62,26 @@ class Asked:
     difficulty: int | None
     """Its difficulty, if there is one."""
     answers: Sequence[ShownAnswer]
-    """In the order of the rungs."""
+    """In the order of the rows."""
 
 
-def render_ladder(
-    ladder: ModelTable, *, config: Mapping[str, Any], examples: Sequence[Asked], spent: Sequence[Spending]
+def render_model_table(
+    table: ModelTable, *, config: Mapping[str, Any], examples: Sequence[Asked], spent: Sequence[Spending]
 ) -> str:
     """The page, as one HTML document; `config` is the resolved config, `spent` the ledger's totals."""
-    categories = sorted({name for rung in ladder.rungs for name in rung.by_category})
-    difficulties = sorted({name for rung in ladder.rungs for name in rung.by_difficulty}, key=lambda n: (len(n), n))
+    categories = sorted({name for row in table.rows for name in row.by_category})
+    difficulties = sorted({name for row in table.rows for name in row.by_difficulty}, key=lambda n: (len(n), n))
     groups = {"Category": categories[:MAX_GROUPS], "Difficulty": difficulties}
     return render(
-        "ladder.html.jinja",
-        ladder=ladder,
-        found=sentences(ladder),
-        scale=ladder.scale,
+        "model_table.html.jinja",
+        table=table,
+        found=sentences(table),
+        scale=table.scale,
         tokens=TOKENS,
         amount=amount,
-        scores=_plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale),
-        lengths=_plot(ladder, "tokens of an output by model", [rung.tokens for rung in ladder.rungs], TOKENS),
-        against=bool(compared_with_first(ladder)),
+        scores=_plot(table, "test score by model", [row.score for row in table.rows], table.scale),
+        lengths=_plot(table, "tokens of an output by model", [row.tokens for row in table.rows], TOKENS),
+        against=bool(compared_with_first(table)),
         groups={title: names for title, names in groups.items() if names},
         left_out=max(0, len(categories) - MAX_GROUPS),
         examples=examples,
@@ -90,36 +90,36 @@ def render_ladder(
     )
 
 
-def ladder_picture(ladder: ModelTable) -> str | None:
+def model_table_picture(table: ModelTable) -> str | None:
     """The scores as an image in a data URL, for pages that aren't ours; None if there are none."""
-    svg = _plot(ladder, "test score by model", [rung.score for rung in ladder.rungs], ladder.scale)
+    svg = _plot(table, "test score by model", [row.score for row in table.rows], table.scale)
     return data_url(svg) if svg else None
 
 
-def print_ladder(ladder: ModelTable) -> None:
-    """Prints the ladder as a table, and what each step changed below it."""
+def print_model_table(table: ModelTable) -> None:
+    """Prints the models, and what each step changed below it."""
     console = table_console()
-    level = f"[{100 * ladder.confidence:g} %]"
-    table = plain_table(f"{ladder.recipe}, run {ladder.run}, seed {ladder.seed}")
+    level = f"[{100 * table.confidence:g} %]"
+    shown = plain_table(f"{table.recipe}, run {table.run}, seed {table.seed}")
     for header in ("model", f"test score\n{level}", "over", f"gain\n{level}", f"tokens\n{level}", "broken\nor cut"):
-        table.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
-    table.add_column("trained on")
-    for rung in ladder.rungs:
-        table.add_row(
-            Text(rung.model),
-            Text(ladder.scale.interval(rung.score)),
-            Text(rung.below or NOTHING),
-            Text(ladder.scale.interval(rung.gain, signed=True)),
-            Text(TOKENS.interval(rung.tokens)),
-            f"{PERCENT.number(rung.error_rate)} %",
-            Text(", ".join(f"{amount(n)} {what.replace('_', ' ')}" for what, n in rung.made_from.items()) or NOTHING),
+        shown.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
+    shown.add_column("trained on")
+    for row in table.rows:
+        shown.add_row(
+            Text(row.model),
+            Text(table.scale.interval(row.score)),
+            Text(row.below or NOTHING),
+            Text(table.scale.interval(row.gain, signed=True)),
+            Text(TOKENS.interval(row.tokens)),
+            f"{PERCENT.number(row.error_rate)} %",
+            Text(", ".join(f"{amount(n)} {what.replace('_', ' ')}" for what, n in row.made_from.items()) or NOTHING),
         )
-    console.print(table)
+    console.print(shown)
     console.print()
-    for rung in ladder.rungs:
-        if rung.dropped:
-            console.print(Text(f"Not trained on for {rung.model}: {counts(rung.dropped)}."))
-    for sentence in sentences(ladder):
+    for row in table.rows:
+        if row.dropped:
+            console.print(Text(f"Not trained on for {row.model}: {counts(row.dropped)}."))
+    for sentence in sentences(table):
         console.print(Text(sentence))
     console.print()
 
@@ -129,13 +129,13 @@ def amount(number: float) -> str:
     return f"{number:,}" if float(number).is_integer() else fixed(number, 1)
 
 
-def _plot(ladder: ModelTable, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
+def _plot(table: ModelTable, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
     """A value by model; models of another run form a separate line, each at the model that is compared with it."""
-    others = {rung.model for rung in compared_with_first(ladder)}
-    ours = [rung for rung in ladder.rungs if rung.model not in others]
-    place_of = {rung.model: place for place, rung in enumerate(ours)}
-    place_of |= {rung.below: place for place, rung in enumerate(ours) if rung.below in others}
-    known = [(rung.model, each) for rung, each in zip(ladder.rungs, found, strict=True) if each]
+    others = {row.model for row in compared_with_first(table)}
+    ours = [row for row in table.rows if row.model not in others]
+    place_of = {row.model: place for place, row in enumerate(ours)}
+    place_of |= {row.below: place for place, row in enumerate(ours) if row.below in others}
+    known = [(row.model, each) for row, each in zip(table.rows, found, strict=True) if each]
     if not known:
         return None
 
@@ -146,7 +146,7 @@ def _plot(ladder: ModelTable, label: str, found: Sequence[Interval | None], scal
                 places, values = [place for place, _ in line], [each for _, each in line]
                 points(axes, places, values, scale, colour, valued=not others)
         step = math.ceil(len(ours) / MAX_NAMES)
-        axes.set_xticks(range(0, len(ours), step), [rung.model for rung in ours[::step]])
+        axes.set_xticks(range(0, len(ours), step), [row.model for row in ours[::step]])
         axes.set_xlim(-0.35, len(ours) - 0.5)
 
     return draw(label, paint)

@@ -167,7 +167,7 @@ class ActorPool:
         return [place.member.actor for place in self._places if place.member is not None]
 
     def work(self, pieces: Iterable[Piece], orders: Orders[Piece]) -> Iterator[tuple[int, Any]]:
-        """The index and result of every piece, as the crew gets them done.
+        """The index and result of every piece, as the pool gets them done.
 
         Raises `StageError` if actors fail on the same piece again and again, if none can be started, and if
         Ray places none within `start_seconds`.
