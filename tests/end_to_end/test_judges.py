@@ -55,9 +55,13 @@ def test_armorm_gives_every_attribute_and_agrees_with_the_references(small_run: 
     assert health_of(answers)["reference_agreement"] > 0.6
 
 
-def test_a_judge_that_compares_and_is_killed_asks_nothing_again(small_run: Path, tmp_path: Path):
+def test_a_judge_that_compares_and_is_killed_compiles_nothing_and_asks_nothing_again(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     config = config_for(tmp_path, *PAIRWISE, "data.per_iteration=24")
     kept = killed_while_it_judges(config, small_run)
+    assert not list((tmp_path / "compiled").rglob("*.so"))
     answers = judge_training(config, small_run)
     said = read_rows(artifact(config.root / "iter_1/judgments"), Judgment)
     assert kept <= {f"{j.prompt_id} {j.index} {j.other_index}" for j in said}

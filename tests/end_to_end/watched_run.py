@@ -1,10 +1,8 @@
 """A run that is watched from outside while it goes on: its sockets, whom it contacts, and who gets into its Ray."""
 
-import getpass
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +80,6 @@ def watch_run(folder: Path, command: Sequence[str]) -> Run:
         "CONTACTS": str(folder / "contacts"),
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
-        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
         "PREFECT_HOME": str(folder / "prefect"),
         "PYTHONPATH": str(folder / "hook"),
     }

@@ -122,10 +122,15 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def engine_environment(config: EngineConfig) -> dict[str, str]:
-    """Environment variables of a vLLM engine."""
+    """Environment variables of a vLLM engine.
+
+    A CPU engine compiles nothing: vLLM would compile only the rank of a token among log-probs, which takes ten seconds
+    and a C++ compiler; and a library that a killed compiler left half written makes every later start fail.
+    """
     variables = environment(config.threads) | {"VLLM_LOGGING_LEVEL": "ERROR"}
     if config.device == "cpu":
         variables |= {
+            "TORCHDYNAMO_DISABLE": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
