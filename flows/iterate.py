@@ -2,6 +2,9 @@
 
 One subflow per iteration, one task per stage. Each stage checks its manifest first and does nothing if it is complete,
 so the same call starts a run, resumes it and adds iterations to it. A damaged stage is moved aside and made again.
+
+An iteration may have several rounds (`train.rounds`, semi-online DPO, 2506.21495). They are stages of their own in the
+same order, each from what the round before left; validation and test come once, after the last.
 """
 
 from prefect import flow
@@ -14,6 +17,7 @@ from tasks.handles import (
     baseline_of,
     direct_spec,
     measuring_spec,
+    round_folder,
     seed_model,
     training_spec,
     validation_spec,
@@ -21,10 +25,13 @@ from tasks.handles import (
 from tasks.judge import judge
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
-from tasks.report import IterationResult, Origin, report
+from tasks.replay import with_replay
+from tasks.report import IterationResult, Round, report
+from tasks.rounds import set_other_rounds_aside
 from tasks.sample import sample
 from tasks.synthesize import synthesize
 from tasks.train import reference_of, train
+from tasks.training import state_after
 from tasks.validate import validate
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
@@ -54,7 +61,7 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
         iteration=0,
         chosen=Candidate(seed, sample_and_judge(config, validation_spec(config, 0, 0), seed, validation)),
         test=sample_and_judge(config, measuring_spec(config, 0), seed, test),
-        origin=None,
+        rounds=(),
     )
     direct = sample_and_judge(config, direct_spec(config), seed, test, first.test)
     measured = [first]
@@ -68,24 +75,49 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
 def iteration(
     config: RunConfig, t: int, seed: Artifact, validation: Artifact, test: Artifact, measured: list[IterationResult]
 ) -> IterationResult:
-    """Makes M_t from M_{t-1}: fresh prompts, K outputs each, scores, pairs, DPO, the best checkpoint, its test."""
+    """Makes M_t from M_{t-1}: a round or several, the best checkpoint of the last one, its test."""
+    set_other_rounds_aside(config, t)
     first, incumbent = measured[0], measured[-1].chosen
-    earlier = [validation, test, *(m.origin.prompts for m in measured if m.origin)]
-    fresh = synthesize if config.data.synthetic else load_prompts
-    prompts = fresh(config, f"iter_{t}/prompts", seed, earlier)
-    answers = sample_and_judge(config, training_spec(config, t), incumbent.model, prompts)
-    pairs = pair(config, t, answers)
-    reference = reference_of(config, seed, incumbent.model)
-    checkpoints = train(config, f"iter_{t}", incumbent.model, reference, pairs)
+    earlier, rounds = [each for m in measured for each in m.rounds], list[Round]()
+    for number in range(1, config.train.rounds + 1):
+        taken = [validation, test, *(each.prompts for each in (*earlier, *rounds))]
+        rounds.append(make_round(config, t, number, seed, incumbent.model, taken, earlier, rounds[-1:]))
     candidates = []
-    for epoch, checkpoint in enumerate(checkpoints, 1):
+    for epoch, checkpoint in enumerate(rounds[-1].checkpoints, 1):
         spec = validation_spec(config, t, epoch)
         candidates.append(
             Candidate(checkpoint, sample_and_judge(config, spec, checkpoint, validation, incumbent.validation))
         )
     chosen = validate(config, t, incumbent, candidates)
     tested = sample_and_judge(config, measuring_spec(config, t), chosen.model, test, first.test)
-    return IterationResult(t, chosen, tested, Origin(prompts, answers, pairs))
+    return IterationResult(t, chosen, tested, rounds)
+
+
+def make_round(
+    config: RunConfig,
+    t: int,
+    number: int,
+    seed: Artifact,
+    model: Artifact,
+    taken: list[Artifact],
+    earlier: list[Round],
+    before: list[Round],
+) -> Round:
+    """Fresh prompts, K outputs each, scores, pairs, DPO: round `number` on the way from `model`, M_{t-1}, to M_t.
+
+    The outputs are those of the newest checkpoint, which is from the round `before`, if there is one. Prompts are fresh
+    if they aren't `taken`; pairs of `earlier` iterations are replayed if the config says so.
+    """
+    folder, newest = round_folder(config, t, number), before[-1].checkpoints[-1] if before else None
+    fresh = synthesize if config.data.synthetic else load_prompts
+    prompts = fresh(config, f"{folder}/prompts", seed, taken)
+    answers = sample_and_judge(config, training_spec(config, t, number), newest or model, prompts)
+    pairs = pair(config, t, answers, number)
+    trained_on = with_replay(config, t, number, pairs, [each.pairs for each in earlier])
+    reference = reference_of(config, seed, model)
+    state = state_after(newest) if newest else None
+    checkpoints = train(config, folder, model, reference, trained_on, number, state)
+    return Round(prompts, answers, pairs, trained_on, checkpoints)
 
 
 def sample_and_judge(

@@ -402,8 +402,9 @@ def _disk_misfits(config: RunConfig, iterations: int) -> Iterator[Misfit]:
     left = range(done + 1, iterations + 1)
     written = sum(
         path.stat().st_size
-        for path in config.root.glob("iter_*/train/epoch_*/*.safetensors")
-        if path.parents[2].name not in {f"iter_{t}" for t in range(done + 1)}
+        for part in ("train/epoch_*", "round_*/train/epoch_*", "round_*/train/state")
+        for path in config.root.glob(f"iter_*/{part}/*.safetensors")
+        if path.relative_to(config.root).parts[0] not in {f"iter_{t}" for t in range(done + 1)}
     )
     if not isinstance(config.recipe, Tpo):
         written = sum(path.stat().st_size for path in config.root.glob("**/train/epoch_*/*.safetensors"))

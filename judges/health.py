@@ -12,7 +12,7 @@ that always takes the first is useless.
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,41 @@ def measure_health(
         length_correlation=_length_correlation(groups, values),
         reference_agreement=_share(right, pairs),
         reference_pairs=pairs,
-        score_quantiles=[float(q) for q in np.quantile(scored, np.linspace(0, 1, 11))] if scored else [],
+        score_quantiles=_quantiles(scored),
         swap_pairs=swap_pairs,
         equal_rate=_share(sum(equal), len(equal)),
         scored_groups=len(equal),
+    )
+
+
+def pooled(found: Sequence[JudgeHealth], scores: Sequence[float]) -> JudgeHealth:
+    """The health over several sets of prompts, of which `scores` are all scores: rates are weighted by their cases, the
+    correlation with length by the prompts with different responses."""
+
+    def total(name: str) -> int:
+        return sum(getattr(each, name) for each in found)
+
+    def mean(name: str, cases: Callable[[JudgeHealth], int]) -> float | None:
+        known = [(getattr(each, name), cases(each)) for each in found if getattr(each, name) is not None]
+        weight = sum(count for _, count in known)
+        return sum(value * count for value, count in known) / weight if weight else None
+
+    return JudgeHealth(
+        responses=total("responses"),
+        unscored=_count(reason for each in found for reason, count in each.unscored.items() for _ in range(count)),
+        comparisons=total("comparisons"),
+        unparsable=total("unparsable"),
+        refused=total("refused"),
+        ties=total("ties"),
+        first_rate=mean("first_rate", lambda each: each.comparisons - each.unparsable - each.refused - each.ties),
+        swap_agreement=mean("swap_agreement", lambda each: each.swap_pairs),
+        length_correlation=mean("length_correlation", lambda each: each.scored_groups),
+        reference_agreement=mean("reference_agreement", lambda each: each.reference_pairs),
+        reference_pairs=total("reference_pairs"),
+        score_quantiles=_quantiles(scores),
+        swap_pairs=total("swap_pairs"),
+        equal_rate=mean("equal_rate", lambda each: each.scored_groups),
+        scored_groups=total("scored_groups"),
     )
 
 
@@ -103,6 +134,10 @@ class _Limit:
         """The figure and the limit in words."""
         bound = "at least" if self.name.startswith("min") else "at most"
         return f"{self.value:.3f} {self.what}, and health.{self.name} allows {bound} {limit}"
+
+
+def _quantiles(scores: Sequence[float]) -> list[float]:
+    return [float(q) for q in np.quantile(scores, np.linspace(0, 1, 11))] if scores else []
 
 
 def check_health(health: JudgeHealth, limits: HealthConfig, stage: str, *, exact: bool = False) -> None:

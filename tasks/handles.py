@@ -68,9 +68,15 @@ class Candidate:
     """Its answers to the validation prompts."""
 
 
-def training_spec(config: RunConfig, iteration: int) -> SamplingSpec:
-    """Samples from M_{t-1} to make pairs for M_t."""
-    return SamplingSpec(f"iter_{iteration}", "train", config.prompt, config.judge, config.sample)
+def round_folder(config: RunConfig, iteration: int, number: int) -> str:
+    """The folder of a round, which is the iteration's own if there is only one."""
+    return f"iter_{iteration}" if config.train.rounds == 1 else f"iter_{iteration}/round_{number}"
+
+
+def training_spec(config: RunConfig, iteration: int, number: int = 1) -> SamplingSpec:
+    """Samples from M_{t-1}, or from what the round before has made of it, to make pairs for M_t."""
+    folder = round_folder(config, iteration, number)
+    return SamplingSpec(folder, "train", config.prompt, config.judge, config.sample)
 
 
 def validation_spec(config: RunConfig, iteration: int, epoch: int) -> SamplingSpec:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.handles import JudgedSamples
+from tasks.handles import JudgedSamples, round_folder
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.judges import (
@@ -108,12 +108,12 @@ class Pairs:
 
 
 @stage_task("pair", run_name="pair iteration {iteration}")
-def pair(config: RunConfig, iteration: int, answers: JudgedSamples) -> Artifact:
-    """The preference pairs of one iteration.
+def pair(config: RunConfig, iteration: int, answers: JudgedSamples, number: int = 1) -> Artifact:
+    """The preference pairs of one iteration, or of its round `number`.
 
     Raises `StageError` if fewer prompts than `health.min_pairs` give one, with the counts that say why.
     """
-    stage = pairs_stage(config, iteration, answers)
+    stage = pairs_stage(config, iteration, answers, number)
     if (done := complete_or_begun(stage)) is not None:
         return done
     margin = least_margin(config.pair, config.judge)
@@ -125,11 +125,12 @@ def pair(config: RunConfig, iteration: int, answers: JudgedSamples) -> Artifact:
         seed=config.seed,
     )
     account = made.account
-    shortage = Shortage(f"iteration {iteration}", account.rows_out, account.rows_in, account.dropped)
+    where = f"iteration {iteration}" if config.train.rounds == 1 else f"iteration {iteration}, round {number}"
+    shortage = Shortage(where, account.rows_out, account.rows_in, account.dropped)
     if shortage.is_serious(config.health.min_pairs):
         remedy = remedy_for_scored(config, account.dropped, _prompt_scores(answers))
-        where = f"what was sampled and scored is in {answers.samples.path} and {answers.scores.path}"
-        raise shortage.error(config.health.min_pairs, f"{remedy} ({where})")
+        kept = f"what was sampled and scored is in {answers.samples.path} and {answers.scores.path}"
+        raise shortage.error(config.health.min_pairs, f"{remedy} ({kept})")
     stage.write_shard(0, made.pairs)
     artifact = stage.commit(1, account=made.account, facts=describe(made))
     say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {made.account.reasons()}")
@@ -287,16 +288,17 @@ def _make_pair(
     )
 
 
-def pairs_stage(config: RunConfig, iteration: int, answers: JudgedSamples) -> Stage:
-    """Preference pairs of one iteration."""
+def pairs_stage(config: RunConfig, iteration: int, answers: JudgedSamples, number: int = 1) -> Stage:
+    """Preference pairs of one iteration, or of one of its rounds."""
     return Stage(
         config.root,
-        f"iter_{iteration}/pairs",
+        f"{round_folder(config, iteration, number)}/pairs",
         Pair,
         inputs={"samples": answers.samples, "scores": answers.scores},
         config={
             "seed": config.seed,
-            "pair": as_noted(config.pair) | {"min_margin": least_margin(config.pair, config.judge)},
+            "pair": as_noted(config.pair, exclude={"replay_share"})
+            | {"min_margin": least_margin(config.pair, config.judge)},
             "max_tokens": config.train.max_tokens,
         },
     )

@@ -5,20 +5,22 @@ Both files are written anew each time; no stage depends on them.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from judges.health import pooled
 from tasks.artifacts import show_markdown, show_table
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
-from tasks.handles import Candidate, JudgedSamples
+from tasks.handles import Candidate, JudgedSamples, round_folder
 from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
-from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample
-from tpo.report.run_page import Example, render_report, score_picture
+from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample, Score
+from tpo.report.run_page import Example, RoundRow, render_report, score_picture
 from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
@@ -26,7 +28,7 @@ from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, 
 
 _STAGES = (
     "generations",
-    "prompts", "samples", "judgments", "scores", "pairs", "train", "validation", "model", "test", "direct"
+    "prompts", "samples", "judgments", "scores", "pairs", "replay", "train", "validation", "model", "test", "direct"
 )  # fmt: skip
 """The stages in the order in which they run."""
 EXAMPLES = 20
@@ -34,15 +36,19 @@ EXAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What an iteration made its model from."""
+class Round:
+    """A round of an iteration, which usually has one: what it made, up to its checkpoints."""
 
     prompts: Artifact
     """The fresh prompts."""
     answers: JudgedSamples
     """K outputs a prompt, with their scores."""
     pairs: Artifact
-    """The pairs that the model was trained on."""
+    """Their pairs."""
+    trained_on: Artifact
+    """The pairs that the model was trained on: these, with those of earlier iterations if any are replayed."""
+    checkpoints: Sequence[Artifact]
+    """The checkpoints: in the iteration's last round, one per epoch; in others, one."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class IterationResult:
     """M_t and its validation answers."""
     test: JudgedSamples
     """Its answers to the test prompts."""
-    origin: Origin | None
-    """What it was made from; None for the seed."""
+    rounds: Sequence[Round]
+    """What it was made from, round by round; empty for the seed."""
 
 
 @stage_task("report", run_name="report")
@@ -69,9 +75,10 @@ def report(
     page = render_report(
         summary,
         config=config.model_dump(mode="json"),
-        epochs={m.iteration: _epochs(config, m.iteration) for m in measured if m.origin},
-        margins={m.iteration: _margins(m.origin.pairs) for m in measured if m.origin},
-        standings={m.iteration: _facts(m.chosen.model)["standings"] for m in measured if m.origin},
+        epochs={m.iteration: _epochs(config, m.iteration, config.train.rounds) for m in measured if m.rounds},
+        margins={m.iteration: _margins(m.rounds) for m in measured if m.rounds},
+        standings={m.iteration: _facts(m.chosen.model)["standings"] for m in measured if m.rounds},
+        rounds=_round_rows(config, measured) if config.train.rounds > 1 or config.pair.replay_share else [],
         examples=_examples(measured),
         spent=spending(read_ledger(config.root)),
     )
@@ -118,7 +125,7 @@ def _row(
     plain: Mapping[str, float],
 ) -> ModelRow:
     values, samples = values_of(test), read_rows(test.samples, Sample)
-    pairs = read_manifest(measured.origin.pairs.path) if measured and measured.origin else None
+    pairs = _manifests_of(round_.pairs for round_ in measured.rounds) if measured else []
     chosen = _facts(measured.chosen.model) if pairs and measured else {}
     estimate = Estimator(config.evaluation.confidence)
     shared = sorted(values.keys() & base.keys())
@@ -138,10 +145,10 @@ def _row(
         parse_error_rate=1 - sum(s.parse_error is None and s.tries == 1 for s in samples) / len(samples),
         thought_chars=float(np.mean([len(s.thought) for s in samples])),
         response_chars=float(np.mean([len(s.response) for s in samples])),
-        rho=pairs.facts["rho"] if pairs else None,
-        regular_pairs=pairs.facts["regular"] if pairs else None,
-        error_pairs=pairs.facts["error_rejected"] if pairs else None,
-        dropped=pairs.account["dropped"] if pairs and pairs.account else {},
+        rho=float(np.mean([each.facts["rho"] for each in pairs])) if pairs else None,
+        regular_pairs=sum(each.facts["regular"] for each in pairs) if pairs else None,
+        error_pairs=sum(each.facts["error_rejected"] for each in pairs) if pairs else None,
+        dropped=dict(sum((Counter(each.account["dropped"]) for each in pairs if each.account), Counter[str]())),
         judge=_health(measured) if measured else None,
         chosen_epoch=chosen.get("epoch"),
         seconds=_seconds(config, iteration) if measured else {},
@@ -149,8 +156,11 @@ def _row(
 
 
 def _health(measured: IterationResult) -> JudgeHealth | None:
-    facts = _facts(measured.origin.answers.scores) if measured.origin else {}
-    return JudgeHealth(**facts["health"]) if facts else None
+    scores = [round_.answers.scores for round_ in measured.rounds]
+    found = [JudgeHealth(**facts["health"]) for facts in map(_facts, scores) if facts]
+    if len(found) < 2:
+        return found[0] if found else None
+    return pooled(found, [s.value for each in scores for s in stream_rows(each, Score) if s.value is not None])
 
 
 def _validation_score(answers: JudgedSamples) -> float | None:
@@ -163,7 +173,7 @@ def _seconds(config: RunConfig, iteration: int) -> dict[str, float]:
     """Wall-clock seconds by kind of stage, summed over the iteration's folder."""
     totals: dict[str, float] = {}
     for manifest in _manifests(config, iteration):
-        kind = manifest.stage.split("/")[1]
+        kind = next((part for part in manifest.stage.split("/")[1:] if not part.startswith("round_")), "")
         if kind not in _STAGES:
             continue  # of a comparison
         totals[kind] = round(totals.get(kind, 0.0) + manifest.seconds, 1)
@@ -176,28 +186,53 @@ def _manifests(config: RunConfig, iteration: int) -> Iterable[Manifest]:
             yield manifest
 
 
+def _manifests_of(artifacts: Iterable[Artifact]) -> list[Manifest]:
+    return [manifest for each in artifacts if (manifest := read_manifest(each.path)) is not None]
+
+
 def _facts(artifact: Artifact) -> Mapping[str, Any]:
     manifest = read_manifest(artifact.path)
     return manifest.facts if manifest else {}
 
 
-def _epochs(config: RunConfig, iteration: int) -> list[Epoch]:
-    lines = (config.root / f"iter_{iteration}" / "train" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Epoch(**json.loads(line)) for line in lines]
+def _epochs(config: RunConfig, iteration: int, number: int) -> list[Epoch]:
+    log = config.root / round_folder(config, iteration, number) / "train" / "log.jsonl"
+    return [Epoch(**json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def _margins(pairs: Artifact) -> list[float]:
-    return [pair.margin for pair in stream_rows(pairs, Pair) if pair.margin is not None]
+def _margins(rounds: Sequence[Round]) -> list[float]:
+    return [pair.margin for each in rounds for pair in stream_rows(each.pairs, Pair) if pair.margin is not None]
+
+
+def _round_rows(config: RunConfig, measured: Sequence[IterationResult]) -> list[RoundRow]:
+    rows = []
+    for result in measured:
+        for number, each in enumerate(result.rounds, 1):
+            log, facts = _epochs(config, result.iteration, number), _facts(each.pairs)
+            rows.append(
+                RoundRow(
+                    model=f"M_{result.iteration}",
+                    number=number,
+                    prompts=each.prompts.rows,
+                    pairs=each.pairs.rows,
+                    replayed=each.trained_on.rows - each.pairs.rows,
+                    rho=facts["rho"],
+                    steps=log[-1].step,
+                    first_loss=log[0].loss,
+                    last_loss=log[-1].loss,
+                )
+            )
+    return rows
 
 
 def _examples(measured: Sequence[IterationResult]) -> list[Example]:
     """Pairs of all iterations in turn, evenly spread over each iteration's list."""
-    made = [(m.iteration, m.origin) for m in measured if m.origin is not None]
+    made = [(m.iteration, each) for m in measured for each in m.rounds]
     share = -(-EXAMPLES // max(1, len(made)))
-    return [example for iteration, origin in made for example in _examples_of(iteration, origin, share)][:EXAMPLES]
+    return [example for iteration, each in made for example in _examples_of(iteration, each, share)][:EXAMPLES]
 
 
-def _examples_of(iteration: int, origin: Origin, count: int) -> list[Example]:
+def _examples_of(iteration: int, origin: Round, count: int) -> list[Example]:
     pairs = read_rows(origin.pairs, Pair)
     picked = [pairs[i] for i in sorted({round(i) for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs)))})]
     prompts = {prompt.prompt_id: prompt for prompt in read_rows(origin.prompts, Prompt)}

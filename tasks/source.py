@@ -130,9 +130,11 @@ def prompts_stage(
         chosen_by = {"max_similarity", "min_words", "without_words"}
         data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
         data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]
-    count = {"validation": config.data.validation, "test": config.data.test}.get(
-        folder.split("/")[-1], config.data.per_iteration
-    )
+    count: int | Literal["all"] = config.data.per_iteration
+    if _split_of(folder) != "train":
+        count = config.data.validation if _split_of(folder) == "validation" else config.data.test
+    elif config.train.rounds > 1:
+        count = config.prompts_per_round
     return Stage(
         config.root,
         folder,
@@ -148,7 +150,7 @@ def prompts_stage(
 def prompt_file(source: FileSource, folder: str) -> Path:
     """The file that the prompts of a stage's folder come from."""
     place, _, kind = folder.partition("/prompts")
-    iteration = int(place.removeprefix("iter_")) if place.startswith("iter_") else 0
+    iteration = int(place.split("/")[0].removeprefix("iter_")) if place.startswith("iter_") else 0
     return file_of(source, kind.removeprefix("/"), iteration)
 
 

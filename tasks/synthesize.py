@@ -249,7 +249,7 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
         return "forbidden_word" if forbidden.intersection(words) else fits(instruction)
 
     return Choice(
-        count=config.data.count,
+        count=config.prompts_per_round,
         known={
             "benchmark": benchmarks,
             "overlap": [text for texts in sets[:2] for text in texts],
@@ -276,7 +276,7 @@ def _take(choice: Choice, generations: Artifact, prompt: InstructionPrompt, *, a
 
 def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choice, made: int) -> Artifact:
     """Makes one more round of generations."""
-    count, settings = config.data.count, writing.settings
+    count, settings = config.prompts_per_round, writing.settings
     wanted = next_round(
         made=made,
         taken=len(choice.taken),

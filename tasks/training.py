@@ -4,6 +4,7 @@ A training that was stopped, as it is when the budget is spent, resumes from its
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.engines import engines_of_run
 from tpo.engines.training.checkpoints import trainer_folder
+from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.engines.training.tracking import Tracked
 from tpo.records import Artifact, Demonstration, Epoch, Pair
 from tpo.storage.disk import remove
@@ -30,17 +32,21 @@ def run_training(
     *,
     row_type: type[Pair] | type[Demonstration],
     reference: Artifact | None = None,
+    place: TrainingRound = ONLY_ROUND,
+    carried: Artifact | None = None,
 ) -> list[Artifact]:
     """The checkpoints of a stage that trains `model` on `rows`, in the order of their epochs.
 
-    `reference` is DPO's reference model, if that isn't `model`.
+    `reference` is DPO's reference model, if that isn't `model`; `place` is the training's among an iteration's rounds,
+    `carried` the state that the round before left.
     """
     done = stage.complete()
     if done is None:
         begin(stage)
-        for used in filter(None, (model, reference)):
+        for used in filter(None, (model, reference, carried)):
             check_files(used)
-        epochs = _train(config, training, stage, model.path, read_rows(rows, row_type), reference)
+        place = replace(place, carried=None if carried is None else carried.path)
+        epochs = _train(config, training, stage, model.path, read_rows(rows, row_type), reference, place)
         for scratch in SCRATCH:
             remove(stage.folder / scratch)
         facts = {"epochs": len(epochs), "steps": epochs[-1].step, "loss": epochs[-1].loss}
@@ -56,6 +62,7 @@ def _train(
     model: Path,
     rows: Sequence[Pair | Demonstration],
     reference: Artifact | None,
+    place: TrainingRound,
 ) -> Sequence[Epoch]:
     part, steps = stage.name.removesuffix("/train"), training.steps(len(rows))
     with (
@@ -76,6 +83,7 @@ def _train(
                 progress=lambda finished, _: count.reach(finished, advance),
                 reference=None if reference is None else reference.path,
                 stop=meter.is_spent,
+                place=place,
                 tracked=Tracked(config.tracking, config.name, part, config.root.resolve()),
             )
         finally:
@@ -154,19 +162,30 @@ def training_without_effect(section: str, training: TrainingConfig) -> set[str]:
 
 
 def epoch_artifacts(train: Artifact) -> list[Artifact]:
-    """The checkpoints of a training stage, in the order of its epochs."""
+    """The checkpoints of a training stage, in the order of its epochs; those that weren't kept are left out."""
     manifest = read_manifest(train.path)
     assert manifest is not None
-    return [epoch_artifact(train, epoch) for epoch in range(1, manifest.facts["epochs"] + 1)]
+    epochs = [epoch_artifact(train, epoch) for epoch in range(1, manifest.facts["epochs"] + 1)]
+    return [epoch for epoch in epochs if epoch.rows]
 
 
 def epoch_artifact(train: Artifact, epoch: int) -> Artifact:
     """One checkpoint of a training stage as a model artifact; its hashes come from the manifest."""
-    manifest = read_manifest(train.path)
-    prefix = f"epoch_{epoch}/"
+    return _part(train.path, f"epoch_{epoch}")
+
+
+def state_after(checkpoint: Artifact) -> Artifact:
+    """What a round that ended with `checkpoint` left for the next one."""
+    return _part(checkpoint.path.parent, STATE)
+
+
+def _part(folder: Path, name: str) -> Artifact:
+    """A folder of a training stage's files as an artifact."""
+    manifest = read_manifest(folder)
+    prefix = f"{name}/"
     files = [
         {**file, "name": file["name"].removeprefix(prefix)}
         for file in (manifest.files if manifest else ())
         if file["name"].startswith(prefix)
     ]
-    return Artifact(train.path / f"epoch_{epoch}", len(files), combined_sha256(files))
+    return Artifact(folder / name, len(files), combined_sha256(files))

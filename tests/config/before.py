@@ -6,12 +6,16 @@ from pydantic import BaseModel
 
 from tpo.config.base import Section
 from tpo.config.data import ModelConfig, PromptConfig
+from tpo.config.judges import PairConfig
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
+from tpo.config.training import TrainConfig
 
 NEWER: dict[type[BaseModel], set[str]] = {
     ModelConfig: {"chat_template_options", "thinking"},
+    PairConfig: {"replay_share"},
+    TrainConfig: {"rounds"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }
 """Fields that did not exist then."""

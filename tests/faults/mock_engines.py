@@ -23,6 +23,7 @@ from tpo.engines.engines import Engines
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.sampler import Accept, Output, Request
+from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.records import Artifact, Demonstration, Epoch, Pair
 from tpo.storage.disk import make_folder, write_atomically
 
@@ -102,21 +103,30 @@ def mock_train_model(
     *,
     config: TrainingConfig,
     progress: Callable[..., None],
+    place: TrainingRound = ONLY_ROUND,
     **_: Any,
 ) -> list[Epoch]:
-    """Stands in for `train_model`: a model folder an epoch, the finished ones of an earlier call kept."""
+    """Stands in for `train_model`: a model folder an epoch, the finished ones of an earlier call kept; between rounds,
+    the last epoch's alone and a state that the next round depends on."""
     weights = (model / "model.safetensors").read_bytes()
-    epochs = []
-    for epoch in range(1, config.passes(len(rows)) + 1):
+    if place.carried is not None:
+        weights += (place.carried / "worker_0.safetensors").read_bytes()
+    epochs, passes = [], config.passes(len(rows))
+    for epoch in range(1, passes + 1):
         weights = hashlib.sha256(weights + repr(rows).encode()).digest() * 8
-        place = folder / f"epoch_{epoch}"
-        make_folder(place)
+        epochs.append(Epoch(epoch, epoch * 3, 0.7 - epoch / 10, 0.1 * epoch, 0.5))
+        progress(epoch * 3, passes * 3)
+        if epoch < passes and not place.is_last:
+            continue
+        saved = folder / f"epoch_{epoch}"
+        make_folder(saved)
         for path in sorted(model.iterdir()):
             if path.name not in ("plan.json", "manifest.json"):
                 data = weights if path.suffix == ".safetensors" else path.read_bytes()
-                write_atomically(place / path.name, data)
-        epochs.append(Epoch(epoch, epoch * 3, 0.7 - epoch / 10, 0.1 * epoch, 0.5))
-        progress(epoch * 3, config.passes(len(rows)) * 3)
+                write_atomically(saved / path.name, data)
+    if not place.is_last:
+        make_folder(folder / STATE)
+        write_atomically(folder / STATE / "worker_0.safetensors", b"state of " + weights)
     write_atomically(folder / "log.jsonl", b"".join(json.dumps(asdict(line)).encode() + b"\n" for line in epochs))
     return epochs
 

@@ -35,6 +35,7 @@ _FOLDERS = {
     "judgments": "judge",
     "scores": "judge",
     "pairs": "pair",
+    "replay": "replay",
     "train": "train",
     "model": "validate",
     "summary.json": "report",
@@ -98,6 +99,8 @@ class Plan:
     """How the bucket is reached."""
     synthetic: bool = False
     """Whether a model writes the iterations' prompts; only where the judge needs no references."""
+    rounds: int = 1
+    """Rounds an iteration; with several, pairs of earlier iterations are replayed too."""
 
     def root(self, folder: Path) -> Path:
         """The run's files on this machine."""
@@ -325,15 +328,15 @@ def config_of(folder: Path, plan: Plan) -> Any:
             "storage": {**plan.storage, "cache": folder / "cache"} if plan.url else {},
             "model": {"path": str(folder.parent / "seed")},
             "data": {
-                "per_iteration": 9,
+                "per_iteration": 9 if plan.rounds == 1 else 5 * plan.rounds,
                 "validation": 5,
                 "test": 5,
                 "synthetic": synthetic if plan.synthetic else None,
             },
             "sample": {"k": 3, "evaluation_max_attempts": 2},
             "judge": judges[plan.judge],
-            "pair": {"min_margin": 0.0},
-            "train": {"epochs": 2},
+            "pair": {"min_margin": 0.0, "replay_share": 0.3 if plan.rounds > 1 else 0.0},
+            "train": {"epochs": 2, "rounds": plan.rounds},
             "health": {"max_unscored": 1.0, "max_unparsable": 1.0, "min_swap_kappa": -1.0, "min_pairs": 0.0},
             "engine": {"shard_prompts": 2},
             "judge_engine": {"shard_prompts": 2},

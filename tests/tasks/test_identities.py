@@ -28,6 +28,7 @@ from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
 from tasks.pseudo_label import pseudo_labels_stage
+from tasks.replay import replay_stage
 from tasks.sample import samples_stage
 from tasks.source import is_written, prompts_stage
 from tasks.synthesize import generations_stage
@@ -81,7 +82,8 @@ def identities(config: RunConfig) -> dict[str, str]:
     samples, judgments, answers = asked(config, training_spec(config, 1), seed, prompts)
     pairs = identity(pairs_stage(config, 1, answers))
     train = identity(train_stage(config, "iter_1", seed, seed, pairs))
-    later = train_stage(config, "iter_2", train, reference_of(config, seed, train), pairs)
+    mixed = identity(replay_stage(config, 2, 1, pairs, [pairs]))
+    later = train_stage(config, "iter_2", train, reference_of(config, seed, train), mixed)
     trained = Artifact(train.path, 1, train.fingerprint + identity(later).fingerprint)
     incumbent = Candidate(seed, asked(config, validation_spec(config, 0, 0), seed, validation)[2])
     candidate = Candidate(train, asked(config, validation_spec(config, 1, 1), train, validation)[2])
@@ -179,6 +181,7 @@ def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_i
         ({"judge__length_bias": 1.0}, {"scores", "pairs", "train", "model", "test"}),
         ({"pair__min_margin": 0.1}, AFTER_SCORES),
         ({"pair__rho": 0.1}, AFTER_SCORES),
+        ({"pair__replay_share": 0.1}, {"train"}),
         ({"train__learning_rate": 0.1}, {"train", "model", "test"}),
         ({"trainer__workers": 2, "train__micro_batch_size": 16}, {"train", "model", "test"}),
         ({"validation__min_scored_share": 0.5}, {"model", "test"}),
@@ -192,6 +195,19 @@ def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
     tmp_path: Path, changes: dict[str, Any], stages: set[str]
 ):
     assert changed_by(a_config(tmp_path), **changes) == stages
+
+
+def test_rounds_identify_trainings_and_all_that_is_sampled_for_them(tmp_path: Path):
+    config = changed(a_config(tmp_path), data__per_iteration=12)
+    assert changed_by(config, train__rounds=2) == EVERYTHING
+    rows = [Artifact(tmp_path, 1, name) for name in "mps"]
+
+    def trained(rounds: int, number: int, *carried: Artifact) -> str:
+        each = changed(config, train__rounds=rounds)
+        return identity(train_stage(each, "iter_1", rows[0], rows[0], rows[1], number, *carried)).fingerprint
+
+    stages = [trained(1, 1), trained(2, 1), trained(3, 1), trained(2, 2, rows[2]), trained(2, 2, rows[1])]
+    assert len({*stages}) == len(stages)
 
 
 def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Path):
@@ -334,7 +350,7 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
 ):
     config = a_config(tmp_path)
     stage = train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
-    noted = {**stage.config, "train": as_noted(config.train, exclude={"reference"}) | {name: 123}}
+    noted = {**stage.config, "train": as_noted(config.train, exclude={"reference", "rounds"}) | {name: 123}}
     assert stage.changes(stage.inputs, noted) == []
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
 

@@ -197,6 +197,9 @@ class PairConfig(Section):
     the paper."""
     max_error_pair_ratio: float = Field(0.1, ge=0, le=0.5)
     """Largest share of pairs whose rejected output breaks the format."""
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the training pairs that are taken again from earlier iterations, in addition to the iteration's own and
+    drawn by the run's seed. The paper has none (0)."""
 
     @model_validator(mode="after")
     def _rho_in_range(self) -> "PairConfig":

@@ -119,6 +119,11 @@ class RunConfig(Section):
             raise InputError(f'recipe.kind is "{self.recipe.kind}", without fine-tuning: add a section [recipe.sft]')
         return self.sft
 
+    @property
+    def prompts_per_round(self) -> int:
+        """Fresh prompts in each round of an iteration; with one round, `data.per_iteration`."""
+        return self.data.count // self.train.rounds
+
     def recipe_as(self, kind: type[R]) -> R:
         """The recipe, as one of that kind; raises `InputError` if it is another."""
         if not isinstance(self.recipe, kind):
@@ -152,6 +157,30 @@ class RunConfig(Section):
         if isinstance(self.data.source, MiniatureSource):
             raise ValueError('data.per_iteration is "all", and the miniature has no end: set it to a number')
         return self
+
+    @model_validator(mode="after")
+    def _iterations_have_rounds_and_pairs_to_replay(self) -> "RunConfig":
+        given = {"train.rounds": self.train.rounds, "pair.replay_share": self.pair.replay_share}
+        off = {"train.rounds": 1, "pair.replay_share": 0}
+        for name, value in given.items():
+            if value != off[name] and not isinstance(self.recipe, Tpo):
+                raise ValueError(
+                    f'{name} is {value} and recipe.kind is "{self.recipe.kind}": it goes with recipe.kind = "tpo"; '
+                    f"set it to {off[name]}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_share_the_prompts(self) -> "RunConfig":
+        rounds, prompts = self.train.rounds, self.data.per_iteration
+        if prompts == "all" or prompts % rounds == 0:
+            return self
+        nearest = max(number for number in range(1, min(rounds, prompts) + 1) if prompts % number == 0)
+        raise ValueError(
+            f"train.rounds is {rounds}, and data.per_iteration ({prompts}) is not a multiple of it, so rounds can't have "
+            f"equal numbers of prompts: set data.per_iteration to {-(-prompts // rounds) * rounds}, or "
+            f"train.rounds to {nearest}"
+        )
 
     @model_validator(mode="after")
     def _no_references_for_the_verifier(self) -> "RunConfig":

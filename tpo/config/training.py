@@ -127,6 +127,11 @@ class TrainConfig(TrainingConfig):
     reference: Literal["previous", "seed"] = "previous"
     """The model that the policy is held to, frozen within a step: `previous` is M_{t-1}, so that each iteration may
     move as far as the one before it; `seed` is M_0 in all iterations, which bounds how far the whole run goes."""
+    rounds: int = Field(1, ge=1, le=1000)
+    """Rounds per iteration (semi-online DPO, 2506.21495): each samples from the newest model on fresh prompts, an equal
+    share of `data.per_iteration`, and trains on their pairs for `epochs` passes. Weights, optimizer state and
+    learning-rate schedule continue from round to round, the reference stays, and validation chooses among the epochs of
+    the last round. The paper has 1."""
 
     @model_validator(mode="after")
     def _loss_takes_its_options(self) -> Self:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig, TrainerConfig
 from tpo.config.training import TrainingConfig
 from tpo.engines.cluster.room import Room
+from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
 from tpo.records import Demonstration, Epoch, Pair
 from tpo.run_context import run_context, using
 
@@ -82,6 +83,7 @@ class Engines:
         reference: Path | None = None,
         stop: "Stop" = lambda: False,
         tracked: "Tracked | None" = None,
+        place: TrainingRound = ONLY_ROUND,
     ) -> list[Epoch]:
         """Trains a model, as `tpo.engines.training.launch.train_model` says."""
         from tpo.engines.training.launch import train_model
@@ -99,6 +101,7 @@ class Engines:
             reference=reference,
             stop=stop,
             tracked=tracked,
+            place=place,
         )
 
     def close(self) -> None:

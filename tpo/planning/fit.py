@@ -122,6 +122,7 @@ def disk_misfits(config: RunConfig, needed: Disk, free: int, *, is_here: bool = 
         return
     certain = is_here and needed.checkpoints + needed.scratch > free
     keys = [] if isinstance(config.recipe, ThinkPo) else ["--to (ITER)"]
+    keys += ["train.rounds"] if config.train.rounds > 1 else []
     keys += ["train.epochs"] if config.sft is None else ["train.epochs", "recipe.sft.epochs"]
     remedy = f"free some space, set folder in the profile to a larger disk, or lower {' or '.join(keys)}"
     if not is_here:

@@ -42,7 +42,8 @@ class Disk:
     rows: int
     """Samples, judgments, scores and pairs; an upper bound."""
     checkpoints: int
-    """A model per epoch; the chosen one takes no extra space."""
+    """A model per epoch; the chosen one takes no extra space. Between the rounds of an iteration, a model and what the
+    next round continues from."""
     scratch: int
     """The trainer's checkpoints, removed when training ends: one, and the next while it is written."""
 
@@ -71,10 +72,15 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
         rows += _answers(config, config.data.validation, 1, config.judge)
         rows += 2 * _answers(config, config.data.test, 1, config.evaluation.judge)
     rows += (trained * (config.data.count + evaluated)) * _ROW
+    if share := config.pair.replay_share:
+        # Own pairs are stored again with those that are replayed.
+        replayed = config.data.count / (1 - share) * max(0, trained - (1 in iterations))
+        rows += round(replayed * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN)
     model = parameters * BYTES[config.train.precision]
+    between = (config.train.rounds - 1) * (model + _STATE * _trained(config, parameters))
     return Disk(
         rows=rows,
-        checkpoints=max(0, trained * config.train.epochs * model - written),
+        checkpoints=max(0, trained * (config.train.epochs * model + between) - written),
         scratch=2 * _STATE * _trained(config, parameters) if trained else 0,
     )
 

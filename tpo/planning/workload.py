@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Literal, Self
 
 from tpo.config.contexts import pair_writers
-from tpo.config.data import DataConfig, SampleConfig, SyntheticConfig
+from tpo.config.data import SampleConfig, SyntheticConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
@@ -134,16 +134,16 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         return _thinkpo(config, config.recipe, lengths)
     if isinstance(config.recipe, SelfTrain):
         return _self_training(config, config.recipe, lengths, iterations)
-    data = config.data
+    data, rounds, fresh = config.data, iterations * config.train.rounds, config.prompts_per_round
     validated, tested = iterations * config.train.epochs, iterations + 2
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
     # M_0 is the baseline that others are compared with, so its own validation and test need no comparison.
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
     return [
-        *([_generating(data, data.synthetic, lengths, iterations)] if data.synthetic is not None else []),
-        _sampling(config, Kind.SAMPLE, lengths, iterations, data.count, config.sample.k, config.sample.max_attempts),
-        _judging(Kind.JUDGE, config.judge, lengths, iterations, data.count, config.sample.k),
-        _trained(config.train, lengths, iterations, data.count, outputs=2),
+        *([_generating(data.synthetic, lengths, rounds, fresh)] if data.synthetic is not None else []),
+        _sampling(config, Kind.SAMPLE, lengths, rounds, fresh, config.sample.k, config.sample.max_attempts),
+        _judging(Kind.JUDGE, config.judge, lengths, rounds, fresh, config.sample.k),
+        _trained_with_replay(config, lengths, iterations),
         _sampling(
             config,
             Kind.VALIDATION_SAMPLE,
@@ -238,8 +238,21 @@ def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
     return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
 
 
-def _generating(data: DataConfig, settings: SyntheticConfig, lengths: Lengths, rounds: int) -> Work:
-    prompts = rounds * data.count
+def _trained_with_replay(config: RunConfig, lengths: Lengths, iterations: int) -> Work:
+    """The rounds' trainings; from the second iteration on, with pairs of earlier ones."""
+    rounds, fresh, share = config.train.rounds, config.prompts_per_round, config.pair.replay_share
+    if not share or iterations < 2:
+        return _trained(config.train, lengths, iterations * rounds, fresh, outputs=2)
+    # Assumes that there are enough earlier pairs, as there are from the second iteration on if `share` is at most half.
+    replayed = round(fresh * share / (1 - share))
+    return _together(
+        _trained(config.train, lengths, rounds, fresh, outputs=2),
+        _trained(config.train, lengths, (iterations - 1) * rounds, fresh + replayed, outputs=2),
+    )
+
+
+def _generating(settings: SyntheticConfig, lengths: Lengths, rounds: int, fresh: int) -> Work:
+    prompts = rounds * fresh
     expected, most = -(-prompts // settings.per_generation), prompts * settings.max_generations
     # Examples have no thought prompt, which is most of `lengths.prompt` for short instructions.
     read = min(settings.max_prompt_tokens, FEW_SHOT_PROSE_TOKENS + settings.shots * lengths.prompt)

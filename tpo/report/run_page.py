@@ -117,6 +117,30 @@ class Figure:
     """Its interval, or a value to compare it with."""
 
 
+@dataclass(frozen=True)
+class RoundRow:
+    """One round of an iteration: a row of the table that runs with several rounds, or with replayed pairs, have."""
+
+    model: str
+    """The model that the iteration made."""
+    number: int
+    """1, 2, …"""
+    prompts: int
+    """Fresh prompts."""
+    pairs: int
+    """Pairs of their outputs."""
+    replayed: int
+    """Pairs of earlier iterations that were added."""
+    rho: float
+    """Strength of length control."""
+    steps: int
+    """Optimizer steps."""
+    first_loss: float
+    """Mean loss in the first epoch."""
+    last_loss: float
+    """Mean loss in the last epoch."""
+
+
 def render_report(
     summary: Summary,
     *,
@@ -126,6 +150,7 @@ def render_report(
     standings: Mapping[int, Sequence[Mapping[str, Any]]],
     examples: Sequence[Example],
     spent: Sequence[Spending] = (),
+    rounds: Sequence[RoundRow] = (),
 ) -> str:
     """The page, as one HTML document.
 
@@ -154,6 +179,7 @@ def render_report(
         chosen={row.iteration: row.chosen_epoch for row in summary.models if row.model != DIRECT},
         examples=examples,
         spent=spent,
+        rounds=rounds,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,

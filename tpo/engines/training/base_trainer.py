@@ -20,10 +20,11 @@ from transformers import Trainer
 
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import TrainingConfig
-from tpo.engines.training import weights
+from tpo.engines.training import rounds, weights
 from tpo.engines.training.batches import BatchLayout, ShareLoader, ShareSampler
 from tpo.engines.training.distributed import rank, summed, world_size
 from tpo.engines.training.packing import PACKED, register_packed_attention
+from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
 from tpo.engines.training.row_inputs import Row, ShareDataset, output_log_probs, packed_row, padded_row
 from tpo.errors import StageError
 
@@ -39,10 +40,15 @@ class ShareTrainer(Trainer):
     measures: Sequence[str] = ()
     """The arguments of `_measure`, by their names in log lines."""
 
-    def __init__(self, *, config: TrainingConfig, trainer: TrainerConfig, **options: Any) -> None:
-        """`options` are TRL's. Raises `StageError` if the config asks for packing and the model can't be packed."""
+    def __init__(
+        self, *, config: TrainingConfig, trainer: TrainerConfig, place: TrainingRound = ONLY_ROUND, **options: Any
+    ) -> None:
+        """`place` is the training's among an iteration's rounds, `options` are TRL's.
+
+        Raises `StageError` if the config asks for packing and the model can't be packed."""
         self._training = config
         self._spread = trainer.strategy == "fsdp"
+        self._place = place
         self._measured: Tensor | None = None
         # Tells Trainer that the model is already placed: don't wrap it or move it to a device.
         options["model"]._is_distributed_loading_by_transformers = self._spread
@@ -108,7 +114,33 @@ class ShareTrainer(Trainer):
         """Creates the optimizer; raises `StageError` unless it holds every trainable weight."""
         optimizer = super().create_optimizer(model)
         weights.check_optimizer(self.model, optimizer, spread=self._spread)
+        if self._place.carried is not None:
+            rounds.load_moments(self.model, optimizer, self._place.carried, spread=self._spread)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning-rate schedule of all rounds of the iteration, from where this one begins.
+
+        The number of steps of later rounds isn't known yet, since it follows from their pairs. So every round is an
+        equal part of the schedule, whatever its number of steps, and one begins where the last one ended.
+        """
+        whole = super().create_scheduler(num_training_steps * self._place.of, optimizer)
+        if self._place.of > 1:
+            before = (self._place.number - 1) * num_training_steps
+            # Plain functions, which a checkpoint doesn't hold: they follow from the config.
+            rates = [lambda step, rate=rate: rate(step + before) for rate in whole.lr_lambdas]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(whole.optimizer, rates)
+        return self.lr_scheduler
+
+    def take_weights(self) -> None:
+        """Continues from the weights of the round before; the reference log-probs, which are those of the model that
+        this trainer was made on, have been computed by now."""
+        if self._place.carried is not None:
+            rounds.load_weights(self.model, self._place.carried, spread=self._spread)
+
+    def hand_on(self, folder: Path) -> None:
+        """Leaves what the next round continues from; a collective call of all workers."""
+        rounds.save_state(self.model, self.optimizer.optimizer, folder, spread=self._spread)
 
     def _pack(self) -> None:
         """Switches the model to packed rows, after checking that they give what padded ones do."""

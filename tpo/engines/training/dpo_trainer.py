@@ -7,7 +7,7 @@ Where we depart from TRL beyond `tpo.engines.training.base_trainer`, and why:
   reference, already sharded and without its adapter, computes them before the first step: in most runs that is the
   model which is then trained.
 - If model and reference are the same, the DPO loss before the first step must be ln 2: a reference that isn't M_t, a
-  doubled BOS or active dropout show there and nowhere else so early.
+  doubled BOS or active dropout show there and nowhere else so early. Of an iteration's rounds, the first begins so.
 """
 
 import math
@@ -79,7 +79,7 @@ class PairTrainer(ShareTrainer, DPOTrainer):
         chosen, rejected = policy.sums(self._config.length_desensitization).detach() - references
         rewards = self._config.beta * chosen, self._config.beta * rejected
         margins = rewards[0] - rewards[1]
-        if self._is_reference and self.state.global_step == 0:
+        if self._is_reference and self._place.carried is None and self.state.global_step == 0:
             check_first_loss(-F.logsigmoid(margins).mean().item(), self._config)
         self._measure(*rewards, margins, (margins > 0).float(), counts=share.counts)
         loss = preference_loss(self._config, policy, references) * (len(margins) / share.batch_rows)

@@ -20,6 +20,7 @@ from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room, await_free_memory
+from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
 from tpo.engines.training.tracking import Tracked
 from tpo.engines.training.worker import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.errors import StageError, TpoError
@@ -46,8 +47,10 @@ def train_model(
     reference: Path | None = None,
     stop: Stop = lambda: False,
     tracked: Tracked | None = None,
+    place: TrainingRound = ONLY_ROUND,
 ) -> list[Epoch]:
-    """Trains a model on pairs (a `TrainConfig`) or demonstrations; `folder/epoch_<n>` holds it after each epoch.
+    """Trains a model on pairs (a `TrainConfig`) or demonstrations; `folder/epoch_<n>` holds it after each epoch, or
+    after the last alone if `place` says that another round follows.
 
     `reference` is the folder of DPO's reference, if that is another model than the one that is trained.
     Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
@@ -56,7 +59,7 @@ def train_model(
     """
     folder = folder.resolve()
     passes = config.passes(len(rows))
-    if finished(folder, passes):
+    if finished(folder, passes, place):
         return read_log(folder)
     bring_here(folder)
     start_ray(cluster)
@@ -71,6 +74,7 @@ def train_model(
         "trainer": trainer.model_dump(mode="json"),
         "seed": seed,
         "tracked": tracked,
+        "place": replace(place, carried=None if place.carried is None else place.carried.resolve()),
         "handover": hand_over(),
     }
     deaths: list[str] = []
@@ -80,7 +84,7 @@ def train_model(
         death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress, stop=stop)
         if death is None:
             catch_up(folder)
-            return read_log(folder) if finished(folder, passes) else []
+            return read_log(folder) if finished(folder, passes, place) else []
         deaths.append(death)
     raise StageError(
         f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: run again to go on. If "
@@ -164,7 +168,8 @@ def _work(arguments: Mapping[str, Any]) -> None:
         await_free_memory()
     model, folder = Path(arguments["model"]), Path(arguments["folder"])
     reference = None if arguments["reference"] is None else Path(arguments["reference"])
-    with helping(arguments["handover"], *filter(None, (model, reference)), folder):
+    place: TrainingRound = arguments["place"]
+    with helping(arguments["handover"], *filter(None, (model, reference, place.carried)), folder):
         train_from_checkpoint(
             model,
             folder,
@@ -177,6 +182,7 @@ def _work(arguments: Mapping[str, Any]) -> None:
             stop=lambda: ray.get(counter.is_stopped.remote()),
             warn=lambda message: ray.get(counter.warn.remote(message)),
             tracked=arguments["tracked"],
+            place=place,
         )
 
 

@@ -146,11 +146,11 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, *, sprea
     """Raises `StageError` unless the optimizer holds every trainable weight, and holds shards if the model is `spread`:
     otherwise weights would silently stay untrained."""
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    trained = _trained(model)
-    lost = [name for name, weight in trained if id(weight) not in held or isinstance(weight, DTensor) != spread]
-    if lost or len(held) != len(trained):
+    weights = trained(model)
+    lost = [name for name, weight in weights if id(weight) not in held or isinstance(weight, DTensor) != spread]
+    if lost or len(held) != len(weights):
         raise StageError(
-            f"the optimizer holds {len(held)} of {len(trained)} trainable weights as they are trained, and would not "
+            f"the optimizer holds {len(held)} of {len(weights)} trainable weights as they are trained, and would not "
             f"train {some_of(lost)}: this is a fault of ours, please report it"
         )
 
@@ -238,9 +238,9 @@ def _gathered(tensor: Tensor) -> Tensor:
 def save_shard(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Writes this worker's shard of a model and of its optimizer into a checkpoint, as it is in memory."""
     state = {
-        "model": {name: _local(weight.detach()) for name, weight in _trained(model)},
+        "model": {name: local(weight.detach()) for name, weight in trained(model)},
         "optimizer": [
-            {key: _local(value) for key, value in optimizer.state[weight].items()} for _, weight in _trained(model)
+            {key: local(value) for key, value in optimizer.state[weight].items()} for _, weight in trained(model)
         ],
     }
     torch.save(state, folder / _SHARD.format(rank()))
@@ -250,17 +250,18 @@ def load_shard_of_model(model: nn.Module, folder: Path) -> None:
     """Loads this worker's shard of the weights from `save_shard`; the number of workers must be the same."""
     saved = _read_shard(folder)["model"]
     with torch.no_grad():
-        for name, weight in _trained(model):
-            _local(weight.detach()).copy_(saved[name])
+        for name, weight in trained(model):
+            local(weight.detach()).copy_(saved[name])
 
 
 def load_shard_of_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Loads this worker's shard of the optimizer's state."""
-    for (_, weight), saved in zip(_trained(model), _read_shard(folder)["optimizer"], strict=True):
-        optimizer.state[weight] = {key: _as_spread(value, weight) for key, value in saved.items()}
+    for (_, weight), saved in zip(trained(model), _read_shard(folder)["optimizer"], strict=True):
+        optimizer.state[weight] = {key: as_spread(value, weight) for key, value in saved.items()}
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The weights that are trained, by name."""
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
@@ -268,12 +269,13 @@ def _read_shard(folder: Path) -> Any:
     return torch.load(folder / _SHARD.format(rank()), map_location="cpu", weights_only=True)
 
 
-def _local(value: Tensor) -> Tensor:
+def local(value: Tensor) -> Tensor:
+    """This worker's shard of a tensor, or all of one that isn't spread."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def _as_spread(value: Tensor, weight: nn.Parameter) -> Tensor:
-    """A moment is sharded like its weight; the number of steps isn't."""
+def as_spread(value: Tensor, weight: nn.Parameter) -> Tensor:
+    """A value of the optimizer's state for a weight: a moment is sharded like the weight, the number of steps isn't."""
     model = weight.data
     if not isinstance(model, DTensor) or value.dim() == 0:
         return value

@@ -25,6 +25,7 @@ from tpo.console import say
 from tpo.engines.training import checkpoints
 from tpo.engines.training.checkpoints import Checkpoint
 from tpo.engines.training.distributed import as_first_worker, rank, wait_for_all
+from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.engines.training.tracking import Tracked, tracker_callbacks
 from tpo.errors import StageError
 from tpo.records import Demonstration, Epoch, Pair
@@ -97,13 +98,17 @@ def train_from_checkpoint(
     stop: Stop = lambda: False,
     warn: Callable[[str], None] = say,
     tracked: Tracked | None = None,
+    place: TrainingRound = ONLY_ROUND,
 ) -> None:
     """Trains from the newest whole checkpoint in `folder`, or from `model`, to the end; `folder/dataset` holds the
     rows.
 
-    `reference` is the folder of DPO's reference, if that is another model. Where `stop`, which the first worker asks
-    after each step, says so, it ends with a checkpoint and without a log. `warn` is told of what a user should know and
-    the training can do without.
+    `reference` is the folder of DPO's reference, if that is another model. In an iteration of several rounds, `place`
+    says which this is: it continues from the state that the one before left, and leaves its own in `folder/state`
+    unless it is the last, the only one whose earlier epochs leave a model, too.
+
+    Where `stop`, which the first worker asks after each step, says so, it ends with a checkpoint and without a log.
+    `warn` is told of what a user should know and the training can do without.
 
     Every worker calls it. Only one training at a time writes to a folder: one that a dead driver left behind is waited
     for until it has noticed.
@@ -124,11 +129,15 @@ def train_from_checkpoint(
             warn=warn,
             done=start.step if start else 0,
             tracked=tracked,
+            place=place,
         )
+        made.take_weights()
         on_step(start.step if start else 0, 0)
         set_seed(seed)  # Finding the reference log-probs in the cache takes other random numbers than computing them.
         made.train(resume_from_checkpoint=str(start.folder) if start else None)
         if made.state.global_step == made.state.max_steps:
+            if not place.is_last:
+                made.hand_on(folder / STATE)
             as_first_worker(lambda: _write_log(made.state.log_history, folder))
 
 
@@ -145,6 +154,7 @@ def make_trainer(
     warn: Callable[[str], None] = say,
     done: int = 0,
     tracked: Tracked | None = None,
+    place: TrainingRound = ONLY_ROUND,
 ) -> "ShareTrainer":
     """The trainer on a model, with the reference log-probs computed where there is a reference; `done` is what
     `on_step` is told until it trains."""
@@ -163,6 +173,7 @@ def make_trainer(
         return kind(
             config=config,
             trainer=trainer,
+            place=place,
             model=load_for_training(folder_of_weights, config, spread=trainer.strategy == "fsdp"),
             args=arguments(**_arguments(folder, config, trainer, seed, rows=len(rows))),
             train_dataset=rows,
@@ -170,7 +181,7 @@ def make_trainer(
             **options,
         )
 
-    callbacks = [_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step, stop)]
+    callbacks = [_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step, stop, place)]
     if isinstance(config, TrainConfig):
         references = folder / "dataset" / "references.safetensors"
         kept = {"references": references, "on_reference": lambda: on_step(done, 0)}
@@ -210,9 +221,9 @@ def _give_memory_back() -> None:
         torch.cuda.empty_cache()
 
 
-def finished(folder: Path, passes: int) -> bool:
+def finished(folder: Path, passes: int, place: TrainingRound = ONLY_ROUND) -> bool:
     """Whether a training of that many epochs has ended here: it writes its log last."""
-    epochs = [checkpoints.epoch_folder(folder, epoch) for epoch in range(1, passes + 1)]
+    epochs = [checkpoints.epoch_folder(folder, epoch) for epoch in range(1 if place.is_last else passes, passes + 1)]
     return (folder / "log.jsonl").exists() and all(epoch.is_dir() for epoch in epochs)
 
 
@@ -255,7 +266,15 @@ def _arguments(folder: Path, config: TrainingConfig, trainer: TrainerConfig, see
     return arguments
 
 
-def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, on_step: Progress, stop: Stop) -> Any:
+def _keeper(
+    folder: Path,
+    tokenizer: Any,
+    config: TrainingConfig,
+    share: float,
+    on_step: Progress,
+    stop: Stop,
+    place: TrainingRound,
+) -> Any:
     from transformers import TrainerCallback
 
     from tpo.engines.training.weights import write_model
@@ -293,7 +312,9 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
             if not _ends_epoch(state):
                 return  # stopped within it
             self._check_place()
-            write_model(model, tokenizer, checkpoints.epoch_folder(folder, math.ceil(state.epoch)), config.precision)
+            if place.is_last or state.global_step >= state.max_steps:
+                epoch = math.ceil(state.epoch)
+                write_model(model, tokenizer, checkpoints.epoch_folder(folder, epoch), config.precision)
             if state.global_step >= state.max_steps:
                 return  # Nothing is left to resume.
             if self._stopped or as_first_worker(self._pace.due):
@@ -305,6 +326,8 @@ def _keeper(folder: Path, tokenizer: Any, config: TrainingConfig, share: float, 
             if state.is_world_process_zero:
                 self._check_place()
                 epochs = math.ceil(state.epoch) if _ends_epoch(state) else math.floor(state.epoch)
+                if not place.is_last:
+                    epochs = 0  # None of those before the last leaves a model.
                 made = checkpoints.seal_checkpoint(path, step=state.global_step, epochs=epochs)
                 checkpoints.keep_only(folder, made)
                 on_step(state.global_step, state.max_steps)
