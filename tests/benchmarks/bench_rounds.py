@@ -1,9 +1,10 @@
 """Rounds and replay on the miniature, at equal samples and equal optimizer steps: does it pay to sample more often?
 
 Two iterations on three seeds of the `laptop` profile in each of three settings: the paper's, four rounds an iteration
-(`train.rounds = 4`), and three tenths of the pairs from the iteration before (`pair.replay_share = 0.3`). In all of them
-an iteration has 400 prompts, 8 outputs each, and 36 optimizer steps (9 in each of four rounds), in as many epochs as
-that takes. Prints the tables of docs/results.md. With a folder, runs are kept there and resumed: `python -m tests.benchmarks.bench_rounds [FOLDER] [SEED ...]`.
+(`train.rounds = 4`), and three tenths of the pairs from the iteration before (`pair.replay_share = 0.3`). In all
+of them an iteration has 400 prompts, 8 outputs each, and 36 optimizer steps (9 in each of four rounds), in as many
+epochs as that takes. Prints the tables of docs/results.md. With a folder, runs are kept there and resumed:
+`python -m tests.benchmarks.bench_rounds [FOLDER] [SEED ...]`.
 """
 
 import shutil

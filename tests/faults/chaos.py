@@ -27,7 +27,7 @@ from tests.faults.mock_run import (
     prepared,
 )
 
-PLANS = (Plan("verifier"), Plan("pairwise"))
+PLANS = (Plan("verifier"), Plan("pairwise"), Plan("verifier", rounds=2))
 Outcome = tuple[str, Broken]
 
 

@@ -20,14 +20,19 @@ from tests.faults.mock_run import FAULTS, STAGES
 from tests.sampling import dice, exhaustive
 
 ROOT = Path(__file__).parents[2]
+MORE = {
+    "synthesize": mock_run.Plan("pairwise", iterations=1, synthetic=True),
+    "replay": mock_run.Plan("verifier", iterations=2, rounds=2),
+}
+"""Stages that few runs have: where a model writes prompts, and where iterations have rounds and replayed pairs."""
 MATRIX = [
     (fault.name, stage)
     for fault in FAULTS
     if fault.everywhere
-    for stage in (*STAGES, "synthesize")
+    for stage in (*STAGES, *MORE)
     if (fault.name, stage) != ("the disk fails at a read", "report")  # what it reads are the files of others
 ]
-"""Every fault in every stage; `synthesize`, which has a model write prompts, in a run with it."""
+"""Every fault in every stage; those of `MORE` in runs that have them."""
 
 
 def drawn(matrix: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -83,11 +88,11 @@ def main(parent: Path) -> None:
     """Breaks a run for each fault in each stage; writes what became of them."""
     mock_run.make_seed(parent / "seed")
     loaded = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
-    written = mock_run.an_example(parent / "written", mock_run.Plan("pairwise", iterations=1, synthetic=True))
+    others = {stage: mock_run.an_example(parent / stage, plan) for stage, plan in MORE.items()}
     faults = {fault.name: fault for fault in FAULTS}
     found = {}
     for name, stage in CASES:
-        example = written if stage == "synthesize" else loaded
+        example = others.get(stage, loaded)
         with mock_run.folder_for_runs(parent) as folder:
             broken = mock_run.break_run(faults[name], random.Random(f"{name} {stage}"), folder, example, stage)
         found[f"{name}, {stage}"] = {

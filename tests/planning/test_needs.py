@@ -41,6 +41,13 @@ def test_checkpoints_grow_with_epochs_precision_and_iterations_and_existing_ones
     assert disk_needed(config, [3], parameters=10, written=999).checkpoints == 0
 
 
+def test_between_rounds_a_model_and_the_training_state_are_kept():
+    train = TrainConfig(epochs=3, precision="bfloat16", rounds=4)
+    needed = disk_needed(RunConfig(train=train), [1, 2], parameters=10)
+    assert needed.checkpoints == 2 * (3 * 2 + 3 * (2 + 12)) * 10
+    assert needed.rows == disk_needed(RunConfig(), [1, 2], parameters=10).rows
+
+
 def test_rows_grow_with_outputs_and_with_a_judge_that_explains():
     small = disk_needed(RunConfig(), [1], parameters=1).rows
     longer = RunConfig(sample=SampleConfig(k=8, max_new_tokens=256))

@@ -211,6 +211,24 @@ def test_amounts_are_those_of_the_paper():
     assert stages["test sample"].prompts == 6 * 805
 
 
+def test_rounds_start_engines_more_often_for_the_same_work():
+    one, four = (planned("llama3-8b-armorm", f"train.rounds={rounds}", to=2) for rounds in (1, 4))
+    for kind, times in {"sample": 4, "judge": 4, "train": 4, "validation sample": 1, "test sample": 1}.items():
+        before, after = (next(s for s in plan.stages if s.work.kind == kind) for plan in (one, four))
+        assert after.work.rounds == times * before.work.rounds, kind
+        assert after.work.expected == before.work.expected, kind
+        assert (after.starts > before.starts) is (times > 1), kind
+    assert four.seconds > one.seconds
+
+
+def test_replayed_pairs_are_trained_on_from_the_second_iteration_on():
+    plain, replayed = (
+        next(s.work for s in planned("laptop", f"pair.replay_share={share}", to=3).stages if s.work.kind == "train")
+        for share in (0, 0.2)
+    )
+    assert plain.prompts == 3 * 400 and replayed.prompts == 3 * 400 + 2 * 100
+
+
 def test_with_no_iterations_only_the_seed_is_measured():
     kinds = {stage.work.kind for stage in planned("laptop", to=0).stages}
     assert kinds == {"validation sample", "validation judge", "test sample", "test judge"}

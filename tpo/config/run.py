@@ -177,8 +177,8 @@ class RunConfig(Section):
             return self
         nearest = max(number for number in range(1, min(rounds, prompts) + 1) if prompts % number == 0)
         raise ValueError(
-            f"train.rounds is {rounds}, and data.per_iteration ({prompts}) is not a multiple of it, so rounds can't have "
-            f"equal numbers of prompts: set data.per_iteration to {-(-prompts // rounds) * rounds}, or "
+            f"train.rounds is {rounds}, and data.per_iteration ({prompts}) is not a multiple of it, so rounds can't "
+            f"have equal numbers of prompts: set data.per_iteration to {-(-prompts // rounds) * rounds}, or "
             f"train.rounds to {nearest}"
         )
 
