@@ -1,6 +1,6 @@
 """Claims about pairs of earlier iterations that are trained on again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,12 +8,19 @@ import pytest
 from tasks.replay import drawn, replayed_count, with_replay
 from tests.engines.training.test_resume import some_pairs
 from tests.rows import a_config
+from tests.without_prefect import without_prefect
 from tpo.config.judges import PairConfig
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Pair
 from tpo.storage.store import Stage, read_manifest, read_rows
 
 PAIRS = some_pairs(30)
+
+
+@pytest.fixture(autouse=True)
+def _stages_are_functions() -> Iterator[None]:
+    with without_prefect():
+        yield
 
 
 def kept(root: Path, name: str, rows: Sequence[Pair]) -> Artifact:

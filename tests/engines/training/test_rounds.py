@@ -110,7 +110,8 @@ def test_weights_of_a_bfloat16_training_are_not_rounded_between_rounds(tmp_path:
     name = "model.layers.0.mlp.up_proj.weight"
     seed, kept = load_file(SHIPPED_SEED_MODEL / "model.safetensors")[name].float(), state[f"weight {name}"]
     assert saved[name].dtype is torch.bfloat16 and kept.dtype is torch.float32
-    assert 0 < (kept - seed).abs().max() < 1e-5 < (saved[name].float() - kept).abs().max()
+    assert (kept != seed).float().mean() > 0.5
+    assert (saved[name] == seed.bfloat16()).float().mean() > 0.9, "a step this small isn't lost to rounding"
 
 
 @pytest.mark.slow
