@@ -9,7 +9,7 @@ A mixin for TRL's trainers; `dpo_trainer` and `sft_trainer` add their loss. Wher
 - Sharded weights are saved in shards, one per worker.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class ShareTrainer(Trainer):
         if self._place.of > 1:
             before = (self._place.number - 1) * num_training_steps
             # Plain functions, which a checkpoint doesn't hold: they follow from the config.
-            rates = [lambda step, rate=rate: rate(step + before) for rate in whole.lr_lambdas]
+            rates = [_later(rate, before) for rate in whole.lr_lambdas]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(whole.optimizer, rates)
         return self.lr_scheduler
 
@@ -194,3 +194,8 @@ class ShareTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
         for group, learning_rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = learning_rate  # The scheduler only sets it after a step.
+
+
+def _later(rate: Callable[[int], float], steps: int) -> Callable[[int], float]:
+    """A schedule from that many steps on."""
+    return lambda step: rate(step + steps)
