@@ -51,7 +51,7 @@ def save_state(model: "nn.Module", optimizer: "Optimizer", folder: Path, *, spre
     """Writes the trained weights and the optimizer's state; a collective call of all workers."""
     import safetensors.torch
 
-    as_first_worker(lambda: (remove(folder), make_folder(folder)))
+    as_first_worker(lambda: _make_empty(folder))
     if spread or rank() == 0:
         path = folder / _FILE.format(rank())
         safetensors.torch.save_file(dict(_tensors(model, optimizer)), path)
@@ -80,6 +80,11 @@ def load_moments(model: "nn.Module", optimizer: "Optimizer", folder: Path, *, sp
             optimizer.state[weight] = {
                 moment: as_spread(file.get_tensor(f"{moment} {name}"), weight) for moment in moments
             }
+
+
+def _make_empty(folder: Path) -> None:
+    remove(folder)
+    make_folder(folder)
 
 
 def _tensors(model: "nn.Module", optimizer: "Optimizer") -> "Iterator[tuple[str, Tensor]]":
