@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tpo.data.gsm8k import Annotation, GSM8KProblem, annotations, from_t5, is_right, read_row, to_t5
+from tests.gsm8k_annotations import Annotation, annotations, from_t5
+from tpo.data.gsm8k import GSM8KProblem, final_answer, read_row, to_t5
 
 
 def problems(file: Path) -> Iterator[tuple[int, GSM8KProblem | None, str]]:
@@ -42,7 +43,7 @@ def survives_t5(answer: str, problem: GSM8KProblem) -> bool:
     """Whether annotations and answer are the same after `to_t5` and `from_t5`, but for the whole numbers repeated."""
     before = [one for one in annotations(answer) if not (one.expression.isdigit() and one.result.isdigit())]
     back = from_t5(to_t5(answer))
-    return annotations(back) == before and is_right(back, problem.reference)
+    return annotations(back) == before and final_answer(back) == problem.reference
 
 
 def report(file: Path) -> None:
@@ -56,7 +57,7 @@ def report(file: Path) -> None:
         if problem is None:
             continue
         rows["read"] += 1
-        rows["right by their own answer"] += is_right(answer, problem.reference)
+        rows["right by their own answer"] += final_answer(answer) == problem.reference
         found = annotations(problem.rationale)
         rows["without annotations"] += not found
         rows["with all annotations whole"] += len(found) == answer.count("<<") == answer.count(">>")

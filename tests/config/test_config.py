@@ -150,7 +150,7 @@ def test_an_override_wins_whichever_of_the_names_either_has(tmp_path: Path, prof
 
 def test_an_old_key_next_to_the_new_one_is_refused(tmp_path: Path):
     told = refusal(tmp_path, text="[sample]\ntries = 2\nmax_attempts = 3")
-    assert "sample.tries is the old name of sample.max_attempts, and both are set" in told
+    assert "sample.tries is the old name of sample.max_attempts, but both are set" in told
 
 
 def test_a_note_is_printed_once_however_often_a_command_reads_the_profile(
@@ -259,7 +259,7 @@ def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: P
         ("base = 'mine.toml'\nname = 'a'", r'base is "mine\.toml", which is based on this one'),
         ("base = 'laptop'\nname = 'a'", r"base is 'laptop', expected the path of a profile from this folder"),
         ("base = 4\nname = 'a'", r"base is '?4'?, expected the path of a profile"),
-        ("base = 'other.toml'", r"has a base and no name, which would be the base's: give it one"),
+        ("base = 'other.toml'", r"has a base but no name, so it would get the base's name"),
     ],
 )
 def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
@@ -309,9 +309,9 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
         (["folder=s3://Bucket/a b"], "folder: expected a folder, or s3://bucket"),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='https://key@host/v1'}}"],
-            "judge.endpoint.base_url: the address holds a name or key before an @",
+            "judge.endpoint.base_url: the address has a user name or key before the @",
         ),
-        (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address holds a name or key"),
+        (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address has a user name or key"),
         (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
         (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
@@ -333,10 +333,10 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
         ),
         (["trainer.stall_seconds=1e300"], "trainer: stall_seconds is 1e+300, expected at most"),
         (["sample.k=1979-05-27"], 'sample.k: Input should be a valid integer (found "1979-05-27")'),
-        (["model.path=a\0b"], r"model.path holds the character '\x00'"),
+        (["model.path=a\0b"], r"model.path contains the character '\x00'"),
         (["model.path=\udcff"], "expected text in UTF-8"),
-        (["folder=~/runs"], "folder is ~/runs, and ~ is not replaced here: write the path out"),
-        (["judge=4"], "judge: expected a section with a key kind"),
+        (["folder=~/runs"], "folder is ~/runs, but ~ isn't expanded here: write the path out"),
+        (["judge=4"], "judge: expected a section whose key kind"),
         (["judge.answer_pattern=(a{99999999999})"], "answer_pattern is not a regular expression"),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://127.0.0.1:99999/v1'}}"],
@@ -344,7 +344,7 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
         ),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://'}}"],
-            "judge.endpoint.base_url: 'http://' is no address: expected one such as http://localhost:8000",
+            "judge.endpoint.base_url: 'http://' isn't an address: expected one such as http://localhost:8000",
         ),
     ],
 )
@@ -355,18 +355,18 @@ def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Pat
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' is no address"),
+        ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' isn't an address"),
         ("http://127.0.0.1:x/v1", "Port could not be cast to integer value as 'x'"),
-        ("http://::1:8000/v1", "an IPv6 address stands in brackets, http://[::1]:8000/v1"),
-        ("http://[::1:8000/v1", "an IPv6 address stands in brackets"),
+        ("http://::1:8000/v1", "an IPv6 address goes in brackets, http://[::1]:8000/v1"),
+        ("http://[::1:8000/v1", "an IPv6 address goes in brackets"),
         ("http:///v1", "expected one such as http://localhost:8000"),
-        ("http://local host:8000/v1", "holds white space"),
-        ("http://localhost:8000/v1 ", "holds white space"),
+        ("http://local host:8000/v1", "contains white space"),
+        ("http://localhost:8000/v1 ", "contains white space"),
         ("localhost:8000/v1", "String should match pattern"),
         ("ftp://localhost/v1", "String should match pattern"),
-        ("http://h:8000/v1/chat/completions", "goes on beyond the server's base: leave it at 'http://h:8000/v1'"),
-        ("http://h:8000/v1/chat/completions/", "leave it at 'http://h:8000/v1'"),
-        ("http://h:8000/v1/models", "leave it at 'http://h:8000/v1'"),
+        ("http://h:8000/v1/chat/completions", "is longer than the server's base URL: shorten it to 'http://h:8000/v1'"),
+        ("http://h:8000/v1/chat/completions/", "shorten it to 'http://h:8000/v1'"),
+        ("http://h:8000/v1/models", "shorten it to 'http://h:8000/v1'"),
     ],
 )
 def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
@@ -418,7 +418,7 @@ def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
     [
         ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
         ('{"seed": ' + "9" * 5000 + "}", "is not readable JSON: Exceeds the limit"),
-        ("[1]", "holds one JSON value, expected sections and keys"),
+        ("[1]", "is a single JSON value, expected sections and keys"),
         ('{"name": "\\ud800"}', "expected text in UTF-8"),
         (" " * 2**21, "has more than 1,048,576 bytes"),
     ],
@@ -495,8 +495,8 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ({"instruction_ids_column": "ids"}, "instruction_ids_column is set and kwargs_column isn't"),
-        ({"kwargs_column": "kwargs"}, "kwargs_column is set and instruction_ids_column isn't"),
+        ({"instruction_ids_column": "ids"}, "instruction_ids_column is set but kwargs_column isn't"),
+        ({"kwargs_column": "kwargs"}, "kwargs_column is set but instruction_ids_column isn't"),
     ],
 )
 def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
@@ -507,7 +507,7 @@ def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
 @pytest.mark.parametrize(
     ("synthetic", "told"),
     [
-        ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set and model is not"),
+        ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set but model isn't"),
         ({"pool": 5}, "pool is 5, fewer than the 8 examples"),
         ({"temperature": 0}, "temperature"),
         ({}, "judge.kind is verifier, which needs references or verifiable instructions"),

@@ -229,10 +229,10 @@ def test_a_section_with_an_old_name_is_read_as_a_recipe_with_a_note(
 @pytest.mark.parametrize(
     ("profile", "told"),
     [
-        ("[thinkpo]\n[self_train]", r"\[thinkpo\] and \[self_train\] are there, and a run has one recipe"),
-        ("[recipe]\nkind = 'tpo'\n[sft]", r"\[sft\] and \[recipe\] are there.* as \[recipe\.sft\]"),
-        ("[recipe]\nkind = 'thinkpo'\n[thinkpo]", r"\[thinkpo\] and \[recipe\] are there"),
-        ("[sft]", "recipe: expected a section with a key kind"),
+        ("[thinkpo]\n[self_train]", r"\[thinkpo\] and \[self_train\] are both set, but a run has one recipe"),
+        ("[recipe]\nkind = 'tpo'\n[sft]", r"\[sft\] and \[recipe\] are both set.* as \[recipe\.sft\]"),
+        ("[recipe]\nkind = 'thinkpo'\n[thinkpo]", r"\[thinkpo\] and \[recipe\] are both set"),
+        ("[sft]", "recipe: expected a section whose key kind"),
         ("thinkpo = 4\n[sft]", "recipe: Input should be a valid dictionary"),
     ],
 )

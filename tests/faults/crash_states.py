@@ -461,7 +461,7 @@ def table(explored: Mapping[str, Explored], goals: Mapping[str, frozenset[str]])
         numbers = [one.operations, len(one.found), complete, len(one.found) - complete, one.again]
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(name, numbers))
-    return "\n".join([*lines, _line("in all", totals)])
+    return "\n".join([*lines, _line("total", totals)])
 
 
 def _line(name: str, numbers: Sequence[int]) -> str:

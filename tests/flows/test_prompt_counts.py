@@ -99,7 +99,7 @@ def test_all_prompts_are_those_that_the_test_set_leaves(tmp_path: Path, recipe: 
             {"data": {"per_iteration": "all", "source": {"kind": "file", "path": "a.jsonl"}}},
             "each iteration takes fresh",
         ),
-        ({"data": {"per_iteration": "all"}, "recipe": {"kind": "thinkpo", "sft": {}}}, "the miniature has no end"),
+        ({"data": {"per_iteration": "all"}, "recipe": {"kind": "thinkpo", "sft": {}}}, "the miniature is unlimited"),
         ({"data": {"per_iteration": "all", "synthetic": {}}}, "a model writes the prompts"),
     ],
 )

@@ -311,7 +311,7 @@ SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
         (
             "llama3-8b-armorm",
             ["cluster.gpus=4"],
-            r"^engine needs 8 GPUs, but there are 4 \(as \[cluster\] describes",
+            r"^engine needs 8 GPUs, but there are 4 \(as described in \[cluster\]",
         ),
         ("llama3-8b-armorm", ["trainer.strategy=ddp"], r"^train needs 155.0 GiB of a GPU.*: set trainer.strategy = "),
         ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], r"^judge needs .*: raise judge_engine.tensor_parallel"),
@@ -388,9 +388,9 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
     ("name", "disk_gib", "fits", "last"),
     [
         ("laptop", 0.01, False, "or lower --to (ITER) or train.epochs"),
-        ("laptop", 0.08, True, "It may not fit: up to 85.0 MiB are written, and the disk has 81.9 MiB."),
+        ("laptop", 0.08, True, "It may not fit: it writes up to 85.0 MiB, but the disk has 81.9 MiB free."),
         ("laptop", 10, True, "It fits."),
-        ("llama3-8b-armorm", 10, True, "which this machine does not have (10.0 GiB): It fits."),
+        ("llama3-8b-armorm", 10, True, "GiB free (this machine's has 10.0 GiB): It fits."),
         ("llama3-8b-armorm", 10_000, True, "It fits."),
     ],
 )
@@ -414,7 +414,7 @@ def test_past_spending_is_listed_separately(tmp_path: Path, capsys: pytest.Captu
     plan = plan_run(config, 3)
     print_plan(plan)
     assert [line.tokens_out for line in plan.spent] == [12_345, 12_345]
-    assert "What it has spent already" in capsys.readouterr().out
+    assert "Spent so far" in capsys.readouterr().out
 
 
 def test_a_run_on_any_model_folder_is_planned_from_its_config_json(tmp_path: Path):

@@ -103,7 +103,7 @@ def page_of(*rows: ModelRow, examples: Sequence[Example] = (), config: Mapping[s
 
 def test_spending_is_shown_and_left_out_if_there_was_none():
     line = Spending("sample", 400, 3200, 12_100, 84_793, 125.0, 0.0, 250.0, 0.0)
-    total = Spending("in all", 400, 3200, 12_100, 84_793, 7325.0, 58_600.0, 250.0, 31.5)
+    total = Spending("total", 400, 3200, 12_100, 84_793, 7325.0, 58_600.0, 250.0, 31.5)
     summary = summary_of(*FULL)
     page = render_report(summary, config={}, epochs={}, margins={}, standings={}, examples=[], spent=[line, total])
     assert 'data-spent="sample"' in page

@@ -128,7 +128,7 @@ def find_model(folder: Path) -> Model:
     if (folder / "config.json").is_file():
         return Model(folder.name, _read_shape(folder), "config.json", True)
     if (shape := PUBLISHED.get(folder.name)) is not None:
-        return Model(folder.name, shape, "its published shape, for the folder is not there yet", False)
+        return Model(folder.name, shape, "published shape: the folder isn't there yet", False)
     if folder.name in ENCODER_DECODERS:
         raise InputError(f"{folder} {NO_DECODER}")
     raise InputError(
