@@ -67,7 +67,7 @@ class StepForm(Form):
     """The form of a trigger that takes the run one iteration further, or resumes the interrupted one."""
 
     iterations: int = Field(1, ge=1, description="How many iterations this trigger adds at most.")
-    last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it stands, triggers do nothing.")
+    last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it exists, triggers do nothing.")
 
     def goal(self, config: RunConfig) -> int:
         """T of the next model; the run's files are checked before they are read."""
@@ -93,9 +93,9 @@ def deployed(recipe: Recipe) -> Flow[..., State[Any]]:
     if recipe.ablation is None:
         del asked["ablation"]
     known = {"model": recipe.model, "ablation": recipe.ablation and recipe.ablation.help}
-    told = {name: (form.model_fields[name].description or "").format_map(known) for name in asked}
+    meanings = {name: (form.model_fields[name].description or "").format_map(known) for name in asked}
     goal = "one iteration further; resumes the one that was interrupted" if recipe.stepwise else "to its end"
-    fields = [f"    {name}: {text}" for name, text in told.items()]
+    fields = [f"    {name}: {text}" for name, text in meanings.items()]
     trigger.__doc__ = "\n".join([f"Brings a run of `tpo {recipe.name}` {goal}.", "", "Args:", *fields])
     trigger.__name__ = trigger.__qualname__ = recipe.trigger.replace("-", "_")
     signature = inspect.Signature(list(asked.values()), return_annotation=State)

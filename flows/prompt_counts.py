@@ -108,16 +108,16 @@ def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequ
         else f"{each.name} {'all the rest' if each.count is None else f'{each.count:,}'}"
         for each in sets
     ]
-    told = (
-        f"{path} has {there:,} different prompt{'' if there == 1 else 's'}, and the run takes more: {' + '.join(asked)}"
+    fault = (
+        f"{path} has {there:,} different prompt{'' if there == 1 else 's'}, but the run takes more: {' + '.join(asked)}"
     )
     left = there - fixed
     if left < 1 or all(each.name != "data.per_iteration" for each in sets):
-        return f"{told}: add rows, lower these, or give validation and test files of their own"
+        return f"{fault}: add rows, lower these, or give validation and test their own files"
     if one_set:
-        return f'{told}: set data.per_iteration to "all", or to {left:,} at most, or add rows'
+        return f'{fault}: set data.per_iteration to "all", or to {left:,} at most, or add rows'
     each = left // max(1, iterations)
     fewer = f"to {each:,} at most, " if each else ""
     steps = left // config.data.count
     stop = f"--to (ITER) to {steps:,} at most, " if 0 < steps < iterations else ""
-    return f"{told}: lower data.per_iteration {fewer}{'or ' if fewer and stop else ''}{stop}or add rows"
+    return f"{fault}: lower data.per_iteration {fewer}{'or ' if fewer and stop else ''}{stop}or add rows"

@@ -31,7 +31,7 @@ from tpo.storage.store import folder_artifact
 SHARD_COMPARISONS = 512
 """Approximate number of comparisons handed to an engine at a time; more if a group has more."""
 PUBLISHED_NEW_TOKENS = 2048
-"""Longest judgment of the Self-Taught Evaluator, in tokens."""
+"""Maximum length of the Self-Taught Evaluator's judgments, in tokens."""
 TEXTS_HELD = 4096
 """Number of texts whose tokens are cached, for each slot of a comparison."""
 LABEL_TOKENS = 8
@@ -109,9 +109,9 @@ class ServerAsker:
         return self._client.ask(list(map(self._chat, comparisons)), self._decoding, spent=self._spent)
 
     def check(self) -> Iterator[str]:
-        """Asks for one verdict as the judge will ask; a line if it can't be read.
+        """Asks for one verdict as the judge will ask; yields a line if it can't be read.
 
-        Raises `InputError` if the server doesn't answer, or answers with what no other comparison would mend.
+        Raises `InputError` if the server doesn't answer, or its answer shows a fault that all comparisons would have.
         """
         reply = self._client.check(self._chat(PLAIN), self._decoding)
         cause = cause_of(reply, self._config)
@@ -186,9 +186,9 @@ def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
 
 
 def shards_of(comparisons: Sequence[ResponsePair], positions: Sequence[int], engines: int = 1) -> list[list[int]]:
-    """Positions of comparisons in shards of comparable size, none of which ends within those of one instruction.
+    """Divides the positions of comparisons into shards of similar size, without splitting an instruction's comparisons.
 
-    As many as keep each of `engines` busy alike, and none much larger than `SHARD_COMPARISONS`.
+    The number of shards keeps all `engines` equally busy, with none much larger than `SHARD_COMPARISONS`.
     """
     groups = [list(group) for _, group in itertools.groupby(positions, key=lambda i: comparisons[i].instruction)]
     count = min(len(groups), engines * -(-len(positions) // (engines * SHARD_COMPARISONS)))

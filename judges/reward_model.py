@@ -154,7 +154,7 @@ class ChatJudge(ABC):
     @staticmethod
     @abstractmethod
     def _loader() -> Load:
-        """What loads the model where it runs."""
+        """The function that loads the model in its own process."""
 
     @staticmethod
     @abstractmethod

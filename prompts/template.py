@@ -20,7 +20,7 @@ def shipped_template(name: str) -> str:
 def read_template(path: Path, kind: str) -> str:
     """The source of a user's template; raises `InputError`, which names its `kind`, if the file can't be read."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{kind} template {path} cannot be read: it is no file")
+        raise InputError(f"{kind} template {path} cannot be read: it isn't a file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -101,8 +101,8 @@ class _Writing:
         pool = example_pool(read_source(config, folder), taken=taken, most=settings.pool)
         if len(pool) < settings.shots:
             raise InputError(
-                f"{folder}: {len(pool)} instructions of data.source can be examples, beside those that validation and "
-                f"test have taken; expected data.synthetic.shots = {settings.shots} or more: add some, or lower it"
+                f"{folder}: {len(pool)} instructions of data.source can be examples, without those that validation and "
+                f"test take; expected data.synthetic.shots = {settings.shots} or more: add some, or lower it"
             )
         prompt = load_instruction_prompt(settings.template)
         return cls(settings, folder, config.seed, generator_model(config, seed), pool, prompt)

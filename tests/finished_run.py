@@ -1,4 +1,4 @@
-"""A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
+"""A run folder as the flow leaves it, made without an engine: every stage is committed, with meaningless content."""
 
 from tasks.handles import (
     Candidate,
@@ -29,7 +29,7 @@ from tpo.storage.store import Stage
 
 
 def finish(config: RunConfig, iterations: int) -> None:
-    """Every stage and the summary of a run that has reached M_T, T = `iterations`."""
+    """Makes every stage and the summary of a run that has reached M_T, T = `iterations`."""
     seed = seed_model(config)
     validation = _rows(prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = _rows(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))

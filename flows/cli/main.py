@@ -142,7 +142,7 @@ def add_recipe(commands: Commands, recipe: Recipe) -> None:
 
 
 def _add_plan(commands: Commands) -> None:
-    plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
+    plan = commands.add_parser("plan", help="what a run will need, take and cost; runs nothing")
     _add_to(plan)
     _add_run_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
@@ -236,8 +236,8 @@ def _add_to(command: argparse.ArgumentParser) -> None:
 
 
 def _add_set(command: argparse.ArgumentParser, example: str = "sample.k=4") -> None:
-    told = f"override, for example {example}"
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=told)
+    about = f"override, for example {example}"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
 
 
 MAX_ITERATIONS = 1_000_000
@@ -333,7 +333,9 @@ def _fetch(options: argparse.Namespace) -> int:
     model = _config(options).model
     fetch_model(model)
     if not model.folder.is_dir():
-        raise InputError(f"there is no folder {model.path}, and the profile does not say where from: set model.hub_id")
+        raise InputError(
+            f"there is no folder {model.path}, and the profile doesn't say where to get it: set model.hub_id"
+        )
     print(f"the seed model is there: {model.path}")
     return 0
 

@@ -79,7 +79,7 @@ def fault(goals: Sequence[str], variables: Iterable[str]) -> str | None:
 
 
 def options(target: str, variables: Mapping[str, str]) -> list[str]:
-    """The options of `tpo <target>` that variables stand for; those that are empty are left out."""
+    """The options of `tpo <target>` that the variables translate to; empty ones are left out."""
     words = [variables.get(name, "") for name in ARGUMENTS.get(target, ())]
     for name in READS.get(target, ()):
         value = variables.get(name)

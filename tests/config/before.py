@@ -1,4 +1,4 @@
-"""A config as the code before kept it in `config.json`: with the old names of keys, and a section for each recipe."""
+"""A config as earlier code wrote it to `config.json`: with the old names of keys, and a section for each recipe."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ NEWER: dict[type[BaseModel], set[str]] = {
     ModelConfig: {"chat_template_options", "thinking"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }
-"""Fields that did not exist then."""
+"""Fields that didn't exist then."""
 
 
 def as_before(config: RunConfig) -> dict[str, Any]:
-    """The values of that `config.json`; raises `AssertionError` if a newer field hasn't its default."""
+    """The values of that `config.json`; raises `AssertionError` if a newer field doesn't have its default."""
     recipe = config.recipe
     values = _named_as_before(config.model_copy(update={"recipe": Tpo()}))
     del values["recipe"], values["storage"]["cache"]

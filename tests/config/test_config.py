@@ -1,4 +1,4 @@
-"""Claims about profiles and overrides, and about what they may load."""
+"""Claims about profiles and overrides, and about what they may import."""
 
 import contextlib
 import re
@@ -121,7 +121,7 @@ OLD_KEYS = [
         "write recipe.source.short_sample.max_attempts",
     ),
 ]
-"""A profile with an old key, the override that says the same today, and the note (sections: `test_runs_before.py`)."""
+"""A profile with an old key, the override that means the same today, and the note (sections: `test_runs_before.py`)."""
 
 
 @pytest.mark.parametrize(("profile", "today", "told"), OLD_KEYS)
@@ -144,7 +144,7 @@ def test_every_old_key_has_a_line_in_the_table():
     ("profile", "override"),
     [("[sample]\nmax_attempts = 2", "sample.tries=3"), ("[sample]\ntries = 2", "sample.max_attempts=3")],
 )
-def test_an_override_wins_whichever_of_the_names_either_has(tmp_path: Path, profile: str, override: str):
+def test_an_override_wins_with_an_old_name_or_a_new_one(tmp_path: Path, profile: str, override: str):
     assert load_config(a_profile(tmp_path, profile), [override]).sample.max_attempts == 3
 
 
@@ -174,7 +174,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
 
 
 def layered(folder: Path, **texts: str) -> Path:
-    """Profiles of these names, each based on the one after it; the first of them."""
+    """Writes profiles with these names, each based on the one after it; returns the first."""
     (folder / "base").mkdir(exist_ok=True)
     names = list(texts)
     for i, (name, text) in enumerate(texts.items()):
@@ -184,7 +184,7 @@ def layered(folder: Path, **texts: str) -> Path:
     return folder / f"{names[0]}.toml"
 
 
-def test_a_profile_has_the_values_of_its_bases_but_for_those_that_it_sets(tmp_path: Path):
+def test_a_profile_has_its_bases_values_except_those_that_it_sets(tmp_path: Path):
     path = layered(
         tmp_path,
         mine="name = 'mine'\n[sample]\nk = 3",
@@ -198,7 +198,7 @@ def test_a_profile_has_the_values_of_its_bases_but_for_those_that_it_sets(tmp_pa
     assert load_config(path, ["sample.temperature=0.9"]).sample.temperature == 0.9
 
 
-def test_a_section_of_another_kind_takes_nothing_of_its_base(tmp_path: Path):
+def test_a_section_of_another_kind_inherits_nothing_from_its_base(tmp_path: Path):
     path = layered(
         tmp_path,
         mine="name = 'mine'\n[data.source]\nkind = 'file'\npath = 'a.jsonl'",
@@ -239,9 +239,7 @@ def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: P
         ),
     ],
 )
-def test_a_wrong_value_is_told_with_the_file_that_it_is_from(
-    tmp_path: Path, mine: str, base: str, overrides: list[str], told: str
-):
+def test_a_wrong_value_is_reported_with_its_file(tmp_path: Path, mine: str, base: str, overrides: list[str], told: str):
     path = layered(tmp_path, mine=f"name = 'mine'\n{mine}", below=base)
     with pytest.raises(InputError) as refused:
         load_config(path, overrides)
@@ -262,7 +260,7 @@ def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: P
         ("base = 'other.toml'", r"has a base but no name, so it would get the base's name"),
     ],
 )
-def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
+def test_an_invalid_base_is_refused(tmp_path: Path, text: str, told: str):
     (tmp_path / "other.toml").write_text("name = 'other'")
     with pytest.raises(InputError, match=told):
         load_config(a_profile(tmp_path, text))
@@ -369,7 +367,7 @@ def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Pat
         ("http://h:8000/v1/models", "shorten it to 'http://h:8000/v1'"),
     ],
 )
-def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
+def test_an_invalid_address_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
     for section in ("judge={kind='pairwise', ", "data.synthetic={"):
         override = f"{section}model='m', endpoint={{base_url='{url}'}}}}"
         assert told in refusal(tmp_path, override, text='name = "mine"\n')
@@ -378,16 +376,16 @@ def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Pat
 @pytest.mark.parametrize(
     "url", ["http://[::1]:8000/v1", "https://api.openai.com/v1/", "http://localhost", "http://h:1/v1"]
 )
-def test_an_address_that_is_one_is_taken(url: str):
+def test_a_valid_address_is_accepted(url: str):
     assert Endpoint(base_url=url).base_url == url
 
 
-def test_every_fault_of_a_profile_is_told_at_once(tmp_path: Path):
+def test_all_faults_of_a_profile_are_reported_at_once(tmp_path: Path):
     told = refusal(tmp_path, "sample.kk=4", "pair.min_margin=-1")
     assert "sample.kk" in told and "pair.min_margin" in told
 
 
-def test_a_profile_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path):
+def test_a_missing_profile_is_refused_with_a_list_of_those_that_exist(tmp_path: Path):
     a_profile(tmp_path)
     with pytest.raises(InputError, match=r"no profile .*labtop\.toml; profiles in .*: mine"):
         load_config(tmp_path / "labtop.toml")
@@ -424,7 +422,7 @@ def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
     ],
     ids=["deep", "5,000 digits", "a list", "half a character", "huge"],
 )
-def test_a_config_that_no_run_has_kept_is_refused(tmp_path: Path, content: str, told: str):
+def test_a_damaged_config_json_is_refused(tmp_path: Path, content: str, told: str):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InputError) as refused:
@@ -444,12 +442,12 @@ def test_a_profile_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path):
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_no_override_breaks_the_reading_of_overrides(key: str, value: str):
+def test_no_override_crashes_the_parser(key: str, value: str):
     with contextlib.suppress(InputError):
         load_config(PROFILES[0], [f"{key}={value}"])
 
 
-def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
+def test_a_run_in_a_bucket_has_its_own_working_copy(tmp_path: Path):
     configs = [
         load_config(a_profile(tmp_path), [f"folder={url}"]) for url in ("s3://one/a", "s3://one/b", "s3://two/a")
     ]
@@ -462,7 +460,7 @@ def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
     assert all(RunConfig.model_validate_json(config.model_dump_json()) == config for config in configs)
 
 
-def test_the_seeds_of_two_tries_are_further_apart_than_any_k():
+def test_the_seeds_of_two_attempts_are_further_apart_than_any_k():
     (upper,) = (limit.le for limit in type(RunConfig().sample).model_fields["k"].metadata if hasattr(limit, "le"))
     assert upper < SEED_STRIDE
 

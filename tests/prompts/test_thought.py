@@ -250,10 +250,10 @@ def test_a_users_template_replaces_the_wording_and_keeps_the_markers(tmp_path: P
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("Write <R>.", "hold the instruction 0 times"),
-        ("<R> {{ instruction }} {{ instruction }}", "hold the instruction 2 times"),
-        ("<R> {{ instruction | upper }}", "hold the instruction 0 times"),
-        ("<R> {{ instruction | e }}", "hold the instruction 0 times"),
+        ("Write <R>.", "contain the instruction 0 times"),
+        ("<R> {{ instruction }} {{ instruction }}", "contain the instruction 2 times"),
+        ("<R> {{ instruction | upper }}", "contain the instruction 0 times"),
+        ("<R> {{ instruction | e }}", "contain the instruction 0 times"),
         ("Answer: {{ instruction }}", "never mention the response marker '<R>'"),
         ("<R> {{ instruction", "does not render"),
         ("<R> {{ instruction }} {{ nonsense }}", "does not render"),
@@ -281,7 +281,7 @@ def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path):
 
 def test_a_pipe_is_no_template(tmp_path: Path):
     os.mkfifo(tmp_path / "mine.jinja")
-    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it is no file"):
+    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a file"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 

@@ -1,4 +1,4 @@
-"""Claims about the ledger: what was spent is counted once, however a run was broken; a cap says how to go on."""
+"""Claims about the ledger: spending is counted once, however a run was interrupted; a cap says how to continue."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Claims about which prompts a set takes: fresh ones, in the seed's order, and every other counted."""
+"""Claims about which prompts a set takes: fresh ones, in the seed's order, with every other one counted."""
 
 import json
 from collections.abc import Sequence

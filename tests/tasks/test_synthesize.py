@@ -1,4 +1,4 @@
-"""Claims about prompts that a model writes: fresh ones alone are taken, every other is counted, nothing is lost."""
+"""Claims about prompts that a model writes: only fresh ones are taken, every other one is counted, nothing is lost."""
 
 import contextlib
 import json

@@ -52,7 +52,7 @@ def test_a_candidate_that_was_scored_on_far_fewer_prompts_than_another_is_not_ch
 
 
 def test_nothing_is_chosen_if_nothing_was_scored():
-    with pytest.raises(StageError, match="scored none of the answers"):
+    with pytest.raises(StageError, match="scored no answer"):
         choose([Standing(0, None, 1.0, parsed=5), Standing(1, None, 1.0)], 0.9)
 
 
