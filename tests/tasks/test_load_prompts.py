@@ -29,7 +29,7 @@ def ids_of(*instructions: str) -> set[str]:
 
 def chosen(*instructions: str, **changes: Any) -> tuple[list[str], RowCounts]:
     settings: dict[str, Any] = {"count": 2, "used": set(), "foreign": set(), "refuse_foreign": False, "name": "iter_1"}
-    settings["unfit"] = lambda text: "too_long" if len(text) >= 10 else None
+    settings["unfit"] = lambda prompt: "too_long" if len(prompt.instruction) >= 10 else None
     prompts, account = choose_prompts(prompts_of(*instructions), **(settings | changes))
     return [prompt.instruction for prompt in prompts], account
 
@@ -124,7 +124,7 @@ def test_sets_are_disjoint_and_accounts_add_up(texts: list[str], used: set[str],
 def of_source(folder: Path, name: str, *, seed: int = 0, **source: Any) -> Sequence[str]:
     data = DataConfig(source=FileSource(path=folder / "prompts.jsonl", **source))
     config = a_config(folder, data=data, seed=seed)
-    return [prompt.instruction for prompt in read_source(config, name)]
+    return [prompt.instruction for prompt in read_source(config, name) if isinstance(prompt, Prompt)]
 
 
 def test_all_sets_of_one_file_draw_from_it_in_one_order_of_the_seeds(tmp_path: Path):
