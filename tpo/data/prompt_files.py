@@ -85,7 +85,7 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     if texts and all(map(is_written_as_text, texts)):
         raise InputError(
             f"{path} holds conversations as text in column {source.instruction_column!r}, expected lists of turns: "
-            "write it as .jsonl or .parquet, where a column can hold lists"
+            "write each as a list, in a file of a kind that has lists (.jsonl or .parquet)"
         )
     return rows
 
