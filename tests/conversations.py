@@ -63,9 +63,7 @@ SHAPES = {
         },
         EARLIER,
     ),
-    "Tulu 3": Shape(
-        "messages", {"id": "t1", "messages": [_said("system", SYSTEM), *_CHAT], "source": "ai2"}, ADVISED
-    ),
+    "Tulu 3": Shape("messages", {"id": "t1", "messages": [_said("system", SYSTEM), *_CHAT], "source": "ai2"}, ADVISED),
     "LMSYS-Chat-1M": Shape(
         "conversation",
         {

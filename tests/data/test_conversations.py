@@ -119,7 +119,9 @@ def test_a_file_without_any_usable_conversation_is_rejected_with_the_reasons(tmp
         check_prompt_file(source, source.path)
 
 
-@pytest.mark.parametrize("text", [json.dumps(turns("u:Hi")), str(turns("u:Hi")), ' [\n {"from": "human", "value": ""}]'])
+@pytest.mark.parametrize(
+    "text", [json.dumps(turns("u:Hi")), str(turns("u:Hi")), ' [\n {"from": "human", "value": ""}]']
+)
 def test_a_table_of_conversations_as_text_is_rejected_and_a_text_that_looks_like_one_stays_text(
     tmp_path: Path, text: str
 ):
