@@ -31,7 +31,7 @@ class FileSource(Section):
     test_path: Path | None = None
     """A file of test prompts, or None to set some of `path` aside."""
     instruction_column: str = "instruction"
-    """Column that holds the instruction."""
+    """Column that holds the instruction: text, or a conversation whose last user turn it is (docs/configuration.md)."""
     reference_column: str | None = None
     """Column that holds the right answer, where there is one."""
     category_column: str | None = None

@@ -26,7 +26,7 @@ class PairFile(Section):
     path: Path
     """A file, a folder of files, or a dataset, as prompts may come from."""
     instruction_column: str = "instruction"
-    """Column of what is asked: text, or a chat whose last user turn it is."""
+    """Column of what is asked: text, or a conversation whose last user turn it is."""
     chosen_column: str = "chosen"
     """Column of the long outputs: text, a message, or a chat whose last turn it is."""
     rejected_column: str = "rejected"
