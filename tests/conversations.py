@@ -29,7 +29,7 @@ class Shape:
     """The turns before the last user turn, `LAST`."""
 
 
-def _said(role: str, content: str, **others: Any) -> dict[str, Any]:
+def _said(role: str, content: object, **others: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **others}
 
 

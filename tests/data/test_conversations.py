@@ -50,7 +50,11 @@ def test_a_dataset_saved_to_disk_holds_conversations(tmp_path: Path):
 
 
 def test_texts_and_conversations_may_be_in_one_column(tmp_path: Path):
-    rows = [{"prompt": "Why?"}, {"prompt": turns("u:Why?")}, {"prompt": turns("u:Why?", "a:So.", "u:Oh?")}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Why?"},
+        {"prompt": turns("u:Why?")},
+        {"prompt": turns("u:Why?", "a:So.", "u:Oh?")},
+    ]
     found = read(write_rows(tmp_path / "rows.jsonl", rows), "prompt")
     assert [row.instruction for row in found] == ["Why?", "Why?", "Oh?"]
     assert [row.history is None for row in found] == [True, True, False]
@@ -113,7 +117,7 @@ def test_damaged_turns_are_rejected_by_row_and_turn(tmp_path: Path, name: str):
 
 
 def test_a_file_without_any_usable_conversation_is_rejected_with_the_reasons(tmp_path: Path):
-    rows = [{"messages": turns("u:Hi", "t:{}")}, {"messages": []}, {"messages": []}]
+    rows: list[dict[str, Any]] = [{"messages": turns("u:Hi", "t:{}")}, {"messages": []}, {"messages": []}]
     source = FileSource(path=write_rows(tmp_path / "rows.jsonl", rows), instruction_column="messages")
     with pytest.raises(InputError, match=r"no conversation in column 'messages'.* \(2 no_user_turn, 1 tool_turn\)"):
         check_prompt_file(source, source.path)

@@ -49,9 +49,7 @@ def test_every_form_gives_the_same_row(tmp_path: Path, form: str, kind: str):
 
 
 def test_what_was_said_before_stays_before_the_instruction_and_a_system_turn_is_left_out(tmp_path: Path):
-    asked = [
-        turn | {} for turn in (*ADVISED, {"role": "user", "content": ASKED}, {"role": "assistant", "content": "2"})
-    ]
+    asked = [*ADVISED, {"role": "user", "content": ASKED}, {"role": "assistant", "content": "2"}]
     source = write(tmp_path / "pairs.jsonl", [{"instruction": asked, "chosen": LONG, "rejected": SHORT}])
     assert read_pair_rows(source) == [PairRow(ASKED, LONG, SHORT, write_turns(EARLIER))]
 

@@ -72,8 +72,6 @@ def test_all_shapes_are_asked_and_judged_with_what_was_said_before(run: Path):
     parsed = {sample.prompt_id for sample in samples if sample.parse_error is None}
     assert {judgment.prompt_id for judgment in judged if judgment.outcome is not None} == parsed
     assert any(prompts[prompt_id].history for prompt_id in parsed)
-    compared = read_rows(artifact(run / "iter_1/test/judgments"), Judgment)
-    assert any(judgment.outcome is not None for judgment in compared)
 
 
 def test_pairs_of_conversations_train_a_model_and_are_on_the_page(run: Path):

@@ -67,7 +67,7 @@ class Overhearing:
 
     def ask(self, comparisons: Sequence[ResponsePair]) -> Iterable[tuple[int, Reply]]:
         self.asked += comparisons
-        return [(i, Reply("[[A]]", True, None, 1, 1)) for i in range(len(comparisons))]
+        return [(i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons))]
 
 
 def a_conversation(earlier: Sequence[Message], asked: str = LAST) -> Prompt:

@@ -195,7 +195,9 @@ def on_conversations(folder: Path, rows: Sequence[dict[str, Any]], **changes: An
 def test_what_cannot_be_a_prompt_is_counted_by_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tool = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "{}"}]
     rows = [SHAPES["Tulu 3"].row, *({"messages": broken} for broken in (tool, tool, [], tool[1:]))]
-    config = on_conversations(tmp_path, rows, per_iteration="all")
+    config = on_conversations(tmp_path, rows)
+    data = config.data.model_copy(update={"per_iteration": "all"})
+    config = config.model_copy(update={"data": data})
     artifact = load_prompts.fn(config, "iter_1/prompts", folder_artifact(SHIPPED_SEED_MODEL), [])
     (prompt,) = read_rows(artifact, Prompt)
     assert (prompt.instruction, prompt.earlier) == (LAST, ADVISED)

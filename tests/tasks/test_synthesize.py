@@ -135,7 +135,7 @@ def test_examples_are_distinct_can_be_shown_and_were_not_taken():
 
 def test_a_conversation_is_no_example():
     history = write_turns([Message(role="user", content="Hi"), Message(role="assistant", content="Ho")])
-    source = [
+    source: list[Prompt | Unusable] = [
         Unusable.TOOL_TURN,
         make_prompt("a", None, None, None, history=history),
         make_prompt("b", None, None, None),
