@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from flows.conversations import check_conversations
 from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.askers import ServerAsker
 from judges.reward_model import check_reward_folder
@@ -120,7 +121,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     check_training(config.model.folder, config.train, config.trainer)
     if config.sft is not None:
         check_training(config.model.folder, config.sft, config.trainer, section="recipe.sft")
-    for line in check_templates(config):
+    for line in (*check_templates(config), *check_conversations(config)):
         say(line)
 
 
@@ -331,7 +332,8 @@ def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
 def _check_examples(config: RunConfig, source: FileSource, settings: SyntheticConfig) -> None:
     """Checks that enough instructions are left for examples after validation and test take theirs."""
     path = file_of(source, "", 1)
-    texts = {question_key(row.instruction) for row in read_prompt_rows(source, path) if can_be_shown(row.instruction)}
+    rows = [row for row in read_prompt_rows(source, path) if row.history is None]
+    texts = {question_key(row.instruction) for row in rows if can_be_shown(row.instruction)}
     counts = {"validation": config.data.validation, "test": config.data.test}
     taken = {kind: count for kind, count in counts.items() if file_of(source, kind, 0) == path}
     left = len(texts) - sum(taken.values())

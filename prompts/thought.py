@@ -112,19 +112,26 @@ class ThoughtPrompt:
         """Whether the model is asked to think at all."""
         return self.thinks_natively or self.response_marker is not None
 
-    def render(self, instruction: str) -> list[Message]:
-        """The chat messages that ask for `instruction`, which is inserted verbatim and never read as a template."""
-        turns = [("system", self.system_template), ("user", self.user_template)]
-        markers = {"thought_marker": self.thought_marker, "response_marker": self.response_marker}
-        return [
-            Message(role=role, content=compiled(source).render(instruction=instruction, **markers))
-            for role, source in turns
-            if source is not None
-        ]
+    def render(self, instruction: str, earlier: Sequence[Message] = ()) -> list[Message]:
+        """The chat messages that ask for `instruction`, which is inserted verbatim and never read as a template.
 
-    def encode(self, encoder: "ChatEncoder", instruction: str) -> list[int]:
-        """The tokens that ask a model for `instruction`. Raises `InputError` if its chat template refuses the chat."""
-        return self.encode_chat(encoder, self.render(instruction))
+        The turns `earlier` in the conversation stay as they are. If this prompt has a system turn, a system turn among
+        them is appended to it, since templates support only one.
+        """
+        user, before = self._filled(self.user_template, instruction), list(earlier)
+        if self.system_template is not None:
+            system = self._filled(self.system_template, instruction)
+            if before and before[0]["role"] == "system":
+                system = f"{system}\n\n{before.pop(0)['content']}"
+            before.insert(0, Message(role="system", content=system))
+        return [*before, Message(role="user", content=user)]
+
+    def encode(self, encoder: "ChatEncoder", instruction: str, earlier: Sequence[Message] = ()) -> list[int]:
+        """The tokens that ask a model for `instruction`, after the turns `earlier` in the conversation.
+
+        Raises `InputError` if its chat template refuses the chat.
+        """
+        return self.encode_chat(encoder, self.render(instruction, earlier))
 
     def encode_chat(self, encoder: "ChatEncoder", messages: Sequence[Message]) -> list[int]:
         """The tokens of a chat that ends in a turn of this prompt; native thinking is on if the prompt asks for it."""
@@ -217,6 +224,10 @@ class ThoughtPrompt:
         slot = "\N{OBJECT REPLACEMENT CHARACTER}"
         pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
         return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
+
+    def _filled(self, template: str, instruction: str) -> str:
+        markers = {"thought_marker": self.thought_marker, "response_marker": self.response_marker}
+        return compiled(template).render(instruction=instruction, **markers)
 
     def _native_in(self, output: str) -> NativeThoughts | None:
         """How native thoughts are written in an output; None if there are none to look for."""

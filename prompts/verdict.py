@@ -2,11 +2,15 @@
 
 The layout is exactly the one that the Self-Taught Evaluator was trained on (2408.02666; its published code).
 
+A conversation takes the instruction's place turn by turn, each under a heading in brackets; the model wasn't trained on
+such questions, and neither was any other judge of this layout.
+
 The layout is plain text, so a response that quotes it could pose as the end of one answer and the start of the next,
 and one that quotes a label could put words into the judge's mouth. Such quotes, and look-alikes, get round brackets
 before they are shown (`defused`); all other text is shown as it is. Two texts look alike if their skeletons are equal:
 what is left without white space, marks and invisible characters, in one case and one script. A template whose parts
-aren't separated by words in brackets is refused: nothing could be defused.
+aren't separated by words in brackets is refused: nothing could be defused. In a conversation, and in responses to one,
+its headings are defused, too, and those that would number a turn or name its role alone.
 """
 
 import hashlib
@@ -31,6 +35,21 @@ LABELS = ("[[A]]", "[[B]]")
 """The labels for the response shown first, and for the one shown second."""
 TIE_LABEL = "[[C]]"
 """The label that some judges write for a tie, though the prompt doesn't offer it."""
+_CONVERSATION = "The question is the last message of a conversation."
+_HEADINGS = {
+    "system": "[System Message]",
+    "user": "[Earlier User Message]",
+    "assistant": "[Earlier Assistant Message]",
+}
+"""What stands above each turn of a conversation, by its role."""
+_LAST_HEADING = "[Last User Message]"
+_LIKE_HEADINGS = tuple(
+    f"[{heading}{number}]"
+    for number in ("", " 1")
+    for role in ("System", "User", "Assistant")
+    for heading in (role, f"{role} Message", f"{role} Turn", f"Earlier {role} Message", f"Last {role} Message")
+)
+"""What could pass for the heading of a turn; a number stands for any."""
 
 
 class Verdict(StrEnum):
@@ -59,17 +78,28 @@ class VerdictPrompt:
         """SHA-256 of the templates: equal fingerprints prompt alike."""
         return hashlib.sha256(repr((self.system_template, self.user_template)).encode()).hexdigest()
 
-    def render(self, instruction: str, first: str, second: str) -> list[Message]:
-        """The chat messages that ask which of two responses is better, all three texts sanitized."""
+    def render(self, instruction: str, first: str, second: str, earlier: Sequence[Message] = ()) -> list[Message]:
+        """The chat messages that ask which of two responses is better, all texts sanitized; the responses are to an
+        instruction, after the turns `earlier` in its conversation."""
         head, between, middle, tail = self._pieces
-        said = [self.defused(text) for text in (instruction, first, second)]
-        user = f"{head}{said[0]}{between}{said[1]}{middle}{said[2]}{tail}"
+        said = [self.defused(text, in_chat=bool(earlier)) for text in (first, second)]
+        user = f"{head}{self.shown(instruction, earlier)}{between}{said[0]}{middle}{said[1]}{tail}"
         return [Message(role="system", content=self.system_template), Message(role="user", content=user)]
 
-    def defused(self, text: str) -> str:
+    def shown(self, instruction: str, earlier: Sequence[Message] = ()) -> str:
+        """What takes the instruction's place: itself, or its conversation turn by turn, sanitized."""
+        if not earlier:
+            return self.defused(instruction)
+        turns = [(_HEADINGS[turn["role"]], turn["content"]) for turn in earlier]
+        said = [
+            f"{heading}\n{self.defused(text, in_chat=True)}" for heading, text in [*turns, (_LAST_HEADING, instruction)]
+        ]
+        return "\n\n".join([_CONVERSATION, *said])
+
+    def defused(self, text: str, *, in_chat: bool = False) -> str:
         """`text` as this prompt shows it: without outer white space, and with round brackets in whatever could pass for
-        a part of the template or for a label."""
-        return _defused(text, self._forgeries)
+        a part of the template, for a label or, `in_chat`, for the heading of a conversation's turn."""
+        return _defused(text, self._forgeries_in_chat if in_chat else self._forgeries)
 
     def prose(self) -> list[str]:
         """The constant pieces of text, in order: system turn, then the user turn around its three slots."""
@@ -84,6 +114,11 @@ class VerdictPrompt:
         forgeries = _Forgeries.of(self._pieces)
         _check_fences(self._pieces, forgeries)
         return forgeries
+
+    @cached_property
+    def _forgeries_in_chat(self) -> "_Forgeries":
+        head, between, *others = self._pieces
+        return _Forgeries.of([head, between, *others, *_LIKE_HEADINGS])
 
 
 def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:

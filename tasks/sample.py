@@ -174,7 +174,7 @@ def make_samples(
 def _request(
     prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, spec: SamplingSpec
 ) -> Request:
-    ids = thought_prompt.encode(encoder, prompt.instruction)
+    ids = thought_prompt.encode(encoder, prompt.instruction, prompt.earlier)
     return Request(ids, request_seed(seed, spec.purpose, prompt.prompt_id))
 
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from prompts.native import NativeThoughts
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt, load_prompt
+from tests.conversations import ADVISED, EARLIER, LAST, SYSTEM
 from tests.rows import SHARED_DATA
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
 from tpo.models.thinking_template import TAGS
+from tpo.records import Message
 
 GENERIC, SPECIFIC, DRAFT, DIRECT = (VARIANTS[name] for name in ("generic", "specific", "specific_draft", "direct"))
 THINKING = [prompt for prompt in VARIANTS.values() if prompt.response_marker]
@@ -69,6 +71,31 @@ def test_the_system_variant_leaves_the_query_bare():
 
 def test_the_direct_variant_is_the_query_and_nothing_else():
     assert DIRECT.render("Why?") == [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize("system", [False, True], ids=["", "with a system turn"])
+@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
+def test_the_thought_prompt_applies_to_the_last_turn_and_earlier_ones_stay_as_they_are(
+    prompt: ThoughtPrompt, system: bool
+):
+    earlier = ADVISED if system else EARLIER
+    *before, asked = prompt.render(LAST, earlier)
+    alone = prompt.render(LAST)
+    assert asked == alone[-1]
+    if prompt.system_template is None:
+        assert before == list(earlier)
+    else:
+        ours = alone[0]["content"]
+        assert before[0] == {"role": "system", "content": f"{ours}\n\n{SYSTEM}" if system else ours}
+        assert before[1:] == EARLIER
+
+
+@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_earlier_turns_are_never_read_as_templates(prompt: ThoughtPrompt, text: str):
+    earlier = [Message(role=turn["role"], content=text) for turn in ADVISED]
+    assert prompt.render("Why?", earlier)[-3:-1] == earlier[1:]
+    assert prompt.render("Why?", earlier)[0]["content"].endswith(text)
 
 
 @pytest.mark.parametrize("instruction", HOSTILE)

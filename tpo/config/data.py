@@ -31,7 +31,7 @@ class FileSource(Section):
     test_path: Path | None = None
     """A file of test prompts, or None to hold some of `path` out."""
     instruction_column: str = "instruction"
-    """Column that holds the instruction."""
+    """Column that holds the instruction: text, or a conversation whose last user turn it is (docs/configuration.md)."""
     reference_column: str | None = None
     """Column that holds the reference answer, if there is one."""
     category_column: str | None = None

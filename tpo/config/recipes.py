@@ -26,7 +26,7 @@ class PairFile(Section):
     path: Path
     """A file, a folder of files, or a dataset, as for prompts."""
     instruction_column: str = "instruction"
-    """Column of the instructions: text, or a chat whose last user turn is the instruction."""
+    """Column of the instructions: text, or a conversation whose last user turn is the instruction."""
     chosen_column: str = "chosen"
     """Column of the long outputs: text, a message, or a chat whose last turn is the output."""
     rejected_column: str = "rejected"
