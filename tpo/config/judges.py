@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from tpo.config.base import MINIATURE, SHIPPED, Endpoint, Section
+from tpo.config.hub import ModelPlace, local_path
 from tpo.method.instructions.constraints import MAX_CONSTRAINTS
 
 
@@ -49,15 +50,15 @@ class RewardModelJudge(Section):
 
     kind: Literal["reward_model"] = "reward_model"
     """Names this judge."""
-    model: str
-    """A folder with safetensors, config and tokenizer."""
+    model: ModelPlace
+    """A folder with safetensors, config and tokenizer, or `hf://org/name@revision` on the model hub."""
     max_tokens: int = Field(4096, ge=8)
     """Longest chat (instruction and response); a longer one is unscored and counted, never cut."""
 
     @property
     def folder(self) -> Path:
         """Where the model is."""
-        return Path(self.model)
+        return local_path(self.model)
 
 
 class ArmoRMJudge(Section):
@@ -65,15 +66,16 @@ class ArmoRMJudge(Section):
 
     kind: Literal["armorm"] = "armorm"
     """Names this judge."""
-    model: str = MINIATURE
-    """A folder in the published format, or `miniature` for the small one that is shipped."""
+    model: ModelPlace = MINIATURE
+    """A folder in the published format, `hf://org/name@revision` on the model hub, or `miniature` for the small one
+    that is shipped."""
     max_tokens: int = Field(4096, ge=8)
     """Longest chat (instruction and response); a longer one is unscored and counted, never cut."""
 
     @property
     def folder(self) -> Path:
         """Where the model is."""
-        return SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "armorm" if self.model == MINIATURE else local_path(self.model)
 
 
 class PairwiseJudge(Section):
@@ -81,9 +83,9 @@ class PairwiseJudge(Section):
 
     kind: Literal["pairwise"] = "pairwise"
     """Names this judge."""
-    model: str = MINIATURE
-    """A folder with safetensors, config and tokenizer; `miniature` for the small one that is shipped; with an
-    endpoint the model's name there."""
+    model: ModelPlace = MINIATURE
+    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub; `miniature` for the
+    small one that is shipped; with an endpoint the model's name there."""
     endpoint: Endpoint | None = None
     """A server to ask in place of engines of our own."""
     mode: Literal["cot", "verdict", "probability"] = "cot"
@@ -112,7 +114,7 @@ class PairwiseJudge(Section):
         """Where the model is; None where a server has it."""
         if self.endpoint is not None:
             return None
-        return SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "evaluator" if self.model == MINIATURE else local_path(self.model)
 
     @property
     def server(self) -> str:
