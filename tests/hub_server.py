@@ -58,6 +58,8 @@ class Hub:
     """What is sent in place of a file, by its name."""
     names: dict[str, str] = field(default_factory=dict)
     """Names that are redirected to today's, as the hub does for another case and after a rename."""
+    stall: tuple[str, threading.Event, threading.Event] | None = None
+    """A file whose download stops halfway, with what is set then, and what it waits for."""
     failing: bool = False
     """Whether it answers everything with 503."""
 
@@ -181,7 +183,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[:most])
             self.close_connection = True
             return None
+        if self.command == "GET" and self.hub.stall is not None and path.endswith(self.hub.stall[0]):
+            return self.stalled(data, *self.hub.stall[1:])
         return self.send(data, headers)
+
+    def stalled(self, data: bytes, reached: threading.Event, resume: threading.Event) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        self.wfile.flush()
+        reached.set()
+        resume.wait(60)
+        self.close_connection = True
 
     def altered(self, path: str, data: bytes) -> bytes:
         return self.hub.altered.get(path.rpartition("/")[2], data) if self.command == "GET" else data

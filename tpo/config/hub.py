@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote, unquote
 
 from pydantic import AfterValidator, BaseModel, Discriminator, Tag
@@ -232,4 +232,13 @@ def _is_hosted(section: BaseModel, name: str) -> bool:
     if getattr(section, "endpoint", None) is not None and name == "model":
         return False
     field = type(section).model_fields.get(name)
-    return field is not None and any(isinstance(mark, Hosted) for mark in field.metadata)
+    return field is not None and (_is_mark(*field.metadata) or _marks_part_of(field.annotation))
+
+
+def _is_mark(*marks: object) -> bool:
+    return any(isinstance(mark, Hosted) for mark in marks)
+
+
+def _marks_part_of(annotation: Any) -> bool:
+    """Whether a part of a type is marked, as in `DataPlace | None`."""
+    return _is_mark(*getattr(annotation, "__metadata__", ())) or any(map(_marks_part_of, get_args(annotation)))

@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_cached_repo_tree,
+    get_session,
+    get_token,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     FileMetadataError,
@@ -43,8 +51,8 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars, get_session
 from huggingface_hub.utils import logging as client_logging
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from tpo.config.hub import COMMIT, HubAddress, parse_address
 from tpo.errors import InputError, TpoError, shortened
@@ -118,7 +126,7 @@ class Hub:
     def __init__(self) -> None:
         self._api = HfApi(library_name="tpo")
         self._endpoint = _without_secrets(constants.ENDPOINT)
-        get_session().timeout = httpx2.Timeout(_SECONDS_TO_ANSWER)  # type: ignore[assignment]
+        get_session().timeout = httpx2.Timeout(_SECONDS_TO_ANSWER)
 
     def fetch(self, asked: HubAddress, *, whole: bool) -> Iterator[Event]:
         """Resolves an address and fetches what it means; if not `whole`, only the small files of a model.
@@ -143,7 +151,8 @@ class Hub:
                 yield from self._download(repository, files, asked)
             _link(repository, files if whole else small, asked, whole=whole)
             size = sum(repository.files[path].size for path in files)
-            yield {"got": dataclasses.asdict(Fetched(str(asked), str(repository.address), branch, lacking, size))}
+            free = free_disk(Path(constants.HF_HUB_CACHE))
+            yield {"got": dataclasses.asdict(Fetched(str(asked), str(repository.address), branch, lacking, size, free))}
 
     def _resolved(self, asked: HubAddress) -> Generator[Event, None, HubAddress]:
         """The address with the commit that its revision is now or, if the hub can't be reached, was."""
@@ -376,7 +385,11 @@ def _in_cache(address: HubAddress) -> list[RepoFile]:
         snapshot_download(address.repo, repo_type=address.kind, revision=address.revision, local_files_only=True)
     )
     paths = [path for path in root.rglob("*") if path.is_file()]
-    return [RepoFile(path=path.relative_to(root).as_posix(), size=path.stat().st_size, oid="") for path in paths]
+    return [_file(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
+
+
+def _file(path: str, size: int) -> RepoFile:
+    return RepoFile(path=path, size=size, oid="")  # type: ignore[no-untyped-call]
 
 
 def _check_content(repository: Repository, path: str, asked: HubAddress) -> None:
@@ -441,7 +454,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: _leave(128 + number))
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
-    client_logging.set_verbosity_error()
+    client_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:

@@ -19,23 +19,9 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import hub_environment
 from tpo.errors import InputError
-from tpo.hub.record import Fetched, is_complete
+from tpo.hub.record import Download, Fetched, is_complete
 from tpo.storage.current import HUB, read_pins
 from tpo.storage.mirror import reading
-
-
-@dataclass(frozen=True)
-class Download:
-    """What a run takes from the hub, for a plan."""
-
-    keys: Sequence[str]
-    """The settings that name it."""
-    address: str
-    """Its address, with the commit if that is known."""
-    lacking: int
-    """Bytes that aren't on this machine."""
-    size: int
-    """Bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ def looked_up(config: RunConfig) -> Found:
             continue
         found[written] = _pinned(pin, {each.written: each})
         keys = [key for key, address in addresses_in(config) if address == written]
-        downloads.append(Download(keys, each.address, each.lacking, each.size))
+        downloads.append(Download(keys, each.address, each.lacking, each.size, each.free))
     return Found(_at(config, found), downloads, faults)
 
 
@@ -101,7 +87,8 @@ def local_model(place: str) -> str:
 
 def say_moves(config: RunConfig) -> None:
     """Says which branches have moved since the run took a commit of them; nothing if the hub doesn't answer."""
-    kept = {written: pin for written, pin in config.hub_pins.items() if pin.kept and pin.revision}
+    pins = config.hub_pins
+    kept = {written: pins[written] for written in pins if pins[written].kept and not parse_address(written).pinned}
     if not kept:
         return
     asked = [[written, pin.revision, parse_address(pin.address).revision] for written, pin in kept.items()]
@@ -141,7 +128,9 @@ def _pinned(pin: Pin, got: Mapping[str, Fetched]) -> Pin:
 
 def _at(config: RunConfig, pins: Mapping[str, Pin]) -> RunConfig:
     found: RunConfig = with_addresses(config, {written: pin.address for written, pin in pins.items()})
-    return found.with_hub_pins(pins)
+    resolved = {pin.address for pin in config.hub_pins.values()}
+    fresh = {written: pin for written, pin in pins.items() if written not in resolved}
+    return found.with_hub_pins({**config.hub_pins, **fresh}) if fresh else found
 
 
 def _ask(addresses: Iterable[str], *, whole: bool) -> list[Fetched]:

@@ -1,6 +1,7 @@
 """What has been fetched: a record for each pinned address, written once all of its files are there and checked."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,24 @@ class Fetched:
     """Bytes that the cache lacked."""
     size: int
     """Bytes in all."""
+    free: int
+    """Free bytes on the cache's disk."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a run takes from the hub, for a plan."""
+
+    keys: Sequence[str]
+    """The settings that name it."""
+    address: str
+    """Its address, with the commit if that is known."""
+    lacking: int
+    """Bytes that aren't on this machine."""
+    size: int
+    """Bytes in all."""
+    free: int
+    """Free bytes on the disk that they come to."""
 
 
 def is_complete(address: HubAddress) -> bool:
