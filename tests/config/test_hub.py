@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import parse_hf_uri
+from huggingface_hub.utils._hf_uris import parse_hf_uri
 
 from tpo.config.hub import HubAddress, addresses_in, hub_folder, local_path, parse_address, with_addresses
 from tpo.config.load import load_config

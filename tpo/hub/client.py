@@ -78,10 +78,6 @@ _SECONDS_TO_TELL_MOVES = 3.0
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-class UnreachableError(InputError):
-    """The hub doesn't answer, and the cache lacks what was asked of it."""
-
-
 @dataclass
 class Repository:
     """One repository at one commit."""
@@ -306,7 +302,7 @@ class Hub:
         if isinstance(cause, HfHubHTTPError) and cause is not error and cause.response.status_code < 500:
             return self._explained(cause, asked)
         if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-            return UnreachableError(
+            return InputError(
                 f"{asked} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps it from being fetched: "
                 "fetch it where there is a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE"
             )
@@ -314,7 +310,7 @@ class Hub:
         if "Consistency check failed" in str(cause):
             return InputError(f"{asked}: a file came with another size than {self._endpoint} gives: run again ({told})")
         if isinstance(cause, httpx2.HTTPError | HfHubHTTPError | LocalEntryNotFoundError | RevisionResolutionError):
-            return UnreachableError(
+            return InputError(
                 f"{asked}: {self._endpoint} can't be reached ({told}): check the network, HF_ENDPOINT and the proxy, "
                 "then run again; what has come is kept"
             )
@@ -460,8 +456,6 @@ def main() -> None:
     try:
         for event in answer(json.loads(sys.stdin.read())):
             print(json.dumps(event), file=events, flush=True)
-    except UnreachableError as error:
-        print(json.dumps({"unreachable": str(error)}), file=events, flush=True)
     except TpoError as error:
         print(json.dumps({"refused": str(error)}), file=events, flush=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 from tpo.config.hub import Pin, addresses_in, parse_address, with_addresses
 from tpo.config.run import RunConfig
 from tpo.console import say
-from tpo.engines.cluster.processes import hub_environment
+from tpo.engines.cluster.processes import hub_environment, proxy_fault
 from tpo.errors import InputError
 from tpo.hub.record import Download, Fetched, is_complete
 from tpo.storage.current import HUB, read_pins
@@ -142,6 +142,8 @@ def _ask(addresses: Iterable[str], *, whole: bool) -> list[Fetched]:
 
 def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The answers of the process that asks the hub; its progress bars go to our terminal."""
+    if (fault := proxy_fault(os.environ)) is not None:
+        raise InputError(f"{fault}, and the model hub is to be asked: name another proxy, or unset the variable")
     variables = hub_environment(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "tpo.hub.client"]
     with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -153,14 +155,14 @@ def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 event = json.loads(line)
                 if "say" in event:
                     say(event["say"])
-                elif fault := event.get("refused") or event.get("unreachable"):
-                    raise InputError(fault)
+                elif "refused" in event:
+                    raise InputError(event["refused"])
                 else:
                     yield event
-        finally:
+        except BaseException:
             process.terminate()
-    if process.returncode not in (0, -15, 143):
-        status = process.returncode
+            raise
+    if (status := process.returncode) != 0:
         raise InputError(
             f"the process that asks the hub ended with {status}, see above: run again, what has come is kept"
         )
