@@ -19,7 +19,7 @@ compare: ## Run TPO and its direct baseline up to M_ITER: does thinking pay? As 
 thinkpo: ## Run ThinkPO: fine-tune on long reasoning, then prefer long to short. As iterate; no ITER
 self-train: ## Run DPO-ST: learn from own right answers, up to SFT_ITER. As iterate; ABLATION=1 also without DPO
 plan: ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
-fetch: ## Get a profile's seed model, as the first run would. PROFILE=
+fetch: ## Get a profile's models and data, as the first run would. PROFILE= SET=
 check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
 judge-check: ## Compare a judge's folder with its published figures. JUDGE=armorm MODEL=<folder>
 serve: ## Serve a model to OpenAI's clients, thoughts hidden. MODEL= PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=

@@ -17,7 +17,8 @@ from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.prefect_ops import alert, entitle, fetch_keys
-from flows.recipes import RECIPES, Recipe, checked, load, resolve_config, working
+from flows.preflight import preflight
+from flows.recipes import RECIPES, Recipe, fetch_hub_files, load, resolve_config, working
 from tpo.config.run import RunConfig
 from tpo.storage.current import iterations_made
 from tpo.storage.disk import explained
@@ -71,7 +72,7 @@ class StepForm(Form):
 
     def goal(self, config: RunConfig) -> int:
         """T of the next model; the run's files are checked before they are read."""
-        checked(config)
+        preflight(config)
         return next_model(config, self.iterations, self.last)
 
     def enough(self) -> str:
@@ -108,7 +109,7 @@ def bring(recipe: Recipe, form: Form) -> State[Any]:
     """Brings the run that a form describes to its goal, resuming from its manifests."""
     if form.ablation and recipe.ablation is not None:
         recipe = recipe.ablation
-    config = form.config()
+    config = fetch_hub_files(form.config())
     to = form.goal(config)
     entitle(recipe.says(recipe.title, config, to), config.name)
     fetch_keys(config)

@@ -24,6 +24,7 @@ from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.source import question_key
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
+from tpo.config.hub import local_path
 from tpo.config.judges import (
     ArmoRMJudge,
     JudgeConfig,
@@ -193,7 +194,7 @@ def check_thinkpo(config: RunConfig) -> None:
             load_prompt(prompt)
         for model, own in ((source.long, "demonstrations"), (source.short, "seed")):
             if model != own:
-                check_writer(Path(model), device=config.engine.device)
+                check_writer(local_path(model), device=config.engine.device)
     if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
         raise InputError(
             "[recipe.sft] is set, but data.source.demonstration_column isn't: name the column that holds the responses "
@@ -209,7 +210,9 @@ def writers(config: RunConfig) -> list[Path]:
         folders.append(config.data.synthetic.folder)
     source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
     if isinstance(source, PairModels):
-        folders += [Path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")]
+        folders += [
+            local_path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")
+        ]
     return list(dict.fromkeys(folders))
 
 
@@ -322,7 +325,9 @@ def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
     load_instruction_prompt(settings.template)
     for file in settings.avoid:
         try:
-            check_prompt_file(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
+            check_prompt_file(
+                FileSource(path=file.path, instruction_column=file.instruction_column), local_path(file.path)
+            )
         except InputError as error:
             raise InputError(f"data.synthetic.avoid: {error}") from error
     if isinstance(config.data.source, FileSource):

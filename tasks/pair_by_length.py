@@ -22,6 +22,7 @@ from tasks.handles import prompt_templates
 from tasks.shortage import Shortage
 from tasks.source import prompt_id_of
 from tasks.stage import begin, stage_task
+from tpo.config.hub import local_path
 from tpo.config.judges import VerifierJudge
 from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.renamed import as_noted
@@ -292,7 +293,7 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
         Pair,
         inputs={
             "model": model,
-            "pair file": external_file(source.path),
+            "pair file": external_file(local_path(source.path)),
             "prompt templates": prompt_templates(config.prompt, config.model),
         },
         config={

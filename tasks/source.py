@@ -12,6 +12,7 @@ import numpy as np
 from prompts.thought import load_prompt
 from tasks.handles import prompt_templates
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource
+from tpo.config.hub import local_path
 from tpo.config.run import RunConfig
 from tpo.data.conversations import Unusable
 from tpo.data.prompt_files import file_of, read_prompt_rows
@@ -153,7 +154,7 @@ def prompts_stage(
     if generations is not None and config.data.synthetic is not None:
         inputs["generations"] = generations
         avoided = enumerate(config.data.synthetic.avoid)
-        inputs |= {f"avoided {i}": external_file(file.path) for i, file in avoided}
+        inputs |= {f"avoided {i}": external_file(local_path(file.path)) for i, file in avoided}
         chosen_by = {"max_similarity", "min_words", "without_words"}
         data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
         data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]

@@ -23,6 +23,7 @@ from tasks.spending import api_tokens, generating_meter
 from tasks.stage import begin, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import FileSource, SyntheticConfig
+from tpo.config.hub import local_path
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
 from tpo.data.conversations import Unusable
@@ -241,7 +242,9 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
     benchmarks = [
         text
         for file in settings.avoid
-        for row in read_prompt_rows(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
+        for row in read_prompt_rows(
+            FileSource(path=file.path, instruction_column=file.instruction_column), local_path(file.path)
+        )
         for text in (row.instruction, *(turn["content"] for turn in read_turns(row.history) if turn["role"] == "user"))
     ]
     fits = why_unfit(config, writer_encoder(model.path, config.model))

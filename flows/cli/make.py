@@ -40,7 +40,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "thinkpo": RUN,
     "self-train": ("ITER", "ABLATION", *RUN),
     "plan": ("ITER", "JSON", *RUN),
-    "fetch": ("PROFILE",),
+    "fetch": RUN,
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),
     "judge-check": ("JUDGE", "MODEL"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),

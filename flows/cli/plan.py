@@ -1,12 +1,12 @@
 """`make plan`: what a run will need and cost, as text or JSON: placement, fit, workload, hours, cost.
 
-Model shapes come from `config.json` or, before a download, from their published values, so a plan needs neither a
-download nor a GPU, and loads no model library.
+Model shapes come from `config.json` or, before a download, from their published values, so a plan needs no GPU and
+loads no model library. Of models on the hub it fetches the config and the tokenizer, and says what else will come.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -19,6 +19,7 @@ from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.hub.fetch import looked_up
 from tpo.models.folder import check_writer, has_weights
 from tpo.models.model_config import check_use, read_model_config
 from tpo.models.shape import Model, find_model
@@ -39,15 +40,17 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
     A recipe without iterations ignores `iterations`.
     """
     iterations = 1 if isinstance(config.recipe, ThinkPo) else iterations
-    problems = list(_prompt_problems(config, iterations))
+    hub = looked_up(config)
+    config, problems = hub.config, [*hub.faults, *_prompt_problems(hub.config, iterations)]
     config = sized(config, counting=not problems)
     return make_plan(
         config,
         iterations,
-        models=models_of(config),
+        models=_models_of(config, hub.faults),
         cluster=cluster_of(config),
         past=read_past_runs(config.root.parent),
         spent=read_ledger(config.root),
+        downloads=hub.downloads,
         problems=problems,
     )
 
@@ -58,6 +61,14 @@ def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
         yield from too_few_prompts(config, iterations)
     except InputError as error:
         yield str(error)
+
+
+def _models_of(config: RunConfig, faults: Sequence[str]) -> Models:
+    """The same as `models_of`; a model on the hub that can't be had and isn't known otherwise ends the plan."""
+    try:
+        return models_of(config)
+    except InputError as error:
+        raise InputError("\n".join(faults) or str(error)) from error
 
 
 def models_of(config: RunConfig) -> Models:
@@ -138,6 +149,8 @@ def print_plan(plan: Plan) -> None:
 
     console.print(Text(f"Plan of run {plan.run}, {plan.goal}\n", style="bold"))
     section("Models and machines", _models(plan), _machines(plan))
+    if plan.downloads:
+        section("Downloads", *_downloads(plan))
     section("Placement", _engines(plan))
     if plan.gpu_memory:
         section("Memory of the fullest GPU, in GiB", *map(_memory_lines, plan.gpu_memory))
@@ -190,6 +203,15 @@ def _machines(plan: Plan) -> str:
     gib = f"{cluster.gpu_bytes / GIB:,.1f} GiB"
     nodes, gpus = counted_as("node", cluster.nodes), counted_as("GPU", cluster.gpus)
     return f"machines      {nodes} of {gpus} ({cluster.gpu}, {gib} each), {cluster.known_by}"
+
+
+def _downloads(plan: Plan) -> Iterator[str]:
+    for each in plan.downloads:
+        here = (
+            "" if each.lacking > 0.99 * each.size else f", of which {readable_size(each.size - each.lacking)} are here"
+        )
+        yield f"{', '.join(each.keys):12}  {each.address}: {readable_size(each.size)}{here}"
+    yield f"{TOTAL:12}  {readable_size(sum(each.lacking for each in plan.downloads))} to come, before the run begins"
 
 
 def _engines(plan: Plan) -> Table:

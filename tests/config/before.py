@@ -22,6 +22,7 @@ def as_before(config: RunConfig) -> dict[str, Any]:
     recipe = config.recipe
     values = _named_as_before(config.model_copy(update={"recipe": Tpo()}))
     del values["recipe"], values["storage"]["cache"]
+    values["model"] |= {"hub_id": None, "hub_revision": "main"}
     own = {} if isinstance(recipe, Tpo) else _named_as_before(recipe)
     sft, kind = own.pop("sft", None), own.pop("kind", None)
     return values | {"sft": sft, "thinkpo": None, "self_train": None} | ({kind: own} if kind else {})

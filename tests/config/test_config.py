@@ -208,6 +208,14 @@ def test_a_section_of_another_kind_inherits_nothing_from_its_base(tmp_path: Path
     assert load_config(path, ["data.source.kind=instructions"]).data.source == InstructionSource()
 
 
+def test_a_key_that_is_gone_is_passed_over_with_what_to_write_instead(tmp_path: Path):
+    notes: list[str] = []
+    profile = "[model]\npath = 'models/M'\nhub_id = 'org/M'\nhub_revision = 'v1'"
+    config = load_config(a_profile(tmp_path, profile), note=notes.append)
+    assert config == load_config(a_profile(tmp_path, "[model]\npath = 'models/M'"))
+    assert 'write model.path = "hf://org/M"' in notes[0] and "follows the address" in notes[1]
+
+
 def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: Path):
     old, new = "[thinkpo]\nmost_pairs = 3\n[sft]\nepochs = 2", "[recipe]\nkind = 'thinkpo'\nmax_pairs = 4"
     for mine, base, pairs in ((old, new, 3), (new, old, 4)):

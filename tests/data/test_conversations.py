@@ -120,7 +120,7 @@ def test_a_file_without_any_usable_conversation_is_rejected_with_the_reasons(tmp
     rows: list[dict[str, Any]] = [{"messages": turns("u:Hi", "t:{}")}, {"messages": []}, {"messages": []}]
     source = FileSource(path=write_rows(tmp_path / "rows.jsonl", rows), instruction_column="messages")
     with pytest.raises(InputError, match=r"no conversation in column 'messages'.* \(2 no_user_turn, 1 tool_turn\)"):
-        check_prompt_file(source, source.path)
+        check_prompt_file(source, Path(source.path))
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_rows_become_prompts_whose_demonstration_ends_in_the_answer(tmp_path: Pa
     source = FileSource(
         path=tmp_path / "made" / "prompts.jsonl", reference_column="reference", demonstration_column="demonstration"
     )
-    (found,) = read_prompt_rows(source, source.path)
+    (found,) = read_prompt_rows(source, Path(source.path))
     assert (found.instruction, found.reference, found.demonstration) == ("How\u2028many?", "1024", rows[0]["answer"])
     (tmp_path / "rows.jsonl").write_text('{"question": "How many?", "answer": "24"}\n')
     with pytest.raises(ValueError, match=r"line 1: an answer that ends in '24'"):

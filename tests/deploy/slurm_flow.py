@@ -12,7 +12,8 @@ from pathlib import Path
 
 from flows.cli.main import main
 from flows.cli.stopping import stop_in_order
-from flows.recipes import RECIPES, Recipe, checked
+from flows.preflight import preflight
+from flows.recipes import RECIPES, Recipe
 from tests.faults.cluster_driver import Squarer, orders
 from tpo.config.run import RunConfig
 from tpo.engines.cluster.actor_pool import ActorPool
@@ -27,7 +28,7 @@ class Squaring(Recipe):
 
     def ready(self, config: RunConfig, iterations: int) -> None:
         """Only checks files."""
-        checked(config)
+        preflight(config)
         self.check(config)
 
 

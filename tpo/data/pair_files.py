@@ -8,6 +8,7 @@ think. An output is the last turn.
 from dataclasses import dataclass
 from typing import Any
 
+from tpo.config.hub import local_path
 from tpo.config.recipes import PairFile
 from tpo.data.conversations import Conversation, Unusable, encodable, read_conversation
 from tpo.data.prompt_files import read_columns
@@ -41,7 +42,7 @@ def read_pair_rows(source: PairFile) -> list[PairRow]:
         "chosen": source.chosen_column,
         "rejected": source.rejected_column,
     }
-    return read_columns(source.path, named, _pair_row, section="recipe.source")
+    return read_columns(local_path(source.path), named, _pair_row, section="recipe.source")
 
 
 def _pair_row(values: dict[str, Any]) -> PairRow:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tpo.config.data import FileSource
+from tpo.config.hub import local_path
 from tpo.data import row_files
 from tpo.data.conversations import Conversation, Unusable, encodable, is_written_as_text, read_conversation
 from tpo.errors import InputError
@@ -61,7 +62,8 @@ class PromptRow:
 def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, iteration: int) -> Path:
     """The file that a set of prompts is drawn from; `{iteration}` in `path` becomes the iteration's number."""
     own = {"validation": source.validation_path, "test": source.test_path}.get(kind)
-    return own or Path(str(source.path).replace("{iteration}", str(iteration)))
+    place = own or source.path
+    return local_path(place if own or isinstance(place, str) else str(place).replace("{iteration}", str(iteration)))
 
 
 def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
