@@ -1,7 +1,7 @@
 """How many prompts a run takes from each of its files, compared with how many the files have.
 
-A file's distinct prompts are an upper bound of those that it gives, since some may be too long for the
-model. So a reported shortage is certain.
+A file's distinct prompts are an upper bound of those that it gives, since some may be too long for the model. So a
+reported shortage is certain.
 """
 
 from collections import Counter

@@ -117,8 +117,7 @@ class VerdictPrompt:
 
     @cached_property
     def _forgeries_in_chat(self) -> "_Forgeries":
-        head, between, *others = self._pieces
-        return _Forgeries.of([head, between, *others, *_LIKE_HEADINGS])
+        return _Forgeries.of([*self._pieces, *_LIKE_HEADINGS])
 
 
 def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
