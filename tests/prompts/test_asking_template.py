@@ -24,7 +24,7 @@ from tpo.records import Message
 TEMPLATES = {path.stem: path for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))}
 CUSTOM = ThoughtPrompt(
     "generic",
-    "{# ours #}\n{% if thought_marker %}Begin with \"{{ thought_marker }}\", then '{{ response_marker }}' \\n.{% endif %}\n\n"
+    "{# ours #}\n{% if thought_marker %}With \"{{ thought_marker }}\", then '{{ response_marker }}' \\n.{% endif %}\n\n"
     "{{ instruction }}\n\n{% raw %}{{ no slot }}{% endraw %} End. \n\n",
     "Be \\ careful: {% for n in range(2) %}{{ n }} {% endfor %}\u2028 ünïcode 👩\u200d💻\n",
     "Now I think: {{ x }}",
@@ -187,7 +187,7 @@ def test_vllm_reads_a_published_template_as_it_reads_the_models_own(own: str, pr
 def test_a_template_that_computes_with_the_instruction_is_refused(tmp_path: Path, template: str):
     (tmp_path / "user.jinja").write_text(template)
     prompt = load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "user.jinja"))
-    with pytest.raises(InputError, match="computes with the instruction.*have it hold"):
+    with pytest.raises(InputError, match=r"computes with the instruction.*have it hold"):
         asking_template(prompt, "{{ messages }}", {})
 
 
