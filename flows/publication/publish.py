@@ -104,7 +104,7 @@ def _write_rows(path: Path, pairs: list[PublishedPair]) -> None:
     import pyarrow.parquet as pq
 
     chat = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    chats = {name: chat for name in ("prompt", "chosen", "rejected")}
+    chats = dict.fromkeys(("prompt", "chosen", "rejected"), chat)
     scores = {name: pa.float64() for name in ("chosen_score", "rejected_score", "margin")}
     types = {name: pa.string() for name in PublishedPair.__dataclass_fields__} | chats | scores
     schema = pa.schema([pa.field(name, kind) for name, kind in types.items()])

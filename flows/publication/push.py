@@ -75,11 +75,11 @@ def _explained(repository: str) -> Iterator[None]:
         how = remedy.get(status, "try again later; what was uploaded isn't sent again")
         raise InputError(f"the hub refuses {repository} (status {status}: {told}): {how}") from error
     except (httpx.HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
-        # RuntimeError and ValueError are the client's for an upload that broke off, and for an answer that isn't a hub's.
+        # The client raises RuntimeError for an upload that broke off, and ValueError for an answer that isn't a hub's.
         cause: Any = error.__cause__ or error
         raise InputError(
-            f"{repository} could not be uploaded ({type(cause).__name__}: {shortened(str(cause))}): look at the network "
-            "and HF_ENDPOINT and run again; what was uploaded isn't sent again"
+            f"{repository} could not be uploaded ({type(cause).__name__}: {shortened(str(cause))}): look at the "
+            "network and HF_ENDPOINT and run again; what was uploaded isn't sent again"
         ) from error
 
 

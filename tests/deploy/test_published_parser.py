@@ -1,4 +1,4 @@
-"""Claims about the parser in a published folder: it reads outputs as our own server does, and needs none of our code."""
+"""Claims about the parser in a published folder: it reads outputs as our own server does, alone."""
 
 import random
 import subprocess
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from deploy import published_parser
+from flows.publication.model_files import PARSER, parser_source
 from prompts.native import NativeThoughts
 from prompts.thought import VARIANTS, ThoughtPrompt
 from tests.thoughts import GREEK, any_output, chunks_of
-from flows.publication.model_files import PARSER, parser_source
 from tpo.models.thinking_template import TAGS
 
 THINK = ("<think>", "</think>")
@@ -31,7 +31,7 @@ ODD = [
 
 def loaded(source: str) -> ModuleType:
     module = ModuleType("thought_parser")
-    exec(compile(source, "thought_parser.py", "exec"), vars(module))
+    exec(compile(source, "thought_parser.py", "exec"), vars(module))  # noqa: S102 - our own source
     return module
 
 
@@ -62,9 +62,10 @@ def test_an_output_is_split_as_the_prompt_splits_it_whole_and_at_every_length(va
 
 
 def test_the_files_own_settings_are_replaced_whatever_the_markers_hold():
-    markers = ['"quoted" \\n', "'''\\1\\g<0>\n# x"]
-    parser = loaded(parser_source(ThoughtPrompt("custom", "", None, *markers, native=NATIVE["allowed and opened"])))
-    assert [parser.THOUGHT_MARKER, parser.RESPONSE_MARKER] == markers
+    thought, response = '"quoted" \\n', "'''\\1\\g<0>\n# x"
+    prompt = ThoughtPrompt("custom", "", None, thought, response, native=NATIVE["allowed and opened"])
+    parser = loaded(parser_source(prompt))
+    assert (thought, response) == (parser.THOUGHT_MARKER, parser.RESPONSE_MARKER)
     assert (parser.NATIVE_TAGS, parser.NATIVE_UNWANTED, parser.NATIVE_OPENED) == (THINK, False, True)
 
 
