@@ -18,7 +18,7 @@ from jinja2 import nodes
 from prompts.template import compiled, parsed
 from prompts.thought import ThoughtPrompt
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
+from tpo.models.chat import ASKS_ALREADY, ChatEncoder
 from tpo.records import Message
 
 MARK = "{#- Asks as this model was trained to be asked (tpo publish), "
@@ -85,7 +85,8 @@ def asking_template(prompt: ThoughtPrompt, own: str, variables: Mapping[str, boo
         f"{{%- if {name} is not defined -%}}{{%- set {name} = {_literal(value)} -%}}{{%- endif -%}}\n"
         for name, value in variables.items()
     )
-    if any(turn != {"role": "user", "content": _SLOT} for turn in prompt.render(_SLOT)):
+    asks = any(turn != {"role": "user", "content": _SLOT} for turn in prompt.render(_SLOT))
+    if asks:
         head += _wording(prompt)
     if not head and not prompt.prefill:
         return own
@@ -94,7 +95,8 @@ def asking_template(prompt: ThoughtPrompt, own: str, variables: Mapping[str, boo
     seam = "#}\n" if own[:1].isspace() else "-#}"
     tail = f"{{{{ {_literal(prompt.prefill)} if add_generation_prompt else '' }}}}" if prompt.prefill else ""
     body = own.removesuffix("\n").removesuffix("\r") + tail if tail else own
-    return f"{MARK}{prompt.variant}. -#}}\n{head}{{#- The model's own chat template follows. {seam}{body}"
+    told = f" {ASKS_ALREADY}" if asks or prompt.prefill else ""
+    return f"{MARK}{prompt.variant}.{told} -#}}\n{head}{{#- The model's own chat template follows. {seam}{body}"
 
 
 def is_asking(template: object) -> bool:
