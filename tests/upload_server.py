@@ -1,4 +1,4 @@
-"""A model hub on loopback that takes uploads: what `huggingface_hub` asks for when it makes a repository and fills it."""
+"""A model hub on loopback that takes uploads: what `huggingface_hub` asks when it fills a repository."""
 
 import base64
 import hashlib
@@ -82,6 +82,7 @@ def taking_uploads() -> Iterator[Hub]:
                     }
                 )
             self.commit(f"{kind}/{org}/{name}", [json.loads(line) for line in data.splitlines()])
+            return None
 
         def create(self, asked: dict[str, str]) -> None:
             name = f"{asked['type']}s/{asked['organization']}/{asked['name']}"
@@ -90,6 +91,7 @@ def taking_uploads() -> Iterator[Hub]:
             hub.files[name] = {}
             hub.private[name] = asked.get("visibility") == "private"
             self.answer({"url": f"{hub.url}/{name.removeprefix('models/')}"})
+            return None
 
         def batch(self, asked: dict[str, list[dict[str, object]]]) -> None:
             objects = [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Path:
     config = a_config(tmp_path, model=ModelConfig(path="miniature"))
     asked = VARIANTS["generic"].encode(ChatEncoder(SHIPPED_SEED_MODEL), ASKED)
     outputs = {0: "Here is my thought process: a Here is my response: 7", 1: "Here is my response: 8"}
-    rows = {
+    rows: dict[str, list[Any]] = {
         "iter_2/prompts": [Prompt("p", ASKED, reference="never shown")],
         "iter_2/samples": [
             Sample("p", i, asked, [1, 2], text, "a", text.partition("response: ")[2], None, 1)
