@@ -1,9 +1,6 @@
 """Claims about published folders: whole, ours alone, free of secrets, and on a hub if they are told to go there."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.records import Pair, Prompt, Sample
 from tpo.storage.store import file_sha256
 
-ROOT = Path(__file__).parents[3]
 ASKED = 'What is {{ 3 }} plus "4"?\n'
 
 
@@ -159,26 +155,22 @@ def test_a_published_model_is_not_asked_for_a_thought_twice(run: Path, tmp_path:
         writer_encoder(tmp_path / "out", ModelConfig())
 
 
-@pytest.mark.slow  # three starts of the command
-def test_it_is_pushed_privately_in_two_repositories_and_weights_go_once(run: Path, tmp_path: Path):
+def test_it_is_pushed_privately_in_two_repositories_and_weights_go_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with taking_uploads() as hub:
-        command = [sys.executable, "-m", "flows", "publish", "--run-name", str(run), "--folder", str(tmp_path / "out")]
-
-        def pushed(token: str) -> "subprocess.CompletedProcess[str]":
-            hubs = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-            variables = {**os.environ, **hubs, "HF_HOME": str(tmp_path / "hf")}
-            return subprocess.run(
-                [*command, "--push", "org/mine"], cwd=ROOT, env=variables, text=True, capture_output=True, check=False
-            )
-
-        refused = pushed("hf_otherwise")
-        assert refused.returncode == 2 and "status 401" in refused.stderr and "set HF_TOKEN" in refused.stderr
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_otherwise")
+        with pytest.raises(InputError, match=r"status 401.*set HF_TOKEN"):
+            publish_run(str(run), None, None, tmp_path / "out", pairs=True, to_hub="org/mine")
         assert not hub.commits
+        monkeypatch.setenv("HF_TOKEN", hub.token)
         for _ in range(2):
-            done = pushed(hub.token)
-            assert done.returncode == 0, done.stderr
+            publish_run(str(run), None, None, tmp_path / "out", pairs=True, to_hub="org/mine")
         ours = {name for name in content(tmp_path / "out") if not name.startswith("pairs/")}
         assert {*hub.files["models/org/mine"]} == ours
         assert {*hub.files["datasets/org/mine-pairs"]} == {"README.md", "train-00000-of-00001.parquet"}
         assert hub.private == {"models/org/mine": True, "datasets/org/mine-pairs": True}
-        assert hub.uploads == 2 and hub.token not in json.dumps(content(tmp_path / "out"))
+        assert hub.uploads == 2
