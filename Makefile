@@ -23,13 +23,14 @@ fetch: ## Get a profile's models and data, as the first run would. PROFILE= SET=
 check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
 judge-check: ## Compare a judge's folder with its published figures. JUDGE=armorm MODEL=<folder>
 serve: ## Serve a model to OpenAI's clients, thoughts hidden. MODEL= PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
+publish: ## Write a model as a folder that others load; PUSH= uploads it. RUN= ITER= TO= PAIRS=0 PUSH=org/name PROFILE=
 ui: ## Start Prefect's server and its pages on this machine only
 deploy: ## Put the work pool and the deployments into Prefect (PREFECT_API_URL, or make ui's), or renew them
 worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check serve ui deploy worker seed-model native-model small-judges: variables setup
+iterate compare thinkpo self-train plan fetch check-model judge-check serve publish ui deploy worker seed-model native-model small-judges: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import StrictUndefined, Template
+from jinja2 import StrictUndefined, Template, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tpo.errors import InputError
@@ -31,3 +31,8 @@ def read_template(path: Path, kind: str) -> str:
 def compiled(source: str) -> Template:
     """A template, ready to render: to compile one takes a hundred times as long as to render it."""
     return _ENVIRONMENT.from_string(source)
+
+
+def parsed(source: str) -> nodes.Template:
+    """The syntax tree of a template."""
+    return _ENVIRONMENT.parse(source)

@@ -126,6 +126,7 @@ def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentPa
     _add_judge_check(commands)
     _add_check_model(commands)
     _add_serve(commands)
+    _add_publish(commands)
     _add_operation(commands)
     _add_miniature(commands)
     return parser
@@ -193,6 +194,21 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
     _add_set(serve, "engine.kv_cache_gib=8")
     serve.set_defaults(run=_serve)
+
+
+def _add_publish(commands: Commands) -> None:
+    publish = commands.add_parser("publish", help="write a model of a run as a folder that others load")
+    publish.add_argument("--run-name", metavar="RUN", help="name of the run in runs/, or its folder (default: laptop)")
+    publish.add_argument(
+        "--profile", help="the run's profile, if its folder isn't in runs/ but in a bucket or elsewhere"
+    )
+    publish.add_argument("--to", type=_iterations, metavar="T", help="the iteration (default: the latest)")
+    publish.add_argument("--folder", type=Path, help="where (default: published/<run>-M<T>)")
+    publish.add_argument("--pairs", choices=["0", "1"], default="1", help="0 leaves out the pairs that it learned from")
+    publish.add_argument(
+        "--push", metavar="ORG/NAME", help="also upload it to the model hub, privately if it is new there"
+    )
+    publish.set_defaults(run=_publish)
 
 
 def _add_operation(commands: Commands) -> None:
@@ -391,6 +407,15 @@ def _serve(options: argparse.Namespace) -> int:
         context_tokens=options.context,
         allow_thoughts=options.allow_thoughts,
     )
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from flows.cli.publish import publish_run
+
+    pairs = options.pairs == "1"
+    lines = publish_run(options.run_name, options.profile, options.to, options.folder, pairs=pairs, to_hub=options.push)
+    print("\n".join(lines))
+    return 0
 
 
 def _ui(_: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ OPTIONS = {
     "VARIANT": "--variant",
     "KEY": "--api-key",
     "N": "--runs",
+    "TO": "--folder",
 }
 """Variables with a value. SET may hold several overrides, separated by spaces."""
 FLAGS = {
@@ -44,6 +45,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),
     "judge-check": ("JUDGE", "MODEL"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
+    "publish": ("RUN", "ITER", "TO", "PAIRS", "PUSH", "PROFILE"),
     "lock": ("UPGRADE",),
     **dict.fromkeys(("test", "test-slow", "test-all", "exhaustive", "fault-table"), ("JOBS",)),
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),

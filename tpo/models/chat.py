@@ -23,6 +23,8 @@ from tpo.models.thinking_template import TAGS, Kind, thinking_template
 from tpo.records import Message
 from tpo.storage.disk import explained
 
+ASKS_ALREADY = "The thought prompt is in here."
+"""What a published chat template says that holds a thought prompt or a prefill (`prompts.asking_template`)."""
 _MOST_STRUCTURES = 64
 """Sequences of roles whose structure is cached: a server may get any."""
 _GUARDS = ("\n", "\x00", "~", "é")
@@ -286,8 +288,17 @@ class ChatEncoder:
 
 
 def writer_encoder(model: Path, config: ModelConfig) -> ChatEncoder:
-    """The encoder of chats with M_0 or a model trained from it."""
-    return ChatEncoder(model, options=config.chat_template_options, kind=config.thinking_kind)
+    """The encoder of chats with M_0 or a model trained from it.
+
+    Raises `InputError` for a published model, whose template would ask for a thought once more.
+    """
+    encoder = ChatEncoder(model, options=config.chat_template_options, kind=config.thinking_kind)
+    if ASKS_ALREADY in str(encoder.tokenizer.chat_template):
+        raise InputError(
+            f"{model} was published by tpo publish, and its chat template asks for a thought already, which would be "
+            "asked for twice: take the model's folder in its run, or serve this one by vllm serve as its card says"
+        )
+    return encoder
 
 
 def _load_tokenizer(model: Path) -> Any:
