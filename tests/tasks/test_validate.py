@@ -57,7 +57,7 @@ def test_nothing_is_chosen_if_nothing_was_scored():
 
 
 def test_if_no_answer_keeps_the_format_the_remedy_is_about_the_format():
-    with pytest.raises(StageError, match=r"keeps the format.*evaluation_max_attempts"):
+    with pytest.raises(StageError, match=r"follows the format.*evaluation_max_attempts"):
         choose([Standing(0, None, 0.0), Standing(1, None, 0.0)], 0.9)
 
 
