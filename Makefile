@@ -30,7 +30,7 @@ worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check serve publish ui deploy worker seed-model native-model small-judges: variables setup
+iterate compare thinkpo self-train plan fetch check-model judge-check serve publish ui deploy worker seed-model native-model small-judges chaos: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"
@@ -46,8 +46,7 @@ format: setup ## Format the code and fix what ruff can fix
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
 bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
 	@for n in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do echo "== $$n"; $(PY) -m tests.benchmarks.$$n || exit; done
-chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
-	@$(PY) flows/cli/make.py run $@
+chaos: ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
 fault-table: setup ## Run the tests of faults and write their table in docs/reliability.md
 	@rows=$$(mktemp); TPO_TEST_EXHAUSTIVE=1 TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"
 audit: setup ## Ask PyPI about known weaknesses of the pinned packages

@@ -16,13 +16,12 @@ from prompts.native import NativeThoughts
 from tpo import __version__
 from tpo.config.base import SHIPPED_MODELS
 from tpo.config.data import ModelConfig
+from tpo.config.hub import SCHEME, parse_address
 from tpo.config.judges import JudgeConfig, VerifierJudge
 from tpo.errors import InputError
-from tpo.models.files import read_json, read_text
-from tpo.models.published import ORIGIN
+from tpo.models.files import read_text
 from tpo.report.summary import ModelRow
 
-HUB = "hf://"
 _LICENCE = ("license", "license_name", "license_link")
 _MAX_CARD_BYTES = 1 << 20
 
@@ -153,22 +152,15 @@ def lineage_of(model: FinishedModel) -> Lineage:
 
 
 def hub_name(path: str) -> tuple[str, str | None] | None:
-    """Name and revision of a model or data set that is addressed as `hf://org/name@revision`; None for a folder."""
-    if not path.startswith(HUB):
+    """Name and revision of the repository that an address on the hub names; None for a folder."""
+    if not path.startswith(SCHEME):
         return None
-    name, _, rest = path.removeprefix(HUB).partition("@")
-    return "/".join(name.split("/")[:2]), rest.partition("/")[0] or None
+    address = parse_address(path)
+    return address.repo, address.revision
 
 
 def _base(config: ModelConfig, sha256: str) -> Base:
-    origin = _json_or_nothing(config.folder / ORIGIN)
-    found = hub_name(config.path) or (
-        (config.hub_id, config.hub_revision)
-        if config.hub_id
-        else (str(origin["hub_id"]), origin.get("revision"))
-        if origin.get("hub_id")
-        else None
-    )
+    found = hub_name(config.path)
     if config.path in SHIPPED_MODELS:
         return Base(config.path, on_hub=False, revision=None, sha256=sha256, licence={"license": "apache-2.0"})
     licence = _licence(config.folder / "README.md")
@@ -185,13 +177,6 @@ def _licence(card: Path) -> dict[str, Any]:
         return {}
     told = head if isinstance(head, dict) else {}
     return {key: told[key] for key in _LICENCE if isinstance(told.get(key), str)}
-
-
-def _json_or_nothing(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except InputError:
-        return {}
 
 
 def _steps(model: FinishedModel) -> Iterator[Step]:
