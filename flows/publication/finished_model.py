@@ -198,7 +198,7 @@ def _indices(pair: Pair) -> Iterator[int]:
 def _published(pair: Pair, prompt: Prompt, chosen: Sample, rejected: Sample) -> PublishedPair:
     return PublishedPair(
         prompt_id=pair.prompt_id,
-        prompt=[{"role": "user", "content": prompt.instruction}],
+        prompt=[*prompt.earlier, {"role": "user", "content": prompt.instruction}],
         chosen=[{"role": "assistant", "content": chosen.output}],
         rejected=[{"role": "assistant", "content": rejected.output}],
         chosen_response=chosen.response,
