@@ -553,5 +553,5 @@ def test_a_files_prompts_are_counted_if_it_exists(tmp_path: Path):
     assert amounts("thinkpo-qwen2.5-3b", *files)["short sample"] == (1, 70, 70)
     plan = planned("thinkpo-qwen2.5-3b", *files, "data.per_iteration=71")
     told = 'the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
-    assert any(f"{path} has 70 different prompts, and {told}" in problem for problem in plan.problems)
+    assert any(f"{path} has 70 different prompts, but {told}" in problem for problem in plan.problems)
     assert not plan.fits
