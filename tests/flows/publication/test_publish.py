@@ -162,6 +162,7 @@ def test_it_is_pushed_privately_in_two_repositories_and_weights_go_once(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with taking_uploads() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)  # as a process that starts with it has it
         monkeypatch.setenv("HF_TOKEN", "hf_otherwise")
         with pytest.raises(InputError, match=r"status 401.*set HF_TOKEN"):
             publish_run(str(run), None, None, tmp_path / "out", pairs=True, to_hub="org/mine")
