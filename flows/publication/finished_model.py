@@ -16,7 +16,7 @@ from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError, StoreError
 from tpo.models.chat import ChatEncoder, writer_encoder
-from tpo.records import Artifact, Pair, Prompt, Sample
+from tpo.records import Artifact, Message, Pair, Prompt, Sample
 from tpo.report.summary import SUMMARY, Summary, read_summary
 from tpo.storage.current import FINISHED
 from tpo.storage.disk import bring_here
@@ -33,7 +33,7 @@ class PublishedPair:
 
     prompt_id: str
     """The prompt."""
-    prompt: list[dict[str, str]]
+    prompt: list[Message]
     """The messages that were asked, without the thought prompt."""
     chosen: list[dict[str, str]]
     """The chosen output, thought and markers included, as a message of the assistant."""
@@ -198,7 +198,7 @@ def _indices(pair: Pair) -> Iterator[int]:
 def _published(pair: Pair, prompt: Prompt, chosen: Sample, rejected: Sample) -> PublishedPair:
     return PublishedPair(
         prompt_id=pair.prompt_id,
-        prompt=[*prompt.earlier, {"role": "user", "content": prompt.instruction}],
+        prompt=[*prompt.earlier, Message(role="user", content=prompt.instruction)],
         chosen=[{"role": "assistant", "content": chosen.output}],
         rejected=[{"role": "assistant", "content": rejected.output}],
         chosen_response=chosen.response,
