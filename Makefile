@@ -19,17 +19,18 @@ compare: ## Run TPO and its direct baseline up to M_ITER: does thinking pay? As 
 thinkpo: ## Run ThinkPO: fine-tune on long reasoning, then prefer long to short. As iterate; no ITER
 self-train: ## Run DPO-ST: learn from own right answers, up to SFT_ITER. As iterate; ABLATION=1 also without DPO
 plan: ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
-fetch: ## Get a profile's seed model, as the first run would. PROFILE=
+fetch: ## Get a profile's models and data, as the first run would. PROFILE= SET=
 check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
 judge-check: ## Compare a judge's folder with its published figures. JUDGE=armorm MODEL=<folder>
 serve: ## Serve a model to OpenAI's clients, thoughts hidden. MODEL= PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
+publish: ## Write a model as a folder that others load; PUSH= uploads it. RUN= ITER= TO= PAIRS=0 PUSH=org/name PROFILE=
 ui: ## Start Prefect's server and its pages on this machine only
 deploy: ## Put the work pool and the deployments into Prefect (PREFECT_API_URL, or make ui's), or renew them
 worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check serve ui deploy worker seed-model native-model small-judges: variables setup
+iterate compare thinkpo self-train plan fetch check-model judge-check serve publish ui deploy worker seed-model native-model small-judges chaos: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"
@@ -45,8 +46,7 @@ format: setup ## Format the code and fix what ruff can fix
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
 bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
 	@for n in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do echo "== $$n"; $(PY) -m tests.benchmarks.$$n || exit; done
-chaos: setup ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
-	@$(PY) flows/cli/make.py run $@
+chaos: ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
 fault-table: setup ## Run the tests of faults and write their table in docs/reliability.md
 	@rows=$$(mktemp); TPO_TEST_EXHAUSTIVE=1 TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"
 audit: setup ## Ask PyPI about known weaknesses of the pinned packages

@@ -17,7 +17,8 @@ from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.prefect_ops import alert, entitle, fetch_keys
-from flows.recipes import RECIPES, Recipe, checked, load, resolve_config, working
+from flows.preflight import preflight
+from flows.recipes import RECIPES, Recipe, fetch_hub_files, load, resolve_config, working
 from tpo.config.run import RunConfig
 from tpo.storage.current import iterations_made
 from tpo.storage.disk import explained
@@ -67,11 +68,11 @@ class StepForm(Form):
     """The form of a trigger that takes the run one iteration further, or resumes the interrupted one."""
 
     iterations: int = Field(1, ge=1, description="How many iterations this trigger adds at most.")
-    last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it stands, triggers do nothing.")
+    last: int = Field(3, ge=0, description="T of the last model {model}_T. Once it exists, triggers do nothing.")
 
     def goal(self, config: RunConfig) -> int:
         """T of the next model; the run's files are checked before they are read."""
-        checked(config)
+        preflight(config)
         return next_model(config, self.iterations, self.last)
 
     def enough(self) -> str:
@@ -93,9 +94,9 @@ def deployed(recipe: Recipe) -> Flow[..., State[Any]]:
     if recipe.ablation is None:
         del asked["ablation"]
     known = {"model": recipe.model, "ablation": recipe.ablation and recipe.ablation.help}
-    told = {name: (form.model_fields[name].description or "").format_map(known) for name in asked}
+    meanings = {name: (form.model_fields[name].description or "").format_map(known) for name in asked}
     goal = "one iteration further; resumes the one that was interrupted" if recipe.stepwise else "to its end"
-    fields = [f"    {name}: {text}" for name, text in told.items()]
+    fields = [f"    {name}: {text}" for name, text in meanings.items()]
     trigger.__doc__ = "\n".join([f"Brings a run of `tpo {recipe.name}` {goal}.", "", "Args:", *fields])
     trigger.__name__ = trigger.__qualname__ = recipe.trigger.replace("-", "_")
     signature = inspect.Signature(list(asked.values()), return_annotation=State)
@@ -108,7 +109,7 @@ def bring(recipe: Recipe, form: Form) -> State[Any]:
     """Brings the run that a form describes to its goal, resuming from its manifests."""
     if form.ablation and recipe.ablation is not None:
         recipe = recipe.ablation
-    config = form.config()
+    config = fetch_hub_files(form.config())
     to = form.goal(config)
     entitle(recipe.says(recipe.title, config, to), config.name)
     fetch_keys(config)

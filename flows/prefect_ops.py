@@ -136,10 +136,10 @@ def _notify(name: str, subject: str, body: str, logger: "logging.LoggerAdapter[A
             raise InputError(
                 f"{name} is not a notification block: set {ALERT_VARIABLE} to one, as in slack-webhook/ops"
             )
-        block.notify(body=body, subject=subject)  # type: ignore[unused-coroutine]  # none, where no event loop runs
-    except Exception as error:  # noqa: BLE001 - the run's own error must not be hidden by that of telling it
+        block.notify(body=body, subject=subject)  # type: ignore[unused-coroutine]  # isn't one without an event loop
+    except Exception as error:  # noqa: BLE001 - a failed notification must not hide the run's own error
         # Not the error's text: it may contain the webhook's address, which is a secret.
-        logger.error("%s could not be told: %s; look at block %s", ALERT_VARIABLE, type(error).__name__, name)
+        logger.error("%s could not be notified: %s; check block %s", ALERT_VARIABLE, type(error).__name__, name)
 
 
 def make_pool(name: str) -> None:

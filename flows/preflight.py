@@ -1,11 +1,9 @@
-"""What is checked before anything starts: `preflight` always, `check_before_work` where there is something to do.
+"""Checks before anything starts: `preflight` always, `check_before_work` if there is something to do.
 
-In: a config. Out: nothing, or an `InputError` that says what was found, what was expected and what to do.
-
-`preflight` takes milliseconds and looks at files alone. The rest looks at the machine, asks servers, and loads
-tokenizers, which the run needs anyway, and a model's architecture where training asks for something special of it: no
-weights, no Ray, no vLLM, no Prefect. Refused is what can't work for certain;
-where an estimate may be wrong, a line says so.
+`preflight` takes milliseconds and only looks at files. The rest looks at the machine, asks servers, and loads
+tokenizers, which the run needs anyway, and a model's architecture if training requires something special of it: no
+weights, no Ray, no vLLM, no Prefect. Raises `InputError` for what is certain to fail, saying what was found, what was
+expected and what to do; if an estimate may be wrong, prints a warning instead.
 """
 
 import contextlib
@@ -16,6 +14,7 @@ from math import prod
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from flows.conversations import check_conversations
 from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.askers import ServerAsker
 from judges.reward_model import check_reward_folder
@@ -25,6 +24,7 @@ from prompts.verdict import load_verdict_prompt, without_control_tokens
 from tasks.source import question_key
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
+from tpo.config.hub import local_path
 from tpo.config.judges import (
     ArmoRMJudge,
     JudgeConfig,
@@ -122,7 +122,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     check_training(config.model.folder, config.train, config.trainer)
     if config.sft is not None:
         check_training(config.model.folder, config.sft, config.trainer, section="recipe.sft")
-    for line in check_templates(config):
+    for line in (*check_templates(config), *check_conversations(config)):
         say(line)
 
 
@@ -186,31 +186,33 @@ def check_thinkpo(config: RunConfig) -> None:
         read_pair_rows(source)
     elif config.sft is None:
         raise InputError(
-            'recipe.source.kind is "models", and there is no section [recipe.sft]: models write for the prompts of '
-            'fine-tuning; add [recipe.sft], or take pairs from a file (recipe.source.kind = "file")'
+            'recipe.source.kind is "models", but there is no section [recipe.sft], whose prompts the models write for: '
+            'add [recipe.sft], or take pairs from a file (recipe.source.kind = "file")'
         )
     else:
         for prompt in (source.long_prompt, source.short_prompt):
             load_prompt(prompt)
         for model, own in ((source.long, "demonstrations"), (source.short, "seed")):
             if model != own:
-                check_writer(Path(model), device=config.engine.device)
+                check_writer(local_path(model), device=config.engine.device)
     if config.sft is not None and isinstance(prompts, FileSource) and prompts.demonstration_column is None:
         raise InputError(
-            "[recipe.sft] is there, and data.source.demonstration_column is not: name the column that holds the "
-            "responses to imitate"
+            "[recipe.sft] is set, but data.source.demonstration_column isn't: name the column that holds the responses "
+            "to imitate"
         )
 
 
 def writers(config: RunConfig) -> list[Path]:
-    """The folders of the models that write in a run, each once: M_0, judges that are asked, and whoever else writes."""
+    """The folders of all models that generate text in a run, each once: M_0, generating judges, and any others."""
     folders = [config.model.folder]
     folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
     if config.data.synthetic is not None and config.data.synthetic.folder is not None:
         folders.append(config.data.synthetic.folder)
     source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
     if isinstance(source, PairModels):
-        folders += [Path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")]
+        folders += [
+            local_path(model) for model in (source.long, source.short) if model not in ("demonstrations", "seed")
+        ]
     return list(dict.fromkeys(folders))
 
 
@@ -323,7 +325,9 @@ def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
     load_instruction_prompt(settings.template)
     for file in settings.avoid:
         try:
-            check_prompt_file(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
+            check_prompt_file(
+                FileSource(path=file.path, instruction_column=file.instruction_column), local_path(file.path)
+            )
         except InputError as error:
             raise InputError(f"data.synthetic.avoid: {error}") from error
     if isinstance(config.data.source, FileSource):
@@ -331,53 +335,54 @@ def _check_synthetic(config: RunConfig, settings: SyntheticConfig) -> None:
 
 
 def _check_examples(config: RunConfig, source: FileSource, settings: SyntheticConfig) -> None:
-    """Enough instructions are left as examples where validation and test have taken theirs."""
+    """Checks that enough instructions are left for examples after validation and test take theirs."""
     path = file_of(source, "", 1)
-    texts = {question_key(row.instruction) for row in read_prompt_rows(source, path) if can_be_shown(row.instruction)}
+    rows = [row for row in read_prompt_rows(source, path) if row.history is None]
+    texts = {question_key(row.instruction) for row in rows if can_be_shown(row.instruction)}
     counts = {"validation": config.data.validation, "test": config.data.test}
     taken = {kind: count for kind, count in counts.items() if file_of(source, kind, 0) == path}
     left = len(texts) - sum(taken.values())
     if left < settings.shots:
-        told = "".join(f", {count} of them for {kind}" for kind, count in taken.items())
+        shares = "".join(f", {count} of them for {kind}" for kind, count in taken.items())
         raise InputError(
-            f"{path} has {len(texts)} instructions that can be examples{told}, and data.synthetic.shots = "
-            f"{settings.shots} must be left: add some, give validation and test files of their own, or lower shots"
+            f"{path} has {len(texts)} instructions that can be examples{shares}, and data.synthetic.shots = "
+            f"{settings.shots} must be left: add some, give validation and test their own files, or lower shots"
         )
 
 
 def _check_folder(root: Path) -> None:
-    """The run folder is there or can be made, as far as its name and what is there already tell."""
+    """Checks that the run folder exists or can be made, as far as its name and existing folders show."""
     root = root.resolve()
     try:
         parent = next(path for path in (root, *root.parents) if path.exists())
         longest_path, longest_name = os.pathconf(parent, "PC_PATH_MAX"), os.pathconf(parent, "PC_NAME_MAX")
     except OSError as error:
-        # Where a name or the whole is longer than any file system takes, even looking fails.
+        # If a name or the whole path is longer than any file system allows, even looking fails.
         if error.errno != errno.ENAMETOOLONG:
             raise InputError(f"{root} cannot be looked at ({error.strerror}): set folder in the profile") from error
         parent, longest_path, longest_name = Path("/"), 4096, 255
     if (long := max(len(os.fsencode(part)) for part in root.parts)) > longest_name:
         raise InputError(
-            f"{root} has a name of {long} bytes in it, and names have up to {longest_name} here: give the run a "
+            f"{root} has a name of {long} bytes in it, but names have up to {longest_name} here: give the run a "
             "shorter --run-name, or set folder in the profile to one with shorter names"
         )
     if len(os.fsencode(root)) + _LONGEST_PATH_BELOW > longest_path:
         raise InputError(
-            f"{root} has {len(os.fsencode(root))} bytes, and files below it need {_LONGEST_PATH_BELOW} more: paths "
-            f"have {longest_path} here; set folder in the profile to one with a shorter path"
+            f"{root} has {len(os.fsencode(root))} bytes, and files in it need {_LONGEST_PATH_BELOW} more, but paths "
+            f"have up to {longest_path} here: set folder in the profile to one with a shorter path"
         )
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{parent} is not a folder that can be written to: set folder in the profile to one that is")
 
 
 def _check_places(config: RunConfig) -> None:
-    """What Prefect and Ray keep beside the run has a place."""
+    """Checks the folders where Prefect and Ray keep their files."""
     home = Path(os.environ.get("PREFECT_HOME") or ".prefect").absolute()
     parent = next(path for path in (home, *home.parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(
-            f"{home} cannot be made or written to, where Prefect keeps its database: set PREFECT_HOME to a folder that "
-            "can be"
+            f"{home}, where Prefect keeps its database, cannot be made or written to: set PREFECT_HOME to a folder "
+            "that can be"
         )
     if config.cluster.address is None:
         check_rays_folder()
@@ -466,8 +471,8 @@ def check_templates(config: RunConfig) -> list[str]:
 
 
 def _parameters(folder: Path) -> int:
-    """How many parameters a model has, by the headers of its files.
+    """A model's number of parameters, from the headers of its files.
 
-    Raises `InputError` if a file is cut off or is no safetensors.
+    Raises `InputError` if a file is truncated or isn't in safetensors format.
     """
     return sum(prod(tensor.shape) for tensor in read_tensors(folder).values())

@@ -1,10 +1,11 @@
 """How many prompts a run takes from each of its files, compared with how many the files have.
 
-A file's distinct instructions are an upper bound of the prompts that it gives, since some may be too long for the
-model. So a reported shortage is certain.
+A file's distinct prompts are an upper bound of those that it gives, since some may be too long for the model. So a
+reported shortage is certain.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from tpo.config.data import FileSource
 from tpo.config.recipes import ThinkPo, Tpo
 from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of, read_prompt_rows
+from tpo.records import read_turns
 
 GUESSED_PROMPTS = 10_000
 """The value of "all" if neither the file nor the profile gives one."""
@@ -31,6 +33,18 @@ class PromptSet:
     """The file."""
     count: int | None
     """Number taken, over all sets of this kind; None for all that are left."""
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a file of prompts holds."""
+
+    distinct: int
+    """Its distinct prompts; those with equal `question_key` count once."""
+    usable: int
+    """Rows with a prompt."""
+    earlier_roles: Mapping[tuple[str, ...], int]
+    """Of conversations, the number of rows by whose turns stand before the last user turn, in order of appearance."""
 
 
 def prompt_sets(config: RunConfig, iterations: int) -> list[PromptSet]:
@@ -70,10 +84,15 @@ def too_few_prompts(config: RunConfig, iterations: int) -> Iterator[str]:
 
 
 def count_prompts(config: RunConfig, path: Path) -> int:
-    """The distinct instructions of a file; those with equal `question_key` count once."""
+    """The distinct prompts of a file; those with equal `question_key` count once."""
     assert isinstance(config.data.source, FileSource)
+    return content_of(config.data.source, path).distinct
+
+
+def content_of(source: FileSource, path: Path) -> FileContent:
+    """What a file holds; it is read once until it changes. Raises `InputError` if it can't be read."""
     stat = path.stat()
-    return _distinct(config.data.source, path, stat.st_mtime_ns, stat.st_size)
+    return _content(source, path, stat.st_mtime_ns, stat.st_size)
 
 
 def sized(config: RunConfig, *, counting: bool = True) -> RunConfig:
@@ -94,9 +113,10 @@ def _all(config: RunConfig, *, counting: bool) -> int:
 
 
 @lru_cache(maxsize=16)
-def _distinct(source: FileSource, path: Path, _changed: int, _bytes: int) -> int:
-    rows = read_prompt_rows(source, path)
-    return len({question_key(row.instruction) for row in rows if row.instruction.strip()})
+def _content(source: FileSource, path: Path, _changed: int, _bytes: int) -> FileContent:
+    rows = [row for row in read_prompt_rows(source, path) if row.instruction.strip()]
+    roles = (tuple(dict.fromkeys(turn["role"] for turn in read_turns(row.history))) for row in rows if row.history)
+    return FileContent(len({question_key(row.instruction, row.history) for row in rows}), len(rows), Counter(roles))
 
 
 def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequence[PromptSet]) -> str:
@@ -108,16 +128,16 @@ def _told(config: RunConfig, iterations: int, path: Path, there: int, sets: Sequ
         else f"{each.name} {'all the rest' if each.count is None else f'{each.count:,}'}"
         for each in sets
     ]
-    told = (
-        f"{path} has {there:,} different prompt{'' if there == 1 else 's'}, and the run takes more: {' + '.join(asked)}"
+    fault = (
+        f"{path} has {there:,} different prompt{'' if there == 1 else 's'}, but the run takes more: {' + '.join(asked)}"
     )
     left = there - fixed
     if left < 1 or all(each.name != "data.per_iteration" for each in sets):
-        return f"{told}: add rows, lower these, or give validation and test files of their own"
+        return f"{fault}: add rows, lower these, or give validation and test their own files"
     if one_set:
-        return f'{told}: set data.per_iteration to "all", or to {left:,} at most, or add rows'
+        return f'{fault}: set data.per_iteration to "all", or to {left:,} at most, or add rows'
     each = left // max(1, iterations)
     fewer = f"to {each:,} at most, " if each else ""
     steps = left // config.data.count
     stop = f"--to (ITER) to {steps:,} at most, " if 0 < steps < iterations else ""
-    return f"{told}: lower data.per_iteration {fewer}{'or ' if fewer and stop else ''}{stop}or add rows"
+    return f"{fault}: lower data.per_iteration {fewer}{'or ' if fewer and stop else ''}{stop}or add rows"

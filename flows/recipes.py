@@ -25,6 +25,7 @@ from tpo.config.run import RunConfig
 from tpo.console import LOGGER, say
 from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened
+from tpo.hub.fetch import fetched, say_moves
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
 from tpo.report.model_table import ABLATION, MODEL_TABLE, ModelTable, page_of, read_model_table
@@ -102,11 +103,12 @@ class Recipe:
         return self.baseline.compared(config, iterations, found, other)
 
     def _ready(self, config: RunConfig, iterations: int) -> Any:
-        checked(config)
+        preflight(config)
         self.check(config)
         with reading(config):
             if (found := self.finished(config, iterations)) is None:
                 check_before_work(config, iterations)
+                say_moves(config)
         return found
 
     def says(self, template: str, config: RunConfig, iterations: int, run: str = "{name}") -> str:
@@ -156,10 +158,11 @@ def profile_path(profile: str) -> Path:
     return PROFILES / f"{profile}.toml"
 
 
-def checked(config: RunConfig) -> None:
-    """Runs the checks that only need files, after fetching the seed model if the profile says from where."""
+def fetch_hub_files(config: RunConfig) -> RunConfig:
+    """The config to go on with once everything that it takes from elsewhere is on this machine: addresses on the model
+    hub have commits then. Called before anything else is checked."""
     fetch_model(config.model)
-    preflight(config)
+    return fetched(config)
 
 
 def reached(config: RunConfig, iterations: int) -> Summary | None:
@@ -288,9 +291,9 @@ def prefect_environment() -> None:
 
     Call before importing Prefect.
     """
-    from tpo.engines.cluster.processes import QUIET, loopback_without_proxy, proxy_fault
+    from tpo.engines.cluster.processes import loopback_without_proxy, proxy_fault, quiet_environment
 
-    os.environ.update(QUIET | loopback_without_proxy(os.environ))
+    os.environ.update(quiet_environment(os.environ) | loopback_without_proxy(os.environ))
     if (fault := proxy_fault(os.environ)) is not None:
         # Requests to other machines were refused before (`check_proxies`); the rest is on this machine.
         say(f"{fault}: proxies are left out, all that is asked is on this machine")

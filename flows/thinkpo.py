@@ -4,7 +4,6 @@ A run has three models, each with its test results: the base, the one fine-tuned
 and the one that DPO makes of it. Each stage checks its manifest first, so the same call starts a run and resumes it.
 """
 
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow
@@ -18,6 +17,7 @@ from tasks.measure import MeasuredModel, measure
 from tasks.pair_by_length import pair_by_length, pairs_from_file
 from tasks.sample import sample
 from tasks.train import train
+from tpo.config.hub import local_path
 from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
@@ -68,7 +68,7 @@ def pair(config: RunConfig, base: Artifact, tuned: Artifact, prompts: Artifact, 
         return None
 
     def written(side: Literal["long", "short"], model: str) -> Artifact:
-        writer = base if model == "seed" else folder_artifact(Path(model))
+        writer = base if model == "seed" else folder_artifact(local_path(model))
         samples = sample(config, write_spec(config, source, side), writer, prompts)
         return demonstrate(config, f"dpo/{side}", tuned, prompts, samples)
 

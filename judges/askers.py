@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from judges.unreadable import TOO_LONG, cause_of
 from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
@@ -25,13 +25,13 @@ from tpo.engines.inference.reply import Decoding, Reply, TokenCount
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder, Piece
 from tpo.models.folder import check_model_folder
-from tpo.records import Message
+from tpo.records import Message, read_turns
 from tpo.storage.store import folder_artifact
 
 SHARD_COMPARISONS = 512
 """Approximate number of comparisons handed to an engine at a time; more if a group has more."""
 PUBLISHED_NEW_TOKENS = 2048
-"""Longest judgment of the Self-Taught Evaluator, in tokens."""
+"""Maximum length of the Self-Taught Evaluator's judgments, in tokens."""
 TEXTS_HELD = 4096
 """Number of texts whose tokens are cached, for each slot of a comparison."""
 LABEL_TOKENS = 8
@@ -48,13 +48,22 @@ class ResponsePair:
     """The response shown first."""
     second: str
     """The response shown second."""
+    history: str | None = None
+    """The turns before the instruction, as `Prompt.history`."""
+
+    @property
+    def question(self) -> "Question":
+        """What both respond to."""
+        return self.instruction, self.history
 
     @property
     def texts(self) -> tuple[str, str, str]:
-        """All three texts, in this order."""
+        """Instruction and responses, in this order."""
         return self.instruction, self.first, self.second
 
 
+Question: TypeAlias = tuple[str, str | None]
+"""An instruction, and the turns before it as `Prompt.history`."""
 PLAIN = ResponsePair("What is 12 + 30?", "12 + 30 is 42.", "12 + 30 is 43.")
 """A comparison that any judge can decide."""
 
@@ -109,9 +118,9 @@ class ServerAsker:
         return self._client.ask(list(map(self._chat, comparisons)), self._decoding, spent=self._spent)
 
     def check(self) -> Iterator[str]:
-        """Asks for one verdict as the judge will ask; a line if it can't be read.
+        """Asks for one verdict as the judge will ask; yields a line if it can't be read.
 
-        Raises `InputError` if the server doesn't answer, or answers with what no other comparison would mend.
+        Raises `InputError` if the server doesn't answer, or its answer shows a fault that all comparisons would have.
         """
         reply = self._client.check(self._chat(PLAIN), self._decoding)
         cause = cause_of(reply, self._config)
@@ -124,7 +133,12 @@ class ServerAsker:
         yield said
 
     def _chat(self, asked: ResponsePair) -> list[Message]:
-        return self._prompt.render(*map(without_control_tokens, asked.texts))
+        earlier = [
+            Message(role=turn["role"], content=without_control_tokens(turn["content"]))
+            for turn in read_turns(asked.history)
+        ]
+        instruction, first, second = map(without_control_tokens, asked.texts)
+        return self._prompt.render(instruction, first, second, earlier)
 
 
 class ComparisonEncoder:
@@ -142,13 +156,14 @@ class ComparisonEncoder:
             self._end[0] = Piece(user[3].rstrip())
         # A tournament in rounds returns to the same texts again and again.
         held = lru_cache(maxsize=TEXTS_HELD)
-        self._head, self._first, self._second = map(held, (self._encode_head, self._encode_first, self._encode_second))
-        self._seams: dict[str, bool] = {}
+        self._head = held(self._encode_head)
+        self._first, self._second = held(self._encode_first), held(self._encode_second)
+        self._seams: dict[Question, bool] = {}
 
     def encode(self, comparisons: Sequence[ResponsePair]) -> list[list[int]]:
         """Token ids of each comparison, with the generation prompt at its end."""
         encoded: list[list[int]] = []
-        for _, group in itertools.groupby(comparisons, key=lambda asked: asked.instruction):
+        for _, group in itertools.groupby(comparisons, key=lambda asked: asked.question):
             asked = list(group)
             encode = self._joined if self._seams_hold(asked[0]) else self._whole
             encoded += map(encode, asked)
@@ -156,26 +171,32 @@ class ComparisonEncoder:
 
     def _seams_hold(self, asked: ResponsePair) -> bool:
         """Whether the pieces of a comparison are the tokens of the whole; looked at once a question, for all of it."""
-        if asked.instruction not in self._seams:
+        if asked.question not in self._seams:
             if len(self._seams) >= TEXTS_HELD:
                 self._seams.clear()
-            self._seams[asked.instruction] = self._joined(asked) == self._whole(asked)
-        return self._seams[asked.instruction]
+            self._seams[asked.question] = self._joined(asked) == self._whole(asked)
+        return self._seams[asked.question]
 
     def _joined(self, asked: ResponsePair) -> list[int]:
-        return [*self._head(asked.instruction), *self._first(asked.first), *self._second(asked.second)]
+        in_chat = asked.history is not None
+        first, second = self._first(asked.first, in_chat), self._second(asked.second, in_chat)
+        return [*self._head(asked.question), *first, *second]
 
-    def _encode_head(self, instruction: str) -> list[int]:
-        return self._encoder.encode_pieces([*self._before, Piece(self._prompt.defused(instruction)), self._between])
+    def _encode_head(self, question: Question) -> list[int]:
+        instruction, history = question
+        shown = self._prompt.shown(instruction, read_turns(history))
+        return self._encoder.encode_pieces([*self._before, Piece(shown), self._between])
 
-    def _encode_first(self, text: str) -> list[int]:
-        return self._encoder.encode_pieces([Piece(self._prompt.defused(text)), self._middle])
+    def _encode_first(self, text: str, in_chat: bool) -> list[int]:
+        return self._encoder.encode_pieces([Piece(self._prompt.defused(text, in_chat=in_chat)), self._middle])
 
-    def _encode_second(self, text: str) -> list[int]:
-        return self._encoder.encode_pieces([Piece(self._prompt.defused(text)), *self._end])
+    def _encode_second(self, text: str, in_chat: bool) -> list[int]:
+        return self._encoder.encode_pieces([Piece(self._prompt.defused(text, in_chat=in_chat)), *self._end])
 
     def _whole(self, asked: ResponsePair) -> list[int]:
-        return self._encoder.encode(self._prompt.render(*asked.texts))
+        return self._encoder.encode(
+            self._prompt.render(asked.instruction, asked.first, asked.second, read_turns(asked.history))
+        )
 
 
 def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
@@ -186,11 +207,11 @@ def decoding_of(config: PairwiseJudge, context: int) -> Decoding:
 
 
 def shards_of(comparisons: Sequence[ResponsePair], positions: Sequence[int], engines: int = 1) -> list[list[int]]:
-    """Positions of comparisons in shards of comparable size, none of which ends within those of one instruction.
+    """Divides the positions of comparisons into shards of similar size, without splitting an instruction's comparisons.
 
-    As many as keep each of `engines` busy alike, and none much larger than `SHARD_COMPARISONS`.
+    The number of shards keeps all `engines` equally busy, with none much larger than `SHARD_COMPARISONS`.
     """
-    groups = [list(group) for _, group in itertools.groupby(positions, key=lambda i: comparisons[i].instruction)]
+    groups = [list(group) for _, group in itertools.groupby(positions, key=lambda i: comparisons[i].question)]
     count = min(len(groups), engines * -(-len(positions) // (engines * SHARD_COMPARISONS)))
     shards: list[list[int]] = [[] for _ in range(count)]
     placed = 0

@@ -44,6 +44,8 @@ class Group:
     """Another model's response to compare each of them with, for a judge that only compares; index `BASELINE`."""
     constraints: str | None = None
     """The prompt's verifiable instructions, as `Prompt.constraints`."""
+    history: str | None = None
+    """The turns before the instruction, as `Prompt.history`."""
 
 
 Spend = Callable[[TokenCount], None]
@@ -96,6 +98,7 @@ def groups_of(
             reference=prompt.reference,
             responses=tuple(sorted(responses[prompt.prompt_id], key=lambda response: response.index)),
             constraints=prompt.constraints,
+            history=prompt.history,
             baseline=against.get(prompt.prompt_id),
         )
         for prompt in prompts

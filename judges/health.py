@@ -32,9 +32,9 @@ ONE_SIDED_95 = 1.645
 def measure_health(
     groups: Sequence[Group], judgments: Iterable[Judgment], scores: Iterable[Score], referee: JudgeConfig
 ) -> JudgeHealth:
-    """The health of a judge that said `judgments` of `groups`; scores of samples that no group holds are left out.
+    """The health of a judge that made `judgments` of `groups`; scores of samples outside the groups are ignored.
 
-    `referee` says how responses are compared with references, where it is a verifier; else the verifier's defaults do.
+    Responses are compared with references as `referee` says if it is a verifier, otherwise by the verifier's defaults.
     """
     judged = {(group.prompt_id, response.index) for group in groups for response in group.responses}
     values = {(s.prompt_id, s.index): s for s in scores if (s.prompt_id, s.index) in judged}
@@ -130,7 +130,7 @@ class _Limit:
         bound = centre + half if self.name.startswith("min") else centre - half
         return abs(bound - share) / (1 - self.chance)
 
-    def told(self, limit: float) -> str:
+    def described(self, limit: float) -> str:
         """The figure and the limit in words."""
         bound = "at least" if self.name.startswith("min") else "at most"
         return f"{self.value:.3f} {self.what}, and health.{self.name} allows {bound} {limit}"
@@ -152,11 +152,11 @@ def check_health(health: JudgeHealth, limits: HealthConfig, stage: str, *, exact
     ]
     if not passed:
         return
-    said = "; ".join(limit.told(bound) for limit, bound in passed)
+    violated = "; ".join(limit.described(bound) for limit, bound in passed)
     reasons = ", ".join(f"{count} {reason}" for reason, count in health.unscored.items()) or "none"
     raise StageError(
-        f"{stage}: the judge does not look sound: {said} (unscored: {reasons}). Nothing was trained on it and what it "
-        "said is kept: look at the judgments beside it, choose another judge, or move the limit"
+        f"{stage}: the judge does not look sound: {violated} (unscored: {reasons}). Nothing was trained on its "
+        "judgments, which are kept: look at them, choose another judge, or change the limit"
     )
 
 

@@ -314,7 +314,7 @@ UNITS = {
     for spelling in (unit, *others.split())
     for plural in ("", "s")
 }
-"""Units that are told apart, by their spellings."""
+"""The units that are distinguished, by their spellings."""
 _TYPOGRAPHY = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
      "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",

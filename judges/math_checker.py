@@ -18,9 +18,9 @@ from tpo.sandbox import Sandbox, SandboxError
 PROGRAM = Path(__file__).with_name("math_process.py")
 START_SECONDS = 120
 CHECK_SECONDS = 5
-"""Time of a CPU that a comparison may take; the process ends itself then."""
+"""CPU time that a comparison may take; after that the process ends itself."""
 WAIT_SECONDS = 60
-"""Longest wait for a comparison, whatever else takes the machine."""
+"""Maximum wait for a comparison, however busy the machine is."""
 MEMORY_BYTES = 4 << 30
 """Address space of the process, its libraries included."""
 UNDECIDED = {
@@ -32,21 +32,21 @@ UNDECIDED = {
 
 @dataclass(frozen=True)
 class Compared:
-    """What is known of two answers."""
+    """The comparison of two answers."""
 
     equal: bool | None
-    """Whether they are equal; None if that could not be found out."""
+    """Whether they are equal; None if undecided."""
     undecided: str | None = None
-    """Why it could not."""
+    """Why it is undecided."""
 
 
 class MathChecker:
-    """Compares answers; its process starts with the first comparison, so that one that can't start is found then.
+    """Compares answers; its process starts with the first comparison, which raises if it can't start.
 
     Args:
-        program: What the process runs, for tests.
-        wait_seconds: Longest wait for a comparison, whatever else takes the machine.
-        check_seconds: Time of a CPU that a comparison may take.
+        program: The program to run, for tests.
+        wait_seconds: Maximum wait for a comparison, however busy the machine is.
+        check_seconds: CPU time that a comparison may take.
     """
 
     def __init__(

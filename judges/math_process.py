@@ -1,9 +1,9 @@
-"""The program of `judges.math_checker`: reads a line of pairs of LaTeX, writes whether any pair is equal.
+"""The program of `judges.math_checker`: reads a line of LaTeX pairs, writes whether any pair is equal.
 
-Run by its path, in a process that may be killed: an expression can take any time and any memory. Each line is one
-JSON list of pairs; each answer one of `equal`, `unequal`, `memory`. A comparison that takes too much of the CPU's time
-ends the process by the signal's default action, which works inside of a single multiplication too, and also if nobody
-waits any more. Time on a clock would make verdicts depend on what else runs.
+Run by its path, in a process that may be killed, since an expression can take any time and any memory. Each line is a
+JSON list of pairs; each answer is one of `equal`, `unequal`, `memory`. A comparison that takes too much CPU time ends
+the process by the signal's default action, which works even inside a single multiplication, and even if the caller has
+gone. Wall-clock time would make verdicts depend on what else runs.
 """
 
 import json
@@ -62,7 +62,7 @@ def _far_apart(one: Any, other: Any) -> bool:
 
 
 def _or_false(equal: Callable[[list[str]], bool]) -> Callable[[list[str]], bool]:
-    """`equal`, but for what the library can't compare."""
+    """`equal`, except that it is False for what the library can't compare."""
 
     def compared(pair: list[str]) -> bool:
         try:

@@ -151,7 +151,8 @@ class _Question:
     @property
     def comparison(self) -> ResponsePair:
         """The texts that the judge sees."""
-        return ResponsePair(self.match.group.instruction, self.first.text, self.second.text)
+        group = self.match.group
+        return ResponsePair(group.instruction, self.first.text, self.second.text, group.history)
 
 
 class _Match:

@@ -1,6 +1,6 @@
 """Reward models as judges: torch reads each response as a chat, and a head gives a number.
 
-The chat of instruction and response follows the model's own template; the score is the number, in the model's own unit.
+The chat of a conversation and a response to it follows the model's own template; the score is the number, in its unit.
 Text in a response can't become structure. A chat that is too long, or gets no finite number, is unscored; a health
 limit counts those.
 """
@@ -26,7 +26,7 @@ from tpo.models.chat import ChatEncoder
 from tpo.models.files import read_json, some_of
 from tpo.models.folder import check_model_folder
 from tpo.models.tensors import read_tensors
-from tpo.records import Judgment, Message, Score
+from tpo.records import Judgment, Message, Score, read_turns
 from tpo.storage.journal import Journal
 
 _HEAD = "score.weight"
@@ -91,8 +91,9 @@ class ChatJudge(ABC):
 
         def chats() -> Iterator[list[Chat]]:
             for group in groups:
+                earlier = read_turns(group.history)
                 asked.append(
-                    [self._try_chat(group.instruction, response.text, longest) for response in group.responses]
+                    [self._try_chat(group.instruction, response.text, longest, earlier) for response in group.responses]
                 )
                 yield [chat for chat in asked[-1] if isinstance(chat, Chat)]
 
@@ -122,13 +123,13 @@ class ChatJudge(ABC):
             for response in group.responses
         ]
 
-    def chat_of(self, instruction: str, response: str) -> Chat:
-        """The chat of an instruction and a response, without a generation prompt, and the positions that the model's
-        heads read.
+    def chat_of(self, instruction: str, response: str, earlier: Sequence[Message] = ()) -> Chat:
+        """The chat of an instruction, after the turns `earlier` in the conversation, and a response, without a
+        generation prompt, and the positions that the model's heads read.
 
         Raises `InputError` if the template rewrites the texts or the heads find no position to read.
         """
-        turns = [Message(role="user", content=instruction), Message(role="assistant", content=response)]
+        turns = [*earlier, Message(role="user", content=instruction), Message(role="assistant", content=response)]
         token_ids = tuple(self._encoder.encode(turns))
         return Chat(token_ids, self._positions(token_ids))
 
@@ -136,9 +137,9 @@ class ChatJudge(ABC):
     def _encoder(self) -> ChatEncoder:
         return ChatEncoder(self._folder, generation_prompt=False)
 
-    def _try_chat(self, instruction: str, response: str, longest: int) -> Chat | _Unscored:
+    def _try_chat(self, instruction: str, response: str, longest: int, earlier: Sequence[Message]) -> Chat | _Unscored:
         try:
-            chat = self.chat_of(instruction, response)
+            chat = self.chat_of(instruction, response, earlier)
         except InputError as error:
             return _Unscored("not_encodable", {"error": str(error)})
         tokens = len(chat.token_ids)
@@ -154,7 +155,7 @@ class ChatJudge(ABC):
     @staticmethod
     @abstractmethod
     def _loader() -> Load:
-        """What loads the model where it runs."""
+        """The function that loads the model in its own process."""
 
     @staticmethod
     @abstractmethod

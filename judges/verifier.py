@@ -62,7 +62,7 @@ class Verifier:
         return scores
 
     def _why_unscored(self, group: Group, judgment: Judgment) -> str:
-        """Why there is no reading; in judgments of earlier versions, which have no reason, it is a timeout."""
+        """Why there is no verdict; judgments of earlier versions, which record no reason, timed out."""
         if self._config.match == "instructions":
             return "no_constraints"
         undecided = json.loads(judgment.detail).get("undecided", "comparison_timed_out")

@@ -100,7 +100,7 @@ def _check(prompt: InstructionPrompt) -> None:
     found = re.findall(rf"{OPEN}\s*(.+?)\s*{CLOSE}", shown, re.DOTALL)
     if found[-len(_TRIED) :] != list(_TRIED):
         raise InputError(
-            f"shows {len(found)} tasks where it is given {len(_TRIED)}, or not as they are: write {OPEN}, "
+            f"shows {len(found)} tasks instead of {len(_TRIED)}, or changes their text: write {OPEN}, "
             f"{{{{ example }}}} and {CLOSE} within {{% for example in examples %}}, without filters"
         )
     if "70007" not in others.replace(",", ""):

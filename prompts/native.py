@@ -12,7 +12,7 @@ from typing import Literal
 Decode = Callable[[Sequence[int]], str]
 """The text of token ids, without special tokens."""
 Use = Literal["asked", "allowed", "unwanted"]
-"""Whether the model is asked to think natively, can't be kept from it, or was told not to."""
+"""Whether the model is asked to think natively, may do so because it can't be switched off, or is asked not to."""
 
 
 class OutputTokens:

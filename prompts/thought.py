@@ -87,12 +87,12 @@ class ThoughtPrompt:
     thought_marker: str | None = None
     """Text that opens the thought; None if the thought starts at once."""
     response_marker: str | None = None
-    """Text that opens the response; None for a direct prompt, whose outputs are responses as they are."""
+    """Text that opens the response; None for a direct prompt, whose whole output is the response."""
     prefill: str = ""
     """The beginning of the assistant's turn, which is part of the prompt."""
     native: NativeThoughts | Literal["unknown", "kept"] = "unknown"
-    """How the model that is asked thinks natively (`for_model`). If that is unknown, tags of well-known models count
-    where an output begins with them; `kept` leaves native thoughts in the response, for methods that train them."""
+    """How the model thinks natively (`for_model`). If that is unknown, well-known models' tags count at the beginning
+    of an output; `kept` leaves native thoughts in the response, for methods that train them."""
 
     @property
     def fingerprint(self) -> str:
@@ -112,19 +112,26 @@ class ThoughtPrompt:
         """Whether the model is asked to think at all."""
         return self.thinks_natively or self.response_marker is not None
 
-    def render(self, instruction: str) -> list[Message]:
-        """The chat messages that ask for `instruction`, which is inserted as it is and never read as a template."""
-        turns = [("system", self.system_template), ("user", self.user_template)]
-        markers = {"thought_marker": self.thought_marker, "response_marker": self.response_marker}
-        return [
-            Message(role=role, content=compiled(source).render(instruction=instruction, **markers))
-            for role, source in turns
-            if source is not None
-        ]
+    def render(self, instruction: str, earlier: Sequence[Message] = ()) -> list[Message]:
+        """The chat messages that ask for `instruction`, which is inserted verbatim and never read as a template.
 
-    def encode(self, encoder: "ChatEncoder", instruction: str) -> list[int]:
-        """The tokens that ask a model for `instruction`. Raises `InputError` if its chat template refuses the chat."""
-        return self.encode_chat(encoder, self.render(instruction))
+        The turns `earlier` in the conversation stay as they are. If this prompt has a system turn, a system turn among
+        them is appended to it, since templates support only one.
+        """
+        user, before = self._filled(self.user_template, instruction), list(earlier)
+        if self.system_template is not None:
+            system = self._filled(self.system_template, instruction)
+            if before and before[0]["role"] == "system":
+                system = f"{system}\n\n{before.pop(0)['content']}"
+            before.insert(0, Message(role="system", content=system))
+        return [*before, Message(role="user", content=user)]
+
+    def encode(self, encoder: "ChatEncoder", instruction: str, earlier: Sequence[Message] = ()) -> list[int]:
+        """The tokens that ask a model for `instruction`, after the turns `earlier` in the conversation.
+
+        Raises `InputError` if its chat template refuses the chat.
+        """
+        return self.encode_chat(encoder, self.render(instruction, earlier))
 
     def encode_chat(self, encoder: "ChatEncoder", messages: Sequence[Message]) -> list[int]:
         """The tokens of a chat that ends in a turn of this prompt; native thinking is on if the prompt asks for it."""
@@ -161,7 +168,7 @@ class ThoughtPrompt:
     def split(self, output: str, *, finished: bool, tokens: OutputTokens | None = None) -> Parsed:
         """Thought and response of one output; `finished` is False if the token limit cut it.
 
-        Native thoughts are told apart by `tokens`, the output's own; without them by their text.
+        Native thoughts are found by the output's `tokens`, or without them by their text.
         """
         native, whole = self._native_in(output), Division(None, output)
         division = whole if native is None else native.divide(output, tokens)
@@ -177,10 +184,10 @@ class ThoughtPrompt:
         """What a user may be shown of an output; of one that doesn't break the format, what `split` makes of it.
 
         Unlike `split`, which falls back on the whole output, this never takes a thought for a response: without a
-        response marker all is thought, and a response ends before the next marker, since nobody knows what follows it.
-        With `finished` False, of an output that the limit cut or that is under way, an end that may be the beginning of
-        a marker is left out, and so what is shown only grows while the output does. One exception can't be foreseen: a
-        model that was told not to think, and closes a thought in the middle of its response.
+        response marker, everything is thought, and a response ends before the next marker, since what follows that is
+        unknown. With `finished` False (the output was cut by the limit or is still growing), an ending that may be the
+        beginning of a marker is left out, so that the shown text only grows. One exception can't be foreseen: a model
+        that is asked not to think, and closes a thought in the middle of its response.
         """
         markers = [marker for marker in (self.thought_marker, self.response_marker) if marker]
         native = self._native_in(output)
@@ -217,6 +224,10 @@ class ThoughtPrompt:
         slot = "\N{OBJECT REPLACEMENT CHARACTER}"
         pieces = [piece.rstrip(" ") for message in self.render(slot) for piece in message["content"].split(slot)]
         return [piece for piece in [*pieces, self.thought_marker, self.response_marker] if piece]
+
+    def _filled(self, template: str, instruction: str) -> str:
+        markers = {"thought_marker": self.thought_marker, "response_marker": self.response_marker}
+        return compiled(template).render(instruction=instruction, **markers)
 
     def _native_in(self, output: str) -> NativeThoughts | None:
         """How native thoughts are written in an output; None if there are none to look for."""
@@ -306,7 +317,7 @@ def _check(prompt: ThoughtPrompt) -> None:
         raise InputError(f"a template of prompt {prompt.variant!r} does not render: {error}") from error
     if text.count(probe) != 1:
         raise InputError(
-            f"the templates of prompt {prompt.variant!r} hold the instruction {text.count(probe)} times as it is, "
+            f"the templates of prompt {prompt.variant!r} contain the instruction {text.count(probe)} times verbatim, "
             "expected once: write {{ instruction }} where it belongs, without filters"
         )
     if prompt.response_marker is not None and prompt.response_marker not in text:

@@ -1,13 +1,16 @@
 """Verdict prompts: show a judge two responses to one instruction, and read which of them it finds better.
 
-In: an instruction and two responses, or what a judge wrote. Out: chat messages, or a `Verdict`. The layout is the
-Self-Taught Evaluator's (2408.02666; its published code), which that model was trained on letter by letter.
+The layout is exactly the one that the Self-Taught Evaluator was trained on (2408.02666; its published code).
+
+A conversation takes the instruction's place turn by turn, each under a heading in brackets; the model wasn't trained on
+such questions, and neither was any other judge of this layout.
 
 The layout is plain text, so a response that quotes it could pose as the end of one answer and the start of the next,
 and one that quotes a label could put words into the judge's mouth. Such quotes, and look-alikes, get round brackets
 before they are shown (`defused`); all other text is shown as it is. Two texts look alike if their skeletons are equal:
 what is left without white space, marks and invisible characters, in one case and one script. A template whose parts
-aren't separated by words in brackets is refused: nothing could be defused.
+aren't separated by words in brackets is refused: nothing could be defused. In a conversation, and in responses to one,
+its headings are defused, too, and those that would number a turn or name its role alone.
 """
 
 import hashlib
@@ -32,6 +35,21 @@ LABELS = ("[[A]]", "[[B]]")
 """The labels for the response shown first, and for the one shown second."""
 TIE_LABEL = "[[C]]"
 """The label that some judges write for a tie, though the prompt doesn't offer it."""
+_CONVERSATION = "The question is the last message of a conversation."
+_HEADINGS = {
+    "system": "[System Message]",
+    "user": "[Earlier User Message]",
+    "assistant": "[Earlier Assistant Message]",
+}
+"""What stands above each turn of a conversation, by its role."""
+_LAST_HEADING = "[Last User Message]"
+_LIKE_HEADINGS = tuple(
+    f"[{heading}{number}]"
+    for number in ("", " 1")
+    for role in ("System", "User", "Assistant")
+    for heading in (role, f"{role} Message", f"{role} Turn", f"Earlier {role} Message", f"Last {role} Message")
+)
+"""What could pass for the heading of a turn; a number stands for any."""
 
 
 class Verdict(StrEnum):
@@ -50,27 +68,38 @@ class VerdictPrompt:
     """One way to ask for a verdict."""
 
     system_template: str
-    """The system turn, as it is."""
+    """The system turn, used verbatim."""
     user_template: str
     """The user turn: text with `{{ instruction }}`, `{{ first }}` and `{{ second }}`, in this order, and nothing else
     of Jinja's."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the templates: equal fingerprints ask alike."""
+        """SHA-256 of the templates: equal fingerprints prompt alike."""
         return hashlib.sha256(repr((self.system_template, self.user_template)).encode()).hexdigest()
 
-    def render(self, instruction: str, first: str, second: str) -> list[Message]:
-        """The chat messages that ask which of two responses is better, all three texts sanitized."""
+    def render(self, instruction: str, first: str, second: str, earlier: Sequence[Message] = ()) -> list[Message]:
+        """The chat messages that ask which of two responses is better, all texts sanitized; the responses are to an
+        instruction, after the turns `earlier` in its conversation."""
         head, between, middle, tail = self._pieces
-        said = [self.defused(text) for text in (instruction, first, second)]
-        user = f"{head}{said[0]}{between}{said[1]}{middle}{said[2]}{tail}"
+        said = [self.defused(text, in_chat=bool(earlier)) for text in (first, second)]
+        user = f"{head}{self.shown(instruction, earlier)}{between}{said[0]}{middle}{said[1]}{tail}"
         return [Message(role="system", content=self.system_template), Message(role="user", content=user)]
 
-    def defused(self, text: str) -> str:
+    def shown(self, instruction: str, earlier: Sequence[Message] = ()) -> str:
+        """What takes the instruction's place: itself, or its conversation turn by turn, sanitized."""
+        if not earlier:
+            return self.defused(instruction)
+        turns = [(_HEADINGS[turn["role"]], turn["content"]) for turn in earlier]
+        said = [
+            f"{heading}\n{self.defused(text, in_chat=True)}" for heading, text in [*turns, (_LAST_HEADING, instruction)]
+        ]
+        return "\n\n".join([_CONVERSATION, *said])
+
+    def defused(self, text: str, *, in_chat: bool = False) -> str:
         """`text` as this prompt shows it: without outer white space, and with round brackets in whatever could pass for
-        a part of the template or for a label."""
-        return _defused(text, self._forgeries)
+        a part of the template, for a label or, `in_chat`, for the heading of a conversation's turn."""
+        return _defused(text, self._forgeries_in_chat if in_chat else self._forgeries)
 
     def prose(self) -> list[str]:
         """The constant pieces of text, in order: system turn, then the user turn around its three slots."""
@@ -85,6 +114,10 @@ class VerdictPrompt:
         forgeries = _Forgeries.of(self._pieces)
         _check_fences(self._pieces, forgeries)
         return forgeries
+
+    @cached_property
+    def _forgeries_in_chat(self) -> "_Forgeries":
+        return _Forgeries.of([*self._pieces, *_LIKE_HEADINGS])
 
 
 def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
@@ -105,7 +138,7 @@ def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
     unsaid = [label for label in LABELS if not any(label in piece for piece in prompt.prose())]
     if unsaid:
         raise InputError(
-            f"the verdict templates never mention {' and '.join(unsaid)}, which verdicts are read from: tell the judge "
+            f"the verdict templates never mention {' and '.join(unsaid)}, from which verdicts are read: tell the judge "
             f'in the system or the user turn to finish with "{LABELS[0]}" or "{LABELS[1]}"'
         )
     return prompt
@@ -114,8 +147,9 @@ def load_verdict_prompt(config: PairwiseJudge) -> VerdictPrompt:
 def parse_verdict(text: str, *, finished: bool) -> Verdict | None:
     """The verdict in what a judge wrote; None if there is none, or more than one.
 
-    As published, both labels are no verdict and `[[C]]` alone is a tie. A judgment that the token limit cut (`finished`
-    is False) is none either: what it says so far may be a quotation. Thinking that it begins with weighs both.
+    As published, both labels together are no verdict, and `[[C]]` alone is a tie. A judgment cut by the token limit
+    (`finished` is False) has no verdict either, since a label so far may be a quotation. A native thought at its
+    beginning is ignored, since it weighs both.
     """
     if not finished:
         return None
@@ -129,14 +163,14 @@ def parse_verdict(text: str, *, finished: bool) -> Verdict | None:
 
 
 def defused(text: str) -> str:
-    """`text` as the shipped prompts show it; a prompt of a user's own has delimiters of its own, and its own method."""
+    """`text` as the shipped prompts show it; a custom prompt has its own delimiters, so use its method."""
     return PROMPTS["cot"].defused(text)
 
 
 def without_control_tokens(text: str) -> str:
-    """`text` with a space in whatever a server's tokenizer could read as a control token, of any model's.
+    """`text` with a space inside anything that a server's tokenizer could read as a control token of any model.
 
-    For a server alone, whose tokenizer reads whole chats; our own encoder reads what a message says as letters.
+    Only for servers, whose tokenizers read whole chats; our own encoder reads message content as plain text.
     """
     return _CONTROL_TOKEN.sub(r"\g<0> ", text)
 
@@ -158,7 +192,7 @@ class _Forgeries:
     opening: tuple[str, ...]
     """The characters that one can begin with."""
     pattern: re.Pattern[str]
-    """Matches the skeleton of one, also where it numbers an assistant as the template doesn't: C, D, 3."""
+    """Matches the skeleton of any of them, also with assistant names that the template doesn't use: C, D, 3."""
 
     @classmethod
     def of(cls, pieces: Sequence[str]) -> "_Forgeries":
@@ -179,7 +213,7 @@ def _bracketed(texts: Iterable[str]) -> tuple[str, ...]:
 @lru_cache(maxsize=128)  # A response is shown once for each other of its group, and in either place.
 def _defused(text: str, forgeries: _Forgeries) -> str:
     text = text.strip()
-    # Once is enough for every sane template; a round bracket may belong to a further forgery: "[a (b)]" beside "[b]".
+    # Once is enough for any sane template, but a round bracket can complete another forgery: "[a (b)]" next to "[b]".
     while any(char in text for char in forgeries.opening):
         skeleton = _skeleton(text)
         if not forgeries.pattern.search(skeleton):
@@ -209,7 +243,7 @@ def _taken_apart(template: str) -> tuple[str, str, str, str]:
             pieces.append("")
         else:
             raise InputError(
-                f"the user turn holds {type(part).__name__} in line {part.lineno}, expected text and slots alone: "
+                f"the user turn has {type(part).__name__} in line {part.lineno}, expected only text and slots: "
                 f"write {_ALL_SLOTS} where they belong, without filters, conditions or calls"
             )
     if tuple(slots) != SLOTS:
@@ -221,19 +255,19 @@ def _taken_apart(template: str) -> tuple[str, str, str, str]:
 
 
 def _check_fences(pieces: Sequence[str], forgeries: _Forgeries) -> None:
-    """Raise InputError unless words in brackets stand before each slot, and none that a slot's text can complete."""
+    """Raises `InputError` unless each slot comes after words in brackets, none of which a slot's text can complete."""
     seen = [_skeleton(piece) for piece in pieces]
     for slot, piece, before, after in zip(SLOTS, pieces, seen, seen[1:], strict=False):
         if not _IN_BRACKETS.search(before):
             raise InputError(
-                f"only {piece.strip()!r} stands before {slot}, and a response could say the same: write words in "
+                f"only {piece.strip()!r} comes before {slot}, and a response could say the same: write words in "
                 f"square or angle brackets there, such as [{slot.title()}]"
             )
         for part in forgeries.exact:
             ends = any(before.endswith(part[:i]) or after.startswith(part[i:]) for i in range(1, len(part)))
             if ends or before in part[1:-1]:
                 raise InputError(
-                    f"what is said in {slot} or beside it could complete {part!r}: put no brackets around slots, and "
+                    f"the text in {slot} or next to it could complete {part!r}: put no brackets around slots, and "
                     "more than a label's letter between them"
                 )
 

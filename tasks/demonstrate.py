@@ -61,7 +61,7 @@ def demonstrate(
         if len(made) == most:
             dropped["not_used"] += 1
             continue
-        prompt_ids = prompt.encode(encoder, row.instruction)
+        prompt_ids = prompt.encode(encoder, row.instruction, row.earlier)
         fitted = fit(prompt_ids, encoder.encode_output(output), config.fine_tuning)
         if fitted is None:
             dropped["too_long"] += 1

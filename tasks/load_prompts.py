@@ -2,7 +2,8 @@
 
 The order of prompts depends on the seed alone; each set takes the next unused ones. A prompt that is too long is
 dropped and counted, never cut, since a cut instruction is a different instruction. Instructions that differ only in
-case, white space or Unicode form count as one question: no two sets share it, and no set has it twice.
+case, white space or Unicode form count as one question: no two sets share it, and no set has it twice. So do
+conversations of which all turns do. One that can't be a prompt is counted by its reason.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from tasks.source import origin, prompts_stage, question_key, read_source, why_u
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.run import RunConfig
 from tpo.console import say
+from tpo.data.conversations import Unusable
 from tpo.errors import InputError
 from tpo.models.chat import writer_encoder
 from tpo.records import Artifact, Prompt, RowCounts
@@ -31,7 +33,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:
-        keys = {question_key(prompt.instruction) for prompt in read_rows(artifact, Prompt)}
+        keys = {question_key(prompt.instruction, prompt.history) for prompt in read_rows(artifact, Prompt)}
         (same if origin(config, artifact.path.relative_to(config.root).as_posix()) == own else other).update(keys)
     prompts, account = choose_prompts(
         read_source(config, folder),
@@ -45,29 +47,31 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
     stage.write_shard(0, prompts)
     artifact = stage.commit(1, account=account)
     dropped = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count)
-    say(f"{folder}: {len(prompts)} prompts{f' ({dropped} passed over)' if dropped else ''}")
+    conversations = sum(prompt.history is not None for prompt in prompts)
+    told = f", {conversations} of them conversations up to their last user turn" if conversations else ""
+    say(f"{folder}: {len(prompts)} prompts{told}{f' ({dropped} passed over)' if dropped else ''}")
     return artifact
 
 
 def choose_prompts(
-    candidates: Iterable[Prompt],
+    candidates: Iterable[Prompt | Unusable],
     *,
     count: int | Literal["all"],
     used: set[str],
     foreign: set[str],
     refuse_foreign: bool,
-    unfit: Callable[[str], str | None],
+    unfit: Callable[[Prompt], str | None],
     name: str,
 ) -> tuple[list[Prompt], RowCounts]:
     """The first `count` unused prompts that fit, and how many were passed over, by reason.
 
     Args:
-        candidates: Prompts in the order in which to take them.
+        candidates: Prompts in the order in which to take them; in place of one, why it can't be used.
         count: Number to take, or all there are.
         used: Keys of questions (`question_key`) that earlier sets took from the same source; passed over silently.
         foreign: Keys of questions in earlier sets from other sources: a leak, skipped or refused.
         refuse_foreign: Whether to refuse a leak.
-        unfit: Returns why the model can't take an instruction, or None.
+        unfit: Returns why the model can't take a prompt, or None.
         name: The set's name in errors.
     """
     chosen: dict[str, Prompt] = {}
@@ -77,7 +81,10 @@ def choose_prompts(
         if len(chosen) == count:
             break
         seen += 1
-        key = question_key(prompt.instruction)
+        if isinstance(prompt, Unusable):
+            dropped[str(prompt)] += 1
+            continue
+        key = question_key(prompt.instruction, prompt.history)
         if not prompt.instruction.strip():
             dropped["empty"] += 1
         elif key in chosen:
@@ -91,7 +98,7 @@ def choose_prompts(
                     'it out of one of the files, or set data.overlap = "skip"'
                 )
             dropped["overlap"] += 1
-        elif (reason := unfit(prompt.instruction)) is not None:
+        elif (reason := unfit(prompt)) is not None:
             dropped[reason] += 1
         else:
             chosen[key] = prompt

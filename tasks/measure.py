@@ -141,6 +141,7 @@ def _examples(config: RunConfig, read: Mapping[str, _Read], prompts: Sequence[Pr
             prompt.category,
             prompt.difficulty,
             [_answer(model, rows, prompt.prompt_id, thinks=thinks) for model, rows in read.items()],
+            prompt.earlier,
         )
         for prompt in (prompts[i] for i in picked)
     ]

@@ -20,7 +20,9 @@ from judges.verifier import Verifier
 from prompts.thought import load_prompt
 from tasks.handles import prompt_templates
 from tasks.shortage import Shortage
+from tasks.source import prompt_id_of
 from tasks.stage import begin, stage_task
+from tpo.config.hub import local_path
 from tpo.config.judges import VerifierJudge
 from tpo.config.recipes import PairFile, ThinkPo
 from tpo.config.renamed import as_noted
@@ -28,7 +30,7 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.data.pair_files import read_pair_rows
 from tpo.models.chat import writer_encoder
-from tpo.records import Artifact, Demonstration, Pair, RowCounts
+from tpo.records import Artifact, Demonstration, Pair, RowCounts, read_turns
 from tpo.storage.store import (
     Stage,
     external_file,
@@ -121,8 +123,8 @@ def contrasts_in(source: PairFile, config: RunConfig, model: Artifact) -> Iterat
         return TokenizedOutput(encoder.encode_output(text), text) if text.strip() else None
 
     for row in read_pair_rows(source):
-        prompt_id = hashlib.sha256(row.instruction.encode()).hexdigest()[:16]
-        ids = prompt.encode(encoder, row.instruction)
+        prompt_id = prompt_id_of(row.instruction, row.history)
+        ids = prompt.encode(encoder, row.instruction, read_turns(row.history))
         yield LengthContrast(prompt_id, ids, output(row.chosen), output(row.rejected))
 
 
@@ -291,7 +293,7 @@ def pairs_from_file_stage(config: RunConfig, folder: str, model: Artifact) -> St
         Pair,
         inputs={
             "model": model,
-            "pair file": external_file(source.path),
+            "pair file": external_file(local_path(source.path)),
             "prompt templates": prompt_templates(config.prompt, config.model),
         },
         config={

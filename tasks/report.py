@@ -268,6 +268,7 @@ def _example(iteration: int, pair: Pair, prompt: Prompt, chosen: Sample, rejecte
         rejected_tokens=len(rejected.output_token_ids),
         rejected_error=rejected.parse_error,
         margin=pair.margin,
+        earlier=prompt.earlier,
     )
 
 

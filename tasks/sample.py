@@ -113,8 +113,8 @@ def _context(config: RunConfig, spec: SamplingSpec, requests: Sequence[Sequence[
     needed = prompt + spec.sample.max_new_tokens
     if needed > planned and needed > (there := check_model_folder(model.path)):
         raise InputError(
-            f"{spec.folder}: the longest prompt has {prompt} tokens as {model.path} is asked, and with outputs of "
-            f"{spec.sample.max_new_tokens} that is more than its {there} tokens of context: lower "
+            f"{spec.folder}: the longest prompt has {prompt} tokens in the chat format of {model.path}; with outputs "
+            f"of {spec.sample.max_new_tokens}, that is more than its {there} tokens of context: lower "
             "data.max_prompt_tokens or the outputs' max_new_tokens"
         )
     return max(planned, needed)
@@ -135,8 +135,7 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
 
 
 def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:
-    """Shards as engines spec for them, until a budget is spent: work in progress has been paid for by then, and is
-    kept."""
+    """Shards, as engines ask for them, until the budget is spent; work in progress has been paid for, so it is kept."""
     for shard in shards:
         if meter.is_spent():
             return
@@ -175,7 +174,7 @@ def make_samples(
 def _request(
     prompt: Prompt, thought_prompt: ThoughtPrompt, encoder: ChatEncoder, seed: int, spec: SamplingSpec
 ) -> Request:
-    ids = thought_prompt.encode(encoder, prompt.instruction)
+    ids = thought_prompt.encode(encoder, prompt.instruction, prompt.earlier)
     return Request(ids, request_seed(seed, spec.purpose, prompt.prompt_id))
 
 

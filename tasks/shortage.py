@@ -81,9 +81,9 @@ def remedy_for_scored(config: RunConfig, dropped: Mapping[str, int], groups: Ite
         case [("all_malformed", _)]:
             return _against_broken_outputs(config, samples)
         case [("unscored", _)]:
-            told = ", ".join(f"{count} {reason}" for reason, count in unscored.most_common())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in unscored.most_common())
             return (
-                f"the judge scored too few responses (unscored: {told}): look at what it said, give it room (its "
+                f"the judge scored too few responses (unscored: {reasons}): look at what it said, give it room (its "
                 "max_tokens or max_new_tokens), or choose another judge"
             )
         case [("too_long", _)]:
@@ -108,13 +108,13 @@ def _against_broken_outputs(config: RunConfig, samples: Sequence[Sample]) -> str
         ways = [f"raise sample.max_new_tokens ({sample.max_new_tokens})"]
         ways += [f"{way}, so that the response begins in time" for way in shorter_thoughts]
         ways += [f"lower sample.max_thought_tokens ({sample.max_thought_tokens})"] if sample.max_thought_tokens else []
-        told = f"{cut} of {len(samples)} outputs were cut after {sample.max_new_tokens} tokens, and {lengths}"
+        fault = f"{cut} of {len(samples)} outputs were cut after {sample.max_new_tokens} tokens, and {lengths}"
     else:
         counts = ", ".join(f"{count} {error}" for error, count in errors.most_common())
-        told = f"{errors.total()} of {len(samples)} outputs do not follow the format ({counts})"
+        fault = f"{errors.total()} of {len(samples)} outputs do not follow the format ({counts})"
         ways = [f"{way}, which writes the response marker for the model" for way in shorter_thoughts]
         ways += [f"raise sample.max_attempts ({sample.max_attempts})", "try another prompt.variant or template"]
-    return f"{told}: {', or '.join(ways)}"
+    return f"{fault}: {', or '.join(ways)}"
 
 
 def _median_and_longest(lengths: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Where prompts come from (the miniature world, writing tasks or files), and whether a model can take them."""
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,25 +12,27 @@ import numpy as np
 from prompts.thought import load_prompt
 from tasks.handles import prompt_templates
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource
+from tpo.config.hub import local_path
 from tpo.config.run import RunConfig
+from tpo.data.conversations import Unusable
 from tpo.data.prompt_files import file_of, read_prompt_rows
 from tpo.data.writing import writing_tasks
 from tpo.errors import InputError
 from tpo.miniature import world
 from tpo.models.chat import ChatEncoder
-from tpo.records import Artifact, External, Prompt
+from tpo.records import Artifact, External, Prompt, read_turns
 from tpo.storage.store import Stage, external_file
 
 
-def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[str], str | None]:
-    """Returns a function that explains why an instruction can't be used with every prompt variant of the run, or None:
-    it is too long, or the chat template changes it."""
+def why_unfit(config: RunConfig, encoder: ChatEncoder) -> Callable[[Prompt], str | None]:
+    """Returns a function that explains why a prompt can't be used with every prompt variant of the run, or None: it is
+    too long, or the chat template refuses or changes it."""
     ways = [load_prompt(way) for way in (config.prompt, config.data.also_fits) if way is not None]
 
-    def why(instruction: str) -> str | None:
+    def why(prompt: Prompt) -> str | None:
         for way in ways:
             try:
-                if len(way.encode(encoder, instruction)) > config.data.max_prompt_tokens:
+                if len(way.encode(encoder, prompt.instruction, prompt.earlier)) > config.data.max_prompt_tokens:
                     return "too_long"
             except InputError:
                 return "chat_template"
@@ -46,8 +49,8 @@ def origin(config: RunConfig, folder: str) -> str:
     return str(prompt_file(source, folder))
 
 
-def read_source(config: RunConfig, folder: str) -> Iterator[Prompt]:
-    """All prompts of a set's origin, in the order that the seed gives."""
+def read_source(config: RunConfig, folder: str) -> Iterator[Prompt | Unusable]:
+    """All prompts of a set's origin, in the order that the seed gives, and why a conversation in it can't be one."""
     source = config.data.source
     if isinstance(source, MiniatureSource):
         return _from_miniature(source, folder, config.seed)
@@ -63,23 +66,47 @@ def make_prompt(
     difficulty: int | None,
     demonstration: str | None = None,
     constraints: str | None = None,
+    history: str | None = None,
 ) -> Prompt:
-    """A prompt with the id that its instruction gives it."""
-    return Prompt(prompt_id_of(instruction), instruction, reference, category, difficulty, demonstration, constraints)
+    """A prompt with the id that its instruction, or its conversation, gives it."""
+    return Prompt(
+        prompt_id_of(instruction, history),
+        instruction,
+        reference,
+        category,
+        difficulty,
+        demonstration,
+        constraints,
+        history,
+    )
 
 
-def question_key(instruction: str) -> str:
-    """A key that is equal for instructions that differ only in case, white space or Unicode form.
+def question_key(instruction: str, history: str | None = None) -> str:
+    """A key that is equal for instructions that differ only in case, white space or Unicode form; of conversations, for
+    those of which all turns do.
 
-    Prompts keep the ids of their exact instructions; for an instruction without such differences the two are the same.
+    Prompts keep the ids of their exact texts; without such differences the two are the same.
     """
-    text = unicodedata.normalize("NFKC", instruction).casefold()
-    return prompt_id_of(" ".join(unicodedata.normalize("NFKC", text).split()))
+    return _id_of(_plain(instruction), [(turn["role"], _plain(turn["content"])) for turn in read_turns(history)])
 
 
-def prompt_id_of(instruction: str) -> str:
+def prompt_id_of(instruction: str, history: str | None = None) -> str:
     """A prompt's id."""
-    return hashlib.sha256(instruction.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+    return _id_of(instruction, [(turn["role"], turn["content"]) for turn in read_turns(history)])
+
+
+def _id_of(instruction: str, earlier: Sequence[tuple[str, str]]) -> str:
+    said = instruction.encode("utf-8", errors="surrogatepass")
+    if earlier:
+        # No instruction begins with this byte, so none has the id of a conversation.
+        said = b"\xff" + json.dumps([*earlier, ("user", instruction)]).encode()
+    return hashlib.sha256(said).hexdigest()[:16]
+
+
+def _plain(text: str) -> str:
+    """A text in one case, one Unicode form and with single blanks."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def _split_of(folder: str) -> Literal["train", "validation", "test"]:
@@ -103,10 +130,11 @@ def _from_miniature(source: MiniatureSource, folder: str, seed: int) -> Iterator
         yield make_prompt(problem.instruction, problem.reference, problem.category, problem.difficulty, problem.worked)
 
 
-def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt]:
+def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt | Unusable]:
     rows = read_prompt_rows(source, path)
     for i in np.random.default_rng(seed).permutation(len(rows)):
-        yield make_prompt(**vars(rows[int(i)]))
+        values = {**vars(rows[int(i)])}
+        yield values.pop("unusable") or make_prompt(**values)
 
 
 def prompts_stage(
@@ -126,7 +154,7 @@ def prompts_stage(
     if generations is not None and config.data.synthetic is not None:
         inputs["generations"] = generations
         avoided = enumerate(config.data.synthetic.avoid)
-        inputs |= {f"avoided {i}": external_file(file.path) for i, file in avoided}
+        inputs |= {f"avoided {i}": external_file(local_path(file.path)) for i, file in avoided}
         chosen_by = {"max_similarity", "min_words", "without_words"}
         data["synthetic"] = config.data.synthetic.model_dump(mode="json", include=chosen_by)
         data["synthetic"]["avoid"] = [file.instruction_column for file in config.data.synthetic.avoid]

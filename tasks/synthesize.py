@@ -23,8 +23,10 @@ from tasks.spending import api_tokens, generating_meter
 from tasks.stage import begin, stage_task
 from tpo.config.contexts import context_of
 from tpo.config.data import FileSource, SyntheticConfig
+from tpo.config.hub import local_path
 from tpo.config.run import RunConfig
 from tpo.console import progress_bar, say
+from tpo.data.conversations import Unusable
 from tpo.data.prompt_files import read_prompt_rows
 from tpo.engines.inference.chat_client import RefusedChat, Spent
 from tpo.engines.inference.generator import ApiGenerator, EngineGenerator, GenerationRequest, Generator, Told
@@ -33,7 +35,7 @@ from tpo.engines.inference.sampler import request_seed
 from tpo.errors import InputError, StageError
 from tpo.method.similarity import NearTexts, words_of
 from tpo.models.chat import writer_encoder
-from tpo.records import Artifact, Generation, Prompt, RowCounts
+from tpo.records import Artifact, Generation, Prompt, RowCounts, read_turns
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter
 from tpo.storage.store import (
@@ -97,12 +99,12 @@ class _Writing:
         settings = config.data.synthetic
         assert settings is not None
         sets = [read_rows(artifact, Prompt) for artifact in earlier[:2]]
-        taken = {question_key(prompt.instruction) for prompts in sets for prompt in prompts}
+        taken = {question_key(prompt.instruction, prompt.history) for prompts in sets for prompt in prompts}
         pool = example_pool(read_source(config, folder), taken=taken, most=settings.pool)
         if len(pool) < settings.shots:
             raise InputError(
-                f"{folder}: {len(pool)} instructions of data.source can be examples, beside those that validation and "
-                f"test have taken; expected data.synthetic.shots = {settings.shots} or more: add some, or lower it"
+                f"{folder}: {len(pool)} instructions of data.source can be examples, without those that validation and "
+                f"test take; expected data.synthetic.shots = {settings.shots} or more: add some, or lower it"
             )
         prompt = load_instruction_prompt(settings.template)
         return cls(settings, folder, config.seed, generator_model(config, seed), pool, prompt)
@@ -138,12 +140,15 @@ class _Asked:
         return Generation(self.index, self.example_ids, told.text, told.finished, None)
 
 
-def example_pool(source: Iterator[Prompt], *, taken: set[str], most: int) -> list[Prompt]:
-    """The first distinct instructions of a source that can be shown and whose keys (`question_key`) aren't taken."""
+def example_pool(source: Iterator[Prompt | Unusable], *, taken: set[str], most: int) -> list[Prompt]:
+    """The first distinct instructions of a source that can be shown and whose keys (`question_key`) aren't taken; a
+    conversation's last turn means little without the others and is no example."""
     pool: dict[str, Prompt] = {}
     for prompt in source:
         if len(pool) == most:
             break
+        if isinstance(prompt, Unusable) or prompt.history is not None:
+            continue
         key = question_key(prompt.instruction)
         if key not in taken and can_be_shown(prompt.instruction):
             pool.setdefault(key, prompt)
@@ -235,9 +240,12 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
     assert settings is not None
     sets = [[prompt.instruction for prompt in read_rows(artifact, Prompt)] for artifact in earlier]
     benchmarks = [
-        row.instruction
+        text
         for file in settings.avoid
-        for row in read_prompt_rows(FileSource(path=file.path, instruction_column=file.instruction_column), file.path)
+        for row in read_prompt_rows(
+            FileSource(path=file.path, instruction_column=file.instruction_column), local_path(file.path)
+        )
+        for text in (row.instruction, *(turn["content"] for turn in read_turns(row.history) if turn["role"] == "user"))
     ]
     fits = why_unfit(config, writer_encoder(model.path, config.model))
     forbidden = {word.casefold() for word in settings.without_words}
@@ -246,7 +254,7 @@ def _choice(config: RunConfig, model: Artifact, earlier: Sequence[Artifact], exa
         words = words_of(instruction)
         if len(words) < settings.min_words:
             return "too_short"
-        return "forbidden_word" if forbidden.intersection(words) else fits(instruction)
+        return "forbidden_word" if forbidden.intersection(words) else fits(make_prompt(instruction, None, None, None))
 
     return Choice(
         count=config.prompts_per_round,

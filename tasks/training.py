@@ -1,6 +1,6 @@
 """The common part of the stages that train: from a stage to its checkpoints, with progress, booked costs and a budget.
 
-A training that was stopped, as it is when the budget is spent, resumes from its last checkpoint.
+A stopped training, such as one whose budget was spent, resumes from its last checkpoint.
 """
 
 from collections.abc import Mapping, Sequence

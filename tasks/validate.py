@@ -55,7 +55,7 @@ def validate(config: RunConfig, iteration: int, incumbent: Candidate, candidates
         return Candidate(done, everyone[manifest.facts["epoch"]].validation)
     standings = [stand(epoch, candidate.validation) for epoch, candidate in enumerate(everyone)]
     if compares(config.judge):
-        # By definition, and not from its own scores, which are against another model.
+        # By definition rather than from its own scores, which are against another model.
         standings[0] = replace(standings[0], score=LEVEL, scored=max(standing.scored for standing in standings))
     best = choose(standings, config.validation.min_parse_rate, config.validation.min_scored_share)
     begin(stage)
@@ -91,13 +91,13 @@ def choose(standings: Sequence[Standing], min_parse_rate: float, min_scored_shar
     if all(standing.score is None for standing in standings):
         if not any(standing.parsed for standing in standings):
             raise StageError(
-                "validation: no answer of any candidate keeps the format, so that none can be chosen: raise "
+                "validation: no answer of any candidate follows the format, so none can be chosen: raise "
                 "sample.evaluation_max_attempts, sample.max_new_tokens if outputs are cut by length, or "
-                "data.validation; set sample.max_thought_tokens, after which the response is begun for the model; or "
+                "data.validation; set sample.max_thought_tokens, after which the response is forced to begin; or "
                 "use another prompt"
             )
         raise StageError(
-            "validation: the judge scored none of the answers of any candidate, so that none can be chosen: look at "
+            "validation: the judge scored no answer of any candidate, so none can be chosen: look at "
             "validation/*/scores, or use a judge that scores prompts without a reference"
         )
     most = max(standing.scored for standing in standings)

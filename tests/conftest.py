@@ -1,8 +1,7 @@
-"""What holds for all tests: their tiers, the seed that draws from large matrices, and the S3 server.
+"""Shared by all tests: the tiers, the seed that draws from large matrices, and the S3 server.
 
-Slow is what lies in `SLOW_PLACES` or is marked slow; a fast test that starts Ray or an engine fails. Stories and the
-longest files come first, so that no process ends long after the others. Tests marked gpu are skipped if there is no
-NVIDIA GPU.
+Tests in `SLOW_PLACES` or marked slow are slow; a fast test that starts Ray or an engine fails. Stories and the longest
+files come first, so that no process ends long after the others. Tests marked gpu are skipped if there is no NVIDIA GPU.
 """
 
 import os
@@ -34,7 +33,7 @@ LONG = (
     *("zoo/test_trial.py", "faults/test_stages.py", "faults/test_bucket_runs.py", "end_to_end/test_serve.py"),
     *("engines/training/test_resume.py", "engines/training/test_many_workers.py"),
 )
-"""Files that take minutes, or begin a group that does, besides those with a story."""
+"""Files that take minutes, or start a group that does, apart from those with a story."""
 SHARED: Mapping[str, str] = {
     **dict.fromkeys(("test_iterate.py", "test_closed.py", "test_judges.py", "test_real_text.py"), "one run"),
     **dict.fromkeys(("test_engines.py", "test_forcing.py", "test_seed_model.py", "test_small_judges.py"), "engines"),
@@ -42,25 +41,25 @@ SHARED: Mapping[str, str] = {
         ("test_reward_judges.py", "test_synthetic.py", "test_actor_pool.py", "test_trainer_killed.py"), "actors"
     ),
 }
-"""Files whose tests look at one run, or start Ray in pytest's own process, by group.
+"""Files whose tests inspect the same run, or start Ray in pytest's own process, by group.
 
 A group runs in one process, which makes the run once and starts Ray once.
 """
 
 
 def pytest_configure() -> None:
-    """Fixes the seed for the workers and processes to come, even if a commit is made meanwhile."""
+    """Fixes the seed for the workers and processes started later, even if a commit is made meanwhile."""
     os.environ[sampling.SEED_VARIABLE] = str(sampling.seed())
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Shows the seed, which pytest's own header would not with -q; xdist's workers show nothing."""
+    """Shows the seed, which pytest's own header would not do with -q; xdist's workers show nothing."""
     if (terminal := session.config.pluginmanager.get_plugin("terminalreporter")) is not None:
         terminal.write_line(sampling.header())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out files with no test of the tier: to import them all takes longer than a hundred tests."""
+    """Skips files without tests of the tier, since importing all of them takes longer than a hundred tests."""
     tier = config.option.markexpr
     if tier not in ("slow", "not slow") or collection_path.suffix != ".py":
         return None
@@ -76,7 +75,7 @@ def is_slow_place(path: Path) -> bool:
 
 
 def names_slow_tests(path: Path) -> bool:
-    """Whether a file of a fast place marks tests as slow."""
+    """Whether a file outside the slow places marks tests as slow."""
     return "pytest.mark.slow" in path.read_text(encoding="utf-8")
 
 
@@ -103,7 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """As `--dist loadfile`, but the files of a group in `SHARED` go to one worker together."""
+    """Like `--dist loadfile`, but all files of a group in `SHARED` go to the same worker."""
     from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
     class LoadGroupsOfFiles(LoadFileScheduling):
@@ -116,7 +115,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray_left_to_the_next_module_of_its_group(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Gives each module its own engines in this process, and ends Ray before a module of no group."""
+    """Gives each module its own engines in this process, and ends Ray before a module outside all groups."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized() and request.path.name not in SHARED:
         ray.shutdown()
@@ -126,7 +125,7 @@ def _ray_left_to_the_next_module_of_its_group(request: pytest.FixtureRequest) ->
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Forbids Ray and engines to fast tests, their fixtures and the processes that they start."""
+    """Keeps fast tests, their fixtures and the processes that they start from starting Ray or engines."""
     fast = item.get_closest_marker("slow") is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(guard.TIER, guard.FAST if fast else "slow")
@@ -137,7 +136,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server; its keys are in the environment, for this process and those that it starts."""
+    """A real S3 server; its keys are in the environment of this process and of those that it starts."""
     os.environ.update(KEYS)
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
@@ -145,6 +144,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def proxy(s3: S3Server) -> Iterator[FaultyProxy]:
-    """A proxy before the server, which lets everything pass until it is told otherwise."""
+    """A proxy in front of the server; passes everything through until a test gives it a script."""
     with FaultyProxy(s3.endpoint) as proxy:
         yield proxy

@@ -1,7 +1,6 @@
-"""A proxy on loopback that stands before an S3 server and does to requests what networks and busy servers do.
+"""A loopback proxy in front of an S3 server that does to requests what networks and busy servers do.
 
-In: the server's address, and a script that says what happens to a request. Out: an address of its own, and a record of
-what was asked.
+A script says what happens to each request; every request is recorded.
 """
 
 import http.client
@@ -25,38 +24,38 @@ class Asked:
     path: str
     """Path and query."""
     count: int
-    """How many requests of this method for this path came before."""
+    """Number of earlier requests with this method and path."""
     conditional: bool
-    """Whether it has a condition."""
+    """Whether it is conditional."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a request; the default is nothing."""
+    """What happens to a request; by default nothing."""
 
     status: int = 0
-    """Answered with this status, and not passed on."""
+    """Answer with this status, without passing the request on."""
     code: str = "SlowDown"
-    """S3's word for that status."""
+    """S3's error code for that status."""
     seconds: float = 0.0
-    """Passed on so much later."""
+    """Pass the request on after this many seconds."""
     cut_request: bool = False
-    """The connection is cut in the middle of what is sent; the server sees nothing of it."""
+    """Cut the connection in the middle of the request; the server doesn't see it."""
     cut_reply: bool = False
-    """The connection is cut in the middle of the reply's content."""
+    """Cut the connection in the middle of the reply's content."""
     lose_reply: bool = False
-    """The server does what it was asked to, and the connection is cut before it can say so."""
+    """Let the server act, and cut the connection before it can reply."""
     damage_reply: bool = False
-    """A byte of the reply's content is another."""
+    """Change a byte of the reply's content."""
     ignore_conditions: bool = False
-    """Answered as by a server that does not know conditions: what it refuses for one has been done."""
+    """Act like a server without conditional requests: perform the request even if its condition fails."""
 
 
 Script = Callable[[Asked], Fault | None]
 
 
 def weather(seed: int, share: float, seconds: float) -> Script:
-    """A script by which a share of all requests meets one fault or another; a request is not struck thrice in a row."""
+    """A script that gives a share of all requests some fault; no request is hit three times in a row."""
     dice, lock = random.Random(seed), threading.Lock()
     kinds = [
         Fault(status=503),
@@ -81,14 +80,14 @@ def weather(seed: int, share: float, seconds: float) -> Script:
 
 
 class FaultyProxy:
-    """Passes requests on to a server, or does what its script says; `script` may be changed at any time."""
+    """Passes requests on to a server, or does what the script says; `script` may be changed at any time."""
 
     def __init__(self, server: str, script: Script = lambda asked: None) -> None:
         self.script = script
         self.asked: list[Asked] = []
         """Every request so far."""
         self.struck = 0
-        """How many of them met a fault."""
+        """How many of them were given a fault."""
         upstream = urlsplit(server).netloc
         proxy = self
         lock = threading.Lock()
@@ -198,4 +197,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Nothing."""
+        """Logs nothing."""

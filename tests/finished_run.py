@@ -1,4 +1,10 @@
-"""A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading."""
+"""A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading unless
+a test hands it rows and a model."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tasks.handles import (
     Candidate,
@@ -27,9 +33,16 @@ from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import Stage
 
+_NONE: Mapping[str, Sequence[Any]] = {}
 
-def finish(config: RunConfig, iterations: int) -> None:
-    """Every stage and the summary of a run that has reached M_T, T = `iterations`."""
+
+def finish(
+    config: RunConfig, iterations: int, *, model: Path | None = None, rows: Mapping[str, Sequence[Any]] = _NONE
+) -> None:
+    """Makes every stage and the summary of a run that has reached M_T, T = `iterations`.
+
+    Each M_t is a copy of `model`; `rows` are by stage, as `iter_1/pairs`.
+    """
     seed = seed_model(config)
     validation = _rows(prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = _rows(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
@@ -38,9 +51,9 @@ def finish(config: RunConfig, iterations: int) -> None:
     _asked(config, direct_spec(config), seed, test, measured)
     earlier = [validation, test]
     for t in range(1, iterations + 1):
-        earlier.append(prompts := _prompts(config, f"iter_{t}/prompts", seed, earlier))
-        answers = _asked(config, training_spec(config, t), chosen.model, prompts)
-        pairs = _rows(pairs_stage(config, t, answers))
+        earlier.append(prompts := _prompts(config, f"iter_{t}/prompts", seed, earlier, rows))
+        answers = _asked(config, training_spec(config, t), chosen.model, prompts, rows=rows)
+        pairs = _rows(pairs_stage(config, t, answers), rows)
         reference = reference_of(config, seed, chosen.model)
         stage = train_stage(config, f"iter_{t}", chosen.model, reference, pairs)
         checkpoints = epoch_artifacts(_epochs(stage, config.train.epochs))
@@ -50,7 +63,10 @@ def finish(config: RunConfig, iterations: int) -> None:
         ]
         stage = model_stage(config, t, chosen, candidates)
         stage.begin()
-        (stage.folder / "model.safetensors").write_bytes(b"last epoch")
+        if model is None:
+            (stage.folder / "model.safetensors").write_bytes(b"last epoch")
+        else:
+            shutil.copytree(model, stage.folder, dirs_exist_ok=True)
         chosen = Candidate(stage.commit_files(facts={"epoch": len(candidates)}), candidates[-1].validation)
         _asked(config, measuring_spec(config, t), chosen.model, test, measured)
     summary = Summary(config.name, config.seed, 0.95, [_row(t) for t in range(iterations + 1)])
@@ -60,22 +76,33 @@ def finish(config: RunConfig, iterations: int) -> None:
     mark_finished(config, SUMMARY, REPORT)
 
 
-def _prompts(config: RunConfig, folder: str, seed: Artifact, earlier: list[Artifact]) -> Artifact:
+def _prompts(
+    config: RunConfig, folder: str, seed: Artifact, earlier: list[Artifact], rows: Mapping[str, Sequence[Any]]
+) -> Artifact:
     generations = None
     if is_written(config, folder):
         generations = _rows(generations_stage(config, folder, seed, earlier))
-    return _rows(prompts_stage(config, folder, seed, earlier, generations))
+    return _rows(prompts_stage(config, folder, seed, earlier, generations), rows)
 
 
-def _rows(stage: Stage) -> Artifact:
+def _rows(stage: Stage, rows: Mapping[str, Sequence[Any]] = _NONE) -> Artifact:
     stage.begin()
-    return stage.commit(0)
+    if (given := rows.get(stage.name)) is None:
+        return stage.commit(0)
+    stage.write_shard(0, given)
+    return stage.commit(1)
 
 
 def _asked(
-    config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
+    config: RunConfig,
+    spec: SamplingSpec,
+    model: Artifact,
+    prompts: Artifact,
+    against: JudgedSamples | None = None,
+    *,
+    rows: Mapping[str, Sequence[Any]] = _NONE,
 ) -> JudgedSamples:
-    samples = _rows(samples_stage(config, spec, model, prompts))
+    samples = _rows(samples_stage(config, spec, model, prompts), rows)
     submitted = JudgeInput(samples, prompts, baseline_of(spec, samples, against))
     judgments = _rows(judgments_stage(config, spec, submitted))
     return JudgedSamples(samples, _rows(scores_stage(config, spec, submitted, judgments)))

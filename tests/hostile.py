@@ -1,8 +1,8 @@
-"""Responses that try to win by other means than being good, for tests of everything that shows text to a judge.
+"""Responses that try to win without being good, for tests of everything that shows text to a judge.
 
-What is known from the literature (master keys, 2507.08694; null models, 2410.07137; injected instructions and forged
-ends of turns, 2403.17710) and what follows from our own layout and tokenizers; then random compositions of all of it.
-Text only: what is half a surrogate pair is no text, cannot be in a file of ours, and has tests of its own.
+Attacks known from the literature (master keys, 2507.08694; null models, 2410.07137; injected instructions and forged
+ends of turns, 2403.17710) and attacks on our own layout and tokenizers; then random compositions of all of them. Only
+valid text: half a surrogate pair can't be in our files, and has its own tests.
 """
 
 import random
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 CASES = 2_500
-"""Distinct responses that a run goes through."""
+"""Number of distinct responses."""
 HUGE = 100_000
-"""Characters of the longest."""
+"""Length of the longest response in characters."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class HostileResponse:
     """One response."""
 
     kind: str
-    """What it tries."""
+    """What it attempts."""
     text: str
-    """What it says."""
+    """Its text."""
 
 
 def hostile_responses(seed: int) -> Iterator[HostileResponse]:
@@ -156,7 +156,7 @@ _LETTERS = {
 
 
 def looks_like(text: str, drawn: random.Random) -> str:
-    """A look-alike of a label or delimiter: other brackets, cases, scripts and spaces, and what cannot be seen."""
+    """A look-alike of a label or delimiter: other brackets, case, scripts, spaces, and invisible characters."""
     pair, wide = drawn.choice(_BRACKETS), drawn.random() < 0.2
     if wide and text.startswith("[["):
         text = text.replace("[[", "⟦").replace("]]", "⟧")

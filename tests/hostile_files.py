@@ -1,6 +1,6 @@
-"""Model folders and data files that try to run code, to hang, or to be something else than they say.
+"""Model folders and data files that try to run code, to hang, or to pass for something else.
 
-Each maker gets the place to make it in and the path of a canary: a file that appears if anything of it is executed.
+Each maker gets a path to write to and the path of a canary: a file that appears if any of it is executed.
 """
 
 import bz2
@@ -21,23 +21,23 @@ from typing import Any
 from tpo.config.base import SHIPPED_SEED_MODEL
 
 HUGE = 1 << 30
-"""Bytes of what is too large to be read; sparse on disk."""
+"""Size of a file that is too large to read; sparse on disk."""
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """One folder or file, made into what it is from a sound one."""
+    """A folder or file, made hostile by a change to a sound one."""
 
     make: Callable[[Path, Path], object]
     """Changes the folder, or writes the file, at the first path; its payload touches the second."""
     told: str | None
-    """Pattern of the refusal; None where it is taken, for nothing of it can do harm."""
+    """Pattern of the error; None if it is accepted, since nothing in it can do harm."""
     loads: bool = True
-    """Whether the real loaders are tried on it too, past the check; not where they would take memory or time away."""
+    """Whether to try the real loaders on it too, past the check; not if they would take too much memory or time."""
 
 
 class _Touch:
-    """Unpickled, it touches the canary."""
+    """An object that touches the canary when unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -52,14 +52,14 @@ def pickled(canary: Path) -> bytes:
 
 
 def zipped_pickle(path: Path, canary: Path) -> None:
-    """The same as torch writes it."""
+    """The same in the format that torch writes."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled(canary))
         archive.writestr("archive/version", "3\n")
 
 
 def code(canary: Path) -> str:
-    """A Python module that touches the canary when imported, whatever is looked up in it."""
+    """A Python module that touches the canary when imported, and answers any attribute lookup."""
     return (
         f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n"
         "class Custom:\n    from_pretrained = classmethod(lambda *_, **__: None)\ngenerate = Custom\n"
@@ -78,7 +78,7 @@ Change = Callable[[Path, Path], object]
 
 
 def both(*changes: Change) -> Change:
-    """One change after the other."""
+    """One change after another."""
 
     def change(folder: Path, canary: Path) -> None:
         for each in changes:
@@ -92,7 +92,7 @@ def with_pickle(name: str) -> Change:
 
 
 def with_pickled_weights(folder: Path, canary: Path) -> Path:
-    """A pickle for weights; where the safetensors have to go."""
+    """Weights as a pickle, with the safetensors removed."""
     write(folder / "pytorch_model.bin", pickled(canary))
     return folder.parent / "away.safetensors"
 
@@ -106,7 +106,8 @@ def with_code(name: str) -> Change:
 
 
 def with_setting(name: str, **values: object) -> Change:
-    """Values in a config, with the module beside it that an `auto_map` names, and in a hub repository of that name."""
+    """Values in a config, with the module that an `auto_map` names, both in the folder and in a hub repository of that
+    name."""
     return lambda folder, _: change_json(folder / name, **values)
 
 
@@ -140,7 +141,7 @@ def with_pipe(name: str) -> Change:
 
 def with_socket(folder: Path, canary: Path) -> None:
     here = Path.cwd()
-    os.chdir(folder)  # the path of a socket is short
+    os.chdir(folder)  # a socket's path must be short
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind("s")
@@ -158,7 +159,7 @@ def with_huge(name: str) -> Change:
 
 
 def with_header(header: object, *, data: bytes = b"\0" * 8, length: int | None = None) -> Change:
-    """Weights with this header, as an object or as the text itself."""
+    """Weights with this header, given as an object or as raw text."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     content = (len(text) if length is None else length).to_bytes(8, "little") + text + data
     return lambda folder, _: write(folder / "model.safetensors", content)
@@ -169,7 +170,7 @@ def tensor(dtype: str = "F32", shape: object = (2,), begin: object = 0, end: obj
 
 
 def with_index(places: object, *, keep: bool = False) -> Change:
-    """Weights in `part.safetensors` and an index that says where its tensors are."""
+    """Weights in `part.safetensors`, with an index that says where tensors are."""
 
     def change(folder: Path, canary: Path) -> None:
         shutil.copyfile(folder / "model.safetensors", folder / "part.safetensors")
@@ -182,13 +183,13 @@ def with_index(places: object, *, keep: bool = False) -> Change:
 
 
 def with_tokenizer_pattern(pattern: str) -> Change:
-    """A tokenizer that splits at this pattern first."""
+    """A tokenizer that first splits with this pattern."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return lambda folder, _: change_json(folder / "tokenizer.json", pre_tokenizer=split)
 
 
 def as_hub_snapshot(folder: Path, canary: Path) -> None:
-    """The folder as the model hub's cache has it: links to `blobs`."""
+    """The folder as laid out in the model hub's cache: links to `blobs`."""
     model = folder.parent / "models--a--b"
     (model / "blobs").mkdir(parents=True)
     (model / "snapshots").mkdir()
@@ -200,7 +201,7 @@ def as_hub_snapshot(folder: Path, canary: Path) -> None:
 
 
 def with_published_company(folder: Path, canary: Path) -> None:
-    """What published folders hold beside the model, pickles and code in sub-folders included."""
+    """What published folders contain besides the model, including pickles and code in sub-folders."""
     for name in ("README.md", "LICENSE", ".gitattributes", "USE_POLICY.md", "scores.json", "merges.txt", "figure.png"):
         write(folder / name, b"words")
     zipped_pickle(write(folder / "original" / "consolidated.00.pth", b""), canary)
@@ -467,16 +468,16 @@ MODEL_FOLDERS: dict[str, Hostile] = {
 
 @dataclass(frozen=True)
 class HostileFile:
-    """One file, or folder, of prompts."""
+    """A file, or folder, of prompts."""
 
     name: str
-    """Its name, whose ending says how it is read."""
+    """Its name; the extension says how it is read."""
     make: Callable[[Path, Path], object]
     """Makes it at the first path; its payload touches the second."""
     told: str | None
-    """Pattern of the refusal; None where it is read, and right."""
+    """Pattern of the error; None if it is read correctly."""
     columns: tuple[str, ...] = ()
-    """Columns that are asked for beside the instruction."""
+    """Columns to read besides the instruction."""
 
 
 def holding(content: bytes) -> Change:
@@ -488,7 +489,7 @@ def holding_pickle(path: Path, canary: Path) -> None:
 
 
 def packed(content: bytes, *, times: int = 1) -> Change:
-    """The content in a compressed file, many times over."""
+    """The content in a compressed file, repeated many times."""
 
     def make(path: Path, canary: Path) -> None:
         import pyarrow as pa
@@ -534,7 +535,7 @@ def parquet(columns: Callable[[], dict[str, Any]], **options: Any) -> Change:
 
 
 def one_text(times: int, chars: int) -> dict[str, Any]:
-    """A column of one text many times: a few hundred bytes on disk."""
+    """A column with the same text many times: a few hundred bytes on disk."""
     import pyarrow as pa
 
     indices = pa.array([0] * times, pa.int32())
@@ -553,7 +554,7 @@ def zeros(path: Path, canary: Path) -> None:
 
 
 def unpickling_field(canary: Path) -> Any:
-    """A field of the extension type that older versions of Arrow unpickled."""
+    """A field of the extension type that older versions of Arrow unpickle."""
     import pyarrow as pa
 
     about = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickled(canary)}
@@ -568,7 +569,7 @@ def unpickling_parquet(path: Path, canary: Path) -> None:
 
 
 def damaged(make: Change, at: float, content: bytes) -> Change:
-    """The file, or a dataset's Arrow file, with other bytes at a place."""
+    """The file, or a dataset's Arrow file, with some bytes overwritten."""
 
     def change(path: Path, canary: Path) -> None:
         make(path, canary)
@@ -582,7 +583,7 @@ def damaged(make: Change, at: float, content: bytes) -> Change:
 
 
 def dataset(*, name: str = "data.arrow", info: object = None, state: bytes | None = None, **options: Any) -> Change:
-    """A dataset of one row as the library `datasets` saves it, with one Arrow file."""
+    """A dataset of one row as saved by the `datasets` library, with one Arrow file."""
 
     def make(path: Path, canary: Path) -> None:
         import pyarrow as pa

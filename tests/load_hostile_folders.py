@@ -1,7 +1,7 @@
-"""Loads model folders as our code does, past its check: a process of its own for `tests.data.test_hostile_files`.
+"""Loads model folders as our code does, but without its checks: a separate process for `tests.data.test_hostile_files`.
 
-On the command line: folders. Out: a line of JSON each, what came of every loader, and which files of the folder Python
-opened. It ends by unpickling the file that `--control` names, which must touch its canary.
+The command line lists folders. It prints a line of JSON per folder: the result of every loader, and which of the
+folder's files Python opened. Finally it unpickles the file named by `--control`, which must touch its canary.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 OPENED: list[str] = []
 SECONDS = 60
-"""A loader that takes longer is stopped."""
+"""Time limit for a loader."""
 
 
 def main(folders: list[str], control: str) -> None:
@@ -29,7 +29,7 @@ def main(folders: list[str], control: str) -> None:
     def encode(folder: Path) -> object:
         return ChatEncoder(folder).encode([{"role": "user", "content": "a" * 200 + "!"}])
 
-    # The trainer and the sampler load like this, inside of what only Ray can call.
+    # The trainer and the sampler load like this, inside code that only Ray can call.
     def load_as_trainer(folder: Path) -> object:
         AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         return AutoModelForCausalLM.from_pretrained(

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server on loopback that misbehaves on script, for tests of whoever asks it.
+"""An OpenAI-compatible server on loopback that misbehaves on script, for tests of clients.
 
-In: a script, which says what to do with a request, given how often the same chat has come before. Out: real answers
-over real sockets, and a record of what was asked, when, and how much of it at once.
+The script decides what to do with a request, given how often the same chat has come before. Answers go over real
+sockets; requests are recorded with their times and concurrency.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ class Say:
     """Answers as a model does."""
 
     text: str | None = None
-    """The reply; None for what the server says by default."""
+    """The reply; None for the server's default."""
     finish_reason: str = "stop"
     """Why the reply ends."""
     usage: tuple[int, int] | None = (10, 5)
-    """Tokens read and written, or None where the server keeps that to itself."""
+    """Tokens read and written, or None if the server doesn't report them."""
     logprobs: list[Json] | None = None
     """Tokens of the reply with their log-probs, in the server's own form."""
     seconds: float = 0.0
-    """How long the model takes."""
+    """Seconds that the model takes."""
     message: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the message beside or in place of the usual ones: `{"content": None, "reasoning": "Well"}`."""
+    """Fields of the message that extend or replace the usual ones: `{"content": None, "reasoning": "Well"}`."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Fail:
     status: int
     """HTTP status."""
     message: str = "so it is written"
-    """What the error says."""
+    """The error's message."""
     code: str | None = None
     """The error's code."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers that come with it."""
+    """Headers of the answer."""
 
 
 @dataclass(frozen=True)
 class Send:
-    """Answers 200 with any body."""
+    """Answers 200 with an arbitrary body."""
 
     body: bytes
     """The body."""
@@ -61,18 +61,18 @@ class Send:
 
 @dataclass(frozen=True)
 class Hang:
-    """Says nothing for a while, and then closes the connection."""
+    """Says nothing for a while, then closes the connection."""
 
     seconds: float = 60.0
-    """How long, at most: stopping the server ends it."""
+    """Maximum seconds; stopping the server ends the wait."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Closes the connection within the answer."""
+    """Closes the connection in the middle of the answer."""
 
     sent: bytes = b""
-    """What is sent before."""
+    """What is sent before that."""
 
 
 Action = Say | Fail | Send | Hang | Drop
@@ -83,14 +83,14 @@ HALF_AN_ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came."""
+    """A request as received."""
 
     request: Json
     """Its body."""
     authorization: str | None
-    """Its key, with `Bearer` before it."""
+    """Its key, including `Bearer`."""
     at: float
-    """When it came, in seconds of the monotonic clock."""
+    """When it arrived, in seconds of the monotonic clock."""
 
 
 class MisbehavingServer:
@@ -131,7 +131,7 @@ class MisbehavingServer:
         self.stop()
 
     def stop(self) -> None:
-        """Ends it as a kill does: connections break, and nobody is there any more."""
+        """Ends it as a kill does: connections break, and nothing listens any more."""
         if not self._closed.is_set():
             self._closed.set()
             self._http.shutdown()
@@ -141,11 +141,11 @@ class MisbehavingServer:
 
     @property
     def base_url(self) -> str:
-        """Where it is; nobody is there once it is stopped."""
+        """Its address; nothing listens there once it is stopped."""
         return f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def answer(self, request: Json, authorization: str | None) -> tuple[bytes, bool]:
-        """After the time that it takes: the bytes to send, and whether the connection ends with them."""
+        """After the scripted time: the bytes to send, and whether to close the connection after them."""
         with self._lock:
             self.asked.append(Asked(request, authorization, time.monotonic()))
             chat = json.dumps(request["messages"])
@@ -156,7 +156,7 @@ class MisbehavingServer:
         if isinstance(action, Say):
             self._closed.wait(action.seconds)
         with self._lock:
-            self._under_way -= 1  # before the answer is sent: whoever has it may ask again at once
+            self._under_way -= 1  # before the answer is sent, since the client may ask again immediately
         match action:
             case Say():
                 return _http(200, json.dumps(self._completion(action, request)).encode()), False
@@ -231,7 +231,7 @@ def _handler(server: MisbehavingServer) -> type[BaseHTTPRequestHandler]:
             try:
                 self.wfile.write(answer)
             except OSError:
-                self.close_connection = True  # whoever asked did not wait
+                self.close_connection = True  # the client did not wait
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class calls it so
             pass

@@ -1,4 +1,4 @@
-"""Records and files for tests, with sensible values wherever a test does not care."""
+"""Records and files for tests, with sensible defaults for everything that a test doesn't care about."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tpo.records import Artifact, Demonstration, Prompt, Sample, Score
 from tpo.storage.store import Stage
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-"""Real instructions that nobody here wrote; absent on most machines."""
+"""Real instructions by other authors; absent on most machines."""
 
 
 def a_prompt(prompt_id: str = "p", *, instruction: str = "Say it.", reference: str | None = None) -> Prompt:
@@ -49,12 +49,12 @@ def a_score(
 
 
 def a_demonstration(prompt_id: str, output: str) -> Demonstration:
-    """A given output whose tokens are its letters."""
+    """A given output whose tokens are its characters."""
     return Demonstration(prompt_id, [1, 2], [*map(ord, output)], output, "given")
 
 
 def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str, bool | None]]]) -> JudgedSamples:
-    """Stored answers by prompt, each a text whose tokens are its letters, and whether it is right."""
+    """Stored answers by prompt, each a text whose tokens are its characters, and whether it is right."""
     samples, scores = list[Sample](), list[Score]()
     for prompt_id, group in outputs.items():
         for index, (text, correct) in enumerate(group):
@@ -65,7 +65,7 @@ def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str
 
 
 def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score | Demonstration]) -> Artifact:
-    """What a stage of this name has written: some rows, all of one kind."""
+    """Some rows of one kind, stored as a stage of this name would."""
     stage = Stage(root, name, type(rows[0]), inputs={}, config={})
     stage.begin()
     stage.write_shard(0, rows)
@@ -82,11 +82,11 @@ LLAMA: Mapping[str, object] = {
     "tie_word_embeddings": True,
     "vocab_size": 640,
 }
-"""The shape of a model that hardly takes any space."""
+"""The shape of a model that takes almost no space."""
 
 
 def a_model(folder: Path, *, context: int = 512, **config: object) -> Path:
-    """A folder that looks like a model to everything that does not load it."""
+    """A folder that looks like a model to everything that doesn't load it."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {**LLAMA, "max_position_embeddings": context, **config}
     (folder / "config.json").write_text(json.dumps(values))
@@ -96,7 +96,7 @@ def a_model(folder: Path, *, context: int = 512, **config: object) -> Path:
 
 
 def some_weights(folder: Path, *, rows: int = 640) -> None:
-    """Weights of `LLAMA`'s shape with so many tokens; on disk they take no space, for nothing of them was written."""
+    """Weights of `LLAMA`'s shape with `rows` tokens; sparse, so they take no disk space."""
     layer, size = "model.layers.0", 64
     shapes = {
         "model.embed_tokens.weight": [rows, size],
@@ -116,7 +116,7 @@ def some_weights(folder: Path, *, rows: int = 640) -> None:
 
 
 def a_config(folder: Path, **changes: object) -> RunConfig:
-    """A run in `folder` on a model and a prompt file of its own; `changes` replace whole sections."""
+    """A run in `folder` with its own model and prompt file; `changes` replace whole sections."""
     prompts = folder / "prompts.jsonl"
     if not prompts.exists():
         prompts.write_text("".join(json.dumps({"instruction": f"Question {i}?"}) + "\n" for i in range(20)))

@@ -1,6 +1,6 @@
-"""SeaweedFS on loopback, a real S3 server in a process of its own, with one bucket; and where to find it.
+"""SeaweedFS, a real S3 server, on loopback in a subprocess, with one bucket.
 
-In: an empty folder. Out: the server's address for as long as the context lasts. Its wheel comes with the lock file.
+Its data are in a given folder; it lives as long as the context. Its wheel comes with the lock file.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _START_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class S3Server:
-    """A server that answers."""
+    """A running server."""
 
     endpoint: str
     """Its address."""
@@ -38,7 +38,7 @@ class S3Server:
     """Its process."""
 
     def storage(self, cache: Path, **changes: object) -> StorageConfig:
-        """How it is reached by somebody who has little patience."""
+        """Settings for reaching it, with little patience."""
         values = {
             "endpoint_url": self.endpoint,
             "cache": cache,
@@ -51,13 +51,13 @@ class S3Server:
 
 
 def new_url() -> str:
-    """A place in the bucket that nobody has used."""
+    """An unused place in the bucket."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """Starts a server that keeps its data in `folder`, and ends it; `KEYS` open it."""
+    """Starts a server that keeps its data in `folder`, and ends it; `KEYS` are its credentials."""
     ports = _free_ports(2 * len(_SERVERS))
     identity = {"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}
     allowed = {"name": "test", "credentials": [identity], "actions": ["Admin", "Read", "Write", "List"]}

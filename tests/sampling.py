@@ -1,4 +1,4 @@
-"""Which part of the large matrices a commit tests: a draw by a seed that changes with the commit.
+"""The part of the large matrices that a commit tests: drawn with a seed that changes with the commit.
 
 pytest's header shows the seed; TPO_TEST_SEED=<seed> repeats a draw. TPO_TEST_EXHAUSTIVE=1, as in `make exhaustive`,
 tests everything. Both are environment variables because xdist's workers, and processes that tests start, must draw the
@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 SEED_VARIABLE, EXHAUSTIVE_VARIABLE = "TPO_TEST_SEED", "TPO_TEST_EXHAUSTIVE"
 STORY_SECONDS = 120.0
-"""What the tests marked `story` may take with `-m slow`."""
+"""Time in seconds for tests marked `story` with `-m slow`."""
 
 
 @cache
@@ -33,7 +33,7 @@ def seed() -> int:
 
 
 def exhaustive() -> bool:
-    """Whether nothing is to be left out."""
+    """Whether to test everything."""
     return bool(os.environ.get(EXHAUSTIVE_VARIABLE))
 
 
@@ -50,9 +50,10 @@ def sampled(what: str, cases: Sequence[T], count: int, *, always: Sequence[T] = 
 
 
 def drawn_stories(seconds: Mapping[str, float]) -> list[str]:
-    """Which of the stories that are to be had, by what each takes, run with `-m slow`.
+    """The stories to run with `-m slow`, chosen from the available ones by the seconds that each takes.
 
-    The first that is drawn, whatever it takes, so that each has its turn; then those that fit into what is left.
+    The first one drawn runs however long it takes, so that each gets its turn; then those that fit in the remaining
+    time.
     """
     names, drawn, left = sorted(seconds), list[str](), STORY_SECONDS
     for name in dice("stories").sample(names, len(names)):

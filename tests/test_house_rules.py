@@ -1,8 +1,8 @@
-"""Claims about the tests themselves: fakes are handed in, and no test changes a module of ours.
+"""Claims about the tests themselves: fakes are passed in, and no test changes one of our modules.
 
-What a run uses is in its context (`tpo.run_context`), what a function needs is a parameter; a patch of our modules
-breaks when a name moves, and is seen by whatever else runs in that process. Environment variables, the current folder
-and attributes of other libraries may be patched, as the borders of our code.
+A run's resources are in its context (`tpo.run_context`), a function's are its parameters. A patch of our modules breaks
+when a name moves, and affects everything else in that process. Environment variables, the current folder and attributes
+of other libraries may be patched, since they are the borders of our code.
 """
 
 import ast
@@ -16,15 +16,15 @@ import pytest
 TESTS = Path(__file__).parent
 OURS = re.compile(r"(deploy|flows|judges|prompts|tasks|tpo)(\.|$)")
 PATCHES = {"delattr", "delitem", "dict", "multiple", "object", "patch", "setattr", "setitem"}
-"""Functions of `monkeypatch`, `mock.patch` and Python that change what their first argument is, or names."""
+"""Functions of `monkeypatch`, `mock.patch` and Python that change their first argument, or what it names."""
 CHANGES = {"__delitem__", "__setitem__", "append", "clear", "extend", "pop", "remove", "setdefault", "update"}
-"""Methods that change what they belong to."""
+"""Methods that change the object that they belong to."""
 ALLOWED: dict[str, str] = {}
-"""Patches that stay, as `file: target`, each with its reason."""
+"""Allowed patches, as `file: target`, each with its reason."""
 
 
 def patches(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The line and the target of each change to a module of ours, scripts in strings included."""
+    """The line and the target of each change to one of our modules, including in scripts in strings."""
     names = _names_of_ours(tree)
     for node in ast.walk(tree):
         for changed in _changed(node):
@@ -35,8 +35,8 @@ def patches(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _names_of_ours(tree: ast.AST) -> dict[str, str]:
-    """What names stand for: what is imported, and modules by another name, as `for module in (tpo.x, tpo.y)` and
-    `values = vars(tpo.x)` give them."""
+    """What names refer to: imports, and modules under another name, as in `for module in (tpo.x, tpo.y)` and `values =
+    vars(tpo.x)`."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -74,12 +74,12 @@ def _changed(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def _owner(target: ast.expr) -> ast.expr:
-    """Whose attribute or item is assigned; a plain name is nothing of another module's."""
+    """The object whose attribute or item is assigned; a plain name belongs to no other module."""
     return target.value if isinstance(target, ast.Attribute | ast.Subscript) else ast.Constant(None, lineno=0)
 
 
 def _path(node: ast.expr, names: dict[str, str]) -> str | None:
-    """The dotted path that an expression stands for, if it is one of a module: by name, in a string, or by `vars`."""
+    """The dotted path that an expression refers to, if it is a module's: by name, in a string, or by `vars`."""
     match node:
         case ast.Constant(value=str(text)):
             return text
@@ -97,7 +97,7 @@ def _path(node: ast.expr, names: dict[str, str]) -> str | None:
 
 
 def _script(node: ast.AST) -> ast.AST | None:
-    """The program in a string, for a process of its own."""
+    """The program in a string, for a subprocess."""
     if isinstance(node, ast.JoinedStr):
         parts = [str(part.value) if isinstance(part, ast.Constant) else "0" for part in node.values]
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -116,7 +116,7 @@ def _script(node: ast.AST) -> ast.AST | None:
 def test_no_test_patches_a_module_of_ours():
     found = {
         f"{path.relative_to(TESTS).as_posix()}: {target}": f"{path.relative_to(TESTS)}:{line} changes {target}"
-        for path in sorted({*TESTS.rglob("*.py")} - {Path(__file__)})  # whose own are planted
+        for path in sorted({*TESTS.rglob("*.py")} - {Path(__file__)})  # its own patches are planted
         for line, target in patches(ast.parse(path.read_text(encoding="utf-8")))
     }
     told = [text for place, text in found.items() if place not in ALLOWED]

@@ -1,4 +1,4 @@
-"""Claims about sandboxes: a program that exceeds a limit is killed, and its caller hears which limit it was."""
+"""Claims about sandboxes: a program that exceeds a limit is killed, and its caller learns which limit it was."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ECHO = "import sys\nfor line in sys.stdin: print(eval(line), flush=True)\n"
 
 
 class Start:
-    """Starts programs, and sees to it that their processes are gone in the end."""
+    """Starts programs, and makes sure that their processes are gone at the end."""
 
     def __init__(self, folder: Path) -> None:
         self._program = folder / "program.py"
@@ -65,7 +65,7 @@ def test_a_program_answers_line_by_line_until_it_is_closed(start: Start):
         ("__import__('os')._exit(0)", 30, 60, "died"),
     ],
 )
-def test_a_program_that_exceeds_a_limit_or_dies_is_gone_and_its_caller_hears_why(
+def test_a_program_that_exceeds_a_limit_or_dies_is_gone_and_its_caller_learns_why(
     start: Start, question: str, cpu_seconds: int | None, wall_seconds: float, reason: str
 ):
     sandbox = start(ECHO, cpu_seconds=cpu_seconds)
@@ -85,7 +85,7 @@ def test_a_program_that_exceeds_a_limit_or_dies_is_gone_and_its_caller_hears_why
     ids=["memory", "cpu"],
 )
 def test_a_program_that_lifts_its_soft_limit_meets_the_hard_one(start: Start, question: str, reason: str):
-    """Without one it would have all the memory there is, or go on until its caller's patience ends: "time"."""
+    """Without a hard limit it would take all the memory, or run until its caller's timeout ends: "time"."""
     sandbox = start(f"import resource as r, signal as s\n{ECHO}", cpu_seconds=1)
     with pytest.raises(SandboxError) as caught:
         sandbox.ask(question, 20)
@@ -93,7 +93,7 @@ def test_a_program_that_lifts_its_soft_limit_meets_the_hard_one(start: Start, qu
     assert is_gone(sandbox)
 
 
-def test_a_program_that_does_not_start_leaves_its_last_words(start: Start):
+def test_a_program_that_does_not_start_leaves_its_error_output(start: Start):
     with pytest.raises(SandboxError, match="No module named 'nothing_of_this_name'") as caught:
         start("import nothing_of_this_name").ask("1", 60)
     assert (caught.value.reason, caught.value.status) == ("died", 1)
@@ -108,7 +108,7 @@ def test_all_lines_are_read_until_the_program_ends(start: Start):
 @pytest.mark.parametrize(
     ("end", "reason"), [("import os; os.kill(os.getpid(), 9)", "died"), ("import time; time.sleep(60)", "time")]
 )
-def test_half_a_line_is_never_handed_out(start: Start, end: str, reason: str):
+def test_half_a_line_is_never_returned(start: Start, end: str, reason: str):
     lines = start(f"print('whole'); print('half', end='', flush=True); {end}").lines(2)
     assert next(lines) == "whole\n"
     with pytest.raises(SandboxError) as caught:
@@ -116,7 +116,7 @@ def test_half_a_line_is_never_handed_out(start: Start, end: str, reason: str):
     assert caught.value.reason == reason
 
 
-def test_the_wait_for_one_answer_is_not_counted_against_the_next(start: Start):
+def test_the_wait_for_one_answer_does_not_count_against_the_next(start: Start):
     sandbox = start(ECHO)
     assert sandbox.ask("1", 60) == "1"
     for _ in range(3):
@@ -132,7 +132,7 @@ def test_a_program_sees_neither_this_project_nor_the_environment_of_python(
 
 
 def test_a_stricter_limit_of_the_machine_is_kept(tmp_path: Path):
-    """In a process that has one, since a hard limit can't be raised again."""
+    """In a subprocess that has such a limit, since a hard limit can't be raised again."""
     (tmp_path / "program.py").write_text("import resource; print(resource.getrlimit(resource.RLIMIT_AS))")
     code = (
         "import resource, sys; from pathlib import Path; from tpo.sandbox import Sandbox\n"

@@ -65,7 +65,7 @@ class Checkout:
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
 
     def said(self) -> list[str]:
-        """What uv was asked since the last time."""
+        """The commands given to uv since the last call."""
         path = self.bin / "said"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def test_a_lock_holds_only_names_versions_hashes_and_markers(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_what_the_project_asks_for_is_in_the_lock(kind: str):
+def test_the_lock_has_what_the_project_requires(kind: str):
     project = PYPROJECT["project"]
     asked = project["dependencies"] + project["optional-dependencies"][kind] + PYPROJECT["dependency-groups"]["dev"]
     locked = pins(entries(LOCKS[kind]))
@@ -103,10 +103,10 @@ def test_the_cpu_lock_has_the_cpu_torch_and_none_of_the_packages_that_exist_for_
 BROUGHT = {"botocore", "httpx2", "latex2sympy2_extended", "markupsafe"}
 """Imported, and a part of boto3, openai, math-verify and Jinja."""
 OPTIONAL = {"mlflow", "wandb"}
-"""Imported only for who asks for them, with a message if they aren't installed."""
+"""Imported only on demand, with a message if they aren't installed."""
 
 
-def test_what_the_product_imports_is_asked_for_and_not_as_a_development_tool():
+def test_the_products_imports_are_required_and_not_only_for_development():
     ours = PYPROJECT["tool"]["importlinter"]["root_packages"]
     files = [path for name in ours for path in (ROOT / name).rglob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
@@ -127,7 +127,7 @@ def imported(node: ast.AST) -> set[str]:
 
 
 def normal(name: str) -> str:
-    """A package's name as locks write it."""
+    """A package's name as written in locks."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -162,7 +162,7 @@ def test_an_environment_for_gpus_stays_one_without_being_asked_again(checkout: C
     assert "--python 3.12" in checkout.said()[0]
 
 
-def test_a_folder_that_is_no_environment_is_not_cleared(checkout: Checkout):
+def test_a_folder_that_is_not_an_environment_is_not_cleared(checkout: Checkout):
     (checkout.folder / "mine").mkdir()
     (checkout.folder / "mine" / "thesis.txt").write_text("")
     refused = checkout.set_up("mine")
@@ -205,9 +205,9 @@ def a_wheel(folder: Path, name: str) -> str:
     return sha256(wheel.read_bytes()).hexdigest()
 
 
-def test_uv_installs_offline_from_a_folder_of_wheels_what_has_the_locked_hash_and_nothing_else(checkout: Checkout):
+def test_uv_installs_offline_from_a_folder_of_wheels_only_those_with_the_locked_hash(checkout: Checkout):
     (checkout.bin / "uv").unlink()
-    (checkout.folder / "flows").rmdir()  # without the checkout's code there is nothing to install beside the lock
+    (checkout.folder / "flows").rmdir()  # without the checkout's code, only the lock is installed
     if uv := next(iter((ROOT / ".uv" / "bin").glob("uv")), None):
         (checkout.bin / "uv").symlink_to(uv)
     wheels = checkout.folder / "wheels"

@@ -25,18 +25,18 @@ POPEN = "import subprocess; subprocess.Popen(['/any/raylet'])"
 
 
 @pytest.mark.parametrize("code", [POPEN, "import ray; ray.init()", "import vllm.v1.engine.core"])
-def test_nor_can_a_process_that_it_starts(code: str):
+def test_nor_can_a_process_that_a_fast_test_starts(code: str):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "mark it pytest.mark.slow" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_slow_one_may():
+def test_a_slow_test_may_start_ray():
     done = subprocess.run([sys.executable, "-c", POPEN], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "FileNotFoundError" in done.stderr
 
 
-def test_a_draw_has_what_is_always_tested_and_as_many_others_as_are_asked_for_in_order(monkeypatch: pytest.MonkeyPatch):
+def test_a_draw_has_the_fixed_cases_and_the_requested_number_of_others_in_order(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(sampling.EXHAUSTIVE_VARIABLE, raising=False)
     drawn = sampled("numbers", CASES, 5, always=[3, 50])
     assert len(drawn) == 7 and {3, 50} <= {*drawn} and drawn == sorted(drawn)
@@ -46,7 +46,7 @@ def test_a_draw_has_what_is_always_tested_and_as_many_others_as_are_asked_for_in
     assert sampled("numbers", CASES, 5) == CASES
 
 
-def test_the_seed_is_that_of_the_environment_or_the_commits_and_every_case_has_its_turn():
+def test_the_seed_comes_from_the_environment_or_the_commit_and_every_case_gets_its_turn():
     def drawn(seed: str | None) -> str:
         code = "from tests.sampling import sampled, seed; print(seed(), sampled('', range(10), 2))"
         left_out = (sampling.SEED_VARIABLE, sampling.EXHAUSTIVE_VARIABLE)
@@ -63,7 +63,7 @@ def test_the_seed_is_that_of_the_environment_or_the_commits_and_every_case_has_i
     assert drawn("7").startswith("7 ") and drawn("7") == drawn("7") != drawn("8")
 
 
-def test_a_story_is_drawn_with_all_of_its_tests_however_long_it_takes_and_others_while_there_is_time(
+def test_a_story_is_drawn_with_all_its_tests_however_long_it_takes_then_others_that_fit_in_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.delenv(sampling.EXHAUSTIVE_VARIABLE, raising=False)

@@ -1,7 +1,7 @@
-"""Outputs whose thoughts can be told from their responses by their letters, for whoever has to keep the two apart.
+"""Outputs whose thoughts can be distinguished from their responses by their letters.
 
-A thought is written in Greek and a response in Cyrillic; markers are Latin. What stands after a marker that breaks the
-format is Greek too: nobody knows what it is, and no user may see it. So a Greek letter where a user looks is a leak.
+Thoughts are Greek and responses Cyrillic; markers are Latin. Text after a marker that breaks the format is Greek too:
+what it is can't be known, so no user may see it. So any Greek letter visible to a user is a leak.
 """
 
 import random
@@ -15,14 +15,14 @@ GREEK, CYRILLIC, SPACE = "αβγδεζηθ", "абвгдежз", " \n"
 
 @dataclass(frozen=True)
 class Told:
-    """An output, and what a user may see of it."""
+    """An output, and the part of it that a user may see."""
 
     output: str
     response: str
 
 
 def markers_of(prompt: ThoughtPrompt) -> tuple[str, str]:
-    """What opens a thought and a response of `prompt`, or empty texts."""
+    """The markers that open a thought and a response of `prompt`, or empty texts."""
     if prompt.thinks_natively:
         return TAGS[0]
     return prompt.thought_marker or "", prompt.response_marker or ""
@@ -34,12 +34,12 @@ def marked(prompt: ThoughtPrompt, text: str) -> bool:
 
 
 def any_output(prompt: ThoughtPrompt, rng: random.Random) -> Told:
-    """An output that keeps the format or breaks it in one of the ways that there are, with pieces of markers in it."""
+    """An output that follows the format, or breaks it in one of the possible ways, with pieces of markers in it."""
     thought, response = markers_of(prompt)
     markers = [marker for marker in (thought, response) if marker]
 
     def text(letters: str, pieces: bool = True) -> str:
-        """Some letters, and now and then a marker that was begun and not ended."""
+        """Some letters, and now and then an incomplete marker."""
         parts = [
             rng.choice(markers)[: rng.randrange(1, 3)] if pieces and markers and rng.random() < 0.1 else letter
             for letter in rng.choices(letters + SPACE, k=rng.randrange(25))
@@ -58,6 +58,6 @@ def any_output(prompt: ThoughtPrompt, rng: random.Random) -> Told:
 
 
 def chunks_of(text: str, rng: random.Random) -> list[str]:
-    """A text cut into chunks anywhere."""
+    """A text split into chunks at random places."""
     places = sorted(rng.sample(range(1, len(text)), k=rng.randrange(min(12, len(text))))) if len(text) > 1 else []
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]

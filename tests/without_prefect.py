@@ -1,4 +1,4 @@
-"""Flows and tasks as the functions that they are: Prefect has no such mode, and takes longer than a mock run does."""
+"""Flows and tasks as plain functions: Prefect has no such mode, and takes longer than a mock run does."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,7 +12,8 @@ Around = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 @contextlib.contextmanager
 def without_prefect(around: Around = lambda name, function: function) -> Iterator[None]:
-    """Calls of flows and tasks are calls of their functions; `around` may wrap a task's, whose name it is given."""
+    """Turns calls of flows and tasks into calls of their functions; `around` may wrap a task's function, given its
+    name."""
 
     def call_task(task: "Task[..., Any]", *arguments: Any, **options: Any) -> Any:
         return around(task.name, task.fn)(*arguments, **options)

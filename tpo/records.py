@@ -4,6 +4,7 @@ Stages pass `Artifact` handles and read rows from the run folder, so everything 
 inspected. An unknown value is None, with the reason in another field; it is never an invented number.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +22,13 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One instruction to respond to."""
+    """One instruction to respond to, or a conversation to continue."""
 
     prompt_id: str
-    """First 16 hex digits of the SHA-256 of the instruction: equal instructions are one prompt."""
+    """First 16 hex digits of the SHA-256 of the instruction, or of all turns of a conversation: equal ones are one
+    prompt."""
     instruction: str
-    """The user's request as it is: no template, no control tokens."""
+    """The user's request as it is: no template, no control tokens. Of a conversation, the last user turn."""
     reference: str | None = None
     """The right answer, if there is one."""
     category: str | None = None
@@ -38,6 +40,24 @@ class Prompt:
     constraints: str | None = None
     """Instructions in the prompt that a program can check: a JSON list of `{"id": …, "kwargs": {…}}` of IFEval's types
     (`tpo.method.instructions`), or None."""
+    history: str | None = None
+    """The turns before the instruction, as `write_turns` writes them: a system turn, if there is one, then user and
+    assistant in turn; None if there are none."""
+
+    @property
+    def earlier(self) -> list[Message]:
+        """The turns of `history`."""
+        return read_turns(self.history)
+
+
+def write_turns(turns: Sequence[Message]) -> str | None:
+    """Some turns as JSON, equal for equal turns; None if there are none."""
+    return json.dumps(list(turns), ensure_ascii=False, separators=(",", ":")) if turns else None
+
+
+def read_turns(turns: str | None) -> list[Message]:
+    """The turns that `write_turns` has written."""
+    return [] if turns is None else [Message(role=turn["role"], content=turn["content"]) for turn in json.loads(turns)]
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,11 @@ def _inner(scope: Scope) -> Scope:
 def _receiver(body: Mapping[str, Any], gone: asyncio.Event) -> Receive:
     usage = {"include_usage": True, "continuous_usage_stats": True}
     whole = {**body, "stream": True, "return_token_ids": True, "stream_options": usage}
-    told = [{"type": "http.request", "body": json.dumps(whole).encode(), "more_body": False}]
+    events = [{"type": "http.request", "body": json.dumps(whole).encode(), "more_body": False}]
 
     async def receive() -> Event:
-        if told:
-            return told.pop()
+        if events:
+            return events.pop()
         await gone.wait()
         return {"type": "http.disconnect"}
 

@@ -1,10 +1,10 @@
 """Readings of an output: what a client may be shown while it grows, and once it has ended.
 
-Pure. From one reading to the next, the response only grows, and in the end it doesn't depend on how the text was cut
+Pure. From one reading to the next, the response only grows, and in the end it doesn't depend on how the text was split
 into chunks. The format's rules are in `prompts/thought.py`.
 
-Of an output that breaks the format, a client sees what is between the response marker and the next marker, or nothing
-if there is no response marker. Evaluation falls back to the raw text there, which would show a thought here.
+If an output breaks the format, a client sees the text between the response marker and the next marker, or nothing if
+there is no response marker. Evaluation falls back to the raw text in that case, which here would show a thought.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class GrowingTokens(OutputTokens):
         self._ids = list[int]()
         super().__init__(self._ids, encoder.decode)
         self._streams: dict[int, tuple[int, DecodeStream, str]] = {}
-        """By the place where a text starts: where it ends, what decodes it, and the text."""
+        """Per start of a text: its end, its decoder, and the text so far."""
         self._tokenizer = getattr(encoder.tokenizer, "_tokenizer", None)
 
     def add(self, ids: Sequence[int]) -> None:
@@ -77,8 +77,8 @@ def read(
 ) -> Reading:
     """What may be said of `output`, which ended by itself, at the limit, or not yet.
 
-    Native thoughts are found by `tokens`, those of `output`. The reply is over as well where the response comes to one
-    of `stops`, and where a marker in it breaks the format.
+    Native thoughts are found by the output's `tokens`. The reply is also over if the response contains one of `stops`,
+    or a marker in it breaks the format.
     """
     shown = prompt.shown(output, finished=ended == "stop", tokens=tokens)
     responds = prompt.responds(output, tokens)

@@ -86,17 +86,12 @@ class ChatRequest(BaseModel):
     def chat(self, prompt: ThoughtPrompt) -> list[Message]:
         """The chat that the model sees: the last user turn becomes the thought prompt, earlier turns stay as they are.
 
-        If the prompt has a system turn, the client's is appended to it, since templates support only one. Raises
-        `Refused` if the last turn isn't the user's.
+        Raises `Refused` if the last turn isn't the user's.
         """
         *earlier, last = (turn.message() for turn in self.messages)
         if last["role"] != "user":
             raise Refused(400, f"the last message has role {last['role']!r}, expected 'user'", "messages")
-        *system, user = prompt.render(last["content"])
-        if system and earlier and earlier[0]["role"] == "system":
-            first = earlier.pop(0)
-            system = [Message(role="system", content=f"{system[0]['content']}\n\n{first['content']}")]
-        return [*system, *earlier, user]
+        return prompt.render(last["content"], earlier)
 
 
 def read_request(body: bytes) -> ChatRequest:

@@ -1,8 +1,8 @@
 """`make check-model`: does a model work here? Its properties, what a run would refuse or report, and samples.
 
-The checks are those of preflight for M_0 of a profile; all are made, where a run stops at the first refusal. The
-exception are files refused because of what they could do to the machine: nothing of such a folder is loaded. Without
-`weights` or `probe` only the weights' headers are read; a probe samples with a run's engine.
+The checks are those of preflight for M_0 of a profile, but all of them are made, while a run stops at the first
+failure. The exception is a folder with files that could harm the machine: nothing of it is loaded. Without `weights` or
+`probe`, only the weights' headers are read; a probe samples with a run's engine.
 """
 
 import time
@@ -165,8 +165,8 @@ def _gpus(shape: ModelShape, config: RunConfig) -> dict[str, str]:
                 return workers
         return None
 
-    told = [f"{enough(gib) or f'more than {_WORKERS[-1]}'} of {gib} GiB" for gib in _GPU_GIB]
-    return {"training": f"in full, with this profile's lengths and batches, on GPUs: {', '.join(told)} (estimated)"}
+    counts = [f"{enough(gib) or f'more than {_WORKERS[-1]}'} of {gib} GiB" for gib in _GPU_GIB]
+    return {"training": f"in full, with this profile's lengths and batches, on GPUs: {', '.join(counts)} (estimated)"}
 
 
 def _load_encoder(folder: Path, config: RunConfig, found: Collector) -> "ChatEncoder | None":
@@ -185,7 +185,7 @@ def _template_facts(folder: Path, encoder: "ChatEncoder") -> dict[str, str]:
         "none": "does not think by itself",
         "hybrid": f"may open a thought itself ({thinking.opening})",
         "prefilled": f"the prompt opens a thought ({thinking.opening})",
-        "channels": "thoughts are a channel of their own",
+        "channels": "thoughts have their own channel",
     }
     switch = f", switched off with {thinking.switch}" if thinking.switch else ""
     names = {index: str(token) for index, token in encoder.tokenizer.added_tokens_decoder.items()}
@@ -207,8 +207,8 @@ def _working_variants(encoder: "ChatEncoder") -> str:
         except InputError:
             refused.append(variant)
     fine = ", ".join(variant for variant in VARIANTS if variant not in refused)
-    told = f"; the chat template refuses {', '.join(refused)}" if refused else ""
-    return f"{fine or 'none'} (prompt.variant){told}"
+    others = f"; the chat template refuses {', '.join(refused)}" if refused else ""
+    return f"{fine or 'none'} (prompt.variant){others}"
 
 
 def _load_weights(folder: Path, encoder: "ChatEncoder") -> str:

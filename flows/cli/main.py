@@ -35,6 +35,7 @@ from flows.recipes import (
     RECIPES,
     Recipe,
     check_prefect_settings,
+    fetch_hub_files,
     load,
     prefect_environment,
     profile_path,
@@ -43,6 +44,7 @@ from flows.recipes import (
 )
 from tpo.config.base import SHIPPED_MODELS, SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig, PromptConfig
+from tpo.config.hub import addresses_in, local_path
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -124,6 +126,7 @@ def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentPa
     _add_judge_check(commands)
     _add_check_model(commands)
     _add_serve(commands)
+    _add_publish(commands)
     _add_operation(commands)
     _add_miniature(commands)
     return parser
@@ -142,7 +145,7 @@ def add_recipe(commands: Commands, recipe: Recipe) -> None:
 
 
 def _add_plan(commands: Commands) -> None:
-    plan = commands.add_parser("plan", help="what a run needs, takes and costs, before anything runs")
+    plan = commands.add_parser("plan", help="what a run will need, take and cost; runs nothing")
     _add_to(plan)
     _add_run_arguments(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
@@ -150,7 +153,7 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _add_fetch(commands: Commands) -> None:
-    fetch = commands.add_parser("fetch", help="get a profile's seed model, for machines that run without a network")
+    fetch = commands.add_parser("fetch", help="get a profile's models and data, for machines without a network")
     _add_run_arguments(fetch)
     fetch.set_defaults(run=_fetch)
 
@@ -158,13 +161,13 @@ def _add_fetch(commands: Commands) -> None:
 def _add_judge_check(commands: Commands) -> None:
     check = commands.add_parser("judge-check", help="hold a judge's folder to the figures published for it")
     check.add_argument("kind", choices=["armorm"], help="kind of judge")
-    check.add_argument("model", type=Path, help="folder in the published format")
+    check.add_argument("model", help="folder in the published format, or hf://org/name@revision")
     check.set_defaults(run=_judge_check)
 
 
 def _add_check_model(commands: Commands) -> None:
     model = commands.add_parser("check-model", help="does a model work here? what it is, and what a run would refuse")
-    model.add_argument("model", help="its folder, or miniature for the shipped seed model")
+    model.add_argument("model", help="its folder, hf://org/name@revision, or miniature for the shipped one")
     model.add_argument("--profile", default="laptop", help="what it is to be used for, and on what (default laptop)")
     model.add_argument("--weights", action="store_true", help="also load the weights and read a chat with them")
     model.add_argument("--probe", action="store_true", help="also sample a few instructions with every thought prompt")
@@ -176,7 +179,7 @@ def _add_check_model(commands: Commands) -> None:
 def _add_serve(commands: Commands) -> None:
     variants = get_args(PromptConfig.model_fields["variant"].annotation)
     serve = commands.add_parser("serve", help="serve a model to OpenAI's clients, its thoughts hidden")
-    serve.add_argument("model", help="its folder, or miniature for the shipped seed model")
+    serve.add_argument("model", help="its folder, hf://org/name@revision, or miniature for the shipped one")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default 8000)")
     serve.add_argument("--name", default="tpo", help="the model's name for clients (default tpo)")
@@ -191,6 +194,21 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--api-key", metavar="VARIABLE", help="environment variable with the key that clients must show")
     _add_set(serve, "engine.kv_cache_gib=8")
     serve.set_defaults(run=_serve)
+
+
+def _add_publish(commands: Commands) -> None:
+    publish = commands.add_parser("publish", help="write a model of a run as a folder that others load")
+    publish.add_argument("--run-name", metavar="RUN", help="name of the run in runs/, or its folder (default: laptop)")
+    publish.add_argument(
+        "--profile", help="the run's profile, if its folder isn't in runs/ but in a bucket or elsewhere"
+    )
+    publish.add_argument("--to", type=_iterations, metavar="T", help="the iteration (default: the latest)")
+    publish.add_argument("--folder", type=Path, help="where (default: published/<run>-M<T>)")
+    publish.add_argument("--pairs", choices=["0", "1"], default="1", help="0 leaves out the pairs that it learned from")
+    publish.add_argument(
+        "--push", metavar="ORG/NAME", help="also upload it to the model hub, privately if it is new there"
+    )
+    publish.set_defaults(run=_publish)
 
 
 def _add_operation(commands: Commands) -> None:
@@ -236,8 +254,8 @@ def _add_to(command: argparse.ArgumentParser) -> None:
 
 
 def _add_set(command: argparse.ArgumentParser, example: str = "sample.k=4") -> None:
-    told = f"override, for example {example}"
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=told)
+    about = f"override, for example {example}"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
 
 
 MAX_ITERATIONS = 1_000_000
@@ -274,7 +292,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _make(options: argparse.Namespace) -> int:
     """Brings a run of a recipe to T, unless it is current."""
-    recipe, config, to = options.recipe, _config(options), options.to
+    recipe, config, to = options.recipe, fetch_hub_files(_config(options)), options.to
     show, page = load(recipe.show), f"{recipe.page_label}: {config.place}/{recipe.page}"
     if (found := recipe.ready(config, to)) is not None:
         show(found)
@@ -328,20 +346,24 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from tpo.models.published import fetch_model
-
-    model = _config(options).model
-    fetch_model(model)
-    if not model.folder.is_dir():
-        raise InputError(f"there is no folder {model.path}, and the profile does not say where from: set model.hub_id")
-    print(f"the seed model is there: {model.path}")
+    written = _config(options)
+    config = fetch_hub_files(written)
+    if not config.model.folder.is_dir():
+        raise InputError(
+            f"there is no folder {config.model.path}, and the profile doesn't say where to get it: set "
+            "model.path to an address on the model hub, hf://org/name"
+        )
+    print(f"the seed model is there: {config.model.folder}")
+    for key, address in addresses_in(config):
+        print(f"{key}: {address} is there: {local_path(address)}")
     return 0
 
 
 def _judge_check(options: argparse.Namespace) -> int:
     from judges.armorm import judge_check
+    from tpo.hub.fetch import local_model
 
-    found = judge_check(options.model)
+    found = judge_check(local_path(local_model(options.model)))
     for row in found.lines():
         print(row)
     return 0 if found.passed else 1
@@ -349,23 +371,26 @@ def _judge_check(options: argparse.Namespace) -> int:
 
 def _check_model(options: argparse.Namespace) -> int:
     from flows.cli.check_model import check_model
+    from tpo.hub.fetch import local_model
     from tpo.report.model_report import as_json, as_lines
 
     if not options.model:
         raise InputError("there is no model: name its folder, for example MODEL=models/SmolLM2-135M-Instruct")
     profile = profile_path(options.profile)
     config = load_config(profile, options.set)
-    found = check_model(options.model, config, profile=str(profile), weights=options.weights, probe=options.probe)
+    model = local_model(options.model)
+    found = check_model(model, config, profile=str(profile), weights=options.weights, probe=options.probe)
     print(as_json(found) if options.json else "\n".join(as_lines(found)))
     return 0 if found.passed else 2
 
 
 def _serve(options: argparse.Namespace) -> int:
     from flows.cli.serve import Place, config_of_run, serve
+    from tpo.hub.fetch import local_model
 
-    model = ModelConfig(path=options.model).folder
     if not options.model:
         raise InputError("there is no model: name its folder, for example MODEL=runs/laptop/iter_3/model")
+    model = ModelConfig(path=local_model(options.model)).folder
     if options.profile:
         profile = profile_path(options.profile)
     else:
@@ -382,6 +407,15 @@ def _serve(options: argparse.Namespace) -> int:
         context_tokens=options.context,
         allow_thoughts=options.allow_thoughts,
     )
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from flows.cli.publish import publish_run
+
+    pairs = options.pairs == "1"
+    lines = publish_run(options.run_name, options.profile, options.to, options.folder, pairs=pairs, to_hub=options.push)
+    print("\n".join(lines))
+    return 0
 
 
 def _ui(_: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ OPTIONS = {
     "VARIANT": "--variant",
     "KEY": "--api-key",
     "N": "--runs",
+    "TO": "--folder",
 }
 """Variables with a value. SET may hold several overrides, separated by spaces."""
 FLAGS = {
@@ -40,10 +41,11 @@ READS: Mapping[str, tuple[str, ...]] = {
     "thinkpo": RUN,
     "self-train": ("ITER", "ABLATION", *RUN),
     "plan": ("ITER", "JSON", *RUN),
-    "fetch": ("PROFILE",),
+    "fetch": RUN,
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),
     "judge-check": ("JUDGE", "MODEL"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
+    "publish": ("RUN", "ITER", "TO", "PAIRS", "PUSH", "PROFILE"),
     "lock": ("UPGRADE",),
     **dict.fromkeys(("test", "test-slow", "test-all", "exhaustive", "fault-table"), ("JOBS",)),
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),
@@ -79,7 +81,7 @@ def fault(goals: Sequence[str], variables: Iterable[str]) -> str | None:
 
 
 def options(target: str, variables: Mapping[str, str]) -> list[str]:
-    """The options of `tpo <target>` that variables stand for; those that are empty are left out."""
+    """The options of `tpo <target>` that the variables translate to; empty ones are left out."""
     words = [variables.get(name, "") for name in ARGUMENTS.get(target, ())]
     for name in READS.get(target, ()):
         value = variables.get(name)

@@ -1,12 +1,12 @@
-"""`make plan`: a run before it runs, as text or as JSON: placement, fit, amounts, hours, cost.
+"""`make plan`: what a run will need and cost, as text or JSON: placement, fit, workload, hours, cost.
 
-Models are known by their `config.json` or, before they are downloaded, by their published shapes, so a plan needs
-neither a download nor a GPU and loads no model library.
+Model shapes come from `config.json` or, before a download, from their published values, so a plan needs no GPU and
+loads no model library. Of models on the hub it fetches the config and the tokenizer, and says what else will come.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -19,6 +19,7 @@ from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.hub.fetch import looked_up
 from tpo.models.folder import check_writer, has_weights
 from tpo.models.model_config import check_use, read_model_config
 from tpo.models.shape import Model, find_model
@@ -30,34 +31,44 @@ from tpo.planning.plan import Plan, make_plan
 from tpo.planning.speed import Stage
 from tpo.planning.throughput import read_past_runs
 from tpo.report.table import NOTHING, duration, plain_table, table_console
-from tpo.storage.ledger import read_ledger
+from tpo.storage.ledger import TOTAL, read_ledger
 
 
 def plan_run(config: RunConfig, iterations: int) -> Plan:
     """The plan of a run; raises `InputError` if a model's shape isn't known.
 
-    A recipe with an end of its own is planned to that, whatever `iterations` is.
+    A recipe without iterations ignores `iterations`.
     """
     iterations = 1 if isinstance(config.recipe, ThinkPo) else iterations
-    problems = list(_prompt_problems(config, iterations))
+    hub = looked_up(config)
+    config, problems = hub.config, [*hub.faults, *_prompt_problems(hub.config, iterations)]
     config = sized(config, counting=not problems)
     return make_plan(
         config,
         iterations,
-        models=models_of(config),
+        models=_models_of(config, hub.faults),
         cluster=cluster_of(config),
         past=read_past_runs(config.root.parent),
         spent=read_ledger(config.root),
+        downloads=hub.downloads,
         problems=problems,
     )
 
 
 def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
-    """Prompt files that are here and can't be read, or have too few prompts."""
+    """Prompt files that are present but can't be read, or have too few prompts."""
     try:
         yield from too_few_prompts(config, iterations)
     except InputError as error:
         yield str(error)
+
+
+def _models_of(config: RunConfig, faults: Sequence[str]) -> Models:
+    """The same as `models_of`; a model on the hub that can't be had and isn't known otherwise ends the plan."""
+    try:
+        return models_of(config)
+    except InputError as error:
+        raise InputError("\n".join(faults) or str(error)) from error
 
 
 def models_of(config: RunConfig) -> Models:
@@ -76,14 +87,14 @@ def models_of(config: RunConfig) -> Models:
 
 
 def cluster_of(config: RunConfig) -> Cluster:
-    """The machines as the profile describes them, and where it doesn't, this machine."""
+    """The machines that the profile describes, or else this one."""
     described, here = config.cluster, gpus_here()
     memory = (
         described.gpu_memory_gib
         if described.gpu_memory_gib is not None
         else min((gpu.memory_gib for gpu in here), default=0.0)
     )
-    known = "this machine" if described.gpus is None else "as [cluster] describes them"
+    known = "this machine" if described.gpus is None else "as described in [cluster]"
     return Cluster(
         nodes=described.nodes,
         gpus=len(here) if described.gpus is None else described.gpus,
@@ -97,7 +108,7 @@ def cluster_of(config: RunConfig) -> Cluster:
 
 
 def _written(root: Path) -> int:
-    """Bytes of a run that are on the disk already."""
+    """Bytes that a run already takes on disk."""
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
@@ -110,7 +121,7 @@ def _judge_model(config: RunConfig, judge: JudgeConfig) -> Model | None:
 
 
 def _find_writer(folder: Path, *, trained: bool = False, device: str) -> Model:
-    """A model that writes; what a run would refuse of it, as far as its files are there, is refused here as well."""
+    """A generating model, checked as a run would check it, as far as its files are present."""
     model = find_model(folder)
     if has_weights(folder):
         check_writer(folder, trained=trained, device=device)
@@ -120,14 +131,14 @@ def _find_writer(folder: Path, *, trained: bool = False, device: str) -> Model:
 
 
 def to_json(plan: Plan) -> str:
-    """The plan, its sums included."""
+    """The plan and its totals, as JSON."""
     values = dataclasses.asdict(plan)
     values |= {"seconds": plan.seconds, "tokens": plan.tokens, "gpu_hours": plan.gpu_hours, "cost": plan.cost}
     return json.dumps(values, indent=1, ensure_ascii=False)
 
 
 def print_plan(plan: Plan) -> None:
-    """The plan on standard output; why it can't run so comes last."""
+    """Prints the plan; problems, if any, come last."""
     console = table_console()
 
     def section(title: str, *parts: Table | str) -> None:
@@ -136,20 +147,22 @@ def print_plan(plan: Plan) -> None:
             console.print(Text(part) if isinstance(part, str) else part)
         console.print()
 
-    console.print(Text(f"run {plan.run}, {plan.goal}, before anything runs\n", style="bold"))
+    console.print(Text(f"Plan of run {plan.run}, {plan.goal}\n", style="bold"))
     section("Models and machines", _models(plan), _machines(plan))
-    section("What goes where", _engines(plan))
+    if plan.downloads:
+        section("Downloads", *_downloads(plan))
+    section("Placement", _engines(plan))
     if plan.gpu_memory:
         section("Memory of the fullest GPU, in GiB", *map(_memory_lines, plan.gpu_memory))
     section("Memory and disk of this machine", *_this_machine(plan))
-    section("How much it asks for", _amounts(plan), _lengths(plan))
-    section("How long it takes, and what it costs", _forecast(plan), *_totals(plan))
+    section("Workload", _amounts(plan), _lengths(plan))
+    section("Time and cost", _forecast(plan), *_totals(plan))
     if plan.spent:
-        section("What it has spent already (ledger.jsonl)", _spent(plan))
+        section("Spent so far (ledger.jsonl)", _spent(plan))
     if plan.notes:
-        section("To know", *(f"- {note}" for note in plan.notes))
+        section("Notes", *(f"- {note}" for note in plan.notes))
     if plan.problems:
-        section("It cannot run so", *(f"- {problem}" for problem in plan.problems))
+        section("Problems: it can't run like this", *(f"- {problem}" for problem in plan.problems))
     else:
         console.print(Text(_verdict(plan), style="bold"))
 
@@ -160,8 +173,8 @@ def _verdict(plan: Plan) -> str:
         return "It fits."
     up_to, there = readable_size(needed), readable_size(free)
     if not plan.is_here:
-        return f"Given a disk with {up_to} free, which this machine does not have ({there}): It fits."
-    return f"It may not fit: up to {up_to} are written, and the disk has {there}."
+        return f"On a disk with {up_to} free (this machine's has {there}): It fits."
+    return f"It may not fit: it writes up to {up_to}, but the disk has {there} free."
 
 
 def _models(plan: Plan) -> Table:
@@ -175,9 +188,9 @@ def _models(plan: Plan) -> Table:
         "judge": models.judge,
         "test judge": models.evaluation,
     }
-    told = {"test judge": models.judge, "generator": models.seed, **dict.fromkeys(writers, models.seed)}
+    usual = {"test judge": models.judge, "generator": models.seed, **dict.fromkeys(writers, models.seed)}
     for role, model in named.items():
-        if model is not None and model != told.get(role):
+        if model is not None and model != usual.get(role):
             missing = "" if model.is_there else f" ({model.known_by})"
             table.add_row(role, Text(f"{model.name}, {model.billions} parameters{missing}"))
     return table
@@ -192,6 +205,15 @@ def _machines(plan: Plan) -> str:
     return f"machines      {nodes} of {gpus} ({cluster.gpu}, {gib} each), {cluster.known_by}"
 
 
+def _downloads(plan: Plan) -> Iterator[str]:
+    for each in plan.downloads:
+        here = (
+            "" if each.lacking > 0.99 * each.size else f", of which {readable_size(each.size - each.lacking)} are here"
+        )
+        yield f"{', '.join(each.keys):12}  {each.address}: {readable_size(each.size)}{here}"
+    yield f"{TOTAL:12}  {readable_size(sum(each.lacking for each in plan.downloads))} to come, before the run begins"
+
+
 def _engines(plan: Plan) -> Table:
     table = _grid()
     for engines in plan.engines:
@@ -204,16 +226,16 @@ def _memory_lines(held: GpuMemory) -> str:
     verdict = "fits" if held.fits else "DOES NOT FIT"
     line = f"{held.work:12}  {parts} = {held.total / GIB:,.1f} of {held.there / GIB:,.1f}: {verdict}"
     if held.sequences is not None and held.fits:
-        line += f"; KV cache {held.cache / GIB:,.1f}, {held.sequences} of the longest sequences"
+        line += f"; KV cache {held.cache / GIB:,.1f}, enough for {held.sequences} sequences of maximum length"
     return line
 
 
 def _this_machine(plan: Plan) -> list[str]:
     disk = plan.disk
     lines = [
-        f"disk          {readable_size(disk.total)} at most: {readable_size(disk.checkpoints)} for a checkpoint an "
+        f"disk          up to {readable_size(disk.total)}: {readable_size(disk.checkpoints)} for a checkpoint per "
         f"epoch, {readable_size(disk.scratch)} while training, {readable_size(disk.rows)} for samples and judgments; "
-        f"{readable_size(plan.cluster.disk_bytes)} are free or hold some of it already"
+        f"{readable_size(plan.cluster.disk_bytes)} are free or already taken by this run"
     ]
     if plan.memory:
         parts = " + ".join(f"{who} {size / GIB:,.2f}" for who, size in plan.memory.items())
@@ -224,7 +246,7 @@ def _this_machine(plan: Plan) -> list[str]:
 
 def _amounts(plan: Plan) -> Table:
     table = plain_table(None)
-    for header in ("work", "rounds", "prompts", "answers", "tokens read", "written", "in all, at most"):
+    for header in ("work", "rounds", "prompts", "answers", "tokens read", "written", "total, at most"):
         table.add_column(header, justify="left" if header == "work" else "right")
     for stage in plan.stages:
         work = stage.work
@@ -237,25 +259,25 @@ def _amounts(plan: Plan) -> Table:
             large(work.expected.tokens_out),
             large(work.most.tokens),
         )
-    table.add_row("in all", "", "", "", "", large(plan.tokens), large(sum(s.work.most.tokens for s in plan.stages)))
+    table.add_row(TOTAL, "", "", "", "", large(plan.tokens), large(sum(s.work.most.tokens for s in plan.stages)))
     return table
 
 
 def _lengths(plan: Plan) -> str:
     found = plan.lengths
     return (
-        f"Lengths ({found.source}): prompt {found.prompt:,.0f} tokens, output {found.output:,.0f}, its response "
-        f"{found.response:,.0f} of them. Answers are outputs, responses read, comparisons, or pairs an epoch."
+        f"Mean lengths ({found.source}): prompt {found.prompt:,.0f} tokens, output {found.output:,.0f}, of which the "
+        f"response is {found.response:,.0f}. Answers are outputs, responses read, comparisons, or pairs per epoch."
     )
 
 
 def _forecast(plan: Plan) -> Table:
     table = plain_table(None)
-    for header in ("work", "devices", "tokens/s each", "known by", "starts", "time", "GPU hours", "cost"):
-        table.add_column(header, justify="left" if header in ("work", "known by") else "right")
+    for header in ("work", "devices", "tokens/s each", "source", "start-up", "time", "GPU hours", "cost"):
+        table.add_column(header, justify="left" if header in ("work", "source") else "right")
     for stage in plan.stages:
         table.add_row(stage.work.kind, *_forecast_cells(stage))
-    table.add_row("in all", "", "", "", "", duration(plan.seconds), f"{plan.gpu_hours:,.1f}", _money(plan.cost))
+    table.add_row(TOTAL, "", "", "", "", duration(plan.seconds), f"{plan.gpu_hours:,.1f}", _money(plan.cost))
     return table
 
 
@@ -280,15 +302,15 @@ def _totals(plan: Plan) -> list[str]:
     lines = []
     if any(stage.rate is not None and stage.rate.is_guess for stage in plan.stages):
         lines.append(
-            "A guess is from published peaks and may be off by a factor of two or three: measure a small run of this "
-            "profile, and the next plan goes by its ledger; or set [throughput]."
+            "Guesses come from published peak speeds and may be off by a factor of two or three: measure a small run "
+            "of this profile, and the next plan uses its ledger; or set [throughput]."
         )
     gpus = plan.cluster.nodes * plan.cluster.gpus
     if plan.gpu_hours:
         rented = gpus * plan.seconds / 3600
-        lines.append(f"GPU hours are those held; {counted_as('GPU', gpus)} for the whole time are {rented:,.1f}.")
+        lines.append(f"GPU hours count GPUs in use; {counted_as('GPU', gpus)} for the whole run are {rented:,.1f}.")
     if plan.gpu_hours and not any(stage.cost for stage in plan.stages):
-        lines.append("No price is known: set prices.gpu_hour.")
+        lines.append("No price is set: set prices.gpu_hour to forecast the cost.")
     return lines
 
 
@@ -319,7 +341,7 @@ def _money(cost: float) -> str:
 
 
 def large(count: int) -> str:
-    """A count as people say it."""
+    """A count in readable form, like `1.2 M`."""
     for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if count >= size:
             return f"{count / size:,.1f}{name}"

@@ -87,8 +87,8 @@ def serve(
         allow_thoughts=allow_thoughts,
     )
     command = _command(settings, config, place)
-    told = {SETTINGS: settings.model_dump_json(), KEY: key, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS)}
-    os.execve(command[0], command, {**os.environ, **engine_environment(config.engine), **told})
+    ours = {SETTINGS: settings.model_dump_json(), KEY: key, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS)}
+    os.execve(command[0], command, {**os.environ, **engine_environment(config.engine), **ours})
 
 
 def _command(settings: ServeConfig, config: RunConfig, place: Place) -> list[str]:
@@ -138,7 +138,7 @@ def _check_port(place: Place) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((place.host, place.port))
     except (OSError, UnicodeError) as error:
-        found = error.strerror if isinstance(error, OSError) else "it is not a name of a machine"
+        found = error.strerror if isinstance(error, OSError) else "it isn't a host name"
         remedy = {
             errno.EADDRINUSE: "choose another --port, or end what listens there",
             errno.EACCES: "choose a --port from 1024 on",

@@ -139,7 +139,7 @@ def _let_go_of_terminal() -> None:
 
 @contextlib.contextmanager
 def apart_from_terminal() -> Iterator[None]:
-    """Starts every child of this process in a session of its own, out of reach of the terminal's signals.
+    """Starts every child of this process in its own session, out of reach of the terminal's signals.
 
     Prefect and Ray start theirs through `subprocess` and have no setting for it.
     """
@@ -153,9 +153,9 @@ def apart_from_terminal() -> Iterator[None]:
 
 
 def steady_streams() -> None:
-    """Gives standard input, output and error a place where they have none, and has any text be printable there.
+    """Opens standard input, output and error if they are closed, and makes any text printable there.
 
-    A file opened later would take the number of a closed one, and what is printed would end up in it.
+    Otherwise a file opened later would get a closed one's number, and printed text would end up in it.
     """
     for descriptor in (0, 1, 2):
         try:

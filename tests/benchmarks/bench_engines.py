@@ -1,12 +1,12 @@
-"""How much faster two engines sample than one, a core each, and what the machine allows.
+"""Speed-up of two engines over one, each on its own core, and the machine's limit for it.
 
-In: nothing. Out: output tokens a second of one engine and of two on the same requests, and their quotient, in several
-rounds side by side; and the same quotient of plain loops without engines in one process and in two: of arithmetic in
-the cache, and of copies that no cache holds. Where the loops do not double, engines cannot.
+Prints output tokens per second of one engine and of two on the same requests, and the ratio, in several alternating
+rounds; then the same ratio for plain loops without engines in one process and in two: arithmetic in the cache, and
+copies too large for any cache. If the loops don't double, engines can't either.
 
-The engines are the product's, behind the product's pool: the miniature's seed model on thought prompts, K = 8, shards
-of 25 prompts as by default. Whether one or two sample, the tokens are the same, which is checked. The cores must be
-quiet: the load at the start is printed. Run with `python -m tests.benchmarks.bench_engines`; about five minutes.
+The engines are the product's, behind its pool: the miniature's seed model on thought prompts, K = 8, the default shards
+of 25 prompts. The tokens must be the same with one engine or two, which is checked. The cores must be idle: the load at
+the start is printed. Run with `python -m tests.benchmarks.bench_engines`; takes about five minutes.
 """
 
 import itertools
@@ -37,9 +37,9 @@ SAMPLE = SampleConfig()
 
 def main() -> None:
     """Measure and print."""
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # of the loops' processes, and of this one's
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # for the loops' processes, and for this one
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before anything starts")
-    # Ray's count of CPUs is left out of it: three engines are there at a time, of which one or two work.
+    # Ray isn't told of CPUs: three engines exist at the same time, of which one or two work.
     pools = [
         SamplerPool(ENGINE.model_copy(update={"count": count}), ClusterConfig(), CONTEXT, room=Room(), cpus=0)
         for count in (1, 2)
@@ -51,12 +51,12 @@ def main() -> None:
     found: dict[str, list[float]] = {"one engine": [], "two engines": []}
     loops: dict[str, list[float]] = {"arithmetic": [], "copies": []}
     try:
-        for pool in pools:  # started, and warm
+        for pool in pools:  # started, and warmed up
             _tokens(pool, shards[:each])
         with ProcessPoolExecutor(2, get_context("spawn")) as processes:
             for i in range(1, ROUNDS + 1):
                 work = shards[i * each : (i + 1) * each]
-                # In turns, so that neither always has what the other warmed or left behind.
+                # Alternating, so that neither always benefits from what the other warmed up or left behind.
                 for name, pool in list(zip(found, pools, strict=True))[:: 1 if i % 2 else -1]:
                     found[name].append(_rate(pool, work))
                 for name, loop in (("arithmetic", _arithmetic), ("copies", _copies)):
@@ -97,7 +97,7 @@ _CHECKED: dict[int, list[list[int]]] = {}
 
 
 def _rate(pool: SamplerPool, shards: Sequence[Sequence[Request]]) -> float:
-    """Output tokens a second."""
+    """Output tokens per second."""
     started = time.perf_counter()
     tokens = _tokens(pool, shards)
     seconds = time.perf_counter() - started
@@ -106,13 +106,13 @@ def _rate(pool: SamplerPool, shards: Sequence[Sequence[Request]]) -> float:
 
 
 def _arithmetic(seconds: float) -> float:
-    """Products of small matrices a second: they stay in the cache."""
+    """Products of small matrices per second: they stay in the cache."""
     a = np.ones((128, 128), np.float32)
     return _times(lambda: a @ a, seconds)
 
 
 def _copies(seconds: float) -> float:
-    """Copies of 64 MiB a second: they pass through memory."""
+    """Copies of 64 MiB per second: they go through memory."""
     source, target = np.ones((2, 2**24), np.float32)
     return _times(lambda: np.copyto(target, source), seconds)
 
@@ -134,7 +134,7 @@ def _in_two(processes: ProcessPoolExecutor, loop: Callable[[float], float]) -> f
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """The median, and the least and the most."""
+    """The median, minimum and maximum."""
     return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 

@@ -1,4 +1,4 @@
-"""What the miniature shows: three iterations on three seeds, and once without length control. 20 to 40 minutes.
+"""Results on the miniature: three iterations with three seeds, and once without length control. 20 to 40 minutes.
 
 Prints the figures of docs/results.md. With a folder, runs are kept there and resumed: `python -m
 tests.benchmarks.bench_miniature [FOLDER]`.

@@ -1,11 +1,11 @@
 """Our own time and memory in one iteration: everything that is neither an engine nor a trainer.
 
-In: a number of prompts, 8 outputs each. Out: seconds by stage, CPU and wall, and the driver's peak memory, at sizes
-that show how they grow. Each size is measured in a process of its own, with Prefect imported as in a run. The stages
-are the flow's; engine and trainer answer at once, and the time that making their answers takes is measured and left
-out. Prompts are of 60 words; outputs of 300 tokens, half of them right, one in sixteen without the format. Validation
-and test are 1,500 (the paper's) and 600 prompts whatever the size: what grows with the size is the rest. Run with
-`python -m tests.benchmarks.bench_own_time`, by hand with `--prompts 100000` or `--source miniature`.
+Prints seconds by stage, CPU and wall-clock, and the driver's peak memory for several numbers of prompts with 8 outputs
+each, to show how they grow. Each size is measured in its own process, with Prefect imported as in a run. The stages are
+the flow's; engine and trainer answer at once, and the time to make their answers is measured and excluded. Prompts have
+60 words; outputs have 300 tokens, half of them are right, and one in sixteen breaks the format. Validation and test
+have 1,500 (the paper's) and 600 prompts at every size: what grows is the rest. Run with `python -m
+tests.benchmarks.bench_own_time`, manually with `--prompts 100000` or `--source miniature`.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from tpo.run_context import RunContext, using
 K, VALIDATION, TEST = 8, 1500, 600
 SIZES = (5000, 20_000)
 VOCABULARY = 128_000
-"""Of the models that runs of this size are made with: their token ids are not small integers."""
+"""Vocabulary of the models that runs of this size use: their token ids aren't small integers."""
 BUDGET_SECONDS, BUDGET_MIB = 30.0, 1024.0
-"""What an iteration of 5,000 × 8 may take."""
+"""Limits for an iteration of 5,000 × 8."""
 
 
 class InstantPool:
-    """Stands in for `SamplerPool`; outputs are put together from ready-made ones, each with a word of its own."""
+    """Replaces `SamplerPool`; outputs are combined from ready-made ones, each with a word of its own."""
 
     def __init__(self) -> None:
         draw = random.Random(0)
@@ -75,14 +75,14 @@ class InstantPool:
 
 
 class InstantEngines(MockEngines):
-    """The mock's, whose training doesn't look at every row, which is no work of ours."""
+    """The mock's engines, whose training skips most rows, since that isn't our own work."""
 
     def train_model(self, model: Path, rows: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
         return super().train_model(model, rows[:1], *arguments, **settings)
 
 
 class Clock:
-    """Adds up what stages take, without what the pool takes."""
+    """Adds up the time of stages, without the pool's."""
 
     def __init__(self, pool: InstantPool) -> None:
         self._pool = pool
@@ -106,12 +106,12 @@ class Clock:
 
 
 def peak_mib() -> float:
-    """Most memory that this process has held so far."""
+    """Peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    """Measure each size in a process of its own, and print."""
+    """Measures each size in its own process, and prints."""
     options = _options()
     if options.one:
         print(json.dumps(measure(options.prompts[0], options.source)))
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def measure(prompts: int, source: str) -> dict[str, Any]:
-    """Times and memory of one iteration, after M_0 has been measured."""
+    """Times and memory of one iteration, after M_0 was measured."""
     from flows.iterate import iterate
 
     pool = InstantPool()
@@ -164,7 +164,7 @@ def measure(prompts: int, source: str) -> dict[str, Any]:
 
 
 def a_run(folder: Path, prompts: int, source: str) -> RunConfig:
-    """A run of paper scale on a seed model with next to no weights."""
+    """A run of the paper's size on a seed model with almost no weights."""
     make_seed(folder / "seed")
     values: dict[str, Any] = {
         "folder": folder,

@@ -1,11 +1,11 @@
-"""How fast a training step takes pairs of uneven lengths in packed rows, held against padded ones.
+"""Speed of a training step on pairs of uneven lengths in packed rows, compared with padded ones.
 
-In: nothing. Out: for both, the pairs' own tokens (a prompt counts with each of its outputs, padding does not) a second
-of forward and backward pass, their quotient, and the largest difference of the log-probabilities. Both run in this
-process, in turns, on one thread, with the same float32 weights: a Llama of 4 layers and width 256 with random weights.
+Prints for both the pairs' own tokens per second of forward and backward pass (a prompt counts with each of its outputs;
+padding doesn't count), their ratio, and the largest difference of the log-probabilities. Both run in this process,
+alternating, on one thread, with the same float32 weights: a Llama of 4 layers and width 256 with random weights.
 
-Lengths are log-normal: prompts around 60 tokens (σ 0.5), outputs around 120 with σ 0.8, which is what thoughts of very
-different lengths look like; 8 pairs at once. Run with `python -m tests.benchmarks.bench_packing`; about a minute.
+Lengths are log-normal: prompts around 60 tokens (σ 0.5), outputs around 120 with σ 0.8, like thoughts of very different
+lengths; 8 pairs at once. Run with `python -m tests.benchmarks.bench_packing`; takes about a minute.
 """
 
 import os
@@ -23,7 +23,7 @@ Pair = Mapping[str, list[int]]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     variables = environment(1)
     if not variables.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})

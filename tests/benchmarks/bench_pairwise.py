@@ -1,9 +1,9 @@
-"""Our own time in a pairwise judging of 5,000 prompts with 8 responses each, beside an engine that answers at once.
+"""Our own time for judging 5,000 prompts with 8 responses each by comparisons, with an engine that answers at once.
 
-In: nothing. Out: seconds of the whole stage (groups, questions, tokens of every comparison, journal, verdicts, shards,
-ratings, health) for every ordered pair, 280,000 comparisons, and for the adaptive tournament. The texts are of
-realistic length (log-normal, medians 60 and 150 words), the tokenizer is the miniature evaluator's, and the one thing
-that is not real is the engine's reply. Run with `python -m tests.benchmarks.bench_pairwise`.
+Prints seconds of the whole stage (groups, questions, tokens of every comparison, journal, verdicts, shards, ratings,
+health) for every ordered pair, 280,000 comparisons, and for the adaptive tournament. The texts have realistic lengths
+(log-normal, medians 60 and 150 words) and the tokenizer is the miniature evaluator's; only the engine's replies aren't
+real. Run with `python -m tests.benchmarks.bench_pairwise`.
 """
 
 import itertools
@@ -31,7 +31,7 @@ PROMPTS_COUNT, K, SHARD = 5000, 8, 50
 
 
 class Instant:
-    """Encodes as an engine's asker does, and answers at once: the longer response is better."""
+    """Encodes as an engine's asker does, and answers at once: the longer response wins."""
 
     def __init__(self) -> None:
         folder = PairwiseJudge().folder
@@ -39,14 +39,14 @@ class Instant:
         self._encoder = ComparisonEncoder(PROMPTS["cot"], ChatEncoder(folder))
 
     def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
-        """A reply to each."""
+        """A reply to each comparison."""
         for i, (asked, ids) in enumerate(zip(comparisons, self._encoder.encode(comparisons), strict=True)):
             label = "[[A]]" if len(asked.first) > len(asked.second) else "[[B]]"
             yield i, Reply(f"{'One of them says more than the other. ' * 8}{label}", True, len(ids), 60)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     groups = _groups()
     for tournament in ("all_pairs", "adaptive"):
         judge = Pairwise(PairwiseJudge.model_validate({"tournament": tournament}), Instant())

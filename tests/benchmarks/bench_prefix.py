@@ -1,10 +1,10 @@
-"""What share of a judge's prefill the engine's prefix cache saves: our order of comparisons against a shuffled one.
+"""Share of a judge's prefill saved by the engine's prefix cache: our order of comparisons against a random one.
 
-In: nothing. Out: for each order the prefill tokens that vLLM computed (its own counters: tokens queried less tokens
-that its prefix cache held), divided by the tokens of the trie of all prompts, of which none need be computed twice.
-Realistic lengths (log-normal, medians 150 and 350 tokens), K = 8, every ordered pair, a cache of 96k tokens, so that
-what is not used again soon is gone. The model is random and tiny: what is cached does not depend on weights. Run with
-`python -m tests.benchmarks.bench_prefix`; about a minute.
+Prints for each order the prefill tokens that vLLM computed (by its own counters: tokens queried minus tokens found in
+its prefix cache), divided by the size of the trie of all prompts, the minimum that must be computed. Lengths are
+realistic (log-normal, medians 150 and 350 tokens), K = 8, every ordered pair, with a cache of 96k tokens, so that what
+isn't reused soon is evicted. The model is random and tiny: caching doesn't depend on weights. Run with `python -m
+tests.benchmarks.bench_prefix`; takes about a minute.
 """
 
 import itertools
@@ -32,7 +32,7 @@ ENGINE = JudgeEngineConfig()
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     variables = engine_environment(ENGINE)
     if not variables.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})
@@ -84,7 +84,8 @@ def _comparisons() -> list[ResponsePair]:
 
 
 def _trie_tokens(prompts: list[list[int]]) -> int:
-    """Nodes of the trie: tokens that no earlier prompt, in sorted order, has at the same place after the same."""
+    """Nodes of the trie: tokens that no earlier prompt in sorted order shares at the same position after the same
+    prefix."""
     total, before = 0, list[int]()
     for prompt in sorted(prompts):
         shared = next((i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))

@@ -1,7 +1,7 @@
 """Times the method's arithmetic at the paper's size: 5,000 prompts of 8 responses.
 
-In: nothing. Out: one line a step on the terminal. Run with `python -m tests.benchmarks.bench_ratings`; it prints and
-never fails, because a shared machine's timings are no test.
+Prints a line per step. Run with `python -m tests.benchmarks.bench_ratings`; it never fails, because timings on a shared
+machine aren't a test.
 """
 
 import time
@@ -16,7 +16,7 @@ SIZE = 8
 
 
 def report(name: str, work: Callable[[], object]) -> None:
-    """Print the best of three timings of `work`, in seconds."""
+    """Prints the best of three timings of `work`, in seconds."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -26,7 +26,7 @@ def report(name: str, work: Callable[[], object]) -> None:
 
 
 def main() -> None:
-    """Time each step on seeded random data."""
+    """Times each step on seeded random data."""
     random = np.random.default_rng(0)
     wins = ratings.battle_matrix(random.integers(-1, 2, size=(GROUPS, SIZE, SIZE)))
     total_order = np.broadcast_to(2 * np.triu(np.ones((SIZE, SIZE)), 1), wins.shape)

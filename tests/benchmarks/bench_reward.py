@@ -1,14 +1,14 @@
-"""How fast our scorer reads chats, held against the usual loop: transformers on padded batches as chats arrive.
+"""Speed of our scorer, compared with the usual loop: transformers on padded batches in order of arrival.
 
-In: nothing. Out: for both, the chats' own tokens (padding does not count, and a prompt counts with each of its
-responses) a second, their quotient, and the largest difference of the scores. Both run in this process, in turns, on
-one thread, with the same float32 weights: a Llama of 4 layers and width 256 with random weights, for what is measured
-does not depend on them.
+Prints for both the chats' own tokens per second (padding doesn't count, and a prompt counts with each of its
+responses), their ratio, and the largest difference of the scores. Both run in this process, alternating, on one thread,
+with the same float32 weights: a Llama of 4 layers and width 256 with random weights, since the speed doesn't depend on
+them.
 
 The usual loop is `AutoModelForSequenceClassification` on batches of 8 in order of arrival: the 8 responses of one
 prompt, each padded to the longest. Lengths are log-normal: prompts around 150 tokens (σ 0.8), responses around 350,
-with σ 0.5 from prompt to prompt and 0.35 among the responses to one. Run with
-`python -m tests.benchmarks.bench_reward`; about a minute.
+with σ 0.5 between prompts and 0.35 among the responses to one. Run with `python -m tests.benchmarks.bench_reward`;
+takes about a minute.
 """
 
 import os
@@ -33,15 +33,15 @@ ENGINE = JudgeEngineConfig(batch_tokens=4096)
 
 @dataclass
 class Clock:
-    """Seconds that one way has taken."""
+    """Seconds that one of the two has taken."""
 
     wall: float = 0.0
-    """On the wall, neighbours on the machine included."""
+    """Wall-clock time, which includes the machine's other work."""
     cpu: float = 0.0
-    """Of this process alone."""
+    """CPU time of this process alone."""
 
     def time(self, work: Callable[..., list[list[Values]]], *arguments: object) -> list[list[Values]]:
-        """What `work` returns, its seconds added."""
+        """The result of `work`, whose seconds are added."""
         wall, cpu = time.perf_counter(), time.process_time()
         found = work(*arguments)
         self.wall += time.perf_counter() - wall
@@ -50,7 +50,7 @@ class Clock:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     variables = environment(1)
     if not variables.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})

@@ -1,8 +1,8 @@
-"""Times the search for near-duplicates at the paper's size: 5,000 new instructions an iteration against 20,000.
+"""Times the search for near-duplicates at the paper's size: 5,000 new instructions per iteration against 20,000.
 
-In: nothing. Out: one line a threshold on the terminal, with how many were found near. Texts are 5 to 60 words, drawn as
-often as those of English are; one new text in ten is a known one with some words changed. Run with `python -m
-tests.benchmarks.bench_similarity`; it prints and never fails, because a shared machine's timings are no test.
+Prints a line per threshold, with the number of near-duplicates found. Texts have 5 to 60 words with English word
+frequencies; one new text in ten is a known one with some words changed. Run with `python -m
+tests.benchmarks.bench_similarity`; it never fails, because timings on a shared machine aren't a test.
 """
 
 import time
@@ -16,7 +16,7 @@ VOCABULARY = 20_000
 
 
 def texts_of(random: np.random.Generator, count: int) -> list[list[str]]:
-    """Texts of words whose frequency falls as their rank rises (Zipf)."""
+    """Texts of words whose frequency falls with their rank (Zipf)."""
     shares = 1 / np.arange(1, VOCABULARY + 1)
     lengths = random.integers(5, 61, size=count)
     drawn = random.choice(VOCABULARY, size=int(lengths.sum()), p=shares / shares.sum())
@@ -24,7 +24,7 @@ def texts_of(random: np.random.Generator, count: int) -> list[list[str]]:
 
 
 def main() -> None:
-    """Times the index and the search, each new text added after it was looked for."""
+    """Times the index and the search, adding each new text after it was searched for."""
     random = np.random.default_rng(0)
     known, new = texts_of(random, KNOWN), texts_of(random, NEW)
     for i in range(0, NEW, 10):

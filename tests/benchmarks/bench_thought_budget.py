@@ -1,7 +1,7 @@
-"""How much thought is worth: accuracy on the miniature's test prompts against mean thought tokens.
+"""The value of thinking: accuracy on the miniature's test prompts against mean thought tokens.
 
-Measures a trained model, by default M_3 of the `laptop` run, with ever larger `sample.max_thought_tokens`:
-`python -m tests.benchmarks.bench_thought_budget [MODEL]`. Without that run it measures the seed model.
+Measures a trained model, by default M_3 of the `laptop` run, with increasing `sample.max_thought_tokens`: `python -m
+tests.benchmarks.bench_thought_budget [MODEL]`. Without that run it measures the seed model.
 """
 
 import sys
@@ -29,7 +29,7 @@ LAST = Path("runs/laptop/iter_3/model")
 
 
 def main(model: Path) -> None:
-    """Measure and print."""
+    """Measures and prints."""
     encoder = ChatEncoder(model)
     assert GENERIC.response_marker is not None
     (marker,) = encoder.tokenizer.encode(GENERIC.response_marker, add_special_tokens=False)

@@ -30,31 +30,31 @@ UPPER = np.triu(np.ones((SIZE, SIZE)), 1)
 
 @dataclass(frozen=True)
 class Judge:
-    """How the judge errs, all in nats."""
+    """The judge's errors, all in nats."""
 
     name: str
     bias: float = 0.5
-    """Added to the logit of whichever is shown first."""
+    """Bias in favor of the response shown first."""
     noise: float = 1.0
-    """Standard deviation, new in every call."""
+    """Standard deviation of the noise, which is new in every call."""
     own_mind: float = 0.0
-    """Standard deviation of what it holds for or against a pair, whichever is first."""
+    """Standard deviation of the judge's own opinion of a pair, in either order."""
     pair_bias: float = 0.0
     """Standard deviation of the bias from pair to pair."""
 
 
 @dataclass(frozen=True)
 class Swiss:
-    """Rounds in both orders between neighbours by rating that have not met yet."""
+    """Rounds, in both orders, between neighbors by rating that haven't met yet."""
 
     rounds: int = 3
 
     def next_round(self, k: int, results: Results) -> list[Pair]:
-        """As `Tournament` says."""
+        """As in `Tournament`."""
         return self.next_rounds(k, [results])[0]
 
     def next_rounds(self, k: int, groups: Sequence[Results]) -> list[list[Pair]]:
-        """As `Tournament` says."""
+        """As in `Tournament`."""
         standing = np.argsort(-_ratings(as_matrices(groups)), axis=1, kind="stable").tolist()
         return [
             sorted(_both_orders(order, results)) if len(results) < k * self.rounds else []
@@ -63,7 +63,7 @@ class Swiss:
 
 
 class Groups(NamedTuple):
-    """Responses and what the judge would say of them."""
+    """Responses, and the judge's results for them."""
 
     quality: NDArray[np.float64]
     """Shape (G, K)."""
@@ -75,7 +75,7 @@ class Played(NamedTuple):
     """A tournament of every group."""
 
     gaps: NDArray[np.float64]
-    """Shape (G,): true quality of the chosen less that of the rejected."""
+    """Shape (G,): true quality of the chosen minus that of the rejected."""
     calls: NDArray[np.int64]
     """Shape (G,)."""
     rounds: NDArray[np.int64]
@@ -83,7 +83,7 @@ class Played(NamedTuple):
 
 
 def as_matrices(groups: Sequence[Results]) -> NDArray[np.float64]:
-    """Results by group as (G, K, K), NaN where there is none."""
+    """Results by group as (G, K, K), NaN where there are none."""
     matrices = np.full((len(groups), SIZE, SIZE), np.nan)
     for group, results in enumerate(groups):
         for pair, outcome in results.items():
@@ -100,7 +100,7 @@ def _both_orders(standing: list[int], results: Results) -> list[Pair]:
 
 
 def _neighbours(standing: list[int], results: Results) -> list[Pair] | None:
-    """Everybody in pairs that have not met, as near as can be; None where that cannot be."""
+    """All responses in pairs that haven't met yet, as close in rating as possible; None if that is impossible."""
     if not standing:
         return []
     first, *others = standing
@@ -113,7 +113,7 @@ def _neighbours(standing: list[int], results: Results) -> list[Pair] | None:
 
 
 def draw(judge: Judge, spread: float, groups: int) -> Groups:
-    """Groups, the same for every design."""
+    """The groups, the same for every design."""
     random = np.random.default_rng([SEED, int(10 * spread)])
     quality = random.normal(0, spread, (groups, SIZE))
     noise, mind, bias = random.normal(size=(3, groups, SIZE, SIZE))
@@ -124,7 +124,7 @@ def draw(judge: Judge, spread: float, groups: int) -> Groups:
 
 
 def play(design: Tournament, groups: Groups, *, soft: bool) -> Played:
-    """All groups in step, round by round, then the pair of each."""
+    """Plays all groups in step, round by round, then takes the pair of each."""
     says = (np.tanh(groups.logits / 2) if soft else np.sign(groups.logits)).tolist()
     results: list[dict[Pair, float | None]] = [{} for _ in says]
     rounds = np.zeros(len(says), dtype=np.int64)
@@ -148,7 +148,7 @@ def share(gaps: NDArray[np.float64], ranges: NDArray[np.float64]) -> str:
 
 
 def report(judge: Judge, spread: float, groups: int, designs: Sequence[tuple[str, Tournament, bool]]) -> None:
-    """One table; the first design is what the others are compared with."""
+    """Prints one table; the other designs are compared with the first."""
     drawn = draw(judge, spread, groups)
     ranges = np.ptp(drawn.quality, axis=1)
     print(f"\n{judge.name}, σ = {spread:g}, {groups} groups")
@@ -167,7 +167,7 @@ def report(judge: Judge, spread: float, groups: int, designs: Sequence[tuple[str
 
 
 def main() -> None:
-    """Play every design against the judge it is tuned for, and the adaptive ones against harder judges."""
+    """Plays every design against the judge it is tuned for, and the adaptive ones against harder judges."""
     designs: list[tuple[str, Tournament, bool]] = [
         ("all pairs, hard", AllPairs(), False),
         ("all pairs, soft", AllPairs(), True),

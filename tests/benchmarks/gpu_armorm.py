@@ -30,7 +30,7 @@ GATE = {"num_objectives": 19, "gating_temperature": 10, "gating_hidden_dim": 102
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     shape, device = arguments(__doc__)
     peak = peak_product(shape.product, device)
     print(
@@ -47,7 +47,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     tokens = sum(len(chat.token_ids) for group in groups for chat in group)
     computed = sum(_computed(group) for group in groups)
-    # The head is the trainer's and not ArmoRM's.
+    # The head is the trainer's, not ArmoRM's.
     parameters = counted_parameters(shape, shape.sizes["num_hidden_layers"]) - (
         shape.sizes["hidden_size"] * shape.sizes["vocab_size"]
     )
@@ -82,7 +82,8 @@ def _random_armorm(folder: Path, shape: Shape) -> Path:
 
 
 def _groups(shape: Shape) -> list[list[Chat]]:
-    """The chats of each prompt, which begin alike; the gate reads at the prompt's end, the rewards at the chat's."""
+    """The chats of each prompt, which share a beginning; the gate reads at the prompt's end, the rewards at the
+    chat's."""
     draw = random.Random(0)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -97,7 +98,7 @@ def _groups(shape: Shape) -> list[list[Chat]]:
 
 
 def _computed(group: list[Chat]) -> int:
-    """Tokens of a prompt's chats where what they begin with counts once."""
+    """Tokens of a prompt's chats, counting shared beginnings once."""
     shared = group[0].positions[0] + 1
     return shared + sum(len(chat.token_ids) - shared for chat in group)
 

@@ -30,21 +30,21 @@ from tpo.records import Pair
 
 VOCABULARY = 128_256
 PAIRS, BATCH, WARM_UP = 24, 4, 2
-"""Pairs, pairs a step, and steps that are not measured."""
+"""Pairs, pairs per step, and steps that aren't measured."""
 _TRAINED_BYTES, _ROOM_GB = 16, 14
-"""Bytes of a trained parameter; gigabytes left for activations and the weights of a layer in bfloat16."""
+"""Bytes per trained parameter; gigabytes left for activations and the weights of a layer in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, and on what."""
+    """What is trained, and on which data."""
 
     sizes: dict[str, int]
-    """Of the Llama."""
+    """The Llama's config."""
     tokens: tuple[int, int]
-    """Shortest and longest sequence."""
+    """Minimum and maximum length of a sequence."""
     product: int
-    """Rows and columns of the matrices whose product is the measure."""
+    """Rows and columns of the matrices whose product is the yardstick."""
 
 
 SHAPES = {
@@ -78,7 +78,7 @@ SHAPES = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     shape, device = arguments(__doc__)
     import torch
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def arguments(doc: str | None) -> tuple[Shape, str]:
-    """What the command line asks for; ends the process with a line where it asks for a GPU and there is none."""
+    """The command line's options; exits with a message if they need a GPU and there is none."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -125,14 +125,14 @@ def arguments(doc: str | None) -> tuple[Shape, str]:
 
 
 def device_name(device: str) -> str:
-    """What the measured device is called."""
+    """Name of the measured device."""
     import torch
 
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
 def peak_product(size: int, device: str, *, seconds: float = 3.0) -> float:
-    """Operations a second in products of square bfloat16 matrices."""
+    """Operations per second in products of square bfloat16 matrices."""
     import torch
 
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -150,7 +150,7 @@ def peak_product(size: int, device: str, *, seconds: float = 3.0) -> float:
 
 
 def random_llama(folder: Path, shape: Shape, layers: int, device: str) -> Path:
-    """A folder with random bfloat16 weights and a tokenizer that is never asked."""
+    """A folder with random bfloat16 weights and a tokenizer that is never used."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -167,7 +167,7 @@ def random_llama(folder: Path, shape: Shape, layers: int, device: str) -> Path:
 
 
 def counted_parameters(shape: Shape, layers: int) -> int:
-    """Parameters that every token is multiplied with: all but those of the embedding."""
+    """Parameters that every token is multiplied with: all except the embedding's."""
     sizes = shape.sizes
     width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     keys = width // heads * sizes["num_key_value_heads"]
@@ -176,7 +176,7 @@ def counted_parameters(shape: Shape, layers: int) -> int:
 
 
 def some_pairs(shape: Shape) -> list[Pair]:
-    """Pairs whose sequences have lengths drawn from all of the shape's; a quarter of the shorter is prompt."""
+    """Pairs whose lengths are drawn from the shape's range; a quarter of the shorter one is prompt."""
     draw = random.Random(0)
 
     def ids(length: int) -> list[int]:
@@ -193,13 +193,13 @@ def some_pairs(shape: Shape) -> list[Pair]:
 def step_seconds(
     folder: Path, pairs: list[Pair], run: Path, *, lora: LoraConfig | None, packing: bool, device: str
 ) -> float:
-    """Median seconds of an optimiser step, the first ones apart; the reference's log-probabilities are not in it."""
+    """Median seconds of an optimizer step after the first ones, without the reference's log-probabilities."""
     from transformers import TrainerCallback
 
     from tpo.engines.training.worker import make_trainer, write_dataset
 
     class Clock(TrainerCallback):
-        """Notes when steps end."""
+        """Records when steps end."""
 
         def __init__(self) -> None:
             self.ends: list[float] = []
@@ -223,7 +223,7 @@ def step_seconds(
         folder, run, config=config, trainer=TrainerConfig(device=kind), seed=0, on_step=lambda done, total: None
     )
     for callback in [each for each in dpo.callback_handler.callbacks if type(each).__name__ == "Keeper"]:
-        dpo.remove_callback(callback)  # no model is written: that is the disk's speed
+        dpo.remove_callback(callback)  # no model is written: that would measure the disk
     clock = Clock()
     dpo.add_callback(clock)
     dpo.train()
@@ -234,14 +234,14 @@ def step_seconds(
 
 
 def synchronize(device: str) -> Callable[[], None]:
-    """What waits for a device."""
+    """A function that waits for a device."""
     import torch
 
     return torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
 
 def _layers_that_fit(shape: Shape, device: str) -> int:
-    """As many layers as the device has memory to train all weights of."""
+    """The number of layers for which the device has memory to train all weights."""
     import torch
 
     layers = shape.sizes["num_hidden_layers"]

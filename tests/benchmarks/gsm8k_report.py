@@ -1,7 +1,7 @@
-"""What GSM8K's files hold: rows that can be read, annotations, and whether the calculator writes their results.
+"""Contents of GSM8K's files: rows that can be read, annotations, and whether the calculator agrees with their results.
 
-In: JSON-lines files of the data set. Out, for each: counts, and every annotation by how it agrees, those that are not
-only written otherwise one by one. `python -m tests.benchmarks.gsm8k_report FILE...`; its output is in
+Prints for each JSON-lines file of the dataset the counts, the annotations by how they agree, and one by one those that
+differ in more than the way they are written. `python -m tests.benchmarks.gsm8k_report FILE...`; its output is in
 docs/recipes/gsm8k.md.
 """
 
@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tpo.data.gsm8k import Annotation, GSM8KProblem, annotations, from_t5, is_right, read_row, to_t5
+from tests.gsm8k_annotations import Annotation, annotations, from_t5
+from tpo.data.gsm8k import GSM8KProblem, final_answer, read_row, to_t5
 
 
 def problems(file: Path) -> Iterator[tuple[int, GSM8KProblem | None, str]]:
-    """Each row's number from 1, the problem if it can be read, and the answer as it is."""
+    """Each row's number from 1, the problem if it can be read, and the unchanged answer."""
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             row = json.loads(line)
@@ -27,7 +28,7 @@ def problems(file: Path) -> Iterator[tuple[int, GSM8KProblem | None, str]]:
 
 
 def way_of_writing(found: Annotation) -> str:
-    """How a result that is equal to the calculator's differs from it in writing."""
+    """How a result that equals the calculator's is written differently."""
     sign, result = ("-", found.result[1:]) if found.result.startswith("-") else ("", found.result)
     if "." not in result:
         return "not a decimal number"
@@ -39,10 +40,10 @@ def way_of_writing(found: Annotation) -> str:
 
 
 def survives_t5(answer: str, problem: GSM8KProblem) -> bool:
-    """Whether annotations and answer are the same after `to_t5` and `from_t5`, but for the whole numbers repeated."""
+    """Whether annotations and answer are the same after `to_t5` and `from_t5`, except for repeated whole numbers."""
     before = [one for one in annotations(answer) if not (one.expression.isdigit() and one.result.isdigit())]
     back = from_t5(to_t5(answer))
-    return annotations(back) == before and is_right(back, problem.reference)
+    return annotations(back) == before and final_answer(back) == problem.reference
 
 
 def report(file: Path) -> None:
@@ -56,7 +57,7 @@ def report(file: Path) -> None:
         if problem is None:
             continue
         rows["read"] += 1
-        rows["right by their own answer"] += is_right(answer, problem.reference)
+        rows["right by their own answer"] += final_answer(answer) == problem.reference
         found = annotations(problem.rationale)
         rows["without annotations"] += not found
         rows["with all annotations whole"] += len(found) == answer.count("<<") == answer.count(">>")
@@ -77,7 +78,7 @@ def report(file: Path) -> None:
 
 
 def main() -> None:
-    """Report on the files that are named."""
+    """Reports on the given files."""
     parser = argparse.ArgumentParser(description="What GSM8K's files hold.")
     parser.add_argument("files", nargs="+", type=Path)
     for file in parser.parse_args().files:

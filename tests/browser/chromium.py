@@ -1,4 +1,4 @@
-"""A page in headless Chromium, by its DevTools protocol: what it shows, what it complains of, how it looks."""
+"""A page in headless Chromium, through its DevTools protocol: its text, its errors, its appearance."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-
 
 
 class Page:
-    """One page; `errors` holds what it wrote to its console as errors, threw and did not catch, or failed to load."""
+    """One page; `errors` has its console errors, its uncaught exceptions, and what failed to load."""
 
     def __init__(self, folder: Path, *, width: int = 1500, height: int = 1100) -> None:
         self._folder = folder
@@ -49,12 +49,12 @@ class Page:
         self._browser.wait(timeout=30)
 
     def open(self, url: str, *texts: str, seconds: float = 60) -> str:
-        """Goes there and waits until all of the texts can be read; what can be read then."""
+        """Opens an address and waits until all of the texts are visible; returns the visible text."""
         self._call("Page.navigate", url=url)
         return self.wait(*texts, seconds=seconds)
 
     def wait(self, *texts: str, seconds: float = 60) -> str:
-        """Waits until all of the texts can be read; what can be read then."""
+        """Waits until all of the texts are visible; returns the visible text."""
         deadline = time.monotonic() + seconds
         while missing := [text for text in texts if text not in self.text()]:
             assert time.monotonic() < deadline, f"{missing} cannot be read; what can:\n{self.text()}"
@@ -62,12 +62,12 @@ class Page:
         return self.text()
 
     def text(self) -> str:
-        """What can be read, the contents of fields included."""
+        """The visible text, including the contents of fields."""
         fields = "[...document.querySelectorAll('input,textarea')].map(field => field.value).join('\\n')"
         return str(self.run(f"document.body ? document.body.innerText + '\\n' + {fields} : ''"))
 
     def click(self, name: str) -> None:
-        """Clicks what bears exactly this name, such as a tab."""
+        """Clicks the element with exactly this name, such as a tab."""
         bears = f"element => element.innerText.trim() === {json.dumps(name)}"
         find = f"[...document.querySelectorAll('button,a,li,[role=tab]')].find({bears})"
         assert self.run(f"(found => found ? (found.click(), true) : false)({find})"), f"there is no {name} to click"
@@ -77,11 +77,11 @@ class Page:
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """How it looks, as PNG."""
+        """A screenshot, as PNG."""
         path.write_bytes(self._picture())
 
     def colours(self) -> Mapping[str, int]:
-        """How many points of what can be seen have which colour, as `#rrggbb`."""
+        """Number of visible pixels of each color, as `#rrggbb`."""
         picture = Image.open(io.BytesIO(self._picture())).convert("RGB")
         counted = picture.getcolors(maxcolors=picture.width * picture.height) or []
         return {"#" + bytes(colour).hex(): count for count, colour in counted if isinstance(colour, tuple)}

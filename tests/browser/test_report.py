@@ -1,7 +1,7 @@
-"""Claims about the page of a run, made by a browser: whatever models, data sets and profiles wrote, it is only shown.
+"""Claims about a run's page in a browser: whatever models, datasets and profiles wrote, it is only displayed.
 
-Each payload tries to rename the page, to leave a mark in it, and to ask a server of ours for something. A control page
-with the same payloads, put in as markup, must be seen to do all of that: a browser that runs nothing proves nothing.
+Each payload tries to rename the page, to leave a mark in it, and to send a request to our own server. On a control page
+with the same payloads inserted as markup, all of that must happen: a browser that runs nothing would prove nothing.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ PAYLOADS = (
 
 
 class Server(ThreadingHTTPServer):
-    """Counts what is asked of it."""
+    """Counts requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Counting)
@@ -119,22 +119,22 @@ class _Counting(BaseHTTPRequestHandler):
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a browser made of a page."""
+    """The result of opening a page in a browser."""
 
     dom: str
     """The document after a while."""
     asked: list[str]
-    """What it asked our server for."""
+    """Requests to our server."""
 
     @property
     def title(self) -> str:
-        """The page's name."""
+        """The page's title."""
         found: list[str] = re.findall(r"<title>(.*?)</title>", self.dom, re.DOTALL)
         return found[0]
 
     @property
     def ran(self) -> bool:
-        """Whether a payload did: what it does to the document cannot be text in it."""
+        """Whether a payload did; what it does to the document can't be text in it."""
         return "data-ran" in re.findall(r"<html[^>]*>", self.dom)[0] or self.title == "owned"
 
 
@@ -171,7 +171,7 @@ def chromium(page: str, folder: Path, *options: str) -> bytes:
 
 
 def report(payloads: list[str], *, run: str) -> str:
-    """A report with every payload wherever a model, a data set, a judge or a profile can put text."""
+    """A report with every payload in every place where a model, a dataset, a judge or a profile can put text."""
     every = "\n".join(payloads)
     texts: dict[str, Any] = {
         field.name: every
@@ -208,7 +208,7 @@ def test_payloads_run_where_they_are_markup(tmp_path: Path, server: Server, payl
 
 def test_the_pages_policy_alone_stops_what_is_markup(tmp_path: Path, server: Server, page: str, payloads: list[str]):
     (policy,) = POLICY.findall(page)
-    # No policy in a page can stop it from being left: that a link or a refresh does.
+    # No policy in a page can stop navigation: a link or a refresh navigates.
     head, markup = f"{policy}<title>x</title>", "<br>".join(payload for payload in payloads if "refresh" not in payload)
     seen = browse(f"<!doctype html><html><head>{head}</head><body>{markup}</body></html>", tmp_path, server)
     assert not seen.ran and seen.asked == []

@@ -1,4 +1,4 @@
-"""A config as the code before kept it in `config.json`: with the old names of keys, and a section for each recipe."""
+"""A config as earlier code wrote it to `config.json`: with the old names of keys, and a section for each recipe."""
 
 from typing import Any
 
@@ -18,14 +18,15 @@ NEWER: dict[type[BaseModel], set[str]] = {
     TrainConfig: {"rounds"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }
-"""Fields that did not exist then."""
+"""Fields that didn't exist then."""
 
 
 def as_before(config: RunConfig) -> dict[str, Any]:
-    """The values of that `config.json`; raises `AssertionError` if a newer field hasn't its default."""
+    """The values of that `config.json`; raises `AssertionError` if a newer field doesn't have its default."""
     recipe = config.recipe
     values = _named_as_before(config.model_copy(update={"recipe": Tpo()}))
     del values["recipe"], values["storage"]["cache"]
+    values["model"] |= {"hub_id": None, "hub_revision": "main"}
     own = {} if isinstance(recipe, Tpo) else _named_as_before(recipe)
     sft, kind = own.pop("sft", None), own.pop("kind", None)
     return values | {"sft": sft, "thinkpo": None, "self_train": None} | ({kind: own} if kind else {})

@@ -1,4 +1,4 @@
-"""Claims about profiles and overrides, and about what they may load."""
+"""Claims about profiles and overrides, and about what they may import."""
 
 import contextlib
 import re
@@ -121,7 +121,7 @@ OLD_KEYS = [
         "write recipe.source.short_sample.max_attempts",
     ),
 ]
-"""A profile with an old key, the override that says the same today, and the note (sections: `test_runs_before.py`)."""
+"""A profile with an old key, the override that means the same today, and the note (sections: `test_runs_before.py`)."""
 
 
 @pytest.mark.parametrize(("profile", "today", "told"), OLD_KEYS)
@@ -144,13 +144,13 @@ def test_every_old_key_has_a_line_in_the_table():
     ("profile", "override"),
     [("[sample]\nmax_attempts = 2", "sample.tries=3"), ("[sample]\ntries = 2", "sample.max_attempts=3")],
 )
-def test_an_override_wins_whichever_of_the_names_either_has(tmp_path: Path, profile: str, override: str):
+def test_an_override_wins_with_an_old_name_or_a_new_one(tmp_path: Path, profile: str, override: str):
     assert load_config(a_profile(tmp_path, profile), [override]).sample.max_attempts == 3
 
 
 def test_an_old_key_next_to_the_new_one_is_refused(tmp_path: Path):
     told = refusal(tmp_path, text="[sample]\ntries = 2\nmax_attempts = 3")
-    assert "sample.tries is the old name of sample.max_attempts, and both are set" in told
+    assert "sample.tries is the old name of sample.max_attempts, but both are set" in told
 
 
 def test_a_note_is_printed_once_however_often_a_command_reads_the_profile(
@@ -174,7 +174,7 @@ def test_an_override_reaches_into_a_union(tmp_path: Path):
 
 
 def layered(folder: Path, **texts: str) -> Path:
-    """Profiles of these names, each based on the one after it; the first of them."""
+    """Writes profiles with these names, each based on the one after it; returns the first."""
     (folder / "base").mkdir(exist_ok=True)
     names = list(texts)
     for i, (name, text) in enumerate(texts.items()):
@@ -184,7 +184,7 @@ def layered(folder: Path, **texts: str) -> Path:
     return folder / f"{names[0]}.toml"
 
 
-def test_a_profile_has_the_values_of_its_bases_but_for_those_that_it_sets(tmp_path: Path):
+def test_a_profile_has_its_bases_values_except_those_that_it_sets(tmp_path: Path):
     path = layered(
         tmp_path,
         mine="name = 'mine'\n[sample]\nk = 3",
@@ -198,7 +198,7 @@ def test_a_profile_has_the_values_of_its_bases_but_for_those_that_it_sets(tmp_pa
     assert load_config(path, ["sample.temperature=0.9"]).sample.temperature == 0.9
 
 
-def test_a_section_of_another_kind_takes_nothing_of_its_base(tmp_path: Path):
+def test_a_section_of_another_kind_inherits_nothing_from_its_base(tmp_path: Path):
     path = layered(
         tmp_path,
         mine="name = 'mine'\n[data.source]\nkind = 'file'\npath = 'a.jsonl'",
@@ -206,6 +206,14 @@ def test_a_section_of_another_kind_takes_nothing_of_its_base(tmp_path: Path):
     )
     assert load_config(path).data.source == FileSource(path=Path("a.jsonl"))
     assert load_config(path, ["data.source.kind=instructions"]).data.source == InstructionSource()
+
+
+def test_a_key_that_is_gone_is_passed_over_with_what_to_write_instead(tmp_path: Path):
+    notes: list[str] = []
+    profile = "[model]\npath = 'models/M'\nhub_id = 'org/M'\nhub_revision = 'v1'"
+    config = load_config(a_profile(tmp_path, profile), note=notes.append)
+    assert config == load_config(a_profile(tmp_path, "[model]\npath = 'models/M'"))
+    assert 'write model.path = "hf://org/M"' in notes[0] and "follows the address" in notes[1]
 
 
 def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: Path):
@@ -239,9 +247,7 @@ def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: P
         ),
     ],
 )
-def test_a_wrong_value_is_told_with_the_file_that_it_is_from(
-    tmp_path: Path, mine: str, base: str, overrides: list[str], told: str
-):
+def test_a_wrong_value_is_reported_with_its_file(tmp_path: Path, mine: str, base: str, overrides: list[str], told: str):
     path = layered(tmp_path, mine=f"name = 'mine'\n{mine}", below=base)
     with pytest.raises(InputError) as refused:
         load_config(path, overrides)
@@ -259,10 +265,10 @@ def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: P
         ("base = 'mine.toml'\nname = 'a'", r'base is "mine\.toml", which is based on this one'),
         ("base = 'laptop'\nname = 'a'", r"base is 'laptop', expected the path of a profile from this folder"),
         ("base = 4\nname = 'a'", r"base is '?4'?, expected the path of a profile"),
-        ("base = 'other.toml'", r"has a base and no name, which would be the base's: give it one"),
+        ("base = 'other.toml'", r"has a base but no name, so it would get the base's name"),
     ],
 )
-def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
+def test_an_invalid_base_is_refused(tmp_path: Path, text: str, told: str):
     (tmp_path / "other.toml").write_text("name = 'other'")
     with pytest.raises(InputError, match=told):
         load_config(a_profile(tmp_path, text))
@@ -309,9 +315,9 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
         (["folder=s3://Bucket/a b"], "folder: expected a folder, or s3://bucket"),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='https://key@host/v1'}}"],
-            "judge.endpoint.base_url: the address holds a name or key before an @",
+            "judge.endpoint.base_url: the address has a user name or key before the @",
         ),
-        (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address holds a name or key"),
+        (["storage.endpoint_url=https://me:secret@host"], "storage.endpoint_url: the address has a user name or key"),
         (["storage.endpoint_url=http://[::1"], "storage.endpoint_url: Invalid IPv6 URL"),
         (["storage.secret_key=x"], "storage.secret_key: unknown key; known here: cache, endpoint_url"),
         (["sample=4"], "sample: Input should be a valid dictionary"),
@@ -343,10 +349,10 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
         (["pair.replay_share=1"], "pair.replay_share: Input should be less than 1 (found 1)"),
         (["trainer.stall_seconds=1e300"], "trainer: stall_seconds is 1e+300, expected at most"),
         (["sample.k=1979-05-27"], 'sample.k: Input should be a valid integer (found "1979-05-27")'),
-        (["model.path=a\0b"], r"model.path holds the character '\x00'"),
+        (["model.path=a\0b"], r"model.path contains the character '\x00'"),
         (["model.path=\udcff"], "expected text in UTF-8"),
-        (["folder=~/runs"], "folder is ~/runs, and ~ is not replaced here: write the path out"),
-        (["judge=4"], "judge: expected a section with a key kind"),
+        (["folder=~/runs"], "folder is ~/runs, but ~ isn't expanded here: write the path out"),
+        (["judge=4"], "judge: expected a section whose key kind"),
         (["judge.answer_pattern=(a{99999999999})"], "answer_pattern is not a regular expression"),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://127.0.0.1:99999/v1'}}"],
@@ -354,7 +360,7 @@ def test_a_base_that_is_none_is_refused(tmp_path: Path, text: str, told: str):
         ),
         (
             ["judge={kind='pairwise', model='m', endpoint={base_url='http://'}}"],
-            "judge.endpoint.base_url: 'http://' is no address: expected one such as http://localhost:8000",
+            "judge.endpoint.base_url: 'http://' isn't an address: expected one such as http://localhost:8000",
         ),
     ],
 )
@@ -365,21 +371,21 @@ def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Pat
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' is no address"),
+        ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' isn't an address"),
         ("http://127.0.0.1:x/v1", "Port could not be cast to integer value as 'x'"),
-        ("http://::1:8000/v1", "an IPv6 address stands in brackets, http://[::1]:8000/v1"),
-        ("http://[::1:8000/v1", "an IPv6 address stands in brackets"),
+        ("http://::1:8000/v1", "an IPv6 address goes in brackets, http://[::1]:8000/v1"),
+        ("http://[::1:8000/v1", "an IPv6 address goes in brackets"),
         ("http:///v1", "expected one such as http://localhost:8000"),
-        ("http://local host:8000/v1", "holds white space"),
-        ("http://localhost:8000/v1 ", "holds white space"),
+        ("http://local host:8000/v1", "contains white space"),
+        ("http://localhost:8000/v1 ", "contains white space"),
         ("localhost:8000/v1", "String should match pattern"),
         ("ftp://localhost/v1", "String should match pattern"),
-        ("http://h:8000/v1/chat/completions", "goes on beyond the server's base: leave it at 'http://h:8000/v1'"),
-        ("http://h:8000/v1/chat/completions/", "leave it at 'http://h:8000/v1'"),
-        ("http://h:8000/v1/models", "leave it at 'http://h:8000/v1'"),
+        ("http://h:8000/v1/chat/completions", "is longer than the server's base URL: shorten it to 'http://h:8000/v1'"),
+        ("http://h:8000/v1/chat/completions/", "shorten it to 'http://h:8000/v1'"),
+        ("http://h:8000/v1/models", "shorten it to 'http://h:8000/v1'"),
     ],
 )
-def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
+def test_an_invalid_address_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
     for section in ("judge={kind='pairwise', ", "data.synthetic={"):
         override = f"{section}model='m', endpoint={{base_url='{url}'}}}}"
         assert told in refusal(tmp_path, override, text='name = "mine"\n')
@@ -388,16 +394,16 @@ def test_an_address_that_is_none_is_refused_before_anything_starts(tmp_path: Pat
 @pytest.mark.parametrize(
     "url", ["http://[::1]:8000/v1", "https://api.openai.com/v1/", "http://localhost", "http://h:1/v1"]
 )
-def test_an_address_that_is_one_is_taken(url: str):
+def test_a_valid_address_is_accepted(url: str):
     assert Endpoint(base_url=url).base_url == url
 
 
-def test_every_fault_of_a_profile_is_told_at_once(tmp_path: Path):
+def test_all_faults_of_a_profile_are_reported_at_once(tmp_path: Path):
     told = refusal(tmp_path, "sample.kk=4", "pair.min_margin=-1")
     assert "sample.kk" in told and "pair.min_margin" in told
 
 
-def test_a_profile_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path):
+def test_a_missing_profile_is_refused_with_a_list_of_those_that_exist(tmp_path: Path):
     a_profile(tmp_path)
     with pytest.raises(InputError, match=r"no profile .*labtop\.toml; profiles in .*: mine"):
         load_config(tmp_path / "labtop.toml")
@@ -428,13 +434,13 @@ def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
     [
         ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
         ('{"seed": ' + "9" * 5000 + "}", "is not readable JSON: Exceeds the limit"),
-        ("[1]", "holds one JSON value, expected sections and keys"),
+        ("[1]", "is a single JSON value, expected sections and keys"),
         ('{"name": "\\ud800"}', "expected text in UTF-8"),
         (" " * 2**21, "has more than 1,048,576 bytes"),
     ],
     ids=["deep", "5,000 digits", "a list", "half a character", "huge"],
 )
-def test_a_config_that_no_run_has_kept_is_refused(tmp_path: Path, content: str, told: str):
+def test_a_damaged_config_json_is_refused(tmp_path: Path, content: str, told: str):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InputError) as refused:
@@ -454,12 +460,12 @@ def test_a_profile_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path):
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-def test_no_override_breaks_the_reading_of_overrides(key: str, value: str):
+def test_no_override_crashes_the_parser(key: str, value: str):
     with contextlib.suppress(InputError):
         load_config(PROFILES[0], [f"{key}={value}"])
 
 
-def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
+def test_a_run_in_a_bucket_has_its_own_working_copy(tmp_path: Path):
     configs = [
         load_config(a_profile(tmp_path), [f"folder={url}"]) for url in ("s3://one/a", "s3://one/b", "s3://two/a")
     ]
@@ -472,7 +478,7 @@ def test_a_run_in_a_bucket_has_a_working_copy_of_its_own(tmp_path: Path):
     assert all(RunConfig.model_validate_json(config.model_dump_json()) == config for config in configs)
 
 
-def test_the_seeds_of_two_tries_are_further_apart_than_any_k():
+def test_the_seeds_of_two_attempts_are_further_apart_than_any_k():
     (upper,) = (limit.le for limit in type(RunConfig().sample).model_fields["k"].metadata if hasattr(limit, "le"))
     assert upper < SEED_STRIDE
 
@@ -505,8 +511,8 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ({"instruction_ids_column": "ids"}, "instruction_ids_column is set and kwargs_column isn't"),
-        ({"kwargs_column": "kwargs"}, "kwargs_column is set and instruction_ids_column isn't"),
+        ({"instruction_ids_column": "ids"}, "instruction_ids_column is set but kwargs_column isn't"),
+        ({"kwargs_column": "kwargs"}, "kwargs_column is set but instruction_ids_column isn't"),
     ],
 )
 def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
@@ -517,7 +523,7 @@ def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
 @pytest.mark.parametrize(
     ("synthetic", "told"),
     [
-        ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set and model is not"),
+        ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set but model isn't"),
         ({"pool": 5}, "pool is 5, fewer than the 8 examples"),
         ({"temperature": 0}, "temperature"),
         ({}, "judge.kind is verifier, which needs references or verifiable instructions"),

@@ -1,7 +1,7 @@
-"""Claims about runs made before keys got today's names: their configs are read, and nothing of them is made again.
+"""Claims about runs made before keys got today's names: their configs are read, and nothing is made again.
 
-`runs_before.json` holds, for a run of each kind, the `config.json` that the code before kept, and the config values and
-inputs' names that it noted in the manifest of every stage. It was written by that code and is not to be renewed.
+`runs_before.json` has, for a run of each kind, the `config.json` that earlier code wrote, and the config values and
+inputs' names that it recorded in the manifest of every stage. It was written by that code and must not be regenerated.
 """
 
 import copy
@@ -27,7 +27,7 @@ from tasks.handles import (
     validation_spec,
     write_spec,
 )
-from tasks.handles import evaluation_spec as spec_of  # a name that pytest doesn't take for a test
+from tasks.handles import evaluation_spec as spec_of  # a name that pytest doesn't take for a test's
 from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
@@ -69,7 +69,7 @@ def asked(config: RunConfig, spec: SamplingSpec) -> list[Stage]:
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """Every kind of stage of a run, some of them made from things that do not exist."""
+    """Every kind of stage of a run, some made from inputs that don't exist."""
     if isinstance(config.recipe, ThinkPo):
         return [
             *of_measured(config),
@@ -137,7 +137,7 @@ def of_self_training(config: RunConfig, recipe: SelfTrain) -> list[Stage]:
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_what_a_manifest_notes_has_the_names_and_values_that_it_had(tmp_path: Path, name: str):
+def test_manifests_record_the_names_and_values_that_they_always_had(tmp_path: Path, name: str):
     there = [f"recipe.source.path={__file__}"] if name == "thinkpo-from-a-file" else []
     stages = stages_of(load_config(kept(tmp_path, BEFORE[name]["config"]), there))
     found = {
@@ -152,7 +152,7 @@ def test_what_a_manifest_notes_has_the_names_and_values_that_it_had(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_the_config_that_a_run_kept_is_read_silently_and_is_still_its_own(tmp_path: Path, name: str):
+def test_the_config_of_an_old_run_is_read_silently_and_still_matches_it(tmp_path: Path, name: str):
     notes: list[str] = []
     config = load_config(kept(tmp_path, BEFORE[name]["config"]), [f"folder={tmp_path}"], note=notes.append)
     assert notes == []
@@ -166,12 +166,12 @@ def test_the_config_that_a_run_kept_is_read_silently_and_is_still_its_own(tmp_pa
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_a_config_can_be_written_as_the_code_before_kept_it(tmp_path: Path, name: str):
+def test_a_config_can_be_written_as_earlier_code_wrote_it(tmp_path: Path, name: str):
     values = BEFORE[name]["config"]
     assert as_before(load_config(kept(tmp_path, values))) == values
 
 
-def test_a_run_made_before_is_complete_under_the_config_that_it_kept(tmp_path: Path):
+def test_an_old_run_is_complete_under_its_own_config(tmp_path: Path):
     config = a_config(tmp_path)
     finish(config, 1)
     kept(config.root, as_before(config))
@@ -229,10 +229,10 @@ def test_a_section_with_an_old_name_is_read_as_a_recipe_with_a_note(
 @pytest.mark.parametrize(
     ("profile", "told"),
     [
-        ("[thinkpo]\n[self_train]", r"\[thinkpo\] and \[self_train\] are there, and a run has one recipe"),
-        ("[recipe]\nkind = 'tpo'\n[sft]", r"\[sft\] and \[recipe\] are there.* as \[recipe\.sft\]"),
-        ("[recipe]\nkind = 'thinkpo'\n[thinkpo]", r"\[thinkpo\] and \[recipe\] are there"),
-        ("[sft]", "recipe: expected a section with a key kind"),
+        ("[thinkpo]\n[self_train]", r"\[thinkpo\] and \[self_train\] are both set, but a run has one recipe"),
+        ("[recipe]\nkind = 'tpo'\n[sft]", r"\[sft\] and \[recipe\] are both set.* as \[recipe\.sft\]"),
+        ("[recipe]\nkind = 'thinkpo'\n[thinkpo]", r"\[thinkpo\] and \[recipe\] are both set"),
+        ("[sft]", "recipe: expected a section whose key kind"),
         ("thinkpo = 4\n[sft]", "recipe: Input should be a valid dictionary"),
     ],
 )
@@ -242,7 +242,7 @@ def test_a_profile_with_two_recipes_or_half_of_one_is_refused(tmp_path: Path, pr
         load_config(tmp_path / "old.toml", note=ignore)
 
 
-def test_fine_tuning_that_a_run_of_tpo_kept_and_never_used_is_left_out(tmp_path: Path):
+def test_fine_tuning_that_a_tpo_run_recorded_and_never_used_is_left_out(tmp_path: Path):
     values = copy.deepcopy(BEFORE["tpo"]["config"])
     used = load_config(kept(tmp_path, values))
     assert load_config(kept(tmp_path, values | {"sft": {"epochs": 7}})) == used

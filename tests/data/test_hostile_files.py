@@ -42,12 +42,12 @@ WAYS_IN: Mapping[str, Callable[[Path], object]] = {
     "reward model": check_reward_folder,
     "armorm": check_armorm_folder,
 }
-"""Every check in front of a loader."""
+"""Every check that precedes a loader."""
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if hostile.told])
-def test_a_hostile_model_folder_is_refused_by_name_on_every_way_in(tmp_path: Path, case: str):
+def test_a_hostile_model_folder_is_refused_by_name_by_every_check(tmp_path: Path, case: str):
     folder, canary = sound_model(tmp_path / "hostile"), tmp_path / "canary"
     MODEL_FOLDERS[case].make(folder, canary)
     for check in WAYS_IN.values():
@@ -57,13 +57,13 @@ def test_a_hostile_model_folder_is_refused_by_name_on_every_way_in(tmp_path: Pat
 
 
 @pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if not hostile.told])
-def test_a_folder_with_nothing_that_can_do_harm_is_taken(tmp_path: Path, case: str):
+def test_a_folder_that_can_do_no_harm_is_accepted(tmp_path: Path, case: str):
     folder = sound_model(tmp_path / "hostile")
     MODEL_FOLDERS[case].make(folder, tmp_path / "canary")
     assert check_model_folder(folder) == 512
 
 
-def test_every_test_that_a_promise_names_is_there():
+def test_every_test_named_in_a_promise_exists():
     promises = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", promises)
@@ -72,7 +72,7 @@ def test_every_test_that_a_promise_names_is_there():
     assert [path for path in re.findall(r"`((?:tests|tpo)/[\w/.]+)`", promises) if not (ROOT / path).is_file()] == []
 
 
-def test_the_limits_that_are_promised_are_those_of_the_code():
+def test_the_promised_limits_are_those_of_the_code():
     promises = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     assert (row_files.MEMORY_BYTES, row_files.MAX_FILE_BYTES, row_files.SECONDS) == (4 << 30, 1 << 30, 300)
     assert (row_files.MAX_TEXT_CHARS, row_files.MAX_LINE_CHARS) == (2**28, 2**24)
@@ -87,10 +87,10 @@ LOADED = sampled(
 
 @dataclass(frozen=True)
 class Loaded:
-    """Results of the loaders, past the check."""
+    """Results of the loaders without the check."""
 
     places: Mapping[str, Path]
-    """Where each case is."""
+    """Path of each case."""
     came: Mapping[str, Mapping[str, Any]]
     """The process's report on each case."""
     control: Path
@@ -115,7 +115,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         *map(str, places.values()),
     ]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
-    # transformers asks whether to run code: the answers piped in are all yes.
+    # transformers asks whether to run code: every answer piped in is yes.
     done = subprocess.run(
         command, cwd=ROOT, env=variables, input="y\n" * 1000, capture_output=True, text=True, timeout=240, check=True
     )
@@ -135,7 +135,7 @@ def test_a_canary_appears_where_a_pickle_is_loaded(loaded: Loaded):
 
 
 @pytest.mark.parametrize("case", PUBLISHED)
-def test_a_published_folder_is_loaded_and_its_sub_folders_are_not_opened(loaded: Loaded, case: str):
+def test_a_published_folder_is_loaded_without_opening_its_sub_folders(loaded: Loaded, case: str):
     came, folder = loaded.came[case]["came"], loaded.places[case]
     assert (came["chat"], came["trainer"], came["sampler"]) == ("loaded", "loaded", "loaded")
     opened = [Path(path).relative_to(folder).as_posix() for path in loaded.came[case]["opened"]]
@@ -144,7 +144,7 @@ def test_a_published_folder_is_loaded_and_its_sub_folders_are_not_opened(loaded:
 
 
 def read(path: Path, columns: tuple[str, ...]) -> list[PromptRow]:
-    """What a run on this file reads, once `preflight` has passed it."""
+    """The rows that a run reads from this file, after `preflight` has passed it."""
     others = path.parent / "others.jsonl"
     rows = ({"instruction": f"{i}", **dict.fromkeys(columns, 1)} for i in range(2))
     others.write_text("\n".join(map(json.dumps, rows)))
@@ -158,14 +158,14 @@ GIANTS = (
     *("gigabytes in an archive", "one text, fifty thousand times", "one long text, many times"),
     *("zeros that are compressed", "five million rows", "a dataset of compressed zeros"),
 )
-"""What takes seconds to make and to refuse."""
+"""Cases that take seconds to make and to refuse."""
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "case", sampled("hostile data files", [*DATA_FILES], 2, always=[name for name in DATA_FILES if name not in GIANTS])
 )
-def test_a_hostile_file_of_prompts_is_refused_or_read_right(tmp_path: Path, case: str):
+def test_a_hostile_file_of_prompts_is_refused_or_read_correctly(tmp_path: Path, case: str):
     hostile, canary = DATA_FILES[case], tmp_path / "canary"
     path = tmp_path / hostile.name
     hostile.make(path, canary)
@@ -178,5 +178,5 @@ def test_a_hostile_file_of_prompts_is_refused_or_read_right(tmp_path: Path, case
 
 
 @pytest.mark.parametrize("path", ["a.csv", "{iteration.__class__}.csv", "{0}{{iteration}}.csv", "../{iteration}/a.csv"])
-def test_a_path_with_an_iteration_is_filled_in_and_nothing_else_of_it_is_evaluated(path: str):
+def test_a_path_with_an_iteration_is_filled_in_and_otherwise_not_evaluated(path: str):
     assert str(file_of(FileSource(path=Path(path)), "", 3)) == path.replace("{iteration}", "3")

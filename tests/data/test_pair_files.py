@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.conversations import ADVISED, EARLIER
 from tpo.config.recipes import PairFile
 from tpo.data.pair_files import PairRow, read_pair_rows
 from tpo.errors import InputError
+from tpo.records import write_turns
 
 ASKED, LONG, SHORT = "What is 1 + 1?", "One and one more, so 2.", "2"
 FORMS: dict[str, tuple[Any, Any, Any]] = {
@@ -46,6 +48,12 @@ def test_every_form_gives_the_same_row(tmp_path: Path, form: str, kind: str):
     assert read_pair_rows(source) == [PairRow(ASKED, LONG, SHORT)]
 
 
+def test_what_was_said_before_stays_before_the_instruction_and_a_system_turn_is_left_out(tmp_path: Path):
+    asked = [*ADVISED, {"role": "user", "content": ASKED}, {"role": "assistant", "content": "2"}]
+    source = write(tmp_path / "pairs.jsonl", [{"instruction": asked, "chosen": LONG, "rejected": SHORT}])
+    assert read_pair_rows(source) == [PairRow(ASKED, LONG, SHORT, write_turns(EARLIER))]
+
+
 def test_columns_are_configurable(tmp_path: Path):
     source = write(tmp_path / "pairs.jsonl", [{"q": ASKED, "long": LONG, "short": SHORT}])
     named = source.model_copy(update={"instruction_column": "q", "chosen_column": "long", "rejected_column": "short"})
@@ -69,6 +77,10 @@ def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
         (
             {"instruction": [{"role": "assistant", "content": "x"}], "chosen": LONG, "rejected": SHORT},
             "the instruction is empty",
+        ),
+        (
+            {"instruction": [{"role": "user", "content": ASKED}] * 2, "chosen": LONG, "rejected": SHORT},
+            r"row 1: the instruction is a conversation that can't be a prompt \(not_alternating\)",
         ),
         ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set recipe.source"),
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),

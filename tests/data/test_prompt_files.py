@@ -68,7 +68,7 @@ def test_columns_that_are_not_named_are_not_read(tmp_path: Path):
 CONSTRAINTS = {"instruction_ids_column": "instruction_id_list", "kwargs_column": "kwargs"}
 IDS = ["punctuation:no_comma", "length_constraints:number_words", "keywords:existence"]
 WORDS = {"num_words": 30, "relation": "less than"}
-"""Every row has every argument, as in tables that others publish."""
+"""Every row has every argument, as in published tables."""
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a dataset", "text.csv", "text.parquet"])
@@ -271,7 +271,7 @@ def test_any_text_survives_a_json_file(tmp_path_factory: pytest.TempPathFactory,
         ("gsm8k_test.jsonl", "question", 1319),
     ],
 )
-def test_real_files_are_read_whole(name: str, column: str, rows: int):
+def test_real_files_are_read_completely(name: str, column: str, rows: int):
     found = read(SHARED_DATA / name, instruction_column=column)
     assert len(found) == rows
     assert all(row.instruction.strip() for row in found)

@@ -30,7 +30,7 @@ def test_every_type_of_ifeval_is_drawn():
 def test_a_seed_gives_the_same_tasks_and_another_seed_others():
     assert some(count=200) == some(count=200)
     both = {task.instruction for task in some(count=200)} & {task.instruction for task in some(seed=1, count=200)}
-    assert all(instruction.startswith("Do you agree") for instruction in both)  # there are few of these
+    assert all(instruction.startswith("Do you agree") for instruction in both)  # few texts are possible here
 
 
 def test_splits_share_no_writing_task_whatever_the_seed():

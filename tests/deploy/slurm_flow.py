@@ -1,7 +1,7 @@
-"""The flow of a SLURM job under test: `python -m flows` as it is, but for the work, which is to square numbers.
+"""The flow of a SLURM job under test: `python -m flows` with its own work, which is to square numbers.
 
-In: the command line, and the file that TPO_TOLD names. Out: a line a number that an actor has squared there, its node
-first, until SIGTERM comes.
+Writes a line per number that an actor has squared, its node first, to the file that TPO_TOLD names, until SIGTERM
+comes.
 """
 
 import itertools
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from flows.cli.main import main
 from flows.cli.stopping import stop_in_order
-from flows.recipes import RECIPES, Recipe, checked
+from flows.preflight import preflight
+from flows.recipes import RECIPES, Recipe
 from tests.faults.cluster_driver import Squarer, orders
 from tpo.config.run import RunConfig
 from tpo.engines.cluster.actor_pool import ActorPool
@@ -23,16 +24,16 @@ from tpo.report.summary import Summary
 
 
 class Squaring(Recipe):
-    """A recipe without the check before work, which would look at a model for ten seconds; none is used."""
+    """A recipe without the check before work, which isn't needed here and would look at a model for ten seconds."""
 
     def ready(self, config: RunConfig, iterations: int) -> None:
-        """Checks files alone."""
-        checked(config)
+        """Only checks files."""
+        preflight(config)
         self.check(config)
 
 
 def square(config: RunConfig, iterations: int) -> Summary:
-    """Squares numbers on two actors, a CPU each."""
+    """Squares numbers on two actors with a CPU each."""
     start_ray(config.cluster)
     pool = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2, Room())
     numbers: Iterator[int] = itertools.count()

@@ -18,6 +18,10 @@ from pathlib import Path
 import openai
 import pytest
 
+from flows.cli.serve import SERVER
+from tpo.config.load import load_config
+from tpo.engines.cluster.processes import engine_environment
+
 ROOT = Path(__file__).parents[2]
 KEY = "sk-served"
 
@@ -55,13 +59,30 @@ class Served:
 @contextlib.contextmanager
 def serving(model: str, *options: str, log: Path) -> Iterator[Served]:
     """`python -m flows serve` on a model, up; what it says goes to `log`."""
+    command = [sys.executable, "-m", "flows", "serve", model, "--api-key", "SERVED_KEY", *options]
+    with _started(command, {"SERVED_KEY": KEY}, log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def plain_vllm(folder: Path, *options: str, log: Path) -> Iterator[Served]:
+    """vLLM's own server on a folder, with nothing of ours but what a CPU needs, as in `make serve`; up."""
+    engine = load_config(ROOT / "deploy" / "profiles" / "laptop.toml").engine
+    flags = ["--dtype", engine.dtype, "--enforce-eager", "--no-enable-chunked-prefill"]
+    flags += ["--max-num-seqs", str(engine.max_num_seqs), "--max-num-batched-tokens", "8192"]
+    command = [sys.executable, "-m", SERVER, "--model", str(folder), "--served-model-name", "tpo", *flags, *options]
+    with _started(command, {**engine_environment(engine), "VLLM_API_KEY": KEY}, log, cwd=folder.parent) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _started(command: list[str], variables: dict[str, str], log: Path, cwd: Path = ROOT) -> Iterator[Served]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows", "serve", model, "--port", str(port), "--api-key", "SERVED_KEY", *options]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "SERVED_KEY": KEY}, stdout=output, stderr=output
+            [*command, "--port", str(port)], cwd=cwd, env={**os.environ, **variables}, stdout=output, stderr=output
         )
     server = Served(process, port)
     try:

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prompts.thought import VARIANTS
+from tests.gsm8k_annotations import annotations
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
-from tpo.data.gsm8k import annotations
 from tpo.engines.cluster.processes import engine_environment
 from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import CalculatorRule, Rule, ThoughtBudget, as_argument

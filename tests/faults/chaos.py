@@ -1,8 +1,8 @@
 """`make chaos N=50`: breaks N runs of the miniature at random, resumes each, and counts what is lost.
 
-In: how many runs, a seed, and the engine: `real` is the whole command on Prefect, Ray, vLLM and TRL (two minutes a
-run), of any recipe, `mock` the stages of TPO themselves on engines that answer at once (two seconds a run). Out: a
-table by kind of fault, and the exit status 1 where a single row is lost, duplicated or changed, or a run does not end.
+The engine is `real`, the whole command on Prefect, Ray, vLLM and TRL, of any recipe (two minutes per run), or `mock`,
+TPO's stages on engines that answer at once (two seconds per run). Prints a table by kind of fault, and exits with
+status 1 if a single row is lost, duplicated or changed, or a run doesn't end.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def real_runs(count: int, seed: int, parent: Path, recipe: str) -> Iterator[Outc
 
 
 def table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
-    """One line a kind of fault, and their sum."""
+    """One line per kind of fault, and their total."""
     names = sorted({name for name, _ in outcomes})
     width = max(map(len, [*names, "all"]))
     lines = [f"{'fault':{width}}  runs  struck  recovered  lost  duplicated  changed"]
@@ -63,7 +63,7 @@ def table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Breaks runs and prints what became of them."""
+    """Breaks runs and prints the outcomes."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.chaos", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)

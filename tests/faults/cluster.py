@@ -1,6 +1,6 @@
-"""A Ray cluster of nodes that are processes of this machine, started with `ray start`, on loopback and with a token.
+"""A Ray cluster whose nodes are processes of this machine, started with `ray start`, on loopback and with a token.
 
-A head that works nothing, and nodes that come and go. Drivers are processes of their own, as any user's of a cluster.
+A head that does no work, and nodes that come and go. Drivers are separate processes, as on any user's cluster.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from tpo.engines.cluster.processes import LOOPBACK, QUIET
 
 ROOT = Path(__file__).parents[2]
 RAY = (
-    "from ray._private import services; services.resolve_ip_for_localhost = str;"  # else it takes the network's address
+    "from ray._private import services; services.resolve_ip_for_localhost = str;"  # else the network's address
     "from ray.scripts.scripts import main; main()"
 )
 _STARTS = 6
-"""Times that a node may be started: Ray gives its agents 15 seconds to start, and the machine may be busy."""
+"""Maximum attempts to start a node: Ray gives its agents 15 seconds to start, and the machine may be busy."""
 _START_SECONDS = 120.0
 
 
@@ -32,15 +32,15 @@ class Node:
     """A node of the cluster."""
 
     process: "subprocess.Popen[bytes]"
-    """`ray start --block`, in a session of its own."""
+    """`ray start --block`, in its own session."""
 
     def kill(self) -> None:
-        """Kills its raylet with -9; Ray's other processes of the node go by themselves."""
+        """Kills its raylet with -9; Ray's other processes on the node end by themselves."""
         (raylet,) = [child for child in psutil.Process(self.process.pid).children() if child.name() == "raylet"]
         raylet.kill()
 
     def end(self) -> None:
-        """Ends all that it has started, workers included."""
+        """Ends everything that it started, workers included."""
         members = [process for process in psutil.process_iter() if _is_of_session(process, self.process.pid)]
         with contextlib.suppress(psutil.NoSuchProcess):
             members += psutil.Process(self.process.pid).children(recursive=True)
@@ -51,7 +51,7 @@ class Node:
 
 
 class Cluster:
-    """The nodes; `close` ends them all, and whatever drivers have left there."""
+    """The nodes; `close` ends them all, and anything that drivers left there."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -65,16 +65,16 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables of who may enter."""
+        """Environment variables that give access."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return {**ours, **QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
 
     def add(self, *, cpus: int, gpus: int = 0) -> Node:
-        """One more node; GPUs are made up."""
+        """Adds a node, with pretended GPUs."""
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
 
     def drive(self, *words: str) -> "subprocess.Popen[str]":
-        """A driver: `tests.faults.cluster_driver` with some arguments; it tells what happens, a line of JSON each."""
+        """Starts a driver: `tests.faults.cluster_driver` with some arguments; it prints a line of JSON per event."""
         return subprocess.Popen(
             [sys.executable, "-m", "tests.faults.cluster_driver", self.address, *words],
             cwd=ROOT,

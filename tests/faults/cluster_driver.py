@@ -1,7 +1,6 @@
 """Drivers of a Ray cluster: `python -m tests.faults.cluster_driver <address> <what> <folder>`.
 
-In: the cluster's address, which driver, and a folder that it and its test share. Out: a line of JSON for each thing
-that happens.
+The folder is shared with the test. Prints a line of JSON for each event.
 """
 
 import itertools
@@ -21,7 +20,7 @@ from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
 
 STOP = "stop"
-"""File that tells a driver to ask for no more."""
+"""File that tells a driver to stop asking for work."""
 
 
 def tell(**what: Any) -> None:
@@ -30,7 +29,7 @@ def tell(**what: Any) -> None:
 
 
 class Squarer:
-    """Stands in for an engine: squares a number, and says on which node."""
+    """Replaces an engine: squares a number, and says on which node."""
 
     def load(self) -> None:
         """Ready at once."""
@@ -44,13 +43,13 @@ class Squarer:
 
 
 class Spanner:
-    """Stands in for an engine of several GPUs: starts workers in the bundles of its placement group, as vLLM does."""
+    """Replaces an engine of several GPUs: starts workers in the bundles of its placement group, as vLLM does."""
 
     def __init__(self) -> None:
         self._workers: list[Any] = []
 
     def load(self) -> None:
-        """Starts a worker a bundle."""
+        """Starts a worker per bundle."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -70,7 +69,7 @@ class Spanner:
 
 
 def orders() -> Orders[int]:
-    """To square numbers."""
+    """The job: squaring numbers."""
     return Orders(
         prepare=lambda actor: actor.load.remote(),
         hand=lambda actor, number: actor.square.remote(number),
@@ -83,7 +82,7 @@ def orders() -> Orders[int]:
 
 
 def square(folder: Path) -> None:
-    """Squares numbers on five actors, a CPU each, until it is told to stop."""
+    """Squares numbers on five actors with a CPU each, until it is told to stop."""
     pool = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
 
     def numbers() -> Iterator[int]:
@@ -115,7 +114,7 @@ def span(_: Path) -> None:
 
 
 def sample(folder: Path) -> None:
-    """Runs the sampling stage on two real engines, first undisturbed and then as its test will have it."""
+    """Runs the sampling stage on two real engines, first undisturbed and then as the test disturbs it."""
     from tasks.handles import seed_model, training_spec
     from tasks.load_prompts import load_prompts
     from tasks.sample import sample as stage

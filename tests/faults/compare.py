@@ -1,4 +1,4 @@
-"""What differs between two run folders that should hold the same run: rows lost, duplicated, changed."""
+"""Differences between two run folders that should hold the same run: rows lost, duplicated, changed."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ _OF_THE_CLOCK = ("seconds", "finished", "checksum")
 
 @dataclass(frozen=True)
 class Difference:
-    """How many rows of a run are not what they are in another; a file that holds no rows counts as one."""
+    """Number of rows that differ between two runs; a file without rows counts as one."""
 
     lost: int = 0
     duplicated: int = 0
@@ -35,7 +35,7 @@ def astuple(difference: Difference) -> tuple[int, ...]:
 
 
 def difference(expected: Path, found: Path) -> Difference:
-    """What the run in `found` has not as the one in `expected`; stages set aside and times apart."""
+    """What differs in the run in `found` from the one in `expected`, apart from quarantined stages and times."""
     wanted, there = dict(_stages(expected)), dict(_stages(found))
     total = Difference(changed=len(there.keys() - wanted.keys()))
     for name, manifest in wanted.items():
@@ -61,7 +61,7 @@ def _of_stage(expected: Path, found: Path) -> Difference:
 def _of_rows(expected: Path, found: Path) -> Difference:
     try:
         wanted, there = _by_key(expected), _by_key(found)
-    except OSError:  # no Parquet any more
+    except OSError:  # no longer valid Parquet
         return Difference(lost=pq.read_metadata(expected).num_rows)
     lost = sum((Counter(wanted.keys()) - Counter(there.keys())).values())
     duplicated = sum(max(0, len(rows) - len(wanted.get(key, []))) for key, rows in there.items())
@@ -87,7 +87,7 @@ def _rows(manifest: Mapping[str, Any]) -> int:
 
 
 def _without_clock(values: Any) -> Any:
-    """The same JSON without what a clock said."""
+    """The same JSON without times."""
     if isinstance(values, dict):
         return {key: _without_clock(value) for key, value in values.items() if key not in _OF_THE_CLOCK}
     return [_without_clock(value) for value in values] if isinstance(values, list) else values

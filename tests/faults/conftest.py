@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def outcome() -> Callable[[str, str, str], None]:
-    """Tells a row of the table: the fault, where it struck, and what came of it."""
+    """Reports a row of the table: the fault, where it occurred, and the outcome."""
 
     def tell(fault: str, where: str, came: str) -> None:
         if path := os.environ.get("TPO_FAULT_ROWS"):

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 State = Mapping[str, bytes | None]
-"""Content by path below the folder; None for a folder."""
+"""Content by path in the folder; None for a folder."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _TWO_PATHS = ("os.rename", "os.link", "os.symlink")
@@ -44,21 +44,21 @@ _ANNOUNCED_AS = {
     "os.rmdir": ("remove",),
 }
 _ERRORS = (AssertionError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What a reading that went wrong may raise."""
+"""Errors that a failed reading may raise."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One change, as `tpo.storage.disk` announces it."""
+    """One change, as announced by `tpo.storage.disk`."""
 
     kind: str
     """`write`, `append`, `sync`, `rename`, `link`, `mkdir` or `remove`."""
     path: str
-    """Path below the folder; `.` is the folder itself."""
+    """Path in the folder; `.` is the folder itself."""
     target: str = ""
-    """New path of what is renamed or linked."""
+    """New path of a renamed or linked file."""
     data: bytes = b""
-    """What is written."""
+    """The bytes written."""
 
 
 class Recording:
@@ -71,12 +71,12 @@ class Recording:
     def __init__(self, root: Path, process: int) -> None:
         self.operations: list[Operation] = []
         self.unannounced: list[tuple[str, str]] = []
-        """Event and path of every change that no operation announced just before."""
+        """Event and path of every change that wasn't announced as an operation just before."""
         self._root = str(root)
         self._process = process
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Takes one audit event."""
+        """Handles one audit event."""
         if event.startswith("tpo."):
             path = self._below(arguments[0])
             if path is not None:
@@ -85,7 +85,7 @@ class Recording:
             paths = [self._below(path) for path in _paths(event, arguments)]
             if paths[-1] is not None and not self._announced(event, [path or "" for path in paths]):
                 self.unannounced.append((event, paths[-1]))
-                if event == "open":  # whatever comes of it, a file is there now
+                if event == "open":  # whatever happens, the file exists now
                     self.operations.append(Operation("append", paths[-1]))
                 elif event == "os.link" and paths[0] is not None:
                     self.operations.append(Operation("link", paths[0], target=paths[-1]))
@@ -117,12 +117,12 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         _listening.hear(event, arguments)
 
 
-_hook_is_set = False  # there is no taking it away again
+_hook_is_set = False  # an audit hook can't be removed
 
 
 @contextlib.contextmanager
 def recording(root: Path, *, process: int = 1) -> Iterator[Recording]:
-    """Records what this process does below `root`, as if its number were `process`."""
+    """Records what this process does in `root`, as if its number were `process`."""
     global _listening, _hook_is_set  # noqa: PLW0603 -- one hook a process hears for whoever listens
     if not _hook_is_set:
         sys.addaudithook(_hear)
@@ -144,7 +144,7 @@ def _changes_something(event: str, arguments: tuple[Any, ...]) -> bool:
 def _paths(event: str, arguments: tuple[Any, ...]) -> list[str]:
     paths = [os.fsdecode(path) for path in arguments[: 2 if event in _TWO_PATHS else 1]]
     folder = arguments[-1]
-    if event in _ONE_PATH and event != "os.truncate" and folder != -1:  # as `shutil.rmtree` goes about it
+    if event in _ONE_PATH and event != "os.truncate" and folder != -1:  # as `shutil.rmtree` does
         return [f"{Path(f'/proc/self/fd/{folder}').readlink()}/{paths[0]}"]
     return paths
 
@@ -152,10 +152,10 @@ def _paths(event: str, arguments: tuple[Any, ...]) -> list[str]:
 @dataclass(eq=False)
 class _File:
     versions: list[bytes]
-    """What was synced, then everything that it has held since."""
+    """The synced content, then every content since."""
 
     def contents(self) -> list[bytes]:
-        """What it may hold after a crash: what was synced first, all that was written last."""
+        """Contents that it may have after a crash: the first one synced, the last one complete."""
         last = self.versions[-1]
         found = dict.fromkeys([self.versions[0], *_torn(self.versions[0], last)])
         for before, after in itertools.pairwise(self.versions):
@@ -179,9 +179,9 @@ def _torn(before: bytes, after: bytes) -> Iterator[bytes]:
 @dataclass(eq=False)
 class _Folder:
     names: dict[str, "_File | _Folder"] = field(default_factory=dict)
-    """What was synced."""
+    """The synced state."""
     changes: list[Mapping[str, "_File | _Folder | None"]] = field(default_factory=list)
-    """Changes since; each of them may be lost, none of them in part."""
+    """Changes since then; a crash may lose any of them, but none in part."""
 
     def now(self, kept: int = -1) -> dict[str, "_File | _Folder"]:
         """The names after the changes whose bits are set in `kept`."""
@@ -193,7 +193,7 @@ class _Folder:
 
 
 class Disk:
-    """A folder as programs see it, and what of it a crash cannot take; at first all of it."""
+    """A folder as programs see it, and what a crash can't take from it; at first everything."""
 
     def __init__(self, state: State) -> None:
         self._root = _Folder()
@@ -202,7 +202,7 @@ class Disk:
             self._parent(path).names[Path(path).name] = _Folder() if content is None else _File([content])
 
     def apply(self, operation: Operation) -> None:
-        """Does what was announced; what is there already must be a thing that it can be done to."""
+        """Performs an announced operation; existing files must allow it."""
         path, name = operation.path, Path(operation.path).name
         if operation.kind == "sync":
             _sync(self._node(path))
@@ -225,11 +225,12 @@ class Disk:
             file.versions.append(before + operation.data)
 
     def now(self) -> State:
-        """What programs see."""
+        """The state that programs see."""
         return dict(_listed(self._root, {}))
 
     def after_crash(self, draw: random.Random, limit: int) -> Iterator[State]:
-        """Every state that a crash may leave now; of more than `limit`, the two extremes and `limit` drawn ones."""
+        """Every state that a crash may leave now; if there are more than `limit`, the two extremes and `limit` random
+        ones."""
         nodes = list(_unsettled(self._root))
         choices: list[Sequence[int | bytes]] = [
             range(2 ** len(node.changes)) if isinstance(node, _Folder) else tuple(node.contents()) for node in nodes
@@ -273,7 +274,7 @@ def _remove(folder: _Folder, name: str) -> None:
 
 
 def _unsettled(folder: _Folder) -> Iterator[_File | _Folder]:
-    """The folders and files below that a crash could find in more than one state, each once."""
+    """The files and folders that a crash could leave in more than one state, each once."""
     seen: dict[int, _File | _Folder] = {}
     todo: list[_File | _Folder] = [folder]
     while todo:
@@ -298,7 +299,7 @@ def _listed(folder: _Folder, chosen: Mapping[int, int | bytes], above: str = "")
 
 
 def read_state(root: Path) -> State:
-    """What stands below a folder."""
+    """The current content of a folder."""
     return {
         path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -307,7 +308,7 @@ def read_state(root: Path) -> State:
 
 @contextlib.contextmanager
 def standing(state: State = {}) -> Iterator[Path]:  # noqa: B006 -- never written to
-    """A folder in that state, in memory where the machine has such a place, for as long as it is looked at."""
+    """A folder in that state, in memory if possible, while it is inspected."""
     root = Path(tempfile.mkdtemp(prefix="crash-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     try:
         for path in sorted(state):
@@ -323,36 +324,36 @@ def standing(state: State = {}) -> Iterator[Path]:  # noqa: B006 -- never writte
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command, what was on the disk before it, and how what it leaves is read."""
+    """A command, the disk's content before it, and how to read its results."""
 
     before: Callable[[Path], object]
-    """Makes what is there, and synced, before the command."""
+    """Makes the initial content, which is synced, before the command."""
     command: Callable[[Path], object]
-    """What is run, and what is run again after a crash."""
+    """The command, also run again after a crash."""
     read: Callable[[Path], frozenset[str]]
-    """Names of what is there whole; raises where anything is there that should not be."""
+    """Names of what is complete; raises if something is there that shouldn't be."""
     goal: frozenset[str]
-    """What `read` finds when the command has ended."""
+    """What `read` returns when the command has ended."""
     kept: frozenset[str] = frozenset()
-    """What `read` finds before it begins, and ever after."""
+    """What `read` returns before the command begins, and must always return."""
     promised: Callable[[Sequence[Operation]], frozenset[str]] = lambda done: frozenset()
-    """What must be there besides, by what was done before the crash."""
+    """What must also be there, given the operations before the crash."""
     tidied: str = ""
-    """Folder that holds no temporary files once the command has ended."""
+    """Folder without temporary files once the command has ended."""
 
 
 @dataclass
 class Explored:
-    """What the states of one scenario looked like."""
+    """What the states of one scenario showed."""
 
     operations: int
-    """Operations of the command when nothing stops it."""
+    """Operations of the command if nothing stops it."""
     found: dict[bytes, frozenset[str]] = field(default_factory=dict)
-    """What was read, by the SHA-256 of the state: distinct states only."""
+    """The readings, by the SHA-256 of the state: distinct states only."""
     again: int = 0
-    """States among them that only a crash during the run after a crash leaves."""
+    """States among them that only a crash during recovery leaves."""
     violations: list[str] = field(default_factory=list)
-    """Where a state was read wrong, was less than promised, or could not be gone on from."""
+    """States that were read incorrectly, had less than promised, or couldn't be resumed from."""
 
 
 @dataclass(frozen=True)
@@ -377,7 +378,8 @@ class Explorer:
         self._second: list[_Recovery] = []
 
     def explore(self, spoil: Callable[[list[Operation]], list[Operation]] = list) -> Explored:
-        """Everything that a crash may leave; `spoil` changes the operations, to see that a bad order is found out."""
+        """Explores everything that a crash may leave; `spoil` changes the operations, to see that a wrong order is
+        detected."""
         with standing() as root:
             self._scenario.before(root)
             start = read_state(root)
@@ -453,7 +455,7 @@ def _shown(state: State) -> str:
 
 
 def table(explored: Mapping[str, Explored], goals: Mapping[str, frozenset[str]]) -> str:
-    """One line a scenario."""
+    """One line per scenario."""
     lines = [f"{'':58}{'operations':>11}{'states':>8}{'complete':>10}{'not there':>11}{'second crash':>14}"]
     totals = [0] * 5
     for name, one in explored.items():
@@ -461,7 +463,7 @@ def table(explored: Mapping[str, Explored], goals: Mapping[str, frozenset[str]])
         numbers = [one.operations, len(one.found), complete, len(one.found) - complete, one.again]
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(name, numbers))
-    return "\n".join([*lines, _line("in all", totals)])
+    return "\n".join([*lines, _line("total", totals)])
 
 
 def _line(name: str, numbers: Sequence[int]) -> str:

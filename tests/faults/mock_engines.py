@@ -1,7 +1,8 @@
-"""Engines and a trainer that answer at once and always alike, so that thousands of runs can be broken and compared.
+"""Engines and a trainer that answer at once and deterministically, so that thousands of runs can be broken and
+compared.
 
-In: what the stages ask. Out: outputs, verdicts and checkpoints that follow from the model's content and the seed alone,
-a shard at a time and in an order that differs from run to run, as with real engines.
+Outputs, verdicts and checkpoints depend only on the model's content and the seed; they come a shard at a time, in an
+order that differs from run to run, as with real engines.
 """
 
 import hashlib
@@ -30,12 +31,12 @@ from tpo.storage.disk import make_folder, write_atomically
 T = TypeVar("T")
 
 ENGINES = 2
-"""Shards that are under way at a time."""
+"""Shards in progress at the same time."""
 _WORDS = ["river", "stone", "quiet", "seven", "lamp", "over", "green", "walk", "paper", "near"]
 
 
 class MockPool:
-    """Stands in for `SamplerPool`."""
+    """Replaces `SamplerPool`."""
 
     def generate(
         self,
@@ -48,7 +49,7 @@ class MockPool:
         accept: Accept,
         rules: Sequence[Rule] = (),
     ) -> Iterator[tuple[int, list[list[Output]]]]:
-        """Outputs of which one in eight breaks the format; what writes prompts accepts any."""
+        """Outputs, one in eight of which breaks the format; the prompt writer accepts any."""
         if accept(Output([], "", False, 1), decode):
             yield from MockWriter().generate(model, shards, sample, n=n, tries=tries, accept=accept)
             return
@@ -58,13 +59,13 @@ class MockPool:
     def reply(
         self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
     ) -> Iterator[tuple[int, list[Reply]]]:
-        """Verdicts, of which a few cannot be read."""
+        """Verdicts, a few of which are unparsable."""
         for i, shard in _as_engines_free_up(shards):
             yield i, [_verdict(model, ids) for ids in shard]
 
 
 class MockWriter(MockPool):
-    """The same for whoever writes prompts: some are no instruction, some are near an earlier one."""
+    """The same for the prompt writer: some aren't instructions, some resemble an earlier one."""
 
     def generate(
         self,
@@ -83,7 +84,7 @@ class MockWriter(MockPool):
 
 
 class MockEngines(Engines):
-    """Stands in for a run's engines, with one pool for everything."""
+    """Replaces a run's engines, with one pool for everything."""
 
     def __init__(self, pool: Any = None) -> None:
         super().__init__()
@@ -106,8 +107,10 @@ def mock_train_model(
     place: TrainingRound = ONLY_ROUND,
     **_: Any,
 ) -> list[Epoch]:
-    """Stands in for `train_model`: a model folder an epoch, the finished ones of an earlier call kept; between rounds,
-    the last epoch's alone and a state that the next round depends on."""
+    """Replaces `train_model`: makes a model folder per epoch, keeping those finished by an earlier call.
+
+    Between rounds it makes the last epoch's only, and a state that the next round depends on.
+    """
     weights = (model / "model.safetensors").read_bytes()
     if place.carried is not None:
         weights += (place.carried / "worker_0.safetensors").read_bytes()
@@ -132,7 +135,7 @@ def mock_train_model(
 
 
 def _as_engines_free_up(shards: Iterable[T]) -> Iterator[tuple[int, T]]:
-    """The shards, by their indices, as they are done: each is taken when an engine has done another."""
+    """The shards with their indices, as they finish: each is taken when an engine has finished another."""
     numbered, dice = enumerate(shards), random.Random(os.getpid())
     under_way = list(itertools.islice(numbered, ENGINES))
     while under_way:

@@ -36,17 +36,17 @@ SFT = tuple(f"recipe.sft.{value}" for value in ("batch_size=8", "micro_batch_siz
 
 @dataclass(frozen=True)
 class Recipe:
-    """A command and the numbers with which it ends in a minute or two."""
+    """A command with numbers that make it end in a minute or two."""
 
     name: str
-    """As `python -m flows` calls it."""
+    """Its name for `python -m flows`."""
     settings: Sequence[str]
-    """In place of its profile's, each as `sample.k=4`."""
+    """Overrides of its profile, such as `sample.k=4`."""
     iterations: int | None = None
-    """T, where it has iterations."""
+    """T, if it has iterations."""
 
     def command(self, settings: Sequence[str]) -> list[str]:
-        """The whole command line, with more settings."""
+        """The whole command line, with extra settings."""
         to = [] if self.iterations is None else ["--to", str(self.iterations)]
         command = [sys.executable, "-m", "flows", self.name, *to, "--run-name", "run"]
         return [*command, *(word for setting in (*SMALL, *self.settings, *settings) for word in ("--set", setting))]
@@ -67,17 +67,17 @@ RECIPES: Mapping[str, Recipe] = {
 }
 ATTEMPTS = 5
 LONGEST = 900.0
-"""Seconds that one process may take, with others on the machine."""
+"""Time limit for one process in seconds, with other work on the machine."""
 
 
 @dataclass(frozen=True)
 class Strike:
-    """One way to break a run that is under way."""
+    """One way to break a run in progress."""
 
     name: str
-    """What the table calls it."""
+    """Its name in the table."""
     hit: Callable[["Run", random.Random], bool]
-    """Does it; False where there is nothing to hit yet."""
+    """Performs it; returns False if there is nothing to hit yet."""
 
 
 class Run:
@@ -100,21 +100,21 @@ class Run:
         self._seen: dict[int, psutil.Process] = {}
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """Its processes now, the driver first, or those of them whose command line or name holds one of `words`."""
+        """Its current processes, the driver first, or those whose command line or name contains one of `words`."""
         with contextlib.suppress(psutil.NoSuchProcess):
             driver = psutil.Process(self.process.pid)
             self._seen |= {process.pid: process for process in (driver, *driver.children(recursive=True))}
         return [process for process in self._seen.values() if _lives(process) and _is(process, words)]
 
     def end(self, seconds: float) -> int | None:
-        """Its exit status, None where it goes on."""
+        """Its exit status; None while it runs."""
         try:
             return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def clear(self) -> int:
-        """Waits for what the driver left to go, ends the rest; how many that were."""
+        """Waits for the driver's leftover processes to end, kills the rest, and returns how many those were."""
         deadline = time.monotonic() + 30
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -181,7 +181,7 @@ def _is(process: psutil.Process, words: Sequence[str]) -> bool:
 
 
 def _signal(number: int, *words: str) -> Callable[[Run, random.Random], bool]:
-    """Sends a signal to one of the processes that `words` name, at random."""
+    """Sends a signal to a random one of the processes that `words` name."""
 
     def hit(run: Run, dice: random.Random) -> bool:
         if not (found := run.processes(*words)):
@@ -194,7 +194,7 @@ def _signal(number: int, *words: str) -> Callable[[Run, random.Random], bool]:
 
 
 def _interrupt(run: Run, _: random.Random) -> bool:
-    """What a terminal does at ^C: the signal goes to the whole group."""
+    """Acts like ^C in a terminal: the signal goes to the whole group."""
     os.killpg(run.process.pid, signal.SIGINT)
     return True
 
@@ -214,7 +214,7 @@ def _database(run: Run, _: random.Random) -> bool:
 
 
 def _damage(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Run, random.Random], bool]:
-    """Ends all of the run at once, then changes one of its files."""
+    """Kills the whole run at once, then changes one of its files."""
 
     def hit(run: Run, dice: random.Random) -> bool:
         root = run.folder / "run"

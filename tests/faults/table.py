@@ -24,7 +24,7 @@ def write_table(rows: Iterable[Row], page: Path = PAGE) -> int:
 
 
 def table(rows: Iterable[Row]) -> list[str]:
-    """A line for each fault and outcome, with all the places where it came to that."""
+    """A line for each fault and outcome, with all the places where it had that outcome."""
     places: dict[tuple[str, str], set[str]] = {}
     for fault, where, outcome in rows:
         places.setdefault((fault, outcome), set()).add(where)

@@ -124,8 +124,8 @@ def cut_off(folder: Path) -> RunConfig:
     return config
 
 
-LONG_NAME = "has a name of 300 bytes in it, and names have up to"
-LONG_PATH = "files below it need 120 more: paths have"
+LONG_NAME = "has a name of 300 bytes in it, but names have up to"
+LONG_PATH = "files in it need 120 more, but paths"
 REFUSED: dict[str, tuple[Callable[[Path], RunConfig], str]] = {
     "a model that is not there": (
         lambda folder: a_config(folder, model=ModelConfig(path=str(folder / "nowhere"))),
@@ -459,11 +459,11 @@ def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Pat
     ("changes", "told"),
     [
         ({"kind": "self_train"}, 'recipe.kind is "self_train", expected "thinkpo"'),
-        ({"sft": None}, r"models write for the prompts of fine-tuning"),
+        ({"sft": None}, r"whose prompts the models write for"),
         ({"source": {"kind": "file", "path": "no.jsonl"}}, "recipe.source.path must name a file"),
         ({"source": {"kind": "models", "short": "no-model"}}, "no-model"),
         ({"source": {"kind": "models", "short_prompt": {"variant": "direct", "user_template": "no.j"}}}, "no.j"),
-        ({}, "data.source.demonstration_column is not"),
+        ({}, "data.source.demonstration_column isn't"),
     ],
 )
 def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):

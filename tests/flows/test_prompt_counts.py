@@ -41,7 +41,7 @@ def test_a_file_must_have_the_prompts_of_all_iterations_of_validation_and_of_tes
 def test_equal_instructions_and_empty_ones_count_once_and_not_at_all(tmp_path: Path):
     config = on_rows(tmp_path, [*numbered(8), *numbered(8), "", "  "])
     (told,) = too_few_prompts(config, 1)
-    assert "rows.jsonl has 8 different prompts, and the run takes more: data.test 2 + data.validation 3" in told
+    assert "rows.jsonl has 8 different prompts, but the run takes more: data.test 2 + data.validation 3" in told
     with pytest.raises(InputError, match="8 different prompts"):
         preflight(config)
 
@@ -52,7 +52,7 @@ def test_the_remedy_is_what_would_fit(tmp_path: Path):
     assert "data.per_iteration 4 × 3 iterations" in told
     assert "lower data.per_iteration to 3 at most, or --to (ITER) to 2 at most, or add rows" in told
     (told,) = too_few_prompts(on_rows(tmp_path, numbered(5)), 3)
-    assert told.endswith("add rows, lower these, or give validation and test files of their own")
+    assert told.endswith("add rows, lower these, or give validation and test their own files")
 
 
 def test_files_of_their_own_are_counted_apart_and_those_of_later_iterations_as_they_come(tmp_path: Path):
@@ -99,7 +99,7 @@ def test_all_prompts_are_those_that_the_test_set_leaves(tmp_path: Path, recipe: 
             {"data": {"per_iteration": "all", "source": {"kind": "file", "path": "a.jsonl"}}},
             "each iteration takes fresh",
         ),
-        ({"data": {"per_iteration": "all"}, "recipe": {"kind": "thinkpo", "sft": {}}}, "the miniature has no end"),
+        ({"data": {"per_iteration": "all"}, "recipe": {"kind": "thinkpo", "sft": {}}}, "the miniature is unlimited"),
         ({"data": {"per_iteration": "all", "synthetic": {}}}, "a model writes the prompts"),
     ],
 )

@@ -94,7 +94,7 @@ def test_an_ablation_is_made_again_when_one_of_its_runs_was_measured_anew(found:
 
 def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
-    with pytest.raises(ValueError, match="does not know what is right"):
+    with pytest.raises(ValueError, match="doesn't know the right answer"):
         RunConfig.model_validate({**values, "recipe": {"kind": "self_train"}, "judge": {"kind": "armorm"}})
 
 

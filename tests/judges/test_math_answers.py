@@ -14,6 +14,7 @@ import pytest
 from judges.math_answers import read_answer, settle
 from judges.math_checker import MathChecker
 from judges.verifier import Verifier
+from tests.sampling import sampled
 from tpo.config.judges import VerifierJudge
 from tpo.config.recipes import ThinkPo
 
@@ -283,11 +284,12 @@ ONE_NUMBER_TWICE = {
 def test_no_answer_of_math_500_equals_another_problems():
     answers = list(dict.fromkeys(row["answer"] for row in rows_of("math_500.jsonl")))
     pairs = [(one, other) for one, other in itertools.combinations(answers, 2) if not {one, other} & ONE_NUMBER_TWICE]
+    pairs = sampled("pairs of MATH-500", pairs, 12_000)
     same = [pair for pair in pairs if pair[0].replace(" ", "") == pair[1].replace(" ", "")]
     settled = {pair: settle(*map(read_answer, pair)) for pair in pairs}
     assert [pair for pair in pairs if settled[pair]] == same
     # Algebra takes a few hundredths of a second a pair: some of the 22,000.
-    algebra = random.Random(0).sample([pair for pair in pairs if settled[pair] is None], 300)
+    algebra = random.Random(0).sample([pair for pair in pairs if settled[pair] is None], 200)
     assert not [pair for pair in algebra if CHECKER.equal(*pair) is not False]
 
 

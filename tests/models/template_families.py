@@ -124,11 +124,19 @@ def _chatml(messages: Sequence[Message], to_answer: bool) -> Layout | None:
 
 
 def _qwen(messages: Sequence[Message], to_answer: bool) -> Layout | None:
-    if any(message["role"] == "assistant" and "</think>" in message["content"] for message in messages):
+    *earlier, last = messages
+    if last["role"] == "assistant" and "</think>" in last["content"]:
         return None
+    messages = [*map(_without_thought, earlier), last]
     if messages[0]["role"] != "system":
         messages = [Message(role="system", content="You are a helpful assistant."), *messages]
     return _chatml(messages, to_answer)
+
+
+def _without_thought(message: Message) -> Message:
+    if message["role"] != "assistant" or "</think>" not in message["content"]:
+        return message
+    return Message(role="assistant", content=message["content"].split("</think>")[-1].lstrip("\n"))
 
 
 def _mistral(messages: Sequence[Message], to_answer: bool) -> Layout | None:

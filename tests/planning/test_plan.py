@@ -80,6 +80,33 @@ def test_shapes_have_the_published_number_of_parameters(name: str, parameters: i
     assert PUBLISHED[name].kv_bytes(2) == kv_kib * 1024
 
 
+TODAY = {
+    "Qwen3-4B": ({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 2560,
+                  "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+                  "intermediate_size": 9728, "vocab_size": 151936, "max_position_embeddings": 40960,
+                  "tie_word_embeddings": True}, 4.02),
+    "Qwen3-8B": ({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096,
+                  "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+                  "intermediate_size": 12288, "vocab_size": 151936, "max_position_embeddings": 40960,
+                  "tie_word_embeddings": False}, 8.19),
+    "SmolLM3-3B": ({"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_size": 2048,
+                    "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4,
+                    "intermediate_size": 11008, "vocab_size": 128256, "max_position_embeddings": 65536,
+                    "tie_word_embeddings": True}, 3.08),
+    "Skywork-Reward-V2-Llama-3.1-8B": ({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama",
+                    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                    "intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 131072}, 7.50),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TODAY)
+def test_shapes_of_todays_models_are_those_of_their_configs(tmp_path: Path, name: str):
+    config, billions = TODAY[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert find_model(tmp_path).shape == PUBLISHED[name]
+    assert PUBLISHED[name].parameters / 1e9 == pytest.approx(billions, abs=0.006)
+
+
 def test_a_model_splits_over_divisors_of_its_heads_and_width():
     assert LLAMA_8B.degrees == [1, 2, 4, 8, 16, 32]
     assert PUBLISHED["Qwen2.5-1.5B-Instruct"].degrees == [1, 2, 4], "8,960 is not a multiple of 6 or 12"
@@ -217,7 +244,7 @@ def test_rounds_start_engines_more_often_for_the_same_work():
         before, after = (next(s for s in plan.stages if s.work.kind == kind) for plan in (one, four))
         assert after.work.rounds == times * before.work.rounds, kind
         assert after.work.expected == before.work.expected, kind
-        assert (after.starts > before.starts) is (times > 1), kind
+        assert (after.start_seconds > before.start_seconds) is (times > 1), kind
     assert four.seconds > one.seconds
 
 
@@ -329,7 +356,7 @@ SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
         (
             "llama3-8b-armorm",
             ["cluster.gpus=4"],
-            r"^engine needs 8 GPUs, but there are 4 \(as \[cluster\] describes",
+            r"^engine needs 8 GPUs, but there are 4 \(as described in \[cluster\]",
         ),
         ("llama3-8b-armorm", ["trainer.strategy=ddp"], r"^train needs 155.0 GiB of a GPU.*: set trainer.strategy = "),
         ("llama3-8b-ste", ["judge_engine.tensor_parallel=1"], r"^judge needs .*: raise judge_engine.tensor_parallel"),
@@ -406,9 +433,9 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
     ("name", "disk_gib", "fits", "last"),
     [
         ("laptop", 0.01, False, "or lower --to (ITER) or train.epochs"),
-        ("laptop", 0.08, True, "It may not fit: up to 85.0 MiB are written, and the disk has 81.9 MiB."),
+        ("laptop", 0.08, True, "It may not fit: it writes up to 85.0 MiB, but the disk has 81.9 MiB free."),
         ("laptop", 10, True, "It fits."),
-        ("llama3-8b-armorm", 10, True, "which this machine does not have (10.0 GiB): It fits."),
+        ("llama3-8b-armorm", 10, True, "GiB free (this machine's has 10.0 GiB): It fits."),
         ("llama3-8b-armorm", 10_000, True, "It fits."),
     ],
 )
@@ -432,7 +459,7 @@ def test_past_spending_is_listed_separately(tmp_path: Path, capsys: pytest.Captu
     plan = plan_run(config, 3)
     print_plan(plan)
     assert [line.tokens_out for line in plan.spent] == [12_345, 12_345]
-    assert "What it has spent already" in capsys.readouterr().out
+    assert "Spent so far" in capsys.readouterr().out
 
 
 def test_a_run_on_any_model_folder_is_planned_from_its_config_json(tmp_path: Path):
@@ -570,6 +597,6 @@ def test_a_files_prompts_are_counted_if_it_exists(tmp_path: Path):
     files = [f"data.source.path={path}", f"data.source.test_path={test}"]
     assert amounts("thinkpo-qwen2.5-3b", *files)["short sample"] == (1, 70, 70)
     plan = planned("thinkpo-qwen2.5-3b", *files, "data.per_iteration=71")
-    told = 'the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
-    assert any(f"{path} has 70 different prompts, and {told}" in problem for problem in plan.problems)
+    told = 'but the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
+    assert any(f"{path} has 70 different prompts, {told}" in problem for problem in plan.problems)
     assert not plan.fits

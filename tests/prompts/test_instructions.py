@@ -71,9 +71,9 @@ def test_no_instruction_contains_a_marker(output: str, finished: bool):
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{{ count }} {% for e in examples %}{{ e }}{% endfor %}", "shows 0 tasks where it is given 3"),
+        ("{{ count }} {% for e in examples %}{{ e }}{% endfor %}", "shows 0 tasks instead of 3"),
         ("{{ count }} {% for e in examples[:2] %}<task>{{ e }}</task>{% endfor %}", "shows 2 tasks"),
-        ("{{ count }} {% for e in examples %}<task>{{ e | upper }}</task>{% endfor %}", "not as they are"),
+        ("{{ count }} {% for e in examples %}<task>{{ e | upper }}</task>{% endfor %}", "or changes their text"),
         ("{% for e in examples %}<task>{{ e }}</task>{% endfor %}", "never says how many tasks are wanted"),
         ("{{ count }} {% for e in examples %}", "does not parse"),
         ("{{ unknown }}", "does not render"),

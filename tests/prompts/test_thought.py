@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from prompts.native import NativeThoughts
 from prompts.thought import VARIANTS, ParseError, ThoughtPrompt, load_prompt
+from tests.conversations import ADVISED, EARLIER, LAST, SYSTEM
 from tests.rows import SHARED_DATA
 from tpo.config.data import PromptConfig
 from tpo.errors import InputError
 from tpo.models.thinking_template import TAGS
+from tpo.records import Message
 
 GENERIC, SPECIFIC, DRAFT, DIRECT = (VARIANTS[name] for name in ("generic", "specific", "specific_draft", "direct"))
 THINKING = [prompt for prompt in VARIANTS.values() if prompt.response_marker]
@@ -69,6 +71,31 @@ def test_the_system_variant_leaves_the_query_bare():
 
 def test_the_direct_variant_is_the_query_and_nothing_else():
     assert DIRECT.render("Why?") == [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize("system", [False, True], ids=["", "with a system turn"])
+@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
+def test_the_thought_prompt_applies_to_the_last_turn_and_earlier_ones_stay_as_they_are(
+    prompt: ThoughtPrompt, system: bool
+):
+    earlier = ADVISED if system else EARLIER
+    *before, asked = prompt.render(LAST, earlier)
+    alone = prompt.render(LAST)
+    assert asked == alone[-1]
+    if prompt.system_template is None:
+        assert before == list(earlier)
+    else:
+        ours = alone[0]["content"]
+        assert before[0] == {"role": "system", "content": f"{ours}\n\n{SYSTEM}" if system else ours}
+        assert before[1:] == EARLIER
+
+
+@pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_earlier_turns_are_never_read_as_templates(prompt: ThoughtPrompt, text: str):
+    earlier = [Message(role=turn["role"], content=text) for turn in ADVISED]
+    assert prompt.render("Why?", earlier)[-3:-1] == earlier[1:]
+    assert prompt.render("Why?", earlier)[0]["content"].endswith(text)
 
 
 @pytest.mark.parametrize("instruction", HOSTILE)
@@ -250,10 +277,10 @@ def test_a_users_template_replaces_the_wording_and_keeps_the_markers(tmp_path: P
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("Write <R>.", "hold the instruction 0 times"),
-        ("<R> {{ instruction }} {{ instruction }}", "hold the instruction 2 times"),
-        ("<R> {{ instruction | upper }}", "hold the instruction 0 times"),
-        ("<R> {{ instruction | e }}", "hold the instruction 0 times"),
+        ("Write <R>.", "contain the instruction 0 times"),
+        ("<R> {{ instruction }} {{ instruction }}", "contain the instruction 2 times"),
+        ("<R> {{ instruction | upper }}", "contain the instruction 0 times"),
+        ("<R> {{ instruction | e }}", "contain the instruction 0 times"),
         ("Answer: {{ instruction }}", "never mention the response marker '<R>'"),
         ("<R> {{ instruction", "does not render"),
         ("<R> {{ instruction }} {{ nonsense }}", "does not render"),
@@ -281,7 +308,7 @@ def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path):
 
 def test_a_pipe_is_no_template(tmp_path: Path):
     os.mkfifo(tmp_path / "mine.jinja")
-    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it is no file"):
+    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a file"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 

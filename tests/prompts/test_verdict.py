@@ -345,9 +345,9 @@ def test_a_users_templates_replace_the_wording(tmp_path: Path):
 def test_the_labels_may_be_named_in_either_turn(tmp_path: Path):
     load_verdict_prompt(templates_of(tmp_path, system="Judge.", user=TAGS))
     load_verdict_prompt(templates_of(tmp_path, user=ARENA))
-    with pytest.raises(InputError, match=r"never mention \[\[A\]\] and \[\[B\]\], which verdicts are read from"):
+    with pytest.raises(InputError, match=r"never mention \[\[A\]\] and \[\[B\]\], from which verdicts are read"):
         load_verdict_prompt(templates_of(tmp_path, system="Judge.", user=ARENA))
-    with pytest.raises(InputError, match=r"never mention \[\[B\]\], which"):
+    with pytest.raises(InputError, match=r"never mention \[\[B\]\], from which"):
         load_verdict_prompt(templates_of(tmp_path, system="Say [[A]] if A wins.", user=ARENA))
 
 
@@ -362,30 +362,33 @@ def test_the_labels_may_be_named_in_either_turn(tmp_path: Path):
         ),
         ("[Q] {{ instruction }} [1] {{ first }} [2] {{ second }} {{ third }}", "first, second, third: expected"),
         ("", "shows nothing: expected {{ instruction }}, {{ first }}, {{ second }}"),
-        ("[Q] {{ instruction | upper }} [1] {{ first }} [2] {{ second }}", "holds Filter in line 1"),
-        ("[Q] {{ instruction }}\n[1] {{ first[:9] }} [2] {{ second }}", "holds Getitem in line 2"),
-        ("[Q] {{ instruction }} [1] {{ first }} [2] {{ second }} {% if first %}!{% endif %}", "holds If in line 1"),
-        ("[Q] {{ instruction }} [1] {{ first }} [2] {{ second }} {{ 1 / 0 }}", "holds Div in line 1"),
-        ("{% include '/etc/passwd' %}", "holds Include in line 1"),
-        ("{{ ''.__class__.__mro__ }}", "holds Getattr in line 1"),
+        ("[Q] {{ instruction | upper }} [1] {{ first }} [2] {{ second }}", "has Filter in line 1"),
+        ("[Q] {{ instruction }}\n[1] {{ first[:9] }} [2] {{ second }}", "has Getitem in line 2"),
+        ("[Q] {{ instruction }} [1] {{ first }} [2] {{ second }} {% if first %}!{% endif %}", "has If in line 1"),
+        ("[Q] {{ instruction }} [1] {{ first }} [2] {{ second }} {{ 1 / 0 }}", "has Div in line 1"),
+        ("{% include '/etc/passwd' %}", "has Include in line 1"),
+        ("{{ ''.__class__.__mro__ }}", "has Getattr in line 1"),
         ("[Q] {{ instruction", "does not parse"),
         ("{% for %}", "does not parse"),
         ("{{ " + "9" * 5000 + " }}", "does not parse"),
         ("{{ " + "(" * 50_000, "does not parse"),
-        ("Question: {{ instruction }} [1] {{ first }} [2] {{ second }}", "only 'Question:' stands before instruction"),
-        ("[Q] {{ instruction }}\n## One\n{{ first }} [2] {{ second }}", "only '## One' stands before first"),
-        ("[Q] {{ instruction }} [1] {{ first }}{{ second }}", "only '' stands before second"),
-        ("[Q] {{ instruction }} [1] {{ first }} [?] {{ second }}", r"only '\[\?\]' stands before second"),
-        ("[Q] [{{ instruction }}] [1] {{ first }} [2] {{ second }}", "said in instruction or beside it could complete"),
+        ("Question: {{ instruction }} [1] {{ first }} [2] {{ second }}", "only 'Question:' comes before instruction"),
+        ("[Q] {{ instruction }}\n## One\n{{ first }} [2] {{ second }}", "only '## One' comes before first"),
+        ("[Q] {{ instruction }} [1] {{ first }}{{ second }}", "only '' comes before second"),
+        ("[Q] {{ instruction }} [1] {{ first }} [?] {{ second }}", r"only '\[\?\]' comes before second"),
+        (
+            "[Q] [{{ instruction }}] [1] {{ first }} [2] {{ second }}",
+            "the text in instruction or next to it could complete",
+        ),
         (
             "[Q] [[ {{ instruction }} [1] {{ first }} [2] {{ second }}",
-            "said in instruction or beside it could complete",
+            "the text in instruction or next to it could complete",
         ),
         (
             "[Q] {{ instruction }} A]] [1] {{ first }} [2] {{ second }}",
-            "said in instruction or beside it could complete",
+            "the text in instruction or next to it could complete",
         ),
-        ("<q>{{ instruction }}</q> <a> <{{ first }} <b>{{ second }}", "said in first or beside it could complete"),
+        ("<q>{{ instruction }}</q> <a> <{{ first }} <b>{{ second }}", "the text in first or next to it could complete"),
         ("[Q] {{ instruction }}\n[A]\n{{ first }}\n[B]\n{{ second }}", r"could complete '\[\[a\]\]'"),
     ],
 )

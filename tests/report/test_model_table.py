@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tpo.errors import StoreError
+from tpo.records import Message
 from tpo.report.model_table import (
     MeasuredRow,
     ModelTable,
@@ -73,10 +74,11 @@ def test_what_models_write_is_shown_and_never_runs():
         ShownAnswer("base", None, HOSTILE, 3, 0.0, False, "cut_by_length"),
         ShownAnswer("SFT", HOSTILE, HOSTILE, 30, None, None, None),
     ]
-    asked = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers)
+    earlier = [Message(role="user", content=HOSTILE), Message(role="assistant", content=HOSTILE)]
+    asked = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers, earlier)
     page = render_model_table(MODEL_TABLE, config={"name": HOSTILE}, examples=[asked], spent=[])
     assert "<script" not in page and "<img" not in page
-    assert page.count("&lt;script&gt;") >= 7
+    assert page.count("&lt;script&gt;") >= 9
     assert page.index(">2<") < page.index(">10<")
     assert "base: wrong" in page and "breaks the format: cut by length" in page
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpo.config.run import RunConfig
-from tpo.records import Epoch, JudgeHealth
+from tpo.records import Epoch, JudgeHealth, Message
 from tpo.report.page import printable, subscripted
 from tpo.report.run_page import Example, findings, headline, render_report
 from tpo.report.summary import Interval, ModelRow, Summary
@@ -103,7 +103,7 @@ def page_of(*rows: ModelRow, examples: Sequence[Example] = (), config: Mapping[s
 
 def test_spending_is_shown_and_left_out_if_there_was_none():
     line = Spending("sample", 400, 3200, 12_100, 84_793, 125.0, 0.0, 250.0, 0.0)
-    total = Spending("in all", 400, 3200, 12_100, 84_793, 7325.0, 58_600.0, 250.0, 31.5)
+    total = Spending("total", 400, 3200, 12_100, 84_793, 7325.0, 58_600.0, 250.0, 31.5)
     summary = summary_of(*FULL)
     page = render_report(summary, config={}, epochs={}, margins={}, standings={}, examples=[], spent=[line, total])
     assert 'data-spent="sample"' in page
@@ -164,6 +164,14 @@ def test_nothing_that_a_model_or_a_data_set_wrote_becomes_markup() -> None:
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
     assert reader.texts.count(ALL_HOSTILE) == 4
     assert "49" not in "".join(reader.texts)
+
+
+def test_earlier_turns_are_shown_before_the_instruction_and_are_text() -> None:
+    earlier = [Message(role=role, content=f"{role} {ALL_HOSTILE}") for role in ("system", "user", "assistant")]
+    page = page_of(examples=[dataclasses.replace(EXAMPLE, earlier=earlier), EXAMPLE])
+    assert Reader(page, "said").texts == [turn["content"] for turn in earlier]
+    assert page.count('class="earlier"') == 1 and page.index('class="earlier"') < page.index('class="asked"')
+    assert {tag for tag, _ in Reader(page).elements}.isdisjoint({"script", "iframe", "img", "link"})
 
 
 @pytest.mark.parametrize(

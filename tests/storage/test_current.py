@@ -1,4 +1,4 @@
-"""Claims about when a finished run is current, and about what makes it not so."""
+"""Claims about when a finished run is current, and what makes it outdated."""
 
 import dataclasses
 import json

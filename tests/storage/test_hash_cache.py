@@ -1,4 +1,4 @@
-"""Claims about hashes that are remembered: the one that is told is always that of what the file holds."""
+"""Claims about cached hashes: the one returned always matches the file's content."""
 
 import functools
 import hashlib

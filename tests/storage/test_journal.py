@@ -1,4 +1,4 @@
-"""Claims about the journal: what it was told survives, and a line that was cut does not."""
+"""Claims about the journal: what was written to it survives, and a truncated line does not."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Claims about the ledger: what was spent is counted once, however a run was broken; a cap says how to go on."""
+"""Claims about the ledger: spending is counted once, however a run was interrupted; a cap says how to continue."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def test_tokens_time_and_money_add_up_over_starts(tmp_path: Path):
             CLOCK.seconds += 20
             meter.book(prompts=1, answers=2, tokens_in=3, tokens_out=4)
     sample, total = spending(read_ledger(tmp_path))
-    assert (sample.work, total.work) == ("sample", "in all")
+    assert (sample.work, total.work) == ("sample", "total")
     assert (total.prompts, total.answers, total.tokens_in, total.tokens_out) == (2, 4, 6, 8)
     assert (total.seconds, total.gpu_seconds, total.engine_seconds) == (40, 80, 0)
     assert total.cost == pytest.approx(6 * 2 + 8 * 3 + 80)

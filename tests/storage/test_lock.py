@@ -1,4 +1,4 @@
-"""Claims about the lock: one process writes to a run folder, and a dead one is no obstacle."""
+"""Claims about the lock: only one process writes to a run folder, and a dead one doesn't block it."""
 
 import errno
 import os

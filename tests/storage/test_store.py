@@ -1,4 +1,4 @@
-"""Claims about the run folder: what is written is all there or not there, and what is damaged is noticed."""
+"""Claims about the run folder: what is written is either complete or absent, and damage is noticed."""
 
 import dataclasses
 import json

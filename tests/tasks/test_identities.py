@@ -349,7 +349,8 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
     tmp_path: Path, name: str
 ):
     config = a_config(tmp_path)
-    stage = train_stage(config, "iter_1", *[Artifact(tmp_path, 1, kind) for kind in "mrp"])
+    model, reference, pairs = (Artifact(tmp_path, 1, kind) for kind in "mrp")
+    stage = train_stage(config, "iter_1", model, reference, pairs)
     noted = {**stage.config, "train": as_noted(config.train, exclude={"reference", "rounds"}) | {name: 123}}
     assert stage.changes(stage.inputs, noted) == []
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]

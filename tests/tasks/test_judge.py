@@ -1,4 +1,4 @@
-"""Claims about the judge stage: what was said is kept, asked once, and not trained on where the judge looks unsound."""
+"""Claims about the judge stage: judgments are kept, asked for once, and not trained on if the judge looks unsound."""
 
 import json
 from pathlib import Path

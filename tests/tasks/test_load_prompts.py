@@ -1,5 +1,6 @@
-"""Claims about which prompts a set takes: fresh ones, in the seed's order, and every other counted."""
+"""Claims about which prompts a set takes: fresh ones, in the seed's order, with every other one counted."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prompts.thought import VARIANTS
 from tasks.load_prompts import choose_prompts, load_prompts
-from tasks.source import make_prompt, origin, question_key, read_source
+from tasks.source import make_prompt, origin, question_key, read_source, why_unfit
+from tests.conversations import ADVISED, LAST, SHAPES, write_rows
 from tests.rows import a_config
 from tpo.config.base import SHIPPED_SEED_MODEL
-from tpo.config.data import DataConfig, FileSource, MiniatureSource
+from tpo.config.data import DataConfig, FileSource, MiniatureSource, ModelConfig
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
-from tpo.records import Artifact, Prompt, RowCounts
+from tpo.models.chat import ChatEncoder
+from tpo.records import Artifact, Message, Prompt, RowCounts, write_turns
 from tpo.storage.store import folder_artifact, read_manifest, read_rows
 
 
@@ -29,7 +34,7 @@ def ids_of(*instructions: str) -> set[str]:
 
 def chosen(*instructions: str, **changes: Any) -> tuple[list[str], RowCounts]:
     settings: dict[str, Any] = {"count": 2, "used": set(), "foreign": set(), "refuse_foreign": False, "name": "iter_1"}
-    settings["unfit"] = lambda text: "too_long" if len(text) >= 10 else None
+    settings["unfit"] = lambda prompt: "too_long" if len(prompt.instruction) >= 10 else None
     prompts, account = choose_prompts(prompts_of(*instructions), **(settings | changes))
     return [prompt.instruction for prompt in prompts], account
 
@@ -124,7 +129,7 @@ def test_sets_are_disjoint_and_accounts_add_up(texts: list[str], used: set[str],
 def of_source(folder: Path, name: str, *, seed: int = 0, **source: Any) -> Sequence[str]:
     data = DataConfig(source=FileSource(path=folder / "prompts.jsonl", **source))
     config = a_config(folder, data=data, seed=seed)
-    return [prompt.instruction for prompt in read_source(config, name)]
+    return [prompt.instruction for prompt in read_source(config, name) if isinstance(prompt, Prompt)]
 
 
 def test_all_sets_of_one_file_draw_from_it_in_one_order_of_the_seeds(tmp_path: Path):
@@ -147,3 +152,71 @@ def test_origins_are_equal_exactly_where_rows_are_shared(tmp_path: Path):
     assert len(set(origins)) == 3
     miniature = a_config(tmp_path, data=DataConfig(source=MiniatureSource()))
     assert origin(miniature, "iter_1/prompts") == origin(miniature, "iter_0/prompts/test")
+
+
+def asked(last: str, *before: str) -> Prompt:
+    """A conversation of user and assistant in turn."""
+    turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(before)]
+    return make_prompt(last, None, None, None, history=write_turns(turns))
+
+
+def test_a_single_turn_has_the_id_that_it_had_and_a_conversation_one_of_all_its_turns():
+    assert make_prompt("Why?", None, None, None).prompt_id == hashlib.sha256(b"Why?").hexdigest()[:16]
+    system = write_turns([Message(role="system", content="Be kind.")])
+    others = [
+        asked("Why?", "Hi", "Ho"),
+        asked("Why?", "Hi", "Hey"),
+        asked("Why?", "Hi", "Ho", "Hi", "Ho"),
+        make_prompt("Why?", None, None, None, history=system),
+        make_prompt(json.dumps([["user", "Hi"], ["assistant", "Ho"], ["user", "Why?"]]), None, None, None),
+    ]
+    assert len({prompt.prompt_id for prompt in [make_prompt("Why?", None, None, None), *others]}) == 6
+    assert asked("Why?", "Hi", "Ho") == others[0]
+
+
+def test_the_same_last_turn_is_fresh_after_other_turns_and_used_after_the_same():
+    first, other, same = asked("Why?", "Hi", "Ho"), asked("Why?", "Hi", "Hey"), asked("why? ", "hi", " HO")
+    settings: dict[str, Any] = {"foreign": set(), "refuse_foreign": False, "unfit": lambda prompt: None, "name": "x"}
+    alone = make_prompt("Why?", None, None, None)
+    prompts, account = choose_prompts([first, same, other, alone], count=3, used=set(), **settings)
+    assert prompts == [first, other, alone] and account.dropped == {"duplicate": 1}
+    used = {question_key(first.instruction, first.history)}
+    prompts, account = choose_prompts([same, other], count=1, used=used, **settings)
+    assert prompts == [other] and account.dropped == {"used_before": 1}
+
+
+def on_conversations(folder: Path, rows: Sequence[dict[str, Any]], **changes: Any) -> RunConfig:
+    path = write_rows(folder / "prompts.jsonl", rows)
+    source = FileSource(path=path, instruction_column="messages")
+    data = DataConfig.model_validate({"source": source, "per_iteration": 1, "validation": 1, "test": 1, **changes})
+    return a_config(folder, model=ModelConfig(), data=data)
+
+
+def test_what_cannot_be_a_prompt_is_counted_by_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tool = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "{}"}]
+    rows = [SHAPES["Tulu 3"].row, *({"messages": broken} for broken in (tool, tool, [], tool[1:]))]
+    config = on_conversations(tmp_path, rows)
+    data = config.data.model_copy(update={"per_iteration": "all"})
+    config = config.model_copy(update={"data": data})
+    artifact = load_prompts.fn(config, "iter_1/prompts", folder_artifact(SHIPPED_SEED_MODEL), [])
+    (prompt,) = read_rows(artifact, Prompt)
+    assert (prompt.instruction, prompt.earlier) == (LAST, ADVISED)
+    manifest = read_manifest(artifact.path)
+    assert manifest is not None and manifest.account is not None
+    assert manifest.account["dropped"] == {"tool_turn": 3, "no_user_turn": 1}
+    assert "1 prompts, 1 of them conversations up to their last user turn (" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@pytest.mark.parametrize("turns", [1, 15])
+def test_the_length_limit_counts_the_whole_conversation(tmp_path: Path, turns: int):
+    said = [*({"role": ("user", "assistant")[i % 2], "content": "hello"} for i in range(2 * turns - 1))]
+    config = on_conversations(tmp_path, [{"messages": said}])
+    encoder = ChatEncoder(SHIPPED_SEED_MODEL)
+    (prompt,) = [prompt for prompt in read_source(config, "iter_1/prompts") if isinstance(prompt, Prompt)]
+    tokens = len(VARIANTS["generic"].encode(encoder, prompt.instruction, prompt.earlier))
+    assert len(prompt.earlier) == 2 * turns - 2
+    for longest, reason in ((tokens, None), (tokens - 1, "too_long")):
+        data = config.data.model_copy(update={"max_prompt_tokens": longest})
+        assert why_unfit(config.model_copy(update={"data": data}), encoder)(prompt) == reason

@@ -1,4 +1,5 @@
-"""Claims about ThinkPO's pairs: long chosen, answers compared, every prompt that gives none accounted for."""
+"""Claims about ThinkPO's pairs: the long output is chosen, answers are compared, and every prompt without a pair is
+counted."""
 
 import itertools
 import re

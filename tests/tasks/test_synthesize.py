@@ -1,4 +1,4 @@
-"""Claims about prompts that a model writes: fresh ones alone are taken, every other is counted, nothing is lost."""
+"""Claims about prompts that a model writes: only fresh ones are taken, every other one is counted, nothing is lost."""
 
 import contextlib
 import json
@@ -22,9 +22,10 @@ from tests.rows import a_config, stored
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig
 from tpo.config.run import RunConfig
+from tpo.data.conversations import Unusable
 from tpo.errors import BudgetError, InputError, StageError
 from tpo.method.similarity import NearTexts
-from tpo.records import Artifact, Generation, Prompt, RowCounts
+from tpo.records import Artifact, Generation, Message, Prompt, RowCounts, write_turns
 from tpo.run_context import RunContext, using
 from tpo.storage.ledger import read_ledger
 from tpo.storage.store import read_manifest, read_rows
@@ -130,6 +131,16 @@ def test_examples_are_distinct_can_be_shown_and_were_not_taken():
     prompts = [make_prompt(text, "ref", None, None) for text in texts]
     pool = example_pool(iter(prompts), taken={prompts[1].prompt_id}, most=2)
     assert [prompt.instruction for prompt in pool] == ["a", "c"]
+
+
+def test_a_conversation_is_no_example():
+    history = write_turns([Message(role="user", content="Hi"), Message(role="assistant", content="Ho")])
+    source: list[Prompt | Unusable] = [
+        Unusable.TOOL_TURN,
+        make_prompt("a", None, None, None, history=history),
+        make_prompt("b", None, None, None),
+    ]
+    assert [prompt.instruction for prompt in example_pool(iter(source), taken=set(), most=3)] == ["b"]
 
 
 class Writer(MockWriter):

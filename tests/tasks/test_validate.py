@@ -52,12 +52,12 @@ def test_a_candidate_that_was_scored_on_far_fewer_prompts_than_another_is_not_ch
 
 
 def test_nothing_is_chosen_if_nothing_was_scored():
-    with pytest.raises(StageError, match="scored none of the answers"):
+    with pytest.raises(StageError, match="scored no answer"):
         choose([Standing(0, None, 1.0, parsed=5), Standing(1, None, 1.0)], 0.9)
 
 
 def test_if_no_answer_keeps_the_format_the_remedy_is_about_the_format():
-    with pytest.raises(StageError, match=r"keeps the format.*evaluation_max_attempts"):
+    with pytest.raises(StageError, match=r"follows the format.*evaluation_max_attempts"):
         choose([Standing(0, None, 0.0), Standing(1, None, 0.0)], 0.9)
 
 

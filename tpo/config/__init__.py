@@ -1,1 +1,1 @@
-"""What a run is told: every section of a profile, its fields, defaults and limits."""
+"""The configuration of a run: every section of a profile, with its fields, defaults and limits."""

@@ -1,4 +1,4 @@
-"""What all sections of a profile share: a frozen base with strict keys, limits of numbers, and addresses."""
+"""What all sections of a profile share: a frozen base class with strict keys, limits on numbers, server addresses."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from tpo.errors import shortened
 
 MINIATURE = "miniature"
-"""The model path that stands for the seed model, or the judge, shipped with the miniature world."""
+"""The model path that selects the seed model, or the judge, shipped with the miniature world."""
 
 
 SHIPPED = Path(__file__).parents[1] / "miniature"
@@ -24,15 +24,15 @@ SHIPPED_MODELS = {MINIATURE: SHIPPED_SEED_MODEL, f"{MINIATURE}-native": SHIPPED 
 
 
 SEED = "seed"
-"""The generator's model that stands for the run's own seed model, M_0."""
+"""The generator's model name that selects the run's own seed model, M_0."""
 
 
 MAX_NUMBER = 2**31 - 1
-"""The largest number that a setting may have: the largest that all libraries below take."""
+"""Largest value of a numeric setting: the largest that every library underneath accepts."""
 
 
 MAX_TOKENS = 10**15
-"""The same for counts of tokens, which add up over a whole run."""
+"""Largest token count, which is higher because tokens add up over a whole run."""
 
 
 class Section(BaseModel):
@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold, through unions and what annotates them."""
+    """The section classes that a field may hold, looking through unions and `Annotated`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_in(part)]
@@ -59,21 +59,21 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
 def _check_address(address: str) -> str:
     if "@" in address.partition("://")[2].partition("/")[0]:
         raise ValueError(
-            "the address holds a name or key before an @, and addresses are shown in errors and kept in config.json: "
-            "leave it out, keys come from the environment"
+            "the address has a user name or key before the @, and addresses appear in errors and in config.json: "
+            "leave it out; keys come from the environment"
         )
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        hint = "; an IPv6 address stands in brackets, http://[::1]:8000/v1" if address.count(":") > 2 else ""
-        raise ValueError(f"{error}: {address!r} is no address{hint}") from error
+        hint = "; an IPv6 address goes in brackets, http://[::1]:8000/v1" if address.count(":") > 2 else ""
+        raise ValueError(f"{error}: {address!r} isn't an address{hint}") from error
     if port == 0:
-        raise ValueError("expected an address with the name of a machine and, if need be, a port from 1 to 65535")
+        raise ValueError("expected an address with a host name and, if needed, a port from 1 to 65535")
     if re.search(r"[\s\x00-\x1f\x7f]", address):
-        raise ValueError(f"{address!r} holds white space: leave it out")
+        raise ValueError(f"{address!r} contains white space: remove it")
     if not host or parts.scheme.lower() not in ("http", "https"):
-        raise ValueError(f"{address!r} is no address: expected one such as http://localhost:8000")
+        raise ValueError(f"{address!r} isn't an address: expected one such as http://localhost:8000")
     return address
 
 
@@ -81,53 +81,53 @@ def _check_base_url(address: str) -> str:
     path = urlsplit(address).path.rstrip("/")
     if path.endswith(("/chat/completions", "/completions", "/chat", "/models")):
         base = re.sub(r"(?:/chat)?/completions$|/chat$|/models$", "", address.rstrip("/"))
-        raise ValueError(f"{address!r} goes on beyond the server's base: leave it at {base!r}")
+        raise ValueError(f"{address!r} is longer than the server's base URL: shorten it to {base!r}")
     return address
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
-"""Address of a server, without the name or key that an address can hold."""
+"""Address of a server, without a user name or key in it."""
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible server of chat completions."""
+    """An OpenAI-compatible server for chat completions."""
 
     base_url: Annotated[Address, AfterValidator(_check_base_url)] = Field(pattern=r"^https?://")
-    """Address up to and without `/chat/completions`, for example `http://localhost:8000/v1`."""
+    """Base URL, without `/chat/completions`: for example `http://localhost:8000/v1`."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself stands in no file. Unset, an empty key is sent."""
+    """Environment variable that holds the API key, which is never written to a file. If unset, an empty key is sent."""
     structured_outputs: bool = False
-    """Whether the server takes vLLM's `structured_outputs`, which holds a verdict to the two labels."""
+    """Whether the server supports vLLM's `structured_outputs`, which restricts a verdict to the two labels."""
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the server calls the longest reply. A server that refuses a form and names another one is asked in that."""
+    """The server's name for the limit on a reply's length. If it rejects this one and names the other, that is used."""
     min_token_limit: int = Field(1, ge=1)
-    """Smallest longest reply that the server takes; some want at least 16 tokens."""
+    """Smallest value of that limit that the server accepts; some want at least 16 tokens."""
     temperature: bool = True
-    """Whether a temperature is sent; some reasoning models take none but their own."""
+    """Whether to send a temperature; some reasoning models accept only their default."""
     top_logprobs: int = Field(20, ge=2, le=20)
-    """Alternatives to ask for at each token, with `mode = "probability"`; 20 is the most that OpenAI and vLLM give."""
+    """Alternatives to request per token with `mode = "probability"`; OpenAI and vLLM return at most 20."""
     system_role: Literal["send", "fold"] = "send"
-    """`fold` puts the text of a system turn before the user's, for a server or model without system turns."""
+    """`fold` puts a system turn's text at the start of the user's turn, for a server or model without system turns."""
     extra_body: dict[str, Any] = {}
-    """Further fields of each request, in place of ours where they have the same name: `{ reasoning_effort = "low" }`,
+    """Extra fields for each request, which override ours of the same name: `{ reasoning_effort = "low" }`,
     `{ chat_template_kwargs = { enable_thinking = false } }`."""
     concurrency: int = Field(16, ge=1)
-    """Calls under way at once."""
+    """Maximum number of calls in flight."""
     timeout_seconds: float = Field(120.0, gt=0)
-    """Longest wait for one answer."""
+    """Maximum wait for one answer."""
     retries: int = Field(8, ge=0)
-    """Times that a call is made again after 429, 5xx, a time-out or a broken connection."""
+    """Times that a call is retried after 429, 5xx, a time-out or a broken connection."""
     max_total_tokens: int | None = Field(None, ge=1)
-    """Tokens, in and out, after which whoever asks stops; None for no limit. What was said until then is kept."""
+    """Tokens, read and written, after which no more calls are made; None for no limit. Earlier answers are kept."""
     max_cost: float | None = Field(None, gt=0)
-    """The same in money, by the two prices; None for no limit."""
+    """The same limit in money, by the two prices; None for no limit."""
     input_price: float = Field(0.0, ge=0)
-    """Price of a million tokens read."""
+    """Price per million tokens read."""
     output_price: float = Field(0.0, ge=0)
-    """Price of a million tokens written."""
+    """Price per million tokens written."""
 
     @model_validator(mode="after")
     def _cost_has_prices(self) -> "Endpoint":
         if self.max_cost is not None and not (self.input_price or self.output_price):
-            raise ValueError("max_cost is set and no price is: set input_price and output_price, per million tokens")
+            raise ValueError("max_cost is set but no price is: set input_price and output_price, per million tokens")
         return self

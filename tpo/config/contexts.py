@@ -1,8 +1,8 @@
-"""How much context each model that writes must have: one list for preflight, the plan and the engines.
+"""Context length that each generating model needs: one list for preflight, the plan and the engines.
 
-A model is asked with its own prompts for outputs of its own length, so each has its own context, which is compared with
-its own model: ThinkPO's writer of short outputs (Qwen2.5-Math-7B, 4,096 positions) need not hold what the model that is
-trained writes (32,768).
+Each model has its own prompts and output lengths, so each needs its own context, which is checked against that model
+alone: ThinkPO's writer of short outputs (Qwen2.5-Math-7B, 4,096 positions) needn't fit what the model in training
+writes (32,768).
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.hub import local_path
 from tpo.config.recipes import PairModels, ThinkPo
 from tpo.config.run import RunConfig
 
@@ -18,18 +19,18 @@ Side = Literal["long", "short"]
 
 @dataclass(frozen=True)
 class Context:
-    """What one model is asked for at once."""
+    """The context that one model needs."""
 
     folder: Path | None
     """The model's folder; None for M_0 and its successors."""
     tokens: int
-    """Longest prompt and output together."""
+    """Maximum length of prompt plus output."""
     keys: str
     """The settings that add up to it."""
     work: str
-    """What the model does, as the plan has it."""
+    """What the model does, in the plan's terms."""
     remedy: str = "lower one of them"
-    """What to do if the model has less."""
+    """What to do if the model's context is shorter."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class PairWriter:
     folder: Path | None
     """Its folder; None for the model that is fine-tuned."""
     prompt: PromptConfig
-    """How it is asked."""
+    """How it is prompted."""
     sample: SampleConfig
     """How its outputs are sampled."""
 
     @property
     def work(self) -> str:
-        """What it does, as the plan has it."""
+        """What it does, in the plan's terms."""
         return f"{self.side} sample"
 
 
@@ -63,7 +64,7 @@ def pair_writers(config: RunConfig) -> list[PairWriter]:
 
 
 def contexts(config: RunConfig) -> list[Context]:
-    """What each model that writes is asked for; servers have their own limits, and are left out."""
+    """The context that each generating model needs; servers have their own limits and are left out."""
     prompt = config.data.max_prompt_tokens
     found = [
         Context(None, prompt + config.sample.max_new_tokens, "data.max_prompt_tokens + sample.max_new_tokens", "sample")
@@ -86,11 +87,11 @@ def contexts(config: RunConfig) -> list[Context]:
 
 
 def context_of(config: RunConfig, work: str = "sample") -> int:
-    """Context of the engine that does some work: its own model's; M_0's engines do all that M_0 is asked for."""
-    asked = contexts(config)
-    folder = next((each.folder for each in asked if each.work == work), None)
-    return max(each.tokens for each in asked if each.folder == folder)
+    """Context length of the engines for `work`: enough for everything that their model does."""
+    needed = contexts(config)
+    folder = next((each.folder for each in needed if each.work == work), None)
+    return max(each.tokens for each in needed if each.folder == folder)
 
 
 def _folder(model: str) -> Path | None:
-    return None if model == "seed" else Path(model)
+    return None if model == "seed" else local_path(model)

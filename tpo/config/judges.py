@@ -1,4 +1,4 @@
-"""Who scores, when a judge is stopped, and how pairs, validation and evaluation use the scores."""
+"""The judges, the limits on their health, and how pairs, validation and evaluation use their scores."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from tpo.config.base import MINIATURE, SHIPPED, Endpoint, Section
+from tpo.config.hub import ModelPlace, local_path
 from tpo.method.instructions.constraints import MAX_CONSTRAINTS
 
 
@@ -22,21 +23,21 @@ def check_answer_pattern(pattern: str) -> None:
 
 class VerifierJudge(Section):
     """Compares the answer in the response with the reference, or checks that the response follows the prompt's
-    verifiable instructions; the only judge that knows what is right."""
+    verifiable instructions; the only judge that knows the right answer."""
 
     kind: Literal["verifier"] = "verifier"
     """Names this judge."""
     match: Literal["exact", "math", "instructions"] = "exact"
-    """`exact` compares text without case and outer punctuation; `math` compares expressions, in LaTeX with or without
+    """`exact` compares text, ignoring case and outer punctuation; `math` compares expressions, in LaTeX with or without
     dollar signs: units, percent signs, number bases and `x =` count only if both answers write them; `instructions`
     needs no reference: the score is the share of the prompt's verifiable instructions (IFEval, 2311.07911) that the
-    response follows as it stands."""
+    unedited response follows."""
     answer_pattern: str = r"(?i)answer is:?\s+((?:[^.!?\n]|\.(?=\d))+)"
-    """Regular expression with one group; its last match is the answer. Without a match the whole response is. Plays no
-    role with `match = "instructions"`."""
+    """Regular expression with one group; its last match is the answer. Without a match, the whole response is. Unused
+    with `match = "instructions"`."""
     length_bias: float = Field(0.0, ge=0)
-    """Added to the score (1 right, 0 wrong, or the share of instructions) for every 100 characters: real judges like
-    length, and length control must have something to do."""
+    """Added to the score (1 right, 0 wrong, or the share of instructions) for every 100 characters: it imitates the
+    length bias of real judges, so that length control has something to correct."""
 
     @model_validator(mode="after")
     def _one_group(self) -> "VerifierJudge":
@@ -49,85 +50,89 @@ class RewardModelJudge(Section):
 
     kind: Literal["reward_model"] = "reward_model"
     """Names this judge."""
-    model: str
-    """A folder with safetensors, config and tokenizer."""
+    model: ModelPlace
+    """A folder with safetensors, config and tokenizer, or `hf://org/name@revision` on the model hub."""
     max_tokens: int = Field(4096, ge=8)
-    """Longest chat (instruction and response); a longer one is unscored and counted, never cut."""
+    """Maximum chat length (instruction and response); a longer chat is unscored and counted, never truncated."""
 
     @property
     def folder(self) -> Path:
-        """Where the model is."""
-        return Path(self.model)
+        """The model's folder."""
+        return local_path(self.model)
 
 
 class ArmoRMJudge(Section):
-    """ArmoRM (2406.12845): 19 attributes of a response, weighed by a gate that reads the prompt."""
+    """ArmoRM (2406.12845): scores 19 attributes of a response, weighted by a gate that reads the prompt."""
 
     kind: Literal["armorm"] = "armorm"
     """Names this judge."""
-    model: str = MINIATURE
-    """A folder in the published format, or `miniature` for the small one that is shipped."""
+    model: ModelPlace = MINIATURE
+    """A folder in the published format, `hf://org/name@revision` on the model hub, or `miniature` for the small one
+    shipped here."""
     max_tokens: int = Field(4096, ge=8)
-    """Longest chat (instruction and response); a longer one is unscored and counted, never cut."""
+    """Maximum chat length (instruction and response); a longer chat is unscored and counted, never truncated."""
 
     @property
     def folder(self) -> Path:
-        """Where the model is."""
-        return SHIPPED / "armorm" if self.model == MINIATURE else Path(self.model)
+        """The model's folder."""
+        return SHIPPED / "armorm" if self.model == MINIATURE else local_path(self.model)
 
 
 class PairwiseJudge(Section):
-    """A language model that compares two responses (Self-Taught Evaluator, 2408.02666); ratings follow from wins."""
+    """A language model that compares two responses (Self-Taught Evaluator, 2408.02666); ratings are fitted to its
+    verdicts."""
 
     kind: Literal["pairwise"] = "pairwise"
     """Names this judge."""
-    model: str = MINIATURE
-    """A folder with safetensors, config and tokenizer; `miniature` for the small one that is shipped; with an
-    endpoint the model's name there."""
+    model: ModelPlace = MINIATURE
+    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub; `miniature` for the
+    small one shipped here; with an endpoint, the model's name on that server."""
     endpoint: Endpoint | None = None
-    """A server to ask in place of engines of our own."""
+    """A server to use instead of the run's own engines."""
     mode: Literal["cot", "verdict", "probability"] = "cot"
-    """`cot` explains and then decides, as published; `verdict` decides at once, held to the two labels;
+    """`cot` explains and then decides, as published; `verdict` decides at once, restricted to the two labels;
     `probability` takes the probabilities of the two labels as a soft result."""
     tournament: Literal["all_pairs", "adaptive"] = "all_pairs"
-    """Which comparisons to ask: every ordered pair, as the paper does, or rounds that stop when best and worst are
+    """Which comparisons to make: every ordered pair, as in the paper, or rounds that stop when best and worst are
     clear."""
     ridge: float = Field(0.1, gt=0)
-    """Pull of the Bradley-Terry ratings towards 0; without it a response that wins everything has no finite one."""
+    """Regularization of the Bradley-Terry ratings towards 0; without it, a response that wins every comparison has no
+    finite rating."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Longest judgment; None for 2,048 (as published) or a quarter of the model's context where that is less, and for
-    8 tokens with `verdict` and `probability`. A model that reasons before it answers needs more."""
+    """Maximum judgment length. None for 2,048 (as published) or a quarter of the model's context, whichever is less;
+    with `verdict` and `probability`, for 8. A model that reasons before it answers needs more."""
     max_tokens: int = Field(8192, ge=64)
-    """Longest chat and judgment together, or the model's context where that is less; a longer comparison is counted
-    as not made, never cut."""
+    """Maximum length of chat plus judgment, or the model's context if that is less; a longer comparison is counted as
+    not made, never truncated."""
     max_response_chars: int = Field(20_000, ge=1)
-    """Longer responses are unscored and counted, never cut."""
+    """Longer responses are unscored and counted, never truncated."""
     system_template: Path | None = None
-    """A text file in place of the shipped system turn."""
+    """A text file that replaces the shipped system turn."""
     user_template: Path | None = None
-    """A Jinja file in place of the shipped user turn; it holds instruction, first and second, in this order."""
+    """A Jinja file that replaces the shipped user turn; it contains `instruction`, `first` and `second`, in this
+    order."""
 
     @property
     def folder(self) -> Path | None:
-        """Where the model is; None where a server has it."""
+        """The model's folder; None if it is on a server."""
         if self.endpoint is not None:
             return None
-        return SHIPPED / "evaluator" if self.model == MINIATURE else Path(self.model)
+        return SHIPPED / "evaluator" if self.model == MINIATURE else local_path(self.model)
 
     @property
     def server(self) -> str:
-        """The model and the server that has it, for people; empty where it is ours."""
+        """The model and its server, human-readable; empty without an endpoint."""
         return f"{self.model} at {self.endpoint.base_url}" if self.endpoint is not None else ""
 
     @model_validator(mode="after")
     def _endpoint_has_model(self) -> "PairwiseJudge":
         if self.endpoint is not None and self.model == MINIATURE:
-            raise ValueError("endpoint is set and model is not: name the model to ask for there")
+            raise ValueError("endpoint is set but model isn't: give the model's name on that server")
         return self
 
 
 def _kind_of(judge: Any) -> Any:
-    """A judge's kind; a section that names none is about the verifier."""
+    """A judge's kind; a section without one is the verifier's."""
     return judge.get("kind", "verifier") if isinstance(judge, dict) else getattr(judge, "kind", None)
 
 
@@ -142,42 +147,43 @@ JudgeConfig = Annotated[
 
 
 def compares(judge: JudgeConfig) -> bool:
-    """Whether a judge can only hold responses against each other, so that a response alone has no score."""
+    """Whether a judge only compares responses with each other, so that a single response has no score."""
     return judge.kind == "pairwise"
 
 
 class HealthConfig(Section):
-    """How sound a judge must look while it judges training samples, and how many pairs must come of them: beyond a
-    limit the run stops before it trains, and says which.
+    """Limits on how a judge behaves on training samples, and on how few pairs may result: if one is exceeded, the run
+    stops before training and names it.
 
-    The defaults stop what carries no information. With fewer than 30 cases behind a share (pairs asked in both orders,
-    decided comparisons, prompts, right–wrong pairs) it must be beyond its limit by more than chance.
+    The defaults reject judgments that carry no information. A share of fewer than 30 cases (pairs judged in both
+    orders, decided comparisons, prompts, right–wrong pairs) breaks its limit only if it is beyond it by more than
+    chance.
     """
 
     max_unscored: float = Field(0.2, ge=0, le=1)
-    """Largest share of responses that parse and that the judge did not score."""
+    """Maximum share of parsed responses that the judge did not score."""
     max_unparsable: float = Field(0.2, ge=0, le=1)
-    """Largest share of comparisons without a verdict that can be read."""
+    """Maximum share of comparisons without a parsable verdict."""
     max_ties: float = Field(0.9, ge=0, le=1)
-    """Largest share of comparisons that end in a tie."""
+    """Maximum share of comparisons that end in a tie."""
     min_swap_agreement: float = Field(0.0, ge=0, le=1)
-    """Least share of pairs, asked in both orders and decided in both, in which the same response wins. What chance
-    gives depends on how often the first response wins, which `min_swap_kappa` allows for."""
+    """Minimum share of pairs, judged and decided in both orders, in which the same response wins. The share expected by
+    chance depends on how often the first response wins, which `min_swap_kappa` accounts for."""
     min_swap_kappa: float = Field(0.1, ge=-1, le=1)
-    """Least agreement of the two orders beyond chance (Cohen's κ): 1 if the same response always wins, 0 if a coin
-    decides, or the place in which a response is shown."""
+    """Minimum agreement of the two orders beyond chance (Cohen's κ): 1 if the same response always wins, 0 if a coin
+    or the order decides."""
     max_first_rate: float = Field(0.8, ge=0, le=1)
-    """Largest share of decided comparisons that the response shown first wins."""
+    """Maximum share of decided comparisons that the response shown first wins."""
     max_equal: float = Field(0.9, ge=0, le=1)
-    """Largest share of prompts whose responses differ and all get the same score. Not asked of `verifier`, for which it
-    depends on how hard the prompts are."""
+    """Maximum share of prompts whose responses differ and all get the same score. Not applied to `verifier`, for which
+    it depends on how hard the prompts are."""
     max_length_correlation: float = Field(1.0, ge=0, le=1)
-    """Largest mean correlation of score and length within a prompt's responses."""
+    """Maximum mean correlation between score and length within a prompt's responses."""
     min_reference_agreement: float = Field(0.51, ge=0, le=1)
-    """Least share of right–wrong pairs of responses in which the right one scores higher, where references exist; equal
-    scores count half, so that a coin and constant scores give 0.5."""
+    """Minimum share of right–wrong pairs of responses in which the right one scores higher, if references exist; equal
+    scores count half, so a coin and constant scores both give 0.5."""
     min_pairs: float = Field(0.1, ge=0, le=1)
-    """Least share of prompts that give a pair to train on, in all recipes. Where fewer do, something is wrong with the
+    """Minimum share of prompts that yield a pair to train on, in all recipes. If fewer do, something is wrong with the
     outputs or their scores, or there is nothing left to learn."""
 
 
@@ -185,18 +191,18 @@ class PairConfig(Section):
     """How scores become preference pairs."""
 
     rho: float | Literal["auto"] = "auto"
-    """Strength of length control in [0, 0.5], or `auto`: the smallest that keeps chosen answers no longer than
+    """Strength of length control in [0, 0.5], or `auto`: the smallest that keeps chosen responses no longer than
     rejected ones."""
     thought_penalty: float = Field(0.0, ge=0, le=2)
-    """How much a longer thought must be better, as `rho` is for responses: this many standard deviations of the score
-    for one of the thought's length. The paper has none (0)."""
+    """Length penalty on thoughts: subtracts `thought_penalty` × z(thought length) from the z-scored judge score, as
+    `rho` does for responses. 0, as in the paper, disables it."""
     min_margin: float | None = Field(None, ge=0)
-    """Least spread of a group's raw scores, in the judge's own unit, since equally good responses have nothing to teach
-    but length. None for what suits the judge: half a right answer (`verifier`), one instruction (`verifier` with
-    `match = "instructions"`), half a nat (`pairwise`), and with reward models, whose units differ, any spread, as in
-    the paper."""
+    """Minimum spread of a group's raw scores, in the judge's own unit, since equally good responses teach nothing but
+    length. None for a default that suits the judge: half a right answer (`verifier`), one instruction (`verifier` with
+    `match = "instructions"`), half a nat (`pairwise`), or, for reward models, whose units differ, any spread, as in the
+    paper."""
     max_error_pair_ratio: float = Field(0.1, ge=0, le=0.5)
-    """Largest share of pairs whose rejected output breaks the format."""
+    """Maximum share of pairs whose rejected output breaks the format."""
     replay_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training pairs that are taken again from earlier iterations, in addition to the iteration's own and
     drawn by the run's seed. The paper has none (0)."""
@@ -209,12 +215,12 @@ class PairConfig(Section):
 
 
 def checks_instructions(judge: JudgeConfig) -> bool:
-    """Whether a judge checks verifiable instructions, which prompts must then bring."""
+    """Whether a judge checks verifiable instructions, which prompts must then have."""
     return isinstance(judge, VerifierJudge) and judge.match == "instructions"
 
 
 def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
-    """The least spread of a group's raw scores that makes a pair with this judge."""
+    """The minimum spread of a group's raw scores that makes a pair with this judge."""
     if pair.min_margin is not None:
         return pair.min_margin
     if checks_instructions(judge):
@@ -223,19 +229,19 @@ def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
 
 
 class ValidationConfig(Section):
-    """How the best checkpoint is chosen: mean judge score of parsed answers; M_t itself is a candidate."""
+    """How the best checkpoint is chosen: by mean judge score of parsed responses; M_t itself is a candidate."""
 
     min_parse_rate: float = Field(0.9, ge=0, le=1)
-    """Least share of outputs that parse at the first try; a checkpoint below it is not chosen."""
+    """Minimum share of outputs that parse at the first attempt; a checkpoint below it is not chosen."""
     min_scored_share: float = Field(0.8, ge=0, le=1)
-    """Least number of prompts with a score, as a share of those of the candidate that has most; a checkpoint below it
-    is not chosen, since its mean is over fewer and perhaps easier prompts."""
+    """Minimum number of prompts with a score, as a share of the best-covered candidate's; a checkpoint below it is not
+    chosen, since its mean is over fewer and perhaps easier prompts."""
 
 
 class EvaluationConfig(Section):
     """How the test set is judged."""
 
     judge: JudgeConfig = VerifierJudge()
-    """A judge of its own, so that what trains does not also grade; by default one without length bias."""
+    """A separate judge, so that the training signal doesn't also grade; by default a verifier without length bias."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Of all intervals."""
+    """Confidence level of all intervals."""

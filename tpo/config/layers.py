@@ -1,4 +1,4 @@
-"""Values of several files and overrides laid over each other, with the memory of where each is from."""
+"""The values of several files and overrides, merged, with a record of where each came from."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from tpo.errors import InputError
 class Layers:
     """The values of a profile; later ones win.
 
-    A section is merged key by key, lists and other values are replaced, and so is a section whose `kind` changes, since
-    its other keys belong to the kind that it had.
+    A section is merged key by key; lists and other values are replaced, and so is a section whose `kind` changes, since
+    its other keys belong to the old kind.
     """
 
     def __init__(self) -> None:
@@ -19,20 +19,20 @@ class Layers:
         self._origins: dict[tuple[str, ...], str] = {}
 
     def lay(self, values: Mapping[str, Any], origin: str, *, depth: int | None = None) -> None:
-        """Lays values from `origin` over those that are there.
+        """Adds a layer: values from `origin` that override the earlier ones.
 
-        What lies `depth` levels down is replaced and not merged; None merges all the way. Raises `InputError` if an
-        override, which has a depth, goes into a value as if it were a section.
+        Values `depth` levels down are replaced rather than merged; None merges all the way. Raises `InputError` if an
+        override, which has a depth, treats a value as if it were a section.
         """
         self._lay(self.values, values, origin, depth, ())
 
     def origin(self, key: Sequence[str]) -> str | None:
-        """Where the value at `key` is from, or the section that it is in; None if no layer has it."""
+        """Where the value at `key`, or the section around it, came from; None if no layer has it."""
         found = (self._origins.get(tuple(key[:length])) for length in range(len(key), 0, -1))
         return next((origin for origin in found if origin is not None), None)
 
     def mentioned(self, section: Sequence[str], message: str) -> dict[str, str]:
-        """The settings that a message about a section names, and where they are from; those that a layer has."""
+        """The settings named in a message about a section, with their origins; only those that a layer sets."""
         found = {}
         for name in re.findall(r"[a-z]\w*(?:\.\w+)*", message):
             key = (*section, *name.split("."))
@@ -60,7 +60,7 @@ class Layers:
             del self._origins[deeper]
 
     def _is_value(self, key: Sequence[str]) -> bool:
-        """Whether there is a value at `key`, and not a section."""
+        """Whether `key` holds a value rather than a section."""
         found: Any = self.values
         for name in key:
             if not isinstance(found, dict) or name not in found:

@@ -1,7 +1,7 @@
-"""Reads a profile: TOML and overrides in, a `RunConfig` out, or one error that names every fault with its remedy.
+"""Reads a profile: TOML and overrides in, a `RunConfig` out, or one error that lists every fault with its remedy.
 
-Old names are translated in each file and each override by itself (`tpo.config.renamed`), before they are laid over each
-other (`tpo.config.layers`), so that an old name in one of them and the new name in another are one setting.
+Old names are translated in each file and each override separately (`tpo.config.renamed`), before they are merged
+(`tpo.config.layers`), so that an old name in one of them and the new name in another are the same setting.
 """
 
 import difflib
@@ -22,17 +22,18 @@ from tpo.console import say
 from tpo.errors import InputError, shortened
 
 MAX_PROFILE_BYTES = 2**20
-"""Size of the largest profile that is read."""
+"""Maximum size of a profile."""
 
 
 def load_config(profile: Path, overrides: Sequence[str] = (), *, note: Note = say) -> RunConfig:
     """The run that a profile describes, with overrides of the form `section.key=value` applied in order.
 
-    A profile is TOML, or the `config.json` that a run keeps. It may name another in `base`, by a path from its own
-    folder, whose values are those that it does not set itself.
-    A value is read as TOML where it is TOML (`4`, `0.1`, `true`, `["a"]`) and as text otherwise. Paths in the
-    profile are relative to the current folder. `note` receives a line for each old name that a user wrote; what a run
-    keeps is read silently. Raises `InputError` naming the key, what was found, where, and what was expected.
+    A profile is TOML, or a run's `config.json`. It may name another in `base`, by a path relative to its own folder,
+    whose values apply unless it sets them itself.
+    An override's value is read as TOML if it is valid TOML (`4`, `0.1`, `true`, `["a"]`) and as text otherwise. Paths
+    in the profile are relative to the current folder. `note` receives a line for each old name that a user wrote; a
+    run's `config.json` is read silently. Raises `InputError` naming the key, what was found, where, and what was
+    expected.
     """
     layers = Layers()
     try:
@@ -54,20 +55,20 @@ def _noting(note: Note, path: Path) -> Note:
 
 
 def _with_bases(profile: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A profile's file and those that it is based on, with their values; the profile itself is last."""
+    """A profile and those that it is based on, with their values; the profile itself comes last."""
     found = [(profile, _read_profile(profile))]
     while (base := found[0][1].pop("base", None)) is not None:
         path = found[0][0]
         if not isinstance(base, str) or not base.endswith(".toml"):
             raise InputError(
-                f"profile {path}: base is {shortened(repr(base))}, expected the path of a profile from this folder, as "
-                '"base/thinkpo.toml"'
+                f"profile {path}: base is {shortened(repr(base))}, expected the path of a profile from this folder, "
+                'such as "base/thinkpo.toml"'
             )
         if any((path.parent / base).resolve() == other.resolve() for other, _ in found):
-            raise InputError(f'profile {path}: base is "{base}", which is based on this one: leave one of them out')
+            raise InputError(f'profile {path}: base is "{base}", which is based on this one: remove one of the two')
         found.insert(0, (path.parent / base, _read_profile(path.parent / base)))
     if len(found) > 1 and "name" not in found[-1][1]:
-        raise InputError(f"profile {profile} has a base and no name, which would be the base's: give it one")
+        raise InputError(f"profile {profile} has a base but no name, so it would get the base's name: give it its own")
     return found
 
 
@@ -97,12 +98,12 @@ def _read_profile(profile: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"profile {place} is not readable {kind}: {shortened(str(error))}") from None
     if not isinstance(values, dict):
-        raise InputError(f"profile {place} holds one {kind} value, expected sections and keys")
+        raise InputError(f"profile {place} is a single {kind} value, expected sections and keys")
     return values
 
 
 def _check_values(value: Any, where: str = "") -> None:
-    """Refuses what no file name, address or JSON can hold, before a library stumbles over it."""
+    """Rejects values that can't be in a file name, an address or JSON, before a library fails on them."""
     if isinstance(value, dict):
         for key, part in value.items():
             _check_values(key, f"the key {shortened(repr(key))}")
@@ -111,83 +112,83 @@ def _check_values(value: Any, where: str = "") -> None:
         for part in value:
             _check_values(part, where)
     elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        raise InputError(f"{shortened(where)} is a number of {value.bit_length()} bits: expected one that counts")
+        raise InputError(f"{shortened(where)} is a number of {value.bit_length()} bits: expected a smaller one")
     elif isinstance(value, str) and (found := _UNFIT.search(value)):
         raise InputError(
-            f"{shortened(where)} holds the character {found.group()!r} (in {shortened(repr(value))}): expected text "
+            f"{shortened(where)} contains the character {found.group()!r} (in {shortened(repr(value))}): expected text "
             "in UTF-8 without control characters"
         )
     elif isinstance(value, str) and value.startswith("~/"):
-        raise InputError(f"{shortened(where)} is {shortened(value)}, and ~ is not replaced here: write the path out")
+        raise InputError(f"{shortened(where)} is {shortened(value)}, but ~ isn't expanded here: write the path out")
 
 
 _MAX_BITS = 1024
 
 
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""Control characters but for tab and line ends, and what is left of bytes that are not UTF-8."""
+"""Control characters except tab and line ends, and surrogates, as Python decodes bytes that aren't UTF-8."""
 
 
 def _apply(layers: Layers, override: str, note: Note) -> None:
-    """Puts the value of an override in the place of what is there."""
+    """Adds an override as a layer that replaces what is there."""
     key, equals, text = override.partition("=")
-    told = f"override {shortened(repr(override))}"
+    what = f"override {shortened(repr(override))}"
     if not equals or not key:
         raise InputError(
-            f"{told} has no value, expected section.key=value, for example sample.k=4 (SET is split at "
-            "spaces: give a value with spaces to the command tpo with --set)"
+            f"{what} has no value, expected section.key=value, for example sample.k=4 (SET is split at "
+            "spaces: pass a value with spaces to the tpo command with --set)"
         )
     names = key.split(".")
     if not all(names):
-        raise InputError(f"{told} has an empty name in its key, expected section.key=value")
-    value = _value(text, told)
+        raise InputError(f"{what} has an empty name in its key, expected section.key=value")
+    value = _value(text, what)
     for name in reversed(names):
         value = {name: value}
-    # [sft] is a level deeper now; [thinkpo] and [self_train] share [recipe] with it: keys are replaced one by one.
+    # [sft] is now one level deeper; [thinkpo] and [self_train] share [recipe] with it, so keys are replaced one by one.
     deeper = names[0] == "sft" or (len(names) == 1 and names[0] in RECIPES)
     origin = f"override of {shortened(key)}"  # without its value, which may be a secret in the wrong place
-    layers.lay(translated(value, lambda line: note(f"{told}: {line}")), origin, depth=len(names) + deeper)
+    layers.lay(translated(value, lambda line: note(f"{what}: {line}")), origin, depth=len(names) + deeper)
 
 
-def _value(text: str, told: str) -> Any:
-    """What an override says: TOML, or else the text as it is."""
+def _value(text: str, what: str) -> Any:
+    """An override's value: TOML if it parses, else the text itself."""
     try:
         document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:
         if text.startswith(('"', "'")):
             raise InputError(
-                f"{told} begins with a quote and is not TOML ({shortened(str(error))}): close the quote, or "
+                f"{what} begins with a quote and is not TOML ({shortened(str(error))}): close the quote, or "
                 "leave quotes out"
             ) from None
         return text
     except ValueError as error:
-        raise InputError(f"{told} is not readable TOML: {shortened(str(error))}") from None
+        raise InputError(f"{what} is not readable TOML: {shortened(str(error))}") from None
     except RecursionError:
-        raise InputError(f"{told} is not readable TOML: it is nested too deeply") from None
+        raise InputError(f"{what} is not readable TOML: it is nested too deeply") from None
     return document["value"] if document.keys() == {"value"} else text
 
 
 def _explain(error: ValidationError, layers: Layers, profile: str) -> list[str]:
-    """A line for each fault: the key, what was expected and found, and where it is from if not from the profile."""
+    """A line for each fault: the key, what was expected and found, and its origin unless that is the profile."""
     lines = []
     for item in error.errors():
         key, known = _place(item["loc"])
         where = shortened(".".join(map(_spelled, key))) or "the run"
         if item["type"] == "extra_forbidden":
-            told = f"unknown key; known here: {', '.join(known)}{_meant(key[-1], known)}"
-            lines.append(f"  {where}: {told}{_from(layers, profile, key, '')}")
+            fault = f"unknown key; known here: {', '.join(known)}{_meant(key[-1], known)}"
+            lines.append(f"  {where}: {fault}{_from(layers, profile, key, '')}")
         else:
             is_clear = item["type"] == "missing" or isinstance(item["input"], dict | BaseModel)
             found = "" if is_clear else f" (found {shortened(json.dumps(item['input'], default=str))})"
             what = item["msg"].removeprefix("Value error, ")
-            if "discriminator" in what:  # pydantic's word for the key by which it tells sections apart
-                what = "expected a section with a key kind that says which it is"
+            if "discriminator" in what:  # pydantic's word for the key that selects a section's type
+                what = "expected a section whose key kind selects its type"
             lines.append(f"  {where}: {shortened(what, 500)}{found}{_from(layers, profile, key, what)}")
     return lines
 
 
 def _from(layers: Layers, profile: str, key: Sequence[str], message: str) -> str:
-    """Where what a fault is about is from, in brackets; empty for the profile itself."""
+    """The origin of the setting at fault, in parentheses; empty for the profile itself."""
     origin = layers.origin(key)
     if origin is not None and origin != profile and not layers.mentioned(key, message):
         return f" ({origin})"
@@ -196,18 +197,18 @@ def _from(layers: Layers, profile: str, key: Sequence[str], message: str) -> str
 
 
 def _spelled(name: str) -> str:
-    """A name of a key as TOML spells it."""
+    """A key's name in TOML's spelling."""
     return name if re.fullmatch(r"[\w-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """The known name that is nearest to one that is not known."""
+    """A suggestion: the known name closest to an unknown one, if any is close."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """Where an error is, as a profile spells it, and the keys known there; pydantic's place names union members too."""
+    """An error's location as a profile spells it, and the keys known there; pydantic's `loc` has union members too."""
     sections: list[type[BaseModel]] = [RunConfig]
     key: list[str] = []
     for part in map(str, loc):

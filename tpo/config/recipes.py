@@ -1,56 +1,56 @@
-"""The recipes, of which a run has one: TPO (2410.10630), ThinkPO (2502.13173), self-training with DPO (2407.18248)."""
+"""The recipes, one per run: TPO (2410.10630), ThinkPO (2502.13173), self-training with DPO (2407.18248)."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from tpo.config.base import Section
 from tpo.config.data import PromptConfig, SampleConfig
+from tpo.config.hub import DataPlace, ModelPlace
 from tpo.config.judges import check_answer_pattern
 from tpo.config.training import SftConfig
 
 
 class Tpo(Section):
-    """Thought Preference Optimization (2410.10630): the other sections say all of it."""
+    """Thought Preference Optimization (2410.10630): configured entirely by the other sections."""
 
     kind: Literal["tpo"] = "tpo"
     """Names this recipe."""
 
 
 class PairFile(Section):
-    """Pairs of a long and a short output from a file, as published ones are."""
+    """Pairs of a long and a short output from a file, such as published ones."""
 
     kind: Literal["file"] = "file"
     """Names this source."""
-    path: Path
-    """A file, a folder of files, or a dataset, as prompts may come from."""
+    path: DataPlace
+    """A file, a folder of files, a dataset, or an address on the hub, as for prompts."""
     instruction_column: str = "instruction"
-    """Column of what is asked: text, or a chat whose last user turn it is."""
+    """Column of the instructions: text, or a conversation whose last user turn is the instruction."""
     chosen_column: str = "chosen"
-    """Column of the long outputs: text, a message, or a chat whose last turn it is."""
+    """Column of the long outputs: text, a message, or a chat whose last turn is the output."""
     rejected_column: str = "rejected"
     """Column of the short outputs."""
 
 
 class PairModels(Section):
-    """Pairs of what two models, or the demonstrations and a model, have written for the prompts of fine-tuning."""
+    """Pairs written by two models, or by a model and the demonstrations, for the prompts used in fine-tuning."""
 
     kind: Literal["models"] = "models"
     """Names this source."""
-    long: str = "demonstrations"
-    """Folder of a model that writes long outputs, or `demonstrations` for those that were fine-tuned on, as the paper
-    has it."""
-    short: str = "seed"
-    """Folder of a model that writes short outputs, or `seed` for the one that is fine-tuned."""
+    long: ModelPlace = "demonstrations"
+    """Folder, or address on the hub, of a model that writes long outputs, or `demonstrations` for those that were
+    fine-tuned on, as the paper has it."""
+    short: ModelPlace = "seed"
+    """Folder, or address on the hub, of a model that writes short outputs, or `seed` for the one that is fine-tuned."""
     long_prompt: PromptConfig = PromptConfig(variant="direct")
-    """How the model of long outputs is asked."""
+    """How the model for long outputs is prompted."""
     short_prompt: PromptConfig = PromptConfig(variant="direct")
-    """How the model of short outputs is asked (the paper: to reason step by step, in few words)."""
+    """How the model for short outputs is prompted (the paper: to reason step by step, in few words)."""
     long_sample: SampleConfig = SampleConfig(temperature=0.7, top_p=0.9)
-    """How long outputs are sampled; one a prompt."""
+    """How long outputs are sampled, one per prompt."""
     short_sample: SampleConfig = SampleConfig(temperature=0.7, top_p=0.9)
-    """How short outputs are sampled; one a prompt (the paper: temperature 0.7, top-p 0.9, 1,024 tokens at most)."""
+    """How short outputs are sampled, one per prompt (the paper: temperature 0.7, top-p 0.9, up to 1,024 tokens)."""
 
 
 class ThinkPo(Section):
@@ -59,25 +59,25 @@ class ThinkPo(Section):
     kind: Literal["thinkpo"] = "thinkpo"
     """Names this recipe."""
     sft: SftConfig | None = None
-    """Supervised fine-tuning on the demonstrations; None for a model that has been fine-tuned already, whose pairs are
-    from a file."""
+    """Supervised fine-tuning on the demonstrations; None for an already fine-tuned model, with pairs from a file."""
     source: Annotated[PairFile | PairModels, Field(discriminator="kind")] = PairModels()
-    """Where long and short outputs are from."""
+    """Where long and short outputs come from."""
     answer_pattern: str = r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
-    """Regular expression with one group; its last match in an output is its answer, and a pair needs two."""
+    """Regular expression with one group; its last match in an output is the answer. Both outputs of a pair need one."""
     match: Literal["exact", "math"] = "math"
-    """How both answers are compared: as text, or as mathematics."""
+    """How the two answers are compared: as text, or as mathematics."""
     mismatched_answer_ratio: float = Field(0.0, ge=0, lt=1)
-    """Largest share of pairs whose answers differ; their long outputs are preferred all the same (the paper: 2,000 of
+    """Maximum share of pairs whose answers differ; the long output is preferred in them too (the paper: 2,000 of
     10,080)."""
     min_chosen_tokens: int = Field(1, ge=1)
-    """Shortest long output."""
+    """Minimum length of the long output."""
     max_chosen_tokens: int | None = Field(None, ge=1)
-    """Longest long output; None for what `train.max_tokens` leaves (the paper's script: below 8,192)."""
+    """Maximum length of the long output; None for whatever fits in `train.max_tokens` (the paper's script: below
+    8,192)."""
     gap: Literal["all", "small", "middle", "large"] = "all"
-    """Which third of the pairs, by how much longer their long outputs are: the paper's length-gap subsets."""
+    """Which third of the pairs to use, by how much longer the long output is: the paper's length-gap subsets."""
     max_pairs: int | None = Field(None, ge=1)
-    """Pairs to keep at most, drawn by the run's seed (the paper's subsets: 1,000)."""
+    """Maximum number of pairs, drawn with the run's seed (the paper's subsets: 1,000)."""
     swap: bool = False
     """Prefer the short outputs: the control experiment."""
 
@@ -88,28 +88,27 @@ class ThinkPo(Section):
 
 
 class SelfTrain(Section):
-    """DPO-augmented self-training (DPO-ST, 2407.18248): a model learns from those of its own answers that are right."""
+    """DPO-augmented self-training (DPO-ST, 2407.18248): a model learns from its own right answers."""
 
     kind: Literal["self_train"] = "self_train"
     """Names this recipe."""
     sft: SftConfig = SftConfig()
-    """Supervised fine-tuning, in which SFT_0 and every SFT_t are made."""
+    """Supervised fine-tuning, which makes SFT_0 and every SFT_t."""
     dpo: bool = True
-    """Whether the model is taught by DPO to tell right from wrong before it writes what the next one imitates; without,
-    this is classic self-training."""
+    """Whether DPO on right and wrong outputs comes before the model writes the next training set; without it, this is
+    classic self-training."""
     demonstrations: int | None = Field(None, ge=1)
-    """Questions whose demonstration is used, the first ones; None for all that have one, as the paper has it."""
+    """Use the demonstrations of the first N questions only; None for all, as in the paper."""
     pair_outputs: int = Field(5, ge=1, le=1000)
-    """Outputs a question that pairs are made of, sampled from the fine-tuned model."""
+    """Outputs per question for making pairs, sampled from the fine-tuned model."""
     label_outputs: int = Field(3, ge=1, le=1000)
-    """Outputs a question, the right ones of which are imitated next (the paper's K: 3, 5, 10)."""
+    """Outputs per question for the next fine-tuning, which uses the right ones (the paper's K: 3, 5, 10)."""
     dedup_threshold: float = Field(0.7, ge=0, le=1)
-    """Right outputs to one question that are more alike than this are one: the share of tokens, of those that either
-    has, that both have."""
+    """Similarity above which two right outputs to a question are duplicates: distinct tokens in both ÷ in either."""
     pairs_per_question: int = Field(3, ge=1)
-    """Pairs of a right and a wrong output to one question, at most; those that are least alike."""
+    """Maximum number of pairs of a right and a wrong output per question; the least similar are taken."""
     cap_quantile: float = Field(0.9, ge=0, le=1)
-    """Right outputs to one question that are imitated: at most as many as this share of the questions has."""
+    """Caps the right outputs per question used in fine-tuning at this quantile of their counts."""
 
 
 Recipe: TypeAlias = Tpo | ThinkPo | SelfTrain

@@ -1,8 +1,8 @@
-"""Old names of sections and keys: read as those of today, and used in manifests for ever.
+"""Old names of sections and keys: translated to today's when read, and kept in manifests forever.
 
-What a user or an earlier version wrote is translated before anything is validated, with a note for each key: validators
-reject and never rewrite. A manifest goes on naming values as the first one did (`as_noted`), so that a run folder made
-before a key was renamed is as complete as one made since.
+Profiles, overrides and older runs' files are translated before validation, with a note for each key, since validators
+reject and never rewrite. Manifests keep the original names (`as_noted`), so that a run folder made before a key was
+renamed is still complete.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -21,21 +21,21 @@ from tpo.config.training import SftConfig, TrainingConfig
 from tpo.errors import InputError
 
 Note = Callable[[str], None]
-"""Receives what to write in place of an old name."""
+"""Receives a line that says what to write instead of an old name."""
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A key that has another name today."""
+    """A renamed key."""
 
     section: type[Section]
-    """The section that has it, or what such sections have in common."""
+    """The section that has it, or the base class of all that do."""
     old: str
-    """What it was called; in manifests it still is."""
+    """The old name, which manifests still use."""
     new: str
-    """What it is called."""
+    """Today's name."""
     values: Mapping[str, str] = field(default_factory=dict)
-    """Old values and those of today, if they have other names too."""
+    """Today's values by the old ones, if values were renamed too."""
 
 
 RENAMED = (
@@ -54,20 +54,25 @@ RENAMED = (
     Renamed(EngineConfig, "max_sequences", "max_num_seqs"),
     Renamed(StorageConfig, "tries", "max_attempts"),
 )
+REMOVED: Mapping[str, str] = {
+    "hub_id": 'to take a model from the hub, write model.path = "hf://{value}"; a folder that is there needs nothing',
+    "hub_revision": "a revision follows the address: hf://org/name@revision",
+}
+"""Keys of `[model]` that are gone, with what to write instead; runs made before keep them."""
 RECIPES = ("thinkpo", "self_train")
-"""Kinds of recipes that used to be sections of their own."""
+"""Kinds of recipes that used to be separate sections."""
 
 
 def translated(values: Mapping[str, Any], note: Note) -> dict[str, Any]:
-    """The values of a profile, of some of its keys, or of a run's `config.json`, under today's names.
+    """The values of a profile, of some of its keys, or of a run's `config.json`, with today's names.
 
     Raises `InputError` if one setting has both its old and its new name.
     """
-    return _keys_translated(_sections_translated(values, note), [RunConfig], "", note)
+    return _keys_translated(_without_removed(_sections_translated(values, note), note), [RunConfig], "", note)
 
 
 def as_noted(section: Section, *, include: Set[str] | None = None, exclude: Set[str] | None = None) -> dict[str, Any]:
-    """A section's values, named by today's names in `include` and `exclude`, as manifests note them."""
+    """A section's values as manifests record them, by their old names; `include` and `exclude` take today's names."""
     values = section.model_dump(
         mode="json", include=None if include is None else {*include}, exclude=None if exclude is None else {*exclude}
     )
@@ -78,6 +83,16 @@ def as_noted(section: Section, *, include: Set[str] | None = None, exclude: Set[
     return values
 
 
+def _without_removed(values: dict[str, Any], note: Note) -> dict[str, Any]:
+    model = values.get("model")
+    if not isinstance(model, dict) or not REMOVED.keys() & model.keys():
+        return values
+    for name, remedy in REMOVED.items():
+        if model.get(name) is not None:
+            note(f"model.{name} is not read any more: {remedy.format(value=model[name])}")
+    return values | {"model": {name: value for name, value in model.items() if name not in REMOVED}}
+
+
 def _sections_translated(values: Mapping[str, Any], note: Note) -> dict[str, Any]:
     """The same with the recipe in one section."""
     old = {name: value for name, value in values.items() if name in (*RECIPES, "sft")}
@@ -85,11 +100,11 @@ def _sections_translated(values: Mapping[str, Any], note: Note) -> dict[str, Any
     given = [name for name, value in old.items() if value is not None]
     recipes = [name for name in given if name in RECIPES]
     if "sft" in given and not recipes and old.keys() >= set(RECIPES):
-        given.remove("sft")  # a run of TPO kept what its profile said of fine-tuning, and never used it
+        given.remove("sft")  # TPO runs kept their profile's fine-tuning section, but never used it
     clash = recipes if len(recipes) > 1 else [*given, "recipe"] if given and "recipe" in values else []
     if clash:
         both = " and ".join(f"[{name}]" for name in clash)
-        raise InputError(f"{both} are there, and a run has one recipe: keep one, with fine-tuning as [recipe.sft]")
+        raise InputError(f"{both} are both set, but a run has one recipe: keep one, with fine-tuning as [recipe.sft]")
     for name in recipes:
         note(f'[{name}] is deprecated: write [recipe] with kind = "{name}"')
         found["recipe"] = {"kind": name, **old[name]} if isinstance(old[name], dict) else old[name]
@@ -103,7 +118,7 @@ def _sections_translated(values: Mapping[str, Any], note: Note) -> dict[str, Any
 def _keys_translated(
     values: Mapping[str, Any], sections: Sequence[type[BaseModel]], above: str, note: Note
 ) -> dict[str, Any]:
-    """The same with today's keys in every section; `sections` are those that `values` may be."""
+    """The same with today's keys in every section; `sections` are the classes that `values` may belong to."""
     found = {}
     for old, value in values.items():
         key = next((key for key in RENAMED if key.old == old and _any_is(sections, key.section)), None)
@@ -112,7 +127,7 @@ def _keys_translated(
         else:
             name, today = key.new, key.values.get(value, value) if isinstance(value, str) else value
             if name in values:
-                raise InputError(f"{above}{old} is the old name of {above}{name}, and both are set: leave it out")
+                raise InputError(f"{above}{old} is the old name of {above}{name}, but both are set: remove the old one")
             also = f' = "{today}"' if today != value else ""
             note(f"{above}{old} is deprecated: write {above}{name}{also}")
         fields = [section.model_fields[name] for section in sections if name in section.model_fields]

@@ -1,4 +1,4 @@
-"""Where a run works and what it may spend: engines, trainers, cluster, storage, prices. No result depends on it."""
+"""Where a run works and what it may spend: engines, trainers, cluster, storage, prices. No result depends on these."""
 
 import re
 from pathlib import Path
@@ -10,55 +10,57 @@ from tpo.config.base import Address, Section
 
 
 class EngineConfig(Section):
-    """The vLLM engines that sample; says where and how fast, not what."""
+    """The vLLM engines that sample: where and how fast they run, not what they sample."""
 
     count: int = Field(1, ge=1)
-    """Engines, each in a Ray actor of its own; those that Ray has no room for join when it has."""
+    """Number of engines, each in its own Ray actor; those that don't fit in the cluster yet join later."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """What an engine runs on."""
+    """Device of each engine."""
     threads: int = Field(1, ge=1)
-    """CPU threads an engine."""
+    """CPU threads per engine."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What an engine computes in."""
+    """Precision in which an engine computes."""
     kv_cache_gib: float = Field(1.0, gt=0)
-    """KV cache of a CPU engine in GiB."""
+    """Size of a CPU engine's KV cache in GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of a GPU's memory that an engine takes."""
+    """Share of a GPU's memory that an engine uses."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs an engine, on one node or on several."""
+    """GPUs per engine, on one node or several."""
     max_num_seqs: int = Field(256, ge=1)
-    """Outputs that an engine works on at once."""
+    """Maximum number of outputs that an engine works on at once."""
     shard_prompts: int = Field(25, ge=1)
-    """Prompts handed to an engine at a time: what is done again after a crash."""
+    """Prompts per shard, the unit of work: a crash loses at most the shards in progress."""
     shard_seconds: float = Field(900.0, gt=0)
-    """Longest time for one shard; an engine that takes longer is taken to hang and replaced."""
+    """Time limit for one shard; an engine that exceeds it is assumed to hang and is replaced."""
     start_seconds: float = Field(900.0, gt=0)
-    """Longest time for an engine to start, its model loaded."""
+    """Time limit for starting an engine, including loading its model."""
 
 
 class JudgeEngineConfig(EngineConfig):
-    """The engines that judge, where the judge is a model of our own: vLLM for `pairwise`, torch for reward models."""
+    """The engines of a judge that is a local model: vLLM for `pairwise`, torch for reward models."""
 
     batch_tokens: int = Field(4096, ge=64)
-    """Tokens that a reward model reads at once; a longer chat is read alone. A GPU wants more."""
+    """Tokens that a reward model reads at once; a longer chat is read alone. A GPU can take more."""
 
 
 class TrainerConfig(Section):
-    """The workers that train; says where and how fast, not what."""
+    """The workers that train: where and how fast they run, not what they train."""
 
     workers: int = Field(1, ge=1)
-    """Data-parallel workers of Ray Train; a step takes the same pairs and weighs them alike however many there are."""
+    """Data-parallel workers of Ray Train; a step has the same pairs with the same weights for any number of workers."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """`ddp` gives every worker the whole model; `fsdp` spreads weights, gradients and optimiser over the workers."""
+    """`ddp` gives every worker the whole model; `fsdp` shards weights, gradients and optimizer state over the
+    workers."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """What a worker runs on."""
+    """Device of each worker."""
     threads: int = Field(2, ge=1)
-    """CPU threads a worker."""
+    """CPU threads per worker."""
     checkpoint_share: float = Field(0.05, gt=0, le=1)
-    """Largest share of the training time that may be spent on saving checkpoints, from which a training that was
-    stopped resumes: after a save that took a minute, the next is due 20 minutes later."""
+    """Maximum share of training time spent on saving checkpoints for resuming: after a save that took a minute, the
+    next is due 20 minutes later."""
     stall_seconds: float = Field(1800.0, gt=0)
-    """Time without any step after which a worker counts as hung: it is killed, and goes on from its last checkpoint."""
+    """Time without a step after which a worker counts as hung: it is killed, and training resumes from the last
+    checkpoint."""
 
     @model_validator(mode="after")
     def _spread_over_several(self) -> "TrainerConfig":
@@ -70,73 +72,72 @@ class TrainerConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where to watch a training from: what the trainer measures in each step goes there too."""
+    """The experiment tracker that receives the trainer's metrics of each step."""
 
     to: Literal["tensorboard", "wandb", "mlflow", "trackio", "none"] = "tensorboard"
-    """The tracker. `tensorboard` writes to the run's folder; the others are installed apart, take their servers and
-    keys from their own environment variables (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, …), and send where those say."""
+    """The tracker. `tensorboard` writes to the run's folder; the others are installed separately and take their servers
+    and keys from their own environment variables (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, …)."""
     project: str = Field("tpo", min_length=1)
-    """The project (W&B, trackio) or experiment (MLflow) that trainings appear in; each is named `<run>-iter_<t>`."""
+    """The project (W&B, trackio) or experiment (MLflow) in which trainings appear, named `<run>-iter_<t>`."""
 
 
 class ClusterConfig(Section):
-    """Where Ray is."""
+    """The Ray cluster to use, and its hardware for the plan."""
 
     address: str | None = None
     """Address of a running Ray cluster (`auto` finds one on this machine), or None to start Ray for this run."""
     nodes: int = Field(1, ge=1)
-    """Machines that the plan reckons with."""
+    """Machines that the plan assumes."""
     gpus: int | None = Field(None, ge=1)
-    """GPUs a machine that the plan reckons with; None for those of this machine."""
+    """GPUs per machine that the plan assumes; None for as many as this machine has."""
     gpu_memory_gib: float | None = Field(None, gt=0)
-    """Memory of each, in GiB as `nvidia-smi` shows it (an H100 of 80 GB has 79.6); None for what this machine's
-    have."""
+    """Memory of each GPU, in GiB as `nvidia-smi` shows it (an 80 GB H100 has 79.6); None for that of this machine's."""
     gpu: str | None = None
-    """What they are called, as in `H100`: a first forecast guesses their speed by it, and the ledger notes it. None for
-    what this machine's are called."""
+    """Model of the GPUs, such as `H100`: a first forecast guesses their speed from it, and the ledger records it. None
+    for this machine's."""
 
 
 class ThroughputConfig(Section):
-    """What the plan reckons with; None for what past runs show, or else a guess. A device is a GPU, or on CPUs one
-    engine or worker."""
+    """Speeds and lengths for the plan's forecast; None for what past runs measured, or else a guess. A device is a GPU
+    or, on CPUs, one engine or worker."""
 
     sample: float | None = Field(None, gt=0)
-    """Tokens a second that a device writes when it samples."""
+    """Tokens per second that a device writes when sampling."""
     judge: float | None = Field(None, gt=0)
-    """Tokens a second, read and written, of a device that judges; of a server, of all its calls together."""
+    """Tokens per second, read and written, of a judging device, or of all calls to a server together."""
     train: float | None = Field(None, gt=0)
-    """Tokens of pairs a second that a device trains on, each pass counted."""
+    """Tokens of pairs per second that a device trains on, counting every pass."""
     prompt_tokens: float | None = Field(None, gt=0)
-    """Mean tokens of a prompt, thought prompt and chat template included."""
+    """Mean prompt length in tokens, including thought prompt and chat template."""
     output_tokens: float | None = Field(None, gt=0)
-    """Mean tokens of an output, thought and response."""
+    """Mean output length in tokens, thought plus response."""
     response_share: float = Field(0.5, gt=0, le=1)
-    """Share of an output that is its response, which is all that judges read."""
+    """Share of an output that is its response, the only part that judges read."""
     prompts: int | None = Field(None, ge=1)
-    """Prompts that `data.per_iteration = "all"` is taken for as long as the file isn't there to be counted."""
+    """Number of prompts to assume for `data.per_iteration = "all"` while the file isn't there to be counted."""
     judgment_tokens: float | None = Field(None, gt=0)
-    """Mean tokens that a judge writes a comparison, where it explains."""
+    """Mean tokens that a judge writes per comparison, if it explains itself."""
 
 
 class PricesConfig(Section):
-    """What things cost, in the currency in which an endpoint's prices are too."""
+    """What things cost, in the same currency as an endpoint's prices."""
 
     gpu_hour: float = Field(0.0, ge=0)
-    """An hour of one GPU."""
+    """Price of one GPU for an hour."""
 
 
 class BudgetConfig(Section):
-    """Caps on what a run may spend by its ledger, earlier starts and attempts included; None for no limit.
+    """Caps on what a run may spend by its ledger, including earlier starts and attempts; None for no limit.
 
-    Looked at before each shard of sampling and judging, and twice a second while a model trains, whose steps are booked
-    every half minute. At a cap the run stops with all that is complete kept, and of a training a checkpoint; with a
-    higher one the same command goes on.
+    Checked before each shard of sampling and judging, and twice a second during training, whose steps are booked every
+    half minute. At a cap the run stops; everything complete is kept, and a training leaves a checkpoint. With a higher
+    cap, the same command resumes.
     """
 
     hours: float | None = Field(None, gt=0)
-    """Hours that the stages have worked."""
+    """Working hours of all stages together."""
     tokens: int | None = Field(None, ge=1)
-    """Tokens read and written: sampled, judged and, each pass counted, trained on."""
+    """Tokens read and written: sampled, judged and, counting every pass, trained on."""
     cost: float | None = Field(None, gt=0)
     """Money, by `prices` and the prices of endpoints."""
 
@@ -152,13 +153,13 @@ def _check_url(url: str) -> str:
 
 
 BucketUrl = Annotated[str, AfterValidator(_check_url)]
-"""`s3://bucket` or `s3://bucket/prefix`, in letters that every server takes as they are."""
+"""`s3://bucket` or `s3://bucket/prefix`, in characters that every server takes unescaped."""
 
 
 class StorageConfig(Section):
-    """How a bucket is reached, where `folder` names one.
+    """How to reach the bucket, if `folder` is in one.
 
-    Keys stand in no file of ours: they, and what is left out here, come from where AWS's tools look for them
+    Keys are never written to a file: they, and anything not set here, come from where AWS's tools look for them
     (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_DEFAULT_REGION, the machine's role).
     """
 
@@ -167,14 +168,15 @@ class StorageConfig(Section):
     region: str | None = None
     """Region of the bucket, or None for that of AWS_DEFAULT_REGION or the user's AWS profile."""
     cache: Path = Path(".cache/tpo")
-    """Folder of this machine for the working copies of runs in buckets; deleted, it is fetched again."""
+    """Local folder for the working copies of runs in buckets; if it is deleted, they are fetched again."""
     max_attempts: int = Field(8, ge=1)
-    """Times that a server is asked that is overloaded, slow, or cuts a connection, with growing pauses up to 20 s."""
+    """Attempts per request while a server is overloaded, slow or drops connections, with growing pauses up to 20 s."""
     timeout_seconds: float = Field(60.0, gt=0)
-    """Longest silence of a server that is connected to or asked."""
+    """Maximum time to wait for a connection or for a silent server."""
     lease_seconds: float = Field(60.0, ge=2)
     """Time without a sign of life after which another machine may take over a run."""
     journal_seconds: float = Field(10.0, ge=0)
-    """Least time between two puts of the journal of what a judge says: what is asked again after a machine is lost."""
+    """Minimum time between two uploads of the journal of a judge's answers; if the machine is lost, the judge is asked
+    again for answers since the last one."""
     part_mib: int = Field(64, ge=5, le=5120)
-    """Size in MiB above which a file goes in parts of that size, and is fetched only when it is used."""
+    """Size in MiB above which a file is uploaded in parts of that size, and fetched only when it is used."""

@@ -1,16 +1,18 @@
-"""A whole run in one frozen object, `RunConfig`, with the limits that tie its sections together.
+"""A whole run in one frozen object, `RunConfig`, with the constraints between its sections.
 
 Validators reject and never rewrite: what a user wrote is what runs. Nothing here imports torch, Ray or Prefect.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from tpo.config.base import Section
 from tpo.config.data import DataConfig, MiniatureSource, ModelConfig, PromptConfig, SampleConfig
+from tpo.config.hub import Pin
 from tpo.config.judges import (
     EvaluationConfig,
     HealthConfig,
@@ -41,38 +43,38 @@ R = TypeVar("R", Tpo, ThinkPo, SelfTrain)
 
 
 class RunConfig(Section):
-    """A whole run. `runs/<name>/config.json` keeps the resolved copy."""
+    """A whole run. The resolved copy is saved as `runs/<name>/config.json`."""
 
     name: str = Field("laptop", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run and of its folder below `folder`."""
+    """Name of the run and of its folder in `folder`."""
     folder: Annotated[
         Annotated[Path, Tag("path")] | Annotated[BucketUrl, Tag("url")], Discriminator(_kind_of_folder)
     ] = Path("runs")
     """Where run folders live: a folder on a local or shared file system, or `s3://bucket/prefix`."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Of prompts, sampling, pair quota and training order."""
+    """Random seed of prompts, sampling, pair quota and training order."""
     model: ModelConfig = ModelConfig()
     """The seed model."""
     data: DataConfig = DataConfig()
     """The prompts."""
     prompt: PromptConfig = PromptConfig()
-    """How the model is asked."""
+    """How the model is prompted to think."""
     sample: SampleConfig = SampleConfig()
     """How outputs are sampled."""
     judge: JudgeConfig = VerifierJudge()
-    """Who scores responses."""
+    """What scores responses."""
     pair: PairConfig = PairConfig()
     """How scores become pairs."""
     train: TrainConfig = TrainConfig()
     """The DPO step."""
     recipe: Annotated[Recipe, Field(discriminator="kind")] = Tpo()
-    """What is made of all this, and in which order."""
+    """Which training method the run follows."""
     validation: ValidationConfig = ValidationConfig()
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the test set is judged."""
     health: HealthConfig = HealthConfig()
-    """How sound the judge must look."""
+    """Limits on how the judge behaves."""
     engine: EngineConfig = EngineConfig()
     """Where sampling runs."""
     judge_engine: JudgeEngineConfig = JudgeEngineConfig()
@@ -82,29 +84,42 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     """Where Ray is."""
     throughput: ThroughputConfig = ThroughputConfig()
-    """How fast the plan takes the machines to be."""
+    """Speeds and lengths for the plan's forecast."""
     prices: PricesConfig = PricesConfig()
     """What things cost."""
     budget: BudgetConfig = BudgetConfig()
     """What the run may spend."""
     tracking: TrackingConfig = TrackingConfig()
-    """Where a training can be watched."""
-
+    """Where training metrics go."""
     storage: StorageConfig = StorageConfig()
-    """How a bucket is reached, where `folder` names one."""
+    """How to reach the bucket, if `folder` is in one."""
+
+    _hub_pins: Mapping[str, Pin] = PrivateAttr(default_factory=dict)
+
+    @property
+    def hub_pins(self) -> Mapping[str, Pin]:
+        """What addresses on the hub were resolved to, by those that the profile has (`tpo.hub`); in no file of the
+        config, whose own addresses have the commits."""
+        return self._hub_pins
+
+    def with_hub_pins(self, pins: Mapping[str, Pin]) -> "RunConfig":
+        """The same config with other ones."""
+        found = self.model_copy()
+        found._hub_pins = dict(pins)
+        return found
 
     @property
     def root(self) -> Path:
-        """The run's folder; of a run in a bucket, the working copy on this machine."""
+        """The run's folder; for a run in a bucket, its working copy on this machine."""
         if isinstance(self.folder, Path):
             return self.folder / self.name
-        address = f"{self.storage.endpoint_url or ''} {self.folder}"  # a bucket's name is its server's alone
+        address = f"{self.storage.endpoint_url or ''} {self.folder}"  # two servers may have buckets of the same name
         digest = hashlib.sha256(address.encode()).hexdigest()[:8]
         return self.storage.cache / f"{self.folder.removeprefix('s3://').split('/')[0]}-{digest}" / self.name
 
     @property
     def place(self) -> str:
-        """Where the run is, for people: its folder, or its address in a bucket."""
+        """Where the run is, human-readable: its folder, or its address in a bucket."""
         return str(self.root) if isinstance(self.folder, Path) else f"{self.folder}/{self.name}"
 
     @property
@@ -114,7 +129,7 @@ class RunConfig(Section):
 
     @property
     def fine_tuning(self) -> SftConfig:
-        """The same for stages that only a recipe with fine-tuning has; raises `InputError` in others."""
+        """The same for stages that only recipes with fine-tuning have; raises `InputError` in others."""
         if self.sft is None:
             raise InputError(f'recipe.kind is "{self.recipe.kind}", without fine-tuning: add a section [recipe.sft]')
         return self.sft
@@ -125,23 +140,23 @@ class RunConfig(Section):
         return self.data.count // self.train.rounds
 
     def recipe_as(self, kind: type[R]) -> R:
-        """The recipe, as one of that kind; raises `InputError` if it is another."""
+        """The recipe, which must be of that kind; raises `InputError` if it is another."""
         if not isinstance(self.recipe, kind):
             raise InputError(
-                f'recipe.kind is "{self.recipe.kind}", expected "{kind().kind}": take another profile, or call the '
-                "command of this recipe (tpo iterate or compare, tpo thinkpo, tpo self-train)"
+                f'recipe.kind is "{self.recipe.kind}", expected "{kind().kind}": use another profile, or the command '
+                "for this recipe (tpo iterate or compare, tpo thinkpo, tpo self-train)"
             )
         return self.recipe
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "RunConfig":
         if isinstance(self.recipe, ThinkPo):
-            return self  # whose pairs are not of what `sample` describes, and are counted where they are too long
+            return self  # its pairs aren't sampled as `sample` says; pairs that are too long are dropped and counted
         longest = self.data.max_prompt_tokens + self.sample.max_new_tokens
         if longest > self.train.max_tokens:
             raise ValueError(
                 f"data.max_prompt_tokens + sample.max_new_tokens is {longest}, more than train.max_tokens "
-                f"({self.train.max_tokens}): pairs would be dropped for length alone"
+                f"({self.train.max_tokens}): pairs would be dropped just for their length"
             )
         return self
 
@@ -151,11 +166,11 @@ class RunConfig(Section):
             return self
         if isinstance(self.recipe, Tpo):
             raise ValueError(
-                'data.per_iteration is "all", and each iteration takes fresh prompts: set it to a number (it goes with '
-                'recipe.kind = "thinkpo" or "self_train", which have one set of prompts)'
+                'data.per_iteration is "all", but each iteration takes fresh prompts: set it to a number ("all" goes '
+                'with recipe.kind = "thinkpo" or "self_train", which have a single set of prompts)'
             )
         if isinstance(self.data.source, MiniatureSource):
-            raise ValueError('data.per_iteration is "all", and the miniature has no end: set it to a number')
+            raise ValueError('data.per_iteration is "all", but the miniature is unlimited: set it to a number')
         return self
 
     @model_validator(mode="after")
@@ -186,8 +201,8 @@ class RunConfig(Section):
     def _no_references_for_the_verifier(self) -> "RunConfig":
         if self.data.synthetic is not None and isinstance(self.judge, VerifierJudge):
             raise ValueError(
-                "data.synthetic is set and judge.kind is verifier, which needs references or verifiable instructions: "
-                "generated prompts have neither; set judge.kind to another"
+                "data.synthetic is set, but judge.kind is verifier, which needs references or verifiable instructions: "
+                "generated prompts have neither; set judge.kind to another judge"
             )
         return self
 
@@ -195,11 +210,11 @@ class RunConfig(Section):
     def _thoughts_have_room(self) -> "RunConfig":
         longest = self.sample.max_thought_tokens
         if longest is not None and self.prompt.variant == "direct":
-            raise ValueError('sample.max_thought_tokens is set, and prompt.variant "direct" has no thoughts to end')
+            raise ValueError('sample.max_thought_tokens is set, but prompt.variant "direct" has no thoughts to limit')
         if longest is not None and longest >= self.sample.max_new_tokens:
             raise ValueError(
-                f"sample.max_thought_tokens is {longest}, and sample.max_new_tokens ({self.sample.max_new_tokens}) "
-                "leaves no room for a response"
+                f"sample.max_thought_tokens is {longest}, which leaves no room for a response in sample.max_new_tokens "
+                f"({self.sample.max_new_tokens})"
             )
         return self
 
@@ -207,7 +222,7 @@ class RunConfig(Section):
     def _self_training_knows_what_is_right(self) -> "RunConfig":
         if isinstance(self.recipe, SelfTrain) and self.judge.kind != "verifier":
             raise ValueError(
-                f"recipe.kind is self_train and judge.kind is {self.judge.kind}, which does not know what is right: "
+                f"recipe.kind is self_train, but judge.kind is {self.judge.kind}, which doesn't know the right answer: "
                 'set it to "verifier"'
             )
         return self
@@ -222,7 +237,7 @@ class RunConfig(Section):
         priced = [endpoint for endpoint in endpoints if endpoint and (endpoint.input_price or endpoint.output_price)]
         if self.budget.cost is not None and not (self.prices.gpu_hour or priced):
             raise ValueError(
-                "budget.cost is set and nothing has a price: set prices.gpu_hour, or the endpoint's prices"
+                "budget.cost is set but nothing has a price: set prices.gpu_hour, or the endpoint's prices"
             )
         return self
 
@@ -233,8 +248,8 @@ class RunConfig(Section):
             trainings["recipe.sft"] = self.sft
         if self.train.loss in WHOLE_BATCH_LOSSES and self.trainer.workers > 1:
             raise ValueError(
-                f"train.loss is {self.train.loss}, which sorts the pairs of a step, and trainer.workers = "
-                f"{self.trainer.workers} share them: set trainer.workers to 1 and train.micro_batch_size to "
+                f"train.loss is {self.train.loss}, which sorts the pairs of a step, but trainer.workers = "
+                f"{self.trainer.workers} split them: set trainer.workers to 1 and train.micro_batch_size to "
                 f"train.batch_size, or train.loss to one that is a mean over pairs, such as dpo or apo_zero"
             )
         for name, training in trainings.items():
@@ -242,6 +257,6 @@ class RunConfig(Section):
             if training.batch_size % at_once:
                 raise ValueError(
                     f"{name}.batch_size {training.batch_size} is not a multiple of {name}.micro_batch_size × "
-                    f"trainer.workers = {at_once}: a step would take another number of rows"
+                    f"trainer.workers = {at_once}: a step would have a different number of rows"
                 )
         return self

@@ -1,4 +1,4 @@
-"""GSM8K: rows of the dataset as problems, calculator annotations, final answers, and the text form that T5 is taught.
+"""GSM8K: rows of the dataset as problems, final answers, and the text form that T5 is taught.
 
 Rows have a `question` and an `answer`, whose rationale contains annotations `<<48/2=24>>` and whose last line is
 `#### 72`; models write answers in the same form. Rules marked [C] are those of DPO-ST's code (2407.18248), those
@@ -14,30 +14,15 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Final, Literal
-
-from tpo.method.arithmetic import ExpressionError, evaluate, format_result
-
-ANSWER_TOLERANCE: Final = 1e-4
-"""Answers that differ by less than this are the same [C]."""
+from typing import Final
 
 # The code's pattern is `#+ (\-?[0-9\.\,]+)`, which finds the same numbers, but in time quadratic in the length of a row
 # of #.
 _ANSWER: Final = re.compile(r"# (-?[0-9.,]+)")
 _ANSWER_LINE: Final = re.compile(r"#+ -?[0-9.,]+")
-_ANNOTATION: Final = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
-_T5_ANNOTATION: Final = re.compile(r"\[ ([^\[\]=]*) = ([^\[\]]*)\] ?")
 # An operator after another one, or after an opening parenthesis, is a sign.
 _OPERATOR: Final = re.compile(r"(?<=[^\s+*/=(\[-])(//|[-+*/=])(?=\S)")
-
-Agreement = Literal["identical", "equal", "rounded", "different", "no value"]
-"""How an annotation's result compares with the calculator's for its expression.
-
-`identical`: the same characters. `equal`: the same number, written differently. `rounded`: right, but the calculator
-rounds it to two decimals. `different`: another number, or none. `no value`: the expression has none.
-"""
 
 
 @dataclass(frozen=True)
@@ -50,22 +35,6 @@ class GSM8KProblem:
     """The steps, one per line, with annotations, without the answer line."""
     reference: str
     """The right answer, without thousands separators."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One `<<expression=result>>` of a rationale."""
-
-    expression: str
-    """The text before the first `=`."""
-    result: str
-    """The text after it."""
-    calculated: str | None
-    """The calculator's result; None if the expression has no value."""
-    agreement: Agreement
-    """How `result` compares with `calculated`."""
-    reason: str | None = None
-    """Why there is no value."""
 
 
 def read_row(row: Mapping[str, object]) -> GSM8KProblem:
@@ -98,43 +67,6 @@ def final_answer(text: str) -> str | None:
         return None
 
 
-def is_right(text: str, reference: str) -> bool:
-    """Whether the final answer of `text` is `reference` within `ANSWER_TOLERANCE`; a text without one is wrong.
-
-    The code scores greedy answers this way, but sorts samples into right and wrong by equality [C]; we use this for
-    both [D].
-    """
-    answer = final_answer(text)
-    return answer is not None and abs(float(answer) - float(reference)) < ANSWER_TOLERANCE
-
-
-def annotations(rationale: str) -> list[Annotation]:
-    """All annotations of a text, in order; anything unclosed or without an `=` isn't one."""
-    return [_annotation(expression, result) for expression, result in _ANNOTATION.findall(rationale)]
-
-
-def _annotation(expression: str, result: str) -> Annotation:
-    try:
-        value = evaluate(expression)
-    except ExpressionError as error:
-        return Annotation(expression, result, None, "no value", str(error))
-    calculated = format_result(value)
-    return Annotation(expression, result, calculated, _agreement(value, calculated, result))
-
-
-def _agreement(value: Fraction, calculated: str, result: str) -> Agreement:
-    if result == calculated:
-        return "identical"
-    try:
-        written = evaluate(result)
-    except ExpressionError:
-        return "different"
-    tolerance = Fraction(str(ANSWER_TOLERANCE))
-    if abs(written - value) >= tolerance:
-        return "different"
-    return "equal" if abs(written - Fraction(calculated)) < tolerance else "rounded"
-
-
 def to_t5(answer: str) -> str:
     """An answer in the form that T5 is taught: one line, with `[ 48 / 2 = 24] 24` for `<<48/2=24>>24`.
 
@@ -149,17 +81,6 @@ def to_t5(answer: str) -> str:
     text = _OPERATOR.sub(r" \1 ", text)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     return " ".join(line if line.startswith("##") or line.endswith(".") else f"{line}." for line in lines)
-
-
-def from_t5(text: str) -> str:
-    """A text in T5's form turned back: GSM8K's annotations, the answer on its own line, and `$5` for `$ 5` [D].
-
-    What `to_t5` drops stays lost: the other line breaks, annotations that only repeat a number, and which operators had
-    no spaces. The other annotations and the final answer are those of the text before `to_t5`.
-    """
-    text = _T5_ANNOTATION.sub(lambda found: f"<<{_without_spaces(found[1])}={_without_spaces(found[2])}>>", text)
-    text = re.sub(r"\$ (?=\S)", "$", text)
-    return re.sub(r" (?=##+ )", "\n", text)
 
 
 def write_prompts(source: Path, target: Path) -> int:
@@ -179,10 +100,6 @@ def write_prompts(source: Path, target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("".join(lines), encoding="utf-8")
     return len(lines)
-
-
-def _without_spaces(text: str) -> str:
-    return "".join(text.split())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Preference pairs from files: an instruction, a long and a short output, in the forms that such sets have.
 
 A chat is a list of turns, a turn an object with `role` and `content` or `from` and `value`. The instruction is the last
-user turn of its chat; an output is the last turn.
+user turn of its chat, after the turns before it; a system turn is left out, since the run's own prompt says how to
+think. An output is the last turn.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from tpo.config.hub import local_path
 from tpo.config.recipes import PairFile
-from tpo.data.prompt_files import encodable, read_columns
+from tpo.data.conversations import Conversation, Unusable, encodable, read_conversation
+from tpo.data.prompt_files import read_columns
+from tpo.records import read_turns, write_turns
 
 _USERS = ("user", "human")
 
@@ -23,29 +27,50 @@ class PairRow:
     """The long output; empty if the row has none."""
     rejected: str
     """The short output; empty if the row has none."""
+    history: str | None = None
+    """The turns before the instruction, in the form of `Prompt.history`, if it ends a conversation."""
 
 
 def read_pair_rows(source: PairFile) -> list[PairRow]:
     """All rows of a pair file.
 
     Raises `InputError` if the file is missing, empty, damaged or too large, lacks a column that the source names, or
-    has a row without an instruction or with a value that is neither text nor a chat.
+    has a row without an instruction, with a chat that can't be a prompt, or with what is neither text nor a chat.
     """
     named = {
         "instruction": source.instruction_column,
         "chosen": source.chosen_column,
         "rejected": source.rejected_column,
     }
-    return read_columns(source.path, named, _pair_row, section="recipe.source")
+    return read_columns(local_path(source.path), named, _pair_row, section="recipe.source")
 
 
 def _pair_row(values: dict[str, Any]) -> PairRow:
-    instruction = _last(values["instruction"], "the instruction", _USERS)
-    if not instruction.strip():
+    asked = _asked(values["instruction"])
+    if not asked.instruction.strip():
         raise ValueError("the instruction is empty")
     return PairRow(
-        instruction, _last(values["chosen"], "the long output"), _last(values["rejected"], "the short output")
+        asked.instruction,
+        _last(values["chosen"], "the long output"),
+        _last(values["rejected"], "the short output"),
+        asked.history,
     )
+
+
+def _asked(value: Any) -> Conversation:
+    """What both outputs respond to; empty if no user turn is there."""
+    if not isinstance(value, list):
+        return Conversation(_last(value, "the instruction", _USERS), None)
+    found = read_conversation(value)
+    if found is Unusable.NO_USER_TURN:
+        return Conversation("", None)
+    if isinstance(found, Unusable):
+        raise ValueError(
+            f"the instruction is a conversation that can't be a prompt ({found}), expected user and assistant in turn, "
+            "in text: leave the row out"
+        )
+    earlier = [turn for turn in read_turns(found.history) if turn["role"] != "system"]
+    return Conversation(found.instruction, write_turns(earlier))
 
 
 def _last(value: Any, what: str, roles: tuple[str, ...] = ()) -> str:

@@ -1,20 +1,23 @@
 """Prompts from files: JSON lines, JSON, CSV, TSV, Parquet, a folder of them, or a Hugging Face dataset saved to disk.
 
-Each row has an instruction and, from the columns that the config names, a reference, category, difficulty,
-demonstration and constraints. A damaged row is an error that names the line and is never skipped: rows that silently
-vanish from a dataset are noticed months later.
+Each row has an instruction, which may be the end of a conversation (`tpo.data.conversations`), and, from the columns
+that the config names, a reference, category, difficulty, demonstration and constraints. A damaged row is an error that
+names the line and is never skipped: rows that silently vanish from a dataset are noticed months later.
 """
 
 import json
 import math
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tpo.config.data import FileSource
+from tpo.config.hub import local_path
 from tpo.data import row_files
+from tpo.data.conversations import Conversation, Unusable, encodable, is_written_as_text, read_conversation
 from tpo.errors import InputError
 from tpo.method.instructions import write_constraints
 from tpo.sandbox import Sandbox, SandboxError
@@ -22,6 +25,8 @@ from tpo.sandbox import Sandbox, SandboxError
 Row = TypeVar("Row")
 MAX_DIFFICULTY = 1_000_000
 """Largest difficulty, which is a level and not a measurement."""
+_ASKING_COLUMNS = ("instruction", "prompt", "messages", "conversation", "conversations", "question")
+"""Columns of what is asked in published data sets."""
 _NOT_READ = {
     (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object per line",
     (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"): "unpack it and name a file in it",
@@ -48,19 +53,24 @@ class PromptRow:
     """The response to imitate, if the file has one."""
     constraints: str | None = None
     """The verifiable instructions, in the form of `Prompt.constraints`, if the file has columns of them."""
+    history: str | None = None
+    """The turns before the instruction, in the form of `Prompt.history`, if it ends a conversation."""
+    unusable: Unusable | None = None
+    """Why a conversation can't be a prompt; the instruction is empty then."""
 
 
 def file_of(source: FileSource, kind: Literal["", "validation", "test"] | str, iteration: int) -> Path:
     """The file that a set of prompts is drawn from; `{iteration}` in `path` becomes the iteration's number."""
     own = {"validation": source.validation_path, "test": source.test_path}.get(kind)
-    return own or Path(str(source.path).replace("{iteration}", str(iteration)))
+    place = own or source.path
+    return local_path(place if own or isinstance(place, str) else str(place).replace("{iteration}", str(iteration)))
 
 
 def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     """All rows of a prompt file.
 
-    Raises `InputError` if the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), or
-    lacks a column that the source names.
+    Raises `InputError` if the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), lacks
+    a column that the source names, or holds conversations as text.
     """
     wanted = {
         "instruction": source.instruction_column,
@@ -72,7 +82,14 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         "kwargs": source.kwargs_column,
     }
     named = {name: column for name, column in wanted.items() if column is not None}
-    return read_columns(path, named, lambda values: _prompt_row(values, named), section="data.source")
+    rows = read_columns(path, named, lambda values: _prompt_row(values, named), section="data.source")
+    texts = [row.instruction for row in rows if row.instruction]
+    if texts and all(map(is_written_as_text, texts)):
+        raise InputError(
+            f"{path} holds conversations as text in column {source.instruction_column!r}, expected lists of turns: "
+            "write each as a list, in a file of a kind that has lists (.jsonl or .parquet)"
+        )
+    return rows
 
 
 def read_columns(
@@ -86,10 +103,12 @@ def read_columns(
     table = _read_table(path, list(named.values()), section)
     if not table.rows:
         raise InputError(f"{path} holds no rows")
-    for column in named.values():
+    for name, column in named.items():
         if column not in table.columns and column.split(".")[0] not in table.columns:
             known = ", ".join(map(repr, table.columns))
-            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set {section}.*_column")
+            usual = [other for other in _ASKING_COLUMNS if name == "instruction" and other in table.columns]
+            remedy = f'{section}.instruction_column = "{usual[0]}"' if usual else f"{section}.*_column"
+            raise InputError(f"{path} has no column {column!r}; its columns are {known}: set {remedy}")
     found = []
     for number, values in enumerate(table.rows, 1):
         try:
@@ -101,8 +120,16 @@ def read_columns(
 
 def check_prompt_file(source: FileSource, path: Path) -> None:
     """Raises `InputError` if `read_prompt_rows` would, or if no row has an instruction."""
-    if not any(row.instruction.strip() for row in read_prompt_rows(source, path)):
-        raise InputError(f"{path} has no text in column {source.instruction_column!r}")
+    rows = read_prompt_rows(source, path)
+    if any(row.instruction.strip() for row in rows):
+        return
+    if reasons := Counter(row.unusable for row in rows if row.unusable is not None):
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        raise InputError(
+            f"{path} has no conversation in column {source.instruction_column!r} that can be a prompt ({told}), "
+            "expected user and assistant in turn, in text, after at most one system turn"
+        )
+    raise InputError(f"{path} has no text in column {source.instruction_column!r}")
 
 
 @dataclass(frozen=True)
@@ -176,17 +203,30 @@ def _check_folder(path: Path) -> None:
 
 
 def _prompt_row(values: dict[str, Any], named: Mapping[str, str]) -> PromptRow:
-    instruction = values.get("instruction")
-    if not isinstance(instruction, str | None) and instruction == instruction:
-        raise ValueError(f"the instruction is {instruction!r}, expected text")
+    found = _asked(values.get("instruction"))
+    asked = Conversation("", None) if isinstance(found, Unusable) else found
     return PromptRow(
-        instruction=encodable(instruction) if isinstance(instruction, str) else "",
+        instruction=asked.instruction,
         reference=_text(_single(values.get("reference")), "reference", named),
         category=_text(values.get("category"), "category", named),
         difficulty=_whole_number(values.get("difficulty")),
         demonstration=_text(values.get("demonstration"), "demonstration", named),
         constraints=_constraints(values.get("instruction_ids"), values.get("kwargs")),
+        history=asked.history,
+        unusable=found if isinstance(found, Unusable) else None,
     )
+
+
+def _asked(value: Any) -> Conversation | Unusable:
+    """What a row asks: a text, or a conversation up to its last user turn."""
+    if isinstance(value, list):
+        return read_conversation(value)
+    if not isinstance(value, str | None) and value == value:
+        raise ValueError(
+            f"the instruction is {value!r:.80}, expected text, or a list of turns with role and content (or from and "
+            "value)"
+        )
+    return Conversation(encodable(value) if isinstance(value, str) else "", None)
 
 
 def _constraints(ids: Any, kwargs: Any) -> str | None:
@@ -216,15 +256,6 @@ def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
             "counts in its own column"
         )
     return None if value is None or value == "" or value != value else encodable(str(value))
-
-
-def encodable(text: str) -> str:
-    """Returns the text; raises ValueError for half a surrogate pair, which neither tokenizers nor Parquet accept."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} of {text[:40]!r} is half a surrogate pair, not text") from None
-    return text
 
 
 def _whole_number(value: Any) -> int | None:

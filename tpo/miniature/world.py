@@ -248,6 +248,3 @@ CATEGORIES: dict[str, Callable[[np.random.Generator, int], Problem]] = {
     "largest": _largest,
 }
 """The categories of the world: each a function from a random generator and a difficulty to a problem."""
-
-MULTI_STEP = ("dial", "relay", "cups")
-"""The categories in which written work helps."""

@@ -19,10 +19,12 @@ from typing import Any
 
 from tpo.config.data import ModelConfig
 from tpo.errors import InputError
-from tpo.models.thinking_template import Kind, thinking_template
+from tpo.models.thinking_template import TAGS, Kind, thinking_template
 from tpo.records import Message
 from tpo.storage.disk import explained
 
+ASKS_ALREADY = "The thought prompt is in here."
+"""What a published chat template says that holds a thought prompt or a prefill (`prompts.asking_template`)."""
 _MOST_STRUCTURES = 64
 """Sequences of roles whose structure is cached: a server may get any."""
 _GUARDS = ("\n", "\x00", "~", "é")
@@ -91,17 +93,17 @@ class ChatEncoder:
         `thinking` switches native thinking on; `prefill` is the beginning of the answer, in which control tokens count
         as in the template's own text.
 
-        Raises `InputError` if the template refuses the chat or rewrites what a message says, and if a message is
-        no Unicode text.
+        Raises `InputError` if the template refuses the chat or rewrites what a message says, other than by leaving out
+        the thoughts of earlier answers, and if a message is no Unicode text.
         """
         roles = tuple(message["role"] for message in messages)
-        content = [message["content"] for message in messages]
-        rendered = self._render(content, roles, thinking=thinking)
-        shown = _shown(rendered, self.structure(roles, thinking=thinking), content)
+        rendered = self._render([message["content"] for message in messages], roles, thinking=thinking)
+        forms = [self._forms(message, earlier=i < len(messages)) for i, message in enumerate(messages, 1)]
+        shown = _shown(rendered, self.structure(roles, thinking=thinking), forms)
         if shown is None:
             # A template that writes the date has another structure after midnight.
             self._structures.pop((roles, thinking))
-            shown = _shown(rendered, self.structure(roles, thinking=thinking), content)
+            shown = _shown(rendered, self.structure(roles, thinking=thinking), forms)
         if shown is None:
             raise InputError(
                 "the model's chat template rewrites what a message says, expected it to insert it as it is"
@@ -243,6 +245,16 @@ class ChatEncoder:
             raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error
         return str(rendered)
 
+    def _forms(self, message: Message, *, earlier: bool) -> list[str]:
+        """The texts that a template may show of a message: all, or all but outer white space; of an earlier answer also
+        what follows its thought, which most templates of models that think leave out."""
+        text = message["content"]
+        forms = [text, text.strip()]
+        _, closed, response = text.rpartition(self.thinking.closing or TAGS[0][1])
+        if earlier and closed and message["role"] == "assistant":
+            forms += [response, response.lstrip("\n"), response.strip()]
+        return forms
+
     def _controls(self, ids: Sequence[int]) -> list[int]:
         return [index for index in ids if index in self._control_ids]
 
@@ -276,8 +288,17 @@ class ChatEncoder:
 
 
 def writer_encoder(model: Path, config: ModelConfig) -> ChatEncoder:
-    """The encoder of chats with M_0 or a model trained from it."""
-    return ChatEncoder(model, options=config.chat_template_options, kind=config.thinking_kind)
+    """The encoder of chats with M_0 or a model trained from it.
+
+    Raises `InputError` for a published model, whose template would ask for a thought once more.
+    """
+    encoder = ChatEncoder(model, options=config.chat_template_options, kind=config.thinking_kind)
+    if ASKS_ALREADY in str(encoder.tokenizer.chat_template):
+        raise InputError(
+            f"{model} was published by tpo publish, and its chat template asks for a thought already, which would be "
+            "asked for twice: take the model's folder in its run, or serve this one by vllm serve as its card says"
+        )
+    return encoder
 
 
 def _load_tokenizer(model: Path) -> Any:
@@ -296,11 +317,11 @@ def _load_tokenizer(model: Path) -> Any:
         ) from error
 
 
-def _shown(rendered: str, structure: Sequence[str], content: Sequence[str]) -> list[str] | None:
-    """What a rendered chat shows of each message: all, or all but outer white space; None if it shows less."""
+def _shown(rendered: str, structure: Sequence[str], forms: Sequence[Sequence[str]]) -> list[str] | None:
+    """What a rendered chat shows of each message: the first of its forms that fits; None if none does."""
     shown, place = [], len(structure[0])
-    for text, after in zip(content, structure[1:], strict=True):
-        for form in (text, text.strip()):
+    for some, after in zip(forms, structure[1:], strict=True):
+        for form in some:
             if rendered.startswith(form + after, place):
                 shown.append(form)
                 place += len(form) + len(after)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tpo.config.hub import hub_folder
 from tpo.errors import InputError
 from tpo.models.files import read_json, read_text, some_of
 from tpo.models.model_config import check_generation_config, check_use, context_tokens, read_model_config, text_part
@@ -166,10 +167,16 @@ def _everything(folder: Path) -> Iterator[Path]:
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
-    """Where the files are that a snapshot in the model hub's cache links to."""
+    """Where the files are that a snapshot in the model hub's cache, or a folder of ours that it was fetched to, links
+    to."""
     snapshot = folder.resolve()
     model = snapshot.parent.parent
-    return [model / "blobs"] if snapshot.parent.name == "snapshots" and model.name.startswith("models--") else []
+    if snapshot.parent.name == "snapshots" and model.name.startswith("models--"):
+        return [model / "blobs"]
+    config = folder / "config.json"
+    if snapshot.is_relative_to(hub_folder().resolve()) and config.is_symlink():
+        return [blobs] if (blobs := config.resolve().parent).name == "blobs" else []
+    return []
 
 
 def _check_names(folder: Path) -> None:

@@ -101,6 +101,10 @@ PUBLISHED: Mapping[str, ModelShape] = {
     "Self-taught-evaluator-llama3.1-70B": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
     "Llama-3.1-70B-Instruct": ModelShape(80, 8192, 64, 8, 128, 28672, 128256, 131072),
     "ArmoRM-Llama3-8B-v0.1": ModelShape(32, 4096, 32, 8, 128, 14336, 128257, 8192, head=False),
+    "Skywork-Reward-V2-Llama-3.1-8B": ModelShape(32, 4096, 32, 8, 128, 14336, 128256, 131072, head=False),
+    "Qwen3-4B": ModelShape(36, 2560, 32, 8, 128, 9728, 151936, 40960, head=False),
+    "Qwen3-8B": ModelShape(36, 4096, 32, 8, 128, 12288, 151936, 40960),
+    "SmolLM3-3B": ModelShape(36, 2048, 16, 4, 128, 11008, 128256, 65536, head=False),
     "Llama-3.2-1B-Instruct": ModelShape(16, 2048, 32, 8, 64, 8192, 128256, 131072, head=False),
     "SmolLM2-135M-Instruct": ModelShape(30, 576, 9, 3, 64, 1536, 49152, 8192, head=False),
     "Qwen2.5-0.5B-Instruct": ModelShape(24, 896, 14, 2, 64, 4864, 151936, 32768, head=False, attention_bias=True),
@@ -128,7 +132,7 @@ def find_model(folder: Path) -> Model:
     if (folder / "config.json").is_file():
         return Model(folder.name, _read_shape(folder), "config.json", True)
     if (shape := PUBLISHED.get(folder.name)) is not None:
-        return Model(folder.name, shape, "its published shape, for the folder is not there yet", False)
+        return Model(folder.name, shape, "published shape: the folder isn't there yet", False)
     if folder.name in ENCODER_DECODERS:
         raise InputError(f"{folder} {NO_DECODER}")
     raise InputError(

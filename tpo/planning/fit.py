@@ -17,6 +17,7 @@ from tpo.config.recipes import ThinkPo
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
+from tpo.hub.record import Download
 from tpo.models.shape import Model
 from tpo.planning.gpu_memory import TIGHT, GpuMemory
 from tpo.planning.needs import Disk, cpus_needed, gpus_needed, model_judges, readable_size
@@ -138,6 +139,19 @@ def disk_misfits(config: RunConfig, needed: Disk, free: int, *, is_here: bool = 
         remedy,
         certain,
     )
+
+
+def download_misfits(downloads: Sequence[Download], *, is_here: bool) -> Iterator[Misfit]:
+    """A disk too small for what comes from the model hub; it is this machine's unless the run is made elsewhere."""
+    lacking, free = sum(each.lacking for each in downloads), min((each.free for each in downloads), default=0)
+    if lacking > free:
+        yield Misfit(
+            "the model hub's cache (HF_HOME)",
+            f"needs {readable_size(lacking)} more",
+            f"{readable_size(free)} is free {'there' if is_here else 'on this machine'}",
+            "free some space, or set HF_HOME to a larger disk" if is_here else "that much must be free on the machine",
+            certain=is_here,
+        )
 
 
 def device_misfits(config: RunConfig) -> Iterator[Misfit]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from tpo.config.contexts import contexts
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
+from tpo.hub.record import Download
 from tpo.planning.fit import (
     Misfit,
     context_misfits,
     cpu_misfits,
     disk_misfits,
+    download_misfits,
     gpu_memory_misfits,
     gpu_misfits,
     gpu_size_misfits,
@@ -62,6 +64,8 @@ class Plan:
     """The work, with forecasts."""
     spent: Sequence[Spending]
     """What the run has spent already."""
+    downloads: Sequence[Download] = field(default=())
+    """What comes from the model hub before the run begins."""
     problems: Sequence[str] = field(default=())
     """Why the run can't be made like this."""
     notes: Sequence[str] = field(default=())
@@ -101,6 +105,7 @@ def make_plan(
     cluster: Cluster,
     past: Sequence[PastRun],
     spent: Sequence[Entry] = (),
+    downloads: Sequence[Download] = (),
     problems: Sequence[str] = (),
 ) -> Plan:
     """The plan of M_0 to M_T, T = `iterations`; `problems` are those already known."""
@@ -127,6 +132,7 @@ def make_plan(
         lengths=lengths,
         stages=stages,
         spent=spending(spent),
+        downloads=downloads,
     )
     misfits = list(dict.fromkeys(_misfits(config, plan)))
     notes = [
@@ -160,6 +166,7 @@ def _misfits(config: RunConfig, plan: Plan) -> Iterator[Misfit]:
         yield from context_misfits(asked, model.shape.context, model.name)
     yield from split_misfits(config, models)
     yield from disk_misfits(config, plan.disk, cluster.disk_bytes, is_here=plan.is_here)
+    yield from download_misfits(plan.downloads, is_here=plan.is_here)
 
 
 def _loading_workers(config: RunConfig, plan: Plan) -> Iterator[str]:

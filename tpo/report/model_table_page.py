@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 from rich.text import Text
 
+from tpo.records import Message
 from tpo.report.model_table import TOKENS, ModelTable, compared_with_first, sentences
 from tpo.report.page import render
 from tpo.report.plots import BLUE, ORANGE, data_url, draw, points
@@ -63,6 +64,8 @@ class Asked:
     """Its difficulty, if there is one."""
     answers: Sequence[ShownAnswer]
     """In the order of the rows."""
+    earlier: Sequence[Message] = ()
+    """The turns before the instruction, if it ends a conversation."""
 
 
 def render_model_table(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from tpo.records import Epoch
+from tpo.records import Epoch, Message
 from tpo.report.page import against, count, render, signed_span, span
 from tpo.report.plots import (
     BLUE,
@@ -103,6 +103,8 @@ class Example:
     """Why the rejected output breaks the format, or None if it doesn't."""
     margin: float | None
     """Difference of the length-controlled scores; None for a parse error."""
+    earlier: Sequence[Message] = ()
+    """The turns before the instruction, if it ends a conversation."""
 
 
 @dataclass(frozen=True)

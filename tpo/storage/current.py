@@ -19,9 +19,11 @@ from functools import cache
 from pathlib import Path
 
 from tpo import __version__
+from tpo.config.hub import Pin, parse_address
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
-from tpo.errors import InputError, StoreError
+from tpo.console import say
+from tpo.errors import InputError, StoreError, shortened
 from tpo.storage.disk import write_atomically
 from tpo.storage.store import (
     Manifest,
@@ -34,6 +36,8 @@ from tpo.storage.store import (
 )
 
 FINISHED = "finished.json"
+HUB = "hub.json"
+"""File in the run folder that has the commit of each address on the hub."""
 PACKAGE = Path(__file__).parents[2]
 """The folder of this package's code."""
 _IDENTIFYING = ("prompts", "tasks", "tpo/config")
@@ -41,8 +45,41 @@ _IDENTIFYING = ("prompts", "tasks", "tpo/config")
 
 
 def keep_config(config: RunConfig) -> None:
-    """Writes the config to the run folder as `config.json`, every default spelled out."""
+    """Writes the config to the run folder as `config.json`, every default spelled out, and what addresses on the hub
+    were resolved to as `hub.json`."""
+    if config.hub_pins:
+        _keep_pins(config)
     write_atomically(config.root / "config.json", _resolved_copy(config))
+
+
+def _keep_pins(config: RunConfig) -> None:
+    before = read_pins(config.root)
+    for written, pin in config.hub_pins.items():
+        if written in before and before[written].address != pin.address:
+            say(
+                f"{written} was {before[written].address} in {config.root} until now, and is {pin.address}: what "
+                "depends on it is made again"
+            )
+    values = {written: {"address": pin.address, "revision": pin.revision} for written, pin in config.hub_pins.items()}
+    write_atomically(config.root / HUB, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_pins(root: Path) -> dict[str, Pin]:
+    """What a run's addresses on the hub were resolved to when it began; empty if it has none."""
+    path = root / HUB
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = {written: Pin(pin["address"], pin["revision"], kept=True) for written, pin in values.items()}
+        if any(not parse_address(pin.address).pinned for pin in found.values()):
+            raise ValueError("an address has no commit")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} can't be read ({type(error).__name__}: {shortened(str(error))}), and it says with which commits "
+            "the run began: restore it, or delete it to resolve the profile's addresses again"
+        ) from None
 
 
 def mark_finished(config: RunConfig, *results: str) -> None:

@@ -35,6 +35,8 @@ WORK = (
     "test sample", "test judge"
 )  # fmt: skip
 """The kinds of work, in the order in which an iteration does them."""
+TOTAL = "total"
+"""The line that adds them up."""
 _VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
 _PURPOSES = {
     "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short "
@@ -95,7 +97,7 @@ class Spending:
     """A line in the table of spending."""
 
     work: str
-    """The kind of work, or `in all`."""
+    """The kind of work, or `TOTAL`."""
     prompts: int
     """Prompts finished."""
     answers: int
@@ -145,7 +147,7 @@ def spending(entries: Iterable[Entry]) -> list[Spending]:
     """Spending by kind of work, with the total last; empty if nothing was spent."""
     listed = list(entries)
     by_work = {work: [entry for entry in listed if entry.work == work] for work in WORK}
-    return [_line(work, found) for work, found in (*by_work.items(), ("in all", listed)) if found]
+    return [_line(work, found) for work, found in (*by_work.items(), (TOTAL, listed)) if found]
 
 
 class Meter:

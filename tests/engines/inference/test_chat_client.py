@@ -1,4 +1,5 @@
-"""Claims about asking a server: every chat answered once, failures told apart, caps kept, the key never shown."""
+"""Claims about asking a server: every chat is answered once, failures are distinguished, caps are kept, and the key is
+never shown."""
 
 import gc
 import logging
@@ -41,7 +42,7 @@ Answer = tuple[int, Reply | RefusedChat]
 
 
 class Waits:
-    """Waits no time, and remembers how long it should have been."""
+    """Doesn't wait, but records how long it should have."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -61,7 +62,7 @@ def _no_thread_stays() -> Iterator[None]:
     yield
     deadline = time.monotonic() + 5
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.02)  # a server's threads see that a connection is gone a moment later
+        time.sleep(0.02)  # a server's threads notice a closed connection a moment later
     assert not left
 
 
@@ -94,7 +95,7 @@ def replies(
 
 
 def stopped(answers: Iterator[Answer], *, into: list[Answer]) -> str:
-    """What the error says that ends `answers`; those before it are kept."""
+    """The message of the error that ends `answers`; those before it are kept."""
     with pytest.raises(StageError) as error:
         into.extend(answers)
     return str(error.value)
@@ -398,7 +399,7 @@ def test_a_date_to_wait_for_is_waited_for():
 
 
 def waited(header: str) -> float:
-    """Seconds that a client waits, by its own account, for a server that says `Retry-After`."""
+    """Seconds that a client waits, by its own account, for a server that sends `Retry-After`."""
     waits = Waits()
     with MisbehavingServer(first_time(Fail(429, headers={"Retry-After": header}))) as server:
         replies(client(server, waits=waits), [user("?")])
@@ -626,7 +627,7 @@ LOGPROBS = st.floats(-8, -0.01)
 
 @st.composite
 def pairs_of_labels(draw: st.DrawFn) -> tuple[str, str]:
-    """Two texts that differ in the first character after what both begin with."""
+    """Two texts that differ in the first character after their common beginning."""
     shared = draw(st.text("[(<", max_size=3))
     first, second = draw(st.permutations("ABC"))[:2]
     return tuple(shared + letter + draw(st.text("])>", max_size=3)) for letter in (first, second))  # type: ignore[return-value]
@@ -634,7 +635,7 @@ def pairs_of_labels(draw: st.DrawFn) -> tuple[str, str]:
 
 @st.composite
 def cut(draw: st.DrawFn, text: str) -> list[str]:
-    """`text` in pieces, as some tokenizer might have it."""
+    """`text` in pieces, as some tokenizer might split it."""
     places = sorted(draw(st.sets(st.integers(1, len(text) - 1)))) if len(text) > 1 else []
     return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
 

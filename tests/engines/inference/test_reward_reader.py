@@ -1,4 +1,4 @@
-"""Claims about reading chats together: which are read in one batch, and how, changes no number."""
+"""Claims about reading chats together: no number depends on which chats share a batch, or how they are read."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[Callable[[], Any], bool]] = {
 
 
 def loader(config: Callable[[], Any]) -> Load:
-    """Random weights whatever the folder; the values are the hidden states themselves."""
+    """Random weights for any folder; the values are the hidden states themselves."""
 
     def load(folder: Path, dtype: str) -> Reader:
         torch.manual_seed(0)
@@ -60,7 +60,7 @@ def plain(name: str) -> Any:
 
 
 def one_at_a_time(name: str, chat: Chat) -> torch.Tensor:
-    """Without any of our batching: transformers' own attention on one unpadded row."""
+    """Without our batching: transformers' own attention on one unpadded row."""
     model = plain(name)
     with torch.inference_mode():
         hidden = model(input_ids=torch.tensor([chat.token_ids])).last_hidden_state[0]
@@ -69,7 +69,7 @@ def one_at_a_time(name: str, chat: Chat) -> torch.Tensor:
 
 
 def a_group(prompt: int, *responses: int, seed: int = 0) -> list[Chat]:
-    """Chats of a prompt of so many tokens and responses of so many; read in the prompt and at the end."""
+    """Chats with given lengths of prompt and responses; values are read in the prompt and at the end."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randint(VOCABULARY, (prompt,), generator=generator).tolist()
     chats = []

@@ -1,6 +1,6 @@
 """Claims about the proof of an engine's weights, on a model packed and fused as vLLM's are on a CPU.
 
-What vLLM itself does is tested end to end; here its ways are imitated, so that each fault can be made on purpose.
+What vLLM itself does is tested end to end; here it is imitated, so that each fault can be made on purpose.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def a_model(seed: int, *, tied: bool = False) -> LlamaForCausalLM:
 
 
 def trained(model: LlamaForCausalLM, part: str, step: float) -> LlamaForCausalLM:
-    """The same model with all weights of a part moved a little."""
+    """The same model with all weights of a part slightly changed."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if part in name:
@@ -58,7 +58,7 @@ class Packed(torch.nn.Module):
 
 
 def engine(weights: Weights, dtype: torch.dtype, head: torch.Tensor | None = None) -> torch.nn.Module:
-    """What vLLM makes of weights: fused, packed, its vocabulary padded."""
+    """The weights as vLLM stores them: fused, packed, with a padded vocabulary."""
     weights = {name: weight.detach().to(dtype) for name, weight in weights.items()}
     model = torch.nn.Module()
     embedding = torch.nn.functional.pad(weights["model.embed_tokens.weight"], (0, 0, 0, 38))

@@ -41,5 +41,5 @@ def test_a_loss_that_needs_the_step_in_one_piece_is_refused_where_it_is_shared_o
     with pytest.raises(ValidationError, match=r"sorts the pairs of a step, .* micro_batch_size = 4 of batch_size = 8"):
         TrainConfig.model_validate({"loss": loss, "batch_size": 8, "micro_batch_size": 4})
     shared = {"train": {"loss": loss, "batch_size": 8, "micro_batch_size": 8}, "trainer": {"workers": 2}}
-    with pytest.raises(ValidationError, match=r"trainer.workers = 2 share them: set trainer.workers to 1"):
+    with pytest.raises(ValidationError, match=r"trainer.workers = 2 split them: set trainer.workers to 1"):
         RunConfig.model_validate(shared)

@@ -1,7 +1,7 @@
-"""A training that is stopped anywhere, however, ends as one that was never stopped: the same bits.
+"""A training that is stopped anywhere, in any way, ends like one that was never stopped: bit for bit.
 
 The real trainer on the shipped seed model and a few dozen steps of made-up pairs, in this process; a checkpoint after
-every step, unless said otherwise. Killed with Ray round it: tests/faults/test_trainer_killed.py.
+every step, unless stated otherwise. Killed with Ray around it: tests/faults/test_trainer_killed.py.
 """
 
 import json
@@ -41,9 +41,9 @@ from tpo.errors import StageError
 from tpo.records import Pair
 
 EVERY_STEP = TrainerConfig.model_construct(threads=1, checkpoint_share=1e9)
-"""No share is so large: a checkpoint is due as soon as the last is sealed."""
+"""So large a share that a checkpoint is due as soon as the last one is sealed."""
 SELDOM = TrainerConfig(threads=1, checkpoint_share=1e-6)
-"""After the first step's, no checkpoint is due."""
+"""So small a share that no checkpoint is due after the first step's."""
 TRAIN = TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3)
 PAIRS = 22
 STEPS = 6
@@ -51,7 +51,7 @@ STEPS = 6
 
 
 class Stopped(Exception):
-    """What a test stops a training with."""
+    """The exception with which a test stops a training."""
 
 
 def some_pairs(count: int = PAIRS) -> list[Pair]:
@@ -115,9 +115,9 @@ def result(folder: Path) -> dict[str, bytes]:
 
 
 def killed_at(event: str, what: str, work: Callable[[], object]) -> None:
-    """Runs something in a child process that kills itself where Python or `tpo.storage.disk` announces a change.
+    """Runs a function in a child process that kills itself when Python or `tpo.storage.disk` announces a change.
 
-    `event` is the audit event, `what` a pattern found in the first path that it names.
+    `event` is the audit event, `what` a pattern to find in the first path that it names.
     """
 
     def hear(heard: str, arguments: tuple[object, ...]) -> None:
@@ -141,7 +141,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a training leaves that is never stopped."""
+    """What a training that is never stopped leaves."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")

@@ -31,12 +31,12 @@ Shown = dict[int, list[Any]]
 
 
 OURS = ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "WANDB_DIR", "WANDB_API_KEY")
-"""Variables that the user may set, and that are not set here."""
+"""Variables that the user may set, unset here."""
 
 
 @pytest.fixture(autouse=True)
 def _a_workers_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment of a worker, and no tracker that remembers an earlier test."""
+    """A worker's environment, without a tracker that remembers an earlier test."""
     for name in OURS:
         monkeypatch.setenv(name, "so that it is restored to what it was")
         monkeypatch.delenv(name)
@@ -52,7 +52,7 @@ def _a_workers_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def train(root: Path, to: Tracker = "tensorboard", *, stop: int | None = None, making: str = "train") -> Path:
-    """One making of iteration 1's training stage, or a part of it; its folder."""
+    """Makes iteration 1's training stage, or a part of it; returns its folder."""
     folder = root / "iter_1" / making
     folder.mkdir(parents=True, exist_ok=True)
     write_dataset(some_pairs(), folder / "dataset")
@@ -69,7 +69,7 @@ def train(root: Path, to: Tracker = "tensorboard", *, stop: int | None = None, m
 
 
 def losses(folder: Path) -> Shown:
-    """What the training itself says, in `steps.jsonl`."""
+    """The training's own record, in `steps.jsonl`."""
     steps = map(json.loads, (folder / "steps.jsonl").read_text().splitlines())
     return {step["step"]: [pytest.approx(step["loss"], abs=1e-6)] for step in steps}
 
@@ -110,7 +110,7 @@ def records(data: bytes) -> Iterator[bytes]:
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # all of a record, or its last part
+        if kind in (1, 4):  # a whole record, or its last part
             yield whole
             whole = b""
 
@@ -145,7 +145,7 @@ EACH = pytest.mark.parametrize("to", READERS)
 
 @pytest.fixture(scope="module")
 def unwatched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a training leaves that no tracker watches."""
+    """What a training without a tracker leaves."""
     return result(train(tmp_path_factory.mktemp("unwatched"), "none"))
 
 
@@ -170,7 +170,7 @@ def test_a_training_that_was_stopped_shows_each_step_once(tmp_path: Path, unwatc
 
 
 def close(to: Tracker) -> None:
-    """What the death of a worker's process does."""
+    """What a worker's death does."""
     if to in (ends := {"wandb": "finish", "mlflow": "end_run", "trackio": "finish"}):
         getattr(sys.modules[to], ends[to])()
 
@@ -228,7 +228,7 @@ def test_without_a_tracker_nothing_is_written_for_one(tmp_path: Path):
 
 
 def in_a_process(code: str, **variables: str) -> str:
-    """What a process with a worker's environment says to some code, its errors included."""
+    """Output of some code in a process with a worker's environment, its errors included."""
     environment = {**os.environ, **QUIET, **variables}
     command = [sys.executable, "-c", code]
     return subprocess.run(

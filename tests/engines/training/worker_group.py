@@ -1,4 +1,4 @@
-"""Workers of a training without Ray: forked processes that form a gloo group as Ray Train's workers do."""
+"""Workers of a training without Ray: forked processes that form a gloo group, as Ray Train's workers do."""
 
 import os
 import sys
@@ -13,17 +13,17 @@ from accelerate.state import AcceleratorState, GradientState
 from tpo.engines.training.process_group import _join
 
 TIMEOUT_S = 1234.0
-"""How long a worker waits for another."""
+"""How long a worker waits for the others."""
 
 
 def run_workers(count: int, work: Callable[[], object]) -> None:
-    """Runs something in each of so many workers, and fails if it failed in any."""
+    """Runs a function in each of several workers, and fails if it fails in any."""
     ends = end_of_workers(count, work)
     assert ends == [0] * count, f"workers ended with {ends}"
 
 
 def end_of_workers(count: int, work: Callable[[], object]) -> list[int]:
-    """Exit code of each worker, or minus the signal that killed it; a worker whose fellow died fails too."""
+    """Exit code of each worker, or minus the signal that killed it; a worker whose peer died fails too."""
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
         children = [_forked(number, count, rendezvous, work) for number in range(count)]
@@ -35,7 +35,7 @@ def _forked(number: int, count: int, rendezvous: str, work: Callable[[], object]
         return child
     code = 1
     try:
-        torch.set_num_threads(1)  # torch mends its pool after a fork here, and not where threads load a model
+        torch.set_num_threads(1)  # torch restores its thread pool after a fork here, but not while threads load a model
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         if count > 1:

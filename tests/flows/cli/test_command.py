@@ -262,7 +262,7 @@ def test_a_plan_says_by_its_exit_status_whether_the_run_can_work(capsys: pytest.
     assert main(["plan", "--profile", "llama3-8b-ste", "--to", "1"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("It fits.")
     assert main(["plan", "--profile", "llama3-8b-ste", "--set", "cluster.gpus=2"]) == 2
-    assert "It cannot run so\n- " in capsys.readouterr().out
+    assert "Problems: it can't run like this\n- " in capsys.readouterr().out
 
 
 def test_a_plan_as_json_is_json(capsys: pytest.CaptureFixture[str]):

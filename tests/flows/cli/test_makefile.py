@@ -94,6 +94,7 @@ def test_every_value_arrives_as_it_was_written(tmp_path: Path):
         ("judge-check", {"JUDGE": "armorm", "MODEL": "models/x"}, "armorm models/x"),
         ("check-model", {"MODEL": "miniature", "WEIGHTS": "1", "PROBE": "1"}, "miniature --weights --probe"),
         ("serve", {"MODEL": "", "PORT": "1", "THOUGHTS": "1", "KEY": "K"}, " --port 1 --allow-thoughts --api-key K"),
+        ("publish", {"RUN": "x", "TO": "y", "PAIRS": "0"}, "--run-name x --folder y --pairs 0"),
         ("chaos", {"N": "3", "ENGINE": "mock", "RECIPE": "iterate"}, "--runs 3 --engine mock --recipe iterate"),
     ],
 )
@@ -107,6 +108,7 @@ def test_options_are_those_that_the_commands_have():
         "PORT": "1",
         "SEED": "1",
         "N": "1",
+        "PAIRS": "0",
         "JUDGE": "armorm",
         "ENGINE": "mock",
         "RECIPE": "iterate",

@@ -54,6 +54,9 @@ QUIET = {
 machine."""
 
 
+HUB_AS_SET = "TPO_HF_HUB_OFFLINE"
+"""The variable that keeps the user's `HF_HUB_OFFLINE` once `QUIET` has closed this process to the hub."""
+
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "VLLM_HOST_IP": "127.0.0.1",
@@ -119,6 +122,18 @@ def environment(threads: int) -> dict[str, str]:
     if (library := Path(sys.prefix) / "lib" / "libiomp5.so").exists():
         variables["LD_PRELOAD"] = str(library)
     return variables
+
+
+def quiet_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """`QUIET`, with what `hub_environment` needs to undo it for a process that asks the hub."""
+    return {**QUIET, HUB_AS_SET: variables.get(HUB_AS_SET, variables.get("HF_HUB_OFFLINE", ""))}
+
+
+def hub_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables of a process that asks the hub: the user's own, whether or not this one is closed to it."""
+    found = {name: value for name, value in variables.items() if name != HUB_AS_SET}
+    found["HF_HUB_OFFLINE"] = variables.get(HUB_AS_SET, variables.get("HF_HUB_OFFLINE", ""))
+    return found | {"HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def engine_environment(config: EngineConfig) -> dict[str, str]:

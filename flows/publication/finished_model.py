@@ -1,0 +1,215 @@
+"""M_t of a finished run, with everything that is published of it; refused unless the whole iteration is there.
+
+The run folder isn't changed. Of a run in a bucket, what is needed is fetched into its working copy.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prompts.thought import ThoughtPrompt, load_prompt
+from tasks.handles import prompt_templates
+from tpo.config.load import ignore, load_config
+from tpo.config.recipes import Tpo
+from tpo.config.run import RunConfig
+from tpo.errors import InputError, StoreError
+from tpo.models.chat import ChatEncoder, writer_encoder
+from tpo.records import Artifact, Message, Pair, Prompt, Sample
+from tpo.report.summary import SUMMARY, Summary, read_summary
+from tpo.storage.current import FINISHED
+from tpo.storage.disk import bring_here
+from tpo.storage.store import Manifest, check_files, complete_artifact, file_sha256, read_manifest, stream_rows
+
+STAGES = ("prompts", "samples", "judgments", "scores", "pairs", "train", "model", "test/samples", "test/judgments",
+          "test/scores")  # fmt: skip
+"""What a complete iteration has."""
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """A pair as others train on it: the user's messages as they are, which the chat template then asks as we did."""
+
+    prompt_id: str
+    """The prompt."""
+    prompt: list[Message]
+    """The messages that were asked, without the thought prompt."""
+    chosen: list[dict[str, str]]
+    """The chosen output, thought and markers included, as a message of the assistant."""
+    rejected: list[dict[str, str]]
+    """The rejected output, in the same form."""
+    chosen_response: str
+    """The part of the chosen output that the judge saw."""
+    rejected_response: str
+    """The part of the rejected output that the judge saw, or would have."""
+    chosen_score: float | None
+    """The judge's score of the chosen response."""
+    rejected_score: float | None
+    """The judge's score of the rejected response; None if it breaks the format."""
+    margin: float | None
+    """Difference of the length-controlled scores."""
+    kind: str
+    """`regular`, or `error_rejected` if the rejected output breaks the format."""
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """M_t of a run."""
+
+    root: Path
+    """The run folder."""
+    config: RunConfig
+    """The run's config."""
+    iteration: int
+    """t."""
+    summary: Summary
+    """The run in numbers."""
+    manifests: dict[str, Manifest]
+    """Manifests by stage, of iterations 0 to t."""
+    prompt: ThoughtPrompt
+    """How the model was asked, and how its outputs are read."""
+    encoder: ChatEncoder
+    """Encodes its chats."""
+
+    @property
+    def name(self) -> str:
+        """M_t."""
+        return f"M_{self.iteration}"
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder in the run."""
+        return self.root / f"iter_{self.iteration}" / "model"
+
+    def stage(self, name: str, iteration: int | None = None) -> Manifest:
+        """A stage of an iteration, by default of this one."""
+        return self.manifests[f"iter_{self.iteration if iteration is None else iteration}/{name}"]
+
+    def pairs(self) -> list[PublishedPair]:
+        """The pairs that it was trained on."""
+        pairs = list(stream_rows(self._rows("pairs", self.iteration), Pair))
+        wanted = {(pair.prompt_id, i) for pair in pairs for i in (pair.chosen_index, pair.rejected_index)}
+        prompts, samples = dict[str, Prompt](), dict[tuple[str, int], Sample]()
+        for iteration in range(self.iteration, 0, -1):
+            if wanted <= samples.keys():
+                break
+            rows = stream_rows(self._rows("samples", iteration), Sample)
+            samples = {
+                (row.prompt_id, row.index): row for row in rows if (row.prompt_id, row.index) in wanted
+            } | samples
+            asked = stream_rows(self._rows("prompts", iteration), Prompt)
+            prompts = {row.prompt_id: row for row in asked} | prompts
+        return [
+            _published(pair, prompts[pair.prompt_id], *(samples[pair.prompt_id, i] for i in _indices(pair)))
+            for pair in pairs
+        ]
+
+    def _rows(self, name: str, iteration: int) -> Artifact:
+        return complete_artifact(self.root / f"iter_{iteration}" / name)
+
+
+def find_model(root: Path, iteration: int | None) -> FinishedModel:
+    """M_t of the run in `root`; the latest one if t is None.
+
+    Raises `InputError` if there is no such run or iteration, if it isn't complete, or if what the model was asked with
+    has changed since; `DamagedError` if a file isn't what its manifest says.
+    """
+    if not (root / "config.json").is_file():
+        raise InputError(f"there is no run in {root}: {_runs_beside(root)}")
+    config = load_config(root / "config.json", note=ignore)
+    if not isinstance(config.recipe, Tpo):
+        raise InputError(
+            f'{root} is a run of recipe "{config.recipe.kind}", and publish takes those of tpo iterate and compare, '
+            "which ask for thoughts: publish its model folder by hand"
+        )
+    summary = _summary(root)
+    reached = summary.models[-1].iteration
+    t = reached if iteration is None else iteration
+    if not 1 <= t <= reached:
+        has = f"reached M_{reached}" if reached else "trained no model yet"
+        raise InputError(
+            f"{root} has {has}, expected M_{t}: "
+            + ("M_0 is the seed model, which isn't ours to publish" if t == 0 else _to_make(root, t))
+        )
+    manifests = _manifests(root, t)
+    folder = root / f"iter_{t}" / "model"
+    bring_here(folder)
+    check_files(Artifact(folder, 0, manifests[f"iter_{t}/model"].fingerprint))
+    if prompt_templates(config.prompt, config.model).fingerprint != (
+        manifests[f"iter_{t}/samples"].inputs.get("prompt templates")
+    ):
+        raise InputError(
+            f"the thought prompt of {root} isn't the one that M_{t} was trained with, since a template file has "
+            f"changed: put the earlier one back ({config.prompt.user_template or config.prompt.system_template})"
+        )
+    encoder = writer_encoder(folder, config.model)
+    return FinishedModel(root, config, t, summary, manifests, load_prompt(config.prompt).for_model(encoder), encoder)
+
+
+def _summary(root: Path) -> Summary:
+    """The run's summary, if the run came to its end with it."""
+    try:
+        noted = json.loads((root / FINISHED).read_text(encoding="utf-8"))
+        whole = file_sha256(root / SUMMARY) == noted["results"][SUMMARY]
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{root} isn't finished: its iterations are known when a run has ended; {_to_make(root, None)}"
+        )
+    return read_summary(root / SUMMARY)
+
+
+def _manifests(root: Path, t: int) -> dict[str, Manifest]:
+    """The manifests of iterations 1 to t, and of the prompts that were set aside; this iteration's must all be there,
+    as the run's end noted them."""
+    stages = json.loads((root / FINISHED).read_text(encoding="utf-8"))["stages"]
+    found = {}
+    for iteration in range(t + 1):
+        names = ("prompts/validation", "prompts/test") if iteration == 0 else STAGES
+        for name in (f"iter_{iteration}/{name}" for name in names):
+            manifest = read_manifest(root / name)
+            if manifest is not None:
+                found[name] = manifest
+            if iteration == t and (manifest is None or stages.get(name) != manifest.fingerprint):
+                what = "is missing" if manifest is None else "isn't the one that the run ended with"
+                raise InputError(f"M_{t} of {root} isn't complete: {name} {what}; {_to_make(root, t)}")
+    return found
+
+
+def _to_make(root: Path, t: int | None) -> str:
+    goal = "" if t is None else f" ITER={t}"
+    return f"make iterate{goal} RUN={root.name} makes it, with the PROFILE= of the run"
+
+
+def _runs_beside(root: Path) -> str:
+    beside = root.parent if root.parent.is_dir() else Path()
+    runs = sorted(path.parent.name for path in beside.glob("*/config.json") if (path.parent / FINISHED).is_file())
+    if not runs:
+        return "make iterate makes one; name its folder in RUN=, or its profile in PROFILE= if it is in a bucket"
+    return f"name one of {', '.join(runs)} in RUN=, or the profile in PROFILE= if the run is in a bucket"
+
+
+def _indices(pair: Pair) -> Iterator[int]:
+    yield from (pair.chosen_index, pair.rejected_index)
+
+
+def _published(pair: Pair, prompt: Prompt, chosen: Sample, rejected: Sample) -> PublishedPair:
+    return PublishedPair(
+        prompt_id=pair.prompt_id,
+        prompt=[*prompt.earlier, Message(role="user", content=prompt.instruction)],
+        chosen=[{"role": "assistant", "content": chosen.output}],
+        rejected=[{"role": "assistant", "content": rejected.output}],
+        chosen_response=chosen.response,
+        rejected_response=rejected.response,
+        chosen_score=pair.chosen_score,
+        rejected_score=pair.rejected_score,
+        margin=pair.margin,
+        kind=pair.kind,
+    )
+
+
+def columns(pairs: list[PublishedPair]) -> list[dict[str, object]]:
+    """The rows of a dataset."""
+    return [dataclasses.asdict(pair) for pair in pairs]

@@ -1,0 +1,242 @@
+"""Where a published model comes from: parents and data by hash, judge, loss and numbers.
+
+Everything here is chosen field by field: a config also holds folders, addresses and whatever a user put into
+`extra_body`, none of which belongs into a published folder. Files go by their names and hashes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.publication.finished_model import FinishedModel
+from prompts.native import NativeThoughts
+from tpo import __version__
+from tpo.config.base import SHIPPED_MODELS
+from tpo.config.data import ModelConfig
+from tpo.config.hub import SCHEME, parse_address
+from tpo.config.judges import JudgeConfig, VerifierJudge
+from tpo.errors import InputError
+from tpo.models.files import read_text
+from tpo.report.summary import ModelRow
+
+_LICENCE = ("license", "license_name", "license_link")
+_MAX_CARD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that training began with."""
+
+    name: str
+    """Its name on the model hub or, if it isn't known to be from there, that of its folder."""
+    on_hub: bool
+    """Whether the name is one on the model hub."""
+    revision: str | None
+    """Its branch, tag or commit there."""
+    sha256: str
+    """SHA-256 over its files."""
+    licence: Mapping[str, Any]
+    """What its card says of its licence, by the names of model cards; empty if that isn't known."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration."""
+
+    model: str
+    """M_t."""
+    sha256: str
+    """SHA-256 over its files in the run."""
+    parent: str
+    """SHA-256 over the files of M_{t-1}."""
+    chosen_epoch: int
+    """The epoch that became M_t; 0 if no epoch was better and M_{t-1} stayed."""
+    prompts: int
+    """Prompts."""
+    prompts_sha256: str
+    """SHA-256 over them."""
+    pairs: int
+    """Pairs."""
+    error_pairs: int
+    """Pairs whose rejected output breaks the format."""
+    pairs_sha256: str
+    """SHA-256 over them."""
+    rho: float | None
+    """Strength of length control."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who scored responses."""
+
+    kind: str
+    """Kind of judge."""
+    model: str | None
+    """Name of its model; None if there is none."""
+    sha256: str | None
+    """SHA-256 over the model's files; None if they weren't here."""
+    settings: Mapping[str, Any]
+    """What else identifies its scores."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a published model comes from."""
+
+    model: str
+    """M_t."""
+    run: str
+    """Name of the run."""
+    seed: int
+    """Of prompts, sampling, pairs and training order."""
+    sha256: str
+    """SHA-256 over the model's files in the run."""
+    base: Base
+    """M_0."""
+    steps: Sequence[Step]
+    """Iterations 1 to t, without those whose folders are gone."""
+    data: Mapping[str, str]
+    """SHA-256 of the files and folders that prompts were read from, by name."""
+    source: str
+    """Kind of source of the prompts."""
+    prompt: Mapping[str, Any]
+    """How the model is asked, and where its outputs are split."""
+    sampling: Mapping[str, Any]
+    """How outputs were sampled."""
+    judge: Judge
+    """Who scored the training's responses."""
+    evaluation_judge: Judge
+    """Who scored those of the test."""
+    pairing: Mapping[str, Any]
+    """How scores became pairs."""
+    training: Mapping[str, Any]
+    """Loss and optimizer."""
+    numbers: Sequence[Mapping[str, Any]]
+    """Test results of M_0 answering directly, M_0, …, M_t."""
+    confidence: float
+    """Level of the intervals."""
+    made_with: str
+    """Version of this software."""
+
+
+_NUMBERS = ("model", "score", "win_rate", "gain", "gain_over_direct", "parse_error_rate", "thought_chars",
+            "response_chars")  # fmt: skip
+
+
+def lineage_of(model: FinishedModel) -> Lineage:
+    """The lineage of a finished model."""
+    config = model.config
+    base = _base(config.model, model.stage("prompts").inputs["model"])
+    return Lineage(
+        model=model.name,
+        run=config.name,
+        seed=config.seed,
+        sha256=model.stage("model").fingerprint,
+        base=base,
+        steps=list(_steps(model)),
+        data=_data(model, base),
+        source=config.data.source.kind if config.data.synthetic is None else "synthetic",
+        prompt=_prompt(model),
+        sampling=config.sample.model_dump(mode="json"),
+        judge=_judge(config.judge, model.stage("judgments").inputs.get("judge model")),
+        evaluation_judge=_judge(config.evaluation.judge, model.stage("test/judgments").inputs.get("judge model")),
+        pairing=config.pair.model_dump(mode="json"),
+        training=config.train.model_dump(mode="json"),
+        numbers=[_numbers(row) for row in model.summary.models if row.iteration <= model.iteration],
+        confidence=model.summary.confidence,
+        made_with=f"tpo {__version__}",
+    )
+
+
+def hub_name(path: str) -> tuple[str, str | None] | None:
+    """Name and revision of the repository that an address on the hub names; None for a folder."""
+    if not path.startswith(SCHEME):
+        return None
+    address = parse_address(path)
+    return address.repo, address.revision
+
+
+def _base(config: ModelConfig, sha256: str) -> Base:
+    found = hub_name(config.path)
+    if config.path in SHIPPED_MODELS:
+        return Base(config.path, on_hub=False, revision=None, sha256=sha256, licence={"license": "apache-2.0"})
+    licence = _licence(config.folder / "README.md")
+    name, revision = found or (config.folder.resolve().name, None)
+    return Base(name, on_hub=found is not None, revision=revision, sha256=sha256, licence=licence)
+
+
+def _licence(card: Path) -> dict[str, Any]:
+    """What the head of a model card says of the licence."""
+    try:
+        text = read_text(card, _MAX_CARD_BYTES) if card.is_file() else ""
+        head = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0]) if text.startswith("---\n") else {}
+    except (InputError, yaml.YAMLError):
+        return {}
+    told = head if isinstance(head, dict) else {}
+    return {key: told[key] for key in _LICENCE if isinstance(told.get(key), str)}
+
+
+def _steps(model: FinishedModel) -> Iterator[Step]:
+    for t in range(1, model.iteration + 1):
+        if any(f"iter_{t}/{name}" not in model.manifests for name in ("model", "prompts", "pairs")):
+            continue
+        chosen, prompts, pairs = (model.stage(name, t) for name in ("model", "prompts", "pairs"))
+        yield Step(
+            model=f"M_{t}",
+            sha256=chosen.fingerprint,
+            parent=chosen.inputs["model 0"],
+            chosen_epoch=chosen.facts["epoch"],
+            prompts=prompts.rows,
+            prompts_sha256=prompts.fingerprint,
+            pairs=pairs.rows,
+            error_pairs=pairs.facts.get("error_rejected", 0),
+            pairs_sha256=pairs.fingerprint,
+            rho=pairs.facts.get("rho"),
+        )
+
+
+def _data(model: FinishedModel, base: Base) -> dict[str, str]:
+    found = dict[str, str]()
+    for name, manifest in model.manifests.items():
+        if "/prompts" in name:
+            for path, sha256 in (manifest.external or {}).items():
+                if sha256 != base.sha256:
+                    found[_name(path)] = sha256
+    return dict(sorted(found.items()))
+
+
+def _name(path: str) -> str:
+    found = hub_name(path)
+    return found[0] if found else Path(path.removeprefix("package:")).name
+
+
+def _prompt(model: FinishedModel) -> dict[str, Any]:
+    prompt, thinking = model.prompt, model.encoder.thinking
+    return {
+        "variant": prompt.variant,
+        "thought_marker": prompt.thought_marker,
+        "response_marker": prompt.response_marker,
+        "prefill": prompt.prefill,
+        "native_thoughts": thinking.kind,
+        "native_tags": list(thinking.tags),
+        "native_use": prompt.native.use if isinstance(prompt.native, NativeThoughts) else None,
+        "chat_template_options": model.config.model.chat_template_options,
+        "sha256": prompt.fingerprint,
+    }
+
+
+def _judge(config: JudgeConfig, sha256: str | None) -> Judge:
+    if isinstance(config, VerifierJudge):
+        return Judge("verifier", None, None, config.model_dump(mode="json", exclude={"kind"}))
+    keep = {"mode", "tournament", "ridge", "max_new_tokens", "max_tokens"} & set(type(config).model_fields)
+    found = hub_name(config.model)
+    served = getattr(config, "endpoint", None) is not None
+    name = found[0] if found else config.model if served else Path(config.model).name
+    return Judge(config.kind, name, sha256, config.model_dump(mode="json", include=keep))
+
+
+def _numbers(row: ModelRow) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _NUMBERS}

@@ -1,0 +1,1 @@
+"""The model hub: addresses are resolved to commits once a run, and fetched to this machine before anything starts."""

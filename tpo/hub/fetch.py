@@ -1,0 +1,168 @@
+"""Fetching of what a run takes from the hub, before anything else of it starts.
+
+Each address is resolved to a commit once: the run folder keeps it in `hub.json`, next to the address as the profile has
+it, and the config that the run goes on with (`config.json`) has addresses with commits alone. So a resumed run has the
+same files even if a branch has moved; `say_moves` tells.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpo.config.hub import Pin, addresses_in, parse_address, with_addresses
+from tpo.config.run import RunConfig
+from tpo.console import say
+from tpo.engines.cluster.processes import hub_environment, proxy_fault
+from tpo.errors import InputError
+from tpo.hub.record import Download, Fetched, is_complete
+from tpo.storage.current import HUB, read_pins
+from tpo.storage.mirror import reading
+
+
+@dataclass(frozen=True)
+class Found:
+    """A config whose addresses have commits, and what was found on the way."""
+
+    config: RunConfig
+    """The config."""
+    downloads: Sequence[Download] = ()
+    """What comes from the hub."""
+    faults: Sequence[str] = ()
+    """Why something can't come; the config then keeps its address without a commit."""
+
+
+def fetched(config: RunConfig) -> RunConfig:
+    """The config with a commit in each address on the hub, and all of them on this machine.
+
+    Raises `InputError` if something can't be had. Asks nothing if each address has a commit, its own or the run's, and
+    is here.
+    """
+    pins = _pins(config)
+    if not pins:
+        return config
+    wants = [pin.address for pin in pins.values() if not _is_here(pin)]
+    got = {each.written: each for each in _ask(wants, whole=True)}
+    found = {written: _pinned(pin, got) for written, pin in pins.items()}
+    return _at(config, found)
+
+
+def looked_up(config: RunConfig) -> Found:
+    """The same for a plan: only models' configs and tokenizers are fetched, and a fault doesn't end it."""
+    found, downloads, faults = dict[str, Pin](), list[Download](), list[str]()
+    for written, pin in _pins(config).items():
+        if _is_here(pin):
+            found[written] = pin
+            continue
+        try:
+            (each,) = _ask([pin.address], whole=False)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        found[written] = _pinned(pin, {each.written: each})
+        keys = [key for key, address in addresses_in(config) if address == written]
+        downloads.append(Download(keys, each.address, each.lacking, each.size, each.free))
+    return Found(_at(config, found), downloads, faults)
+
+
+def local_model(place: str) -> str:
+    """A model's place on this machine: an address on the hub is fetched, anything else is returned as it is."""
+    if not place.startswith("hf:"):
+        return place
+    try:
+        address = parse_address(place)
+    except ValueError as error:
+        raise InputError(f"MODEL is {place}: {error}") from None
+    if address.kind != "model":
+        raise InputError(f"MODEL is {place}, an address of data: expected that of a model, hf://org/name@revision")
+    if address.pinned and is_complete(address):
+        return place
+    (got,) = _ask([place], whole=True)
+    return got.address
+
+
+def say_moves(config: RunConfig) -> None:
+    """Says which branches have moved since the run took a commit of them; nothing if the hub doesn't answer."""
+    pins = config.hub_pins
+    kept = {written: pins[written] for written in pins if pins[written].kept and not parse_address(written).pinned}
+    if not kept:
+        return
+    asked = [[written, pin.revision, parse_address(pin.address).revision] for written, pin in kept.items()]
+    for event in _events({"kept": asked}):
+        if moved := event.get("moved"):
+            written, revision, commit = moved
+            pin = kept[written]
+            newer = parse_address(written).at(commit)
+            say(
+                f"{written}: {revision} has moved to commit {commit}; this run stays at "
+                f"{parse_address(pin.address).revision}, with which it began ({HUB}). To take the new one, start a run "
+                f"of another name (--run-name, RUN=), or write {newer}: what depends on it is then made again"
+            )
+
+
+def _pins(config: RunConfig) -> dict[str, Pin]:
+    """Every address of a config, with what is known of its commit."""
+    written = list(dict.fromkeys(address for _, address in addresses_in(config)))
+    if not written:
+        return {}
+    known = {**config.hub_pins}
+    if any(not parse_address(address).pinned for address in written):
+        with reading(config):
+            known = read_pins(config.root) | known
+    return {address: known.get(address, Pin(address, None)) for address in written}
+
+
+def _is_here(pin: Pin) -> bool:
+    address = parse_address(pin.address)
+    return address.pinned and is_complete(address)
+
+
+def _pinned(pin: Pin, got: Mapping[str, Fetched]) -> Pin:
+    each = got.get(str(parse_address(pin.address)))
+    return pin if each is None else Pin(each.address, pin.revision or each.revision, kept=pin.kept)
+
+
+def _at(config: RunConfig, pins: Mapping[str, Pin]) -> RunConfig:
+    found: RunConfig = with_addresses(config, {written: pin.address for written, pin in pins.items()})
+    resolved = {pin.address for pin in config.hub_pins.values()}
+    fresh = {written: pin for written, pin in pins.items() if written not in resolved}
+    return found.with_hub_pins({**config.hub_pins, **fresh}) if fresh else found
+
+
+def _ask(addresses: Iterable[str], *, whole: bool) -> list[Fetched]:
+    """What the hub has at some addresses; raises `InputError` if one of them can't be had."""
+    wanted = list(dict.fromkeys(addresses))
+    events = _events({"wants": wanted, "whole": whole}) if wanted else ()
+    return [Fetched(**event["got"]) for event in events if "got" in event]
+
+
+def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answers of the process that asks the hub; its progress bars go to our terminal."""
+    if (fault := proxy_fault(os.environ)) is not None:
+        raise InputError(f"{fault}, and the model hub is to be asked: name another proxy, or unset the variable")
+    variables = hub_environment(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "tpo.hub.client"]
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            for line in process.stdout:
+                event = json.loads(line)
+                if "say" in event:
+                    say(event["say"])
+                elif "refused" in event:
+                    raise InputError(event["refused"])
+                else:
+                    yield event
+        except BaseException:
+            process.terminate()
+            raise
+    if (status := process.returncode) != 0:
+        raise InputError(
+            f"the process that asks the hub ended with {status}, see above: run again, what has come is kept"
+        )
