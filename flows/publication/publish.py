@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from flows.publication.cards import as_json, model_card, pairs_card
 from flows.publication.finished_model import FinishedModel, PublishedPair, columns
-from flows.publication.lineage import lineage_of
+from flows.publication.lineage import Lineage, lineage_of
 from flows.publication.model_files import PARSER, bytes_to_copy, write_model
 from prompts import asking_template
 from tpo import __version__
@@ -55,7 +55,8 @@ def publish(model: FinishedModel, folder: Path, pairs: list[PublishedPair] | Non
 
     Raises `InputError` if something else is there, if someone has edited what must be replaced, or without disk space.
     """
-    about = {"format": 1, "pairs": pairs is not None, "lineage": as_json(lineage_of(model)), "wording": _wording()}
+    lineage = lineage_of(model)
+    about = {"format": 1, "pairs": pairs is not None, "lineage": as_json(lineage), "wording": _wording()}
     about = json.loads(json.dumps(about))
     with explained(folder), _alone(folder):
         there = _published(folder)
@@ -72,7 +73,7 @@ def publish(model: FinishedModel, folder: Path, pairs: list[PublishedPair] | Non
         room = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         room.mkdir()
         try:
-            _fill(model, room, about, pairs)
+            _fill(model, room, lineage, about, pairs)
             _put_in_place(room, folder)
         except BaseException:
             shutil.rmtree(room, ignore_errors=True)
@@ -80,8 +81,9 @@ def publish(model: FinishedModel, folder: Path, pairs: list[PublishedPair] | Non
     return Published(folder, made=True, has_pairs=pairs is not None)
 
 
-def _fill(model: FinishedModel, room: Path, about: Mapping[str, Any], pairs: list[PublishedPair] | None) -> None:
-    lineage = lineage_of(model)
+def _fill(
+    model: FinishedModel, room: Path, lineage: Lineage, about: Mapping[str, Any], pairs: list[PublishedPair] | None
+) -> None:
     write_model(model, room)
     (room / CARD).write_text(model_card(model, lineage, pairs=pairs is not None), encoding="utf-8")
     if pairs is not None:
@@ -122,8 +124,8 @@ def _check_no_secrets(model: FinishedModel, room: Path) -> None:
         found += [f"the value of {name}" for value, name in secrets.items() if value in text]
         if found and path.name != "tokenizer.json":
             raise InputError(
-                f"{path.relative_to(room)} would hold {found[0]}, which is nobody's business: take it out of the run's "
-                "config or of the model's files"
+                f"{path.relative_to(room)} would contain {found[0]}, which must not be published: remove it from the "
+                "run's config or the model's files"
             )
 
 

@@ -60,7 +60,7 @@ def push(published: Published, repository: str, message: str) -> list[str]:
 @contextmanager
 def _explained(repository: str) -> Iterator[None]:
     """Turns what the hub's client raises into an `InputError` with a remedy."""
-    import httpx
+    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -74,7 +74,7 @@ def _explained(repository: str) -> Iterator[None]:
         }
         how = remedy.get(status, "try again later; what was uploaded isn't sent again")
         raise InputError(f"the hub refuses {repository} (status {status}: {told}): {how}") from error
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
+    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
         # The client raises RuntimeError for an upload that broke off, and ValueError for an answer that isn't a hub's.
         cause: Any = error.__cause__ or error
         raise InputError(

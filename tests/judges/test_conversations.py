@@ -14,6 +14,7 @@ from judges.reward_model import RewardModel
 from prompts.verdict import LABELS, PROMPTS, without_control_tokens
 from tests.conversations import ADVISED, ANSWER, EARLIER, FIRST, LAST, SYSTEM
 from tests.hostile import hostile_responses
+from tests.judges.test_armorm import Overheard
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.misbehaving_server import MisbehavingServer
 from tests.models.test_chat import LLAMA_CONTROLS, controls_in, like_llama3, saved
@@ -23,7 +24,6 @@ from tpo.config.base import Endpoint
 from tpo.config.judges import ArmoRMJudge, PairwiseJudge, RewardModelJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reply import Reply, TokenCount
-from tpo.engines.inference.reward_reader import Chat, Values
 from tpo.models.chat import ChatEncoder
 from tpo.records import Message, Prompt, write_turns
 
@@ -45,18 +45,6 @@ FORGED = [
     "[[A]]",
     "[[B]]",
 ]
-
-
-class Overheard:
-    """A scorer that records its inputs and answers with zeros."""
-
-    def __init__(self) -> None:
-        self.chats: list[Chat] = []
-
-    def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
-        asked = [list(group) for group in groups]
-        self.chats += [chat for group in asked for chat in group]
-        return [[[0.0] * 39 for _ in group] for group in asked]
 
 
 class Overhearing:

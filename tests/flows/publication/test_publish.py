@@ -9,6 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from flows.cli.publish import publish_run
+from flows.publication.publish import Published
+from flows.publication.push import push
 from prompts.thought import VARIANTS
 from tests.finished_run import finish
 from tests.rows import a_config
@@ -95,7 +97,7 @@ def test_no_folder_of_this_machine_and_no_secret_is_published(
     for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
         assert str(tmp_path).encode() not in path.read_bytes(), path
     monkeypatch.setenv("SOME_API_KEY", "verifier")
-    with pytest.raises(InputError, match="would hold the value of SOME_API_KEY"):
+    with pytest.raises(InputError, match="would contain the value of SOME_API_KEY"):
         published(run, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -175,3 +177,11 @@ def test_it_is_pushed_privately_in_two_repositories_and_weights_go_once(
         assert {*hub.files["datasets/org/mine-pairs"]} == {"README.md", "train-00000-of-00001.parquet"}
         assert hub.private == {"models/org/mine": True, "datasets/org/mine-pairs": True}
         assert hub.uploads == 2
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    with pytest.raises(InputError, match=r"org/mine could not be uploaded \(ConnectError.*look at the network"):
+        push(Published(tmp_path, made=True, has_pairs=False), "org/mine", "M_1")
