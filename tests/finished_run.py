@@ -14,17 +14,19 @@ from tasks.handles import (
     baseline_of,
     direct_spec,
     measuring_spec,
+    round_folder,
     seed_model,
     training_spec,
     validation_spec,
 )
 from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
+from tasks.replay import replay_stage
 from tasks.sample import samples_stage
 from tasks.source import is_written, prompts_stage
 from tasks.synthesize import generations_stage
 from tasks.train import reference_of, train_stage
-from tasks.training import epoch_artifacts
+from tasks.training import epoch_artifacts, state_after
 from tasks.validate import model_stage
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
@@ -49,14 +51,22 @@ def finish(
     chosen = Candidate(seed, _asked(config, validation_spec(config, 0, 0), seed, validation))
     measured = _asked(config, measuring_spec(config, 0), seed, test)
     _asked(config, direct_spec(config), seed, test, measured)
-    earlier = [validation, test]
+    earlier, pairs = [validation, test], list[Artifact]()
     for t in range(1, iterations + 1):
-        earlier.append(prompts := _prompts(config, f"iter_{t}/prompts", seed, earlier, rows))
-        answers = _asked(config, training_spec(config, t), chosen.model, prompts, rows=rows)
-        pairs = _rows(pairs_stage(config, t, answers), rows)
-        reference = reference_of(config, seed, chosen.model)
-        stage = train_stage(config, f"iter_{t}", chosen.model, reference, pairs)
-        checkpoints = epoch_artifacts(_epochs(stage, config.train.epochs))
+        sampled, state, before = chosen.model, None, [*pairs]
+        for number in range(1, config.train.rounds + 1):
+            folder = round_folder(config, t, number)
+            earlier.append(prompts := _prompts(config, f"{folder}/prompts", seed, earlier, rows))
+            answers = _asked(config, training_spec(config, t, number), sampled, prompts, rows=rows)
+            pairs.append(trained_on := _rows(pairs_stage(config, t, answers, number), rows))
+            if config.pair.replay_share and before:
+                stage = replay_stage(config, t, number, trained_on, before)
+                trained_on = _rows(stage, rows, replayed=len(rows.get(stage.name, ())))
+            stage = train_stage(
+                config, folder, chosen.model, reference_of(config, seed, chosen.model), trained_on, number, state
+            )
+            checkpoints = epoch_artifacts(_epochs(stage, config.train.epochs))
+            sampled, state = checkpoints[-1], state_after(checkpoints[-1])
         candidates = [
             Candidate(model, _asked(config, validation_spec(config, t, epoch), model, validation, chosen.validation))
             for epoch, model in enumerate(checkpoints, 1)
@@ -85,12 +95,12 @@ def _prompts(
     return _rows(prompts_stage(config, folder, seed, earlier, generations), rows)
 
 
-def _rows(stage: Stage, rows: Mapping[str, Sequence[Any]] = _NONE) -> Artifact:
+def _rows(stage: Stage, rows: Mapping[str, Sequence[Any]] = _NONE, **facts: int) -> Artifact:
     stage.begin()
     if (given := rows.get(stage.name)) is None:
-        return stage.commit(0)
+        return stage.commit(0, facts=facts)
     stage.write_shard(0, given)
-    return stage.commit(1)
+    return stage.commit(1, facts=facts)
 
 
 def _asked(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prompts.thought import ThoughtPrompt, load_prompt
-from tasks.handles import prompt_templates
+from tasks.handles import prompt_templates, round_folder
 from tpo.config.load import ignore, load_config
 from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
@@ -22,9 +22,10 @@ from tpo.storage.current import FINISHED
 from tpo.storage.disk import bring_here
 from tpo.storage.store import Manifest, check_files, complete_artifact, file_sha256, read_manifest, stream_rows
 
-STAGES = ("prompts", "samples", "judgments", "scores", "pairs", "train", "model", "test/samples", "test/judgments",
-          "test/scores")  # fmt: skip
-"""What a complete iteration has."""
+ROUND = ("prompts", "samples", "judgments", "scores", "pairs", "train")
+"""What a complete round has."""
+ITERATION = ("model", "test/samples", "test/judgments", "test/scores")
+"""What a complete iteration has beside its rounds."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +83,43 @@ class FinishedModel:
         """The model's folder in the run."""
         return self.root / f"iter_{self.iteration}" / "model"
 
-    def stage(self, name: str, iteration: int | None = None) -> Manifest:
-        """A stage of an iteration, by default of this one."""
-        return self.manifests[f"iter_{self.iteration if iteration is None else iteration}/{name}"]
+    def stage(self, name: str) -> Manifest:
+        """A stage of this iteration."""
+        return self.manifests[f"iter_{self.iteration}/{name}"]
+
+    @property
+    def last_round(self) -> str:
+        """The folder of this iteration's last round."""
+        return rounds_of(self.config, self.iteration)[-1]
 
     def pairs(self) -> list[PublishedPair]:
-        """The pairs that it was trained on."""
-        pairs = list(stream_rows(self._rows("pairs", self.iteration), Pair))
+        """The pairs that it was trained on: of each round, its own and then those that were replayed."""
+        pairs = [pair for folder in rounds_of(self.config, self.iteration) for pair in self._trained_on(folder)]
         wanted = {(pair.prompt_id, i) for pair in pairs for i in (pair.chosen_index, pair.rejected_index)}
         prompts, samples = dict[str, Prompt](), dict[tuple[str, int], Sample]()
         for iteration in range(self.iteration, 0, -1):
             if wanted <= samples.keys():
                 break
-            rows = stream_rows(self._rows("samples", iteration), Sample)
-            samples = {
-                (row.prompt_id, row.index): row for row in rows if (row.prompt_id, row.index) in wanted
-            } | samples
-            asked = stream_rows(self._rows("prompts", iteration), Prompt)
-            prompts = {row.prompt_id: row for row in asked} | prompts
+            for folder in rounds_of(self.config, iteration):
+                rows = stream_rows(self._rows(f"{folder}/samples"), Sample)
+                samples |= {(row.prompt_id, row.index): row for row in rows if (row.prompt_id, row.index) in wanted}
+                prompts |= {row.prompt_id: row for row in stream_rows(self._rows(f"{folder}/prompts"), Prompt)}
         return [
             _published(pair, prompts[pair.prompt_id], *(samples[pair.prompt_id, i] for i in _indices(pair)))
             for pair in pairs
         ]
 
-    def _rows(self, name: str, iteration: int) -> Artifact:
-        return complete_artifact(self.root / f"iter_{iteration}" / name)
+    def _trained_on(self, folder: str) -> Iterator[Pair]:
+        replayed = f"{folder}/replay"
+        return stream_rows(self._rows(replayed if replayed in self.manifests else f"{folder}/pairs"), Pair)
+
+    def _rows(self, stage: str) -> Artifact:
+        return complete_artifact(self.root / stage)
+
+
+def rounds_of(config: RunConfig, iteration: int) -> list[str]:
+    """The folders of an iteration's rounds, in their order."""
+    return [round_folder(config, iteration, number) for number in range(1, config.train.rounds + 1)]
 
 
 def find_model(root: Path, iteration: int | None) -> FinishedModel:
@@ -132,12 +145,12 @@ def find_model(root: Path, iteration: int | None) -> FinishedModel:
             f"{root} has {has}, expected M_{t}: "
             + ("M_0 is the seed model, which isn't ours to publish" if t == 0 else _to_make(root, t))
         )
-    manifests = _manifests(root, t)
+    manifests = _manifests(root, config, t)
     folder = root / f"iter_{t}" / "model"
     bring_here(folder)
     check_files(Artifact(folder, 0, manifests[f"iter_{t}/model"].fingerprint))
     if prompt_templates(config.prompt, config.model).fingerprint != (
-        manifests[f"iter_{t}/samples"].inputs.get("prompt templates")
+        manifests[f"{round_folder(config, t, 1)}/samples"].inputs.get("prompt templates")
     ):
         raise InputError(
             f"the thought prompt of {root} isn't the one that M_{t} was trained with, since a template file has "
@@ -161,14 +174,13 @@ def _summary(root: Path) -> Summary:
     return read_summary(root / SUMMARY)
 
 
-def _manifests(root: Path, t: int) -> dict[str, Manifest]:
+def _manifests(root: Path, config: RunConfig, t: int) -> dict[str, Manifest]:
     """The manifests of iterations 1 to t, and of the prompts that were set aside; this iteration's must all be there,
     as the run's end noted them."""
     stages = json.loads((root / FINISHED).read_text(encoding="utf-8"))["stages"]
     found = {}
     for iteration in range(t + 1):
-        names = ("prompts/validation", "prompts/test") if iteration == 0 else STAGES
-        for name in (f"iter_{iteration}/{name}" for name in names):
+        for name in _stages(config, iteration):
             manifest = read_manifest(root / name)
             if manifest is not None:
                 found[name] = manifest
@@ -176,6 +188,17 @@ def _manifests(root: Path, t: int) -> dict[str, Manifest]:
                 what = "is missing" if manifest is None else "isn't the one that the run ended with"
                 raise InputError(f"M_{t} of {root} isn't complete: {name} {what}; {_to_make(root, t)}")
     return found
+
+
+def _stages(config: RunConfig, iteration: int) -> list[str]:
+    if iteration == 0:
+        return ["iter_0/prompts/validation", "iter_0/prompts/test"]
+    replays = iteration > 1 and config.pair.replay_share > 0
+    names = (*ROUND, "replay") if replays else ROUND
+    return [
+        *(f"{folder}/{name}" for folder in rounds_of(config, iteration) for name in names),
+        *(f"iter_{iteration}/{name}" for name in ITERATION),
+    ]
 
 
 def _to_make(root: Path, t: int | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flows.publication.finished_model import FinishedModel
+from flows.publication.finished_model import FinishedModel, rounds_of
 from prompts.native import NativeThoughts
 from tpo import __version__
 from tpo.config.base import SHIPPED_MODELS
@@ -43,6 +43,26 @@ class Base:
 
 
 @dataclass(frozen=True)
+class StepRound:
+    """One round of an iteration."""
+
+    prompts: int
+    """Prompts."""
+    prompts_sha256: str
+    """SHA-256 over them."""
+    pairs: int
+    """Pairs of their outputs."""
+    error_pairs: int
+    """Pairs whose rejected output breaks the format."""
+    pairs_sha256: str
+    """SHA-256 over them."""
+    replayed: int
+    """Pairs of earlier iterations that were added."""
+    rho: float | None
+    """Strength of length control."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One iteration."""
 
@@ -54,18 +74,8 @@ class Step:
     """SHA-256 over the files of M_{t-1}."""
     chosen_epoch: int
     """The epoch that became M_t; 0 if no epoch was better and M_{t-1} stayed."""
-    prompts: int
-    """Prompts."""
-    prompts_sha256: str
-    """SHA-256 over them."""
-    pairs: int
-    """Pairs."""
-    error_pairs: int
-    """Pairs whose rejected output breaks the format."""
-    pairs_sha256: str
-    """SHA-256 over them."""
-    rho: float | None
-    """Strength of length control."""
+    rounds: Sequence[StepRound]
+    """What it was trained on; one, unless the run has several rounds an iteration."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ _NUMBERS = ("model", "score", "win_rate", "gain", "gain_over_direct", "parse_err
 def lineage_of(model: FinishedModel) -> Lineage:
     """The lineage of a finished model."""
     config = model.config
-    base = _base(config.model, model.stage("prompts").inputs["model"])
+    base = _base(config.model, model.manifests[f"{model.last_round}/prompts"].inputs["model"])
     return Lineage(
         model=model.name,
         run=config.name,
@@ -141,7 +151,7 @@ def lineage_of(model: FinishedModel) -> Lineage:
         source=config.data.source.kind if config.data.synthetic is None else "synthetic",
         prompt=_prompt(model),
         sampling=config.sample.model_dump(mode="json"),
-        judge=_judge(config.judge, model.stage("judgments").inputs.get("judge model")),
+        judge=_judge(config.judge, model.manifests[f"{model.last_round}/judgments"].inputs.get("judge model")),
         evaluation_judge=_judge(config.evaluation.judge, model.stage("test/judgments").inputs.get("judge model")),
         pairing=config.pair.model_dump(mode="json"),
         training=config.train.model_dump(mode="json"),
@@ -181,21 +191,32 @@ def _licence(card: Path) -> dict[str, Any]:
 
 def _steps(model: FinishedModel) -> Iterator[Step]:
     for t in range(1, model.iteration + 1):
-        if any(f"iter_{t}/{name}" not in model.manifests for name in ("model", "prompts", "pairs")):
+        rounds = rounds_of(model.config, t)
+        needed = (f"iter_{t}/model", *(f"{folder}/{name}" for folder in rounds for name in ("prompts", "pairs")))
+        if not all(name in model.manifests for name in needed):
             continue
-        chosen, prompts, pairs = (model.stage(name, t) for name in ("model", "prompts", "pairs"))
+        chosen = model.manifests[f"iter_{t}/model"]
         yield Step(
             model=f"M_{t}",
             sha256=chosen.fingerprint,
             parent=chosen.inputs["model 0"],
             chosen_epoch=chosen.facts["epoch"],
-            prompts=prompts.rows,
-            prompts_sha256=prompts.fingerprint,
-            pairs=pairs.rows,
-            error_pairs=pairs.facts.get("error_rejected", 0),
-            pairs_sha256=pairs.fingerprint,
-            rho=pairs.facts.get("rho"),
+            rounds=[_round(model, folder) for folder in rounds],
         )
+
+
+def _round(model: FinishedModel, folder: str) -> StepRound:
+    prompts, pairs = model.manifests[f"{folder}/prompts"], model.manifests[f"{folder}/pairs"]
+    replay = model.manifests.get(f"{folder}/replay")
+    return StepRound(
+        prompts=prompts.rows,
+        prompts_sha256=prompts.fingerprint,
+        pairs=pairs.rows,
+        error_pairs=pairs.facts.get("error_rejected", 0),
+        pairs_sha256=pairs.fingerprint,
+        replayed=replay.facts["replayed"] if replay else 0,
+        rho=pairs.facts.get("rho"),
+    )
 
 
 def _data(model: FinishedModel, base: Base) -> dict[str, str]:

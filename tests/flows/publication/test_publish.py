@@ -17,6 +17,8 @@ from tests.rows import a_config
 from tests.upload_server import taking_uploads
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig
+from tpo.config.judges import PairConfig
+from tpo.config.training import TrainConfig
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.records import Pair, Prompt, Sample
@@ -81,6 +83,38 @@ def test_cards_can_be_read_and_numbers_and_pairs_are_the_runs(run: Path, tmp_pat
     assert pair["chosen"][0]["content"].startswith("Here is my thought process: a")
     assert (pair["chosen_response"], pair["chosen_score"], pair["margin"]) == ("7", 1.0, 1.0)
     assert "never shown" not in json.dumps(pair)
+
+
+def test_pairs_of_all_rounds_and_replayed_ones_are_published(tmp_path: Path):
+    config = a_config(
+        tmp_path,
+        model=ModelConfig(path="miniature"),
+        train=TrainConfig(epochs=2, rounds=2),
+        pair=PairConfig(replay_share=0.3),
+    )
+    asked = VARIANTS["generic"].encode(ChatEncoder(SHIPPED_SEED_MODEL), ASKED)
+    rows: dict[str, list[Any]] = {}
+    for t, number in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        folder, name = f"iter_{t}/round_{number}", f"p{t}{number}"
+        rows[f"{folder}/prompts"] = [Prompt(name, f"Question {name}")]
+        rows[f"{folder}/samples"] = [Sample(name, i, asked, [1, 2], "", "a", f"{i}", None, 1) for i in range(2)]
+        rows[f"{folder}/pairs"] = [Pair(name, "regular", asked, [1, 2], [1, 2], 0, 1, 1.0, 0.0, 1.0)]
+    for number, replayed in ((1, "p12"), (2, "p11")):
+        rows[f"iter_2/round_{number}/replay"] = [
+            *rows[f"iter_2/round_{number}/pairs"],
+            *rows[f"iter_1/round_{replayed[-1]}/pairs"],
+        ]
+    finish(config, 2, model=SHIPPED_SEED_MODEL, rows=rows)
+    published(config.root, tmp_path / "out")
+    pairs = pq.read_table(tmp_path / "out" / "pairs" / "train-00000-of-00001.parquet").to_pylist()
+    assert [pair["prompt"][0]["content"][-3:] for pair in pairs] == ["p21", "p12", "p22", "p11"]
+    assert [pair["chosen_response"] for pair in pairs] == ["0"] * 4
+    steps = json.loads((tmp_path / "out" / "publication.json").read_text())["lineage"]["steps"]
+    assert [len(step["rounds"]) for step in steps] == [2, 2]
+    assert "round 2: 1 prompts" in (tmp_path / "out" / "README.md").read_text()
+    (config.root / "iter_2/round_1/pairs/manifest.json").unlink()
+    with pytest.raises(InputError, match="isn't complete: iter_2/round_1/pairs is missing"):
+        published(config.root, tmp_path / "other")
 
 
 def test_without_pairs_none_are_there(run: Path, tmp_path: Path):
