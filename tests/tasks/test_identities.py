@@ -188,7 +188,7 @@ def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_i
     ],
     ids=shown,
 )
-def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
+def test_a_change_remakes_what_depends_on_it_and_nothing_else(
     tmp_path: Path, changes: dict[str, Any], stages: set[str]
 ):
     assert changed_by(a_config(tmp_path), **changes) == stages
