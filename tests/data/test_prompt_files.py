@@ -149,7 +149,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_files_are_read_in_the_forms_that_users_have(tmp_path: Path, name: str):
+def test_files_are_read_in_the_formats_that_users_have(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(FORMS[name])
     assert read(tmp_path / name, reference_column="answer") == READ
 
