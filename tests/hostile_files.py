@@ -653,7 +653,7 @@ DATA_FILES: dict[str, HostileFile] = {
     "half a pair in a category": HostileFile(
         "a.jsonl", holding(row(category="\udfff")), "row 1: .* half a surrogate pair", ("category",)
     ),
-    "bytes that are no text": HostileFile(
+    "bytes that are not text": HostileFile(
         "a.jsonl", holding(b'{"instruction": "\xed\xa0\x80"}'), "cannot be read: .*utf-8"
     ),
     "another encoding": HostileFile(

@@ -1,4 +1,4 @@
-"""A run lets nobody in and nothing out: it is watched from outside, then the files that it left are searched.
+"""A run lets no one in and nothing out: it is watched from outside, then the files that it left are searched.
 
 `/proc` shows the sockets of all its processes, every 50 ms. An audit hook in every Python process records the addresses
 and names that it asks for, however briefly. Secrets in its environment must not be in any file that it leaves. None of

@@ -243,10 +243,10 @@ NOTHING: Callable[[Path], None] = lambda root: None  # noqa: E731
 OLD, NEW = frozenset({"k=1"}), frozenset({"k=2"})
 SCENARIOS = {
     "a fresh stage": Scenario(NOTHING, make, read, OLD, tidied="prompts"),
-    "a stage that was stopped halfway": Scenario(stop_halfway, make, read, OLD, tidied="prompts"),
+    "an interrupted stage": Scenario(stop_halfway, make, read, OLD, tidied="prompts"),
     "the same with a damaged shard": Scenario(stop_halfway_with_damage, make, read, OLD, tidied="prompts"),
-    "a stage that is complete": Scenario(make, make, read, OLD, kept=OLD, tidied="prompts"),
-    "a stage made again from another config": Scenario(
+    "a complete stage": Scenario(make, make, read, OLD, kept=OLD, tidied="prompts"),
+    "a stage remade from another config": Scenario(
         make,
         functools.partial(make, k=2),
         functools.partial(read, k=2),
@@ -254,7 +254,7 @@ SCENARIOS = {
         kept=OLD,
         tidied="prompts",
     ),
-    "a damaged stage, set aside and made again": Scenario(
+    "a damaged stage, moved aside and remade": Scenario(
         make_damaged,
         make_and_read,
         read_around_damage,
@@ -282,7 +282,7 @@ SCENARIOS = {
         kept=frozenset(ANSWERS) - {"question 2"},
         promised=answers_synced,
     ),
-    "a file that is replaced": Scenario(
+    "a replaced file": Scenario(
         lambda root: write_atomically(root / "config.json", b"old" * 30),
         lambda root: write_atomically(root / "config.json", b"new" * 40),
         read_config,
@@ -336,9 +336,9 @@ def rename(path: str, target: str) -> Operation:
 WRITTEN = Operation("write", "t", data=b"new")
 TORN = [b"", b"n", b"ne", b"\0\0\0", b"n\0\0", b"ne\0"]
 MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
-    "what is synced, content and name, is there": ({}, [WRITTEN, sync("t"), sync(".")], [{"t": b"new"}]),
-    "a name that is not synced may be lost": ({}, [WRITTEN, sync("t")], [{}, {"t": b"new"}]),
-    "content that is not synced may be torn": (
+    "synced content and names are kept": ({}, [WRITTEN, sync("t"), sync(".")], [{"t": b"new"}]),
+    "an unsynced name may be lost": ({}, [WRITTEN, sync("t")], [{}, {"t": b"new"}]),
+    "unsynced content may be torn": (
         {},
         [WRITTEN, sync(".")],
         [{"t": b"new"}, *({"t": torn} for torn in TORN)],
@@ -348,17 +348,17 @@ MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
         [rename("t", "f")],
         [{"f": b"old", "t": b"new"}, {"f": b"new"}],
     ),
-    "a renamed file that was never synced may be torn": (
+    "a renamed unsynced file may be torn": (
         {"f": b"old"},
         [WRITTEN, rename("t", "f"), sync(".")],
         [{"f": b"new"}, *({"f": torn} for torn in TORN)],
     ),
-    "a folder that is lost takes along what is in it": (
+    "a lost folder takes its content along": (
         {},
         [Operation("mkdir", "d"), Operation("write", "d/t", data=b"new"), sync("d/t"), sync("d")],
         [{}, {"d": None, "d/t": b"new"}],
     ),
-    "later changes may stay where earlier ones are lost": (
+    "later changes may survive earlier ones": (
         {"a": b"1", "b": b"2"},
         [Operation("remove", "a"), Operation("remove", "b")],
         [{"a": b"1", "b": b"2"}, {"a": b"1"}, {"b": b"2"}, {}],
@@ -368,7 +368,7 @@ MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
         [Operation("remove", "d")],
         [{"d": None, "d/t": b"new"}, {"d": None}, {}],
     ),
-    "what was appended may have holes": (
+    "appended content may have holes": (
         {"f": b"1"},
         [Operation("append", "f", data=b"2"), Operation("append", "f", data=b"3")],
         [{"f": one} for one in (b"1", b"12", b"123", b"1\0", b"12\0", b"1\0\0", b"1\x003")],
@@ -410,14 +410,14 @@ SPOILED: dict[str, tuple[str, Callable[[Operations], Operations]]] = {
     "names of shards are not synced": ("a fresh stage", without_syncs_of("prompts")),
     "the stage's own name is not synced": ("a fresh stage", without_syncs_of(".")),
     "the manifest comes first": ("a fresh stage", committed_before_the_last_shard),
-    "the move aside is not synced": ("a stage made again from another config", without_syncs_of(".")),
+    "the move aside is not synced": ("a stage remade from another config", without_syncs_of(".")),
     "files of a model are not synced": ("a model whose files another process wrote", without_syncs("epoch_1/")),
     "folders of a model are not synced": (
         "a model whose files another process wrote",
         without_syncs_of("model/epoch_2"),
     ),
     "answers are not synced": ("a journal", without_syncs("journal")),
-    "a file is written in place": ("a file that is replaced", written_in_place),
+    "a file is written in place": ("a replaced file", written_in_place),
 }
 
 

@@ -80,8 +80,8 @@ def test_length_correlation_is_within_prompts():
 
 def test_scores_of_unjudged_responses_are_left_out():
     group = a_group("a", "b")
-    beside = Score("p", 7, None, "parse_error: empty_response", None, 0)
-    found = health([group], [], [*scored(group, 1.0, 0.0), beside])
+    unjudged = Score("p", 7, None, "parse_error: empty_response", None, 0)
+    found = health([group], [], [*scored(group, 1.0, 0.0), unjudged])
     assert (found.responses, found.unscored) == (2, {})
 
 

@@ -74,7 +74,7 @@ def test_packed_and_sharded_every_trainable_weight_is_trained_and_a_killed_train
     assert still == (before.keys() - adapted if lora else set())
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["a head of its own", "tied"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_weights_read_by_the_first_worker_reach_all_workers(tmp_path: Path, tied: bool):
     config = LlamaConfig(
         vocab_size=67, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
