@@ -1,4 +1,4 @@
-"""Conversations in the shapes of published data sets, written by us: what a file of each holds, and what is asked.
+"""Conversations in the formats of published data sets, written by us: the rows of a file, and what is asked.
 
 The fields are those of the sets themselves (UltraFeedback, WildChat-1M, Tulu 3's SFT mixture, LMSYS-Chat-1M, ShareGPT),
 the texts are not.
@@ -22,7 +22,7 @@ class Shape:
     """One row of a published set."""
 
     column: str
-    """What `data.source.instruction_column` is set to."""
+    """The value of `data.source.instruction_column`."""
     row: dict[str, Any]
     """The row."""
     earlier: Sequence[Message]
@@ -100,11 +100,11 @@ SHAPES = {
         [ADVISED[0], Message(role="user", content="Name a\nriver."), ADVISED[2]],
     ),
 }
-"""Rows in each shape, all of which end in the same question."""
+"""Rows in each format, all of which end in the same question."""
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """A file of some rows, as JSON lines or as Parquet."""
+    """Writes rows as JSON lines or Parquet."""
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq

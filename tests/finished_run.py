@@ -1,5 +1,5 @@
-"""A run folder as the flow leaves it, made without an engine: every stage committed, nothing in it worth reading unless
-a test hands it rows and a model."""
+"""A run folder as the flow leaves it, made without an engine: every stage is committed, with dummy content unless a
+test passes rows and a model."""
 
 import shutil
 from collections.abc import Mapping, Sequence

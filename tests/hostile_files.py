@@ -272,13 +272,13 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "a tokenizer of another repository": Hostile(
         with_setting("tokenizer_config.json", auto_map=FROM_HUB), r"\(auto_map in tokenizer_config.json\)"
     ),
-    "a way of generating of its own": Hostile(
+    "its own generate function": Hostile(
         with_code("custom_generate/generate.py"), r"code of its own \(custom_generate\)"
     ),
     "a way of generating by name": Hostile(
         with_setting("generation_config.json", custom_generate="org/repo"), "custom_generate in generation_config.json"
     ),
-    "a pipeline of its own": Hostile(
+    "its own pipeline": Hostile(
         with_code_and_setting("config.json", custom_pipelines={"text-generation": {"impl": "custom.Custom"}}),
         r"\(custom.py, custom_pipelines in config.json\)",
     ),
@@ -342,7 +342,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         "a/b/d is a link to /etc/hostname",
     ),
     "a pipe for a config": Hostile(with_pipe("config.json"), "config.json is neither a file nor a folder", loads=False),
-    "a pipe beside it": Hostile(with_pipe("README.md"), "README.md is neither a file nor a folder"),
+    "a pipe next to it": Hostile(with_pipe("README.md"), "README.md is neither a file nor a folder"),
     "a socket": Hostile(with_socket, "/s is neither a file nor a folder"),
     "ten thousand files": Hostile(
         lambda folder, _: [write(folder / "many" / str(i), b"") for i in range(10_001)],
@@ -383,7 +383,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         lambda folder, _: os.truncate(folder / "model.safetensors", 1000), "its header would have|cut off"
     ),
     "bytes after the weights": Hostile(with_header({"a": tensor()}, data=b"\0" * 8 + b"PK\3\4"), "bytes, expected"),
-    "a shard that lies, beside": Hostile(with_file("consolidated.safetensors"), "consolidated.safetensors is not a"),
+    "a lying shard next to it": Hostile(with_file("consolidated.safetensors"), "consolidated.safetensors is not a"),
     "an index that leaves the folder": Hostile(
         with_index({"a": "../outside.safetensors"}), r"\.\./outside.safetensors is not there: .* expected a file in"
     ),
@@ -406,7 +406,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "a template of a gigabyte": Hostile(
         with_huge("chat_template.jinja"), "chat_template.jinja has 1073741824 bytes, expected", loads=False
     ),
-    "a config that is no text": Hostile(with_file("config.json", b'{"a": "\xff\xfe"}'), "config.json is not readable"),
+    "a config that is not text": Hostile(with_file("config.json", b'{"a": "\xff\xfe"}'), "config.json is not readable"),
     "a template that climbs from a text": Hostile(
         with_template("{{ ''.__class__.__mro__[1].__subclasses__()[0].__init__.__globals__['os']" + POPEN),
         r"chat template of .* reaches into Python \(__",
@@ -426,7 +426,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "a template that climbs by a format": Hostile(
         with_template("{{ '{0.__class__.__init__}'.format(messages) }}"), None
     ),
-    "a template that climbs, beside another": Hostile(
+    "a template that climbs, next to another": Hostile(
         with_template("{{ joiner.__init__.__globals__.os" + POPEN, "additional_chat_templates/tool_use.jinja"),
         "reaches into Python",
     ),
@@ -453,11 +453,11 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     ),
     "a template that is none": Hostile(with_template("{% for %}"), "does not parse"),
     "a template that reads files": Hostile(with_template("{% include '/etc/passwd' %}"), None),
-    "a tokenizer whose pattern takes for ever": Hostile(with_tokenizer_pattern("(a+)+$"), None),
+    "a tokenizer whose pattern takes forever": Hostile(with_tokenizer_pattern("(a+)+$"), None),
     "a tokenizer of a class that is none": Hostile(
         with_setting("tokenizer_config.json", tokenizer_class="custom.Custom"), None
     ),
-    "what published folders hold beside the model": Hostile(with_published_company, None),
+    "what published folders hold besides the model": Hostile(with_published_company, None),
     "a snapshot in the hub's cache": Hostile(as_hub_snapshot, None),
 }  # fmt: skip
 """Each is a change to a sound folder."""
@@ -653,7 +653,7 @@ DATA_FILES: dict[str, HostileFile] = {
     "half a pair in a category": HostileFile(
         "a.jsonl", holding(row(category="\udfff")), "row 1: .* half a surrogate pair", ("category",)
     ),
-    "bytes that are no text": HostileFile(
+    "bytes that are not text": HostileFile(
         "a.jsonl", holding(b'{"instruction": "\xed\xa0\x80"}'), "cannot be read: .*utf-8"
     ),
     "another encoding": HostileFile(
@@ -700,7 +700,7 @@ DATA_FILES: dict[str, HostileFile] = {
     "a Parquet file cut off": HostileFile(
         "a.parquet", both(SOUND_PARQUET, lambda path, _: os.truncate(path, 200)), "cannot be read"
     ),
-    "a Parquet file whose end lies": HostileFile(
+    "a Parquet file whose footer lies": HostileFile(
         "a.parquet", damaged(SOUND_PARQUET, 0.55, b"\xff" * 8), "cannot be read"
     ),
     "a Parquet file whose pages lie": HostileFile(
@@ -716,16 +716,16 @@ DATA_FILES: dict[str, HostileFile] = {
     ),
     "a Parquet type that was unpickled once": HostileFile("a.parquet", unpickling_parquet, None),
     "an Arrow type that was unpickled once": HostileFile("a", dataset(schema=unpickling_field), None),
-    "features of a class of its own": HostileFile(
+    "features of a custom class": HostileFile(
         "a", dataset(info={"instruction": {"_type": "Path", "_pickled": "gASV", "id": "../.."}}), None
     ),
     "a dataset that is a script": HostileFile(
         "a", lambda path, canary: write(path / "a.py", code(canary).encode()), "is not a dataset saved to disk"
     ),
-    "a script beside a dataset": HostileFile(
+    "a script next to a dataset": HostileFile(
         "a", both(dataset(), lambda path, canary: write(path / "a.py", code(canary).encode())), None
     ),
-    "a pickle beside a dataset": HostileFile("a", both(dataset(), with_pickle("state.pkl")), None),
+    "a pickle next to a dataset": HostileFile("a", both(dataset(), with_pickle("state.pkl")), None),
     "a dataset whose state is a pickle": HostileFile("a", both(dataset(), with_pickle("state.json")), "cannot be read"),
     "a dataset whose state is nested deep": HostileFile("a", dataset(state=DEEP), "nested too deep"),
     "a dataset whose state is nothing": HostileFile("a", dataset(state=b"{}"), "cannot be read"),

@@ -1,7 +1,7 @@
-"""A model hub on loopback: what `huggingface_hub` asks of the real one when it downloads, and its refusals.
+"""A model hub on loopback: the requests of `huggingface_hub` for downloads, and the hub's refusals.
 
-Repositories have branches of commits; a large file is on another path, as on a content network, to which the hub
-redirects. Everything asked is noted.
+Repositories have branches of commits; the hub redirects to another path for large files, as to a content network. Every
+request is recorded.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LARGE = 20_000
-"""Size in bytes from which a file is stored apart, as with git LFS."""
+"""Size in bytes from which a file is stored separately, as with git LFS."""
 GOOD_TOKEN = "hf_good"
 
 
@@ -42,7 +42,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server serves, what it was asked, and what is wrong with it."""
+    """What the server serves, its faults, and the requests that it got."""
 
     address: str = ""
     """Its address."""
@@ -51,15 +51,15 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     """Method and path of each request."""
     ranges: list[str] = field(default_factory=list)
-    """The ranges that were asked for."""
+    """The ranges requested."""
     cut: dict[str, int] = field(default_factory=dict)
-    """After how many bytes the connection breaks, once, by the file's name."""
+    """Number of bytes after which the connection breaks, once, by file name."""
     altered: dict[str, bytes] = field(default_factory=dict)
-    """What is sent in place of a file, by its name."""
+    """Content sent in place of a file's, by its name."""
     names: dict[str, str] = field(default_factory=dict)
-    """Names that are redirected to today's, as the hub does for another case and after a rename."""
+    """Names redirected to the current ones, as the hub does for another case and after a rename."""
     stall: tuple[str, threading.Event, threading.Event] | None = None
-    """A file whose download stops halfway, with what is set then, and what it waits for."""
+    """A file whose download stops halfway, the event set then, and the event that it waits for."""
     failing: bool = False
     """Whether it answers everything with 503."""
 
@@ -73,7 +73,7 @@ class Hub:
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """The hub while it is served."""
+    """A running hub."""
     hub = Hub()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, hub)) as server:
         hub.address = f"http://127.0.0.1:{server.server_port}"
@@ -87,7 +87,7 @@ def hub_server() -> Iterator[Hub]:
 
 
 def git_sha1(data: bytes) -> str:
-    """The name that git gives to a file's content."""
+    """Git's hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -160,13 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
         if len(data) >= LARGE:
             sha256 = hashlib.sha256(data).hexdigest()
             headers = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{sha256}"', "X-Repo-Commit": commit}
-            # By another name of this machine: the client follows redirects within a hub's host by itself.
+            # Under another name of this machine, since the client handles redirects within a hub's host by itself.
             elsewhere = self.hub.address.replace("127.0.0.1", "localhost")
             return self.redirect(f"{elsewhere}/cdn/{sha256}/{path}?signature=secret", headers)
         return self.send(self.altered(path, data), {"ETag": f'"{git_sha1(data)}"', "X-Repo-Commit": commit})
 
     def content(self, sha256: str, path: str) -> None:
-        """A large file, or from where the client has it."""
+        """A large file, or the part that the client lacks."""
         stored = [data for repository in self.hub.repositories.values() for files in repository.commits.values()
                   for data in files.values() if len(data) >= LARGE]  # fmt: skip
         data = self.altered(path, next(data for data in stored if hashlib.sha256(data).hexdigest() == sha256))

@@ -60,7 +60,7 @@ def tried(load: Callable[[Path], Any], folder: Path) -> str:
         load(folder)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - parsers in Rust panic with what is no Exception
+    except BaseException as error:  # noqa: BLE001 - panics of Rust parsers aren't Exceptions
         return type(error).__name__
     finally:
         signal.alarm(0)

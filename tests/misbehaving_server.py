@@ -98,9 +98,9 @@ class MisbehavingServer:
 
     Args:
         script: What to do with a request; called with its body and with how many requests had the same messages.
-        says: The text of a reply where the script names none.
-        key: The key to insist on, or None to let everybody in.
-        model: The model to insist on, or None to know every model.
+        says: The text of a reply if the script names none.
+        key: The required key, or None to accept everyone.
+        model: The only known model, or None to know every model.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class MisbehavingServer:
         self.stop()
 
     def stop(self) -> None:
-        """Ends it as a kill does: connections break, and nothing listens any more."""
+        """Stops it as a kill does: connections break, and nothing listens anymore."""
         if not self._closed.is_set():
             self._closed.set()
             self._http.shutdown()

@@ -9,7 +9,7 @@ from tpo.console import Advance, progress_bar, say
 from tpo.run_context import RunContext, using
 
 
-def test_onlookers_receive_every_bar_and_all_of_its_progress():
+def test_listeners_receive_every_bar_and_all_of_its_progress():
     told: list[object] = []
 
     def onlooker(label: str, total: int, unit: str) -> Advance:
@@ -22,7 +22,7 @@ def test_onlookers_receive_every_bar_and_all_of_its_progress():
     assert told == [("sample iter_1", 64, "outputs"), 16, 64]
 
 
-def test_output_that_nobody_reads_any_more_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch):
+def test_output_that_is_no_longer_read_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch):
     class Unread(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError

@@ -1,4 +1,4 @@
-"""A model hub on loopback that takes uploads: what `huggingface_hub` asks when it fills a repository."""
+"""A model hub on loopback that accepts uploads: the requests of `huggingface_hub` to fill a repository."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Hub:
-    """What the hub has."""
+    """The hub's content."""
 
     url: str = ""
     token: str = "hf_written"
@@ -26,7 +26,7 @@ class Hub:
 
 @contextmanager
 def taking_uploads() -> Iterator[Hub]:
-    """A hub that is up; repositories are named `models/org/name` and `datasets/org/name`."""
+    """A running hub; repositories are named `models/org/name` and `datasets/org/name`."""
     hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):

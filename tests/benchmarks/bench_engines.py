@@ -39,7 +39,7 @@ def main() -> None:
     """Measure and print."""
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # for the loops' processes, and for this one
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before anything starts")
-    # Ray isn't told of CPUs: three engines exist at the same time, of which one or two work.
+    # Ray reserves no CPUs: three engines exist at the same time, of which one or two work.
     pools = [
         SamplerPool(ENGINE.model_copy(update={"count": count}), ClusterConfig(), CONTEXT, room=Room(), cpus=0)
         for count in (1, 2)

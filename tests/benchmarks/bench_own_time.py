@@ -40,7 +40,7 @@ BUDGET_SECONDS, BUDGET_MIB = 30.0, 1024.0
 
 
 class InstantPool:
-    """Replaces `SamplerPool`; outputs are combined from ready-made ones, each with a word of its own."""
+    """Replaces `SamplerPool`; outputs are combined from ready-made ones, each with a unique word."""
 
     def __init__(self) -> None:
         draw = random.Random(0)

@@ -58,7 +58,7 @@ def main() -> None:
             health = measure_health(groups, said, scores, VerifierJudge())
             done, computed = time.perf_counter(), time.process_time()
         print(
-            f"{tournament:10s} {len(said):7d} comparisons: {done - started:5.1f} s of our own "
+            f"{tournament:10s} {len(said):7d} comparisons: {done - started:5.1f} s of our own time "
             f"({computed - computing:.1f} s of CPU; {judged - started:.1f} s until the judgments stand, "
             f"{done - judged:.1f} s for scores and health); "
             f"swap agreement {health.swap_agreement:.3f}"

@@ -40,7 +40,7 @@ def main(model: Path) -> None:
     ]
     pool = SamplerPool(EngineConfig(), ClusterConfig(), 352, room=Room(), forcing=True)
     print(f"{model}, {PROMPTS} test prompts, temperature 0.8, one output each")
-    print("| most thought tokens | mean thought tokens | right, % [95 %] | broken or cut, % |")
+    print("| max thought tokens | mean thought tokens | right, % [95 %] | broken or cut, % |")
     print("|---|---|---|---|")
     try:
         for budget in BUDGETS:

@@ -1,16 +1,15 @@
-"""Calls a tournament makes, and how much of the gap between the truly best and worst response its pair still spans.
+"""Calls of each tournament, and the share of the true quality gap that its chosen pair captures.
 
-In: nothing. Out: two tables on the terminal, in under a minute on one idle core. Run with
-`python -m tests.benchmarks.bench_tournament`.
+Prints two tables, in under a minute on one idle core. Run with `python -m tests.benchmarks.bench_tournament`.
 
-Groups of 8 with qualities q ~ N(0, σ). The judge, shown m first and n second, has the logit q_m - q_n + bias + noise,
-the noise N(0, 1) and new in every call; a soft result is its probability, a hard verdict its sign. Noise that is new
-in every call is what reproduces the earlier prototype (all pairs, hard: 0.967 and 0.924 at σ 2 and 1): noise that a
-pair keeps under swapping, with its sign turned, gives 0.960 and 0.900, and as one more bias 0.972 and 0.948. Captured
-is the mean of q[chosen] - q[rejected] over the mean of max q - min q, chosen and rejected by Bradley-Terry (ridge
-0.1). The standard error is the ratio's; every design sees the same groups, so differences are known better than that.
+Groups have 8 responses with qualities q ~ N(0, σ). The judge, shown m first and n second, has the logit q_m - q_n +
+bias + noise, with noise N(0, 1) drawn anew in every call; a soft result is its probability, a hard verdict its sign.
+(Other noise doesn't reproduce the earlier prototype, 0.967 and 0.924 for all pairs and hard verdicts at σ 2 and 1: a
+pair's own noise gives 0.960 and 0.900, an extra bias 0.972 and 0.948.) Captured is the mean of q[chosen] - q[rejected]
+divided by the mean of max q - min q, with the pair chosen by Bradley-Terry (ridge 0.1). The standard error is the
+ratio's; all designs see the same groups, so their differences are more precise.
 
-The designs were tuned on other seeds than this one.
+The designs were tuned on other seeds.
 """
 
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ class Played(NamedTuple):
 
 
 def as_matrices(groups: Sequence[Results]) -> NDArray[np.float64]:
-    """Results by group as (G, K, K), NaN where there are none."""
+    """Results by group as (G, K, K), NaN for none."""
     matrices = np.full((len(groups), SIZE, SIZE), np.nan)
     for group, results in enumerate(groups):
         for pair, outcome in results.items():
@@ -152,7 +151,7 @@ def report(judge: Judge, spread: float, groups: int, designs: Sequence[tuple[str
     drawn = draw(judge, spread, groups)
     ranges = np.ptp(drawn.quality, axis=1)
     print(f"\n{judge.name}, σ = {spread:g}, {groups} groups")
-    print(f"{'':32s} {'calls':>6s} {'5-95 %':>7s} {'rounds':>11s}  {'captured':>15s}  {'less the first':>15s}")
+    print(f"{'':32s} {'calls':>6s} {'5-95 %':>7s} {'rounds':>11s}  {'captured':>15s}  {'minus the first':>15s}")
     reference: NDArray[np.float64] | None = None
     for name, design, soft in designs:
         played = play(design, drawn, soft=soft)
@@ -182,7 +181,7 @@ def main() -> None:
         Judge("bias 1.5", bias=1.5),
         Judge("bias 3", bias=3),
         Judge("bias 0.5 ± 1.5 from pair to pair", pair_bias=1.5),
-        Judge("a mind of its own on each pair, and no noise", noise=0, own_mind=1),
+        Judge("its own opinion of each pair, no noise", noise=0, own_mind=1),
     ):
         report(judge, 1.0, 2000, contested)
 

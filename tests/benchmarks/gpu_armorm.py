@@ -1,9 +1,9 @@
-"""How fast our scorer reads chats with an ArmoRM of eight billion parameters: tokens a second, and share of a product.
+"""Throughput of our scorer with an ArmoRM of eight billion parameters: tokens per second, and share of the peak
+product.
 
-In: `--shape` and `--device`. Out: the chats' own tokens (a prompt counts with each of its responses, padding does not)
-a second, the tokens that were really computed, and what share those are of the largest matrix product that this
-process reaches on the device, at 2 operations for a parameter and token. Weights are random. Runs where there is an
-NVIDIA GPU:
+Prints the chats' own tokens per second (a prompt counts with each of its responses; padding doesn't count), the share
+of tokens computed, and their share of the best matrix product that this process measures on the device, at 2 operations
+per parameter and token. Weights are random. Needs an NVIDIA GPU:
 
     python -m tests.benchmarks.gpu_armorm
     python -m tests.benchmarks.gpu_armorm --shape tiny --device cpu     # tries the script itself

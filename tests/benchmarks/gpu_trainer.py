@@ -1,17 +1,16 @@
-"""How fast our trainer takes DPO steps on one device: tokens a second, and the share of the device's matrix product.
+"""Throughput of DPO steps on one device: tokens per second, and the share of the device's peak matrix product.
 
-In: `--shape` and `--device`. Out: for adapters and for all weights, the pairs' own tokens (prompts count with each of
-their two outputs, padding does not) a second, and what share that is of the largest matrix product that this process
-reaches on the device, measured just before. Weights are random and the model has Llama-3-8B's shape: what is measured
-does not depend on what it says. Runs where there is an NVIDIA GPU:
+Prints for adapters and for all weights the pairs' own tokens per second (a prompt counts with each of its two outputs;
+padding doesn't count), and the share of the best matrix product that this process measures on the device. The model has
+Llama-3-8B's shape and random weights, which doesn't affect the speed. Needs an NVIDIA GPU:
 
     python -m tests.benchmarks.gpu_trainer
     python -m tests.benchmarks.gpu_trainer --shape tiny --device cpu     # tries the script itself
 
-The share counts 6 operations for a parameter and token where all weights are trained, and 4 where only adapters are,
-whose frozen weights need no gradients; what gradient checkpointing computes again, attention and the head on prompts
-do not count. Training all weights keeps 16 bytes a parameter, 128 GB for eight billion: where a GPU has less, the
-number of layers is lowered until it fits, and said.
+The share counts 6 operations per parameter and token if all weights are trained, and 4 with adapters, since frozen
+weights need no gradients. Recomputation for gradient checkpointing, attention, and the head on prompts don't count.
+Training all weights takes 16 bytes per parameter, 128 GB for eight billion: on a smaller GPU, layers are removed until
+it fits, and their number is printed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Claims about a run's page in a browser: whatever models, datasets and profiles wrote, it is only displayed.
+"""Claims about a run's page in a browser: text of models, datasets and profiles is only displayed.
 
 Each payload tries to rename the page, to leave a mark in it, and to send a request to our own server. On a control page
 with the same payloads inserted as markup, all of that must happen: a browser that runs nothing would prove nothing.
@@ -206,7 +206,7 @@ def test_payloads_run_where_they_are_markup(tmp_path: Path, server: Server, payl
     assert seen.ran and "/ran" in seen.asked and "/ran.png" in seen.asked
 
 
-def test_the_pages_policy_alone_stops_what_is_markup(tmp_path: Path, server: Server, page: str, payloads: list[str]):
+def test_the_pages_policy_by_itself_stops_markup(tmp_path: Path, server: Server, page: str, payloads: list[str]):
     (policy,) = POLICY.findall(page)
     # No policy in a page can stop navigation: a link or a refresh navigates.
     head, markup = f"{policy}<title>x</title>", "<br>".join(payload for payload in payloads if "refresh" not in payload)

@@ -208,7 +208,7 @@ def test_a_section_of_another_kind_inherits_nothing_from_its_base(tmp_path: Path
     assert load_config(path, ["data.source.kind=instructions"]).data.source == InstructionSource()
 
 
-def test_a_key_that_is_gone_is_passed_over_with_what_to_write_instead(tmp_path: Path):
+def test_a_removed_key_is_ignored_with_what_to_write_instead(tmp_path: Path):
     notes: list[str] = []
     profile = "[model]\npath = 'models/M'\nhub_id = 'org/M'\nhub_revision = 'v1'"
     config = load_config(a_profile(tmp_path, profile), note=notes.append)

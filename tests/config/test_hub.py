@@ -120,7 +120,7 @@ def test_a_plain_path_stays_one():
 @pytest.mark.parametrize("variables", [
     {"HF_HOME": "/a/home"}, {"XDG_CACHE_HOME": "/a/cache"}, {"HF_ASSETS_CACHE": "/assets", "HF_HOME": "/b"}, {},
 ])  # fmt: skip
-def test_what_is_fetched_lies_with_what_the_hubs_client_keeps(variables: dict[str, str], monkeypatch):
+def test_fetched_files_are_next_to_the_hub_clients_cache(variables: dict[str, str], monkeypatch):
     for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_ASSETS_CACHE", "HUGGINGFACE_ASSETS_CACHE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

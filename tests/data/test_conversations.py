@@ -1,5 +1,5 @@
-"""Claims about conversations in prompt files: every published shape is read up to the user's last turn; what can't be a
-prompt is counted, and what is damaged is rejected by its row."""
+"""Claims about conversations in prompt files: every published format is read up to the user's last turn; what can't be
+a prompt is counted, and damaged rows are rejected by number."""
 
 import json
 from pathlib import Path
@@ -30,9 +30,7 @@ def turns(*said: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_published_shape_ends_in_the_users_last_turn_after_the_turns_before_it(
-    tmp_path: Path, name: str, kind: str
-):
+def test_every_published_format_ends_in_the_users_last_turn(tmp_path: Path, name: str, kind: str):
     shape = SHAPES[name]
     if name == "parts" and kind == "parquet":
         pytest.skip("a column of Parquet can't hold both texts and lists of parts")
@@ -139,7 +137,7 @@ def test_a_table_of_conversations_as_text_is_rejected_and_a_text_that_looks_like
 
 
 @pytest.mark.parametrize("column", ["prompt", "messages", "conversation", "conversations"])
-def test_a_file_in_another_shape_than_the_profile_says_names_the_column_to_set(tmp_path: Path, column: str):
+def test_for_a_file_in_another_format_the_error_names_the_column_to_set(tmp_path: Path, column: str):
     path = write_rows(tmp_path / "rows.jsonl", [{"id": 1, column: turns("u:Hi")}])
     with pytest.raises(InputError, match=f'set data.source.instruction_column = "{column}"'):
         read(path, "instruction")

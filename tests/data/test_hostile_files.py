@@ -79,7 +79,7 @@ def test_the_promised_limits_are_those_of_the_code():
     assert "4 GiB" in promises and f"{row_files.MAX_ROWS:,} rows, 2²⁸ characters" in " ".join(promises.split())
 
 
-PUBLISHED = ("what published folders hold beside the model", "a snapshot in the hub's cache")
+PUBLISHED = ("what published folders hold besides the model", "a snapshot in the hub's cache")
 LOADED = sampled(
     "hostile folders", [name for name, hostile in MODEL_FOLDERS.items() if hostile.loads], 10, always=PUBLISHED
 )

@@ -48,7 +48,7 @@ def test_every_form_gives_the_same_row(tmp_path: Path, form: str, kind: str):
     assert read_pair_rows(source) == [PairRow(ASKED, LONG, SHORT)]
 
 
-def test_what_was_said_before_stays_before_the_instruction_and_a_system_turn_is_left_out(tmp_path: Path):
+def test_earlier_turns_stay_before_the_instruction_and_a_system_turn_is_left_out(tmp_path: Path):
     asked = [*ADVISED, {"role": "user", "content": ASKED}, {"role": "assistant", "content": "2"}]
     source = write(tmp_path / "pairs.jsonl", [{"instruction": asked, "chosen": LONG, "rejected": SHORT}])
     assert read_pair_rows(source) == [PairRow(ASKED, LONG, SHORT, write_turns(EARLIER))]

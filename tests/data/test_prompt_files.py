@@ -149,7 +149,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_files_are_read_in_the_forms_that_users_have(tmp_path: Path, name: str):
+def test_files_are_read_in_the_formats_that_users_have(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(FORMS[name])
     assert read(tmp_path / name, reference_column="answer") == READ
 
@@ -166,8 +166,8 @@ def test_files_are_read_in_the_forms_that_users_have(tmp_path: Path, name: str):
 def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: list[str]):
     for name, rows in zip(names, (ROWS[:2], ROWS[2:]), strict=True):
         write(tmp_path / name, rows)
-    for beside in ("README.md", ".gitattributes", "dataset_infos.json", "_SUCCESS", ".hidden.jsonl"):
-        (tmp_path / beside).write_text("nothing")
+    for other in ("README.md", ".gitattributes", "dataset_infos.json", "_SUCCESS", ".hidden.jsonl"):
+        (tmp_path / other).write_text("nothing")
     assert read(tmp_path, reference_column="answer") == READ
 
 

@@ -33,7 +33,7 @@ def test_a_seed_gives_the_same_tasks_and_another_seed_others():
     assert all(instruction.startswith("Do you agree") for instruction in both)  # few texts are possible here
 
 
-def test_splits_share_no_writing_task_whatever_the_seed():
+def test_splits_share_no_writing_task_for_any_seed():
     splits = ("train", "validation", "test")
     tasks = {split: {task.instruction for seed in (0, 1) for task in some(split, seed)} for split in splits}
     for one, other in itertools.combinations(splits, 2):

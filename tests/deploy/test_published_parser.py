@@ -61,7 +61,7 @@ def test_an_output_is_split_as_the_prompt_splits_it_whole_and_at_every_length(va
             assert parser.split(text, finished=False) == (shown.thought, shown.response), text
 
 
-def test_the_files_own_settings_are_replaced_whatever_the_markers_hold():
+def test_the_files_own_settings_are_replaced_for_any_markers():
     thought, response = '"quoted" \\n', "'''\\1\\g<0>\n# x"
     prompt = ThoughtPrompt("custom", "", None, thought, response, native=NATIVE["allowed and opened"])
     parser = loaded(parser_source(prompt))

@@ -62,7 +62,7 @@ def test_every_prefix_of_an_output_shows_a_prefix_of_its_response(prompt: Though
     end=ended,
     data=st.data(),
 )
-def test_chunking_changes_nothing_whatever_the_stop_texts(pieces: list[str], stops: tuple[str, ...], end: Ended, data):
+def test_chunking_changes_nothing_for_any_stop_texts(pieces: list[str], stops: tuple[str, ...], end: Ended, data):
     output = "".join(pieces)
     whole = readings(SPECIFIC, list(output) or [""], end, stops)
     chunks = chunks_of(output, random.Random(data.draw(st.integers())))

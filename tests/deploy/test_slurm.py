@@ -26,7 +26,7 @@ from tpo.engines.cluster.processes import LOOPBACK
 pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parents[2]
 PYTHON = f"""#!/bin/bash
-# The environment's Python, with Ray held to loopback and another flow.
+# The environment's Python, with Ray on loopback and another flow.
 case "$*" in
   "-m ray.scripts.scripts "*) exec {sys.executable} -c '{RAY}' "${{@:3}}" ;;
   "-m flows "*) exec env {" ".join("=".join(item) for item in LOOPBACK.items())} \\

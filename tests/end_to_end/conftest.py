@@ -1,6 +1,6 @@
-"""One small run on the real engines, watched while it goes on, shared by the tests that look at what it did and left.
+"""One small run on the real engines, watched from outside, and shared by the tests of what it did and left behind.
 
-tests/conftest.py has them all in one process.
+tests/conftest.py runs them all in one process.
 """
 
 import os
@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("data.per_iteration=48", "data.validation=24", "data.test=48", "train.epochs=2", "train.batch_size=16",
          "train.micro_batch_size=16", "engine.shard_prompts=16")  # fmt: skip
 DEAD_PROXY = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
-"""A proxy that nothing answers at: what a run asks is on this machine."""
+"""A proxy that doesn't answer: a run needs no other machine."""
 Iterate = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def command_for(
     folder: Path, to: int, *overrides: str, name: str = "small", flow: str = "iterate", profile: str = "laptop"
 ) -> list[str]:
-    """A command with small numbers and a run in `folder`."""
+    """A command for a small run in `folder`."""
     command = [sys.executable, "-m", "flows", flow, "--to", str(to), "--run-name", name, "--profile", profile]
     settings: Sequence[str] = (*SMALL, f'folder="{folder}"', *overrides)
     return [*command, *(word for setting in settings for word in ("--set", setting))]
@@ -34,7 +34,7 @@ def command_for(
 
 @pytest.fixture(scope="session")
 def runs_folder() -> Iterator[Path]:
-    """A folder with a short path: a socket's is at most 107 bytes long."""
+    """A folder with a short path: that of a socket has at most 107 bytes."""
     made = Path(tempfile.mkdtemp(prefix="tpo-"))
     yield made
     shutil.rmtree(made, ignore_errors=True)
@@ -42,7 +42,7 @@ def runs_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def iterate(runs_folder: Path) -> Iterate:
-    """Runs `python -m flows iterate` in its own process, with small numbers and a run folder of the session's."""
+    """Runs `python -m flows iterate` in a subprocess: a small run in the session's folder."""
     folder = runs_folder / "runs"
     folder.mkdir(exist_ok=True)
 
@@ -63,7 +63,7 @@ def iterate(runs_folder: Path) -> Iterate:
 
 @pytest.fixture(scope="session")
 def watched_run(runs_folder: Path) -> Run:
-    """The small run to M_2, and what was seen of it."""
+    """The small run to M_2, and what the watch saw."""
     return watch_run(runs_folder, command_for(runs_folder / "runs", 2))
 
 

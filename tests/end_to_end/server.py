@@ -49,7 +49,7 @@ class Served:
             return error.code
 
     def count(self, metric: str) -> float:
-        """What `/metrics` says of the engine."""
+        """A metric of the engine, from `/metrics`."""
         request = urllib.request.Request(f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             (value,) = re.findall(rf"^vllm:{metric}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
@@ -58,7 +58,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(model: str, *options: str, log: Path) -> Iterator[Served]:
-    """`python -m flows serve` on a model, up; what it says goes to `log`."""
+    """`python -m flows serve` on a model, up; its output goes to `log`."""
     command = [sys.executable, "-m", "flows", "serve", model, "--api-key", "SERVED_KEY", *options]
     with _started(command, {"SERVED_KEY": KEY}, log) as server:
         yield server
@@ -66,7 +66,7 @@ def serving(model: str, *options: str, log: Path) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def plain_vllm(folder: Path, *options: str, log: Path) -> Iterator[Served]:
-    """vLLM's own server on a folder, with nothing of ours but what a CPU needs, as in `make serve`; up."""
+    """vLLM's own server on a folder, up; of our settings it has only those that a CPU needs."""
     engine = load_config(ROOT / "deploy" / "profiles" / "laptop.toml").engine
     flags = ["--dtype", engine.dtype, "--enforce-eager", "--no-enable-chunked-prefill"]
     flags += ["--max-num-seqs", str(engine.max_num_seqs), "--max-num-batched-tokens", "8192"]

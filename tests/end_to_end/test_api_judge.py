@@ -1,4 +1,4 @@
-"""A real vLLM server on the shipped seed model: what a chat client promises holds where nothing is made up."""
+"""Claims about the chat client against a real vLLM server on the shipped seed model."""
 
 import math
 import os
@@ -34,7 +34,7 @@ CHATS = [
 
 
 class Server:
-    """vLLM's own server in a process of its own."""
+    """vLLM's own server in a subprocess."""
 
     def __init__(self, log: Path) -> None:
         with socket.socket() as free:
@@ -58,7 +58,7 @@ class Server:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def wait(self, seconds: float) -> None:
-        """Returns when it answers."""
+        """Waits until it answers."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -69,7 +69,7 @@ class Server:
         pytest.fail(f"no server after {seconds} s: {self._log.read_text()[-3000:]}")
 
     def kill(self) -> None:
-        """Ends it and the engine that it started, at once: asked to end, it would answer first."""
+        """Kills it and its engine: on SIGTERM it would first answer what was asked."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -114,11 +114,11 @@ def test_free_replies_are_the_models_own(server: Server):
     assert all(reply.finished and reply.input_tokens > 5 and reply.output_tokens > 1 for reply in found)
 
 
-def test_a_reply_that_the_limit_cuts_is_not_finished(server: Server):
+def test_a_reply_cut_by_the_limit_is_not_finished(server: Server):
     assert not any(reply.finished for reply in replies(client(server), Decoding(2)))
 
 
-def test_structured_outputs_hold_a_reply_to_a_label(server: Server):
+def test_structured_outputs_limit_a_reply_to_a_label(server: Server):
     found = replies(client(server), Decoding(8, LABELS))
     assert {reply.text for reply in found} <= set(LABELS)
     assert all(reply.finished and reply.label_logprobs is None for reply in found)
@@ -132,7 +132,7 @@ def test_probabilities_are_those_of_transformers(server: Server):
         assert reply.text == LABELS[reply.label_logprobs.index(max(reply.label_logprobs))]
 
 
-def test_a_chat_that_is_too_long_is_refused_and_the_next_is_answered(server: Server):
+def test_a_chat_that_is_too_long_is_refused_and_the_next_one_answered(server: Server):
     chats = [[Message(role="user", content="hello " * CONTEXT)], CHATS[0]]
     found = dict(client(server).ask(chats, Decoding(8)))
     assert isinstance(found[0], RefusedChat) and "maximum context length is 512" in found[0].reason
@@ -176,7 +176,7 @@ def _by_transformers(chat: list[Message], max_new_tokens: int) -> str:
 
 
 def _label_logprobs(chat: list[Message]) -> list[float]:
-    """Log-probs of `A` and `B` after `[[`, of these two alone, as a reply that is held to the labels has them."""
+    """Log-probs of `A` and `B` after `[[`, normalized over the two, as in a reply limited to the labels."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

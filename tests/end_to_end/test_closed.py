@@ -1,9 +1,8 @@
-"""Nobody gets in and nothing gets out: the shared run is watched while it goes on, then all that it left is searched.
+"""A run lets no one in and nothing out: it is watched from outside, then the files that it left are searched.
 
-Three witnesses. `/proc`, every 50 ms, for the sockets of all processes of the run. An audit hook in every Python
-process, for the addresses and names that it asks for, however briefly. And secrets in the run's environment, which must
-stand in no byte of what is left on disk. What none of them sees: a packet that a library in C++ sends by UDP between
-two looks, such as its own question to a name server.
+`/proc` shows the sockets of all its processes, every 50 ms. An audit hook in every Python process records the addresses
+and names that it asks for, however briefly. Secrets in its environment must not be in any file that it leaves. None of
+these sees a UDP packet that a C++ library sends between two looks, such as a DNS query.
 """
 
 import os
@@ -38,7 +37,7 @@ time.sleep(300)
 
 @pytest.fixture(scope="module")
 def folder(runs_folder: Path, run: Run) -> Path:
-    """Where the run is, with the hook and the temporary folder that it had."""
+    """The folder of the run, the audit hook and the run's temporary folder."""
     return runs_folder
 
 
@@ -61,7 +60,7 @@ def test_no_process_of_a_run_contacts_or_resolves_another_machine(run: Run):
     assert [line for line in run.contacts if line not in watched] == []
 
 
-def test_ray_lets_in_only_who_shows_the_token(run: Run):
+def test_ray_accepts_only_processes_with_the_token(run: Run):
     entered = {name: any(line.startswith("in ") for line in said.splitlines()) for name, said in run.visitors.items()}
     assert entered == {"no token": False, "authentication off": False, "wrong token": False, "the token": True}
     for name in ("no token", "authentication off", "wrong token"):
@@ -85,7 +84,7 @@ def test_no_secret_of_the_environment_reaches_a_file_or_a_command_line(run: Run)
         assert not [secret for secret in secrets if secret.decode() in commands], process
 
 
-def test_nobody_else_can_enter_the_folder_of_rays_sockets_and_logs(run: Run):
+def test_no_other_user_can_enter_the_folder_of_rays_sockets_and_logs(run: Run):
     private = run.folder / "tmp" / f"tpo-{os.getuid()}"
     assert private.stat().st_mode & 0o777 == 0o700
     assert list(private.glob("ray/session_*/logs/raylet.out"))
@@ -121,11 +120,11 @@ def test_prefects_pages_are_served_on_loopback_only(folder: Path):
 
 
 def is_agent(command: str) -> bool:
-    """Whether it is one of a Ray node's two agents, seen before or after it gave itself a name."""
+    """Whether it is one of a Ray node's two agents, before or after it renames itself."""
     return command.endswith("Agent") or "/agent.py " in command
 
 
-def test_a_killed_driver_takes_its_ray_along_and_a_token_of_the_users_is_kept(folder: Path):
+def test_ray_ends_with_a_killed_driver_and_uses_the_users_token(folder: Path):
     environment = without_settings() | {"TMPDIR": str(folder / "tmp"), "RAY_AUTH_TOKEN": "1" * 64}
     command = [sys.executable, "-c", DRIVER]
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE) as driver:
@@ -142,5 +141,5 @@ def test_a_killed_driver_takes_its_ray_along_and_a_token_of_the_users_is_kept(fo
     while alive := [process for process in watch.alive() if not is_agent(watch.commands[process])]:
         assert time.monotonic() < deadline, [watch.commands[process] for process in alive]
         time.sleep(0.1)
-    for agent in watch.alive():  # the node's two agents ask the dead Ray for a minute whom to tell of its death
+    for agent in watch.alive():  # the node's two agents keep asking the dead Ray for a minute
         os.kill(agent, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A file of conversations in three published shapes, and single questions, goes through a whole iteration."""
+"""A whole iteration on a file of conversations in three published formats and single questions."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SETTINGS = (
 
 
 def in_turn(asked: str, earlier: world.Problem, kind: int) -> Any:
-    """A question as a text, in WildChat's shape, in Tulu 3's or in ShareGPT's."""
+    """A question as text, or in the format of WildChat, Tulu 3 or ShareGPT."""
     before = [("user", earlier.instruction), ("assistant", f"the answer is {earlier.reference} .")]
     said = [*before, ("user", asked), ("assistant", "a reply that is left out")]
     match kind:
@@ -57,7 +57,7 @@ def run(iterate: Iterate, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(iterate.folder) / "talk"  # type: ignore[attr-defined]
 
 
-def test_all_shapes_are_asked_and_judged_with_what_was_said_before(run: Path):
+def test_all_formats_are_sampled_and_judged_with_their_earlier_turns(run: Path):
     prompts = {prompt.prompt_id: prompt for prompt in read_rows(artifact(run / "iter_1/prompts"), Prompt)}
     kinds = {tuple(turn["role"] for turn in prompt.earlier) for prompt in prompts.values()}
     assert kinds == {(), ("user", "assistant"), ("system", "user", "assistant")}
@@ -74,7 +74,7 @@ def test_all_shapes_are_asked_and_judged_with_what_was_said_before(run: Path):
     assert any(prompts[prompt_id].history for prompt_id in parsed)
 
 
-def test_pairs_of_conversations_train_a_model_and_are_on_the_page(run: Path):
+def test_pairs_of_conversations_train_a_model_and_are_on_the_report(run: Path):
     prompts = {prompt.prompt_id: prompt for prompt in read_rows(artifact(run / "iter_1/prompts"), Prompt)}
     pairs = read_rows(artifact(run / "iter_1/pairs"), Pair)
     assert any(prompts[pair.prompt_id].history for pair in pairs)
@@ -82,7 +82,7 @@ def test_pairs_of_conversations_train_a_model_and_are_on_the_page(run: Path):
     assert 'class="earlier"' in page and SYSTEM in page
 
 
-def test_what_cannot_be_a_prompt_is_counted(run: Path):
+def test_rows_that_cannot_be_prompts_are_counted(run: Path):
     manifest = read_manifest(run / "iter_1/prompts")
     assert manifest is not None and manifest.account is not None
     assert manifest.account["dropped"]["tool_turn"] > 0

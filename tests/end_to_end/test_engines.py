@@ -1,4 +1,4 @@
-"""The real engines on small weights: what the sampler promises of seeds and weights, and the trainer of its loss."""
+"""Claims about the real engines on small weights: the sampler's seeds and weights, the trainer's loss."""
 
 import math
 import os
@@ -68,14 +68,14 @@ def pool() -> Iterator[SamplerPool]:
     pool.close()
 
 
-def test_the_same_seed_gives_the_same_tokens_whatever_the_shards(pool: SamplerPool, tmp_path: Path):
+def test_the_same_seed_gives_the_same_tokens_in_any_shards(pool: SamplerPool, tmp_path: Path):
     model = make_model(tmp_path / "a", seed=0)
     first = sampled(pool, model, [REQUESTS])
     assert sampled(pool, model, [REQUESTS[:2], REQUESTS[2:3], REQUESTS[3:]]) == first
     assert len({tuple(tokens) for tokens in first}) > 6
 
 
-def test_what_is_not_accepted_is_sampled_again_up_to_the_cap(pool: SamplerPool, tmp_path: Path):
+def test_rejected_outputs_are_sampled_again_up_to_the_cap(pool: SamplerPool, tmp_path: Path):
     model = make_model(tmp_path / "a", seed=0)
     wanted = {output.text for output in outputs(pool, model, tries=1)[::2]}
     again = outputs(pool, model, tries=5, accept=lambda output, _: output.text in wanted)
@@ -85,7 +85,7 @@ def test_what_is_not_accepted_is_sampled_again_up_to_the_cap(pool: SamplerPool, 
     ]
 
 
-def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: SamplerPool, tmp_path: Path):
+def test_a_live_engine_loads_new_weights_and_old_ones_again(pool: SamplerPool, tmp_path: Path):
     a, b = make_model(tmp_path / "a", seed=0), make_model(tmp_path / "b", seed=1)
     of_a, of_b = sampled(pool, a, [REQUESTS]), sampled(pool, b, [REQUESTS])
     assert of_a != of_b
@@ -94,9 +94,9 @@ def test_a_live_engine_takes_new_weights_and_goes_back_to_old_ones(pool: Sampler
 
 @pytest.mark.story("an engine in two", 70)
 def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: SamplerPool, tmp_path: Path):
-    """As an engine shows that has held no other weights, and is split in two: that too must sample the same.
+    """A fresh engine split in two samples the same.
 
-    vLLM's workers are processes of their own here; over GPUs Ray places them, which vLLM does not do on CPUs.
+    vLLM's workers are subprocesses here; on GPUs Ray places them, which vLLM doesn't support on CPUs.
     """
     a, b = (make_model(tmp_path / f"tied{seed}", seed=seed, tied=True) for seed in (2, 3))
     sampled(pool, a, [REQUESTS])
@@ -111,15 +111,15 @@ def test_tied_embeddings_are_new_after_a_reload_in_the_same_engine(pool: Sampler
 
 
 class ForgetfulEngine(Engine):
-    """Leaves the tied head as vLLM's own reload does."""
+    """Keeps the old tied head, as vLLM's own reload does."""
 
     def _reload(self, folder: str) -> None:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
 
 @pytest.mark.parametrize("dtype", sampling.sampled("stale weights", ["float32", "bfloat16"], 1))
-def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype: Literal["float32", "bfloat16"]):
-    """On a real model too, where a folder of one with tied embeddings is named in TPO_REAL_MODEL."""
+def test_stale_weights_are_noticed_and_rounding_is_not(tmp_path: Path, dtype: Literal["float32", "bfloat16"]):
+    """Uses the real model with tied embeddings in the folder TPO_REAL_MODEL, if set."""
     import ray
 
     given = os.environ.get("TPO_REAL_MODEL")
@@ -137,7 +137,7 @@ def test_stale_weights_are_noticed_though_rounding_passes(tmp_path: Path, dtype:
 
 
 def moved(model: Artifact, folder: Path, part: str) -> Artifact:
-    """The model after a short training of a part of it."""
+    """A copy of the model with slightly changed weights in one part."""
     torch.manual_seed(0)
     shutil.copytree(model.path, folder)
     weights = load_file(folder / "model.safetensors")
@@ -167,7 +167,7 @@ def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_worker_that_fails_says_why(tmp_path: Path):
+def test_a_failed_worker_says_why(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     (model.path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(StageError, match="training failed"):

@@ -1,4 +1,4 @@
-"""Claims about forced tokens in the real engine: thoughts end at their budget, sums are right, nothing else changes."""
+"""Claims about forced tokens in the real engine: thoughts end at their budget, sums are right, all else stays."""
 
 import json
 import os
@@ -64,12 +64,10 @@ def thought_tokens(output: Output) -> int:
 
 
 @pytest.mark.parametrize(("temperature", "most"), [(0.8, 12), (0.01, 7)], ids=["sampled", "nearly greedy"])
-def test_no_thought_is_longer_than_its_budget_and_shorter_ones_stay_as_they_were(
-    pool: SamplerPool, temperature: float, most: int
-):
+def test_thoughts_end_at_their_budget_and_shorter_ones_are_unchanged(pool: SamplerPool, temperature: float, most: int):
     budget = ThoughtBudget(most, BUDGET.marker)
     free, bound = (sampled(pool, rules, temperature=temperature) for rules in ((), (budget,)))
-    long = [thought_tokens(output) > most + 1 for output in free]  # the line's end comes before the marker
+    long = [thought_tokens(output) > most + 1 for output in free]  # the newline before the marker
     assert 5 < sum(long) < len(long)
     for before, after, too_long in zip(free, bound, long, strict=True):
         assert thought_tokens(after) <= most + 1
@@ -80,7 +78,7 @@ def test_no_thought_is_longer_than_its_budget_and_shorter_ones_stay_as_they_were
             assert after.token_ids == before.token_ids
 
 
-def test_responses_after_a_thought_that_was_ended_keep_the_format(pool: SamplerPool):
+def test_responses_after_a_cut_thought_keep_the_format(pool: SamplerPool):
     parsed = [GENERIC.split(output.text, finished=output.finished) for output in sampled(pool, [BUDGET])]
     assert sum(found.error is None for found in parsed) >= 0.8 * len(parsed)
 
@@ -89,8 +87,8 @@ STEPS = 200
 """Optimiser steps in which a model learns to write annotations."""
 
 
-def a_bad_adder(folder: Path) -> Path:
-    """A tiny model that answers `3 4` with `<<3+4=` and any digit: it knows the form and cannot add."""
+def bad_adder(folder: Path) -> Path:
+    """A tiny model that answers `3 4` with `<<3+4=` and any digit: it knows the format and can't add."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_SEED_MODEL)
     config = LlamaConfig.from_pretrained(
@@ -118,8 +116,8 @@ def a_bad_adder(folder: Path) -> Path:
     return folder
 
 
-def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: SamplerPool, tmp_path: Path):
-    model = folder_artifact(a_bad_adder(tmp_path / "adder"))
+def test_a_model_that_cannot_add_writes_correct_sums_with_the_calculator(pool: SamplerPool, tmp_path: Path):
+    model = folder_artifact(bad_adder(tmp_path / "adder"))
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     sums = [(a, b) for a in range(10) for b in range(0, 10, 3)]
     asked = [Request(tokenizer.encode(f"{a} {b}", add_special_tokens=False), request_seed(a, b)) for a, b in sums]
@@ -133,14 +131,14 @@ def test_a_model_that_cannot_add_writes_right_sums_with_the_calculator(pool: Sam
     free, bound = agreements([]), agreements([CalculatorRule("gsm8k")])
     assert min(len(free), len(bound)) >= 0.9 * 2 * len(sums)
     assert free.count("identical") < 0.5 * len(free)
-    # What is no arithmetic, as a rare `<<3++=`, has no value to write and is left to the model.
+    # What isn't arithmetic, such as a rare `<<3++=`, has no value: the model writes on.
     assert {*bound} <= {"identical", "no value"}
     assert bound.count("identical") > 0.9 * len(bound), bound.count("no value")
 
 
 @pytest.mark.story("the V2 model runner", 40)
-def test_the_v2_model_runner_of_gpus_writes_what_v1_writes(pool: SamplerPool):
-    """As a whole: vLLM's loader, scheduler and V2 runner, on the CPU."""
+def test_the_gpu_runner_v2_forces_the_same_tokens_as_v1(pool: SamplerPool):
+    """The whole path on the CPU: vLLM's loader, scheduler and V2 runner."""
     encoder = ChatEncoder(SHIPPED_SEED_MODEL)
     budgets = (3, 5, None, 8)
     prompts = [

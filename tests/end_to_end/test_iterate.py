@@ -32,7 +32,7 @@ def test_a_run_leaves_every_stage_complete_and_accounted_for(small_run: Path):
     assert json.loads((small_run / "config.json").read_text())["name"] == "small"
 
 
-def test_the_summary_has_a_row_a_model_with_intervals(small_run: Path):
+def test_the_summary_has_a_row_per_model_with_intervals(small_run: Path):
     summary = read_summary(small_run / "summary.json")
     assert [row.model for row in summary.models] == ["M_0 direct", "M_0", "M_1", "M_2"]
     for row in summary.models:
@@ -41,7 +41,7 @@ def test_the_summary_has_a_row_a_model_with_intervals(small_run: Path):
     assert all(row.win_rate is not None and row.rho is not None and row.seconds for row in summary.models[2:])
 
 
-def test_the_tokens_that_train_are_the_tokens_that_were_sampled(small_run: Path):
+def test_the_model_is_trained_on_the_tokens_that_were_sampled(small_run: Path):
     samples = {(s.prompt_id, s.index): s for s in read_rows(artifact(small_run / "iter_1/samples"), Sample)}
     tokenizer = AutoTokenizer.from_pretrained(small_run / "iter_1/model")
     pairs = read_rows(artifact(small_run / "iter_1/pairs"), Pair)
@@ -62,7 +62,7 @@ def test_prompts_of_iterations_validation_and_test_are_disjoint(small_run: Path)
     assert sum(map(len, sets)) == len(set.union(*sets)) == 24 + 48 + 48 + 48
 
 
-def test_thoughts_are_in_samples_and_not_in_what_was_judged(small_run: Path):
+def test_samples_hold_thoughts_and_judgments_do_not(small_run: Path):
     samples = {(s.prompt_id, s.index): s for s in read_rows(artifact(small_run / "iter_1/samples"), Sample)}
     scores = read_rows(artifact(small_run / "iter_1/scores"), Score)
     assert any(sample.thought for sample in samples.values())
@@ -90,7 +90,7 @@ def test_running_again_does_nothing_and_says_so(small_run: Path, iterate: Iterat
 
 
 @pytest.mark.story("two calls", 230)
-def test_a_second_call_makes_the_second_iteration_and_keeps_all_of_the_first(iterate: Iterate):
+def test_a_second_call_adds_the_second_iteration_and_keeps_the_first(iterate: Iterate):
     run = Path(iterate.folder) / "twice"  # type: ignore[attr-defined]
     assert iterate(1, name="twice").returncode == 0
     kept = {path: path.read_text() for path in run.rglob("manifest.json")}
@@ -99,7 +99,7 @@ def test_a_second_call_makes_the_second_iteration_and_keeps_all_of_the_first(ite
 
 
 @pytest.mark.story("a comparison", 90)
-def test_a_comparison_takes_the_run_as_it_is_and_adds_its_direct_baseline(small_run: Path, iterate: Iterate):
+def test_a_comparison_reuses_the_run_and_adds_its_direct_baseline(small_run: Path, iterate: Iterate):
     before = {path: path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
     done = iterate(1, flow="compare")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The shipped small judges on the samples of a real run: what each says of them, and that nothing is asked twice."""
+"""The shipped small judges on the samples of a real run: their scores, and that nothing is asked twice."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def config_for(folder: Path, *settings: str) -> RunConfig:
 
 
 def judge_training(config: RunConfig, run: Path) -> JudgedSamples:
-    """Judges the samples that M_1 was trained on, as a run of this config would."""
+    """Judges the training samples of M_1 as a run of this config would."""
     samples, prompts = artifact(run / "iter_1/samples"), artifact(run / "iter_1/prompts")
     return judge.fn(config, training_spec(config, 1), samples, prompts)
 
@@ -55,7 +55,7 @@ def test_armorm_gives_every_attribute_and_agrees_with_the_references(small_run: 
     assert health_of(answers)["reference_agreement"] > 0.6
 
 
-def test_a_judge_that_compares_and_is_killed_compiles_nothing_and_asks_nothing_again(
+def test_a_killed_pairwise_judge_resumes_without_compiling_or_asking_again(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
@@ -75,7 +75,7 @@ def test_a_judge_that_compares_and_is_killed_compiles_nothing_and_asks_nothing_a
     assert judge_training(config, small_run) == answers
 
 
-def test_a_judge_that_compares_gives_the_seed_one_half_and_a_trained_model_its_share(small_run: Path, tmp_path: Path):
+def test_a_pairwise_judge_gives_the_seed_one_half_and_a_trained_model_its_win_rate(small_run: Path, tmp_path: Path):
     config = config_for(tmp_path, *PAIRWISE)
     prompts, seed = (artifact(small_run / "iter_0" / name) for name in ("prompts/test", "test/samples"))
     of_seed = judge.fn(config, handles.evaluation_spec(config, "iter_0"), seed, prompts, seed)
@@ -86,7 +86,7 @@ def test_a_judge_that_compares_gives_the_seed_one_half_and_a_trained_model_its_s
 
 
 def killed_while_it_judges(config: RunConfig, run: Path) -> set[str]:
-    """Names of the comparisons that had been answered when the process that judged was killed."""
+    """Kills a judging process; returns the names of the comparisons answered by then."""
     code = f"""
 from pathlib import Path
 from tests.end_to_end.test_judges import judge_training

@@ -1,6 +1,7 @@
-"""A model that thinks natively, from a comparison with its direct baseline to a served M_1, in small.
+"""A small run of a model that thinks natively, from the comparison with its direct baseline to a served M_1.
 
-Results on the whole miniature are in docs/recipes/native-thinking.md, hostile outputs in tests/prompts/test_native.py.
+Results on the whole miniature are in docs/recipes/native-thinking.md; tests/prompts/test_native.py tests hostile
+outputs.
 """
 
 from pathlib import Path
@@ -23,13 +24,13 @@ QUESTION = [{"role": "user", "content": "What is 3 plus 4?"}]
 
 @pytest.fixture(scope="module")
 def run(iterate: Iterate) -> Path:
-    """A run folder at M_1, beside that of its direct baseline."""
+    """A run folder at M_1, next to its direct baseline's."""
     done = iterate(1, flow="compare", name="native", profile="laptop-native")
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
     return Path(iterate.folder) / "native"  # type: ignore[attr-defined]
 
 
-def test_what_is_judged_and_compared_holds_no_thought_and_what_is_trained_on_does(run: Path):
+def test_judge_and_comparison_see_no_thought_and_training_does(run: Path):
     chat = ChatEncoder(run / "iter_1" / "model")
     closing = chat.tokenizer.convert_tokens_to_ids(CLOSING)
     samples = read_rows(artifact(run / "iter_1/samples"), Sample)
@@ -58,7 +59,7 @@ def test_the_pages_show_the_thought_apart_from_the_response(run: Path):
         assert CLOSING not in page.read_text().replace("&lt;", "<")
 
 
-def test_a_client_of_m_1_gets_the_response_alone_whole_and_streamed(run: Path, tmp_path: Path):
+def test_a_client_of_m_1_gets_only_the_response_whole_or_streamed(run: Path, tmp_path: Path):
     with serving(str(run / "iter_1" / "model"), "--allow-thoughts", log=tmp_path / "log") as server:
         for seed in range(6):
             reply = ask(server, seed=seed)

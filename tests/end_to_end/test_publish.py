@@ -1,7 +1,7 @@
-"""Claims about published folders in vLLM's own server: it answers as ours does, without a line of ours.
+"""Claims about published folders in vLLM's own server: it answers as ours does, without our code.
 
-Both get the same questions and seeds. Our server samples an output that breaks the format again, which vLLM's doesn't,
-so what is compared are the replies that it gave at the first try.
+Both get the same questions and seeds. Our server resamples outputs that break the format and vLLM's doesn't, so only
+first-try replies are compared.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def streamed(served: Served, question: str, seed: int) -> str:
 
 
 def answers_alike(run: Path, tmp_path: Path, *parser: str) -> None:
-    """Publishes the latest model of a run, and compares our server on the run with vLLM's on what was published."""
+    """Publishes the latest model of a run, and compares our server on the run with vLLM's on the published folder."""
     folder = tmp_path / "published"
     publish_run(str(run), None, None, folder, pairs=False, to_hub=None)
     (model,) = run.glob("iter_*/model") if not (run / "iter_2").exists() else [run / "iter_2" / "model"]

@@ -1,6 +1,6 @@
 """A published model from its package to a served M_1: SmolLM2-135M-Instruct, a dozen prompts, two cores.
 
-What such a run shows is in docs/results.md; here it is shown to run at all.
+Checks that such a run works; docs/results.md has its results.
 """
 
 from pathlib import Path
@@ -24,13 +24,13 @@ TINY = ("data.per_iteration=12", "data.validation=4", "data.test=2", "sample.k=3
         "sample.evaluation_max_attempts=4", "sample.max_thought_tokens=12", "sample.max_new_tokens=64",
         "train.epochs=1", "data.source.max_words=20", "data.source.max_instructions=1", "train.batch_size=4",
         "train.micro_batch_size=2",
-        # Every two outputs of different length make a pair, so that there is one whatever the model writes.
+        # Any two outputs of different length make a pair, so there is one for any output of the model.
         "judge.length_bias=1", "pair.min_margin=0", "health.min_pairs=0", "validation.min_parse_rate=0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    """The model in the folder that the profile names, fetched and converted unless it is there."""
+    """The model in the profile's folder, fetched and converted if missing."""
     config = load_config(PROFILE)
     folder = ROOT / config.model.path
     try:
@@ -66,12 +66,12 @@ def test_an_iteration_samples_judges_trains_and_measures_it(run: Path):
     assert validated is not None and validated.rows == 4
 
 
-def test_what_came_of_it_answers_an_openai_client(run: Path, tmp_path: Path):
+def test_the_trained_model_answers_an_openai_client(run: Path, tmp_path: Path):
     with serving(str(run / "iter_1" / "model"), log=tmp_path / "log") as server:
         messages = [{"role": "user", "content": "Name a color."}]
         reply = server.client.chat.completions.create(model="tpo", messages=messages, max_tokens=128)  # type: ignore[arg-type]
     (choice,) = reply.choices
     assert choice.message.content and reply.usage is not None
-    # The thought's limit, without which this model rarely begins a response, holds here as in the run.
+    # Without the thought budget, which holds here as in the run, this model rarely begins a response.
     details: Any = reply.usage.completion_tokens_details
     assert 0 < details.reasoning_tokens <= 12 + 8

@@ -1,4 +1,4 @@
-"""Text that nobody here wrote goes through: the AlpacaEval instructions, if they lie next to the checkout."""
+"""A run on text not written for it: the AlpacaEval instructions, if they lie next to the checkout."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not INSTRUCTIONS.exists(), reason="no AlpacaEval instructions here"),
 ]
-# No answer of the miniature's is right here, so the judge's liking for length alone tells responses apart.
+# No answer of the miniature's model is right here: only the judge's length preference tells responses apart.
 SETTINGS = (
     f'data.source={{kind="file", path="{INSTRUCTIONS}", reference_column="dataset"}}',
     *("data.per_iteration=100", "data.validation=50", "data.test=50", "data.max_prompt_tokens=416"),

@@ -1,4 +1,4 @@
-"""The judges that are reward models, in Ray actors: order, what happens when one dies, and what they tell then."""
+"""Reward-model judges in Ray actors: the order of scores, dead scorers, and models that don't load."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +27,12 @@ GROUPS = [
 
 @pytest.fixture(autouse=True)
 def engines() -> Iterator[Engines]:
-    """Scorers that no other test uses."""
+    """Scorers not shared with other tests."""
     with open_engines() as engines:
         yield engines
 
 
-def test_a_dead_scorer_is_replaced_and_its_prompts_are_read_again(tmp_path: Path, engines: Engines):
+def test_a_dead_scorer_is_replaced_and_its_prompts_are_scored_again(tmp_path: Path, engines: Engines):
     import ray
 
     folder = armorm_folder(tmp_path / "armorm")

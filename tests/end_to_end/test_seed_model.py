@@ -34,7 +34,7 @@ def recorded(model: Path) -> Scores:
 def test_the_shipped_model_scores_what_is_recorded(model: Path, variants: set[str]):
     measured, expected = measure_seed_model(model, sorted(variants)), recorded(model)
     assert measured.keys() == expected.keys() == variants
-    # Same weights and seeds; another processor may round a log-prob differently and sample another token.
+    # Same weights and seeds, but another processor may round a log-prob differently and sample another token.
     tolerance = 4 * (0.25 / TEST_PROMPTS) ** 0.5 / 2
     for variant, scores in measured.items():
         assert scores["right"] == pytest.approx(expected[variant]["right"], abs=tolerance)
@@ -46,7 +46,7 @@ def test_the_shipped_model_scores_what_is_recorded(model: Path, variants: set[st
     [(SHIPPED_SEED_MODEL, ("generic", "specific", "system")), (NATIVE_MODEL, ("native",))],
     ids=["in words", "natively"],
 )
-def test_with_thoughts_it_starts_below_itself_answering_directly(model: Path, variants: tuple[str, ...]):
+def test_it_starts_out_worse_with_thoughts_than_without(model: Path, variants: tuple[str, ...]):
     scores = recorded(model)
     for variant in variants:
         assert scores[variant]["right"] < scores["direct"]["right"] - 0.05
@@ -62,7 +62,7 @@ def test_it_is_small():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_spends_a_token_on_each_piece_of_our_prompts(variant: str):
+def test_each_piece_of_our_prompts_is_one_token(variant: str):
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_SEED_MODEL)
     for piece in VARIANTS[variant].prose():
         assert len(tokenizer.encode(piece, add_special_tokens=False)) == 1, piece

@@ -29,7 +29,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("serve") / "log"
     with serving("miniature", "--allow-thoughts", log=log) as server:
         yield server
-        # What was thought stands in no log either.
+        # Thoughts aren't logged either.
         assert not marked(GENERIC, log.read_text())
 
 
@@ -37,7 +37,7 @@ def ask(served: Served, **fields: Any) -> Any:
     return served.client.chat.completions.create(**{"model": "tpo", "messages": QUESTION, **fields})
 
 
-def test_a_client_that_knows_nothing_of_thoughts_gets_the_response_alone(served: Served):
+def test_an_ordinary_client_gets_only_the_response(served: Served):
     reply = ask(served)
     (choice,) = reply.choices
     assert choice.message.content and choice.finish_reason == "stop"
@@ -47,7 +47,7 @@ def test_a_client_that_knows_nothing_of_thoughts_gets_the_response_alone(served:
     assert reply.tpo["format_error"] is None and reply.tpo["tries"] >= 1
 
 
-def test_streaming_gives_what_the_whole_reply_would_be(served: Served):
+def test_a_streamed_reply_equals_the_whole_one(served: Served):
     for seed in range(5):
         whole = ask(served, seed=seed)
         chunks = list(ask(served, seed=seed, stream=True, stream_options={"include_usage": True}))
@@ -58,7 +58,7 @@ def test_streaming_gives_what_the_whole_reply_would_be(served: Served):
         assert chunks[-2].tpo["tries"] == whole.tpo["tries"]
 
 
-def test_a_thought_is_shown_to_a_request_that_asks_where_the_operator_allows_it(served: Served):
+def test_a_thought_is_shown_on_request_if_the_operator_allows_it(served: Served):
     reply = ask(served, seed=3, extra_body={"include_reasoning": True})
     message = reply.choices[0].message
     assert message.reasoning and message.reasoning not in message.content
@@ -68,7 +68,7 @@ def test_a_thought_is_shown_to_a_request_that_asks_where_the_operator_allows_it(
     assert ask(served, seed=3).choices[0].message.content == message.content
 
 
-def test_what_breaks_the_format_is_sampled_again_and_at_the_cap_withheld_and_flagged(served: Served):
+def test_malformed_outputs_are_resampled_then_withheld_and_flagged(served: Served):
     wild = [ask(served, seed=seed, temperature=1.3) for seed in range(12)]
     assert any(reply.tpo["tries"] > 1 for reply in wild)
     assert not any(marked(GENERIC, reply.model_dump_json()) for reply in wild)
@@ -80,13 +80,13 @@ def test_what_breaks_the_format_is_sampled_again_and_at_the_cap_withheld_and_fla
     assert last.tpo == cut.tpo and last.choices[0].finish_reason == "length"
 
 
-def test_a_seed_says_what_comes_be_it_sampled_again(served: Served):
+def test_a_seed_fixes_the_reply_even_if_it_is_resampled(served: Served):
     first, second = ([ask(served, seed=seed, temperature=1.3) for seed in range(6)] for _ in range(2))
     assert [reply.choices[0] for reply in first] == [reply.choices[0] for reply in second]
     assert [reply.tpo["tries"] for reply in first] == [reply.tpo["tries"] for reply in second]
 
 
-def test_an_earlier_conversation_and_a_system_turn_are_taken(served: Served):
+def test_earlier_turns_and_a_system_turn_are_accepted(served: Served):
     turns = [{"role": "system", "content": "Be brief."}, *QUESTION, {"role": "assistant", "content": "It is 7."}]
     parts = [{"type": "text", "text": "Say hello."}]
     reply = ask(served, messages=[*turns, {"role": "user", "content": parts}], seed=1)
@@ -118,12 +118,12 @@ def test_a_stop_text_ends_the_response_and_not_the_thought(served: Served):
         {"messages": [{"role": "user", "content": "hello " * 600}]},
     ],
 )
-def test_what_is_not_served_is_refused_with_status_400(served: Served, fields: dict[str, Any]):
+def test_unsupported_requests_are_refused_with_status_400(served: Served, fields: dict[str, Any]):
     with pytest.raises(openai.BadRequestError):
         ask(served, **fields)
 
 
-def test_every_other_way_to_the_model_is_closed(served: Served):
+def test_every_other_route_to_the_model_is_closed(served: Served):
     client = served.client
     for call in (
         lambda: client.completions.create(model="tpo", prompt="Hello"),
@@ -137,7 +137,7 @@ def test_every_other_way_to_the_model_is_closed(served: Served):
     assert [model.id for model in client.models.list()] == ["tpo"]
 
 
-def test_without_the_key_nothing_is_answered_but_whether_it_is_up(served: Served):
+def test_without_the_key_only_the_health_check_is_answered(served: Served):
     stranger = openai.OpenAI(base_url=f"{served.url}/v1", api_key="sk-wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         stranger.chat.completions.create(model="tpo", messages=[{"role": "user", "content": "Hello"}])
@@ -150,7 +150,7 @@ def test_without_the_key_nothing_is_answered_but_whether_it_is_up(served: Served
     assert KEY not in Path(f"/proc/{served.process.pid}/cmdline").read_text()
 
 
-def test_two_hundred_at_once_are_all_answered_while_others_leave(served: Served):
+def test_two_hundred_concurrent_clients_are_answered_while_others_disconnect(served: Served):
     async def crowd() -> list[Any]:
         client: Any = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0, timeout=300)
 
@@ -176,12 +176,12 @@ def test_two_hundred_at_once_are_all_answered_while_others_leave(served: Served)
     assert len(answered) == 200
     texts = [found if isinstance(found, str) else found.choices[0].message.content for found in answered]
     assert not any(marked(GENERIC, str(found)) for found in answered)
-    # At 5 % broken outputs and eight tries next to none is withheld.
+    # With 5 % broken outputs and eight tries, almost none is withheld.
     assert texts.count("") <= 2
 
 
-def test_the_engine_stops_for_a_client_that_leaves_while_it_thinks(served: Served):
-    fields = {"temperature": 0.2, "frequency_penalty": -2, "seed": 1}  # says the same for ever
+def test_the_engine_stops_if_the_client_disconnects_during_a_thought(served: Served):
+    fields = {"temperature": 0.2, "frequency_penalty": -2, "seed": 1}  # repeats itself forever
     alone = ask(served, **fields)
     full = alone.usage.completion_tokens + alone.tpo["discarded_tokens"]
     assert full > 500, "too few to tell a reply that was stopped from a whole one"

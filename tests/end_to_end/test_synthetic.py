@@ -1,4 +1,4 @@
-"""Prompts that a real model writes on the real engines: new instructions of the world, near to none before."""
+"""Prompts written by a real model on the real engines: new instructions of the world, none close to an earlier one."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from tpo.storage.store import read_manifest, read_rows
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 SIMILARITY = 0.9
-"""Instructions of the world share most of their words: at 0.7 nearly all of them are near to one another."""
+"""Instructions of the world share most of their words: at 0.7 nearly all would count as duplicates."""
 
 
 def any_of(words: Sequence[str]) -> str:

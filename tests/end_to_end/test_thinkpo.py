@@ -1,6 +1,6 @@
-"""ThinkPO on the real engines, in small: three models are made and measured, and a second call does nothing.
+"""A small run of ThinkPO on the real engines: three models are made and measured, and a second call does nothing.
 
-docs/recipes/thinkpo.md has its results on the whole miniature; tests/flows/test_thinkpo.py breaks and resumes it.
+docs/recipes/thinkpo.md has results on the whole miniature; tests/flows/test_thinkpo.py interrupts and resumes it.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""A model of a quarter million parameters that writes new instructions of the miniature world when it is shown eight.
+"""A model with a quarter million parameters that, shown eight instructions of the miniature world, writes new ones.
 
-The shipped seed model has learned to answer, and no more follows a free few-shot prompt than any other prose. This one
-is trained on few-shot prompts of the world's instructions and what comes next, in half a minute, so that the real
-engines can write real prompts on two cores.
+The shipped seed model can only answer: it doesn't follow a few-shot prompt. This one is trained in half a minute on
+few-shot prompts of the world's instructions, so that the real engines can write real prompts on two cores.
 """
 
 import itertools
@@ -20,7 +19,7 @@ from tpo.miniature.training import collate, descend, falling
 from tpo.models.chat import ChatEncoder
 
 CATEGORIES = ("opposites", "largest", "recall")
-"""Those with the shortest instructions."""
+"""The categories with the shortest instructions."""
 SHOTS = 8
 CONTEXT_TOKENS = 640
 STEPS, BATCH = 150, 16
@@ -37,7 +36,7 @@ def train_tiny_generator(folder: Path) -> None:
             hidden_size=96,
             intermediate_size=192,
             num_hidden_layers=2,
-            num_attention_heads=3,  # of 32, the least that vLLM takes on a CPU
+            num_attention_heads=3,  # of 32, the smallest that vLLM supports on a CPU
             max_position_embeddings=CONTEXT_TOKENS,
             tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,

@@ -1,8 +1,8 @@
-"""A real vLLM engine with the V2 model runner on a CPU, where Triton's interpreter computes its kernels.
+"""A real vLLM engine with the V2 model runner on a CPU, with its kernels in Triton's interpreter.
 
-`python -m tests.end_to_end.v2_engine MODEL` reads a JSON list of asks (`prompt`, `rules`) from its standard input and
-prints one of what each request wrote, as token ids, decoded greedily. The engine has few blocks, reads prompts in
-chunks and has requests join late, so that they are preempted and change their rows.
+`python -m tests.end_to_end.v2_engine MODEL` reads a JSON list of requests (`prompt`, `rules`) from standard input and
+prints the list of their outputs, as token ids, decoded greedily. The engine has few KV blocks and chunked prefill, and
+requests join late, so that they are preempted and change rows.
 """
 
 import json
@@ -14,7 +14,7 @@ os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_L
 
 
 class _Driver:
-    """Triton's own list has no CPU, and vLLM takes Triton for absent then."""
+    """A CPU driver for Triton, which has none: without a driver vLLM considers Triton missing."""
 
     @staticmethod
     def is_active() -> bool:
@@ -22,7 +22,7 @@ class _Driver:
 
 
 def main(model: str) -> None:
-    """Writes what the asks ask for."""
+    """Prints the outputs of the requests on standard input."""
     import triton.backends
 
     triton.backends.backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)

@@ -1,4 +1,4 @@
-"""What `/proc` tells of a process and all that it started: their sockets, commands and, of Ray's, the token."""
+"""What `/proc` shows of a process and its descendants: sockets, commands and Ray's token."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def _watch(event, arguments):
 sys.addaudithook(_watch)
 _note("started")
 """
-"""A `sitecustomize.py` that writes to the file `CONTACTS` whom a Python process talks to beyond loopback, if anyone."""
+"""A `sitecustomize.py` that logs to the file `CONTACTS` each address beyond loopback that a Python process contacts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +51,24 @@ class Socket:
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen of a process and its descendants; who was one stays one, whoever its parent is now."""
+    """What was seen of a process and its descendants, including those orphaned since."""
 
     root: int
     commands: dict[int, str] = field(default_factory=dict)
     """Every command line that a process had, by process id."""
     listening: set[str] = field(default_factory=set)
-    """Who listened where."""
+    """Listening sockets, with their processes."""
     open_to_others: set[str] = field(default_factory=set)
     """Sockets that listen beyond loopback, or are connected beyond it."""
     gcs: str | None = None
-    """Where Ray's control service listens."""
+    """The address of Ray's control service."""
     token: str | None = None
     """The token that Ray's processes were given."""
     _strangers: set[int] = field(default_factory=set)
     _owners: dict[str, int | None] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Takes one sample."""
+        """Takes one look."""
         self._find_processes()
         found = list(_sockets())
         if any(row.inode not in self._owners for row in found):

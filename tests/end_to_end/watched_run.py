@@ -1,4 +1,4 @@
-"""A run that is watched from outside while it goes on: its sockets, whom it contacts, and who gets into its Ray."""
+"""A run watched from outside: its sockets, whom it contacts, and who can join its Ray."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ except Exception as error:
 
 
 def without_settings() -> dict[str, str]:
-    """This process's environment without what a start of ours may have left there, or what silences libraries in CI."""
+    """This process's environment without variables that our start-up code sets or that silence libraries in CI."""
     ours = {*QUIET, *LOOPBACK, "CI", "GITHUB_ACTIONS"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_"))}
     return {name: value for name, value in kept.items() if name not in ours}
@@ -51,14 +51,14 @@ def visit(gcs: str, **variables: str) -> "subprocess.Popen[str]":
 
 
 def ask_the_agent(port: int, token: str | None) -> int:
-    """The status with which the agent that installs what a worker needs, by any command, answers by HTTP."""
+    """The HTTP status of the agent that installs workers' requirements, and would run any command for it."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     return httpx.post(f"http://127.0.0.1:{port}/get_or_create_runtime_env", headers=headers).status_code
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run, what was seen of it, and who got in meanwhile."""
+    """A finished run, what was seen of it, and what its visitors got."""
 
     folder: Path
     watch: Watch
@@ -68,7 +68,8 @@ class Run:
 
 
 def watch_run(folder: Path, command: Sequence[str]) -> Run:
-    """Runs a command with its own home, temporary folder and secrets in `folder`, and visitors while it goes on."""
+    """Runs a command with its own home, temporary folder and secrets in `folder`, and lets visitors try its Ray
+    meanwhile."""
     for name in ("home", "tmp", "hook"):
         (folder / name).mkdir()
     (folder / "hook/sitecustomize.py").write_text(HOOK)

@@ -51,13 +51,13 @@ def table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
     """One line per kind of fault, and their total."""
     names = sorted({name for name, _ in outcomes})
     width = max(map(len, [*names, "all"]))
-    lines = [f"{'fault':{width}}  runs  struck  recovered  lost  duplicated  changed"]
+    lines = [f"{'fault':{width}}  runs  broken  recovered  lost  duplicated  changed"]
     for name in [*names, "all"]:
         found = [broken for fault, broken in outcomes if name in (fault, "all")]
         lost, duplicated, changed = astuple(sum((broken.difference for broken in found), Difference()))
-        struck, recovered = sum(b.stopped for b in found), sum(b.recovered for b in found)
+        stopped, recovered = sum(b.stopped for b in found), sum(b.recovered for b in found)
         lines.append(
-            f"{name:{width}}  {len(found):4d}  {struck:6d}  {recovered:9d}  {lost:4d}  {duplicated:10d}  {changed:7d}"
+            f"{name:{width}}  {len(found):4d}  {stopped:6d}  {recovered:9d}  {lost:4d}  {duplicated:10d}  {changed:7d}"
         )
     return [*lines, f"{len(outcomes)} runs in {seconds:.0f} s"]
 

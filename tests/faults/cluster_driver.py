@@ -114,13 +114,13 @@ def span(_: Path) -> None:
 
 
 def sample(folder: Path) -> None:
-    """Runs the sampling stage on two real engines, first undisturbed and then as the test disturbs it."""
+    """Runs the sampling stage on two real engines, first undisturbed and then disturbed by the test."""
     from tasks.handles import seed_model, training_spec
     from tasks.load_prompts import load_prompts
     from tasks.sample import sample as stage
     from tpo.engines.engines import open_engines
 
-    for name in ("undisturbed", "struck"):
+    for name in ("undisturbed", "disturbed"):
         config = RunConfig(
             name=name,
             folder=folder,

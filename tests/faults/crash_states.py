@@ -1,18 +1,18 @@
-"""What a crash can leave on a disk, explored: a model of a file system that loses what was not synced.
+"""States that a crash can leave on a disk: a model of a file system that loses what wasn't synced.
 
-In: a command that changes a folder through `tpo.storage.disk`. Out: every state of the folder that a crash during the
-command, or during its second run after a crash, may leave, each read and gone on from with the real code.
+A scenario is a command that changes a folder through `tpo.storage.disk`. The explorer generates the states that a crash
+during the command, or during its second run after a crash, may leave; the real code reads each one and resumes from it.
 
 The model is POSIX at its worst, within what ext4, XFS and NFS promise:
 
-* What was synced stays: a file's content by a sync of the file, a folder's names by a sync of the folder.
-* Each other change of a folder's names (a new file, folder or link, a rename, a removal) is kept or lost by itself,
-  whatever becomes of those before it. A rename is one change: its target shows the old or the new, and its source goes
-  with it. A folder whose name is lost takes along what is in it; a tree that was removed may be half there.
-* Content that was not synced is cut anywhere, at worst to nothing, or of full length with zeros in it, whether its name
-  was kept or not: a renamed file that was never synced may be empty.
+* Syncing a file keeps its content; syncing a folder keeps its names.
+* Any other change of a folder's names (a new file, folder or link, a rename, a removal) is kept or lost separately.
+  A rename is one change: its target shows the old or the new, and its source goes with it. A folder whose name is lost
+  takes its content along; a removed tree may be half there.
+* Content that wasn't synced is cut anywhere, at worst to nothing, or has its full length with zeros in it, even if its
+  name was kept: a renamed file that was never synced may be empty.
 
-A killed process on a machine that goes on leaves the one state in which nothing is lost; it is among these.
+A killed process on a machine that keeps running leaves the state in which nothing is lost, which is among these.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _ANNOUNCED_AS = {
     "os.rmdir": ("remove",),
 }
 _ERRORS = (AssertionError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""Errors that a failed reading may raise."""
+"""Errors that a failed read may raise."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Operation:
 
 
 class Recording:
-    """What was done below a folder: the operations announced, and the changes that Python itself reported.
+    """What was done below a folder: the operations announced, and the changes reported by Python itself.
 
-    Temporary files carry the number of the process that makes them; here it is `process`, so that a second run does not
-    write over the first one's by having the same.
+    Temporary files are named after their process, here `process`, so that a second run doesn't overwrite the first
+    one's.
     """
 
     def __init__(self, root: Path, process: int) -> None:
@@ -85,7 +85,7 @@ class Recording:
             paths = [self._below(path) for path in _paths(event, arguments)]
             if paths[-1] is not None and not self._announced(event, [path or "" for path in paths]):
                 self.unannounced.append((event, paths[-1]))
-                if event == "open":  # whatever happens, the file exists now
+                if event == "open":  # the file exists now in any case
                     self.operations.append(Operation("append", paths[-1]))
                 elif event == "os.link" and paths[0] is not None:
                     self.operations.append(Operation("link", paths[0], target=paths[-1]))
@@ -122,8 +122,8 @@ _hook_is_set = False  # an audit hook can't be removed
 
 @contextlib.contextmanager
 def recording(root: Path, *, process: int = 1) -> Iterator[Recording]:
-    """Records what this process does in `root`, as if its number were `process`."""
-    global _listening, _hook_is_set  # noqa: PLW0603 -- one hook a process hears for whoever listens
+    """Records what this process does in `root`, as if its id were `process`."""
+    global _listening, _hook_is_set  # noqa: PLW0603 -- one audit hook per process
     if not _hook_is_set:
         sys.addaudithook(_hear)
         _hook_is_set = True
@@ -184,7 +184,7 @@ class _Folder:
     """Changes since then; a crash may lose any of them, but none in part."""
 
     def now(self, kept: int = -1) -> dict[str, "_File | _Folder"]:
-        """The names after the changes whose bits are set in `kept`."""
+        """The names after only the changes whose bits are set in `kept`."""
         names: dict[str, _File | _Folder | None] = dict(self.names)
         for i, change in enumerate(self.changes):
             if kept >> i & 1:
@@ -193,7 +193,7 @@ class _Folder:
 
 
 class Disk:
-    """A folder as programs see it, and what a crash can't take from it; at first everything."""
+    """A folder as programs see it, and the part that a crash can't lose; at first everything."""
 
     def __init__(self, state: State) -> None:
         self._root = _Folder()
@@ -337,17 +337,17 @@ class Scenario:
     kept: frozenset[str] = frozenset()
     """What `read` returns before the command begins, and must always return."""
     promised: Callable[[Sequence[Operation]], frozenset[str]] = lambda done: frozenset()
-    """What must also be there, given the operations before the crash."""
+    """What must also be complete, given the operations before the crash."""
     tidied: str = ""
     """Folder without temporary files once the command has ended."""
 
 
 @dataclass
 class Explored:
-    """What the states of one scenario showed."""
+    """The results of one scenario."""
 
     operations: int
-    """Operations of the command if nothing stops it."""
+    """Number of operations of the uninterrupted command."""
     found: dict[bytes, frozenset[str]] = field(default_factory=dict)
     """The readings, by the SHA-256 of the state: distinct states only."""
     again: int = 0
@@ -364,8 +364,8 @@ class _Recovery:
 
 
 class Explorer:
-    """Goes through the states of one scenario, about `limit` after each operation, in the command's first run and in
-    `recoveries` second ones, all drawn by `seed`; `most` violations are enough."""
+    """Visits the states of one scenario, about `limit` after each operation, in the command's first run and in
+    `recoveries` second ones, all drawn by `seed`; stops after `most` violations."""
 
     def __init__(
         self, scenario: Scenario, *, limit: int = 100, recoveries: int = 60, most: int = 20, seed: int = 0
@@ -389,7 +389,7 @@ class Explorer:
             for operation in done.operations:
                 disk.apply(operation)
             if disk.now() != read_state(root):
-                raise AssertionError("the operations announced are not those done: the folder holds something else")
+                raise AssertionError("the announced operations aren't those performed: the folder differs")
         explored = Explored(len(done.operations))
         self._crash(explored, start, spoil(done.operations), process=2)
         first = len(explored.found)

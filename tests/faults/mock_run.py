@@ -1,8 +1,8 @@
-"""Whole runs through the stages themselves, on mock engines and without Prefect, each broken somewhere on purpose.
+"""Whole runs of the real stages, on mock engines and without Prefect, each broken somewhere on purpose.
 
-A run is a forked process that does what the flow does. It is stopped at one of the changes that it makes to its folder
-(`tpo.storage.disk` announces each of them), at one of the files that it reads, or within a shard of the engine; then
-the folder may be damaged too; then the run is started again as a user would, until it ends.
+A run is a forked process that does what the flow does. It is stopped at one of its changes to its folder
+(`tpo.storage.disk` announces each of them), at a file that it reads, or within a shard of the engine. Then its folder
+may be damaged. Then it is restarted, as a user would, until it ends.
 """
 
 import contextlib
@@ -44,25 +44,25 @@ _FOLDERS = {
 }
 Damage = Callable[[random.Random, Path, str], None]
 Counts = Mapping[str, int]
-"""How many changes a run makes, in its bucket if it is in one, by stage, and `all` of them."""
+"""Number of changes that a run makes, in its bucket if it has one, by stage, and in `all`."""
 ATTEMPTS = 6
-"""Times that a user starts a run again before giving up on it."""
+"""Number of times that a run is restarted."""
 
 
 @dataclass(frozen=True)
-class Blow:
-    """What happens to a process, and when."""
+class Injection:
+    """What is done to a process, and when."""
 
     event: str
     """`change`, `read` or `shard`, or `put` for a change in a bucket."""
     stage: str
-    """Whose files the event must be about; `all` for any."""
+    """The stage whose files the event must concern; `all` for any."""
     at: int
-    """At which of these events."""
-    strike: Callable[[tuple[Any, ...]], None]
-    """What happens then; it is given the event's arguments."""
+    """The number of the event, from 1."""
+    inject: Callable[[tuple[Any, ...]], None]
+    """What is done then; receives the event's arguments."""
     again: bool = False
-    """Whether it happens at every later event too."""
+    """Whether it is done at every later event too."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +70,35 @@ class Fault:
     """One way to break a run."""
 
     name: str
-    """What the table calls it."""
-    blow: Callable[[random.Random, Counts, str], Blow] | None = None
-    """What happens to the first process, in which stage."""
+    """Its name in the table."""
+    injection: Callable[[random.Random, Counts, str], Injection] | None = None
+    """Makes what is done to the first process in a stage."""
     damage: Damage | None = None
-    """What then happens to the folder, to the files of which stage."""
+    """What is then done to a stage's files in the folder."""
     says: str = ""
-    """What the process must say of it; empty where it dies without a word."""
+    """What the process must say; empty if it can't say anything."""
     again: bool = False
-    """Whether the second process gets the same."""
+    """Whether the second process is broken too."""
     everywhere: bool = False
-    """Whether it is tried in every stage by itself."""
+    """Whether it is tested in each stage separately."""
     clock: float = 0.0
-    """Seconds that the clock is set back by for the processes that follow."""
+    """Seconds by which the clock is set back for later processes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which run is broken."""
+    """The run to break."""
 
     judge: str
     """`verifier` or `pairwise`."""
     iterations: int = 2
     """T."""
     url: str | None = None
-    """The bucket that the run is in, `cache` in the run's folder being the working copies; None for a folder."""
+    """The bucket of the run, whose working copies are in `cache` in the run's folder; None for a folder."""
     storage: Mapping[str, Any] = field(default_factory=dict)
-    """How the bucket is reached."""
+    """The storage config of the bucket."""
     synthetic: bool = False
-    """Whether a model writes the iterations' prompts; only where the judge needs no references."""
+    """Whether a model writes the iterations' prompts; the judge mustn't need references then."""
     rounds: int = 1
     """Rounds an iteration; with several, pairs of earlier iterations are replayed too."""
 
@@ -110,39 +110,39 @@ class Plan:
 
 @dataclass(frozen=True)
 class Example:
-    """A run that nothing broke."""
+    """An uninterrupted run."""
 
     root: Path
     """Its folder."""
     plan: Plan
-    """What it is a run of."""
+    """Its plan."""
     changes: Counts
-    """What it took."""
+    """The changes that it made."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """How a run that was broken ended."""
+    """The end of a broken run."""
 
     recovered: bool
-    """Whether it ended."""
+    """Whether it ended well."""
     difference: Difference
-    """What it then had not as an uninterrupted one."""
+    """How it then differed from an uninterrupted one."""
     stopped: bool
-    """Whether the fault stopped a process, or found nothing to break."""
+    """Whether the fault took effect."""
     log: str
-    """What the processes said."""
+    """What the processes printed."""
     stale: Difference = field(default_factory=Difference)
-    """What it had not as an uninterrupted one when it was called finished before its end, if it was."""
+    """How it differed, before its restart, if a start would have found nothing to do; else empty."""
     known: bool = True
-    """Whether it was called finished at its end, so that the next start does nothing."""
+    """Whether the next start would find nothing to do."""
 
 
 class _Listener:
-    """Hears every audit event of this process; deals the blow where there is one."""
+    """Receives every audit event of this process, and breaks it at the one chosen."""
 
     def __init__(self) -> None:
-        self.blow: Blow | None = None
+        self.injection: Injection | None = None
         self.root = ""
         self.counts: Counter[tuple[str, str]] = Counter()
 
@@ -154,16 +154,16 @@ class _Listener:
         stage = stage_of(str(arguments[1 if about_two else 0])) if arguments else None
         self.counts[kind, "all"] += 1
         self.counts[kind, stage or "flow"] += 1
-        blow = self.blow
+        injection = self.injection
         if (
-            blow is not None
-            and blow.event == kind
-            and blow.stage in ("all", stage)
-            and self.counts[kind, blow.stage] >= blow.at
+            injection is not None
+            and injection.event == kind
+            and injection.stage in ("all", stage)
+            and self.counts[kind, injection.stage] >= injection.at
         ):
-            if not blow.again:
-                self.blow = None
-            blow.strike(arguments)
+            if not injection.again:
+                self.injection = None
+            injection.inject(arguments)
 
     def _kind(self, event: str, arguments: tuple[Any, ...]) -> str | None:
         if not self.root:
@@ -182,7 +182,7 @@ _listener = _Listener()
 
 
 def stage_of(path: str) -> str | None:
-    """The stage whose file a path in a run's folder names."""
+    """The stage that a path in a run's folder belongs to."""
     parts = path.partition("/run/")[2].split("/")
     names = {part.removeprefix(".").split(".old-")[0].split(".tmp")[0] for part in parts}
     found = [stage for name, stage in _FOLDERS.items() if names & {name, f"{name}.{os.getpid()}"}]
@@ -191,10 +191,10 @@ def stage_of(path: str) -> str | None:
 
 @contextlib.contextmanager
 def prepared(*, forks: bool = True) -> Iterator[None]:
-    """Makes this process one that can run: on mock engines, without Prefect, and for forks with everything imported.
+    """Prepares this process for runs: on mock engines, without Prefect, and with everything imported if it `forks`.
 
-    Pages have no plots, and nothing waits for the disk, which the death of a process does no harm: both take more than
-    all else that such a run does. What a disk may forget is for test_crash_states.py.
+    Pages have no plots and nothing is synced to disk, since both take longer than the rest of such a run. Without a
+    crash of the machine nothing that was written is lost; test_crash_states.py tests what such a crash can lose.
     """
     import tempfile
 
@@ -223,7 +223,7 @@ def prepared(*, forks: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_drawing() -> Iterator[None]:
-    """Leaves plots empty: matplotlib takes more than all else that such a run does."""
+    """Leaves plots empty: matplotlib takes longer than the rest of such a run."""
     axes = mock.MagicMock()
     axes.get_ylim.return_value = (0.0, 1.0)
     figure = mock.MagicMock()
@@ -234,16 +234,16 @@ def without_drawing() -> Iterator[None]:
 
 
 def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example, stage: str = "all") -> Broken:
-    """Breaks one run, starts it again until it ends, and compares it with the one in `expected`."""
+    """Breaks one run, restarts it until it ends, and compares it with `example`."""
     root, log, plan = folder / "run", folder / "log.txt", example.plan
-    blow = fault.blow(dice, example.changes, stage) if fault.blow else None
-    status = attempt(folder, plan, log, blow=blow)
-    stopped = status != 0 or (fault.blow is None and fault.damage is not None)
+    injection = fault.injection(dice, example.changes, stage) if fault.injection else None
+    status = attempt(folder, plan, log, injection=injection)
+    stopped = status != 0 or (fault.injection is None and fault.damage is not None)
     if fault.damage is not None:
         fault.damage(dice, root, stage)
     stale = difference(example.root, root) if _called_finished(folder, plan) else Difference()
-    if fault.again and fault.blow:
-        status = attempt(folder, plan, log, blow=fault.blow(dice, example.changes, stage))
+    if fault.again and fault.injection:
+        status = attempt(folder, plan, log, injection=fault.injection(dice, example.changes, stage))
     for _ in range(ATTEMPTS):
         status = attempt(folder, plan, log, clock=fault.clock)
         if status == 0:
@@ -256,17 +256,17 @@ def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example,
 
 
 def _called_finished(folder: Path, plan: Plan) -> bool:
-    """Whether a start would find nothing to do; not asked of a run in a bucket."""
+    """Whether a start would find nothing to do; False for a run in a bucket."""
     from flows.recipes import finished
 
     return plan.url is None and finished(config_of(folder, plan), plan.iterations) is not None
 
 
-def attempt(folder: Path, plan: Plan, log: Path, *, blow: Blow | None = None, clock: float = 0.0) -> int:
-    """Starts a run in a process of its own and waits for its end; its exit status, negative for a signal."""
+def attempt(folder: Path, plan: Plan, log: Path, *, injection: Injection | None = None, clock: float = 0.0) -> int:
+    """Runs in a forked process; returns its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
-        _be_a_run(folder, plan, log, blow, clock)
+        _be_a_run(folder, plan, log, injection, clock)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -278,8 +278,8 @@ def an_example(folder: Path, plan: Plan) -> Example:
     return Example(folder / "run", plan, json.loads((folder / "changes.json").read_text()))
 
 
-def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: float) -> None:
-    """What a forked process does; it never returns."""
+def _be_a_run(folder: Path, plan: Plan, log: Path, injection: Injection | None, clock: float) -> None:
+    """The forked process; never returns."""
     status = 1
     with log.open("a", encoding="utf-8") as out:
         os.dup2(out.fileno(), 1)
@@ -289,12 +289,12 @@ def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: flo
     if clock:
         now = time.time
         time.time = lambda: now() - clock
-    _listener.blow, _listener.root, _listener.counts = blow, str(folder), Counter()
+    _listener.injection, _listener.root, _listener.counts = injection, str(folder), Counter()
     try:
         from flows.cli.main import ended
 
         status = ended(lambda: _run(folder, plan))
-    except BaseException:  # noqa: BLE001 - whatever it is, it is told, and the run has failed
+    except BaseException:  # noqa: BLE001 - any exception is printed, and the run has failed
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -302,7 +302,7 @@ def _be_a_run(folder: Path, plan: Plan, log: Path, blow: Blow | None, clock: flo
 
 
 def _run(folder: Path, plan: Plan) -> int:
-    """Makes the run; counts its changes."""
+    """Makes the run and counts its changes."""
     from flows.iterate import iterate
 
     iterate(config_of(folder, plan), plan.iterations)
@@ -313,7 +313,7 @@ def _run(folder: Path, plan: Plan) -> int:
 
 
 def config_of(folder: Path, plan: Plan) -> Any:
-    """The small run that is broken."""
+    """The config of the small run that is broken."""
     from tpo.config.run import RunConfig
 
     judges: dict[str, dict[str, object]] = {
@@ -345,7 +345,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
 
 
 def make_seed(folder: Path) -> None:
-    """A seed model with the miniature's tokenizer and next to no weights."""
+    """A seed model with the miniature's tokenizer and almost no weights."""
     from tpo.config.base import SHIPPED_SEED_MODEL
 
     folder.mkdir(parents=True)
@@ -364,7 +364,7 @@ def _kill(_: tuple[Any, ...]) -> None:
 
 
 def _kill_in_a_write(arguments: tuple[Any, ...]) -> None:
-    """Half of what was to be written is written, then the process is gone."""
+    """Writes half of the bytes, then kills the process."""
     if len(arguments) == 2 and isinstance(arguments[1], bytes):
         with Path(arguments[0]).open("ab") as file:
             file.write(arguments[1][: len(arguments[1]) // 2])
@@ -372,14 +372,14 @@ def _kill_in_a_write(arguments: tuple[Any, ...]) -> None:
 
 
 def _fail_with(number: int) -> Callable[[tuple[Any, ...]], None]:
-    def strike(arguments: tuple[Any, ...]) -> None:
+    def inject(arguments: tuple[Any, ...]) -> None:
         raise OSError(number, os.strerror(number), str(arguments[0]) if arguments else None)
 
-    return strike
+    return inject
 
 
 def _run_out_of_memory(_: tuple[Any, ...]) -> None:
-    """The process meets a limit of what it may hold."""
+    """Allocates beyond a limit on the process's memory."""
     resource.setrlimit(resource.RLIMIT_AS, (2**35, resource.RLIM_INFINITY))
     bytearray(2**36)
 
@@ -390,16 +390,16 @@ def _fail_engine(_: tuple[Any, ...]) -> None:
     raise StageError("engine 0 failed where one had failed before: it is a mock")
 
 
-def _at_a_change(strike: Callable[[tuple[Any, ...]], None], *, again: bool = False) -> Callable[..., Blow]:
-    return lambda dice, changes, stage: Blow("change", stage, dice.randint(1, changes[stage]), strike, again)
+def _at_a_change(inject: Callable[[tuple[Any, ...]], None], *, again: bool = False) -> Callable[..., Injection]:
+    return lambda dice, changes, stage: Injection("change", stage, dice.randint(1, changes[stage]), inject, again)
 
 
-def _at(event: str, strike: Callable[[tuple[Any, ...]], None], most: int) -> Callable[..., Blow]:
-    return lambda dice, _, stage: Blow(event, stage, dice.randint(1, most if stage == "all" else 3), strike)
+def _at(event: str, inject: Callable[[tuple[Any, ...]], None], most: int) -> Callable[..., Injection]:
+    return lambda dice, _, stage: Injection(event, stage, dice.randint(1, most if stage == "all" else 3), inject)
 
 
 def _some_file(dice: random.Random, root: Path, stage: str) -> Path | None:
-    """A file of the run, or of one stage of it; not what marks its holder, nor what was set aside."""
+    """A file of the run or of one stage; none that marks its holder or was moved aside."""
     files = [
         path
         for path in sorted(root.rglob("*"))
@@ -441,7 +441,7 @@ def _lose_stage(dice: random.Random, root: Path, stage: str) -> None:
 _KILL = _at_a_change(_kill)
 FAULTS = (
     Fault("kill -9", _KILL, everywhere=True),
-    Fault("kill -9 within a write", _at_a_change(_kill_in_a_write), everywhere=True),
+    Fault("kill -9 during a write", _at_a_change(_kill_in_a_write), everywhere=True),
     Fault("kill -9, and again while it resumes", _KILL, again=True),
     Fault("kill -9 between an engine's shards", _at("shard", _kill, 60)),
     Fault("SIGTERM", _at_a_change(lambda _: os.kill(os.getpid(), signal.SIGTERM)), everywhere=True),
@@ -461,16 +461,16 @@ FAULTS = (
         everywhere=True,
     ),
     Fault("memory runs out", _at_a_change(_run_out_of_memory), says="out of memory", everywhere=True),
-    Fault("an engine fails for good", _at("shard", _fail_engine, 60), says="it is a mock"),
+    Fault("an engine fails permanently", _at("shard", _fail_engine, 60), says="it is a mock"),
     Fault("kill -9, then the clock is set back", _KILL, clock=86400.0, everywhere=True),
     Fault("kill -9, then a file is cut", _KILL, damage=_damaged(_cut)),
     Fault("kill -9, then a bit flips", _KILL, damage=_damaged(_flip)),
-    Fault("kill -9, then a file is gone", _KILL, damage=_lose),
-    Fault("kill -9, then a stage is gone", _KILL, damage=_lose_stage),
+    Fault("kill -9, then a file is deleted", _KILL, damage=_lose),
+    Fault("kill -9, then a stage is deleted", _KILL, damage=_lose_stage),
     Fault("a file is cut after the end", damage=_damaged(_cut), everywhere=True),
     Fault("a bit flips after the end", damage=_damaged(_flip), everywhere=True),
-    Fault("a file is gone after the end", damage=_lose, everywhere=True),
-    Fault("a stage is gone after the end", damage=_lose_stage, everywhere=True),
+    Fault("a file is deleted after the end", damage=_lose, everywhere=True),
+    Fault("a stage is deleted after the end", damage=_lose_stage, everywhere=True),
 )
 
 

@@ -1,8 +1,8 @@
-"""Runs of the whole command on Prefect, Ray, vLLM and TRL, each struck at a random moment and started again.
+"""Runs of the whole command on Prefect, Ray, vLLM and TRL, each broken at a random moment and restarted.
 
-A run is `python -m flows iterate`, or another recipe, on the miniature with small numbers, in a session of its own.
-What is struck is one of its processes, its files, or all of it at once, as by a reset. Where the command ends with an
-error it must say what is wrong; then it is started again, as a user would, until it ends well.
+A run is `python -m flows iterate`, or another recipe, on the miniature with small numbers, in its own session. One of
+its processes is killed or stopped, its files are damaged, or all of it ends at once, as by a reset. If the command ends
+with an error, it must say what is wrong; then it is restarted, as a user would, until it ends well.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ SFT = tuple(f"recipe.sft.{value}" for value in ("batch_size=8", "micro_batch_siz
 
 @dataclass(frozen=True)
 class Recipe:
-    """A command with numbers that make it end in a minute or two."""
+    """A command on a run small enough to end in a minute or two."""
 
     name: str
     """Its name for `python -m flows`."""
@@ -66,12 +66,12 @@ RECIPES: Mapping[str, Recipe] = {
     )
 }
 ATTEMPTS = 5
-LONGEST = 900.0
+MAX_SECONDS = 900.0
 """Time limit for one process in seconds, with other work on the machine."""
 
 
 @dataclass(frozen=True)
-class Strike:
+class Injection:
     """One way to break a run in progress."""
 
     name: str
@@ -125,36 +125,39 @@ class Run:
 
 
 def broken_runs(count: int, seed: int, parent: Path, recipe: Recipe = ITERATE) -> Iterator[tuple[str, Broken]]:
-    """Breaks `count` runs, each kind of strike in turn, at moments that `seed` draws."""
+    """Breaks `count` runs, with each kind of fault in turn, at moments drawn by `seed`."""
     started = time.monotonic()
     expected = parent / "expected"
     expected.mkdir()
     run = Run(expected, parent / "expected.log", recipe=recipe)
-    if run.end(LONGEST) != 0:
+    if run.end(MAX_SECONDS) != 0:
         raise RuntimeError(f"the uninterrupted run failed:\n{(parent / 'expected.log').read_text()[-4000:]}")
     run.clear()
     whole = time.monotonic() - started
     for i in range(count):
-        strike = STRIKES[i % len(STRIKES)]
+        injection = INJECTIONS[i % len(INJECTIONS)]
         folder = parent / f"run{i}"
         folder.mkdir()
-        yield strike.name, break_run(strike, random.Random(f"{seed} {i}"), folder, expected / "run", whole, recipe)
+        yield (
+            injection.name,
+            break_run(injection, random.Random(f"{seed} {i}"), folder, expected / "run", whole, recipe),
+        )
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def break_run(
-    strike: Strike, dice: random.Random, folder: Path, expected: Path, whole: float, recipe: Recipe
+    injection: Injection, dice: random.Random, folder: Path, expected: Path, whole: float, recipe: Recipe
 ) -> Broken:
-    """Breaks one run, starts it again until it ends, and compares it with the one in `expected`."""
+    """Breaks one run, restarts it until it ends, and compares it with the one in `expected`."""
     log = folder / "log.txt"
     run = Run(folder, log, recipe=recipe)
     status = run.end(dice.uniform(0.02, 0.95) * whole)
     struck = False
     while status is None and not struck:
-        struck = strike.hit(run, dice)
+        struck = injection.hit(run, dice)
         status = run.end(0.3)
     if status is None:
-        status = run.end(LONGEST)
+        status = run.end(MAX_SECONDS)
     quiet = status is not None
     for _ in range(ATTEMPTS):
         run.process.kill()
@@ -162,7 +165,7 @@ def break_run(
         if status == 0:
             break
         run = Run(folder, log, recipe=recipe)
-        status = run.end(LONGEST)
+        status = run.end(MAX_SECONDS)
         quiet = quiet and status is not None
     said = log.read_text(encoding="utf-8", errors="replace")
     found = difference(expected, folder / "run") if status == 0 else Difference(lost=1)
@@ -228,20 +231,22 @@ def _damage(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Run, r
     return hit
 
 
-STRIKES = (
-    Strike("kill -9 of the driver", _signal(signal.SIGKILL)),
-    Strike("SIGTERM of the driver", _signal(signal.SIGTERM)),
-    Strike("kill -9 of an engine", _signal(signal.SIGKILL, "ray::Engine")),
-    Strike("an engine stops dead (SIGSTOP)", _signal(signal.SIGSTOP, "ray::Engine")),
-    Strike("kill -9 of a trainer", _signal(signal.SIGKILL, "RayTrainWorker")),
-    Strike("kill -9 of any worker of Ray", _signal(signal.SIGKILL, "ray::")),
-    Strike("kill -9 of the raylet", _signal(signal.SIGKILL, "raylet/raylet")),
-    Strike("kill -9 of Ray's control server", _signal(signal.SIGKILL, "gcs_server")),
-    Strike("kill -9 of Prefect's server", _signal(signal.SIGKILL, "uvicorn")),
-    Strike("Prefect's database is deleted", _database),
-    Strike("everything is killed at once", _reset),
-    Strike("everything is killed, a file is cut", _damage(lambda data, dice: data[: dice.randrange(len(data) or 1)])),
-    Strike(
+INJECTIONS = (
+    Injection("kill -9 of the driver", _signal(signal.SIGKILL)),
+    Injection("SIGTERM of the driver", _signal(signal.SIGTERM)),
+    Injection("kill -9 of an engine", _signal(signal.SIGKILL, "ray::Engine")),
+    Injection("an engine freezes (SIGSTOP)", _signal(signal.SIGSTOP, "ray::Engine")),
+    Injection("kill -9 of a trainer", _signal(signal.SIGKILL, "RayTrainWorker")),
+    Injection("kill -9 of any worker of Ray", _signal(signal.SIGKILL, "ray::")),
+    Injection("kill -9 of the raylet", _signal(signal.SIGKILL, "raylet/raylet")),
+    Injection("kill -9 of Ray's control server", _signal(signal.SIGKILL, "gcs_server")),
+    Injection("kill -9 of Prefect's server", _signal(signal.SIGKILL, "uvicorn")),
+    Injection("Prefect's database is deleted", _database),
+    Injection("everything is killed at once", _reset),
+    Injection(
+        "everything is killed, a file is cut", _damage(lambda data, dice: data[: dice.randrange(len(data) or 1)])
+    ),
+    Injection(
         "everything is killed, a bit flips",
         _damage(
             lambda data, dice: (
@@ -251,6 +256,6 @@ STRIKES = (
             )
         ),
     ),
-    Strike("^C in the terminal", _interrupt),
+    Injection("^C in the terminal", _interrupt),
 )
-BY_NAME: Mapping[str, Strike] = {strike.name: strike for strike in STRIKES}
+BY_NAME: Mapping[str, Injection] = {injection.name: injection for injection in INJECTIONS}

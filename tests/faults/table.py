@@ -8,7 +8,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by make fault-table -->\n", "<!-- end -->\n"
 Row = tuple[str, str, str]
-"""A fault, where it struck, and the outcome."""
+"""A fault, where it was injected, and the outcome."""
 
 
 def write_table(rows: Iterable[Row], page: Path = PAGE) -> int:

@@ -1,6 +1,7 @@
-"""Claims about a pool: an actor that dies, hangs, errs or gives less than it was asked for is replaced while the others
-go on, and nothing is lost or done twice; what fails again and again stops the run with its cause and what to do. On
-real Ray actors of this machine; test_cluster.py has those of several."""
+"""Claims about a pool: an actor that dies, hangs, raises an error or returns too little is replaced while the others
+continue, and nothing is lost or done twice; repeated failures stop the run with the cause and a remedy.
+
+On real Ray actors of this machine; test_cluster.py has those of several."""
 
 import itertools
 import os
@@ -27,7 +28,7 @@ Outcome = Callable[[str, str, str], None]
 
 
 class Doubler:
-    """Doubles numbers; misbehaves at its start or at one of the numbers: always, once, or all but one of its kind."""
+    """Doubles numbers; misbehaves at start-up or at one of the numbers: always, once, or all actors but one."""
 
     def __init__(self, how: str, folder: str) -> None:
         self._when, _, self._how = how.rpartition(": ")
@@ -79,14 +80,22 @@ def misbehave(how: str, piece: list[int]) -> list[int]:
         bytearray(2**37)
     if how == "hangs":
         time.sleep(600)
-    if how == "stops dead":
+    if how == "freezes":
         os.kill(os.getpid(), signal.SIGSTOP)
-    if how == "errs":
+    if how == "raises an error":
         raise ValueError("engine core is dead")
-    return [2 * i for i in piece][: {"looks healthy and gives nothing": 0, "gives less": 2}[how]]
+    return [2 * i for i in piece][: {"looks healthy but returns nothing": 0, "returns too little": 2}[how]]
 
 
-HOWS = ("dies", "runs out of memory", "hangs", "stops dead", "errs", "looks healthy and gives nothing", "gives less")
+HOWS = (
+    "dies",
+    "runs out of memory",
+    "hangs",
+    "freezes",
+    "raises an error",
+    "looks healthy but returns nothing",
+    "returns too little",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +123,7 @@ def room() -> Room:
 
 @pytest.fixture
 def make(tmp_path: Path, room: Room) -> Iterator[Make]:
-    """Makes pools, and stops them in the end."""
+    """Makes pools, and closes them at the end."""
     made = []
 
     def call(how: str = "", count: int = 2, cpus: float = 0) -> ActorPool:
@@ -152,7 +161,7 @@ def doubled(pool: ActorPool, how: Orders[list[int]]) -> dict[int, list[int]]:
 @pytest.mark.parametrize("how", HOWS)
 def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(make: Make, how: str, outcome: Outcome):
     assert doubled(make(f"{how}, once"), orders()) == DOUBLED
-    outcome(f"an engine {how}, once", "sample, judge", "replaced, its shard done again")
+    outcome(f"an engine {how}, once", "sample, judge", "replaced; its shard is redone")
 
 
 @pytest.mark.parametrize(
@@ -160,11 +169,11 @@ def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(
     [
         ("runs out of memory", r"MemoryError.*\. Lower what it holds$"),
         ("hangs", r"no answer within 2 s\. Give it longer$"),
-        ("gives less", r"2 of 3 outputs$"),
+        ("returns too little", r"2 of 3 outputs$"),
         ("dies", r"died.*\. Lower what it holds$"),
     ],
 )
-def test_a_piece_on_which_actors_fail_again_and_again_stops_the_run_with_cause_and_what_helps_against_it(
+def test_a_job_on_which_actors_keep_failing_stops_the_run_with_its_cause_and_a_remedy(
     make: Make, how: str, said: str, outcome: Outcome
 ):
     done = list[tuple[int, Any]]()
@@ -177,57 +186,61 @@ def test_a_piece_on_which_actors_fail_again_and_again_stops_the_run_with_cause_a
     outcome(f"an engine {how}, again and again", "sample, judge", "stops, names the cause and what to do")
 
 
-def test_nobody_waits_for_an_actor_that_is_replaced(make: Make, outcome: Outcome):
+def test_work_continues_while_an_actor_is_replaced(make: Make, outcome: Outcome):
     started = time.monotonic()
     assert doubled(make("dies, two start"), orders(start_seconds=600)) == DOUBLED
     assert time.monotonic() - started < 300
-    outcome("an engine dies, and the new one hangs as it starts", "sample, judge", "the others go on without it")
+    outcome("an engine dies and its replacement hangs at start-up", "sample, judge", "the others continue without it")
 
 
-@pytest.mark.parametrize("how", ["dies", "errs", "hangs"])
-def test_an_actor_that_fails_to_start_once_is_started_again(make: Make, how: str, outcome: Outcome):
+@pytest.mark.parametrize("how", ["dies", "raises an error", "hangs"])
+def test_an_actor_that_fails_to_start_once_is_restarted(make: Make, how: str, outcome: Outcome):
     assert doubled(make(f"start: {how}, once", 1), orders(start_seconds=15)) == DOUBLED
-    outcome(f"an engine {how} as it starts, once", "sample, judge", "started again")
+    outcome(f"an engine {how} at start-up, once", "sample, judge", "started again")
 
 
-def test_an_actor_that_stops_dead_before_it_arrives_is_no_actor_that_waits_for_a_place(make: Make, outcome: Outcome):
+def test_an_actor_that_freezes_before_it_is_ready_gives_its_cpus_back(make: Make, outcome: Outcome):
     import ray
 
-    # It takes all there is, so that the next one has a place only if what it held is given back.
-    pool = make("arrival: stops dead, once", 1, cpus=ray.cluster_resources()["CPU"])
+    # It takes all CPUs, so that the next one can be placed only if they are released.
+    pool = make("arrival: freezes, once", 1, cpus=ray.cluster_resources()["CPU"])
     assert doubled(pool, orders(start_seconds=15)) == DOUBLED
-    outcome("an engine stops dead before it arrives, once", "sample, judge", "started again")
+    outcome("an engine freezes before it is ready, once", "sample, judge", "started again")
 
 
-def test_a_place_in_which_none_starts_is_given_up_with_a_line_and_the_others_go_on(
+def test_a_slot_whose_actors_never_start_is_given_up_with_a_message_and_the_others_continue(
     make: Make, capsys: pytest.CaptureFixture[str], outcome: Outcome
 ):
-    pool = make("start: errs, all but one")
-    # Work goes on until the place has been given up, however long its actors take to fail.
+    pool = make("start: raises an error, all but one")
+    # Work continues until the slot has been given up, however long its actors take to fail.
     pieces = itertools.takewhile(lambda _: len(pool.actors) != 1, itertools.repeat([0]))
     list(pool.work(pieces, orders(ask="told")))
     assert len(pool.actors) == 1
     assert "does not start and is given up, others go on: ValueError: engine core is dead" in capsys.readouterr().err
-    outcome("an engine errs as it starts, again and again", "sample, judge", "given up with a line, the others go on")
+    outcome(
+        "an engine raises an error at start-up, again and again",
+        "sample, judge",
+        "given up with a message; the others continue",
+    )
 
 
-def test_where_none_starts_the_run_stops_with_the_cause(make: Make, outcome: Outcome):
+def test_if_no_actor_starts_the_run_stops_with_the_cause(make: Make, outcome: Outcome):
     with pytest.raises(StageError, match=r"(?s)no doubler of numbers starts: .*engine core is dead\s*$"):
-        list(make("start: errs").work(iter(PIECES), orders()))
+        list(make("start: raises an error").work(iter(PIECES), orders()))
     outcome("no engine starts", "sample, judge", "stops, names the cause and what to do")
 
 
-def test_where_ray_can_place_none_the_run_stops_and_says_what_is_asked_and_what_is_there(make: Make, outcome: Outcome):
+def test_if_ray_can_place_no_actor_the_run_stops_and_says_what_is_needed_and_available(make: Make, outcome: Outcome):
     message = (
         r"Ray has placed no doubler of numbers within 3 s: each of 2 asks for 99 CPUs, and Ray has "
         r"0 of 0 GPUs and \d+ of \d+ CPUs free"
     )
     with pytest.raises(StageError, match=message):
         list(make(cpus=99).work(iter(PIECES), orders(start_seconds=3)))
-    outcome("Ray has no room for any engine", "sample, judge", "stops, says what is asked for and what is there")
+    outcome("Ray has no room for any engine", "sample, judge", "stops, says what it needs and what is available")
 
 
-def test_who_is_ready_works_while_ray_has_no_place_for_the_others(make: Make, outcome: Outcome):
+def test_ready_actors_work_while_ray_has_no_room_for_the_others(make: Make, outcome: Outcome):
     import ray
 
     pool = make(count=3, cpus=ray.cluster_resources()["CPU"])
@@ -236,7 +249,7 @@ def test_who_is_ready_works_while_ray_has_no_place_for_the_others(make: Make, ou
     outcome("Ray has room for some engines only", "sample, judge", "those work; others join when there is room")
 
 
-def test_actors_that_died_while_they_were_idle_cost_no_piece_a_try(
+def test_an_actor_that_died_while_idle_does_not_count_as_an_attempt(
     make: Make, capsys: pytest.CaptureFixture[str], outcome: Outcome
 ):
     import ray
@@ -255,19 +268,19 @@ def test_actors_that_died_while_they_were_idle_cost_no_piece_a_try(
     outcome("engines die between two stages", "sample, judge", "started again")
 
 
-def test_what_an_actor_gets_ready_for_is_what_the_work_at_hand_needs(make: Make):
+def test_an_actor_loads_what_the_current_work_needs(make: Make):
     pool = make(count=2)
     for task in ("a", "b"):
         found = dict(pool.work(iter(PIECES), orders(task=task, ask="told")))
         assert {said for _, said in found.values()} == {task}
 
 
-def test_nobody_is_started_where_there_is_nothing_to_do(make: Make):
+def test_no_actor_starts_if_there_is_nothing_to_do(make: Make):
     pool = make()
     assert list(pool.work(iter([]), orders())) == [] and pool.actors == []
 
 
-def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_not(make: Make, room: Room):
+def test_the_pool_idle_longest_makes_room_and_a_working_one_does_not(make: Make, room: Room):
     import ray
 
     cpus = ray.cluster_resources()["CPU"]
@@ -289,7 +302,7 @@ def test_who_was_idle_longest_makes_room_for_what_needs_it_and_who_works_does_no
     assert not newer.actors and ray.available_resources()["CPU"] == cpus
 
 
-def test_a_pool_that_starts_has_idle_ones_make_room(make: Make):
+def test_a_starting_pool_makes_idle_ones_give_up_their_room(make: Make):
     import ray
 
     cpus = ray.cluster_resources()["CPU"]

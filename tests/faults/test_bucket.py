@@ -1,4 +1,4 @@
-"""Claims about a bucket, on a real S3 server: what is asked of it is done once and whole, whatever the network does."""
+"""Claims about a bucket, on a real S3 server: each request takes effect once and completely, despite network faults."""
 
 import os
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def fetched(bucket: Bucket, name: str, folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1000, LARGE])
-def test_what_is_put_is_listed_copied_fetched_and_deleted(s3: S3Server, tmp_path: Path, size: int):
+def test_objects_are_uploaded_listed_copied_fetched_and_deleted(s3: S3Server, tmp_path: Path, size: int):
     bucket, data = Bucket(new_url(), s3.storage(tmp_path)), os.urandom(size)
     bucket.put("a/b", a_file(tmp_path, data))
     bucket.copy("a/b", "a/c")
@@ -47,7 +47,7 @@ def test_what_is_put_is_listed_copied_fetched_and_deleted(s3: S3Server, tmp_path
     assert bucket.versions().keys() == {"a/c"}
 
 
-def test_a_write_on_condition_comes_too_late_once_somebody_wrote(s3: S3Server, tmp_path: Path):
+def test_a_conditional_write_fails_after_another_write(s3: S3Server, tmp_path: Path):
     bucket = Bucket(new_url(), s3.storage(tmp_path))
     first = bucket.put_if("a", b"1", None)
     second = bucket.put_if("a", b"2", first)
@@ -64,13 +64,13 @@ FAULTS = {
     "the server is silent": Fault(seconds=2.0),
     "the connection is cut while sending": Fault(cut_request=True),
     "the connection is cut while reading": Fault(cut_reply=True),
-    "the reply is lost after it took effect": Fault(lose_reply=True),
+    "the reply is lost after the request took effect": Fault(lose_reply=True),
 }
 
 
 @pytest.mark.parametrize("size", [1000, LARGE])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_request_that_is_struck_is_asked_again(
+def test_a_failed_request_is_retried(
     through: Bucket,
     proxy: FaultyProxy,
     tmp_path: Path,
@@ -86,7 +86,7 @@ def test_a_request_that_is_struck_is_asked_again(
     through.delete("a")
     assert through.versions().keys() == {"b"}
     assert proxy.struck >= 4
-    outcome(fault, "a bucket, each request", "asked again; what is put and fetched is whole")
+    outcome(fault, "a bucket, each request", "retried; uploads and downloads are complete")
 
 
 @pytest.mark.parametrize("fault", [Fault(cut_reply=True), Fault(damage_reply=True)])
@@ -98,14 +98,14 @@ def test_content_that_stays_wrong_is_refused(through: Bucket, proxy: FaultyProxy
         through.download("a", version, tmp_path / "fetched")
 
 
-def test_a_server_that_stays_away_is_given_up_with_what_to_do(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
+def test_a_server_that_stays_away_is_given_up_with_a_remedy(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
     proxy.script = lambda asked: Fault(status=503)
     with pytest.raises(StoreError, match=r"SlowDown.*saved on this machine; run again"):
         through.put("a", a_file(tmp_path, b"data"))
     assert len(proxy.asked) == 4
 
 
-def test_a_lost_reply_to_a_write_on_condition_is_a_conflict_with_oneself(through: Bucket, proxy: FaultyProxy):
+def test_a_lost_reply_to_a_conditional_write_is_a_conflict_with_oneself(through: Bucket, proxy: FaultyProxy):
     proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count == 0 else None
     with pytest.raises(ConflictError):
         through.put_if("a", b"1", None)
@@ -121,7 +121,7 @@ def test_a_server_without_conditional_writes_is_refused(through: Bucket, proxy: 
     assert through.versions() == {}
 
 
-def test_parts_of_an_upload_that_died_are_dropped(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
+def test_parts_of_an_aborted_upload_are_deleted(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
     def script(asked: Asked) -> Fault | None:
         return Fault(status=503) if asked.method in ("POST", "DELETE") and "uploadId" in asked.path else None
 
@@ -146,7 +146,7 @@ def test_parts_of_an_upload_that_died_are_dropped(through: Bucket, proxy: Faulty
         ({"region": "not a region"}, "", "no connection to S3 can be made.*storage"),
     ],
 )
-def test_what_a_user_can_mend_is_said(
+def test_an_error_that_the_user_can_fix_comes_with_a_remedy(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], url: str, says: str
 ):
     for name, variable in (("key", "AWS_ACCESS_KEY_ID"), ("secret", "AWS_SECRET_ACCESS_KEY")):
@@ -162,7 +162,7 @@ def test_what_a_user_can_mend_is_said(
         Bucket(url or new_url(), s3.storage(tmp_path, **({"max_attempts": 2} | told))).versions()
 
 
-def test_a_version_is_of_a_file_by_its_md5_and_of_one_in_parts_by_its_size(tmp_path: Path):
+def test_versions_are_compared_by_md5_or_for_uploads_in_parts_by_size(tmp_path: Path):
     path = a_file(tmp_path, b"abc")
     assert Version(3, "900150983cd24fb0d6963f7d28e17f72").is_of(path)
     assert not Version(3, "900150983cd24fb0d6963f7d28e17f73").is_of(path)

@@ -1,4 +1,5 @@
-"""Claims about a run in a bucket: killed at any change there, it goes on elsewhere from an empty disk and ends alike.
+"""Claims about a run in a bucket: killed at any change there, it resumes elsewhere from an empty disk and ends the
+same.
 
 The stages are the real ones, on engines that answer at once (`mock_run`); the bucket is a real S3 server's.
 """
@@ -24,19 +25,19 @@ from tests.sampling import sampled
 
 ROOT = Path(__file__).parents[2]
 KILL, KILL_TWICE = "kill -9 at a change in the bucket", "kill -9 at a change in the bucket, twice"
-DISKS = {"kept": "the same machine goes on", "lost": "another machine goes on, its disk empty"}
+DISKS = {"kept": "resumed on the same machine", "lost": "resumed on another machine with an empty disk"}
 ONCE, TWICE = [(KILL, stage, "lost") for stage in STAGES], [(KILL_TWICE, "all", disk) for disk in DISKS]
 MATRIX = [*sampled("killed once", ONCE, 1), *sampled("killed twice", TWICE, 1)]
 BAD_WEATHER = ("nothing else", "all", "kept")
 STRUCK = 0.04
-"""Share of the requests that meet bad weather."""
+"""Share of the requests that fail in bad weather."""
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Mapping[str, Any]:
-    """What became of one run a case, made by a process that forks a run at a time; the last in bad weather."""
+    """The result of one run per case, each forked by one process; the last in bad weather."""
     parent = tmp_path_factory.mktemp("broken")
     with FaultyProxy(s3.endpoint) as proxy:
         proxy.script = weather(0, STRUCK, seconds=3.0)
@@ -50,36 +51,34 @@ def broken(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Mapping[st
         command = [sys.executable, "-m", "tests.faults.test_bucket_runs", str(parent)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
-        return {**json.loads((parent / "broken.json").read_text()), "struck by the weather": proxy.struck}
+        return {**json.loads((parent / "broken.json").read_text()), "hit by the weather": proxy.struck}
 
 
 @pytest.mark.parametrize(("fault", "stage", "disk"), MATRIX)
-def test_a_run_that_is_killed_at_a_change_in_its_bucket_ends_as_it_would_have(
+def test_a_run_killed_at_a_change_in_its_bucket_ends_the_same(
     broken: Mapping[str, Any], outcome: Callable[[str, str, str], None], fault: str, stage: str, disk: str
 ):
     found = broken[f"{fault}, {stage}, {disk}"]
-    assert found["stopped"], "nothing was struck"
+    assert found["stopped"], "no fault was injected"
     assert found["recovered"], found["log"]
     assert found["differences"] == [[0, 0, 0], [0, 0, 0]], found["log"]
     outcome(f"{fault}; {DISKS[disk]}", stage if stage != "all" else "any stage", "recovers")
 
 
-def test_in_bad_weather_a_run_ends_as_it_would_have(
-    broken: Mapping[str, Any], outcome: Callable[[str, str, str], None]
-):
+def test_in_bad_weather_a_run_ends_the_same(broken: Mapping[str, Any], outcome: Callable[[str, str, str], None]):
     found = broken[", ".join(BAD_WEATHER)]
-    assert broken["struck by the weather"] > 20
+    assert broken["hit by the weather"] > 20
     assert found["recovered"] and found["differences"] == [[0, 0, 0], [0, 0, 0]], found["log"]
     outcome(
-        f"{STRUCK:.0%} of the requests to the bucket meet a 5xx, silence, a cut connection or a lost reply",
+        f"{STRUCK:.0%} of the requests to the bucket get a 5xx, no reply, a cut connection or a lost reply",
         "any stage",
-        "goes on; ends as undisturbed",
+        "continues; ends with the same bytes",
     )
 
 
 @mock_run.prepared()
 def main(parent: Path) -> None:
-    """Breaks a run for each case; writes what became of them."""
+    """Breaks a run per case and writes the results."""
     from tests.faults.compare import astuple, difference
     from tpo.storage.mirror import reading
 
@@ -95,10 +94,10 @@ def main(parent: Path) -> None:
         plan = mock_run.Plan("pairwise", 1, new_url(), storage)
         with mock_run.folder_for_runs(parent) as folder:
             log, status = folder / "log.txt", 0
-            for strikes in range({KILL: 1, KILL_TWICE: 2}.get(fault, 0)):
-                most = changes[stage] // 2**strikes  # less is left to do, the second time
-                blow = mock_run.Blow("put", stage, dice.randint(1, most), _kill)
-                status = mock_run.attempt(folder, plan, log, blow=blow)
+            for kills in range({KILL: 1, KILL_TWICE: 2}.get(fault, 0)):
+                most = changes[stage] // 2**kills  # less is left to do the second time
+                injection = mock_run.Injection("put", stage, dice.randint(1, most), _kill)
+                status = mock_run.attempt(folder, plan, log, injection=injection)
                 if disk == "lost":
                     shutil.rmtree(folder / "cache")
             stopped = status == -signal.SIGKILL

@@ -1,5 +1,5 @@
-"""Claims about money: a run that stops at its budget and one that is killed go on to what they would have been, and the
-ledger has counted each of their tokens as often as it was paid for.
+"""Claims about budgets: a run stopped at its budget or killed resumes and ends the same, and the ledger counts each
+token as often as it was paid for.
 
 The runs are those of `mock_run`, in a process that can fork.
 """
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What became of the runs."""
+    """The results of the runs."""
     parent = tmp_path_factory.mktemp("budget")
     command = [sys.executable, "-m", "tests.faults.test_budget", str(parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -38,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 @pytest.mark.parametrize("judge", ["verifier", "pairwise"])
-def test_a_run_stops_at_its_budget_again_and_again_and_ends_as_without_one(found: Mapping[str, Any], judge: str):
+def test_a_run_that_keeps_stopping_at_its_budget_ends_as_without_one(found: Mapping[str, Any], judge: str):
     run = found["budget"][judge]
     assert run["stops"] >= 5
     assert all("Completed work is saved: raise budget.tokens" in said for said in run["said"])
@@ -52,28 +52,28 @@ def test_a_run_that_stops_at_its_budget_pays_for_nothing_twice(found: Mapping[st
 
 
 @pytest.mark.parametrize("judge", ["verifier", "pairwise"])
-def test_each_start_goes_over_its_cap_by_a_shard_an_engine_at_the_most(found: Mapping[str, Any], judge: str):
+def test_each_start_exceeds_its_cap_by_at_most_one_shard_per_engine(found: Mapping[str, Any], judge: str):
     run = found["budget"][judge]
     assert all(over <= ENGINES * run["largest_shard"] for over in run["over"])
 
 
-def test_a_killed_run_counts_what_it_paid_for_and_at_most_one_shard_twice(found: Mapping[str, Any]):
+def test_a_killed_run_counts_everything_it_paid_for_and_at_most_one_shard_twice(found: Mapping[str, Any]):
     for run in found["killed"]:
         assert run["difference"] == [0, 0, 0], run["log"]
         missing = {work: run["expected"][work] - run["spent"].get(work, 0) for work in run["expected"]}
-        # Never less than what the result took, but for the line that was being written; never a second shard more.
+        # Never less than the result took, except for the line being written; never more than one extra shard.
         assert max(missing.values()) <= run["largest_shard"], run
         assert -run["largest_shard"] <= min(missing.values()), run
         assert sum(value != 0 for value in missing.values()) <= 1, run
 
 
-def test_some_kills_struck_where_something_was_paid_for_twice(found: Mapping[str, Any]):
+def test_some_kills_make_a_run_pay_for_something_twice(found: Mapping[str, Any]):
     assert any(run["spent"] != run["expected"] for run in found["killed"])
 
 
 @mock_run.prepared()
 def main(parent: Path) -> None:
-    """Makes the runs; writes what became of them."""
+    """Makes the runs and writes their results."""
     mock_run.make_seed(parent / "seed")
     plans = {judge: mock_run.Plan(judge, iterations=1) for judge in ("verifier", "pairwise")}
     examples = {judge: mock_run.an_example(parent / judge, plan) for judge, plan in plans.items()}
@@ -97,7 +97,7 @@ def main(parent: Path) -> None:
 
 
 def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
-    """A run with a cap that is raised, by a seventh of what the whole run takes, each time that it is reached."""
+    """A run whose cap is raised by a seventh of the whole run's tokens each time that it is reached."""
     from tests.faults.compare import astuple, difference
     from tpo.storage.ledger import read_ledger
 
@@ -156,7 +156,7 @@ def _tokens(root: Path) -> Counter[str]:
 
 
 def _largest_line(root: Path) -> int:
-    """Tokens of the largest thing that is paid for at once: a shard, or a training."""
+    """Tokens of the largest unit that is paid for at once: a shard, or a training."""
     from tpo.storage.ledger import read_ledger
 
     return max(entry.tokens for entry in read_ledger(root))

@@ -1,6 +1,6 @@
-"""Claims about engines on several nodes: a node that is killed costs no row and doubles none, one that joins is used.
+"""Claims about engines on several nodes: a killed node loses and duplicates no row, and one that joins is used.
 
-On real clusters of `ray start` processes: a head and two nodes, one of them killed under way, and one more that joins.
+On real clusters of `ray start` processes: a head and two nodes, one of which is killed during work, and one that joins.
 """
 
 import json
@@ -24,7 +24,7 @@ Outcome = Callable[[str, str, str], None]
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head, and two nodes to come; everything ends with the test. Its folder's path is short, for sockets' sake."""
+    """A head without nodes yet; everything ends with the test. Sockets need the folder's short path."""
     folder = Path(tempfile.mkdtemp(prefix="tpo-"))
     made: list[Cluster] = []
     try:
@@ -37,14 +37,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Driver:
-    """A driver of a cluster, and what it has told."""
+    """A driver of a cluster, and the events that it reported."""
 
     def __init__(self, cluster: Cluster, what: str, folder: Path) -> None:
         self.process = cluster.drive(what, str(folder))
         self.told: list[dict[str, Any]] = []
 
     def until(self, enough: Callable[[list[dict[str, Any]]], bool]) -> None:
-        """Listens until enough has been told."""
+        """Reads events until there are enough."""
         assert self.process.stdout is not None
         while not enough(self.told):
             line = self.process.stdout.readline()
@@ -53,7 +53,7 @@ class Driver:
                 self.told.append(json.loads(line))
 
     def end(self) -> int:
-        """Listens to the end; the exit status."""
+        """Reads to the end; the exit status."""
         assert self.process.stdout is not None
         self.told += [json.loads(line) for line in self.process.stdout if line.startswith("{")]
         return self.process.wait()
@@ -78,7 +78,7 @@ def nodes_of(told: list[dict[str, Any]]) -> Counter[str]:
     return Counter(line["node"] for line in told)
 
 
-def test_a_node_that_is_killed_loses_and_doubles_nothing_and_one_that_joins_is_used(
+def test_a_killed_node_loses_and_duplicates_nothing_and_one_that_joins_is_used(
     cluster: Cluster, drive: Callable[[str], Driver], tmp_path: Path, outcome: Outcome
 ):
     cluster.add(cpus=2)
@@ -94,8 +94,8 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing_and_one_that_joins_is_u
     indices = [line["index"] for line in driver.told]
     assert sorted(indices) == list(range(len(indices))) and len(indices) > before
     assert all(line["value"] == line["index"] ** 2 for line in driver.told)
-    outcome("kill -9 of a node's raylet", "engines on a cluster", "its shards done again, engines placed elsewhere")
-    outcome("a node joins", "engines on a cluster", "engines that waited for a place begin there")
+    outcome("kill -9 of a node's raylet", "engines on a cluster", "its shards are redone; its engines move elsewhere")
+    outcome("a node joins", "engines on a cluster", "waiting engines start there")
 
 
 def test_an_engine_of_several_gpus_spans_nodes_and_gives_them_back(cluster: Cluster, drive: Callable[[str], Driver]):
@@ -109,26 +109,26 @@ def test_an_engine_of_several_gpus_spans_nodes_and_gives_them_back(cluster: Clus
     assert held == {"held": 2} and left == {"gpus": 2, "states": ["REMOVED"]}
 
 
-def test_real_engines_of_which_a_node_takes_one_along_sample_what_they_would_have(
+def test_real_engines_sample_the_same_if_one_dies_with_its_node(
     cluster: Cluster, drive: Callable[[str], Driver], tmp_path: Path, outcome: Outcome
 ):
     for node in (cluster.add(cpus=1), cluster.add(cpus=1)):
         dying = node
     driver = drive("sample")
-    driver.until(lambda told: told[-1:] == [{"begins": "struck"}])
-    while len(shards(tmp_path / "struck")) < 5:
+    driver.until(lambda told: told[-1:] == [{"begins": "disturbed"}])
+    while len(shards(tmp_path / "disturbed")) < 5:
         assert driver.process.poll() is None
         time.sleep(0.02)
     dying.kill()
     assert driver.end() == 0
-    undisturbed, struck = (line for line in driver.told if "ends" in line)
-    assert undisturbed["rows"] == struck["rows"] == 1600
-    assert undisturbed["fingerprint"] == struck["fingerprint"]
-    expected, found = shards(tmp_path / "undisturbed"), shards(tmp_path / "struck")
+    undisturbed, disturbed = (line for line in driver.told if "ends" in line)
+    assert undisturbed["rows"] == disturbed["rows"] == 1600
+    assert undisturbed["fingerprint"] == disturbed["fingerprint"]
+    expected, found = shards(tmp_path / "undisturbed"), shards(tmp_path / "disturbed")
     assert [path.read_bytes() for path in expected] == [path.read_bytes() for path in found] and len(found) == 50
     rows = Counter((row["prompt_id"], row["index"]) for path in found for row in pq.read_table(path).to_pylist())
     assert len(rows) == 1600 and set(rows.values()) == {1}
-    outcome("kill -9 of a node's raylet", "sample", "its shard done again, the same bytes")
+    outcome("kill -9 of a node's raylet", "sample", "its shard is redone with the same bytes")
 
 
 def shards(run: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Claims about crashes: whatever state the disk is left in, a stage reads as complete with its rows or as not there.
+"""Claims about crashes: in any state of the disk, a stage reads as complete with its rows or as missing.
 
-The real code runs once and its file operations are recorded; every state that a crash may leave (`crash_states`) is
+The real code runs once, and its file operations are recorded. Each state that a crash may leave (`crash_states`) is
 read with the real code, which is then run again. `python -m tests.faults.test_crash_states` prints the states by
 scenario.
 """
@@ -26,9 +26,9 @@ from tpo.storage.journal import SYNC_SECONDS, Journal, read_journal
 from tpo.storage.store import Clock, Stage, check_files, mending, read_manifest, read_rows
 
 ORDER = (2, 0, 1)
-"""Shards end in any order."""
+"""Shards finish in any order."""
 STATES = 10_000 if exhaustive() else 900
-"""Distinct states that are gone through at the least: drawn anew for each commit, or 10,000 in `make exhaustive`."""
+"""Minimum number of distinct states: drawn anew for each commit, or 10,000 in `make exhaustive`."""
 DRAW = {} if exhaustive() else {"limit": 10, "recoveries": 6, "seed": seed()}
 
 pytestmark = pytest.mark.faults
@@ -37,7 +37,7 @@ Operations = list[Operation]
 
 
 class OneMoment(Clock):
-    """No time passes, so that manifests differ only where stages do."""
+    """A clock that stands still, so that manifests differ only if stages do."""
 
     def now(self) -> datetime.datetime:
         return datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -62,7 +62,7 @@ def all_rows(k: int = 1) -> list[Prompt]:
 
 
 def make(root: Path, k: int = 1) -> Artifact:
-    """The stage as a task makes it: kept where it is complete, gone on with where it is not."""
+    """Makes the stage as a task does: keeps it if complete, else resumes it."""
     stage = a_stage(root, k)
     if (done := stage.complete()) is not None:
         return done
@@ -74,7 +74,7 @@ def make(root: Path, k: int = 1) -> Artifact:
 
 
 def read(root: Path, k: int = 1) -> frozenset[str]:
-    """Which stages are complete, here or moved aside; every one of them with its own rows."""
+    """The complete stages, in place or moved aside; checks that each has its own rows."""
     found = {k: a_stage(root, k).complete()}
     for folder in root.glob("prompts*"):
         manifest = read_manifest(folder)
@@ -89,13 +89,14 @@ def read(root: Path, k: int = 1) -> frozenset[str]:
 
 @functools.cache
 def fingerprint(k: int) -> str:
-    """What a stage is known by that nothing disturbed."""
+    """The fingerprint of an undisturbed stage."""
     with standing() as root:
         return make(root, k).fingerprint
 
 
 def stop_halfway(root: Path) -> None:
-    """A process that died with one shard sealed, one whole without its seal, one half written, one damaged since."""
+    """Leaves what a process that died would: one shard sealed, one complete without its seal, one half written, one
+    damaged."""
     stage = a_stage(root)
     stage.begin(shard_size=2)
     for index in (0, 1):
@@ -127,7 +128,7 @@ def make_and_read(root: Path) -> Artifact:
 
 
 def read_around_damage(root: Path) -> frozenset[str]:
-    """The damaged stage, wherever it is, as what was there; what was made in its place as made."""
+    """What is there: the damaged stage, in place or moved aside, and the one made instead."""
     damaged = [path for path in root.glob("prompts*/part-00001.parquet") if path.read_bytes().endswith(b"wrong")]
     there = {"damaged" for path in damaged if (path.parent / "manifest.json").exists()}
     try:
@@ -148,7 +149,7 @@ def a_model(root: Path) -> Stage:
 
 
 def make_model(root: Path) -> None:
-    """Files that another process writes and does not sync, then the commit."""
+    """Writes files as another process would, without syncing, then commits."""
     stage = a_model(root)
     if stage.complete() is not None:
         return
@@ -174,7 +175,7 @@ def read_model(root: Path) -> frozenset[str]:
 
 
 def make_chosen(root: Path) -> None:
-    """The stage that chooses an epoch: its files are links to that epoch's."""
+    """Makes the stage that chooses an epoch: its files are links to that epoch's."""
     from tasks.validate import _bring_files
 
     stage = Stage(root, "chosen", "Model", inputs={"model": External("m")}, config={}, clock=MOMENT)
@@ -196,7 +197,7 @@ def read_chosen(root: Path) -> frozenset[str]:
 
 ANSWERS = {f"question {i}": {"answer": i, "why": "because " * i} for i in range(7)}
 SYNCED_AFTER = ("question 2", "question 3")
-"""Those that end a second, so that the journal is synced."""
+"""The answers that end a second, at which the journal is synced."""
 
 
 def ask_all(root: Path) -> None:
@@ -221,7 +222,7 @@ def read_answers(root: Path) -> frozenset[str]:
 
 
 def answers_synced(done: Sequence[Operation]) -> frozenset[str]:
-    """Those whose line was written before the last sync of the journal, or in a second that has ended."""
+    """The answers whose line was written before the journal's last sync, or in a second that has ended."""
     syncs = [i for i, one in enumerate(done) if (one.kind, one.path) == ("sync", "journal-00000.jsonl")]
     ended = [i for i, key in enumerate(answered(done)[:-1]) if key in SYNCED_AFTER]
     return frozenset(answered(done[: syncs[-1] if syncs else 0]) + answered(done)[: ended[-1] + 1 if ended else 0])
@@ -242,10 +243,10 @@ NOTHING: Callable[[Path], None] = lambda root: None  # noqa: E731
 OLD, NEW = frozenset({"k=1"}), frozenset({"k=2"})
 SCENARIOS = {
     "a fresh stage": Scenario(NOTHING, make, read, OLD, tidied="prompts"),
-    "a stage that was stopped halfway": Scenario(stop_halfway, make, read, OLD, tidied="prompts"),
+    "an interrupted stage": Scenario(stop_halfway, make, read, OLD, tidied="prompts"),
     "the same with a damaged shard": Scenario(stop_halfway_with_damage, make, read, OLD, tidied="prompts"),
-    "a stage that is complete": Scenario(make, make, read, OLD, kept=OLD, tidied="prompts"),
-    "a stage made again from another config": Scenario(
+    "a complete stage": Scenario(make, make, read, OLD, kept=OLD, tidied="prompts"),
+    "a stage remade from another config": Scenario(
         make,
         functools.partial(make, k=2),
         functools.partial(read, k=2),
@@ -253,7 +254,7 @@ SCENARIOS = {
         kept=OLD,
         tidied="prompts",
     ),
-    "a damaged stage, set aside and made again": Scenario(
+    "a damaged stage, moved aside and remade": Scenario(
         make_damaged,
         make_and_read,
         read_around_damage,
@@ -281,7 +282,7 @@ SCENARIOS = {
         kept=frozenset(ANSWERS) - {"question 2"},
         promised=answers_synced,
     ),
-    "a file that is replaced": Scenario(
+    "a replaced file": Scenario(
         lambda root: write_atomically(root / "config.json", b"old" * 30),
         lambda root: write_atomically(root / "config.json", b"new" * 40),
         read_config,
@@ -303,13 +304,13 @@ def explored(name: str) -> Explored:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_after_any_crash_it_is_complete_and_right_or_not_there_and_can_be_gone_on_with(name: str):
+def test_after_any_crash_a_stage_is_complete_or_missing_and_can_be_resumed(name: str):
     found = explored(name)
     assert not found.violations, f"{len(found.violations)} of {len(found.found)} states:\n{found.violations[0]}"
 
 
-@pytest.mark.timeout(900)  # where it is run alone, on a machine that does much else
-def test_so_many_states_were_gone_through():
+@pytest.mark.timeout(900)  # if run alone, on a busy machine
+def test_the_minimum_number_of_states_was_visited():
     every = {name: explored(name) for name in SCENARIOS}
     print(the_table(every))
     assert len(set[bytes]().union(*(one.found for one in every.values()))) >= STATES
@@ -335,9 +336,9 @@ def rename(path: str, target: str) -> Operation:
 WRITTEN = Operation("write", "t", data=b"new")
 TORN = [b"", b"n", b"ne", b"\0\0\0", b"n\0\0", b"ne\0"]
 MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
-    "what is synced, content and name, is there": ({}, [WRITTEN, sync("t"), sync(".")], [{"t": b"new"}]),
-    "a name that is not synced may be lost": ({}, [WRITTEN, sync("t")], [{}, {"t": b"new"}]),
-    "content that is not synced may be torn": (
+    "synced content and names are kept": ({}, [WRITTEN, sync("t"), sync(".")], [{"t": b"new"}]),
+    "an unsynced name may be lost": ({}, [WRITTEN, sync("t")], [{}, {"t": b"new"}]),
+    "unsynced content may be torn": (
         {},
         [WRITTEN, sync(".")],
         [{"t": b"new"}, *({"t": torn} for torn in TORN)],
@@ -347,17 +348,17 @@ MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
         [rename("t", "f")],
         [{"f": b"old", "t": b"new"}, {"f": b"new"}],
     ),
-    "a renamed file that was never synced may be torn": (
+    "a renamed unsynced file may be torn": (
         {"f": b"old"},
         [WRITTEN, rename("t", "f"), sync(".")],
         [{"f": b"new"}, *({"f": torn} for torn in TORN)],
     ),
-    "a folder that is lost takes along what is in it": (
+    "a lost folder takes its content along": (
         {},
         [Operation("mkdir", "d"), Operation("write", "d/t", data=b"new"), sync("d/t"), sync("d")],
         [{}, {"d": None, "d/t": b"new"}],
     ),
-    "later changes may stay where earlier ones are lost": (
+    "later changes may survive earlier ones": (
         {"a": b"1", "b": b"2"},
         [Operation("remove", "a"), Operation("remove", "b")],
         [{"a": b"1", "b": b"2"}, {"a": b"1"}, {"b": b"2"}, {}],
@@ -367,7 +368,7 @@ MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
         [Operation("remove", "d")],
         [{"d": None, "d/t": b"new"}, {"d": None}, {}],
     ),
-    "what was appended may have holes": (
+    "appended content may have holes": (
         {"f": b"1"},
         [Operation("append", "f", data=b"2"), Operation("append", "f", data=b"3")],
         [{"f": one} for one in (b"1", b"12", b"123", b"1\0", b"12\0", b"1\0\0", b"1\x003")],
@@ -409,19 +410,19 @@ SPOILED: dict[str, tuple[str, Callable[[Operations], Operations]]] = {
     "names of shards are not synced": ("a fresh stage", without_syncs_of("prompts")),
     "the stage's own name is not synced": ("a fresh stage", without_syncs_of(".")),
     "the manifest comes first": ("a fresh stage", committed_before_the_last_shard),
-    "the move aside is not synced": ("a stage made again from another config", without_syncs_of(".")),
+    "the move aside is not synced": ("a stage remade from another config", without_syncs_of(".")),
     "files of a model are not synced": ("a model whose files another process wrote", without_syncs("epoch_1/")),
     "folders of a model are not synced": (
         "a model whose files another process wrote",
         without_syncs_of("model/epoch_2"),
     ),
     "answers are not synced": ("a journal", without_syncs("journal")),
-    "a file is written in place": ("a file that is replaced", written_in_place),
+    "a file is written in place": ("a replaced file", written_in_place),
 }
 
 
 @pytest.mark.parametrize("spoiled", SPOILED)
-def test_a_protocol_that_lacks_a_step_is_found_out(spoiled: str):
+def test_a_protocol_that_lacks_a_step_is_detected(spoiled: str):
     name, spoil = SPOILED[spoiled]
     with in_silence():
         found = Explorer(SCENARIOS[name], limit=20, recoveries=0, most=1).explore(spoil)

@@ -1,6 +1,6 @@
-"""Claims about a real disk that is full or read-only: the stage says so and what to do, and goes on when it is mended.
+"""Claims about a real disk that is full or read-only: the stage says so and what to do, and resumes once it is fixed.
 
-In a mount namespace of our own, on a small tmpfs; skipped where the kernel lets nobody make one.
+In a separate mount namespace, on a small tmpfs; skipped if the kernel doesn't allow one.
 """
 
 import json
@@ -62,7 +62,7 @@ def _may_mount() -> bool:
 
 @pytest.mark.skipif(not _may_mount(), reason="no mount namespaces here")
 @pytest.mark.parametrize(("fault", "says"), [("full", "the disk is full"), ("read-only", "is out of reach")])
-def test_a_disk_that_takes_no_more_stops_the_stage_and_it_goes_on_from_there(
+def test_a_full_or_read_only_disk_stops_the_stage_which_resumes_from_there(
     tmp_path: Path, fault: str, says: str, outcome: Callable[[str, str, str], None]
 ):
     (tmp_path / "run").mkdir()

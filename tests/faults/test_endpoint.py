@@ -20,8 +20,8 @@ PASSING: dict[str, Action] = {
     "says 500": Fail(500),
     "says 503, come back later": Fail(503, headers={"Retry-After": "0"}),
     "closes the connection": Drop(),
-    "closes the connection within the answer": Drop(HALF_AN_ANSWER),
-    "answers with what is no answer": Send(b"<html>busy</html>"),
+    "closes the connection during the answer": Drop(HALF_AN_ANSWER),
+    "sends an invalid answer": Send(b"<html>busy</html>"),
     "hangs": Hang(),
 }
 
@@ -36,17 +36,17 @@ def a_client(server: MisbehavingServer) -> ChatClient:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_passes_is_asked_again_and_answered_once(fault: str, outcome: Outcome):
+def test_a_temporary_fault_is_retried_and_answered_once(fault: str, outcome: Outcome):
     with MisbehavingServer(lambda request, n: PASSING[fault] if n == 0 else Say()) as server:
         found = list(a_client(server).ask(CHATS, Decoding(8)))
     assert sorted(index for index, _ in found) == list(range(len(CHATS)))
     assert all(isinstance(reply, Reply) for _, reply in found)
     assert len(server.asked) == 2 * len(CHATS)
-    outcome(f"a judge's server {fault}", "judge", "asked again, answered once")
+    outcome(f"a judge's server {fault}", "judge", "retried and answered once")
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_what_does_not_pass_stops_the_judge_soon_with_what_was_said_kept(fault: str, outcome: Outcome):
+def test_a_permanent_fault_stops_the_judge_soon_and_keeps_the_answers(fault: str, outcome: Outcome):
     dead = str(CHATS[3][0]["content"])
     kept = list[tuple[int, object]]()
     started = time.monotonic()
@@ -61,4 +61,4 @@ def test_what_does_not_pass_stops_the_judge_soon_with_what_was_said_kept(fault: 
     with MisbehavingServer() as server:
         assert len(list(a_client(server).ask(left, Decoding(8)))) == len(left)
         assert len(server.asked) == len(left) < before
-    outcome(f"a judge's server {fault}, for good", "judge", "stops, says so; asks for the rest when run again")
+    outcome(f"a judge's server {fault}, permanently", "judge", "stops, says so; the next run asks for the rest")

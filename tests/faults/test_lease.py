@@ -1,4 +1,4 @@
-"""Claims about the lease, on a real S3 server: of two who want a bucket one has it; who has lost it writes no more."""
+"""Claims about the lease, on a real S3 server: a bucket has one holder, and a process that lost it writes no more."""
 
 import socket
 import subprocess
@@ -36,7 +36,7 @@ def storage(s3: S3Server, tmp_path: Path) -> StorageConfig:
 
 @pytest.fixture
 def holder(storage: StorageConfig) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
-    """Starts processes that hold a bucket; they are ended at last."""
+    """Starts processes that hold a bucket, and ends them after the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(url: str) -> "subprocess.Popen[str]":
@@ -62,10 +62,10 @@ def test_a_second_machine_is_told_who_holds_the_bucket(
     ):
         pass
     assert first.poll() is None
-    outcome("a second machine starts the run", "a bucket", "the second one is told who holds it; the first goes on")
+    outcome("a second machine starts the run", "a bucket", "the second is told who holds it; the first continues")
 
 
-def test_a_dead_machine_is_waited_for_until_its_lease_runs_out(
+def test_a_dead_machines_lease_must_expire_first(
     storage: StorageConfig,
     holder: Callable[[str], "subprocess.Popen[str]"],
     capsys: pytest.CaptureFixture[str],
@@ -80,10 +80,10 @@ def test_a_dead_machine_is_waited_for_until_its_lease_runs_out(
         said = capsys.readouterr().err
         assert f"held by process {first.pid}" in said and "waiting up to 3 s" in said
         assert f"taken over from process {first.pid}" in said
-    outcome("the machine is lost", "a bucket", "another takes over when the lease has run out, and goes on")
+    outcome("the machine is lost", "a bucket", "another takes over once the lease has expired, and resumes")
 
 
-def test_a_holder_that_died_on_the_same_working_copy_is_not_waited_for(
+def test_a_dead_holder_of_the_same_working_copy_is_replaced_at_once(
     storage: StorageConfig, holder: Callable[[str], "subprocess.Popen[str]"], capsys: pytest.CaptureFixture[str]
 ):
     url = new_url()
@@ -96,7 +96,7 @@ def test_a_holder_that_died_on_the_same_working_copy_is_not_waited_for(
     assert "waiting" not in said and f"taken over from process {first.pid}" in said
 
 
-def test_a_holder_that_lets_go_leaves_nothing_to_wait_for(storage: StorageConfig, capsys: pytest.CaptureFixture[str]):
+def test_a_released_bucket_is_free_at_once(storage: StorageConfig, capsys: pytest.CaptureFixture[str]):
     url = new_url()
     with pytest.raises(ZeroDivisionError), held(url, storage, "theirs"):
         _ = 1 / 0
@@ -105,7 +105,7 @@ def test_a_holder_that_lets_go_leaves_nothing_to_wait_for(storage: StorageConfig
     assert capsys.readouterr().err == ""
 
 
-def test_a_lease_outlives_its_seconds_as_long_as_its_holder_lives(storage: StorageConfig):
+def test_a_lease_is_renewed_as_long_as_its_holder_lives(storage: StorageConfig):
     url = new_url()
     with held(url, storage, "ours") as taken:
         threading.Event().wait(2 * storage.lease_seconds)
@@ -126,13 +126,13 @@ def a_lease(bucket: Bucket, clock: Clock, session: str = "first") -> Lease:
     return Lease(bucket, Holder(session, session, "here", 1, "today", seconds=60.0), bucket.get(".lease.json"), clock)
 
 
-def test_who_slept_and_was_taken_for_dead_writes_no_more(
+def test_a_holder_whose_lease_was_taken_while_it_slept_writes_no_more(
     storage: StorageConfig, outcome: Callable[[str, str, str], None]
 ):
     bucket, clock = Bucket(new_url(), storage), Clock()
     first = a_lease(bucket, clock)
     a_lease(bucket, Clock(), "second")
-    first.check()  # not asked again at once
+    first.check()  # not renewed at once
     clock.now = 31.0
     for _ in range(2):
         with pytest.raises(StoreError, match=r"taken over by process 1 on here.*writes no more"):
@@ -140,10 +140,10 @@ def test_who_slept_and_was_taken_for_dead_writes_no_more(
     first.release()
     found = last_holder(bucket)
     assert found is not None and found.session == "second" and not found.released
-    outcome("a process sleeps until its lease is another's", "a bucket", "stops before it writes; the other goes on")
+    outcome("a process sleeps until another takes its lease", "a bucket", "stops before it writes; the other continues")
 
 
-def test_who_slept_and_was_not_taken_for_dead_goes_on(storage: StorageConfig):
+def test_a_holder_that_slept_and_still_has_its_lease_continues(storage: StorageConfig):
     bucket, clock = Bucket(new_url(), storage), Clock()
     first = a_lease(bucket, clock)
     clock.now = 1000.0
@@ -152,7 +152,7 @@ def test_who_slept_and_was_not_taken_for_dead_goes_on(storage: StorageConfig):
     assert found is not None and found.renewals == 1
 
 
-def test_a_renewal_whose_reply_is_lost_is_no_loss(storage: StorageConfig, proxy: FaultyProxy):
+def test_a_renewal_survives_a_lost_reply(storage: StorageConfig, proxy: FaultyProxy):
     bucket, clock = Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint})), Clock()
     proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count in (0, 2) else None
     lease = a_lease(bucket, clock)
@@ -161,7 +161,7 @@ def test_a_renewal_whose_reply_is_lost_is_no_loss(storage: StorageConfig, proxy:
     assert proxy.struck == 2
 
 
-def test_who_cannot_renew_writes_nothing(storage: StorageConfig, proxy: FaultyProxy):
+def test_a_holder_that_cannot_renew_writes_nothing(storage: StorageConfig, proxy: FaultyProxy):
     bucket, clock = (
         Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint, "max_attempts": 1})),
         Clock(),

@@ -1,6 +1,7 @@
-"""Claims about a machine that is short of memory: Ray's own watch kills an engine, and the run says or does what helps.
+"""Claims about a machine short of memory: if Ray's memory monitor kills an engine, the run replaces it or says what to
+do.
 
-Ray watches what its processes hold; its limit is set to what this machine has in use now, and a little more.
+The monitor's limit is set slightly above the memory in use on this machine.
 """
 
 import os
@@ -58,13 +59,13 @@ except StageError as error:
 
 
 CASES = [
-    (1, "[0, 1, 2]", "replaced, its shard done again"),
+    (1, "[0, 1, 2]", "replaced; its shard is redone"),
     (9, "Lower what it holds", "stops, names the cause and what to do"),
 ]
 
 
 @pytest.mark.parametrize(("times", "said", "came"), sampled("memory", CASES, 1))
-def test_an_engine_that_ray_kills_for_its_memory_is_replaced_and_in_the_end_its_run_stops_and_says_why(
+def test_an_engine_that_ray_kills_for_its_memory_is_replaced_once_then_stops_the_run(
     tmp_path: Path, outcome: Callable[[str, str, str], None], times: int, said: str, came: str
 ):
     mark, memory = tmp_path / "mark", psutil.virtual_memory()

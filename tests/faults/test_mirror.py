@@ -1,6 +1,6 @@
-"""Claims about the mirror, on a real S3 server: the bucket never shows half a stage as whole, and loses nothing.
+"""Claims about the mirror, on a real S3 server: the bucket never shows half a stage as complete, and loses nothing.
 
-A machine is a folder of its own with a working copy in it.
+A machine is a folder with a working copy in it.
 """
 
 import os
@@ -27,7 +27,7 @@ from tpo.storage.mirror import BucketMirror, hand_over, helping, reading, writin
 from tpo.storage.store import Stage, check_files, read_manifest, read_rows
 
 LARGE = 6 * 2**20
-"""Bytes of a file that is fetched only when it is used."""
+"""Size in bytes above which a file is fetched only when used."""
 SHARDS = 2
 
 pytestmark = pytest.mark.faults
@@ -37,7 +37,7 @@ Machine = Callable[[str], RunConfig]
 
 @pytest.fixture
 def machine(s3: S3Server, tmp_path: Path) -> Machine:
-    """The same run as machines of these names see it."""
+    """Configs of one run on several machines."""
     url = new_url()
     return lambda name: RunConfig(name="run", folder=url, storage=s3.storage(tmp_path / name))
 
@@ -78,11 +78,11 @@ def bucket_of(config: RunConfig) -> Bucket:
 
 
 class Crash(Exception):
-    """Stands for the end of the process."""
+    """The end of the process."""
 
 
 def crash_at(change: int) -> Callable[[], None]:
-    """The process ends before that change in the bucket."""
+    """Ends the process before that change in the bucket."""
     left = iter(range(change - 1))
 
     def check() -> None:
@@ -92,8 +92,10 @@ def crash_at(change: int) -> Callable[[], None]:
     return check
 
 
-def test_wherever_a_process_ends_the_bucket_shows_a_whole_stage_or_none(machine: Machine, s3: S3Server, tmp_path: Path):
-    """A stage that is complete, made again from another config: moved aside, written, committed."""
+def test_wherever_a_process_ends_the_bucket_has_a_complete_stage_or_none(
+    machine: Machine, s3: S3Server, tmp_path: Path
+):
+    """A complete stage is remade from another config: moved aside, written, committed."""
     crashes = 0
     while True:
         crashes += 1
@@ -122,7 +124,7 @@ def test_wherever_a_process_ends_the_bucket_shows_a_whole_stage_or_none(machine:
     assert crashes == 1 + 3 * (2 * SHARDS + 2)
 
 
-def test_what_did_not_get_to_the_bucket_is_put_the_next_time_and_not_made_again(
+def test_what_did_not_reach_the_bucket_is_uploaded_next_time_and_not_remade(
     s3: S3Server, proxy: FaultyProxy, tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):
     storage = s3.storage(tmp_path / "first", endpoint_url=proxy.endpoint, max_attempts=2)
@@ -146,11 +148,13 @@ def test_what_did_not_get_to_the_bucket_is_put_the_next_time_and_not_made_again(
         assert done is not None
         check(done, 1)
     outcome(
-        "the bucket goes away for longer than is asked again", "a bucket", "stops, says so; then puts what is missing"
+        "the bucket is away for longer than requests are retried",
+        "a bucket",
+        "stops, says so; later uploads what is missing",
     )
 
 
-def test_who_comes_back_with_an_old_working_copy_takes_what_the_bucket_has(
+def test_a_machine_with_an_old_working_copy_takes_what_the_bucket_has(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ):
     with at_work(machine("first")) as first:
@@ -194,7 +198,7 @@ def make_model(root: Path) -> bytes:
     return weights
 
 
-def test_a_large_file_is_fetched_when_it_is_used(machine: Machine):
+def test_a_large_file_is_fetched_only_when_used(machine: Machine):
     with at_work(machine("first")) as root:
         weights = make_model(root)
     with at_work(machine("other")) as root:
@@ -205,7 +209,7 @@ def test_a_large_file_is_fetched_when_it_is_used(machine: Machine):
         assert (root / "model/model.safetensors").read_bytes() == weights
 
 
-def test_a_file_that_is_damaged_here_is_fetched_again(
+def test_a_file_damaged_here_is_fetched_again(
     machine: Machine, capsys: pytest.CaptureFixture[str], outcome: Callable[[str, str, str], None]
 ):
     with at_work(machine("first")) as root:
@@ -216,10 +220,10 @@ def test_a_file_that_is_damaged_here_is_fetched_again(
         check_files(done)
         assert (root / "model/model.safetensors").read_bytes() == weights
         assert "fetched again" in capsys.readouterr().err
-    outcome("a file of the working copy is damaged", "a bucket", "fetched again from there")
+    outcome("a file of the working copy is damaged", "a bucket", "fetched again")
 
 
-def test_a_file_that_is_damaged_in_the_bucket_is_noticed(machine: Machine, tmp_path: Path):
+def test_a_file_damaged_in_the_bucket_is_noticed(machine: Machine, tmp_path: Path):
     config = machine("first")
     with at_work(config) as root:
         weights = make_model(root)
@@ -232,13 +236,13 @@ def test_a_file_that_is_damaged_in_the_bucket_is_noticed(machine: Machine, tmp_p
             check_files(done)
 
 
-def test_a_journal_goes_on_from_the_bucket_and_on_the_same_machine_from_its_own(s3: S3Server, tmp_path: Path):
+def test_a_journal_resumes_from_the_bucket_or_on_the_same_machine_from_its_own_copy(s3: S3Server, tmp_path: Path):
     url = new_url()
     first = RunConfig(name="run", folder=url, storage=s3.storage(tmp_path / "first", journal_seconds=0))
     with at_work(first) as root, Journal(root / "judgments/journal-00000.jsonl") as journal:
         make_folder(root / "judgments")
         journal.write("question", "answer")
-    with (root / "judgments/journal-00000.jsonl").open("ab") as file:  # what a killed process had not put
+    with (root / "judgments/journal-00000.jsonl").open("ab") as file:  # what a killed process hadn't uploaded
         file.write((root / "judgments/journal-00000.jsonl").read_bytes().replace(b"question", b"question"))
     size = (root / "judgments/journal-00000.jsonl").stat().st_size
     with at_work(first):
@@ -250,7 +254,7 @@ def test_a_journal_goes_on_from_the_bucket_and_on_the_same_machine_from_its_own(
 
 
 def train(folder: Path, step: int) -> None:
-    """What a trainer leaves after an epoch: its model, and a checkpoint that is sealed."""
+    """Leaves what a trainer does after an epoch: its model and a sealed checkpoint."""
     make_folder(folder)
     temporary = folder / ".epoch_1.tmp"
     if not checkpoints.epoch_folder(folder, 1).is_dir():
@@ -263,7 +267,7 @@ def train(folder: Path, step: int) -> None:
     checkpoints.keep_only(folder, checkpoints.seal_checkpoint(place, step=step, epochs=1))
 
 
-def test_a_training_goes_on_elsewhere_from_the_checkpoint_that_a_worker_sealed(machine: Machine):
+def test_a_training_resumes_elsewhere_from_the_checkpoint_that_a_worker_sealed(machine: Machine):
     with at_work(machine("first")) as root:
         handover = hand_over()
         assert handover is not None
@@ -300,7 +304,7 @@ def test_a_worker_whose_driver_has_lost_the_bucket_writes_no_more(machine: Machi
 
 
 class StrangeBucket(Bucket):
-    """Has objects of any name, which servers in tests do not take."""
+    """Has objects of any name, which the test server refuses."""
 
     names: tuple[str, ...] = ()
 
@@ -311,7 +315,7 @@ class StrangeBucket(Bucket):
         path.write_bytes(b"evil")
 
 
-def test_no_object_leads_out_of_the_working_copy(s3: S3Server, tmp_path: Path):
+def test_no_object_escapes_the_working_copy(s3: S3Server, tmp_path: Path):
     root, out = tmp_path / "run", tmp_path / "evil"
     root.mkdir()
     bucket = StrangeBucket(new_url(), s3.storage(tmp_path))

@@ -1,5 +1,5 @@
-"""On a busy machine Ray's agents take longer to start than the 15 seconds after which Ray's node would give up; and Ray
-would have a driver end its own way at SIGTERM."""
+"""Claims about starting Ray on a busy machine, where its agents need more than the 15 seconds after which a node gives
+up by default, and about leaving the driver's SIGTERM handler alone."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ print(ray.get(known.remote()))
 """
 
 
-def test_ray_starts_where_its_agents_are_slow_and_leaves_what_a_driver_does_at_sigterm(
+def test_ray_starts_with_slow_agents_and_keeps_the_drivers_sigterm_handler(
     tmp_path: Path, outcome: Callable[[str, str, str], None]
 ):
     mark = tmp_path / "mark"
@@ -53,4 +53,4 @@ def test_ray_starts_where_its_agents_are_slow_and_leaves_what_a_driver_does_at_s
     )
     assert mark.read_text().count("slow") == 2
     assert done.stdout == "asked to end\nyes\n", done.stderr
-    outcome("Ray's agents take 20 seconds to start", "sample", "goes on; the node waits for them")
+    outcome("Ray's agents take 20 seconds to start", "sample", "continues; the node waits for them")

@@ -1,7 +1,7 @@
-"""Claims about every stage: whatever strikes it, the run ends as it would have, or says what is wrong and what to do.
+"""Claims about every stage: after any fault, the run ends the same, or says what is wrong and what to do.
 
-A commit tests each fault in one stage and each stage with some fault; `make exhaustive` tests all in all. The stages
-are the real ones, on engines that answer at once (`mock_run`), in a process of their own that can fork.
+A commit tests each fault in one stage and each stage with some fault; `make exhaustive` tests every fault in every
+stage. The stages are the real ones, on engines that answer at once (`mock_run`), in a subprocess that can fork.
 """
 
 import itertools
@@ -30,7 +30,7 @@ MATRIX = [
     for fault in FAULTS
     if fault.everywhere
     for stage in (*STAGES, *MORE)
-    if (fault.name, stage) != ("the disk fails at a read", "report")  # what it reads are the files of others
+    if (fault.name, stage) != ("the disk fails at a read", "report")  # it reads only other stages' files
 ]
 """Every fault in every stage; those of `MORE` in runs that have them."""
 
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What became of one run for every fault in every stage, made by one process that forks a run at a time."""
+    """The result of one run per case, each forked by one process."""
     parent = tmp_path_factory.mktemp("broken")
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.test_stages", str(parent)],
@@ -71,21 +71,21 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("fault", "stage"), CASES)
-def test_a_stage_that_is_struck_ends_as_it_would_have(
+def test_a_run_ends_the_same_after_a_fault_in_any_stage(
     broken: Mapping[str, Any], outcome: Callable[[str, str, str], None], fault: str, stage: str
 ):
     found = broken[f"{fault}, {stage}"]
-    assert found["stopped"], "nothing was struck"
+    assert found["stopped"], "no fault was injected"
     assert found["recovered"], found["log"]
     assert found["difference"] == [0, 0, 0], found["log"]
-    assert found["known"], "it is whole, and would be started again"
-    assert found["stale"] == [0, 0, 0], "it was called finished, and was not"
+    assert found["known"], "it is complete, but would be started again"
+    assert found["stale"] == [0, 0, 0], "it counted as finished, but wasn't"
     outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
 
 
 @mock_run.prepared()
 def main(parent: Path) -> None:
-    """Breaks a run for each fault in each stage; writes what became of them."""
+    """Breaks a run per case and writes the results."""
     mock_run.make_seed(parent / "seed")
     loaded = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
     others = {stage: mock_run.an_example(parent / stage, plan) for stage, plan in MORE.items()}

@@ -1,6 +1,6 @@
-"""A training whose driver or worker is killed, or whose worker hangs, ends as one that was left alone: the same bits.
+"""A training whose driver or worker is killed, or whose worker hangs, ends with the same bits as an undisturbed one.
 
-With Ray Train round it; stopped at every step and every change of the disk: tests/engines/training/test_resume.py.
+Here under Ray Train; tests/engines/training/test_resume.py stops it at every step and every change of the disk.
 """
 
 import json
@@ -31,7 +31,7 @@ TRAIN = TrainConfig(epochs=3, batch_size=8, micro_batch_size=2)
 PAIRS = some_pairs(200)
 STEPS = 75
 OFTEN = 1.0
-"""The share of the time that checkpoints may take where there must be one before a blow, however soon it falls."""
+"""`checkpoint_share` for tests that need a checkpoint before the fault, however early."""
 Outcome = Callable[[str, str, str], None]
 
 
@@ -75,23 +75,23 @@ def result(folder: Path) -> dict[str, bytes]:
 
 
 def checkpointed(folder: Path) -> int:
-    """Steps in the last checkpoint; 0 where there is none, or another is just put in its place."""
+    """Steps in the last checkpoint; 0 if there is none, or it is just being replaced."""
     try:
         return max(int(json.loads(seal.read_text())["step"]) for seal in (folder / "trainer").glob("*.seal.json"))
     except (OSError, ValueError):
         return 0
 
 
-class _Blow:
-    """Sends a signal to the worker when it has done some steps, and notes what was done when it next reports.
+class _Injection:
+    """Sends a signal to the worker after some steps, and records at which step it resumes.
 
-    It waits for a checkpoint past the first step, so that going on can be told from beginning anew.
+    It waits for a checkpoint past the first step, so that resuming can be told from starting over.
     """
 
     def __init__(self, folder: Path, number: signal.Signals, at: int) -> None:
         self._folder, self._signal, self._at = folder, number, at
         self.struck: int | None = None
-        self.went_on_from: int | None = None
+        self.resumed_at: int | None = None
 
     def __call__(self, done: int) -> None:
         if self.struck is None and done >= self._at and checkpointed(self._folder) > 1:
@@ -99,8 +99,8 @@ class _Blow:
             assert pid is not None
             os.kill(pid, self._signal)
             self.struck = done
-        elif self.struck is not None and self.went_on_from is None and 0 < done != self.struck:
-            self.went_on_from = done
+        elif self.struck is not None and self.resumed_at is None and 0 < done != self.struck:
+            self.resumed_at = done
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,11 +110,11 @@ def _ray_session() -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What is left by the same training in a process like a worker's, without Ray Train and without a checkpoint."""
-    return left_alone(tmp_path_factory.mktemp("whole"), PAIRS)
+    """The files of the same training in a process like a worker's, without Ray Train and without a checkpoint."""
+    return undisturbed(tmp_path_factory.mktemp("whole"), PAIRS)
 
 
-def left_alone(folder: Path, pairs: Sequence[Pair]) -> dict[str, bytes]:
+def undisturbed(folder: Path, pairs: Sequence[Pair]) -> dict[str, bytes]:
     import ray
 
     def work() -> None:
@@ -139,7 +139,7 @@ def _drive(folder: Path, at: int) -> None:
     train(folder, die)
 
 
-def test_a_training_whose_driver_and_then_whose_worker_is_killed_and_the_next_one_hangs_ends_the_same(
+def test_a_training_ends_the_same_after_a_killed_driver_a_killed_worker_and_a_hung_one(
     tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome
 ):
     driver = multiprocessing.get_context("spawn").Process(target=_drive, args=(tmp_path, 10))
@@ -147,27 +147,29 @@ def test_a_training_whose_driver_and_then_whose_worker_is_killed_and_the_next_on
     driver.join()
     assert driver.exitcode == -signal.SIGKILL
     assert not (tmp_path / "log.jsonl").exists()
-    killed, hung = _Blow(tmp_path, signal.SIGKILL, at=25), _Blow(tmp_path, signal.SIGSTOP, at=45)
+    killed, hung = _Injection(tmp_path, signal.SIGKILL, at=25), _Injection(tmp_path, signal.SIGSTOP, at=45)
 
     def strike(done: int) -> None:
         killed(done)
-        if killed.went_on_from is not None:
+        if killed.resumed_at is not None:
             hung(done)
 
     epochs = train(tmp_path, strike, stall_seconds=12, checkpoint_share=OFTEN)
     assert epochs[-1].step == STEPS
-    for blow in (killed, hung):
-        assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    for injection in (killed, hung):
+        assert injection.struck is not None and injection.resumed_at is not None and injection.resumed_at > 1
     assert "no step ended in 12 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
     assert result(tmp_path) == whole
     outcome(
-        "kill -9 of the driver while it trains", "train", "goes on from its last checkpoint; ends with the same bits"
+        "kill -9 of the driver during training", "train", "resumes from its last checkpoint; ends with the same bits"
     )
-    outcome("kill -9 of the worker that trains", "train", "a new one goes on from the last checkpoint; the same bits")
-    outcome("the worker that trains stops dead (SIGSTOP)", "train", "killed, a new one goes on; the same bits")
+    outcome(
+        "kill -9 of the training worker", "train", "a new one resumes from the last checkpoint; ends with the same bits"
+    )
+    outcome("the training worker freezes (SIGSTOP)", "train", "killed; a new one resumes and ends with the same bits")
 
 
-def test_more_workers_than_ray_has_room_for_stop_the_training_and_are_not_waited_for_for_ever(
+def test_more_workers_than_ray_has_room_for_stop_the_training_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
 ):
     import ray
@@ -178,7 +180,7 @@ def test_more_workers_than_ray_has_room_for_stop_the_training_and_are_not_waited
         StageError, match=f"Ray has not started all of {many} workers in time: .* lower trainer.workers"
     ):
         train(tmp_path, lambda done: None, workers=many)
-    outcome("Ray has no room for all workers", "train", "stops, says what is asked for")
+    outcome("Ray has no room for all workers", "train", "stops, says what it needs")
 
 
 FEW = PAIRS[:75]
@@ -187,30 +189,30 @@ FEW = PAIRS[:75]
 
 @pytest.fixture(scope="module")
 def lone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one worker makes of a few pairs."""
-    return left_alone(tmp_path_factory.mktemp("lone"), FEW)
+    """The files of one worker's training on a few pairs."""
+    return undisturbed(tmp_path_factory.mktemp("lone"), FEW)
 
 
-@pytest.mark.story("a worker of two is killed", 80)
-@pytest.mark.parametrize("strategy", sampled("a worker of two is killed", ["ddp", "fsdp"], 1))
-def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_of_one_that_was_left_alone(
+@pytest.mark.story("one of two workers is killed", 80)
+@pytest.mark.parametrize("strategy", sampled("one of two workers is killed", ["ddp", "fsdp"], 1))
+def test_two_workers_killed_and_then_stopped_make_the_steps_of_an_undisturbed_one(
     tmp_path: Path, lone: dict[str, bytes], outcome: Outcome, strategy: str
 ):
     """Two workers end with the same bits as two left alone: tests/engines/training/test_many_workers.py."""
-    blow, seen = _Blow(tmp_path, signal.SIGKILL, at=8), list[int]()
+    injection, seen = _Injection(tmp_path, signal.SIGKILL, at=8), list[int]()
 
     def strike(done: int) -> None:
-        blow(done)
-        if blow.went_on_from is not None:
+        injection(done)
+        if injection.resumed_at is not None:
             seen.append(done)
 
     def spent() -> bool:
-        """As when the budget is spent."""
+        """Whether to stop, as if the budget had run out."""
         return max(seen, default=0) >= 18
 
     two: dict[str, Any] = {"workers": 2, "strategy": strategy, "checkpoint_share": OFTEN}
     assert train(tmp_path, strike, pairs=FEW, stop=spent, **two) == []
-    assert blow.struck is not None and blow.went_on_from is not None and blow.went_on_from > 1
+    assert injection.struck is not None and injection.resumed_at is not None and injection.resumed_at > 1
     (seal,) = (tmp_path / "trainer").glob("*.seal.json")
     stopped = json.loads(seal.read_text())["step"]
     assert 18 <= stopped < 30
@@ -222,7 +224,5 @@ def test_two_workers_one_of_which_is_killed_and_then_told_to_end_make_the_steps_
     assert [step["step"] for step in steps] == list(range(1, 31))
     assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], abs=1e-4)
     assert left.keys() == lone.keys()
-    outcome(
-        f"kill -9 of one of two workers that train ({strategy})", "train", "both start again from the last checkpoint"
-    )
-    outcome(f"the budget is spent while two workers train ({strategy})", "train", "saves and stops; resumes from there")
+    outcome(f"kill -9 of one of two training workers ({strategy})", "train", "both restart from the last checkpoint")
+    outcome(f"the budget runs out while two workers train ({strategy})", "train", "saves and stops; resumes from there")

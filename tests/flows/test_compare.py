@@ -1,6 +1,6 @@
-"""Claims about a run and its direct baseline: the same prompts, nothing made twice, numbers that follow from the rows.
+"""Claims about a run and its direct baseline: same prompts, nothing made twice, numbers that follow from the rows.
 
-The runs are those of `tests.faults.mock_run`, on mock engines, in a process of their own.
+The runs are those of `tests.faults.mock_run`, on mock engines, in a subprocess.
 """
 
 import json
@@ -29,7 +29,7 @@ ITERATIONS = 2
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What became of the runs, by evaluation judge."""
+    """The results of the runs, by evaluation judge."""
     parent = tmp_path_factory.mktemp("compare")
     command = [sys.executable, "-m", "tests.flows.test_compare", str(parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -42,7 +42,7 @@ JUDGES = pytest.mark.parametrize("judge", ["verifier", "pairwise"])
 
 
 @JUDGES
-def test_both_take_the_same_prompts_also_where_some_fit_only_without_thoughts(found: Mapping[str, Any], judge: str):
+def test_both_take_the_same_prompts_even_if_some_fit_only_without_thoughts(found: Mapping[str, Any], judge: str):
     thinking, direct = found[judge]["prompts"]
     assert thinking == direct
     assert len(thinking) == ITERATIONS + 2
@@ -50,35 +50,35 @@ def test_both_take_the_same_prompts_also_where_some_fit_only_without_thoughts(fo
 
 
 @JUDGES
-def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any], judge: str):
+def test_a_second_call_makes_nothing_and_a_third_does_not_even_start(found: Mapping[str, Any], judge: str):
     assert found[judge]["again"] == []
     assert found[judge]["known"]
 
 
 @JUDGES
-def test_a_comparison_of_fewer_iterations_is_not_taken_for_one_of_more(found: Mapping[str, Any], judge: str):
+def test_a_comparison_of_fewer_iterations_does_not_count_for_more(found: Mapping[str, Any], judge: str):
     assert found[judge]["shorter"]
 
 
 @JUDGES
-def test_the_lead_is_the_mean_over_prompts_of_what_the_rows_say(found: Mapping[str, Any], judge: str):
+def test_the_lead_is_the_mean_over_the_prompts_of_the_rows(found: Mapping[str, Any], judge: str):
     assert found[judge]["leads"] == pytest.approx(found[judge]["expected"])
     assert found[judge]["measure"] == {"verifier": "difference", "pairwise": "win_rate"}[judge]
     assert len(found[judge]["leads"]) == ITERATIONS + 1
 
 
 @JUDGES
-def test_both_start_from_one_model_which_asked_alike_answers_alike(found: Mapping[str, Any], judge: str):
+def test_both_start_from_one_model_with_the_same_direct_answers(found: Mapping[str, Any], judge: str):
     assert found[judge]["direct_before"][0] == found[judge]["direct_before"][1]
 
 
-def test_a_judge_that_compares_gives_the_seed_one_half_and_later_models_what_they_gained(found: Mapping[str, Any]):
+def test_a_pairwise_judge_gives_the_seed_one_half_and_later_models_their_gain(found: Mapping[str, Any]):
     _, seed, *later = found["pairwise"]["scores"]
     assert seed == 0.5 and len(later) == ITERATIONS
     assert found["pairwise"]["gains"][2:] == pytest.approx([score - seed for score in later])
 
 
-def test_both_have_the_same_prompts_written(found: Mapping[str, Any]):
+def test_both_have_the_same_synthetic_prompts(found: Mapping[str, Any]):
     thinking, direct = found["written"]["prompts"]
     assert thinking == direct
     assert [len(prompts) for prompts in thinking] == [5, 5, 9, 9]
@@ -89,14 +89,14 @@ def test_a_run_without_thoughts_has_no_direct_baseline(tmp_path: Path):
         direct_baseline(a_config(tmp_path, prompt=PromptConfig(variant="direct")))
 
 
-def test_a_server_that_writes_other_prompts_each_time_has_no_place_in_a_comparison(tmp_path: Path):
+def test_prompts_written_by_a_server_are_refused_in_a_comparison(tmp_path: Path):
     synthetic = {"model": "m", "endpoint": {"base_url": "http://here/v1"}}
     config = a_config(tmp_path, judge={"kind": "pairwise"}, data={"synthetic": synthetic})
     with pytest.raises(InputError, match=r"data\.synthetic\.endpoint is set.*same in both runs"):
         direct_baseline(config)
 
 
-def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
+def test_the_baseline_differs_only_in_its_prompt_and_name(tmp_path: Path):
     config = a_config(tmp_path, prompt=PromptConfig(variant="specific"))
     changed = {
         key: value for key, value in direct_baseline(config).model_dump().items() if value != config.model_dump()[key]
@@ -106,7 +106,7 @@ def test_the_baseline_differs_in_its_prompt_and_its_name_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
-def test_the_baseline_of_every_profile_is_a_config_that_prefect_takes(path: Path):
+def test_prefect_accepts_the_baseline_of_every_profile(path: Path):
     config = load_config(path)
     if isinstance(config.recipe, Tpo) and config.prompt.variant != "direct":
         RunConfig.model_validate_json(direct_baseline(config).model_dump_json())
@@ -114,7 +114,7 @@ def test_the_baseline_of_every_profile_is_a_config_that_prefect_takes(path: Path
 
 @mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
-    """Makes the runs; writes what became of them."""
+    """Makes the runs and writes their results."""
     from flows.compare import compare_with_direct
     from flows.recipes import RECIPES
 

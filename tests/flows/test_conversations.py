@@ -1,4 +1,4 @@
-"""Claims about what is said before work of conversations that a model's template refuses."""
+"""Claims about conversations that a model's template refuses: they are reported before work starts."""
 
 import json
 from collections.abc import Sequence
@@ -31,23 +31,23 @@ def on(folder: Path, rows: Sequence[dict[str, Any]], family: str = "chatml", **c
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen", "mistral", "chatml"])
-def test_a_template_that_takes_every_conversation_has_nothing_to_say(tmp_path: Path, family: str):
+def test_a_template_that_accepts_every_conversation_gets_no_warning(tmp_path: Path, family: str):
     assert check_conversations(on(tmp_path, [ADVISED, TALK, ALONE], family)) == []
 
 
-def test_a_template_without_a_system_role_is_named_with_the_number_of_prompts_that_it_refuses(tmp_path: Path):
+def test_a_template_without_a_system_role_is_named_with_the_number_of_refused_prompts(tmp_path: Path):
     (line,) = check_conversations(on(tmp_path, [ADVISED, ADVISED, TALK, ALONE], "gemma"))
     assert "refuses a ('system', 'user', 'assistant', 'user') chat: there is no system turn" in line
     assert "2 of 4 prompts in" in line and "they are passed over, and counted as chat_template" in line
 
 
-def test_a_file_of_which_a_template_refuses_everything_is_refused(tmp_path: Path):
+def test_a_file_is_refused_if_the_template_refuses_all_of_it(tmp_path: Path):
     with pytest.raises(InputError, match=r"2 of 2 prompts in .* so no prompt is left: take another model"):
         check_conversations(on(tmp_path, [ADVISED, ADVISED], "gemma"))
 
 
 @pytest.mark.parametrize("row", [ADVISED, TALK, ALONE])
-def test_a_judge_that_would_be_asked_in_vain_is_refused(tmp_path: Path, row: dict[str, Any]):
+def test_a_judge_whose_template_refuses_conversations_is_refused(tmp_path: Path, row: dict[str, Any]):
     folder = reward_folder(tmp_path / "judge")
     template = "{{ bos_token }}{% if messages | length > 2 %}{{ raise_exception('one turn') }}{% endif %}"
     body = "{% for m in messages %}{{ '<|start_header_id|>' + m.role + m.content + '<|eot_id|>' }}{% endfor %}"

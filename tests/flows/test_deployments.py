@@ -1,4 +1,4 @@
-"""Claims about what a trigger does before it does anything: where it goes, and what its form asks."""
+"""Claims about triggers: which model a run aims for, what the form asks, and which stages are retried."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tpo.errors import BudgetError, DamagedError, InputError, StageError, StoreE
     ("complete", "iterations", "last", "reached"),
     [(None, 1, 3, 1), (None, 1, 0, 0), (0, 1, 3, 1), (2, 1, 3, 3), (2, 5, 4, 4), (2, 1, 2, 2), (2, 1, 1, 1)],
 )
-def test_a_trigger_goes_on_from_the_last_complete_model_and_no_further_than_the_last(
+def test_a_trigger_resumes_after_the_last_complete_model_and_stops_at_the_limit(
     tmp_path: Path, complete: int | None, iterations: int, last: int, reached: int
 ):
     config = a_config(tmp_path)
@@ -32,7 +32,7 @@ def test_a_trigger_goes_on_from_the_last_complete_model_and_no_further_than_the_
     assert next_model(config, iterations, last) == reached
 
 
-def test_every_recipe_is_deployed_by_its_flow_and_one_run_at_a_time():
+def test_every_recipe_is_deployed_with_its_flow_and_one_run_at_a_time():
     listed = {found["name"]: found for found in yaml.safe_load(Path("deploy/prefect.yaml").read_text())["deployments"]}
     assert list(listed) == list(RECIPES)
     for name, recipe in RECIPES.items():
@@ -46,7 +46,7 @@ def test_every_recipe_is_deployed_by_its_flow_and_one_run_at_a_time():
             flow.validate_parameters({"seed": -1})
 
 
-def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
+def test_an_interrupted_iteration_is_the_next_to_run(tmp_path: Path):
     config = a_config(tmp_path)
     finish(config, 2)
     (config.root / "iter_2/test/scores/manifest.json").unlink()
@@ -62,7 +62,7 @@ def test_an_interrupted_iteration_is_the_next_one(tmp_path: Path):
         ("self-train", {"iterations": 3, "ablation": False}),
     ],
 )
-def test_the_form_says_what_each_of_its_fields_is(name: str, last: dict[str, int]):
+def test_the_form_describes_each_of_its_fields(name: str, last: dict[str, int]):
     form = parameter_schema(DEPLOYED[name]).model_dump()["properties"]
     first: dict[str, object] = {
         "profile": RECIPES[name].profile,
@@ -87,6 +87,6 @@ def test_the_form_says_what_each_of_its_fields_is(name: str, last: dict[str, int
         (ValueError("a bug"), False),
     ],
 )
-def test_a_stage_is_called_again_only_where_its_storage_failed(error: Exception, expected: bool):
+def test_a_stage_is_retried_only_if_its_storage_failed(error: Exception, expected: bool):
     run = TaskRun(task_key="load_prompts", dynamic_key="0")
     assert may_pass(load_prompts, run, State(type=StateType.FAILED, data=error)) is expected

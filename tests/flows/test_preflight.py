@@ -65,7 +65,7 @@ def test_a_context_that_is_too_small_is_refused_with_both_numbers(tmp_path: Path
     preflight(config)
 
 
-def test_a_model_that_does_not_split_over_an_engines_gpus_is_refused_unless_its_shape_is_not_known(tmp_path: Path):
+def test_a_model_that_does_not_split_over_an_engines_gpus_is_refused_if_its_shape_is_known(tmp_path: Path):
     folder = tmp_path / "copy"
     shutil.copytree(SHIPPED_SEED_MODEL, folder)
     config = a_config(tmp_path, model=ModelConfig(path=str(folder)), engine=EngineConfig(tensor_parallel=3))
@@ -77,7 +77,7 @@ def test_a_model_that_does_not_split_over_an_engines_gpus_is_refused_unless_its_
 
 
 @NO_GPU
-def test_gpus_that_are_not_there_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_gpus_are_refused_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     config = a_config(tmp_path, engine=EngineConfig(device="gpu"), trainer=TrainerConfig(device="gpu"))
     engine, trainer = refusal(config).split("\n")
@@ -92,14 +92,14 @@ def test_a_cluster_may_have_the_gpus_that_this_machine_lacks(tmp_path: Path, mon
 
 
 def written(folder: Path, **synthetic: Any) -> RunConfig:
-    """A run whose prompts a model writes, from examples in a file of 20."""
+    """A run whose prompts a model writes, with examples from a file of 20."""
     source = FileSource(path=folder / "prompts.jsonl")
     small = {"max_prompt_tokens": 400, "max_new_tokens": 112}
     data = {"source": source, "per_iteration": 2, "validation": 2, "test": 2, "synthetic": small | synthetic}
     return a_config(folder, judge={"kind": "pairwise"}, data=data)
 
 
-def test_a_run_whose_prompts_are_written_passes_with_as_many_examples_as_are_left(tmp_path: Path):
+def test_synthetic_prompts_may_use_all_the_examples_that_are_left(tmp_path: Path):
     there = {"path": put(tmp_path / "avoid.jsonl", '{"prompt": "Say it."}'), "instruction_column": "prompt"}
     preflight(written(tmp_path, shots=16, avoid=[there]))
 
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[Callable[[Path], RunConfig], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_files_show_to_be_impossible_is_refused(tmp_path: Path, name: str):
+def test_a_run_that_its_files_make_impossible_is_refused(tmp_path: Path, name: str):
     make, told = REFUSED[name]
     assert told in refusal(make(tmp_path))
 
@@ -201,7 +201,7 @@ def test_a_generator_whose_context_is_too_small_is_refused_with_both_numbers(tmp
     preflight(config)
 
 
-def test_a_generator_behind_a_server_is_asked_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_generator_behind_a_server_is_tried_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WRITER_KEY", "sk-wrong")
     with MisbehavingServer(key="sk-right", model="m") as server:
         endpoint = {"base_url": server.base_url, "key_variable": "WRITER_KEY"}
@@ -226,7 +226,7 @@ def test_the_few_shot_prompt_is_tried_on_the_generators_chat_template(tmp_path: 
 
 
 @pytest.mark.parametrize("judge", ["judge", "evaluation.judge"])
-def test_a_judge_of_instructions_is_refused_where_prompts_have_none(tmp_path: Path, judge: str):
+def test_a_judge_of_instructions_is_refused_for_prompts_without_any(tmp_path: Path, judge: str):
     def checking(config: RunConfig) -> RunConfig:
         verifier = VerifierJudge(match="instructions")
         changed = {"judge": verifier} if judge == "judge" else {"evaluation": EvaluationConfig(judge=verifier)}
@@ -250,7 +250,7 @@ def test_a_judge_of_instructions_is_refused_where_prompts_have_none(tmp_path: Pa
 
 
 def able(folder: Path, *, parameters: int = 1000, family: str = "chatml", **changes: Any) -> RunConfig:
-    """A run whose seed model has a tokenizer, and weights of a size that only their file's header says."""
+    """A run whose seed model has a tokenizer, and weights as large as their file's header claims."""
     config = a_config(folder, **changes)
     rows = max(640, parameters // 64)
     some_weights(BY_NAME[family].save(Path(config.model.path), **{**LLAMA, "vocab_size": rows}), rows=rows)
@@ -265,7 +265,7 @@ def refused_before_work(config: RunConfig, iterations: int = 3) -> str:
 
 
 def said(config: RunConfig, capsys: pytest.CaptureFixture[str], iterations: int = 3) -> list[str]:
-    """The lines of a check that passes."""
+    """What a passing check prints."""
     check_before_work(config, iterations)
     return capsys.readouterr().err.splitlines()
 
@@ -296,7 +296,7 @@ def test_adapters_on_modules_that_the_model_does_not_have_are_refused(tmp_path: 
     assert "train.lora.target_modules has 'query'" in told and "known there: down_proj" in told
 
 
-def test_a_run_folder_that_takes_no_files_is_refused_although_its_rights_allow_them(tmp_path: Path):
+def test_a_run_folder_that_takes_no_files_is_refused_despite_its_permissions(tmp_path: Path):
     config = able(tmp_path).model_copy(update={"folder": Path("/proc")})
     with pytest.raises(InputError, match=r"a probe could not be written into /proc: .* set folder in the profile"):
         check_before_work(config, 3)
@@ -314,9 +314,7 @@ def test_checkpoints_that_the_disk_cannot_hold_are_refused_with_all_numbers(
     assert said(config, capsys, 7) == []
 
 
-def test_checkpoints_that_are_on_the_disk_already_are_not_counted_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_checkpoints_already_on_disk_are_not_counted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = filling(tmp_path)
     assert "for one checkpoint per epoch" in refused_before_work(config, 9)
     for t in range(1, 10):
@@ -337,7 +335,7 @@ def filling(folder: Path) -> RunConfig:
     )
 
 
-def test_outputs_that_may_not_fit_are_said_and_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_outputs_that_may_not_fit_are_reported_and_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     many = shutil.disk_usage(tmp_path).free // 10_000
     config = able(tmp_path, data=DataConfig(per_iteration=many))
     (line,) = said(config, capsys)
@@ -353,7 +351,7 @@ def test_outputs_that_may_not_fit_are_said_and_not_refused(tmp_path: Path, capsy
     ],
     ids=["engines", "judges", "trainer"],
 )
-def test_what_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
+def test_work_that_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
     tmp_path: Path, changes: dict[str, Any], share: float, told: str
 ):
     here = memory_bytes()
@@ -361,13 +359,13 @@ def test_what_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
     assert told in found and f"but has {here / GIB:,.1f} GiB: lower engine.kv_cache_gib" in found
 
 
-def test_what_may_not_be_in_memory_at_once_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_work_that_may_not_fit_in_memory_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = able(tmp_path, engine=EngineConfig(kv_cache_gib=int(0.9 * memory_bytes() / GIB)))
     (line,) = said(config, capsys)
     assert "processes use more than their models do: it may not fit" in line
 
 
-def test_all_that_this_machine_lacks_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_everything_that_this_machine_lacks_is_in_one_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     changes: dict[str, Any] = {"trainer": TrainerConfig(workers=32), "train": TrainConfig(micro_batch_size=1)}
     monkeypatch.setattr("os.cpu_count", lambda: 31)
     cpus, memory = refused_before_work(able(tmp_path, **changes, engine=EngineConfig(kv_cache_gib=9000))).split("\n")
@@ -384,7 +382,7 @@ def test_a_cluster_may_have_the_memory_that_this_machine_lacks(tmp_path: Path, c
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `nvidia-smi` that lists two."""
+    """An `nvidia-smi` that lists two GPUs."""
     listing = tmp_path / "bin" / "nvidia-smi"
     listing.parent.mkdir()
     listing.write_text("#!/bin/sh\necho 'GPU 0: One (UUID: a)'\necho 'GPU 1: One (UUID: b)'\n")
@@ -395,7 +393,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize(("visible", "there"), [(None, 2), ("1", 1)], ids=["all", "one hidden"])
-def test_a_part_that_works_on_more_gpus_than_this_machine_shows_is_refused(
+def test_a_part_that_needs_more_gpus_than_are_visible_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, there: int
 ):
     if visible is not None:
@@ -435,7 +433,7 @@ def test_a_judge_whose_template_doubles_bos_is_refused(tmp_path: Path, kind: str
         check_templates(able(tmp_path, judge=judge))
 
 
-def test_a_judge_that_always_thinks_is_refused_where_a_label_has_to_come_first(tmp_path: Path):
+def test_a_judge_that_always_thinks_is_refused_if_the_label_must_come_first(tmp_path: Path):
     folder = BY_NAME["chatml"].save(tmp_path / "judge")
     some_weights(folder)
     template = Path(trl.__file__).parent / "chat_templates" / "deepseek_r1_distill.jinja"
@@ -448,7 +446,7 @@ def test_a_judge_that_always_thinks_is_refused_where_a_label_has_to_come_first(t
 
 @pytest.mark.parametrize("judge", [VerifierJudge(), ArmoRMJudge(), PairwiseJudge(), PairwiseJudge(mode="probability")])
 @pytest.mark.parametrize("variant", ["generic", "specific", "specific_draft", "system", "direct"])
-def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Path, judge: JudgeConfig, variant: str):
+def test_the_shipped_models_templates_get_no_warning(tmp_path: Path, judge: JudgeConfig, variant: str):
     config = a_config(
         tmp_path, model=ModelConfig(), judge=judge, prompt=PromptConfig.model_validate({"variant": variant})
     )
@@ -466,7 +464,7 @@ def test_the_shipped_models_have_nothing_to_say_of_their_templates(tmp_path: Pat
         ({}, "data.source.demonstration_column isn't"),
     ],
 )
-def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+def test_an_impossible_run_of_thinkpo_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
     values = a_config(tmp_path).model_dump() | {"recipe": {"kind": "thinkpo", "sft": {}} | changes}
     with pytest.raises(InputError, match=told):
         check_thinkpo(RunConfig.model_validate(values))
@@ -487,14 +485,14 @@ def test_a_run_of_thinkpo_that_cannot_be_is_refused(tmp_path: Path, changes: dic
         ),
     ],
 )
-def test_a_run_of_self_training_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+def test_an_impossible_run_of_self_training_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
     values = a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}} | changes
     with pytest.raises(InputError, match=told):
         check_self_training(RunConfig.model_validate(values))
 
 
 @pytest.mark.parametrize("recipe", ["thinkpo", "self_train"])
-def test_a_profile_of_another_recipe_is_refused_where_tpo_is_asked_for(tmp_path: Path, recipe: str):
+def test_tpo_refuses_a_profile_of_another_recipe(tmp_path: Path, recipe: str):
     values = a_config(tmp_path).model_dump()
     check_tpo(RunConfig.model_validate(values))
     with pytest.raises(InputError, match=f'recipe.kind is "{recipe}", expected "tpo"'):
@@ -505,7 +503,7 @@ def test_a_profile_of_another_recipe_is_refused_where_tpo_is_asked_for(tmp_path:
     ("match", "told"),
     [("exact", "whose prompts have none: set judge.match"), ("math", "whose prompts have none: set judge.match")],
 )
-def test_writing_tasks_are_refused_for_a_verifier_that_compares_with_references(tmp_path: Path, match: str, told: str):
+def test_a_verifier_that_compares_with_references_refuses_writing_tasks(tmp_path: Path, match: str, told: str):
     checking = {"kind": "verifier", "match": "instructions"}
     values = a_config(tmp_path).model_dump() | {"evaluation": {"judge": checking}}
     values["data"] = {"source": {"kind": "instructions"}}
@@ -515,7 +513,7 @@ def test_writing_tasks_are_refused_for_a_verifier_that_compares_with_references(
 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy.corp", "http://[::1"])
-def test_a_proxy_that_no_client_can_use_is_refused_where_a_server_elsewhere_is_asked(
+def test_an_unusable_proxy_is_refused_if_a_run_needs_a_server_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
 ):
     monkeypatch.setenv("ALL_PROXY", proxy)
@@ -531,7 +529,7 @@ def test_a_proxy_that_no_client_can_use_is_refused_where_a_server_elsewhere_is_a
     check_proxies(asking("https://judge.corp/v1"))
 
 
-def test_places_that_prefect_and_ray_cannot_use_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_folders_that_prefect_and_ray_cannot_use_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = a_config(tmp_path)
     (tmp_path / "file").touch()
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file"))

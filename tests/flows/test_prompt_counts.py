@@ -1,4 +1,4 @@
-"""Claims about how many prompts a run takes from its files, said before work."""
+"""Claims about the number of prompts that a run takes from its files, checked before work."""
 
 import json
 from pathlib import Path
@@ -32,13 +32,13 @@ def on_rows(folder: Path, instructions: list[str], source: dict[str, Any] | None
     ("rows", "iterations", "short"),
     [(17, 3, False), (16, 3, True), (5, 0, False), (4, 0, True), (17, 10**20, True)],
 )
-def test_a_file_must_have_the_prompts_of_all_iterations_of_validation_and_of_test(
+def test_a_file_must_have_prompts_for_all_iterations_validation_and_test(
     tmp_path: Path, rows: int, iterations: int, short: bool
 ):
     assert bool(list(too_few_prompts(on_rows(tmp_path, numbered(rows)), iterations))) is short
 
 
-def test_equal_instructions_and_empty_ones_count_once_and_not_at_all(tmp_path: Path):
+def test_equal_instructions_count_once_and_empty_ones_not_at_all(tmp_path: Path):
     config = on_rows(tmp_path, [*numbered(8), *numbered(8), "", "  "])
     (told,) = too_few_prompts(config, 1)
     assert "rows.jsonl has 8 different prompts, but the run takes more: data.test 2 + data.validation 3" in told
@@ -46,7 +46,7 @@ def test_equal_instructions_and_empty_ones_count_once_and_not_at_all(tmp_path: P
         preflight(config)
 
 
-def test_the_remedy_is_what_would_fit(tmp_path: Path):
+def test_the_remedy_gives_numbers_that_fit(tmp_path: Path):
     config = on_rows(tmp_path, numbered(14))
     (told,) = too_few_prompts(config, 3)
     assert "data.per_iteration 4 × 3 iterations" in told
@@ -55,7 +55,7 @@ def test_the_remedy_is_what_would_fit(tmp_path: Path):
     assert told.endswith("add rows, lower these, or give validation and test their own files")
 
 
-def test_files_of_their_own_are_counted_apart_and_those_of_later_iterations_as_they_come(tmp_path: Path):
+def test_separate_files_are_counted_separately_also_those_of_each_iteration(tmp_path: Path):
     test = written(tmp_path / "test.jsonl", numbered(1))
     config = on_rows(tmp_path, numbered(15), {"test_path": test})
     assert [told.split(" has ")[0] for told in too_few_prompts(config, 3)] == [str(test)]
@@ -78,7 +78,7 @@ def in_recipe(recipe: str, config: RunConfig) -> RunConfig:
 
 
 @pytest.mark.parametrize("recipe", ["thinkpo", "self_train"])
-def test_all_prompts_are_those_that_the_test_set_leaves(tmp_path: Path, recipe: str):
+def test_all_means_the_prompts_that_the_test_set_leaves(tmp_path: Path, recipe: str):
     rows = numbered(10)
     config = in_recipe(recipe, on_rows(tmp_path, rows))
     config = RunConfig.model_validate({**dict(config), "data": {**dict(config.data), "per_iteration": "all"}})
@@ -103,6 +103,6 @@ def test_all_prompts_are_those_that_the_test_set_leaves(tmp_path: Path, recipe: 
         ({"data": {"per_iteration": "all", "synthetic": {}}}, "a model writes the prompts"),
     ],
 )
-def test_all_is_refused_where_there_is_no_such_thing(values: dict[str, Any], told: str):
+def test_all_is_refused_if_it_means_nothing(values: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told):
         RunConfig.model_validate(values)

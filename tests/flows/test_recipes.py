@@ -1,4 +1,4 @@
-"""Claims about the registry: one entry makes a recipe's command, its deployment and what both say."""
+"""Claims about the registry: one entry defines a recipe's command, its deployment and their messages."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ ALL: dict[str, Recipe] = {**RECIPES, **ABLATIONS}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_recipe_names_a_flow_that_takes_its_arguments_and_a_table(name: str, tmp_path: Path):
+def test_a_recipe_names_a_flow_that_accepts_its_arguments_and_a_table(name: str, tmp_path: Path):
     recipe, config = ALL[name], a_config(tmp_path)
     inspect.signature(load(recipe.flow).fn).bind(*recipe.arguments(config, 1))
     inspect.signature(load(recipe.show)).bind(None)
@@ -53,7 +53,7 @@ def test_a_recipe_says_what_it_has_done(tmp_path: Path, name: str, done: str, re
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_make_has_a_target_for_each_recipe_that_reads_what_its_command_does(name: str):
+def test_make_has_a_target_for_each_recipe_with_the_variables_of_its_command(name: str):
     recipe = RECIPES[name]
     own = [*(["ITER"] if recipe.model else []), *(["ABLATION"] if recipe.ablation else [])]
     assert READS.get(name) == (*own, *RUN)
@@ -69,7 +69,7 @@ def commands(*recipes: Recipe) -> argparse.ArgumentParser:
 
 
 @pytest.mark.parametrize("name", ["thinkpo", "self-train"])
-def test_a_fifth_recipe_is_one_entry(name: str):
+def test_a_fifth_recipe_takes_one_entry(name: str):
     fifth = dataclasses.replace(RECIPES[name], name="fifth", trigger="run-fifth", profile="laptop")
     asked = commands(*RECIPES.values(), fifth).parse_args(["fifth", "--set", "sample.k=2"])
     assert (asked.recipe, asked.profile, asked.set) == (fifth, "laptop", ["sample.k=2"])
@@ -78,7 +78,7 @@ def test_a_fifth_recipe_is_one_entry(name: str):
     assert parameter_schema(flow).properties["profile"]["default"] == "laptop"
 
 
-def test_an_ablation_takes_the_place_of_its_recipe_on_demand():
+def test_an_ablation_replaces_its_recipe_on_demand():
     recipe = RECIPES["self-train"]
     parser = commands(recipe)
     assert parser.parse_args(["self-train"]).recipe is recipe

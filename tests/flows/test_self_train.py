@@ -1,6 +1,6 @@
-"""Claims about a run of self-training: what is made of what, nothing made twice, and what its ablation leaves out.
+"""Claims about runs of self-training: what each model is made from, nothing made twice, what the ablation leaves out.
 
-The runs are on mock engines, in a process of their own, without Prefect.
+The runs are on mock engines, in a subprocess, without Prefect.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ ITERATIONS = 2
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What became of the runs."""
+    """The results of the runs."""
     parent = tmp_path_factory.mktemp("self_train")
     command = [sys.executable, "-m", "tests.flows.test_self_train", str(parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -36,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return result
 
 
-def test_each_model_is_held_against_the_one_that_it_was_made_from(found: Mapping[str, Any]):
+def test_each_model_is_compared_with_the_one_that_it_was_made_from(found: Mapping[str, Any]):
     assert found["rows"] == [
         ["base", None], ["SFT_0", "base"],
         ["DPO_1", "SFT_0"], ["SFT_1", "SFT_0"],
@@ -50,7 +50,7 @@ def test_every_sft_starts_from_the_base_and_every_dpo_from_the_sft_before(found:
     assert [trained[f"iter_{t}/dpo"] for t in (1, 2)] == [found["models"][f"iter_{t}/sft"] for t in (0, 1)]
 
 
-def test_pairs_are_of_the_sft_model_and_labels_of_the_dpo_model(found: Mapping[str, Any]):
+def test_the_sft_model_writes_the_pairs_and_the_dpo_model_the_labels(found: Mapping[str, Any]):
     models = found["models"]
     assert [found["writers"][f"iter_{t}/dpo"] for t in (1, 2)] == [models[f"iter_{t}/sft"] for t in (0, 1)]
     assert [found["writers"][f"iter_{t}/sft"] for t in (1, 2)] == [models[f"iter_{t}/dpo"] for t in (1, 2)]
@@ -63,7 +63,7 @@ def test_without_dpo_the_sft_model_writes_the_labels_itself_and_nothing_is_paire
     assert not any("dpo" in folder for folder in plain["trained"])
 
 
-def test_what_was_right_and_given_is_imitated_and_nothing_else(found: Mapping[str, Any]):
+def test_only_right_outputs_and_given_ones_are_imitated(found: Mapping[str, Any]):
     assert found["given"] == 4
     for labels in found["labels"]:
         assert labels["wrong"] == 0
@@ -71,34 +71,34 @@ def test_what_was_right_and_given_is_imitated_and_nothing_else(found: Mapping[st
         assert labels["sampled"] > 0
 
 
-def test_a_run_that_was_stopped_in_the_middle_comes_to_the_same_and_keeps_what_was_complete(found: Mapping[str, Any]):
+def test_a_stopped_run_resumes_from_completed_stages_and_ends_the_same(found: Mapping[str, Any]):
     assert found["stopped"]["kept"]
     assert found["stopped"]["same"]
 
 
-def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any]):
+def test_a_second_call_makes_nothing_and_a_third_does_not_even_start(found: Mapping[str, Any]):
     assert found["again"] == []
     assert found["known"] == {"1": True, "2": True, "3": False}
 
 
-def test_the_ablation_holds_each_sft_against_the_one_without_dpo_prompt_by_prompt(found: Mapping[str, Any]):
+def test_the_ablation_compares_each_sft_with_the_one_without_dpo_prompt_by_prompt(found: Mapping[str, Any]):
     ablation = found["ablation"]
     assert [row for row in ablation["rows"] if row[1]] == [[f"SFT_{t}", f"SFT_{t} without"] for t in range(3)]
     assert ablation["gains"] == pytest.approx(ablation["expected"])
     assert ablation["gains"][0] == 0.0
 
 
-def test_an_ablation_is_made_again_when_one_of_its_runs_was_measured_anew(found: Mapping[str, Any]):
+def test_an_ablation_is_remade_if_one_of_its_runs_was_measured_again(found: Mapping[str, Any]):
     assert found["ablation known"] == {"as it was": True, "run changed": False, "plain changed": False}
 
 
-def test_self_training_needs_a_judge_that_knows_what_is_right_and_a_section_of_fine_tuning(tmp_path: Path):
+def test_self_training_needs_a_judge_that_knows_the_right_answers(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     with pytest.raises(ValueError, match="doesn't know the right answer"):
         RunConfig.model_validate({**values, "recipe": {"kind": "self_train"}, "judge": {"kind": "armorm"}})
 
 
-def test_only_a_run_with_the_dpo_step_can_leave_it_out(tmp_path: Path):
+def test_an_ablation_needs_a_run_with_the_dpo_step(tmp_path: Path):
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     plain = without_dpo(config)
     assert (plain.name, plain.recipe) == ("tried-plain", SelfTrain(dpo=False))
@@ -111,11 +111,11 @@ def test_only_a_run_with_the_dpo_step_can_leave_it_out(tmp_path: Path):
 
 
 class _Stopped(Exception):
-    """Stands for whatever ends a run."""
+    """Ends a run, as any fault could."""
 
 
 def main(parent: Path) -> None:
-    """Makes the runs on mock engines, without Prefect; writes what became of them."""
+    """Makes the runs on mock engines, without Prefect, and writes their results."""
     from tests.faults.mock_engines import MockEngines
     from tests.faults.mock_run import without_drawing
     from tests.without_prefect import without_prefect
@@ -152,7 +152,7 @@ def _found(parent: Path) -> dict[str, Any]:
 
 
 def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
-    """Whether there is nothing to do, also after one of the two runs alone was made again and came to other scores."""
+    """Whether the ablation is complete: as it was, and after one of its two runs changed to other scores."""
     from tpo.report.model_table import MODEL_TABLE, page_of, read_model_table, write_model_table
     from tpo.storage.current import mark_finished
 
@@ -170,7 +170,7 @@ def _known(ablation: Recipe, config: RunConfig) -> dict[str, bool]:
 
 
 class _Pool:
-    """Answers right, wrong and not at all, by model, prompt and seed."""
+    """Answers right, wrong or not at all, by model, prompt and seed."""
 
     def generate(
         self, model: Any, shards: Any, sample: Any, *, n: int, **_: Any
@@ -220,7 +220,7 @@ def _config(folder: Path) -> RunConfig:
 
 
 def _seen(root: Path) -> dict[str, Any]:
-    """What a run's folder tells."""
+    """What is in a run's folder."""
     from tasks.training import epoch_artifacts
     from tpo.records import Demonstration
     from tpo.report.model_table import read_model_table
@@ -273,7 +273,7 @@ def _ablation(config: RunConfig, table: Any) -> dict[str, Any]:
 
 
 def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
-    """A run that an exception ends before its second DPO, and then the same command again."""
+    """A run that an exception ends before its second DPO, then the same run resumed."""
     from flows import self_train
     from tests.faults.mock_engines import MockEngines
     from tpo.report.model_table import read_model_table

@@ -1,6 +1,6 @@
-"""Claims about runs of ThinkPO: they resume, do nothing twice, and make again what a change concerns.
+"""Claims about runs of ThinkPO: they resume, do nothing twice, and remake only what a change affects.
 
-On mock engines, without Prefect, in a process of their own; with the real ones: tests/end_to_end/test_thinkpo.py.
+On mock engines, without Prefect, in a subprocess; tests/end_to_end/test_thinkpo.py has the real ones.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What became of the runs."""
+    """The results of the runs."""
     parent = tmp_path_factory.mktemp("thinkpo")
     command = [sys.executable, "-m", "tests.flows.test_thinkpo", str(parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -29,21 +29,21 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return result
 
 
-def test_three_models_are_measured_each_held_against_the_one_below(found: Mapping[str, Any]):
+def test_three_models_are_measured_each_against_the_one_before(found: Mapping[str, Any]):
     assert found["rows"] == [["base", None], ["SFT", "base"], ["ThinkPO", "SFT"]]
     assert found["pairs"] > 0
 
 
-def test_a_second_call_makes_nothing_and_a_third_knows_that_before_it_starts(found: Mapping[str, Any]):
+def test_a_second_call_makes_nothing_and_a_third_does_not_even_start(found: Mapping[str, Any]):
     assert found["again"] == [] and found["known"]
 
 
-def test_a_run_whose_config_has_the_old_names_goes_on_without_any_work(found: Mapping[str, Any]):
-    """Known before it starts under the code that marked it finished, and after one start without work under another."""
+def test_a_finished_run_with_the_keys_old_names_needs_no_work(found: Mapping[str, Any]):
+    """Known to be finished before it starts; under other code, after one start without work."""
     assert found["made before"] == {"known": True, "known by other code": False, "again": [], "known then": True}
 
 
-def test_a_run_that_breaks_off_goes_on_from_what_is_complete_and_ends_the_same(found: Mapping[str, Any]):
+def test_an_interrupted_run_resumes_from_completed_stages_and_ends_the_same(found: Mapping[str, Any]):
     kept = {"base/test/scores", "sft/demonstrations", "sft/train", "dpo/pairs"}
     assert kept <= set(found["kept after the break"])
     assert "dpo/train" not in found["kept after the break"]
@@ -54,36 +54,34 @@ def test_a_run_that_breaks_off_goes_on_from_what_is_complete_and_ends_the_same(f
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ("train", {"dpo/train"}),  # the mock makes of it what it made before, so that nothing follows
+        ("train", {"dpo/train"}),  # the mock trains the same model again, so nothing later changes
         ("thinkpo", {"dpo/pairs", "dpo/train", *(f"dpo/test/{name}" for name in ("samples", "judgments", "scores"))}),
         ("nothing that matters", set()),
     ],
 )
-def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
-    found: Mapping[str, Any], change: str, again: set[str]
-):
+def test_a_change_remakes_what_depends_on_it_and_nothing_else(found: Mapping[str, Any], change: str, again: set[str]):
     assert set(found["changed"][change]) == again
     assert not found["known with another config"]
 
 
-def test_a_stage_that_is_damaged_is_seen_before_the_run_starts_and_made_again(found: Mapping[str, Any]):
+def test_a_damaged_stage_is_noticed_before_the_run_starts_and_remade(found: Mapping[str, Any]):
     assert not found["known when damaged"]
-    assert found["mended"] == found["fingerprints"]
+    assert found["repaired"] == found["fingerprints"]
 
 
-def test_swapped_the_short_outputs_are_chosen(found: Mapping[str, Any]):
+def test_with_swap_the_short_outputs_are_chosen(found: Mapping[str, Any]):
     plain, swapped = found["lengths"], found["lengths, swapped"]
     assert plain == [[short, long] for long, short in swapped] and all(long > short for long, short in plain)
 
 
-def test_without_fine_tuning_the_pairs_of_a_file_are_trained_on(found: Mapping[str, Any]):
+def test_pairs_of_a_file_are_trained_on_without_fine_tuning(found: Mapping[str, Any]):
     assert found["from a file"]["rows"] == [["base", None], ["ThinkPO", "base"]]
     assert found["from a file"]["pairs"] == 20
 
 
 @mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
-    """Makes the runs; writes what became of them."""
+    """Makes the runs and writes their results."""
     from flows.recipes import RECIPES
     from flows.thinkpo import thinkpo
     from tests.faults.mock_engines import MockEngines
@@ -143,7 +141,7 @@ def main(parent: Path) -> None:
     shard.write_bytes(b"PAR1")
     found["known when damaged"] = RECIPES["thinkpo"].ready(config, 1) is not None
     run(config)
-    found["mended"] = _fingerprints(config.root)
+    found["repaired"] = _fingerprints(config.root)
 
     swapped = _config(parent / "swapped", swap=True)
     run(swapped)
@@ -160,7 +158,7 @@ def main(parent: Path) -> None:
 
 
 def _made_before(config: Any, run: Callable[[Any], Any]) -> dict[str, Any]:
-    """What becomes of a run whose config.json has the names that keys had before."""
+    """What a call does with a run whose config.json has the keys' old names."""
     from flows.recipes import RECIPES
     from tests.config.before import as_before
     from tpo.storage.current import FINISHED
@@ -205,7 +203,7 @@ def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any
         "recipe": ThinkPo(
             sft=None if from_file else SftConfig(epochs=1, max_tokens=2000),
             source=PairFile(path=folder / "pairs.jsonl") if from_file else PairModels(),
-            answer_pattern="(e)",  # which is in what the mock engines write
+            answer_pattern="(e)",  # which the mock engines write
             match="exact",
             swap=swap,
         ),

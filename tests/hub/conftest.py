@@ -14,7 +14,7 @@ MODEL = {path.name: path.read_bytes() for path in SHIPPED_SEED_MODEL.iterdir() i
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with a model, and a home without anything fetched."""
+    """A hub with a model, and an empty cache."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ASSETS_CACHE"):
         monkeypatch.delenv(name, raising=False)
     with hub_server() as hub:

@@ -41,7 +41,7 @@ def a_run(folder: Path, model: str = "hf://o/m", **more: object) -> RunConfig:
 
 
 def begin(config: RunConfig) -> None:
-    """Does what a flow does first in its run folder."""
+    """Does a flow's first step in its run folder."""
     config.root.mkdir(parents=True, exist_ok=True)
     keep_config(config)
 
@@ -58,7 +58,7 @@ def partial_files() -> list[Path]:
     return [*Path(os.environ["HF_HOME"]).rglob("*.incomplete"), *hub_folder().rglob("*.tmp")]
 
 
-def test_a_model_comes_whole_without_code_or_pickles_and_is_then_a_folder_like_any_other(hub: Hub, config: RunConfig):
+def test_a_fetched_model_has_no_code_or_pickles_and_is_used_like_any_folder(hub: Hub, config: RunConfig):
     commit = hub.repository("models/o/m", {**MODEL, "modeling.py": b"import os", "model.bin": b"a pickle"})
     found = fetched(config)
     folder = found.model.folder
@@ -68,10 +68,10 @@ def test_a_model_comes_whole_without_code_or_pickles_and_is_then_a_folder_like_a
     assert folder_artifact(folder).fingerprint == folder_artifact(SHIPPED_SEED_MODEL).fingerprint
     assert not [asked for asked in hub.asked if "modeling.py" in asked or "model.bin" in asked]
     hub.asked.clear()
-    assert fetched(found) == found and hub.asked == []  # A commit that is here asks nothing.
+    assert fetched(found) == found and hub.asked == []  # A commit in the cache needs no request.
 
 
-def test_a_run_stays_at_the_commit_that_it_began_with_and_says_that_the_branch_has_moved(
+def test_a_run_stays_at_its_first_commit_and_says_if_the_branch_has_moved(
     hub: Hub, config: RunConfig, capsys: pytest.CaptureFixture[str]
 ):
     first = hub.repositories["models/o/m"].branches["main"]
@@ -90,7 +90,7 @@ def test_a_run_stays_at_the_commit_that_it_began_with_and_says_that_the_branch_h
 
 
 @pytest.mark.slow
-def test_another_commit_in_the_same_run_folder_is_said(hub: Hub, config: RunConfig, capsys):
+def test_another_commit_in_the_same_run_folder_is_reported(hub: Hub, config: RunConfig, capsys):
     begin(fetched(config))
     hub.repositories["models/o/m"].commit({**MODEL, "README.md": b"new"})
     (kept := config.root / HUB).rename(kept.with_suffix(".away"))
@@ -107,7 +107,7 @@ def test_a_damaged_record_of_commits_is_refused_and_never_resolved_anew(hub: Hub
         fetched(config)
 
 
-def test_a_filled_cache_is_enough_without_a_network(hub: Hub, config: RunConfig, monkeypatch, capsys):
+def test_a_full_cache_needs_no_network(hub: Hub, config: RunConfig, monkeypatch, capsys):
     commit = commit_of(fetched(config))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     assert commit_of(fetched(config)) == commit
@@ -121,13 +121,13 @@ def test_a_filled_cache_is_enough_without_a_network(hub: Hub, config: RunConfig,
         fetched(config)
 
 
-def test_a_process_that_we_closed_to_the_hub_may_still_fetch(hub: Hub, config: RunConfig, monkeypatch):
+def test_a_process_with_the_hub_switched_off_can_still_fetch(hub: Hub, config: RunConfig, monkeypatch):
     for name, value in quiet_environment({}).items():
         monkeypatch.setenv(name, value)
     assert fetched(config).model.folder.is_dir()
 
 
-def test_a_plan_takes_config_and_tokenizer_and_says_what_else_comes(hub: Hub, tmp_path: Path):
+def test_a_plan_fetches_config_and_tokenizer_and_says_what_a_run_will_fetch(hub: Hub, tmp_path: Path):
     hub.repository("datasets/o/d", {"train.jsonl": ROWS})
     source = {"kind": "file", "path": "hf://datasets/o/d/train"}
     found = looked_up(a_run(tmp_path, data={"source": source}))
@@ -138,7 +138,7 @@ def test_a_plan_takes_config_and_tokenizer_and_says_what_else_comes(hub: Hub, tm
     assert not [asked for asked in hub.asked if asked.startswith("GET cdn/") or asked.endswith("train.jsonl")]
 
 
-def test_a_plan_goes_on_without_what_can_not_be_had(hub: Hub, tmp_path: Path):
+def test_a_plan_continues_without_what_cannot_be_fetched(hub: Hub, tmp_path: Path):
     hub.repositories["models/o/m"].gated = True
     found = looked_up(a_run(tmp_path))
     assert "o/m is gated" in found.faults[0] and found.config.model.path == "hf://o/m"
@@ -153,7 +153,7 @@ def test_a_plan_goes_on_without_what_can_not_be_had(hub: Hub, tmp_path: Path):
     ("hf://o/m/sub", None, r"is not a model: its repository has no config.json in sub"),
     ("hf://o/pickles", None, r"it has pickles \(model.bin\), which run code when loaded"),
 ])  # fmt: skip
-def test_what_the_hub_refuses_is_said_in_a_sentence_with_what_to_do(
+def test_a_refusal_by_the_hub_is_one_sentence_with_a_remedy(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, token: str | None, said: str
 ):
     hub.repository("models/o/gated", MODEL, gated=True)
@@ -165,7 +165,7 @@ def test_what_the_hub_refuses_is_said_in_a_sentence_with_what_to_do(
     assert "\n" not in str(refused.value) and "Traceback" not in str(refused.value)
 
 
-def test_a_token_opens_a_gated_repository_and_is_written_nowhere(hub: Hub, tmp_path: Path, monkeypatch, capfd):
+def test_a_token_opens_a_gated_repository_and_is_never_written(hub: Hub, tmp_path: Path, monkeypatch, capfd):
     hub.repository("models/o/gated", MODEL, gated=True)
     monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
     begin(fetched(a_run(tmp_path, "hf://o/gated")))
@@ -173,16 +173,16 @@ def test_a_token_opens_a_gated_repository_and_is_written_nowhere(hub: Hub, tmp_p
     assert written == [] and GOOD_TOKEN not in "".join(capfd.readouterr())
 
 
-def test_a_name_in_another_case_is_todays_name_from_then_on(hub: Hub, tmp_path: Path, capsys):
+def test_a_name_in_another_case_is_replaced_by_the_current_name(hub: Hub, tmp_path: Path, capsys):
     hub.names["models/O/M"] = "o/m"
     assert fetched(a_run(tmp_path, "hf://O/M")).model.path.startswith("hf://o/m@")
     assert "the hub calls this repository o/m" in capsys.readouterr().err
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(hub: Hub, config: RunConfig):
+def test_an_interrupted_download_resumes_where_it_was(hub: Hub, config: RunConfig):
     weights = os.urandom(24 * 2**20)
     hub.repository("models/o/m", {**MODEL, WEIGHTS: weights})
-    hub.cut[WEIGHTS] = 12 * 2**20  # beyond the 10 MiB that the client takes at once
+    hub.cut[WEIGHTS] = 12 * 2**20  # beyond the 10 MiB that the client reads at once
     assert (fetched(config).model.folder / WEIGHTS).read_bytes() == weights
     assert hub.ranges == [f"{WEIGHTS} {10 * 2**20}"]
 
@@ -206,7 +206,7 @@ def test_a_file_with_other_content_is_refused_and_removed(
 
 
 @pytest.mark.slow
-def test_a_file_that_is_gone_from_the_cache_comes_again(hub: Hub, config: RunConfig):
+def test_a_file_missing_from_the_cache_is_fetched_again(hub: Hub, config: RunConfig):
     found = fetched(config)
     (found.model.folder / WEIGHTS).resolve().unlink()
     assert (fetched(config).model.folder / WEIGHTS).read_bytes() == MODEL[WEIGHTS]
@@ -216,7 +216,9 @@ def test_a_file_that_is_gone_from_the_cache_comes_again(hub: Hub, config: RunCon
     (NOWHERE, r"http://127.0.0.1:9 can't be reached \(ConnectError.*check the network, HF_ENDPOINT and the proxy"),
     ("http://me:secret@127.0.0.1:9", r"http://127.0.0.1:9 can't be reached"),
 ])  # fmt: skip
-def test_a_hub_that_is_down_is_said_without_secrets(hub: Hub, config: RunConfig, monkeypatch, address: str, said: str):
+def test_a_hub_that_is_down_is_reported_without_secrets(
+    hub: Hub, config: RunConfig, monkeypatch, address: str, said: str
+):
     monkeypatch.setenv("HF_ENDPOINT", address)
     with pytest.raises(InputError, match=said) as refused:
         fetched(config)
@@ -224,7 +226,7 @@ def test_a_hub_that_is_down_is_said_without_secrets(hub: Hub, config: RunConfig,
 
 
 @pytest.mark.slow
-def test_a_hub_that_fails_is_said(hub: Hub, config: RunConfig):
+def test_a_failing_hub_is_reported(hub: Hub, config: RunConfig):
     hub.failing = True
     with pytest.raises(InputError, match=r"can't be reached .*503"):
         fetched(config)
@@ -240,7 +242,7 @@ def test_two_runs_at_once_share_the_cache(hub: Hub, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_download_that_is_stopped_leaves_no_partial_file_and_is_made_by_the_next_start(
+def test_a_stopped_download_leaves_no_partial_file_and_is_redone_by_the_next_start(
     hub: Hub, config: RunConfig, tmp_path: Path
 ):
     stalled, resume = threading.Event(), threading.Event()
@@ -262,7 +264,7 @@ def test_a_download_that_is_stopped_leaves_no_partial_file_and_is_made_by_the_ne
     assert fetched(config).model.folder.is_dir()
 
 
-def test_a_split_comes_from_the_repositorys_files_or_from_the_hubs_parquet_copy(hub: Hub, tmp_path: Path):
+def test_a_split_is_fetched_from_the_repositorys_files_or_the_hubs_parquet_copy(hub: Hub, tmp_path: Path):
     own = hub.repository("datasets/o/d", {"data/train-00000-of-00001.jsonl": ROWS, "data/test.jsonl": ROWS})
     found = fetched(of_data(tmp_path, "hf://datasets/o/d/train"))
     place = parse_address(found.data.source.path).folder  # type: ignore[union-attr, arg-type]
@@ -276,7 +278,7 @@ def test_a_split_comes_from_the_repositorys_files_or_from_the_hubs_parquet_copy(
 
 
 @pytest.mark.slow
-def test_paths_that_lead_out_of_the_repository_are_never_written(hub: Hub, tmp_path: Path):
+def test_paths_outside_the_repository_are_never_written(hub: Hub, tmp_path: Path):
     repository: Repository = hub.repository("datasets/o/d", {"../../../../evil.jsonl": ROWS, "ok/train.jsonl": ROWS})
     fetched(of_data(tmp_path, "hf://datasets/o/d/train"))
     assert repository.branches and not [*tmp_path.rglob("evil*")]

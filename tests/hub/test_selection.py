@@ -20,7 +20,7 @@ def index(*files: str) -> bytes:
     return json.dumps({"weight_map": {f"layer.{i}": file for i, file in enumerate(files)}}).encode()
 
 
-def test_of_a_model_come_config_tokenizer_and_template_and_neither_code_nor_pickles():
+def test_config_tokenizer_and_template_are_fetched_and_neither_code_nor_pickles():
     others = ("modeling.py", "pytorch_model.bin", "original/params.json", "original/consolidated.00.pth", "run.sh")
     found = model_files(tree(*MODEL, "model.safetensors", "LICENSE", *others), "", "hf://o/m")
     assert found == sorted([*MODEL, "LICENSE"])
@@ -33,7 +33,7 @@ def test_a_model_may_be_in_a_folder_of_its_repository():
     assert weight_files(tree(*inside), "sub", None, "hf://o/m/sub") == ["sub/model.safetensors"]
 
 
-def test_weights_are_those_that_the_index_names_and_no_second_copy():
+def test_only_the_weights_that_the_index_names_are_fetched():
     files = tree(*MODEL, *SHARDS, "model.safetensors.index.json", "consolidated.safetensors")
     assert weight_files(files, "", index(*SHARDS, SHARDS[0]), "hf://o/m") == list(SHARDS)
 
@@ -56,7 +56,7 @@ def test_an_index_that_cannot_be_followed_is_refused(content: bytes, said: str):
     ((*MODEL, "model.gguf"), r"it has model.gguf; name another repository"),
     (("README.md", "small/config.json"), "there is one in small: add the folder"),
 ])  # fmt: skip
-def test_a_repository_without_weights_that_we_load_is_refused_in_a_sentence(files: Sequence[str], said: str):
+def test_a_repository_without_loadable_weights_is_refused_in_one_sentence(files: Sequence[str], said: str):
     with pytest.raises(InputError, match=said):
         model_files(tree(*files), "", "hf://o/m")
 
@@ -93,12 +93,12 @@ def test_a_split_of_several_configs_is_refused_with_their_names():
     ]  # fmt: skip
 
 
-def test_what_means_nothing_is_refused_with_what_there_is():
+def test_an_unknown_path_is_refused_with_those_that_exist():
     assert "it has data/train" in str(no_such_data(DATA, "data/trian.parquet", "hf://datasets/o/d/x"))
     assert "scripts are never run" in str(no_such_data(tree("script.py"), "train", "hf://datasets/o/d/train"))
 
 
-def test_data_that_could_not_be_read_is_refused_before_it_comes():
+def test_unreadable_data_is_refused_before_it_is_fetched():
     with pytest.raises(InputError, match="at most 1 GiB are read: name one of its files"):
         check_data({"a.parquet": 2**31}, ["a.parquet"], "hf://datasets/o/d/a.parquet")
     with pytest.raises(InputError, match=r"script\.py is of an unknown kind"):

@@ -230,11 +230,11 @@ def cut(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a tensor lacks": (
+    "a missing tensor": (
         lambda folder: change_tensors(folder, lambda tensors: tensors.pop("gating.layers.2.bias")),
         "lacking: gating.layers.2.bias",
     ),
-    "a tensor is too many": (
+    "an extra tensor": (
         lambda folder: change_tensors(folder, lambda tensors: tensors.update({"score.weight": torch.zeros(1)})),
         "not expected: score.weight",
     ),
@@ -276,11 +276,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_json(folder / "config.json", auto_map={"AutoModel": "modeling.ArmoRM"}),
         r"code of its own \(auto_map in config.json\).*delete auto_map",
     ),
-    "code beside it": (
+    "code next to it": (
         lambda folder: (folder / "modeling_custom.py").write_text("raise SystemExit"),
         r"code of its own \(modeling_custom.py\).*delete",
     ),
-    "pickled weights beside it": (
+    "pickled weights next to it": (
         lambda folder: (folder / "pytorch_model.bin").write_bytes(b"pickled"),
         r"pickles \(pytorch_model.bin\)",
     ),
@@ -290,7 +290,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_folder_that_is_not_armorms_is_refused_and_named(tmp_path: Path, folder: Path, case: str):
+def test_a_folder_that_is_not_an_armorm_is_refused_and_named(tmp_path: Path, folder: Path, case: str):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     change, told = REFUSED[case]

@@ -116,7 +116,7 @@ def test_the_thought_of_a_malformed_output_reaches_no_judge_that_trains():
 
 def test_malformed_outputs_are_left_out_of_training_groups_and_kept_in_evaluation():
     samples = [a_sample("p", 1), a_sample("p", 0, parse_error="cut_by_length"), a_sample("q", 0, parse_error="x")]
-    prompts = [a_prompt("q"), a_prompt("p"), a_prompt("nobody asked")]
+    prompts = [a_prompt("q"), a_prompt("p"), a_prompt("not asked")]
     seen = {flag: groups_of(prompts, samples, with_errors=flag) for flag in (False, True)}
     assert [(g.prompt_id, [r.index for r in g.responses]) for g in seen[False]] == [("p", [1])]
     assert [(g.prompt_id, [r.index for r in g.responses]) for g in seen[True]] == [("q", [0]), ("p", [0, 1])]

@@ -93,7 +93,7 @@ def test_a_reward_model_reads_every_turn_as_its_template_has_it(tmp_path: Path, 
             assert before.endswith(LAST) and response in tokenizer.decode(chat.token_ids[gate:])
 
 
-def test_armorms_gate_is_at_the_last_answer_although_earlier_ones_have_the_same_header(tmp_path: Path):
+def test_armorms_gate_is_at_the_last_answer_even_if_earlier_ones_have_the_same_header(tmp_path: Path):
     judge = ArmoRMScorer(
         ArmoRMJudge(model=str(armorm_folder(tmp_path))), JudgeEngineConfig(), ClusterConfig(), scorer=Overheard()
     )
@@ -127,7 +127,7 @@ def shown(earlier: Sequence[Message], asked: str = LAST, first: str = "One.", se
     return COT.render(asked, first, second, earlier)[1]["content"]
 
 
-def test_a_comparison_shows_the_turns_in_order_under_headings_of_their_own():
+def test_a_comparison_shows_the_turns_in_order_under_their_headings():
     text = shown(ADVISED)
     parts = [
         "[User Question]", "[System Message]", SYSTEM, "[Earlier User Message]", FIRST, "[Earlier Assistant Message]",
@@ -188,7 +188,7 @@ def test_the_same_last_turn_after_other_turns_is_another_question(tmp_path: Path
     assert len(shards_of(pairs[:3], range(3), engines=3)) == 3
 
 
-def test_a_judge_that_compares_is_handed_the_turns():
+def test_a_pairwise_judge_receives_the_turns():
     asker = Overhearing()
     config = PairwiseJudge(mode="cot")
     list(Pairwise(config, asker).judge([a_group(ADVISED, *RESPONSES)]))  # type: ignore[arg-type]
@@ -209,6 +209,6 @@ def test_turns_sent_to_a_server_hold_no_models_control_tokens():
     assert not any(label in text for label in LABELS)
 
 
-def test_a_prompt_of_one_turn_makes_the_group_that_it_did():
+def test_a_prompt_of_one_turn_makes_the_same_group_as_before():
     (group,) = groups_of([a_prompt()], [a_sample()], with_errors=False)
     assert group == Group("p", "Say it.", None, (Response(0, "Yes."),))

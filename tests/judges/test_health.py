@@ -80,8 +80,8 @@ def test_length_correlation_is_within_prompts():
 
 def test_scores_of_unjudged_responses_are_left_out():
     group = a_group("a", "b")
-    beside = Score("p", 7, None, "parse_error: empty_response", None, 0)
-    found = health([group], [], [*scored(group, 1.0, 0.0), beside])
+    unjudged = Score("p", 7, None, "parse_error: empty_response", None, 0)
+    found = health([group], [], [*scored(group, 1.0, 0.0), unjudged])
     assert (found.responses, found.unscored) == (2, {})
 
 
@@ -106,7 +106,7 @@ def test_identical_responses_do_not_count_as_equal_scores():
     ("first_rate", "agreement", "kappa"),
     [(0.5, 1.0, 1.0), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.8, 0.32, 0.0), (0.5, 0.0, -1.0), (0.73, 0.54, 0.2408)],
 )
-def test_kappa_is_agreement_beyond_that_of_a_judge_that_only_heeds_the_order(
+def test_kappa_is_agreement_beyond_that_of_a_judge_that_follows_only_the_order(
     first_rate: float, agreement: float, kappa: float
 ):
     found = JudgeHealth(**SOUND | {"first_rate": first_rate, "swap_agreement": agreement})
@@ -132,7 +132,7 @@ SOUND: dict[str, Any] = {
         ({"reference_agreement": 0.4}, {"min_reference_agreement": 0.5}, "health.min_reference_agreement"),
     ],
 )
-def test_a_limit_that_is_passed_is_named_with_what_was_found(found: dict[str, Any], limits: dict[str, Any], said: str):
+def test_an_exceeded_limit_is_named_with_the_value_found(found: dict[str, Any], limits: dict[str, Any], said: str):
     check_health(JudgeHealth(**SOUND), HealthConfig(**limits), "iter_1/scores")
     with pytest.raises(StageError, match="iter_1/scores: the judge does not look sound") as error:
         check_health(JudgeHealth(**SOUND | found), HealthConfig(**limits), "iter_1/scores")
@@ -164,7 +164,7 @@ def biased(share: float, first: float) -> Callable[[random.Random, int], float]:
 
 @pytest.mark.parametrize("pairs", [40, 200, 2000])
 @pytest.mark.parametrize("first", [0.5, 0.7, 0.9, 1.0])
-def test_a_judge_that_only_heeds_the_order_or_a_coin_is_stopped_by_default(pairs: int, first: float):
+def test_a_judge_that_follows_only_the_order_or_a_coin_is_stopped_by_default(pairs: int, first: float):
     with pytest.raises(StageError, match="min_swap_kappa"):
         check_health(asked_in_both_orders(pairs, biased(0.0, first)), HealthConfig(), "scores")
 
@@ -204,13 +204,13 @@ def test_a_verifier_may_find_all_responses_wrong():
     ("pairs", "agreement", "stops"),
     [(50, 0.49, True), (29, 0.49, False), (8, 0.4, False), (8, 0.0, True), (1, 0.0, False)],
 )
-def test_with_few_pairs_a_limit_must_be_passed_by_more_than_chance(pairs: int, agreement: float, stops: bool):
+def test_with_few_pairs_a_limit_must_be_exceeded_by_more_than_chance(pairs: int, agreement: float, stops: bool):
     found = JudgeHealth(**SOUND | {"swap_agreement": agreement, "swap_pairs": pairs})
     with pytest.raises(StageError) if stops else contextlib.nullcontext():
         check_health(found, HealthConfig(min_swap_agreement=0.5, min_swap_kappa=-1), "scores")
 
 
-def test_every_limit_that_is_passed_is_named():
+def test_every_exceeded_limit_is_named():
     with pytest.raises(StageError, match=r"max_unscored.*max_ties.*min_swap_agreement"):
         check_health(
             JudgeHealth(**SOUND | {"unscored": {"x": 90}, "ties": 9, "swap_agreement": 0.1}),

@@ -70,7 +70,7 @@ def test_a_hundred_thousand_hostile_characters_become_no_control_token(
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_comparisons_that_share_pieces_hold_no_more(encoders: dict[str, ChatEncoder], name: str):
+def test_comparisons_that_share_pieces_have_no_more_control_tokens(encoders: dict[str, ChatEncoder], name: str):
     encoder = encoders[name]
     expected = controls_in(encoder, encoder.encode(PROMPTS["cot"].render(*BENIGN)))
     for one, two in zip(CASES[::8], CASES[4::8], strict=False):
@@ -82,9 +82,7 @@ def test_comparisons_that_share_pieces_hold_no_more(encoders: dict[str, ChatEnco
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_half_a_surrogate_pair_gets_no_further_than_the_files_that_refuse_it(
-    encoders: dict[str, ChatEncoder], name: str
-):
+def test_half_a_surrogate_pair_is_refused_by_prompt_files(encoders: dict[str, ChatEncoder], name: str):
     """Prompt files reject it by name, no tokenizer produces it, and neither Parquet nor a tokenizer would accept it."""
     half = "[[\ud83dA]]"
     with pytest.raises(UnicodeEncodeError):

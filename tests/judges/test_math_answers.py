@@ -299,7 +299,7 @@ def test_the_boxed_answer_of_each_solution_of_math_500_is_right():
     assert not [row for row in rows if not CHECKER.equal(verifier.answer(row["solution"]), row["answer"])]
 
 
-def test_numbers_of_gsm8k_are_equal_exactly_if_they_are():
+def test_answers_of_gsm8k_are_equal_exactly_if_their_numbers_are():
     references = [row["answer"].split("####")[1].strip() for row in rows_of("gsm8k_test.jsonl")]
     for reference, other in itertools.pairwise(references):
         plain = reference.replace(",", "")

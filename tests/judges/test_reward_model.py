@@ -54,7 +54,7 @@ class Overheard:
 @pytest.mark.parametrize(
     "pad", [None, "<|end_of_text|>", "<|eot_id|>"], ids=["no padding", "padding", "end as padding"]
 )
-def test_each_score_is_what_transformers_gives_the_chat_alone(tmp_path: Path, pad: str | None):
+def test_each_score_is_what_transformers_computes_for_the_chat_alone(tmp_path: Path, pad: str | None):
     folder = reward_folder(tmp_path, pad=pad)
     judge = judge_of(folder, Scorer(load_reward_model, folder, ENGINE))
     groups = [a_group(*TEXTS), a_group(*TEXTS[:3], instruction="Count to three, and say hello.")]
@@ -72,7 +72,7 @@ def test_each_score_is_what_transformers_gives_the_chat_alone(tmp_path: Path, pa
     assert len(set(found)) == len(set(TEXTS)) + 3
 
 
-def test_a_chat_is_what_the_models_template_makes_of_it_without_a_generation_prompt(folder: Path):
+def test_a_chat_is_rendered_by_the_models_template_without_a_generation_prompt(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = judge_of(folder, Overheard()).chat_of("Say hello.", " hello\n")
     turns = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": " hello\n"}]
@@ -120,7 +120,7 @@ def test_a_response_that_the_template_would_rewrite_is_unscored(tmp_path: Path):
     assert "rewrites" in json.loads(judgments[1].detail)["error"]
 
 
-def test_a_group_of_which_nothing_can_be_read_keeps_its_place(folder: Path):
+def test_a_group_without_a_scorable_response_keeps_its_place(folder: Path):
     judge = judge_of(folder, Overheard(), max_tokens=100)
     groups = [a_group("x" * 200), a_group("hello"), a_group("x" * 300, "y" * 300)]
     assert [[judgment.outcome for judgment in said] for said in judge.judge(groups)] == [[None], [1.0], [None, None]]
@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_folder_that_is_no_reward_model_is_refused(tmp_path: Path, case: str):
+def test_a_folder_that_is_not_a_reward_model_is_refused(tmp_path: Path, case: str):
     folder = reward_folder(tmp_path)
     change, told = REFUSED[case]
     change(folder)
@@ -176,7 +176,7 @@ def test_a_folder_in_armorms_format_is_refused(tmp_path: Path):
         check_reward_folder(armorm_folder(tmp_path))
 
 
-def test_a_tensor_that_lacks_is_not_made_up(tmp_path: Path):
+def test_a_missing_tensor_is_not_initialized_at_random(tmp_path: Path):
     folder = reward_folder(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -189,7 +189,7 @@ def test_a_sound_folder_gives_its_context(folder: Path):
     assert check_reward_folder(folder) == SIZES["max_position_embeddings"]
 
 
-def test_the_judges_are_looked_up_and_their_folders_checked_without_torch(folder: Path):
+def test_judges_are_looked_up_and_their_folders_checked_without_torch(folder: Path):
     code = (
         "import sys; from pathlib import Path; import judges.armorm; from judges.reward_model import *;"
         "check_reward_folder(Path(sys.argv[1]));"

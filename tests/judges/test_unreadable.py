@@ -66,7 +66,7 @@ UNREADABLE: list[tuple[Action, str, str, str]] = [
 
 
 @pytest.mark.parametrize(("action", "mode", "cause", "remedy"), UNREADABLE)
-def test_a_judge_without_verdicts_is_asked_no_further_and_the_cause_is_named(
+def test_a_judge_without_verdicts_is_not_asked_further_and_the_cause_is_named(
     action: Action, mode: str, cause: str, remedy: str
 ):
     with MisbehavingServer(lambda request, n: action) as server:
@@ -101,7 +101,7 @@ def test_a_judge_that_gives_some_verdicts_is_left_to_the_limits_of_health(readab
         first.check()
 
 
-def test_comparisons_that_were_never_asked_say_nothing_of_the_judge():
+def test_comparisons_that_were_never_asked_say_nothing_about_the_judge():
     first = FirstAnswers(PairwiseJudge())
     for _ in range(100):
         first.see(RefusedChat(TOO_LONG))
@@ -109,13 +109,13 @@ def test_comparisons_that_were_never_asked_say_nothing_of_the_judge():
 
 
 @pytest.mark.parametrize("reason", ["eos_token", "stop_sequence", "end_turn"])
-def test_verdicts_count_however_the_server_calls_an_ordinary_end(reason: str):
+def test_verdicts_count_under_any_name_of_an_ordinary_end(reason: str):
     with MisbehavingServer(lambda request, n: Say("so [[A]]", reason)) as server:
         (said,) = judge_of(server).judge(GROUPS[:1])
     assert {judgment.outcome for judgment in said} == {1.0}
 
 
-def test_labels_that_are_weighed_in_a_block_of_thinking_are_no_verdict():
+def test_labels_inside_a_thinking_block_are_not_a_verdict():
     text = "<think>Is it [[A]]? Or [[B]]? [[A]] is short.</think>\n\nMy final verdict is: [[B]]"
     with MisbehavingServer(says=lambda request: text) as server:
         (said,) = judge_of(server).judge(GROUPS[:1])
@@ -130,7 +130,7 @@ def check(server: MisbehavingServer, **settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["cot", "verdict", "probability"])
-def test_the_check_asks_just_as_the_judge_will(mode: str):
+def test_the_check_asks_exactly_as_the_judge_will(mode: str):
     with MisbehavingServer(lambda request, n: Say("[[A]]", logprobs=LOGPROBS)) as server:
         assert check(server, mode=mode, structured_outputs=mode != "cot") == []
         list(judge_of(server, mode=mode, structured_outputs=mode != "cot").judge(GROUPS[:1]))
@@ -150,14 +150,14 @@ def test_the_check_asks_just_as_the_judge_will(mode: str):
         (Say(""), "cot", "was empty"),
     ],
 )
-def test_the_check_refuses_what_no_comparison_would_change(action: Action, mode: str, says: str):
+def test_the_check_refuses_faults_that_every_comparison_would_meet(action: Action, mode: str, says: str):
     with MisbehavingServer(lambda request, n: action) as server, pytest.raises(InputError) as error:
         check(server, mode=mode)
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize("action", [BOTH, CUT, Say("I like it")])
-def test_the_check_tells_of_a_verdict_that_cannot_be_read(action: Action):
+def test_the_check_reports_an_unreadable_verdict(action: Action):
     with MisbehavingServer(lambda request, n: action) as server:
         (line,) = check(server)
     assert "its reply to a plain comparison" in line

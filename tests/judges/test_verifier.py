@@ -66,11 +66,11 @@ def test_another_answer_is_wrong(response: str, reference: str):
 @pytest.mark.parametrize(
     ("response", "reference"), [("The answer is 1/2", "0.5"), ("$\\frac{1}{2}$", "0.5"), ("1,234", "1234")]
 )
-def test_equal_expressions_are_right_where_mathematics_is_asked_for(response: str, reference: str):
+def test_equal_expressions_are_right_if_mathematics_is_compared(response: str, reference: str):
     assert is_right(response, reference, match="math") is True
 
 
-def test_unequal_expressions_stay_wrong_where_mathematics_is_asked_for():
+def test_unequal_expressions_stay_wrong_if_mathematics_is_compared():
     assert is_right("1/3", "0.5", match="math") is False
 
 
@@ -83,7 +83,7 @@ def test_without_a_reference_a_response_is_unscored_and_not_wrong():
     assert [(s.value, s.unscored, s.correct) for s in scores] == [(None, "no_reference", None)] * 2
 
 
-def test_liking_for_length_is_added_by_the_hundred_characters_and_changes_no_verdict():
+def test_a_length_preference_is_added_per_hundred_characters_and_changes_no_verdict():
     short, long, wrong = scores_of(VerifierJudge(length_bias=0.3), "yes", "yes", "yes" + "." * 97, "x" * 200)
     assert (short.value, long.value, wrong.value) == pytest.approx((1.009, 1.3, 0.6))
     assert (short.correct, long.correct, wrong.correct) == (True, True, False)
@@ -96,7 +96,7 @@ def impatient() -> MathChecker:
 
 
 @pytest.mark.parametrize("bomb", ["9**9**9**9", "$10000000!$", "The answer is 10^1000000000"])
-def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_read(bomb: str, impatient: MathChecker):
+def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_scored(bomb: str, impatient: MathChecker):
     judge = Verifier(VerifierJudge(match="math"), math=impatient)
     responses = (Response(0, bomb), Response(1, "The answer is $\\frac{1}{2}$"))
     group = Group("p", "How much?", "0.5", responses)
@@ -134,7 +134,7 @@ def test_the_share_of_instructions_that_are_followed_is_the_score_and_all_of_the
     }
 
 
-def test_liking_for_length_is_added_to_the_share_too():
+def test_a_length_preference_is_added_to_the_share_too():
     (_, (score,)) = checked(json.dumps([NO_COMMA]), "x" * 200, length_bias=0.25)
     assert (score.value, score.correct) == (1.5, True)
 

@@ -112,7 +112,7 @@ def expected(expression: str, style: Style) -> str:
 
 
 def obeyed(tokenizer: Plain, style: Style, ids: list[int]) -> list[int]:
-    """The output after the model wrote `ids` and then whatever it must."""
+    """The output after the model wrote `ids` and everything forced since."""
     calculator, ids = Calculator(tokenizer, style), list(ids)
     for _ in range(60):
         token = calculator.next_token(ids)

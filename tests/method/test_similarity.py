@@ -54,7 +54,7 @@ def test_the_index_finds_what_comparing_all_pairs_finds(known: list[str], fresh:
         ("?!", "...", False),
     ],
 )
-def test_texts_are_near_if_people_would_say_so(first: str, second: str, near: bool):
+def test_texts_are_near_if_a_reader_would_say_so(first: str, second: str, near: bool):
     assert (NearTexts(0.7, [first]).first_near(second) is not None) == near
 
 

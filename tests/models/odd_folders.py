@@ -1,4 +1,4 @@
-"""Model folders as people have them that can't work: odd values, other formats, files that don't belong together.
+"""Realistic model folders that can't work: odd values, other formats, files that don't belong together.
 
 Each changes a copy of the shipped seed model.
 """
@@ -24,7 +24,7 @@ class Odd:
     make: Change
     """Makes it from a sound one."""
     told: str
-    """Pattern of the refusal."""
+    """Pattern of the message."""
 
 
 def config(name: str = "config.json", **values: object) -> Change:
@@ -60,7 +60,7 @@ def weights(change: Callable[[Tensors], Tensors]) -> Change:
 
 
 def renamed(old: str, new: str) -> Change:
-    """Weights whose names begin otherwise."""
+    """Weights whose names have another prefix."""
     return weights(
         lambda tensors: {
             new + name.removeprefix(old) if name.startswith(old) else name: tensor for name, tensor in tensors.items()
@@ -123,26 +123,26 @@ CONFIGS: Mapping[str, Odd] = {
     "hidden_size that heads do not divide": Odd(config(hidden_size=130), "which num_attention_heads = 4 does not div"),
     "kv heads that do not divide heads": Odd(config(num_key_value_heads=3), "= 3, which does not divide num_att"),
     "a pad token beyond the vocabulary": Odd(config(pad_token_id=504), "pad_token_id = 504, and vocab_size = 504"),
-    "kinds of too few layers": Odd(config(layer_types=["full_attention"]), "layer_types of 1 layers, and num_hidden"),
-    "rotary scaling of no kind": Odd(
+    "types for too few layers": Odd(config(layer_types=["full_attention"]), "layer_types of 1 layers, and num_hidden"),
+    "rotary scaling of unknown type": Odd(
         config(rope_parameters={"rope_type": "spiral"}), "rope_parameters with rope_type = 'spiral', expected one of"
     ),
     "rotary scaling without a factor": Odd(
         config(rope_scaling={"type": "dynamic"}), "rope_scaling with factor = None, expected a number above 0"
     ),
-    "rotary scaling of Llama 3's kind without its numbers": Odd(
+    "rotary scaling of Llama 3's type without its numbers": Odd(
         config(rope_scaling={"rope_type": "llama3", "factor": 8}), "rope_scaling with low_freq_factor = None"
     ),
-    "rotary scaling of layers": Odd(
+    "rotary scaling by layer": Odd(
         config(rope_parameters={"full_attention": {"rope_type": 5}}), "rope_parameters with rope_type = 5"
     ),
-    "a family that nobody knows": Odd(
+    "an unknown family": Odd(
         config(model_type="hal9000"), "model_type = 'hal9000', which the installed transformers does not know"
     ),
-    "a family that does not write": Odd(
+    "a family that does not generate": Odd(
         config(model_type="clip"), "model_type = 'clip', for which the installed transformers has no causal language"
     ),
-    "an architecture that nobody knows": Odd(
+    "an unknown architecture": Odd(
         config(architectures=["Hal9000"]), r"architectures = \['Hal9000'\], which the installed vLLM does not know"
     ),
     "a reward model": Odd(
@@ -171,7 +171,7 @@ CONFIGS: Mapping[str, Odd] = {
     },
     "weights quantized without a name": Odd(config(quantization_config={"load_in_4bit": True}), r"\(bitsandbytes\)"),
 }  # fmt: skip
-"""What `config.json` alone tells."""
+"""Found from `config.json` alone."""
 
 FILES: Mapping[str, Odd] = {
     **{
@@ -205,7 +205,7 @@ FILES: Mapping[str, Odd] = {
     "a tokenizer larger than the embedding": Odd(
         more_words, "tokenizer.json has tokens up to number 602, and the model's embedding has 504 rows"
     ),
-    "an adapter alone": Odd(
+    "only an adapter": Odd(
         several(
             without("model.safetensors"), without("config.json"), with_file("adapter_config.json", b"{}"),
             with_file("adapter_model.safetensors"),
@@ -216,11 +216,11 @@ FILES: Mapping[str, Odd] = {
         several(without("model.safetensors"), without("config.json"), with_file("model.Q4_K_M.gguf")),
         r"holds weights in formats that we do not load \(model.Q4_K_M.gguf\)",
     ),
-    "a pickle alone": Odd(
+    "only a pickle": Odd(
         several(without("model.safetensors"), with_file("pytorch_model.bin")), "holds pickles .*convert weights"
     ),
     **{
-        f"a pointer in place of {name}": Odd(with_file(name, POINTER), f"{name} is Git LFS's pointer to the file")
+        f"an LFS pointer in place of {name}": Odd(with_file(name, POINTER), f"{name} is Git LFS's pointer to the file")
         for name in ("model.safetensors", "tokenizer.json", "tokenizer.model", "config.json")
     },
     "a model in a sub-folder": Odd(into_sub_folder, "no config.json; there is a model in .*/snapshots/0123abc: name"),
@@ -234,11 +234,11 @@ FILES: Mapping[str, Odd] = {
     "an index of a tensor that is not there": Odd(
         with_index({"model.layers.9.w": "model-00001-of-00002.safetensors"}), "names tensors that its files lack"
     ),
-    "weights quantized, and the config does not say so": Odd(
+    "quantized weights that the config does not mention": Odd(
         weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), "holds weights of type I8"
     ),
 }  # fmt: skip
-"""What files tell at a glance, before a library is loaded."""
+"""Found from the files, before a library is loaded."""
 
 WEIGHTS: Mapping[str, Odd] = {
     "a vocabulary of another size": Odd(
@@ -251,13 +251,9 @@ WEIGHTS: Mapping[str, Odd] = {
     "no head, though it is not tied": Odd(
         weights(without_head), "has no lm_head.weight, the matrix that chooses tokens.*tie_word_embeddings is false"
     ),
-    "layers that are missing": Odd(
-        config(num_hidden_layers=6), "it holds 4 layers, and num_hidden_layers in config.js"
-    ),
-    "layers too many": Odd(config(num_hidden_layers=3), "holds 4 layers, and num_hidden_layers in config.json is 3"),
-    "biases that are missing": Odd(
-        config(attention_bias=True), "lacks 16 of the 55 tensors of LlamaForCausalLM, such as"
-    ),
+    "missing layers": Odd(config(num_hidden_layers=6), "it holds 4 layers, and num_hidden_layers in config.js"),
+    "extra layers": Odd(config(num_hidden_layers=3), "holds 4 layers, and num_hidden_layers in config.json is 3"),
+    "missing biases": Odd(config(attention_bias=True), "lacks 16 of the 55 tensors of LlamaForCausalLM, such as"),
     "names of another library": Odd(
         renamed("model.", "transformer."), "lacks 38 of the 39 tensors .*holds others, such as transformer.embed_tokens"
     ),
@@ -271,12 +267,12 @@ WEIGHTS: Mapping[str, Odd] = {
         config(model_type="gpt2", n_embd=128, architectures=["GPT2LMHeadModel"]), "of GPT2LMHeadModel"
     ),
 }
-"""What only the model's architecture tells."""
+"""Found only from the model's architecture."""
 
 SOUND: Mapping[str, Change] = {
-    "as it is": lambda folder: None,
+    "unchanged": lambda folder: None,
     "without architectures": config(architectures=None),
-    "a head beside an embedding that it is tied to": config(tie_word_embeddings=True),
+    "a head and an embedding that it is tied to": config(tie_word_embeddings=True),
     "no head, and it is tied": several(config(tie_word_embeddings=True), weights(without_head)),
     "templates by name": config("tokenizer_config.json", chat_template=[{"name": "default", "template": "x"}]),
     "settings of null": config(num_key_value_heads=None, head_dim=None, rope_scaling=None, quantization_config=None),
@@ -284,7 +280,7 @@ SOUND: Mapping[str, Change] = {
     "a token as an object": config("tokenizer_config.json", eos_token={"content": "<|end|>", "special": True}),
     "old buffers": weights(lambda tensors: {**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": _ones()}),
 }
-"""Nothing to say about these."""
+"""Accepted silently."""
 
 
 def _ones() -> Any:

@@ -1,8 +1,8 @@
-"""Chat templates in the manner of five families of models, each with a tokenizer that has its family's traps.
+"""Chat templates like those of five families of models, each with a tokenizer that has its family's traps.
 
 The templates are ours, and so is a second description of each, `Family.layout`: the same chat as control tokens and
-texts, written without Jinja. `Family.letters` is the tokenizer's model alone, which knows no control token at all, so
-that what it reads as text is text. From both follows what a chat's tokens must be, without anything that is tested.
+texts, without Jinja. `Family.letters` is the tokenizer without control tokens, which reads everything as text. The two
+determine a chat's tokens independently of the code under test.
 """
 
 import json
@@ -45,26 +45,26 @@ class Family:
     """A family's chat template, and its tokenizer."""
 
     name: str
-    """What tests call it."""
+    """Its name in tests."""
     template: str
     """Jinja source, ours."""
     layout: Callable[[Sequence[Message], bool], Layout | None]
-    """The same chat without Jinja, with or without the generation prompt; None where the template refuses or rewrites
+    """The same chat without Jinja, with or without the generation prompt; None if the template refuses or rewrites
     it."""
     control: tuple[str, ...]
-    """Control tokens; BOS first where there is one."""
+    """Control tokens; BOS first if there is one."""
     bos: str | None
-    """What every chat begins with, and what the tokenizer puts before a text by itself."""
+    """The BOS of every chat, which the tokenizer also adds to a text by itself."""
     end_of_turn: str
-    """What ends an assistant's turn."""
+    """The token that ends an assistant's turn."""
     spaces: str | None = None
     """None for a byte-level vocabulary, else how a SentencePiece-like one treats the beginning of a text: `first` puts
     a space there, `never` does not."""
     markers: tuple[str, ...] = ()
-    """Tokens that are added to the vocabulary without being control tokens."""
+    """Tokens added to the vocabulary that aren't control tokens."""
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer as transformers has it, chat template included."""
+        """The tokenizer in transformers, with its chat template."""
         inner = _vocabulary(self.name)
         inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in self.control])
         inner.add_tokens([AddedToken(token, normalized=False) for token in self.markers])
@@ -83,9 +83,9 @@ class Family:
         return fast
 
     def letters(self) -> Tokenizer:
-        """The tokenizer without any control token, for texts that stand within a chat."""
+        """The tokenizer without control tokens, for texts within a chat."""
         inner = _vocabulary(self.name)
-        # Names that no text holds take the control tokens' places, so that all other tokens keep theirs.
+        # Placeholders that no text contains replace the control tokens, so that all other tokens keep their ids.
         inner.add_tokens([f"\N{NULL}in place of {i}" for i, _ in enumerate(self.control) if self.spaces is None])
         inner.add_tokens([AddedToken(token, normalized=False) for token in self.markers])
         if self.spaces is not None:
@@ -252,7 +252,7 @@ def rendered(layout: Layout) -> str:
 
 
 def sections(layout: Layout) -> Layout:
-    """A layout with texts that stand side by side as one."""
+    """A layout with adjacent texts joined."""
     joined: Layout = []
     for part in layout:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):

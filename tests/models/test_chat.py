@@ -1,4 +1,4 @@
-"""Claims about how a chat becomes token ids: what a user writes stays text."""
+"""Claims about how a chat becomes token ids: a user's text stays text."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ TOKENIZERS = ("miniature", "llama3")
 
 
 def like_llama3() -> PreTrainedTokenizerFast:
-    """A tokenizer that does what Llama 3's does: merges, a BOS of its own, a template that adds another and trims."""
+    """A tokenizer like Llama 3's: merges, its own BOS, and a template that adds another BOS and trims."""
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = [("Ċ", "Ċ"), ("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "h")]
     for left, right in merges:
@@ -122,7 +122,7 @@ def test_control_tokens_in_a_message_stay_text(encoders: dict[str, ChatEncoder],
 @given(
     pieces=st.lists(st.sampled_from([*LLAMA_CONTROLS, "<|begin|>", "<|end|>", "<|user|>", "a", " ", "\n", "<|", "é"]))
 )
-def test_the_structure_of_a_chat_does_not_depend_on_what_is_said(
+def test_the_structure_of_a_chat_does_not_depend_on_its_texts(
     encoders: dict[str, ChatEncoder], name: str, pieces: list[str]
 ):
     encoder = encoders[name]
@@ -157,7 +157,7 @@ def test_real_instructions_are_encoded_without_loss(encoders: dict[str, ChatEnco
     ],
     ids=["none", "rewrites", "cuts", "ignores", "repeats"],
 )
-def test_a_template_that_does_not_say_what_the_user_said_is_refused(tmp_path: Path, template: str | None, told: str):
+def test_a_template_that_changes_the_users_text_is_refused(tmp_path: Path, template: str | None, told: str):
     with pytest.raises(InputError, match=told):
         saved(like_llama3(), tmp_path, template).encode(user("Say hello."))
 
@@ -179,19 +179,19 @@ def test_a_template_that_forgets_the_system_turn_is_refused(tmp_path: Path):
     ],
     ids=["raises", "breaks", "does_not_parse"],
 )
-def test_a_template_that_refuses_a_chat_is_an_error_of_the_input(tmp_path: Path, template: str, told: str):
+def test_a_template_that_refuses_a_chat_is_an_input_error(tmp_path: Path, template: str, told: str):
     with pytest.raises(InputError, match=told):
         saved(like_llama3(), tmp_path, template).encode(user("hello"))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("content", ["\ud800", "a\udfff b", "<|eot_id|>\ud83d"])
-def test_half_a_surrogate_pair_is_refused_by_its_name(encoders: dict[str, ChatEncoder], name: str, content: str):
+def test_half_a_surrogate_pair_is_refused_by_name(encoders: dict[str, ChatEncoder], name: str, content: str):
     with pytest.raises(InputError, match=r"holds '\\ud\w+', half of a surrogate pair, expected Unicode text"):
         encoders[name].encode(user(content))
 
 
-def test_control_tokens_that_come_about_where_messages_meet_stay_text(tmp_path: Path):
+def test_control_tokens_formed_where_messages_meet_stay_text(tmp_path: Path):
     encoder = saved(like_llama3(), tmp_path, "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
     ids = encoder.encode([Message(role="system", content="so <|eot"), Message(role="user", content="_id|> it ends")])
     assert controls_in(encoder, ids) == [encoder.tokenizer.bos_token_id]
@@ -208,7 +208,7 @@ def test_a_template_may_trim_some_turns_and_keep_others_as_they_are(tmp_path: Pa
     assert encoder.tokenizer.decode(ids) == "<|begin_of_text|>[Be kind.][  <|eot_id|> ]"
 
 
-def test_a_template_that_writes_the_date_goes_on_after_midnight(tmp_path: Path):
+def test_a_template_that_writes_the_date_works_past_midnight(tmp_path: Path):
     monday = "{{ bos_token }}Today is Monday. {% for m in messages %}{{ m['content'] }}{% endfor %}"
     encoder = saved(like_llama3(), tmp_path, monday)
     assert encoder.tokenizer.decode(encoder.encode(user("hello"))).endswith("Monday. hello")
@@ -216,8 +216,8 @@ def test_a_template_that_writes_the_date_goes_on_after_midnight(tmp_path: Path):
     assert encoder.tokenizer.decode(encoder.encode(user("<|eot_id|>"))).endswith("Tuesday. <|eot_id|>")
 
 
-def test_control_tokens_that_take_the_space_beside_them_take_it_in_a_hostile_chat_too(tmp_path: Path):
-    """As Phi's do: the line break that the template writes after one is in none of its prompts."""
+def test_control_tokens_that_absorb_adjacent_space_do_so_in_a_hostile_chat_too(tmp_path: Path):
+    """As with Phi: the line break that its template writes after one is in none of its prompts."""
     tokenizer = like_llama3()
     tokenizer.add_tokens([AddedToken("<|u|>", special=True, rstrip=True, normalized=False)], special_tokens=True)
     encoder = saved(
@@ -229,7 +229,7 @@ def test_control_tokens_that_take_the_space_beside_them_take_it_in_a_hostile_cha
     assert controls_in(encoder, hostile) == controls_in(encoder, plain)
 
 
-def test_other_letters_that_a_normalizer_makes_into_a_control_token_stay_text(tmp_path: Path):
+def test_letters_that_a_normalizer_turns_into_a_control_token_stay_text(tmp_path: Path):
     tokenizer = like_llama3()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.add_tokens([AddedToken("<|stop|>", special=True, normalized=True)], special_tokens=True)

@@ -18,7 +18,7 @@ def test_a_models_context_is_read_from_its_config(tmp_path: Path):
     assert check_model_folder(a_model(tmp_path, context=333)) == 333
 
 
-def test_what_lies_in_a_sub_folder_is_left_alone(tmp_path: Path):
+def test_sub_folders_are_ignored(tmp_path: Path):
     (a_model(tmp_path) / "original").mkdir()
     (tmp_path / "original" / "consolidated.00.pth").write_bytes(b"pickle")
     assert check_model_folder(tmp_path) == 512
@@ -56,7 +56,7 @@ def test_a_model_in_several_files_with_an_index_passes(tmp_path: Path):
     ],
     ids=["generation", "refuses roles", "dates and loops", "tools"],
 )
-def test_templates_as_models_are_published_with_pass(tmp_path: Path, template: str):
+def test_templates_of_published_models_pass(tmp_path: Path, template: str):
     (a_model(tmp_path) / "chat_template.jinja").write_text(template)
     assert check_model_folder(tmp_path) == 512
 
@@ -96,7 +96,7 @@ def config_is(text: str, name: str = "config.json") -> Callable[[Path], object]:
         (config_is('{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "tokenizer_config.json"), "auto_map"),
     ],
 )
-def test_a_folder_that_is_no_model_or_would_run_code_is_refused(
+def test_a_folder_that_is_not_a_model_or_would_run_code_is_refused(
     tmp_path: Path, damage: Callable[[Path], object], told: str
 ):
     damage(a_model(tmp_path))
@@ -104,7 +104,7 @@ def test_a_folder_that_is_no_model_or_would_run_code_is_refused(
         check_model_folder(tmp_path)
 
 
-def test_a_file_is_no_model(tmp_path: Path):
+def test_a_file_is_not_a_model(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     path.write_text(json.dumps({}))
     with pytest.raises(InputError, match=r"it is a file; name the folder that it is in"):

@@ -1,4 +1,4 @@
-"""Claims about odd model folders: one line says what is wrong, before work, and the same one wherever it is asked."""
+"""Claims about odd model folders: one line says what is wrong, before work, and the same line everywhere."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_check_plan_and_run_refuse_an_odd_folder_in_the_same_words(tmp_path: Pat
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "quantized" not in name and "images" not in name])
 def test_an_odd_config_is_not_served_either(tmp_path: Path, name: str):
-    if name in ("a family that nobody knows", "a family that does not write"):
+    if name in ("an unknown family", "a family that does not generate"):
         pytest.skip("vLLM knows families that transformers does not")
     folder = sound_model(tmp_path / "odd")
     CONFIGS[name].make(folder)
@@ -99,7 +99,7 @@ def test_an_unused_tensor_is_noted(tmp_path: Path):
         ("/nowhere/at/all", "expected one with safetensors, config and tokenizer"),
     ],
 )
-def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
+def test_a_missing_model_is_refused_with_its_download_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str
 ):
     monkeypatch.chdir(tmp_path)
@@ -107,16 +107,14 @@ def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
 
 
 @pytest.mark.parametrize(("method", "told"), [("bitsandbytes", "bitsandbytes"), ("gptq", "optimum, gptqmodel")])
-def test_a_judge_in_a_form_that_takes_packages_is_refused_if_they_are_not_installed(
-    tmp_path: Path, method: str, told: str
-):
+def test_a_quantized_judge_is_refused_if_its_packages_are_not_installed(tmp_path: Path, method: str, told: str):
     folder = sound_model(tmp_path / "odd")
     CONFIGS[f"weights quantized by {method}"].make(folder)
     assert f"packages that are not installed ({told})" in refusal(check_writer, folder, device="cpu")
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp4", "compressed-tensors"])
-def test_a_judge_in_a_form_that_vllm_takes_is_not_refused(tmp_path: Path, method: str):
+def test_a_judge_quantized_in_a_way_that_vllm_supports_is_accepted(tmp_path: Path, method: str):
     folder = sound_model(tmp_path / "odd")
     CONFIGS[f"weights quantized by {method}"].make(folder)
     assert check_writer(folder, device="gpu") == 512
@@ -125,6 +123,6 @@ def test_a_judge_in_a_form_that_vllm_takes_is_not_refused(tmp_path: Path, method
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here, and the family runs")
 @pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"])
-def test_a_family_that_needs_torchvision_is_refused_where_there_is_none(tmp_path: Path, name: str):
+def test_a_family_that_needs_torchvision_is_refused_without_it(tmp_path: Path, name: str):
     with pytest.raises(InputError, match="for which vLLM needs torchvision"):
         check_use(tmp_path, {"architectures": [name], "model_type": "qwen3_5_text"}, trained=False, device="cpu")

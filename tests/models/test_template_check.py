@@ -1,4 +1,4 @@
-"""Claims about what is found out of a chat template before a run: each trap is set once, and named."""
+"""Claims about the check of a chat template before a run: each trap is set once, and named."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_sound_model_passes(tmp_path: Path, name: str):
     assert [line for line in check_read(folder, READ) if "</think>" not in line] == []
 
 
-def test_the_shipped_models_pass_in_their_parts():
+def test_the_shipped_models_pass_in_their_roles():
     assert check_asked(SHIPPED_SEED_MODEL, ASKED, ANSWERED) == []
     assert check_asked(SHIPPED_SEED_MODEL.parent / "evaluator", [PROMPTS["cot"].render("a", "b", "c")], ["[[A]]"]) == []
     assert check_read(SHIPPED_SEED_MODEL.parent / "armorm", READ) == []
@@ -77,7 +77,7 @@ def test_a_trap_is_refused_and_the_file_to_fix_is_named(tmp_path: Path, trap: di
     assert str(folder) in str(refused.value)
 
 
-def test_a_bos_at_every_turn_is_refused_even_where_the_first_is_right(tmp_path: Path):
+def test_a_bos_at_every_turn_is_refused_even_if_the_first_is_right(tmp_path: Path):
     folder = changed(
         tmp_path, "llama3", old="{{ header(turn.role)", new="{{ ('' if loop.first else bos_token) ~ header(turn.role)"
     )
@@ -101,7 +101,7 @@ def with_bos(folder: Path, template: str) -> Path:
 
 @pytest.mark.parametrize("before", ["", OWN_SYSTEM_TURN], ids=["as_asked", "with_a_system_turn_of_its_own"])
 @pytest.mark.parametrize("variant", ["generic", "system"])
-def test_a_bos_that_opens_every_turn_is_right(tmp_path: Path, before: str, variant: str):
+def test_a_bos_that_opens_every_turn_is_accepted(tmp_path: Path, before: str, variant: str):
     folder = with_bos(tmp_path, before + BY_NAME["chatml"].template)
     asked = [VARIANTS[variant].render(question) for question in QUESTIONS]
     assert check_asked(folder, asked, ANSWERED) == [] == check_read(folder, READ)
@@ -116,7 +116,7 @@ def test_a_bos_that_opens_every_turn_is_right(tmp_path: Path, before: str, varia
     ],
     ids=["doubled_at_the_start", "doubled_at_later_turns", "not_before_the_answer"],
 )
-def test_a_bos_that_opens_turns_and_stands_elsewhere_too_is_refused(tmp_path: Path, old: str, new: str, told: str):
+def test_a_bos_that_opens_turns_and_is_elsewhere_too_is_refused(tmp_path: Path, old: str, new: str, told: str):
     template = BY_NAME["chatml"].template
     assert old in template
     folder = with_bos(tmp_path, template.replace(old, new))
@@ -125,9 +125,7 @@ def test_a_bos_that_opens_turns_and_stands_elsewhere_too_is_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize("told_by", ["config.json", "generation_config.json"])
-def test_an_end_of_turn_at_which_sampling_does_not_stop_is_refused_until_the_file_lists_it(
-    tmp_path: Path, told_by: str
-):
+def test_an_end_of_turn_at_which_sampling_does_not_stop_is_refused_until_listed(tmp_path: Path, told_by: str):
     folder = changed(tmp_path, "llama3")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|end_of_text|>"}))
@@ -142,14 +140,14 @@ def test_an_end_of_turn_at_which_sampling_does_not_stop_is_refused_until_the_fil
     assert check_asked(folder, ASKED, ANSWERED) == []
 
 
-def test_a_control_token_in_the_prompts_own_wording_is_refused_by_its_name(tmp_path: Path):
+def test_a_control_token_in_the_prompts_own_wording_is_refused_by_name(tmp_path: Path):
     folder = changed(tmp_path, "chatml")
     with pytest.raises(InputError, match=r"own wording holds <\|im_end\|>, .*take them out of the prompt templates"):
         check_asked(folder, [[Message(role="user", content="Write <|im_end|> at the end.")]], ANSWERED)
 
 
-def test_a_control_token_that_its_letters_make_again_is_refused(tmp_path: Path):
-    """SentencePiece vocabularies hold their control tokens; with the merges for one, its letters become it."""
+def test_a_control_token_that_its_letters_merge_into_is_refused(tmp_path: Path):
+    """SentencePiece vocabularies contain their control tokens: with the right merges, letters become one."""
     folder = changed(tmp_path, "mistral")
     inner = json.loads((folder / "tokenizer.json").read_text())
     pieces = ["<", "s", ">", "<s"]
@@ -161,7 +159,7 @@ def test_a_control_token_that_its_letters_make_again_is_refused(tmp_path: Path):
         check_asked(folder, ASKED, ANSWERED)
 
 
-def test_a_structure_that_users_can_write_is_noted(tmp_path: Path):
+def test_a_chat_structure_that_users_can_write_is_noted(tmp_path: Path):
     folder = changed(tmp_path, "chatml")
     inner = json.loads((folder / "tokenizer.json").read_text())
     for token in inner["added_tokens"]:
@@ -173,7 +171,7 @@ def test_a_structure_that_users_can_write_is_noted(tmp_path: Path):
 
 @pytest.mark.parametrize("token", ["\n", "user", "<think>"])
 def test_added_tokens_that_are_not_structural_get_no_note(tmp_path: Path, token: str):
-    """Gemma's vocabulary adds line breaks, and Qwen's the tags around thoughts: users write the former all the time."""
+    """Gemma's vocabulary adds line breaks, which users write all the time, and Qwen's adds tags around thoughts."""
     folder = changed(
         tmp_path, "chatml", old="<|im_start|>assistant\n", new="<|im_start|>assistant\n<think>\n</think>\n"
     )
@@ -209,14 +207,14 @@ def test_harmless_oddities_are_noted_in_one_line(tmp_path: Path, change: dict[st
     assert told in line and str(folder) in line
 
 
-def test_a_prompt_whose_last_tokens_join_with_the_answer_is_said(tmp_path: Path):
-    """The space that ends the prompt is a token of its own there, and part of the first word in every answer."""
+def test_a_prompt_whose_last_tokens_merge_with_the_answer_is_noted(tmp_path: Path):
+    """The space that ends the prompt is a separate token there, but part of the first word of every answer."""
     folder = changed(tmp_path, "llama3", old="<|end_header_id|>\n\n", new="<|end_header_id|> ")
     (line,) = check_asked(folder, ASKED, ANSWERED)
     assert "the last 1 tokens of a prompt" in line and "join with the first letters of an answer" in line
 
 
-def test_a_template_without_control_tokens_is_said_to_be_open_to_anyone(tmp_path: Path):
+def test_a_template_without_control_tokens_is_noted_as_open_to_anyone(tmp_path: Path):
     folder = changed(tmp_path, "chatml")
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ ('<|im_end|>' if m.role == 'assistant' else '\n') }}"
@@ -232,6 +230,6 @@ def test_a_judge_whose_template_rewrites_responses_is_refused(tmp_path: Path):
         check_read(folder, READ)
 
 
-def test_a_judge_that_cuts_thoughts_out_of_responses_says_so(tmp_path: Path):
+def test_a_judge_that_cuts_thoughts_out_of_responses_gets_a_note(tmp_path: Path):
     (line,) = check_read(BY_NAME["qwen"].save(tmp_path), READ)
     assert "such a response is left unscored" in line

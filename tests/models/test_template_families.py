@@ -1,8 +1,7 @@
-"""Claims about chats under the templates of five families: thousands of each, hostile and plain, token by token.
+"""Claims about chats under the templates of five families: thousands for each, hostile and plain, token by token.
 
-What a chat's tokens must be is worked out without what is tested: the family's layout, its texts read by a tokenizer
-that knows no control token. The commit's seed draws 30,000 chats, and 105,000 in `make exhaustive`; `TPO_FUZZ_CHATS`
-says how many a family.
+The expected tokens are computed independently: the family's layout, with its texts read by a tokenizer without control
+tokens. A commit tests 30,000 random chats, `make exhaustive` 105,000; `TPO_FUZZ_CHATS` sets the number per family.
 """
 
 import os
@@ -71,7 +70,7 @@ HALVES = ["\ud83d", "\udc00", "a\udfff"]
 
 
 def a_text(draw: random.Random) -> str:
-    """A text of a kind that has broken something somewhere."""
+    """A random text of a kind that has broken something before."""
     kind = draw.random()
     if kind < 0.03:
         return ""
@@ -94,7 +93,7 @@ def a_character(draw: random.Random) -> str:
 
 
 def chats(family: str, count: int) -> Iterator[list[Message]]:
-    """Chats to be answered, and some to be read as they stand: those that end with the assistant."""
+    """Chats to be answered, and some that end with an assistant's turn, to be judged."""
     draw = dice(f"chats of {family}")
     for _ in range(count):
         roles = draw.choice(READ if draw.random() < 0.2 else ROLES)
@@ -102,7 +101,7 @@ def chats(family: str, count: int) -> Iterator[list[Message]]:
 
 
 class Expected:
-    """What a chat's tokens must be."""
+    """The tokens that a chat must have."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -134,7 +133,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def layout_of(family: Family, chat: Sequence[Message]) -> Layout | None:
-    """A chat's layout; None for what must be refused."""
+    """A chat's layout; None if it must be refused."""
     if any(HALF.search(message["content"]) for message in chat):
         return None
     layout = family.layout(chat, chat[-1]["role"] != "assistant")
@@ -142,7 +141,7 @@ def layout_of(family: Family, chat: Sequence[Message]) -> Layout | None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_chat_has_the_tokens_that_its_template_says_and_no_others(folders: dict[str, Path], name: str):
+def test_a_chat_has_exactly_the_tokens_of_its_template(folders: dict[str, Path], name: str):
     family, expected = BY_NAME[name], Expected(BY_NAME[name])
     encoders = {to_answer: ChatEncoder(folders[name], generation_prompt=to_answer) for to_answer in (True, False)}
     bos = expected.control[family.bos] if family.bos else None
@@ -187,9 +186,7 @@ def test_a_chat_without_control_tokens_is_encoded_as_transformers_does(folders: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_judge_reads_is_what_was_asked_then_the_answer_then_the_end_of_the_turn(
-    folders: dict[str, Path], name: str
-):
+def test_a_judge_reads_the_question_the_answer_and_the_end_of_the_turn(folders: dict[str, Path], name: str):
     family, letters = BY_NAME[name], BY_NAME[name].letters()
     asked, read = (ChatEncoder(folders[name], generation_prompt=to_answer) for to_answer in (True, False))
     draw, compared = random.Random(f"judged {name}"), 0
@@ -200,7 +197,7 @@ def test_what_a_judge_reads_is_what_was_asked_then_the_answer_then_the_end_of_th
             continue
         prompt, whole = asked.encode([user]), read.encode(chat)
         end = whole.index(read.control[family.end_of_turn], len(prompt) - 1)
-        # Header and answer are read as one text: what stands before the answer may join with its first letters.
+        # Header and answer are tokenized as one text, so the header's end may merge with the answer's first letters.
         header = prompt[max(i for i, token in enumerate(prompt) if token in read.control.values()) + 1 :]
         before = rendered((family.layout([user], True) or [])[-1:] if header else [])
         said = " " + answer if name == "mistral" else before + answer
@@ -209,8 +206,8 @@ def test_what_a_judge_reads_is_what_was_asked_then_the_answer_then_the_end_of_th
         compared += 1
 
 
-def test_a_tokenizer_by_itself_doubles_the_bos_of_a_chat_as_text(folders: dict[str, Path]):
-    """The trap is real: what the encoder avoids happens to anyone who hands a rendered chat to the tokenizer."""
+def test_a_tokenizer_by_itself_doubles_the_bos_of_a_rendered_chat(folders: dict[str, Path]):
+    """The trap that the encoder avoids is real: tokenizing a rendered chat doubles its BOS."""
     for name in ("llama3", "mistral", "gemma"):
         encoder = ChatEncoder(folders[name])
         chat = [Message(role="user", content="Say hello.")]

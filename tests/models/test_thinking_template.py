@@ -1,4 +1,4 @@
-"""Claims about what is found out of a template's thinking: over all chat templates of real families that TRL brings."""
+"""Claims about detecting how a template handles thinking, on all chat templates of real families in TRL's wheel."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ ASKED = [Message(role="user", content="Say hello.")]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_real_template_is_of_its_kind(name: str):
+def test_the_kind_of_a_real_template_is_detected(name: str):
     tokenizer = BY_NAME["chatml"].tokenizer()
     tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
     assert thinking_template(tokenizer) == KINDS[name]
@@ -47,12 +47,12 @@ def test_a_real_template_is_of_its_kind(name: str):
     ("template", "kind"),
     [
         ("{{ raise_exception('never') }}", NONE),
-        # DeepSeek R1's first template, which leaves it to the model to open its thought.
+        # DeepSeek R1's first template, which lets the model open its thought.
         (
             "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}",
             ThinkingTemplate("hybrid", *THINK),
         ),
-        # DeepSeek V3.1 and Granite name their switch otherwise.
+        # DeepSeek V3.1 and Granite have another name for the switch.
         (
             "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<think>' if thinking else '</think>' }}{% endif %}",
@@ -62,15 +62,15 @@ def test_a_real_template_is_of_its_kind(name: str):
     ],
     ids=["refuses", "r1_without_prefill", "another_switch", "named_in_a_comment"],
 )
-def test_a_template_is_known_by_what_it_renders(template: str, kind: ThinkingTemplate):
+def test_the_kind_is_detected_from_rendered_chats(template: str, kind: ThinkingTemplate):
     tokenizer = BY_NAME["chatml"].tokenizer()
     tokenizer.chat_template = template
     assert thinking_template(tokenizer) == kind
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.switch])
-def test_what_can_be_switched_off_is_off_in_every_prompt(tmp_path: Path, name: str):
-    """A prompt ends without an open thought; Qwen's hold an empty one, as its answers did when it was trained."""
+def test_thinking_that_can_be_switched_off_is_off_in_every_prompt(tmp_path: Path, name: str):
+    """A prompt ends without an open thought; Qwen's have an empty one, as in its training."""
     folder = BY_NAME["chatml"].save(tmp_path)
     (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
     encoder = ChatEncoder(folder)
@@ -82,7 +82,7 @@ def test_what_can_be_switched_off_is_off_in_every_prompt(tmp_path: Path, name: s
     assert shown != on
 
 
-def test_what_always_thinks_is_what_no_prompt_can_keep_from_it():
+def test_a_model_always_thinks_if_no_prompt_can_prevent_it():
     assert [name for name, kind in KINDS.items() if kind.always_thinks] == [
         "deepseek_r1_distill",
         "deepseekv3",
@@ -101,9 +101,7 @@ def test_what_always_thinks_is_what_no_prompt_can_keep_from_it():
         ("qwen3_6", None),
     ],
 )
-def test_a_model_that_cannot_be_kept_from_thinking_gets_a_note_and_others_none(
-    tmp_path: Path, name: str, told: str | None
-):
+def test_only_a_model_that_cannot_be_kept_from_thinking_gets_a_note(tmp_path: Path, name: str, told: str | None):
     folder = folder_with(tmp_path, name)
     lines = check_thinking(folder, ChatEncoder(folder), natively=False)
     assert len(lines) == (told is not None)
@@ -113,7 +111,7 @@ def test_a_model_that_cannot_be_kept_from_thinking_gets_a_note_and_others_none(
 @pytest.mark.parametrize("name", KINDS)
 def test_native_thinking_is_for_models_that_think_natively(tmp_path: Path, name: str):
     folder = folder_with(tmp_path, name)
-    if KINDS[name].kind == "channels":  # their headings need tokens of their own: tests/zoo has them
+    if KINDS[name].kind == "channels":  # their headings need special tokens, which tests/zoo has
         with pytest.raises(InputError, match="no tokens for"):
             check_thinking(folder, ChatEncoder(folder), natively=True)
     elif KINDS[name].kind == "none":

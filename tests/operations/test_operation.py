@@ -49,7 +49,7 @@ class Story:
     """The states of both while one of them was running."""
     scheduled: Run
     failed: Run
-    mended: Run
+    fixed: Run
     told: list[str]
     """The messages that the webhook of `tpo_alert` received."""
     root: Path
@@ -114,7 +114,7 @@ def story(operation: Operation, webhook: Webhook, tmp_path_factory: pytest.TempP
     scheduled = operation.until(operation.schedule(), "Completed")
     manifests = read_manifests(folder / "tiny")
     failed = operation.until(operation.trigger(overrides=[*settings, "pair.min_margin=100"]), "Failed")
-    mended = operation.until(operation.trigger(), "Completed")
+    fixed = operation.until(operation.trigger(), "Completed")
     return Story(
         operation,
         first,
@@ -122,7 +122,7 @@ def story(operation: Operation, webhook: Webhook, tmp_path_factory: pytest.TempP
         at_once,
         scheduled,
         failed,
-        mended,
+        fixed,
         webhook.told,
         folder / "tiny",
         kept,
@@ -147,7 +147,7 @@ def test_a_run_whose_worker_was_killed_is_crashed_and_says_so(story: Story):
     ]
 
 
-def test_the_schedules_trigger_resumes_what_was_interrupted(story: Story):
+def test_the_schedules_trigger_resumes_the_interrupted_run(story: Story):
     assert story.scheduled["auto_scheduled"] and story.scheduled["name"] == "tiny to M_1"
     assert {"tpo", "tiny"} <= set(story.scheduled["tags"])
     assert (story.root / "iter_1/model/model.safetensors").exists()
@@ -155,7 +155,7 @@ def test_the_schedules_trigger_resumes_what_was_interrupted(story: Story):
     assert "iter_0/prompts/validation: 8 prompts" not in story.operation.logs(story.scheduled["id"])
 
 
-def test_a_stage_that_fails_says_why_on_the_runs_page_in_its_log_and_to_whom_it_may_concern(story: Story):
+def test_a_failed_stage_says_why_on_the_runs_page_in_its_log_and_in_an_alert(story: Story):
     why = "iteration 1: 0 pairs from 16 prompts"
     assert why in story.failed["state"]["message"]
     (note,) = [a for a in story.operation.artifacts(story.failed["id"]) if a["key"] == "tpo-stopped"]
@@ -165,7 +165,7 @@ def test_a_stage_that_fails_says_why_on_the_runs_page_in_its_log_and_to_whom_it_
     assert why in json.loads(story.told[1])["body"]
 
 
-def test_what_was_mended_goes_on_and_makes_nothing_again_that_was_right(story: Story):
+def test_after_a_fix_the_run_resumes_and_remakes_nothing(story: Story):
     changed = {path for path, content in story.after_schedule.items() if Path(path).read_bytes() != content}
     assert changed == {str(story.root / "iter_1/pairs/manifest.json")}
     assert (story.root / "summary.json").exists()
@@ -182,7 +182,7 @@ def test_a_trigger_with_a_wrong_answer_in_the_form_is_refused(story: Story):
     assert story.operation.api.post(path, json=asked).status_code == 409
 
 
-def test_the_graph_has_an_edge_where_a_stage_uses_another_and_nowhere_else(story: Story):
+def test_the_graph_has_an_edge_exactly_if_a_stage_uses_another(story: Story):
     validation, test, direct = "iter_0/validation/epoch_0", "iter_0/test", "iter_0/direct"
     first = {f"sample {validation}", f"judge {validation}", f"sample {test}", f"judge {test}"}
     assert story.operation.graph(story.scheduled["id"]) == {
@@ -205,7 +205,7 @@ def test_the_graph_has_an_edge_where_a_stage_uses_another_and_nowhere_else(story
     }
 
 
-def test_the_graph_of_an_iteration_is_the_method(story: Story):
+def test_the_graph_of_an_iteration_shows_the_method(story: Story):
     asked = {"flow_runs": {"name": {"any_": ["M_1 of tiny"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
     iterations = story.operation.api.post("/flow_runs/filter", json=asked).json()
     epoch = "iter_1/validation/epoch_1"
@@ -225,7 +225,7 @@ def test_the_graph_of_an_iteration_is_the_method(story: Story):
     assert len(iterations) == 2  # The schedule's run, and the one after the fix.
 
 
-def test_a_long_stage_shows_how_far_it_is(story: Story):
+def test_a_long_stage_shows_its_progress(story: Story):
     artifacts = story.operation.api.post("/artifacts/filter", json={}).json()
     shown = [artifact for artifact in artifacts if artifact["type"] == "progress"]
     assert [artifact["data"] for artifact in shown if artifact["description"].startswith("train iter_1")] == [100.0]
@@ -243,7 +243,7 @@ print(os.environ["JUDGE_KEY"])
 """
 
 
-def test_a_key_that_the_worker_lacks_comes_from_a_secret_block_and_stands_nowhere_in_the_clear(
+def test_a_key_that_the_worker_lacks_comes_from_a_secret_block_and_is_nowhere_in_the_clear(
     story: Story, tmp_path: Path
 ):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -1,4 +1,4 @@
-"""Claims about the forecast needs of a run, compared with what runs took."""
+"""Claims about the forecast needs of a run, compared with actual runs."""
 
 import pytest
 

@@ -381,7 +381,7 @@ SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
         ),
     ],
 )
-def test_whatever_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
+def test_everything_that_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
     plan = planned(name, *overrides)
     assert len([problem for problem in plan.problems if re.search(told, problem)]) == 1, plan.problems
     assert not plan.fits
@@ -397,7 +397,7 @@ def test_whatever_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: l
         ("thinkpo-reproduced-7b", [f"{SHORT}=3072"], SLOW.format(4 * 7_615_616_512 / GIB)),
     ],
 )
-def test_whatever_is_no_reason_to_refuse_a_run_is_noted(name: str, overrides: list[str], told: str):
+def test_doubts_that_do_not_justify_a_refusal_are_noted(name: str, overrides: list[str], told: str):
     plan = planned(name, *overrides)
     assert any(note.startswith(told) for note in plan.notes), plan.notes
     assert plan.problems == []

@@ -1,4 +1,4 @@
-"""Claims about published chat templates: they ask as thought prompts do, token for token, whatever a user writes."""
+"""Claims about published chat templates: they ask as thought prompts do, token for token, for any user's text."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ HOSTILE = [
 
 
 def published(folder: Path, encoder: ChatEncoder, prompt: ThoughtPrompt, options: Mapping[str, Any]) -> Any:
-    """The tokenizer of a folder that asks as `prompt` does."""
+    """The tokenizer of a published folder that asks as `prompt` does."""
     variables = {**options, **encoder.thinking.variables(thinking=prompt.thinks_natively)}
     encoder.tokenizer.save_pretrained(folder)
     own = encoder.tokenizer.chat_template
@@ -61,7 +61,7 @@ def chats() -> Iterator[list[Message]]:
 
 
 def compare(tokenizer: Any, prompt: ThoughtPrompt, encoder: ChatEncoder) -> int:
-    """Compares every chat that the model's own template takes; the number of those."""
+    """Compares every chat that the model's own template accepts; returns their number."""
     compared = 0
     for chat in chats():
         *earlier, last = chat
@@ -103,7 +103,7 @@ def test_every_template_of_a_real_family_can_be_published(tmp_path: Path, name: 
         try:
             prompt.encode(encoder, "Why?")
         except InputError:
-            continue  # a template without system turns, or one that can't do with a bare chat
+            continue  # a template without system turns, or one that refuses a bare chat
         tokenizer = published(tmp_path / "published", encoder, prompt, options)
         assert compare(tokenizer, prompt, encoder)
 
@@ -112,7 +112,7 @@ def test_every_template_of_a_real_family_can_be_published(tmp_path: Path, name: 
     "own", ["X", "\nX", "  X\n", "  {% if true %}\n  X\n{% endif %}\n\n", "{# c #}\n \n{{- 'X' }}\n"]
 )
 @pytest.mark.parametrize("prompt", [VARIANTS["generic"], CUSTOM], ids=["generic", "custom"])
-def test_no_white_space_changes_where_the_templates_meet(tmp_path: Path, own: str, prompt: ThoughtPrompt):
+def test_white_space_is_unchanged_where_the_templates_meet(tmp_path: Path, own: str, prompt: ThoughtPrompt):
     folder = BY_NAME["chatml"].save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = [Message(role="user", content="Why?")]
@@ -134,7 +134,7 @@ def test_an_unchanged_template_is_published_for_a_prompt_that_adds_nothing():
     assert is_asking(asking_template(VARIANTS["specific"], own, {}))
 
 
-def test_a_chat_decides_otherwise_than_the_defaults(tmp_path: Path):
+def test_a_chats_variables_override_the_defaults(tmp_path: Path):
     folder = BY_NAME["chatml"].save(tmp_path)
     own = "{{ 'on' if enable_thinking else 'off' }} {{ effort }}"
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -144,7 +144,7 @@ def test_a_chat_decides_otherwise_than_the_defaults(tmp_path: Path):
     assert tokenizer.apply_chat_template(chat, tokenize=False, enable_thinking=False, effort=2) == "off 2"
 
 
-def test_messages_in_parts_are_asked_alike_and_pictures_are_refused(tmp_path: Path):
+def test_messages_in_parts_are_asked_the_same_and_pictures_are_refused(tmp_path: Path):
     folder = BY_NAME["chatml"].save(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     own = "{% for m in messages %}{% for part in m.content %}{{ m.role }}:{{ part.text }}|{% endfor %}{% endfor %}"
@@ -167,7 +167,7 @@ def test_messages_in_parts_are_asked_alike_and_pictures_are_refused(tmp_path: Pa
     "own", [BY_NAME["qwen"].template, TEMPLATES["qwen3"].read_text(), TEMPLATES["gemma4"].read_text()]
 )
 def test_vllm_reads_a_published_template_as_it_reads_the_models_own(own: str, prompt: ThoughtPrompt):
-    """vLLM guesses from the source whether messages are to come in parts, and which variables a request may set."""
+    """vLLM guesses from the source whether messages come in parts, and which variables a request may set."""
     hf = pytest.importorskip("vllm.renderers.hf", exc_type=ImportError)
     switch = {"enable_thinking": prompt.thinks_natively}
     whole = asking_template(prompt, own, switch)
@@ -192,7 +192,7 @@ def test_a_template_that_computes_with_the_instruction_is_refused(tmp_path: Path
         asking_template(prompt, "{{ messages }}", {})
 
 
-def test_a_template_that_would_ask_otherwise_is_found_out(tmp_path: Path):
+def test_a_template_that_would_ask_differently_is_detected(tmp_path: Path):
     encoder = ChatEncoder(BY_NAME["chatml"].save(tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = asking_template(VARIANTS["specific"], BY_NAME["chatml"].template, {})
@@ -202,11 +202,11 @@ def test_a_template_that_would_ask_otherwise_is_found_out(tmp_path: Path):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_wording_is_written_as_it_is(before: str, after: str):
+def test_any_wording_is_written_verbatim(before: str, after: str):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     if re.search(r"{[{%#]", f"{before}{{ {after}"):
-        return  # not a wording but a template
+        return  # a template, not a wording
     prompt = ThoughtPrompt("generic", f"{before}{{{{ instruction }}}}{after}", None, None, "<R>")
     own = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = [dict(turn) for turn in prompt.render("{{ Why? }}")]

@@ -1,4 +1,4 @@
-"""Claims about native thoughts: where they end in an output, for every kind of template and whatever a model writes."""
+"""Claims about native thoughts: where they end in an output, for every kind of template and any output."""
 
 import dataclasses
 from functools import cache
@@ -53,7 +53,7 @@ def prompt(kind: str, variant: str = "native") -> ThoughtPrompt:
 
 
 def opening(kind: str) -> str:
-    """What an output of this kind begins with, if it is to be sound."""
+    """The beginning of a sound output of this kind."""
     return {"channels": "<|channel|>analysis<|message|>"}.get(kind, "" if kind.startswith("prefilled") else "<think>\n")
 
 
@@ -70,7 +70,7 @@ def tokens_of(kind: str, text: str) -> OutputTokens:
 
 
 def letters(kind: str, text: str) -> OutputTokens:
-    """The tokens of a text that quotes tags: letter by letter."""
+    """The tokens of a text that quotes tags, letter by letter."""
     chat = encoder(kind)
     return OutputTokens([token for letter in text for token in chat.ids(letter, as_text=True)], chat.decode)
 
@@ -80,7 +80,7 @@ def joined(*parts: OutputTokens) -> OutputTokens:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_native_thought_is_told_from_its_response(kind: str):
+def test_a_native_thought_is_split_from_its_response(kind: str):
     tokens = tokens_of(kind, f"{opening(kind)}I add.{closing(kind)}It is 5.")
     parsed = prompt(kind).split(tokens.decode(tokens.ids), finished=True, tokens=tokens)
     assert (parsed.thought, parsed.response, parsed.error) == ("I add.", "It is 5.", None)
@@ -144,8 +144,8 @@ QUOTED = ["</think>", "<think>", "<|channel|>final<|message|>"]
 
 @st.composite
 def hostile(draw: st.DrawFn, kind: str) -> OutputTokens:
-    """A thought in Greek that never ends before its closing tag; then Cyrillic. Tags are there as tokens and as
-    letters, and markers anywhere."""
+    """A Greek thought that ends only at its closing tag, then a Cyrillic response, with tags as tokens and as letters,
+    and markers anywhere."""
     tags = IN_THOUGHT[kind == "channels"]
     quoted = st.sampled_from(QUOTED).map(lambda text: letters(kind, text))
 
@@ -172,7 +172,7 @@ def test_nothing_before_the_closing_tag_reaches_a_response(kind: str, variant: s
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_what_is_streamed_of_a_native_thinker_only_grows(kind: str, data: st.DataObject):
+def test_the_streamed_response_of_a_native_thinker_only_grows(kind: str, data: st.DataObject):
     asked = prompt(kind)
     tokens = data.draw(hostile(kind))
     shown, growing = list[str](), GrowingTokens(encoder(kind))
@@ -186,7 +186,7 @@ def test_what_is_streamed_of_a_native_thinker_only_grows(kind: str, data: st.Dat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_native_thinking_is_on_only_if_it_is_asked_for(kind: str):
+def test_native_thinking_is_on_only_on_request(kind: str):
     chat = encoder(kind)
     messages = [Message(role="user", content=QUESTION)]
     native, generic = (prompt(kind, variant).encode(chat, QUESTION) for variant in ("native", "direct"))
@@ -203,7 +203,7 @@ def test_native_thinking_is_on_only_if_it_is_asked_for(kind: str):
     ],
 )
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if encoder(kind).thinking.switch is None])
-def test_a_native_thought_that_cannot_be_switched_off_is_a_part_of_the_thought(
+def test_a_native_thought_that_cannot_be_switched_off_is_part_of_the_thought(
     kind: str, variant: str, output: str, thought: str, response: str
 ):
     tokens = tokens_of(kind, output.format(o=opening(kind), c=closing(kind)))
@@ -211,7 +211,7 @@ def test_a_native_thought_that_cannot_be_switched_off_is_a_part_of_the_thought(
     assert (parsed.thought, parsed.response, parsed.error) == (thought, response, None)
 
 
-def test_the_ending_of_a_thought_is_what_the_template_writes_there():
+def test_the_ending_of_a_thought_is_taken_from_the_template():
     chat = encoder("channels")
     form = "<|end|><|start|>assistant<|channel|>final<|message|>"
     assert chat.ending_ids() == tuple(chat.ids(form, as_text=False))
@@ -220,7 +220,7 @@ def test_the_ending_of_a_thought_is_what_the_template_writes_there():
 
 
 @pytest.mark.parametrize("output", ["<think>\nsecret\n</think>\n\nParis.", "[THINK]secret[/THINK]Paris."])
-def test_well_known_tags_are_cut_off_even_if_nothing_is_known_of_the_model(output: str):
+def test_well_known_tags_are_cut_off_even_for_an_unknown_model(output: str):
     for variant in VARIANTS.values():
         if variant.response_marker is not None:
             told = output.replace("Paris.", f"Easy. {variant.response_marker} Paris.")
@@ -234,7 +234,7 @@ def test_well_known_tags_are_cut_off_even_if_nothing_is_known_of_the_model(outpu
 @pytest.mark.parametrize("variant", ["native", "generic"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hybrid_without_switch"])
 @pytest.mark.parametrize("written", [3, 40])
-def test_a_thought_at_its_limit_is_ended_in_the_form_that_is_split(kind: str, variant: str, written: int):
+def test_a_thought_at_its_limit_is_ended_so_that_it_can_be_split(kind: str, variant: str, written: int):
     asked, chat = prompt(kind, variant), encoder(kind)
     start = opening(kind) if variant == "native" or chat.thinking.switch is None else ""
     found = [*tokens_of(kind, start).ids, *letters(kind, "a" * written).ids]
@@ -252,7 +252,7 @@ def test_a_thought_at_its_limit_is_ended_in_the_form_that_is_split(kind: str, va
     assert "a" in parsed.thought and "5" not in parsed.thought
 
 
-def test_a_model_that_is_said_not_to_think_stays_switched_off():
+def test_a_model_configured_not_to_think_stays_switched_off():
     chat = encoder("hybrid")
     told = thinking_template(chat.tokenizer, kind="none")
     assert (told.kind, told.variables(thinking=False)) == ("none", {"enable_thinking": False})

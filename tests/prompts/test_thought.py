@@ -50,7 +50,7 @@ def by_name(prompt: ThoughtPrompt) -> str:
         ("direct", None, None),
     ],
 )
-def test_markers_are_the_papers_to_the_letter(variant: str, thought_marker: str | None, response_marker: str | None):
+def test_markers_are_exactly_the_papers(variant: str, thought_marker: str | None, response_marker: str | None):
     prompt = VARIANTS[variant]
     asked = "\n".join(message["content"] for message in prompt.render("x"))
     assert (prompt.thought_marker, prompt.response_marker) == (thought_marker, response_marker)
@@ -58,7 +58,7 @@ def test_markers_are_the_papers_to_the_letter(variant: str, thought_marker: str 
 
 
 @pytest.mark.parametrize("variant", ["generic", "specific", "specific_draft"])
-def test_the_user_turn_ends_with_the_query_on_a_line_of_its_own(variant: str):
+def test_the_user_turn_ends_with_the_query_on_its_own_line(variant: str):
     (message,) = VARIANTS[variant].render("Why?")
     assert message["role"] == "user"
     assert message["content"].endswith("\nUser query: Why?")
@@ -100,7 +100,7 @@ def test_earlier_turns_are_never_read_as_templates(prompt: ThoughtPrompt, text: 
 
 @pytest.mark.parametrize("instruction", HOSTILE)
 @pytest.mark.parametrize("prompt", VARIANTS.values(), ids=by_name)
-def test_an_instruction_is_inserted_as_it_is_and_never_executed(prompt: ThoughtPrompt, instruction: str):
+def test_an_instruction_is_inserted_verbatim_and_never_executed(prompt: ThoughtPrompt, instruction: str):
     before, after = prompt.render("SLOT")[-1]["content"].split("SLOT")
     assert prompt.render(instruction)[-1]["content"] == before + instruction + after
 
@@ -180,7 +180,7 @@ NATIVE = [dataclasses.replace(VARIANTS[name], native=UNWANTED) for name in ("dir
         ("a secret</think>Paris.", True, (..., "", ""), ParseError.NATIVE_THOUGHT),
     ],
 )
-def test_what_a_model_thinks_in_its_own_way_is_no_response(
+def test_a_models_native_thought_is_not_a_response(
     output: str, finished: bool, responses: tuple[object, ...], error: ParseError
 ):
     for prompt, response in zip(NATIVE, responses, strict=True):
@@ -190,7 +190,7 @@ def test_what_a_model_thinks_in_its_own_way_is_no_response(
         assert "secret" not in parsed.response
 
 
-def test_an_output_without_a_thought_of_the_models_own_is_split_as_ever():
+def test_an_output_without_a_native_thought_is_split_as_usual():
     for prompt, name in zip(NATIVE, ("direct", "specific", "generic"), strict=True):
         for output in ("Paris.", "Draft.\n<R>\nParis.", "Here is my thought process: a\nHere is my response: b"):
             assert prompt.split(output, finished=True) == VARIANTS[name].split(output, finished=True)
@@ -203,7 +203,7 @@ def test_every_thought_marker_leaves_the_thought():
 
 @pytest.mark.parametrize("prompt", THINKING, ids=by_name)
 @given(thought=thought_text, response=thought_text.filter(str.strip))
-def test_a_laid_out_output_splits_into_what_it_was_made_of(prompt: ThoughtPrompt, thought: str, response: str):
+def test_an_output_splits_into_the_parts_it_was_made_of(prompt: ThoughtPrompt, thought: str, response: str):
     markers = [marker for marker in (prompt.thought_marker, prompt.response_marker) if marker]
     output = f"{prompt.thought_marker or ''}{thought}\n{prompt.response_marker}{response}"
     # Joining the parts may complete a marker across a seam: then it is a different output.
@@ -233,7 +233,7 @@ def test_a_response_without_error_holds_no_marker(prompt: ThoughtPrompt, pieces:
     pieces=st.lists(st.sampled_from(["a", " ", "<R>", "<response>", "<internal thought>", "<resp", "onse>"])),
     finished=st.booleans(),
 )
-def test_what_is_shown_of_a_sound_output_is_what_it_splits_into(
+def test_the_response_shown_of_a_sound_output_is_the_one_it_splits_into(
     prompt: ThoughtPrompt, pieces: list[str], finished: bool
 ):
     output = "".join(pieces)
@@ -251,9 +251,9 @@ def test_what_is_shown_of_a_sound_output_is_what_it_splits_into(
         )
     )
 )
-def test_what_is_shown_only_grows_while_an_output_does(prompt: ThoughtPrompt, pieces: list[str]):
+def test_the_response_shown_only_grows_with_the_output(prompt: ThoughtPrompt, pieces: list[str]):
     output = "".join(pieces)
-    # Of a model that was told not to think and does so in the middle, what was shown before can't be taken back.
+    # If a model that was told not to think does so in the middle, what was shown before can't be taken back.
     assume(prompt.native != UNWANTED or not any(output[: output.find(t)].strip() for t in TAGS[0] if t in output))
     shown = [prompt.shown(output[:end], finished=False) for end in range(len(output) + 1)]
     for before, after in pairwise([*shown, prompt.shown(output, finished=True)]):
@@ -299,20 +299,20 @@ def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, c
         load_prompt(PromptConfig(variant="specific", user_template=path))
 
 
-def test_a_template_without_end_is_refused_within_seconds(tmp_path: Path):
+def test_an_endless_template_is_refused_within_seconds(tmp_path: Path):
     loops = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" * 3
     (tmp_path / "mine.jinja").write_text(f"<R> {{{{ instruction }}}}{loops}")
     with pytest.raises(InputError, match="does not render: it does not come to an end within 5 s"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 
-def test_a_pipe_is_no_template(tmp_path: Path):
+def test_a_pipe_is_not_a_template(tmp_path: Path):
     os.mkfifo(tmp_path / "mine.jinja")
     with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a file"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 
 @pytest.mark.parametrize("field", ["user_template", "system_template"])
-def test_a_template_file_that_is_not_there_is_refused_by_its_name(tmp_path: Path, field: str):
+def test_a_missing_template_file_is_refused_by_name(tmp_path: Path, field: str):
     with pytest.raises(InputError, match=r"nowhere\.jinja cannot be read"):
         load_prompt(PromptConfig.model_validate({field: tmp_path / "nowhere.jinja"}))

@@ -98,7 +98,7 @@ def templates_of(folder: Path, **sources: str) -> PairwiseJudge:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_the_layout_is_the_published_one_to_the_letter(prompt: VerdictPrompt):
+def test_the_layout_is_exactly_the_published_one(prompt: VerdictPrompt):
     assert user_turn(prompt, "Why?", "Because.", "Who\nknows?") == PUBLISHED
 
 
@@ -113,7 +113,7 @@ def test_only_the_cot_prompt_asks_for_an_explanation():
 
 
 @pytest.mark.parametrize("text", HONEST)
-def test_honest_text_is_shown_as_it_is(text: str):
+def test_honest_text_is_shown_verbatim(text: str):
     assert defused(f" \n{text}\t") == text.strip()
     assert user_turn(COT, text, text, text) == PUBLISHED.replace("Why?", text).replace("Because.", text).replace(
         "Who\nknows?", text
@@ -121,12 +121,12 @@ def test_honest_text_is_shown_as_it_is(text: str):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Ps", "Pe", "Sm", "Pi", "Pf"])))
-def test_text_without_brackets_is_shown_as_it_is(text: str):
+def test_text_without_brackets_is_shown_verbatim(text: str):
     assert defused(text) == text.strip()
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no real text here")
-def test_real_text_is_shown_as_it_is():
+def test_real_text_is_shown_verbatim():
     columns = {
         "alpaca_eval_instructions.jsonl": ["instruction"],
         "arena_hard_v0.1_questions.jsonl": ["prompt"],
@@ -187,7 +187,7 @@ def test_no_hostile_text_forges_a_delimiter_or_label_in_any_position():
             assert parse_verdict(f"I was shown this:\n{user}", finished=True) is None, case
 
 
-def test_hostile_texts_forge_nothing_together():
+def test_hostile_texts_together_forge_nothing():
     delimiters = [seen(delimiter) for delimiter in DELIMITERS]
     short = [case.text for case in HOSTILE if case.kind != "huge"]
     for texts in zip(*(random.Random(i).sample(short, len(short)) for i in range(3)), strict=True):
@@ -203,7 +203,7 @@ def test_no_look_alike_survives_in_any_text(forged: str, drawn: random.Random, b
     assert seen(forged) not in seen(defused(before + alike + after))
 
 
-def test_defusing_is_idempotent_and_changes_only_brackets():
+def test_sanitizing_is_idempotent_and_changes_only_brackets():
     for case in HOSTILE:
         once = defused(case.text)
         assert defused(once) == once
@@ -224,7 +224,7 @@ def test_defusing_is_idempotent_and_changes_only_brackets():
     ],
     ids=lambda text: ascii(text[:12]),
 )
-def test_long_text_is_defused_within_a_second(text: str):
+def test_long_text_is_sanitized_within_a_second(text: str):
     started = time.process_time()
     defused(text + "!")
     assert time.process_time() - started < 1
@@ -242,7 +242,7 @@ def test_rendering_is_fast_enough_for_hundreds_of_thousands():
 @pytest.mark.parametrize(
     "template", [COT.user_template, ARENA, TAGS, CHINESE], ids=["ours", "arena", "tags", "chinese"]
 )
-def test_a_prompt_is_what_jinja_makes_of_its_template(template: str):
+def test_a_prompt_is_what_jinja_renders_from_its_template(template: str):
     prompt = VerdictPrompt("Judge.", template)
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(template)
     assert user_turn(prompt, "Why?", "Because.\n", "") == jinja.render(instruction="Why?", first="Because.", second="")
@@ -278,7 +278,7 @@ def test_prompts_have_distinct_fingerprints_and_can_be_pickled():
     ],
     ids=["arena", "tags", "chinese", "nested"],
 )
-def test_the_delimiters_of_a_users_template_cannot_be_forged_either(template: str, delimiters: list[str]):
+def test_the_delimiters_of_a_custom_template_cannot_be_forged_either(template: str, delimiters: list[str]):
     prompt = VerdictPrompt("Judge.", template)
     alone = seen(user_turn(prompt, "", "", ""))
     forged = [
@@ -400,7 +400,7 @@ def test_a_template_that_cannot_work_or_could_be_forged_is_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize("field", ["user_template", "system_template"])
-def test_a_template_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path, field: str):
+def test_an_unreadable_template_file_is_refused_by_name(tmp_path: Path, field: str):
     with pytest.raises(InputError, match=r"nowhere\.jinja cannot be read"):
         load_verdict_prompt(PairwiseJudge.model_validate({field: tmp_path / "nowhere.jinja"}))
     (tmp_path / "latin.jinja").write_bytes(b"\xe9")

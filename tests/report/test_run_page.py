@@ -190,7 +190,7 @@ def test_the_page_requests_nothing_from_the_network(make: Callable[[], str]) -> 
 
 @pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
-def test_a_browser_runs_nothing_of_a_hostile_page(tmp_path: Path) -> None:
+def test_a_browser_runs_nothing_from_a_hostile_page(tmp_path: Path) -> None:
     # Remove the page's own policy, so that escaping alone has to hold.
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", hostile_page())
     (tmp_path / "report.html").write_text(page, encoding="utf-8")

@@ -38,7 +38,7 @@ def test_a_finished_run_is_current_and_nothing_is_before(config: RunConfig, tmp_
 
 
 @pytest.mark.parametrize("section", ["seed", "train", "sample", "pair", "engine", "data", "health"])
-def test_a_run_is_current_under_its_own_config_alone(config: RunConfig, section: str):
+def test_a_run_is_current_only_under_its_own_config(config: RunConfig, section: str):
     changes = {
         "seed": 5,
         "train": config.train.model_copy(update={"beta": 0.33}),
@@ -50,7 +50,7 @@ def test_a_run_is_current_under_its_own_config_alone(config: RunConfig, section:
     }
     other = config.model_copy(update={section: changes[section]})
     assert not is_current(other)
-    keep_config(other)  # as a flow that is killed right after its start does
+    keep_config(other)  # as a flow killed right after its start leaves it
     assert not is_current(other) and not is_current(config)
 
 
@@ -58,7 +58,7 @@ def every_manifest(config: RunConfig) -> list[Path]:
     return sorted(config.root.rglob("manifest.json"))
 
 
-def test_it_takes_every_stage(config: RunConfig):
+def test_every_stage_must_be_complete(config: RunConfig):
     manifests = every_manifest(config)
     assert len(manifests) > 30
     for path in manifests:
@@ -69,7 +69,7 @@ def test_it_takes_every_stage(config: RunConfig):
     assert is_current(config)
 
 
-def test_it_takes_every_file_whole(config: RunConfig):
+def test_every_file_must_be_complete(config: RunConfig):
     files = sorted(config.root.rglob("*.safetensors"))
     assert len(files) > 3
     for path in files:
@@ -83,7 +83,7 @@ def test_it_takes_every_file_whole(config: RunConfig):
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "prompts.jsonl", "mine.jinja", "judge/config.json"])
-def test_it_takes_every_file_from_outside_as_it_was(config: RunConfig, tmp_path: Path, name: str):
+def test_every_external_file_must_be_unchanged(config: RunConfig, tmp_path: Path, name: str):
     path = tmp_path / name
     content = path.read_bytes()
     for changed in (content + b" ", b"", content.replace(b"e", b"E", 1)):
@@ -100,7 +100,7 @@ def test_another_file_in_the_models_folder_is_another_model(config: RunConfig, t
     assert not is_current(config)
 
 
-def test_a_stage_made_again_with_another_result_needs_the_run_to_be_finished_again(config: RunConfig):
+def test_after_a_stage_is_remade_with_another_result_the_run_must_be_finished_again(config: RunConfig):
     path = config.root / "iter_1" / "test" / "scores"
     manifest = json.loads((path / "manifest.json").read_text())
     set_aside(path)
@@ -119,7 +119,7 @@ def signed(manifest: dict[str, object]) -> bytes:
     return _to_json(_with_checksum(manifest))
 
 
-def test_a_manifest_that_names_nothing_from_outside_is_looked_at_by_the_recipe(config: RunConfig):
+def test_a_manifest_without_external_files_is_checked_by_the_recipe(config: RunConfig):
     """Manifests of earlier versions don't: such a run is checked stage by stage."""
     path = config.root / "iter_1" / "samples" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -140,7 +140,7 @@ def test_a_manifest_that_names_nothing_from_outside_is_looked_at_by_the_recipe(c
         lambda noted: [noted],
     ],
 )
-def test_a_note_of_another_version_or_none_at_all_makes_nothing_current(
+def test_a_missing_note_or_one_of_another_version_makes_nothing_current(
     config: RunConfig, spoil: Callable[[dict[str, object]], object]
 ):
     path = config.root / FINISHED
@@ -149,7 +149,7 @@ def test_a_note_of_another_version_or_none_at_all_makes_nothing_current(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null"])
-def test_a_note_that_cannot_be_read_makes_nothing_current(config: RunConfig, content: bytes):
+def test_an_unreadable_note_makes_nothing_current(config: RunConfig, content: bytes):
     (config.root / FINISHED).write_bytes(content)
     assert not is_current(config)
     (config.root / FINISHED).unlink()
@@ -157,8 +157,8 @@ def test_a_note_that_cannot_be_read_makes_nothing_current(config: RunConfig, con
 
 
 @pytest.mark.parametrize("name", [SUMMARY, REPORT])
-def test_its_results_are_those_that_were_made_from_its_stages(config: RunConfig, name: str):
-    """As of a run that is killed after its report, or between a stage that was made again and its report."""
+def test_its_results_must_be_those_made_from_its_stages(config: RunConfig, name: str):
+    """For example if a run is killed after its report, or between a remade stage and its report."""
     content = (config.root / name).read_bytes()
     (config.root / name).write_bytes(content + b" ")
     assert not is_current(config)
@@ -168,7 +168,7 @@ def test_its_results_are_those_that_were_made_from_its_stages(config: RunConfig,
     assert is_current(config)
 
 
-def test_a_run_that_is_interrupted_while_it_is_extended_is_current_as_far_as_it_was(config: RunConfig):
+def test_a_run_interrupted_while_being_extended_stays_current_up_to_its_former_end(config: RunConfig):
     stage = Stage(config.root, "iter_3/prompts", Prompt, inputs={}, config={})
     stage.begin()
     assert is_current(config)
@@ -176,8 +176,8 @@ def test_a_run_that_is_interrupted_while_it_is_extended_is_current_as_far_as_it_
     assert is_current(config)
 
 
-def test_a_leftover_that_nothing_mends_does_not_keep_a_run_from_being_current(config: RunConfig, tmp_path: Path):
-    """Such as a comparison's judgments of another run that has changed, or a stage of another config."""
+def test_leftovers_that_no_stage_remakes_do_not_make_a_run_outdated(config: RunConfig, tmp_path: Path):
+    """Such as a comparison's judgments of another run that has changed since, or a stage of another config."""
     (tmp_path / "theirs").write_text("1")
     made(config, "iter_1/against/judgments", external_file(tmp_path / "theirs"))
     made(config, "iter_9/samples", External("x"))
@@ -191,7 +191,7 @@ def test_a_leftover_that_nothing_mends_does_not_keep_a_run_from_being_current(co
 
 
 @pytest.mark.parametrize("earlier", [{"theirs": "at another path"}, None], ids=["elsewhere", "not named"])
-def test_a_stage_that_is_found_complete_names_its_files_as_they_are_now(
+def test_a_stage_found_complete_records_its_files_as_they_are_now(
     config: RunConfig, tmp_path: Path, earlier: dict[str, str] | None
 ):
     """A model that was moved, or a run of an earlier version, costs one start without work."""
@@ -219,7 +219,7 @@ def made(config: RunConfig, name: str, source: External) -> Stage:
     return stage
 
 
-def test_a_model_that_another_run_has_made_can_be_the_seed(tmp_path: Path):
+def test_a_model_of_another_run_can_be_the_seed(tmp_path: Path):
     other = a_config(tmp_path)
     finish(other, 1)
     config = a_config(tmp_path, name="next", model={"path": str(other.root / "iter_1" / "model")})
@@ -229,7 +229,7 @@ def test_a_model_that_another_run_has_made_can_be_the_seed(tmp_path: Path):
     assert not is_current(config)
 
 
-def test_what_has_been_moved_aside_does_not_count(config: RunConfig):
+def test_stages_moved_aside_do_not_count(config: RunConfig):
     aside = config.root / "iter_1" / "pairs.old-1"
     aside.mkdir()
     (aside / "manifest.json").write_text("not read")
@@ -259,7 +259,7 @@ def test_wording_and_code_that_identify_stages_count_too(config: RunConfig, tmp_
     assert not is_current(config, package=package)
 
 
-def test_how_far_a_run_has_come_is_counted_for_its_own_config(config: RunConfig):
+def test_iterations_are_counted_only_under_the_runs_own_config(config: RunConfig):
     assert iterations_made(config) == 2
     assert iterations_made(config.model_copy(update={"seed": 5})) == -1
     (config.root / "iter_1" / "test" / "scores" / "manifest.json").unlink()

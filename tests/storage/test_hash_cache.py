@@ -13,7 +13,7 @@ from tpo.storage.store import file_sha256
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that remembers."""
+    """The cache file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tpo" / "hashes.json"
 
@@ -39,7 +39,7 @@ class Reader:
         return file_sha256(path)
 
 
-def test_a_file_that_nobody_wrote_to_is_read_once(model: Path, tmp_path: Path):
+def test_an_unchanged_file_is_read_once(model: Path, tmp_path: Path):
     read, other = Reader(), tmp_path / "other"
     other.write_bytes(b"others")
     expected = hashlib.sha256(b"weights").hexdigest()
@@ -47,7 +47,7 @@ def test_a_file_that_nobody_wrote_to_is_read_once(model: Path, tmp_path: Path):
     assert read.times == 2
 
 
-def test_a_write_is_seen_where_size_and_time_of_writing_are_set_back(model: Path):
+def test_a_write_is_noticed_even_if_size_and_modification_time_are_restored(model: Path):
     read, before = Reader(), model.stat()
     known_sha256(model, read)
     with model.open("r+b") as file:
@@ -67,7 +67,7 @@ def test_another_file_in_its_place_is_read(model: Path, tmp_path: Path):
     assert known_sha256(model, read) == hashlib.sha256(b"strange").hexdigest()
 
 
-def test_a_file_that_was_written_a_moment_ago_is_not_remembered(model: Path):
+def test_a_file_written_a_moment_ago_is_not_cached(model: Path):
     read = Reader()
     for _ in range(2):
         known_sha256(model, read, at_rest_seconds=60.0)
@@ -75,7 +75,7 @@ def test_a_file_that_was_written_a_moment_ago_is_not_remembered(model: Path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"a"', b'{"PATH": 1}', b'{"PATH": [[1, 2, 3, 4, 5], "0"]}', b"\xff"])
-def test_a_damaged_memory_is_no_memory(model: Path, cache: Path, damage: bytes):
+def test_a_damaged_cache_is_ignored(model: Path, cache: Path, damage: bytes):
     cache.parent.mkdir(parents=True)
     cache.write_bytes(damage.replace(b"PATH", str(model).encode()))
     for _ in range(2):

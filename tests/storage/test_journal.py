@@ -13,7 +13,7 @@ answers = st.dictionaries(texts, st.none() | st.dictionaries(texts, st.integers(
 
 
 @given(answers, st.data())
-def test_cut_anywhere_it_keeps_every_whole_line_and_goes_on(said: dict[str, object], data: st.DataObject):
+def test_cut_anywhere_it_keeps_every_whole_line_and_continues(said: dict[str, object], data: st.DataObject):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal-00000.jsonl"
         with Journal(path) as journal:
@@ -31,7 +31,7 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_goes_on(said: dict[str, obje
         assert len(read_journal(path).answers) == len(dict(list(said.items())[:kept]) | {"one more": None})
 
 
-def test_a_line_is_on_its_way_to_the_disk_before_the_next_is_asked_for(tmp_path: Path):
+def test_a_line_is_written_before_the_next_answer_is_requested(tmp_path: Path):
     path = tmp_path / "journal-00000.jsonl"
     journal = Journal(path)
     journal.write("a", 1)
@@ -44,7 +44,7 @@ def test_without_an_answer_there_is_no_file(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_says_how_many_answers_there_are(tmp_path: Path):
+def test_it_counts_its_answers(tmp_path: Path):
     counts: list[int] = []
     path = tmp_path / "journal-00000.jsonl"
     for key in ("a", "b"):

@@ -17,7 +17,7 @@ NO_BUDGET = BudgetConfig()
 
 
 class Clock:
-    """A clock that is set."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -46,7 +46,7 @@ def a_meter(root: Path, stage: str = "iter_1/samples", budget: BudgetConfig = NO
         ("iter_0/direct/judgments", "test judge"),
     ],
 )
-def test_a_stage_tells_its_kind_of_work(stage: str, work: str):
+def test_a_stages_name_gives_its_kind_of_work(stage: str, work: str):
     assert Entry(stage, "cpu").work == work
     assert work in WORK
 
@@ -75,7 +75,7 @@ def test_time_without_a_result_is_spent_too(tmp_path: Path):
     assert (entry.seconds, entry.tokens) == (10, 0)
 
 
-def test_engines_on_cpus_are_no_gpus(tmp_path: Path):
+def test_engines_on_cpus_do_not_count_as_gpus(tmp_path: Path):
     with a_meter(tmp_path, device="cpu", devices=3, parameters=7) as meter:
         CLOCK.seconds += 5
         meter.book(tokens_out=1)
@@ -83,14 +83,14 @@ def test_engines_on_cpus_are_no_gpus(tmp_path: Path):
     assert (line.seconds, line.gpu_seconds, line.engine_seconds) == (5, 0, 15)
 
 
-def test_what_is_booked_is_on_its_way_to_the_disk_at_once(tmp_path: Path):
+def test_an_entry_is_written_at_once(tmp_path: Path):
     with a_meter(tmp_path) as meter:
         meter.book(tokens_out=5)
         assert [entry.tokens_out for entry in read_ledger(tmp_path)] == [5]
 
 
 @given(st.integers(0, 400))
-def test_a_ledger_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_factory: pytest.TempPathFactory, cut: int):
+def test_a_ledger_cut_anywhere_keeps_its_whole_lines_and_continues(tmp_path_factory: pytest.TempPathFactory, cut: int):
     root = tmp_path_factory.mktemp("cut")
     with a_meter(root) as meter:
         for _ in range(4):
@@ -103,7 +103,7 @@ def test_a_ledger_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_factor
     assert sum(entry.tokens_out for entry in read_ledger(root)) == kept + 1
 
 
-def test_a_long_ledger_is_summed_up_when_it_is_opened_and_says_the_same(tmp_path: Path):
+def test_a_long_ledger_is_summed_up_when_opened_with_the_same_totals(tmp_path: Path):
     for stage, lines in (("iter_1/judgments", MOST_LINES), ("iter_2/judgments", 3)):
         with a_meter(tmp_path, stage, input_price=1.0) as meter:
             for _ in range(lines):
@@ -121,7 +121,7 @@ def test_a_long_ledger_is_summed_up_when_it_is_opened_and_says_the_same(tmp_path
     assert after[0].cost == pytest.approx(before[0].cost)
 
 
-def test_a_ledger_of_a_newer_version_is_refused_with_what_is_not_known(tmp_path: Path):
+def test_a_ledger_of_a_newer_version_is_refused_with_the_unknown_field(tmp_path: Path):
     write_lines(tmp_path / LEDGER, [{"stage": "iter_1/samples", "device": "cpu", "watts": 3}])
     with pytest.raises(StoreError, match=r"ledger.jsonl has a line that this version does not know .*watts.*newer"):
         read_ledger(tmp_path)
@@ -138,7 +138,9 @@ def test_a_ledger_of_a_newer_version_is_refused_with_what_is_not_known(tmp_path:
     ],
     ids=["tokens", "cost", "hours"],
 )
-def test_a_cap_is_said_with_what_was_spent_and_how_to_go_on(tmp_path: Path, budget: BudgetConfig, told: str):
+def test_a_reached_cap_is_reported_with_the_spending_and_how_to_continue(
+    tmp_path: Path, budget: BudgetConfig, told: str
+):
     with a_meter(tmp_path, budget=budget, input_price=1e6) as meter:
         meter.check()
         CLOCK.seconds += 10
@@ -152,7 +154,7 @@ def test_a_cap_is_said_with_what_was_spent_and_how_to_go_on(tmp_path: Path, budg
         meter.check()
 
 
-def test_work_that_knows_no_shards_is_told_when_a_line_is_due(tmp_path: Path):
+def test_work_without_shards_learns_when_an_entry_is_due(tmp_path: Path):
     with a_meter(tmp_path) as meter:
         assert not meter.tick()
         CLOCK.seconds += TICK_SECONDS
@@ -162,8 +164,8 @@ def test_work_that_knows_no_shards_is_told_when_a_line_is_due(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("at_once", "shards"), [(1, 3), (8, 8), (8, 16), (8, 60)])
-def test_the_start_of_engines_that_work_side_by_side_is_told_from_their_work(tmp_path: Path, at_once: int, shards: int):
-    """Each takes 45 s to start and 60 s a shard of 600 tokens, which is 10 a second."""
+def test_the_start_up_of_parallel_engines_is_told_apart_from_their_work(tmp_path: Path, at_once: int, shards: int):
+    """Each takes 45 s to start and 60 s per shard of 600 tokens: 10 tokens per second."""
     with a_meter(tmp_path, devices=at_once, at_once=at_once) as meter:
         begun = CLOCK.seconds
         for i in range(shards):
@@ -173,7 +175,7 @@ def test_the_start_of_engines_that_work_side_by_side_is_told_from_their_work(tmp
     assert rate is not None
     if shards > at_once:
         assert rate.start_seconds == pytest.approx(45)
-        assert rate.tokens_per_second == pytest.approx(10, rel=0.07), "the last turn of 60 shards is half empty"
+        assert rate.tokens_per_second == pytest.approx(10, rel=0.07), "the last round of 60 shards is half empty"
     else:
         assert rate.start_seconds is None
         assert rate.tokens_per_second == pytest.approx(8 * 600 / (105 * 8)), "the start counts as work"

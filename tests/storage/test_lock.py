@@ -31,7 +31,7 @@ def a_holder(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path):
+def test_a_second_process_learns_who_holds_the_run(tmp_path: Path):
     holder = a_holder(tmp_path)
     try:
         with (
@@ -55,7 +55,7 @@ def test_a_dead_holders_lock_is_taken_over(tmp_path: Path, number: int, capsys: 
         assert f"taken over from process {holder.pid}" in capsys.readouterr().err
 
 
-def test_a_holder_that_lets_go_leaves_nothing_to_take_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_released_lock_leaves_nothing_to_take_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "run"):
         _ = 1 / 0
     with only_writer(tmp_path / "run"):
@@ -63,7 +63,7 @@ def test_a_holder_that_lets_go_leaves_nothing_to_take_over(tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
 
 
-def test_children_of_the_holder_do_not_hold_on_for_it(tmp_path: Path):
+def test_children_of_the_holder_do_not_keep_the_lock(tmp_path: Path):
     with only_writer(tmp_path):
         child = subprocess.Popen(["sleep", "60"])
     try:
@@ -87,7 +87,7 @@ def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         pass
 
 
-def test_who_holds_it_may_be_unreadable(tmp_path: Path):
+def test_the_holders_name_may_be_unreadable(tmp_path: Path):
     holder = a_holder(tmp_path)
     (tmp_path / ".holder.json").write_text("{")
     try:
@@ -98,7 +98,7 @@ def test_who_holds_it_may_be_unreadable(tmp_path: Path):
         holder.wait()
 
 
-def test_a_file_system_without_locks_is_refused_and_no_file_stands_for_one(
+def test_a_file_system_without_locks_is_refused_and_no_lock_file_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def missing(descriptor: int, operation: int) -> None:

@@ -100,7 +100,7 @@ def test_what_is_stored_is_read_again(record: type, data: st.DataObject):
 
 @dataclasses.dataclass(frozen=True)
 class EarlierPrompt:
-    """A prompt as it was before it could hold constraints."""
+    """A prompt from before it could have constraints."""
 
     prompt_id: str
     instruction: str
@@ -129,7 +129,7 @@ def test_equal_rows_have_equal_fingerprints_and_others_do_not(tmp_path: Path):
     assert first.fingerprint == same.fingerprint != other.fingerprint
 
 
-def test_a_stage_is_complete_by_its_manifest_alone(tmp_path: Path):
+def test_only_its_manifest_makes_a_stage_complete(tmp_path: Path):
     stage = a_stage(tmp_path)
     assert stage.complete() is None
     stage.begin()
@@ -171,7 +171,7 @@ def test_shards_of_an_unfinished_stage_are_kept(tmp_path: Path):
     assert read_rows(resumed.commit(2), Prompt) == ROWS
 
 
-def test_a_stage_ends_in_the_shards_that_it_began_with(tmp_path: Path):
+def test_a_resumed_stage_keeps_its_shard_size(tmp_path: Path):
     stopped = a_stage(tmp_path)
     stopped.begin(shard_size=50)
     stopped.write_shard(0, ROWS)
@@ -181,7 +181,7 @@ def test_a_stage_ends_in_the_shards_that_it_began_with(tmp_path: Path):
     assert resumed.has_shard(0)
 
 
-def test_a_shard_without_its_seal_counts_for_nothing(tmp_path: Path):
+def test_a_shard_without_its_seal_does_not_count(tmp_path: Path):
     stage = a_stage(tmp_path)
     stage.begin()
     stage.write_shard(0, ROWS)
@@ -207,7 +207,7 @@ def test_a_stage_with_other_rows_than_it_accounts_for_is_not_committed(tmp_path:
     assert stage.complete() is None
 
 
-def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path):
+def test_partial_files_of_a_killed_process_are_removed(tmp_path: Path):
     stage = a_stage(tmp_path)
     stage.begin()
     (stage.folder / ".part-00000.parquet.123.tmp").write_bytes(b"half")
@@ -215,14 +215,14 @@ def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path):
     assert [path.name for path in stage.folder.iterdir()] == ["plan.json"]
 
 
-def test_a_folder_that_no_stage_of_ours_made_is_never_deleted(tmp_path: Path):
+def test_a_folder_that_no_stage_made_is_never_deleted(tmp_path: Path):
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "mine.txt").write_text("precious")
     a_stage(tmp_path).begin()
     assert (tmp_path / "prompts.old-1" / "mine.txt").read_text() == "precious"
 
 
-def test_a_stage_of_files_is_named_by_the_content_of_all_of_them(tmp_path: Path):
+def test_a_stage_of_files_is_identified_by_the_content_of_all_of_them(tmp_path: Path):
     stage = a_stage(tmp_path, "model", record="Model")
     stage.begin()
     (stage.folder / "epoch_1").mkdir()
@@ -235,7 +235,7 @@ def test_a_stage_of_files_is_named_by_the_content_of_all_of_them(tmp_path: Path)
     assert artifact.fingerprint == manifest.fingerprint == combined_sha256(manifest.files)
 
 
-def test_a_model_folder_of_others_is_named_by_the_content_of_its_files(tmp_path: Path):
+def test_an_external_model_folder_is_identified_by_the_content_of_its_files(tmp_path: Path):
     for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "model.safetensors").write_bytes(weights)
@@ -288,7 +288,7 @@ def test_a_missing_or_cut_file_is_noticed_before_anything_is_read(tmp_path: Path
         stage.complete()
 
 
-def test_rows_are_not_read_as_another_record(tmp_path: Path):
+def test_rows_are_not_read_as_another_record_type(tmp_path: Path):
     artifact = made(a_stage(tmp_path)).complete()
     assert artifact is not None
     with pytest.raises(StoreError, match="holds no complete Score rows"):
@@ -306,7 +306,7 @@ def test_rows_without_a_manifest_are_not_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
-def test_another_layout_is_refused_with_the_version_that_wrote_it(tmp_path: Path, name: str):
+def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path: Path, name: str):
     stage = a_stage(tmp_path)
     stage.begin()
     (stage.folder / name).write_text(json.dumps({"format": FORMAT + 1, "code": "9.9", "whatever": 1}))
@@ -328,7 +328,7 @@ def test_a_broken_manifest_is_damage(tmp_path: Path, text: str):
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_plan_begins_the_stage_anew_and_keeps_what_was_there(tmp_path: Path, text: str):
+def test_a_broken_plan_restarts_the_stage_and_keeps_the_old_files(tmp_path: Path, text: str):
     stage = a_stage(tmp_path)
     stage.begin()
     stage.write_shard(0, ROWS)
@@ -340,7 +340,7 @@ def test_a_broken_plan_begins_the_stage_anew_and_keeps_what_was_there(tmp_path: 
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_seal_has_its_shard_made_again(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]):
+def test_a_shard_with_a_broken_seal_is_remade(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]):
     stage = a_stage(tmp_path)
     stage.begin()
     stage.write_shard(0, ROWS)
@@ -350,7 +350,7 @@ def test_a_broken_seal_has_its_shard_made_again(tmp_path: Path, text: str, capsy
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_shard_of_an_unfinished_stage_is_made_again(
+def test_a_damaged_shard_of_an_unfinished_stage_is_remade(
     tmp_path: Path, damage: Damage, capsys: pytest.CaptureFixture[str]
 ):
     stage = a_stage(tmp_path)
@@ -367,9 +367,7 @@ def test_a_damaged_shard_of_an_unfinished_stage_is_made_again(
     ("name", "damage"),
     [("part-00000.parquet", damage) for damage in DAMAGES.values()] + [("manifest.json", flip_a_bit)],
 )
-def test_a_damaged_stage_is_set_aside_and_made_again_with_the_same_fingerprint(
-    tmp_path: Path, name: str, damage: Damage
-):
+def test_a_damaged_stage_is_moved_aside_and_remade_with_the_same_fingerprint(tmp_path: Path, name: str, damage: Damage):
     first = made(a_stage(tmp_path)).complete()
     assert first is not None
     damage(first.path / name)
@@ -412,7 +410,7 @@ def test_a_damaged_model_is_noticed_before_it_is_used(tmp_path: Path, damage: Da
         assert caught.value.folder == stage.folder
 
 
-def test_none_where_a_record_has_none_is_refused_before_it_is_stored(tmp_path: Path):
+def test_none_in_a_field_that_does_not_allow_it_is_refused_before_it_is_stored(tmp_path: Path):
     stage = a_stage(tmp_path)
     stage.begin()
     with pytest.raises(ValueError, match="instruction"):
@@ -420,7 +418,7 @@ def test_none_where_a_record_has_none_is_refused_before_it_is_stored(tmp_path: P
     assert not stage.has_shard(0)
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path):
+def test_a_file_is_replaced_atomically(tmp_path: Path):
     path = tmp_path / "config.json"
     write_atomically(path, b"old")
     write_atomically(path, b"new")

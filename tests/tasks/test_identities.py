@@ -49,12 +49,12 @@ AFTER_SCORES = {"pairs", "train", "model", "test"}
 
 
 def shown(value: object) -> str:
-    """A value in a test's name: the same in every process."""
+    """A value as a test id: the same in every process."""
     return ", ".join(sorted(map(str, value))) if isinstance(value, set) else str(value)
 
 
 def identity(stage: Stage) -> Artifact:
-    """What the stage would make, named by what it is made from."""
+    """The artifact that the stage would make, identified by its inputs and config."""
     matters = {key: value for key, value in leaves(stage.config) if key not in stage.without_effect}
     name = hashlib.sha256(repr((stage.record, sorted(stage.inputs.items()), matters)).encode()).hexdigest()
     return Artifact(stage.folder, 1, name)
@@ -69,7 +69,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def identities(config: RunConfig) -> dict[str, str]:
-    """What identifies each stage of the first iteration, those before it included."""
+    """The identity of each stage up to the first iteration."""
     seed = seed_model(config)
     validation = identity(prompts_stage(config, "iter_0/prompts/validation", seed, []))
     test = identity(prompts_stage(config, "iter_0/prompts/test", seed, [validation]))
@@ -112,7 +112,7 @@ def changed_by(config: RunConfig, **changes: Any) -> set[str]:
 
 
 def changed(config: RunConfig, **changes: Any) -> RunConfig:
-    """The config with some values replaced, `section__field=value`."""
+    """The config with some values replaced: `section__field=value`."""
     values = config.model_dump()
     for path, value in changes.items():
         *sections, last = path.split("__")
@@ -157,9 +157,7 @@ def test_the_same_config_gives_the_same_stages(tmp_path: Path):
     ],
     ids=shown,
 )
-def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_is_unused(
-    tmp_path: Path, changes: dict[str, Any]
-):
+def test_where_a_run_runs_its_batching_and_unused_values_identify_nothing(tmp_path: Path, changes: dict[str, Any]):
     assert changed_by(a_config(tmp_path), **changes) == set()
 
 
@@ -191,7 +189,7 @@ def test_where_and_in_which_pieces_a_run_runs_identifies_nothing_nor_does_what_i
     ],
     ids=shown,
 )
-def test_a_change_makes_again_what_depends_on_it_and_nothing_else(
+def test_a_change_remakes_what_depends_on_it_and_nothing_else(
     tmp_path: Path, changes: dict[str, Any], stages: set[str]
 ):
     assert changed_by(a_config(tmp_path), **changes) == stages
@@ -210,7 +208,7 @@ def test_rounds_identify_trainings_and_all_that_is_sampled_for_them(tmp_path: Pa
     assert len({*stages}) == len(stages)
 
 
-def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Path):
+def test_the_sharding_of_weights_over_workers_identifies_a_training(tmp_path: Path):
     config = changed(a_config(tmp_path), train__micro_batch_size=16, trainer__workers=2)
     assert changed_by(config, trainer__strategy="fsdp") == {"train", "model", "test"}
     other_adapters = changed(config, train__lora={"rank": 4})
@@ -220,7 +218,7 @@ def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Pat
 
 IN_WHICH_PIECES = tuple(f"train__{name}" for name in ("micro_batch_size", "packing", "gradient_checkpointing"))
 UNUSED = ("train__alpha", "train__divergence_alpha")
-"""By the loss and divergence that are the default."""
+"""Not used by the default loss and divergence."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage"),
@@ -278,11 +276,11 @@ OTHER_VALUES: dict[str, Any] = {
     "pair__rho": 0.1,
     "pair__min_margin": 0.3,
 }
-"""Values that a rule does not find; None where another test changes the field, for it needs a file or a second one."""
+"""Values that no rule finds; None if another test changes the field, which needs a file or another field."""
 
 
 def fields(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of a config by its path, with another value than it has."""
+    """Every field of a config by its path, with a different value."""
     for name, info in type(section).model_fields.items():
         path, value = prefix + name, getattr(section, name)
         if isinstance(value, BaseModel):
@@ -301,8 +299,8 @@ def another(value: Any, annotation: Any) -> Any:
     return value + 1 if isinstance(value, int) else f"{value or 'x'}_"
 
 
-def test_every_field_of_a_config_identifies_something_unless_it_only_says_where_a_run_runs(tmp_path: Path):
-    """A new field must be put on one side or the other: forgotten in a stage, it would change nothing in silence."""
+def test_every_field_of_a_config_identifies_something_or_only_says_where_a_run_runs(tmp_path: Path):
+    """A new field must be classified: if a stage forgot it, changing it would silently do nothing."""
     config = a_config(tmp_path)
     before = identities(config)
     for path, value in fields(config):
@@ -323,12 +321,12 @@ def test_every_field_of_fine_tuning_identifies_what_it_makes(tmp_path: Path):
 
     other = {"lora": {"rank": 4}, "max_steps": 5, "batch_size": 64, "micro_batch_size": 16}
     for name, info in SftConfig.model_fields.items():
-        if name != "overlong":  # which decides what is demonstrated, before anything is trained
+        if name != "overlong":  # which selects the demonstrations, before any training
             value = other[name] if name in other else another(info.default, info.annotation)
             assert (made(**{name: value}) != made()) is (f"train__{name}" not in IN_WHICH_PIECES), name
 
 
-def test_a_response_marker_of_the_users_identifies_what_is_asked_with_it(tmp_path: Path):
+def test_a_custom_response_marker_identifies_what_is_asked_with_it(tmp_path: Path):
     template = tmp_path / "user.jinja"
     template.write_text("{{ instruction }} Write {{ response_marker }} before your response.")
     asked = changed(a_config(tmp_path), prompt__user_template=template)
@@ -345,7 +343,7 @@ def test_values_that_a_training_uses_identify_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["alpha", "divergence_alpha", "micro_batch_size", "packing", "gradient_checkpointing"])
-def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_it_noted_in_vain(
+def test_a_training_by_an_earlier_version_is_recognized_despite_unused_values_in_its_manifest(
     tmp_path: Path, name: str
 ):
     config = a_config(tmp_path)
@@ -356,7 +354,7 @@ def test_a_training_that_an_earlier_version_made_is_recognized_whatever_values_i
     assert stage.changes(stage.inputs, {**noted, "seed": 9}) == [f"seed: 9 → {config.seed}"]
 
 
-def test_every_field_of_self_training_identifies_what_it_makes_but_the_one_that_leaves_a_step_out(tmp_path: Path):
+def test_every_field_of_self_training_identifies_what_it_makes_except_the_ablations(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     rows, answers = Artifact(tmp_path, 1, "d"), JudgedSamples(Artifact(tmp_path, 1, "x"), Artifact(tmp_path, 1, "y"))
 
@@ -390,7 +388,7 @@ def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_
         assert len(names) == len(pools)
 
 
-def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path: Path):
+def test_the_reference_model_of_dpo_identifies_it_if_it_is_another(tmp_path: Path):
     config = a_config(tmp_path)
     assert changed_by(config, train__reference="seed") == {"train"}
     seed, later = Artifact(tmp_path, 1, "m0"), Artifact(tmp_path, 1, "m1")
@@ -401,16 +399,16 @@ def test_the_model_that_dpo_holds_to_identifies_it_where_it_is_another(tmp_path:
 CHOOSES = {
     "max_similarity": 0.5, "min_words": 2, "without_words": ("draw",), "avoid": [],
 }  # fmt: skip
-"""Of written prompts: what decides which of the generations are taken, with other values."""
+"""Settings of synthetic prompts that choose among generations, with other values."""
 GENERATES = {
     "model": None, "shots": 4, "pool": 20, "per_generation": 2, "temperature": 0.5, "top_p": 0.5,
     "max_prompt_tokens": 99, "max_new_tokens": 99, "template": None,
 }  # fmt: skip
-"""What decides the generations themselves; None where a file or a folder must be another."""
+"""Settings that change the generations themselves; None if a file or folder must change."""
 
 
 def synthetic(folder: Path, **changes: Any) -> RunConfig:
-    """A run whose prompts a model of its own writes, away from a benchmark."""
+    """A run whose prompts a separate model writes, avoiding a benchmark's."""
     (folder / "benchmark.jsonl").write_text('{"prompt": "Say it."}')
     (folder / "few_shot.jinja").write_text("{{ count }}{% for e in examples %}<task>{{ e }}</task>{% endfor %}")
     settings = {
@@ -422,14 +420,14 @@ def synthetic(folder: Path, **changes: Any) -> RunConfig:
     return changed(config, data__synthetic=settings | changes)
 
 
-def test_every_field_of_what_writes_prompts_is_known_to_choose_or_to_generate(tmp_path: Path):
+def test_every_field_of_synthetic_prompts_is_classified_as_choosing_or_generating(tmp_path: Path):
     settings = synthetic(tmp_path).data.synthetic
     assert settings is not None
     assert type(settings).model_fields.keys() == {*CHOOSES, *GENERATES, "endpoint", "max_generations"}
 
 
 @pytest.mark.parametrize("field", [*CHOOSES, *GENERATES])
-def test_what_chooses_among_generations_makes_none_again(tmp_path: Path, field: str):
+def test_settings_that_choose_among_generations_remake_none(tmp_path: Path, field: str):
     config, value = synthetic(tmp_path), (CHOOSES | GENERATES)[field]
     if value is None:
         value = {"model": str(a_model(tmp_path / "other", context=9)), "template": tmp_path / "other.jinja"}[field]
@@ -438,12 +436,12 @@ def test_what_chooses_among_generations_makes_none_again(tmp_path: Path, field: 
     assert changes == EVERYTHING | ({"generations"} if field in GENERATES else set())
 
 
-def test_how_many_are_wanted_and_tried_makes_no_generation_again(tmp_path: Path):
+def test_the_number_of_prompts_and_attempts_remakes_no_generation(tmp_path: Path):
     assert changed_by(synthetic(tmp_path), data__synthetic__max_generations=2) == set()
     assert "generations" not in changed_by(synthetic(tmp_path), data__per_iteration=3)
 
 
-def test_a_generators_model_and_a_benchmark_are_known_by_their_content(tmp_path: Path):
+def test_a_generators_model_and_a_benchmark_are_identified_by_their_content(tmp_path: Path):
     config = synthetic(tmp_path)
     before = identities(config)
     assert changed_by(config, data__synthetic__model=str(a_model(tmp_path / "copy"))) == set()
@@ -454,7 +452,7 @@ def test_a_generators_model_and_a_benchmark_are_known_by_their_content(tmp_path:
     assert identities(config)["generations"] != after["generations"]
 
 
-def test_a_server_that_writes_prompts_is_known_by_the_name_of_its_model(tmp_path: Path):
+def test_a_server_that_writes_prompts_is_identified_by_the_name_of_its_model(tmp_path: Path):
     config = synthetic(tmp_path, model="m", endpoint={"base_url": "http://one/v1"})
     assert changed_by(config, data__synthetic__endpoint__base_url="http://two/v1") == set()
     assert changed_by(config, data__synthetic__endpoint__concurrency=2) == set()
@@ -526,14 +524,14 @@ SERVER = {"base_url": "http://one/v1"}
     ],
     ids=shown,
 )
-def test_a_judge_is_known_by_what_decides_its_verdicts(
+def test_a_judge_is_identified_by_what_decides_its_verdicts(
     tmp_path: Path, judge: dict[str, Any], changes: dict[str, Any], stages: set[str]
 ):
     assert changed_by(a_config(tmp_path, judge=judge), **changes) - {"test"} == stages
 
 
 @pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model"])
-def test_a_judges_model_is_known_by_its_content_and_not_by_its_place(tmp_path: Path, kind: str):
+def test_a_judges_model_is_identified_by_its_content_and_not_its_path(tmp_path: Path, kind: str):
     here, there, other = (a_model(tmp_path / name) for name in ("here", "there", "other"))
     (other / "model.safetensors").write_bytes(b"other weights")
     config = a_config(tmp_path, judge={"kind": kind, "model": str(here)})
@@ -541,7 +539,7 @@ def test_a_judges_model_is_known_by_its_content_and_not_by_its_place(tmp_path: P
     assert changed_by(config, judge__model=str(other)) - {"test"} == JUDGED
 
 
-def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: Path):
+def test_a_baseline_matters_only_to_a_pairwise_judge(tmp_path: Path):
     samples, prompts, *baselines = (Artifact(tmp_path, 1, name) for name in ("samples", "prompts", "a", "b"))
     for kind, matters in (("verifier", False), ("armorm", False), ("pairwise", True)):
         config = a_config(tmp_path, judge={"kind": kind})
@@ -562,10 +560,10 @@ def test_a_baseline_matters_to_a_judge_that_compares_and_to_no_other(tmp_path: P
         ("training, greedy", {"sample__top_p": 0.5}, True),
     ],
 )
-def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
+def test_a_value_that_outputs_do_not_depend_on_does_not_remake_them(
     tmp_path: Path, kind: str, changes: dict[str, Any], again: bool
 ):
-    """Both ways: a manifest of before this rule holds the value, and is as current as one of now."""
+    """Both ways: a manifest from before this rule has the value, and is still current."""
     config = a_config(tmp_path)
     if kind.endswith("greedy"):
         config = changed(config, sample__evaluation_temperature=0.0)
@@ -585,7 +583,7 @@ def test_a_value_that_outputs_do_not_depend_on_does_not_make_them_again(
         assert bool(mine.changes(theirs.inputs, theirs.config)) is again
 
 
-def test_what_writers_of_thinkpo_write_is_sampled_once_in_their_own_context(tmp_path: Path):
+def test_thinkpos_writers_are_sampled_once_in_their_own_context(tmp_path: Path):
     values = a_config(tmp_path).model_dump()
     source = {"kind": "models", "short": "models/short", "short_sample": {"max_new_tokens": 50, "max_attempts": 1}}
     config = RunConfig.model_validate(values | {"recipe": {"kind": "thinkpo", "sft": {}, "source": source}})

@@ -53,7 +53,7 @@ def judged(config: RunConfig, *, samples: list[Sample] = SAMPLES, iteration: int
 
 
 def longer(request: dict[str, Any]) -> str:
-    """What a judge says that likes length."""
+    """The reply of a judge that prefers the longer response."""
     shown = request["messages"][-1]["content"].split("\n")
     first, second = (shown[shown.index(f"[The Start of Assistant {name}'s Answer]") + 1] for name in "AB")
     return "[[A]]" if len(first) > len(second) else "[[B]]"
@@ -63,7 +63,7 @@ def everything_below(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_a_server_judges_and_says_how_sound_it_looked(tmp_path: Path):
+def test_a_server_judges_and_its_health_is_recorded(tmp_path: Path):
     with MisbehavingServer(says=longer, key=KEY, model="m") as server:
         config = config_for(server, tmp_path)
         answers = judged(config)
@@ -139,7 +139,7 @@ def test_an_unreliable_judge_stops_the_run_without_losing_its_judgments(tmp_path
         assert {s.prompt_id for s in scores if s.value is not None} == {"p1", "p4"}
 
 
-def test_the_judge_of_an_evaluation_is_measured_and_not_stopped(tmp_path: Path):
+def test_an_evaluation_judges_health_is_measured_and_stops_nothing(tmp_path: Path):
     with MisbehavingServer(says=lambda request: "I cannot decide.", key=KEY) as server:
         config = config_for(server, tmp_path)
         single = [sample for sample in SAMPLES if sample.index == 0]

@@ -1,4 +1,4 @@
-"""Claims about which prompts a set takes: fresh ones, in the seed's order, with every other one counted."""
+"""Claims about which prompts a set takes: fresh ones, in the seed's order; all others are counted."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def test_the_first_fresh_prompts_are_taken_and_the_rest_left():
     assert chosen("a", "b", "c") == (["a", "b"], RowCounts(2, 2, {}))
 
 
-def test_an_equal_instruction_is_the_same_prompt_whatever_its_reference():
+def test_an_equal_instruction_is_the_same_prompt_despite_another_reference():
     first, second, other = (make_prompt(text, ref, None, None) for text, ref in (("a", "1"), ("a", "2"), ("a ", "1")))
     assert first.prompt_id == second.prompt_id != other.prompt_id
     assert len(first.prompt_id) == 16
@@ -70,7 +70,7 @@ FORMS_OF_ONE = ["Why is É blue?", "why is é BLUE?", " Why  is\tÉ\nblue? ", "W
 
 
 @pytest.mark.parametrize("other", FORMS_OF_ONE)
-def test_case_blanks_and_unicode_form_make_no_fresh_prompt(other: str):
+def test_case_spaces_and_unicode_form_make_no_fresh_prompt(other: str):
     fits = {"unfit": lambda text: None}
     first, keys = FORMS_OF_ONE[0], {question_key(FORMS_OF_ONE[0])}
     assert chosen(first, other, "b", **fits) == ([first, "b"], RowCounts(3, 2, {"duplicate": 1}))
@@ -83,7 +83,7 @@ def test_other_letters_and_punctuation_make_another_question(other: str):
     assert question_key(other) != question_key(FORMS_OF_ONE[0])
 
 
-def test_validation_and_training_share_no_question_that_differs_in_form_alone(tmp_path: Path):
+def test_validation_and_training_share_no_question_that_differs_only_in_form(tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text(
         "".join(json.dumps({"instruction": f"{form} {i}"}) + "\n" for i in range(6) for form in FORMS_OF_ONE)
     )
@@ -132,7 +132,7 @@ def of_source(folder: Path, name: str, *, seed: int = 0, **source: Any) -> Seque
     return [prompt.instruction for prompt in read_source(config, name) if isinstance(prompt, Prompt)]
 
 
-def test_all_sets_of_one_file_draw_from_it_in_one_order_of_the_seeds(tmp_path: Path):
+def test_all_sets_of_one_file_draw_from_it_in_one_order_set_by_the_seed(tmp_path: Path):
     first = of_source(tmp_path, "iter_1/prompts")
     assert len(set(first)) == 20
     assert first == of_source(tmp_path, "iter_2/prompts") == of_source(tmp_path, "iter_0/prompts/test")
@@ -145,7 +145,7 @@ def test_a_set_with_its_own_file_draws_from_it(tmp_path: Path):
     assert of_source(tmp_path, "iter_0/prompts/validation", validation_path=tmp_path / "v.jsonl") == ["mine"]
 
 
-def test_origins_are_equal_exactly_where_rows_are_shared(tmp_path: Path):
+def test_origins_are_equal_exactly_if_rows_are_shared(tmp_path: Path):
     data = DataConfig(source=FileSource(path=tmp_path / "p-{iteration}.jsonl", test_path=tmp_path / "t.jsonl"))
     config = a_config(tmp_path, data=data)
     origins = [origin(config, name) for name in ("iter_1/prompts", "iter_2/prompts", "iter_0/prompts/test")]
@@ -155,12 +155,12 @@ def test_origins_are_equal_exactly_where_rows_are_shared(tmp_path: Path):
 
 
 def asked(last: str, *before: str) -> Prompt:
-    """A conversation of user and assistant in turn."""
+    """A conversation of alternating user and assistant turns."""
     turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(before)]
     return make_prompt(last, None, None, None, history=write_turns(turns))
 
 
-def test_a_single_turn_has_the_id_that_it_had_and_a_conversation_one_of_all_its_turns():
+def test_a_single_turn_keeps_its_id_and_a_conversations_covers_all_its_turns():
     assert make_prompt("Why?", None, None, None).prompt_id == hashlib.sha256(b"Why?").hexdigest()[:16]
     system = write_turns([Message(role="system", content="Be kind.")])
     others = [
@@ -192,7 +192,7 @@ def on_conversations(folder: Path, rows: Sequence[dict[str, Any]], **changes: An
     return a_config(folder, model=ModelConfig(), data=data)
 
 
-def test_what_cannot_be_a_prompt_is_counted_by_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_rows_that_cannot_be_prompts_are_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tool = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "{}"}]
     rows = [SHAPES["Tulu 3"].row, *({"messages": broken} for broken in (tool, tool, [], tool[1:]))]
     config = on_conversations(tmp_path, rows)

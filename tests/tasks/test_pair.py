@@ -29,7 +29,7 @@ from tpo.records import Pair
 BROKEN = "broken"
 UNSCORED = "unscored"
 Kind = float | str | tuple[float, int]
-"""A candidate: its score, its score and length, or what is wrong with it."""
+"""A candidate: its score, its score and length, or its error."""
 WITH_ERROR: list[Kind] = [1.0, 0.0, BROKEN]
 
 pytestmark = pytest.mark.filterwarnings("ignore:at rho 0.5")
@@ -88,7 +88,7 @@ def test_a_pair_holds_the_full_outputs_as_sampled_thoughts_included():
     assert bytes(pair.chosen_token_ids).startswith(chosen.thought.encode())
 
 
-def test_indices_are_those_of_the_samples_and_not_of_what_is_left_of_them():
+def test_indices_are_those_of_all_samples_not_of_the_remaining_ones():
     (pair,) = paired([BROKEN, UNSCORED, 1.0, 0.0], max_error_pair_ratio=0).pairs
     assert (pair.chosen_index, pair.rejected_index) == (2, 3)
 
@@ -105,19 +105,19 @@ def test_indices_are_those_of_the_samples_and_not_of_what_is_left_of_them():
         ([1.0, UNSCORED], "single_candidate"),
     ],
 )
-def test_a_prompt_without_a_pair_is_dropped_by_its_reason(candidates: Sequence[Kind], reason: str):
+def test_a_prompt_without_a_pair_is_dropped_and_counted_by_reason(candidates: Sequence[Kind], reason: str):
     made = paired(candidates)
     assert (made.pairs, made.account.dropped) == ([], {reason: 1})
 
 
 CUT, UNMARKED = "cut_by_length", "missing_response_marker"
 Outcome = tuple[float | str, str | None]
-"""Of a sample: its score, or why it has none; and its parse error."""
+"""A sample's score, or why it has none; and its parse error."""
 GOOD: list[Outcome] = [(1.0, None), (0.0, None)]
 
 
 def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
-    """What the stage says when it stops the run."""
+    """The stage's message when it stops the run."""
     samples, scores = [], []
     for p, outcomes in enumerate(prompts):
         for i, (value, error) in enumerate(outcomes):
@@ -193,7 +193,7 @@ def test_the_remedy_fits_the_reason_that_most_prompts_share(
     assert ("min_margin" in said) == ("min_margin" in told)
 
 
-def test_a_run_stops_if_far_fewer_prompts_than_there_are_give_a_pair(tmp_path: Path):
+def test_a_run_stops_if_too_few_of_its_prompts_give_a_pair(tmp_path: Path):
     broken: list[Outcome] = [("x", UNMARKED)] * 2
     prompts = [GOOD, *[broken] * 15]
     said = stop(tmp_path / "stops", *prompts, pair={"max_error_pair_ratio": 0})
@@ -244,12 +244,12 @@ def test_identical_outputs_yield_no_pair():
     assert make_pairs(groups, PairConfig(), min_margin=0.5, max_tokens=999, seed=0).account.dropped == {"tie": 1}
 
 
-def test_the_margin_is_asked_of_raw_scores_before_length_control():
+def test_the_margin_applies_to_raw_scores_before_length_control():
     assert len(paired([(1.0, 1), (0.4, 900)], min_margin=0.6, rho=0.5).pairs) == 1
     assert paired([(1.0, 1), (0.5, 900)], min_margin=0.6, rho=0.5).account.dropped == {"small_margin": 1}
 
 
-def test_length_control_chosen_by_itself_keeps_chosen_no_longer_than_rejected():
+def test_automatic_length_control_keeps_chosen_no_longer_than_rejected():
     liked_for_length = [(1.0 + length / 100, length) for length in (10, 20, 90)] + [(0.0, 15)]
     group = [*liked_for_length, (0.1, 60)]
     made = paired(*[group] * 5, rho="auto")
@@ -259,7 +259,7 @@ def test_length_control_chosen_by_itself_keeps_chosen_no_longer_than_rejected():
     assert chosen <= rejected
 
 
-def test_regular_pairs_give_way_to_errors_up_to_the_share():
+def test_error_pairs_replace_regular_ones_up_to_their_share():
     made = paired(*[[*WITH_ERROR, BROKEN]] * 20)
     borrowed = [pair for pair in made.pairs if pair.kind == "error_rejected"]
     assert (len(made.pairs), len(borrowed)) == (20, 2)
@@ -268,14 +268,14 @@ def test_regular_pairs_give_way_to_errors_up_to_the_share():
         assert (pair.rejected_score, pair.margin) == (None, None)
 
 
-def test_errors_join_from_other_prompts_once_the_regular_ones_are_used_up():
+def test_errors_are_added_from_other_prompts_once_the_regular_pairs_are_used_up():
     regular: list[Kind] = [1.0, 0.0]
     single: list[Kind] = [1.0, BROKEN]
     made = paired(*[regular] * 19, *[single] * 3)
     assert (len(made.pairs), made.account.dropped) == (21, {"single_candidate": 1})
 
 
-def test_the_share_of_errors_is_taken_of_the_pairs_that_fit():
+def test_the_share_of_errors_is_of_the_pairs_that_fit():
     long: list[Kind] = [(1.0, 90), (0.0, 90)]
     made = paired(*[WITH_ERROR] * 10, *[long] * 10, max_tokens=40)
     assert (describe(made)["regular"], describe(made)["error_rejected"]) == (9, 1)
@@ -286,7 +286,7 @@ def test_no_error_is_used_if_their_share_is_0():
     assert {pair.kind for pair in paired(*[WITH_ERROR] * 30, max_error_pair_ratio=0).pairs} == {"regular"}
 
 
-def test_which_prompts_lend_their_errors_depends_on_the_seed():
+def test_the_prompts_whose_errors_are_added_depend_on_the_seed():
     def lenders(seed: int) -> set[str]:
         made = paired(*[WITH_ERROR] * 30, seed=seed)
         return {pair.prompt_id for pair in made.pairs if pair.kind == "error_rejected"}
@@ -330,7 +330,7 @@ def test_the_order_of_prompts_changes_no_pair(prompts: list[list[Kind]], rng: ra
     ]
 
 
-def test_the_report_counts_kinds_apart():
+def test_the_report_counts_kinds_separately():
     facts = describe(paired(*[WITH_ERROR] * 10))
     assert (facts["regular"], facts["error_rejected"]) == (9, 1)
     assert facts["mean_margin"] == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""Claims about how right and wrong outputs to a question become preference pairs."""
+"""Claims about how right and wrong outputs become preference pairs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def texts(pair: Pair) -> tuple[str, str]:
     return chosen, rejected
 
 
-def test_the_pairs_that_are_least_alike_are_taken():
+def test_the_least_similar_pairs_are_taken():
     made = paired((["abc", "def"], ["abd", "xyz"]), most=2)
     assert [texts(pair) for pair in made.pairs] == [("abc", "xyz"), ("def", "xyz")]
     assert made.account.dropped == {"more_alike": 2}
@@ -56,11 +56,11 @@ def test_a_question_without_a_wrong_or_without_a_right_output_gives_no_pair_and_
     assert made.questions == 1
 
 
-def test_what_is_both_right_and_wrong_is_not_paired_with_itself():
+def test_an_output_that_is_both_right_and_wrong_is_not_paired_with_itself():
     assert paired((["a"], ["a"])).pairs == []
 
 
-def test_an_output_that_breaks_the_format_is_a_wrong_one():
+def test_an_output_that_breaks_the_format_is_wrong():
     made = make_pairs([question("q", [written("a")], [written("b", broken=True)])], most=3, max_tokens=9)
     assert [pair.kind for pair in made.pairs] == ["error_rejected"]
 
@@ -73,7 +73,7 @@ def test_no_output_is_cut_to_fit():
 
 
 @given(questions=some_questions, most=st.integers(1, 4))
-def test_a_question_has_its_pairs_of_lowest_similarity_and_no_pair_is_lost_count_of(
+def test_a_question_has_its_least_similar_pairs_and_every_pair_is_accounted_for(
     questions: list[tuple[list[str], list[str]]], most: int
 ):
     made = paired(*questions, most=most)
@@ -103,7 +103,7 @@ def test_the_demonstration_is_the_first_right_output_and_all_models_answers_are_
     assert pair_stage.fn(config, "iter_2/dpo", gold, [first, second]) == artifact
 
 
-def test_without_a_single_pair_the_run_stops_and_says_why(tmp_path: Path):
+def test_without_any_pair_the_run_stops_and_says_why(tmp_path: Path):
     config = a_self_training(tmp_path)
     gold = stored(config.root, "gold", [a_demonstration("p", "gold")])
     answers: JudgedSamples = some_answers(config.root, "one", {"p": [("gold", True)]})

@@ -36,7 +36,7 @@ def made(contrasts: list[LengthContrast], max_tokens: int = 1000, seed: int = 0,
     return make_pairs(contrasts, config, max_tokens=max_tokens, seed=seed, equal=equal)
 
 
-def test_the_long_output_is_chosen_and_swapped_the_short_one():
+def test_the_long_output_is_chosen_or_with_swap_the_short_one():
     one = contrast("a", boxed("7", 30), boxed("7", 9))
     (plain,), (swapped,) = made([one]).pairs, made([one], swap=True).pairs
     assert (len(plain.chosen_token_ids), len(plain.rejected_token_ids)) == (30, 9)
@@ -60,9 +60,7 @@ def test_the_long_output_is_chosen_and_swapped_the_short_one():
         (boxed("7", 98), boxed("7", 9), "too_long"),
     ],
 )
-def test_a_contrast_that_makes_no_pair_is_counted_by_its_reason(
-    long: TokenizedOutput, short: TokenizedOutput, reason: str
-):
+def test_a_contrast_that_makes_no_pair_is_counted_by_reason(long: TokenizedOutput, short: TokenizedOutput, reason: str):
     found = made([contrast("a", long, short)], max_tokens=100, min_chosen_tokens=20, max_chosen_tokens=60)
     assert found.pairs == [] and dict(found.account.dropped) == {reason: 1}
 
@@ -75,7 +73,7 @@ def test_a_prompt_that_comes_twice_is_paired_once():
 
 
 @given(same=st.integers(0, 40), different=st.integers(0, 40), share=st.floats(0, 0.9), seed=st.integers(0, 3))
-def test_pairs_with_differing_answers_are_no_more_than_their_share(same: int, different: int, share: float, seed: int):
+def test_pairs_with_differing_answers_are_at_most_their_share(same: int, different: int, share: float, seed: int):
     rows = [contrast(f"s{i}", boxed("7", 30), boxed("7", 9)) for i in range(same)]
     rows += [contrast(f"d{i}", boxed("7", 30), boxed("8", 9)) for i in range(different)]
     found = made(rows, seed=seed, mismatched_answer_ratio=share)
@@ -95,7 +93,7 @@ def test_the_thirds_by_gap_are_all_pairs_each_once_and_in_order(gaps: list[int])
         assert max(one) <= min(other)
 
 
-def test_so_many_are_drawn_by_the_seed_and_stay_in_the_order_of_the_prompts():
+def test_up_to_max_pairs_are_drawn_by_the_seed_in_the_order_of_the_prompts():
     rows = [contrast(f"p{i}", boxed("7", 30), boxed("7", 9)) for i in range(50)]
     one, other = ([pair.prompt_id for pair in made(rows, max_pairs=20, seed=seed).pairs] for seed in (0, 1))
     assert len(one) == 20 and one != other

@@ -36,7 +36,7 @@ def outputs(labels: Labels) -> list[str]:
     return [row.output for row in labels.rows]
 
 
-def test_of_outputs_that_are_alike_the_given_one_stays_and_else_the_first_by_text():
+def test_of_similar_outputs_the_given_one_is_kept_or_else_the_first_by_text():
     assert outputs(labelled(a_question("p", ["abcdx", "abcd"], gold="abcdz"), dedup_threshold=0.5)) == ["abcdz"]
     assert outputs(labelled(a_question("p", ["abcdx", "abcd"]), dedup_threshold=0.5)) == ["abcd"]
 
@@ -48,19 +48,19 @@ def test_a_question_has_no_more_outputs_than_nine_in_ten_questions_have():
     assert labels.account.dropped == {"over_the_cap": 3}
 
 
-def test_given_and_sampled_outputs_are_told_apart():
+def test_outputs_are_marked_as_given_or_sampled():
     labels = labelled(a_question("p", ["xyz"], gold="abc"), a_question("q", ["uvw"]), cap_quantile=1.0)
     assert [(row.prompt_id, row.origin) for row in labels.rows] == [("p", "given"), ("p", "sampled"), ("q", "sampled")]
 
 
-def test_an_output_that_is_too_long_is_left_out_whole():
+def test_an_output_that_is_too_long_is_dropped_not_cut():
     labels = labelled(a_question("p", ["abcd", "x"]), max_tokens=3)
     assert outputs(labels) == ["x"]
     assert labels.account.dropped == {"too_long": 1}
 
 
 @given(questions=st.lists(st.tuples(some_outputs, st.booleans()), max_size=8), similarity=st.floats(0, 1))
-def test_nothing_kept_is_alike_every_gold_output_stays_and_no_output_is_lost_count_of(
+def test_kept_outputs_differ_gold_ones_stay_and_every_output_is_accounted_for(
     questions: list[tuple[list[str], bool]], similarity: float
 ):
     asked = [a_question(f"q{i}", texts, gold=GOLD if known else None) for i, (texts, known) in enumerate(questions)]
@@ -74,7 +74,7 @@ def test_nothing_kept_is_alike_every_gold_output_stays_and_no_output_is_lost_cou
         assert all(jaccard(a, b) <= similarity for i, a in enumerate(kept) for b in kept[:i])
 
 
-def test_what_any_model_so_far_got_right_is_imitated_and_what_is_wrong_or_unknown_is_not(tmp_path: Path):
+def test_right_outputs_of_all_models_so_far_are_imitated_and_no_others(tmp_path: Path):
     recipe = {"kind": "self_train", "cap_quantile": 1}
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": recipe})
     gold = stored(config.root, "gold", [a_demonstration("p", "abc")])

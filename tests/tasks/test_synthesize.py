@@ -1,4 +1,4 @@
-"""Claims about prompts that a model writes: only fresh ones are taken, every other one is counted, nothing is lost."""
+"""Claims about prompts that a model writes: only fresh ones are taken, all others are counted, nothing is lost."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def looked_at(choice: Choice, *texts: str) -> tuple[list[str], RowCounts]:
         ("x" * 61, "too_long"),
     ],
 )
-def test_what_is_not_fresh_is_dropped_by_its_reason(text: str, reason: str):
+def test_prompts_that_are_not_fresh_are_dropped_and_counted_by_reason(text: str, reason: str):
     choice = a_choice(
         benchmark=["How do birds find their way?"],
         overlap=["Name three rivers of Africa.", "How do birds find their way?"],
@@ -78,7 +78,7 @@ def test_at_similarity_one_only_equal_instructions_are_dropped():
     assert (taken, account.dropped) == (["Say a word to me!"], {"benchmark": 1, "duplicate": 1})
 
 
-def test_what_is_no_instruction_is_counted_and_what_comes_too_late_is_not():
+def test_broken_instructions_are_counted_and_those_beyond_the_number_wanted_are_not():
     choice = a_choice(2)
     choice.look_at([WrittenInstruction("", Fault.UNPARSABLE), WrittenInstruction("Say a first thing.")])
     choice.refused()
@@ -99,9 +99,7 @@ WORDS = st.lists(st.sampled_from(["ox", "ewe", "cow", "hen"]), min_size=1, max_s
 
 
 @given(st.lists(WORDS), st.lists(WORDS, max_size=4), st.integers(1, 6), st.sampled_from([0.5, 0.7, 1.0]))
-def test_no_two_that_are_taken_are_near_each_other_or_what_is_known(
-    texts: list[str], known: list[str], count: int, most: float
-):
+def test_no_prompt_taken_is_near_another_or_a_known_one(texts: list[str], known: list[str], count: int, most: float):
     choice = a_choice(count, most=most, overlap=known)
     taken, account = looked_at(choice, *texts)
     near = NearTexts(most, known)
@@ -112,7 +110,7 @@ def test_no_two_that_are_taken_are_near_each_other_or_what_is_known(
     assert account.rows_in == len(texts) or not choice.missing
 
 
-def test_rounds_follow_what_was_fresh_and_end_at_the_most():
+def test_the_size_of_a_round_follows_the_fresh_share_up_to_the_maximum():
     assert next_round(made=0, taken=0, missing=100, per_generation=4, most=1000) == 25
     assert next_round(made=100, taken=80, missing=20, per_generation=1, most=1000) == 125
     assert next_round(made=100, taken=10, missing=90, per_generation=1, most=1000) == 200
@@ -121,19 +119,19 @@ def test_rounds_follow_what_was_fresh_and_end_at_the_most():
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 50), st.integers(1, 9), st.integers(1, 200))
-def test_a_round_makes_more_unless_there_are_the_most(made: int, taken: int, missing: int, each: int, most: int):
+def test_a_round_adds_generations_until_the_maximum(made: int, taken: int, missing: int, each: int, most: int):
     after = next_round(made=made, taken=taken, missing=missing, per_generation=each, most=most)
     assert after > made or after == most
 
 
-def test_examples_are_distinct_can_be_shown_and_were_not_taken():
+def test_examples_are_distinct_showable_and_not_taken_before():
     texts = ["a", "b", "a", " ", "<task>", "no </task>", "c", "d"]
     prompts = [make_prompt(text, "ref", None, None) for text in texts]
     pool = example_pool(iter(prompts), taken={prompts[1].prompt_id}, most=2)
     assert [prompt.instruction for prompt in pool] == ["a", "c"]
 
 
-def test_a_conversation_is_no_example():
+def test_a_conversation_is_not_an_example():
     history = write_turns([Message(role="user", content="Hi"), Message(role="assistant", content="Ho")])
     source: list[Prompt | Unusable] = [
         Unusable.TOOL_TURN,
@@ -144,7 +142,7 @@ def test_a_conversation_is_no_example():
 
 
 class Writer(MockWriter):
-    """Counts the shards that it wrote; stops at the one that it is told to."""
+    """Counts the shards that it wrote; stops at a given one."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.shards = 0
@@ -160,7 +158,7 @@ class Writer(MockWriter):
 
 @pytest.fixture
 def engines() -> Iterator[Any]:
-    """Puts a writer in the place of the engines."""
+    """Replaces the engines with a writer."""
     with contextlib.ExitStack() as contexts:
 
         def put(writer: Writer) -> Writer:
@@ -171,7 +169,7 @@ def engines() -> Iterator[Any]:
 
 
 def config_for(folder: Path, **changes: Any) -> RunConfig:
-    """A run of which one iteration takes 30 prompts; few of what the mock writes are fresh enough."""
+    """A run with 30 prompts per iteration; few of the mock's prompts are fresh enough."""
     settings = {"shots": 3, "min_words": 2, "max_similarity": 0.6, **changes.pop("synthetic", {})}
     data = {"per_iteration": 30, "synthetic": settings, "source": {"kind": "file", "path": folder / "prompts.jsonl"}}
     sections: dict[str, Any] = {
@@ -196,7 +194,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("iter_1/**/*.parquet"))}
 
 
-def test_an_iterations_prompts_are_fresh_and_all_that_was_written_is_accounted_for(tmp_path: Path, engines: Any):
+def test_an_iterations_prompts_are_fresh_and_every_generation_is_accounted_for(tmp_path: Path, engines: Any):
     engines(Writer())
     config = config_for(tmp_path)
     first = written(config)
@@ -242,7 +240,7 @@ def test_a_stopped_run_resumes_and_ends_the_same(tmp_path: Path, engines: Any, s
     assert stopped.shards + resumed.shards == whole.shards
 
 
-def test_too_few_fresh_ones_are_an_error_with_the_counts_and_more_tries_go_on(tmp_path: Path, engines: Any):
+def test_too_few_fresh_ones_are_an_error_with_the_counts_and_a_higher_limit_resumes(tmp_path: Path, engines: Any):
     writer = engines(Writer())
     few = {"max_similarity": 0.5, "max_generations": 1}
     with pytest.raises(StageError, match=r"iter_1/prompts: \d+ fresh prompts in 32 generations \(.*near_dupl.*max_g"):
@@ -261,7 +259,7 @@ def generations_of(config: RunConfig) -> list[Generation]:
     return read_rows(artifact, Generation)
 
 
-def test_a_budget_stops_it_with_all_that_was_written_kept(tmp_path: Path, engines: Any):
+def test_a_budget_stops_it_and_keeps_all_generations(tmp_path: Path, engines: Any):
     writer = engines(Writer())
     with pytest.raises(BudgetError, match=r"budget\.tokens"):
         written(config_for(tmp_path, budget={"tokens": 10_000}))
@@ -273,7 +271,7 @@ def test_a_budget_stops_it_with_all_that_was_written_kept(tmp_path: Path, engine
     assert sum(entry.prompts for entry in entries) == sum(entry.answers for entry in entries) == 4 * writer.shards
 
 
-def test_examples_that_never_fit_are_an_error_before_anything_is_asked(tmp_path: Path, engines: Any):
+def test_examples_that_never_fit_are_an_error_before_any_request(tmp_path: Path, engines: Any):
     writer = engines(Writer())
     with pytest.raises(InputError, match=r"none of 20 draws of 3 examples fits.*max_prompt_tokens = 8"):
         written(config_for(tmp_path, synthetic={"max_prompt_tokens": 8}))
@@ -297,7 +295,7 @@ def by_server(server: MisbehavingServer, folder: Path, **changes: Any) -> RunCon
 
 
 def writes(request: dict[str, Any]) -> str:
-    """Another instruction for each chat."""
+    """A different instruction for each chat."""
     return f"<task>\nWhat is number {abs(hash(json.dumps(request['messages']))) % 10**9} for?\n</task>"
 
 
@@ -306,7 +304,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WRITER_KEY", KEY)
 
 
-def test_a_server_writes_what_is_asked_for_as_it_is_asked_for(tmp_path: Path):
+def test_a_server_is_asked_with_the_configured_sampling(tmp_path: Path):
     with MisbehavingServer(says=writes, key=KEY, model="m") as server:
         config = by_server(server, tmp_path)
         prompts = read_rows(written(config), Prompt)
@@ -338,7 +336,7 @@ def test_a_server_that_dies_is_asked_nothing_twice(tmp_path: Path, calls: int):
     with MisbehavingServer(says=writes, key=KEY) as server:
         config = by_server(server, tmp_path)
         written(config)
-        # A shard is 8 calls for each under way, and 30 prompts take four of them.
+        # A shard is 8 calls per concurrent call, and 30 prompts take four shards.
         assert len(server.asked) == 32 - calls
     assert api_tokens(config.root, generating=True).input_tokens == 32 * 10
     assert not list(config.root.rglob("journal-*"))
@@ -354,7 +352,7 @@ def test_a_servers_cap_stops_it_and_what_a_judge_used_does_not_count(tmp_path: P
         assert len(server.asked) == 32
 
 
-def test_what_a_server_refuses_is_counted_and_the_rest_goes_on(tmp_path: Path):
+def test_prompts_that_a_server_refuses_are_counted_and_the_rest_continue(tmp_path: Path):
     def refuses(request: dict[str, Any], n: int) -> Any:
         return Fail(400, "blocked by the content filter") if "Question 3?" in str(request["messages"]) else Say()
 
@@ -366,7 +364,7 @@ def test_what_a_server_refuses_is_counted_and_the_rest_goes_on(tmp_path: Path):
     assert manifest.facts["generations"] == 30 + sum(manifest.account["dropped"].values())
 
 
-def test_control_tokens_of_an_example_stay_letters_for_a_server(tmp_path: Path):
+def test_control_tokens_of_an_example_are_sent_to_a_server_as_plain_text(tmp_path: Path):
     rows = [{"instruction": f"Say {i} <|im_end|> aloud."} for i in range(20)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with MisbehavingServer(says=writes, key=KEY) as server:

@@ -26,11 +26,11 @@ from tpo.storage.store import folder_artifact
     ],
     ids=[
         "the best",
-        "the incumbent where nothing is better",
-        "the incumbent of equals",
-        "the earlier epoch of equals",
+        "the incumbent if nothing is better",
+        "the incumbent among equals",
+        "the earlier epoch among equals",
         "the best that keeps the format",
-        "the incumbent where none keeps the format",
+        "the incumbent if none keeps the format",
         "one that keeps the format before one that does not",
         "one that was scored",
         "the best of negative scores",
@@ -45,8 +45,8 @@ def test_the_best_checkpoint_that_keeps_the_format_is_chosen(standings: list[tup
     ("scored", "epoch"),
     [([1500, 1], 0), ([1500, 1199], 0), ([1500, 1200], 1), ([700, 700], 1), ([1, 1500], 1), ([1, 1000, 1500], 2)],
 )
-def test_a_candidate_that_was_scored_on_far_fewer_prompts_than_another_is_not_chosen(scored: list[int], epoch: int):
-    """Later candidates score better, but for the third."""
+def test_a_candidate_scored_on_far_fewer_prompts_than_another_is_not_chosen(scored: list[int], epoch: int):
+    """Later candidates score better, except the third."""
     standings = [Standing(i, (0.8, 0.95, 0.9)[i], 1.0, count) for i, count in enumerate(scored)]
     assert choose(standings, min_parse_rate=0.9, min_scored_share=0.8).epoch == epoch
 
@@ -61,7 +61,7 @@ def test_if_no_answer_keeps_the_format_the_remedy_is_about_the_format():
         choose([Standing(0, None, 0.0), Standing(1, None, 0.0)], 0.9)
 
 
-def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp_path: Path):
+def test_a_standing_averages_parsed_answers_and_counts_only_first_tries(tmp_path: Path):
     samples = [
         a_sample("p"),
         a_sample("q", tries=2),
@@ -73,7 +73,7 @@ def test_a_standing_averages_answers_that_parse_and_counts_first_tries_alone(tmp
     assert stand(3, answers) == Standing(epoch=3, score=0.75, parse_rate=0.5, scored=2, parsed=3)
 
 
-def test_a_judge_that_compares_holds_every_checkpoint_against_the_incumbent_at_one_half(tmp_path: Path):
+def test_a_pairwise_judge_compares_each_checkpoint_with_the_incumbent_at_one_half(tmp_path: Path):
     def answered(name: str, value: float) -> Candidate:
         model = tmp_path / name / "model"
         model.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Families of the zoo go through the whole product with the results that docs/models.md lists; `make exhaustive` takes
+"""Families of the zoo go through the whole product with the results that docs/models.md lists; `make exhaustive` tests
 all."""
 
 import json

@@ -33,7 +33,7 @@ def family(request: pytest.FixtureRequest) -> RealFamily:
     return found
 
 
-def test_what_the_page_says_of_a_family_is_what_its_checks_say(family: RealFamily, tmp_path: Path):
+def test_the_page_says_of_a_family_what_its_checks_say(family: RealFamily, tmp_path: Path):
     assert row(family, made(family, tmp_path)) in TABLE.read_text(encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def test_a_judge_sees_the_response_of_a_native_thinker_and_not_its_thought(famil
     assert (parsed.thought, parsed.response, parsed.error) == (thought, "It is 5.", None)
 
 
-def test_a_doubled_bos_is_refused_though_a_bos_that_opens_turns_is_right(tmp_path: Path):
+def test_a_doubled_bos_is_refused_and_a_bos_that_opens_turns_is_not(tmp_path: Path):
     """SmolLM2's BOS is <|im_start|>."""
     (family,) = (family for family in ZOO if family.name == "SmolLM2")
     folder, asked = made(family, tmp_path), [VARIANTS["system"].render("Say hello.")]
@@ -86,12 +86,12 @@ def test_a_doubled_bos_is_refused_though_a_bos_that_opens_turns_is_right(tmp_pat
         check_asked(folder, asked, ["Hello."])
 
 
-def test_what_has_another_hash_than_was_pinned_is_an_error():
+def test_a_file_with_another_hash_than_the_pinned_one_is_an_error():
     with pytest.raises(ValueError, match="it is not what was pinned"):
         _checked(b"another tokenizer", "0" * 64, "a package")
 
 
-def test_what_no_package_manager_finds_is_a_reason_to_skip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_cannot_be_fetched_skips_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MissingPieceError, match="npm cannot fetch it"):
         NpmPiece("@no/such@0.0.0", "", "").fetch(tmp_path)

@@ -23,12 +23,12 @@ from tpo.errors import StageError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where Ray's files are to lie, not made yet."""
+    """The folder for Ray's files, not made yet."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"tpo-{os.getuid()}"
 
 
-def test_rays_files_lie_in_a_folder_that_nobody_else_can_enter(folder: Path):
+def test_rays_files_are_in_a_folder_that_no_other_user_can_enter(folder: Path):
     assert processes._private_folder() == folder == processes._private_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -38,20 +38,20 @@ def a_folder_open_to_others(folder: Path) -> None:
     folder.chmod(0o750)
 
 
-def a_link_of_somebody_elses(folder: Path) -> None:
+def a_link_of_another_user(folder: Path) -> None:
     (folder.parent / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(folder.parent / "elsewhere")
 
 
-@pytest.mark.parametrize("make", [a_folder_open_to_others, a_link_of_somebody_elses, Path.touch])
-def test_what_stands_in_that_folders_place_is_not_trusted(folder: Path, make: Callable[[Path], None]):
+@pytest.mark.parametrize("make", [a_folder_open_to_others, a_link_of_another_user, Path.touch])
+def test_anything_else_in_place_of_that_folder_is_not_trusted(folder: Path, make: Callable[[Path], None]):
     make(folder)
     with pytest.raises(StageError, match=r"is not a folder of this user's alone .* remove it, or set RAY_TMPDIR"):
         processes._private_folder()
 
 
-def test_what_ray_writes_into_its_logs_holds_no_token_and_no_address_of_ours(monkeypatch: pytest.MonkeyPatch):
-    """Ray logs the variables that a worker is started with; what it inherits it does not log."""
+def test_rays_logs_get_neither_our_token_nor_our_addresses(monkeypatch: pytest.MonkeyPatch):
+    """Ray logs the variables that a worker is started with, but not those that it inherits."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     for variables in (environment(2), engine_environment(EngineConfig())):
@@ -73,8 +73,8 @@ def test_the_command_is_silenced_before_any_library_is_imported():
 
 
 @pytest.mark.slow
-def test_no_process_of_ray_is_bound_to_one_core_where_openmp_is_preloaded(tmp_path: Path):
-    """A process with Intel's OpenMP in it binds what it forks, as it did all engines to the same core."""
+def test_preloaded_openmp_binds_no_process_of_ray_to_one_core(tmp_path: Path):
+    """A process with Intel's OpenMP binds its forked processes, and had bound all engines to the same core."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     if not library.exists() or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("no libiomp5.so here, or a single core")
@@ -106,7 +106,7 @@ def test_no_process_of_ray_is_bound_to_one_core_where_openmp_is_preloaded(tmp_pa
         ({"NO_PROXY": "*"}, "*", "*"),
     ],
 )
-def test_what_is_on_this_machine_is_asked_without_a_proxy_and_the_users_own_names_stay(
+def test_this_machine_is_asked_without_a_proxy_and_the_users_exceptions_stay(
     given: dict[str, str], upper: str, lower: str
 ):
     found = loopback_without_proxy(given)
@@ -125,13 +125,13 @@ def test_what_is_on_this_machine_is_asked_without_a_proxy_and_the_users_own_name
         ("http://[::1", "is not the address of a proxy"),
     ],
 )
-def test_a_proxy_that_no_client_can_use_is_known_by_its_variable(name: str, value: str, fault: str | None):
+def test_an_unusable_proxy_is_named_by_its_variable(name: str, value: str, fault: str | None):
     found = proxy_fault({name: value})
     assert found is None if fault is None else found is not None and found.startswith(f"{name} {fault}")
     assert proxy_fault({name: value, "NO_PROXY": "*"}) is None
 
 
-def test_prefects_client_asks_this_machine_whatever_the_environment_says_of_proxies():
+def test_prefects_client_asks_this_machine_despite_proxy_variables():
     program = (
         "import http.server, threading, httpx; from flows.recipes import prefect_environment; prefect_environment()\n"
         "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)\n"

@@ -1,4 +1,4 @@
-"""Claims about a GPU's memory: a training begins where it is free, waits for it, and stops where it stays held."""
+"""Claims about a GPU's memory: a training starts if it is free, waits until it is, and stops if it stays in use."""
 
 import re
 import subprocess
@@ -22,20 +22,20 @@ sys.stdin.read()
 
 
 def reading(*free_gib: float):
-    """Readings one after another, the last of them for ever."""
+    """Successive readings, the last of which repeats forever."""
     left = list(free_gib)
     return lambda: Memory(int((left.pop(0) if len(left) > 1 else left[0]) * GIB), TOTAL)
 
 
-def test_a_gpu_that_is_free_but_for_a_small_share_is_taken_at_once():
+def test_an_almost_free_gpu_is_taken_at_once():
     await_free_memory(reading(72.5), seconds=0)
 
 
-def test_memory_that_a_process_gives_back_as_it_ends_is_waited_for():
+def test_a_training_waits_for_memory_that_an_ending_process_releases():
     await_free_memory(reading(8, 40, 79), seconds=5)
 
 
-def test_memory_that_stays_held_stops_the_training_and_the_error_says_how_much():
+def test_memory_that_stays_in_use_stops_the_training_with_its_amount():
     with pytest.raises(
         StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are held by others after 0.2 s")
     ):
@@ -43,7 +43,7 @@ def test_memory_that_stays_held_stops_the_training_and_the_error_says_how_much()
 
 
 @pytest.mark.gpu
-def test_what_another_process_holds_of_a_real_gpu_is_seen_and_so_is_its_end():
+def test_memory_held_and_released_by_another_process_is_seen_on_a_real_gpu():
     import torch
 
     def read() -> Memory:

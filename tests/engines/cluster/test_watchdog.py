@@ -33,7 +33,7 @@ def alive(process_id: int) -> bool:
 
 
 @pytest.mark.parametrize("end", ["killed with -9", "ends by itself"])
-def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
+def test_only_what_a_run_started_ends_with_it(end: str):
     run = subprocess.Popen(
         [sys.executable, "-c", RUN, "stay" if end == "killed with -9" else "go"],
         cwd=ROOT,
@@ -63,7 +63,7 @@ def test_what_a_run_started_ends_with_it_and_nothing_else_does(end: str):
 
 
 @pytest.mark.slow
-def test_a_run_whose_ray_has_died_does_not_wait_for_it_for_ever(tmp_path: Path):
+def test_a_run_whose_ray_has_died_stops_waiting(tmp_path: Path):
     raylet = tmp_path / "raylet" / "raylet"
     raylet.parent.mkdir()
     raylet.symlink_to("/bin/sleep")

@@ -1,5 +1,5 @@
-"""Claims about asking a server: every chat is answered once, failures are distinguished, caps are kept, and the key is
-never shown."""
+"""Claims about the chat client: every chat is answered once, failures are told apart, caps hold, the key is never
+shown."""
 
 import gc
 import logging
@@ -105,7 +105,7 @@ def first_time(action: Action) -> Script:
     return lambda request, n: action if n == 0 else Say()
 
 
-# What comes back
+# Replies
 
 
 def test_every_chat_is_answered_once_under_its_own_index():
@@ -116,7 +116,7 @@ def test_every_chat_is_answered_once_under_its_own_index():
     assert len(server.asked) == 50
 
 
-def test_replies_come_as_they_are_ready():
+def test_replies_are_returned_as_they_arrive():
     last_came = threading.Event()
 
     def script(request: dict[str, Any], n: int) -> Action:
@@ -131,18 +131,18 @@ def test_replies_come_as_they_are_ready():
     assert order.index(0) >= 8
 
 
-def test_a_reply_says_what_was_written_and_used():
+def test_a_reply_has_its_text_and_usage():
     with MisbehavingServer(lambda request, n: Say("It is [[B]]", usage=(123, 45))) as server:
         assert replies(client(server), [user("?")]) == {0: Reply("It is [[B]]", True, 123, 45)}
 
 
-def test_a_reply_that_the_token_limit_cut_is_not_finished():
+def test_a_reply_cut_by_the_token_limit_is_not_finished():
     with MisbehavingServer(lambda request, n: Say("It is", "length")) as server:
         (reply,) = replies(client(server), [user("?")]).values()
     assert isinstance(reply, Reply) and not reply.finished
 
 
-def test_tokens_that_the_server_does_not_tell_are_estimated_at_four_characters_each():
+def test_tokens_that_the_server_does_not_report_are_estimated_at_four_characters_each():
     with MisbehavingServer(lambda request, n: Say("x" * 10, usage=None)) as server:
         (reply,) = replies(client(server), [[Message(role="system", content="y" * 21), *user("z" * 20)]]).values()
     assert isinstance(reply, Reply) and (reply.input_tokens, reply.output_tokens) == (11, 3)
@@ -154,10 +154,10 @@ def test_no_chats_need_no_server():
     assert replies(client(server), []) == {}
 
 
-# What is asked
+# Requests
 
 
-def test_replies_are_greedy_and_free_unless_labels_are_wanted():
+def test_replies_are_greedy_and_unconstrained_unless_labels_are_requested():
     with MisbehavingServer() as server:
         replies(client(server, structured_outputs=True), [user("?")], Decoding(7))
     expected = {"model": "judge", "messages": user("?"), "temperature": 0, "max_tokens": 7}
@@ -165,7 +165,7 @@ def test_replies_are_greedy_and_free_unless_labels_are_wanted():
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_labels_bind_the_reply_where_the_server_takes_structured_outputs(held: bool):
+def test_labels_constrain_the_reply_if_the_server_supports_structured_outputs(held: bool):
     with MisbehavingServer() as server:
         replies(client(server, structured_outputs=held), [user("?")], Decoding(7, LABELS))
     assert server.asked[0].request.get("structured_outputs") == ({"choice": list(LABELS)} if held else None)
@@ -194,7 +194,7 @@ def test_a_server_without_log_probs_gives_no_probabilities():
     assert isinstance(reply, Reply) and reply.label_logprobs is None
 
 
-# How much at once
+# Concurrency
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -204,7 +204,7 @@ def test_no_more_calls_than_allowed_are_under_way(concurrency: int):
     assert server.most_at_once == concurrency
 
 
-def test_a_slow_taker_holds_the_calls_back():
+def test_a_slow_consumer_holds_the_calls_back():
     with MisbehavingServer() as server:
         answers = client(server, concurrency=3).ask(numbered(100_000), FREE)
         next(answers)
@@ -213,7 +213,7 @@ def test_a_slow_taker_holds_the_calls_back():
         answers.close()
 
 
-def test_whoever_stops_early_ends_the_calls_under_way():
+def test_a_consumer_that_stops_early_cancels_the_calls_under_way():
     with MisbehavingServer(lambda request, n: Say() if content(request) == "chat 0" else Hang()) as server:
         started = time.monotonic()
         for index, _ in client(server, concurrency=4).ask(numbered(100), FREE):
@@ -224,7 +224,7 @@ def test_whoever_stops_early_ends_the_calls_under_way():
         assert len(server.asked) <= 1 + 4
 
 
-def test_an_error_of_the_takers_ends_the_calls_under_way():
+def test_an_error_in_the_consumer_cancels_the_calls_under_way():
     def take(server: MisbehavingServer) -> None:
         for index, _ in client(server, concurrency=4).ask(numbered(100), FREE):
             index / 0
@@ -235,7 +235,7 @@ def test_an_error_of_the_takers_ends_the_calls_under_way():
         assert len(server.asked) <= 1 + 4
 
 
-def test_an_answer_that_nobody_takes_does_not_keep_the_process_from_ending():
+def test_an_answer_that_is_never_consumed_does_not_keep_the_process_alive():
     code = """
         import sys
         from tpo.config.base import Endpoint
@@ -257,7 +257,7 @@ def test_an_answer_that_is_collected_in_the_clients_own_thread_ends_it():
     def script(request: dict[str, Any], n: int) -> Action:
         if content(request) == "chat 0":
             return Say()
-        taken.wait(30)  # else the client's thread may wait before it has handed out the first answer
+        taken.wait(30)  # otherwise the client's thread may wait before it has returned the first answer
         return Fail(503)
 
     async def collect(seconds: float) -> None:
@@ -274,7 +274,7 @@ def test_an_answer_that_is_collected_in_the_clients_own_thread_ends_it():
         forgotten.set()
 
 
-# What fails
+# Failures
 
 PASSING: dict[str, Action] = {
     "429": Fail(429),
@@ -289,13 +289,13 @@ PASSING: dict[str, Action] = {
     "half an answer": Drop(HALF_AN_ANSWER),
     "half a JSON": Send(b'{"choices": [{"message": {"content": "[[A'),
     "no choices": Send(b'{"choices": []}'),
-    "an error that says 200": Send(b'{"error": {"message": "overloaded"}}'),
+    "an error with status 200": Send(b'{"error": {"message": "overloaded"}}'),
     "a web page": Send(b"<html>Welcome</html>"),
 }
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_what_may_pass_is_asked_again(name: str):
+def test_temporary_failures_are_retried(name: str):
     waits = Waits()
     with MisbehavingServer(first_time(PASSING[name])) as server:
         found = replies(
@@ -306,7 +306,7 @@ def test_what_may_pass_is_asked_again(name: str):
 
 
 @pytest.mark.parametrize("name", PASSING)
-def test_what_does_not_pass_stops_the_stage_after_all_retries(name: str):
+def test_a_failure_that_persists_stops_the_stage_after_all_retries(name: str):
     with MisbehavingServer(lambda request, n: PASSING[name]) as server:
         asked = client(server, timeout_seconds=0.2 if name == "no answer in time" else 60, retries=2)
         with pytest.raises(StageError, match=r"'judge' at http://127.0.0.1:\d+/v1 gave no answer in 3 tries") as error:
@@ -316,7 +316,7 @@ def test_what_does_not_pass_stops_the_stage_after_all_retries(name: str):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_what_will_not_pass_stops_the_stage_at_once(status: int):
+def test_a_permanent_failure_stops_the_stage_at_once(status: int):
     waits = Waits()
     with MisbehavingServer(lambda request, n: Fail(status, "never")) as server:
         with pytest.raises(StageError, match=f"1 try, the last one: {status}: never"):
@@ -343,7 +343,7 @@ def test_a_server_that_dies_under_way_stops_the_stage():
         Fail(413),
     ],
 )
-def test_a_chat_that_the_server_cannot_take_is_refused_and_the_others_are_answered(refusal: Fail):
+def test_a_chat_that_the_server_rejects_is_refused_and_the_others_are_answered(refusal: Fail):
     with MisbehavingServer(lambda request, n: refusal if content(request) == "chat 1" else Say()) as server:
         found = replies(client(server), numbered(3))
     assert found[1] == RefusedChat(refusal.message)
@@ -351,13 +351,13 @@ def test_a_chat_that_the_server_cannot_take_is_refused_and_the_others_are_answer
     assert len(server.asked) == 3
 
 
-def test_a_reply_longer_than_the_model_allows_is_no_fault_of_the_chat():
+def test_a_reply_limit_above_the_models_is_not_the_chats_fault():
     says = "max_tokens=600 cannot be greater than max_model_len=512. Please request fewer output tokens."
     with MisbehavingServer(lambda request, n: Fail(400, says)) as server, pytest.raises(StageError, match=says):
         replies(client(server), numbered(2))
 
 
-# How long it waits
+# Waiting
 
 
 def test_waits_are_random_below_a_bound_that_doubles():
@@ -373,7 +373,7 @@ def test_waits_are_random_below_a_bound_that_doubles():
     assert len({waits.seconds[8] for waits in runs}) == 5
 
 
-def test_a_server_that_names_a_time_is_left_alone_for_so_long():
+def test_a_server_that_names_a_time_is_left_alone_until_then():
     with MisbehavingServer(first_time(Fail(429, headers={"Retry-After": "0.4"}))) as server:
         list(ChatClient(endpoint(server), "judge").ask([user("?")], FREE))
     assert 0.4 <= server.asked[1].at - server.asked[0].at < 5
@@ -407,7 +407,7 @@ def waited(header: str) -> float:
 
 
 @pytest.mark.parametrize("header", ["3600", "1e400"])
-def test_a_server_that_wants_to_be_left_alone_for_long_has_failed(header: str):
+def test_a_server_that_asks_for_a_long_wait_has_failed(header: str):
     waits = Waits()
     with MisbehavingServer(first_time(Fail(429, headers={"Retry-After": header}))) as server:
         says = stopped(client(server, waits=waits).ask([user("?")], FREE), into=[])
@@ -415,7 +415,7 @@ def test_a_server_that_wants_to_be_left_alone_for_long_has_failed(header: str):
     assert not waits.seconds
 
 
-def test_a_call_that_fails_for_good_lets_those_under_way_be_answered_and_starts_no_more():
+def test_after_a_permanent_failure_calls_under_way_are_answered_and_none_start():
     def script(request: dict[str, Any], n: int) -> Action:
         return Fail(400) if content(request) == content_of_first else Say(seconds=0.5)
 
@@ -428,7 +428,7 @@ def test_a_call_that_fails_for_good_lets_those_under_way_be_answered_and_starts_
     assert sorted(index for index, _ in found) == [1, 2, 3]
 
 
-def test_a_call_that_is_not_answered_is_not_waited_for_when_another_has_failed():
+def test_an_unanswered_call_is_not_awaited_after_another_has_failed():
     def script(request: dict[str, Any], n: int) -> Action:
         return Fail(401) if content(request) == content_of_first else Say(seconds=30)
 
@@ -440,7 +440,7 @@ def test_a_call_that_is_not_answered_is_not_waited_for_when_another_has_failed()
     assert not found
 
 
-# What it may cost
+# Caps
 
 
 def test_at_a_cap_no_call_starts_and_those_under_way_are_answered():
@@ -476,7 +476,7 @@ def test_a_cap_that_the_last_reply_reaches_is_no_error():
         assert len(replies(client(server, concurrency=1, max_total_tokens=30), numbered(2))) == 2
 
 
-def test_a_raised_cap_goes_on_from_there():
+def test_after_a_cap_is_raised_the_stage_resumes():
     spent, chats, found = Spent(), numbered(6), list[Answer]()
     with MisbehavingServer() as server:
         stopped(client(server, concurrency=1, max_total_tokens=30).ask(chats, FREE, spent=spent), into=found)
@@ -498,7 +498,7 @@ def test_the_key_is_read_when_a_call_is_made(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("unset", [True, False])
-def test_an_endpoint_without_a_key_gets_nobody_elses(monkeypatch: pytest.MonkeyPatch, unset: bool):
+def test_an_endpoint_without_a_key_never_gets_another_servers(monkeypatch: pytest.MonkeyPatch, unset: bool):
     monkeypatch.setenv("OPENAI_API_KEY", "another server's")
     monkeypatch.delenv("JUDGE_KEY") if unset else monkeypatch.setenv("JUDGE_KEY", "")
     with MisbehavingServer() as server:
@@ -542,7 +542,7 @@ def test_a_refused_chat_does_not_quote_the_key():
 
 
 @pytest.mark.parametrize("key", ["two words", "schlüssel", "two\nlines"])
-def test_what_cannot_be_a_key_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str):
+def test_an_impossible_key_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str):
     monkeypatch.setenv("JUDGE_KEY", key)
     with MisbehavingServer() as server:
         for call in (lambda: replies(client(server), [user("?")]), client(server).check):
@@ -587,7 +587,7 @@ def test_a_check_names_the_variable_of_a_missing_key(monkeypatch: pytest.MonkeyP
         assert "environment variable JUDGE_KEY: it is not set" in problem(server)
 
 
-def test_a_check_names_the_model_that_is_not_there():
+def test_a_check_names_the_missing_model():
     with MisbehavingServer(model="another") as server:
         assert "404: The model `judge` does not exist" in (says := problem(server)) and "name a model" in says
 
@@ -607,13 +607,13 @@ def test_a_check_does_not_wait_for_a_server_that_hangs():
         (Fail(413, "too much"), "too much"),
     ],
 )
-def test_a_check_says_what_the_server_says(action: Action, says: str):
+def test_a_check_quotes_the_server(action: Action, says: str):
     with MisbehavingServer(lambda request, n: action) as server:
         assert says in problem(server)
     assert (len(server.asked) > 1) == (says == "429: quota")
 
 
-def test_a_check_notices_a_server_that_does_not_hold_replies_to_labels():
+def test_a_check_notices_a_server_that_ignores_structured_outputs():
     with MisbehavingServer(says=lambda request: "Hello! How") as server:
         assert "wrote 'Hello! How' where structured_outputs" in problem(server, structured_outputs=True)
     with MisbehavingServer(says=lambda request: str(request["structured_outputs"]["choice"][0])) as server:
@@ -658,7 +658,7 @@ def test_log_probs_do_not_depend_on_how_the_labels_are_cut(
         if at <= split < at + len(token):
             end = data.draw(st.integers(split + 1, len(rival)))
             alternatives += [Alternative(token=rival[at:end], logprob=other), Alternative(token=token, logprob=chosen)]
-        elif at + len(token) <= split:  # a longer token, less likely than the one that came, says nothing yet
+        elif at + len(token) <= split:  # a longer token, less likely than the chosen one, decides nothing yet
             alternatives.append(Alternative(token=rival[at:], logprob=-3.0))
         positions.append(Position(token=token, logprob=chosen, top_logprobs=data.draw(st.permutations(alternatives))))
         at += len(token)
@@ -675,33 +675,33 @@ def position(token: str, logprob: float, **alternatives: float) -> Position:
 
 
 @given(share=st.floats(0.01, 0.99))
-def test_tokens_that_lead_to_the_same_label_add_up(share: float):
+def test_tokens_that_begin_the_same_label_add_up(share: float):
     a = {"A": math.log(0.4 * share), "A]": math.log(0.4 * (1 - share))}
     found = label_logprobs([position("[[", -0.1), position("B]]", math.log(0.5), **a)], LABELS)
     assert found == pytest.approx((math.log(0.4), math.log(0.5)))
 
 
-def test_a_token_that_goes_on_after_a_label_leads_to_it():
+def test_a_token_that_continues_after_a_label_counts_for_it():
     assert label_logprobs([position("[[A]]\n", -0.2, **{"[[B]].": -2.0})], LABELS) == (-0.2, -2.0)
 
 
-def test_a_label_beyond_what_the_server_tells_has_no_probability():
+def test_a_label_that_the_server_does_not_list_has_no_probability():
     assert label_logprobs([position("[[", -0.1), position("A", -0.2, C=-4.0)], LABELS) == (-0.2, -math.inf)
     assert label_logprobs([position("[[A]]", -0.2, **{"[[B]]": -9999.0})], LABELS) == (-0.2, -math.inf)
 
 
-def test_a_chosen_token_counts_though_it_is_not_among_the_alternatives():
+def test_a_chosen_token_counts_even_if_it_is_not_among_the_alternatives():
     unlisted = Position(token="A", logprob=-5.0, top_logprobs=[Alternative(token="B", logprob=-1.0)])
     assert label_logprobs([position("[[", -0.1), unlisted], LABELS) == (-5.0, -1.0)
 
 
-def test_a_reply_that_goes_on_with_no_label_tells_only_where_every_label_was_near():
+def test_a_reply_without_a_label_has_probabilities_only_if_all_labels_are_listed():
     assert label_logprobs([position("[[", -0.1), position("C", -0.5, A=-2.0, B=-3.0)], LABELS) == (-2.0, -3.0)
     assert label_logprobs([position("[[", -0.1), position("C", -0.5, A=-2.0)], LABELS) is None
 
 
 @pytest.mark.parametrize("tokens", [[], ["The"], ["[[", "The"], ["[["], [" ", "\n"], ["[", "A]]"]])
-def test_a_reply_without_a_label_tells_nothing(tokens: list[str]):
+def test_a_reply_without_a_label_has_no_probabilities(tokens: list[str]):
     assert label_logprobs([position(token, -0.5) for token in tokens], LABELS) is None
 
 

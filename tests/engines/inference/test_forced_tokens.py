@@ -1,7 +1,7 @@
 """Claims about how vLLM's two model runners force tokens: both load the same class, and both force the same.
 
-V2 is driven through its own calls, in its order, on the tables that it keeps; only its Triton kernels are replaced, by
-plain writes to those tables. The V2 runner as a whole: tests/end_to_end/test_forcing.py.
+V2 is driven by its own calls, in its order, on its own tables; only its Triton kernels are replaced, by plain writes to
+those tables. tests/end_to_end/test_forcing.py runs all of V2.
 """
 
 from collections.abc import Iterator
@@ -40,8 +40,8 @@ rule_lists = st.lists(
 
 @settings(max_examples=12)
 @given(data=st.data())
-def test_v2_writes_what_v1_writes_whatever_becomes_of_the_batch(vllm: ModuleType, data: st.DataObject):
-    """Requests join late, lie still, change their rows, read their prompt in chunks, and are preempted."""
+def test_v2_writes_what_v1_writes_in_any_batch(vllm: ModuleType, data: st.DataObject):
+    """Requests join late, pause, change rows, prefill in chunks, and are preempted."""
     drawn = {name: (data.draw(texts), data.draw(rule_lists)) for name in ("a", "b", "c", "d", "e", "f")}
     prompts = {name: list(range(1, 2 + i)) for i, name in enumerate(drawn)}
     v2, waiting, outputs = vllm.V2Runner(), list(drawn), {name: list[int]() for name in drawn}
@@ -101,7 +101,7 @@ def test_nothing_but_the_forced_token_can_be_sampled(vllm: ModuleType, runner: s
     assert made.softmax(-1).max() == 1.0
 
 
-def test_what_is_no_rule_is_refused_when_a_request_is_admitted(vllm: ModuleType):
+def test_an_invalid_rule_is_refused_when_a_request_is_admitted(vllm: ModuleType):
     admit = vllm.build_custom_logits_processors_params_validator([PROCESSOR])
     admit(vllm.asks([CalculatorRule("t5")]))
     admit(vllm.SamplingParams())

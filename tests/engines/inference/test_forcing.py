@@ -1,4 +1,4 @@
-"""Claims about what a thought's budget and a calculator force, token by token.
+"""Claims about what a thought budget and a calculator force, token by token.
 
 With the real engine: tests/end_to_end/test_forcing.py.
 """
@@ -34,12 +34,12 @@ TOKENIZERS = {"words": SEED, "bytes": _bytes()}
 
 
 def written(tokenizer: Any, budget: int, model: list[int], length: int) -> list[int]:
-    """What a request writes whose model would write `model`, for so many tokens."""
+    """The first `length` tokens of a request whose model would write `model`."""
     return forced(tokenizer, ThoughtBudget(budget, MARKER), model, length)
 
 
 def forced(tokenizer: Any, rule: Rule, model: list[int], length: int) -> list[int]:
-    """The same, with any rule."""
+    """The same with any rule."""
     (forcer,) = forcers_of(as_argument([rule]), tokenizer)
     found: list[int] = []
     own = iter(model)
@@ -55,7 +55,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_thought_that_is_too_long_is_followed_by_the_marker_and_then_the_model_goes_on(name: str):
+def test_a_thought_over_its_budget_is_ended_by_the_marker_and_the_model_continues(name: str):
     tokenizer = TOKENIZERS[name]
     thought, after, marker = (ids(tokenizer, text) for text in ("first 3 up 4 is 7." * 9, " 7", f"\n{MARKER}"))
     budget = 6
@@ -65,7 +65,7 @@ def test_a_thought_that_is_too_long_is_followed_by_the_marker_and_then_the_model
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_nothing_is_forced_where_the_response_has_begun(name: str):
+def test_nothing_is_forced_once_the_response_has_begun(name: str):
     tokenizer = TOKENIZERS[name]
     own = ids(tokenizer, f"hot cold\n{MARKER} The answer is 7. The answer is 7. The answer is 7.")
     begun = len(ids(tokenizer, f"hot cold\n{MARKER}"))
@@ -73,7 +73,7 @@ def test_nothing_is_forced_where_the_response_has_begun(name: str):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_marker_that_the_budget_cuts_in_two_is_completed_and_not_repeated(name: str):
+def test_a_marker_cut_by_the_budget_is_completed_and_not_repeated(name: str):
     tokenizer = TOKENIZERS[name]
     thought, marker = ids(tokenizer, "hot cold"), ids(tokenizer, f"\n{MARKER}")
     for within in range(len(marker)):
@@ -83,8 +83,8 @@ def test_a_marker_that_the_budget_cuts_in_two_is_completed_and_not_repeated(name
 
 
 @given(budget=st.integers(1, 12), own=st.lists(st.integers(0, 255), min_size=40, max_size=40))
-def test_a_request_that_is_taken_up_again_writes_the_same(budget: int, own: list[int]):
-    """vLLM may put a request off, and asks about it from its beginning then."""
+def test_a_resumed_request_writes_the_same(budget: int, own: list[int]):
+    """vLLM may preempt a request, and then asks about it from its beginning."""
     tokenizer = TOKENIZERS["bytes"]
     whole = written(tokenizer, budget, own, 30)
     for length in range(30):
@@ -94,7 +94,7 @@ def test_a_request_that_is_taken_up_again_writes_the_same(budget: int, own: list
 
 
 @pytest.mark.parametrize(("style", "begun", "due"), [("gsm8k", "<<3+4=", "7>>"), ("t5", "[ 3 + 4 =", " 7]")])
-def test_a_calculator_writes_the_result_and_lets_the_model_go_on(style: Any, begun: str, due: str):
+def test_a_calculator_writes_the_result_and_the_model_continues(style: Any, begun: str, due: str):
     tokenizer = TOKENIZERS["bytes"]
     before, after = ids(tokenizer, f"That is {begun}"), ids(tokenizer, "5 kites.")
     result = len(ids(tokenizer, due))
@@ -102,7 +102,7 @@ def test_a_calculator_writes_the_result_and_lets_the_model_go_on(style: Any, beg
     assert tokenizer.decode(found) == f"That is {begun}{due}5 kites."
 
 
-def test_a_calculator_and_a_budget_go_together():
+def test_a_calculator_and_a_budget_work_together():
     tokenizer = TOKENIZERS["bytes"]
     rules: list[Rule] = [ThoughtBudget(40, MARKER), CalculatorRule("gsm8k")]
     forcers = forcers_of(as_argument(rules), tokenizer)
@@ -112,7 +112,7 @@ def test_a_calculator_and_a_budget_go_together():
     assert tokenizer.decode(found) == "<<12*12=144>>"
 
 
-def test_requests_of_one_engine_look_at_each_token_once():
+def test_requests_of_one_engine_decode_each_token_once():
     tokenizer = TOKENIZERS["bytes"]
     one, two = (forcers_of(as_argument([CalculatorRule("gsm8k")]), tokenizer)[0] for _ in range(2))
     one.next_token(ids(tokenizer, "<<1+1="))

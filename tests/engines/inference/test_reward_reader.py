@@ -1,4 +1,4 @@
-"""Claims about reading chats together: no number depends on which chats share a batch, or how they are read."""
+"""Claims about scoring chats together: no number depends on which chats share a batch, or on how they are read."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -89,7 +89,7 @@ GROUPS = [a_group(9, 30, 2, 17, seed=1), a_group(40, 3, 8, 60, seed=2), a_group(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_batch_gives_what_each_chat_gets_alone_whatever_the_models_attention(name: str):
+def test_a_batch_gives_each_chat_the_same_numbers_as_alone_with_any_attention(name: str):
     made = scorer(name)
     assert made.packs == MODELS[name][1]
     assert_same(name, made.score(GROUPS), GROUPS)
@@ -108,12 +108,14 @@ def test_the_size_of_a_batch_changes_nothing(name: str, batch_tokens: int):
     batch_tokens=st.sampled_from([64, 90, 300]),
 )
 @settings(max_examples=15)
-def test_any_mixture_of_lengths_comes_out_as_one_at_a_time(lengths: list[tuple[int, list[int]]], batch_tokens: int):
+def test_any_mixture_of_lengths_gives_the_same_as_one_at_a_time(
+    lengths: list[tuple[int, list[int]]], batch_tokens: int
+):
     groups = [a_group(prompt, *responses, seed=i) for i, (prompt, responses) in enumerate(lengths)]
     assert_same("llama", scorer(batch_tokens=batch_tokens).score(groups), groups)
 
 
-def test_equal_chats_and_chats_within_chats_come_out_right():
+def test_equal_chats_and_chats_within_chats_get_the_right_numbers():
     ids = tuple(range(20))
     group = [Chat(ids, (3, 19)), Chat(ids, (3, 19)), Chat(ids[:12], (3, 11)), Chat(ids[:1], (0, 0)), Chat(ids, (3, 5))]
     groups = [group, [], group[:1]]
@@ -130,7 +132,7 @@ def test_a_prompts_tokens_are_read_once_for_all_its_responses(monkeypatch: pytes
     assert read == [160]
 
 
-def test_padded_batches_hold_chats_of_like_lengths_within_the_limit():
+def test_padded_batches_hold_chats_of_similar_lengths_within_the_limit():
     made = scorer("gemma2, capped logits", batch_tokens=64)
     read: list[tuple[int, ...]] = []
     made._reader.backbone.register_forward_pre_hook(
@@ -140,7 +142,7 @@ def test_padded_batches_hold_chats_of_like_lengths_within_the_limit():
     assert sorted(read) == [(1, 44), (1, 84), (4, 11)]
 
 
-def test_a_window_longer_than_the_chats_does_not_hinder_packing_and_a_shorter_one_does():
+def test_a_window_prevents_packing_only_if_it_is_shorter_than_the_chats():
     made = scorer("mistral, window of 64")
     shapes: list[tuple[int, ...]] = []
     made._reader.backbone.register_forward_hook(

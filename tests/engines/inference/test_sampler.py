@@ -1,4 +1,4 @@
-"""Claims about the seeds of samples; what engines make of them is tested end to end."""
+"""Claims about the seeds of samples; tests/end_to_end tests what engines do with them."""
 
 import itertools
 
@@ -24,6 +24,6 @@ def test_parts_do_not_run_into_each_other():
     assert request_seed(1, 11) != request_seed(11, 1)
 
 
-def test_seeds_of_many_prompts_are_apart():
+def test_seeds_of_many_prompts_differ():
     seeds = sorted(request_seed(0, "train", i) for i in range(5000))
     assert len(set(seeds)) > 4990

@@ -1,4 +1,5 @@
-"""Claims about servers that differ from OpenAI's: asked in the form that they name, or refused with the setting."""
+"""Claims about servers that differ from OpenAI's: the client adapts to the form that they ask for, or names the setting
+to change."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -132,7 +133,7 @@ FORMS: list[tuple[Decoding, Callable[[Request], bool], Fail, dict[str, Any]]] = 
 
 
 @pytest.mark.parametrize(("decoding", "wrong", "fail", "settings"), FORMS)
-def test_a_server_is_asked_in_the_form_that_it_names_and_the_form_is_remembered(
+def test_a_server_is_asked_in_the_form_that_it_names_which_is_remembered(
     decoding: Decoding, wrong: Callable[[Request], bool], fail: Fail, settings: dict[str, Any]
 ):
     with MisbehavingServer(refuses(wrong, fail)) as server:
@@ -144,7 +145,7 @@ def test_a_server_is_asked_in_the_form_that_it_names_and_the_form_is_remembered(
 
 
 @pytest.mark.parametrize(("decoding", "wrong", "fail", "settings"), [form for form in FORMS if form[3]])
-def test_settings_say_the_form_before_the_server_does(
+def test_settings_choose_the_form_before_the_server_does(
     decoding: Decoding, wrong: Callable[[Request], bool], fail: Fail, settings: dict[str, Any]
 ):
     with MisbehavingServer(refuses(wrong, fail)) as server:
@@ -164,7 +165,7 @@ def test_settings_say_the_form_before_the_server_does(
         ("unknown field 'model_name'", "endpoint.extra_body"),
     ],
 )
-def test_what_is_refused_for_good_is_refused_with_the_setting_that_helps(message: str, says: str):
+def test_a_permanent_refusal_names_the_setting_that_helps(message: str, says: str):
     with MisbehavingServer(lambda request, n: Fail(400, message)) as server:
         with pytest.raises(InputError, match=re.escape(says)):
             client(server).check(CHAT, PROBABILITY)
@@ -172,7 +173,7 @@ def test_what_is_refused_for_good_is_refused_with_the_setting_that_helps(message
             list(client(server).ask([CHAT], PROBABILITY))
 
 
-def test_a_server_that_refuses_every_form_is_not_asked_for_ever():
+def test_a_server_that_refuses_every_form_is_given_up():
     with MisbehavingServer(
         lambda request, n: Fail(400, "bad max_tokens, max_completion_tokens, temperature")
     ) as server:
@@ -188,31 +189,31 @@ def test_a_system_turn_can_be_folded_into_the_users():
     assert server.asked[0].request["messages"] == [{"role": "user", "content": "You are a judge.\n\nWhich is better?"}]
 
 
-def test_further_fields_are_sent_as_they_are():
+def test_extra_fields_are_sent_unchanged():
     with MisbehavingServer() as server:
         client(server, extra_body={"reasoning_effort": "low", "top_k": 1}).check(CHAT, VERDICT)
     assert server.asked[0].request.items() >= {"reasoning_effort": "low", "top_k": 1, "max_tokens": 8}.items()
 
 
 @pytest.mark.parametrize("reason", ["stop", "eos_token", "stop_sequence", "eos", "end_turn", "STOP", None])
-def test_whatever_is_no_cut_has_ended(reason: Any):
+def test_every_finish_reason_but_a_cut_is_an_end(reason: Any):
     assert reply_of(Say("[[A]]", reason)).finished
 
 
 @pytest.mark.parametrize(
     "reason", ["length", "content_filter", "tool_calls", "function_call", "max_tokens", "MAX_TOKENS", "model_length"]
 )
-def test_what_is_cut_has_not_ended(reason: str):
+def test_a_cut_reply_has_not_ended(reason: str):
     reply = reply_of(Say("[[A]]", reason))
     assert (reply.finished, reply.ended_by) == (False, reason.lower())
 
 
-def test_a_reply_that_names_no_reason_is_cut_if_it_is_as_long_as_allowed():
+def test_a_reply_without_a_finish_reason_is_cut_if_it_is_as_long_as_allowed():
     assert not reply_of(Say("so it is", None, usage=(10, 8))).finished  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-def test_reasoning_that_is_kept_apart_is_no_text_but_known(name: str):
+def test_separate_reasoning_is_recorded_and_not_part_of_the_text(name: str):
     reply = reply_of(Say("", "length", usage=None, message={"content": None, name: "x" * 40}))
     assert (reply.text, reply.finished, reply.reasoning_chars, reply.output_tokens) == ("", False, 40, 10)
 
@@ -247,7 +248,7 @@ def test_thinking_at_the_front_is_cut(text: str, left: str):
 
 
 @pytest.mark.parametrize("action", [Fail(429, "slow down"), Fail(503), Fail(429, headers={"Retry-After": "2"})])
-def test_one_refusal_that_passes_fails_no_check(action: Fail):
+def test_a_temporary_refusal_does_not_fail_the_check(action: Fail):
     with MisbehavingServer(lambda request, n: action if n == 0 else Say()) as server:
         client(server).check(CHAT, VERDICT)
         assert len(server.asked) == 2
@@ -296,7 +297,7 @@ def test_an_address_without_its_path_is_refused_with_what_most_end_in():
             ChatClient(endpoint, "judge").check()
 
 
-def test_a_name_that_does_not_resolve_is_named():
+def test_a_host_name_that_does_not_resolve_is_named():
     endpoint = Endpoint(base_url="http://no-such-host.invalid:8000/v1", key_variable="NO_KEY")
     with pytest.raises(InputError, match=r"no machine has the name in endpoint\.base_url"):
         ChatClient(endpoint, "judge").check()

@@ -1,6 +1,6 @@
-"""Claims about the proof of an engine's weights, on a model packed and fused as vLLM's are on a CPU.
+"""Claims about the proof of an engine's weights, on a model packed and fused as in vLLM on a CPU.
 
-What vLLM itself does is tested end to end; here it is imitated, so that each fault can be made on purpose.
+vLLM is imitated here, so that each fault can be made on purpose; tests/end_to_end has the real one.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def trained(model: LlamaForCausalLM, part: str, step: float) -> LlamaForCausalLM
 
 
 class Packed(torch.nn.Module):
-    """A matrix of which only a copy in a kernel is left."""
+    """A matrix that remains only as a copy in a kernel."""
 
     def __init__(
         self, matrix: torch.Tensor, *, keep: bool = False, length_name: str = "input_size_per_partition"
@@ -87,13 +87,13 @@ def foreign(held: Weights, stored: LlamaForCausalLM, folder: Path, dtype: torch.
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tied", [False, True])
-def test_an_engine_with_the_weights_of_the_folder_has_no_others(tmp_path: Path, dtype: torch.dtype, tied: bool):
+def test_an_engine_with_the_weights_of_the_folder_passes(tmp_path: Path, dtype: torch.dtype, tied: bool):
     assert foreign(a_model(0, tied=tied).state_dict(), a_model(0, tied=tied), tmp_path, dtype) == set()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("step", [1.0, 1e-2, 1e-4])
-def test_one_layer_of_old_weights_is_named_however_little_training_moved_it(
+def test_one_layer_of_old_weights_is_named_even_if_training_hardly_moved_it(
     tmp_path: Path, dtype: torch.dtype, step: float
 ):
     new = trained(a_model(0), "layers.1.", step)
@@ -144,7 +144,7 @@ def test_a_copy_that_is_held_in_bfloat16_computes_in_float32_what_a_float32_copy
     assert found.found < 1e-5 < found.rounding
 
 
-def test_log_probs_that_are_no_numbers_are_not_rounding():
+def test_log_probs_that_are_not_numbers_do_not_count_as_rounding():
     assert not Difference(float("inf"), 0.1).is_rounding
     assert Difference(0.06, 0.07).is_rounding
     assert not Difference(2.0, 0.07).is_rounding

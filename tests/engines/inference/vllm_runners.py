@@ -1,6 +1,6 @@
-"""vLLM's two model runners as far as tokens are forced, each around the processors that it builds; without a model.
+"""The parts of vLLM's two model runners that force tokens, each with the processors that it builds; without a model.
 
-A module of its own because importing it takes vLLM, which each of the processes that collect tests would load.
+Importing this module loads vLLM, which processes that only collect tests should avoid.
 """
 
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ LONGEST = 64
 
 
 def vllm_config(**others: Any) -> Any:
-    """What processors read of an engine's config."""
+    """The parts of an engine's config that processors read."""
     model = SimpleNamespace(tokenizer=str(SHIPPED_SEED_MODEL))
     return SimpleNamespace(
         model_config=model, speculative_config=None, scheduler_config=SimpleNamespace(max_num_seqs=SLOTS), **others
@@ -69,7 +69,7 @@ class V1Runner:
         )
 
     def step(self, own: int) -> None:
-        """The next token, where the model would write `own`."""
+        """The next token if the model would write `own`."""
         self.outputs.append(int(self.processor.apply(wanting([own]))[0].argmax()))
 
 
@@ -93,8 +93,8 @@ class V2Runner:
         self.processor.apply_staged_writes()
 
     def step(self, batch: dict[str, int], reading: frozenset[str] = frozenset()) -> dict[str, int]:
-        """One step of a batch in this order: the tokens that follow, by request. Of those `reading` their prompt, as a
-        chunked prefill is, nothing is sampled."""
+        """One step of a batch in this order: the next tokens by request. Nothing is sampled for those still `reading`
+        their prompt in a chunked prefill."""
         slots = np.array([self.states.req_id_to_index[name] for name in batch], dtype=np.int32)
         rows = torch.from_numpy(slots)
         lengths = self.states.total_len.gpu[rows.long()]
@@ -117,7 +117,7 @@ class V2Runner:
 
 
 def wanting(own: list[int]) -> torch.Tensor:
-    """Logits of a model that would write these tokens, one a row."""
+    """Logits of a model that would write these tokens, one per row."""
     logits = torch.randn(len(own), VOCABULARY)
     logits[torch.arange(len(own)), torch.tensor(own)] = 20.0
     return logits

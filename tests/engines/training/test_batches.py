@@ -1,4 +1,4 @@
-"""Claims about which pairs a step takes: the same for any number of workers, each pair once, all of them alike."""
+"""Claims about which pairs a step takes: the same for any number of workers, each pair once, with equal weights."""
 
 import functools
 from collections import Counter
@@ -20,7 +20,7 @@ def layout(pairs: int, rounds: int, micro: int, workers: int) -> BatchLayout:
 
 
 def steps(made: BatchLayout, order: list[int], tokens: list[int]) -> list[list[list[MicroBatch]]]:
-    """What all workers take, by step and round."""
+    """The pairs that all workers take, by step and round."""
     rounds = list(zip(*(made.shares(order, tokens, worker) for worker in range(made.workers)), strict=True))
     assert len(rounds) == made.rounds_an_epoch
     return [[list(each) for each in rounds[i : i + made.rounds]] for i in range(0, len(rounds), made.rounds)]
@@ -45,7 +45,7 @@ def test_a_step_takes_the_next_pairs_of_the_order_and_each_weighs_the_same(sizes
 
 
 @given(SIZES)
-def test_workers_compute_like_shares_and_the_last_step_takes_no_more_rounds_than_it_must(
+def test_workers_get_similar_shares_and_the_last_step_takes_the_fewest_rounds(
     sizes: tuple[int, int, int, int],
 ):
     made = layout(*sizes)
@@ -70,13 +70,13 @@ def test_a_lone_worker_takes_whole_micro_batches_in_order():
 
 
 class Shares(Dataset[MicroBatch]):
-    """Hands the shares through."""
+    """Returns each share itself."""
 
     def __getitem__(self, share: MicroBatch) -> MicroBatch:
         return share
 
 
-def test_a_loader_goes_on_within_an_epoch_and_draws_the_next_one_anew():
+def test_a_loader_resumes_within_an_epoch_and_shuffles_the_next_one():
     make = functools.partial(ShareSampler, BatchLayout(13, 4, 2, 1), [1] * 13, seed=5, worker=0)
     loader = ShareLoader(Shares(), make())
     epochs = []

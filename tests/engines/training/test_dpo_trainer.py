@@ -1,6 +1,6 @@
 """Claims about one worker's trainer: its loss is TRL's, packed rows are exact, adapters become one plain model.
 
-Many workers: test_many_workers.py; stopped and resumed: test_training_resume.py.
+Many workers: test_many_workers.py; stopped and resumed: test_resume.py.
 """
 
 import json
@@ -74,7 +74,7 @@ def train(folder: Path, config: TrainConfig, share: float = 1e-6) -> list[dict[s
 
 
 def shaken(model: Any, much: float = 0.02) -> None:
-    """Makes a model another than its reference."""
+    """Makes a model differ from its reference."""
     generator = torch.Generator().manual_seed(1)
     for weight in model.parameters():
         weight.data += much * torch.randn(weight.shape, generator=generator)
@@ -96,7 +96,7 @@ def test_the_loss_over_a_whole_batch_is_trls_and_so_is_its_gradient(tmp_path: Pa
     config = TrainConfig.model_validate({**TRAIN.model_dump(), "alpha": 0.7, **VARIANTS[variant]})
     loss = config.loss
     ours = a_trainer(tmp_path, config)
-    # Those that take the ratio itself, and not its logarithm, are far out of range for a model far from its reference.
+    # Losses of the ratio itself, not its logarithm, are far out of range for a model far from its reference.
     shaken(ours.model, 0.02 if config.divergence == "reverse_kl" else 0.001)
     ours.state.global_step = 1
     (inputs,) = [ours._prepare_inputs(inputs) for inputs in list(ours.get_train_dataloader())[:1]]
@@ -116,7 +116,7 @@ def test_the_loss_over_a_whole_batch_is_trls_and_so_is_its_gradient(tmp_path: Pa
 
 
 def test_no_two_variants_of_the_loss_are_the_same():
-    """But for the likelihood term of IRPO, which is not in this part."""
+    """Except IRPO's likelihood term, which isn't in this part."""
     torch.manual_seed(0)
     mask = torch.arange(9) < torch.randint(2, 9, (8, 1))
     policy = OutputLogProbs(-torch.rand(8, 9) * mask, mask, 2)
@@ -127,7 +127,7 @@ def test_no_two_variants_of_the_loss_are_the_same():
         if (config := TrainConfig.model_validate(values)).loss != "irpo"
     }
     assert len({round(loss, 6) for loss in losses.values()}) == len(losses) - 1, losses
-    assert losses["dpo"] == pytest.approx(losses["length-desensitised"])  # they differ where the reference is given
+    assert losses["dpo"] == pytest.approx(losses["length-desensitised"])  # they differ in the reference's log-probs
 
 
 def test_a_pair_gives_the_loss_of_golden_vector_g12():
@@ -141,7 +141,7 @@ def test_a_pair_gives_the_loss_of_golden_vector_g12():
     assert (loss - policy.first.sum() / len(policy.first)).item() == pytest.approx(2.533382, abs=1e-6)
 
 
-def test_references_are_weighed_as_trl_weighs_them_where_length_is_desensitised(tmp_path: Path):
+def test_references_are_weighted_as_in_trl_with_length_desensitization(tmp_path: Path):
     config = TRAIN.model_copy(update={"length_desensitization": 0.3})
     ours = a_trainer(tmp_path, config)
     ours.ld_alpha = 0.3
@@ -152,8 +152,8 @@ def test_references_are_weighed_as_trl_weighs_them_where_length_is_desensitised(
     assert (plain._references - ours._references).abs().max() > 1
 
 
-def test_a_reference_of_its_own_is_held_to_and_is_gone_before_the_training(tmp_path: Path):
-    """The seed as the reference of a later model: the first loss is not ln 2, and the log-probs are the seed's."""
+def test_a_separate_reference_is_used_and_freed_before_training(tmp_path: Path):
+    """With the seed as a later model's reference, the first loss isn't ln 2, and the log-probs are the seed's."""
     train(tmp_path / "first", TRAIN)
     later = tmp_path / "first" / "epoch_2"
     write_dataset(some_pairs(21), tmp_path / "second" / "dataset")
@@ -230,7 +230,7 @@ def test_an_architecture_that_packs_exactly_is_not_refused(name: str):
 
 
 @pytest.mark.parametrize("name", NOT_EXACT)
-def test_an_architecture_that_would_not_is_refused_before_anything_starts(name: str):
+def test_an_architecture_that_would_not_pack_exactly_is_refused_before_anything_starts(name: str):
     config, told = NOT_EXACT[name]
     fault = packing_fault(on_meta(config), 60)
     assert fault is not None and told in fault
@@ -262,7 +262,7 @@ def test_packed_rows_that_give_other_numbers_stop_the_training(tmp_path: Path):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_adapters_train_and_are_merged_into_a_plain_model_that_says_the_same(tmp_path: Path, precision: str):
+def test_adapters_train_and_are_merged_into_an_equivalent_plain_model(tmp_path: Path, precision: str):
     config = TRAIN.model_copy(update={"lora": LoraConfig(rank=4, alpha=16.0), "precision": precision, "epochs": 4})
     dpo = a_trainer(tmp_path, config)
     frozen = {name: weight.clone() for name, weight in dpo.model.named_parameters() if not weight.requires_grad}
@@ -283,11 +283,11 @@ def test_adapters_train_and_are_merged_into_a_plain_model_that_says_the_same(tmp
     assert (expected[1] - seed[1]).abs().max() > 1.0
 
 
-def test_the_weights_are_not_hashed_for_a_cache_of_trls_that_is_not_used(tmp_path: Path):
+def test_the_weights_are_not_hashed_for_trls_unused_cache(tmp_path: Path):
     assert a_trainer(tmp_path, TRAIN)._precompute_model_hash is None
 
 
-def test_adapters_of_named_modules_alone_are_trained(tmp_path: Path):
+def test_only_adapters_of_named_modules_are_trained(tmp_path: Path):
     train(tmp_path, TRAIN.model_copy(update={"lora": LoraConfig(target_modules=("q_proj",)), "epochs": 1}))
     seed = AutoModelForCausalLM.from_pretrained(SHIPPED_SEED_MODEL, dtype=torch.float32).state_dict()
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "epoch_1", dtype=torch.float32).state_dict()
@@ -296,7 +296,7 @@ def test_adapters_of_named_modules_alone_are_trained(tmp_path: Path):
 
 
 @pytest.mark.parametrize("targets", [("query",), ("q_proj", "lm_head")])
-def test_adapters_on_modules_that_are_not_there_are_refused_with_those_that_are(targets: tuple[str, ...]):
+def test_adapters_on_missing_modules_are_refused_with_those_that_exist(targets: tuple[str, ...]):
     config = TRAIN.model_copy(update={"lora": LoraConfig(target_modules=targets)})
     with pytest.raises(InputError, match=r"known there: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"):
         check_training(SHIPPED_SEED_MODEL, config, LONE)

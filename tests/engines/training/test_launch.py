@@ -1,6 +1,6 @@
-"""Claims about the trainer that need no training: its first check, and what the driver makes of a failure.
+"""Claims about the trainer that need no training: its first check, and how the driver reports failures.
 
-How it goes on after a stop: test_training_resume.py; with Ray: tests/faults/test_trainer_killed.py and end_to_end/.
+Resuming: test_resume.py; with Ray: tests/faults/test_trainer_killed.py and end_to_end/.
 """
 
 import math
@@ -55,7 +55,7 @@ def test_any_other_first_loss_says_that_the_reference_is_not_the_model(loss: flo
     ],
     ids=["died", "another died", "another was lost", "ran out of memory", "died as it started", "the controller died"],
 )
-def test_a_death_is_no_error_of_the_trainings_own(error: Exception, told: str):
+def test_a_workers_death_is_not_an_error_of_the_training(error: Exception, told: str):
     assert death_of(error) == told
 
 
@@ -77,7 +77,7 @@ def test_a_death_is_no_error_of_the_trainings_own(error: Exception, told: str):
         (ControllerError(ValueError("no such backend")), "ValueError: no such backend"),
     ],
 )
-def test_an_error_of_the_trainings_own_is_told_and_not_what_followed_from_it(error: Exception, told: str):
+def test_the_trainings_own_error_is_reported_and_not_its_consequences(error: Exception, told: str):
     with pytest.raises(StageError, match=told):
         death_of(error)
 
@@ -89,7 +89,7 @@ def test_workers_wait_for_each_other_longer_than_for_a_step(cluster: ClusterConf
     assert _torch_config(trainer, cluster, Path("rendezvous")).timeout_s > 7200.5
 
 
-def test_a_process_group_has_the_time_out_that_it_is_given():
+def test_a_process_group_has_the_given_timeout():
     def waits() -> None:
         group = dist.group.WORLD
         assert group is not None

@@ -1,7 +1,7 @@
-"""However many workers train, and however weights are spread over them, they make the same steps.
+"""Claims about several workers: any number of them, with weights replicated or sharded, makes the same steps.
 
-The real trainer on the shipped seed model, in forked processes that form a gloo group; with Ray Train round it, and
-killed: tests/faults/test_trainer_killed.py.
+The real trainer on the shipped seed model, in forked processes that form a gloo group;
+tests/faults/test_trainer_killed.py kills it under Ray Train.
 """
 
 import functools
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 TRAIN = TrainConfig(epochs=7, batch_size=8, micro_batch_size=2, learning_rate=3e-4)
 EACH = 15 if exhaustive() else 8
 STEPS = 7 * EACH
-"""Seven epochs; the last step of each is of five pairs, which neither 2 nor 4 workers share evenly."""
+"""Seven epochs; the last step of each has five pairs, which neither 2 nor 4 workers share evenly."""
 PAIRS = some_pairs(8 * (EACH - 1) + 5)
 SHORT = TRAIN.model_copy(update={"epochs": 2, "learning_rate": 1e-3})
 FEW = some_pairs(21)
@@ -50,7 +50,7 @@ def train(
     few: bool = False,
     share: float = 1e-6,
 ) -> list[dict[str, float]]:
-    """Trains in so many processes, and returns the steps that were logged."""
+    """Trains in this many processes, and returns the logged steps."""
     prepare(folder, few=few)
     run_workers(workers, functools.partial(work, folder, config, workers=workers, strategy=strategy, share=share))
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
@@ -80,7 +80,7 @@ def weights(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
 
 
 def assert_same_steps(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float = 1e-4) -> None:
-    # While the policy is the reference, which margins are positive is a matter of rounding.
+    # While the policy equals the reference, the signs of margins are rounding errors.
     one, other = ([step["accuracy"] for step in steps if abs(step["margin"]) > 1e-3] for steps in (found, expected))
     assert one == pytest.approx(other, abs=tolerance) and one
     for name in ("loss", "margin", "learning_rate"):
@@ -98,7 +98,7 @@ def assert_same_weights(found: Path, expected: Path, epoch: int, tolerance: floa
 
 @pytest.fixture(scope="module")
 def lone() -> Iterator[tuple[Path, list[dict[str, float]]]]:
-    """What one worker makes of the pairs."""
+    """One worker's training on the pairs."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name), train(Path(name), TRAIN)
 
@@ -124,7 +124,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize(("strategy", "what"), sampled("changes", list(itertools.product(STRATEGIES, CHANGES)), 2))
-def test_they_do_so_whatever_is_trained_and_however(tmp_path: Path, strategy: str, what: str):
+def test_many_workers_make_the_steps_of_one_under_every_setting(tmp_path: Path, strategy: str, what: str):
     changes = CHANGES[what]
     computed = ("gradient_checkpointing", "packing")
     plain = SHORT.model_copy(update={key: value for key, value in changes.items() if key not in computed})
@@ -136,7 +136,7 @@ def test_they_do_so_whatever_is_trained_and_however(tmp_path: Path, strategy: st
 
 
 @pytest.mark.parametrize(("strategy", "lora"), sampled("bfloat16", TRAININGS, 1))
-def test_bfloat16_keeps_what_is_trained_in_float32_and_writes_bfloat16(tmp_path: Path, strategy: str, lora: str):
+def test_bfloat16_trains_in_float32_and_saves_bfloat16(tmp_path: Path, strategy: str, lora: str):
     config = SHORT.model_copy(update={"precision": "bfloat16", "lora": LORAS[lora], "learning_rate": 1e-6})
     steps = train(tmp_path, config, workers=2, strategy=strategy, few=True, share=1e9)
     assert len(steps) == 6
@@ -149,7 +149,7 @@ def test_bfloat16_keeps_what_is_trained_in_float32_and_writes_bfloat16(tmp_path:
     assert any((weight != weight.bfloat16()).any() for weight in kept.values())
 
 
-def test_a_model_of_many_workers_is_one_that_anyone_can_load(tmp_path: Path):
+def test_a_model_trained_by_many_workers_can_be_loaded_anywhere(tmp_path: Path):
     train(tmp_path, SHORT.model_copy(update={"lora": LoraConfig(rank=4)}), workers=2, strategy="fsdp", few=True)
     place = tmp_path / "epoch_2"
     seed = {path.name for path in SHIPPED_SEED_MODEL.iterdir()} - {"scores.json"}
@@ -161,7 +161,7 @@ def test_a_model_of_many_workers_is_one_that_anyone_can_load(tmp_path: Path):
 
 
 def killed(folder: Path, config: TrainConfig, *, workers: int, strategy: str, at: int) -> None:
-    """Trains until the first worker has done so many steps, and is killed."""
+    """Trains until the first worker has done this many steps, and is killed."""
 
     def die(done: int, total: int) -> None:
         if total and done == at:
@@ -177,10 +177,8 @@ def killed(folder: Path, config: TrainConfig, *, workers: int, strategy: str, at
 
 
 @pytest.mark.parametrize(("strategy", "lora"), sampled("killed between checkpoints", TRAININGS, 1))
-def test_a_worker_killed_between_checkpoints_in_each_epoch_leaves_what_ends_the_same(
-    tmp_path: Path, strategy: str, lora: str
-):
-    """The same bits: with two workers a sum of their gradients does not depend on which of them comes first."""
+def test_a_training_killed_between_checkpoints_in_each_epoch_ends_the_same(tmp_path: Path, strategy: str, lora: str):
+    """The same bits: the sum of two workers' gradients doesn't depend on their order."""
     config = SHORT.model_copy(update={"lora": LORAS[lora]})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(whole, config, workers=2, strategy=strategy, few=True, share=1e9)

@@ -1,4 +1,4 @@
-"""Claims about the preference losses: which of them can be computed in parts of a step."""
+"""Claims about which preference losses can be computed in parts of a step."""
 
 from typing import get_args
 
@@ -25,7 +25,7 @@ def loss_of(config: TrainConfig, pairs: list[int]) -> float:
 
 
 @pytest.mark.parametrize("loss", get_args(Loss))
-def test_a_loss_over_a_step_is_the_mean_over_its_parts_or_needs_the_step_in_one_piece(loss: Loss):
+def test_a_loss_over_a_step_is_the_mean_over_its_parts_or_needs_the_whole_step(loss: Loss):
     needs = {"label_smoothing": 0.001} if loss == "exo_pair" else {}
     config = TrainConfig.model_validate({"loss": loss, **needs})
     whole = loss_of(config, list(range(PAIRS)))
@@ -36,7 +36,7 @@ def test_a_loss_over_a_step_is_the_mean_over_its_parts_or_needs_the_step_in_one_
 
 
 @pytest.mark.parametrize("loss", sorted(WHOLE_BATCH_LOSSES))
-def test_a_loss_that_needs_the_step_in_one_piece_is_refused_where_it_is_shared_out(loss: str):
+def test_a_loss_that_needs_the_whole_step_is_refused_if_the_step_is_split(loss: str):
     RunConfig.model_validate({"train": {"loss": loss, "batch_size": 8, "micro_batch_size": 8}})
     with pytest.raises(ValidationError, match=r"sorts the pairs of a step, .* micro_batch_size = 4 of batch_size = 8"):
         TrainConfig.model_validate({"loss": loss, "batch_size": 8, "micro_batch_size": 4})

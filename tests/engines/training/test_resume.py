@@ -1,7 +1,7 @@
-"""A training that is stopped anywhere, in any way, ends like one that was never stopped: bit for bit.
+"""Claims about resuming: a training stopped anywhere, in any way, ends bit for bit like one that was never stopped.
 
-The real trainer on the shipped seed model and a few dozen steps of made-up pairs, in this process; a checkpoint after
-every step, unless stated otherwise. Killed with Ray around it: tests/faults/test_trainer_killed.py.
+The real trainer on the shipped seed model and made-up pairs, in this process; a checkpoint after every step, unless
+stated otherwise. tests/faults/test_trainer_killed.py kills it under Ray.
 """
 
 import json
@@ -47,11 +47,11 @@ SELDOM = TrainerConfig(threads=1, checkpoint_share=1e-6)
 TRAIN = TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3)
 PAIRS = 22
 STEPS = 6
-"""Two epochs of three steps; the last step of each is of six pairs, in two rounds of three."""
+"""Two epochs of three steps; the last step of each has six pairs, in two rounds of three."""
 
 
 class Stopped(Exception):
-    """The exception with which a test stops a training."""
+    """Raised by a test to stop a training."""
 
 
 def some_pairs(count: int = PAIRS) -> list[Pair]:
@@ -109,7 +109,7 @@ def stop_at(step: int) -> Progress:
 
 
 def result(folder: Path) -> dict[str, bytes]:
-    """Everything that a training leaves."""
+    """Everything that a training leaves on disk."""
     left = [*folder.glob("epoch_*/*"), folder / "log.jsonl", folder / "steps.jsonl"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in left}
 
@@ -141,7 +141,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a training that is never stopped leaves."""
+    """The result of a training that is never stopped."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
@@ -154,7 +154,7 @@ def checkpoints_in(folder: Path) -> set[str]:
     return {path.name for path in (folder / "trainer").glob("checkpoint-*") if path.is_dir()}
 
 
-def test_how_often_checkpoints_are_saved_changes_nothing_and_an_epochs_end_is_no_reason_to(
+def test_the_frequency_of_checkpoints_changes_nothing_and_an_epochs_end_needs_none(
     tmp_path: Path, whole: dict[str, bytes]
 ):
     train(tmp_path, trainer=SELDOM)
@@ -162,13 +162,13 @@ def test_how_often_checkpoints_are_saved_changes_nothing_and_an_epochs_end_is_no
     assert checkpoints_in(tmp_path) == {"checkpoint-1"}
 
 
-def test_the_last_step_is_not_saved_in_a_checkpoint_too(tmp_path: Path):
+def test_the_last_step_needs_no_checkpoint(tmp_path: Path):
     train(tmp_path)
     assert checkpoints_in(tmp_path) == {f"checkpoint-{STEPS - 1}"}
 
 
 @pytest.mark.parametrize("step", [4, STEPS])
-def test_a_model_of_an_epoch_that_is_newer_than_the_last_checkpoint_is_made_again_the_same(
+def test_an_epochs_model_newer_than_the_last_checkpoint_is_remade_the_same(
     tmp_path: Path, whole: dict[str, bytes], step: int
 ):
     with pytest.raises(Stopped):
@@ -179,7 +179,7 @@ def test_a_model_of_an_epoch_that_is_newer_than_the_last_checkpoint_is_made_agai
 
 
 @pytest.mark.parametrize("step", sampled("steps", range(1, STEPS + 1), 2, always=(STEPS,)))
-def test_a_training_stopped_at_any_step_goes_on_from_the_one_before_and_ends_the_same(
+def test_a_training_stopped_at_any_step_resumes_from_the_one_before_and_ends_the_same(
     tmp_path: Path, whole: dict[str, bytes], step: int
 ):
     with pytest.raises(Stopped):
@@ -193,10 +193,10 @@ def test_a_training_stopped_at_any_step_goes_on_from_the_one_before_and_ends_the
     [{"micro_batch_size": 2}, {"micro_batch_size": 8}, {"gradient_checkpointing": True, "packing": True}],
     ids=["smaller pieces", "larger pieces", "otherwise computed"],
 )
-def test_a_training_resumes_in_other_pieces_with_the_rows_that_are_left(
+def test_a_training_resumes_with_other_micro_batches_on_the_remaining_rows(
     tmp_path: Path, whole: dict[str, bytes], changes: dict[str, object]
 ):
-    """As after an out-of-memory error, whose message says to lower the micro-batch size."""
+    """As after an out-of-memory error, whose message suggests a smaller micro-batch size."""
     with pytest.raises(Stopped):
         train(tmp_path, on_step=stop_at(5))
     assert train(tmp_path, config=TRAIN.model_copy(update=changes)) == [5, 6]
@@ -211,7 +211,9 @@ def test_a_training_resumes_in_other_pieces_with_the_rows_that_are_left(
 
 
 @pytest.mark.parametrize("step", sampled("steps", range(1, STEPS + 1), 2, always=(STEPS,)))
-def test_a_training_told_to_end_saves_that_step_and_goes_on_from_it(tmp_path: Path, whole: dict[str, bytes], step: int):
+def test_a_training_told_to_stop_saves_that_step_and_resumes_from_it(
+    tmp_path: Path, whole: dict[str, bytes], step: int
+):
     asked = iter(range(1, STEPS + 1))
     assert train(tmp_path, trainer=SELDOM, stop=lambda: next(asked) == step) == list(range(1, step + 1))
     assert finished(tmp_path, TRAIN.epochs) == (step == STEPS)
@@ -221,7 +223,7 @@ def test_a_training_told_to_end_saves_that_step_and_goes_on_from_it(tmp_path: Pa
     assert result(tmp_path) == whole
 
 
-def test_a_training_stopped_again_and_again_gets_on_and_ends_the_same(tmp_path: Path, whole: dict[str, bytes]):
+def test_a_training_stopped_again_and_again_makes_progress_and_ends_the_same(tmp_path: Path, whole: dict[str, bytes]):
     for _ in range(STEPS - 1):
         begun: list[int] = []
 
@@ -254,16 +256,14 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("event", "what"), sampled("changes of a training", CHANGES, 5))
-def test_a_process_killed_while_it_saves_leaves_what_ends_the_same(
-    tmp_path: Path, whole: dict[str, bytes], event: str, what: str
-):
+def test_a_training_killed_while_it_saves_ends_the_same(tmp_path: Path, whole: dict[str, bytes], event: str, what: str):
     killed_at(event, what, lambda: train(tmp_path))
     train(tmp_path)
     assert result(tmp_path) == whole
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_training_that_has_ended_is_not_begun_again_when_its_scratch_is_gone(tmp_path: Path, whole: dict[str, bytes]):
+def test_a_finished_training_is_not_repeated_if_its_scratch_files_are_gone(tmp_path: Path, whole: dict[str, bytes]):
     train(tmp_path)
     left = result(tmp_path)
     for scratch in ("trainer", "dataset"):
@@ -310,7 +310,7 @@ def flip_a_bit(path: Path) -> None:
     ],
     ids=["a bit flipped", "its seal's too", "another seal", "a file gone", "a file more", "an epoch before it gone"],
 )
-def test_a_checkpoint_that_is_not_what_its_seal_says_or_lacks_an_epoch_is_not_gone_on_from(
+def test_a_checkpoint_that_does_not_match_its_seal_or_lacks_an_epoch_is_not_used(
     tmp_path: Path, whole: dict[str, bytes], stopped: Path, damage: Callable[[Path], object]
 ):
     folder = shutil.copytree(stopped, tmp_path / "copy")
@@ -333,7 +333,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, whole: dict[str, bytes]) -
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, flip_a_bit], ids=["gone", "a bit flipped"])
-def test_reference_log_probs_computed_anew_beside_a_checkpoint_are_those_of_the_model_that_it_began_with(
+def test_recomputed_reference_log_probs_are_those_of_the_initial_model(
     tmp_path: Path, whole: dict[str, bytes], stopped: Path, damage: Callable[[Path], object]
 ):
     folder = shutil.copytree(stopped, tmp_path / "copy")
@@ -345,7 +345,7 @@ def test_reference_log_probs_computed_anew_beside_a_checkpoint_are_those_of_the_
     assert result(folder) == whole
 
 
-def test_models_of_epochs_that_the_checkpoint_has_not_reached_are_made_anew(tmp_path: Path, stopped: Path):
+def test_models_of_epochs_after_the_checkpoint_are_remade(tmp_path: Path, stopped: Path):
     folder = shutil.copytree(stopped, tmp_path / "copy")
     for name in ("epoch_2", ".epoch_2.tmp"):
         (folder / name).mkdir()
@@ -355,7 +355,7 @@ def test_models_of_epochs_that_the_checkpoint_has_not_reached_are_made_anew(tmp_
     assert {path.name for path in folder.glob("*epoch*")} == {"epoch_1"}
 
 
-def test_a_training_waits_until_one_that_was_left_behind_has_ended(tmp_path: Path):
+def test_a_training_waits_until_an_orphaned_one_has_ended(tmp_path: Path):
     (tmp_path / "trainer").mkdir()
     if (child := os.fork()) == 0:
         from filelock import FileLock
@@ -384,7 +384,7 @@ def test_a_training_waits_until_one_that_was_left_behind_has_ended(tmp_path: Pat
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_training_whose_stage_was_begun_anew_writes_nothing_to_the_new_one(tmp_path: Path, step: int):
+def test_a_training_whose_stage_was_restarted_writes_nothing_to_the_new_one(tmp_path: Path, step: int):
     folder = tmp_path / "train"
 
     def begin_anew(done: int, total: int) -> None:

@@ -1,7 +1,7 @@
-"""Claims about supervised fine-tuning: its loss is TRL's, packed rows and many workers change nothing, nor does a stop.
+"""Claims about supervised fine-tuning: its loss is TRL's; packing, several workers and interruptions change nothing.
 
-The real trainer on the shipped seed model and made-up demonstrations. What all trainings share is claimed of pairs, in
-test_pair_trainer.py, test_many_workers.py and test_training_resume.py.
+The real trainer on the shipped seed model and made-up demonstrations. test_dpo_trainer.py, test_many_workers.py and
+test_resume.py test what all trainings share.
 """
 
 import functools
@@ -52,7 +52,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def nothing(done: int, total: int) -> None:
-    """Takes note of no step."""
+    """Ignores progress."""
 
 
 def train(
@@ -85,7 +85,7 @@ def test_the_loss_over_a_whole_batch_is_trls_and_so_is_its_gradient(tmp_path: Pa
         assert (mine - its).norm() <= 1e-4 * its.norm() + 1e-5
 
 
-def test_outputs_become_likelier_and_each_pass_leaves_a_model(tmp_path: Path):
+def test_outputs_become_more_likely_and_each_epoch_leaves_a_model(tmp_path: Path):
     steps = train(tmp_path, SFT.model_copy(update={"epochs": 4}))
     assert len(steps) == 12 and steps[-1]["loss"] < 0.8 * steps[0]["loss"]
     assert all(step["margin"] is None and step["accuracy"] is None for step in steps)
@@ -104,9 +104,7 @@ def test_outputs_become_likelier_and_each_pass_leaves_a_model(tmp_path: Path):
     ],
     ids=["packed", "two workers", "two workers, spread, packed", "two workers, spread, packed, of adapters"],
 )
-def test_steps_are_the_same_however_they_are_computed(
-    tmp_path: Path, changes: dict[str, Any], workers: int, strategy: str
-):
+def test_steps_are_the_same_in_every_setting(tmp_path: Path, changes: dict[str, Any], workers: int, strategy: str):
     plain = {"lora": changes["lora"]} if "lora" in changes else {}
     expected = train(tmp_path / "plain", SFT.model_copy(update=plain))
     found = train(tmp_path / "other", SFT.model_copy(update=changes), workers=workers, strategy=strategy)
@@ -133,7 +131,7 @@ def test_a_training_that_is_killed_ends_the_same(tmp_path: Path, at: int, max_st
     assert config.passes(ROWS) == 2
 
 
-def test_the_learning_rate_falls_to_the_share_that_is_asked_for(tmp_path: Path):
+def test_the_learning_rate_falls_to_min_lr_ratio(tmp_path: Path):
     steps = train(tmp_path, SFT.model_copy(update={"epochs": 5, "min_lr_ratio": 0.1, "warmup_ratio": 0.0}))
     rates = [step["learning_rate"] for step in steps]
     assert rates[0] == SFT.learning_rate and rates == sorted(rates, reverse=True)
@@ -149,7 +147,7 @@ def test_passes_and_steps_follow_from_the_rows(rows: int, max_steps: int | None,
     assert (config.passes(rows), config.steps(rows)) == (passes, steps)
 
 
-def test_a_demonstrations_prompt_has_no_part_in_its_loss(tmp_path: Path):
+def test_a_demonstrations_prompt_does_not_count_in_its_loss(tmp_path: Path):
     rows = [{"prompt_ids": [5, 6, 7], "output_ids": [8, 9]}]
     row = padded_row(rows, DEMONSTRATION, 0)
     assert row["labels"].tolist() == [[-100, -100, -100, 8, 9]]

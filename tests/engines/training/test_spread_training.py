@@ -1,8 +1,8 @@
-"""Claims about weights that are spread over workers (FSDP): all that is to be trained is, and a killed worker's
-training resumes.
+"""Claims about weights sharded over workers (FSDP): every trainable weight is trained, and a killed worker's training
+resumes.
 
-The real trainer on the shipped seed model, two forked workers in a gloo group. That spread workers make the steps of a
-lone one: test_many_workers.py and test_demonstration_trainer.py.
+The real trainer on the shipped seed model, two forked workers in a gloo group. test_many_workers.py and
+test_sft_trainer.py compare the steps with one worker's.
 """
 
 import functools
@@ -55,7 +55,7 @@ LORAS = {"full": None, "lora": LoraConfig(rank=4)}
 
 
 @pytest.mark.parametrize(("training", "what"), sampled("spread", list(itertools.product(TRAININGS, LORAS)), 2))
-def test_packed_and_spread_every_weight_that_is_to_be_trained_is_and_a_killed_training_resumes(
+def test_packed_and_sharded_every_trainable_weight_is_trained_and_a_killed_training_resumes(
     tmp_path: Path, training: str, what: str
 ):
     (config, rows), lora = TRAININGS[training], LORAS[what]
@@ -74,8 +74,8 @@ def test_packed_and_spread_every_weight_that_is_to_be_trained_is_and_a_killed_tr
     assert still == (before.keys() - adapted if lora else set())
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["a head of its own", "tied"])
-def test_weights_that_the_first_worker_alone_reads_are_those_of_the_file_on_all(tmp_path: Path, tied: bool):
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_weights_read_by_the_first_worker_reach_all_workers(tmp_path: Path, tied: bool):
     config = LlamaConfig(
         vocab_size=67, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, tie_word_embeddings=tied,
@@ -102,7 +102,7 @@ def test_weights_that_the_first_worker_alone_reads_are_those_of_the_file_on_all(
     run_workers(2, load)
 
 
-def test_an_optimizer_that_would_leave_a_weight_as_it_is_is_refused_by_that_weights_name():
+def test_an_optimizer_that_would_not_train_a_weight_is_refused_with_its_name():
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     check_optimizer(model, torch.optim.AdamW(model.parameters()), spread=False)
     with pytest.raises(StageError, match=r"4 of 4 trainable weights as they are trained, .* not train 0.bias, 0.weig"):

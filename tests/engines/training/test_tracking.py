@@ -1,6 +1,7 @@
-"""A training can be watched in every tracker, shows each step once however often it was stopped, and ends the same.
+"""Claims about trackers: each shows every step of a training once, even if it was stopped, and the training ends the
+same.
 
-The real trainer and the real trackers; those that are not installed are skipped. Nothing is sent anywhere.
+The real trainer and real trackers; those not installed are skipped. Nothing is sent anywhere.
 """
 
 import importlib.util
@@ -31,12 +32,12 @@ Shown = dict[int, list[Any]]
 
 
 OURS = ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "WANDB_DIR", "WANDB_API_KEY")
-"""Variables that the user may set, unset here."""
+"""Variables that users may set, unset here."""
 
 
 @pytest.fixture(autouse=True)
 def _a_workers_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A worker's environment, without a tracker that remembers an earlier test."""
+    """A worker's environment, without a tracker's memory of an earlier test."""
     for name in OURS:
         monkeypatch.setenv(name, "so that it is restored to what it was")
         monkeypatch.delenv(name)
@@ -101,7 +102,7 @@ def in_wandb(root: Path) -> Shown:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The records of a file in LevelDB's log format, after the seven bytes that wandb puts before them."""
+    """The records of a file in LevelDB's log format, after wandb's header of seven bytes."""
     at, whole = 7, b""
     while at + 7 <= len(data):
         if (left := 32768 - at % 32768) < 7:
@@ -145,7 +146,7 @@ EACH = pytest.mark.parametrize("to", READERS)
 
 @pytest.fixture(scope="module")
 def unwatched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a training without a tracker leaves."""
+    """The result of a training without a tracker."""
     return result(train(tmp_path_factory.mktemp("unwatched"), "none"))
 
 
@@ -170,13 +171,13 @@ def test_a_training_that_was_stopped_shows_each_step_once(tmp_path: Path, unwatc
 
 
 def close(to: Tracker) -> None:
-    """What a worker's death does."""
+    """Ends the tracker as a worker's death does."""
     if to in (ends := {"wandb": "finish", "mlflow": "end_run", "trackio": "finish"}):
         getattr(sys.modules[to], ends[to])()
 
 
 @pytest.mark.parametrize(("to", "runs"), [("wandb", "wandb/offline-run-*/run-*.wandb"), ("trackio", "trackio/*.db")])
-def test_another_making_of_a_stage_is_another_run(tmp_path: Path, to: Tracker, runs: str):
+def test_a_remade_stage_is_another_run(tmp_path: Path, to: Tracker, runs: str):
     skip_without(to)
     ids = {(train(tmp_path, to, making=name) / "trainer" / "tracked").read_text().split()[0] for name in ("a", "b")}
     assert len(ids) == 2
@@ -187,13 +188,13 @@ def test_another_making_of_a_stage_is_another_run(tmp_path: Path, to: Tracker, r
             assert {name for (name,) in database.execute("select run_name from metrics")} == ids
 
 
-def test_event_files_of_an_earlier_making_are_set_aside(tmp_path: Path):
+def test_event_files_of_an_earlier_training_are_moved_aside(tmp_path: Path):
     losses_of = [losses(train(tmp_path, making=name)) for name in ("train.old-1", "train")]
     assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"iter_1", "iter_1.old-1"}
     assert in_tensorboard(tmp_path) == losses_of[1]
 
 
-def test_a_step_under_way_when_a_worker_died_is_not_told_twice(tmp_path: Path):
+def test_a_step_under_way_when_a_worker_died_is_not_reported_twice(tmp_path: Path):
     notes = tmp_path / "tracked"
     notes.write_text("a1b2\n1\n2\n3")  # the last line was cut
     told = Notes(notes)
@@ -201,7 +202,7 @@ def test_a_step_under_way_when_a_worker_died_is_not_told_twice(tmp_path: Path):
     assert [step for step in range(1, 6) if Notes(notes).is_news(step)] == [4, 5]
 
 
-def test_a_tracker_that_fails_on_the_way_is_left_and_said_and_the_training_ends_the_same(
+def test_a_failing_tracker_is_dropped_with_a_message_and_the_training_ends_the_same(
     tmp_path: Path, unwatched: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     from torch.utils.tensorboard import SummaryWriter
@@ -228,7 +229,7 @@ def test_without_a_tracker_nothing_is_written_for_one(tmp_path: Path):
 
 
 def in_a_process(code: str, **variables: str) -> str:
-    """Output of some code in a process with a worker's environment, its errors included."""
+    """Stdout and stderr of some code in a process with a worker's environment."""
     environment = {**os.environ, **QUIET, **variables}
     command = [sys.executable, "-c", code]
     return subprocess.run(
@@ -237,7 +238,7 @@ def in_a_process(code: str, **variables: str) -> str:
 
 
 @EACH
-def test_a_tracker_that_keeps_to_files_asks_for_no_other_machine(tmp_path: Path, to: Tracker):
+def test_a_tracker_that_writes_files_contacts_no_other_machine(tmp_path: Path, to: Tracker):
     skip_without(to)
     said = in_a_process(
         "import pathlib, sys\n"
@@ -266,7 +267,7 @@ except Exception as error:
 """
 
 
-def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install():
+def test_a_missing_tracker_is_refused_with_what_to_install():
     told = in_a_process(CHECK.format(find="lambda name: None", to="mlflow"))
     assert f'InputError tracking.to is "mlflow", which is not installed: {sys.executable} -m pip install mlflow' in told
     assert "passed" in in_a_process(CHECK.format(find="lambda name: None", to="none"))

@@ -1,4 +1,4 @@
-"""Claims about what a trained model's folder holds besides its weights."""
+"""Claims about the files of a trained model's folder besides its weights."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tpo.errors import InputError
 
 
 def published(folder: Path, *, config: dict[str, Any] | None = None, generation: dict[str, Any] | None) -> Path:
-    """The seed model with other values in its configs; without a generation config if that is None."""
+    """The seed model with other values in its configs; without a generation config if it is None."""
     shutil.copytree(SHIPPED_SEED_MODEL, folder)
     for name, changes in (("config.json", config or {}), ("generation_config.json", generation)):
         if changes is None:
@@ -48,7 +48,7 @@ def saved(model: Path, place: Path) -> Path:
     ],
     ids=", ".join,
 )
-def test_a_trained_model_keeps_the_generation_config_that_it_was_published_with(tmp_path: Path, values: dict[str, Any]):
+def test_a_trained_model_keeps_its_published_generation_config(tmp_path: Path, values: dict[str, Any]):
     model = published(tmp_path / "model", generation=values)
     check_generation_config(model)
     place = saved(model, tmp_path / "first")
@@ -57,7 +57,7 @@ def test_a_trained_model_keeps_the_generation_config_that_it_was_published_with(
     assert GenerationConfig.from_pretrained(place).to_dict() == GenerationConfig.from_pretrained(model).to_dict()
 
 
-def test_a_training_saves_checkpoints_and_models_whatever_the_generation_config_holds(tmp_path: Path):
+def test_a_training_saves_checkpoints_and_models_with_any_generation_config(tmp_path: Path):
     torch.set_num_threads(1)
     model = published(tmp_path / "model", generation={"temperature": 0.9})
     write_dataset(some_demonstrations(9), tmp_path / "train" / "dataset")
@@ -71,7 +71,7 @@ def test_a_training_saves_checkpoints_and_models_whatever_the_generation_config_
     assert (place / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
 
 
-def test_without_one_it_gets_one_with_what_its_config_says_of_generation(tmp_path: Path):
+def test_without_a_generation_config_it_gets_one_from_its_config(tmp_path: Path):
     model = published(tmp_path / "model", config={"temperature": 0.6}, generation=None)
     check_generation_config(model)
     found = GenerationConfig.from_pretrained(saved(model, tmp_path / "place"))
@@ -86,9 +86,7 @@ def test_without_one_it_gets_one_with_what_its_config_says_of_generation(tmp_pat
         ({"watermarking_config": {"foo": 1}}, "TypeError"),
     ],
 )
-def test_a_generation_config_that_nothing_can_read_is_refused_before_work(
-    tmp_path: Path, values: dict[str, Any], told: str
-):
+def test_an_unreadable_generation_config_is_refused_before_work(tmp_path: Path, values: dict[str, Any], told: str):
     model = published(tmp_path / "model", generation=values)
     with pytest.raises(InputError, match=rf"generation_config.json cannot be read .*{told}.*remove it from the file"):
         check_generation_config(model)

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from tpo.engines.training.process_group import _join
 
 TIMEOUT_S = 1234.0
-"""How long a worker waits for the others."""
+"""Timeout for a worker that waits for the others."""
 
 
 def run_workers(count: int, work: Callable[[], object]) -> None:
@@ -42,7 +42,7 @@ def _forked(number: int, count: int, rendezvous: str, work: Callable[[], object]
             _join(number, count, "gloo", rendezvous, timeout_s=TIMEOUT_S)
         work()
         code = 0
-    except BaseException:  # noqa: BLE001  the child must end here, whatever happened
+    except BaseException:  # noqa: BLE001  the child must end here in any case
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Claims about `check-model`: what it says of a model, and its exit status."""
+"""Claims about `check-model`: what it reports about a model, and its exit status."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.models.odd_folders import CONFIGS, WEIGHTS
 from tpo.report.model_report import Probe, Trial, advice
 
 
-def test_the_miniature_is_described_and_taken(capsys: pytest.CaptureFixture[str]):
+def test_the_miniature_is_described_and_accepted(capsys: pytest.CaptureFixture[str]):
     assert main(["check-model", "miniature", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"] and found["refusals"] == []
@@ -22,7 +22,7 @@ def test_the_miniature_is_described_and_taken(capsys: pytest.CaptureFixture[str]
     assert facts["thinking"].startswith("none")
 
 
-def test_every_refusal_is_said_and_not_the_first_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_all_reasons_for_a_refusal_are_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = sound_model(tmp_path / "odd")
     WEIGHTS["no head, though it is not tied"].make(folder)
     longer = ["--set", "sample.max_new_tokens=5000", "--set", "train.max_tokens=6000"]
@@ -38,12 +38,12 @@ def test_a_model_that_cannot_be_trained_may_still_judge(tmp_path: Path, capsys: 
     assert "it can be asked for verdicts" in capsys.readouterr().out
 
 
-def test_a_name_on_the_hub_is_answered_with_how_to_get_it(capsys: pytest.CaptureFixture[str]):
+def test_for_a_name_on_the_hub_the_download_command_is_given(capsys: pytest.CaptureFixture[str]):
     assert main(["check-model", "org/some-model"]) == 2
     assert "hf download org/some-model --local-dir models/some-model" in capsys.readouterr().out
 
 
-def test_a_probe_that_mostly_breaks_the_format_says_what_to_do():
+def test_a_probe_whose_outputs_mostly_break_the_format_says_what_to_do():
     cut, broken = Trial("", "x", "cut_by_length", 0, 9), Trial("", "x", "missing_response_marker", 0, 9)
     (line,) = advice([Probe("generic", [cut, cut, broken], 1.0)], 96)
     assert "2 of 3 outputs were cut off at sample.max_new_tokens = 96: raise it" in line

@@ -1,4 +1,4 @@
-"""Claims about the command line: what it resolves, what it refuses, and that a finished run costs nothing."""
+"""Claims about the command line: what it resolves and refuses, and that a finished run is recognized quickly."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """A small run, with a profile that describes it in `tmp_path`."""
+    """A small run, with its profile in `tmp_path`."""
     config = a_config(tmp_path)
     (tmp_path / "tried.toml").write_text(
         f"""
@@ -65,18 +65,18 @@ def test_a_profile_resolves_to_what_it_says(config: RunConfig):
     assert resolved(config) == config
 
 
-def test_a_seed_names_its_run_so_that_seeds_share_no_folder(config: RunConfig):
+def test_each_seed_has_its_own_run_folder(config: RunConfig):
     found = resolved(config, seed=2)
     assert (found.seed, found.name) == (2, "tried-seed2")
 
 
-def test_a_name_that_is_given_is_kept_and_so_is_the_seed(config: RunConfig):
+def test_a_given_name_is_kept_and_so_is_the_seed(config: RunConfig):
     found = resolved(config, run_name="mine", seed=2, overrides=["seed=7", "sample.k=3"])
     assert (found.seed, found.name, found.sample.k) == (2, "mine", 3)
     assert resolved(config, run_name="mine", overrides=["seed=7"]).seed == 7
 
 
-def test_a_judge_takes_the_place_of_the_profiles_with_its_defaults_and_names_the_run(config: RunConfig):
+def test_a_given_judge_replaces_the_profiles_with_defaults_and_is_in_the_runs_name(config: RunConfig):
     found = resolved(config, judge="pairwise", seed=2, overrides=["judge.mode=probability", "judge.ridge=0.2"])
     assert found.judge == PairwiseJudge(mode="probability", ridge=0.2)
     assert found.name == "tried-pairwise-seed2"
@@ -86,7 +86,7 @@ def test_a_judge_takes_the_place_of_the_profiles_with_its_defaults_and_names_the
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", 'a"b', "", "a b", "-a", 'a"\nseed = "9'])
-def test_a_run_name_that_is_no_folder_name_is_refused(config: RunConfig, name: str):
+def test_a_run_name_that_is_not_a_folder_name_is_refused(config: RunConfig, name: str):
     with pytest.raises(InputError, match="name"):
         resolved(config, run_name=name)
 
@@ -123,7 +123,7 @@ def test_an_error_is_one_message_and_exit_status_2(
 
 @pytest.mark.parametrize("to", ["-1", "three", "1.5", "", "²", "٣", "99999999999999999999", "9" * 5000])
 @pytest.mark.parametrize("command", ["iterate", "compare", "self-train", "plan"])
-def test_an_iteration_to_reach_is_a_whole_number_from_0(capsys: pytest.CaptureFixture[str], command: str, to: str):
+def test_the_last_iteration_is_a_whole_number_from_0(capsys: pytest.CaptureFixture[str], command: str, to: str):
     with pytest.raises(SystemExit) as stopped:
         main([command, f"--to={to}"])
     assert stopped.value.code == 2
@@ -142,7 +142,7 @@ def test_a_seed_is_a_whole_number(capsys: pytest.CaptureFixture[str], seed: str)
 
 
 @pytest.mark.parametrize("profile", ["", "a/b", "deploy/profiles/laptop", "laptop ", "a\0b"])
-def test_what_is_neither_a_profiles_name_nor_a_file_is_refused(
+def test_anything_but_a_profiles_name_or_file_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, profile: str
 ):
     monkeypatch.chdir(ROOT)
@@ -152,7 +152,7 @@ def test_what_is_neither_a_profiles_name_nor_a_file_is_refused(
     )
 
 
-def test_iterations_that_no_disk_holds_are_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_more_iterations_than_the_disk_can_hold_are_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     profile = str(ROOT / "deploy" / "profiles" / "laptop.toml")
     command = ["iterate", "--to", "1000000", "--profile", profile, "--set", f"folder={tmp_path}"]
     assert main([*command, "--set", "train.epochs=10000"]) == 2
@@ -160,7 +160,7 @@ def test_iterations_that_no_disk_holds_are_refused_at_once(tmp_path: Path, capsy
     assert "needs up to" in said and "is free there: free some space" in said
 
 
-def test_a_run_that_another_process_makes_is_refused_before_prefect_starts(
+def test_a_run_locked_by_another_process_is_refused_before_prefect_starts(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ):
     with only_writer(config.root):
@@ -169,7 +169,7 @@ def test_a_run_that_another_process_makes_is_refused_before_prefect_starts(
     assert f"is being written by process {os.getpid()}" in said and "run tried" not in said
 
 
-def test_a_command_is_asked_for(capsys: pytest.CaptureFixture[str]):
+def test_a_missing_command_is_an_error_with_the_usage(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
@@ -177,9 +177,7 @@ def test_a_command_is_asked_for(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("to", ["2", "1", "0"])
-def test_a_run_that_is_already_there_shows_its_table_and_says_so(
-    config: RunConfig, capsys: pytest.CaptureFixture[str], to: str
-):
+def test_a_finished_run_shows_its_table_and_says_so(config: RunConfig, capsys: pytest.CaptureFixture[str], to: str):
     finish(config, 2)
     before = {path: path.stat().st_mtime_ns for path in config.root.rglob("*")}
     assert main(["iterate", "--to", to, "--profile", profile_of(config)]) == 0
@@ -189,7 +187,7 @@ def test_a_run_that_is_already_there_shows_its_table_and_says_so(
     assert {path: path.stat().st_mtime_ns for path in config.root.rglob("*")} == before
 
 
-def test_a_finished_run_is_recognised_without_anything_heavy(config: RunConfig):
+def test_a_finished_run_is_recognized_without_heavy_imports(config: RunConfig):
     finish(config, 1)
     code = (
         "import sys; from flows.cli.main import main\n"
@@ -211,7 +209,7 @@ def in_bucket(config: RunConfig, s3: S3Server, folder: Path, **changes: object) 
     return moved
 
 
-def test_a_finished_run_in_a_bucket_is_recognised_from_an_empty_disk(
+def test_a_finished_run_in_a_bucket_is_recognized_from_an_empty_disk(
     config: RunConfig, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ):
     moved = in_bucket(config, s3, tmp_path)
@@ -232,7 +230,7 @@ def test_a_finished_run_in_a_bucket_is_recognised_from_an_empty_disk(
         ({}, lambda asked: Fault(ignore_conditions=True), "does not know conditional writes"),
     ],
 )
-def test_a_bucket_that_a_run_cannot_be_in_is_refused_before_anything_starts(
+def test_an_unusable_bucket_is_refused_before_anything_starts(
     config: RunConfig,
     tmp_path: Path,
     s3: S3Server,
@@ -251,14 +249,14 @@ def test_a_bucket_that_a_run_cannot_be_in_is_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize("lost", ["summary.json", "report.html", "config.json", "iter_1/pairs/manifest.json"])
-def test_a_run_that_lacks_anything_is_not_taken_for_finished(config: RunConfig, lost: str):
+def test_a_run_that_lacks_anything_does_not_count_as_finished(config: RunConfig, lost: str):
     finish(config, 1)
     assert finished(config, 1) is not None
     (config.root / lost).write_text('{"models": [') if lost == "summary.json" else (config.root / lost).unlink()
     assert finished(config, 1) is None
 
 
-def test_a_plan_says_by_its_exit_status_whether_the_run_can_work(capsys: pytest.CaptureFixture[str]):
+def test_the_exit_status_of_a_plan_tells_whether_the_run_can_work(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "--profile", "llama3-8b-ste", "--to", "1"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("It fits.")
     assert main(["plan", "--profile", "llama3-8b-ste", "--set", "cluster.gpus=2"]) == 2

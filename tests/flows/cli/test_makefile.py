@@ -1,4 +1,4 @@
-"""Claims about make: targets pass their variables on as they were written, and refuse others before anything starts."""
+"""Claims about make: targets pass their variables on verbatim, and refuse others before anything starts."""
 
 import json
 import os
@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[3]
 
 
 def without_make() -> dict[str, str]:
-    """This environment without what a make that runs these tests adds to it, such as JOBS."""
+    """This environment without variables of a make that runs these tests."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 
 
 def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """What make does, called from no other make, as if set up, with an environment that isn't there."""
+    """Runs make as if from a shell and set up, with a virtual environment that doesn't exist."""
     command = ["make", "-s", "-o", "setup", "VENV=/nowhere", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=without_make() | variables, capture_output=True, text=True, check=False
@@ -40,7 +40,9 @@ def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]
         ("iterate", ["a;b'c"], "make iterate does not read a;b'c"),
     ],
 )
-def test_what_a_target_does_not_read_is_refused_with_what_it_reads(goal: str, variables: Sequence[str], told: str):
+def test_a_variable_that_a_target_does_not_read_is_refused_with_those_it_reads(
+    goal: str, variables: Sequence[str], told: str
+):
     assert told in (fault([goal], variables) or "")
 
 
@@ -63,16 +65,16 @@ def test_make_refuses_before_anything_is_set_up():
         ["chaos", "N=3", "ENGINE=mock", "RECIPE=iterate", "SEED=1"],
     ],
 )
-def test_what_a_target_reads_is_taken(arguments: list[str]):
+def test_a_variable_that_a_target_reads_is_accepted(arguments: list[str]):
     done = make(*arguments)
     assert "does not read" not in done.stderr and "no target" not in done.stderr
 
 
-def test_a_variable_of_the_environment_is_nobody_elses_mistake():
+def test_an_unread_variable_in_the_environment_is_no_error():
     assert "does not read" not in make("iterate", MODEL="x").stderr
 
 
-def test_every_value_arrives_as_it_was_written(tmp_path: Path):
+def test_every_value_is_passed_on_verbatim(tmp_path: Path):
     values = {"ITER": "4", "RUN": "it's $(echo ours); `id`", "SET": 'a=["x","y"] b=$HOME;c c=*\\d', "SEED": ""}
     show = tmp_path / "Makefile"
     show.write_text(f"all:\n\t@{sys.executable} -c 'import os; print(os.environ[\"MAKEFLAGS\"])'\n")
@@ -102,7 +104,7 @@ def test_variables_become_options_and_arguments(target: str, variables: dict[str
     assert options(target, variables) == words.split(" ")
 
 
-def test_options_are_those_that_the_commands_have():
+def test_every_option_exists_in_its_command():
     samples = {
         "ITER": "1",
         "PORT": "1",

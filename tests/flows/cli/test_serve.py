@@ -16,7 +16,7 @@ from tpo.config.serve import KEY, SETTINGS, ServeConfig
 
 
 class Became(Exception):
-    """The process would have become this one."""
+    """Raised in place of `os.execve`, with its arguments."""
 
     def __init__(self, path: str, command: list[str], environment: dict[str, str]) -> None:
         self.command, self.environment = command, environment
@@ -47,7 +47,7 @@ def port() -> str:
         return str(free.getsockname()[1])
 
 
-def test_it_listens_on_loopback_behind_the_layer_and_shows_no_thought(port: str):
+def test_by_default_it_listens_on_loopback_behind_the_layer_and_hides_thoughts(port: str):
     server = become("miniature", "--port", port)
     assert (server.option("--host"), server.option("--port")) == ("127.0.0.1", port)
     assert server.option("--middleware") == "deploy.serving.layer.ResponsesOnly"
@@ -59,7 +59,7 @@ def test_it_listens_on_loopback_behind_the_layer_and_shows_no_thought(port: str)
     assert not settings.allow_thoughts
 
 
-def test_a_model_of_a_run_is_asked_as_the_run_asked_it(tmp_path: Path, port: str):
+def test_a_runs_model_is_served_with_the_prompt_and_sampling_of_its_run(tmp_path: Path, port: str):
     config = a_config(tmp_path, prompt={"variant": "specific"})
     model = config.root / "iter_1" / "model"
     shutil.copytree(SHIPPED_SEED_MODEL, model)
@@ -72,7 +72,7 @@ def test_a_model_of_a_run_is_asked_as_the_run_asked_it(tmp_path: Path, port: str
     assert become(str(model), "--port", port, *limited, "--variant", "direct").settings.forced == ""
 
 
-def test_a_key_is_named_by_its_variable_and_is_in_no_command_line(monkeypatch: pytest.MonkeyPatch, port: str):
+def test_a_key_is_named_by_its_variable_and_never_on_a_command_line(monkeypatch: pytest.MonkeyPatch, port: str):
     monkeypatch.setenv("MINE", "sk-secret")
     server = become("miniature", "--port", port, "--api-key", "MINE", "--host", "0.0.0.0", "--allow-thoughts")
     assert server.environment[KEY] == "sk-secret" and "sk-secret" not in json.dumps(server.command)
@@ -94,21 +94,21 @@ def test_a_key_is_named_by_its_variable_and_is_in_no_command_line(monkeypatch: p
         ([""], "there is no model: name its folder"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_vllm_starts(
+def test_impossible_settings_are_refused_before_vllm_starts(
     arguments: list[str], complaint: str, port: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["serve", "--port", port, *arguments]) == 2
     assert complaint in capsys.readouterr().err
 
 
-def test_a_folder_with_code_is_not_served(tmp_path: Path, port: str, capsys: pytest.CaptureFixture[str]):
+def test_a_model_folder_with_code_is_not_served(tmp_path: Path, port: str, capsys: pytest.CaptureFixture[str]):
     model = a_model(tmp_path / "model", auto_map={"AutoModel": "evil.Model"})
     assert main(["serve", str(model), "--port", port]) == 2
     assert "holds code of its own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["0", "99999", "-1", "http", "9" * 5000])
-def test_a_port_that_is_no_port_is_refused_in_one_line(number: str, capsys: pytest.CaptureFixture[str]):
+def test_an_invalid_port_is_refused_in_one_line(number: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(["serve", "miniature", f"--port={number}"])
     assert stopped.value.code == 2
@@ -116,7 +116,7 @@ def test_a_port_that_is_no_port_is_refused_in_one_line(number: str, capsys: pyte
     assert "is not a whole number from 1 to 65535" in said and said.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]):
+def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "miniature", "--port", str(port)]) == 2

@@ -1,4 +1,4 @@
-"""Claims about how a command stops: in order and within seconds, with all that it started, and without a traceback."""
+"""Claims about how a command stops: cleanly, within seconds, with all its child processes and without a traceback."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def work():
                     ctypes.CDLL(None).pthread_mutex_lock(lock)
             time.sleep(100)
         except KeyboardInterrupt as error:
-            if "swallowed" in sys.argv:  # as Cython has it, below Ray
+            if "swallowed" in sys.argv:  # as Cython does, below Ray
                 raise SystemError("returned a result with an exception set") from error
             raise
         finally:
@@ -54,7 +54,7 @@ stopping.end_in_order(stopping.stop_requested()) if stopping.stop_requested() el
 
 
 class Command:
-    """The run above, the leader of a process group as a shell's job is."""
+    """A process with the code above, the leader of a process group like a shell's job."""
 
     def __init__(self, *words: str, **options: object) -> None:
         self.process = subprocess.Popen(
@@ -70,11 +70,11 @@ class Command:
         self.child = int(self.process.stdout.readline())
 
     def signal(self, number: int) -> None:
-        """What a terminal sends to all of its foreground group."""
+        """Sends a signal to its process group, as a terminal does."""
         os.killpg(self.process.pid, number)
 
     def end(self) -> tuple[int, str, str]:
-        """Its exit status and what it said; its child is gone too, sooner or later."""
+        """Its exit status, stdout and stderr, once it and its child have ended."""
         said, complained = self.process.communicate(timeout=60)
         deadline = time.monotonic() + 20
         while alive(self.child) and time.monotonic() < deadline:
@@ -98,7 +98,7 @@ def command() -> Iterator[Callable[..., Command]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_whole_group_stops_the_command_and_reaches_none_of_its_children(
+def test_a_signal_to_the_whole_group_stops_the_command_and_spares_its_children(
     command: Callable[..., Command], number: signal.Signals
 ):
     run = command("child must live")
@@ -110,7 +110,7 @@ def test_a_signal_to_the_whole_group_stops_the_command_and_reaches_none_of_its_c
     assert complained.splitlines()[0].startswith("Stopping.") and len(complained.splitlines()) == 2
 
 
-def test_what_a_library_makes_of_the_signal_is_no_error_of_ours(command: Callable[..., Command]):
+def test_another_exception_that_a_library_makes_of_the_signal_is_not_reported(command: Callable[..., Command]):
     run = command("swallowed")
     run.signal(signal.SIGINT)
     status, _, complained = run.end()
@@ -119,7 +119,7 @@ def test_what_a_library_makes_of_the_signal_is_no_error_of_ours(command: Callabl
 
 
 @pytest.mark.parametrize("how", ["hangs", "deaf"])
-def test_a_second_signal_ends_what_hangs(command: Callable[..., Command], how: str):
+def test_a_second_signal_ends_a_command_that_hangs(command: Callable[..., Command], how: str):
     run = command(how)
     run.signal(signal.SIGINT)
     assert run.process.stderr is not None and "Press ^C again" in run.process.stderr.readline()
@@ -129,14 +129,14 @@ def test_a_second_signal_ends_what_hangs(command: Callable[..., Command], how: s
 
 
 @pytest.mark.parametrize("how", ["hangs", "deaf"])
-def test_what_does_not_end_in_order_ends_all_the_same(command: Callable[..., Command], how: str):
+def test_a_command_that_does_not_stop_within_the_grace_period_is_ended(command: Callable[..., Command], how: str):
     run = command(how, "soon")
     run.signal(signal.SIGINT)
     status, _, complained = run.end()
     assert status == 130 and complained.endswith("Stopped. Rerun the same command to resume.\n")
 
 
-def test_a_signal_that_is_ignored_stays_so(command: Callable[..., Command]):
+def test_an_ignored_signal_stays_ignored(command: Callable[..., Command]):
     run = command(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     run.signal(signal.SIGHUP)
     run.signal(signal.SIGTERM)
@@ -144,13 +144,13 @@ def test_a_signal_that_is_ignored_stays_so(command: Callable[..., Command]):
 
 
 def in_terminal(arguments: list[str], press: Callable[[int], object]) -> tuple[int, str]:
-    """The exit status and the output of a command in a terminal of its own, in which `press` is called soon."""
+    """The exit status and output of a command in its own terminal; `press` is called at the first output."""
     process, terminal = pty.fork()
     if not process:
         os.chdir(ROOT)
         os.execv(arguments[0], arguments)
     said = b""
-    with contextlib.suppress(OSError):  # how a terminal ends
+    with contextlib.suppress(OSError):  # EIO once the terminal closes
         while chunk := os.read(terminal, 1000):
             if not said:
                 press(terminal)
@@ -164,11 +164,11 @@ def test_ctrl_c_in_a_terminal_is_one_line_and_status_130():
     assert said.endswith("Stopped. Rerun the same command to resume.\r\n")
 
 
-def test_ctrl_c_while_the_command_is_imported_prints_no_traceback():
+def test_ctrl_c_during_imports_prints_no_traceback():
     command = [sys.executable, "-X", "importtime", "-m", "flows", "plan"]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
-    while "argparse" not in run.stderr.readline():  # the first of the imports; those that take long are to come
+    while "argparse" not in run.stderr.readline():  # an early import, before the slow ones
         pass
     run.send_signal(signal.SIGINT)
     assert "Traceback" not in run.communicate(timeout=60)[1]
@@ -178,7 +178,7 @@ def test_ctrl_c_while_the_command_is_imported_prints_no_traceback():
 @pytest.mark.parametrize(
     ("redirections", "status"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0), ("| head -1", 0)]
 )
-def test_streams_that_are_closed_or_not_read_are_no_reason_for_a_traceback(redirections: str, status: int):
+def test_closed_or_unread_streams_cause_no_traceback(redirections: str, status: int):
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -m flows plan {redirections}'],
         cwd=ROOT,
@@ -189,7 +189,7 @@ def test_streams_that_are_closed_or_not_read_are_no_reason_for_a_traceback(redir
     assert (done.returncode, done.stderr) == (status, "")
 
 
-def test_a_full_disk_behind_standard_output_is_one_line():
+def test_a_full_disk_behind_standard_output_is_a_one_line_error():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "flows", "plan", "--json"],
@@ -203,7 +203,7 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     assert "No space left on device" in done.stderr
 
 
-def test_what_is_printed_in_a_locale_without_utf_8_is_printed():
+def test_non_ascii_output_is_printed_in_a_locale_without_utf_8():
     done = subprocess.run(
         [sys.executable, "-m", "flows", "plan"],
         cwd=ROOT,

@@ -1,4 +1,5 @@
-"""Claims about published folders: whole, ours alone, free of secrets, and on a hub if they are told to go there."""
+"""Claims about published folders: complete, free of secrets, never overwriting what others made, and uploaded on
+demand."""
 
 import json
 from pathlib import Path
@@ -53,7 +54,7 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_has_all_that_others_load_and_a_second_call_does_nothing(run: Path, tmp_path: Path):
+def test_a_folder_has_everything_to_load_it_and_a_second_call_does_nothing(run: Path, tmp_path: Path):
     folder = tmp_path / "out" / "mine"
     published(run, folder)
     assert {*content(folder)} == {
@@ -68,7 +69,7 @@ def test_a_folder_has_all_that_others_load_and_a_second_call_does_nothing(run: P
     assert [path.name for path in folder.parent.iterdir() if path.suffix == ".tmp"] == []
 
 
-def test_cards_can_be_read_and_numbers_and_pairs_are_the_runs(run: Path, tmp_path: Path):
+def test_cards_parse_and_have_the_numbers_and_pairs_of_the_run(run: Path, tmp_path: Path):
     published(run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
@@ -117,16 +118,14 @@ def test_pairs_of_all_rounds_and_replayed_ones_are_published(tmp_path: Path):
         published(config.root, tmp_path / "other")
 
 
-def test_without_pairs_none_are_there(run: Path, tmp_path: Path):
+def test_pairs_are_left_out_on_request(run: Path, tmp_path: Path):
     published(run, tmp_path / "out", pairs=False)
     assert not (tmp_path / "out" / "pairs").exists()
     texts = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not any(b"{{ 3 }} plus" in text for text in texts)
 
 
-def test_no_folder_of_this_machine_and_no_secret_is_published(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_no_local_path_and_no_secret_is_published(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     published(run, tmp_path / "out")
     for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
         assert str(tmp_path).encode() not in path.read_bytes(), path
@@ -136,7 +135,7 @@ def test_no_folder_of_this_machine_and_no_secret_is_published(
     assert not (tmp_path / "other").exists()
 
 
-def test_what_others_made_or_edited_is_never_replaced(run: Path, tmp_path: Path):
+def test_files_made_or_edited_by_others_are_never_replaced(run: Path, tmp_path: Path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
@@ -155,7 +154,7 @@ def test_what_others_made_or_edited_is_never_replaced(run: Path, tmp_path: Path)
     assert (folder / "config.json").is_file()
 
 
-def test_what_a_killed_publish_left_is_removed_by_the_next(run: Path, tmp_path: Path):
+def test_leftovers_of_a_killed_publish_are_removed_by_the_next(run: Path, tmp_path: Path):
     left = tmp_path / ".out.123.tmp"
     left.mkdir()
     (left / "config.json").write_text("{")
@@ -173,7 +172,7 @@ def test_an_incomplete_iteration_is_refused_before_anything_is_written(run: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_and_iterations_that_are_not_there_are_refused_with_those_that_are(run: Path, tmp_path: Path):
+def test_a_missing_run_or_iteration_is_refused_with_those_that_exist(run: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"there is no run in .*other: name one of tried in RUN="):
         published(run.with_name("other"), tmp_path / "out")
     with pytest.raises(InputError, match="has reached M_2, expected M_3: make iterate ITER=3"):
@@ -191,7 +190,7 @@ def test_a_published_model_is_not_asked_for_a_thought_twice(run: Path, tmp_path:
         writer_encoder(tmp_path / "out", ModelConfig())
 
 
-def test_it_is_pushed_privately_in_two_repositories_and_weights_go_once(
+def test_it_is_uploaded_to_two_private_repositories_and_weights_only_once(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -213,7 +212,7 @@ def test_it_is_pushed_privately_in_two_repositories_and_weights_go_once(
         assert hub.uploads == 2
 
 
-def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_hub_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
