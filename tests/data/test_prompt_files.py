@@ -176,7 +176,7 @@ def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: lis
     [
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], r"several splits \(test, train\): name one"),
         (["train.jsonl", "test.jsonl"], r"several splits \(test, train\)"),
-        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 of 3 parts: get the missing"),
+        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 of 3 parts: download the missing"),
         (["a.jsonl", "b.csv"], r"several kinds \(.csv, .jsonl\): name one of them"),
         (["a.csv", "lacking.csv"], "/lacking.csv has no column 'instruction', which earlier files have"),
         (["a.jsonl", "broken.jsonl"], "/broken.jsonl, line 1, is not JSON"),
@@ -297,7 +297,7 @@ def test_real_files_are_read_completely(name: str, column: str, rows: int):
             b'{"instruction": "a"}\n{"instruction": ["b"]}',
             r"row 2: the instruction is \['b'\], expected text",
         ),
-        ("a.jsonl", rb'{"instruction": "ab\ud83d"}', "row 1: character 2 of .* is half a surrogate pair"),
+        ("a.jsonl", rb'{"instruction": "ab\ud83d"}', "row 1: character 2 of .* is an unpaired surrogate"),
         ("a.jsonl", b'{"text": "a", "label": 1}', "no column 'instruction'; its columns are 'text', 'label'"),
         ("a.txt", b"a", "unknown kind, expected .jsonl.*plain text has no columns: write it as .jsonl"),
         ("a.zip", b"PK", "unknown kind.*unpack it"),

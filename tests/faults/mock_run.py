@@ -384,7 +384,7 @@ def _run_out_of_memory(_: tuple[Any, ...]) -> None:
 def _fail_engine(_: tuple[Any, ...]) -> None:
     from tpo.errors import StageError
 
-    raise StageError("engine 0 failed where one had failed before: it is a mock")
+    raise StageError("engine 0 failed on a job that had failed before: it is a mock")
 
 
 def _at_a_change(strike: Callable[[tuple[Any, ...]], None], *, again: bool = False) -> Callable[..., Blow]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -129,10 +129,10 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
 
 def orders(
     *, task: str = "", ask: str = "work", seconds: float = 2.0, start_seconds: float = 120.0
-) -> Orders[list[int]]:
-    return Orders(
+) -> JobSpec[list[int]]:
+    return JobSpec(
         prepare=lambda doubler: doubler.load.remote(task),
-        hand=lambda doubler, piece: getattr(doubler, ask).remote(piece),
+        submit=lambda doubler, piece: getattr(doubler, ask).remote(piece),
         fault=lambda piece, result: (
             None if ask == "told" or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
         ),
@@ -143,7 +143,7 @@ def orders(
     )
 
 
-def doubled(pool: ActorPool, how: Orders[list[int]]) -> dict[int, list[int]]:
+def doubled(pool: ActorPool, how: JobSpec[list[int]]) -> dict[int, list[int]]:
     results = list(pool.work(iter(PIECES), how))
     assert sorted(index for index, _ in results) == list(range(len(PIECES)))
     return dict(results)
@@ -169,7 +169,9 @@ def test_a_piece_on_which_actors_fail_again_and_again_stops_the_run_with_cause_a
 ):
     done = list[tuple[int, Any]]()
     started = time.monotonic()
-    with pytest.raises(StageError, match=rf"(?s)doubler \d of numbers failed where one had failed before: .*{said}"):
+    with pytest.raises(
+        StageError, match=rf"(?s)doubler \d of numbers failed on a job that had failed before: .*{said}"
+    ):
         done.extend(make(how).work(iter(PIECES), orders()))
     assert time.monotonic() - started < 120
     indices = [index for index, _ in done]
@@ -207,19 +209,19 @@ def test_a_place_in_which_none_starts_is_given_up_with_a_line_and_the_others_go_
     pieces = itertools.takewhile(lambda _: len(pool.actors) != 1, itertools.repeat([0]))
     list(pool.work(pieces, orders(ask="told")))
     assert len(pool.actors) == 1
-    assert "does not start and is given up, others go on: ValueError: engine core is dead" in capsys.readouterr().err
+    assert "failed to start; continuing with the others: ValueError: engine core is dead" in capsys.readouterr().err
     outcome("an engine errs as it starts, again and again", "sample, judge", "given up with a line, the others go on")
 
 
 def test_where_none_starts_the_run_stops_with_the_cause(make: Make, outcome: Outcome):
-    with pytest.raises(StageError, match=r"(?s)no doubler of numbers starts: .*engine core is dead\s*$"):
+    with pytest.raises(StageError, match=r"(?s)no doubler of numbers could be started: .*engine core is dead\s*$"):
         list(make("start: errs").work(iter(PIECES), orders()))
     outcome("no engine starts", "sample, judge", "stops, names the cause and what to do")
 
 
 def test_where_ray_can_place_none_the_run_stops_and_says_what_is_asked_and_what_is_there(make: Make, outcome: Outcome):
     message = (
-        r"Ray has placed no doubler of numbers within 3 s: each of 2 asks for 99 CPUs, and Ray has "
+        r"Ray has placed no doubler of numbers within 3 s: each of 2 needs 99 CPUs, and Ray has "
         r"0 of 0 GPUs and \d+ of \d+ CPUs free"
     )
     with pytest.raises(StageError, match=message):

@@ -133,7 +133,7 @@ def test_what_did_not_get_to_the_bucket_is_put_the_next_time_and_not_made_again(
             return Fault(cut_request=True) if asked.method == "PUT" and asked.path.endswith(file) else None
 
         proxy.script, made = script, list[int]()
-        with pytest.raises(StoreError, match="saved on this machine; run again"), at_work(config) as root:
+        with pytest.raises(StoreError, match="saved on this machine; rerun"), at_work(config) as root:
             make(root, made=made)
     assert made == []
     proxy.script = lambda asked: None
@@ -176,7 +176,7 @@ def test_a_bucket_that_was_emptied_does_not_empty_the_working_copy(machine: Mach
     bucket = bucket_of(config)
     for name in bucket.versions():
         bucket.delete(name)
-    with pytest.raises(StoreError, match=r"is empty, and .* holds a working copy"), at_work(config):
+    with pytest.raises(StoreError, match=r"is empty, but .* is a working copy"), at_work(config):
         pass
     assert a_stage(config.root).complete() is not None
 
@@ -294,7 +294,7 @@ def test_a_worker_whose_driver_has_lost_the_bucket_writes_no_more(machine: Machi
     with at_work(machine("first")):
         handover = hand_over()
     assert handover is not None
-    with helping(handover), pytest.raises(StoreError, match="writes no more"):
+    with helping(handover), pytest.raises(StoreError, match="stops writing"):
         write_atomically(handover.root / "late.json", b"{}")
     assert bucket_of(machine("first")).version("late.json") is None
 
@@ -326,7 +326,7 @@ def test_no_object_leads_out_of_the_working_copy(s3: S3Server, tmp_path: Path):
         "train/a",
     )
     mirror = BucketMirror(root, bucket, s3.storage(tmp_path), lambda: None)
-    mirror.pull(goes_on=False)
+    mirror.pull(same_copy=False)
     mirror.catch_up(root / "train")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == ["run/train/a"]
 

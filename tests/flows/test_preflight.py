@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[Callable[[Path], RunConfig], str]] = {
         lambda folder: a_config(folder, model=ModelConfig(path=str(folder / "nowhere"))),
         "nowhere is not a folder: expected one with",
     ),
-    "weights that are cut off": (cut_off, "it is cut off or damaged, fetch it again"),
+    "weights that are cut off": (cut_off, "it is truncated or damaged, download it again"),
     "a thought prompt that is not there": (
         lambda folder: a_config(folder, prompt=PromptConfig(user_template=folder / "gone.jinja")),
         "gone.jinja",
@@ -409,7 +409,7 @@ def test_a_part_that_works_on_more_gpus_than_this_machine_shows_is_refused(
 def test_a_server_that_is_down_is_refused_before_work(tmp_path: Path):
     endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", retries=0)
     told = refused_before_work(able(tmp_path, judge=PairwiseJudge(model="judge", endpoint=endpoint)))
-    assert "gave no answer" in told
+    assert "did not answer" in told
 
 
 def test_a_seed_model_that_would_not_stop_is_refused(tmp_path: Path):
@@ -539,5 +539,5 @@ def test_places_that_prefect_and_ray_cannot_use_are_refused(tmp_path: Path, monk
         check_before_work(config, 0)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
-    with pytest.raises(InputError, match=r"bytes too many for the paths that sockets can have: set RAY_TMPDIR"):
+    with pytest.raises(InputError, match=r"bytes too long: set RAY_TMPDIR"):
         check_before_work(config, 0)

@@ -117,7 +117,7 @@ def test_a_filled_cache_is_enough_without_a_network(hub: Hub, config: RunConfig,
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert commit_of(fetched(config)) == commit and hub.asked == []
     monkeypatch.setenv("HF_HOME", "/nonexistent/empty")
-    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE keeps it from being fetched: fetch it where"):
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE prevents downloads: fetch it on"):
         fetched(config)
 
 
@@ -146,7 +146,7 @@ def test_a_plan_goes_on_without_what_can_not_be_had(hub: Hub, tmp_path: Path):
 
 @pytest.mark.parametrize(("address", "token", "said"), [
     ("hf://o/gated", None, r"hf://o/gated is gated: accept its conditions at {hub}/o/gated, then set HF_TOKEN or run"),
-    ("hf://o/m", "hf_wrong", r"{hub} refuses the token \(HF_TOKEN\): take a valid one from {hub}/settings/tokens"),
+    ("hf://o/m", "hf_wrong", r"{hub} rejects the token \(HF_TOKEN\): use a valid one from {hub}/settings/tokens"),
     ("hf://o/M", None, r"there is no {hub}/o/M, or it is private: check the name, also its upper and lower case"),
     ("hf://o/m@v2", None, r"{hub}/o/m has no revision v2; it has main: name one of these"),
     ("hf://o/m@a/b", None, r"has no revision a; it has main; a slash in a revision's name is written as %2F"),
@@ -176,7 +176,7 @@ def test_a_token_opens_a_gated_repository_and_is_written_nowhere(hub: Hub, tmp_p
 def test_a_name_in_another_case_is_todays_name_from_then_on(hub: Hub, tmp_path: Path, capsys):
     hub.names["models/O/M"] = "o/m"
     assert fetched(a_run(tmp_path, "hf://O/M")).model.path.startswith("hf://o/m@")
-    assert "the hub calls this repository o/m" in capsys.readouterr().err
+    assert "this repository is now o/m" in capsys.readouterr().err
 
 
 def test_a_download_that_is_cut_goes_on_where_it_was(hub: Hub, config: RunConfig):
@@ -188,9 +188,9 @@ def test_a_download_that_is_cut_goes_on_where_it_was(hub: Hub, config: RunConfig
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
-    (WEIGHTS, MODEL[WEIGHTS][:-1] + b"\0", "has the SHA-256 .*, and the hub says"),
-    ("config.json", MODEL["config.json"].replace(b"4", b"5", 1), "has the git hash .*, and the hub says"),
-    ("config.json", b"{}", "came with another size than .* gives"),
+    (WEIGHTS, MODEL[WEIGHTS][:-1] + b"\0", "has the SHA-256 .*, expected"),
+    ("config.json", MODEL["config.json"].replace(b"4", b"5", 1), "has the git hash .*, expected"),
+    ("config.json", b"{}", "a downloaded file has another size than on"),
 ])  # fmt: skip
 def test_a_file_with_other_content_is_refused_and_removed(
     hub: Hub, config: RunConfig, name: str, content: bytes, said: str

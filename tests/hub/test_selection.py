@@ -101,5 +101,5 @@ def test_what_means_nothing_is_refused_with_what_there_is():
 def test_data_that_could_not_be_read_is_refused_before_it_comes():
     with pytest.raises(InputError, match="at most 1 GiB are read: name one of its files"):
         check_data({"a.parquet": 2**31}, ["a.parquet"], "hf://datasets/o/d/a.parquet")
-    with pytest.raises(InputError, match=r"script\.py is of an unknown kind"):
+    with pytest.raises(InputError, match=r"script\.py has an unknown format"):
         check_data(DATA, ["script.py"], "hf://datasets/o/d/script.py")

@@ -107,5 +107,5 @@ def test_a_folder_that_is_no_model_or_would_run_code_is_refused(
 def test_a_file_is_no_model(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     path.write_text(json.dumps({}))
-    with pytest.raises(InputError, match=r"it is a file; name the folder that it is in"):
+    with pytest.raises(InputError, match=r"it is a file; name its folder"):
         check_model_folder(path)

@@ -63,9 +63,9 @@ NO_SYSTEM = {"name": "chatml", "old": "{%- for", "new": "{{ raise_exception('nev
         (IN_THE_LOOP, r"begins a chat with 2 BOS \(<bos>\)"),
         (UNENDED, r"puts '' after an assistant's turn, expected a control token .* \{\{ eos_token \}\} there \(</s>\)"),
         (NO_PROMPT, r"ends a prompt with .*eot_id.*, expected '<\|start_header_id\|>assistant"),
-        (REWRITING, r"chat_template.jinja: the model's chat template rewrites what a message says"),
-        (CUTTING, r"rewrites what a message says"),
-        (SILENT, r"does not show a \('user',\) chat once and in order"),
+        (REWRITING, r"chat_template.jinja: the model's chat template changes the text of a message"),
+        (CUTTING, r"changes the text of a message"),
+        (SILENT, r"does not render each message of a \('user',\) chat once and in order"),
         (NO_SYSTEM, r"refuses a \('user',\) chat: never"),
     ],
     ids=["doubled", "missing", "in_loop", "unended", "no_prompt", "rewriting", "cutting", "silent", "refusing"],
@@ -168,7 +168,7 @@ def test_a_structure_that_users_can_write_is_noted(tmp_path: Path):
         token["special"] = token["content"] != "<|im_start|>"
     (folder / "tokenizer.json").write_text(json.dumps(inner))
     (line,) = check_asked(folder, ASKED, ANSWERED)
-    assert "writes <|im_start|>, and a user who writes the same is read as the template is" in line
+    assert "writes <|im_start|>, which also counts as structure if a user writes it" in line
 
 
 @pytest.mark.parametrize("token", ["\n", "user", "<think>"])
@@ -193,7 +193,7 @@ def test_added_tokens_that_are_not_structural_get_no_note(tmp_path: Path, token:
         ),
         (
             {"old": " ~ m.content ~", "new": " ~ m.content.split('Here is my response:')[-1] ~"},
-            "does not show an assistant's turn as it is",
+            "changes an assistant's turn",
         ),
         ({"old": "<|im_start|>assistant\n", "new": "<|im_start|>assistant\n", "date": True}, "writes today's date"),
     ],
@@ -213,7 +213,7 @@ def test_a_prompt_whose_last_tokens_join_with_the_answer_is_said(tmp_path: Path)
     """The space that ends the prompt is a token of its own there, and part of the first word in every answer."""
     folder = changed(tmp_path, "llama3", old="<|end_header_id|>\n\n", new="<|end_header_id|> ")
     (line,) = check_asked(folder, ASKED, ANSWERED)
-    assert "the last 1 tokens of a prompt" in line and "join with the first letters of an answer" in line
+    assert "the last 1 tokens of a prompt" in line and "merge with the first characters of an answer" in line
 
 
 def test_a_template_without_control_tokens_is_said_to_be_open_to_anyone(tmp_path: Path):
@@ -223,15 +223,15 @@ def test_a_template_without_control_tokens_is_said_to_be_open_to_anyone(tmp_path
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     lines = check_asked(folder, ASKED, ANSWERED)
-    assert any("writes no control token: a user can write whatever it does" in line for line in lines)
+    assert any("writes no control token: a user can imitate its structure" in line for line in lines)
 
 
 def test_a_judge_whose_template_rewrites_responses_is_refused(tmp_path: Path):
     folder = changed(tmp_path, "chatml", old="m.content", new="(m.content | lower)")
-    with pytest.raises(InputError, match="rewrites what a message says"):
+    with pytest.raises(InputError, match="changes the text of a message"):
         check_read(folder, READ)
 
 
 def test_a_judge_that_cuts_thoughts_out_of_responses_says_so(tmp_path: Path):
     (line,) = check_read(BY_NAME["qwen"].save(tmp_path), READ)
-    assert "such a response is left unscored" in line
+    assert "such responses are left unscored" in line

@@ -1,7 +1,7 @@
 """Reads a model folder's small files, with limits on their size.
 
-A parser never gets input that it could choke on: sizes are checked first, and nesting too deep for Python is an error
-like any other. Raises `InputError` that says what was found.
+Sizes are checked before parsing, and nesting too deep for Python is an error like any other. All errors are
+`InputError`s with what was found.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from tpo.errors import InputError
 
 MOST_CONFIG_BYTES = 4 << 20
-"""Maximum size of a config or a chat template; published ones have kilobytes."""
+"""Maximum size of a config or a chat template; published ones are kilobytes."""
 MOST_VOCABULARY_BYTES = 128 << 20
 """Maximum size of a vocabulary or a tensor index; the largest published ones have 35 MB."""
 
@@ -25,8 +25,8 @@ def check_fetched(path: Path, start: bytes) -> None:
     """Raises `InputError` if a file, which begins with `start`, is only a Git LFS pointer."""
     if start.startswith(LFS_POINTER):
         raise InputError(
-            f"{path} is Git LFS's pointer to the file and not the file itself: run git lfs pull in the folder that it "
-            "was cloned into, or fetch the model with hf download"
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in the cloned folder, or download the "
+            "model with hf download"
         )
 
 
@@ -37,7 +37,7 @@ def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it isn't a file of a model"
+                f"{path} has {path.stat().st_size} bytes, expected at most {most_bytes}: it isn't a model file"
             )
         check_fetched(path, content)
         return content.decode()

@@ -46,7 +46,7 @@ def a_link_of_somebody_elses(folder: Path) -> None:
 @pytest.mark.parametrize("make", [a_folder_open_to_others, a_link_of_somebody_elses, Path.touch])
 def test_what_stands_in_that_folders_place_is_not_trusted(folder: Path, make: Callable[[Path], None]):
     make(folder)
-    with pytest.raises(StageError, match=r"is not a folder of this user's alone .* remove it, or set RAY_TMPDIR"):
+    with pytest.raises(StageError, match=r"is not private to this user .* remove it, or set RAY_TMPDIR"):
         processes._private_folder()
 
 

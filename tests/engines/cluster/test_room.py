@@ -36,9 +36,7 @@ def test_memory_that_a_process_gives_back_as_it_ends_is_waited_for():
 
 
 def test_memory_that_stays_held_stops_the_training_and_the_error_says_how_much():
-    with pytest.raises(
-        StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are held by others after 0.2 s")
-    ):
+    with pytest.raises(StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are still in use after 0.2 s")):
         await_free_memory(reading(0, 8.5), seconds=0.2)
 
 
@@ -54,7 +52,7 @@ def test_what_another_process_holds_of_a_real_gpu_is_seen_and_so_is_its_end():
         [sys.executable, "-c", HOLDER, "0.3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdin is not None and holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(StageError, match=r"GiB of a GPU's memory are held by others"):
+        with pytest.raises(StageError, match=r"GiB of a GPU's memory are still in use"):
             await_free_memory(read, seconds=1)
         holder.stdin.close()
         await_free_memory(read, seconds=30)

@@ -153,7 +153,7 @@ def test_runs_and_iterations_that_are_not_there_are_refused_with_those_that_are(
 
 def test_a_published_model_is_not_asked_for_a_thought_twice(run: Path, tmp_path: Path):
     published(run, tmp_path / "out")
-    with pytest.raises(InputError, match="asks for a thought already"):
+    with pytest.raises(InputError, match="already includes the thought prompt"):
         writer_encoder(tmp_path / "out", ModelConfig())
 
 
@@ -183,5 +183,5 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_a_remedy(tmp_path: Path, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
-    with pytest.raises(InputError, match=r"org/mine could not be uploaded \(ConnectError.*look at the network"):
+    with pytest.raises(InputError, match=r"org/mine could not be uploaded \(ConnectError.*check the network"):
         push(Published(tmp_path, made=True, has_pairs=False), "org/mine", "M_1")
