@@ -318,7 +318,7 @@ class Hub:
                 f"{requested}: {self._endpoint} can't be reached ({cause_text}): check the network, HF_ENDPOINT and "
                 "the proxy, then rerun; downloaded files are kept"
             )
-        return InputError(f"{requested} could not be fetched from {self._endpoint}: {cause_text}")
+        return InputError(f"{requested} could not be downloaded from {self._endpoint}: {cause_text}")
 
     def _revisions(self, requested: HubAddress) -> str:
         """The available revisions, for the end of a message."""

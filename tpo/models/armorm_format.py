@@ -90,9 +90,9 @@ def check_armorm_weights(folder: Path) -> dict[str, Path]:
         "not expected": found.keys() - expected.keys(),
         "of another shape": wrong,
     }
-    told = "; ".join(f"{fault}: {some_of(names)}" for fault, names in faults.items() if names)
-    if told:
-        raise InputError(f"the tensors in {folder} are not ArmoRM's for its config.json, {told}: download it again")
+    details = "; ".join(f"{fault}: {some_of(names)}" for fault, names in faults.items() if names)
+    if details:
+        raise InputError(f"the tensors in {folder} are not ArmoRM's for its config.json, {details}: download it again")
     return {name: tensor.file for name, tensor in found.items()}
 
 

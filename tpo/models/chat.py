@@ -308,14 +308,12 @@ def _load_tokenizer(model: Path) -> Any:
         return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except (
-        BaseException
-    ) as error:  # The tokenizers library, written in Rust, panics with exceptions that aren't `Exception`s.
+    except BaseException as error:  # The tokenizers library, written in Rust, panics with more than `Exception`s.
         if isinstance(error, OSError) and error.errno is not None:
             raise  # A disk error, not a fault of the files.
-        told = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the tokenizer in {model} cannot be loaded ({type(error).__name__}: {told}): download its files again"
+            f"the tokenizer in {model} cannot be loaded ({type(error).__name__}: {message}): download its files again"
         ) from error
 
 

@@ -18,7 +18,7 @@ MOST_VOCABULARY_BYTES = 128 << 20
 
 
 LFS_POINTER = b"version https://git-lfs"
-"""The beginning of the small file that git leaves in place of a large one that it hasn't fetched."""
+"""The beginning of a pointer that git leaves in place of a large file that it hasn't downloaded."""
 
 
 def check_fetched(path: Path, start: bytes) -> None:

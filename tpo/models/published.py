@@ -23,7 +23,7 @@ from tpo.storage.disk import make_folder
 from tpo.storage.store import file_sha256
 
 ORIGIN = "origin.json"
-"""File in a fetched folder that says where the model is from."""
+"""File in a converted model's folder that names its source."""
 
 
 def fetch_model(model: ModelConfig) -> None:

@@ -234,8 +234,8 @@ def stop_tokens(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
     path = model / "generation_config.json"
     if not path.is_file():
         path = model / "config.json"
-    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    stops = {reader.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
+    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    stops = {reader.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
     return {token for token in stops if token is not None}, path
 
 

@@ -32,8 +32,8 @@ def load_architecture(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # The exception for an invalid value depends on the family.
-        told = f"{folder / 'config.json'} is not a config that transformers can use: {_line(error)}"
-        raise InputError(told) from error
+        message = f"{folder / 'config.json'} is not a config that transformers can use: {_line(error)}"
+        raise InputError(message) from error
 
 
 def check_weights(folder: Path) -> list[str]:
@@ -121,17 +121,17 @@ def _missing(folder: Path, model: Any, missing: Sequence[str]) -> str:
             "embedding (tie_word_embeddings is false): set that to true if the model was trained with it, or "
             "use its ...ForCausalLM checkpoint, since a base model's has no head"
         )
-    told = f"{folder} lacks {len(missing)} of the {len(model.state_dict())} tensors of {type(model).__name__}"
+    message = f"{folder} lacks {len(missing)} of the {len(model.state_dict())} tensors of {type(model).__name__}"
     layers = {int(found.group(1)) for name in there if (found := _LAYER.search(name))}
     wanted = text_part(read_json(folder / "config.json")).get("num_hidden_layers")
     if layers and type(wanted) is int and len(layers) < wanted and min(_layers(missing), default=-1) > max(layers):
         return (
-            f"{told}: it has {len(layers)} layers, but num_hidden_layers in config.json is {wanted}; they are of "
+            f"{message}: it has {len(layers)} layers, but num_hidden_layers in config.json is {wanted}; they are of "
             "different models, or a file is missing: download both again"
         )
     other = there.keys() - model.state_dict().keys()
     held = f" and has others, such as {some_of(other)}" if other else ""
-    return f"{told}, such as {some_of(missing)},{held}: they are of another kind, or incomplete; download both again"
+    return f"{message}, such as {some_of(missing)},{held}: they are of another kind, or incomplete; download both again"
 
 
 def _layers(names: Sequence[str]) -> list[int]:

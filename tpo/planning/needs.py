@@ -166,7 +166,7 @@ def _training(config: RunConfig, parameters: int) -> int:
 
 
 def _trained(config: RunConfig, parameters: int) -> int:
-    """How many parameters are trained; adapters aren't counted, being at most a few percent of a large model."""
+    """Number of trained parameters; adapters count as 0, since they are at most a few percent of a large model."""
     return 0 if config.train.lora else parameters
 
 
@@ -185,7 +185,7 @@ def gpus_needed(config: RunConfig) -> dict[str, int]:
 
 
 def cpus_needed(config: RunConfig) -> dict[str, int]:
-    """CPUs that the local Ray cluster must have at once, by the key that asks for them: for one engine, and for all
+    """CPUs that the local Ray cluster must have at once, by the key that requests them: for one engine, and for all
     training workers. Judges' engines request none."""
     if config.cluster.address is not None:
         return {}

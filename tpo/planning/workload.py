@@ -1,9 +1,9 @@
 """Workload of a run: prompts, answers and tokens by kind of work, expected and at most.
 
 Pure arithmetic on the config, T, and known lengths. It expects every output to parse, every generation to yield the
-fresh prompts that it is asked for, and every prompt to yield a pair. An adaptive tournament is expected to make as many
+requested number of new prompts, and every prompt to yield a pair. An adaptive tournament is expected to make as many
 comparisons as in our benchmarks (2 per response with soft results, 3.75 with hard ones). Lengths are the profile's,
-else those of past runs, else half of the limit.
+otherwise those of past runs, otherwise half of the limit.
 """
 
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ class Work:
     kind: Kind
     """The kind of work."""
     rounds: int
-    """How often it starts, each time with another model."""
+    """Number of times that it is done, each with another model."""
     prompts: int
     """Prompts in all rounds."""
     expected: Amount
