@@ -67,12 +67,12 @@ def read_conversation(turns: Sequence[Any], what: str = "the instruction") -> Co
     messages = list[Message]()
     for number, turn in enumerate(turns, 1):
         try:
-            said = _turn(turn)
+            message = _turn(turn)
         except ValueError as error:
             raise ValueError(f"{what} is {list(turns)!r:.60}, expected text, or turns; turn {number} {error}") from None
-        if isinstance(said, Unusable):
-            return said
-        messages.append(said)
+        if isinstance(message, Unusable):
+            return message
+        messages.append(message)
     last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
     if last is None:
         return Unusable.NO_USER_TURN

@@ -81,8 +81,8 @@ def _last(value: Any, what: str, roles: tuple[str, ...] = ()) -> str:
     if isinstance(value, str):
         return encodable(value)
     turns = value if isinstance(value, list) else [value]
-    said = [_turn(turn, what) for turn in turns]
-    texts = [text for role, text in said if not roles or role in roles]
+    parsed = [_turn(turn, what) for turn in turns]
+    texts = [text for role, text in parsed if not roles or role in roles]
     return texts[-1] if texts else ""
 
 

@@ -63,9 +63,9 @@ class UnreadableError(Exception):
 
 
 def main(path: Path, wanted: Sequence[str]) -> None:
-    """Writes a line of JSON for each row, a list of the wanted values in order, and then one about the file.
+    """Writes a line of JSON for each row, a list of the requested values in order, and a last one about the file.
 
-    That last line is an object: `columns`, or `fault` if the file can't be read.
+    The last line is an object: `columns`, or `fault` if the file can't be read.
     """
     columns: Columns = {}
     try:

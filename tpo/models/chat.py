@@ -25,7 +25,7 @@ from tpo.storage.disk import explained
 
 ASKS_ALREADY = "The thought prompt is in here."
 """Marks a published chat template that includes a thought prompt or a prefill (`prompts.asking_template`)."""
-_MOST_STRUCTURES = 64
+_MAX_STRUCTURES = 64
 """Maximum number of role sequences whose structure is cached: a server may receive any."""
 _GUARDS = ("\n", "\x00", "~", "é")
 """Texts to put before a text inside a chat, for tokenizers that encode the beginning of a text differently."""
@@ -180,7 +180,7 @@ class ChatEncoder:
     def structure(self, roles: tuple[str, ...], *, thinking: bool = False) -> list[str]:
         """The template's own text before, between and after the messages of a chat with these roles."""
         if (roles, thinking) not in self._structures:
-            if len(self._structures) == _MOST_STRUCTURES:
+            if len(self._structures) == _MAX_STRUCTURES:
                 self._structures.clear()
             slots = [f"\N{OBJECT REPLACEMENT CHARACTER}{i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(len(roles))]
             pieces, rest = list[str](), self._render(slots, roles, thinking=thinking)

@@ -11,9 +11,9 @@ from typing import Any
 
 from tpo.errors import InputError
 
-MOST_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 4 << 20
 """Maximum size of a config or a chat template; published ones are kilobytes."""
-MOST_VOCABULARY_BYTES = 128 << 20
+MAX_VOCABULARY_BYTES = 128 << 20
 """Maximum size of a vocabulary or a tensor index; the largest published ones have 35 MB."""
 
 
@@ -30,14 +30,14 @@ def check_fetched(path: Path, start: bytes) -> None:
         )
 
 
-def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
-    """The text in a file; raises `InputError` if it is larger than `most_bytes` or isn't UTF-8."""
+def read_text(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+    """The text in a file; raises `InputError` if it is larger than `max_bytes` or isn't UTF-8."""
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-        if len(content) > most_bytes:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected at most {most_bytes}: it isn't a model file"
+                f"{path} has {path.stat().st_size} bytes, expected at most {max_bytes}: it isn't a model file"
             )
         check_fetched(path, content)
         return content.decode()
@@ -45,11 +45,11 @@ def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
         raise InputError(f"{path} is not readable: {error}") from error
 
 
-def read_json(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file."""
     if not path.exists():
         return {}
-    text = read_text(path, most_bytes)
+    text = read_text(path, max_bytes)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

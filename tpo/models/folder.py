@@ -53,7 +53,7 @@ QUANTIZED = (
     *("modelopt", "modelopt_fp4", "mxfp4", "mxfp8", "nvfp4"),
 )
 """Quantization methods with weights in safetensors and code in the engines."""
-MOST_FILES = 10_000
+MAX_FILES = 10_000
 """Files and folders in a model folder, sub-folders included."""
 TEMPLATES = "additional_chat_templates"
 """The sub-folder that transformers reads."""
@@ -146,9 +146,9 @@ def _check_kinds(folder: Path) -> None:
     """Rejects anything but files and folders, recursively: reading a pipe would block, and links may lead anywhere."""
     places = [folder.resolve(), *_hub_blobs(folder)]
     for count, path in enumerate(_everything(folder)):
-        if count == MOST_FILES:
+        if count == MAX_FILES:
             raise InputError(
-                f"{folder} has more than {MOST_FILES} files, expected a model folder: name the model's own folder"
+                f"{folder} has more than {MAX_FILES} files, expected a model folder: name the model's own folder"
             )
         kind = path.lstat().st_mode
         if stat.S_ISLNK(kind):

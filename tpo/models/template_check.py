@@ -47,7 +47,7 @@ def check_asked(
     _check_letters(encoder, model, chats[0])
     reader = encoder.reading()
     try:
-        reader.encode([*chats[0], _said(ANSWER)])
+        reader.encode([*chats[0], _answer_turn(ANSWER)])
     except InputError as error:
         return [
             f"{_template_file(model)}: {error}; what the template writes after an answer is unknown, so make sure that "
@@ -127,7 +127,7 @@ def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
     _check_letters(reader, model, chats[0])
     lines = _about_template(reader, model, chats[0])
     try:
-        reader.encode([*chats[0][:-1], _said(f"{_THINKING}\n{ANSWER}")])
+        reader.encode([*chats[0][:-1], _answer_turn(f"{_THINKING}\n{ANSWER}")])
     except InputError:
         lines.append(
             f"{_template_file(model)} changes a response that contains {_THINKING!r}: such responses are left unscored"
@@ -243,10 +243,10 @@ def _about_generation_prompt(
     encoder: ChatEncoder, reader: ChatEncoder, model: Path, chat: Sequence[Message]
 ) -> list[str]:
     """Notes on a prompt that doesn't end where an answer begins; raises `InputError` without a generation prompt."""
-    prompt, whole = encoder.render(chat), reader.render([*chat, _said(ANSWER)])
+    prompt, whole = encoder.render(chat), reader.render([*chat, _answer_turn(ANSWER)])
     before = whole[: whole.rindex(ANSWER)]
     if before.rstrip() == prompt.rstrip():
-        asked, answered = encoder.encode(chat), reader.encode([*chat, _said(ANSWER)])
+        asked, answered = encoder.encode(chat), reader.encode([*chat, _answer_turn(ANSWER)])
         same = _shared(asked, answered)
         if same == len(asked):
             return []
@@ -269,7 +269,7 @@ def _about_generation_prompt(
 def _about_answers(reader: ChatEncoder, model: Path, chat: Sequence[Message], answers: Sequence[str]) -> list[str]:
     """A note if the template drops parts of an assistant's turn."""
     for answer in answers:
-        shown = reader.render([*chat, _said(answer)])
+        shown = reader.render([*chat, _answer_turn(answer)])
         if answer.strip() not in shown:
             return [
                 f"{_template_file(model)} changes an assistant's turn ({answer[:60]!r} becomes "
@@ -309,7 +309,7 @@ def _shared(first: Sequence[object], second: Sequence[object]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def _said(text: str) -> Message:
+def _answer_turn(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 

@@ -21,7 +21,7 @@ TRIAL_SECONDS = 5
 """CPU time limit for all templates of a folder, in seconds; normal ones take milliseconds."""
 TRIAL_BYTES = 1 << 30
 """Memory limit of the trial."""
-MOST_CHARS = 1 << 20
+MAX_CHARS = 1 << 20
 """Maximum length of a chat rendered from a few words, in characters."""
 CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assistant", "user"))
 """The roles of the trial's chats."""
@@ -62,7 +62,7 @@ def _fault(template: str) -> str | None:
                 raise
             except Exception:  # noqa: BLE001 - it may want other roles, or tools; that shows when it is used
                 continue
-            if len(words) > MOST_CHARS:
+            if len(words) > MAX_CHARS:
                 return f"renders {len(words)} characters for a chat of a few words"
     except TemplateSyntaxError as error:
         return f"does not parse, {error}"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tpo.errors import InputError
-from tpo.models.files import LFS_POINTER, MOST_VOCABULARY_BYTES, check_fetched, read_json, some_of
+from tpo.models.files import LFS_POINTER, MAX_VOCABULARY_BYTES, check_fetched, read_json, some_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MOST_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Maximum length of a header, the format's own limit."""
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
@@ -78,7 +78,7 @@ def check_tensor_files(folder: Path) -> None:
 
 def _places(folder: Path) -> dict[str, str]:
     """The file of each tensor, from the index: only files in this folder."""
-    places = read_json(folder / INDEX, MOST_VOCABULARY_BYTES).get("weight_map")
+    places = read_json(folder / INDEX, MAX_VOCABULARY_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(f"{folder / INDEX} has no weight_map, expected the file of each tensor")
     for name in dict.fromkeys(map(str, places.values())):
@@ -97,7 +97,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             check_fetched(path, file.read(len(LFS_POINTER)))
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header would have {length} bytes, and the file has {size}")
             header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
         if not isinstance(header, dict):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.errors import InputError
-from tpo.models.files import MOST_VOCABULARY_BYTES, check_fetched, read_json
+from tpo.models.files import MAX_VOCABULARY_BYTES, check_fetched, read_json
 from tpo.models.model_config import is_number, shown
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
@@ -33,7 +33,7 @@ def check_tokenizer(folder: Path, rows: int | None) -> None:
     if (model := folder / "tokenizer.model").is_file():
         with model.open("rb") as file:
             check_fetched(model, file.read(100))
-    vocabularies = {name: read_json(folder / name, MOST_VOCABULARY_BYTES) for name in VOCABULARIES}
+    vocabularies = {name: read_json(folder / name, MAX_VOCABULARY_BYTES) for name in VOCABULARIES}
     for name in CONFIGS:
         fault = next(_faults(read_json(folder / name)), None)
         if fault is not None:

@@ -47,7 +47,7 @@ _COMPUTE_SHARE, _BANDWIDTH_SHARE, _TRAINING_SHARE = 0.4, 0.6, 0.35
 SAME_SIZE = 0.05
 """Relative difference in parameters up to which models count as the same size: a shape doesn't include a judge's
 head."""
-ENOUGH_ANSWERS = 50
+MIN_ANSWERS = 50
 """Minimum number of answers for a past run to yield a rate."""
 
 
@@ -102,7 +102,7 @@ def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int, s
         )
         for run in past
     )
-    return tuple(run for run in found if sum(entry.answers for entry in run.entries) >= ENOUGH_ANSWERS)
+    return tuple(run for run in found if sum(entry.answers for entry in run.entries) >= MIN_ANSWERS)
 
 
 def past_rate(runs: Sequence[PastRun]) -> Rate | None:

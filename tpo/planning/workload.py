@@ -160,7 +160,7 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
 
 
 def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:
-    """One output a prompt from each model that writes, up to two trainings, and the test of every model."""
+    """One output per prompt from each writer, up to two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
         _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)

@@ -127,11 +127,13 @@ def _crossing(comparison: Comparison) -> str:
     if start == 0:
         return "Thinking is ahead from the start."
     for_good = len(clear) - next((i for i, each in enumerate(reversed(clear)) if not each), len(clear))
-    said = f"The lines cross between M_{start - 1} and M_{start}"
+    sentence = f"The lines cross between M_{start - 1} and M_{start}"
     if for_good == len(clear):
-        return f"{said}, but the lead is not clear at any model."
+        return f"{sentence}, but the lead is not clear at any model."
     return (
-        f"{said}; from M_{for_good} on the lead is clear." if for_good > start else f"{said}, where the lead is clear."
+        f"{sentence}; from M_{for_good} on the lead is clear."
+        if for_good > start
+        else f"{sentence}, where the lead is clear."
     )
 
 

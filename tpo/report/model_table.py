@@ -105,5 +105,5 @@ def sentences(table: ModelTable) -> list[str]:
 
 def _change(gain: Interval, scale: ScoreScale) -> str:
     low, high = (scale.number(end, signed=True) for end in (gain.low, gain.high))
-    said = f"{scale.number(gain.value, signed=True)}{scale.unit} [{low}, {high}]"
-    return f"{said}, not clearly different" if gain.low <= 0 <= gain.high else said
+    shown = f"{scale.number(gain.value, signed=True)}{scale.unit} [{low}, {high}]"
+    return f"{shown}, not clearly different" if gain.low <= 0 <= gain.high else shown
