@@ -239,7 +239,7 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" *
 
 MODEL_FOLDERS: dict[str, Hostile] = {
     **{
-        f"a pickle named {name}": Hostile(with_pickle(name), rf"holds pickles \({name}\), which run code .*delete them")
+        f"a pickle named {name}": Hostile(with_pickle(name), rf"contains pickles \({name}\), which run code .*delete them")
         for name in (
             "pytorch_model.bin", "training_args.bin", "model.pt", "optimizer.PTH", "last.ckpt", "rng.pkl", "a.pickle",
             "scaler.joblib", "rows.npy", "rows.npz", "model.nemo",
@@ -320,14 +320,14 @@ MODEL_FOLDERS: dict[str, Hostile] = {
             with_setting("adapter_config.json", base_model_name_or_path="org/repo", peft_type="LORA"),
             with_pickle("adapter_model.safetensors"),
         ),
-        r"holds an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
+        r"contains an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
     ),
     **{
         f"other weights, {name}": Hostile(with_pickle(name), rf"formats that we do not load \({name}\)")
         for name in ("tf_model.h5", "flax_model.msgpack", "model.onnx", "model.gguf", "rust_model.ot", "saved_model.pb")
     },
     **{
-        f"an archive, {name}": Hostile(with_pickle(name), rf"holds archives \({name}\)")
+        f"an archive, {name}": Hostile(with_pickle(name), rf"contains archives \({name}\)")
         for name in ("model.zip", "model.tar", "model.tar.gz", "model.7z")
     },
     "a link out of the folder": Hostile(with_link("README.md", "/etc/hostname"), "README.md is a link to /etc/"),
@@ -369,7 +369,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "tensors with a gap": Hostile(
         with_header({"a": tensor(), "b": tensor(begin=12, end=20)}, data=b"\0" * 20), "b begins at byte 12, expected 8"
     ),
-    "a tensor beyond the file": Hostile(with_header({"a": tensor(shape=[200], end=800)}), "bytes, expected .*cut off"),
+    "a tensor beyond the file": Hostile(with_header({"a": tensor(shape=[200], end=800)}), "bytes, expected .*truncated"),
     "a tensor before the file": Hostile(with_header({"a": tensor(begin=-8, end=0)}), "does not fill bytes -8 to 0"),
     "a tensor larger than its bytes": Hostile(with_header({"a": tensor(shape=[1 << 40])}), "does not fill"),
     "a tensor whose size overflows": Hostile(with_header({"a": tensor(shape=[1 << 32, 1 << 32, 4])}), "does not fill"),
@@ -380,7 +380,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         with_header(b'{"a": %b, "a": %b}' % ((json.dumps(tensor()).encode(),) * 2)), "names something twice"
     ),
     "weights cut off": Hostile(
-        lambda folder, _: os.truncate(folder / "model.safetensors", 1000), "its header would have|cut off"
+        lambda folder, _: os.truncate(folder / "model.safetensors", 1000), "its header would have|truncated"
     ),
     "bytes after the weights": Hostile(with_header({"a": tensor()}, data=b"\0" * 8 + b"PK\3\4"), "bytes, expected"),
     "a shard that lies, beside": Hostile(with_file("consolidated.safetensors"), "consolidated.safetensors is not a"),
@@ -447,9 +447,9 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "a template that fills the memory": Hostile(
         with_template("{{ 'a' * 10**11 }}"), "a chat, MemoryError|does not terminate", loads=False
     ),
-    "a template that talks": Hostile(with_template("{{ 'a' * 10**7 }}"), "makes 10000000 characters for a chat"),
+    "a template that talks": Hostile(with_template("{{ 'a' * 10**7 }}"), "renders 10000000 characters for a chat"),
     "a template nested deep": Hostile(
-        with_template("{{" + "(" * 50_000 + "1" + ")" * 50_000 + "}}"), "more than write a chat|does not terminate"
+        with_template("{{" + "(" * 50_000 + "1" + ")" * 50_000 + "}}"), "more than render a chat|does not terminate"
     ),
     "a template that is none": Hostile(with_template("{% for %}"), "does not parse"),
     "a template that reads files": Hostile(with_template("{% include '/etc/passwd' %}"), None),
@@ -729,7 +729,7 @@ DATA_FILES: dict[str, HostileFile] = {
     "a dataset whose state is a pickle": HostileFile("a", both(dataset(), with_pickle("state.json")), "cannot be read"),
     "a dataset whose state is nested deep": HostileFile("a", dataset(state=DEEP), "nested too deep"),
     "a dataset whose state is nothing": HostileFile("a", dataset(state=b"{}"), "cannot be read"),
-    "a dataset in a pickle": HostileFile("a", both(dataset(), with_pickle("data.arrow")), "cut off|cannot be read"),
+    "a dataset in a pickle": HostileFile("a", both(dataset(), with_pickle("data.arrow")), "truncated|cannot be read"),
     "a dataset in a pipe": HostileFile("a", both(dataset(), with_pipe("data.arrow")), "names the file 'data.arrow'"),
     "a dataset in a device": HostileFile("a", both(dataset(), with_link("data.arrow", "/dev/zero")), "names the file"),
     "a dataset outside": HostileFile("a", dataset(name="../outside.arrow"), "names the file '../outside.arrow'"),
@@ -737,10 +737,10 @@ DATA_FILES: dict[str, HostileFile] = {
         "a", dataset(state=b'{"_data_files": [{"filename": "/etc/hostname"}]}'), "names the file '/etc/hostname'"
     ),
     "a dataset cut off": HostileFile(
-        "a", both(dataset(), lambda path, _: os.truncate(path / "data.arrow", 300)), "is cut off: data.arrow"
+        "a", both(dataset(), lambda path, _: os.truncate(path / "data.arrow", 300)), "is truncated: data.arrow"
     ),
-    "a dataset whose offsets lie": HostileFile("a", damaged(dataset(), 0.8, b"\xff" * 16), "cannot be read|cut off"),
-    "a dataset whose metadata lie": HostileFile("a", damaged(dataset(), 0.1, b"\xff" * 64), "cannot be read|cut off"),
+    "a dataset whose offsets lie": HostileFile("a", damaged(dataset(), 0.8, b"\xff" * 16), "cannot be read|truncated"),
+    "a dataset whose metadata lie": HostileFile("a", damaged(dataset(), 0.1, b"\xff" * 64), "cannot be read|truncated"),
     "a dataset of compressed zeros": HostileFile(
         "a", dataset(text="0" * (300 << 20), compression="zstd"), "more than 2000000 rows or 268435456 characters"
     ),

@@ -176,8 +176,8 @@ def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: lis
     [
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], r"several splits \(test, train\): name one"),
         (["train.jsonl", "test.jsonl"], r"several splits \(test, train\)"),
-        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "holds 2 of 3 parts: download the missing"),
-        (["a.jsonl", "b.csv"], r"several kinds \(.csv, .jsonl\): name one of them"),
+        (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "has 2 of 3 parts: download the missing"),
+        (["a.jsonl", "b.csv"], r"several formats \(.csv, .jsonl\): name one of them"),
         (["a.csv", "lacking.csv"], "/lacking.csv has no column 'instruction', which earlier files have"),
         (["a.jsonl", "broken.jsonl"], "/broken.jsonl, line 1, is not JSON"),
     ],
@@ -280,11 +280,11 @@ def test_real_files_are_read_completely(name: str, column: str, rows: int):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", b"", "holds no rows"),
-        ("a.jsonl", b"\n \n", "holds no rows"),
-        ("a.json", b"[]", "holds no rows"),
-        ("a.csv", b"instruction\n", "holds no rows"),
-        ("a.csv", b"", "holds no rows"),
+        ("a.jsonl", b"", "has no rows"),
+        ("a.jsonl", b"\n \n", "has no rows"),
+        ("a.json", b"[]", "has no rows"),
+        ("a.csv", b"instruction\n", "has no rows"),
+        ("a.csv", b"", "has no rows"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.json", b'{"instruction": "a"}', "is not a list of objects"),
         ("a.json", b'["a"]', "is not a list of objects"),

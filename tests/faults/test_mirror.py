@@ -215,7 +215,7 @@ def test_a_file_that_is_damaged_here_is_fetched_again(
         assert done is not None
         check_files(done)
         assert (root / "model/model.safetensors").read_bytes() == weights
-        assert "fetched again" in capsys.readouterr().err
+        assert "downloaded again" in capsys.readouterr().err
     outcome("a file of the working copy is damaged", "a bucket", "fetched again from there")
 
 

@@ -37,7 +37,7 @@ def test_a_template_that_takes_every_conversation_has_nothing_to_say(tmp_path: P
 
 def test_a_template_without_a_system_role_is_named_with_the_number_of_prompts_that_it_refuses(tmp_path: Path):
     (line,) = check_conversations(on(tmp_path, [ADVISED, ADVISED, TALK, ALONE], "gemma"))
-    assert "refuses a ('system', 'user', 'assistant', 'user') chat: there is no system turn" in line
+    assert "rejects a ('system', 'user', 'assistant', 'user') chat: there is no system turn" in line
     assert "2 of 4 prompts in" in line and "they are dropped, and counted as chat_template" in line
 
 
@@ -56,7 +56,7 @@ def test_a_judge_that_would_be_asked_in_vain_is_refused(tmp_path: Path, row: dic
     if row is ALONE:
         assert check_conversations(config) == []
         return
-    with pytest.raises(InputError, match=r"judge: .*refuses .*one turn; 1 of 3 prompts .*remove such conversations"):
+    with pytest.raises(InputError, match=r"judge: .*rejects .*one turn; 1 of 3 prompts .*remove such conversations"):
         check_conversations(config)
 
 

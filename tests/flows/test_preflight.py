@@ -421,7 +421,7 @@ def test_a_seed_model_that_would_not_stop_is_refused(tmp_path: Path):
 
 def test_a_system_prompt_for_a_model_without_system_turns_is_refused(tmp_path: Path):
     config = able(tmp_path, family="gemma", prompt=PromptConfig(variant="system"))
-    assert "refuses a ('system', 'user') chat: there is no system turn" in refused_before_work(config)
+    assert "rejects a ('system', 'user') chat: there is no system turn" in refused_before_work(config)
 
 
 @pytest.mark.parametrize("kind", ["reward_model", "pairwise"])

@@ -97,7 +97,7 @@ def test_another_commit_in_the_same_run_folder_is_said(hub: Hub, config: RunConf
     newer = fetched(config)
     kept.with_suffix(".away").rename(kept)
     begin(newer)
-    assert "until now" in capsys.readouterr().err
+    assert "and is now" in capsys.readouterr().err
 
 
 def test_a_damaged_record_of_commits_is_refused_and_never_resolved_anew(hub: Hub, config: RunConfig):

@@ -210,14 +210,14 @@ FILES: Mapping[str, Odd] = {
             without("model.safetensors"), without("config.json"), with_file("adapter_config.json", b"{}"),
             with_file("adapter_model.safetensors"),
         ),
-        r"holds an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
+        r"contains an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
     ),
     "GGUF alone": Odd(
         several(without("model.safetensors"), without("config.json"), with_file("model.Q4_K_M.gguf")),
-        r"holds weights in formats that we do not load \(model.Q4_K_M.gguf\)",
+        r"contains weights in formats that we do not load \(model.Q4_K_M.gguf\)",
     ),
     "a pickle alone": Odd(
-        several(without("model.safetensors"), with_file("pytorch_model.bin")), "holds pickles .*convert weights"
+        several(without("model.safetensors"), with_file("pytorch_model.bin")), "contains pickles .*convert weights"
     ),
     **{
         f"a pointer in place of {name}": Odd(with_file(name, POINTER), f"{name} is a Git LFS pointer")
@@ -226,7 +226,7 @@ FILES: Mapping[str, Odd] = {
     "a model in a sub-folder": Odd(into_sub_folder, "no config.json; there is a model in .*/snapshots/0123abc: name"),
     "weights under another name": Odd(
         lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"),
-        "nor model.safetensors.index.json; it holds model-00001-of-00002.safetensors: fetch the index",
+        "nor model.safetensors.index.json; it has model-00001-of-00002.safetensors: download the index",
     ),
     "a shard that is not there": Odd(
         with_index({"lm_head.weight": "model-00002-of-00002.safetensors"}), "00002-of-00002.safetensors is missing"
@@ -235,7 +235,7 @@ FILES: Mapping[str, Odd] = {
         with_index({"model.layers.9.w": "model-00001-of-00002.safetensors"}), "names tensors that its files lack"
     ),
     "weights quantized, and the config does not say so": Odd(
-        weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), "has quantized weights I8"
+        weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), r"has quantized weights \(I8\)"
     ),
 }  # fmt: skip
 """What files tell at a glance, before a library is loaded."""
@@ -250,9 +250,9 @@ WEIGHTS: Mapping[str, Odd] = {
         weights(without_head), "has no lm_head.weight, the output matrix.*tie_word_embeddings is false"
     ),
     "layers that are missing": Odd(
-        config(num_hidden_layers=6), "it holds 4 layers, but num_hidden_layers in config.js"
+        config(num_hidden_layers=6), "it has 4 layers, but num_hidden_layers in config.js"
     ),
-    "layers too many": Odd(config(num_hidden_layers=3), "holds 4 layers, but num_hidden_layers in config.json is 3"),
+    "layers too many": Odd(config(num_hidden_layers=3), "has 4 layers, but num_hidden_layers in config.json is 3"),
     "biases that are missing": Odd(
         config(attention_bias=True), "lacks 16 of the 55 tensors of LlamaForCausalLM, such as"
     ),
@@ -260,7 +260,7 @@ WEIGHTS: Mapping[str, Odd] = {
         renamed("model.", "transformer."), "lacks 38 of the 39 tensors .*has others, such as transformer.embed_tokens"
     ),
     "names of a base model": Odd(
-        renamed("model.", ""), "has other names of weights than LlamaForCausalLM does.*and vLLM supports no others"
+        renamed("model.", ""), "has other names of weights than LlamaForCausalLM .*and vLLM supports no others"
     ),
     "names with a prefix twice": Odd(
         renamed("model.", "model.model."), "has other names of weights than LlamaForCausalLM does"

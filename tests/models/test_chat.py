@@ -173,9 +173,9 @@ def test_a_template_that_forgets_the_system_turn_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{{ raise_exception('users only') }}", r"refuses a \('user',\) chat: users only"),
-        ("{{ messages[0].content / 2 }}", r"refuses a \('user',\) chat: unsupported operand"),
-        ("{% for m in messages %}{{ m.content }}", r"refuses a \('user',\) chat: Unexpected end of template"),
+        ("{{ raise_exception('users only') }}", r"rejects a \('user',\) chat: users only"),
+        ("{{ messages[0].content / 2 }}", r"rejects a \('user',\) chat: unsupported operand"),
+        ("{% for m in messages %}{{ m.content }}", r"rejects a \('user',\) chat: Unexpected end of template"),
     ],
     ids=["raises", "breaks", "does_not_parse"],
 )
@@ -187,7 +187,7 @@ def test_a_template_that_refuses_a_chat_is_an_error_of_the_input(tmp_path: Path,
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("content", ["\ud800", "a\udfff b", "<|eot_id|>\ud83d"])
 def test_half_a_surrogate_pair_is_refused_by_its_name(encoders: dict[str, ChatEncoder], name: str, content: str):
-    with pytest.raises(InputError, match=r"holds '\\ud\w+', an unpaired surrogate, expected Unicode text"):
+    with pytest.raises(InputError, match=r"contains '\\ud\w+', an unpaired surrogate, expected Unicode text"):
         encoders[name].encode(user(content))
 
 

@@ -66,7 +66,7 @@ NO_SYSTEM = {"name": "chatml", "old": "{%- for", "new": "{{ raise_exception('nev
         (REWRITING, r"chat_template.jinja: the model's chat template changes the text of a message"),
         (CUTTING, r"changes the text of a message"),
         (SILENT, r"does not render each message of a \('user',\) chat once and in order"),
-        (NO_SYSTEM, r"refuses a \('user',\) chat: never"),
+        (NO_SYSTEM, r"rejects a \('user',\) chat: never"),
     ],
     ids=["doubled", "missing", "in_loop", "unended", "no_prompt", "rewriting", "cutting", "silent", "refusing"],
 )
