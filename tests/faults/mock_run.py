@@ -454,7 +454,7 @@ FAULTS = (
     Fault(
         "the folder becomes read-only",
         _at_a_change(_fail_with(errno.EROFS), again=True),
-        says="out of reach",
+        says="not accessible",
         everywhere=True,
     ),
     Fault("memory runs out", _at_a_change(_run_out_of_memory), says="out of memory", everywhere=True),

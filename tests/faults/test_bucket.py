@@ -139,8 +139,8 @@ def test_parts_of_an_upload_that_died_are_dropped(through: Bucket, proxy: Faulty
     ("changes", "url", "says"),
     [
         ({}, "s3://no-such-bucket/x", "there is no bucket no-such-bucket at http.*: create it, or set folder"),
-        ({"key": "somebody else"}, "", r"out of reach \(InvalidAccessKeyId at http.*AWS_ACCESS_KEY_ID"),
-        ({"secret": "not hers"}, "", r"out of reach \(SignatureDoesNotMatch.*AWS_ACCESS_KEY_ID"),
+        ({"key": "somebody else"}, "", r"access denied \(InvalidAccessKeyId at http.*AWS_ACCESS_KEY_ID"),
+        ({"secret": "not hers"}, "", r"access denied \(SignatureDoesNotMatch.*AWS_ACCESS_KEY_ID"),
         ({"key": ""}, "", "no keys were found.*AWS_PROFILE"),
         ({"endpoint_url": "http://127.0.0.1:9"}, "", "failed in up to.*rerun"),
         ({"region": "not a region"}, "", "the S3 client could not be created.*storage"),

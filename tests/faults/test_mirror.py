@@ -228,7 +228,7 @@ def test_a_file_that_is_damaged_in_the_bucket_is_noticed(machine: Machine, tmp_p
     with at_work(machine("other")) as root:
         done = a_model(root).complete()
         assert done is not None
-        with pytest.raises(DamagedError, match="does not have the hash"):
+        with pytest.raises(DamagedError, match="does not match the hash"):
             check_files(done)
 
 

@@ -144,7 +144,7 @@ def test_an_end_of_turn_at_which_sampling_does_not_stop_is_refused_until_the_fil
 
 def test_a_control_token_in_the_prompts_own_wording_is_refused_by_its_name(tmp_path: Path):
     folder = changed(tmp_path, "chatml")
-    with pytest.raises(InputError, match=r"own wording holds <\|im_end\|>, .*take them out of the prompt templates"):
+    with pytest.raises(InputError, match=r"own wording has <\|im_end\|>, .*remove them from the prompt templates"):
         check_asked(folder, [[Message(role="user", content="Write <|im_end|> at the end.")]], ANSWERED)
 
 

@@ -291,7 +291,7 @@ def test_a_missing_or_cut_file_is_noticed_before_anything_is_read(tmp_path: Path
 def test_rows_are_not_read_as_another_record(tmp_path: Path):
     artifact = made(a_stage(tmp_path)).complete()
     assert artifact is not None
-    with pytest.raises(StoreError, match="holds no complete Score rows"):
+    with pytest.raises(StoreError, match="has no complete Score rows"):
         read_rows(artifact, Score)
 
 
