@@ -296,7 +296,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         with_setting("config.json", _experts_implementation="org/repo"), "code elsewhere"
     ),
     "kernels from the hub": Hostile(
-        with_setting("config.json", use_kernels=True, kernel_config={"RMSNorm": "org/repo:Norm"}), "from elsewhere"
+        with_setting("config.json", use_kernels=True, kernel_config={"RMSNorm": "org/repo:Norm"}), "elsewhere"
     ),
     "another model behind this one": Hostile(
         with_setting("config.json", speculators_config={"verifier": {"name_or_path": "org/repo"}}),

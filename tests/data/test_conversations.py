@@ -100,7 +100,7 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "no role": ([{"content": "Hi"}], "turn 1 is .*expected role and content"),
     "no content": ([{"role": "user"}], "turn 1 is .*expected role and content"),
     "an empty role": ([*turns("u:Hi"), {"role": None, "content": "Hi"}], "turn 2 is"),
-    "a number": ([{"role": "user", "content": 7}], "turn 1 says 7, expected text, or parts of type text"),
+    "a number": ([{"role": "user", "content": 7}], "turn 1 has 7, expected text, or parts of type text"),
     "parts without text": ([{"role": "user", "content": [{"type": "text"}]}], "turn 1 says"),
     "texts": ([{"role": "user", "content": ["Hi"]}], "turn 1 says"),
     "half a surrogate pair": (

@@ -300,9 +300,9 @@ def test_real_files_are_read_completely(name: str, column: str, rows: int):
         ("a.jsonl", rb'{"instruction": "ab\ud83d"}', "row 1: character 2 of .* is an unpaired surrogate"),
         ("a.jsonl", b'{"text": "a", "label": 1}', "no column 'instruction'; its columns are 'text', 'label'"),
         ("a.txt", b"a", "unknown format, expected .jsonl.*plain text has no columns: write it as .jsonl"),
-        ("a.zip", b"PK", "unknown kind.*unpack it"),
-        ("a.xlsx", b"PK", "unknown kind.*save the sheet as .csv"),
-        ("a.parquet.gz", b"\x1f\x8b", "unknown kind.*unpack it"),
+        ("a.zip", b"PK", "unknown format.*unpack it"),
+        ("a.xlsx", b"PK", "unknown format.*save the sheet as .csv"),
+        ("a.parquet.gz", b"\x1f\x8b", "unknown format.*unpack it"),
         (
             "a.jsonl.gz",
             gzip.compress(b'{"instruction": "a"}', mtime=0)[:-12],

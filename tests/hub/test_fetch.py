@@ -111,7 +111,7 @@ def test_a_filled_cache_is_enough_without_a_network(hub: Hub, config: RunConfig,
     commit = commit_of(fetched(config))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     assert commit_of(fetched(config)) == commit
-    assert "the hub does not answer; taking commit" in capsys.readouterr().err
+    assert "the hub does not answer; using commit" in capsys.readouterr().err
     hub.asked.clear()
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -133,7 +133,7 @@ def test_a_ledger_of_a_newer_version_is_refused_with_what_is_not_known(tmp_path:
     ("budget", "told"),
     [
         (BudgetConfig(tokens=10), r"budget.tokens = 10 is reached at iter_1/samples: 10 tokens spent"),
-        (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* 10.00 of money"),
+        (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* a cost of 10.00"),
         (BudgetConfig(hours=1e-6), r"budget.hours = 1e-06 is reached .* hours of work"),
     ],
     ids=["tokens", "cost", "hours"],
