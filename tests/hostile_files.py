@@ -395,7 +395,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "two models in one": Hostile(with_index({"a": "part.safetensors"}, keep=True), "unclear which is the model"),
     "a config nested deep": Hostile(with_file("config.json", DEEP), "config.json is not readable JSON"),
     "a config of a gigabyte": Hostile(
-        with_huge("config.json"), "config.json has 1073741824 bytes, expected 4194304 at most", loads=False
+        with_huge("config.json"), "config.json has 1073741824 bytes, expected at most 4194304", loads=False
     ),
     "a tokenizer nested deep": Hostile(
         with_file("tokenizer.json", b'{"a":' * 100_000), "tokenizer.json is not readable JSON"

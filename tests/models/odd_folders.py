@@ -249,9 +249,7 @@ WEIGHTS: Mapping[str, Odd] = {
     "no head, though it is not tied": Odd(
         weights(without_head), "has no lm_head.weight, the output matrix.*tie_word_embeddings is false"
     ),
-    "layers that are missing": Odd(
-        config(num_hidden_layers=6), "it has 4 layers, but num_hidden_layers in config.js"
-    ),
+    "layers that are missing": Odd(config(num_hidden_layers=6), "it has 4 layers, but num_hidden_layers in config.js"),
     "layers too many": Odd(config(num_hidden_layers=3), "has 4 layers, but num_hidden_layers in config.json is 3"),
     "biases that are missing": Odd(
         config(attention_bias=True), "lacks 16 of the 55 tensors of LlamaForCausalLM, such as"
@@ -263,7 +261,7 @@ WEIGHTS: Mapping[str, Odd] = {
         renamed("model.", ""), "has other names of weights than LlamaForCausalLM .*and vLLM supports no others"
     ),
     "names with a prefix twice": Odd(
-        renamed("model.", "model.model."), "has other names of weights than LlamaForCausalLM does"
+        renamed("model.", "model.model."), "has other names of weights than LlamaForCausalLM"
     ),
     "another family": Odd(
         config(model_type="gpt2", n_embd=128, architectures=["GPT2LMHeadModel"]), "of GPT2LMHeadModel"
