@@ -239,7 +239,7 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" *
 
 MODEL_FOLDERS: dict[str, Hostile] = {
     **{
-        f"a pickle named {name}": Hostile(with_pickle(name), rf"contains pickles \({name}\), which run code .*delete them")
+        f"a pickle named {name}": Hostile(with_pickle(name), rf"contains pickles \({name}\), which run .*delete them")
         for name in (
             "pytorch_model.bin", "training_args.bin", "model.pt", "optimizer.PTH", "last.ckpt", "rng.pkl", "a.pickle",
             "scaler.joblib", "rows.npy", "rows.npz", "model.nemo",
@@ -369,7 +369,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "tensors with a gap": Hostile(
         with_header({"a": tensor(), "b": tensor(begin=12, end=20)}, data=b"\0" * 20), "b begins at byte 12, expected 8"
     ),
-    "a tensor beyond the file": Hostile(with_header({"a": tensor(shape=[200], end=800)}), "bytes, expected .*truncated"),
+    "a tensor beyond the file": Hostile(with_header({"a": tensor(shape=[200], end=800)}), "expected .*truncated"),
     "a tensor before the file": Hostile(with_header({"a": tensor(begin=-8, end=0)}), "does not fill bytes -8 to 0"),
     "a tensor larger than its bytes": Hostile(with_header({"a": tensor(shape=[1 << 40])}), "does not fill"),
     "a tensor whose size overflows": Hostile(with_header({"a": tensor(shape=[1 << 32, 1 << 32, 4])}), "does not fill"),

@@ -101,8 +101,8 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "no content": ([{"role": "user"}], "turn 1 is .*expected role and content"),
     "an empty role": ([*turns("u:Hi"), {"role": None, "content": "Hi"}], "turn 2 is"),
     "a number": ([{"role": "user", "content": 7}], "turn 1 has 7, expected text, or parts of type text"),
-    "parts without text": ([{"role": "user", "content": [{"type": "text"}]}], "turn 1 says"),
-    "texts": ([{"role": "user", "content": ["Hi"]}], "turn 1 says"),
+    "parts without text": ([{"role": "user", "content": [{"type": "text"}]}], "turn 1 has"),
+    "texts": ([{"role": "user", "content": ["Hi"]}], "turn 1 has"),
     "half a surrogate pair": (
         [{"role": "user", "content": "\ud83d"}],
         "turn 1 character 0 of .* an unpaired surrogate",

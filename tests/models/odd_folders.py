@@ -235,7 +235,7 @@ FILES: Mapping[str, Odd] = {
         with_index({"model.layers.9.w": "model-00001-of-00002.safetensors"}), "names tensors that its files lack"
     ),
     "weights quantized, and the config does not say so": Odd(
-        weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), r"has quantized weights \(I8\)"
+        weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), r"quantized weights \(I8\)"
     ),
 }  # fmt: skip
 """What files tell at a glance, before a library is loaded."""
