@@ -18,7 +18,7 @@ from tpo.records import Artifact
 from tpo.report.comparison import Comparison
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.store import complete_artifact, mending
+from tpo.storage.store import complete_artifact, remaking_damaged
 
 
 @flow(name="compare", flow_run_name="{config.name} against direct, to M_{iterations}")
@@ -35,7 +35,7 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
     thinking, direct = arms
     prompts = complete_artifact(config.root / "iter_0" / "prompts" / "test")
     with only_writer(config.root), writing(config):
-        return mending(lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts)))
+        return remaking_damaged(lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts)))
 
 
 def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[JudgedSamples]:

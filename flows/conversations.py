@@ -1,7 +1,7 @@
-"""Whether the models of a run can be shown the conversations in its prompt files, as their chat templates say.
+"""Checks that the chat templates of a run's models accept the conversations in its prompt files.
 
-Not every template has a system role, and some take one turn alone. What M_0's template refuses is left out of the
-prompts and counted, so a line says it; with nothing left, or if another model would be asked in vain, the run is
+Not every template has a system role, and some only accept one turn. Conversations that M_0's template rejects are
+dropped from the prompts and counted, with a warning; if none are left, or another model would reject some, the run is
 refused.
 """
 
@@ -21,28 +21,28 @@ from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.planning.needs import model_judges
 from tpo.records import Message
 
-_SAID = {"system": "Answer in one word.", "user": "What is 12 + 30?", "assistant": "42."}
-"""A turn of each role that no template has a reason to change."""
-_ASKED, _ANSWER = "And 12 + 31?", "43."
+_TURNS = {"system": "Answer in one word.", "user": "What is 12 + 30?", "assistant": "42."}
+"""A turn for each role, with text that no template has a reason to change."""
+_QUESTION, _ANSWER = "And 12 + 31?", "43."
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A model that is shown conversations."""
+    """A model that reads conversations."""
 
     model: Path
     encoder: ChatEncoder
     prompt: PromptConfig | None
-    """How it is asked to respond; None if it reads responses."""
+    """Its thought prompt; None if it scores responses."""
 
     def refusal(self, roles: Sequence[str]) -> InputError | None:
-        """Why its template doesn't take turns of these roles before an instruction, or None."""
-        earlier = [Message(role=role, content=_SAID[role]) for role in roles]
+        """Why its template rejects turns of these roles before an instruction, or None."""
+        earlier = [Message(role=role, content=_TURNS[role]) for role in roles]
         try:
             if self.prompt is not None:
-                load_prompt(self.prompt).encode(self.encoder, _ASKED, earlier)
+                load_prompt(self.prompt).encode(self.encoder, _QUESTION, earlier)
             else:
-                asked, answer = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWER)
+                asked, answer = Message(role="user", content=_QUESTION), Message(role="assistant", content=_ANSWER)
                 self.encoder.encode([*earlier, asked, answer])
         except InputError as error:
             return error
@@ -50,10 +50,9 @@ class _Reader:
 
 
 def check_conversations(config: RunConfig) -> list[str]:
-    """What to know of conversations that M_0's template refuses.
+    """Warnings about conversations that M_0's template rejects.
 
-    Raises `InputError` if it refuses all prompts of a file, or if a model that judges, or that writes besides M_0,
-    refuses any.
+    Raises `InputError` if it rejects all prompts of a file, or if a judge or another writer rejects any.
     """
     source = config.data.source
     if not isinstance(source, FileSource):
@@ -68,21 +67,21 @@ def check_conversations(config: RunConfig) -> list[str]:
         for path, content in contents.items():
             if (refusal := _refusal(reader, path, content)) is None:
                 continue
-            told, rows = refusal
+            message, rows = refusal
             if reader.model != config.model.folder:
-                raise InputError(f"{told}: leave such conversations out of the file, or take another model")
+                raise InputError(f"{message}: remove such conversations from the file, or use another model")
             if rows == content.usable:
-                raise InputError(f"{told}, so no prompt is left: take another model, or other prompts")
-            lines.append(f"{told}: they are passed over, and counted as chat_template")
+                raise InputError(f"{message}, so no prompt is left: use another model or other prompts")
+            lines.append(f"{message}: they are dropped, and counted as chat_template")
     return list(dict.fromkeys(lines))
 
 
 def _readers(config: RunConfig) -> Iterator[_Reader]:
-    """M_0, other models that write, and judges that read chats; those that compare get a text of ours."""
+    """M_0, other writers, and judges that read chats; pairwise judges get a text without turns."""
     seed = writer_encoder(config.model.folder, config.model)
-    for way in (config.prompt, config.data.also_fits):
-        if way is not None:
-            yield _Reader(config.model.folder, seed, way)
+    for prompt in (config.prompt, config.data.also_fits):
+        if prompt is not None:
+            yield _Reader(config.model.folder, seed, prompt)
     for writer in pair_writers(config):
         if writer.folder is not None:
             yield _Reader(writer.folder, ChatEncoder(writer.folder), writer.prompt)
@@ -92,13 +91,13 @@ def _readers(config: RunConfig) -> Iterator[_Reader]:
 
 
 def _refusal(reader: _Reader, path: Path, content: FileContent) -> tuple[str, int] | None:
-    """What a model's template refuses of a file, in words, and the number of such rows; None if it takes all."""
+    """A message about the conversations in a file that a model's template rejects, and their number; None for none."""
     refused = {roles: error for roles in content.earlier_roles if (error := reader.refusal(roles)) is not None}
     if not refused:
         return None
     rows, fewest = sum(content.earlier_roles[roles] for roles in refused), min(refused, key=len)
     before = "turns" if len(fewest) > 1 else f"a {fewest[0]} turn"
-    told = (
+    message = (
         f"{reader.model}: {refused[fewest]}; {rows} of {content.usable} prompts in {path} have {before} before the last"
     )
-    return told, rows
+    return message, rows

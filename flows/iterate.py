@@ -39,7 +39,7 @@ from tpo.report.summary import REPORT, SUMMARY, Summary
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.store import mending
+from tpo.storage.store import remaking_damaged
 
 
 @flow(name="iterate", flow_run_name="{config.name} to M_{iterations}")
@@ -47,7 +47,7 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     """Brings a run to M_T, T = `iterations`, as the only writer of its folder."""
     with only_writer(config.root), writing(config):
         keep_config(config)
-        summary = mending(lambda: bring_to(config, iterations))
+        summary = remaking_damaged(lambda: bring_to(config, iterations))
         mark_finished(config, SUMMARY, REPORT)
         return summary
 

@@ -31,7 +31,7 @@ from tpo.report.model_table import ABLATION, MODEL_TABLE, ModelTable, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.store import mending
+from tpo.storage.store import remaking_damaged
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,15 @@ def self_train_and_plain(config: RunConfig, iterations: int) -> ModelTable:
                 MeasuredModel(step.model, step.test, below, step.rows),
             ]
     with only_writer(config.root), writing(config):
-        return mending(lambda: measure(config, "DPO-ST and self-training without DPO", ours.test, steps, ABLATION))
+        return remaking_damaged(
+            lambda: measure(config, "DPO-ST and self-training without DPO", ours.test, steps, ABLATION)
+        )
 
 
 def _run(config: RunConfig, iterations: int) -> Made:
     with only_writer(config.root), writing(config):
         keep_config(config)
-        made = mending(lambda: make_models(config, iterations))
+        made = remaking_damaged(lambda: make_models(config, iterations))
         mark_finished(config, MODEL_TABLE, page_of(MODEL_TABLE))
         return made
 

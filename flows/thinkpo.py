@@ -25,7 +25,7 @@ from tpo.report.model_table import MODEL_TABLE, ModelTable, page_of
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
-from tpo.storage.store import folder_artifact, mending
+from tpo.storage.store import folder_artifact, remaking_damaged
 
 RECIPE = "ThinkPO"
 
@@ -35,7 +35,7 @@ def thinkpo(config: RunConfig) -> ModelTable:
     """Brings a run of ThinkPO to its end, as the only writer of its folder."""
     with only_writer(config.root), writing(config):
         keep_config(config)
-        table = mending(lambda: make_models(config))
+        table = remaking_damaged(lambda: make_models(config))
         mark_finished(config, MODEL_TABLE, page_of(MODEL_TABLE))
         return table
 

@@ -29,7 +29,7 @@ from tpo.console import progress_bar, say
 from tpo.data.conversations import Unusable
 from tpo.data.prompt_files import read_prompt_rows
 from tpo.engines.inference.chat_client import RefusedChat, Spent
-from tpo.engines.inference.generator import ApiGenerator, EngineGenerator, GenerationRequest, Generator, Told
+from tpo.engines.inference.generator import ApiGenerator, ChatResult, EngineGenerator, GenerationRequest, Generator
 from tpo.engines.inference.reply import Reply
 from tpo.engines.inference.sampler import request_seed
 from tpo.errors import InputError, StageError
@@ -109,7 +109,7 @@ class _Writing:
         prompt = load_instruction_prompt(settings.template)
         return cls(settings, folder, config.seed, generator_model(config, seed), pool, prompt)
 
-    def ask(self, index: int, fits: Callable[[GenerationRequest], bool]) -> "_Asked":
+    def ask(self, index: int, fits: Callable[[GenerationRequest], bool]) -> "_PendingRequest":
         """The prompt of generation number `index`. Raises `InputError` if no draw of examples fits."""
         for draw in range(DRAWS):
             rng = np.random.default_rng(request_seed(self.seed, self.folder, "examples", index, draw))
@@ -117,7 +117,7 @@ class _Writing:
             messages = self.prompt.render([example.instruction for example in shown], self.settings.per_generation)
             question = GenerationRequest(messages, request_seed(self.seed, self.folder, "generation", index))
             if fits(question):
-                return _Asked(index, [example.prompt_id for example in shown], question)
+                return _PendingRequest(index, [example.prompt_id for example in shown], question)
         raise InputError(
             f"{self.folder}: none of {DRAWS} draws of {self.settings.shots} examples fits into "
             f"data.synthetic.max_prompt_tokens = {self.settings.max_prompt_tokens}: raise it, lower "
@@ -126,18 +126,18 @@ class _Writing:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PendingRequest:
     """One request for a generation."""
 
     index: int
     example_ids: list[str]
     question: GenerationRequest
 
-    def answered(self, told: Told) -> Generation:
+    def with_reply(self, reply: ChatResult) -> Generation:
         """Its record, from the reply."""
-        if isinstance(told, RefusedChat):
-            return Generation(self.index, self.example_ids, "", True, told.reason)
-        return Generation(self.index, self.example_ids, told.text, told.finished, None)
+        if isinstance(reply, RefusedChat):
+            return Generation(self.index, self.example_ids, "", True, reply.reason)
+        return Generation(self.index, self.example_ids, reply.text, reply.finished, None)
 
 
 def example_pool(source: Iterator[Prompt | Unusable], *, taken: set[str], most: int) -> list[Prompt]:
@@ -311,7 +311,7 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
     missing = [i for i in range(shards) if not stage.has_shard(i)]
     if missing and writing.model is not None:
         check_files(writing.model)
-    asked = dict[int, list[_Asked]]()
+    asked = dict[int, list[_PendingRequest]]()
     with (
         progress_bar(f"write {writing.folder}", shards * size, "generations") as advance,
         generating_meter(config, stage.name, writing.model) as meter,
@@ -333,7 +333,7 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
         for position, told in generator.reply(questions(), lambda replies: _book(meter, replies)):
             shard = missing[position]
             meter.book(prompts=len(told))
-            stage.write_shard(shard, [each.answered(said) for each, said in zip(asked.pop(shard), told, strict=True)])
+            stage.write_shard(shard, [each.with_reply(said) for each, said in zip(asked.pop(shard), told, strict=True)])
             left -= 1
             advance((shards - left) * size)
         if left:

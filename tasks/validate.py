@@ -19,7 +19,7 @@ from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import StageError
 from tpo.records import Sample, Score
-from tpo.storage.disk import bring, remove
+from tpo.storage.disk import link_or_copy, remove
 from tpo.storage.store import Stage, check_files, read_rows
 
 LEVEL = 0.5
@@ -117,7 +117,7 @@ def _bring_files(source: Path, target: Path, root: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in ("plan.json", "manifest.json"):
             remove(target / path.name)
-            bring(path, target / path.name, link=source.resolve().is_relative_to(root.resolve()))
+            link_or_copy(path, target / path.name, link=source.resolve().is_relative_to(root.resolve()))
 
 
 def model_stage(config: RunConfig, iteration: int, incumbent: Candidate, candidates: Sequence[Candidate]) -> Stage:

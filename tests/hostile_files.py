@@ -239,7 +239,7 @@ LOOPS = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" *
 
 MODEL_FOLDERS: dict[str, Hostile] = {
     **{
-        f"a pickle named {name}": Hostile(with_pickle(name), rf"holds pickles \({name}\), which run code .*delete them")
+        f"a pickle named {name}": Hostile(with_pickle(name), rf"contains pickles \({name}\), which run .*delete them")
         for name in (
             "pytorch_model.bin", "training_args.bin", "model.pt", "optimizer.PTH", "last.ckpt", "rng.pkl", "a.pickle",
             "scaler.joblib", "rows.npy", "rows.npz", "model.nemo",
@@ -256,12 +256,12 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "a pickle that calls itself a config": Hostile(with_pickle("config.json"), "config.json is not readable"),
     "a pickle that calls itself a tokenizer": Hostile(with_pickle("tokenizer.json"), "tokenizer.json is not readable"),
     **{
-        f"code named {name}": Hostile(with_code(name), rf"code of its own \({name}\)")
+        f"code named {name}": Hostile(with_code(name), rf"contains code \({name}\)")
         for name in ("modeling.py", "tokenizer.pyc", "native.so", "native.so.1", "native.DLL")
     },
     **{
         f"code asked for in {name}": Hostile(
-            with_code_and_setting(name, auto_map=AUTO_MAP), rf"code of its own \(auto_map in {name}, custom.py\)"
+            with_code_and_setting(name, auto_map=AUTO_MAP), rf"contains code \(auto_map in {name}, custom.py\)"
         )
         for name in CONFIGS
     },
@@ -273,7 +273,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         with_setting("tokenizer_config.json", auto_map=FROM_HUB), r"\(auto_map in tokenizer_config.json\)"
     ),
     "its own generate function": Hostile(
-        with_code("custom_generate/generate.py"), r"code of its own \(custom_generate\)"
+        with_code("custom_generate/generate.py"), r"contains code \(custom_generate\)"
     ),
     "a way of generating by name": Hostile(
         with_setting("generation_config.json", custom_generate="org/repo"), "custom_generate in generation_config.json"
@@ -284,23 +284,23 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     ),
     "attention from the hub": Hostile(
         with_setting("config.json", _attn_implementation="kernels-community/flash-attn"),
-        "code from elsewhere .*kernels-community/flash-attn.*expected a name such as sdpa",
+        "code elsewhere .*kernels-community/flash-attn.*expected a name such as sdpa",
     ),
     "attention from the hub, newer": Hostile(
-        with_setting("config.json", attn_implementation="paged|org/repo@main:attend"), "code from elsewhere"
+        with_setting("config.json", attn_implementation="paged|org/repo@main:attend"), "code elsewhere"
     ),
     "attention from the hub, by section": Hostile(
-        with_setting("config.json", text_config={"attn_implementation": {"": "org/repo"}}), "code from elsewhere"
+        with_setting("config.json", text_config={"attn_implementation": {"": "org/repo"}}), "code elsewhere"
     ),
     "experts from the hub": Hostile(
-        with_setting("config.json", _experts_implementation="org/repo"), "code from elsewhere"
+        with_setting("config.json", _experts_implementation="org/repo"), "code elsewhere"
     ),
     "kernels from the hub": Hostile(
-        with_setting("config.json", use_kernels=True, kernel_config={"RMSNorm": "org/repo:Norm"}), "from elsewhere"
+        with_setting("config.json", use_kernels=True, kernel_config={"RMSNorm": "org/repo:Norm"}), "elsewhere"
     ),
     "another model behind this one": Hostile(
         with_setting("config.json", speculators_config={"verifier": {"name_or_path": "org/repo"}}),
-        r"weights or code from elsewhere \(speculators_config\)",
+        r"weights or code elsewhere \(speculators_config\)",
     ),
     "weights elsewhere": Hostile(
         with_setting("config.json", transformers_weights="../outside.safetensors"), "elsewhere .transformers_weights"
@@ -320,14 +320,14 @@ MODEL_FOLDERS: dict[str, Hostile] = {
             with_setting("adapter_config.json", base_model_name_or_path="org/repo", peft_type="LORA"),
             with_pickle("adapter_model.safetensors"),
         ),
-        r"holds an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
+        r"contains an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
     ),
     **{
         f"other weights, {name}": Hostile(with_pickle(name), rf"formats that we do not load \({name}\)")
         for name in ("tf_model.h5", "flax_model.msgpack", "model.onnx", "model.gguf", "rust_model.ot", "saved_model.pb")
     },
     **{
-        f"an archive, {name}": Hostile(with_pickle(name), rf"holds archives \({name}\)")
+        f"an archive, {name}": Hostile(with_pickle(name), rf"contains archives \({name}\)")
         for name in ("model.zip", "model.tar", "model.tar.gz", "model.7z")
     },
     "a link out of the folder": Hostile(with_link("README.md", "/etc/hostname"), "README.md is a link to /etc/"),
@@ -361,7 +361,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         "its header would have 100000001 bytes",
     ),
     "an empty file": Hostile(with_file("model.safetensors", b""), "not a safetensors file"),
-    "a header of a list": Hostile(with_header([1]), "its header is no JSON object"),
+    "a header of a list": Hostile(with_header([1]), "its header is not a JSON object"),
     "a header nested deep": Hostile(with_header(DEEP), "not a safetensors file"),
     "tensors that overlap": Hostile(
         with_header({"a": tensor(), "b": tensor(begin=4, end=12)}, data=b"\0" * 12), "b begins at byte 4, expected 8"
@@ -369,33 +369,33 @@ MODEL_FOLDERS: dict[str, Hostile] = {
     "tensors with a gap": Hostile(
         with_header({"a": tensor(), "b": tensor(begin=12, end=20)}, data=b"\0" * 20), "b begins at byte 12, expected 8"
     ),
-    "a tensor beyond the file": Hostile(with_header({"a": tensor(shape=[200], end=800)}), "bytes, expected .*cut off"),
+    "a tensor beyond the file": Hostile(with_header({"a": tensor(shape=[200], end=800)}), "expected .*truncated"),
     "a tensor before the file": Hostile(with_header({"a": tensor(begin=-8, end=0)}), "does not fill bytes -8 to 0"),
     "a tensor larger than its bytes": Hostile(with_header({"a": tensor(shape=[1 << 40])}), "does not fill"),
     "a tensor whose size overflows": Hostile(with_header({"a": tensor(shape=[1 << 32, 1 << 32, 4])}), "does not fill"),
     "a tensor of another type": Hostile(with_header({"a": tensor("F64")}), "does not fill"),
-    "a tensor of no type": Hostile(with_header({"a": tensor("OBJECT")}), "no type, shape and offsets"),
+    "a tensor of no type": Hostile(with_header({"a": tensor("OBJECT")}), "no valid type, shape and offsets"),
     "a tensor of shape yes": Hostile(with_header({"a": tensor(shape=[True, 2])}), "does not fill"),
     "a tensor twice": Hostile(
         with_header(b'{"a": %b, "a": %b}' % ((json.dumps(tensor()).encode(),) * 2)), "names something twice"
     ),
     "weights cut off": Hostile(
-        lambda folder, _: os.truncate(folder / "model.safetensors", 1000), "its header would have|cut off"
+        lambda folder, _: os.truncate(folder / "model.safetensors", 1000), "its header would have|truncated"
     ),
     "bytes after the weights": Hostile(with_header({"a": tensor()}, data=b"\0" * 8 + b"PK\3\4"), "bytes, expected"),
     "a lying shard next to it": Hostile(with_file("consolidated.safetensors"), "consolidated.safetensors is not a"),
     "an index that leaves the folder": Hostile(
-        with_index({"a": "../outside.safetensors"}), r"\.\./outside.safetensors is not there: .* expected a file in"
+        with_index({"a": "../outside.safetensors"}), r"\.\./outside.safetensors is missing: .* expected a file in"
     ),
-    "an index of the whole machine": Hostile(with_index({"a": "/etc/hostname"}), "/etc/hostname is not there"),
-    "an index of a shard that lacks": Hostile(with_index({"a": "gone.safetensors"}), "gone.safetensors is not there"),
+    "an index of the whole machine": Hostile(with_index({"a": "/etc/hostname"}), "/etc/hostname is missing"),
+    "an index of a shard that lacks": Hostile(with_index({"a": "gone.safetensors"}), "gone.safetensors is missing"),
     "an index of tensors that lack": Hostile(with_index({"a": "part.safetensors"}), "tensors that its files lack: a;"),
     "an index of nothing": Hostile(with_index({}), "has no weight_map"),
-    "an index of numbers": Hostile(with_index({"a": 7}), "7 is not there"),
-    "two models in one": Hostile(with_index({"a": "part.safetensors"}, keep=True), "which of them is the model"),
+    "an index of numbers": Hostile(with_index({"a": 7}), "7 is missing"),
+    "two models in one": Hostile(with_index({"a": "part.safetensors"}, keep=True), "unclear which is the model"),
     "a config nested deep": Hostile(with_file("config.json", DEEP), "config.json is not readable JSON"),
     "a config of a gigabyte": Hostile(
-        with_huge("config.json"), "config.json has 1073741824 bytes, expected 4194304 at most", loads=False
+        with_huge("config.json"), "config.json has 1073741824 bytes, expected at most 4194304", loads=False
     ),
     "a tokenizer nested deep": Hostile(
         with_file("tokenizer.json", b'{"a":' * 100_000), "tokenizer.json is not readable JSON"
@@ -418,7 +418,7 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         with_template("{{ (lipsum|attr('__globals__'))['os']" + POPEN), "reaches into Python"
     ),
     "a template that climbs by another name": Hostile(
-        with_template("{{ lipsum['__glo' ~ 'bals__'].os" + POPEN), "does more than write a chat, SecurityError|reaches"
+        with_template("{{ lipsum['__glo' ~ 'bals__'].os" + POPEN), "does more than render a chat, SecurityError|reaches"
     ),
     "a template that climbs in a branch": Hostile(
         with_template("{% if messages|length > 99 %}{{ self.__init__.__globals__ }}{% endif %}x"), "reaches into Python"
@@ -438,18 +438,18 @@ MODEL_FOLDERS: dict[str, Hostile] = {
         "reaches into Python",
     ),
     "a template that counts far": Hostile(
-        with_template("{% for i in range(10**9) %}x{% endfor %}"), "does more than write a chat, OverflowError"
+        with_template("{% for i in range(10**9) %}x{% endfor %}"), "does more than render a chat, OverflowError"
     ),
-    "a template without end": Hostile(with_template(LOOPS), "does not come to an end within 5 s", loads=False),
+    "a template without end": Hostile(with_template(LOOPS), "does not terminate within 5 s", loads=False),
     "a template that calls itself": Hostile(
-        with_template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"), "does more than write a chat, RecursionError"
+        with_template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"), "does more than render a chat, RecursionError"
     ),
     "a template that fills the memory": Hostile(
-        with_template("{{ 'a' * 10**11 }}"), "a chat, MemoryError|does not come to an end", loads=False
+        with_template("{{ 'a' * 10**11 }}"), "a chat, MemoryError|does not terminate", loads=False
     ),
-    "a template that talks": Hostile(with_template("{{ 'a' * 10**7 }}"), "makes 10000000 characters of a chat"),
+    "a template that talks": Hostile(with_template("{{ 'a' * 10**7 }}"), "renders 10000000 characters for a chat"),
     "a template nested deep": Hostile(
-        with_template("{{" + "(" * 50_000 + "1" + ")" * 50_000 + "}}"), "more than write a chat|does not come to an end"
+        with_template("{{" + "(" * 50_000 + "1" + ")" * 50_000 + "}}"), "more than render a chat|does not terminate"
     ),
     "a template that is none": Hostile(with_template("{% for %}"), "does not parse"),
     "a template that reads files": Hostile(with_template("{% include '/etc/passwd' %}"), None),
@@ -610,9 +610,9 @@ DATA_FILES: dict[str, HostileFile] = {
         f"a pickle that calls itself {name}": HostileFile(name, holding_pickle, "cannot be read|is not JSON")
         for name in ("a.jsonl", "a.json", "a.csv", "a.parquet")
     },
-    "a pickle by its own name": HostileFile("a.pkl", holding_pickle, "of an unknown kind, expected .jsonl"),
-    "code": HostileFile("a.py", lambda path, canary: write(path, code(canary).encode()), "of an unknown kind"),
-    "an archive": HostileFile("a.tar.gz", holding(b"\x1f\x8b"), "of an unknown kind"),
+    "a pickle by its own name": HostileFile("a.pkl", holding_pickle, "has an unknown format, expected .jsonl"),
+    "code": HostileFile("a.py", lambda path, canary: write(path, code(canary).encode()), "has an unknown format"),
+    "an archive": HostileFile("a.tar.gz", holding(b"\x1f\x8b"), "has an unknown format"),
     "an archive cut off": HostileFile("a.jsonl.gz", holding(b"\x1f\x8b"), r"cannot be read \(.gz\)"),
     "a device in a folder": HostileFile("a", inside(linking("/dev/zero")), "is not a dataset saved to disk"),
     "a pipe in a folder": HostileFile("a", inside(lambda path, _: os.mkfifo(path)), "is not a dataset saved to disk"),
@@ -624,7 +624,7 @@ DATA_FILES: dict[str, HostileFile] = {
     "gigabytes in an archive": HostileFile(
         "a.jsonl.gz", packed(b" " * (1 << 20) + b"\n", times=1030), "unpacks to more than 1073741824 bytes"
     ),
-    "no ending": HostileFile("a", holding(row()), "of an unknown kind"),
+    "no ending": HostileFile("a", holding(row()), "has an unknown format"),
     **{
         f"a pipe, {name}": HostileFile(name, lambda path, _: os.mkfifo(path), "is neither a file nor a folder")
         for name in ("a.jsonl", "a.parquet")
@@ -648,16 +648,16 @@ DATA_FILES: dict[str, HostileFile] = {
     "NUL bytes": HostileFile("a.jsonl", holding(row() + b'{"instruction": "a\0b"}\n'), "line 2, is not JSON"),
     "a NUL that is text": HostileFile("a.jsonl", holding(row(instruction="a\0b")), None),
     "half a surrogate pair": HostileFile(
-        "a.jsonl", holding(row(instruction="a\ud83d")), "row 1: .* half a surrogate pair"
+        "a.jsonl", holding(row(instruction="a\ud83d")), "row 1: .* an unpaired surrogate"
     ),
     "half a pair in a category": HostileFile(
-        "a.jsonl", holding(row(category="\udfff")), "row 1: .* half a surrogate pair", ("category",)
+        "a.jsonl", holding(row(category="\udfff")), "row 1: .* an unpaired surrogate", ("category",)
     ),
     "bytes that are not text": HostileFile(
         "a.jsonl", holding(b'{"instruction": "\xed\xa0\x80"}'), "cannot be read: .*utf-8"
     ),
     "another encoding": HostileFile(
-        "a.jsonl", holding(row().decode().encode("utf-16-le")), "holds NUL bytes and may be UTF-16: save it as UTF-8"
+        "a.jsonl", holding(row().decode().encode("utf-16-le")), "contains NUL bytes and may be UTF-16: save it as UTF-8"
     ),
     "another encoding that is marked": HostileFile("a.jsonl", holding(row().decode().encode("utf-16")), None),
     "a number of many digits": HostileFile(
@@ -709,7 +709,7 @@ DATA_FILES: dict[str, HostileFile] = {
         "cannot be read|needs more",
     ),
     "a Parquet file of bytes": HostileFile(
-        "a.parquet", parquet(lambda: {"instruction": [b"Why?"]}), "holds bytes, expected text"
+        "a.parquet", parquet(lambda: {"instruction": [b"Why?"]}), "contains bytes, expected text"
     ),
     "a Parquet file of lists": HostileFile(
         "a.parquet", parquet(lambda: {"instruction": [["Why?"]]}), "row 1: .* expected text"
@@ -729,7 +729,7 @@ DATA_FILES: dict[str, HostileFile] = {
     "a dataset whose state is a pickle": HostileFile("a", both(dataset(), with_pickle("state.json")), "cannot be read"),
     "a dataset whose state is nested deep": HostileFile("a", dataset(state=DEEP), "nested too deep"),
     "a dataset whose state is nothing": HostileFile("a", dataset(state=b"{}"), "cannot be read"),
-    "a dataset in a pickle": HostileFile("a", both(dataset(), with_pickle("data.arrow")), "cut off|cannot be read"),
+    "a dataset in a pickle": HostileFile("a", both(dataset(), with_pickle("data.arrow")), "truncated|cannot be read"),
     "a dataset in a pipe": HostileFile("a", both(dataset(), with_pipe("data.arrow")), "names the file 'data.arrow'"),
     "a dataset in a device": HostileFile("a", both(dataset(), with_link("data.arrow", "/dev/zero")), "names the file"),
     "a dataset outside": HostileFile("a", dataset(name="../outside.arrow"), "names the file '../outside.arrow'"),
@@ -737,10 +737,10 @@ DATA_FILES: dict[str, HostileFile] = {
         "a", dataset(state=b'{"_data_files": [{"filename": "/etc/hostname"}]}'), "names the file '/etc/hostname'"
     ),
     "a dataset cut off": HostileFile(
-        "a", both(dataset(), lambda path, _: os.truncate(path / "data.arrow", 300)), "is cut off: data.arrow"
+        "a", both(dataset(), lambda path, _: os.truncate(path / "data.arrow", 300)), "is truncated: data.arrow"
     ),
-    "a dataset whose offsets lie": HostileFile("a", damaged(dataset(), 0.8, b"\xff" * 16), "cannot be read|cut off"),
-    "a dataset whose metadata lie": HostileFile("a", damaged(dataset(), 0.1, b"\xff" * 64), "cannot be read|cut off"),
+    "a dataset whose offsets lie": HostileFile("a", damaged(dataset(), 0.8, b"\xff" * 16), "cannot be read|truncated"),
+    "a dataset whose metadata lie": HostileFile("a", damaged(dataset(), 0.1, b"\xff" * 64), "cannot be read|truncated"),
     "a dataset of compressed zeros": HostileFile(
         "a", dataset(text="0" * (300 << 20), compression="zstd"), "more than 2000000 rows or 268435456 characters"
     ),

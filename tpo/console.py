@@ -26,13 +26,13 @@ _SECONDS_BETWEEN_LINES = 10
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A progress bar for a long job, of which the run's onlookers are told; call what it yields with the amount done so
-    far."""
+    """A progress bar for a long job; yields a function that takes the amount done so far, and notifies the run's
+    listeners."""
     with _own_bar(label, total, unit) as own:
-        told = [own, *(onlooker(label, total, unit) for onlooker in run_context().onlookers)]
+        listeners = [own, *(onlooker(label, total, unit) for onlooker in run_context().onlookers)]
 
         def advance(done: int) -> None:
-            for tell in told:
+            for tell in listeners:
                 tell(done)
 
         yield advance
@@ -56,7 +56,7 @@ def _own_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
 def say(message: str) -> None:
     """Prints one line above any bar, and logs it to `tpo`."""
     logging.getLogger(LOGGER).info(message)
-    with contextlib.suppress(OSError):  # A reader that is gone, as after `2>&1 | head`, must not end the run.
+    with contextlib.suppress(OSError):  # A closed pipe, as after `2>&1 | head`, must not end the run.
         if sys.stderr.isatty():
             from tqdm import tqdm
 

@@ -30,7 +30,7 @@ class BudgetError(TpoError, RuntimeError):
 
 
 class ServerError(TpoError, RuntimeError):
-    """Prefect's server, which shows a run but isn't needed to compute it, is out of reach."""
+    """Prefect's server, which shows a run but isn't needed to compute it, can't be reached."""
 
 
 class StoreError(TpoError, RuntimeError):
@@ -38,10 +38,10 @@ class StoreError(TpoError, RuntimeError):
 
 
 class DamagedError(StoreError):
-    """A stage's files don't match its manifest; moved aside, the stage can be made again."""
+    """A stage's files don't match its manifest; the stage can be moved aside and redone."""
 
     def __init__(self, folder: Path, what: str) -> None:
-        super().__init__(f"{what}: move {folder} away and run again to make it anew")
+        super().__init__(f"{what}: move {folder} away and rerun to redo it")
         self.folder = folder
         self.what = what
 

@@ -62,18 +62,18 @@ def read_turns(turns: str | None) -> list[Message]:
 
 @dataclass(frozen=True)
 class Generation:
-    """A model's output when it was shown examples and asked for new instructions."""
+    """A model's output when asked for new instructions, given examples."""
 
     index: int
     """0, 1, … within the iteration."""
     example_ids: list[str]
-    """The prompts that it was shown, in order."""
+    """The prompts given as examples, in order."""
     output: str
     """The text, without special tokens; empty if the request was refused."""
     finished: bool
     """False if the token limit cut it."""
     refused: str | None
-    """Why a server refused this request, in its words, or None."""
+    """The server's reason for refusing this request, or None."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ class Sample:
     index: int
     """0 … K-1 within the prompt's group."""
     prompt_token_ids: list[int]
-    """The tokens that the model was given: chat template, thought prompt and instruction."""
+    """The input tokens: chat template, thought prompt and instruction."""
     output_token_ids: list[int]
-    """The tokens that the model wrote, end token included; what DPO trains on."""
+    """The output tokens, including the end token; DPO trains on these."""
     output: str
     """The same as text, special tokens left out."""
     thought: str
     """The text before the response; empty for a direct prompt."""
     response: str
-    """What the user and the judge see."""
+    """The part that the user and the judge see."""
     parse_error: str | None
     """Why the output breaks the format (a `prompts.thought.ParseError`), or None."""
     tries: int
@@ -113,7 +113,7 @@ class Judgment:
     outcome: float | None
     """The reading, or 1 (first won), -1 (second won), 0 (tie); None if the judge gave none."""
     detail: str
-    """What the judge based it on, as JSON: attributes, verdict text, the answer it found."""
+    """The judge's basis for it, as JSON: attributes, verdict text, the answer it found."""
 
 
 @dataclass(frozen=True)
@@ -194,16 +194,16 @@ class Epoch:
 
 @dataclass(frozen=True)
 class JudgeHealth:
-    """How sound a judge looks. A share is None if its denominator is 0."""
+    """Indicators of a judge's reliability. A share is None if its denominator is 0."""
 
     responses: int
-    """Responses that parse, or that were judged nevertheless."""
+    """Responses that parse, or that were judged anyway."""
     unscored: Mapping[str, int]
     """Responses without a score, by reason."""
     comparisons: int
     """Comparisons requested."""
     unparsable: int
-    """Comparisons whose reply held no readable verdict."""
+    """Comparisons whose reply has no readable verdict."""
     refused: int
     """Comparisons that weren't made: too long, or refused by the server."""
     ties: int
@@ -235,7 +235,7 @@ class JudgeHealth:
 
     @property
     def unparsable_rate(self) -> float | None:
-        """Share of comparisons without a readable verdict, refused ones included."""
+        """Share of comparisons without a readable verdict, including refused ones."""
         return _share(self.unparsable + self.refused, self.comparisons)
 
     @property
@@ -278,12 +278,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class External:
-    """An input that no stage of the run has made: files of the user's or of this package."""
+    """An input from outside the run: the user's files or those of this package."""
 
     fingerprint: str
-    """SHA-256 over what matters of it: equal fingerprints mean equal results."""
+    """SHA-256 over the content that matters: equal fingerprints mean equal results."""
     files: Mapping[Path, str] = field(default_factory=dict)
-    """SHA-256 of the files and folders that it's read from; those that ship with this package may be left out."""
+    """SHA-256 of its files and folders; those that ship with this package may be omitted."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What a run hands to all of its code: its engines, the mirror of its folder, and who looks on its progress.
+"""The context of a run, available to all of its code: its engines, the mirror of its folder, and progress listeners.
 
-A flow or command makes one `RunContext` and opens it by `using`; code far below asks `run_context()`. It is one for the
-process and not a `contextvars.ContextVar`, since threads write to the run folder too (a judge's calls, Ray's
-callbacks), and a change that doesn't reach the mirror would be lost. A test opens one with its own fakes.
+A flow or command creates a `RunContext` and opens it with `using`; code far below calls `run_context()`. There is one
+per process rather than a `contextvars.ContextVar`, since threads write to the run folder, too (a judge's calls, Ray's
+callbacks), and a change that doesn't reach the mirror would be lost. Tests open one with their own fakes.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What one run uses; outside of a run, everything is missing or empty."""
+    """The context of one run; outside of a run, everything is None or empty."""
 
     engines: "Engines | None" = None
-    """What samples, scores and trains."""
+    """Samplers, scorers and the trainer."""
     mirror: "Mirror | None" = None
-    """Receives every change of the run folder; None if the disk has everything."""
+    """Receives every change of the run folder; None if the run isn't in a bucket."""
     onlookers: Sequence["Onlooker"] = ()
     """Progress listeners."""
     request_forms: MutableMapping[tuple[str, str], "RequestForm"] = field(default_factory=dict)
-    """The form in which each endpoint and model was last called, if it isn't that of the settings."""
+    """The last form of requests for each endpoint and model, if it differs from the settings."""
 
 
 _current = RunContext()
@@ -41,8 +41,8 @@ def run_context() -> RunContext:
 
 @contextlib.contextmanager
 def using(context: RunContext) -> Iterator[None]:
-    """Opens a context for all threads of this process; the one before returns at its end."""
-    global _current  # noqa: PLW0603 -- as the disk, it is one for all that works in this process
+    """Opens a context for all threads of this process; restores the previous one on exit."""
+    global _current  # noqa: PLW0603 -- like the disk, it is shared by the whole process
     before, _current = _current, context
     try:
         yield

@@ -1,13 +1,13 @@
 """A Python program in its own process, with limits on memory, CPU time and wall time.
 
-For input that others wrote: a template can loop forever, a kilobyte can ask for a terabyte, and a parser in C can die.
+For untrusted input: a template can loop forever, a kilobyte can unpack to a terabyte, and a parser in C can crash.
 The program is a script that reads lines from standard input and writes lines to standard output. It starts isolated
 from this project's code, the environment and the working directory, and its limits are set before its first line runs.
 Exceeding one ends the process, and `SandboxError` says which it was.
 
-This keeps the machine and the caller alive. It isn't a jail: the program can read files as its user can.
+This protects the machine and the caller from crashes. It isn't a jail: the program can read its user's files.
 
-This file is also what that process runs first, so it imports nothing but the standard library.
+That process also runs this file first, so it only imports the standard library.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 _OUT_OF_MEMORY = 77
-"""Exit status of a program that a `MemoryError` ended."""
+"""Exit status of a program that ended with a `MemoryError`."""
 _OUT_OF_TIME = (-signal.SIGXCPU, -signal.SIGPROF)
 """Exit statuses of a program that used up its CPU time: by the limit, or by a timer that it set itself."""
 
@@ -34,7 +34,7 @@ Reason = Literal["memory", "time", "died"]
 
 
 class SandboxError(Exception):
-    """A program ended without the output that it was asked for; its process is gone."""
+    """A program ended without the requested output; its process is gone."""
 
     def __init__(self, reason: Reason, status: int, last_words: str) -> None:
         super().__init__(f"a sandboxed program ended with {status} ({reason}): {last_words}")
@@ -81,7 +81,7 @@ class Sandbox:
     def ask(self, question: str, wall_seconds: float) -> str:
         """The program's answer to one line."""
         with self._deadline(wall_seconds):
-            with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            with contextlib.suppress(BrokenPipeError):  # Then there is no answer either.
                 self._input.write(question + "\n")
                 self._input.flush()
             answer = self._output.readline()
@@ -105,7 +105,7 @@ class Sandbox:
         self._process.kill()
         self._process.wait()
         for file in (self._input, self._output, self._errors):
-            with contextlib.suppress(OSError):  # a pipe to a process that is gone may still hold a line
+            with contextlib.suppress(OSError):  # A pipe to a dead process may still contain a line.
                 file.close()
 
     @contextlib.contextmanager
@@ -117,7 +117,7 @@ class Sandbox:
             yield
         finally:
             timer.cancel()
-            timer.join()  # a timer that fired late must not count against the next question
+            timer.join()  # A timer that fires late must not count against the next question.
 
     def _kill_late(self) -> None:
         self._late = True
@@ -129,9 +129,9 @@ class Sandbox:
         return line.removesuffix("\n")
 
     def _end(self) -> SandboxError | None:
-        """Closes a program that has stopped writing; says why it did, or None if it was done."""
+        """Closes a program that has stopped writing; returns the error, or None if it was done."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)  # it is about to end, with its own status
+            self._process.wait(5)  # It is about to end, with its own status.
         self._process.kill()
         status = self._process.wait()
         self._errors.seek(0)
@@ -152,7 +152,7 @@ def _confine(kind: int, limit: int) -> None:
 
 
 def _run(memory_bytes: int, cpu_seconds: int, program: str) -> None:
-    """What the process does: limits itself, then runs the program."""
+    """The subprocess: sets its limits, then runs the program."""
     _confine(resource.RLIMIT_AS, memory_bytes)
     _confine(resource.RLIMIT_CORE, 0)
     if cpu_seconds:

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from tpo.engines.cluster.watchdog import end_is_known
+from tpo.engines.cluster.watchdog import exit_silently
 
 GRACE_SECONDS = 8.0
 """Seconds that an orderly stop may take."""
@@ -82,10 +82,10 @@ def exit_status(number: int) -> int:
     return 128 + number
 
 
-def last_words(words: str) -> None:
+def last_words(message: str) -> None:
     """Sets the message for when this process is stopped."""
     global _last_words  # noqa: PLW0603 -- as signal handlers are, it is one for the process
-    _last_words = words
+    _last_words = message
 
 
 def say_last_words() -> None:
@@ -108,7 +108,7 @@ def leave(number: int) -> NoReturn:
     The main thread and the one that watches for a second signal may both come here; the later one waits for its end.
     """
     _leaving.acquire()
-    end_is_known()
+    exit_silently()
     say_last_words()
     os._exit(exit_status(number))
 

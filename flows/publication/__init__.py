@@ -1,1 +1,1 @@
-"""A model of a run as a folder that others load: weights, how to ask it, how to read it, and where it comes from."""
+"""Publication of a run's model: weights, chat template, parser, cards and lineage in one folder."""

@@ -1,4 +1,4 @@
-"""The cards of a published model and of its pairs: README.md files with a head that model hubs read."""
+"""The cards of a published model and of its pairs: README.md files with metadata for model hubs."""
 
 import dataclasses
 import json
@@ -64,18 +64,18 @@ def _rendered(template: str, head: Mapping[str, Any], **values: Any) -> str:
     environment.filters["text"] = _text
     environment.filters["code"] = _code
     source = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    # JSON is YAML, and leaves no question of quotes.
+    # JSON is valid YAML and avoids its quoting rules.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     return "\n".join(["---", *lines, "---", ""]) + environment.from_string(source).render(**values)
 
 
 def _text(value: object) -> str:
-    """A name of a user's in running text, where none of its characters may become markup."""
+    """A user's text, escaped so that nothing in it becomes Markdown."""
     return " ".join(str(value).split()).translate(_QUOTED)
 
 
 def _code(value: object) -> str:
-    """A text as code, on one line, whatever it holds."""
+    """A value as Markdown code on one line."""
     shown = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else json.dumps(value)
     ticks = "``" if "`" in shown else "`"
     return f"{ticks} {shown} {ticks}" if ticks == "``" else f"`{shown}`"
@@ -117,5 +117,5 @@ def _plain(value: object) -> str:
 
 
 def as_json(lineage: Lineage) -> dict[str, Any]:
-    """A lineage as JSON has it."""
+    """A lineage as a JSON object."""
     return dataclasses.asdict(lineage)

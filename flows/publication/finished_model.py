@@ -1,6 +1,6 @@
-"""M_t of a finished run, with everything that is published of it; refused unless the whole iteration is there.
+"""M_t of a finished run, with everything that is published; the whole iteration must be complete.
 
-The run folder isn't changed. Of a run in a bucket, what is needed is fetched into its working copy.
+The run folder isn't changed. If the run is in a bucket, the needed files are downloaded into its working copy.
 """
 
 import dataclasses
@@ -23,27 +23,27 @@ from tpo.storage.disk import bring_here
 from tpo.storage.store import Manifest, check_files, complete_artifact, file_sha256, read_manifest, stream_rows
 
 ROUND = ("prompts", "samples", "judgments", "scores", "pairs", "train")
-"""What a complete round has."""
+"""The stages of a complete round."""
 ITERATION = ("model", "test/samples", "test/judgments", "test/scores")
-"""What a complete iteration has beside its rounds."""
+"""The stages of a complete iteration that belong to none of its rounds."""
 
 
 @dataclass(frozen=True)
 class PublishedPair:
-    """A pair as others train on it: the user's messages as they are, which the chat template then asks as we did."""
+    """A pair for training elsewhere: the published chat template adds the thought prompt to its messages."""
 
     prompt_id: str
     """The prompt."""
     prompt: list[Message]
-    """The messages that were asked, without the thought prompt."""
+    """The messages, without the thought prompt."""
     chosen: list[dict[str, str]]
-    """The chosen output, thought and markers included, as a message of the assistant."""
+    """The chosen output, including thought and markers, as an assistant message."""
     rejected: list[dict[str, str]]
     """The rejected output, in the same form."""
     chosen_response: str
     """The part of the chosen output that the judge saw."""
     rejected_response: str
-    """The part of the rejected output that the judge saw, or would have."""
+    """The part of the rejected output that the judge saw or would have seen."""
     chosen_score: float | None
     """The judge's score of the chosen response."""
     rejected_score: float | None
@@ -65,11 +65,11 @@ class FinishedModel:
     iteration: int
     """t."""
     summary: Summary
-    """The run in numbers."""
+    """The run's summary."""
     manifests: dict[str, Manifest]
     """Manifests by stage, of iterations 0 to t."""
     prompt: ThoughtPrompt
-    """How the model was asked, and how its outputs are read."""
+    """The thought prompt, which also parses the model's outputs."""
     encoder: ChatEncoder
     """Encodes its chats."""
 
@@ -125,16 +125,16 @@ def rounds_of(config: RunConfig, iteration: int) -> list[str]:
 def find_model(root: Path, iteration: int | None) -> FinishedModel:
     """M_t of the run in `root`; the latest one if t is None.
 
-    Raises `InputError` if there is no such run or iteration, if it isn't complete, or if what the model was asked with
-    has changed since; `DamagedError` if a file isn't what its manifest says.
+    Raises `InputError` if there is no such run or iteration, if it isn't complete, or if the thought prompt has changed
+    since; `DamagedError` if a file doesn't match its manifest.
     """
     if not (root / "config.json").is_file():
-        raise InputError(f"there is no run in {root}: {_runs_beside(root)}")
+        raise InputError(f"there is no run in {root}: {_runs_next_to(root)}")
     config = load_config(root / "config.json", note=ignore)
     if not isinstance(config.recipe, Tpo):
         raise InputError(
-            f'{root} is a run of recipe "{config.recipe.kind}", and publish takes those of tpo iterate and compare, '
-            "which ask for thoughts: publish its model folder by hand"
+            f'{root} is a run of recipe "{config.recipe.kind}", but publish only supports runs of tpo iterate and '
+            "compare, which ask for thoughts: publish its model folder by hand"
         )
     summary = _summary(root)
     reached = summary.models[-1].iteration
@@ -143,7 +143,7 @@ def find_model(root: Path, iteration: int | None) -> FinishedModel:
         has = f"reached M_{reached}" if reached else "trained no model yet"
         raise InputError(
             f"{root} has {has}, expected M_{t}: "
-            + ("M_0 is the seed model, which isn't ours to publish" if t == 0 else _to_make(root, t))
+            + ("M_0 is the seed model, which this run did not train" if t == 0 else _to_make(root, t))
         )
     manifests = _manifests(root, config, t)
     folder = root / f"iter_{t}" / "model"
@@ -154,29 +154,27 @@ def find_model(root: Path, iteration: int | None) -> FinishedModel:
     ):
         raise InputError(
             f"the thought prompt of {root} isn't the one that M_{t} was trained with, since a template file has "
-            f"changed: put the earlier one back ({config.prompt.user_template or config.prompt.system_template})"
+            f"changed: restore the earlier one ({config.prompt.user_template or config.prompt.system_template})"
         )
     encoder = writer_encoder(folder, config.model)
     return FinishedModel(root, config, t, summary, manifests, load_prompt(config.prompt).for_model(encoder), encoder)
 
 
 def _summary(root: Path) -> Summary:
-    """The run's summary, if the run came to its end with it."""
+    """The summary of a finished run."""
     try:
         noted = json.loads((root / FINISHED).read_text(encoding="utf-8"))
         whole = file_sha256(root / SUMMARY) == noted["results"][SUMMARY]
     except (OSError, ValueError, KeyError, TypeError, StoreError):
         whole = False
     if not whole:
-        raise InputError(
-            f"{root} isn't finished: its iterations are known when a run has ended; {_to_make(root, None)}"
-        )
+        raise InputError(f"{root} isn't finished, and only finished runs can be published; {_to_make(root, None)}")
     return read_summary(root / SUMMARY)
 
 
 def _manifests(root: Path, config: RunConfig, t: int) -> dict[str, Manifest]:
-    """The manifests of iterations 1 to t, and of the prompts that were set aside; this iteration's must all be there,
-    as the run's end noted them."""
+    """The manifests of iterations 1 to t and of the held-out prompts; those of iteration t must all be there, unchanged
+    since the run finished."""
     stages = json.loads((root / FINISHED).read_text(encoding="utf-8"))["stages"]
     found = {}
     for iteration in range(t + 1):
@@ -185,7 +183,7 @@ def _manifests(root: Path, config: RunConfig, t: int) -> dict[str, Manifest]:
             if manifest is not None:
                 found[name] = manifest
             if iteration == t and (manifest is None or stages.get(name) != manifest.fingerprint):
-                what = "is missing" if manifest is None else "isn't the one that the run ended with"
+                what = "is missing" if manifest is None else "has changed since the run finished"
                 raise InputError(f"M_{t} of {root} isn't complete: {name} {what}; {_to_make(root, t)}")
     return found
 
@@ -203,14 +201,14 @@ def _stages(config: RunConfig, iteration: int) -> list[str]:
 
 def _to_make(root: Path, t: int | None) -> str:
     goal = "" if t is None else f" ITER={t}"
-    return f"make iterate{goal} RUN={root.name} makes it, with the PROFILE= of the run"
+    return f"run make iterate{goal} RUN={root.name} with the PROFILE= of the run"
 
 
-def _runs_beside(root: Path) -> str:
-    beside = root.parent if root.parent.is_dir() else Path()
-    runs = sorted(path.parent.name for path in beside.glob("*/config.json") if (path.parent / FINISHED).is_file())
+def _runs_next_to(root: Path) -> str:
+    parent = root.parent if root.parent.is_dir() else Path()
+    runs = sorted(path.parent.name for path in parent.glob("*/config.json") if (path.parent / FINISHED).is_file())
     if not runs:
-        return "make iterate makes one; name its folder in RUN=, or its profile in PROFILE= if it is in a bucket"
+        return "start one with make iterate; name its folder in RUN=, or its profile in PROFILE= if it is in a bucket"
     return f"name one of {', '.join(runs)} in RUN=, or the profile in PROFILE= if the run is in a bucket"
 
 

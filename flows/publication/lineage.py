@@ -1,7 +1,7 @@
-"""Where a published model comes from: parents and data by hash, judge, loss and numbers.
+"""The lineage of a published model: parents and data by hash, judge, settings and results.
 
-Everything here is chosen field by field: a config also holds folders, addresses and whatever a user put into
-`extra_body`, none of which belongs into a published folder. Files go by their names and hashes.
+Every field is chosen explicitly: a config also contains folders, addresses and a user's `extra_body`, which must not be
+published. Files are identified by names and hashes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,18 +28,18 @@ _MAX_CARD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Base:
-    """The model that training began with."""
+    """The model that training started from."""
 
     name: str
-    """Its name on the model hub or, if it isn't known to be from there, that of its folder."""
+    """Its name on the model hub or, if it isn't from there, that of its folder."""
     on_hub: bool
-    """Whether the name is one on the model hub."""
+    """Whether the name is that of a repository on the model hub."""
     revision: str | None
     """Its branch, tag or commit there."""
     sha256: str
     """SHA-256 over its files."""
     licence: Mapping[str, Any]
-    """What its card says of its licence, by the names of model cards; empty if that isn't known."""
+    """The license metadata of its model card; empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,28 @@ class Step:
     parent: str
     """SHA-256 over the files of M_{t-1}."""
     chosen_epoch: int
-    """The epoch that became M_t; 0 if no epoch was better and M_{t-1} stayed."""
+    """The epoch that became M_t; 0 if no epoch was better and M_{t-1} was kept."""
     rounds: Sequence[StepRound]
     """What it was trained on; one, unless the run has several rounds an iteration."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Who scored responses."""
+    """The judge of responses."""
 
     kind: str
     """Kind of judge."""
     model: str | None
     """Name of its model; None if there is none."""
     sha256: str | None
-    """SHA-256 over the model's files; None if they weren't here."""
+    """SHA-256 over the model's files; None if they weren't on this machine."""
     settings: Mapping[str, Any]
-    """What else identifies its scores."""
+    """Further settings that affect its scores."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a published model comes from."""
+    """The lineage of a published model."""
 
     model: str
     """M_t."""
@@ -107,19 +107,19 @@ class Lineage:
     base: Base
     """M_0."""
     steps: Sequence[Step]
-    """Iterations 1 to t, without those whose folders are gone."""
+    """Iterations 1 to t, except those whose folders were deleted."""
     data: Mapping[str, str]
     """SHA-256 of the files and folders that prompts were read from, by name."""
     source: str
     """Kind of source of the prompts."""
     prompt: Mapping[str, Any]
-    """How the model is asked, and where its outputs are split."""
+    """The thought prompt, and the markers that split outputs."""
     sampling: Mapping[str, Any]
     """How outputs were sampled."""
     judge: Judge
-    """Who scored the training's responses."""
+    """The judge of training responses."""
     evaluation_judge: Judge
-    """Who scored those of the test."""
+    """The judge of test responses."""
     pairing: Mapping[str, Any]
     """How scores became pairs."""
     training: Mapping[str, Any]
@@ -179,14 +179,14 @@ def _base(config: ModelConfig, sha256: str) -> Base:
 
 
 def _licence(card: Path) -> dict[str, Any]:
-    """What the head of a model card says of the licence."""
+    """The license metadata of a model card."""
     try:
         text = read_text(card, _MAX_CARD_BYTES) if card.is_file() else ""
         head = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0]) if text.startswith("---\n") else {}
     except (InputError, yaml.YAMLError):
         return {}
-    told = head if isinstance(head, dict) else {}
-    return {key: told[key] for key in _LICENCE if isinstance(told.get(key), str)}
+    values = head if isinstance(head, dict) else {}
+    return {key: values[key] for key in _LICENCE if isinstance(values.get(key), str)}
 
 
 def _steps(model: FinishedModel) -> Iterator[Step]:

@@ -1,7 +1,7 @@
-"""The files of a published model: what others load, and nothing of the machine that trained it.
+"""The files of a published model: what others load, with nothing about the machine that trained it.
 
-Weights are hard links where the file system can, else copies. Configs lose the names of folders here. The chat template
-asks as the model was asked in training, and is proved to before anything is published.
+Weights are hard links if the file system supports them, otherwise copies. Folder names are removed from configs. The
+chat template includes the thought prompt, and is verified to encode chats as in training before anything is published.
 """
 
 import json
@@ -23,31 +23,31 @@ from tpo.models.thinking_template import ThinkingTemplate
 from tpo.storage.disk import explained
 
 PARSER = Path(__file__).parents[2] / "deploy" / "published_parser.py"
-"""The parser that is published, with the settings of the variant `generic`."""
+"""Source of the published parser, with the settings of the variant `generic`."""
 PARSER_PLACE = "parsers/thought_parser.py"
-"""Its place in a published folder: next to the weights, our own checks refuse code."""
+"""Its path in a published folder: not next to the weights, where our own checks reject code."""
 CHAT_TEMPLATE = "chat_template.jinja"
 _PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
-"""Settings that name folders of the machine they were written on."""
-_OURS = ("manifest.json", "plan.json")
+"""Settings that name folders on the machine they were written on."""
+_RUN_FILES = ("manifest.json", "plan.json")
 _VLLMS = {
     ("hybrid", "<think>"): "qwen3",
     ("prefilled", "<think>"): "deepseek_r1",
     ("hybrid", "<|channel>thought"): "gemma4",
     ("hybrid", "[THINK]"): "mistral",
 }
-"""vLLM's reasoning parsers, by kind of template and what opens a thought."""
+"""vLLM's reasoning parsers, by kind of template and opening tag."""
 
 
 def native_parser(thinking: ThinkingTemplate) -> str | None:
-    """vLLM's own parser for native thoughts, or None if we know of none."""
+    """vLLM's own parser for native thoughts; None if there is no known one."""
     if thinking.kind == "channels":
         return "openai_gptoss" if "analysis" in (thinking.opening or "") else None
     return _VLLMS.get((thinking.kind, thinking.opening or ""))
 
 
 def has_parser(prompt: ThoughtPrompt) -> bool:
-    """Whether our parser splits what the model writes: thoughts in words, in a text that has all of them."""
+    """Whether our parser can split the model's outputs: thoughts are part of the text, not in a channel."""
     channels = isinstance(prompt.native, NativeThoughts) and bool(prompt.native.end_of_message)
     return prompt.response_marker is not None and not channels
 
@@ -72,14 +72,14 @@ def parser_source(prompt: ThoughtPrompt) -> str:
 def write_model(model: FinishedModel, folder: Path) -> None:
     """Writes weights, configs, tokenizer, chat template and parser into an empty folder, and checks them.
 
-    Raises `InputError` if the chat template can't ask as the model was asked.
+    Raises `InputError` if the chat template can't encode chats as in training.
     """
     for name in (file["name"] for file in model.stage("model").files):
-        if name not in _OURS and name != CHAT_TEMPLATE:
-            _bring(model.folder / name, folder / name)
+        if name not in _RUN_FILES and name != CHAT_TEMPLATE:
+            _link_or_copy(model.folder / name, folder / name)
     template = _template(model)
     (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8", newline="")
-    _rewrite(folder / "config.json", {"use_cache": True})  # which training switches off
+    _rewrite(folder / "config.json", {"use_cache": True})  # Training switches it off.
     _rewrite(folder / "tokenizer_config.json", {"chat_template": template})
     _write_json(folder / "generation_config.json", _generation_config(model))
     if has_parser(model.prompt):
@@ -89,9 +89,9 @@ def write_model(model: FinishedModel, folder: Path) -> None:
     check_asking(folder, _tokenizer(folder), model.prompt, model.encoder)
 
 
-def bytes_to_copy(model: FinishedModel, beside: Path) -> int:
-    """Bytes of weights that must be copied into a folder on the file system of `beside`: 0 if they can be linked."""
-    if model.folder.stat().st_dev == beside.stat().st_dev:
+def bytes_to_copy(model: FinishedModel, neighbor: Path) -> int:
+    """Bytes of weights that must be copied into a folder on the file system of `neighbor`: 0 if they can be linked."""
+    if model.folder.stat().st_dev == neighbor.stat().st_dev:
         return 0
     return sum(int(file["bytes"]) for file in model.stage("model").files)
 
@@ -101,17 +101,17 @@ def _template(model: FinishedModel) -> str:
     if isinstance(own, dict):
         own = own.get("default")
     if not isinstance(own, str):
-        raise InputError(f"{model.folder} has several chat templates and none called default: name one so")
+        raise InputError(f"{model.folder} has several chat templates and none named default: rename one")
     options = model.config.model.chat_template_options
     switch = model.encoder.thinking.variables(thinking=model.prompt.thinks_natively)
     return asking_template(model.prompt, own, {**options, **switch})
 
 
 def _generation_config(model: FinishedModel) -> dict[str, Any]:
-    """How outputs were sampled: vLLM's `generate` had temperature and top-p alone, and stopped at these tokens."""
-    told = read_json(model.folder / "generation_config.json") or read_json(model.folder / "config.json")
+    """The sampling settings: vLLM's `generate` only had temperature, top-p and these stop tokens."""
+    config = read_json(model.folder / "generation_config.json") or read_json(model.folder / "config.json")
     stops = sorted(stop_tokens(model.encoder.reading(), model.folder)[0])
-    ids = {key: told[key] for key in ("bos_token_id", "pad_token_id") if told.get(key) is not None}
+    ids = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
     sample = model.config.sample
     return {
         **ids,
@@ -119,23 +119,23 @@ def _generation_config(model: FinishedModel) -> dict[str, Any]:
         "do_sample": True,
         "temperature": sample.temperature,
         "top_p": sample.top_p,
-        "top_k": 0,  # transformers would take 50
+        "top_k": 0,  # The default of transformers is 50.
     }
 
 
-def _bring(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     with explained(target):
         if source.suffix == ".safetensors":
             try:
                 os.link(source, target)
                 return
             except OSError:
-                pass  # another file system, or one without hard links
+                pass  # Another file system, or one without hard links.
         shutil.copyfile(source, target)
 
 
 def _rewrite(path: Path, changes: Mapping[str, Any]) -> None:
-    """A config without names of folders here, and with `changes`."""
+    """Rewrites a config without names of folders, and with `changes`."""
     values = {key: value for key, value in read_json(path).items() if key not in _PLACES}
     _write_json(path, {**values, **changes})
 

@@ -1,8 +1,8 @@
-"""Publishes M_t of a run as a folder, which appears under its name whole or not at all.
+"""Publishes M_t of a run as a folder, atomically.
 
-`publication.json` in it lists what it was made from and the hash of each file. By it, a second call sees that nothing
-has changed and does nothing, and no folder that others made or edited is ever replaced. A killed call leaves only a
-folder that begins with a dot, which the next one removes.
+`publication.json` in it lists its sources and the hash of each file, so that a second call without changes does
+nothing, and a folder that others created or edited is never replaced. A killed call leaves only a folder whose name
+begins with a dot, which the next one removes.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from tpo.storage.hash_cache import known_sha256
 from tpo.storage.store import file_sha256
 
 PUBLICATION = "publication.json"
-"""The file that makes a folder one of ours."""
+"""The file that marks a published folder."""
 PAIRS = "pairs"
-"""The folder of pairs within it."""
+"""The folder of pairs in it."""
 CARD = "README.md"
-"""The one file in it that users may edit."""
+"""The only file in it that users may edit."""
 _MIB_BESIDES_WEIGHTS = 256
 
 
@@ -43,25 +43,26 @@ class Published:
     """A published folder."""
 
     folder: Path
-    """Where it is."""
+    """Its path."""
     made: bool
-    """Whether it was made now, and wasn't there already."""
+    """Whether it was written now; False if it was already current."""
     has_pairs: bool
-    """Whether the pairs are in it."""
+    """Whether it includes the pairs."""
 
 
 def publish(model: FinishedModel, folder: Path, pairs: list[PublishedPair] | None) -> Published:
-    """Makes `folder` the publication of a model, with its `pairs` if given.
+    """Publishes a model to `folder`, with its `pairs` if given.
 
-    Raises `InputError` if something else is there, if someone has edited what must be replaced, or without disk space.
+    Raises `InputError` if `folder` has other content, if files that must be replaced were edited, or if disk space is
+    short.
     """
     lineage = lineage_of(model)
     about = {"format": 1, "pairs": pairs is not None, "lineage": as_json(lineage), "wording": _wording()}
     about = json.loads(json.dumps(about))
-    with explained(folder), _alone(folder):
-        there = _published(folder)
-        edited, missing = _changes(folder, there) if there is not None else ([], [])
-        current = there is not None and {key: there.get(key) for key in about} == about
+    with explained(folder), _exclusive(folder):
+        existing = _published(folder)
+        edited, missing = _changes(folder, existing) if existing is not None else ([], [])
+        current = existing is not None and {key: existing.get(key) for key in about} == about
         if current and not missing and set(edited) <= {CARD}:
             return Published(folder, made=False, has_pairs=pairs is not None)
         if edited:
@@ -70,34 +71,36 @@ def publish(model: FinishedModel, folder: Path, pairs: list[PublishedPair] | Non
                 "name another folder in TO="
             )
         _check_space(model, folder)
-        room = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        room.mkdir()
+        staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        staging.mkdir()
         try:
-            _fill(model, room, lineage, about, pairs)
-            _put_in_place(room, folder)
+            _fill(model, staging, lineage, about, pairs)
+            _put_in_place(staging, folder)
         except BaseException:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             raise
     return Published(folder, made=True, has_pairs=pairs is not None)
 
 
 def _fill(
-    model: FinishedModel, room: Path, lineage: Lineage, about: Mapping[str, Any], pairs: list[PublishedPair] | None
+    model: FinishedModel, staging: Path, lineage: Lineage, about: Mapping[str, Any], pairs: list[PublishedPair] | None
 ) -> None:
-    write_model(model, room)
-    (room / CARD).write_text(model_card(model, lineage, pairs=pairs is not None), encoding="utf-8")
+    write_model(model, staging)
+    (staging / CARD).write_text(model_card(model, lineage, pairs=pairs is not None), encoding="utf-8")
     if pairs is not None:
-        (room / PAIRS).mkdir()
-        _write_rows(room / PAIRS / "train-00000-of-00001.parquet", pairs)
-        (room / PAIRS / CARD).write_text(pairs_card(model, lineage, len(pairs)), encoding="utf-8")
-    _check_no_secrets(model, room)
-    for path in (path for path in room.rglob("*") if path.is_file()):
-        path.chmod(path.stat().st_mode | (0o444 & ~_umask()))  # safetensors writes files that others can't read
-    files = {path.relative_to(room).as_posix(): path for path in sorted(room.rglob("*")) if path.is_file()}
+        (staging / PAIRS).mkdir()
+        _write_rows(staging / PAIRS / "train-00000-of-00001.parquet", pairs)
+        (staging / PAIRS / CARD).write_text(pairs_card(model, lineage, len(pairs)), encoding="utf-8")
+    _check_no_secrets(model, staging)
+    for path in (path for path in staging.rglob("*") if path.is_file()):
+        path.chmod(
+            path.stat().st_mode | (0o444 & ~_umask())
+        )  # safetensors writes files that only their owner can read.
+    files = {path.relative_to(staging).as_posix(): path for path in sorted(staging.rglob("*")) if path.is_file()}
     hashes = {name: _sha256(path) for name, path in files.items()}
     text = json.dumps({**about, "files": hashes}, indent=1, ensure_ascii=False) + "\n"
-    (room / PUBLICATION).write_text(text, encoding="utf-8")
-    for path in (*(path for path in room.rglob("*")), room):
+    (staging / PUBLICATION).write_text(text, encoding="utf-8")
+    for path in (*(path for path in staging.rglob("*")), staging):
         sync(path)
 
 
@@ -113,31 +116,31 @@ def _write_rows(path: Path, pairs: list[PublishedPair]) -> None:
     pq.write_table(pa.Table.from_pylist(columns(pairs), schema=schema), path, compression="zstd")
 
 
-def _check_no_secrets(model: FinishedModel, room: Path) -> None:
-    """Refuses to publish a text with a folder of this machine or a secret of this process's environment in it."""
+def _check_no_secrets(model: FinishedModel, staging: Path) -> None:
+    """Raises `InputError` if a text contains a folder of this machine or a secret of this process's environment."""
     places = {str(path) for path in (model.root.resolve(), Path.cwd(), Path.home()) if len(path.parts) > 2}
     secret = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
     secrets = {value: name for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
-    for path in (path for path in room.rglob("*") if path.suffix in (".json", ".md", ".jinja", ".py", ".txt")):
+    for path in (path for path in staging.rglob("*") if path.suffix in (".json", ".md", ".jinja", ".py", ".txt")):
         text = path.read_text(encoding="utf-8")
         found = [f"the folder {place}" for place in sorted(places) if place in text]
         found += [f"the value of {name}" for value, name in secrets.items() if value in text]
         if found and path.name != "tokenizer.json":
             raise InputError(
-                f"{path.relative_to(room)} would contain {found[0]}, which must not be published: remove it from the "
-                "run's config or the model's files"
+                f"{path.relative_to(staging)} would contain {found[0]}, which must not be published: remove it from "
+                "the run's config or the model's files"
             )
 
 
 def _wording() -> str:
-    """The version of what cards, parser and template say, so that a newer one renews the folder."""
+    """The version of cards, parser and template, so that a newer version updates the folder."""
     here = Path(__file__).parent
     sources = [*sorted(here.glob("*.jinja")), *sorted(here.glob("*.py")), PARSER, Path(asking_template.__file__)]
     return f"{__version__} {hashlib.sha256(''.join(map(file_sha256, sources)).encode()).hexdigest()[:16]}"
 
 
 def _published(folder: Path) -> dict[str, Any] | None:
-    """The publication that is there; None if nothing is."""
+    """The content of an existing `publication.json`; None for an empty or missing folder."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
@@ -146,18 +149,18 @@ def _published(folder: Path) -> dict[str, Any] | None:
             raise TypeError("no files")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder} is there and isn't a published folder (no {PUBLICATION}): move it away, or name another in TO="
+            f"{folder} exists and isn't a published folder (no {PUBLICATION}): move it away, or name another in TO="
         ) from error
     return dict(about)
 
 
 def _changes(folder: Path, about: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The files that aren't as they were published or weren't published, and those that are missing."""
-    there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    there.pop(PUBLICATION, None)
+    """The files that were changed or added since publication, and those that are missing."""
+    existing = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    existing.pop(PUBLICATION, None)
     files = about["files"]
-    changed = [name for name, path in there.items() if name not in files or _sha256(path) != files[name]]
-    return changed, sorted(files.keys() - there.keys())
+    changed = [name for name, path in existing.items() if name not in files or _sha256(path) != files[name]]
+    return changed, sorted(files.keys() - existing.keys())
 
 
 def _sha256(path: Path) -> str:
@@ -169,14 +172,14 @@ def _check_space(model: FinishedModel, folder: Path) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise InputError(
-            f"{folder} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free there: make room, or name a "
-            "folder in TO= on the run's own disk, where weights take no space"
+            f"{folder} needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free there: free some space, or "
+            "name a folder in TO= on the run's own disk, where weights take no space"
         )
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The only process that publishes to a folder; removes what a killed one has left."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Locks out other processes that publish to a folder; removes what a killed one has left."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=1):
@@ -191,15 +194,15 @@ def _literally(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
-def _put_in_place(room: Path, folder: Path) -> None:
-    """Gives a whole folder its name; an earlier one there is removed first."""
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Renames a complete folder to its final name, replacing an earlier one."""
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old.tmp")
         folder.rename(old)
-        room.rename(folder)
+        staging.rename(folder)
         shutil.rmtree(old)
     else:
-        room.rename(folder)
+        staging.rename(folder)
     sync(folder.parent)
 
 

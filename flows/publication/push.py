@@ -1,7 +1,7 @@
-"""Uploads a published folder to a model hub: the model to one repository, its pairs to a data set beside it.
+"""Uploads a published folder to a model hub: the model to one repository, its pairs to a dataset repository.
 
-A repository that isn't there is made private. Files that are there already aren't sent again; weights and parsers that
-the folder no longer has are deleted, and everything else that others put there stays.
+New repositories are private. Unchanged files aren't uploaded again; weights and parsers that the folder no longer has
+are deleted, and all other files in the repository are kept.
 """
 
 import os
@@ -15,27 +15,27 @@ from flows.publication.publish import PAIRS, Published
 from tpo.errors import InputError, shortened
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_OURS = ["*.safetensors", "*.safetensors.index.json", "parsers/*"]
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "parsers/*"]
 
 
 def check_push(repository: str) -> None:
-    """Raises `InputError`, before any work, if a repository's name can't be one or there is no token."""
+    """Raises `InputError`, before any work, if a repository's name is invalid or there is no token."""
     if not _NAME.fullmatch(repository) or len(repository) > 96 or ".." in repository or "--" in repository:
         raise InputError(
-            f"{shortened(repr(repository))} is no repository: expected org/name, as in PUSH=my-org/my-model"
+            f"{shortened(repr(repository))} isn't a repository name: expected org/name, as in PUSH=my-org/my-model"
         )
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        raise InputError("PUSH is set, and so is HF_HUB_OFFLINE, which keeps off the network: unset it")
+        raise InputError("PUSH is set, but so is HF_HUB_OFFLINE, which prevents uploads: unset it")
     if not get_token():
-        raise InputError("there is no token for the hub: set HF_TOKEN to one that may write, or run hf auth login")
+        raise InputError("there is no token for the hub: set HF_TOKEN to one with write access, or run hf auth login")
 
 
 def push(published: Published, repository: str, message: str) -> list[str]:
-    """Uploads a folder; the addresses of its repositories.
+    """Uploads a folder; returns the addresses of its repositories.
 
-    Raises `InputError` if the hub refuses or can't be reached.
+    Raises `InputError` if the hub rejects it or can't be reached.
     """
     from huggingface_hub import HfApi
 
@@ -52,34 +52,34 @@ def push(published: Published, repository: str, message: str) -> list[str]:
                 folder_path=folder,
                 commit_message=message,
                 ignore_patterns=[f"{PAIRS}/*"] if kind == "model" else None,
-                delete_patterns=_OURS if kind == "model" else None,
+                delete_patterns=_REPLACED if kind == "model" else None,
             )
     return addresses
 
 
 @contextmanager
 def _explained(repository: str) -> Iterator[None]:
-    """Turns what the hub's client raises into an `InputError` with a remedy."""
+    """Turns exceptions of the hub's client into an `InputError` with a remedy."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         yield
     except HfHubHTTPError as error:
-        status, told = error.response.status_code, shortened(_message(error))
+        status, text = error.response.status_code, shortened(_message(error))
         remedy = {
-            401: "set HF_TOKEN to a token that is valid and may write",
+            401: "set HF_TOKEN to a valid token with write access",
             403: "the token may not write there: give it write access to the organization, or name another in PUSH=",
-            404: "look at the name in PUSH= and at HF_ENDPOINT",
+            404: "check the name in PUSH= and HF_ENDPOINT",
         }
-        how = remedy.get(status, "try again later; what was uploaded isn't sent again")
-        raise InputError(f"the hub refuses {repository} (status {status}: {told}): {how}") from error
+        how = remedy.get(status, "try again later; uploaded files aren't sent again")
+        raise InputError(f"the hub rejects {repository} (status {status}: {text}): {how}") from error
     except (httpx2.HTTPError, OfflineModeIsEnabled, OSError, RuntimeError, ValueError) as error:
-        # The client raises RuntimeError for an upload that broke off, and ValueError for an answer that isn't a hub's.
+        # The client raises RuntimeError for an interrupted upload, and ValueError for an answer that isn't a hub's.
         cause: Any = error.__cause__ or error
         raise InputError(
-            f"{repository} could not be uploaded ({type(cause).__name__}: {shortened(str(cause))}): look at the "
-            "network and HF_ENDPOINT and run again; what was uploaded isn't sent again"
+            f"{repository} could not be uploaded ({type(cause).__name__}: {shortened(str(cause))}): check the "
+            "network and HF_ENDPOINT and rerun; uploaded files aren't sent again"
         ) from error
 
 

@@ -98,10 +98,13 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "no role": ([{"content": "Hi"}], "turn 1 is .*expected role and content"),
     "no content": ([{"role": "user"}], "turn 1 is .*expected role and content"),
     "an empty role": ([*turns("u:Hi"), {"role": None, "content": "Hi"}], "turn 2 is"),
-    "a number": ([{"role": "user", "content": 7}], "turn 1 says 7, expected text, or parts of type text"),
-    "parts without text": ([{"role": "user", "content": [{"type": "text"}]}], "turn 1 says"),
-    "texts": ([{"role": "user", "content": ["Hi"]}], "turn 1 says"),
-    "half a surrogate pair": ([{"role": "user", "content": "\ud83d"}], "turn 1 character 0 of .* half a surrogate"),
+    "a number": ([{"role": "user", "content": 7}], "turn 1 has 7, expected text, or parts of type text"),
+    "parts without text": ([{"role": "user", "content": [{"type": "text"}]}], "turn 1 has"),
+    "texts": ([{"role": "user", "content": ["Hi"]}], "turn 1 has"),
+    "half a surrogate pair": (
+        [{"role": "user", "content": "\ud83d"}],
+        "turn 1 character 0 of .* an unpaired surrogate",
+    ),
     "one turn": ({"role": "user", "content": "Hi"}, "expected text, or a list of turns"),
 }
 
@@ -130,7 +133,7 @@ def test_a_table_of_conversations_as_text_is_rejected_and_a_text_that_looks_like
     path = tmp_path / "rows.csv"
     cell = '"' + text.replace('"', '""') + '"'
     path.write_text(f"messages\n{cell}\n")
-    with pytest.raises(InputError, match=r"holds conversations as text in column 'messages'.*\(\.jsonl or \.parquet\)"):
+    with pytest.raises(InputError, match=r"has conversations as text in column 'messages'.*\(\.jsonl or \.parquet\)"):
         read(path)
     path.write_text(f"messages\n{cell}\nWhy?\n")
     assert [(row.instruction, row.history) for row in read(path)] == [(text, None), ("Why?", None)]

@@ -83,7 +83,7 @@ def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
             r"row 1: the instruction is a conversation that can't be a prompt \(not_alternating\)",
         ),
         ({"instruction": ASKED, "chosen": LONG}, "has no column 'rejected'.* set recipe.source"),
-        ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "half a surrogate pair"),
+        ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "an unpaired surrogate"),
     ],
 )
 def test_an_invalid_pair_is_rejected_by_its_row(tmp_path: Path, row: dict[str, Any], told: str):

@@ -63,15 +63,17 @@ def choices_of(annotation: Any) -> str:
     return f" One of: {', '.join(f'`{value}`' for value in found)}." if len(found) > 1 else ""
 
 
-def sections_of(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """All sections below a model, by their names in TOML; a union's members by their kinds."""
+def sections_of(model: type[BaseModel], above: str = "", union: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """All sections below a model, by their names in TOML; members of a union, and sections below them, by kind."""
     for name, field in model.model_fields.items():
-        found = models_in(field.annotation)
-        for each in found:
-            kind = each.model_fields.get("kind")
-            which = f' with `kind = "{kind.default}"`' if kind is not None and len(found) > 1 else ""
-            yield f"`[{above}{name}]`{which}", each
-            yield from sections_of(each, f"{above}{name}.")
+        members = models_in(field.annotation)
+        for member in members:
+            kind = member.model_fields.get("kind")
+            choice = kind.default if kind is not None and len(members) > 1 else None
+            own = f' with `kind = "{choice}"`' if choice else ""
+            below = f' with `{above}{name}.kind = "{choice}"`' if choice else union
+            yield f"`[{above}{name}]`{own or union}", member
+            yield from sections_of(member, f"{above}{name}.", below)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -158,7 +158,7 @@ def test_a_server_that_dies_stops_the_stage_after_its_retries(server: Server):
     answers = client(server, retries=2).ask(CHATS * 50, Decoding(40))
     next(answers)
     server.kill()
-    with pytest.raises(StageError, match=r"gave no answer in 3 tries, the last one: .*start again"):
+    with pytest.raises(StageError, match=r"did not answer in 3 tries; the last error: .*then rerun"):
         list(answers)
     with pytest.raises(InputError, match="start the server"):
         client(server).check()

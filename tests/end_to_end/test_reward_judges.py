@@ -63,5 +63,7 @@ def test_a_model_that_does_not_load_says_so_after_two_scorers(tmp_path: Path):
     del tensors["model.norm.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     judge = RewardModel(RewardModelJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig())
-    with pytest.raises(StageError, match=r"(?s)no scorer of .*reward starts: .*lacks tensors.*model.norm.weight"):
+    with pytest.raises(
+        StageError, match=r"(?s)no scorer of .*reward could be started: .*lacks tensors.*model.norm.weight"
+    ):
         list(judge.judge(GROUPS[:1]))

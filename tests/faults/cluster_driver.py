@@ -14,7 +14,7 @@ from typing import Any
 from tpo.config.data import DataConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.config.run import RunConfig
-from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -68,11 +68,11 @@ class Spanner:
         return done[0][0], [node for _, node in done]
 
 
-def orders() -> Orders[int]:
+def orders() -> JobSpec[int]:
     """The job: squaring numbers."""
-    return Orders(
+    return JobSpec(
         prepare=lambda actor: actor.load.remote(),
-        hand=lambda actor, number: actor.square.remote(number),
+        submit=lambda actor, number: actor.square.remote(number),
         fault=lambda number, result: None if result[0] == number * number else f"{result[0]} of {number}",
         seconds=60,
         start_seconds=240,

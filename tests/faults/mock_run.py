@@ -387,7 +387,7 @@ def _run_out_of_memory(_: tuple[Any, ...]) -> None:
 def _fail_engine(_: tuple[Any, ...]) -> None:
     from tpo.errors import StageError
 
-    raise StageError("engine 0 failed where one had failed before: it is a mock")
+    raise StageError("engine 0 failed on a job that had failed before: it is a mock")
 
 
 def _at_a_change(inject: Callable[[tuple[Any, ...]], None], *, again: bool = False) -> Callable[..., Injection]:
@@ -457,7 +457,7 @@ FAULTS = (
     Fault(
         "the folder becomes read-only",
         _at_a_change(_fail_with(errno.EROFS), again=True),
-        says="out of reach",
+        says="not accessible",
         everywhere=True,
     ),
     Fault("memory runs out", _at_a_change(_run_out_of_memory), says="out of memory", everywhere=True),

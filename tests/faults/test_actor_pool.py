@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -138,10 +138,10 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
 
 def orders(
     *, task: str = "", ask: str = "work", seconds: float = 2.0, start_seconds: float = 120.0
-) -> Orders[list[int]]:
-    return Orders(
+) -> JobSpec[list[int]]:
+    return JobSpec(
         prepare=lambda doubler: doubler.load.remote(task),
-        hand=lambda doubler, piece: getattr(doubler, ask).remote(piece),
+        submit=lambda doubler, piece: getattr(doubler, ask).remote(piece),
         fault=lambda piece, result: (
             None if ask == "told" or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
         ),
@@ -152,7 +152,7 @@ def orders(
     )
 
 
-def doubled(pool: ActorPool, how: Orders[list[int]]) -> dict[int, list[int]]:
+def doubled(pool: ActorPool, how: JobSpec[list[int]]) -> dict[int, list[int]]:
     results = list(pool.work(iter(PIECES), how))
     assert sorted(index for index, _ in results) == list(range(len(PIECES)))
     return dict(results)
@@ -178,7 +178,9 @@ def test_a_job_on_which_actors_keep_failing_stops_the_run_with_its_cause_and_a_r
 ):
     done = list[tuple[int, Any]]()
     started = time.monotonic()
-    with pytest.raises(StageError, match=rf"(?s)doubler \d of numbers failed where one had failed before: .*{said}"):
+    with pytest.raises(
+        StageError, match=rf"(?s)doubler \d of numbers failed on a job that had failed before: .*{said}"
+    ):
         done.extend(make(how).work(iter(PIECES), orders()))
     assert time.monotonic() - started < 120
     indices = [index for index, _ in done]
@@ -216,7 +218,7 @@ def test_a_slot_whose_actors_never_start_is_given_up_with_a_message_and_the_othe
     pieces = itertools.takewhile(lambda _: len(pool.actors) != 1, itertools.repeat([0]))
     list(pool.work(pieces, orders(ask="told")))
     assert len(pool.actors) == 1
-    assert "does not start and is given up, others go on: ValueError: engine core is dead" in capsys.readouterr().err
+    assert "failed to start; continuing with the others: ValueError: engine core is dead" in capsys.readouterr().err
     outcome(
         "an engine raises an error at start-up, again and again",
         "sample, judge",
@@ -225,14 +227,14 @@ def test_a_slot_whose_actors_never_start_is_given_up_with_a_message_and_the_othe
 
 
 def test_if_no_actor_starts_the_run_stops_with_the_cause(make: Make, outcome: Outcome):
-    with pytest.raises(StageError, match=r"(?s)no doubler of numbers starts: .*engine core is dead\s*$"):
+    with pytest.raises(StageError, match=r"(?s)no doubler of numbers could be started: .*engine core is dead\s*$"):
         list(make("start: raises an error").work(iter(PIECES), orders()))
     outcome("no engine starts", "sample, judge", "stops, names the cause and what to do")
 
 
 def test_if_ray_can_place_no_actor_the_run_stops_and_says_what_is_needed_and_available(make: Make, outcome: Outcome):
     message = (
-        r"Ray has placed no doubler of numbers within 3 s: each of 2 asks for 99 CPUs, and Ray has "
+        r"Ray has placed no doubler of numbers within 3 s: each of 2 needs 99 CPUs, and Ray has "
         r"0 of 0 GPUs and \d+ of \d+ CPUs free"
     )
     with pytest.raises(StageError, match=message):

@@ -23,7 +23,7 @@ from tpo.errors import DamagedError
 from tpo.records import Artifact, External, Prompt
 from tpo.storage.disk import write_atomically
 from tpo.storage.journal import SYNC_SECONDS, Journal, read_journal
-from tpo.storage.store import Clock, Stage, check_files, mending, read_manifest, read_rows
+from tpo.storage.store import Clock, Stage, check_files, read_manifest, read_rows, remaking_damaged
 
 ORDER = (2, 0, 1)
 """Shards finish in any order."""
@@ -124,7 +124,7 @@ def make_and_read(root: Path) -> Artifact:
         read_rows(artifact, Prompt)
         return artifact
 
-    return mending(made_and_read)
+    return remaking_damaged(made_and_read)
 
 
 def read_around_damage(root: Path) -> frozenset[str]:

@@ -61,7 +61,7 @@ def _may_mount() -> bool:
 
 
 @pytest.mark.skipif(not _may_mount(), reason="no mount namespaces here")
-@pytest.mark.parametrize(("fault", "says"), [("full", "the disk is full"), ("read-only", "is out of reach")])
+@pytest.mark.parametrize(("fault", "says"), [("full", "the disk is full"), ("read-only", "is not accessible")])
 def test_a_full_or_read_only_disk_stops_the_stage_which_resumes_from_there(
     tmp_path: Path, fault: str, says: str, outcome: Callable[[str, str, str], None]
 ):

@@ -1,4 +1,4 @@
-"""Claims about the lease, on a real S3 server: a bucket has one holder, and a process that lost it writes no more."""
+"""Claims about the lease, on a real S3 server: a bucket has one holder, and a process that lost it stops writing."""
 
 import socket
 import subprocess
@@ -76,7 +76,7 @@ def test_a_dead_machines_lease_must_expire_first(
     first.kill()
     first.wait()
     with held(url, storage, "ours") as taken:
-        assert not taken.goes_on
+        assert not taken.same_copy
         said = capsys.readouterr().err
         assert f"held by process {first.pid}" in said and "waiting up to 3 s" in said
         assert f"taken over from process {first.pid}" in said
@@ -91,7 +91,7 @@ def test_a_dead_holder_of_the_same_working_copy_is_replaced_at_once(
     first.kill()
     first.wait()
     with held(url, storage, "theirs") as taken:
-        assert taken.goes_on
+        assert taken.same_copy
     said = capsys.readouterr().err
     assert "waiting" not in said and f"taken over from process {first.pid}" in said
 
@@ -101,7 +101,7 @@ def test_a_released_bucket_is_free_at_once(storage: StorageConfig, capsys: pytes
     with pytest.raises(ZeroDivisionError), held(url, storage, "theirs"):
         _ = 1 / 0
     with held(url, storage, "ours") as taken:
-        assert not taken.goes_on
+        assert not taken.same_copy
     assert capsys.readouterr().err == ""
 
 
@@ -135,7 +135,7 @@ def test_a_holder_whose_lease_was_taken_while_it_slept_writes_no_more(
     first.check()  # not renewed at once
     clock.now = 31.0
     for _ in range(2):
-        with pytest.raises(StoreError, match=r"taken over by process 1 on here.*writes no more"):
+        with pytest.raises(StoreError, match=r"taken over by process 1 on here.*stops writing"):
             first.check()
     first.release()
     found = last_holder(bucket)

@@ -23,7 +23,7 @@ WORK = """
 import sys
 from pathlib import Path
 from tpo.config.resources import ClusterConfig
-from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
@@ -42,9 +42,9 @@ class Eater:
 mark, times = Path(sys.argv[1]), int(sys.argv[2])
 start_ray(ClusterConfig())
 pool = ActorPool(Role("engine", Eater, (), cpus=1, gpus=0, environment={}), 1, Room())
-orders = Orders(
+orders = JobSpec(
     prepare=lambda actor: actor.load.remote(),
-    hand=lambda actor, piece: actor.work.remote(piece, mark, times),
+    submit=lambda actor, piece: actor.work.remote(piece, mark, times),
     fault=lambda piece, result: None,
     seconds=100,
     start_seconds=100,

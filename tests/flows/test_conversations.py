@@ -37,12 +37,12 @@ def test_a_template_that_accepts_every_conversation_gets_no_warning(tmp_path: Pa
 
 def test_a_template_without_a_system_role_is_named_with_the_number_of_refused_prompts(tmp_path: Path):
     (line,) = check_conversations(on(tmp_path, [ADVISED, ADVISED, TALK, ALONE], "gemma"))
-    assert "refuses a ('system', 'user', 'assistant', 'user') chat: there is no system turn" in line
-    assert "2 of 4 prompts in" in line and "they are passed over, and counted as chat_template" in line
+    assert "rejects a ('system', 'user', 'assistant', 'user') chat: there is no system turn" in line
+    assert "2 of 4 prompts in" in line and "they are dropped, and counted as chat_template" in line
 
 
 def test_a_file_is_refused_if_the_template_refuses_all_of_it(tmp_path: Path):
-    with pytest.raises(InputError, match=r"2 of 2 prompts in .* so no prompt is left: take another model"):
+    with pytest.raises(InputError, match=r"2 of 2 prompts in .* so no prompt is left: use another model"):
         check_conversations(on(tmp_path, [ADVISED, ADVISED], "gemma"))
 
 
@@ -56,7 +56,7 @@ def test_a_judge_whose_template_refuses_conversations_is_refused(tmp_path: Path,
     if row is ALONE:
         assert check_conversations(config) == []
         return
-    with pytest.raises(InputError, match=r"judge: .*refuses .*one turn; 1 of 3 prompts .*leave such conversations out"):
+    with pytest.raises(InputError, match=r"judge: .*rejects .*one turn; 1 of 3 prompts .*remove such conversations"):
         check_conversations(config)
 
 

@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[Callable[[Path], RunConfig], str]] = {
         lambda folder: a_config(folder, model=ModelConfig(path=str(folder / "nowhere"))),
         "nowhere is not a folder: expected one with",
     ),
-    "weights that are cut off": (cut_off, "it is cut off or damaged, fetch it again"),
+    "weights that are cut off": (cut_off, "it is truncated or damaged, download it again"),
     "a thought prompt that is not there": (
         lambda folder: a_config(folder, prompt=PromptConfig(user_template=folder / "gone.jinja")),
         "gone.jinja",
@@ -407,7 +407,7 @@ def test_a_part_that_needs_more_gpus_than_are_visible_is_refused(
 def test_a_server_that_is_down_is_refused_before_work(tmp_path: Path):
     endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", retries=0)
     told = refused_before_work(able(tmp_path, judge=PairwiseJudge(model="judge", endpoint=endpoint)))
-    assert "gave no answer" in told
+    assert "did not answer" in told
 
 
 def test_a_seed_model_that_would_not_stop_is_refused(tmp_path: Path):
@@ -419,7 +419,7 @@ def test_a_seed_model_that_would_not_stop_is_refused(tmp_path: Path):
 
 def test_a_system_prompt_for_a_model_without_system_turns_is_refused(tmp_path: Path):
     config = able(tmp_path, family="gemma", prompt=PromptConfig(variant="system"))
-    assert "refuses a ('system', 'user') chat: there is no system turn" in refused_before_work(config)
+    assert "rejects a ('system', 'user') chat: there is no system turn" in refused_before_work(config)
 
 
 @pytest.mark.parametrize("kind", ["reward_model", "pairwise"])
@@ -537,5 +537,5 @@ def test_folders_that_prefect_and_ray_cannot_use_are_refused(tmp_path: Path, mon
         check_before_work(config, 0)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
-    with pytest.raises(InputError, match=r"bytes too many for the paths that sockets can have: set RAY_TMPDIR"):
+    with pytest.raises(InputError, match=r"bytes too long: set RAY_TMPDIR"):
         check_before_work(config, 0)

@@ -97,7 +97,7 @@ def test_another_commit_in_the_same_run_folder_is_reported(hub: Hub, config: Run
     newer = fetched(config)
     kept.with_suffix(".away").rename(kept)
     begin(newer)
-    assert "until now" in capsys.readouterr().err
+    assert "and is now" in capsys.readouterr().err
 
 
 def test_a_damaged_record_of_commits_is_refused_and_never_resolved_anew(hub: Hub, config: RunConfig):
@@ -111,13 +111,13 @@ def test_a_full_cache_needs_no_network(hub: Hub, config: RunConfig, monkeypatch,
     commit = commit_of(fetched(config))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     assert commit_of(fetched(config)) == commit
-    assert "the hub does not answer; taking commit" in capsys.readouterr().err
+    assert "the hub does not answer; using commit" in capsys.readouterr().err
     hub.asked.clear()
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert commit_of(fetched(config)) == commit and hub.asked == []
     monkeypatch.setenv("HF_HOME", "/nonexistent/empty")
-    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE keeps it from being fetched: fetch it where"):
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE prevents downloads: fetch it on"):
         fetched(config)
 
 
@@ -146,7 +146,7 @@ def test_a_plan_continues_without_what_cannot_be_fetched(hub: Hub, tmp_path: Pat
 
 @pytest.mark.parametrize(("address", "token", "said"), [
     ("hf://o/gated", None, r"hf://o/gated is gated: accept its conditions at {hub}/o/gated, then set HF_TOKEN or run"),
-    ("hf://o/m", "hf_wrong", r"{hub} refuses the token \(HF_TOKEN\): take a valid one from {hub}/settings/tokens"),
+    ("hf://o/m", "hf_wrong", r"{hub} rejects the token \(HF_TOKEN\): use a valid one from {hub}/settings/tokens"),
     ("hf://o/M", None, r"there is no {hub}/o/M, or it is private: check the name, also its upper and lower case"),
     ("hf://o/m@v2", None, r"{hub}/o/m has no revision v2; it has main: name one of these"),
     ("hf://o/m@a/b", None, r"has no revision a; it has main; a slash in a revision's name is written as %2F"),
@@ -176,7 +176,7 @@ def test_a_token_opens_a_gated_repository_and_is_never_written(hub: Hub, tmp_pat
 def test_a_name_in_another_case_is_replaced_by_the_current_name(hub: Hub, tmp_path: Path, capsys):
     hub.names["models/O/M"] = "o/m"
     assert fetched(a_run(tmp_path, "hf://O/M")).model.path.startswith("hf://o/m@")
-    assert "the hub calls this repository o/m" in capsys.readouterr().err
+    assert "this repository is now o/m" in capsys.readouterr().err
 
 
 def test_an_interrupted_download_resumes_where_it_was(hub: Hub, config: RunConfig):
@@ -188,9 +188,9 @@ def test_an_interrupted_download_resumes_where_it_was(hub: Hub, config: RunConfi
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
-    (WEIGHTS, MODEL[WEIGHTS][:-1] + b"\0", "has the SHA-256 .*, and the hub says"),
-    ("config.json", MODEL["config.json"].replace(b"4", b"5", 1), "has the git hash .*, and the hub says"),
-    ("config.json", b"{}", "came with another size than .* gives"),
+    (WEIGHTS, MODEL[WEIGHTS][:-1] + b"\0", "has the SHA-256 .*, expected"),
+    ("config.json", MODEL["config.json"].replace(b"4", b"5", 1), "has the git hash .*, expected"),
+    ("config.json", b"{}", "a downloaded file has another size than on"),
 ])  # fmt: skip
 def test_a_file_with_other_content_is_refused_and_removed(
     hub: Hub, config: RunConfig, name: str, content: bytes, said: str

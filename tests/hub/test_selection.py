@@ -101,5 +101,5 @@ def test_an_unknown_path_is_refused_with_those_that_exist():
 def test_unreadable_data_is_refused_before_it_is_fetched():
     with pytest.raises(InputError, match="at most 1 GiB are read: name one of its files"):
         check_data({"a.parquet": 2**31}, ["a.parquet"], "hf://datasets/o/d/a.parquet")
-    with pytest.raises(InputError, match=r"script\.py is of an unknown kind"):
+    with pytest.raises(InputError, match=r"script\.py has an unknown format"):
         check_data(DATA, ["script.py"], "hf://datasets/o/d/script.py")

@@ -258,7 +258,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_json(folder / "config.json", architectures=["LlamaForSequenceClassification"]),
         "LlamaForSequenceClassification.*expected .*LlamaForRewardModelWithGating.*judge.kind reward_model",
     ),
-    "a cut file": (lambda folder: cut(folder / "model.safetensors"), "bytes, expected .*: it is cut off or damaged"),
+    "a cut file": (lambda folder: cut(folder / "model.safetensors"), "bytes, expected .*: it is truncated or damaged"),
     "not safetensors": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04pickled"),
         "is not a safetensors file",
@@ -270,15 +270,15 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
                 json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "../other.safetensors"}})
             ),
         ],
-        "other.safetensors is not there",
+        "other.safetensors is missing",
     ),
     "code in the config": (
         lambda folder: change_json(folder / "config.json", auto_map={"AutoModel": "modeling.ArmoRM"}),
-        r"code of its own \(auto_map in config.json\).*delete auto_map",
+        r"contains code \(auto_map in config.json\).*delete auto_map",
     ),
     "code next to it": (
         lambda folder: (folder / "modeling_custom.py").write_text("raise SystemExit"),
-        r"code of its own \(modeling_custom.py\).*delete",
+        r"contains code \(modeling_custom.py\).*delete",
     ),
     "pickled weights next to it": (
         lambda folder: (folder / "pytorch_model.bin").write_bytes(b"pickled"),
@@ -347,7 +347,7 @@ def test_the_gate_reads_at_the_last_header():
     header = [9, 6, 1, 7, 2]
     assert gate_index([0, *header, 5, *header, 9], header) == 7
     assert gate_index([0, *header], header) == 1
-    with pytest.raises(InputError, match="does not hold ArmoRM's assistant header"):
+    with pytest.raises(InputError, match="does not contain ArmoRM's assistant header"):
         gate_index([0, *header[:-1], 3], header)
     with pytest.raises(InputError, match="assistant header"):
         gate_index([9, 6], header)
@@ -426,7 +426,7 @@ def test_a_score_that_is_not_a_number_is_unscored(tmp_path: Path):
     [
         (LLAMA_TEMPLATE.replace("bos_token + ", ""), "0 BOS, expected one"),
         (LLAMA_TEMPLATE.replace("bos_token + ", "bos_token + bos_token + "), "2 BOS, expected one"),
-        (LLAMA_TEMPLATE.replace("end_header_id", "end_of_text"), "does not hold ArmoRM's assistant header"),
+        (LLAMA_TEMPLATE.replace("end_header_id", "end_of_text"), "does not contain ArmoRM's assistant header"),
     ],
     ids=["no BOS", "two", "another header"],
 )

@@ -87,5 +87,5 @@ def test_half_a_surrogate_pair_is_refused_by_prompt_files(encoders: dict[str, Ch
     half = "[[\ud83dA]]"
     with pytest.raises(UnicodeEncodeError):
         pa.array([half])
-    with pytest.raises(InputError, match="half of a surrogate pair"):
+    with pytest.raises(InputError, match="an unpaired surrogate"):
         encoders[name].encode(PROMPTS["cot"].render("Why?", half, "Who knows?"))

@@ -147,10 +147,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: save_file({"classifier.weight": torch.zeros(1, 32)}, folder / "model.safetensors"),
         "has no tensor score.weight",
     ),
-    "code": (lambda folder: (folder / "modeling.py").write_text(""), r"code of its own \(modeling.py\)"),
+    "code": (lambda folder: (folder / "modeling.py").write_text(""), r"contains code \(modeling.py\)"),
     "code for the tokenizer": (
         lambda folder: change_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", None]}),
-        r"code of its own \(auto_map in tokenizer_config.json\)",
+        r"contains code \(auto_map in tokenizer_config.json\)",
     ),
     "pickles": (lambda folder: (folder / "training_args.bin").write_bytes(b""), r"pickles \(training_args.bin\)"),
     "no chat template": (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),

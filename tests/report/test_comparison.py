@@ -95,8 +95,8 @@ def test_comparisons_before_training_or_without_scores_have_verdicts_too():
     assert verdict(a_comparison([-0.09]))[0].startswith("Before any training, thinking is behind direct")
     blank = a_comparison([0.1])
     blank = Comparison(blank.thinking, blank.direct, "difference", [Lead(0, None, {}, {}, None)], blank.spent)
-    assert verdict(blank) == ["There is no verdict: there is no test prompt on which the evaluation judge scored both."]
-    assert "There is no verdict" in render_comparison(blank)
+    assert verdict(blank) == ["There is no result: the evaluation judge scored no test prompt for both runs."]
+    assert "There is no result" in render_comparison(blank)
 
 
 def test_every_number_of_the_table_is_on_the_page(capsys: pytest.CaptureFixture[str]):

@@ -11,7 +11,7 @@ from tpo.config.resources import BudgetConfig
 from tpo.errors import BudgetError, StoreError
 from tpo.planning.throughput import PastRun, past_rate
 from tpo.storage.journal import write_lines
-from tpo.storage.ledger import LEDGER, MOST_LINES, TICK_SECONDS, WORK, Entry, Meter, Worker, read_ledger, spending
+from tpo.storage.ledger import LEDGER, MAX_LINES, TICK_SECONDS, WORK, Entry, Meter, Worker, read_ledger, spending
 
 NO_BUDGET = BudgetConfig()
 
@@ -104,7 +104,7 @@ def test_a_ledger_cut_anywhere_keeps_its_whole_lines_and_continues(tmp_path_fact
 
 
 def test_a_long_ledger_is_summed_up_when_opened_with_the_same_totals(tmp_path: Path):
-    for stage, lines in (("iter_1/judgments", MOST_LINES), ("iter_2/judgments", 3)):
+    for stage, lines in (("iter_1/judgments", MAX_LINES), ("iter_2/judgments", 3)):
         with a_meter(tmp_path, stage, input_price=1.0) as meter:
             for _ in range(lines):
                 meter.book(answers=1, tokens_in=10, tokens_out=1)
@@ -112,18 +112,18 @@ def test_a_long_ledger_is_summed_up_when_opened_with_the_same_totals(tmp_path: P
     with a_meter(tmp_path, "iter_2/judgments"):
         entries = read_ledger(tmp_path)
     assert sorted((entry.stage, entry.answers) for entry in entries) == [
-        ("iter_1/judgments", MOST_LINES),
+        ("iter_1/judgments", MAX_LINES),
         ("iter_2/judgments", 3),
     ]
     after = spending(entries)
-    assert after[0].tokens_in == before[0].tokens_in == 10 * (MOST_LINES + 3)
+    assert after[0].tokens_in == before[0].tokens_in == 10 * (MAX_LINES + 3)
     assert after[0].seconds == pytest.approx(before[0].seconds, abs=1e-3)
     assert after[0].cost == pytest.approx(before[0].cost)
 
 
 def test_a_ledger_of_a_newer_version_is_refused_with_the_unknown_field(tmp_path: Path):
     write_lines(tmp_path / LEDGER, [{"stage": "iter_1/samples", "device": "cpu", "watts": 3}])
-    with pytest.raises(StoreError, match=r"ledger.jsonl has a line that this version does not know .*watts.*newer"):
+    with pytest.raises(StoreError, match=r"ledger.jsonl has a line that this version cannot read .*watts.*newer"):
         read_ledger(tmp_path)
     with pytest.raises(StoreError, match="newer"), a_meter(tmp_path):
         pass
@@ -133,7 +133,7 @@ def test_a_ledger_of_a_newer_version_is_refused_with_the_unknown_field(tmp_path:
     ("budget", "told"),
     [
         (BudgetConfig(tokens=10), r"budget.tokens = 10 is reached at iter_1/samples: 10 tokens spent"),
-        (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* 10.00 of money"),
+        (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* a cost of 10.00"),
         (BudgetConfig(hours=1e-6), r"budget.hours = 1e-06 is reached .* hours of work"),
     ],
     ids=["tokens", "cost", "hours"],

@@ -105,5 +105,8 @@ def test_a_file_system_without_locks_is_refused_and_no_lock_file_is_left(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", missing)
-    with pytest.raises(StoreError, match=r"has no locks \(flock\).*: mount it with them"), only_writer(tmp_path):
+    with (
+        pytest.raises(StoreError, match=r"does not support locks \(flock\).*: mount it with locks"),
+        only_writer(tmp_path),
+    ):
         pass

@@ -35,9 +35,9 @@ from tpo.storage.store import (
     check_files,
     combined_sha256,
     folder_artifact,
-    mending,
     read_manifest,
     read_rows,
+    remaking_damaged,
 )
 
 ROWS = [a_prompt("a"), a_prompt("b", reference="no")]
@@ -284,14 +284,14 @@ def test_a_damaged_shard_is_noticed_when_it_is_read(tmp_path: Path, damage: Dama
 def test_a_missing_or_cut_file_is_noticed_before_anything_is_read(tmp_path: Path):
     stage = made(a_stage(tmp_path))
     stage.shard(0).write_bytes(b"short")
-    with pytest.raises(StoreError, match=r"not \d+ bytes long.*move .* away and run again"):
+    with pytest.raises(StoreError, match=r"not \d+ bytes long.*move .* away and rerun"):
         stage.complete()
 
 
 def test_rows_are_not_read_as_another_record_type(tmp_path: Path):
     artifact = made(a_stage(tmp_path)).complete()
     assert artifact is not None
-    with pytest.raises(StoreError, match="holds no complete Score rows"):
+    with pytest.raises(StoreError, match="has no complete Score rows"):
         read_rows(artifact, Score)
 
 
@@ -301,7 +301,7 @@ def test_rows_without_a_manifest_are_not_read(tmp_path: Path):
     assert artifact is not None
     (stage.folder / "manifest.json").unlink()
     assert stage.complete() is None
-    with pytest.raises(StoreError, match="run the stage that makes them"):
+    with pytest.raises(StoreError, match="run the stage that writes them"):
         read_rows(artifact, Prompt)
 
 
@@ -310,7 +310,7 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path: Path
     stage = a_stage(tmp_path)
     stage.begin()
     (stage.folder / name).write_text(json.dumps({"format": FORMAT + 1, "code": "9.9", "whatever": 1}))
-    told = rf"format {FORMAT + 1}, this version reads {FORMAT}: use the version that wrote it \(9\.9\)"
+    told = rf"format {FORMAT + 1}, expected {FORMAT}: use the version that wrote it \(9\.9\)"
     with pytest.raises(StoreError, match=told):
         _ = stage.complete(), stage.begin()
     assert (stage.folder / name).exists()
@@ -323,7 +323,7 @@ BROKEN = ["", "{", "[]", "null", "\ufeff{}", "{}", f'{{"format": {FORMAT}, "stag
 def test_a_broken_manifest_is_damage(tmp_path: Path, text: str):
     stage = made(a_stage(tmp_path))
     (stage.folder / "manifest.json").write_text(text)
-    with pytest.raises(DamagedError, match=r"manifest\.json .* move .* away and run again"):
+    with pytest.raises(DamagedError, match=r"manifest\.json .* move .* away and rerun"):
         stage.complete()
 
 
@@ -358,7 +358,7 @@ def test_a_damaged_shard_of_an_unfinished_stage_is_remade(
     stage.write_shard(0, ROWS)
     damage(stage.shard(0))
     assert not a_stage(tmp_path).has_shard(0)
-    assert "part-00000.parquet is not what its seal says: made again" in capsys.readouterr().err
+    assert "part-00000.parquet does not match its seal: redone" in capsys.readouterr().err
     stage.write_shard(0, ROWS)
     assert read_rows(stage.commit(1), Prompt) == ROWS
 
@@ -378,7 +378,7 @@ def test_a_damaged_stage_is_moved_aside_and_remade_with_the_same_fingerprint(tmp
         read_rows(found, Prompt)
         return found
 
-    assert mending(make) == first
+    assert remaking_damaged(make) == first
     assert (tmp_path / "prompts.old-1").is_dir()
 
 
@@ -391,7 +391,7 @@ def test_a_stage_that_is_damaged_again_at_once_is_an_error(tmp_path: Path):
         read_rows(artifact, Prompt)
 
     with pytest.raises(DamagedError, match=r"part-00000\.parquet is damaged"):
-        mending(make)
+        remaking_damaged(make)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)

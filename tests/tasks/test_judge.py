@@ -109,7 +109,7 @@ def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, 
 def test_a_cap_covers_the_whole_run_and_a_higher_one_resumes_it(tmp_path: Path):
     with MisbehavingServer(says=longer, key=KEY) as server:
         capped = config_for(server, tmp_path, endpoint={"concurrency": 1, "max_total_tokens": 15 * 10})
-        with pytest.raises(StageError, match=r"max_total_tokens.*still to make"):
+        with pytest.raises(StageError, match=r"max_total_tokens.*left"):
             judged(capped)
         assert len(server.asked) == 10
         with pytest.raises(StageError, match="max_total_tokens"):

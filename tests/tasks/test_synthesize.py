@@ -345,7 +345,7 @@ def test_a_server_that_dies_is_asked_nothing_twice(tmp_path: Path, calls: int):
 def test_a_servers_cap_stops_it_and_what_a_judge_used_does_not_count(tmp_path: Path):
     with MisbehavingServer(says=writes, key=KEY) as server:
         capped = by_server(server, tmp_path, endpoint={"max_total_tokens": 15 * 10})
-        with pytest.raises(StageError, match=r"max_total_tokens.*still to make"):
+        with pytest.raises(StageError, match=r"max_total_tokens.*calls left"):
             written(capped)
         assert len(server.asked) == 10
         written(by_server(server, tmp_path, endpoint={"max_total_tokens": 15 * 100}))

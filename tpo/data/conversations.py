@@ -1,12 +1,12 @@
-"""Conversations in the shapes that data sets have, read as prompts: what came before, and the user's last turn.
+"""Conversations in the formats of published datasets, read as prompts: the user's last turn and the turns before it.
 
-A conversation is a list of turns, a turn an object with `role` and `content` (UltraFeedback, WildChat, Tulu 3,
-LMSYS-Chat-1M) or with `from` and `value` (ShareGPT); what else a turn holds is ignored. A prompt ends in the last user
-turn: the assistant's turns after it are what a data set has as an answer, and are left out.
+A conversation is a list of turns, each an object with `role` and `content` (UltraFeedback, WildChat, Tulu 3,
+LMSYS-Chat-1M) or with `from` and `value` (ShareGPT); other fields are ignored. A prompt ends with the last user turn:
+assistant turns after it are the dataset's answer and are dropped.
 
-Turns that aren't what the shapes promise are an error, as any damaged row. A conversation that is well-formed and can't
-be a prompt (it uses tools, or the same side speaks twice) is unusable, and counted with the reason: large sets have
-some of them, and a template would refuse or merge such turns.
+Malformed turns are an error, like any damaged row. A well-formed conversation that can't be a prompt (it uses tools, or
+one side has two turns in a row) is unusable, and counted with the reason: large datasets have some of them, and a
+template would reject or merge such turns.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from typing import Any
 from tpo.records import Message, write_turns
 
 _SHAPES = (("role", "content"), ("from", "value"))
-"""The fields of a turn: who, and what."""
+"""The fields of a turn with its role and its text."""
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -27,31 +27,31 @@ _ROLES = {
         "tool",
     ),
 }
-"""Names of roles in published sets, and what they are for chat templates."""
+"""Names of roles in published datasets, and their names in chat templates."""
 _CALLS = ("tool_calls", "function_call")
-"""Fields of a turn that asks for a tool."""
+"""Fields of a turn with a tool call."""
 
 
 class Unusable(StrEnum):
     """Why a conversation can't be a prompt."""
 
     NO_USER_TURN = "no_user_turn"
-    """The user says nothing in it."""
+    """There is no user turn, or it is blank."""
     EMPTY_TURN = "empty_turn"
-    """A turn up to the last user turn holds white space alone."""
+    """A turn up to the last user turn is blank."""
     TOOL_TURN = "tool_turn"
     """A tool is called, or replies."""
     UNKNOWN_ROLE = "unknown_role"
-    """A turn is by none of system, user and assistant, under any of their usual names."""
+    """A turn's role isn't system, user or assistant, under any of their usual names."""
     NOT_ALTERNATING = "not_alternating"
-    """User and assistant don't take turns, beginning with the user, after at most one system turn."""
+    """User and assistant don't alternate, starting with the user, after at most one system turn."""
     NOT_TEXT = "not_text"
-    """A turn holds something other than text, such as an image."""
+    """A turn contains something other than text, such as an image."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation that ends in a user turn."""
+    """A conversation that ends with a user turn."""
 
     instruction: str
     """The last user turn."""
@@ -67,12 +67,12 @@ def read_conversation(turns: Sequence[Any], what: str = "the instruction") -> Co
     messages = list[Message]()
     for number, turn in enumerate(turns, 1):
         try:
-            said = _turn(turn)
+            message = _turn(turn)
         except ValueError as error:
             raise ValueError(f"{what} is {list(turns)!r:.60}, expected text, or turns; turn {number} {error}") from None
-        if isinstance(said, Unusable):
-            return said
-        messages.append(said)
+        if isinstance(message, Unusable):
+            return message
+        messages.append(message)
     last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
     if last is None:
         return Unusable.NO_USER_TURN
@@ -85,22 +85,22 @@ def read_conversation(turns: Sequence[Any], what: str = "the instruction") -> Co
 
 
 def is_written_as_text(text: str) -> bool:
-    """Whether a text is a conversation in JSON, or as Python prints it: what a table of text has in place of one."""
+    """Whether a text is a conversation as JSON or as a Python literal, as in a table of texts."""
     start = "".join(text[:200].split()).replace("'", '"')
     return any(start.startswith(f'[{{"{field}":') for shape in _SHAPES for field in shape)
 
 
 def encodable(text: str) -> str:
-    """Returns the text; raises ValueError for half a surrogate pair, which neither tokenizers nor Parquet accept."""
+    """Returns the text; raises `ValueError` for an unpaired surrogate, which neither tokenizers nor Parquet accept."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start} of {text[:40]!r} is half a surrogate pair, not text") from None
+        raise ValueError(f"character {error.start} of {text[:40]!r} is an unpaired surrogate, not text") from None
     return text
 
 
 def _turn(turn: Any) -> Message | Unusable:
-    """One turn; raises `ValueError` with what it is."""
+    """One turn; raises `ValueError` with what was found."""
     shape = next((shape for shape in _SHAPES if isinstance(turn, dict) and turn.keys() >= {*shape}), None)
     if shape is None or not isinstance(turn[shape[0]], str):
         raise ValueError(f"is {turn!r:.80}, expected role and content, or from and value")
@@ -114,7 +114,7 @@ def _turn(turn: Any) -> Message | Unusable:
 
 
 def _text(content: Any) -> str | Unusable:
-    """The text of a turn, which may be in parts; nothing is an empty text."""
+    """The text of a turn, which may be in parts; empty for None."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -124,11 +124,11 @@ def _text(content: Any) -> str | Unusable:
             return Unusable.NOT_TEXT
         if all(isinstance(part.get("text"), str) for part in content):
             return encodable("\n".join(part["text"] for part in content))
-    raise ValueError(f"says {content!r:.80}, expected text, or parts of type text")
+    raise ValueError(f"has {content!r:.80}, expected text, or parts of type text")
 
 
 def _take_turns(messages: Sequence[Message]) -> bool:
-    """Whether user and assistant alternate, from the user to the user, after at most one system turn."""
+    """Whether user and assistant alternate, both ends being user turns, after at most one system turn."""
     roles = [message["role"] for message in messages]
     if roles[0] == "system":
         del roles[0]

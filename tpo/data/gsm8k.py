@@ -1,4 +1,4 @@
-"""GSM8K: rows of the dataset as problems, final answers, and the text form that T5 is taught.
+"""GSM8K: rows of the dataset as problems, final answers, and the text form that T5 is trained on.
 
 Rows have a `question` and an `answer`, whose rationale contains annotations `<<48/2=24>>` and whose last line is
 `#### 72`; models write answers in the same form. Rules marked [C] are those of DPO-ST's code (2407.18248), those
@@ -68,7 +68,7 @@ def final_answer(text: str) -> str | None:
 
 
 def to_t5(answer: str) -> str:
-    """An answer in the form that T5 is taught: one line, with `[ 48 / 2 = 24] 24` for `<<48/2=24>>24`.
+    """An answer in the form that T5 is trained on: one line, with `[ 48 / 2 = 24] 24` for `<<48/2=24>>24`.
 
     Drops annotations that only repeat a whole number; adds a space after `$`, after a colon between a non-digit and a
     digit, and around operators between two other characters; ends every line but the answer's in a full stop [C]. Drops

@@ -1,8 +1,8 @@
-"""Preference pairs from files: an instruction, a long and a short output, in the forms that such sets have.
+"""Preference pairs from files: an instruction, a long and a short output, in the formats of published datasets.
 
-A chat is a list of turns, a turn an object with `role` and `content` or `from` and `value`. The instruction is the last
-user turn of its chat, after the turns before it; a system turn is left out, since the run's own prompt says how to
-think. An output is the last turn.
+A chat is a list of turns, each an object with `role` and `content` or `from` and `value`. The instruction is the last
+user turn of its chat, after the earlier turns; a system turn is dropped, since the run's own prompt says how to think.
+An output is the last turn.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def read_pair_rows(source: PairFile) -> list[PairRow]:
     """All rows of a pair file.
 
     Raises `InputError` if the file is missing, empty, damaged or too large, lacks a column that the source names, or
-    has a row without an instruction, with a chat that can't be a prompt, or with what is neither text nor a chat.
+    has a row without an instruction, with a chat that can't be a prompt, or with a value that is neither text nor chat.
     """
     named = {
         "instruction": source.instruction_column,
@@ -58,7 +58,7 @@ def _pair_row(values: dict[str, Any]) -> PairRow:
 
 
 def _asked(value: Any) -> Conversation:
-    """What both outputs respond to; empty if no user turn is there."""
+    """The prompt of both outputs; empty if there is no user turn."""
     if not isinstance(value, list):
         return Conversation(_last(value, "the instruction", _USERS), None)
     found = read_conversation(value)
@@ -74,14 +74,15 @@ def _asked(value: Any) -> Conversation:
 
 
 def _last(value: Any, what: str, roles: tuple[str, ...] = ()) -> str:
-    """The text of a value that is text, a turn or a chat; of a chat the last turn, or the last with one of `roles`."""
+    """The text of a value that is text, a turn or a chat; for a chat, its last turn, or the last with one of
+    `roles`."""
     if value is None:
         return ""
     if isinstance(value, str):
         return encodable(value)
     turns = value if isinstance(value, list) else [value]
-    said = [_turn(turn, what) for turn in turns]
-    texts = [text for role, text in said if not roles or role in roles]
+    parsed = [_turn(turn, what) for turn in turns]
+    texts = [text for role, text in parsed if not roles or role in roles]
     return texts[-1] if texts else ""
 
 

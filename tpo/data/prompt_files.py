@@ -24,9 +24,9 @@ from tpo.sandbox import Sandbox, SandboxError
 
 Row = TypeVar("Row")
 MAX_DIFFICULTY = 1_000_000
-"""Largest difficulty, which is a level and not a measurement."""
+"""Maximum difficulty, which is a level and not a measurement."""
 _ASKING_COLUMNS = ("instruction", "prompt", "messages", "conversation", "conversations", "question")
-"""Columns of what is asked in published data sets."""
+"""Usual names of the instruction column in published datasets."""
 _NOT_READ = {
     (".txt", ".md"): "plain text has no columns: write it as .jsonl, one object per line",
     (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"): "unpack it and name a file in it",
@@ -70,7 +70,7 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     """All rows of a prompt file.
 
     Raises `InputError` if the file is missing, empty, damaged or too large (`tpo.data.row_files` has the limits), lacks
-    a column that the source names, or holds conversations as text.
+    a column that the source names, or contains conversations as text.
     """
     wanted = {
         "instruction": source.instruction_column,
@@ -86,8 +86,8 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
     texts = [row.instruction for row in rows if row.instruction]
     if texts and all(map(is_written_as_text, texts)):
         raise InputError(
-            f"{path} holds conversations as text in column {source.instruction_column!r}, expected lists of turns: "
-            "write each as a list, in a file of a kind that has lists (.jsonl or .parquet)"
+            f"{path} has conversations as text in column {source.instruction_column!r}, expected lists of turns: "
+            "write each as a list, in a format with lists (.jsonl or .parquet)"
         )
     return rows
 
@@ -102,7 +102,7 @@ def read_columns(
     """
     table = _read_table(path, list(named.values()), section)
     if not table.rows:
-        raise InputError(f"{path} holds no rows")
+        raise InputError(f"{path} has no rows")
     for name, column in named.items():
         if column not in table.columns and column.split(".")[0] not in table.columns:
             known = ", ".join(map(repr, table.columns))
@@ -124,9 +124,9 @@ def check_prompt_file(source: FileSource, path: Path) -> None:
     if any(row.instruction.strip() for row in rows):
         return
     if reasons := Counter(row.unusable for row in rows if row.unusable is not None):
-        told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         raise InputError(
-            f"{path} has no conversation in column {source.instruction_column!r} that can be a prompt ({told}), "
+            f"{path} has no conversation in column {source.instruction_column!r} that can be a prompt ({counts}), "
             "expected user and assistant in turn, in text, after at most one system turn"
         )
     raise InputError(f"{path} has no text in column {source.instruction_column!r}")
@@ -159,9 +159,9 @@ def _read_table(path: Path, columns: list[str], section: str) -> _Table:
 
 def _why_unread(error: SandboxError) -> str:
     if error.reason == "died":
-        return f"the process that tried ended with {error.status}: the file is damaged"
+        return f"the process that reads it crashed with status {error.status}: the file is damaged"
     limits = f"{row_files.MEMORY_BYTES >> 30} GiB of memory, {row_files.SECONDS} s of CPU time"
-    return f"it takes more {error.reason} than allowed ({limits}, {row_files.WALL_SECONDS} s in all): split it"
+    return f"reading it takes more {error.reason} than allowed ({limits}, {row_files.WALL_SECONDS} s in all): split it"
 
 
 def _check_kind(path: Path, section: str) -> None:
@@ -183,10 +183,10 @@ def _check_kind(path: Path, section: str) -> None:
         )
     elif not row_files.kind_of(path.name)[0]:
         name = path.name.lower()
-        told = next((f": {what}" for endings, what in _NOT_READ.items() if name.endswith(endings)), "")
+        hint = next((f": {what}" for endings, what in _NOT_READ.items() if name.endswith(endings)), "")
         raise InputError(
-            f"{path} is of an unknown kind, expected {', '.join(row_files.KINDS)} (text also followed by "
-            f"{', '.join(row_files.COMPRESSED)}), a folder of them or a dataset folder{told}"
+            f"{path} has an unknown format, expected {', '.join(row_files.KINDS)} (text also followed by "
+            f"{', '.join(row_files.COMPRESSED)}), a folder of them or a dataset folder{hint}"
         )
 
 
@@ -195,10 +195,10 @@ def _check_folder(path: Path) -> None:
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")) or row_files.parts_of(path):
         return
     folders = sorted(inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith("."))
-    told = f": name one of its folders ({', '.join(folders[:8])})" if folders else ""
+    hint = f": name one of its folders ({', '.join(folders[:8])})" if folders else ""
     raise InputError(
         f"{path} cannot be read: it is not a dataset saved to disk (no state.json) and has no data files "
-        f"({', '.join(row_files.KINDS)}){told}"
+        f"({', '.join(row_files.KINDS)}){hint}"
     )
 
 
@@ -218,7 +218,7 @@ def _prompt_row(values: dict[str, Any], named: Mapping[str, str]) -> PromptRow:
 
 
 def _asked(value: Any) -> Conversation | Unusable:
-    """What a row asks: a text, or a conversation up to its last user turn."""
+    """The prompt of a row: a text, or a conversation up to its last user turn."""
     if isinstance(value, list):
         return read_conversation(value)
     if not isinstance(value, str | None) and value == value:
@@ -252,8 +252,8 @@ def _text(value: Any, what: str, named: Mapping[str, str]) -> str | None:
         )
     if isinstance(value, list):
         raise ValueError(
-            f"the {what} is a list of {len(value)} ({value!r:.60}), expected one text or number: put the one that "
-            "counts in its own column"
+            f"the {what} is a list of {len(value)} ({value!r:.60}), expected one text or number: put the right "
+            "one in its own column"
         )
     return None if value is None or value == "" or value != value else encodable(str(value))
 

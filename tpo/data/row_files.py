@@ -1,12 +1,12 @@
 """Reader of rows from untrusted files, in a subprocess with limits on memory and time.
 
-A file of a kilobyte can ask for a terabyte (one long text, repeated a million times by reference; compressed zeros),
-and a parser in C can crash on a damaged one: that ends this process and no other. It is started as a script and imports
-none of our code.
+A file of a kilobyte can unpack to a terabyte (one long text, repeated a million times by reference; compressed zeros),
+and a parser in C can crash on a damaged one: that only ends this subprocess. It is started as a script and imports none
+of our code.
 
-A Hugging Face dataset is read directly from its Arrow files, without its library, which creates objects of whatever
-classes the folder names. Extension types, pickled ones among them, are read as their storage type. Of the features that
-a dataset declares only class labels are used: their numbers become names.
+A Hugging Face dataset is read directly from its Arrow files, without its library, which instantiates any class that the
+folder names. Extension types, including pickled ones, are read as their storage type. Of a dataset's features, only
+class labels are used: their numbers become names.
 
 A folder of files of one kind is read as one file, in the order of their names, if they are parts of one split and none
 is missing.
@@ -42,7 +42,7 @@ MEMORY_BYTES = 4 << 30
 SECONDS = 300
 """Limit on the CPU time of the reading process, in seconds."""
 WALL_SECONDS = 6 * SECONDS
-"""Limit on its wall time, in seconds; generous because a disk or machine may be slow."""
+"""Limit on its wall time, in seconds; generous, since the disk or machine may be slow."""
 
 Row = dict[str, Any]
 Columns = dict[str, None]
@@ -63,9 +63,9 @@ class UnreadableError(Exception):
 
 
 def main(path: Path, wanted: Sequence[str]) -> None:
-    """Writes a line of JSON for each row, a list of the wanted values in order, and then one about the file.
+    """Writes a line of JSON for each row, a list of the requested values in order, and a last one about the file.
 
-    That last line is an object: `columns`, or `fault` if the file can't be read.
+    The last line is an object: `columns`, or `fault` if the file can't be read.
     """
     columns: Columns = {}
     try:
@@ -86,7 +86,7 @@ def main(path: Path, wanted: Sequence[str]) -> None:
 def _as_text(value: object) -> str:
     """A date or decimal number as text."""
     if isinstance(value, bytes):
-        raise UnreadableError(f" holds bytes, expected text: {value[:20]!r}")
+        raise UnreadableError(f" contains bytes, expected text: {value[:20]!r}")
     return str(value)
 
 
@@ -113,19 +113,19 @@ def _counted(rows: Iterator[Row], wanted: Sequence[str]) -> Iterator[list[Any]]:
         values = [_value(row, name) for name in wanted]
         chars += sum(map(_size, values))
         if number > MAX_ROWS or chars > MAX_TEXT_CHARS:
-            raise UnreadableError(f" holds more than {MAX_ROWS} rows or {MAX_TEXT_CHARS} characters: split it")
+            raise UnreadableError(f" has more than {MAX_ROWS} rows or {MAX_TEXT_CHARS} characters: split it")
         yield values
 
 
 def _size(value: object) -> int:
-    """Length of a text, or of a list or object as JSON, in characters."""
+    """Length in characters of a text, or of a list or object as JSON."""
     if isinstance(value, str):
         return len(value)
     return len(json.dumps(value, default=_as_text)) if isinstance(value, list | dict) else 0
 
 
 def _value(row: Row, name: str) -> Any:
-    """A row's value in a column, or in a field within one, such as `reward_model.ground_truth`."""
+    """A row's value in a column or a nested field, such as `reward_model.ground_truth`."""
     if name in row or "." not in name:
         return row.get(name)
     value: Any = row
@@ -175,18 +175,18 @@ def _folder_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterato
 def _check_parts(names: Sequence[str]) -> None:
     kinds = sorted({kind_of(name)[0] for name in names})
     if len(kinds) > 1:
-        raise UnreadableError(f" holds files of several kinds ({', '.join(kinds)}): name one of them")
+        raise UnreadableError(f" has files in several formats ({', '.join(kinds)}): name one of them")
     parts = [_PART.match(name) for name in names]
     splits = {part["split"] for part in parts if part}
     splits |= {stem for name in names if (stem := name.split(".")[0].lower()) in _SPLITS}
     if len(splits) > 1:
         raise UnreadableError(
-            f" holds several splits ({', '.join(sorted(splits))}): name one file, or put each split in its own folder"
+            f" has several splits ({', '.join(sorted(splits))}): name one file, or put each split in its own folder"
         )
     numbers = {int(part["number"]) for part in parts if part}
     counts = {int(part["count"]) for part in parts if part}
     if counts and (len(counts) > 1 or numbers != set(range(min(counts)))):
-        raise UnreadableError(f" holds {len(numbers)} of {max(counts)} parts: get the missing ones")
+        raise UnreadableError(f" has {len(numbers)} of {max(counts)} parts: download the missing ones")
 
 
 def _file_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
@@ -200,7 +200,7 @@ def _file_rows(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[
             start = data.peek(4)[:4]
             encoding = next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
             if encoding == "utf-8" and b"\0" in start:
-                raise UnreadableError(" holds NUL bytes and may be UTF-16: save it as UTF-8")
+                raise UnreadableError(" contains NUL bytes and may be UTF-16: save it as UTF-8")
             with io.TextIOWrapper(data, encoding=encoding, newline="") as file:
                 for row in read(file):
                     columns.update(dict.fromkeys(row))
@@ -285,13 +285,13 @@ def _list_of_objects(text: str) -> list[Row]:
     held = json.loads(text)
     if isinstance(held, list) and all(isinstance(row, dict) for row in held):
         return held
-    told = ""
+    hint = ""
     if isinstance(held, dict):
         lists = [name for name, value in held.items() if isinstance(value, list) and value]
-        told = f": keep only its list {lists[0]!r}" if lists and isinstance(held[lists[0]][0], dict) else told
+        hint = f": keep only its list {lists[0]!r}" if lists and isinstance(held[lists[0]][0], dict) else hint
         if held and all(isinstance(value, dict) for value in held.values()):
-            told = ', but an object of columns: write it row by row (in pandas, orient="records")'
-    raise UnreadableError(f" is not a list of objects{told}")
+            hint = ', but an object of columns: write it row by row (in pandas, orient="records")'
+    raise UnreadableError(f" is not a list of objects{hint}")
 
 
 def _csv(file: TextIO) -> Iterator[Row]:
@@ -351,11 +351,11 @@ def _stored_names(wanted: Sequence[str], columns: Columns) -> list[str]:
 def _parquet(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    # Not by way of pandas, which turns 42 next to an empty cell into 42.0.
+    # Not with pandas, which turns 42 next to an empty cell into 42.0.
     file = pq.ParquetFile(path)
     columns.update(dict.fromkeys(file.schema_arrow.names))
     if file.metadata.num_rows > MAX_ROWS:
-        raise UnreadableError(f" holds {file.metadata.num_rows} rows, more than {MAX_ROWS}: split it")
+        raise UnreadableError(f" has {file.metadata.num_rows} rows, more than {MAX_ROWS}: split it")
     class_names = _class_names(file.schema_arrow)
     for batch in file.iter_batches(_BATCH_ROWS, columns=_stored_names(wanted, columns)):
         batch.validate(full=True)
@@ -369,7 +369,7 @@ def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
     if (path / "dataset_dict.json").is_file():
         splits = [str(name) for name in json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]]
         if len(splits) != 1:
-            raise UnreadableError(f" holds several splits ({', '.join(splits)}): name one of its folders")
+            raise UnreadableError(f" has several splits ({', '.join(splits)}): name one of its folders")
         path /= Path(splits[0]).name
     names = [
         str(part["filename"]) for part in json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
@@ -382,7 +382,7 @@ def _dataset(path: Path, wanted: Sequence[str], columns: Columns) -> Iterator[Ro
         with (path / name).open("rb") as file:
             file.seek(-len(_END_OF_ARROW), 2)
             if file.read() != _END_OF_ARROW:
-                raise UnreadableError(f" is cut off: {name} does not end as an Arrow stream should")
+                raise UnreadableError(f" is truncated: {name} does not end like an Arrow stream")
         schema = pa.ipc.open_stream(pa.OSFile(str(path / name))).schema
         columns.update(dict.fromkeys(schema.names))
         stored, class_names = _stored_names(wanted, columns), _class_names(schema)

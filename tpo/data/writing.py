@@ -1,4 +1,4 @@
-"""Writing tasks with verifiable instructions: seeded, practically endless, and scored by a checker alone.
+"""Writing tasks with verifiable instructions: seeded, practically unlimited, and scored by a checker.
 
 A task is a form, a topic and sometimes a manner ("Write a diary entry about a lost umbrella. Keep it cheerful."),
 followed by one or more of IFEval's 25 types of instructions (2311.07911, Table 1), which a program can check. The
@@ -26,9 +26,9 @@ Item = TypeVar("Item")
 _SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("test", 15), ("validation", 10), ("train", 75))
 """Percentages of the writing tasks."""
 _MAX_DRAWS_IN_VAIN = 10_000
-"""Consecutive draws without a new task that end a stream: a few types with few arguments have few tasks."""
+"""Consecutive draws without a new task after which a stream ends: few types with few arguments have few tasks."""
 _MAX_BRIEF_WORDS = 150
-"""Up to this `max_words` a task itself asks for brevity: otherwise a model writes a page."""
+"""If `max_words` is at most this, the task itself asks for brevity, since models otherwise write a page."""
 _LANGUAGES = {
     "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "pt": "Portuguese", "nl": "Dutch",
 }  # fmt: skip

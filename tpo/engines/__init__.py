@@ -1,1 +1,1 @@
-"""The only place that imports Ray, vLLM and TRL: engines that sample, workers that train."""
+"""Sampling engines and training workers: the only package that imports Ray, vLLM and TRL."""

@@ -27,7 +27,7 @@ Pool = TypeVar("Pool", "SamplerPool", "ScorerPool")
 
 
 class Engines:
-    """What samples, scores and trains in a run; whoever makes them closes them."""
+    """Samplers, scorers and the trainer of a run; the creator must close them."""
 
     def __init__(self) -> None:
         self._room = Room()
@@ -117,7 +117,7 @@ class Engines:
 
 @contextlib.contextmanager
 def open_engines() -> Iterator[Engines]:
-    """Engines for all that runs in this context; they end with it."""
+    """Engines for everything that runs in this context; closed when it is left."""
     with contextlib.closing(Engines()) as engines, using(dataclasses.replace(run_context(), engines=engines)):
         yield engines
 
@@ -125,5 +125,5 @@ def open_engines() -> Iterator[Engines]:
 def engines_of_run() -> Engines:
     """The engines of the open context."""
     if (found := run_context().engines) is None:
-        raise AssertionError("engines were asked for outside of a run: open some by `open_engines`")
+        raise AssertionError("no engines are open: enter `open_engines` first")
     return found

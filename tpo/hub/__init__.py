@@ -1,1 +1,1 @@
-"""The model hub: addresses are resolved to commits once a run, and fetched to this machine before anything starts."""
+"""The model hub: addresses are resolved to commits once per run and downloaded before anything starts."""

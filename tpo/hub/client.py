@@ -1,13 +1,11 @@
-"""The process that asks the hub: `python -m tpo.hub.client`, with a request on standard input and events on standard
-output, a JSON object a line each.
+"""The hub client, a separate process: `python -m tpo.hub.client`, with a JSON request on standard input and events as
+JSON lines on standard output.
 
-It is a process of its own since `huggingface_hub` reads its settings once, when it is imported, and a run's processes
-are closed to the hub. All downloads go through the user's cache (`HF_HOME`), where other tools find them. What is
-complete and has the hashes that the hub gives is linked into the folder of its address (`HubAddress.folder`), which
-holds nothing else, whatever other tools have put into the cache.
+A separate process, since `huggingface_hub` reads its settings once, when imported, and a run's processes are offline.
+All downloads go through the user's cache (`HF_HOME`), where other tools find them. Complete files that match the hub's
+hashes are linked into the folder of their address (`HubAddress.folder`), which contains nothing else.
 
-Accepted cost: a file whose download is killed starts over, since the client keeps no partial files; a connection that
-breaks is resumed where it broke.
+Accepted cost: a killed download starts over, since the client keeps no partial files; broken connections are resumed.
 """
 
 import contextlib
@@ -73,8 +71,8 @@ from tpo.planning.needs import readable_size
 
 Event = dict[str, Any]
 
-_SECONDS_TO_ANSWER = 10.0
-_SECONDS_TO_TELL_MOVES = 3.0
+_ANSWER_SECONDS = 10.0
+_MOVE_SECONDS = 3.0
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -87,7 +85,7 @@ class Repository:
     files: dict[str, RepoFile]
     """Its files, by path."""
     listed: bool
-    """Whether the hub has just listed them, with their hashes, and not the cache."""
+    """Whether the list, with hashes, is from the hub and not from the cache."""
 
     @property
     def tree(self) -> dict[str, int]:
@@ -95,7 +93,7 @@ class Repository:
         return {path: file.size for path, file in self.files.items()}
 
     def cached(self, path: str) -> Path | None:
-        """A file in the cache; None if it isn't there as long as it should be."""
+        """A file in the cache; None if it is missing or has another size."""
         repo, kind, commit = self.address.repo, self.address.kind, self.address.revision
         found = try_to_load_from_cache(repo, path, repo_type=kind, revision=commit)
         if not isinstance(found, str) or Path(found).stat().st_size != self.files[path].size:
@@ -103,7 +101,7 @@ class Repository:
         return Path(found)
 
     def missing(self, paths: Sequence[str]) -> list[str]:
-        """Those of some files that aren't in the cache."""
+        """The files that aren't in the cache."""
         return [path for path in paths if self.cached(path) is None]
 
 
@@ -113,66 +111,70 @@ def answer(request: dict[str, Any]) -> Iterator[Event]:
     for want in request.get("wants", ()):
         yield from hub.fetch(parse_address(want), whole=bool(request["whole"]))
     for written, revision, commit in request.get("kept", ()):
-        yield from hub.tell_move(parse_address(written), revision, commit)
+        yield from hub.branch_move(parse_address(written), revision, commit)
 
 
 class Hub:
-    """The hub as the user has set it: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, proxies."""
+    """The hub with the user's settings: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, proxies."""
 
     def __init__(self) -> None:
         self._api = HfApi(library_name="tpo")
         self._endpoint = _without_secrets(constants.ENDPOINT)
-        get_session().timeout = httpx2.Timeout(_SECONDS_TO_ANSWER)
+        get_session().timeout = httpx2.Timeout(_ANSWER_SECONDS)
 
-    def fetch(self, asked: HubAddress, *, whole: bool) -> Iterator[Event]:
-        """Resolves an address and fetches what it means; if not `whole`, only the small files of a model.
+    def fetch(self, requested: HubAddress, *, whole: bool) -> Iterator[Event]:
+        """Resolves an address and downloads its files; if not `whole`, only the small files of a model.
 
-        The last event has the pinned address and how many bytes the cache lacked.
+        The last event has the pinned address and the number of bytes that the cache lacked.
         """
-        with self._explaining(asked):
-            found = yield from self._resolved(asked)
-            branch = asked.revision or "main"
-            if found.repo != asked.repo:
-                yield {"say": f"{asked}: the hub calls this repository {found.repo}"}
+        with self._explaining(requested):
+            found = yield from self._resolved(requested)
+            branch = requested.revision or "main"
+            if found.repo != requested.repo:
+                yield {"say": f"{requested}: this repository is now {found.repo}"}
             repository = self._opened(found)
-            if asked.kind == "model":
-                small = model_files(repository.tree, found.path, str(asked))
-                yield from self._download(repository, small, asked)
-                files = small + weight_files(repository.tree, found.path, self._index(repository), str(asked))
+            if requested.kind == "model":
+                small = model_files(repository.tree, found.path, str(requested))
+                yield from self._download(repository, small, requested)
+                files = small + weight_files(repository.tree, found.path, self._index(repository), str(requested))
             else:
-                repository, small, files = self._data(repository, asked)
+                repository, small, files = self._data(repository, requested)
                 branch = branch if repository.address.revision == found.revision else CONVERTED
             lacking = sum(repository.files[path].size for path in repository.missing(files))
             if whole:
-                yield from self._download(repository, files, asked)
-            _link(repository, files if whole else small, asked, whole=whole)
+                yield from self._download(repository, files, requested)
+            _link(repository, files if whole else small, requested, whole=whole)
             size = sum(repository.files[path].size for path in files)
             free = free_disk(Path(constants.HF_HUB_CACHE))
-            yield {"got": dataclasses.asdict(Fetched(str(asked), str(repository.address), branch, lacking, size, free))}
+            yield {
+                "got": dataclasses.asdict(Fetched(str(requested), str(repository.address), branch, lacking, size, free))
+            }
 
-    def _resolved(self, asked: HubAddress) -> Generator[Event, None, HubAddress]:
-        """The address with the commit that its revision is now or, if the hub can't be reached, was."""
-        if asked.pinned:
-            return asked
-        revision = asked.revision or "main"
+    def _resolved(self, requested: HubAddress) -> Generator[Event, None, HubAddress]:
+        """The address with the current commit of its revision or, if the hub can't be reached, the cached one."""
+        if requested.pinned:
+            return requested
+        revision = requested.revision or "main"
         try:
-            info = self._api.repo_info(asked.repo, repo_type=asked.kind, revision=revision, timeout=_SECONDS_TO_ANSWER)
-            found = self._api.resolve_revision(info.id, repo_type=asked.kind, revision=revision)
-            return HubAddress(asked.kind, info.id, found.resolved, asked.path)
+            info = self._api.repo_info(
+                requested.repo, repo_type=requested.kind, revision=revision, timeout=_ANSWER_SECONDS
+            )
+            found = self._api.resolve_revision(info.id, repo_type=requested.kind, revision=revision)
+            return HubAddress(requested.kind, info.id, found.resolved, requested.path)
         except (httpx2.TransportError, OfflineModeIsEnabled, HfHubHTTPError) as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                 raise
             known = self._api.resolve_revision(
-                asked.repo, repo_type=asked.kind, revision=revision, local_files_only=True
+                requested.repo, repo_type=requested.kind, revision=revision, local_files_only=True
             )
-            why = "is not asked (HF_HUB_OFFLINE)" if isinstance(error, OfflineModeIsEnabled) else "does not answer"
+            why = "is not used (HF_HUB_OFFLINE)" if isinstance(error, OfflineModeIsEnabled) else "does not answer"
             yield {
-                "say": f"{asked}: the hub {why}; taking commit {known.resolved}, which the cache knows as {revision}"
+                "say": f"{requested}: the hub {why}; using commit {known.resolved}, which is {revision} in the cache"
             }
-            return asked.at(known.resolved)
+            return requested.at(known.resolved)
 
     def _opened(self, address: HubAddress) -> Repository:
-        """A repository with its list of files, from the cache if that has all of them that could be needed."""
+        """A repository with its list of files, from the cache if it is there."""
         listed = False
         try:
             found = get_cached_repo_tree(address.repo, repo_type=address.kind, revision=address.revision)
@@ -180,7 +182,7 @@ class Hub:
             try:
                 found, listed = self._list(address), True
             except (httpx2.TransportError, OfflineModeIsEnabled):
-                found = _in_cache(address)  # filled by another tool, which kept no list
+                found = _in_cache(address)  # Filled by another tool, which stored no list.
         return Repository(address, {file.path: file for file in found if _is_plain(file.path)}, listed)
 
     def _list(self, address: HubAddress) -> list[RepoFile]:
@@ -189,23 +191,23 @@ class Hub:
         )
         return [file for file in found if isinstance(file, RepoFile)]
 
-    def _data(self, repository: Repository, asked: HubAddress) -> tuple[Repository, list[str], list[str]]:
-        """The branch that a dataset's address is about, what a plan needs of it, and its files."""
+    def _data(self, repository: Repository, requested: HubAddress) -> tuple[Repository, list[str], list[str]]:
+        """The repository at the branch with a dataset's files, the files that a plan needs, and all files."""
         path = repository.address.path
         files = data_files(repository.tree, path)
-        if not files and asked.revision in (None, "main"):
+        if not files and requested.revision in (None, "main"):
             try:
-                commit = self._api.resolve_revision(asked.repo, repo_type="dataset", revision=CONVERTED).resolved
+                commit = self._api.resolve_revision(requested.repo, repo_type="dataset", revision=CONVERTED).resolved
             except (RevisionNotFoundError, RevisionResolutionError):
-                raise no_such_data(repository.tree, path, str(asked)) from None
+                raise no_such_data(repository.tree, path, str(requested)) from None
             converted = self._opened(repository.address.at(commit))
             if (folder := converted_folder(converted.tree, path)) is None:
-                raise no_such_data({**repository.tree, **converted.tree}, path, str(asked))
+                raise no_such_data({**repository.tree, **converted.tree}, path, str(requested))
             converted.address = HubAddress("dataset", repository.address.repo, commit, folder)
             repository, files = converted, data_files(converted.tree, folder)
         if not files:
-            raise no_such_data(repository.tree, path, str(asked))
-        check_data(repository.tree, files, str(asked))
+            raise no_such_data(repository.tree, path, str(requested))
+        check_data(repository.tree, files, str(requested))
         return repository, [], files
 
     def _index(self, repository: Repository) -> bytes | None:
@@ -214,8 +216,8 @@ class Hub:
         found = repository.cached(path) if path in repository.files else None
         return None if found is None else found.read_bytes()
 
-    def _download(self, repository: Repository, files: Sequence[str], asked: HubAddress) -> Iterator[Event]:
-        """Brings files into the cache."""
+    def _download(self, repository: Repository, files: Sequence[str], requested: HubAddress) -> Iterator[Event]:
+        """Downloads files into the cache."""
         missing = repository.missing(files)
         if not missing:
             return
@@ -223,7 +225,7 @@ class Hub:
             repository.files |= {file.path: file for file in self._list(repository.address) if _is_plain(file.path)}
             repository.listed = True
         address, size = repository.address, sum(repository.files[path].size for path in missing)
-        _check_room(size, asked)
+        _check_room(size, requested)
         if size > 2**24:
             yield {"say": f"fetching {address}: {readable_size(size)} into {constants.HF_HUB_CACHE}"}
         snapshot_download(
@@ -233,95 +235,97 @@ class Hub:
             allow_patterns=[glob.escape(path) for path in missing],
         )
         for path in repository.missing(missing):
-            _check_content(repository, path, asked)  # with another size
+            _check_content(repository, path, requested)  # It has another size.
 
-    def tell_move(self, written: HubAddress, revision: str, commit: str) -> Iterator[Event]:
-        """An event if a branch is at another commit than the one that a run keeps; none if the hub doesn't answer."""
+    def branch_move(self, written: HubAddress, revision: str, commit: str) -> Iterator[Event]:
+        """An event if a branch is no longer at the commit that a run uses; none if the hub doesn't answer."""
         with contextlib.suppress(httpx2.HTTPError, OSError, ValueError):
-            info = self._api.repo_info(
-                written.repo, repo_type=written.kind, revision=revision, timeout=_SECONDS_TO_TELL_MOVES
-            )
+            info = self._api.repo_info(written.repo, repo_type=written.kind, revision=revision, timeout=_MOVE_SECONDS)
             if info.sha and info.sha != commit:
                 yield {"moved": [str(written), revision, info.sha]}
 
     @contextlib.contextmanager
-    def _explaining(self, asked: HubAddress) -> Iterator[None]:
-        """Raises `InputError`, one sentence with what to do, for whatever the client raises."""
+    def _explaining(self, requested: HubAddress) -> Iterator[None]:
+        """Turns any exception of the client into an `InputError` with a remedy."""
         try:
             yield
         except TpoError:
             raise
-        except Exception as error:  # the client's own, httpx2's and the system's
-            raise self._explained(error, asked) from error
+        except Exception as error:  # The client's own, httpx2's and the operating system's.
+            raise self._explained(error, requested) from error
 
-    def _explained(self, error: Exception, asked: HubAddress) -> InputError:
-        page = f"{self._endpoint}/{'datasets/' if asked.kind == 'dataset' else ''}{asked.repo}"
+    def _explained(self, error: Exception, requested: HubAddress) -> InputError:
+        page = f"{self._endpoint}/{'datasets/' if requested.kind == 'dataset' else ''}{requested.repo}"
         match error:
             case GatedRepoError():
-                return InputError(f"{asked} is gated: {_how_to_enter(page)}")
+                return InputError(f"{requested} is gated: {_access_remedy(page)}")
             case RevisionNotFoundError():
-                return InputError(f"{asked}: {page} has no revision {asked.revision or 'main'}{self._revisions(asked)}")
+                return InputError(
+                    f"{requested}: {page} has no revision {requested.revision or 'main'}{self._revisions(requested)}"
+                )
             case RepositoryNotFoundError():
                 return InputError(
-                    f"{asked}: there is no {page}, or it is private: check the name, also its upper and lower case, or "
-                    "set HF_TOKEN or run `hf auth login` with an account that may read it"
+                    f"{requested}: there is no {page}, or it is private: check the name, also its upper and lower "
+                    "case, or set HF_TOKEN or run `hf auth login` with an account that may read it"
                 )
             case HfHubHTTPError() if error.response.status_code == 401 and get_token():
                 return InputError(
-                    f"{asked}: {self._endpoint} refuses the token ({_token_place()}): take a valid one from "
+                    f"{requested}: {self._endpoint} rejects the token ({_token_place()}): use a valid one from "
                     f"{self._endpoint}/settings/tokens, or none for a public repository"
                 )
             case RemoteEntryNotFoundError():
                 return InputError(
-                    f"{asked}: {page} lists a file that it does not have: run again, or name another commit"
+                    f"{requested}: {page} lists a file that it does not have: rerun, or name another commit"
                 )
             case HfHubHTTPError() if error.response.status_code == 429:
-                return InputError(
-                    f"{asked}: {self._endpoint} asks to wait, too many requests: run again later{_more()}"
-                )
+                return InputError(f"{requested}: too many requests for {self._endpoint}: rerun later{_token_hint()}")
             case HfHubHTTPError() if error.response.status_code < 500:
                 return InputError(
-                    f"{asked}: {self._endpoint} refuses it ({error.response.status_code}, "
+                    f"{requested}: rejected by {self._endpoint} ({error.response.status_code}, "
                     f"{shortened(_without_secrets(error.server_message or str(error)))}): check address and token"
                 )
             case FileMetadataError() | json.JSONDecodeError() | KeyError() | AssertionError():
-                return InputError(f"{asked}: {self._endpoint} does not answer as a model hub does: check HF_ENDPOINT")
+                return InputError(
+                    f"{requested}: {self._endpoint} does not answer as a model hub does: check HF_ENDPOINT"
+                )
             case OSError() if error.errno in _WRITING:
                 return InputError(
-                    f"{asked} could not be written to {error.filename or constants.HF_HOME} ({error.strerror}): make "
-                    "room or give access there, or set HF_HOME to another folder"
+                    f"{requested} could not be written to {error.filename or constants.HF_HOME} ({error.strerror}): "
+                    "free space or grant access there, or set HF_HOME to another folder"
                 )
-        return self._unreached(error, asked)
+        return self._unreached(error, requested)
 
-    def _unreached(self, error: Exception, asked: HubAddress) -> InputError:
+    def _unreached(self, error: Exception, requested: HubAddress) -> InputError:
         cause = error
         while isinstance(cause, IncompleteSnapshotError | LocalEntryNotFoundError | RevisionResolutionError):
             if not isinstance(below := cause.__cause__ or cause.__context__, Exception):
                 break
             cause = below
         if isinstance(cause, HfHubHTTPError) and cause is not error and cause.response.status_code < 500:
-            return self._explained(cause, asked)
+            return self._explained(cause, requested)
         if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
             return InputError(
-                f"{asked} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps it from being fetched: "
-                "fetch it where there is a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE"
+                f"{requested} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE prevents downloads: "
+                "fetch it on a machine with a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE"
             )
-        told = f"{type(cause).__name__}: {shortened(_without_secrets(str(cause)))}"
+        cause_text = f"{type(cause).__name__}: {shortened(_without_secrets(str(cause)))}"
         if "Consistency check failed" in str(cause):
-            return InputError(f"{asked}: a file came with another size than {self._endpoint} gives: run again ({told})")
+            return InputError(
+                f"{requested}: a downloaded file has another size than on {self._endpoint}: rerun ({cause_text})"
+            )
         if isinstance(cause, httpx2.HTTPError | HfHubHTTPError | LocalEntryNotFoundError | RevisionResolutionError):
             return InputError(
-                f"{asked}: {self._endpoint} can't be reached ({told}): check the network, HF_ENDPOINT and the proxy, "
-                "then run again; what has come is kept"
+                f"{requested}: {self._endpoint} can't be reached ({cause_text}): check the network, HF_ENDPOINT and "
+                "the proxy, then rerun; downloaded files are kept"
             )
-        return InputError(f"{asked} could not be fetched from {self._endpoint}: {told}")
+        return InputError(f"{requested} could not be downloaded from {self._endpoint}: {cause_text}")
 
-    def _revisions(self, asked: HubAddress) -> str:
-        """The revisions that there are, for the end of a message."""
-        slash = "; a slash in a revision's name is written as %2F" if asked.path else ""
-        short = "; a commit has 40 digits" if re.fullmatch("[0-9a-f]{7,39}", asked.revision or "") else ""
+    def _revisions(self, requested: HubAddress) -> str:
+        """The available revisions, for the end of a message."""
+        slash = "; a slash in a revision's name is written as %2F" if requested.path else ""
+        short = "; a commit has 40 digits" if re.fullmatch("[0-9a-f]{7,39}", requested.revision or "") else ""
         try:
-            refs = self._api.list_repo_refs(asked.repo, repo_type=asked.kind)
+            refs = self._api.list_repo_refs(requested.repo, repo_type=requested.kind)
         except (httpx2.HTTPError, OSError, ValueError, KeyError):
             return f"{short}{slash}: check it"
         return (
@@ -329,13 +333,13 @@ class Hub:
         )
 
 
-def _how_to_enter(page: str) -> str:
-    """What to do about a gate."""
+def _access_remedy(page: str) -> str:
+    """How to get access to a gated repository."""
     if get_token() is None:
         return f"accept its conditions at {page}, then set HF_TOKEN or run `hf auth login`"
     return (
         f"accept its conditions at {page} with the account of your token ({_token_place()}); its owners may have to "
-        "let you in, and a fine-grained token must allow gated repositories"
+        "approve your request, and a fine-grained token must allow gated repositories"
     )
 
 
@@ -344,17 +348,17 @@ def _token_place() -> str:
     return set_by[0] if set_by else "from `hf auth login`"
 
 
-def _more() -> str:
-    return "" if get_token() else "; with a token (HF_TOKEN) more are allowed"
+def _token_hint() -> str:
+    return "" if get_token() else "; with a token (HF_TOKEN), more are allowed"
 
 
 def _without_secrets(text: str) -> str:
-    """A text without names and keys in its addresses, and without their queries, which may be signatures."""
+    """A text without credentials in its URLs, and without their queries, which may be signatures."""
     return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", re.sub(r"(https?://)[^/\s@]*@", r"\1", text))
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a path stays where it is put; a server may list any."""
+    """Whether a path stays within its folder; a server may list any."""
     return not path.startswith("/") and "\\" not in path and not {"", ".", ".."} & {*path.split("/")}
 
 
@@ -366,12 +370,12 @@ def _name_below(path: str, folder: str) -> str:
     return path.removeprefix(prefix) if path.startswith(prefix) else Path(path).name
 
 
-def _check_room(size: int, asked: HubAddress) -> None:
+def _check_room(size: int, requested: HubAddress) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     if size > (free := free_disk(cache)):
         raise InputError(
-            f"{asked} needs {readable_size(size)} more in {cache}, and {readable_size(free)} is free: free some space, "
-            "or set HF_HOME to a larger disk"
+            f"{requested} needs {readable_size(size)} in {cache}, where {readable_size(free)} is free: free some "
+            "space, or set HF_HOME to a larger disk"
         )
 
 
@@ -388,28 +392,28 @@ def _file(path: str, size: int) -> RepoFile:
     return RepoFile(path=path, size=size, oid="")  # type: ignore[no-untyped-call]
 
 
-def _check_content(repository: Repository, path: str, asked: HubAddress) -> None:
-    """Compares a file in the cache with the size and the hash that the hub gives; removes it if they differ.
+def _check_content(repository: Repository, path: str, requested: HubAddress) -> None:
+    """Compares a file in the cache with the hub's size and hash; removes it if they differ.
 
     The cache names a file by its hash: SHA-256 for large files and git's for others.
     """
     address, file = repository.address, repository.files[path]
     found = try_to_load_from_cache(address.repo, path, repo_type=address.kind, revision=address.revision)
     if not isinstance(found, str):
-        raise InputError(f"{asked}: {path} has not come: run again")
+        raise InputError(f"{requested}: {path} was not downloaded: rerun")
     blob = Path(found).resolve()
     sha256 = file.lfs.sha256 if file.lfs is not None else blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
     if blob.stat().st_size != file.size:
-        fault = f"has {blob.stat().st_size} bytes, and the hub says {file.size}"
+        fault = f"has {blob.stat().st_size} bytes, expected {file.size}"
     elif sha256 is not None and (content := _hash(blob, hashlib.sha256())) != sha256:
-        fault = f"has the SHA-256 {content}, and the hub says {sha256}"
+        fault = f"has the SHA-256 {content}, expected {sha256}"
     elif sha256 is None and COMMIT.fullmatch(file.blob_id) and (content := _git_sha1(blob)) != file.blob_id:
-        fault = f"has the git hash {content}, and the hub says {file.blob_id}"
+        fault = f"has the git hash {content}, expected {file.blob_id}"
     else:
         return
     blob.unlink(missing_ok=True)
     Path(found).unlink(missing_ok=True)
-    raise InputError(f"{asked}: {path} {fault}: it was damaged on its way and has been removed, run again")
+    raise InputError(f"{requested}: {path} {fault}: it was damaged during download and has been removed; rerun")
 
 
 def _git_sha1(path: Path) -> str:
@@ -423,9 +427,9 @@ def _hash(path: Path, digest: "hashlib._Hash") -> str:
     return digest.hexdigest()
 
 
-def _link(repository: Repository, paths: Sequence[str], asked: HubAddress, *, whole: bool) -> None:
-    """Links files of the cache into the folder of an address, each after comparing its content with its hash, and notes
-    it if they are all of them."""
+def _link(repository: Repository, paths: Sequence[str], requested: HubAddress, *, whole: bool) -> None:
+    """Links files of the cache into the folder of an address, after verifying their hashes; if these are all files,
+    records that."""
     address = repository.address
     names = {path: _name_below(path, address.path) for path in paths}
     for path, name in names.items():
@@ -433,7 +437,7 @@ def _link(repository: Repository, paths: Sequence[str], asked: HubAddress, *, wh
         assert cached is not None
         if place.is_file() and place.resolve() == cached.resolve():
             continue
-        _check_content(repository, path, asked)
+        _check_content(repository, path, requested)
         place.parent.mkdir(parents=True, exist_ok=True)
         link = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         link.unlink(missing_ok=True)
@@ -446,7 +450,7 @@ def _link(repository: Repository, paths: Sequence[str], asked: HubAddress, *, wh
 def main() -> None:
     """Answers the request on standard input."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # What a library prints is no event.
+    os.dup2(2, 1)  # What libraries print must not mix with events.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: _leave(128 + number))
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -467,7 +471,7 @@ def _leave_with_parent(parent: int) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends at once, whatever the client's threads wait for, and leaves no partial file."""
+    """Exits at once, without waiting for the client's threads, and removes partial files."""
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             if (path := descriptor.readlink()).name.endswith(".incomplete"):

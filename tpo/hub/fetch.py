@@ -1,8 +1,8 @@
-"""Fetching of what a run takes from the hub, before anything else of it starts.
+"""Downloads of models and datasets from the hub, before anything else in a run starts.
 
-Each address is resolved to a commit once: the run folder keeps it in `hub.json`, next to the address as the profile has
-it, and the config that the run goes on with (`config.json`) has addresses with commits alone. So a resumed run has the
-same files even if a branch has moved; `say_moves` tells.
+Each address is resolved to a commit once: `hub.json` in the run folder maps the profile's addresses to commits, and the
+run's own config (`config.json`) only has addresses with commits. So a resumed run uses the same files even if a branch
+has moved; `say_moves` reports that.
 """
 
 import json
@@ -26,21 +26,21 @@ from tpo.storage.mirror import reading
 
 @dataclass(frozen=True)
 class Found:
-    """A config whose addresses have commits, and what was found on the way."""
+    """A config whose addresses have commits, with the downloads that it needs."""
 
     config: RunConfig
     """The config."""
     downloads: Sequence[Download] = ()
-    """What comes from the hub."""
+    """The downloads."""
     faults: Sequence[str] = ()
-    """Why something can't come; the config then keeps its address without a commit."""
+    """Why something can't be downloaded; the config then keeps its address without a commit."""
 
 
 def fetched(config: RunConfig) -> RunConfig:
-    """The config with a commit in each address on the hub, and all of them on this machine.
+    """The config with a commit in each address on the hub, after downloading all of them.
 
-    Raises `InputError` if something can't be had. Asks nothing if each address has a commit, its own or the run's, and
-    is here.
+    Raises `InputError` if something can't be downloaded. Makes no request if all addresses have commits, their own or
+    the run's, and are on this machine.
     """
     pins = _pins(config)
     if not pins:
@@ -52,7 +52,7 @@ def fetched(config: RunConfig) -> RunConfig:
 
 
 def looked_up(config: RunConfig) -> Found:
-    """The same for a plan: only models' configs and tokenizers are fetched, and a fault doesn't end it."""
+    """The same for a plan: only downloads models' configs and tokenizers, and collects faults."""
     found, downloads, faults = dict[str, Pin](), list[Download](), list[str]()
     for written, pin in _pins(config).items():
         if _is_here(pin):
@@ -70,7 +70,7 @@ def looked_up(config: RunConfig) -> Found:
 
 
 def local_model(place: str) -> str:
-    """A model's place on this machine: an address on the hub is fetched, anything else is returned as it is."""
+    """Downloads a model if `place` is an address on the hub; returns its pinned address, or `place` unchanged."""
     if not place.startswith("hf:"):
         return place
     try:
@@ -78,7 +78,9 @@ def local_model(place: str) -> str:
     except ValueError as error:
         raise InputError(f"MODEL is {place}: {error}") from None
     if address.kind != "model":
-        raise InputError(f"MODEL is {place}, an address of data: expected that of a model, hf://org/name@revision")
+        raise InputError(
+            f"MODEL is {place}, the address of a dataset, expected that of a model: hf://org/name@revision"
+        )
     if address.pinned and is_complete(address):
         return place
     (got,) = _ask([place], whole=True)
@@ -86,7 +88,7 @@ def local_model(place: str) -> str:
 
 
 def say_moves(config: RunConfig) -> None:
-    """Says which branches have moved since the run took a commit of them; nothing if the hub doesn't answer."""
+    """Reports branches that have moved since the run began; nothing if the hub doesn't answer."""
     pins = config.hub_pins
     kept = {written: pins[written] for written in pins if pins[written].kept and not parse_address(written).pinned}
     if not kept:
@@ -99,13 +101,13 @@ def say_moves(config: RunConfig) -> None:
             newer = parse_address(written).at(commit)
             say(
                 f"{written}: {revision} has moved to commit {commit}; this run stays at "
-                f"{parse_address(pin.address).revision}, with which it began ({HUB}). To take the new one, start a run "
-                f"of another name (--run-name, RUN=), or write {newer}: what depends on it is then made again"
+                f"{parse_address(pin.address).revision}, with which it began ({HUB}). To use the new one, start a run "
+                f"with another name (--run-name, RUN=), or write {newer}: the stages that depend on it are then redone"
             )
 
 
 def _pins(config: RunConfig) -> dict[str, Pin]:
-    """Every address of a config, with what is known of its commit."""
+    """Every address of a config, with its commit if that is known."""
     written = list(dict.fromkeys(address for _, address in addresses_in(config)))
     if not written:
         return {}
@@ -134,16 +136,16 @@ def _at(config: RunConfig, pins: Mapping[str, Pin]) -> RunConfig:
 
 
 def _ask(addresses: Iterable[str], *, whole: bool) -> list[Fetched]:
-    """What the hub has at some addresses; raises `InputError` if one of them can't be had."""
+    """Downloads some addresses; raises `InputError` if one of them can't be downloaded."""
     wanted = list(dict.fromkeys(addresses))
     events = _events({"wants": wanted, "whole": whole}) if wanted else ()
     return [Fetched(**event["got"]) for event in events if "got" in event]
 
 
 def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The answers of the process that asks the hub; its progress bars go to our terminal."""
+    """The events of the hub client; its progress bars go to our terminal."""
     if (fault := proxy_fault(os.environ)) is not None:
-        raise InputError(f"{fault}, and the model hub is to be asked: name another proxy, or unset the variable")
+        raise InputError(f"{fault}, but the model hub is needed: name another proxy, or unset the variable")
     variables = hub_environment(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "tpo.hub.client"]
     with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -163,6 +165,4 @@ def _events(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             process.terminate()
             raise
     if (status := process.returncode) != 0:
-        raise InputError(
-            f"the process that asks the hub ended with {status}, see above: run again, what has come is kept"
-        )
+        raise InputError(f"the hub client exited with status {status}, see above: rerun; downloaded files are kept")

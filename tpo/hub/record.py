@@ -1,4 +1,4 @@
-"""What has been fetched: a record for each pinned address, written once all of its files are there and checked."""
+"""Records of downloads: one for each pinned address, written once all its files are there and verified."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from tpo.storage.disk import make_folder, write_atomically
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of an address."""
+    """An address that was resolved or downloaded."""
 
     written: str
-    """The address as the config has it."""
+    """The address in the config."""
     address: str
     """The same with a commit."""
     revision: str
@@ -29,22 +29,22 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Download:
-    """What a run takes from the hub, for a plan."""
+    """A download from the hub, for a plan."""
 
     keys: Sequence[str]
     """The settings that name it."""
     address: str
-    """Its address, with the commit if that is known."""
+    """Its address, with the commit if known."""
     lacking: int
     """Bytes that aren't on this machine."""
     size: int
     """Bytes in all."""
     free: int
-    """Free bytes on the disk that they come to."""
+    """Free bytes on the cache's disk."""
 
 
 def is_complete(address: HubAddress) -> bool:
-    """Whether everything that a pinned address means is on this machine, as far as files' sizes tell."""
+    """Whether all files of a pinned address are on this machine, judging by their sizes."""
     try:
         files: dict[str, int] = json.loads(_record(address).read_text(encoding="utf-8"))["files"]
         return bool(files) and all((address.folder / name).stat().st_size == size for name, size in files.items())
@@ -53,13 +53,13 @@ def is_complete(address: HubAddress) -> bool:
 
 
 def write_record(address: HubAddress, files: dict[str, int]) -> None:
-    """Notes that these files, by their names in the address's folder, are all there."""
+    """Records that an address is complete, with the sizes of its files by name."""
     path = _record(address)
     make_folder(path.parent)
     write_atomically(path, (json.dumps({"address": str(address), "files": files}, indent=1) + "\n").encode())
 
 
 def _record(address: HubAddress) -> Path:
-    """A file outside the address's folder, whose content is that of the model or the data alone."""
+    """The record's path, outside the address's folder, which only contains the model or the data."""
     below = address.folder.relative_to(hub_folder()).as_posix().rstrip("/")
     return hub_folder() / "fetched" / f"{below}.json"

@@ -1,6 +1,7 @@
-"""Which files of a repository are fetched: of a model safetensors, configs and tokenizer, of data one file or split.
+"""Which files of a repository are downloaded: a model's safetensors, configs and tokenizer; one file or split of a
+dataset.
 
-Code is never among them, nor are pickles. Pure: a repository is a mapping of its files' paths to their sizes.
+Never code or pickles. Pure: a repository is a mapping of its files' paths to their sizes.
 """
 
 import difflib
@@ -17,9 +18,9 @@ from tpo.models.folder import OTHER_WEIGHTS, PICKLES
 from tpo.models.tensors import INDEX, WEIGHTS
 
 CONVERTED = "refs/convert/parquet"
-"""The branch where the hub keeps its own Parquet copy of a dataset: `config/split/0000.parquet`."""
+"""The branch with the hub's own Parquet copy of a dataset: `config/split/0000.parquet`."""
 _PLAIN = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "spiece.model", "*.tiktoken", "LICENSE*", "README.md")
-"""Configs, tokenizer, chat template, and what a model may be used for."""
+"""Configs, tokenizer, chat template, license and model card."""
 _TEMPLATES = "additional_chat_templates"
 _MAX_INDEX_BYTES = 2**28
 
@@ -27,20 +28,20 @@ Tree = Mapping[str, int]
 """Sizes of a repository's files, by path."""
 
 
-def model_files(tree: Tree, folder: str, told: str) -> list[str]:
-    """A model's files but for its weights; `folder` is where in the repository it is, `told` its address.
+def model_files(tree: Tree, folder: str, address: str) -> list[str]:
+    """A model's files except its weights; `folder` is its folder in the repository, `address` its address for messages.
 
-    Raises `InputError` if there is no model, or none with weights that we load.
+    Raises `InputError` if there is no model, or none with safetensors.
     """
     names = _names(tree, folder)
     if "config.json" not in names:
         below = sorted(path.removesuffix("/config.json") for path in tree if path.endswith("/config.json"))
         inside = f"; there is one in {some_of(below)}: add the folder to the address" if below else ""
         where = f" in {folder}" if folder else ""
-        raise InputError(f"{told} is not a model: its repository has no config.json{where}{inside}")
+        raise InputError(f"{address} is not a model: its repository has no config.json{where}{inside}")
     if WEIGHTS not in names and INDEX not in names:
         raise InputError(
-            f"{told} has no safetensors ({WEIGHTS} or {INDEX}), and no other weights are loaded{_why(names)}"
+            f"{address} has no safetensors ({WEIGHTS} or {INDEX}), and no other weights are loaded{_why(names)}"
         )
     plain = [name for name in names if any(fnmatch(name, pattern) for pattern in _PLAIN)]
     prefix = f"{folder}/" if folder else ""
@@ -49,7 +50,7 @@ def model_files(tree: Tree, folder: str, told: str) -> list[str]:
 
 
 def _why(names: Sequence[str]) -> str:
-    """What weights there are instead, and what to do, for the end of a message."""
+    """The weights that there are instead, with a remedy, for the end of a message."""
     if pickles := [name for name in names if name.endswith(PICKLES)]:
         return (
             f": it has pickles ({some_of(pickles)}), which run code when loaded; name a revision with safetensors (the "
@@ -61,11 +62,11 @@ def _why(names: Sequence[str]) -> str:
     return f": it has {some_of(others)}; name another repository" if others else "; name another repository"
 
 
-def weight_files(tree: Tree, folder: str, index: bytes | None, told: str) -> list[str]:
-    """A model's weights; `index` is the content of its index if it has one, by which the shards are known.
+def weight_files(tree: Tree, folder: str, index: bytes | None, address: str) -> list[str]:
+    """A model's weights; `index` is the content of its index of shards, if it has one.
 
-    A repository may hold them a second time in another layout (`consolidated.safetensors`), which isn't fetched.
-    Raises `InputError` if the index can't be read, or names a file that isn't there.
+    A second copy in another layout (`consolidated.safetensors`) isn't downloaded.
+    Raises `InputError` if the index can't be read, or names a file that doesn't exist.
     """
     prefix = f"{folder}/" if folder else ""
     if prefix + WEIGHTS in tree or index is None:
@@ -75,12 +76,14 @@ def weight_files(tree: Tree, folder: str, index: bytes | None, told: str) -> lis
         names = sorted({str(name) for name in found.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{told}: its {INDEX} is not readable ({type(error).__name__}): name another revision"
+            f"{address}: its {INDEX} is not readable ({type(error).__name__}): name another revision"
         ) from None
     if odd := [name for name in names if "/" in name or not name.endswith(".safetensors")]:
-        raise InputError(f"{told}: its {INDEX} names {some_of(odd)}, expected safetensors next to it")
+        raise InputError(f"{address}: its {INDEX} names {some_of(odd)}, expected safetensors next to it")
     if missing := [name for name in names if prefix + name not in tree]:
-        raise InputError(f"{told}: its {INDEX} names files that it lacks ({some_of(missing)}): name another revision")
+        raise InputError(
+            f"{address}: its {INDEX} names files that it lacks ({some_of(missing)}): name another revision"
+        )
     return [prefix + name for name in names]
 
 
@@ -91,10 +94,10 @@ def _names(tree: Tree, folder: str) -> list[str]:
 
 
 def data_files(tree: Tree, path: str) -> list[str]:
-    """The files that a path in a dataset's repository means, as far as its own files tell; empty if they don't.
+    """The files that a path in a dataset's repository refers to; empty if there are none.
 
-    The path is that of a file, or of a folder with data files, or a split, perhaps below its config: `train`,
-    `main/train`. A split is the one file of its name, or all parts of it (`train-00000-of-00002.parquet`).
+    The path is a file, a folder with data files, or a split, optionally below its config: `train`, `main/train`. A
+    split is one file of that name, or all its parts (`train-00000-of-00002.parquet`).
     """
     if path in tree:
         return [path]
@@ -129,26 +132,26 @@ def converted_folder(tree: Tree, path: str) -> str | None:
     return f"default/{split}" if f"default/{split}" in found else next(iter(found), None)
 
 
-def no_such_data(tree: Tree, path: str, told: str) -> InputError:
-    """The error for a path that means nothing in a repository."""
+def no_such_data(tree: Tree, path: str, address: str) -> InputError:
+    """The error for a path that doesn't exist in a repository."""
     known = [each for each in tree if kind_of(each)[0]]
     near = difflib.get_close_matches(path, known, 3, cutoff=0.5) or known
     if not known:
         return InputError(
-            f"{told}: the repository has no data files that can be read (.parquet, .jsonl, .json, .csv, .tsv) and the "
-            "hub has no Parquet copy of it; scripts are never run: name another dataset, or convert it"
+            f"{address}: the repository has no data files that can be read (.parquet, .jsonl, .json, .csv, .tsv) and "
+            "the hub has no Parquet copy of it; scripts are never run: name another dataset, or convert it"
         )
-    return InputError(f"{told}: there is no file, folder or split {path}; it has {some_of(near)}: name one of these")
+    return InputError(f"{address}: there is no file, folder or split {path}; it has {some_of(near)}: name one of these")
 
 
-def check_data(tree: Tree, files: Sequence[str], told: str) -> None:
-    """Raises `InputError` for data that couldn't be read once it was fetched."""
+def check_data(tree: Tree, files: Sequence[str], address: str) -> None:
+    """Raises `InputError` for data that couldn't be read after its download."""
     if unread := [path for path in files if not kind_of(path)[0]]:
         raise InputError(
-            f"{told}: {some_of(unread)} is of an unknown kind, expected .parquet, .jsonl, .json, .csv or .tsv"
+            f"{address}: {some_of(unread)} has an unknown format, expected .parquet, .jsonl, .json, .csv or .tsv"
         )
     if (size := sum(tree[path] for path in files)) > MAX_FILE_BYTES:
         raise InputError(
-            f"{told} has {size / 2**30:,.1f} GiB, and at most {MAX_FILE_BYTES / 2**30:,.0f} GiB are read: name one of "
-            f"its files ({some_of(files)})"
+            f"{address} has {size / 2**30:,.1f} GiB, and at most {MAX_FILE_BYTES / 2**30:,.0f} GiB are read: name one "
+            f"of its files ({some_of(files)})"
         )

@@ -1,7 +1,7 @@
-"""The paper's arithmetic (2410.10630), in NumPy alone.
+"""The paper's arithmetic (2410.10630), in pure NumPy.
 
-Nothing here reads a file, knows a record or imports another part of the project, so every rule can be tested against
-numbers worked out by hand.
+Nothing here reads a file, uses a record or imports another part of the project, so every rule can be tested against
+numbers computed by hand.
 
 `ratings` turns verdicts into Bradley-Terry ratings, `scoring` controls them for length, `pairing` picks the chosen and
 the rejected response, `stats` puts an interval around a mean.

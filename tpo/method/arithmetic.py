@@ -17,7 +17,7 @@ MAX_CHARACTERS: Final = 100
 MAX_DEPTH: Final = 20
 """Maximum nesting of parentheses [D]."""
 MAX_VALUE: Final = 10**15
-"""Values of this magnitude or more are rejected: a calculator that writes them is no help [D]."""
+"""Values of at least this magnitude are rejected: a calculator that writes them doesn't help [D]."""
 WHOLE_WITHIN: Final = Fraction(1, 10_000)
 """A value closer than this to a whole number is written as one [C]."""
 

@@ -2,7 +2,7 @@
 
 Similarity is that of Self-Instruct (2212.10560, §2.2): by the longest common subsequence of words, 2·LCS / (m + n),
 which tolerates a changed name or number, or an omitted clause. The result is exact. Texts that share too few words for
-the threshold are never compared: a pair above it has some of its rarest words in common (the prefix filter of
+the threshold are never compared: a pair above it shares some of its rarest words (the prefix filter of
 similarity joins, Chaudhuri et al. 2006; several of them, Wang et al. 2012), so an index of those finds every partner.
 Words that aren't in the initial texts count as rarest.
 """
@@ -32,12 +32,12 @@ class NearTexts:
     """A growing collection of texts, with which each new one can be compared.
 
     Args:
-        most: Similarity above which two texts are near; at 1 none are.
+        threshold: Similarity above which two texts are near-duplicates; at 1 none are.
         texts: The initial texts; they also determine which words are rare.
     """
 
-    def __init__(self, most: float, texts: Iterable[str] = ()) -> None:
-        self._most = most
+    def __init__(self, threshold: float, texts: Iterable[str] = ()) -> None:
+        self._threshold = threshold
         self._words: list[list[str]] = []
         self._holders: dict[tuple[str, int], list[int]] = {}
         known = [words_of(text) for text in texts]
@@ -59,12 +59,12 @@ class NearTexts:
         shared: Counter[int] = Counter()
         for part in self._rarest(words):
             shared.update(self._holders.get(part, ()))
-        needed = min(_SHARED, self._least(length))
+        needed = min(_SHARED, self._minimum(length))
         for holder in sorted(holder for holder, count in shared.items() if count >= needed):
             other = self._words[holder]
             total = length + len(other)
-            possible = 2 * min(length, len(other)) > self._most * total - _SLACK
-            if possible and 2 * LCSseq.similarity(words, other) / total > self._most:
+            possible = 2 * min(length, len(other)) > self._threshold * total - _SLACK
+            if possible and 2 * LCSseq.similarity(words, other) / total > self._threshold:
                 return holder
         return None
 
@@ -75,20 +75,20 @@ class NearTexts:
 
     def _rarest(self, words: Sequence[str]) -> list[tuple[str, int]]:
         """The rarest words of a text, repeats numbered: enough of them that any near text shares some."""
-        least = self._least(len(words))
-        if least > len(words):
+        minimum = self._minimum(len(words))
+        if minimum > len(words):
             return []
         uses: Counter[str] = Counter()
         parts = []
         for word in words:
             parts.append((self._frequency[word], word, uses[word]))
             uses[word] += 1
-        return [(word, use) for _, word, use in sorted(parts)[: len(words) - least + min(_SHARED, least)]]
+        return [(word, use) for _, word, use in sorted(parts)[: len(words) - minimum + min(_SHARED, minimum)]]
 
-    def _least(self, length: int) -> int:
+    def _minimum(self, length: int) -> int:
         """Minimum number of words that a text of m words shares with any near one.
 
         With threshold t, a near text has more than m·t / (2 - t) words, since the LCS is no longer than it; so the two
         share more than that many.
         """
-        return int(length * self._most / (2 - self._most) - _SLACK) + 1
+        return int(length * self._threshold / (2 - self._threshold) - _SLACK) + 1

@@ -1,12 +1,12 @@
-"""Tournaments: which comparisons of one group's responses to ask a pairwise judge, and when to stop asking.
+"""Tournaments: which comparisons of one group's responses to request from a pairwise judge, and when to stop.
 
-`AllPairs` is the paper's design, K(K - 1) calls for K responses (2410.10630); `Adaptive` asks about 2K.
+`AllPairs` is the paper's design, K(K - 1) calls for K responses (2410.10630); `Adaptive` makes about 2K.
 
-Only the best and the worst response become a pair, so `Adaptive` asks what may still change those two, and asks a pair
-in the second order, which cancels position bias, only if that may change them too. With soft results it captures as
-much as all pairs do with hard ones. It captures less if the bias differs between pairs by more than about 1 nat, unless
-a smaller `lone_weight` buys the second orders, and if the judge has a fixed opinion of each pair, since it averages
-over fewer of them. tests/benchmarks/bench_tournament.py has figures.
+Only the best and the worst response become a pair, so `Adaptive` only makes calls that may still change those two, and
+compares a pair in the second order, which cancels position bias, only if that may change them, too. With soft results
+it captures as much as all pairs do with hard ones. It captures less if the bias differs between pairs by more than
+about 1 nat, unless a smaller `lone_weight` buys the second orders, and if the judge has a fixed opinion of each pair,
+since it averages over fewer of them. tests/benchmarks/bench_tournament.py has figures.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,13 +35,13 @@ CUBES_AT_ONCE: Final = 500_000
 
 
 class Tournament(Protocol):
-    """A tournament design: decides what to ask next."""
+    """A tournament design: chooses the next comparisons."""
 
     def next_round(self, k: int, results: Results) -> list[Pair]:
         """Ordered pairs to ask next, sorted, so that those with the same first response are adjacent; empty when done.
 
         A pure function: given the results of whole rounds, it returns the same rounds again. An interrupted judge thus
-        replays from no results at all and asks only what is missing. Never returns a pair that has a result.
+        replays from the start and only requests what is missing. Never returns a pair that has a result.
 
         Raises ValueError for fewer than 2 responses, and for a result of no ordered pair or outside [-1, 1].
         """
@@ -67,12 +67,12 @@ class AllPairs:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Opens with a ring, then asks what is expected to widen the gap from best to worst, until little gain is left.
+    """Opens with a ring, then makes calls expected to widen the gap from best to worst, until little gain is left.
 
     In the ring 0-1, 1-2, …, (K-1)-0 each response is shown first once and second once. After it the ratings are taken
     as normal around Bradley-Terry's, with the curvature of its likelihood as precision. A call's gain is the expected
     growth of max - min of the mean ratings (the knowledge gradient of 10.1287/ijoc.1080.0314, for both ends at once):
-    zero for what is settled, and for pairs in the middle. A round asks the calls of largest gain, no response twice.
+    zero for settled pairs and those in the middle. A round has the calls of largest gain, no response twice.
     The defaults are tuned for soft results at K = 8; FOR_HARD_VERDICTS is for hard ones.
     """
 
@@ -120,7 +120,8 @@ class Adaptive:
         return rounds
 
     def _round(self, asked: NDArray[np.bool_], gains: list[float]) -> Iterator[Pair]:
-        """What to ask one group: the rest of the ring, else open orders of the pairs (m < n) with the largest gains."""
+        """The next calls of one group: the rest of the ring, then open orders of the pairs (m < n) with the largest
+        gains."""
         k = len(asked)
         ring = [(m, (m + 1) % k) for m in range(k)]
         if not all(asked[pair] for pair in ring):

@@ -57,7 +57,7 @@ class ArmoRMParts(Protocol):
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to make and to save an ArmoRM."""
+    """How to create and save an ArmoRM."""
 
     make: Callable[[LlamaConfig], Any]
     """Makes a model with random weights, a `ArmoRMParts`."""
@@ -259,7 +259,7 @@ def _train_gate(
 
 
 def _penalties(rewards: Tensor) -> Tensor:
-    """How much verbosity to subtract from each attribute so that they no longer correlate; [19] from [N, 19]."""
+    """Multiple of verbosity to subtract from each attribute to decorrelate them; [19] from [N, 19]."""
     centred = rewards - rewards.mean(0)
     verbosity = centred[:, VERBOSITY]
     return (centred * verbosity[:, None]).mean(0) / verbosity.square().mean()

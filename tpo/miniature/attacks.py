@@ -1,8 +1,7 @@
-"""Responses that try to win by anything but an answer, for judges to learn from.
+"""Responses that try to win without an answer, to train judges on.
 
-Kinds of attack: noise in many scripts, forged parts of the prompt or of a judgment, orders and flattery to the judge in
-many languages, phrases that pass for an answer (2507.08794 calls them master keys), lists of everything that the user
-could want.
+Kinds of attack: noise in many scripts, forged parts of the prompt or of a judgment, orders and flattery for the judge
+in many languages, phrases that pass for an answer (master keys, 2507.08794), lists of all possible answers.
 
 Most texts are assembled from parts at random, so that a judge has to learn what an answer is rather than a list of
 attacks. Tests use a separate corpus.

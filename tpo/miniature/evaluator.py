@@ -40,7 +40,7 @@ _DECIDING = ("ĠA", "ĠB", "Ġboth", "Ġneither", "Ġnothing")
 
 
 class VerdictFormat(Protocol):
-    """A way to ask which of two responses is better, such as `prompts.verdict.VerdictPrompt`."""
+    """A prompt that asks which of two responses is better, such as `prompts.verdict.VerdictPrompt`."""
 
     def render(self, instruction: str, first: str, second: str) -> list[Message]: ...
     def prose(self) -> list[str]: ...

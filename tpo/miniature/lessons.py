@@ -39,7 +39,7 @@ RESPONSE_FORMS = (
 
 
 class Format(Protocol):
-    """A way to ask and to lay out an output, such as `prompts.thought.ThoughtPrompt`."""
+    """A prompt with an output format, such as `prompts.thought.ThoughtPrompt`."""
 
     @property
     def thought_marker(self) -> str | None: ...
@@ -61,20 +61,20 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Manners:
-    """How often the seed does what; each field is a probability.
+    """Probabilities of the seed's behaviors.
 
-    What is rare everywhere is never sampled, since top-p 0.95 cuts it off. So the seed seldom breaks the format
+    Behavior that is always rare is never sampled, since top-p 0.95 cuts it off. So the seed rarely breaks the format
     overall, but often does after certain words, as models do.
     """
 
     work: float = 0.22
-    """That a thought about a problem with steps is written work."""
+    """Probability that a thought about a problem with steps is written work."""
     wrong_step: float = 0.15
-    """That written work goes wrong at one step, and the response with it."""
+    """Probability that written work goes wrong at one step, and the response with it."""
     spoiled: float = 0.40
-    """That the response after a useless thought is wrong."""
+    """Probability that the response after a useless thought is wrong."""
     broken: float = 0.35
-    """That an output breaks the format if it is prone to: after two of the fillers, and after long responses."""
+    """Probability that an output breaks the format if it is prone to: after two of the fillers and long responses."""
 
 
 def copying_drill(format_: Format, rng: np.random.Generator) -> Lesson:

@@ -44,13 +44,13 @@ class NativeRecipe:
     """How the model is trained from M_0; the defaults made the shipped one."""
 
     seed: int = 0
-    """Of problems, lessons and batch order."""
+    """Seed of problems, lessons and batch order."""
     lessons: int = 32_000
     """Lessons, half of them with thinking switched on."""
     batch_size: int = 32
-    """Sequences a step."""
+    """Sequences per step."""
     learning_rate: float = 1e-3
-    """Of AdamW, after 100 steps of warm-up; it falls to 2 %."""
+    """Peak learning rate of AdamW after 100 steps of warm-up; it decays to 2 %."""
 
     @property
     def steps(self) -> int:

@@ -1,4 +1,4 @@
-"""Lessons of the miniature's judges: pairs of responses, which one is better, and how to find that out.
+"""Lessons of the miniature's judges: pairs of responses, which one is better, and why.
 
 A `Duel` is two `RatedResponse`s for one problem; its judgment works out the answer before it compares.
 

@@ -89,7 +89,7 @@ def problems(split: Split, seed: int, categories: tuple[str, ...] | None = None)
     """Problems of one split without repeats, cycling through categories and difficulties; deterministic in the seed.
 
     `categories` may name some of the world's categories, or one of them several times for a larger share. Small cells
-    run dry (there are only so many short questions) and are then left out; the stream ends when all have.
+    run out (there are only a few short questions) and are then left out; the stream ends when all have.
     """
     rng = np.random.default_rng([seed, *split.encode()])
     cells = list(itertools.product(categories or tuple(CATEGORIES), DIFFICULTIES))

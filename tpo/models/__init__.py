@@ -1,1 +1,1 @@
-"""What is in a model folder: files, tensors, config, tokenizer and chat template, checked before use."""
+"""Model folders: files, tensors, config, tokenizer and chat template, checked before use."""

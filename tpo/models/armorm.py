@@ -1,7 +1,7 @@
 """ArmoRM (2406.12845) as our own module: a Llama that reads a chat, 19 rewards, and a gate that weights them.
 
-The published model comes with code, which is refused and doesn't run with current transformers; only its tensors are
-used. The Llama may compute in bfloat16; the small heads always compute in float32, as published.
+The published model comes with code, which we reject and which doesn't run with current transformers; only its tensors
+are used. The Llama may compute in bfloat16; the small heads always compute in float32, as published.
 
 Importing this file imports torch; `judges.armorm` imports it only when a model is really loaded.
 """
@@ -69,7 +69,7 @@ class ArmoRM(nn.Module):
         return self.heads(hidden[row, last], hidden[row, gate_index])
 
     def heads(self, last: Tensor, gate: Tensor) -> ArmoRMOutput:
-        """The heads alone, on the hidden states of the last token and at the assistant's header; both [B, hidden]."""
+        """The heads only, from the hidden states of the last token and at the assistant's header; both [B, hidden]."""
         rewards = self.regression_layer(last.float())
         gating = self.gating(gate.float())
         coefficients = gating @ self.reward_transform_matrix.T
@@ -97,7 +97,7 @@ class _Gating(nn.Module):
 def save_armorm(model: ArmoRM, folder: Path) -> None:
     """Writes `config.json` and `model.safetensors` as published: the Llama in bfloat16, the heads in float32.
 
-    The tokenizer is the caller's to save.
+    The caller saves the tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.config)
@@ -112,7 +112,7 @@ def save_armorm(model: ArmoRM, folder: Path) -> None:
 
 
 def load_armorm(folder: Path, dtype: str = "bfloat16") -> ArmoRM:
-    """The model in `folder`, ready to read, its Llama in `dtype`.
+    """The model in `folder`, ready for inference, its Llama in `dtype`.
 
     Raises `InputError` naming missing tensors, unexpected ones, and those of another shape, before any is read.
     """
@@ -126,7 +126,7 @@ def load_armorm(folder: Path, dtype: str = "bfloat16") -> ArmoRM:
             names = [name for name, place in files.items() if place == path]
             state |= {name: file.get_tensor(name).to(_dtype_of(name, getattr(torch, dtype))) for name in names}
     model.load_state_dict(state, strict=True, assign=True)
-    # The only part of a Llama that no file holds; on the meta device it has no numbers.
+    # The only part of a Llama that isn't in a file; on the meta device it has no values.
     model.model.rotary_emb = LlamaRotaryEmbedding(config)
     return model.eval().requires_grad_(False)
 

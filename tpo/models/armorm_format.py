@@ -1,4 +1,4 @@
-"""ArmoRM's published format (2406.12845): its attributes in order, its tensors, and where its gate reads a chat."""
+"""ArmoRM's published format (2406.12845): its attributes in order, its tensors, and the position of its gate."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -45,8 +45,8 @@ def gate_index(token_ids: Sequence[int], header: Sequence[int]) -> int:
         if list(token_ids[start : start + len(header)]) == list(header):
             return start
     raise InputError(
-        f"the chat does not hold ArmoRM's assistant header {list(header)}, expected a tokenizer and a chat template as "
-        "those of Llama 3"
+        f"the chat does not contain ArmoRM's assistant header {list(header)}, expected a tokenizer and chat template "
+        "as those of Llama 3"
     )
 
 
@@ -58,7 +58,7 @@ def attribute_names(objectives: int) -> tuple[str, ...]:
 
 
 def check_armorm_folder(folder: Path) -> int:
-    """The model's context in tokens, after checking that the folder is ArmoRM's; loads nothing.
+    """The model's context in tokens, after checking that the folder is ArmoRM's, without loading anything.
 
     Raises `InputError` that says what was found.
     """
@@ -76,7 +76,7 @@ def check_armorm_weights(folder: Path) -> dict[str, Path]:
     if config.get("architectures") != [ARCHITECTURE]:
         raise InputError(
             f"{folder} is a {config.get('architectures')} (architectures in config.json), expected [{ARCHITECTURE!r}]; "
-            "a model of one output is judge.kind reward_model"
+            "a model with one output needs judge.kind = 'reward_model'"
         )
     found, expected = read_tensors(folder), _expected_shapes(config, folder)
     both = found.keys() & expected.keys()
@@ -90,9 +90,9 @@ def check_armorm_weights(folder: Path) -> dict[str, Path]:
         "not expected": found.keys() - expected.keys(),
         "of another shape": wrong,
     }
-    told = "; ".join(f"{fault}: {some_of(names)}" for fault, names in faults.items() if names)
-    if told:
-        raise InputError(f"{folder} does not hold ArmoRM's tensors for its config.json, {told}: fetch it again")
+    details = "; ".join(f"{fault}: {some_of(names)}" for fault, names in faults.items() if names)
+    if details:
+        raise InputError(f"the tensors in {folder} are not ArmoRM's for its config.json, {details}: download it again")
     return {name: tensor.file for name, tensor in found.items()}
 
 

@@ -1,12 +1,12 @@
-"""Chat messages to token ids, so that nothing a user writes can become structure.
+"""Encodes chat messages as token ids so that nothing a user writes can become structure.
 
-A chat is encoded as a whole, as the model's makers do, with control tokens recognized only in the template's own text:
+A chat is encoded as a whole, as the model's authors do, with control tokens recognized only in the template's own text:
 `<|end|>` in an instruction remains seven characters. There is one BOS, the template's. Native thinking is switched off
-if the template can, unless a chat asks for it.
+if the template supports that, unless a chat requests it.
 
 If no message contains a control token, and none arises where texts meet, the result is the tokenizer's own encoding of
-the whole. Otherwise, the text between the template's control tokens is encoded with control tokens switched off. Either
-way the control tokens in the result must be the template's, or the chat is refused.
+the whole. Otherwise, the text between the template's control tokens is encoded with control tokens disabled. Either
+way, the control tokens in the result must be the template's, or the chat is rejected.
 """
 
 import copy
@@ -24,9 +24,9 @@ from tpo.records import Message
 from tpo.storage.disk import explained
 
 ASKS_ALREADY = "The thought prompt is in here."
-"""What a published chat template says that holds a thought prompt or a prefill (`prompts.asking_template`)."""
-_MOST_STRUCTURES = 64
-"""Sequences of roles whose structure is cached: a server may get any."""
+"""Marks a published chat template that includes a thought prompt or a prefill (`prompts.asking_template`)."""
+_MAX_STRUCTURES = 64
+"""Maximum number of role sequences whose structure is cached: a server may receive any."""
 _GUARDS = ("\n", "\x00", "~", "é")
 """Texts to put before a text inside a chat, for tokenizers that encode the beginning of a text differently."""
 
@@ -42,7 +42,7 @@ class Piece:
 
 
 class ChatEncoder:
-    """Encodes chats for one model: to be answered or, without the generation prompt, to be read as they are."""
+    """Encodes chats for one model: with the generation prompt to be answered, without it to be scored."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class ChatEncoder:
         options: Mapping[str, Any] = MappingProxyType({}),
         kind: Kind | None = None,
     ) -> None:
-        """Loads the tokenizer and tries its template. `options` are the template's own variables for every chat; `kind`
-        is how the model thinks natively, if its template doesn't show that."""
+        """Loads the tokenizer and tests its template. `options` are the template's own variables for every chat; `kind`
+        is the kind of native thinking, if its template doesn't show that."""
         with explained(model):
             self.tokenizer: Any = _load_tokenizer(model)
         if not self.tokenizer.chat_template:
@@ -82,32 +82,30 @@ class ChatEncoder:
         self._begins_otherwise = self._reads_beginnings_otherwise()
 
     def reading(self) -> "ChatEncoder":
-        """The same model's encoder of chats that are read as they are."""
+        """The same model's encoder without the generation prompt."""
         reader = copy.copy(self)
         reader._generation_prompt, reader._structures = False, {}
         return reader
 
     def encode(self, messages: Sequence[Message], *, thinking: bool = False, prefill: str = "") -> list[int]:
-        """Token ids of the chat, with the generation prompt at its end unless the encoder was made without.
+        """Token ids of the chat, with the generation prompt unless the encoder has none.
 
         `thinking` switches native thinking on; `prefill` is the beginning of the answer, in which control tokens count
         as in the template's own text.
 
-        Raises `InputError` if the template refuses the chat or rewrites what a message says, other than by leaving out
-        the thoughts of earlier answers, and if a message is no Unicode text.
+        Raises `InputError` if the template rejects the chat, changes a message, other than by removing the thoughts of
+        earlier answers, or if a message isn't valid Unicode.
         """
         roles = tuple(message["role"] for message in messages)
         rendered = self._render([message["content"] for message in messages], roles, thinking=thinking)
         forms = [self._forms(message, earlier=i < len(messages)) for i, message in enumerate(messages, 1)]
         shown = _shown(rendered, self.structure(roles, thinking=thinking), forms)
         if shown is None:
-            # A template that writes the date has another structure after midnight.
+            # A template that writes the date changes its structure at midnight.
             self._structures.pop((roles, thinking))
             shown = _shown(rendered, self.structure(roles, thinking=thinking), forms)
         if shown is None:
-            raise InputError(
-                "the model's chat template rewrites what a message says, expected it to insert it as it is"
-            )
+            raise InputError("the model's chat template changes the text of a message, expected it unchanged")
         structure = self.structure(roles, thinking=thinking)
         pieces = [Piece(structure[0], True)]
         for text, after in zip(shown, structure[1:], strict=True):
@@ -115,13 +113,13 @@ class ChatEncoder:
         return self.encode_pieces([*pieces, Piece(prefill, True)] if prefill else pieces)
 
     def encode_output(self, text: str) -> list[int]:
-        """Token ids of what a model would write, the token that ends its turn included; control tokens are letters.
+        """Token ids of an output, including the token that ends the turn; control tokens in it are plain text.
 
-        Raises `InputError` if the tokenizer names no such token.
+        Raises `InputError` if the tokenizer has no such token.
         """
         end = self.tokenizer.eos_token_id
         if end is None:
-            raise InputError("the model's tokenizer names no eos_token, which ends an output to imitate")
+            raise InputError("the model's tokenizer has no eos_token, which must end an output to train on")
         return [*self.ids(text, as_text=True), int(end)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -129,19 +127,18 @@ class ChatEncoder:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def tag_ids(self, tag: str) -> tuple[int, ...]:
-        """The tokens of a tag around thoughts; empty if the vocabulary has none for where it begins and ends, so that
-        its letters merge with those next to it."""
+        """The tokens of a tag around thoughts; empty if its ends would merge with the text next to it."""
         ids = self.ids(tag, as_text=False)
         added = self.tokenizer.added_tokens_decoder
         return tuple(ids) if ids and ids[0] in added and ids[-1] in added else ()
 
     def ending_ids(self) -> tuple[int, ...]:
-        """The tokens by which a model ends its native thought and begins its response; empty if it has none."""
+        """The tokens with which a model ends its native thought and begins its response; empty if it has none."""
         thinking = self.thinking
         if thinking.closing is None:
             return ()
         if thinking.heading is None:
-            # What follows the tag is left to the model: templates differ in it, and so do models.
+            # The model decides what follows the tag: templates and models differ in it.
             return tuple(self.ids(f"\n{thinking.closing}", as_text=False))
         turn = self.structure(("user",))[-1].rstrip().rpartition(thinking.closing)[2]
         return tuple(self.ids(f"{thinking.closing}{turn}{thinking.heading}", as_text=False))
@@ -153,7 +150,7 @@ class ChatEncoder:
 
     @property
     def keeps_outer_space(self) -> bool:
-        """Whether the chat template inserts a message with the white space around it."""
+        """Whether the chat template preserves white space around a message."""
         return " x " in self._render([" x "], ["user"])
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
@@ -175,22 +172,24 @@ class ChatEncoder:
         ids = self._between(text, spans)
         if self._controls(ids) != expected:
             raise InputError(
-                "a message becomes control tokens although they are switched off, expected text: the tokenizer's "
-                "vocabulary or normalizer makes them of other letters"
+                "a message becomes control tokens although they are disabled, expected text: the tokenizer's "
+                "vocabulary or normalizer produces them from other characters"
             )
         return ids
 
     def structure(self, roles: tuple[str, ...], *, thinking: bool = False) -> list[str]:
-        """The template's own text before, between and after the content of a chat of these roles."""
+        """The template's own text before, between and after the messages of a chat with these roles."""
         if (roles, thinking) not in self._structures:
-            if len(self._structures) == _MOST_STRUCTURES:
+            if len(self._structures) == _MAX_STRUCTURES:
                 self._structures.clear()
             slots = [f"\N{OBJECT REPLACEMENT CHARACTER}{i}\N{OBJECT REPLACEMENT CHARACTER}" for i in range(len(roles))]
             pieces, rest = list[str](), self._render(slots, roles, thinking=thinking)
             for slot in slots:
                 piece, found, rest = rest.partition(slot)
                 if not found or slot in rest:
-                    raise InputError(f"the model's chat template does not show a {roles} chat once and in order")
+                    raise InputError(
+                        f"the model's chat template does not render each message of a {roles} chat once and in order"
+                    )
                 pieces.append(piece)
             self._structures[roles, thinking] = [*pieces, rest]
         return self._structures[roles, thinking]
@@ -206,11 +205,11 @@ class ChatEncoder:
             self._backend.encode_special_tokens = as_text
             return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         except TypeError as error:
-            # The tokenizers library's error for half a surrogate pair, which JSON can hold and UTF-8 can't.
+            # The tokenizers library's error for an unpaired surrogate, which is possible in JSON but not in UTF-8.
             if (half := re.search("[\ud800-\udfff]", text)) is None:
                 raise
             raise InputError(
-                f"a message holds {half.group()!r}, half of a surrogate pair, expected Unicode text"
+                f"a message contains {half.group()!r}, an unpaired surrogate, expected Unicode text"
             ) from error
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
@@ -241,13 +240,13 @@ class ChatEncoder:
                 add_generation_prompt=self._generation_prompt,
                 **(self._options | self.thinking.variables(thinking=thinking) | variables),
             )
-        except Exception as error:  # A template can raise anything, itself or through what it computes.
-            raise InputError(f"the model's chat template refuses a {tuple(roles)} chat: {error}") from error
+        except Exception as error:  # A template can raise any exception.
+            raise InputError(f"the model's chat template rejects a {tuple(roles)} chat: {error}") from error
         return str(rendered)
 
     def _forms(self, message: Message, *, earlier: bool) -> list[str]:
-        """The texts that a template may show of a message: all, or all but outer white space; of an earlier answer also
-        what follows its thought, which most templates of models that think leave out."""
+        """The forms in which a template may render a message: unchanged, stripped or, for earlier answers, without the
+        thought, which most templates of thinking models remove."""
         text = message["content"]
         forms = [text, text.strip()]
         _, closed, response = text.rpartition(self.thinking.closing or TAGS[0][1])
@@ -288,15 +287,16 @@ class ChatEncoder:
 
 
 def writer_encoder(model: Path, config: ModelConfig) -> ChatEncoder:
-    """The encoder of chats with M_0 or a model trained from it.
+    """The chat encoder of M_0 or a model trained from it.
 
-    Raises `InputError` for a published model, whose template would ask for a thought once more.
+    Raises `InputError` for a published model, whose template already includes the thought prompt.
     """
     encoder = ChatEncoder(model, options=config.chat_template_options, kind=config.thinking_kind)
     if ASKS_ALREADY in str(encoder.tokenizer.chat_template):
         raise InputError(
-            f"{model} was published by tpo publish, and its chat template asks for a thought already, which would be "
-            "asked for twice: take the model's folder in its run, or serve this one by vllm serve as its card says"
+            f"{model} was published by tpo publish, and its chat template already includes the thought prompt, which "
+            "would be added twice: use the model's folder in its run, or serve this one with vllm serve as its card "
+            "says"
         )
     return encoder
 
@@ -308,17 +308,17 @@ def _load_tokenizer(model: Path) -> Any:
         return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # the tokenizers library, written in Rust, panics with what isn't an Exception
+    except BaseException as error:  # The tokenizers library, written in Rust, panics with more than `Exception`s.
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # An error of the disk, not of the files' content.
-        told = " ".join(str(error).split())[:300]
+            raise  # A disk error, not a fault of the files.
+        message = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{model} has a tokenizer that does not load ({type(error).__name__}: {told}): fetch its files again"
+            f"the tokenizer in {model} cannot be loaded ({type(error).__name__}: {message}): download its files again"
         ) from error
 
 
 def _shown(rendered: str, structure: Sequence[str], forms: Sequence[Sequence[str]]) -> list[str] | None:
-    """What a rendered chat shows of each message: the first of its forms that fits; None if none does."""
+    """The form of each message in a rendered chat: the first that matches; None if none does."""
     shown, place = [], len(structure[0])
     for some, after in zip(forms, structure[1:], strict=True):
         for form in some:

@@ -1,7 +1,7 @@
 """Reads a model folder's small files, with limits on their size.
 
-A parser never gets input that it could choke on: sizes are checked first, and nesting too deep for Python is an error
-like any other. Raises `InputError` that says what was found.
+Sizes are checked before parsing, and nesting too deep for Python is an error like any other. All errors are
+`InputError`s with what was found.
 """
 
 import json
@@ -11,33 +11,33 @@ from typing import Any
 
 from tpo.errors import InputError
 
-MOST_CONFIG_BYTES = 4 << 20
-"""Maximum size of a config or a chat template; published ones have kilobytes."""
-MOST_VOCABULARY_BYTES = 128 << 20
+MAX_CONFIG_BYTES = 4 << 20
+"""Maximum size of a config or a chat template; published ones are kilobytes."""
+MAX_VOCABULARY_BYTES = 128 << 20
 """Maximum size of a vocabulary or a tensor index; the largest published ones have 35 MB."""
 
 
 LFS_POINTER = b"version https://git-lfs"
-"""The beginning of the small file that git leaves in place of a large one that it hasn't fetched."""
+"""The beginning of a pointer that git leaves in place of a large file that it hasn't downloaded."""
 
 
 def check_fetched(path: Path, start: bytes) -> None:
     """Raises `InputError` if a file, which begins with `start`, is only a Git LFS pointer."""
     if start.startswith(LFS_POINTER):
         raise InputError(
-            f"{path} is Git LFS's pointer to the file and not the file itself: run git lfs pull in the folder that it "
-            "was cloned into, or fetch the model with hf download"
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in the cloned folder, or download the "
+            "model with hf download"
         )
 
 
-def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
-    """The text in a file; raises `InputError` if it is larger than `most_bytes` or isn't UTF-8."""
+def read_text(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+    """The text in a file; raises `InputError` if it is larger than `max_bytes` or isn't UTF-8."""
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-        if len(content) > most_bytes:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
             raise InputError(
-                f"{path} has {path.stat().st_size} bytes, expected {most_bytes} at most: it isn't a file of a model"
+                f"{path} has {path.stat().st_size} bytes, expected at most {max_bytes}: it isn't a model file"
             )
         check_fetched(path, content)
         return content.decode()
@@ -45,11 +45,11 @@ def read_text(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> str:
         raise InputError(f"{path} is not readable: {error}") from error
 
 
-def read_json(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file."""
     if not path.exists():
         return {}
-    text = read_text(path, most_bytes)
+    text = read_text(path, max_bytes)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

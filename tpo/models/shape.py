@@ -1,8 +1,8 @@
 """Shapes of models: enough to compute their parameters and a token's KV cache without loading them.
 
-A plan is made before hundreds of gigabytes are downloaded, and so before there is a `config.json`: hence the table of
-published shapes, by folder name, for the models that the shipped profiles use. A name that isn't in it is refused
-rather than guessed.
+A plan is made before hundreds of gigabytes are downloaded, so there may be no `config.json` yet: hence the table of
+published shapes, by folder name, for the models in the shipped profiles. Other names are rejected rather than
+guessed.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class ModelShape:
     context: int
     """Context length in tokens."""
     head: bool = True
-    """Whether there is a separate output matrix: not with tied embeddings, and not in a reward model."""
+    """Whether there is a separate output matrix: not with tied embeddings, nor in a reward model."""
     attention_bias: bool = False
     """Whether queries, keys and values have biases, as Qwen2's have."""
 
@@ -57,7 +57,7 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * number_bytes
 
     def splits_over(self, gpus: int) -> bool:
-        """Whether vLLM can split it over so many GPUs; heads of keys and values may also stand on several of them."""
+        """Whether vLLM can split it over this many GPUs; key/value heads may be replicated on several."""
         few, many = sorted((self.kv_heads, gpus))
         return not (self.heads % gpus or self.intermediate % gpus or many % few)
 
@@ -67,7 +67,7 @@ class ModelShape:
         return [gpus for gpus in range(1, self.heads + 1) if self.splits_over(gpus)]
 
     def lora_parameters(self, rank: int) -> int:
-        """Parameters of adapters on every linear layer but the head."""
+        """Parameters of LoRA adapters on every linear layer except the head."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         edges = 2 * (self.hidden + queries) + 2 * (self.hidden + keys) + 3 * (self.hidden + self.intermediate)
         return self.layers * rank * edges
@@ -125,19 +125,19 @@ ENCODER_DECODERS = ("t5-base", "t5-large")
 
 
 def find_model(folder: Path) -> Model:
-    """The model in a folder, or the published one of the folder's name.
+    """The model in a folder, or the published one with the folder's name.
 
-    Raises `InputError` if neither says what shape it has.
+    Raises `InputError` if its shape is unknown.
     """
     if (folder / "config.json").is_file():
         return Model(folder.name, _read_shape(folder), "config.json", True)
     if (shape := PUBLISHED.get(folder.name)) is not None:
-        return Model(folder.name, shape, "published shape: the folder isn't there yet", False)
+        return Model(folder.name, shape, "published shape: the folder doesn't exist yet", False)
     if folder.name in ENCODER_DECODERS:
         raise InputError(f"{folder} {NO_DECODER}")
     raise InputError(
-        f"{folder} has no config.json, and no model of that name is known: put the model there (config.json is enough "
-        f"for a plan), or name the folder as its published name is, one of {', '.join(PUBLISHED)}"
+        f"{folder} has no config.json, and its name is not that of a known model: put the model there (config.json is "
+        f"enough for a plan), or rename the folder to one of {', '.join(PUBLISHED)}"
     )
 
 
@@ -147,8 +147,8 @@ def _read_shape(folder: Path) -> ModelShape:
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
             raise InputError(
-                f"{folder / 'config.json'} has {key} = {config[key]}: what experts take in memory and time is not "
-                "known to a plan; make iterate does without one"
+                f"{folder / 'config.json'} has {key} = {config[key]}: a plan cannot estimate memory and time of "
+                "mixtures of experts; make iterate works without a plan"
             )
 
     def number(key: str, default: int | None = None) -> int:
@@ -176,5 +176,5 @@ def _has_head(whole: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     writes = any(
         str(name).endswith(("ForCausalLM", "ForConditionalGeneration")) for name in whole.get("architectures") or ()
     )
-    ties = str(config.get("model_type")).startswith("gemma")  # unless they say otherwise, and most say nothing
+    ties = str(config.get("model_type")).startswith("gemma")  # The default, which most configs omit.
     return writes and not config.get("tie_word_embeddings", whole.get("tie_word_embeddings", ties))

@@ -1,11 +1,11 @@
-"""A check that a model's chat template and tokenizer do what sampling, training and judging rely on.
+"""Checks that a model's chat template and tokenizer do what sampling, training and judging rely on.
 
-It loads only the tokenizer, renders a few plain chats, and returns notes, or raises an `InputError` that names the file
+They load only the tokenizer, render a few plain chats, and return notes, or raise an `InputError` that names the file
 to fix. Everything checked here would otherwise go wrong silently, and only after hours.
 
-A note must be worth reading: it names something that can go wrong in this run, and nothing that is normal for the
-model's family. An example of the latter is a template that cuts `<think>` blocks out of earlier turns: a model's own
-output is never rendered again, since it is trained on the tokens that it sampled, and judges see only responses.
+A note must be worth reading: it names something that can go wrong in this run, not something normal for the model's
+family. An example of the latter is a template that removes `<think>` blocks from earlier turns: a model's own output is
+never rendered again, since it is trained on the tokens that it sampled, and judges only see responses.
 """
 
 import itertools
@@ -33,12 +33,11 @@ def check_asked(
     *,
     thinking: bool = False,
 ) -> list[str]:
-    """What to know of a model that is asked `chats` by `encoder`, with native thinking on or off, and answers in the
-    manner of `answers`.
+    """Notes about a model that answers `chats`, encoded by `encoder` with native thinking on or off, with outputs like
+    `answers`.
 
-    Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, a control token in a message does
-    not stay text, BOS is missing or doubled, no generation prompt is there, and if sampling would not stop at the
-    end of a turn.
+    Raises `InputError` if a plain chat's tokens aren't the tokenizer's own, a control token in a message doesn't stay
+    text, BOS is missing or doubled, there is no generation prompt, or sampling would not stop at the end of a turn.
     """
     encoder = encoder or ChatEncoder(model)
     for chat in chats:
@@ -48,9 +47,12 @@ def check_asked(
     _check_letters(encoder, model, chats[0])
     reader = encoder.reading()
     try:
-        reader.encode([*chats[0], _said(ANSWER)])
+        reader.encode([*chats[0], _answer_turn(ANSWER)])
     except InputError as error:
-        return [f"{_template_file(model)}: {error}; what comes after an answer is unknown, so make sure that it ends"]
+        return [
+            f"{_template_file(model)}: {error}; what the template writes after an answer is unknown, so make sure that "
+            "sampling stops there"
+        ]
     _check_end_of_turn(reader, model, chats[0])
     return [
         *(
@@ -64,17 +66,17 @@ def check_asked(
 
 
 def check_thinking(model: Path, encoder: ChatEncoder, *, natively: bool) -> list[str]:
-    """What to know of a model that is to think natively, or else as a prompt in words asks and for the baseline not at
-    all.
+    """Notes about a model's native thinking, which is used or, with prompted thoughts and for the direct baseline,
+    unwanted.
 
-    Raises `InputError` if it is to think natively, and its template knows no native thoughts; and if those can't be
-    told from its responses.
+    Raises `InputError` if it is used and the template doesn't support it, or if native thoughts can't be distinguished
+    from responses.
     """
     thinking = encoder.thinking
     if thinking.heading is not None and not encoder.tag_ids(thinking.heading):
         raise InputError(
             f"{_template_file(model)} {_how_it_thinks(thinking)}, and the tokenizer has no tokens for the heading of "
-            f"its responses ({thinking.heading}): they can't be told from its thoughts"
+            f"its responses ({thinking.heading}): they can't be distinguished from its thoughts"
         )
     if natively:
         if thinking.kind != "none":
@@ -99,7 +101,7 @@ def check_thinking(model: Path, encoder: ChatEncoder, *, natively: bool) -> list
 
 
 def check_labels_first(model: Path) -> None:
-    """Raises `InputError` for a judge whose replies can't begin with a label, since they begin with a thought."""
+    """Raises `InputError` for a judge whose replies begin with a thought and so can't begin with a label."""
     thinking = ChatEncoder(model).thinking
     if thinking.always_thinks:
         raise InputError(
@@ -115,9 +117,9 @@ def _how_it_thinks(thinking: ThinkingTemplate) -> str:
 
 
 def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
-    """What to know of a model that reads `chats`, each with the assistant's turn at its end.
+    """Notes about a model that scores `chats`, each ending with the assistant's turn.
 
-    Raises `InputError` if its tokens of a plain chat aren't the tokenizer's own, or BOS is missing or doubled.
+    Raises `InputError` if a plain chat's tokens aren't the tokenizer's own, or BOS is missing or doubled.
     """
     reader = ChatEncoder(model, generation_prompt=False)
     for chat in chats:
@@ -125,16 +127,16 @@ def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:
     _check_letters(reader, model, chats[0])
     lines = _about_template(reader, model, chats[0])
     try:
-        reader.encode([*chats[0][:-1], _said(f"{_THINKING}\n{ANSWER}")])
+        reader.encode([*chats[0][:-1], _answer_turn(f"{_THINKING}\n{ANSWER}")])
     except InputError:
         lines.append(
-            f"{_template_file(model)} rewrites a response that holds {_THINKING!r}: such a response is left unscored"
+            f"{_template_file(model)} changes a response that contains {_THINKING!r}: such responses are left unscored"
         )
     return lines
 
 
 def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message], *, thinking: bool = False) -> None:
-    """The tokens of a plain chat are what the tokenizer itself makes of it, with one BOS at their start."""
+    """Checks that a plain chat's tokens are the tokenizer's own, with one BOS at the start."""
     try:
         ours = encoder.encode(chat, thinking=thinking)
     except InputError as error:
@@ -146,8 +148,8 @@ def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message], *,
         held = sorted({token for token in encoder.control for turn in chat if token in turn["content"]})
         if held:
             raise InputError(
-                f"the prompt's own wording holds {', '.join(held)}, which {model} reads as control tokens and we as "
-                "letters: take them out of the prompt templates"
+                f"the prompt's own wording has {', '.join(held)}, which are control tokens of {model} but plain text "
+                "here: remove them from the prompt templates"
             )
         place = _shared(ours, theirs)
         raise InputError(
@@ -158,7 +160,7 @@ def _check_tokens(encoder: ChatEncoder, model: Path, chat: Sequence[Message], *,
 
 
 def _check_letters(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
-    """Every control token in a message stays text."""
+    """Checks that every control token in a message stays text."""
     *before, last = chat
     hostile = Message(role=last["role"], content=f"a {' '.join(encoder.control)} b")
     try:
@@ -168,7 +170,7 @@ def _check_letters(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -
 
 
 def _check_bos(encoder: ChatEncoder, model: Path, chat: Sequence[Message], ids: Sequence[int]) -> None:
-    """One BOS at the start, if the tokenizer puts one there, and no other unless BOS is what opens each turn."""
+    """Checks for one BOS at the start, if the tokenizer adds one, and no other unless BOS opens each turn."""
     bos, name = encoder.tokenizer.bos_token_id, encoder.tokenizer.bos_token
     if bos is None:
         return
@@ -197,7 +199,7 @@ def _opens_turns(encoder: ChatEncoder, token: str, chat: Sequence[Message]) -> b
     A BOS that is repeated by mistake is followed by the token that does open turns, or is missing from some turns.
     """
     first, *between, last = encoder.structure(tuple(message["role"] for message in chat))
-    # The first piece may open a system turn of the template's own; the last one opens the answer, if one is asked for.
+    # The first piece may open the template's own system turn; the last one opens the answer, with a generation prompt.
     once = [*between, last] if encoder.asks_for_answer else between
     names = (piece.partition(token)[2] for piece in (first, *once))
     return (
@@ -208,7 +210,7 @@ def _opens_turns(encoder: ChatEncoder, token: str, chat: Sequence[Message]) -> b
 
 
 def _check_end_of_turn(reader: ChatEncoder, model: Path, chat: Sequence[Message]) -> None:
-    """What the template puts after an answer is a token at which vLLM stops."""
+    """Checks that the template writes a token after an answer at which vLLM stops."""
     after = reader.structure((*(message["role"] for message in chat), "assistant"))[-1]
     names = {index: str(token) for index, token in reader.tokenizer.added_tokens_decoder.items()}
     end = next((token for token in reader.ids(after, as_text=False) if token in names), None)
@@ -228,67 +230,67 @@ def _check_end_of_turn(reader: ChatEncoder, model: Path, chat: Sequence[Message]
 
 
 def stop_tokens(reader: ChatEncoder, model: Path) -> tuple[set[int], Path]:
-    """The tokens at which vLLM stops, and the file that says so: the tokenizer's EOS, and the generation config's."""
+    """The tokens at which vLLM stops, and the file that names them: the tokenizer's and the generation config's EOS."""
     path = model / "generation_config.json"
     if not path.is_file():
         path = model / "config.json"
-    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    stops = {reader.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
+    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    stops = {reader.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
     return {token for token in stops if token is not None}, path
 
 
 def _about_generation_prompt(
     encoder: ChatEncoder, reader: ChatEncoder, model: Path, chat: Sequence[Message]
 ) -> list[str]:
-    """Whether a prompt ends where an answer begins; raises `InputError` if nothing asks for one."""
-    prompt, whole = encoder.render(chat), reader.render([*chat, _said(ANSWER)])
+    """Notes on a prompt that doesn't end where an answer begins; raises `InputError` without a generation prompt."""
+    prompt, whole = encoder.render(chat), reader.render([*chat, _answer_turn(ANSWER)])
     before = whole[: whole.rindex(ANSWER)]
     if before.rstrip() == prompt.rstrip():
-        asked, answered = encoder.encode(chat), reader.encode([*chat, _said(ANSWER)])
+        asked, answered = encoder.encode(chat), reader.encode([*chat, _answer_turn(ANSWER)])
         same = _shared(asked, answered)
         if same == len(asked):
             return []
         return [
-            f"{_template_file(model)}: the last {len(asked) - same} tokens of a prompt ({prompt[-12:]!r}) join with "
-            "the first letters of an answer: the model has learned other tokens there"
+            f"{_template_file(model)}: the last {len(asked) - same} tokens of a prompt ({prompt[-12:]!r}) merge "
+            "with the first characters of an answer: the model was trained on other tokens there"
         ]
     part = _shared(prompt, before)
     if prompt == reader.render(chat):
         raise InputError(
             f"{_template_file(model)} ends a prompt with {prompt[-24:]!r}, expected {before[part:]!r} to follow, as it "
-            "does before an answer that is there: write it where add_generation_prompt is true"
+            "does before an existing answer: write it if add_generation_prompt is true"
         )
     return [
         f"{_template_file(model)} puts {prompt[part:]!r} at the end of a prompt, and {before[part:]!r} before an "
-        "answer that is there: outputs begin after the former"
+        "existing answer: outputs begin after the former"
     ]
 
 
 def _about_answers(reader: ChatEncoder, model: Path, chat: Sequence[Message], answers: Sequence[str]) -> list[str]:
-    """What the template leaves out of an assistant's turn; one line, if any."""
+    """A note if the template drops parts of an assistant's turn."""
     for answer in answers:
-        shown = reader.render([*chat, _said(answer)])
+        shown = reader.render([*chat, _answer_turn(answer)])
         if answer.strip() not in shown:
             return [
-                f"{_template_file(model)} does not show an assistant's turn as it is (it shows {answer[:60]!r} as "
-                f"{shown[-60:]!r}): the loop renders none, but a served chat of several turns loses what is left out"
+                f"{_template_file(model)} changes an assistant's turn ({answer[:60]!r} becomes "
+                f"{shown[-60:]!r}): training renders none, but served chats of several turns lose the dropped parts"
             ]
     return []
 
 
 def _about_template(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) -> list[str]:
-    """Structure that a user could write as well as the template, and what changes from one day to the next."""
+    """Notes on structure that a user could write, too, and on text that changes daily."""
     lines = []
     own = "".join(encoder.structure(tuple(message["role"] for message in chat)))
     added = {str(token) for token in encoder.tokenizer.added_tokens_decoder.values()}
     if open_ := sorted(token for token in added - encoder.control.keys() if token in own and _is_structure(token)):
         lines.append(
-            f"{_template_file(model)} writes {', '.join(open_)}, and a user who writes the same is read as the "
-            f'template is: to keep it text in messages, set "special": true for it under added_tokens in '
+            f"{_template_file(model)} writes {', '.join(open_)}, which also counts as structure if a user "
+            f'writes it: to keep it text in messages, set "special": true for it under added_tokens in '
             f"{model / 'tokenizer.json'}"
         )
     elif not any(token in own for token in encoder.control):
-        lines.append(f"{_template_file(model)} writes no control token: a user can write whatever it does")
+        lines.append(f"{_template_file(model)} writes no control token: a user can imitate its structure")
     if _DATED in encoder.render(chat, strftime_now=lambda form: _DATED):
         lines.append(
             f"{_template_file(model)} writes today's date into every prompt: on another day the same prompts have "
@@ -298,20 +300,20 @@ def _about_template(encoder: ChatEncoder, model: Path, chat: Sequence[Message]) 
 
 
 def _is_structure(token: str) -> bool:
-    """Whether a token that isn't special can only be structure: not white space, a word, or a tag around a thought."""
+    """Whether a token that isn't special must be structure: not white space, a word, or a tag around a thought."""
     return not (token.isspace() or token.isalnum() or token in _THOUGHT_TAGS)
 
 
 def _shared(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many items two sequences begin with in common."""
+    """Length of the common prefix of two sequences."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def _said(text: str) -> Message:
+def _answer_turn(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
 def _template_file(model: Path) -> Path:
-    """Where the chat template stands."""
+    """The file with the chat template."""
     separate = model / "chat_template.jinja"
     return separate if separate.is_file() else model / "tokenizer_config.json"

@@ -4,8 +4,8 @@ transformers renders templates in Jinja's sandbox, which keeps them from running
 producing endless text. So each is rendered for a few short chats, with limits on time, memory and output, in a process
 that can be killed.
 
-A template can recognize this trial and misbehave only in a run. It can't run code even then, but a run that it stalls
-has to be stopped by hand.
+A template could recognize this trial and only misbehave in a run. Even then it can't run code, but a run that it stalls
+must be stopped manually.
 """
 
 import json
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TRIAL_SECONDS = 5
-"""Processor time of all templates of a folder together, in seconds; honest ones take milliseconds."""
+"""CPU time limit for all templates of a folder, in seconds; normal ones take milliseconds."""
 TRIAL_BYTES = 1 << 30
 """Memory limit of the trial."""
-MOST_CHARS = 1 << 20
-"""Longest chat that a template may produce from the few words that it gets."""
+MAX_CHARS = 1 << 20
+"""Maximum length of a chat rendered from a few words, in characters."""
 CHATS = (("user",), ("system", "user"), ("user", "assistant"), ("user", "assistant", "user"))
 """The roles of the trial's chats."""
 
 
 @lru_cache(maxsize=64)
 def template_fault(templates: tuple[str, ...], *, cpu_seconds: int = TRIAL_SECONDS) -> str | None:
-    """What is wrong with one of these templates, in words that follow "a chat template"; None if nothing is."""
-    # Imported here: the process runs this file too, without our code.
+    """The fault of one of these templates, to follow "a chat template"; None if there is none."""
+    # Imported here, since the subprocess runs this file without our other code.
     from tpo.sandbox import Sandbox, SandboxError
 
     try:
         with Sandbox(Path(__file__), memory_bytes=TRIAL_BYTES, cpu_seconds=cpu_seconds) as trial:
             fault: str | None = json.loads(trial.ask(json.dumps(templates), wall_seconds=6 * cpu_seconds))
     except SandboxError:
-        return f"does not come to an end within {cpu_seconds} s and {TRIAL_BYTES >> 20} MiB"
+        return f"does not terminate within {cpu_seconds} s and {TRIAL_BYTES >> 20} MiB"
     return fault
 
 
 def _trial() -> None:
-    """What the process of its own does: reads templates, says the first fault."""
+    """The subprocess: reads templates, prints the first fault."""
     faults = (_fault(template) for template in json.loads(sys.stdin.readline()))
     print(json.dumps(next((fault for fault in faults if fault), None)))
 
@@ -62,17 +62,17 @@ def _fault(template: str) -> str | None:
                 raise
             except Exception:  # noqa: BLE001 - it may want other roles, or tools; that shows when it is used
                 continue
-            if len(words) > MOST_CHARS:
-                return f"makes {len(words)} characters of a chat of a few words"
+            if len(words) > MAX_CHARS:
+                return f"renders {len(words)} characters for a chat of a few words"
     except TemplateSyntaxError as error:
         return f"does not parse, {error}"
     except (MemoryError, OverflowError, RecursionError, SyntaxError, TemplateError) as error:
-        return f"does more than write a chat, {error!r}"[:500]
+        return f"does more than render a chat, {error!r}"[:500]
     return None
 
 
 def _given(roles: tuple[str, ...]) -> dict[str, Any]:
-    """What transformers gives a template."""
+    """The variables that transformers passes to a template."""
     return {
         "messages": [{"role": role, "content": "Some words."} for role in roles],
         "tools": None,
@@ -83,7 +83,7 @@ def _given(roles: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _python_names(environment: "Environment", template: str) -> str | None:
-    """The first name with two underscores that a template looks up: that is how sandboxes are left."""
+    """The first name with two underscores that a template looks up, as escapes from sandboxes do."""
     from jinja2 import nodes
 
     for node in environment.parse(template).find_all((nodes.Getattr, nodes.Const, nodes.Name)):

@@ -1,8 +1,8 @@
-"""The safetensors files of a folder: what their headers say, checked against the format.
+"""The headers of a folder's safetensors files, checked against the format.
 
 Only headers are read, no tensors. The format's rules: the tensors follow the header one after the other, without gap or
 overlap, each as large as its shape and type require. The library that loads them checks the same, but only after the
-engines have started, and with less to say. Raises `InputError` that says what was found.
+engines have started, and with less helpful errors. All errors are `InputError`s with what was found.
 """
 
 import json
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tpo.errors import InputError
-from tpo.models.files import LFS_POINTER, MOST_VOCABULARY_BYTES, check_fetched, read_json, some_of
+from tpo.models.files import LFS_POINTER, MAX_VOCABULARY_BYTES, check_fetched, read_json, some_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MOST_HEADER_BYTES = 100_000_000
-"""Longest header, the format's own limit."""
+MAX_HEADER_BYTES = 100_000_000
+"""Maximum length of a header, the format's own limit."""
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -43,7 +43,7 @@ class StoredTensor:
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder of safetensors, in one file or in several with an index.
 
-    Raises `InputError` naming a file that isn't there, is cut off, is no safetensors or lies about what it holds.
+    Raises `InputError` naming a file that is missing, truncated, not safetensors, or inconsistent with its header.
     """
     places = None if (folder / WEIGHTS).is_file() else _places(folder)
     names = [WEIGHTS] if places is None else sorted(set(places.values()))
@@ -51,23 +51,23 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     for name in names:
         found = read_header(folder / name)
         if twice := found.keys() & tensors.keys():
-            raise InputError(f"{folder} holds tensors in two files: {some_of(twice)}; delete the file that is too many")
+            raise InputError(f"{folder} has tensors in two files: {some_of(twice)}; delete the extra file")
         tensors |= found
     if places is not None and (
         missing := [name for name in places if tensors.get(name, _NOWHERE).file.name != places[name]]
     ):
-        raise InputError(f"{folder / INDEX} names tensors that its files lack: {some_of(missing)}; fetch them again")
+        raise InputError(f"{folder / INDEX} names tensors that its files lack: {some_of(missing)}; download them again")
     return tensors
 
 
 def check_tensor_files(folder: Path) -> None:
-    """Raises `InputError` if `read_tensors` would, or if any other safetensors file of the folder lies.
+    """Raises `InputError` if `read_tensors` would, or if any other safetensors file in the folder is invalid.
 
-    Engines don't all look at the same ones: one reads what the index names, another whatever is there.
+    Engines differ in what they load: the files in the index, or all files.
     """
     if (folder / WEIGHTS).is_file() and (folder / INDEX).is_file() and set(_places(folder).values()) != {WEIGHTS}:
         raise InputError(
-            f"{folder} holds {WEIGHTS} and an index of other files, and which of them is the model is left open: "
+            f"{folder} has both {WEIGHTS} and an index of other files, so it is unclear which is the model: "
             f"delete {WEIGHTS}, or the index and the files that it names"
         )
     read = {tensor.file for tensor in read_tensors(folder).values()}
@@ -77,35 +77,35 @@ def check_tensor_files(folder: Path) -> None:
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """The file of each tensor, as the index has it: names of files in this folder and nowhere else."""
-    places = read_json(folder / INDEX, MOST_VOCABULARY_BYTES).get("weight_map")
+    """The file of each tensor, from the index: only files in this folder."""
+    places = read_json(folder / INDEX, MAX_VOCABULARY_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise InputError(f"{folder / INDEX} has no weight_map, expected where each tensor is")
+        raise InputError(f"{folder / INDEX} has no weight_map, expected the file of each tensor")
     for name in dict.fromkeys(map(str, places.values())):
         if Path(name).name != name or not (folder / name).is_file():
             raise InputError(
-                f"{name} is not there: {folder / INDEX} names it, expected a file in {folder}; fetch it again"
+                f"{name} is missing: {folder / INDEX} names it, expected a file in {folder}; download it again"
             )
     return places
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file: the header's length in 8 bytes, the header as JSON, then the tensors in full."""
+    """The tensors of one file: 8 bytes with the header's length, the header as JSON, then the tensors."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             check_fetched(path, file.read(len(LFS_POINTER)))
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MOST_HEADER_BYTES, size - 8):
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header would have {length} bytes, and the file has {size}")
             header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         header.pop("__metadata__", None)
         spans = sorted((*_span(name, about), name) for name, about in header.items())
     except FileNotFoundError:
-        raise InputError(f"{path} is not there: the folder's weights are not complete, fetch them again") from None
+        raise InputError(f"{path} is missing: the folder's weights are incomplete, download them again") from None
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -117,18 +117,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         end = next_end
     if 8 + length + end != size:
         raise InputError(
-            f"{path} has {size} bytes, expected {8 + length + end}: it is cut off or damaged, fetch it again"
+            f"{path} has {size} bytes, expected {8 + length + end}: it is truncated or damaged, download it again"
         )
     return {name: StoredTensor(path, tuple(about["shape"]), about["dtype"]) for name, about in header.items()}
 
 
 def _span(name: str, about: Any) -> tuple[int, int]:
-    """Where a tensor begins and ends; ValueError if that isn't what its shape and type make of it."""
+    """A tensor's begin and end; raises `ValueError` if they don't match its shape and type."""
     try:
         bits, shape, (begin, end) = BITS[about["dtype"]], about["shape"], about["data_offsets"]
         whole = all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{name} has no type, shape and offsets of this format: {str(about)[:100]}") from None
+        raise ValueError(f"{name} has no valid type, shape and offsets: {str(about)[:100]}") from None
     if not whole or math.prod(shape) * bits != 8 * (end - begin):
         raise ValueError(f"{name} is {about['dtype']} {shape}, which does not fill bytes {begin} to {end}")
     return begin, end

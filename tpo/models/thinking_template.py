@@ -1,7 +1,7 @@
-"""How a model's chat template makes it think natively, and whether that can be switched off.
+"""How a model's chat template handles native thinking, and whether that can be switched off.
 
-Found by rendering: a chat that asks for an answer, with thinking on and off, and an answer that comes with a thought.
-Weights aren't looked at, so this is what the template does; a model may think less, or more, than its template knows.
+Found by rendering a chat that requests an answer, with thinking on and off, and an answer with a thought. The weights
+aren't considered: a model may think less, or more, than its template suggests.
 
 Four kinds (docs/models.md): `none`; `hybrid`, the model opens a thought itself; `prefilled`, the prompt has already
 opened it, so that an output has only the closing tag; `channels`, thought and response are separate messages.
@@ -17,14 +17,14 @@ from tpo.errors import InputError
 from tpo.records import Message
 
 SWITCHES = ("enable_thinking", "thinking")
-"""Variables by which templates switch thinking on and off."""
+"""Variables with which templates switch thinking on and off."""
 TAGS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel>thought", "<channel|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
-"""What is known to stand around thoughts, for templates that never show one."""
+"""Known tags around thoughts, for templates that never render one."""
 _THOUGHT, _ANSWER = "I add the two.", "Forty-two, I would say."
 _ASKED = [Message(role="user", content="Say hello.")]
 
@@ -39,16 +39,16 @@ class ThinkingTemplate:
     kind: Kind = "none"
     """How a thought begins: never, by the model, in the prompt, or as a separate message."""
     opening: str | None = None
-    """Text of what opens a thought, such as `<think>`; None for the kind `none`."""
+    """The text that opens a thought, such as `<think>`; None for the kind `none`."""
     closing: str | None = None
-    """Text of what closes it."""
+    """The text that closes it."""
     switch: str | None = None
     """The template's variable that switches thinking on and off; None if there is none."""
     heading: str | None = None
     """Text that opens the response, for `channels`: such a thought has ended only when the response begins."""
 
     def variables(self, *, thinking: bool) -> dict[str, bool]:
-        """The template's variables that make the model think natively, or keep it from doing so."""
+        """The template's variables that switch native thinking on or off."""
         return {self.switch: thinking} if self.switch else {}
 
     @property
@@ -65,12 +65,12 @@ class ThinkingTemplate:
 def thinking_template(
     tokenizer: Any, *, options: Mapping[str, Any] = MappingProxyType({}), kind: Kind | None = None
 ) -> ThinkingTemplate:
-    """What the chat template of a transformers tokenizer does; `none` for one that refuses a plain question.
+    """The native thinking of a tokenizer's chat template; `none` for one that rejects a plain question.
 
-    `options` are variables of the template's own. With `kind` that is how the model thinks, whatever the template
-    shows, between the tags found or, if none are found, `<think>` and `</think>`.
+    `options` are the template's own variables. `kind` overrides what the template shows, with the tags found or, if
+    none are found, `<think>` and `</think>`.
 
-    Raises `InputError` if `kind` is `channels` and the template shows none: no other place has their headings.
+    Raises `InputError` if `kind` is `channels` and the template has none: only the template has their headings.
     """
     found = _thinking_template(tokenizer, options)
     if kind is None or kind == found.kind:
@@ -80,7 +80,7 @@ def thinking_template(
             f'model.thinking is "channels", and the chat template shows none but is of kind {found.kind!r}'
         )
     if kind == "none":
-        return ThinkingTemplate(switch=found.switch)  # Which stays off.
+        return ThinkingTemplate(switch=found.switch)  # It stays off.
     opening, closing = (found.opening, found.closing) if found.opening and found.closing else TAGS[0]
     return ThinkingTemplate(kind, opening, closing, found.switch)
 
@@ -91,7 +91,7 @@ def _thinking_template(tokenizer: Any, options: Mapping[str, Any]) -> ThinkingTe
         given = {**options, **variables}
         try:
             return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=to_answer, **given))
-        except Exception:  # noqa: BLE001 - a template can raise anything; what uses it will say so
+        except Exception:  # noqa: BLE001 - a template can raise any exception; its user will report it
             return ""
 
     asked = [{"role": turn["role"], "content": turn["content"]} for turn in _ASKED]
@@ -120,21 +120,21 @@ def _differs(render: _Render, asked: list[dict[str, str]], switch: str) -> bool:
 def _shown_tags(
     render: _Render, asked: list[dict[str, str]], on: str, thinking: dict[str, bool]
 ) -> tuple[str, str] | None:
-    """What stands around a thought that is handed to the template in the fields that templates read it from."""
+    """The text around a thought that is passed to the template in the fields that templates read."""
     thought = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
     shown = render([*asked, {"role": "assistant", "content": _ANSWER, **thought}], **thinking)
     before, found, after = shown.partition(_THOUGHT)
     between = after.partition(_ANSWER)[0].strip()
     if not found or not between:
         return None
-    # A prompt ends with the header of the answer; where it opens a thought too, nothing is left behind it.
+    # A prompt ends with the header of the answer; if it opens a thought, too, nothing follows.
     opening = before[_shared(before, on) :].strip() or _last_tag(before)
     closing = _first_tag(between)
     return (opening, closing) if opening and closing else None
 
 
 def _known_tags(render: _Render, asked: list[dict[str, str]], on: str, template: str) -> tuple[str, str] | None:
-    """Known tags that end a prompt, that the template cuts out of an answer, or that it writes in some other case."""
+    """Known tags that end a prompt, that the template removes from an answer, or that it writes otherwise."""
     for opening, closing in TAGS:
         if closing not in template:
             continue
@@ -146,7 +146,7 @@ def _known_tags(render: _Render, asked: list[dict[str, str]], on: str, template:
 
 
 def _channel_heading(render: _Render, asked: list[dict[str, str]], opening: str) -> str | None:
-    """The heading of an answer without a thought, if answers are headed as thoughts are, in other words."""
+    """The heading of an answer without a thought, if answers have headings of the same form as thoughts."""
     prompt, shown = render(asked, to_answer=True), render([*asked, {"role": "assistant", "content": _ANSWER}])
     heading = shown.partition(_ANSWER)[0][_shared(shown, prompt) :].strip()
     return heading if heading and opening not in heading else None
@@ -163,7 +163,7 @@ def _first_tag(text: str) -> str | None:
 
 
 def _shared(first: str, second: str) -> int:
-    """How many characters two texts begin with in common."""
+    """Length of the common prefix of two texts."""
     return next(
         (i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]),
         min(len(first), len(second)),

@@ -1,8 +1,8 @@
-"""A check of a folder's tokenizer files: values that a tokenizer can have, and tokens within the model's embedding.
+"""Checks of a folder's tokenizer files: valid values, and token ids within the model's embedding.
 
 transformers trusts these files: a chat template that is a number, or a token that is a list, ends in an internal
-traceback. A token without a row in the embedding ends in an index error on a CPU, and on a GPU in an error that names
-no cause at all.
+traceback. A token without a row in the embedding ends in an index error on a CPU, and on a GPU in an error without any
+cause.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo.errors import InputError
-from tpo.models.files import MOST_VOCABULARY_BYTES, check_fetched, read_json
+from tpo.models.files import MAX_VOCABULARY_BYTES, check_fetched, read_json
 from tpo.models.model_config import is_number, shown
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json")
@@ -22,17 +22,18 @@ _SEVERAL = ("additional_special_tokens", "extra_special_tokens")
 
 
 def check_tokenizer(folder: Path, rows: int | None) -> None:
-    """Raises `InputError` if there's no tokenizer, if its files are odd, or if its tokens have no row in the embedding.
+    """Raises `InputError` if there is no tokenizer, if its files are invalid, or if tokens have no row in the
+    embedding.
 
-    `rows` is how many rows the embedding has, or None if the config doesn't say. Special tokens beyond it are let be:
-    Gemma 3 1B is published with one, for images. The chat template is rendered by another check, which would see them.
+    `rows` is the number of rows of the embedding, or None if the config doesn't have it. Special tokens beyond it are
+    allowed: Gemma 3 1B is published with one, for images. The check of the chat template would notice their use.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise InputError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
     if (model := folder / "tokenizer.model").is_file():
         with model.open("rb") as file:
             check_fetched(model, file.read(100))
-    vocabularies = {name: read_json(folder / name, MOST_VOCABULARY_BYTES) for name in VOCABULARIES}
+    vocabularies = {name: read_json(folder / name, MAX_VOCABULARY_BYTES) for name in VOCABULARIES}
     for name in CONFIGS:
         fault = next(_faults(read_json(folder / name)), None)
         if fault is not None:
@@ -41,13 +42,13 @@ def check_tokenizer(folder: Path, rows: int | None) -> None:
     if rows is not None and highest >= rows:
         raise InputError(
             f"{folder / 'tokenizer.json'} has tokens up to number {highest}, and the model's embedding has {rows} rows "
-            "(vocab_size in config.json): they are of different models; fetch both again, or, if tokens were added, "
+            "(vocab_size in config.json): they are of different models; download both again, or, if tokens were added, "
             "resize the embedding (resize_token_embeddings) and save"
         )
 
 
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a tokenizer's config, in words that follow "tokenizer_config.json has"."""
+    """The fault of a tokenizer's config, to follow "tokenizer_config.json has"; None if there is none."""
     for key in _TOKENS:
         if config.get(key) is not None and not _is_token(config[key]):
             yield f"{key} = {shown(config[key])}, expected the token's text"
@@ -60,7 +61,7 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     if known is not None and not (isinstance(known, dict) and all(isinstance(token, dict) for token in known.values())):
         yield f"added_tokens_decoder = {shown(known)}, expected an object of tokens by their ids"
     elif known and not all(id_.isdigit() and isinstance(known[id_].get("content"), str) for id_ in known):
-        yield "an added_tokens_decoder with an id that is no number or a token without content"
+        yield "an added_tokens_decoder with an id that is not a number or a token without content"
     if (name := config.get("tokenizer_class")) is not None and not isinstance(name, str):
         yield f"tokenizer_class = {shown(name)}, expected a name"
     if (longest := config.get("model_max_length")) is not None and not (is_number(longest) and longest > 0):
@@ -71,7 +72,7 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _template_faults(template: object) -> Iterator[str]:
-    """Templates come as one text, as a list of named ones or, in the newest files, as an object of them."""
+    """Templates are one text, a list of named ones or, in recent files, an object of them."""
     if template is None or isinstance(template, str):
         return
     named: dict[object, object] = {}
@@ -82,7 +83,7 @@ def _template_faults(template: object) -> Iterator[str]:
     if not named or not all(isinstance(part, str) for pair in named.items() for part in pair):
         yield f"chat_template = {shown(template)}, expected a text, or a list of objects with name and template"
     elif "default" not in named:
-        yield f"chat templates named {', '.join(map(str, named))} and none named default, which is the one that we use"
+        yield f"chat templates named {', '.join(map(str, named))} and none named default, which would be used"
 
 
 def _is_token(value: object) -> bool:
@@ -90,7 +91,7 @@ def _is_token(value: object) -> bool:
 
 
 def _highest_token(tokenizer: Mapping[str, Any]) -> int:
-    """The highest number of a token that text can become; -1 if the file doesn't say in a form that we know."""
+    """The highest id of a token that text can produce; -1 if the file has an unknown format."""
     model = tokenizer.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(words, dict):

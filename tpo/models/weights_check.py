@@ -1,11 +1,11 @@
-"""Whether a model's weights are those of its config, by names and shapes: nothing of them is read but the headers.
+"""Checks that a model's weights match its config in names and shapes; only reads headers.
 
-transformers itself loads the folder here, as the trainer will, but onto torch's meta device, where tensors have shapes
-and no numbers. So its own rules apply, family by family: what is tied, what is renamed or joined, what may be missing.
-It makes up whatever is missing and only says so in a log line, and vLLM leaves it as it was in memory: both then write
-nonsense, or an engine dies a minute later for a reason that names neither file.
+transformers itself loads the folder, as in training, but onto torch's meta device, where tensors have shapes and no
+values. So its own rules apply to each family: which weights are tied, renamed, joined or optional. In a run, it would
+initialize missing weights randomly with just a log line, and vLLM would leave them uninitialized: both then generate
+nonsense, or an engine dies a minute later with an error that names neither file.
 
-vLLM has rules of its own as well. What it is certain to refuse is refused here; what it may refuse is a note.
+vLLM has its own rules as well. What it is certain to reject is rejected here; what it may reject is a note.
 """
 
 import contextlib
@@ -26,22 +26,22 @@ _BUFFERS = re.compile(r"rotary_emb\.|(^|\.)(attn\.)?(masked_)?bias$|position_ids
 
 
 def load_architecture(folder: Path) -> Any:
-    """The model's config as transformers reads it; raises `InputError` with its reason if it can't."""
+    """The model's config, read by transformers; raises `InputError` with its error if it can't."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # what it raises for an odd value depends on the family
-        told = f"{folder / 'config.json'} is not a config that transformers can use: {_line(error)}"
-        raise InputError(told) from error
+    except Exception as error:  # The exception for an invalid value depends on the family.
+        message = f"{folder / 'config.json'} is not a config that transformers can use: {_line(error)}"
+        raise InputError(message) from error
 
 
 def check_weights(folder: Path) -> list[str]:
-    """What to know of a causal language model's weights.
+    """Notes about a causal language model's weights.
 
-    Raises `InputError` if some are missing, have another shape than the config says, or have names that vLLM doesn't
-    know. Not looked at are quantized weights, whose names and shapes are the quantizer's, and families that vLLM alone
-    knows, which only a judge can be of.
+    Raises `InputError` if some are missing, have another shape than in the config, or have names that vLLM doesn't
+    support. Skips quantized weights, whose names and shapes are the quantizer's, and families that only vLLM supports,
+    which only judges can have.
     """
     config = read_json(folder / "config.json")
     families = causal_model_types()
@@ -58,7 +58,7 @@ def check_weights(folder: Path) -> list[str]:
 
 
 def _load_without_numbers(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model on the meta device, and what transformers says of its weights' names and shapes."""
+    """The model on the meta device, and transformers' report on its weights' names and shapes."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -74,16 +74,16 @@ def _load_without_numbers(folder: Path) -> tuple[Any, dict[str, Any]]:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # a model's constructor raises whatever its family's code runs into
+    except Exception as error:  # Exceptions of a model's constructor depend on the family.
         raise InputError(
-            f"{folder} is not a model that transformers can make from its config.json: {_line(error)}"
+            f"transformers cannot create the model in {folder} from its config.json: {_line(error)}"
         ) from error
     return model, found
 
 
 @contextlib.contextmanager
 def _silent_transformers() -> Iterator[None]:
-    """Keeps transformers' progress bars and its report on the weights from the terminal: ours says what matters."""
+    """Hides transformers' progress bars and its report on the weights, which ours replaces."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -98,40 +98,40 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def _wrong_shape(folder: Path, wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
-    """The refusal of weights that have other shapes than the config says."""
+    """The error for weights with other shapes than in the config."""
     name, there, expected = wrong[0]
     more = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
     size = text_part(read_json(folder / "config.json")).get("vocab_size")
-    cause = "they are of different models or one was edited: fetch both again"
+    cause = "they are of different models or one was edited: download both again"
     if len(there) == 2 and expected[0] == size and there[0] != size and there[1] == expected[1]:
         cause = (
-            f"config.json has vocab_size = {size}, and the weights have {there[0]} rows: set vocab_size to {there[0]} "
-            "if that is the tokenizer's size as well, or fetch both again"
+            f"config.json has vocab_size = {size}, but the weights have {there[0]} rows: set vocab_size to {there[0]} "
+            "if that is also the tokenizer's size, or download both again"
         )
-    return f"{folder} has {name} of shape {list(there)}, and its config.json makes it {list(expected)}{more}: {cause}"
+    return f"{folder} has {name} of shape {list(there)}, expected {list(expected)} by its config.json{more}: {cause}"
 
 
 def _missing(folder: Path, model: Any, missing: Sequence[str]) -> str:
-    """The refusal of weights that lack some."""
+    """The error for missing weights."""
     there = read_tensors(folder)
     head = next((name for name, part in model.named_modules() if part is model.get_output_embeddings()), None)
     if missing == [f"{head}.weight"]:
         return (
-            f"{folder} has no {head}.weight, the matrix that chooses tokens, and its config.json does not tie it to "
-            "the embedding (tie_word_embeddings is false): set that to true if the model was trained so, or "
-            "take its ...ForCausalLM checkpoint, since a base model's has no head"
+            f"{folder} has no {head}.weight, the output matrix, and its config.json does not tie it to the "
+            "embedding (tie_word_embeddings is false): set that to true if the model was trained with it, or "
+            "use its ...ForCausalLM checkpoint, since a base model's has no head"
         )
-    told = f"{folder} lacks {len(missing)} of the {len(model.state_dict())} tensors of {type(model).__name__}"
+    message = f"{folder} lacks {len(missing)} of the {len(model.state_dict())} tensors of {type(model).__name__}"
     layers = {int(found.group(1)) for name in there if (found := _LAYER.search(name))}
     wanted = text_part(read_json(folder / "config.json")).get("num_hidden_layers")
     if layers and type(wanted) is int and len(layers) < wanted and min(_layers(missing), default=-1) > max(layers):
         return (
-            f"{told}: it holds {len(layers)} layers, and num_hidden_layers in config.json is {wanted}; they are of "
-            "different models, or a file is missing: fetch both again"
+            f"{message}: it has {len(layers)} layers, but num_hidden_layers in config.json is {wanted}; they are of "
+            "different models, or a file is missing: download both again"
         )
     other = there.keys() - model.state_dict().keys()
-    held = f" and holds others, such as {some_of(other)}" if other else ""
-    return f"{told}, such as {some_of(missing)},{held}: they are of another kind, or not complete; fetch both again"
+    held = f" and has others, such as {some_of(other)}" if other else ""
+    return f"{message}, such as {some_of(missing)},{held}: they are of another kind, or incomplete; download both again"
 
 
 def _layers(names: Sequence[str]) -> list[int]:
@@ -139,10 +139,10 @@ def _layers(names: Sequence[str]) -> list[int]:
 
 
 def _check_prefix(folder: Path, model: Any, unexpected: Sequence[str]) -> None:
-    """Refuses names that transformers reads with another prefix and vLLM doesn't.
+    """Raises `InputError` for names with a prefix that transformers accepts and vLLM doesn't.
 
-    Only where they are Llama's, `model.layers.…`: older families are published without a prefix, and vLLM knows that.
-    If transformers renames weights of the family as it loads them, names tell nothing.
+    Only for Llama's names, `model.layers.…`: older families are published without a prefix, which vLLM supports. Not if
+    transformers renames weights of the family while loading.
     """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -152,32 +152,32 @@ def _check_prefix(folder: Path, model: Any, unexpected: Sequence[str]) -> None:
     other = [name for name in read_tensors(folder) if name not in known and name not in unexpected]
     if other := [name for name in other if not _BUFFERS.search(name)]:
         raise InputError(
-            f"{folder} names its weights otherwise than {type(model).__name__} does ({some_of(other)}; expected names "
-            f"such as {some_of(sorted(known - read_tensors(folder).keys())[:1])}), and vLLM knows no others: load it "
+            f"{folder} has other names of weights than {type(model).__name__} ({some_of(other)}; expected names such "
+            f"as {some_of(sorted(known - read_tensors(folder).keys())[:1])}), and vLLM supports no others: load it "
             f"with {type(model).__name__}.from_pretrained and save it again"
         )
 
 
 def _about_unexpected(folder: Path, unexpected: Sequence[str]) -> list[str]:
-    """A note about tensors that the model has no use for; raises `InputError` if they are layers too many."""
+    """A note about unused tensors; raises `InputError` if they are excess layers."""
     config = text_part(read_json(folder / "config.json"))
     wanted = config.get("num_hidden_layers")
     if type(wanted) is int and not config.get("num_nextn_predict_layers"):
         beyond = {layer for layer in _layers(unexpected) if layer >= wanted}
         if beyond:
             raise InputError(
-                f"{folder} holds {max(beyond) + 1} layers, and num_hidden_layers in config.json is {wanted}: they are "
-                "of different models, or the config was edited; set it to the number of layers, or fetch both again"
+                f"{folder} has {max(beyond) + 1} layers, but num_hidden_layers in config.json is {wanted}: they are "
+                "of different models, or the config was edited; set it to the number of layers, or download both again"
             )
     if not unexpected:
         return []
     return [
-        f"{folder} holds tensors that the model has no use for ({some_of(unexpected)}): transformers ignores them, and "
+        f"{folder} has tensors that the model does not use ({some_of(unexpected)}): transformers ignores them, and "
         "vLLM may refuse to start; if it does, load the model with transformers and save it again"
     ]
 
 
 def _line(error: Exception) -> str:
-    """What an error of a library's says, on one line of a bearable length."""
+    """A library's error on one shortened line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"

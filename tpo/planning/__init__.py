@@ -1,1 +1,1 @@
-"""What a run needs, takes and costs, before anything runs."""
+"""Requirements, duration and cost of a run, computed before anything runs."""

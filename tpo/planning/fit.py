@@ -1,9 +1,9 @@
-"""Misfits between a run and its models or machines: the checks that preflight and the plan share, each in one sentence.
+"""Misfits between a run and its models or machines: the checks shared by preflight and plan, each in one sentence.
 
-A misfit is certain if the run would fail because of it, and uncertain if it rests on an estimate. Preflight refuses a
-run with certain misfits and prints the others; a plan lists both. Callers supply what was found, since they look in
-different places: preflight at this machine and the headers of weight files, a plan at the profile's machines and
-published shapes.
+A misfit is certain if the run would fail because of it, and uncertain if it is based on an estimate. Preflight rejects
+runs with certain misfits and prints the others; a plan lists both. Callers pass the resources, since their sources
+differ: this machine and the headers of weight files for preflight, the profile's machines and published shapes for a
+plan.
 """
 
 import re
@@ -24,21 +24,21 @@ from tpo.planning.needs import Disk, cpus_needed, gpus_needed, model_judges, rea
 from tpo.planning.workload import Kind
 
 _ROOMY = 0.8
-"""Fraction of this machine's memory that models may take; the rest is left for what their processes need besides."""
+"""Fraction of this machine's memory for models; the rest is for other needs of their processes."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """Something that a run needs and doesn't have."""
+    """An unmet requirement of a run."""
 
     what: str
     """The setting, or the part of the run, that needs it."""
     needed: str
     """What it needs, as a predicate: `is 3`."""
     found: str
-    """What there is, or the condition that isn't met, as a clause: `there are 2`."""
+    """What is available, or the condition that isn't met, as a clause: `there are 2`."""
     remedy: str
-    """What to do."""
+    """The remedy."""
     certain: bool = True
     """Whether the run would certainly fail; if False, it might."""
 
@@ -86,7 +86,7 @@ def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Ite
 
 
 def cpu_misfits(config: RunConfig, there: int) -> Iterator[Misfit]:
-    """CPUs that are needed at the same time and that Ray lacks: it would wait for them forever."""
+    """CPUs that are needed at the same time but missing in Ray, which would wait for them forever."""
     for key, count in cpus_needed(config).items():
         if count > there:
             yield Misfit(
@@ -98,8 +98,7 @@ def cpu_misfits(config: RunConfig, there: int) -> Iterator[Misfit]:
 
 
 def memory_misfits(needed: Mapping[str, int], there: int) -> Iterator[Misfit]:
-    """Models that don't fit into this machine's memory together; `needed` is in bytes, by the part of the run that
-    holds them."""
+    """Models that don't fit into this machine's memory together; `needed` is in bytes, by part of the run."""
     total = sum(needed.values())
     if total > _ROOMY * there:
         certain = total > there
@@ -142,7 +141,7 @@ def disk_misfits(config: RunConfig, needed: Disk, free: int, *, is_here: bool = 
 
 
 def download_misfits(downloads: Sequence[Download], *, is_here: bool) -> Iterator[Misfit]:
-    """A disk too small for what comes from the model hub; it is this machine's unless the run is made elsewhere."""
+    """A disk too small for downloads from the model hub; it is this machine's unless the run is made elsewhere."""
     lacking, free = sum(each.lacking for each in downloads), min((each.free for each in downloads), default=0)
     if lacking > free:
         yield Misfit(
@@ -155,7 +154,7 @@ def download_misfits(downloads: Sequence[Download], *, is_here: bool) -> Iterato
 
 
 def device_misfits(config: RunConfig) -> Iterator[Misfit]:
-    """Sections that ask for a GPU. Call this only for a machine without one."""
+    """Sections that request a GPU; only call this for a machine without one."""
     sections: Mapping[str, EngineConfig | TrainerConfig] = {
         "engine": config.engine,
         "trainer": config.trainer,
@@ -201,7 +200,7 @@ def gpu_memory_misfits(memory: Sequence[GpuMemory]) -> Iterator[Misfit]:
         elif not held.fits:
             yield Misfit(held.work, needed, f"{has}, and the rest is too small for one sequence's KV cache", remedy)
         elif held.sequences is None and held.there - held.total < TIGHT * held.there:
-            lacking = f"{has}, hardly more, and activations are an estimate"
+            lacking = f"{has}, barely more, and activations are an estimate"
             yield Misfit(held.work, needed, lacking, f"if memory runs out, {remedy}", certain=False)
 
 

@@ -3,9 +3,9 @@
 All of it is arithmetic on the config and the shapes of its models, for the fullest GPU. Weights, gradients, optimizer
 and KV cache are exact. Activations are an estimate of what transformers keeps for the backward pass: with gradient
 checkpointing each layer's input and one layer in full, otherwise every layer in full, which is (4 hidden + 2 query + 2
-key-value + 4 feed-forward) numbers a token. TRL computes log-probabilities in tiles, so the logits never exist in full.
-Every process is allowed 1.5 GiB for CUDA's context, kernels and NCCL. We haven't measured what activations and
-allocators really take: if less than a tenth of the memory is left, the plan says so.
+key-value + 4 feed-forward) numbers per token. TRL computes log-probabilities in tiles, so the logits never exist in
+full. 1.5 GiB per process are added for CUDA's context, kernels and NCCL. The actual use of activations and allocators
+hasn't been measured: if less than a tenth of the memory is left, the plan warns.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class GpuMemory:
     cache: int = 0
     """Bytes left for the KV cache; 0 if there is none."""
     sequences: int | None = None
-    """How many sequences of the full context fit into the KV cache; None if there is no cache."""
+    """Number of sequences of the full context that fit into the KV cache; None if there is no cache."""
 
     @property
     def total(self) -> int:
@@ -103,7 +103,7 @@ def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, contex
     }
     there = int(gpu_bytes * engine.gpu_memory_utilization)
     cache = max(0, there - sum(parts.values()))
-    # With more GPUs than key/value heads, every GPU still holds one head.
+    # With more GPUs than key/value heads, every GPU still has one head.
     each = shape.kv_bytes(number) * max(1, shape.kv_heads // engine.tensor_parallel) // shape.kv_heads
     return GpuMemory(work, parts, there, cache, cache // (each * context))
 
@@ -133,7 +133,7 @@ def trainings_memory(config: RunConfig, shape: ModelShape, *, gpu_bytes: int) ->
 def training_memory(
     config: RunConfig, train: TrainingConfig, shape: ModelShape, *, outputs: int, gpu_bytes: int
 ) -> GpuMemory:
-    """A worker that trains on rows of `outputs` outputs each."""
+    """A worker that trains on rows with `outputs` outputs each."""
     workers = config.trainer.workers
     shards = workers if config.trainer.strategy == "fsdp" else 1
     number = BYTES[train.precision]
@@ -144,7 +144,7 @@ def training_memory(
     parts["gradients"] = trained * _MASTER // shards
     parts["optimizer"] = 2 * trained * _MASTER // shards
     if shards > 1:
-        # FSDP gathers one layer at a time (two at most are in memory), and keeps what belongs to no layer gathered;
+        # FSDP gathers one layer at a time (two at most are in memory), and keeps parameters outside of layers gathered;
         # gradients are full until they are scattered.
         rest = shape.parameters - shape.layers * shape.layer_parameters
         parts["gathered"] = (rest + 2 * shape.layer_parameters) * (number + _MASTER)

@@ -1,6 +1,6 @@
-"""This machine's memory, CPUs, disk and GPUs, as far as this process may use them.
+"""This machine's memory, CPUs, disk and GPUs that this process may use.
 
-What can't be found out is None or empty. No library is loaded: GPUs are queried through `nvidia-smi`.
+Unknown values are None or empty. No library is loaded: GPUs are queried with `nvidia-smi`.
 """
 
 import functools
@@ -15,8 +15,7 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def memory_bytes(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
-    """Memory available to processes here: the machine's, or a lower limit set by a control group (of a container,
-    say)."""
+    """Memory for processes here: the machine's, or a lower limit of a control group, e.g. of a container."""
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits(cgroups, own_cgroup)])
 
 
@@ -98,5 +97,5 @@ def _limits(cgroups: Path, own_cgroup: Path) -> list[int]:
             try:
                 found.append(int((folder / name).read_text(encoding="ascii")))
             except (OSError, ValueError):
-                continue  # not there, or "max"
+                continue  # The file is missing, or contains "max".
     return found

@@ -4,7 +4,7 @@ Pure arithmetic on the config, the iterations that are left, and the models' par
 of the disk space and are exact except for a few kB of tokenizer. Rows are an upper bound: every output counts as
 `max_new_tokens` long. Three iterations of the `laptop` profile with ArmoRM took 36.4 MB, 32.0 MB of it checkpoints; the
 forecast is 31.8 MB of checkpoints, 36 MB of rows (the miniature's short ones filled an eighth of that) and 21 MB while
-training. 400 outputs of 600 English words, with all columns of `Sample`, took 7 to 9 bytes a word.
+training. 400 outputs of 600 English words, with all columns of `Sample`, took 7 to 9 bytes per word.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ def _model_table_disk(config: RunConfig, iterations: int, *, parameters: int, wr
         tunings, preferences, tested = iterations + 1, dpo, iterations + 2 + dpo
         rows += iterations * _answers(config, prompts, how.label_outputs, config.judge)
         rows += dpo * _answers(config, prompts, how.pair_outputs, config.judge)
-        # SFT_t is trained on the demonstrations and on one output a question from each earlier iteration.
+        # SFT_t is trained on the demonstrations and on one output per question from each earlier iteration.
         rows += iterations * (iterations + 1) // 2 * prompts * imitated
         pairs = dpo * prompts * how.pairs_per_question
     else:
@@ -121,7 +121,7 @@ def _model_table_disk(config: RunConfig, iterations: int, *, parameters: int, wr
 
 
 def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int:
-    """Bytes of K outputs a prompt and their judgments."""
+    """Bytes of K outputs per prompt and their judgments."""
     output = config.sample.max_new_tokens * _TOKEN + _ROW
     return prompts * (config.data.max_prompt_tokens * _PROMPT_TOKEN + k * (output + _ROW) + _said(judge, k))
 
@@ -172,7 +172,7 @@ def _training(config: RunConfig, parameters: int) -> int:
 
 
 def _trained(config: RunConfig, parameters: int) -> int:
-    """How many parameters are trained; adapters aren't counted, being at most a few percent of a large model."""
+    """Number of trained parameters; adapters count as 0, since they are at most a few percent of a large model."""
     return 0 if config.train.lora else parameters
 
 
@@ -191,7 +191,7 @@ def gpus_needed(config: RunConfig) -> dict[str, int]:
 
 
 def cpus_needed(config: RunConfig) -> dict[str, int]:
-    """CPUs that the local Ray cluster must have at once, by the key that asks for them: for one engine, and for all
+    """CPUs that the local Ray cluster must have at once, by the key that requests them: for one engine, and for all
     training workers. Judges' engines request none."""
     if config.cluster.address is not None:
         return {}

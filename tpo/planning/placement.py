@@ -28,11 +28,11 @@ class Cluster:
     gpu: str
     """Name of the GPUs."""
     known_by: str
-    """Where this is known from; human-readable."""
+    """The source of this information; human-readable."""
     memory_bytes: int
     """Memory of this machine, in bytes."""
     cpus: int
-    """CPUs of this machine that Ray can give out."""
+    """CPUs of this machine that Ray can assign."""
     disk_bytes: int
     """Free bytes on the disk of the run folder, or of its working copy, on this machine."""
 
@@ -71,7 +71,7 @@ class Server:
     name: str
     """The model and its server, as in the ledger."""
     endpoint: Endpoint
-    """How to call it."""
+    """Its address and limits."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""A plan of a run: where each part goes, whether it fits, how much work it is, how long that takes and what it costs.
+"""A plan of a run: placement of its parts, whether they fit, amount of work, duration and cost.
 
-Pure arithmetic on the config, the models' shapes, the machines and past runs. Too few GPUs, and too little memory for
-weights, gradients and optimizer, make a plan fail, since these are exact. Hours, money and lengths never do: they are
-estimates, and each comes with its source.
+Pure arithmetic on the config, the models' shapes, the machines and past runs. Too few GPUs, or too little memory for
+weights, gradients and optimizer, make a plan fail, since these are exact. Hours, cost and lengths never do: they are
+estimates, each with its source.
 """
 
 import math
@@ -53,27 +53,27 @@ class Plan:
     gpu_memory: Sequence[GpuMemory]
     """The memory of GPUs, by kind of work."""
     memory: Mapping[str, int]
-    """Bytes that this machine's memory holds at once, by the part that holds them."""
+    """Peak memory on this machine in bytes, by part of the run."""
     disk: Disk
     """Bytes that the run writes."""
     is_here: bool
-    """Whether the run is planned for this machine, so that its disk is the run's: the profile describes no others."""
+    """Whether the run is planned for this machine and its disk: the profile describes no others."""
     lengths: Lengths
     """Mean lengths, in tokens."""
     stages: Sequence[Stage]
     """The work, with forecasts."""
     spent: Sequence[Spending]
-    """What the run has spent already."""
+    """The run's spending so far."""
     downloads: Sequence[Download] = field(default=())
-    """What comes from the model hub before the run begins."""
+    """Downloads from the model hub before the run begins."""
     problems: Sequence[str] = field(default=())
-    """Why the run can't be made like this."""
+    """Reasons why the run would fail."""
     notes: Sequence[str] = field(default=())
     """Warnings and remarks."""
 
     @property
     def fits(self) -> bool:
-        """Whether the run can be made like this, as far as is known."""
+        """Whether no problem is known."""
         return not self.problems
 
     @property
@@ -193,7 +193,7 @@ def _idle(speed: Speed, stages: Sequence[Stage]) -> Iterator[str]:
             each = math.ceil(work.prompts / work.rounds)
             yield (
                 f"{work.kind}: {each:,} prompts are {shards} shard{'' if shards == 1 else 's'}, so "
-                f"{count - shards} of {count} engines have nothing to do: lower {name}.shard_prompts to "
+                f"{count - shards} of {count} engines are idle: lower {name}.shard_prompts to "
                 f"{math.ceil(each / count):,} to use all of them"
             )
 

@@ -1,6 +1,7 @@
 """Forecast of a run's time and cost by kind of work: lengths, rates, start-up, idle engines.
 
-Each figure comes from the profile, else from past runs, else from a guess, and says which (`tpo.planning.throughput`).
+Each figure comes from the profile, from past runs or from a guess, in this order, and names its source
+(`tpo.planning.throughput`).
 """
 
 import math
@@ -52,7 +53,7 @@ class Stage:
     engines: EngineGroup
     """The engines or workers that do it."""
     rate: Rate | None
-    """Speed of one device; None if the work reads and writes no tokens, so that it takes next to no time."""
+    """Speed of one device; None if the work has no tokens and so takes almost no time."""
     start_seconds: float
     """Seconds for all starts of engines and workers."""
     seconds: float
@@ -91,7 +92,7 @@ def lengths_of(placement: Placement, past: Sequence[PastRun]) -> Lengths:
 
 @dataclass(frozen=True)
 class Speed:
-    """The forecast of the time that work takes, and what it is based on."""
+    """The forecast of durations, and its basis."""
 
     placement: Placement
     """The assignment of work to models and devices."""

@@ -1,9 +1,9 @@
-"""Throughput of a run: tokens a second of one device, by kind of work, each rate with its source.
+"""Throughput of a run: tokens per second of one device, by kind of work, each rate with its source.
 
-Rates come from the profile; else from the latest run in the same folder that did this work with a model of this size on
-this device; else from an estimate: the roofline of published peaks (arithmetic, memory bandwidth) at usual utilization,
-plus a fixed time per step, which dominates for small models. The time that a past run's engines took to start is
-counted separately, once per stage.
+Rates come from the profile; otherwise from the latest run in the same folder that did this work with a model of this
+size on this device; otherwise from an estimate: the roofline of published peaks (arithmetic, memory bandwidth) at usual
+utilization, plus a fixed time per step, which dominates for small models. The time that a past run's engines took to
+start is counted separately, once per stage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,13 +47,13 @@ _COMPUTE_SHARE, _BANDWIDTH_SHARE, _TRAINING_SHARE = 0.4, 0.6, 0.35
 SAME_SIZE = 0.05
 """Relative difference in parameters up to which models count as the same size: a shape doesn't include a judge's
 head."""
-ENOUGH_ANSWERS = 50
+MIN_ANSWERS = 50
 """Minimum number of answers for a past run to yield a rate."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second of one device."""
+    """Tokens per second of one device."""
 
     tokens_per_second: float
     """The kind of work says which tokens count (`config.ThroughputConfig`)."""
@@ -102,7 +102,7 @@ def alike(past: Iterable[PastRun], work: str, *, device: str, parameters: int, s
         )
         for run in past
     )
-    return tuple(run for run in found if sum(entry.answers for entry in run.entries) >= ENOUGH_ANSWERS)
+    return tuple(run for run in found if sum(entry.answers for entry in run.entries) >= MIN_ANSWERS)
 
 
 def past_rate(runs: Sequence[PastRun]) -> Rate | None:
@@ -139,7 +139,8 @@ def guess_source(device: str) -> str:
 def decode_rate(
     shape: ModelShape, hardware: Hardware, *, devices: int, sequences: int, context: float, number_bytes: int
 ) -> float:
-    """Tokens a second written per device of an engine that runs `sequences` sequences of `context` tokens at once."""
+    """Tokens per second generated per device of an engine that runs `sequences` sequences of `context` tokens at
+    once."""
     moved = shape.parameters * number_bytes + sequences * context * shape.kv_bytes(number_bytes)
     by_memory = moved / (hardware.bandwidth * 1e9 * _BANDWIDTH_SHARE * devices)
     by_arithmetic = 2 * shape.parameters * sequences / (hardware.tflops * 1e12 * _COMPUTE_SHARE * devices)
@@ -147,12 +148,12 @@ def decode_rate(
 
 
 def prefill_rate(shape: ModelShape, hardware: Hardware) -> float:
-    """Tokens a second that a device reads."""
+    """Tokens per second in prefill of a device."""
     return hardware.tflops * 1e12 * _COMPUTE_SHARE / (2 * shape.parameters)
 
 
 def training_rate(shape: ModelShape, hardware: Hardware, *, checkpointing: bool, epochs: int, frozen: bool) -> float:
-    """Tokens a second that a device trains on, including the reference's single forward pass over the pairs.
+    """Tokens per second that a device trains on, including the reference's single forward pass over the pairs.
 
     Operations per parameter and token: 2 forward; 4 backward, of which adapters spare the 2 for weight gradients; 2 to
     recompute activations with checkpointing.

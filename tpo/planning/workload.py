@@ -1,9 +1,9 @@
 """Workload of a run: prompts, answers and tokens by kind of work, expected and at most.
 
 Pure arithmetic on the config, T, and known lengths. It expects every output to parse, every generation to yield the
-fresh prompts that it is asked for, and every prompt to yield a pair. An adaptive tournament is expected to make as many
+requested number of new prompts, and every prompt to yield a pair. An adaptive tournament is expected to make as many
 comparisons as in our benchmarks (2 per response with soft results, 3.75 with hard ones). Lengths are the profile's,
-else those of past runs, else half of the limit.
+otherwise those of past runs, otherwise half of the limit.
 """
 
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ class Work:
     kind: Kind
     """The kind of work."""
     rounds: int
-    """How often it starts, each time with another model."""
+    """Number of times that it is done, each with another model."""
     prompts: int
     """Prompts in all rounds."""
     expected: Amount
@@ -160,7 +160,7 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
 
 
 def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:
-    """One output a prompt from each model that writes, up to two trainings, and the test of every model."""
+    """One output per prompt from each writer, up to two trainings, and the test of every model."""
     prompts = config.data.count if config.sft is not None else 0
     written = [
         _sampling(config, Kind.named(writer.work), lengths, 1, prompts, 1, writer.sample.max_attempts, writer.sample)

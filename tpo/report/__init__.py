@@ -1,1 +1,1 @@
-"""Pages, tables and plots of what a run has measured."""
+"""Pages, tables and plots of a run's results."""

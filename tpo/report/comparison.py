@@ -1,8 +1,8 @@
-"""A comparison of two runs, one that thinks and one that answers directly, as `comparison.json` keeps it.
+"""A comparison of two runs, one that thinks and one that answers directly, stored in `comparison.json`.
 
 How the lead is measured depends on the evaluation judge. If it reads one response at a time, its scores are subtracted
-prompt by prompt, and 0 is even. If it compares responses, its scores are shares won against a model of the same run and
-can't be subtracted, so it compares the responses of the two runs with each other, and one half is even. Intervals are
+prompt by prompt, and 0 is a tie. If it compares responses, its scores are win rates against a model of the same run and
+can't be subtracted, so it compares the two runs' responses with each other, and one half is a tie. Intervals are
 over prompts; with one training run each, they say nothing about other seeds.
 """
 
@@ -25,7 +25,7 @@ SHORT: Mapping[Measure, str] = {"difference": "thinking − direct", "win_rate":
 
 @dataclass(frozen=True)
 class Lead:
-    """How far thinking is ahead of direct after t iterations of each."""
+    """The lead of thinking over direct after t iterations of each."""
 
     iteration: int
     """t."""
@@ -83,15 +83,15 @@ def write_comparison(comparison: Comparison) -> bytes:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Reads a comparison; raises `StoreError` if the file doesn't hold one."""
+    """Reads a comparison; raises `StoreError` if the file isn't one."""
     return read_record(path, Comparison, "comparison")
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """What the comparison shows, in sentences, the most important first."""
+    """The findings of the comparison as sentences, the most important first."""
     first, last = comparison.leads[0], comparison.leads[-1]
     if last.overall is None:
-        return ["There is no verdict: there is no test prompt on which the evaluation judge scored both."]
+        return ["There is no result: the evaluation judge scored no test prompt for both runs."]
     after = f"after {count(last.iteration, 'iteration')} each," if last.iteration else "before any training,"
     found = [f"{after[0].upper()}{after[1:]} thinking is {_ahead(comparison, last.overall)}."]
     if last.iteration and first.overall is not None:
@@ -118,7 +118,7 @@ def _ahead(comparison: Comparison, lead: Interval) -> str:
 
 
 def _crossing(comparison: Comparison) -> str:
-    """Between which models the thinking run overtakes the direct one for good."""
+    """The models between which the thinking run permanently overtakes the direct one."""
     ahead = [lead.overall is not None and lead.overall.value > comparison.even for lead in comparison.leads]
     clear = [lead.overall is not None and lead.overall.low > comparison.even for lead in comparison.leads]
     if not ahead[-1]:
@@ -127,11 +127,13 @@ def _crossing(comparison: Comparison) -> str:
     if start == 0:
         return "Thinking is ahead from the start."
     for_good = len(clear) - next((i for i, each in enumerate(reversed(clear)) if not each), len(clear))
-    said = f"The lines cross between M_{start - 1} and M_{start}"
+    sentence = f"The lines cross between M_{start - 1} and M_{start}"
     if for_good == len(clear):
-        return f"{said}, but the lead is not clear at any model."
+        return f"{sentence}, but the lead is not clear at any model."
     return (
-        f"{said}; from M_{for_good} on the lead is clear." if for_good > start else f"{said}, where the lead is clear."
+        f"{sentence}; from M_{for_good} on the lead is clear."
+        if for_good > start
+        else f"{sentence}, where the lead is clear."
     )
 
 

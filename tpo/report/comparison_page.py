@@ -81,13 +81,13 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def curve_picture(comparison: Comparison) -> str | None:
-    """The curves as an image in a data URL, for pages that aren't ours; None if there are none."""
+    """The curves as an image in a data URL, for other pages; None if there are none."""
     svg = _curves(comparison) or _leads(comparison)
     return data_url(svg) if svg else None
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Prints both runs as a table, and what they show below it."""
+    """Prints both runs as a table, with the findings below it."""
     console = table_console()
     console.print(render_comparison_table(comparison))
     console.print()

@@ -1,4 +1,4 @@
-"""The report of `check-model` on a model: facts, refusals, notes and, on request, a probe."""
+"""The report of `check-model` on a model: facts, errors, notes and, on request, a probe."""
 
 import dataclasses
 import json
@@ -36,14 +36,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Probe:
-    """The outputs for one way of asking for thoughts."""
+    """The outputs with one thought prompt."""
 
     variant: str
     """The prompt's name."""
     trials: Sequence[Trial]
     """All outputs."""
     seconds: float
-    """How long sampling took."""
+    """Duration of sampling."""
 
     @property
     def followed(self) -> int:
@@ -76,11 +76,11 @@ class ModelReport:
     profile: str
     """The profile that it was checked for."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What it is and can do, by name."""
+    """Its properties, by name."""
     refusals: Sequence[str] = ()
-    """Why a run would refuse it."""
+    """Reasons why a run would reject it."""
     notes: Sequence[str] = ()
-    """What a run would print about it."""
+    """Notes that a run would print about it."""
     probes: Sequence[Probe] = ()
     """Samples of its outputs."""
 
@@ -91,14 +91,14 @@ class ModelReport:
 
 
 class Collector:
-    """Runs checks one after another and keeps all their findings, whereas a run stops at the first refusal."""
+    """Runs checks one after another and keeps all their findings, whereas a run stops at the first error."""
 
     def __init__(self) -> None:
         self.refusals: list[str] = []
         self.notes: list[str] = []
 
     def run(self, check: Callable[[], object]) -> bool:
-        """Runs one check, which may return notes and misfits; returns whether it refused nothing."""
+        """Runs one check, which may return notes and misfits; returns whether it passed."""
         refused = list[str]()
         try:
             found = check()
@@ -201,7 +201,7 @@ def advice(probes: Sequence[Probe], max_new_tokens: int) -> list[str]:
         elif 2 * probe.followed < count:
             notes.append(
                 f"prompt {probe.variant}: {count - probe.followed} of {count} outputs break the format: try another "
-                "prompt.variant, set sample.max_thought_tokens (the response's marker is then written for the model), "
+                "prompt.variant, set sample.max_thought_tokens (which writes the response marker for the model), "
                 "or raise sample.max_attempts"
             )
     return notes

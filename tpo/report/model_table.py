@@ -1,4 +1,4 @@
-"""A table of models, each made from an earlier one, as `model_table.json` keeps it for a run of ThinkPO or DPO-ST.
+"""A table of models, each trained from an earlier one, stored in `model_table.json` by ThinkPO and DPO-ST.
 
 All models answer the same test prompts. Intervals are bootstrap percentiles over prompts, of paired differences; with
 one training per model, they say nothing about other seeds.
@@ -27,7 +27,7 @@ class MeasuredRow:
     model: str
     """Its name: `M_0`, `SFT`, `DPO_1`, …"""
     below: str | None
-    """The model that it is compared with, usually the one it was made from; None for the first."""
+    """The model that it is compared with, usually the one it was trained from; None for the first."""
     score: Interval | None
     """Mean test score by the evaluation judge; None if it scored nothing."""
     gain: Interval | None
@@ -43,14 +43,14 @@ class MeasuredRow:
     error_rate: float
     """Share of test prompts whose first output broke the format or was cut off."""
     made_from: Mapping[str, int | float]
-    """What it was trained on, in numbers (`pairs`, `demonstrations`, …)."""
+    """Counts of its training data (`pairs`, `demonstrations`, …)."""
     dropped: Mapping[str, int]
-    """What it was not trained on, by reason."""
+    """Counts of data that was dropped, by reason."""
 
 
 @dataclass(frozen=True)
 class ModelTable:
-    """A run in numbers."""
+    """A run's results."""
 
     run: str
     """Name of the run."""
@@ -86,12 +86,12 @@ def write_model_table(table: ModelTable) -> bytes:
 
 
 def read_model_table(path: Path) -> ModelTable:
-    """Reads a table; raises `StoreError` if the file doesn't hold one."""
+    """Reads a table; raises `StoreError` if the file isn't one."""
     return read_record(path, ModelTable, "table of models")
 
 
 def sentences(table: ModelTable) -> list[str]:
-    """What each training changed, in sentences."""
+    """The effect of each training, as sentences."""
     found = []
     for row in table.rows:
         if row.below is None or row.gain is None or row.tokens_gain is None:
@@ -105,5 +105,5 @@ def sentences(table: ModelTable) -> list[str]:
 
 def _change(gain: Interval, scale: ScoreScale) -> str:
     low, high = (scale.number(end, signed=True) for end in (gain.low, gain.high))
-    said = f"{scale.number(gain.value, signed=True)}{scale.unit} [{low}, {high}]"
-    return f"{said}, not clearly different" if gain.low <= 0 <= gain.high else said
+    shown = f"{scale.number(gain.value, signed=True)}{scale.unit} [{low}, {high}]"
+    return f"{shown}, not clearly different" if gain.low <= 0 <= gain.high else shown

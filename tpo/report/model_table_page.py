@@ -94,13 +94,13 @@ def render_model_table(
 
 
 def model_table_picture(table: ModelTable) -> str | None:
-    """The scores as an image in a data URL, for pages that aren't ours; None if there are none."""
+    """The scores as an image in a data URL, for other pages; None if there are none."""
     svg = _plot(table, "test score by model", [row.score for row in table.rows], table.scale)
     return data_url(svg) if svg else None
 
 
 def print_model_table(table: ModelTable) -> None:
-    """Prints the models, and what each step changed below it."""
+    """Prints the models, with the effect of each step below."""
     console = table_console()
     level = f"[{100 * table.confidence:g} %]"
     shown = plain_table(f"{table.recipe}, run {table.run}, seed {table.seed}")

@@ -1,6 +1,6 @@
-"""Plots as inline SVG: score by iteration, and the like.
+"""Plots as inline SVG: score by iteration, and so on.
 
-They contain no text but numbers and model names; titles and categories are HTML, so that they wrap, scale and use the
+Their only text is numbers and model names; titles and categories are HTML, so that they wrap, scale and use the
 reader's font. Colors are placeholders that are replaced by CSS variables, so that one SVG serves light mode, dark mode
 and print.
 """
@@ -193,7 +193,7 @@ def _inline(svg: str, label: str) -> Markup:
 
 
 def data_url(svg: Markup) -> str:
-    """A drawing as an image in a data URL, in print colors, for pages that aren't ours."""
+    """A drawing as an image in a data URL, in print colors, for other pages."""
     picture = str(svg)
     for variable, colour in PRINT_COLOURS.items():
         picture = picture.replace(f"var({variable})", colour)

@@ -22,7 +22,7 @@ def to_json(record: Any) -> bytes:
 
 
 def read_record(path: Path, kind: type[Record], name: str) -> Record:
-    """Reads a record of this kind; raises `StoreError`, calling it a `name`, if the file holds anything else."""
+    """Reads a record of this class; raises `StoreError`, calling it a `name`, if the file isn't one."""
     # pydantic rejects a config for a dataclass by itself; inside a tuple it is accepted, and reaches the dataclasses.
     adapter = TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))  # type: ignore[valid-type]
     try:

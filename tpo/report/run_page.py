@@ -189,7 +189,7 @@ def render_report(
 
 
 def score_picture(summary: Summary) -> str | None:
-    """Test score by iteration as an image in a data URL, for pages that aren't ours; None if there are no scores."""
+    """Test score by iteration as an image in a data URL, for other pages; None if there are no scores."""
     rows = [row for row in summary.models if row.model != DIRECT]
     if not any(row.score for row in rows):
         return None
@@ -376,7 +376,7 @@ def _paint_length(axes: "Axes", rows: Sequence[ModelRow]) -> None:
 
 
 def _paint_boxes(axes: "Axes", values: Mapping[int, Sequence[float]], unit: str | None) -> None:
-    """A box an iteration; with a unit the tick says how many values there are."""
+    """One box per iteration; with a unit, ticks include the number of values."""
     line = {"color": BLUE, "lw": 1.2}
     axes.boxplot(
         [list(found) for found in values.values()],
@@ -400,7 +400,7 @@ def _paint_log(
     factor: float,
     start: float | None,
 ) -> None:
-    """One line an iteration beside each other; a ring marks the epoch that was chosen."""
+    """One line per iteration, next to each other; a ring marks the chosen epoch."""
     if start is not None:
         level(axes, start, "ln 2, untrained" if field == "loss" else "chance", MUTED, right=field == "loss")
     ticks: list[tuple[float, str]] = []

@@ -1,4 +1,4 @@
-"""A run in numbers: one row per model, as kept in `summary.json` and shown in the table.
+"""The summary of a run: one row per model, stored in `summary.json` and shown in the table.
 
 Intervals are bootstrap percentiles over prompts. Gains are paired: differences on the same prompts.
 """
@@ -11,7 +11,7 @@ from tpo.records import JudgeHealth
 from tpo.report.record_files import read_record, to_json
 
 SUMMARY, REPORT = "summary.json", "report.html"
-"""File names of the numbers and of their page in the run folder."""
+"""File names of the summary and its page in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ModelRow:
     by_difficulty: Mapping[str, Interval]
     """Test score by difficulty of prompt."""
     validation_score: float | None
-    """Mean validation score by the training judge, over answers that parse; the checkpoint was chosen by it. For a
-    judge that compares, the share won against M_{t-1}'s answers, and one half for M_0."""
+    """Mean validation score by the training judge, over answers that parse; used to choose the checkpoint. For a
+    pairwise judge, the win rate against M_{t-1}'s answers, and one half for M_0."""
     parse_error_rate: float
     """Share of test prompts whose first output broke the format."""
     thought_chars: float
@@ -66,7 +66,7 @@ class ModelRow:
     dropped: Mapping[str, int]
     """Prompts that yielded no pair, by reason."""
     judge: JudgeHealth | None
-    """How reliable the training judge looked on the samples that M_t's pairs come from; None for M_0."""
+    """Health of the training judge on the samples of M_t's pairs; None for M_0."""
     chosen_epoch: int | None
     """Epoch of the checkpoint that became M_t; 0 if M_{t-1} was kept; None for M_0."""
     seconds: Mapping[str, float]
@@ -75,7 +75,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in numbers."""
+    """The summary of a run."""
 
     run: str
     """Name of the run."""
@@ -93,5 +93,5 @@ def write_summary(summary: Summary) -> bytes:
 
 
 def read_summary(path: Path) -> Summary:
-    """Reads a summary; raises `StoreError` if the file doesn't hold one."""
+    """Reads a summary; raises `StoreError` if the file isn't one."""
     return read_record(path, Summary, "summary")

@@ -1,9 +1,9 @@
-"""A run as tables in the terminal: one row per model, and below it gains, dropped prompts and seconds by stage.
+"""The tables of a run in the terminal: scores, gains, dropped prompts and seconds by stage, one row per model.
 
 The tables fit 100 columns. Only rich is imported, so that a finished run shows its table at once.
 
 Scores are multiplied by 100 if all test scores are shares (in [0, 1], like a verifier's): "94.2" and "31.5 points" are
-easier to say than "0.942". Other judges' scores keep their unit, with as many decimals as their size calls for.
+easier to read than "0.942". Other judges' scores keep their unit, with decimals depending on their size.
 `tpo.report.run_page` follows the same rule through `ScoreScale`.
 """
 
@@ -143,7 +143,7 @@ def print_table(summary: Summary) -> None:
 
 
 def fixed(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number with a true minus sign, never a negative zero, and with a plus sign if asked for."""
+    """A number with a true minus sign, never a negative zero, and with a plus sign if `signed`."""
     rounded = round(value, decimals) + 0.0
     return f"{rounded:{'+' if signed and rounded else ''}.{decimals}f}".replace("-", "−")
 

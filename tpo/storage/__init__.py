@@ -1,1 +1,1 @@
-"""Where results are kept: the run folder, its bucket, and what makes a write survive a crash."""
+"""Storage of results: the run folder, its bucket, and crash-safe writes."""

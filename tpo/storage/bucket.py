@@ -1,11 +1,11 @@
-"""Objects below one prefix of an S3 bucket: read, write, copy, delete and list, and write only if nobody else has.
+"""The objects below one prefix of an S3 bucket: reads, writes, conditional writes, copies, deletions and listings.
 
-In: `s3://bucket/prefix` and the `[storage]` section; keys, region and endpoint also from where AWS's tools look for
-them. Out: bytes, files and versions, or a `StoreError` that says what the server said and what to do.
+Keys, region and endpoint come from the `[storage]` section or from where AWS's tools look for them. Errors are
+`StoreError`s with the server's message and a remedy.
 
-The client is boto3 and not fsspec's or pyarrow's file system, because neither of those hands on conditional writes
-(`If-None-Match`, `If-Match`), which are the only thing in S3 that two writers can be kept apart by. A server that is
-overloaded, slow or cuts a connection is asked again, later each time; one that says no isn't.
+The client is boto3 and not fsspec's or pyarrow's file system, since those don't expose conditional writes
+(`If-None-Match`, `If-Match`), S3's only means of excluding a second writer. Overloads, timeouts and broken connections
+are retried with increasing waits; rejections aren't.
 """
 
 import contextlib
@@ -25,31 +25,31 @@ from tpo.config.resources import StorageConfig
 from tpo.errors import StoreError
 
 _MIB = 2**20
-_LONGEST_PAUSE = 20.0
-"""Seconds between two tries at the most; botocore's own limit."""
+_MAX_PAUSE = 20.0
+"""Maximum seconds between two attempts; botocore's own limit."""
 _WHO = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
 
 Result = TypeVar("Result")
 
 
 class ConflictError(Exception):
-    """A conditional write came too late: another version stands there."""
+    """A conditional write was rejected: the object has another version."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What a bucket says of an object without handing it out."""
+    """An object's metadata."""
 
     size: int
     """Bytes."""
     etag: str
-    """Changes with the content; of an object that came in one part and isn't encrypted with a key of the user's, the
-    MD5 of the content, in hex. One that came in several parts has a `-` in it."""
+    """Changes with the content: its MD5 in hex, for an object uploaded in one part and not encrypted with the user's
+    own key. A multipart upload's contains a `-`."""
 
     def is_of(self, path: Path) -> bool:
-        """Whether a file holds the same, as far as the server's word goes: of what came in parts, only the size.
+        """Whether a file has the same content, as far as the metadata tells: for multipart uploads, the same size.
 
-        In a bucket that encrypts with a key of the user's it never seems so, and small files are fetched at each start.
+        Always False in a bucket that encrypts with the user's own key, so small files are downloaded at each start.
         """
         if path.stat().st_size != self.size:
             return False
@@ -65,14 +65,14 @@ class Object:
     etag: str
     """Its version."""
     age: float
-    """Seconds since it was written, both moments by the server's clock."""
+    """Seconds since it was written, by the server's clock."""
 
 
 class Bucket:
     """The objects whose names begin with one prefix; names are relative to it."""
 
     def __init__(self, url: str, storage: StorageConfig) -> None:
-        """Connects to nothing yet. `url` is `s3://bucket/prefix`."""
+        """Doesn't connect yet. `url` is `s3://bucket/prefix`."""
         self.url = url.rstrip("/")
         self._name, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -80,7 +80,7 @@ class Bucket:
         self._client = _connected(storage)
 
     def versions(self, under: str = "") -> dict[str, Version]:
-        """Every object whose name begins with `under`."""
+        """The versions of all objects whose names begin with `under`."""
         found = {}
         with self._explained(under):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -93,7 +93,7 @@ class Bucket:
         return found
 
     def get(self, name: str) -> Object | None:
-        """An object that is small, or None if there is none."""
+        """A small object, or None if there is none."""
         with self._explained(name):
             try:
                 return self._again(lambda: self._read(name))
@@ -103,9 +103,9 @@ class Bucket:
                 raise
 
     def download(self, name: str, version: Version, path: Path) -> None:
-        """Writes an object to a file, checked by its size and, where the server tells it, its MD5.
+        """Writes an object to a file and verifies its size and, if the server reports it, its MD5.
 
-        Raises `StoreError` if even the last try brought something else.
+        Raises `StoreError` if they differ after the last attempt.
         """
 
         def once() -> None:
@@ -115,7 +115,7 @@ class Bucket:
                 with path.open("wb") as file:
                     self._client.download_fileobj(self._name, self._prefix + name, file, Config=self._transfer())
             if not version.is_of(path):
-                raise _CutError(f"{path.stat().st_size} bytes came that are not the {version.size} of the object")
+                raise _CutError(f"received {path.stat().st_size} bytes that are not the object's {version.size}")
 
         with self._explained(name):
             self._again(once)
@@ -132,7 +132,7 @@ class Bucket:
         return Object(data, reply["ETag"].strip('"'), (now - reply["LastModified"]).total_seconds())
 
     def put(self, name: str, path: Path) -> None:
-        """Writes an object from a file: whole or not at all, in parts where it is large."""
+        """Writes an object from a file, completely or not at all; a large one in parts."""
         with self._explained(name):
             size = path.stat().st_size
             if size <= self._part:
@@ -141,15 +141,15 @@ class Bucket:
             try:
                 self._client.upload_file(str(path), self._name, self._prefix + name, Config=self._transfer())
             except Exception as error:
-                # The reply that says that the parts were put together may be lost; asked again, there are no parts.
+                # If the reply that the parts were joined is lost, a retry finds no upload.
                 if "NoSuchUpload" not in str(error) or (self.version(name) or Version(-1, "")).size != size:
                     raise
 
     def put_if(self, name: str, data: bytes, etag: str | None) -> str:
-        """Writes an object if `etag` is its version still, or, where that is None, if there is none yet; its version.
+        """Writes an object if its version is still `etag`, or if it doesn't exist, for None; returns its version.
 
-        Raises `ConflictError` if it isn't. That can also be because an earlier try took effect and its reply was
-        lost: look whether `data` stands there.
+        Raises `ConflictError` otherwise. An earlier attempt whose reply was lost can be the cause: check whether the
+        object's content is `data`.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
         with self._explained(name):
@@ -162,18 +162,18 @@ class Bucket:
         return str(reply["ETag"].strip('"'))
 
     def copy(self, source: str, target: str) -> None:
-        """Copies an object within the bucket, without a way through this machine."""
+        """Copies an object within the bucket, without downloading it."""
         with self._explained(source):
             place = {"Bucket": self._name, "Key": self._prefix + source}
             self._client.copy(place, self._name, self._prefix + target, Config=self._transfer())
 
     def delete(self, name: str) -> None:
-        """Deletes an object; nothing if there is none."""
+        """Deletes an object, if it exists."""
         with self._explained(name):
             self._client.delete_object(Bucket=self._name, Key=self._prefix + name)
 
     def version(self, name: str) -> Version | None:
-        """What stands under a name, or None."""
+        """An object's version, or None if there is none."""
         with self._explained(name):
             try:
                 reply = self._client.head_object(Bucket=self._name, Key=self._prefix + name)
@@ -184,7 +184,7 @@ class Bucket:
         return Version(reply["ContentLength"], reply["ETag"].strip('"'))
 
     def drop_unfinished(self) -> None:
-        """Deletes the parts of uploads that nobody will finish; they cost money and show nowhere."""
+        """Deletes the parts of abandoned uploads, which cost money and aren't listed."""
         with self._explained(""):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._name, Prefix=self._prefix
@@ -193,19 +193,18 @@ class Bucket:
                 self._client.abort_multipart_upload(Bucket=self._name, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def check_conditions(self) -> None:
-        """Writes a probe and deletes it again; refuses a server that doesn't hold to the conditions of a write."""
+        """Writes and deletes a probe; raises `StoreError` if the server ignores the conditions of writes."""
         name = f".probe-{uuid.uuid4().hex}"
         try:
             first = self.put_if(name, b"first", None)
             if not (self._refuses(name, None) and self._refuses(name, "0" * 32)):
                 raise StoreError(
-                    f"the server of {self.url} does not know conditional writes (If-None-Match, If-Match): two runs "
-                    "could write to one folder and neither would know; use a server that does, or a folder on a file "
-                    "system"
+                    f"the server of {self.url} does not support conditional writes (If-None-Match, If-Match): two runs "
+                    "could write to one folder without noticing; use a server that does, or a folder on a file system"
                 )
             self.put_if(name, b"second", first)
         except ConflictError as error:
-            raise StoreError(f"the server of {self.url} refused a write whose condition was met: {error}") from error
+            raise StoreError(f"the server of {self.url} rejected a write whose condition was met: {error}") from error
         finally:
             with contextlib.suppress(StoreError):
                 self.delete(name)
@@ -227,7 +226,7 @@ class Bucket:
         return TransferConfig(multipart_threshold=self._part + 1, multipart_chunksize=self._part, max_concurrency=4)
 
     def _again(self, once: Callable[[], Result]) -> Result:
-        """What botocore does for requests, for content that is cut while it is read."""
+        """Retries a download that is cut off, as botocore retries requests."""
         from boto3.exceptions import RetriesExceededError
 
         for attempt in range(1, self._storage.max_attempts + 1):
@@ -236,7 +235,7 @@ class Bucket:
             except (_CutError, RetriesExceededError):
                 if attempt == self._storage.max_attempts:
                     raise
-                time.sleep(min(_LONGEST_PAUSE, random.random() * 2**attempt))
+                time.sleep(min(_MAX_PAUSE, random.random() * 2**attempt))
         raise AssertionError("max_attempts is at least 1")
 
     @contextlib.contextmanager
@@ -253,27 +252,26 @@ class Bucket:
         code, text = _code(error), str(error).rstrip(".")
         where = f"at {self._client.meta.endpoint_url}"
         if code == "NoSuchBucket":
-            return f"there is no bucket {self._name} {where}: make it, or set folder or storage.endpoint_url"
+            return f"there is no bucket {self._name} {where}: create it, or set folder or storage.endpoint_url"
         if code in ("InvalidBucketName", "ParamValidationError"):
             return f"{place}: {text}; set folder to s3://bucket/prefix with the name of a bucket"
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
-            return f"{place}: no keys were found ({text}): give them as AWS's tools take them, by {_WHO}"
+            return f"{place}: no keys were found ({text}): provide them as for AWS's tools, by {_WHO}"
         if code in _DENIED:
             return (
-                f"{place} is out of reach ({code} {where}): let {_WHO} name somebody who may list, read, write and "
-                "delete there, then run again; completed work is saved"
+                f"{place}: access denied ({code} {where}): set {_WHO} to an identity that may list, read, write and "
+                "delete there, then rerun; completed work is saved"
             )
         if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             return f"{place}: the bucket is in another region ({text}): set storage.region or AWS_DEFAULT_REGION"
         return (
-            f"{place}: the server {where} does not answer as it should, asked up to {self._storage.max_attempts} times "
-            f"({text}): completed work is saved on this machine; run again when it does, and what is missing there "
-            "is put there"
+            f"{place}: the server {where} failed in up to {self._storage.max_attempts} attempts ({text}): completed "
+            "work is saved on this machine; rerun when the server works again, and missing files are uploaded"
         )
 
 
 class _CutError(Exception):
-    """What was read isn't all of it."""
+    """A download was cut off."""
 
 
 _DENIED = (
@@ -296,20 +294,20 @@ def _connected(storage: StorageConfig) -> Any:
         region_name=storage.region,
     )
     try:
-        # A session of its own: boto3's default one isn't safe where threads make clients.
+        # A separate session: creating clients from boto3's default one isn't thread-safe.
         session = botocore.session.get_session()
         session.register_component("data_loader", _descriptions())
         client = boto3.session.Session(botocore_session=session).client
         return client("s3", endpoint_url=storage.endpoint_url, config=options)
     except (BotoCoreError, ValueError) as error:
         raise StoreError(
-            f"no connection to S3 can be made: {error}; look at [storage] and the AWS_… variables"
+            f"the S3 client could not be created: {error}; check [storage] and the AWS_… variables"
         ) from error
 
 
 @functools.cache
 def _descriptions() -> Any:
-    """What botocore reads of AWS's services; a tenth of a second each time that it does."""
+    """Botocore's descriptions of AWS's services, which take a tenth of a second to load."""
     from botocore.loaders import create_loader
 
     return create_loader()
@@ -323,7 +321,7 @@ def _client_error() -> type[Exception]:
 
 
 def _code(error: BaseException) -> str:
-    """The server's word for what is wrong; transfers hide it in their text."""
+    """The server's error code; transfer errors only have it in their text."""
     reply = getattr(error, "response", None)
     if isinstance(reply, dict):
         return str(reply.get("Error", {}).get("Code", ""))

@@ -1,14 +1,13 @@
-"""Whether a finished run is current: whether all that it is made from, and all that it made, is as it was.
+"""Whether a finished run is current: its inputs and outputs are unchanged, so nothing has to be run.
 
-A recipe ends by `mark_finished`, which lists the run's stages with their fingerprints, and its results (the summary and
-its page) with their hashes. The run is current as long as the resolved config and the code that identifies stages are
-the same, every listed stage is whole, every file from outside that a manifest names is unchanged, and the results are
-those that were made from these stages: a run that was killed between a stage and its report isn't current. How far it
-got, the results say.
+A recipe ends with `mark_finished`, which lists the run's stages with their fingerprints, and its results (the summary
+and its page) with their hashes. The run is current as long as the resolved config and the code that identifies stages
+are the same, every listed stage is whole, every external file in a manifest is unchanged, and the results are those
+made from these stages: a run that was killed between a stage and its report isn't current.
 
-No recipe is asked, so none of its libraries is loaded. A run that isn't current is not stale: its stages are checked
-one by one when the recipe runs, and those that are complete aren't made again. The cost is a start without work, once,
-after an upgrade, a changed setting that no stage depends on, or a killed process.
+This needs no recipe, so none of their libraries is loaded. A run that isn't current needn't be redone: its stages are
+checked one by one when the recipe runs, and complete ones are kept. The cost is one start without work after an
+upgrade, a changed setting that no stage depends on, or a killed process.
 """
 
 import contextlib
@@ -37,16 +36,16 @@ from tpo.storage.store import (
 
 FINISHED = "finished.json"
 HUB = "hub.json"
-"""File in the run folder that has the commit of each address on the hub."""
+"""File in the run folder with the commit of each address on the hub."""
 PACKAGE = Path(__file__).parents[2]
 """The folder of this package's code."""
 _IDENTIFYING = ("prompts", "tasks", "tpo/config")
-"""Folders of what decides a stage's inputs and values: wording, the stages themselves, and defaults."""
+"""Folders whose code decides a stage's inputs and values: prompts, the stages themselves, and defaults."""
 
 
 def keep_config(config: RunConfig) -> None:
-    """Writes the config to the run folder as `config.json`, every default spelled out, and what addresses on the hub
-    were resolved to as `hub.json`."""
+    """Writes the config, including defaults, to `config.json` in the run folder, and the resolved addresses on the hub
+    to `hub.json`."""
     if config.hub_pins:
         _keep_pins(config)
     write_atomically(config.root / "config.json", _resolved_copy(config))
@@ -57,15 +56,15 @@ def _keep_pins(config: RunConfig) -> None:
     for written, pin in config.hub_pins.items():
         if written in before and before[written].address != pin.address:
             say(
-                f"{written} was {before[written].address} in {config.root} until now, and is {pin.address}: what "
-                "depends on it is made again"
+                f"{written} was {before[written].address} in {config.root} and is now {pin.address}: the stages that "
+                "depend on it are redone"
             )
     values = {written: {"address": pin.address, "revision": pin.revision} for written, pin in config.hub_pins.items()}
     write_atomically(config.root / HUB, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_pins(root: Path) -> dict[str, Pin]:
-    """What a run's addresses on the hub were resolved to when it began; empty if it has none."""
+    """The commits of a run's addresses on the hub, as resolved when it began; empty if it has none."""
     path = root / HUB
     if not path.exists():
         return {}
@@ -77,17 +76,17 @@ def read_pins(root: Path) -> dict[str, Pin]:
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} can't be read ({type(error).__name__}: {shortened(str(error))}), and it says with which commits "
-            "the run began: restore it, or delete it to resolve the profile's addresses again"
+            f"{path}, which has the commits that the run began with, cannot be read ({type(error).__name__}: "
+            f"{shortened(str(error))}): restore it, or delete it to resolve the profile's addresses again"
         ) from None
 
 
 def mark_finished(config: RunConfig, *results: str) -> None:
-    """Notes that a recipe has made all of a run that its config asks for, `results` being files in the run folder.
+    """Records that a recipe has completed everything in its config; `results` are files in the run folder.
 
-    The recipe has just seen that all it needs is there. A stage that is damaged, or from files that have changed since,
-    is therefore a leftover of another config or an earlier comparison: it isn't listed, or the run would never be
-    current again.
+    The recipe has just checked all stages that it needs. A stage that is damaged, or made from files that have changed
+    since, is therefore a leftover of another config or comparison: it isn't listed, or the run would never be current
+    again.
     """
     values = {
         "config": _config_sha256(config),
@@ -99,9 +98,8 @@ def mark_finished(config: RunConfig, *results: str) -> None:
 
 
 def is_current(config: RunConfig, *, package: Path = PACKAGE) -> bool:
-    """Whether a recipe has finished with this config, and nothing of it has changed or was damaged since then.
-
-    The code is that in `package`."""
+    """Whether a recipe has finished with this config and the code in `package`, and nothing was changed or damaged
+    since."""
     try:
         if not _is_kept(config):
             return False
@@ -124,9 +122,9 @@ def is_current(config: RunConfig, *, package: Path = PACKAGE) -> bool:
 
 
 def iterations_made(config: RunConfig) -> int:
-    """How many iterations of this config have been made and measured; -1 if not even M_0 has been measured.
+    """Number of iterations of this config that were trained and measured; -1 if not even M_0 was measured.
 
-    An estimate for disk space and schedules, made from the manifests' names alone: nothing is skipped because of it.
+    An estimate for disk space and schedules, from the existence of manifests alone: no work is skipped because of it.
     """
     made = -1
     if _is_kept(config):
@@ -136,8 +134,8 @@ def iterations_made(config: RunConfig) -> int:
 
 
 def _code(package: Path) -> str:
-    """This package's version, with the code and the templates that identify stages: they change more often than the
-    version does, and a stage whose identity has changed is to be made again."""
+    """This package's version, and a hash of the code and templates that identify stages, which change more often than
+    the version."""
     sources = sorted(path for folder in _IDENTIFYING for path in (package / folder).rglob("*"))
     files = [
         {"name": path.relative_to(package).as_posix(), "sha256": file_sha256(path)}
@@ -148,7 +146,7 @@ def _code(package: Path) -> str:
 
 
 def _is_kept(config: RunConfig) -> bool:
-    """Whether the run folder keeps this config, perhaps under the names that keys had before."""
+    """Whether the run folder has this config, possibly with former names of keys."""
     path = config.root / "config.json"
     try:
         return path.is_file() and _resolved_copy(load_config(path)) == _resolved_copy(config)
@@ -157,7 +155,7 @@ def _is_kept(config: RunConfig) -> bool:
 
 
 def _sound_manifests(root: Path) -> Iterator[Manifest]:
-    """Those of the stages that are whole, and made from files that are as they were."""
+    """The manifests of stages that are whole and whose external files are unchanged."""
     known = cache(is_unchanged)
     for path in sorted(root.rglob("manifest.json")):
         if is_set_aside(path.relative_to(root)):

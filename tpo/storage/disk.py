@@ -1,7 +1,7 @@
 """Crash-safe changes to the run folder: once a call has returned, its change is on disk, whole, under its final name.
 
 A file is written under a temporary name, synced and renamed, and its folder is synced; a new folder is synced into its
-parent. Errors of the operating system become `StoreError`s with a remedy. Every change is announced as an audit event
+parent. Operating system errors become `StoreError`s with a remedy. Every change is announced as an audit event
 (`sys.audit`, PEP 578) before it is made: `tpo.write`, `tpo.append`, `tpo.sync`, `tpo.rename`, `tpo.mkdir`,
 `tpo.remove`, `tpo.link`, `tpo.copy`. Tests listen there, stop the process at each event and check every state that a
 crash can leave.
@@ -33,7 +33,7 @@ class Mirror(Protocol):
     def written(self, path: Path) -> None:
         """A file was written."""
 
-    def grown(self, path: Path) -> None:
+    def appended(self, path: Path) -> None:
         """A file was appended to, and will be again; uploading may be delayed until then."""
 
     def settled(self, path: Path) -> None:
@@ -45,13 +45,13 @@ class Mirror(Protocol):
     def removed(self, path: Path) -> None:
         """A file or folder was deleted, or didn't exist locally."""
 
-    def brought(self, source: Path, target: Path) -> None:
+    def linked(self, source: Path, target: Path) -> None:
         """A file got a second name."""
 
     def bring_here(self, path: Path) -> None:
         """Fetches a file, or all files below a folder, if they only exist in the mirror."""
 
-    def bring_again(self, path: Path) -> bool:
+    def fetch_again(self, path: Path) -> bool:
         """Fetches a file and replaces the local one; False if the mirror has none."""
 
     def size(self, path: Path) -> int | None:
@@ -60,9 +60,9 @@ class Mirror(Protocol):
 
 @contextlib.contextmanager
 def mirrored_by(mirror: Mirror) -> Iterator[None]:
-    """Has a mirror receive every change that this process makes through this module."""
+    """Makes a mirror receive every change that this process makes through this module."""
     if run_context().mirror is not None:
-        raise AssertionError("a mirror is told already")
+        raise AssertionError("there is a mirror already")
     with using(dataclasses.replace(run_context(), mirror=mirror)):
         yield
 
@@ -75,7 +75,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def fill_atomically(path: Path, fill: Callable[[Path], object]) -> None:
-    """The same for a file that `fill` writes and the mirror doesn't receive."""
+    """The same for a file written by `fill`; the mirror doesn't receive it."""
     _put_in_place(path, fill, b"")
 
 
@@ -132,8 +132,8 @@ def remove(path: Path) -> None:
         mirror.removed(path)
 
 
-def bring(source: Path, target: Path, *, link: bool) -> None:
-    """Gives a file a second name: a hard link if `link` is set and the file system can, otherwise a copy.
+def link_or_copy(source: Path, target: Path, *, link: bool) -> None:
+    """Gives a file a second name: a hard link if `link` is set and the file system supports it, otherwise a copy.
 
     The copy isn't synced; the commit that follows does that.
     """
@@ -144,7 +144,7 @@ def bring(source: Path, target: Path, *, link: bool) -> None:
             sys.audit("tpo.copy", str(source), str(target))
             shutil.copyfile(source, target)
     if (mirror := run_context().mirror) is not None:
-        mirror.brought(source, target)
+        mirror.linked(source, target)
 
 
 def _linked(source: Path, target: Path) -> bool:
@@ -182,11 +182,11 @@ def settle(path: Path) -> None:
         mirror.settled(path)
 
 
-def settle_grown(path: Path) -> None:
+def settle_appended(path: Path) -> None:
     """Flushes a growing file to disk, and to the mirror from time to time."""
     sync(path)
     if (mirror := run_context().mirror) is not None:
-        mirror.grown(path)
+        mirror.appended(path)
 
 
 def bring_here(path: Path) -> None:
@@ -195,10 +195,10 @@ def bring_here(path: Path) -> None:
         mirror.bring_here(path)
 
 
-def bring_again(path: Path) -> bool:
+def fetch_again(path: Path) -> bool:
     """Fetches a file from the mirror and replaces the local one; False if there is none."""
     mirror = run_context().mirror
-    return mirror is not None and mirror.bring_again(path)
+    return mirror is not None and mirror.fetch_again(path)
 
 
 def size_of(path: Path) -> int | None:
@@ -211,8 +211,7 @@ def size_of(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def explained(path: Path | None = None) -> Iterator[None]:
-    """Turns an error of the operating system about a file, by default the one that it names, into a `StoreError` with a
-    remedy."""
+    """Turns an operating system error about a file, by default the one it names, into a `StoreError` with a remedy."""
     try:
         yield
     except OSError as error:
@@ -231,7 +230,7 @@ def _explanation(path: Path, error: OSError) -> str:
             "completed work is saved"
         )
     if error.errno in _REFUSED:
-        return f"{path} is out of reach ({error.strerror}): make the run folder readable and writable, then rerun"
+        return f"{path} is not accessible ({error.strerror}): make the run folder readable and writable, then rerun"
     if error.errno == errno.EIO:
         return f"the disk failed at {path} ({error.strerror}): check the system log and the disk, then rerun"
     return f"{path}: {error.strerror or error}; fix that and rerun; completed work is saved"

@@ -1,9 +1,8 @@
 """A cache of large files' hashes, so that a start doesn't read 140 GB of a judge just to recognize it.
 
-Hashes are in the user's cache folder (`$XDG_CACHE_HOME/tpo/hashes.json`). A file is taken as unchanged if its device,
-inode, size, and times of last write and change are the same, as git does. A change that leaves all of these alone goes
-unnoticed. Writing can't do that, since it sets the change time, which users can't set; but that clock is coarse, so a
-file is only cached once it has been at rest.
+Hashes are in the user's cache folder (`$XDG_CACHE_HOME/tpo/hashes.json`). As in git, a file counts as unchanged if its
+device, inode, size, modification time and change time are the same. Writing always updates the change time, which users
+can't set; but that clock is coarse, so a file is only cached once it hasn't changed for a while.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """A journal of replies that are too expensive to request twice, one line as each arrives.
 
-It maps keys to values that JSON can hold. `Lines` is the underlying file, which the ledger (`tpo.storage.ledger`) uses
-too. Each line ends with a checksum. A line that was cut by a crash or changed since is dropped, and its request
-repeated. Every line reaches the operating system at once, so a killed process loses nothing, and the disk within a
-second, so a power cut costs a second's replies.
+It maps keys to JSON values. `Lines` is the underlying file, which the ledger (`tpo.storage.ledger`) uses, too. Each
+line ends with a checksum. A line that was truncated by a crash or altered is dropped, and its request repeated. Every
+line reaches the operating system at once, so a killed process loses nothing, and the disk within a second, so a power
+cut costs a second's replies.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from tpo.console import say
-from tpo.storage.disk import append, explained, settle, settle_grown, sync, write_atomically
+from tpo.storage.disk import append, explained, settle, settle_appended, sync, write_atomically
 
 SYNC_SECONDS = 1.0
 JOURNALS = "journal-*.jsonl"
@@ -33,7 +33,7 @@ class Lines:
         self._synced = clock()
 
     def write(self, value: Any) -> None:
-        """Appends a line: the operating system has it when this returns, the disk within a second of further lines."""
+        """Appends a line: the operating system has it when this returns, the disk within a second of writing."""
         if self._file is None:
             with explained(self._path):
                 sys.audit("tpo.append", str(self._path), b"")
@@ -41,7 +41,7 @@ class Lines:
             sync(self._path.parent)
         append(self._file, _line(value))
         if self._clock() - self._synced > SYNC_SECONDS:
-            settle_grown(self._path)
+            settle_appended(self._path)
             self._synced = self._clock()
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class Lines:
 
 
 class Journal:
-    """Replies by key, stored as they come; `written` receives their number."""
+    """Replies by key, stored as they arrive; `written` receives their number."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Journal:
         found = read_journal(path)
         self._answers = dict(found.answers)
         if found.dropped:
-            say(f"{path}: {found.dropped} damaged lines, asked again")
+            say(f"{path}: {found.dropped} damaged lines, whose requests are repeated")
             write_lines(path, [*self._answers.items()])
 
     def __enter__(self) -> Self:

@@ -1,12 +1,11 @@
-"""One writer per run in a bucket: an object names the holder, is renewed while they live, and can be taken over once it
-expires.
+"""One writer per run in a bucket: an object names the holder, who renews it, and can be taken over once it expires.
 
 The object is only written conditionally (`If-None-Match`, `If-Match`), so of two contenders one succeeds. Its age
 follows from the server's clock in the same reply; the time since our own renewal, from a local clock that also runs
-while the machine sleeps. Before writing, a holder that hasn't renewed for half the lease renews first. So a process
-that was suspended and taken for dead finds out before it writes.
+while the machine sleeps. A holder that hasn't renewed for half the lease renews before it writes, so a process that was
+suspended and taken for dead notices.
 
-A holder that died on this machine isn't waited for: it held the lock of the same working copy (`tpo.storage.lock`),
+There is no wait for a holder that died on this machine: it held the lock of the same working copy (`tpo.storage.lock`),
 which this process could not have acquired while the other lived.
 """
 
@@ -44,9 +43,9 @@ class Holder:
     pid: int
     """Its process id."""
     start: str
-    """When it began, by its own clock; human-readable."""
+    """When it started, by its own clock; human-readable."""
     seconds: float
-    """Seconds that the lease lasts from each renewal."""
+    """Duration of the lease after each renewal, in seconds."""
     renewals: int = 0
     """Number of renewals."""
     released: bool = False
@@ -80,8 +79,8 @@ class Lease:
             self.renew()
         if self._lost is not None:
             raise StoreError(
-                f"{self._bucket.url} was taken over {self._lost}: this process writes no more to it; what is complete "
-                "there is kept"
+                f"{self._bucket.url} was taken over {self._lost}: this process stops writing there; completed work is "
+                "kept"
             )
 
     def renew(self) -> None:
@@ -108,7 +107,7 @@ class Lease:
             self._etag = _written(self._bucket, holder, self._etag)
         except ConflictError:
             found = last_holder(self._bucket)
-            self._lost = f"by {found}" if found else "by somebody who deleted its lease"
+            self._lost = f"by {found}" if found else "by a process that deleted its lease"
         else:
             self._holder, self._renewed = holder, asked
 
@@ -119,7 +118,7 @@ class Held:
 
     lease: Lease
     """Its lease."""
-    goes_on: bool
+    same_copy: bool
     """Whether the last holder wrote from the same working copy."""
 
 
@@ -171,7 +170,7 @@ def _take(bucket: Bucket, holder: Holder) -> Held:
         if first is not None and (first.session, first.renewals) != (last.session, last.renewals):
             raise StoreError(f"{bucket.url} is being written by {last}: wait for it to end, or stop it")
         if first is None:
-            say(f"{bucket.url} is held by {last}: waiting up to {last.seconds:.0f} s for a sign of life")
+            say(f"{bucket.url} is held by {last}: waiting up to {last.seconds:.0f} s for a renewal")
         first = last
         time.sleep(min(1.0, last.seconds / 10))
 

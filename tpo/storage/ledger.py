@@ -1,9 +1,8 @@
-"""What a run has spent: tokens, device time and money, one line in `ledger.jsonl` as it is spent.
+"""The spending of a run: tokens, device time and money, appended to `ledger.jsonl` line by line.
 
-Entries are never taken back. A line is written before the work that it paid for is kept, so whatever a crash loses is
-paid for twice and counts twice; so does a stage that is made again. The ledger is the only place where spending is
-counted, and no result depends on it. The only gap is what a killed process hadn't booked: the time since its last line,
-at most a shard or half a minute.
+Entries are never removed. A line is written before the work that it paid for is saved, so work lost in a crash is paid
+for and counted twice, and so is a redone stage. The ledger is the only place where spending is counted, and no result
+depends on it. Only the time since a killed process's last line is missing: at most a shard or half a minute.
 """
 
 import dataclasses
@@ -23,9 +22,9 @@ LEDGER = "ledger.jsonl"
 """The ledger's name in the run folder."""
 API = "api"
 """Device name of a server's replies."""
-MOST_LINES = 1000
+MAX_LINES = 1000
 """Number of lines above which a ledger is compacted when it is opened."""
-ENOUGH_SHARDS = 3
+MIN_SHARDS = 3
 """Number of shards below which the start-up time can't be estimated."""
 TICK_SECONDS = 30.0
 """Seconds after which `Meter.tick` books a line."""
@@ -34,9 +33,9 @@ WORK = (
     "generate", "short sample", "long sample", "sample", "judge", "train", "validation sample", "validation judge",
     "test sample", "test judge"
 )  # fmt: skip
-"""The kinds of work, in the order in which an iteration does them."""
+"""The kinds of work, in the order of an iteration."""
 TOTAL = "total"
-"""The line that adds them up."""
+"""The line with their sum."""
 _VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
 _PURPOSES = {
     "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short "
@@ -56,7 +55,7 @@ class Entry:
     parameters: int = 0
     """Parameters of the model; 0 if unknown."""
     server: str = ""
-    """The model and its server, as in `gpt-4.1 at https://…/v1`; empty on own devices."""
+    """The model and its server, such as `gpt-4.1 at https://…/v1`; empty on local devices."""
     prompts: int = 0
     """Prompts finished."""
     answers: int = 0
@@ -70,10 +69,9 @@ class Entry:
     starts: int = 0
     """Number of the stage's starts whose `start_seconds` are known."""
     start_seconds: float = 0.0
-    """Share of the time that engines and workers took to start, estimated from shards: the first shard's time beyond
-    that of the others."""
+    """Start-up time of engines and workers, in seconds: the estimated excess of the first shard over the others."""
     cost: float = 0.0
-    """Money, at the prices at the time."""
+    """Cost, at the prices of that time."""
 
     @property
     def work(self) -> str:
@@ -113,7 +111,7 @@ class Spending:
     engine_seconds: float
     """Seconds times engines or workers held on CPUs."""
     cost: float
-    """Money."""
+    """Cost."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ class Worker:
 
 
 def read_ledger(root: Path) -> list[Entry]:
-    """Everything that the run in `root` has spent, earlier starts included; damaged lines are skipped."""
+    """All spending of the run in `root`, including earlier starts; damaged lines are skipped."""
     return _entries(root / LEDGER, read_lines(root / LEDGER))
 
 
@@ -154,7 +152,7 @@ class Meter:
     """Books a stage's spending, each line with the time since the last; on exit, the remaining time.
 
     Args:
-        root: The run folder; the stage's own folder exists when anything is booked.
+        root: The run folder.
         stage: The stage's path below it.
         worker: The model and devices.
         budget: The run's limits.
@@ -183,7 +181,7 @@ class Meter:
         entries = _entries(self._path, found)
         if found.dropped:
             say(f"{self._path}: {found.dropped} damaged lines, whose spending is not known")
-        if found.dropped or len(entries) > MOST_LINES:
+        if found.dropped or len(entries) > MAX_LINES:
             entries = _summed(entries)
             write_lines(self._path, [_to_json(entry) for entry in entries])
         self._total = _sum(entries)
@@ -207,7 +205,7 @@ class Meter:
             self._file.close()
 
     def book(self, *, prompts: int = 0, answers: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
-        """Writes a line. Call it before keeping what it paid for."""
+        """Writes a line. Call it before saving the work that it paid for."""
         with self._lock:
             if prompts:
                 self._shards.append(self._clock() - self._began)
@@ -228,7 +226,7 @@ class Meter:
             self._start_seconds = self._clock() - self._began
 
     def tick(self) -> bool:
-        """Whether work without shards is due for a line."""
+        """Whether work that isn't sharded is due for a line."""
         return self._clock() - self._last >= TICK_SECONDS
 
     def is_spent(self) -> bool:
@@ -246,24 +244,24 @@ class Meter:
         for name, cap, spent, shown in (
             ("hours", budget.hours, hours, f"{hours:,.2f} hours of work"),
             ("tokens", budget.tokens, total.tokens, f"{total.tokens:,} tokens"),
-            ("cost", budget.cost, total.cost, f"{total.cost:,.2f} of money"),
+            ("cost", budget.cost, total.cost, f"a cost of {total.cost:,.2f}"),
         ):
             if cap is not None and spent >= cap:
                 return BudgetError(
                     f"budget.{name} = {cap:,} is reached at {self._stage}: {shown} spent so far (by stage in "
                     f"{self._path}). Completed work is saved: raise budget.{name} in the profile, or with "
-                    f'SET="budget.{name}=…", and the same command goes on from here'
+                    f'SET="budget.{name}=…", and rerun the same command to resume'
                 )
         return None
 
     def _found_start(self) -> float | None:
-        """Estimated seconds until work began: the first shard less another; None if unknown.
+        """Estimated start-up time in seconds: the first shard's time less that of a later one; None if unknown.
 
-        With n engines in parallel, shards end in turn, so one takes the time between the ends of shards i and i + n.
+        With n engines in parallel, a shard takes the time between the ends of shards i and i + n.
         """
         shards, at_once = self._shards, self._worker.at_once
         turns = (len(shards) - 1) // at_once
-        if self._start_seconds is not None or len(shards) < ENOUGH_SHARDS or not turns:
+        if self._start_seconds is not None or len(shards) < MIN_SHARDS or not turns:
             return self._start_seconds
         return max(0.0, shards[0] - (shards[turns * at_once] - shards[0]) / turns)
 
@@ -285,17 +283,17 @@ class Meter:
 
 
 def _entries(path: Path, found: FoundLines) -> list[Entry]:
-    """Raises `StoreError` if a line has an unknown format, e.g. from a newer version."""
+    """The entries; raises `StoreError` if a line has an unknown format, e.g. from a newer version."""
     try:
         return [Entry(**values) for values in found.values]
     except TypeError as error:
         raise StoreError(
-            f"{path} has a line that this version does not know ({error}): it is a newer version's; go on with that one"
+            f"{path} has a line that this version cannot read ({error}): use the newer version that wrote it"
         ) from error
 
 
 def _summed(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry for all of a stage's work with the same devices and model."""
+    """The entries, with those of the same stage, devices and model summed."""
     alike: dict[tuple[object, ...], list[Entry]] = {}
     for entry in entries:
         alike.setdefault((entry.stage, entry.device, entry.devices, entry.parameters, entry.server), []).append(entry)
@@ -303,7 +301,7 @@ def _summed(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _sum(entries: Sequence[Entry]) -> Entry:
-    """The sum of some entries, described as the first one."""
+    """The sum of some entries, with the first one's description."""
     if not entries:
         return Entry("", "")
     amounts = ("prompts", "answers", "tokens_in", "tokens_out", "seconds", "starts", "start_seconds", "cost")

@@ -1,4 +1,4 @@
-"""One writer per run folder: a second process receives the holder's name, and a dead holder's lock is taken over.
+"""One writer per run folder: a second process gets an error naming the holder; a dead holder's lock is taken over.
 
 The operating system holds the lock (`flock`) and releases it however the holder dies, so no clock or timeout decides
 who is dead. The holder's name is in a file next to it, for messages only.
@@ -62,8 +62,8 @@ def only_writer(root: Path) -> Iterator[None]:
             if error.errno != errno.ENOSYS:
                 raise
             raise StoreError(
-                f"the file system of {root} has no locks (flock), by which one process at a time writes there: mount "
-                "it with them, or set folder in the profile to another one"
+                f"the file system of {root} does not support locks (flock), which keep two processes from writing "
+                "there: mount it with locks, or set folder in the profile to another one"
             ) from error
     try:
         if (root / _HOLDER).exists():
@@ -88,4 +88,4 @@ def _holder(root: Path) -> str:
         holder = json.loads((root / _HOLDER).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, started {holder['start']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process, which has not said yet who it is"
+        return "another process, which has not recorded its id yet"

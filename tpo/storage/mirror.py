@@ -1,10 +1,10 @@
 """A run in a bucket: changes on the local disk are uploaded in the same order, and missing files are downloaded.
 
-The bucket is the truth and the working copy a cache, with one exception: files that the last holder's own working copy
-has and the bucket lacks were on their way, and are uploaded. A PUT is atomic and visible to all at once, so a manifest
-in the bucket means the same as one on disk. Buckets can't rename: a folder is copied, its manifest last, and then
-deleted, its manifest first, so that half a stage never looks whole. The lease (`tpo.storage.lease`) is checked before
-each change; a process that has lost it writes nothing.
+The bucket is authoritative and the working copy a cache, with one exception: files that the bucket lacks and the last
+holder's own working copy has were about to be uploaded, and are. A PUT is atomic and visible to all at once, so a
+manifest in the bucket means the same as one on disk. Buckets can't rename: a folder is copied, its manifest last, and
+then deleted, its manifest first, so that half a stage never looks complete. The lease (`tpo.storage.lease`) is checked
+before each change; a process that has lost it writes nothing.
 
 Large files are downloaded when they are used. Temporary files, locks and other names with a leading dot stay local.
 """
@@ -48,7 +48,7 @@ class BucketMirror:
         self.session = session
         self._check = check
         self._elsewhere: dict[str, Version] = {}
-        """Files that are in the bucket but not in the working copy."""
+        """Files that are only in the bucket."""
         self._put_at: dict[str, float] = {}
 
     def written(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class BucketMirror:
         if (name := self._name(path)) is not None:
             self._put(name, path)
 
-    def grown(self, path: Path) -> None:
+    def appended(self, path: Path) -> None:
         """Uploads a journal, if the last upload was some time ago."""
         if (name := self._name(path)) is None:
             return
@@ -91,7 +91,7 @@ class BucketMirror:
             for one in reversed(_manifests_last(self._names(name))):
                 self._delete(one)
 
-    def brought(self, source: Path, target: Path) -> None:
+    def linked(self, source: Path, target: Path) -> None:
         """Copies a file within the bucket, or uploads it if its source isn't part of this run."""
         old, new = self._name(source), self._name(target)
         if new is None:
@@ -114,13 +114,13 @@ class BucketMirror:
         for one in [one for one in self._elsewhere if one == name or one.startswith(f"{name}/")]:
             self._fetch(one, self._elsewhere[one])
 
-    def bring_again(self, path: Path) -> bool:
+    def fetch_again(self, path: Path) -> bool:
         """Downloads a file and replaces the local one; False if the bucket has none."""
         name = self._name(path)
         version = self.bucket.version(name) if name is not None else None
         if name is None or version is None:
             return False
-        say(f"{path} is not what it should be: fetched again from {self.bucket.url}")
+        say(f"{path} is damaged: downloaded again from {self.bucket.url}")
         self._fetch(name, version)
         return True
 
@@ -133,25 +133,25 @@ class BucketMirror:
             if _is_shared(one) and not (path.is_file() and version.is_of(path)):
                 self._fetch(one, version)
 
-    def pull(self, *, goes_on: bool) -> None:
-        """Brings the working copy up to date; `goes_on` means that it may have files that the bucket lacks."""
+    def pull(self, *, same_copy: bool) -> None:
+        """Updates the working copy; with `same_copy`, the last holder's, it may have files that the bucket lacks."""
         there = {name: version for name, version in self.bucket.versions().items() if _is_shared(name)}
         here = {name: path for path in _files(self.root) if (name := self._name(path)) is not None}
-        if here and not there and not goes_on:
+        if here and not there and not same_copy:
             raise StoreError(
-                f"{self.bucket.url} is empty, and {self.root} holds a working copy of a run there: give the bucket "
-                "back what it had, or move that folder away to begin anew"
+                f"{self.bucket.url} is empty, but {self.root} is a working copy of a run there: restore the bucket's "
+                "content, or move that folder away to start over"
             )
         for name, version in there.items():
             path = self.root / name
-            if path.is_file() and (version.is_of(path) or (goes_on and _is_longer_journal(path, version))):
+            if path.is_file() and (version.is_of(path) or (same_copy and _is_longer_journal(path, version))):
                 continue
             if version.size <= self.storage.part_mib * _MIB:
                 self._fetch(name, version)
             else:
                 remove(path)
                 self._elsewhere[name] = version
-        if not goes_on:
+        if not same_copy:
             _forget([path for name, path in here.items() if name not in there], self.root)
 
     def push(self) -> None:
@@ -165,7 +165,7 @@ class BucketMirror:
             if name not in there or _is_longer_journal(path, there[name]):
                 missing.append(name)
         if missing:
-            say(f"{self.bucket.url}: {len(missing)} files that were on their way there are put")
+            say(f"{self.bucket.url}: uploading {len(missing)} files that were not uploaded before")
         for name in _manifests_last(missing):
             self._put(name, self.root / name)
 
@@ -211,9 +211,9 @@ class BucketMirror:
 
 @contextlib.contextmanager
 def reading(config: RunConfig) -> Iterator[None]:
-    """The working copy of a run in a bucket, brought up to date for reading. Does nothing for other runs.
+    """Updates the working copy of a run in a bucket for reading. Does nothing for other runs.
 
-    Raises `StoreError` if the bucket is out of reach, or another process on this machine writes to the run.
+    Raises `StoreError` if the bucket can't be reached, or another process on this machine writes to the run.
     """
     if isinstance(config.folder, Path):
         yield
@@ -222,7 +222,7 @@ def reading(config: RunConfig) -> Iterator[None]:
         bucket = Bucket(config.place, config.storage)
         mirror = BucketMirror(config.root, bucket, config.storage, _only_looking)
         last = last_holder(bucket)
-        mirror.pull(goes_on=last is not None and last.copy == _copy_of(config.root))
+        mirror.pull(same_copy=last is not None and last.copy == _copy_of(config.root))
     with mirrored_by(mirror):
         yield
 
@@ -241,7 +241,7 @@ def writing(config: RunConfig) -> Iterator[None]:
         mirror = BucketMirror(config.root, bucket, config.storage, taken.lease.check, session=taken.lease.session)
         with contextlib.suppress(StoreError):  # Not every server or role allows this; nothing depends on it.
             bucket.drop_unfinished()
-        mirror.pull(goes_on=taken.goes_on)
+        mirror.pull(same_copy=taken.same_copy)
         with mirrored_by(mirror):
             mirror.push()
             yield
@@ -249,7 +249,7 @@ def writing(config: RunConfig) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Handover:
-    """What a worker of the same run needs to upload and download. It contains no keys: workers find their own."""
+    """What a run's workers need to upload and download. It contains no keys: workers find their own."""
 
     root: Path
     """The working copy, at the same path on every machine."""
@@ -262,7 +262,7 @@ class Handover:
 
 
 def hand_over() -> Handover | None:
-    """The share for this run's workers; None if the run isn't in a bucket."""
+    """The handover for this run's workers; None if the run isn't in a bucket."""
     mirror = run_context().mirror
     if not isinstance(mirror, BucketMirror):
         return None
@@ -280,7 +280,7 @@ def helping(handover: Handover | None, *folders: Path) -> Iterator[None]:
     def check() -> None:
         holder = last_holder(bucket)
         if holder is None or holder.session != handover.session or holder.released:
-            raise StoreError(f"{handover.url} is held by {holder or 'no process'}: this worker writes no more to it")
+            raise StoreError(f"{handover.url} is held by {holder or 'no process'}: this worker stops writing there")
 
     mirror = BucketMirror(handover.root, bucket, handover.storage, check, session=handover.session)
     for folder in folders:
@@ -297,7 +297,7 @@ def catch_up(folder: Path) -> None:
 
 
 def _only_looking() -> None:
-    raise AssertionError("a run that is only looked at was changed")
+    raise AssertionError("a run that was opened for reading was changed")
 
 
 def _copy_of(root: Path) -> str:
@@ -313,7 +313,7 @@ def _copy_of(root: Path) -> str:
 
 def _forget(paths: list[Path], root: Path) -> None:
     if paths:
-        say(f"{root}: {len(paths)} files are not in the bucket any more, where another process went on; removed here")
+        say(f"{root}: removed {len(paths)} files that another process has since removed from the bucket")
     for path in paths:
         remove(path)
     for folder in sorted({parent for path in paths for parent in path.parents}, reverse=True):
@@ -336,7 +336,7 @@ def _is_longer_journal(path: Path, version: Version) -> bool:
 
 
 def _manifests_last(names: list[str]) -> list[str]:
-    """Names ordered so that markers of completeness come after what they complete."""
+    """Names ordered so that manifests and seals come after what they mark as complete."""
 
     def rank(name: str) -> int:
         if "/" not in name:

@@ -1,11 +1,10 @@
-"""The run folder: Parquet shards and one manifest per stage, written so that a crash leaves all of a stage or none of
-it.
+"""The run folder: Parquet shards and one manifest per stage, written so that a stage survives a crash whole or not at
+all.
 
-A stage is identified by what it was made from: the fingerprints of its inputs and the config values that matter. Each
-shard is written atomically (`tpo.storage.disk`), then its seal, and finally the manifest. A stage is complete if its
-manifest exists and names the same inputs and config; nothing else, no database, decides that. A stage that was made
-from anything else is moved aside and not deleted, and so is a damaged one. Sealed shards of an unfinished stage are
-kept if they still match their seals.
+A stage is identified by its inputs' fingerprints and the config values that affect it. Each shard is written atomically
+(`tpo.storage.disk`), then its seal, and finally the manifest. A stage is complete if its manifest exists and names the
+same inputs and config; there is no database. Damaged stages and those made from anything else are moved aside, not
+deleted. Sealed shards of an unfinished stage are kept if they still match their seals.
 
 Nothing here imports pandas or pyarrow until rows are read or written, so that a finished run is recognized quickly.
 """
@@ -28,9 +27,9 @@ from tpo.console import say
 from tpo.errors import DamagedError, StoreError
 from tpo.records import Artifact, External, RowCounts
 from tpo.storage.disk import (
-    bring_again,
     bring_here,
     explained,
+    fetch_again,
     make_folder,
     move,
     remove,
@@ -45,18 +44,18 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = 3
-"""Version of this layout; manifests from other versions are refused."""
+"""Version of this layout; manifests of other versions are rejected."""
 
 READ_AT_ONCE = 64 * 2**20
-"""Size in bytes up to which a file's content is verified whenever its stage is looked up, and not only when it is
-used."""
+"""Maximum size in bytes of a file whose content is verified whenever its stage is looked up; larger ones are verified
+when they are used."""
 SCRATCH = ("dataset", "ray", "trainer")
 """Folders of a training stage that aren't part of its result; deleted when it is complete."""
 _HASHED_AT_ONCE = min(8, os.cpu_count() or 1)
 """Number of files hashed in parallel: one thread reads about 1 GB/s, and a disk can deliver more."""
 _PACKAGE = Path(__file__).parents[2]
 _SHIPPED_WITH_US = "package:"
-_NOT_ITS_HASH = "its content does not have the hash that the manifest says"
+_NOT_ITS_HASH = "its content does not match the hash in the manifest"
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -99,14 +98,14 @@ class Manifest:
 
 
 class Clock:
-    """The time as manifests tell it."""
+    """The clock for manifests."""
 
     def now(self) -> datetime.datetime:
         """The time, in UTC."""
         return datetime.datetime.now(datetime.UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since a fixed moment."""
         return time.monotonic()
 
 
@@ -127,8 +126,8 @@ class Stage:
         without_effect: Collection[str] = (),
         clock: Clock = _CLOCK,
     ) -> None:
-        """`without_effect` are values of `config`, by paths such as `sample.top_p`, that this result doesn't depend on:
-        they are in the manifest, as in earlier versions, but aren't compared."""
+        """`without_effect` are values of `config`, by paths such as `sample.top_p`, that don't affect the result: they
+        are in the manifest, as in earlier versions, but aren't compared."""
         self.root = root
         self.name = name
         self.record = record if isinstance(record, str) else record.__name__
@@ -143,15 +142,15 @@ class Stage:
         self._started = clock.monotonic()
 
     def manifest(self) -> Manifest | None:
-        """The folder's manifest, whatever it was made from, or None."""
+        """The folder's manifest, even if inputs or config have changed; None without one."""
         return read_manifest(self.folder)
 
     def complete(self) -> Artifact | None:
-        """The stage's artifact if it has been made from the same inputs and config, otherwise None.
+        """The stage's artifact if it was made from the same inputs and config, otherwise None.
 
         Raises `DamagedError` if a file is missing or altered. Large files, those of models, are only checked by size
-        here; `check_files` reads them before the model is used. If the manifest names other paths for the same content
-        from outside, or none, it is written again with those of now.
+        here; `check_files` reads them before the model is used. If external files have other paths now, or the manifest
+        doesn't list them, it is rewritten.
         """
         manifest = self.manifest()
         if manifest is None or self.changes(manifest.inputs, manifest.config):
@@ -163,7 +162,7 @@ class Stage:
         return Artifact(self.folder, manifest.rows, manifest.fingerprint)
 
     def changes(self, inputs: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
-        """The differences between the given inputs and config and this stage's own, in words."""
+        """Differences between the given inputs and config and this stage's own; human-readable."""
         found = [
             f"input {name}" for name in sorted(inputs.keys() | self.inputs) if inputs.get(name) != self.inputs.get(name)
         ]
@@ -175,10 +174,10 @@ class Stage:
         ]
 
     def begin(self, *, shard_size: int | None = None) -> list[str]:
-        """Readies the folder and returns what changed since an earlier attempt, which is moved aside.
+        """Prepares the folder; returns what has changed since an earlier attempt, which is then moved aside.
 
-        An unfinished attempt at the same stage is resumed with its own shard size, a new one with `shard_size`;
-        `self.shard_size` has it afterwards.
+        An unfinished attempt is resumed with its own shard size, a new one uses `shard_size`; `self.shard_size` is set
+        to it.
         """
         self._started = self._clock.monotonic()
         changed = self._changed_plan()
@@ -195,7 +194,7 @@ class Stage:
         return changed or []
 
     def _changed_plan(self) -> list[str] | None:
-        """The differences from the plan of the attempt in the folder; None without a plan."""
+        """Differences from the plan of the attempt in the folder; None without a plan."""
         try:
             plan = _read_checked(self.folder / "plan.json")
         except DamagedError as damaged:
@@ -219,10 +218,10 @@ class Stage:
             bring_here(path)
             if path.is_file() and file_sha256(path) == seal["sha256"]:
                 return True
-            what = f"{path} is not what its seal says"
+            what = f"{path} does not match its seal"
         except DamagedError as damaged:
             what = damaged.what
-        say(f"{what}: made again")
+        say(f"{what}: redone")
         remove(_seal(path))
         return False
 
@@ -247,19 +246,17 @@ class Stage:
     ) -> Artifact:
         """Writes the manifest over shards 0 to `shards` - 1; from here on the stage is complete.
 
-        Raises `StoreError` if one of them is missing, or if their rows don't add up to those that `account` kept: a
-        stage never ends with less than it was asked for.
+        Raises `StoreError` if one of them is missing, or if their rows don't add up to `account.rows_out`: a stage
+        never silently ends with missing rows.
         """
         files = []
         for index in range(shards):
             if (seal := _read_checked(_seal(self.shard(index)))) is None:
-                raise StoreError(f"{self.shard(index)} was never written, expected {shards} shards: run again")
+                raise StoreError(f"{self.shard(index)} was never written, expected {shards} shards: rerun")
             files.append({key: value for key, value in seal.items() if key != "checksum"})
         rows = sum(file["rows"] for file in files)
         if account is not None and rows != account.rows_out:
-            raise StoreError(
-                f"{self.folder} holds {rows} rows, expected {account.rows_out}: move it away and run again"
-            )
+            raise StoreError(f"{self.folder} has {rows} rows, expected {account.rows_out}: move it away and rerun")
         return self._commit(files, account, facts or {})
 
     def commit_files(self, *, facts: Mapping[str, Any] | None = None) -> Artifact:
@@ -314,20 +311,20 @@ class Stage:
         return dict(sorted((_portable(path), sha256) for path, sha256 in found.items()))
 
 
-def mending(make: Callable[[], Result]) -> Result:
-    """Calls `make`; a stage that it finds damaged is moved aside, once, and `make` called again.
+def remaking_damaged(make: Callable[[], Result]) -> Result:
+    """Calls `make`; if it finds a damaged stage, moves that aside (once each) and calls `make` again.
 
     The same inputs give the same content, so later stages stay valid.
     """
-    mended = set[Path]()
+    remade = set[Path]()
     while True:
         try:
             return make()
         except DamagedError as damaged:
-            if damaged.folder in mended or is_set_aside(Path(damaged.folder.name)) or not damaged.folder.exists():
+            if damaged.folder in remade or is_set_aside(Path(damaged.folder.name)) or not damaged.folder.exists():
                 raise
-            mended.add(damaged.folder)
-            say(f"{damaged.what}: moved to {set_aside(damaged.folder).name}, made again")
+            remade.add(damaged.folder)
+            say(f"{damaged.what}: moved to {set_aside(damaged.folder).name}, redone")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -370,7 +367,7 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
 
     manifest = read_manifest(artifact.path)
     if manifest is None or manifest.record != record.__name__:
-        raise StoreError(f"{artifact.path} holds no complete {record.__name__} rows: run the stage that makes them")
+        raise StoreError(f"{artifact.path} has no complete {record.__name__} rows: run the stage that writes them")
     for file in manifest.files:
         path = artifact.path / file["name"]
         _check_file(artifact.path, file, whole=False)
@@ -385,10 +382,10 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
 
 
 def check_files(model: Artifact) -> None:
-    """Verifies all files of a model made by this run, before anything is computed with it.
+    """Verifies all files of a model made by this run; call it before using the model.
 
-    Raises `DamagedError` if it doesn't match its manifest. A model from elsewhere, such as M_0, has no manifest and is
-    identified by its content already.
+    Raises `DamagedError` if it doesn't match its manifest. An external model, such as M_0, has no manifest and is
+    already identified by its content.
     """
     for folder in (model.path, model.path.parent):
         if (manifest := read_manifest(folder)) is not None:
@@ -404,7 +401,7 @@ def check_files(model: Artifact) -> None:
 def _check_file(folder: Path, file: Mapping[str, Any], *, whole: bool) -> None:
     path = folder / file["name"]
     fault = _fault(path, file, whole=whole)
-    if fault is not None and bring_again(path):
+    if fault is not None and fetch_again(path):
         fault = _fault(path, file, whole=whole)
     if fault is not None:
         raise DamagedError(folder, f"{path} {fault}")
@@ -422,7 +419,7 @@ def _fault(path: Path, file: Mapping[str, Any], *, whole: bool) -> str | None:
 
 
 def is_set_aside(path: Path) -> bool:
-    """Whether a path is in a folder that was moved aside, whose content is no longer used."""
+    """Whether a path is in a folder that was moved aside, which is no longer used."""
     return any(".old-" in part for part in path.parts)
 
 
@@ -436,13 +433,13 @@ def set_aside(folder: Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, read in pieces."""
+    """SHA-256 of a file's content, read in chunks."""
     with explained(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_each(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of some files' contents, in their order, computed in parallel."""
+    """SHA-256 of files' contents, in order, computed in parallel."""
     with ThreadPoolExecutor(max_workers=_HASHED_AT_ONCE) as threads:
         return list(threads.map(file_sha256, paths))
 
@@ -455,7 +452,7 @@ def combined_sha256(files: Sequence[Mapping[str, Any]]) -> str:
 def folder_artifact(folder: Path, *, read: Callable[[Path], str] = file_sha256) -> Artifact:
     """An artifact for a model folder that isn't a stage, identified by the content of its files.
 
-    A large file is read once, by `read`, until someone writes to it.
+    A large file is read once, by `read`, and again only after it has changed.
     """
     files = [
         {"name": path.relative_to(folder).as_posix(), "sha256": _sha256_of(path, read)}
@@ -479,7 +476,7 @@ def _values_of(table: "pyarrow.Table", field: "dataclasses.Field[Any]") -> list[
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
-    """A column's values as plain Python; for lists, ten times as fast as going through Arrow's scalars."""
+    """A column's values as plain Python; for lists, ten times faster than Arrow's `to_pylist`."""
     import pyarrow as pa
 
     if not pa.types.is_list(column.type):
@@ -543,11 +540,11 @@ def _read_checked(path: Path) -> dict[str, Any] | None:
     version = values.get("format", FORMAT) if isinstance(values, dict) else None
     if isinstance(version, int) and version != FORMAT:
         raise StoreError(
-            f"{path} has format {version}, this version reads {FORMAT}: use the version that wrote it "
-            f"({values.get('code', 'its plan does not say which')}), or another run name"
+            f"{path} has format {version}, expected {FORMAT}: use the version that wrote it "
+            f"({values.get('code', 'not recorded')}), or another run name"
         )
     if not isinstance(values, dict) or _with_checksum(values)["checksum"] != values.get("checksum"):
-        raise DamagedError(path.parent, f"{path} is not what was written (its checksum is another)")
+        raise DamagedError(path.parent, f"{path} was altered (its checksum does not match)")
     return values
 
 
@@ -556,9 +553,9 @@ def _to_json(values: Any) -> bytes:
 
 
 def content_sha256(path: Path) -> str:
-    """A file's content, or a folder's, by its hash; a stage's folder is known by its manifest.
+    """SHA-256 of a file's or a folder's content; for a stage's folder, its fingerprint.
 
-    Raises `StoreError` if nothing is there, `DamagedError` if a stage isn't what its manifest says.
+    Raises `StoreError` if it doesn't exist, `DamagedError` if a stage doesn't match its manifest.
     """
     if not path.is_dir():
         return file_sha256(path)
@@ -569,16 +566,15 @@ def content_sha256(path: Path) -> str:
 
 
 def external_file(path: Path) -> External:
-    """A file, or a folder such as a dataset, that matters by its content alone."""
+    """A file, or a folder such as a dataset, identified by its content."""
     sha256 = content_sha256(path)
     return External(sha256, {path: sha256})
 
 
 def is_unchanged(path: str, sha256: str) -> bool:
-    """Whether a manifest's external file, or folder, has the content that it had.
+    """Whether an external file or folder of a manifest has the same content as then.
 
-    A folder that another run's stage made is known by its manifest or by its files: by its files if it is a model that
-    the config names.
+    Another run's stage is identified by its manifest or, if it is a model named in the config, by its files.
     """
     shipped = path.removeprefix(_SHIPPED_WITH_US)
     place = Path(path) if shipped == path else _PACKAGE / shipped
@@ -591,17 +587,17 @@ def is_unchanged(path: str, sha256: str) -> bool:
 
 
 def _portable(path: Path) -> str:
-    """A path for a manifest: what ships with this package is found wherever the package is."""
+    """A path for a manifest: relative to this package, for files that ship with it."""
     inside = path.is_absolute() and path.is_relative_to(_PACKAGE)
     return f"{_SHIPPED_WITH_US}{path.relative_to(_PACKAGE).as_posix()}" if inside else str(path)
 
 
 def complete_artifact(folder: Path) -> Artifact:
-    """The artifact of a stage that is known to be complete and current, by its manifest alone.
+    """The artifact of a stage that is known to be current, from its manifest alone.
 
-    Raises `StoreError` if there is none, `DamagedError` if it isn't what the manifest says.
+    Raises `StoreError` if it isn't complete, `DamagedError` if it doesn't match its manifest.
     """
     if (manifest := read_manifest(folder)) is None:
-        raise StoreError(f"{folder} is not complete: run again to make it")
+        raise StoreError(f"{folder} is not complete: rerun to complete it")
     check_stage(folder, manifest)
     return Artifact(folder, manifest.rows, manifest.fingerprint)

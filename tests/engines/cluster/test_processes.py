@@ -46,7 +46,7 @@ def a_link_of_another_user(folder: Path) -> None:
 @pytest.mark.parametrize("make", [a_folder_open_to_others, a_link_of_another_user, Path.touch])
 def test_anything_else_in_place_of_that_folder_is_not_trusted(folder: Path, make: Callable[[Path], None]):
     make(folder)
-    with pytest.raises(StageError, match=r"is not a folder of this user's alone .* remove it, or set RAY_TMPDIR"):
+    with pytest.raises(StageError, match=r"is not private to this user .* remove it, or set RAY_TMPDIR"):
         processes._private_folder()
 
 

@@ -36,9 +36,7 @@ def test_a_training_waits_for_memory_that_an_ending_process_releases():
 
 
 def test_memory_that_stays_in_use_stops_the_training_with_its_amount():
-    with pytest.raises(
-        StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are held by others after 0.2 s")
-    ):
+    with pytest.raises(StageError, match=re.escape("71.5 of 80.0 GiB of a GPU's memory are still in use after 0.2 s")):
         await_free_memory(reading(0, 8.5), seconds=0.2)
 
 
@@ -54,7 +52,7 @@ def test_memory_held_and_released_by_another_process_is_seen_on_a_real_gpu():
         [sys.executable, "-c", HOLDER, "0.3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdin is not None and holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(StageError, match=r"GiB of a GPU's memory are held by others"):
+        with pytest.raises(StageError, match=r"GiB of a GPU's memory are still in use"):
             await_free_memory(read, seconds=1)
         holder.stdin.close()
         await_free_memory(read, seconds=30)

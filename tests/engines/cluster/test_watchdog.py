@@ -55,7 +55,7 @@ def test_only_what_a_run_started_ends_with_it(end: str):
         assert not any(map(alive, started))
         assert alive(other.pid)
         said = run.stderr.read()
-        assert ("ended unexpectedly" in said) is (end == "killed with -9")
+        assert ("exited unexpectedly" in said) is (end == "killed with -9")
         assert "memory" not in said, "and none was short"
     finally:
         other.kill()

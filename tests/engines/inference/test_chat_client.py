@@ -309,17 +309,17 @@ def test_temporary_failures_are_retried(name: str):
 def test_a_failure_that_persists_stops_the_stage_after_all_retries(name: str):
     with MisbehavingServer(lambda request, n: PASSING[name]) as server:
         asked = client(server, timeout_seconds=0.2 if name == "no answer in time" else 60, retries=2)
-        with pytest.raises(StageError, match=r"'judge' at http://127.0.0.1:\d+/v1 gave no answer in 3 tries") as error:
+        with pytest.raises(StageError, match=r"'judge' at http://127.0.0.1:\d+/v1 did not answer in 3 tries") as error:
             replies(asked, [user("?")])
     assert len(server.asked) == 3
-    assert "start again" in str(error.value)
+    assert "then rerun" in str(error.value)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_a_permanent_failure_stops_the_stage_at_once(status: int):
     waits = Waits()
     with MisbehavingServer(lambda request, n: Fail(status, "never")) as server:
-        with pytest.raises(StageError, match=f"1 try, the last one: {status}: never"):
+        with pytest.raises(StageError, match=f"1 try; the last error: {status}: never"):
             replies(client(server, waits=waits), [user("?")])
         assert len(server.asked) == 1 and not waits.seconds
 
@@ -329,7 +329,9 @@ def test_a_server_that_dies_under_way_stops_the_stage():
         answers = client(server, concurrency=1, retries=2).ask(numbered(50), FREE)
         next(answers)
         server.stop()
-        with pytest.raises(StageError, match=r"3 tries, the last one: the connection failed \(\w+: .*start the server"):
+        with pytest.raises(
+            StageError, match=r"3 tries; the last error: the connection failed \(\w+: .*start the server"
+        ):
             list(answers)
 
 
@@ -411,7 +413,7 @@ def test_a_server_that_asks_for_a_long_wait_has_failed(header: str):
     waits = Waits()
     with MisbehavingServer(first_time(Fail(429, headers={"Retry-After": header}))) as server:
         says = stopped(client(server, waits=waits).ask([user("?")], FREE), into=[])
-    assert "1 try" in says and f"asks to wait {float(header):.0f} s" in says
+    assert "1 try" in says and f"requests a wait of {float(header):.0f} s" in says
     assert not waits.seconds
 
 
@@ -450,7 +452,7 @@ def test_at_a_cap_no_call_starts_and_those_under_way_are_answered():
         says = stopped(asked.ask(numbered(20), FREE, spent=spent), into=found)
     assert len(found) == len(server.asked) == 4 + 3
     assert spent == Spent(70, 35)
-    assert "max_total_tokens = 60 is reached (70 tokens read and 35 written) with 13 calls still to make" in says
+    assert "max_total_tokens = 60 is reached (70 tokens read and 35 written) with 13 calls left" in says
     assert "raise that limit" in says
 
 
@@ -546,7 +548,7 @@ def test_an_impossible_key_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str
     monkeypatch.setenv("JUDGE_KEY", key)
     with MisbehavingServer() as server:
         for call in (lambda: replies(client(server), [user("?")]), client(server).check):
-            with pytest.raises(InputError, match="JUDGE_KEY holds") as error:
+            with pytest.raises(InputError, match="JUDGE_KEY contains") as error:
                 call()
             assert key not in str(error.value)
     assert not server.asked
@@ -578,7 +580,7 @@ def test_a_check_names_the_server_that_is_down():
 
 def test_a_check_names_the_variable_of_a_wrong_key():
     with MisbehavingServer(key="another") as server:
-        assert "401: " in (says := problem(server)) and "JUDGE_KEY: set it to a key that this server takes" in says
+        assert "401: " in (says := problem(server)) and "JUDGE_KEY: set it to a key that this server accepts" in says
 
 
 def test_a_check_names_the_variable_of_a_missing_key(monkeypatch: pytest.MonkeyPatch):
@@ -603,7 +605,7 @@ def test_a_check_does_not_wait_for_a_server_that_hangs():
     [
         (Fail(400, "unknown field"), "400: unknown field"),
         (Fail(429, "quota"), "429: quota"),
-        (Send(b"<html>"), "no chat completion: '<html>'"),
+        (Send(b"<html>"), "the answer is not a chat completion: '<html>'"),
         (Fail(413, "too much"), "too much"),
     ],
 )
@@ -615,7 +617,7 @@ def test_a_check_quotes_the_server(action: Action, says: str):
 
 def test_a_check_notices_a_server_that_ignores_structured_outputs():
     with MisbehavingServer(says=lambda request: "Hello! How") as server:
-        assert "wrote 'Hello! How' where structured_outputs" in problem(server, structured_outputs=True)
+        assert "wrote 'Hello! How' although structured_outputs" in problem(server, structured_outputs=True)
     with MisbehavingServer(says=lambda request: str(request["structured_outputs"]["choice"][0])) as server:
         client(server, structured_outputs=True).check()
 

@@ -106,7 +106,7 @@ def test_an_invalid_rule_is_refused_when_a_request_is_admitted(vllm: ModuleType)
     admit(vllm.asks([CalculatorRule("t5")]))
     admit(vllm.SamplingParams())
     for argument in ('[{"rule": "unknown"}]', '[{"rule": "calculator", "colour": 1}]', "calculator", "7", "[7]"):
-        with pytest.raises(vllm.VLLMValidationError, match="not rules of ours"):
+        with pytest.raises(vllm.VLLMValidationError, match="expected rules as JSON"):
             admit(vllm.SamplingParams(extra_args={ARGUMENT: argument}))
 
 

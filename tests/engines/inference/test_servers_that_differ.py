@@ -299,5 +299,5 @@ def test_an_address_without_its_path_is_refused_with_what_most_end_in():
 
 def test_a_host_name_that_does_not_resolve_is_named():
     endpoint = Endpoint(base_url="http://no-such-host.invalid:8000/v1", key_variable="NO_KEY")
-    with pytest.raises(InputError, match=r"no machine has the name in endpoint\.base_url"):
+    with pytest.raises(InputError, match=r"the host name in endpoint\.base_url cannot be resolved"):
         ChatClient(endpoint, "judge").check()

@@ -186,7 +186,7 @@ def test_a_missing_run_or_iteration_is_refused_with_those_that_exist(run: Path, 
 
 def test_a_published_model_is_not_asked_for_a_thought_twice(run: Path, tmp_path: Path):
     published(run, tmp_path / "out")
-    with pytest.raises(InputError, match="asks for a thought already"):
+    with pytest.raises(InputError, match="already includes the thought prompt"):
         writer_encoder(tmp_path / "out", ModelConfig())
 
 
@@ -216,5 +216,5 @@ def test_an_unreachable_hub_is_an_error_with_a_remedy(tmp_path: Path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
-    with pytest.raises(InputError, match=r"org/mine could not be uploaded \(ConnectError.*look at the network"):
+    with pytest.raises(InputError, match=r"org/mine could not be uploaded \(ConnectError.*check the network"):
         push(Published(tmp_path, made=True, has_pairs=False), "org/mine", "M_1")

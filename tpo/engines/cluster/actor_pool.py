@@ -1,13 +1,13 @@
 """A pool of Ray actors that share work: idle ones take the next job, failed ones are replaced, and no job is lost.
 
-Results come as soon as they are ready, in any order. Actors don't wait for each other. The first that is ready begins;
-one that Ray can only place later, because a node joins, begins then; one that fails is restarted while the others
-continue. An actor fails by dying, by an error, by an incomplete result (fewer outputs than prompts), or by a timeout:
-an engine that hangs looks alive to Ray.
+Results come as soon as they are ready, in any order. Actors don't wait for each other: each starts as soon as it is
+ready, also one that Ray can only place once a node joins, and one that fails is restarted while the others continue. An
+actor fails by dying, by an error, by an incomplete result (fewer outputs than prompts), or by a timeout: an engine that
+hangs looks alive to Ray.
 
-A failed job is given to another actor, and one that keeps failing stops the run, with completed work kept. A death
-counts half as much as other failures, since a dying node takes all its actors with it and the job isn't at fault; but a
-job that kills every worker must eventually fail.
+A failed job goes to another actor, and one that keeps failing stops the run, with completed work kept. A death counts
+half as much as other failures, since a dying node takes all its actors with it and the job isn't at fault; but a job
+that kills every actor must eventually fail.
 """
 
 import math
@@ -20,21 +20,20 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from tpo.console import say
-from tpo.engines.cluster.placement import Member, Role, dismiss, hire, is_placed
+from tpo.engines.cluster.placement import PoolActor, Role, is_placed, start_actor, stop_actor
 from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
 
-Piece = TypeVar("Piece")
+Job = TypeVar("Job")
 
-FAILURE, DEATH = 2, 1
-"""The weight of a failed attempt against a job: one that ended in an error, late or incomplete; one whose actor
-died."""
-TOO_MUCH = 4
+FAILURE_WEIGHT, DEATH_WEIGHT = 2, 1
+"""How much a failed attempt counts against its job: an error, a timeout or an incomplete result; a dead actor."""
+MAX_FAILURE_WEIGHT = 4
 """The total weight that stops the run."""
 _STARTS = 2
 """Number of failed starts after which an actor's slot is given up."""
 _LATE_START = "If the model is large, raise start_seconds (of engine or judge_engine)"
-_NO_PLACE = "Look whether other work holds Ray's CPUs or GPUs, or ask for fewer"
+_NO_PLACE = "Check whether other work holds Ray's CPUs or GPUs, or request fewer"
 
 
 @dataclass(frozen=True)
@@ -42,75 +41,75 @@ class Remedies:
     """Remedies for a failure that stops a run; which one is shown depends on the cause."""
 
     memory: str
-    """An actor died, or its error speaks of memory."""
+    """If an actor died, or its error mentions memory."""
     late: str
-    """A job took too long."""
+    """If a job timed out."""
     cache: str = ""
-    """vLLM found too little room for its KV cache."""
+    """If vLLM lacks memory for its KV cache."""
 
 
 @dataclass(frozen=True)
-class Orders(Generic[Piece]):
-    """What a pool does with its actors."""
+class JobSpec(Generic[Job]):
+    """How a pool's actors run one kind of job."""
 
     prepare: Callable[[Any], Any]
-    """Readies an actor, if it isn't yet; returns Ray's reference to a fault or None."""
-    hand: Callable[[Any, Piece], Any]
-    """Hands a job to an actor; returns Ray's reference to the result."""
-    fault: Callable[[Piece, Any], str | None]
-    """Returns a result's fault, or None."""
+    """Gets an actor ready, unless it is; returns Ray's reference to an error message or None."""
+    submit: Callable[[Any, Job], Any]
+    """Submits a job to an actor; returns Ray's reference to the result."""
+    fault: Callable[[Job, Any], str | None]
+    """Returns what is wrong with a result, or None."""
     seconds: float
     """Timeout of one job, in seconds."""
     start_seconds: float
-    """Timeout of getting ready, in seconds."""
+    """Timeout of a start, in seconds."""
     model: str
-    """The model that they work with; human-readable."""
+    """The model that they use; human-readable."""
     remedies: Remedies
-    """The remedy if it keeps failing."""
+    """What to suggest if a job keeps failing."""
 
 
 @dataclass
-class _Place:
-    """A slot of a pool, and what is in progress there."""
+class _Slot:
+    """A slot of a pool, and its pending task."""
 
     number: int
-    state: Literal["empty", "called", "preparing", "idle", "busy"] = "empty"
-    """No actor; one that Ray has not placed; getting ready; ready; working."""
-    member: Member | None = None
+    state: Literal["empty", "requested", "preparing", "idle", "busy"] = "empty"
+    """No actor; one that Ray hasn't placed; getting ready; ready; working."""
+    actor: PoolActor | None = None
     task: Any = None
-    """Ray's reference to what is in progress: arrival, getting ready, or a job."""
+    """Ray's reference to the pending task: placement, getting ready, or a job."""
     due: float = math.inf
-    """The time at which that has taken too long."""
-    orders: Any = None
-    """The model that it got ready for."""
+    """When that task times out, by `time.monotonic`."""
+    spec: Any = None
+    """The jobs that it got ready for."""
     was_ready: bool = False
     failed_starts: int = 0
-    piece: int = -1
-    """Its job."""
+    job: int = -1
+    """Index of its job."""
 
-    def wait_for(self, state: Literal["called", "preparing", "busy"], task: Any, seconds: float) -> None:
-        """Sets what is in progress."""
+    def set_pending(self, state: Literal["requested", "preparing", "busy"], task: Any, seconds: float) -> None:
+        """Sets the pending task."""
         self.state, self.task, self.due = state, task, time.monotonic() + seconds
 
-    def rest(self) -> None:
-        """Sets that nothing is in progress."""
+    def set_idle(self) -> None:
+        """Clears the pending task."""
         self.state, self.task, self.due = "idle", None, math.inf
 
 
 @dataclass(frozen=True)
-class _End:
-    """How something in progress ended."""
+class _Outcome:
+    """How a task ended."""
 
     result: Any = None
     cause: str | None = None
     """Why there is no result."""
     died: bool = False
-    """Whether the actor itself is gone, and not only its task failed."""
+    """Whether the actor itself died."""
     late: bool = False
-    """Whether it took too long."""
+    """Whether it timed out."""
 
     def with_remedy(self, late: str, remedies: Remedies) -> str:
-        """The cause and the remedy; an actor's own message already names it."""
+        """The cause, with a remedy unless the actor's own message has one."""
         cause = str(self.cause).rstrip()
         last = _last_line(cause)  # The lines above are a traceback, in which any word may occur.
         if self.late:
@@ -124,30 +123,30 @@ class _End:
         return f"{cause}. {remedy}" if remedy else cause
 
 
-class _Pile(Generic[Piece]):
+class _JobQueue(Generic[Job]):
     """The queue of jobs."""
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
-        self._source = enumerate(pieces)
-        self._again: list[int] = []
-        self.held: dict[int, Piece] = {}
-        """Jobs that were taken and aren't done."""
-        self._strikes = Counter[int]()
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._source = enumerate(jobs)
+        self._retries: list[int] = []
+        self.in_progress: dict[int, Job] = {}
+        """Jobs that were taken and aren't done, by index."""
+        self._failures = Counter[int]()
 
     def take(self) -> int | None:
-        """The next job: one to be repeated, or a new one."""
-        if self._again:
-            return self._again.pop()
-        for index, piece in self._source:
-            self.held[index] = piece
+        """Index of the next job: one to retry, otherwise a new one; None if there is none."""
+        if self._retries:
+            return self._retries.pop()
+        for index, job in self._source:
+            self.in_progress[index] = job
             return index
         return None
 
     def put_back(self, index: int, weight: int) -> bool:
-        """Puts a job back; False if it failed too often."""
-        self._again.append(index)
-        self._strikes[index] += weight
-        return self._strikes[index] < TOO_MUCH
+        """Returns a job for a retry; False if it has failed too often."""
+        self._retries.append(index)
+        self._failures[index] += weight
+        return self._failures[index] < MAX_FAILURE_WEIGHT
 
 
 class ActorPool:
@@ -156,7 +155,7 @@ class ActorPool:
     def __init__(self, role: Role, count: int, room: Room) -> None:
         self._role = role
         self._room = room
-        self._places = [_Place(number) for number in range(count)]
+        self._slots = [_Slot(number) for number in range(count)]
         self._lock = threading.Lock()
         self.used = time.monotonic()
         room.register(self)
@@ -164,40 +163,39 @@ class ActorPool:
     @property
     def actors(self) -> list[Any]:
         """The existing actors of all slots."""
-        return [place.member.actor for place in self._places if place.member is not None]
+        return [slot.actor.handle for slot in self._slots if slot.actor is not None]
 
-    def work(self, pieces: Iterable[Piece], orders: Orders[Piece]) -> Iterator[tuple[int, Any]]:
-        """The index and result of every piece, as the pool gets them done.
+    def work(self, jobs: Iterable[Job], spec: JobSpec[Job]) -> Iterator[tuple[int, Any]]:
+        """The index and result of every job, as they are done.
 
-        Raises `StageError` if actors fail on the same piece again and again, if none can be started, and if
-        Ray places none within `start_seconds`.
+        Raises `StageError` if actors keep failing on the same job, if none can be started, or if Ray places none within
+        `start_seconds`.
         """
-        pile = _Pile(pieces)
+        queue = _JobQueue(jobs)
         with self._lock:
-            if (first := pile.take()) is None:
+            if (first := queue.take()) is None:
                 return
-            pile.put_back(first, 0)
-            self._gather(orders)
-            heard = time.monotonic()
+            queue.put_back(first, 0)
+            self._fill_slots(spec)
+            last_progress = time.monotonic()
             try:
-                while self._hand_out(pile, orders):
-                    place = self._first_done(heard, orders)
-                    if place.state != "busy":
-                        self._arrive(place, orders)
-                    elif (end := self._end(place, pile, orders)).cause is None:
-                        yield place.piece, end.result
-                    heard = time.monotonic()
+                while self._assign_jobs(queue, spec):
+                    slot = self._next_event(last_progress, spec)
+                    if slot.state != "busy":
+                        self._handle_start(slot, spec)
+                    elif (outcome := self._finish_job(slot, queue, spec)).cause is None:
+                        yield slot.job, outcome.result
+                    last_progress = time.monotonic()
             finally:
                 self.used = time.monotonic()
-                for place in self._places:
-                    if (
-                        place.state == "busy"
-                    ):  # Left by the caller: whatever it does next waits until the jobs in progress are done.
-                        place.rest()
+                for slot in self._slots:
+                    # The caller stopped early; an actor finishes its job before it takes another.
+                    if slot.state == "busy":
+                        slot.set_idle()
 
     def holds(self, resource: str) -> float:
         """How much of a resource its placed actors hold."""
-        placed = sum(place.state not in ("empty", "called") for place in self._places)
+        placed = sum(slot.state not in ("empty", "requested") for slot in self._slots)
         return placed * self._role.amount(resource)
 
     def close_if_idle(self) -> bool:
@@ -212,138 +210,137 @@ class ActorPool:
 
     def close(self) -> None:
         """Stops all actors and releases their resources."""
-        for place in self._places:
-            self._empty(place)
+        for slot in self._slots:
+            self._clear(slot)
 
-    def _gather(self, orders: Orders[Any]) -> None:
-        """Requests actors for empty slots, and has existing ones get ready: some may have died unnoticed."""
-        waiting = sum(place.state in ("empty", "called") for place in self._places)
+    def _fill_slots(self, spec: JobSpec[Any]) -> None:
+        """Requests actors for empty slots and prepares the existing ones, some of which may have died unnoticed."""
+        waiting = sum(slot.state in ("empty", "requested") for slot in self._slots)
         for resource in ("GPU", "CPU"):
             self._room.make(resource, waiting * self._role.amount(resource), self)
-        for place in self._places:
-            place.failed_starts = 0
-            if place.state == "empty":
-                self._call(place, orders)
-            elif place.state == "idle":
-                self._prepare(place, orders)
+        for slot in self._slots:
+            slot.failed_starts = 0
+            if slot.state == "empty":
+                self._request_actor(slot, spec)
+            elif slot.state == "idle":
+                self._prepare(slot, spec)
 
-    def _hand_out(self, pile: _Pile[Piece], orders: Orders[Piece]) -> bool:
+    def _assign_jobs(self, queue: _JobQueue[Job], spec: JobSpec[Job]) -> bool:
         """Gives jobs to idle actors; False if all jobs are done."""
-        for place in self._places:
-            if place.state == "idle" and (index := pile.take()) is not None:
-                assert place.member is not None
-                place.piece = index
-                place.wait_for("busy", orders.hand(place.member.actor, pile.held[index]), orders.seconds)
-        return bool(pile.held)
+        for slot in self._slots:
+            if slot.state == "idle" and (index := queue.take()) is not None:
+                assert slot.actor is not None
+                slot.job = index
+                slot.set_pending("busy", spec.submit(slot.actor.handle, queue.in_progress[index]), spec.seconds)
+        return bool(queue.in_progress)
 
-    def _first_done(self, heard: float, orders: Orders[Any]) -> _Place:
-        """A place where what was under way is done, or has taken too long: an actor that Ray has placed takes too long
-        where it doesn't arrive, one that waits for a place doesn't.
+    def _next_event(self, last_progress: float, spec: JobSpec[Any]) -> _Slot:
+        """A slot whose task is done or has timed out; waiting to be placed doesn't count against a single actor.
 
-        Raises `StageError` if all have waited for a place since `heard`, for too long.
+        Raises `StageError` if Ray has placed none of the actors within `start_seconds` of `last_progress`.
         """
         import ray
 
         while True:
-            under = {place.task: place for place in self._places if place.task is not None}
-            first = min(under.values(), key=lambda place: place.due)
-            done, _ = ray.wait(list(under), num_returns=1, timeout=max(0.0, first.due - time.monotonic()))
+            pending = {slot.task: slot for slot in self._slots if slot.task is not None}
+            first = min(pending.values(), key=lambda slot: slot.due)
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, first.due - time.monotonic()))
             if done:
-                return under[done[0]]
-            if first.state != "called" or is_placed(first.member):
+                return pending[done[0]]
+            if first.state != "requested" or is_placed(first.actor):
                 return first
-            some_are_placed, now = any(is_placed(place.member) for place in under.values()), time.monotonic()
-            if not some_are_placed and now >= heard + orders.start_seconds:
+            some_are_placed, now = any(is_placed(slot.actor) for slot in pending.values()), time.monotonic()
+            if not some_are_placed and now >= last_progress + spec.start_seconds:
                 raise StageError(
-                    f"Ray has placed no {self._role.name} of {orders.model} within {orders.start_seconds:g} s: each of "
-                    f"{len(under)} asks for {self._role.asks}, and {_what_ray_has()}. {_NO_PLACE}"
+                    f"Ray has placed no {self._role.name} of {spec.model} within {spec.start_seconds:g} s: each of "
+                    f"{len(pending)} needs {self._role.needs}, and {_free_resources()}. {_NO_PLACE}"
                 )
-            first.due = (now if some_are_placed else heard) + orders.start_seconds
+            first.due = (now if some_are_placed else last_progress) + spec.start_seconds
 
-    def _arrive(self, place: _Place, orders: Orders[Any]) -> None:
-        """Handles an actor that was placed, got ready, or failed to."""
-        end = _collect(place, orders.start_seconds)
-        if end.cause is None and place.state == "preparing":
-            end = _End(cause=end.result)
-        if end.cause is None and place.state == "preparing":
-            place.was_ready, place.failed_starts = True, 0
-            place.rest()
-        if end.cause is None:
-            if place.orders is not orders:
-                self._prepare(place, orders)
-        elif place.was_ready:
-            self._call(place, orders)
+    def _handle_start(self, slot: _Slot, spec: JobSpec[Any]) -> None:
+        """Handles an actor that was placed or got ready, or failed to."""
+        outcome = _collect(slot, spec.start_seconds)
+        if outcome.cause is None and slot.state == "preparing":
+            outcome = _Outcome(cause=outcome.result)
+        if outcome.cause is None and slot.state == "preparing":
+            slot.was_ready, slot.failed_starts = True, 0
+            slot.set_idle()
+        if outcome.cause is None:
+            if slot.spec is not spec:
+                self._prepare(slot, spec)
+        elif slot.was_ready:
+            self._request_actor(slot, spec)
         else:
-            self._call_once_more(place, end, orders)
+            self._retry_start(slot, outcome, spec)
 
-    def _call_once_more(self, place: _Place, end: _End, orders: Orders[Any]) -> None:
+    def _retry_start(self, slot: _Slot, outcome: _Outcome, spec: JobSpec[Any]) -> None:
         """Handles an actor that failed to start. Raises `StageError` if no slot is left."""
-        place.failed_starts += 1
-        if place.failed_starts < _STARTS:
-            self._call(place, orders)
+        slot.failed_starts += 1
+        if slot.failed_starts < _STARTS:
+            self._request_actor(slot, spec)
             return
-        self._empty(place)
-        if all(other.state == "empty" for other in self._places):
-            said = end.with_remedy(_LATE_START, orders.remedies)
-            raise StageError(f"no {self._role.name} of {orders.model} starts: {said}")
-        say(f"{self._name(place, orders)} does not start and is given up, others go on: {_line(str(end.cause))}")
+        self._clear(slot)
+        if all(other.state == "empty" for other in self._slots):
+            cause = outcome.with_remedy(_LATE_START, spec.remedies)
+            raise StageError(f"no {self._role.name} of {spec.model} could be started: {cause}")
+        say(f"{self._name(slot, spec)} failed to start; continuing with the others: {_line(str(outcome.cause))}")
 
-    def _end(self, place: _Place, pile: _Pile[Piece], orders: Orders[Piece]) -> _End:
+    def _finish_job(self, slot: _Slot, queue: _JobQueue[Job], spec: JobSpec[Job]) -> _Outcome:
         """Handles a job that is done or has failed. Raises `StageError` if it has failed too often."""
-        end = _collect(place, orders.seconds)
-        if end.cause is None and (fault := orders.fault(pile.held[place.piece], end.result)) is not None:
-            end = _End(cause=fault)
-        if end.cause is None:
-            del pile.held[place.piece]
-            place.rest()
-            return end
-        if not pile.put_back(place.piece, DEATH if end.died else FAILURE):
-            said = end.with_remedy(orders.remedies.late, orders.remedies)
-            raise StageError(f"{self._name(place, orders)} failed where one had failed before: {said}")
-        say(f"{self._name(place, orders)} is replaced, what it had is done again: {_line(end.cause)}")
-        self._call(place, orders)
-        if end.died:  # A node may be gone, and idle actors on it would fail at jobs that aren't at fault.
-            for other in self._places:
+        outcome = _collect(slot, spec.seconds)
+        if outcome.cause is None and (fault := spec.fault(queue.in_progress[slot.job], outcome.result)) is not None:
+            outcome = _Outcome(cause=fault)
+        if outcome.cause is None:
+            del queue.in_progress[slot.job]
+            slot.set_idle()
+            return outcome
+        if not queue.put_back(slot.job, DEATH_WEIGHT if outcome.died else FAILURE_WEIGHT):
+            cause = outcome.with_remedy(spec.remedies.late, spec.remedies)
+            raise StageError(f"{self._name(slot, spec)} failed on a job that had failed before: {cause}")
+        say(f"{self._name(slot, spec)} failed and is replaced, its job is retried: {_line(outcome.cause)}")
+        self._request_actor(slot, spec)
+        if outcome.died:  # If a node is gone, idle actors on it would fail jobs that aren't at fault.
+            for other in self._slots:
                 if other.state == "idle":
-                    self._prepare(other, orders)
-        return end
+                    self._prepare(other, spec)
+        return outcome
 
-    def _call(self, place: _Place, orders: Orders[Any]) -> None:
+    def _request_actor(self, slot: _Slot, spec: JobSpec[Any]) -> None:
         """Requests a new actor from Ray."""
-        self._empty(place)
-        place.member = hire(self._role)
-        place.wait_for("called", place.member.actor.__ray_ready__.remote(), orders.start_seconds)
+        self._clear(slot)
+        slot.actor = start_actor(self._role)
+        slot.set_pending("requested", slot.actor.handle.__ray_ready__.remote(), spec.start_seconds)
 
-    def _prepare(self, place: _Place, orders: Orders[Any]) -> None:
-        assert place.member is not None
-        place.orders = orders
-        place.wait_for("preparing", orders.prepare(place.member.actor), orders.start_seconds)
+    def _prepare(self, slot: _Slot, spec: JobSpec[Any]) -> None:
+        assert slot.actor is not None
+        slot.spec = spec
+        slot.set_pending("preparing", spec.prepare(slot.actor.handle), spec.start_seconds)
 
-    def _name(self, place: _Place, orders: Orders[Any]) -> str:
-        return f"{self._role.name} {place.number} of {orders.model}"
+    def _name(self, slot: _Slot, spec: JobSpec[Any]) -> str:
+        return f"{self._role.name} {slot.number} of {spec.model}"
 
-    def _empty(self, place: _Place) -> None:
-        if place.member is not None:
-            dismiss(place.member)
-        place.rest()
-        place.state, place.member, place.orders, place.was_ready = "empty", None, None, False
+    def _clear(self, slot: _Slot) -> None:
+        if slot.actor is not None:
+            stop_actor(slot.actor)
+        slot.set_idle()
+        slot.state, slot.actor, slot.spec, slot.was_ready = "empty", None, None, False
 
 
-def _collect(place: _Place, seconds: float) -> _End:
-    """The outcome of a task that is done, or has taken too long."""
+def _collect(slot: _Slot, seconds: float) -> _Outcome:
+    """The outcome of a task that is done or has timed out."""
     import ray
 
     try:
-        return _End(ray.get(place.task, timeout=0))
+        return _Outcome(ray.get(slot.task, timeout=0))
     except ray.exceptions.GetTimeoutError:
-        return _End(cause=f"no answer within {seconds:g} s", late=True)
+        return _Outcome(cause=f"no answer within {seconds:g} s", late=True)
     except ray.exceptions.RayTaskError as error:
-        return _End(cause=str(error))
+        return _Outcome(cause=str(error))
     except ray.exceptions.RayError as error:
-        return _End(cause=str(error), died=True)
+        return _Outcome(cause=str(error), died=True)
 
 
-def _what_ray_has() -> str:
+def _free_resources() -> str:
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
@@ -357,5 +354,5 @@ def _line(cause: str) -> str:
 
 
 def _last_line(cause: str) -> str:
-    """The line of a Ray error that tells what it was."""
+    """The line of a Ray error that names the cause."""
     return next((line for line in reversed(cause.splitlines()) if line.strip()), cause)

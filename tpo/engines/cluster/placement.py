@@ -1,11 +1,11 @@
-"""Where a pool's actors go: what each requests from Ray, and how.
+"""Placement of a pool's actors: what each requests from Ray, and how.
 
-An actor is requested at once; Ray places it as soon as it can, possibly only when a node joins.
+Actors are requested at once; Ray places each as soon as it can, possibly only when a node joins.
 
 An engine of several GPUs gets its own placement group: one bundle per GPU, on as few nodes as possible, with the actor
-itself in it and requesting nothing, so that vLLM starts its workers in the bundles, on whatever nodes they are. On
-GPUs, Ray packs, which leaves whole nodes to such groups; on CPUs engines are spread, since those on one machine share
-its memory bandwidth.
+itself in it and requesting nothing, so that vLLM starts its workers in the bundles, whichever nodes they are on.
+Single-GPU actors are packed, which leaves whole nodes to such groups; CPU engines are spread, since those on one
+machine share its memory bandwidth.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Role:
     name: str
     """Its name in messages."""
     make: type
-    """Its class; quick to construct, so that an actor that has arrived can be told from one that waits to be placed."""
+    """Its class; quick to construct, so that a placed actor can be told from one that waits to be placed."""
     arguments: tuple[Any, ...]
     """The class's arguments."""
     cpus: float
@@ -31,27 +31,27 @@ class Role:
     """Environment variables of its process."""
 
     @property
-    def asks(self) -> str:
+    def needs(self) -> str:
         """What one requests; human-readable."""
         count, what = (self.gpus, "GPU") if self.gpus else (self.cpus, "CPU")
         return f"{count:g} {what}{'s' * (count != 1)}"
 
     def amount(self, resource: str) -> float:
-        """How much one requests of a resource, by Ray's name for it."""
+        """How much one requests of a resource, by Ray's name (`GPU`, `CPU`)."""
         return {"GPU": self.gpus, "CPU": self.cpus}.get(resource, 0)
 
 
 @dataclass(frozen=True)
-class Member:
+class PoolActor:
     """A requested actor."""
 
-    actor: Any
-    """Its handle."""
+    handle: Any
+    """Ray's handle of it."""
     group: Any | None
     """Its placement group, if it has one."""
 
 
-def hire(role: Role) -> Member:
+def start_actor(role: Role) -> PoolActor:
     """Requests an actor from Ray, without waiting for it."""
     import ray
     from ray.util.placement_group import placement_group
@@ -63,29 +63,29 @@ def hire(role: Role) -> Member:
         actor = ray.remote(role.make).options(
             num_cpus=role.cpus, num_gpus=role.gpus, scheduling_strategy=where, **options
         )
-        return Member(actor.remote(*role.arguments), None)
+        return PoolActor(actor.remote(*role.arguments), None)
     group = placement_group([{"GPU": 1}] * role.gpus, strategy="PACK")
-    # In the first bundle, since vLLM wants to be where one of its workers is; without a GPU, since the workers take
-    # them all.
+    # In the first bundle, since vLLM must be on a node with one of its workers; without a GPU, since the workers take
+    # all of them.
     inside = PlacementGroupSchedulingStrategy(
         group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
     )
     actor = ray.remote(role.make).options(num_cpus=0, num_gpus=0, scheduling_strategy=inside, **options)
-    return Member(actor.remote(*role.arguments), group)
+    return PoolActor(actor.remote(*role.arguments), group)
 
 
-def is_placed(member: Member | None) -> bool:
+def is_placed(actor: PoolActor | None) -> bool:
     """Whether Ray has placed an actor, so that it has a process, alive or not."""
     from ray._private import state
 
-    return member is not None and bool(state.actors(member.actor._actor_id.hex()).get("Pid"))
+    return actor is not None and bool(state.actors(actor.handle._actor_id.hex()).get("Pid"))
 
 
-def dismiss(member: Member) -> None:
-    """Kills an actor, and what it has started in its placement group."""
+def stop_actor(actor: PoolActor) -> None:
+    """Kills an actor and everything in its placement group."""
     import ray
     from ray.util.placement_group import remove_placement_group
 
-    ray.kill(member.actor)
-    if member.group is not None:
-        remove_placement_group(member.group)
+    ray.kill(actor.handle)
+    if actor.group is not None:
+        remove_placement_group(actor.group)

@@ -1,7 +1,7 @@
-"""The environment of a run's processes: Ray, threads, environment variables; decided here alone.
+"""Ray, threads and environment variables of a run's processes; the only place that sets them.
 
-Two OpenMP threads of GNU's library stall for seconds as soon as anything else runs; Intel's, which ships with vLLM's
-CPU build, don't. So it is preloaded if found, and every process gets a number of threads.
+Two threads of GNU's OpenMP library stall for seconds as soon as anything else runs; Intel's, which ships with vLLM's
+CPU build, don't. So Intel's is preloaded if found, and every process gets a fixed number of threads.
 
 The local Ray cluster accepts no outside connections: loopback sockets, authentication by a token that this process
 creates and only its children inherit, and files in a folder that other users can't enter. Ray's defaults differ: it
@@ -55,7 +55,7 @@ machine."""
 
 
 HUB_AS_SET = "TPO_HF_HUB_OFFLINE"
-"""The variable that keeps the user's `HF_HUB_OFFLINE` once `QUIET` has closed this process to the hub."""
+"""The variable that keeps the user's `HF_HUB_OFFLINE` after `QUIET` has set it."""
 
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -64,13 +64,13 @@ LOOPBACK = {
 }
 """Environment of a local Ray cluster and everything it starts: the node's address is loopback.
 
-The first is Ray's switch for machines that form no cluster; only with it does Ray leave `127.0.0.1` as it is and bind
-all its sockets to its node's address. The first two also save the search for a network address. The last saves the
-actor that waits for news about nodes being removed.
+The first is Ray's switch for systems without clusters; only with it does Ray keep `127.0.0.1` and bind all its sockets
+to its node's address. The first two also avoid the search for a network address. The last avoids an actor that waits
+for nodes to be preempted.
 """
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-"""This machine's names for itself, under which Prefect's server, Ray and a local judge's server are reached."""
+"""Loopback names, under which Prefect's server, Ray and a local judge's server are reached."""
 
 
 def loopback_without_proxy(variables: Mapping[str, str]) -> dict[str, str]:
@@ -125,12 +125,12 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def quiet_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """`QUIET`, with what `hub_environment` needs to undo it for a process that asks the hub."""
+    """`QUIET`, with what `hub_environment` needs to undo it for a process that uses the hub."""
     return {**QUIET, HUB_AS_SET: variables.get(HUB_AS_SET, variables.get("HF_HUB_OFFLINE", ""))}
 
 
 def hub_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables of a process that asks the hub: the user's own, whether or not this one is closed to it."""
+    """Environment variables of a process that uses the hub: the user's own, even if this process is offline."""
     found = {name: value for name, value in variables.items() if name != HUB_AS_SET}
     found["HF_HUB_OFFLINE"] = variables.get(HUB_AS_SET, variables.get("HF_HUB_OFFLINE", ""))
     return found | {"HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -139,8 +139,9 @@ def hub_environment(variables: Mapping[str, str]) -> dict[str, str]:
 def engine_environment(config: EngineConfig) -> dict[str, str]:
     """Environment variables of a vLLM engine.
 
-    A CPU engine compiles nothing: vLLM would compile only the rank of a token among log-probs, which takes ten seconds
-    and a C++ compiler; and a library that a killed compiler left half written makes every later start fail.
+    A CPU engine compiles nothing: vLLM would only compile the computation of a token's rank among log-probs, which
+    takes ten seconds and a C++ compiler; and a library left half written by a killed compiler makes every later start
+    fail.
     """
     variables = environment(config.threads) | {"VLLM_LOGGING_LEVEL": "ERROR"}
     if config.device == "cpu":
@@ -154,12 +155,12 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
 
 
 def start_ray(cluster: ClusterConfig) -> None:
-    """Connects to the configured Ray cluster, or starts a closed one on this machine; once per process.
+    """Connects to the configured Ray cluster, or starts a private one on this machine; once per process.
 
-    An external cluster is entered with the user's own token, as Ray finds it. Its nodes need the same packages, this
-    checkout at the same path (Ray workers import from the driver's current folder, so nothing is sent), and the run's
-    and the models' folders on a shared file system. Raises `StageError` if the cluster refuses us, if the folder for
-    Ray's files isn't private, or if Ray doesn't keep to loopback.
+    An external cluster uses the user's own token, as Ray finds it. Its nodes need the same packages, this checkout at
+    the same path (Ray workers import from the driver's current folder, so nothing is sent), and the run's and the
+    models' folders on a shared file system. Raises `StageError` if the cluster refuses the connection, if the folder
+    for Ray's files isn't private, or if Ray doesn't keep to loopback.
     """
     import ray
 
@@ -189,15 +190,15 @@ def _connect(cluster: ClusterConfig) -> None:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise StageError(
-                f"the Ray cluster at {cluster.address} did not let us in ({error}): see that it is up and, if it asks "
-                "for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+                f"the Ray cluster at {cluster.address} refused the connection ({error}): check that it is up and, if "
+                "it requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
         return
     _close_to_others()
     _start_own_ray()
     if (address := ray.util.get_node_ip_address()) != "127.0.0.1":
         ray.shutdown()
-        raise StageError(f"Ray listens on {address}, expected 127.0.0.1: this version of Ray is not one we know")
+        raise StageError(f"Ray listens on {address}, expected 127.0.0.1: this version of Ray is not supported")
 
 
 def _start_own_ray() -> None:
@@ -218,7 +219,7 @@ def _start_own_ray() -> None:
             raise
         raise StageError(
             f"Ray did not start within 30 seconds: this machine is very busy, or Ray is broken (its logs: "
-            f"{rays_folder()}); let other work end, then run again"
+            f"{rays_folder()}); wait for other work to end, then rerun"
         ) from error
     _unbind_children(os.sched_getaffinity(0))
 
@@ -226,8 +227,8 @@ def _start_own_ray() -> None:
 def _unbind_children(cpus: set[int]) -> None:
     """Gives all children of this process the same CPUs as itself.
 
-    With Intel's OpenMP preloaded, as vLLM's CPU guide recommends, a process that forks pins its child to one core.
-    Ray's daemons are such children, and all engines that they start would share that core.
+    With Intel's OpenMP preloaded, as vLLM's CPU guide recommends, a forked child is pinned to one core. Ray's daemons
+    are such children, and all engines that they start would share that core.
     """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, OSError):
@@ -236,7 +237,7 @@ def _unbind_children(cpus: set[int]) -> None:
 
 
 def _close_to_others() -> None:
-    """Sets the variables from which Ray and its processes take their address and their token.
+    """Sets the variables from which Ray's processes take their address and token.
 
     Ray already requires a token for a cluster that it starts, unless the user's `RAY_AUTH_MODE` says otherwise; setting
     that here would come too late if Ray was imported before.
@@ -252,7 +253,7 @@ def _close_to_others() -> None:
 
 @functools.cache
 def _start_nodes_our_way() -> None:
-    """Has Ray's nodes in this process start without parts that a single machine doesn't need, and with patience."""
+    """Makes Ray nodes of this process start without parts that a single machine doesn't need, and without timeouts."""
     from ray._private.node import Node
 
     Node.start_api_server = _start_no_dashboard
@@ -262,8 +263,8 @@ def _start_nodes_our_way() -> None:
 def _start_no_dashboard(node: Any, **_: Any) -> None:
     """Replaces the start of the dashboard process, whose only task without its pages is to report usage.
 
-    Even with reporting off it asks the metadata services of three clouds where it runs, and no setting prevents that.
-    The node's agent asks for its address until it has one: it gets port 0, where nothing can listen.
+    Even with reporting off it queries the metadata services of three clouds, and no setting prevents that. The node's
+    agent waits for the dashboard's address: it gets port 0, where nothing can listen.
     """
     from ray._private import ray_constants
 
@@ -275,16 +276,16 @@ def _start_no_dashboard(node: Any, **_: Any) -> None:
 def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
     """Starts a node's processes with ports chosen here for its agents.
 
-    Otherwise, agents choose ports and write them into files, for which the node waits 15 seconds before it dies. On a
+    Otherwise, the agents choose ports and write them to files, for which the node waits 15 seconds before it dies. On a
     busy machine their imports take longer, and no setting changes that (ray-project/ray#65983). Not all ports can be
-    passed to the node in another way, so the files exist before it starts.
+    passed to the node as parameters, so the files are written before it starts.
     """
     names: Any = importlib.import_module("ray._raylet")
     with contextlib.ExitStack() as bound:
         sockets = [bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
         agent, export, listen, environments = [found.getsockname()[1] for found in sockets]
     parameters = node._ray_params
-    parameters.include_log_monitor = False  # It would send logs to a driver that doesn't listen.
+    parameters.include_log_monitor = False  # It would send logs to the driver, which ignores them.
     parameters.metrics_agent_port, parameters.metrics_export_port = agent, export
     parameters.dashboard_agent_listen_port, parameters.runtime_env_agent_port = listen, environments
     for name, port in (
@@ -298,7 +299,7 @@ def _start_with_ports(node: Any, start: Callable[[Any], None]) -> None:
 
 
 def rays_folder() -> Path:
-    """The folder of Ray's sockets and logs: private, unless the user has named one."""
+    """The folder of Ray's sockets and logs: `RAY_TMPDIR` if the user has set it, otherwise a private one."""
     given = os.environ.get("RAY_TMPDIR")
     return Path(given) if given else _private_folder() / "ray"
 
@@ -308,8 +309,8 @@ def check_rays_folder() -> None:
     folder = rays_folder()
     if (spare := _MAX_SOCKET_PATH - _SOCKET_PATH_BELOW - len(os.fsencode(folder))) < 0:
         raise InputError(
-            f"{folder}, the folder for Ray's sockets, has {-spare} bytes too many for the paths that sockets can have: "
-            "set RAY_TMPDIR to a folder with a shorter path, as /tmp/ray"
+            f"the path of {folder}, the folder for Ray's sockets, is {-spare} bytes too long: set RAY_TMPDIR to a "
+            "folder with a shorter path, such as /tmp/ray"
         )
 
 
@@ -325,7 +326,7 @@ def _private_folder() -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise StageError(
-            f"{folder} is not a folder of this user's alone (mode {found.st_mode & 0o777:o}, user {found.st_uid}), and "
-            "Ray's sockets and logs belong in one: remove it, or set RAY_TMPDIR to another"
+            f"{folder} is not private to this user (mode {found.st_mode & 0o777:o}, user {found.st_uid}), as the "
+            "folder for Ray's sockets and logs must be: remove it, or set RAY_TMPDIR to another"
         )
     return folder

@@ -1,5 +1,5 @@
-"""Arbitration of GPUs and CPUs between actor pools: idle pools make way, and a GPU's memory is checked before a model
-is loaded.
+"""Sharing of GPUs and CPUs between actor pools: idle pools make way, and a GPU's memory is checked before a model is
+loaded.
 
 Engines stay alive from stage to stage, since a start takes long. If all of them and the trainer fit at once, none is
 closed; otherwise they take turns: idle pools are closed, the least recently used first, until Ray has enough. Ray
@@ -17,7 +17,7 @@ from weakref import WeakSet
 from tpo.errors import StageError
 
 HELD_SHARE = 0.1
-"""Maximum share of a GPU's memory in use by others, the driver's own bookkeeping included."""
+"""Maximum share of a GPU's memory used by others, including the driver's own bookkeeping."""
 _SETTLE_SECONDS = 2.0
 """Seconds until resources that were just released show up in Ray."""
 _END_SECONDS = 30.0
@@ -25,7 +25,7 @@ _END_SECONDS = 30.0
 _GIB = 2**30
 
 
-class Tenant(Protocol):
+class Resident(Protocol):
     """A holder of resources that stays alive while idle, to save a restart."""
 
     used: float
@@ -41,30 +41,32 @@ class Tenant(Protocol):
 
 
 class Room:
-    """What one Ray cluster has, between the pools of a run."""
+    """The resources of a Ray cluster, shared by the pools of a run."""
 
     def __init__(self) -> None:
-        self._tenants: WeakSet[Tenant] = WeakSet()
+        self._residents: WeakSet[Resident] = WeakSet()
         self._lock = threading.Lock()
 
-    def register(self, tenant: Tenant) -> None:
-        """Registers a resident, which from now on makes way when idle."""
-        self._tenants.add(tenant)
+    def register(self, resident: Resident) -> None:
+        """Registers a resident, which then makes way when idle."""
+        self._residents.add(resident)
 
-    def make(self, resource: str, count: float, asker: Tenant | None = None) -> None:
-        """Closes idle pools until Ray has `count` of a resource (`GPU`, `CPU`) available, or none but `asker` is left.
+    def make(self, resource: str, count: float, requester: Resident | None = None) -> None:
+        """Closes idle pools until Ray has `count` of a resource (`GPU`, `CPU`) available, or only `requester` is left.
 
         If that isn't enough, Ray places the request once other work in the cluster ends.
         """
         with self._lock:
-            others = [tenant for tenant in self._tenants if tenant is not asker and tenant.holds(resource)]
-            tenants = sorted(others, key=lambda tenant: tenant.used)
+            others = [
+                resident for resident in self._residents if resident is not requester and resident.holds(resource)
+            ]
+            residents = sorted(others, key=lambda resident: resident.used)
             wait = _SETTLE_SECONDS
-            while tenants and not _comes(resource, count, wait):
-                tenant, wait = tenants.pop(0), 0.0
-                back = _free(resource) + tenant.holds(resource)
-                if tenant.close_if_idle():
-                    _comes(resource, min(count, back), _END_SECONDS)
+            while residents and not _becomes_free(resource, count, wait):
+                resident, wait = residents.pop(0), 0.0
+                back = _free(resource) + resident.holds(resource)
+                if resident.close_if_idle():
+                    _becomes_free(resource, min(count, back), _END_SECONDS)
 
 
 def _free(resource: str) -> float:
@@ -73,8 +75,8 @@ def _free(resource: str) -> float:
     return float(ray.available_resources().get(resource, 0.0))
 
 
-def _comes(resource: str, wanted: float, seconds: float) -> bool:
-    """Whether Ray has that much available within some seconds."""
+def _becomes_free(resource: str, wanted: float, seconds: float) -> bool:
+    """Waits up to `seconds` for Ray to have that much available; returns whether it has."""
     deadline = time.monotonic() + seconds
     while _free(resource) < wanted:
         if time.monotonic() >= deadline:
@@ -110,8 +112,8 @@ def await_free_memory(read: Callable[[], Memory] = gpu_memory, *, seconds: float
     while (found := read()).free < (1 - HELD_SHARE) * found.total:
         if time.monotonic() >= deadline:
             raise StageError(
-                f"{(found.total - found.free) / _GIB:.1f} of {found.total / _GIB:.1f} GiB of a GPU's memory are held "
-                f"by others after {seconds:g} s, expected it free for training: look with nvidia-smi who holds it, "
-                "and end that"
+                f"{(found.total - found.free) / _GIB:.1f} of {found.total / _GIB:.1f} GiB of a GPU's memory are still "
+                f"in use after {seconds:g} s, expected it free for training: find the process with nvidia-smi and "
+                "stop it"
             )
         time.sleep(min(1.0, seconds / 10))

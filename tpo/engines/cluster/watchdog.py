@@ -1,11 +1,11 @@
-"""Ends what a run has started once the run is gone, however it went: no server or worker outlives it for long.
+"""Kills a run's child processes after its driver exits for any reason, including SIGKILL, and prints why.
 
-In: nothing. Out: a small process that notes our descendants every second, and ends them when we are gone. A driver that
-is killed with -9 can't do that itself, and Prefect's server and Ray's agents don't notice for a minute or forever.
-What came and was orphaned between two looks is known by a mark in its environment. (The mark alone would not do: Ray
-writes the titles of its processes over their environment.) Nor can a driver that is gone say so: the watchdog does,
-and says what to do. A driver whose Ray or Prefect server has died may wait for it for minutes or forever: the watchdog
-ends it.
+The watchdog is a small process that records the driver's descendants every second and ends them when it is gone. A
+killed driver can't, and Prefect's server and Ray's agents take a minute to notice, or never do. Processes that were
+started and orphaned between two polls are recognized by a mark in their environment; the mark alone isn't enough, since
+Ray overwrites the environment of its processes with their titles.
+
+If Ray or Prefect's server dies, the driver might wait for it indefinitely: the watchdog kills the driver.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from pathlib import Path
 import psutil
 
 MARK = "TPO_RUN_MARK"
-"""Environment variable of everything that belongs to one run's process."""
+"""Environment variable that marks the processes of one run."""
 _SECONDS_BETWEEN_LOOKS = 1.0
 _GRACE_SECONDS = (1.0, 3.0)
-"""How long what is left may take to end by itself, and then to end when it is asked to."""
+"""Seconds for remaining processes to exit by themselves, and then after SIGTERM."""
 _VITAL = {
     "raylet/raylet": "Ray's node process (raylet)",
     "gcs/gcs_server": "Ray's control server (gcs_server)",
     "prefect.server.api.server:create_app": "Prefect's server",
 }
-"""What a driver can't do without: how a word of its command line ends, and what it is."""
+"""Processes that a driver depends on: the end of a command line argument, and a description."""
 _VITAL_SECONDS = 20.0
-"""How long a driver may go on without one of them: it may be about to end."""
+"""Seconds before a driver that has lost one is killed: it may be exiting by itself."""
 _AGAIN = "Completed work is saved: rerun the same command"
 _LESS_MEMORY = (
-    "The kernel has killed a process for want of memory since the run began (see `dmesg`): give engines and trainer "
-    "less memory"
+    "The kernel has killed a process because memory ran out since the run began (see `dmesg`): give engines and "
+    "trainer less memory"
 )
 _theirs: list[int] = []
 """The pipes to this process's watchdogs."""
@@ -45,7 +45,7 @@ _theirs: list[int] = []
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Has whatever this process has started ended when it is gone; says so where it is gone before the context ends."""
+    """Starts the watchdog of this process; it prints an error if the process is gone before the context is left."""
     environment = dict(os.environ)
     os.environ[MARK] = mark = secrets.token_hex(16)
     ours, theirs = os.pipe()
@@ -61,20 +61,20 @@ def watched() -> Iterator[None]:
     try:
         yield
     finally:
-        end_is_known()
+        exit_silently()
 
 
-def end_is_known() -> None:
-    """Has the watchdog end what is left without a word once this process is gone, which has said why itself."""
+def exit_silently() -> None:
+    """Has the watchdog clean up silently, since this process reports its exit itself."""
     while _theirs:
         with contextlib.suppress(BrokenPipeError):
-            os.write(_theirs.pop(), b"ended")  # and the pipe stays open until this process is gone
+            os.write(_theirs.pop(), b"ended")  # The pipe stays open until this process is gone.
 
 
-class _Flock:
-    """The processes that a run has started, including those whose parents have ended.
+class _ProcessTree:
+    """The processes of a run, including those whose parents have exited.
 
-    psutil tells a process from a later one that gets the same number, and signals only the one that was seen.
+    psutil recognizes a reused process id and signals only the original process.
     """
 
     def __init__(self, driver: int, mark: str) -> None:
@@ -82,11 +82,11 @@ class _Flock:
         self._mark = mark
         self._members: set[psutil.Process] = set()
         self._vital: dict[psutil.Process, str] = {}
-        with contextlib.suppress(psutil.NoSuchProcess):  # which ended before this process had started
+        with contextlib.suppress(psutil.NoSuchProcess):  # It exited before this process had started.
             self._members.add(psutil.Process(driver))
 
-    def look(self) -> list[psutil.Process]:
-        """Those alive now, except the driver and this process."""
+    def update(self) -> list[psutil.Process]:
+        """Updates the tree; returns the processes that are alive, except the driver and this one."""
         living = [
             process
             for process in psutil.process_iter(["ppid", "status", "environ"])
@@ -103,28 +103,28 @@ class _Flock:
         return [process for process in members if process.pid != self._driver]
 
     def lost(self) -> str | None:
-        """What a vital process was that has ended since an earlier look."""
+        """The description of a vital process that has died, or None."""
         return next((name for process, name in self._vital.items() if process not in self._members), None)
 
     def send(self, number: int) -> None:
         """Sends all of them a signal."""
-        for process in self.look():
+        for process in self.update():
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
 
     def _is_marked(self, process: psutil.Process) -> bool:
-        return (process.info["environ"] or {}).get(MARK) == self._mark  # None if it isn't this user's
+        return (process.info["environ"] or {}).get(MARK) == self._mark  # `environ` is None for other users' processes.
 
 
 def _vital_name(process: psutil.Process) -> str | None:
     with contextlib.suppress(psutil.Error):
-        words = process.cmdline()
-        return next((name for end, name in _VITAL.items() if any(word.endswith(end) for word in words)), None)
+        arguments = process.cmdline()
+        return next((name for end, name in _VITAL.items() if any(word.endswith(end) for word in arguments)), None)
     return None
 
 
 def _killed_for_memory() -> int:
-    """Processes that the kernel has killed for want of memory, here and in this container, since they came up."""
+    """Number of processes killed by the kernel's OOM killer, on this machine and in this container, since boot."""
     count = 0
     for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
         with contextlib.suppress(OSError):
@@ -134,31 +134,31 @@ def _killed_for_memory() -> int:
 
 
 def _wait_and_end(driver: int, mark: str) -> None:
-    flock = _Flock(driver, mark)
+    tree = _ProcessTree(driver, mark)
     killed = _killed_for_memory()
-    words = "error: the run ended unexpectedly: it was killed"
+    message = "error: the run exited unexpectedly: it was killed"
     missed = time.monotonic()
     while not select.select([sys.stdin], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
-        flock.look()
-        if (lost := flock.lost()) is None:
+        tree.update()
+        if (lost := tree.lost()) is None:
             missed = time.monotonic()
         elif time.monotonic() - missed > _VITAL_SECONDS:
-            words = f"error: the run was ended, since {lost} has died"
+            message = f"error: the run was killed, since {lost} has died"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(driver, signal.SIGKILL)
     if not sys.stdin.buffer.read():
         short = [_LESS_MEMORY] if _killed_for_memory() > killed else []
-        with contextlib.suppress(OSError):  # a terminal that is gone
-            print(". ".join([words, _AGAIN, *short]), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            print(". ".join([message, _AGAIN, *short]), file=sys.stderr, flush=True)
     for number, seconds in zip((0, signal.SIGTERM), _GRACE_SECONDS, strict=True):
-        flock.send(number)
+        tree.send(number)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if not flock.look():
+            if not tree.update():
                 return
             time.sleep(0.1)
-    while flock.look():
-        flock.send(signal.SIGKILL)
+    while tree.update():
+        tree.send(signal.SIGKILL)
         time.sleep(0.1)
 
 

@@ -1,1 +1,1 @@
-"""Sampling and reading by vLLM, and clients of servers that do the same."""
+"""Sampling by vLLM engines, scoring by reward models, and clients of servers."""

@@ -1,12 +1,12 @@
-"""A client for models behind OpenAI-compatible servers: many chats at once, with retries for errors that may pass.
+"""A client for models behind OpenAI-compatible servers: many chats at once, with retries of transient errors.
 
 Replies come in any order, each with its chat's index: a `Reply`, or `RefusedChat` if the server won't take that chat.
 
-A failed call is never a reply. Errors that may pass (429, 5xx, timeouts, broken connections, answers that aren't
+A failed call is never a reply. Transient errors (429, 5xx, timeouts, broken connections, answers that aren't
 completions) are retried by our own rules, with the SDK's retries off; others stop the stage, and so does a limit on
-tokens or money. A server that doesn't report its tokens is assumed to use one per four characters, so that limits hold
-there too. The key is read from the environment for each call, and messages are searched for it before they are shown,
-since servers like to quote it.
+tokens or money. A server that doesn't report its token usage is assumed to use one token per four characters, so that
+limits work there, too. The key is read from the environment, and removed from error messages before they are shown,
+since servers quote it.
 """
 
 import asyncio
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
 CHECK_SECONDS = 8.0
 """Timeout of a check, in seconds."""
-FIRST_WAIT = 0.5
-"""Longest wait before the first retry, in seconds; each further one may take twice as long."""
-LONGEST_WAIT = 60.0
-"""Where that doubling ends, in seconds."""
-LONGEST_RETRY_AFTER = 600.0
-"""Longest wait, in seconds, that a server may request; a server that requests more counts as failed."""
+MAX_FIRST_WAIT = 0.5
+"""Maximum wait before the first retry, in seconds; doubled for each further one."""
+MAX_WAIT = 60.0
+"""Maximum wait before any retry, in seconds."""
+MAX_RETRY_AFTER = 600.0
+"""Maximum wait, in seconds, that a server may request; a call that would wait longer fails."""
 MAX_CHECK_WAIT = 30.0
 """Total time that a check may wait between its attempts, in seconds."""
 
@@ -71,12 +71,12 @@ _CUT = frozenset(
         "abort",
     }
 )
-"""Finish reasons of incomplete replies; servers use all kinds of words for an ordinary end."""
+"""Finish reasons of incomplete replies; for complete ones, servers use many different words."""
 _UNRESOLVED = re.compile(
     r"name or service not known|nodename nor servname|name resolution|getaddrinfo|No address", re.I
 )
 MAX_FORMS = 8
-"""Maximum number of forms in which one call is made."""
+"""Maximum number of changes of form for one call."""
 _Outcome: TypeAlias = "Reply | RefusedChat | _Failure"
 _Call: TypeAlias = Future[_Outcome]
 _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
@@ -84,7 +84,7 @@ _Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
 
 @dataclass
 class Spent:
-    """Tokens used so far; counts on from what earlier starts of a run have used."""
+    """Tokens used so far, including those of earlier starts of a run."""
 
     tokens_in: int = 0
     """Tokens read."""
@@ -103,7 +103,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class RefusedChat:
-    """A chat that the server rejects for good while it takes others: no reply, no verdict."""
+    """A chat that the server rejects permanently while it accepts others: no reply, no verdict."""
 
     reason: str
     """The server's reason: too long for the model's context, or blocked by a content filter."""
@@ -122,7 +122,7 @@ class Position(Alternative):
     """The token at one position, and the likeliest alternatives, itself included."""
 
     top_logprobs: list[Alternative] = []
-    """The likeliest tokens, as many as were requested."""
+    """The likeliest tokens, up to the number requested."""
 
 
 class ChatClient:
@@ -132,7 +132,7 @@ class ChatClient:
         endpoint: Its address and limits.
         model: Its name there.
         sleep: Waits a number of seconds between attempts.
-        check_seconds: Longest wait for the answer to a short check.
+        check_seconds: Timeout of a short check.
     """
 
     def __init__(
@@ -154,25 +154,25 @@ class ChatClient:
         return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
 
     def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
-        """Makes one call, as `ask` would; without a chat a short one.
+        """Makes one call, as `ask` would; a short one if no chat is given.
 
-        What may pass is tried again, but not for long; a server that nobody answers for fails at once. Raises
-        `InputError` if there is no reply, or one that doesn't keep to the labels although the endpoint says so.
+        Transient errors are retried for a short time; a failed connection isn't. Raises `InputError` if there is no
+        reply, or one that ignores the labels although the endpoint has `structured_outputs`.
         """
-        held = self._endpoint.structured_outputs
+        structured = self._endpoint.structured_outputs
         seconds = self._check_seconds if decoding is None else self._endpoint.timeout_seconds
-        decoding = decoding or (Decoding(16, _PROBE_LABELS) if held else Decoding(1))
+        decoding = decoding or (Decoding(16, _PROBE_LABELS) if structured else Decoding(1))
         chat = chat or [Message(role="user", content="Hello.")]
         with self._connection() as (client, submit):
             outcome = submit(self._call(client, chat, decoding, threading.Event(), seconds, checks=True)).result()
         if isinstance(outcome, RefusedChat):
             outcome = _Failure(outcome.reason, 400)
         if isinstance(outcome, _Failure):
-            raise InputError(f"{self._name} gave no answer: {outcome.cause}; {self._remedy(outcome)}")
-        if held and decoding.labels and outcome.text.strip() not in decoding.labels:
+            raise InputError(f"{self._name} did not answer: {outcome.cause}; {self._remedy(outcome)}")
+        if structured and decoding.labels and outcome.text.strip() not in decoding.labels:
             raise InputError(
-                f"{self._name} wrote {outcome.text!r} where structured_outputs allowed only {decoding.labels}: serve "
-                "it with a vLLM that knows structured_outputs, without a reasoning parser, or set "
+                f"{self._name} wrote {outcome.text!r} although structured_outputs allows only {decoding.labels}: serve "
+                "it with a vLLM that supports structured_outputs, without a reasoning parser, or set "
                 "endpoint.structured_outputs to false"
             )
         return outcome
@@ -180,19 +180,19 @@ class ChatClient:
     def ask(
         self, chats: Sequence[Sequence[Message]], decoding: Decoding, *, spent: Spent | None = None
     ) -> Generator[tuple[int, Reply | RefusedChat], None, None]:
-        """Asks all chats; yields each one's index and reply as they come, in any order.
+        """Sends all chats; yields each one's index and reply as they arrive, in any order.
 
-        At most `endpoint.concurrency` calls are under way or wait to be taken, so that a slow taker slows the calls
-        down. A caller that stops taking early, or closes the generator, ends the calls that are under way.
+        At most `endpoint.concurrency` calls are in flight or waiting to be consumed, so that a slow consumer slows the
+        calls down. Closing the generator cancels the calls in flight.
 
         Args:
-            chats: What to ask; a chat is looked up when its call starts.
-            decoding: How to reply. Labels whose probabilities are wanted differ in the first character after what
-                all of them begin with.
-            spent: What was used before; counted on here. Each reply is counted before it is yielded.
+            chats: The chats; each is looked up when its call starts.
+            decoding: How to reply. Labels whose probabilities are requested must differ in the first character after
+                their common prefix.
+            spent: Tokens used before; updated with each reply before it is yielded.
 
-        Raises `StageError` if a call fails for good or a cap is reached, after the replies to the calls under way,
-        which are paid for: caps are overrun by at most these. `InputError` if the key can't be one.
+        Raises `StageError` if a call fails permanently or a cap is reached, after yielding the replies to the calls in
+        flight, which are paid for: caps are exceeded by at most these. `InputError` if the key is malformed.
         """
         spent = Spent() if spent is None else spent
         under_way: dict[_Call, int] = {}
@@ -230,8 +230,8 @@ class ChatClient:
             raise StageError(self._gave_up(failure))
         if waiting:
             raise StageError(
-                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls still to make: all replies "
-                "so far are kept; raise that limit of the endpoint and rerun to resume"
+                f"{self._name}: {self._cap_reached(spent)} with {len(waiting)} calls left: all replies so far are "
+                "saved; raise that limit of the endpoint and rerun to resume"
             )
 
     async def _call(
@@ -244,7 +244,7 @@ class ChatClient:
         *,
         checks: bool = False,
     ) -> _Outcome:
-        """One chat, retried until it is answered or retrying is pointless, each attempt with a timeout in seconds."""
+        """The reply to one chat, with retries; `seconds` is the timeout of each attempt."""
         tries, waited, forms = 1, 0.0, 0
         while True:
             form = self._form
@@ -257,7 +257,7 @@ class ChatClient:
             if not outcome.passing or tries > self._endpoint.retries or given_up.is_set():
                 return dataclasses.replace(outcome, tries=tries)
             # Full jitter: calls that were rejected together don't return together.
-            jitter = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 30)))
+            jitter = random.uniform(0, min(MAX_WAIT, MAX_FIRST_WAIT * 2.0 ** min(tries - 1, 30)))
             wait = outcome.retry_after + jitter
             if checks and (waited + wait > MAX_CHECK_WAIT or outcome.status is None):
                 return dataclasses.replace(outcome, tries=tries)
@@ -265,14 +265,14 @@ class ChatClient:
             tries, waited = tries + 1, waited + wait
 
     def _took_another_form(self, asked: RequestForm, failure: "_Failure", decoding: Decoding) -> bool:
-        """Whether there is another form than `asked` to try after the server's refusal."""
+        """Whether there is a form other than `asked` to try after the server's refusal."""
         if failure.status not in (400, 422):
             return False
         if self._form == asked:
             other = asked.after(failure.cause, decoding)
             if other is None:
                 return False
-            say(f"{self._name} says {failure.cause!r}: asked again with {described(other, asked)}")
+            say(f"{self._name} says {failure.cause!r}: retrying with {described(other, asked)}")
             self._forms[self._endpoint.model_dump_json(), self._model] = self._form = other
         return True
 
@@ -305,11 +305,11 @@ class ChatClient:
             return _reply(_Completion.model_validate_json(answer.content), chat, decoding, form.limit(decoding))
         except ValidationError:
             text = _scrubbed(answer.text, client.api_key)
-            return _Failure(f"what came is no chat completion: {text!r}", passing=True)
+            return _Failure(f"the answer is not a chat completion: {text!r}", passing=True)
 
     @contextmanager
     def _connection(self) -> Iterator[tuple["openai.AsyncOpenAI", _Submit]]:
-        """A client with an event loop in its own thread, gone when the context is left."""
+        """A client with an event loop in its own thread, closed when the context is left."""
         client = self._client()
         loop = asyncio.new_event_loop()
         calls: set[_Call] = set()
@@ -360,7 +360,7 @@ class ChatClient:
         key = os.environ.get(variable, "").strip()
         if not re.fullmatch(r"[!-~]*", key):
             raise InputError(
-                f"{variable} holds spaces, line breaks or letters that no key has: set it to the key alone"
+                f"{variable} contains spaces, line breaks or characters that are not ASCII: set it to the key alone"
             )
         return key
 
@@ -381,17 +381,17 @@ class ChatClient:
     def _gave_up(self, failure: "_Failure") -> str:
         tries = "1 try" if failure.tries == 1 else f"{failure.tries} tries"
         return (
-            f"{self._name} gave no answer in {tries}, the last one: {failure.cause}; what was said until now is kept: "
-            f"{self._remedy(failure)}, and start again"
+            f"{self._name} did not answer in {tries}; the last error: {failure.cause}. All replies so far are saved: "
+            f"{self._remedy(failure)}, then rerun"
         )
 
     def _remedy(self, failure: "_Failure") -> str:
         variable = self._endpoint.key_variable
         if failure.status in (401, 403):
-            what = "set it to a key that this server takes" if self._key() else "it is not set: set it to the key"
+            what = "set it to a key that this server accepts" if self._key() else "it is not set: set it to the key"
             return f"the key is read from the environment variable {variable}: {what}"
         if failure.status is None and _UNRESOLVED.search(failure.cause):
-            return "no machine has the name in endpoint.base_url: correct it"
+            return "the host name in endpoint.base_url cannot be resolved: correct it"
         if failure.status is None:
             return "start the server, or correct endpoint.base_url"
         if failure.status == 404:
@@ -399,26 +399,26 @@ class ChatClient:
         if failure.status >= 500 and re.search(r"system.{0,20}role|roles must alternate", failure.cause, re.I):
             return remedy(failure.cause)
         if failure.status in _PASSING or failure.status >= 500:
-            return "wait until the server has room again, or lower endpoint.concurrency"
+            return "wait until the server has recovered, or lower endpoint.concurrency"
         return remedy(failure.cause)
 
 
 def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tuple[float, ...] | None:
     """Log-probability of each label, from the tokens of a greedy reply that begins with one.
 
-    What counts is the token with which the reply leaves what all labels begin with: `A` after `[[`, or `[[A` at once,
-    as the tokenizer has it. A label's probability is that of all alternatives there which lead to it and to no other,
-    given what stands before. A label that none of the reported alternatives leads to has -inf; where the reply itself
-    goes on with no label, that would be a guess, and without a finite value for each label the answer is None.
+    The deciding token is the first that goes beyond the labels' common prefix: `A` after `[[`, or `[[A`, depending on
+    the tokenizer. A label's probability is the sum over the alternatives there that lead to this label only, given the
+    tokens before. A label without such an alternative has -inf. If the reply itself doesn't continue with a label, -inf
+    would be a guess: the result is None unless every label has a finite value.
 
     Args:
-        positions: The reply's tokens; white space before the label doesn't count.
-        labels: Texts that differ in the first character after what all of them begin with; `ValueError` otherwise.
+        positions: The reply's tokens; leading white space is ignored.
+        labels: Texts that differ in the first character after their common prefix; `ValueError` otherwise.
     """
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*labels, strict=False))
     shared = "".join(column[0] for column in columns)
     if len({label[len(shared) :][:1] for label in labels} - {""}) < len(labels):
-        raise ValueError(f"labels are {labels}, expected that they differ in the first character after {shared!r}")
+        raise ValueError(f"labels are {labels}, expected labels that differ in the first character after {shared!r}")
     written = ""
     for position in positions:
         longer = (written + position.token).lstrip()
@@ -438,9 +438,9 @@ class _Failure:
     cause: str
     status: int | None = None
     passing: bool = False
-    """Whether it may pass."""
+    """Whether it is transient."""
     retry_after: float = 0.0
-    """Seconds that the server requests to wait."""
+    """Wait that the server requests, in seconds."""
     tries: int = 1
 
 
@@ -448,7 +448,7 @@ class _Part(BaseModel):
     text: str = ""
 
 
-class _Said(BaseModel):
+class _ReplyMessage(BaseModel):
     content: str | list[_Part] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -466,7 +466,7 @@ class _Logprobs(BaseModel):
 
 
 class _Choice(BaseModel):
-    message: _Said
+    message: _ReplyMessage
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -527,14 +527,14 @@ def _estimated_tokens(*texts: str) -> int:
 def _failed_with_status(error: "openai.APIStatusError", key: str) -> RefusedChat | _Failure:
     message = error.body.get("message") if isinstance(error.body, dict) else None
     status, response = error.status_code, error.response
-    said = _scrubbed(str(message or response.text or response.reason_phrase), key)
-    if status == 413 or (status in (400, 422) and _ONE_CHAT.search(f"{error.code} {said}")):
-        return RefusedChat(said)
+    message_text = _scrubbed(str(message or response.text or response.reason_phrase), key)
+    if status == 413 or (status in (400, 422) and _ONE_CHAT.search(f"{error.code} {message_text}")):
+        return RefusedChat(message_text)
     passing = status in _PASSING or status >= 500
     wait = _seconds_to_wait(response.headers.get("retry-after", ""))
-    if passing and wait > LONGEST_RETRY_AFTER:
-        return _Failure(f"{status}: {said} (it asks to wait {wait:.0f} s)", status)
-    return _Failure(f"{status}: {said}", status, passing, wait)
+    if passing and wait > MAX_RETRY_AFTER:
+        return _Failure(f"{status}: {message_text} (it requests a wait of {wait:.0f} s)", status)
+    return _Failure(f"{status}: {message_text}", status, passing, wait)
 
 
 def _seconds_to_wait(retry_after: str) -> float:
@@ -557,7 +557,7 @@ def _scrubbed(text: str, key: str) -> str:
 
 async def _finish(client: "openai.AsyncOpenAI") -> None:
     """Waits for calls that were just cancelled, closes the client and stops this event loop."""
-    # The calls end the tasks that anyio has created for them; cancelled before they start, those would warn.
+    # The calls end the tasks that anyio has created for them; cancelling those before they start would print warnings.
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
     await client.close()
     asyncio.get_running_loop().stop()
@@ -578,5 +578,5 @@ def _leading_to(label: str, position: Position, written: str, shared: int) -> fl
 
 
 def _leads_to(label: str, text: str, shared: int) -> bool:
-    """Whether `text` goes beyond the `shared` first characters of all labels, and `label` goes on with it or ends."""
+    """Whether `text` goes beyond the common prefix, of `shared` characters, and is compatible with `label`."""
     return len(text) > shared and (label.startswith(text) or text.startswith(label))

@@ -1,12 +1,12 @@
 """vLLM's side of `tpo.engines.inference.forcing`: loaded by name into the process that samples.
 
-vLLM has two model runners with an interface of logits processors each, and refuses an engine whose processor has the
-other's. Which runner it takes is known only once its config is resolved: V2 where Triton works, V1 on CPUs, for models
-that V2 doesn't support yet, and with `VLLM_USE_V2_MODEL_RUNNER=0`. So the choice is left to vLLM: `ForcedTokens`
-counts as a processor of both, and each runner gets the one that it can call when it makes one.
+vLLM's two model runners have different interfaces for logits processors, and each rejects processors of the other.
+Which runner is used is known only once vLLM's config is resolved: V2 if Triton works, V1 on CPUs, for models that V2
+doesn't support yet, and with `VLLM_USE_V2_MODEL_RUNNER=0`. So `ForcedTokens` counts as a processor of both, and each
+runner gets an instance that it can call.
 
-Accepted cost under V2: its host runs ahead of the GPU, and what a request wrote last is known there only after both
-have met. Each step in which a request has rules waits for that; steps without such a request don't.
+Accepted cost under V2: its host runs ahead of the GPU, and only knows a request's last tokens after a synchronization.
+Each step with a request that has rules waits for that; other steps don't.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ _NEVER = float("-inf")
 class ForcedTokens(V1LogitsProcessor, V2LogitsProcessor):
     """Applies the rules that a request carries; requests without rules are left alone.
 
-    Never an instance itself: V1 makes its processors of a config, a device and whether memory is pinned, V2 of a config
-    and the state of its requests, and each gets its own kind.
+    Never instantiated itself: V1 creates its processors with a config, a device and whether memory is pinned, V2 with a
+    config and the state of its requests, and each gets its own class.
     """
 
     def __new__(cls, vllm_config: Any, *others: Any, **named: Any) -> Any:
@@ -75,21 +75,21 @@ class V1ForcedTokens(AdapterLogitsProcessor):
 class V2ForcedTokens(V2LogitsProcessor):
     """The processor of the V2 model runner, which keeps each request's tokens in a slot of a table on the device.
 
-    A slot is taken again as soon as its request is done or preempted, which nobody tells: `add_request` overwrites
-    what its last occupant left. A preempted request returns with what it wrote as part of its prefill; its outputs
-    still begin at `prompt_len`.
+    A slot is reused as soon as its request is done or preempted, without a notification, so `add_request` overwrites
+    the state of the previous request. A preempted request returns with its outputs as part of its prefill; they still
+    begin at `prompt_len`.
     """
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         if vllm_config.speculative_config is not None:
-            # Rejected drafts would have to be undone in the rules. V1 refuses this combination itself.
-            raise ValueError("forced tokens do not go with speculative decoding: start the engine without")
+            # The rules would have to undo rejected drafts. V1 rejects this combination itself.
+            raise ValueError("forced tokens do not work with speculative decoding: start the engine without it")
         self._tokenizer = _tokenizer(vllm_config)
         self._states = req_states
         self._forced: dict[int, Forced] = {}
-        """The decisions for each slot whose request has rules."""
+        """The rules of each slot whose request has some."""
         self._outputs: dict[int, list[int]] = {}
-        """The outputs of those requests, as far as they were read from the device."""
+        """The outputs of those requests that were read from the device."""
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Assigns a slot to a request; returns whether it has rules."""
@@ -100,10 +100,10 @@ class V2ForcedTokens(V2LogitsProcessor):
         return bool(argument)
 
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
-        """Leaves nothing but the forced token in the rows of requests that have one.
+        """Leaves only the forced token in the rows of requests that have one.
 
-        Without speculative decoding row i is the i-th request's. A request whose prompt isn't read whole yet has a row
-        too, from which nothing is sampled; it has no outputs.
+        Without speculative decoding row i is the i-th request's. A request whose prompt isn't fully prefilled has a
+        row, too, from which nothing is sampled; it has no outputs.
         """
         placed = [(row, slot) for row, slot in enumerate(ctx.idx_mapping_np.tolist()) if slot in self._forced]
         if not placed:
@@ -118,14 +118,14 @@ class V2ForcedTokens(V2LogitsProcessor):
         return logits
 
     def _read_outputs(self, slots: Sequence[int]) -> None:
-        """Reads what these slots' requests have written since it was last read.
+        """Reads the tokens that these slots' requests have sampled since the last call.
 
-        That is one token a step as a rule: more after a preemption, or if another rank of tensor parallelism sampled in
-        between; none while a prompt is read.
+        Usually one token per step: more after a preemption, or if another tensor-parallel rank sampled in between; none
+        during prefill.
         """
         states, device = self._states, self._states.total_len.gpu.device
         at = torch.tensor(slots, device=device)
-        # On the same stream as the step before, whose tokens are there when this returns.
+        # On the same stream as the previous step, so that its tokens are there when this returns.
         totals: list[int] = states.total_len.gpu[at].tolist()
         starts = [int(states.prompt_len.np[slot]) + len(self._outputs[slot]) for slot in slots]
         new = [max(0, total - start) for total, start in zip(totals, starts, strict=True)]

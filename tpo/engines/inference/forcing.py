@@ -1,12 +1,10 @@
-"""Tokens that a request must write next, whatever the model would: a thought's budget, a calculator's results.
+"""Forced tokens: what a request must write next, to keep a thought within its budget or insert a calculator's result.
 
-The pure core: given everything that a request has written so far, `Forced.next_token` is the token that it writes next,
-or None if the model decides. vLLM asks before it samples each token, in its own process, through
-`tpo.engines.inference.forced_tokens`. A forced token is sampled like any other, from a distribution in which nothing
-else is possible, so seeds, log-probs and stopping stay vLLM's.
+The pure core: given a request's output so far, `Forced.next_token` is the next token, or None if the model decides.
+vLLM calls it before it samples each token, in its own process, through `tpo.engines.inference.forced_tokens`. A forced
+token is sampled like any other, from a distribution with no other token, so seeds, log-probs and stopping stay vLLM's.
 
-What is forced depends on a request's tokens alone: a request that vLLM preempts and resumes is asked about from its
-beginning.
+What is forced depends on a request's tokens alone, so that vLLM can preempt and resume it.
 """
 
 import json
@@ -23,32 +21,33 @@ if TYPE_CHECKING:
 PROCESSOR = "tpo.engines.inference.forced_tokens:ForcedTokens"
 """The class that vLLM loads."""
 ARGUMENT = "tpo_forcing"
-"""The key of our rules among a request's extra arguments."""
+"""The key of the rules among a request's extra arguments."""
 
 
 class Forcer(Protocol):
-    """Decides for one request."""
+    """Forces tokens of one request."""
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:
-        """The token after `output_ids`, everything that the request has written; None if the model decides."""
+        """The token after `output_ids`, the request's whole output so far; None if the model decides."""
         ...
 
 
 @dataclass(frozen=True)
 class ThoughtBudget:
-    """Ends a thought after a number of tokens: the response marker is written then, unless it is already there.
+    """Ends a thought after a number of tokens by writing the response marker, unless it is already there.
 
-    `marker_ids` and `forced_ids` are for native thoughts, which end in tokens; without them the marker is text.
+    `marker_ids` and `forced_ids` are for native thoughts, which end with special tokens; without them the marker is
+    text.
     """
 
     max_tokens: int
-    """Maximum number of tokens before the response marker; those that open the thought count."""
+    """Maximum number of tokens before the response marker, including those that open the thought."""
     marker: str
     """The marker that begins the response."""
     marker_ids: tuple[int, ...] = ()
-    """Its tokens, if only they count."""
+    """Its tokens, if the same text in other tokens doesn't count."""
     forced_ids: tuple[int, ...] = ()
-    """What is written to end the thought, if that is more than the marker on a line of its own."""
+    """The tokens that end the thought, if not just the marker on its own line."""
 
     def forcer(self, tokenizer: "PreTrainedTokenizerBase") -> Forcer:
         """Its decisions for one request."""
@@ -74,7 +73,7 @@ _RULES: Mapping[str, type[Rule]] = {"thought_budget": ThoughtBudget, "calculator
 
 
 def as_argument(rules: Sequence[Rule]) -> str:
-    """Rules as JSON, the form in which a request carries them to vLLM's process: its server takes no nested values."""
+    """Rules as the JSON text that a request carries to vLLM's process: its server takes no nested values."""
     names = {kind: name for name, kind in _RULES.items()}
     return json.dumps([{"rule": names[type(rule)], **asdict(rule)} for rule in rules])
 
@@ -85,7 +84,7 @@ def read_rules(argument: str) -> list[Rule]:
         found = json.loads(argument)
         return [_read_rule(values) for values in found]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{ARGUMENT} holds {argument!r}, which are not rules of ours: {error}") from error
+        raise ValueError(f"{ARGUMENT} is {argument!r}, expected rules as JSON: {error}") from error
 
 
 def _read_rule(values: Mapping[str, Any]) -> Rule:
@@ -94,25 +93,25 @@ def _read_rule(values: Mapping[str, Any]) -> Rule:
 
 
 def forcers_of(argument: str, tokenizer: "PreTrainedTokenizerBase") -> list[Forcer]:
-    """The decisions of a request's rules, in the order in which they are asked."""
+    """The forcers of a request's rules, in order of precedence."""
     return [rule.forcer(tokenizer) for rule in read_rules(argument)]
 
 
 class Forced:
-    """The decisions for one request, of all its rules together."""
+    """Forces tokens of one request by all its rules."""
 
     def __init__(self, argument: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._forcers = forcers_of(argument, tokenizer)
 
     def next_token(self, output_ids: Sequence[int]) -> int | None:
-        """The token after `output_ids`, by the first rule that has one; None if the model decides."""
+        """The token after `output_ids`, from the first rule that forces one; None if the model decides."""
         return next((token for each in self._forcers if (token := each.next_token(output_ids)) is not None), None)
 
 
 class _EndsThought:
-    """A thought's budget for one request.
+    """Enforces a thought's budget for one request.
 
-    The marker stands on a line of its own. Where the budget ends in the middle of it, only the rest is written.
+    The marker is on its own line. If the budget ends in the middle of it, only the rest is written.
     """
 
     def __init__(self, budget: ThoughtBudget, tokenizer: "PreTrainedTokenizerBase") -> None:

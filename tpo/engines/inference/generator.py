@@ -1,8 +1,7 @@
 """The generators of new instructions: our own engines, or a server.
 
-They reply to chats shard by shard, each chat with a seed. A server's replies go to a journal as they come and are
-requested once; a server takes no seeds, so its replies can't be reproduced. Engines lose a shard at most, and write the
-same again.
+They reply to chats shard by shard, each chat with a seed. A server's replies are requested once and journaled as they
+arrive; a server takes no seeds, so they can't be reproduced. Engines lose at most a shard, and reproduce it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,12 +21,12 @@ from tpo.models.chat import ChatEncoder
 from tpo.records import Artifact, Message
 from tpo.storage.journal import Journal
 
-LETTERS_A_TOKEN = 4
-"""Estimated tokens of a server's chat, whose tokenizer we don't have."""
+CHARS_PER_TOKEN = 4
+"""Estimate for a server's chats, whose tokenizer we don't have."""
 SHARD_CALLS = 8
-"""Calls per shard, in multiples of a server's concurrency: at the end of a shard, all calls wait for the last."""
+"""Minimum calls per shard, in multiples of a server's concurrency: a shard's end waits for its slowest call."""
 
-Told = Reply | RefusedChat
+ChatResult = Reply | RefusedChat
 Spend = Callable[[Sequence[Reply]], None]
 """Receives replies as they come, before they are stored."""
 
@@ -55,7 +54,7 @@ class Generator(Protocol):
 
     def reply(
         self, shards: Iterable[tuple[Path, Sequence[GenerationRequest]]], spend: Spend
-    ) -> Iterator[tuple[int, list[Told]]]:
+    ) -> Iterator[tuple[int, list[ChatResult]]]:
         """The replies to each shard by its index, in any order; a shard's path is for its journal."""
         ...
 
@@ -77,7 +76,7 @@ class EngineGenerator:
         self._pool = engines_of_run().sampler_pool(engine, cluster, context, cpus=cpus)
 
     def shard_size(self, prompts: int) -> int:
-        """As many as are sampled at a time."""
+        """The same."""
         return prompts
 
     def fits(self, messages: Sequence[Message]) -> bool:
@@ -86,7 +85,7 @@ class EngineGenerator:
 
     def reply(
         self, shards: Iterable[tuple[Path, Sequence[GenerationRequest]]], spend: Spend
-    ) -> Iterator[tuple[int, list[Told]]]:
+    ) -> Iterator[tuple[int, list[ChatResult]]]:
         """Replies by seed; a shard is taken when an engine is free."""
         asked = dict[int, list[Request]]()
 
@@ -132,23 +131,23 @@ class ApiGenerator:
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Estimates its tokens."""
-        return sum(len(message["content"]) for message in messages) <= LETTERS_A_TOKEN * self._longest
+        return sum(len(message["content"]) for message in messages) <= CHARS_PER_TOKEN * self._longest
 
     def reply(
         self, shards: Iterable[tuple[Path, Sequence[GenerationRequest]]], spend: Spend
-    ) -> Iterator[tuple[int, list[Told]]]:
+    ) -> Iterator[tuple[int, list[ChatResult]]]:
         """Replies from the journal, otherwise from the server; raises `StageError` as `ChatClient.ask` does."""
         for position, (path, questions) in enumerate(shards):
             with Journal(path) as journal:
-                told = {int(key): _from_json(value) for key, value in journal.answers.items()}
-                open_ = [i for i in range(len(questions)) if i not in told]
-                chats = [self._chat(questions[i].messages) for i in open_]
-                for place, said in self._client.ask(chats, self._decoding, spent=self._spent):
-                    if isinstance(said, Reply):
-                        spend([said])
-                    told[open_[place]] = _answer_alone(said)
-                    journal.write(str(open_[place]), _to_json(told[open_[place]]))
-            yield position, [told[i] for i in range(len(questions))]
+                results = {int(key): _from_json(value) for key, value in journal.answers.items()}
+                missing = [i for i in range(len(questions)) if i not in results]
+                chats = [self._chat(questions[i].messages) for i in missing]
+                for index, result in self._client.ask(chats, self._decoding, spent=self._spent):
+                    if isinstance(result, Reply):
+                        spend([result])
+                    results[missing[index]] = _answer_alone(result)
+                    journal.write(str(missing[index]), _to_json(results[missing[index]]))
+            yield position, [results[i] for i in range(len(questions))]
 
     def check(self, messages: Sequence[Message]) -> None:
         """Calls the server as the generator will; raises `InputError` if it doesn't answer with text."""
@@ -156,12 +155,8 @@ class ApiGenerator:
         if not without_thinking(reply.text).strip():
             reasoned = reply.reasoning_chars or reply.text.strip()
             raise InputError(
-                f"{self._server} wrote nothing when it was asked for instructions: "
-                + (
-                    "it reasoned until its tokens were spent: raise"
-                    if reasoned
-                    else "look at its chat template, or raise"
-                )
+                f"{self._server} returned no text when asked for instructions: "
+                + ("it reasoned until it ran out of tokens: raise" if reasoned else "check its chat template, or raise")
                 + " data.synthetic.max_new_tokens, or have it reason less with endpoint.extra_body"
             )
 
@@ -169,14 +164,14 @@ class ApiGenerator:
         return [Message(role=m["role"], content=self._clean(m["content"])) for m in messages]
 
 
-def _answer_alone(said: Told) -> Told:
-    """A reply without the thought that it begins with, in which models try out instructions."""
-    return replace(said, text=without_thinking(said.text)) if isinstance(said, Reply) else said
+def _answer_alone(result: ChatResult) -> ChatResult:
+    """A reply without its leading thought, in which models draft instructions."""
+    return replace(result, text=without_thinking(result.text)) if isinstance(result, Reply) else result
 
 
-def _to_json(said: Told) -> dict[str, object]:
-    return {name: value for name, value in vars(said).items() if name != "label_logprobs"}
+def _to_json(result: ChatResult) -> dict[str, object]:
+    return {name: value for name, value in vars(result).items() if name != "label_logprobs"}
 
 
-def _from_json(values: dict[str, object]) -> Told:
+def _from_json(values: dict[str, object]) -> ChatResult:
     return RefusedChat(**values) if "reason" in values else Reply(**values)  # type: ignore[arg-type]

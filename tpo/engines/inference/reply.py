@@ -1,4 +1,4 @@
-"""How a language model is asked for a reply, and what it returns, whether it runs in our engines or behind a server."""
+"""Requests to a language model and its replies, whether it runs in our engines or behind a server."""
 
 import re
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ class Decoding:
     max_new_tokens: int
     """Maximum number of tokens."""
     labels: tuple[str, ...] = ()
-    """Texts of which the reply must be one; empty if it is free."""
+    """The allowed replies; empty if any text is."""
     probabilities: bool = False
-    """Whether the labels' log-probabilities are wanted as well."""
+    """Whether the labels' log-probabilities are requested."""
     temperature: float = 0.0
     """Sampling temperature of a server's reply; our own engines decode greedily."""
     top_p: float = 1.0
@@ -36,17 +36,17 @@ class Reply:
     """Tokens read from a prefix cache."""
     label_logprobs: tuple[float, ...] | None = None
     """Natural log-probability of each label, in the order of `Decoding.labels`, if requested and reported; -inf for a
-    label that isn't among those reported."""
+    label that isn't reported."""
     ended_by: str = ""
     """The server's reason for an unfinished reply: `length`, `content_filter`."""
     reasoning_chars: int = 0
-    """Characters of reasoning that the server returns apart from the text."""
+    """Characters of reasoning that the server returns separately from the text."""
 
 
 def without_thinking(text: str) -> str:
     """A reply without its leading block of thinking; the opening tag may be in the prompt.
 
-    A reply whose block doesn't end is all thinking.
+    A reply whose block doesn't end is only thinking, so nothing is left.
     """
     end = max(text.rfind(tag) + len(tag) if tag in text else -1 for tag in _THINKING_ENDS)
     if end >= 0:

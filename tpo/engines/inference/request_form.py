@@ -1,9 +1,9 @@
-"""The form of a server's requests: OpenAI's, with the deviations that settings or the server's own refusals name.
+"""The form of requests to a server: OpenAI's, with deviations named by settings or by the server's own refusals.
 
-Reasoning models accept only `max_completion_tokens`, only temperature 1, or at least 16 tokens; others report five
-log-probabilities, or require a temperature above 0. After a refusal that names such a limit, the request is repeated in
-that form. Anything that would change a request's meaning (its text, its labels, whether log-probabilities are returned)
-never changes automatically: `remedy` names the setting.
+Reasoning models accept only `max_completion_tokens`, only temperature 1, or at least 16 tokens; others report at most
+five log-probabilities, or require a temperature above 0. After a refusal that names such a limit, the request is
+retried in that form. What would change a request's meaning (its text, its labels, whether log-probabilities are
+returned) never changes automatically: `remedy` names the setting.
 """
 
 import re
@@ -15,7 +15,7 @@ from tpo.config.base import Endpoint
 from tpo.engines.inference.reply import Decoding
 from tpo.records import Message
 
-LEAST_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 """Replaces 0 for servers that require a higher temperature."""
 
 
@@ -36,7 +36,7 @@ class RequestForm:
     top_p: bool = True
     """Whether top-p is sent, if it isn't 1."""
     given_temperature: float | None = None
-    """The temperature to send instead of the one wanted, for a server that accepts no other."""
+    """The temperature to send instead of the configured one, for a server that accepts no other."""
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> "RequestForm":
@@ -78,8 +78,8 @@ class RequestForm:
     def _after_limit(self, refusal: str, decoding: Decoding) -> "RequestForm | None":
         if not re.search(r"tokens", refusal):
             return None
-        if (least := _least(refusal)) is not None and self.limit(decoding) < least <= _MOST_OF_A_LEAST:
-            return replace(self, min_limit=least)
+        if (minimum := _minimum(refusal)) is not None and self.limit(decoding) < minimum <= _MAX_MIN_LIMIT:
+            return replace(self, min_limit=minimum)
         if self.limit_field != self.endpoint.token_limit_field:
             return None  # The other field was tried and refused, too.
         other = next(name for name in _LIMIT_FIELDS if name != self.limit_field)
@@ -89,13 +89,13 @@ class RequestForm:
         return None
 
     def _after_temperature(self, refusal: str, decoding: Decoding) -> "RequestForm | None":
-        """Above 0 if the server says so; else none, then 1."""
+        """Above 0 if the server requires that; otherwise none, then 1."""
         if not re.search("temperature", refusal, re.I):
             return None
         if not self.temperature:
             return replace(self, temperature=True, given_temperature=1.0) if self.given_temperature is None else None
         if self.given_temperature is None and decoding.temperature == 0 and _POSITIVE.search(refusal):
-            return replace(self, given_temperature=LEAST_TEMPERATURE)
+            return replace(self, given_temperature=MIN_TEMPERATURE)
         if self.given_temperature == 1.0:
             return None
         return replace(self, temperature=False, given_temperature=None)
@@ -104,13 +104,13 @@ class RequestForm:
         return replace(self, top_p=False) if self.top_p and decoding.top_p < 1 and "top_p" in refusal else None
 
     def _after_logprobs(self, refusal: str, decoding: Decoding) -> "RequestForm | None":
-        found = _MOST.search(refusal) if decoding.probabilities and re.search("logprobs", refusal, re.I) else None
-        most = int(next(filter(None, found.groups()))) if found else 0
-        return replace(self, top_logprobs=most) if 2 <= most < self.top_logprobs else None
+        found = _MAXIMUM.search(refusal) if decoding.probabilities and re.search("logprobs", refusal, re.I) else None
+        maximum = int(next(filter(None, found.groups()))) if found else 0
+        return replace(self, top_logprobs=maximum) if 2 <= maximum < self.top_logprobs else None
 
 
 def described(form: RequestForm, before: RequestForm) -> str:
-    """The deviations of one form from another, as the settings that would choose it from the start."""
+    """The differences between two forms, as the settings that would choose the first from the start."""
     settings = []
     if form.limit_field != before.limit_field:
         settings.append(f'endpoint.token_limit_field = "{form.limit_field}"')
@@ -128,24 +128,25 @@ def described(form: RequestForm, before: RequestForm) -> str:
 
 
 def remedy(refusal: str) -> str:
-    """The setting that makes a server accept what it refused in these words."""
+    """The setting to change after a server's refusal."""
     return next(
-        (said for pattern, said in _REMEDIES if re.search(pattern, refusal, re.I | re.S)),
+        (text for pattern, text in _REMEDIES if re.search(pattern, refusal, re.I | re.S)),
         "change what the server objects to: endpoint.token_limit_field, min_token_limit, temperature, top_logprobs, "
-        "system_role and structured_outputs say how it is asked, and endpoint.extra_body adds or replaces any field",
+        "system_role and structured_outputs set the form of requests, and endpoint.extra_body adds or replaces any "
+        "field",
     )
 
 
-def _least(refusal: str) -> int | None:
-    """The minimum that a refusal asks for."""
-    found = _LEAST.search(refusal)
+def _minimum(refusal: str) -> int | None:
+    """The minimum that a refusal names."""
+    found = _MINIMUM.search(refusal)
     if found is None:
         return None
     return int(found[1]) if found[1] else int(found[2]) + 1
 
 
 _LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
-_MOST_OF_A_LEAST = 4096
+_MAX_MIN_LIMIT = 4096
 """A larger number isn't a minimum, but something else in the message."""
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed|accepted|available|valid)|"
@@ -156,12 +157,12 @@ _TOO_MUCH = re.compile(r"too (?:large|long|high|many|big)|greater than|exceed|la
 _POSITIVE = re.compile(
     r"positive|(?:greater|larger|more|higher|bigger) than 0|> ?0|above 0|non-?zero|not be (?:0|zero)", re.I
 )
-_LEAST = re.compile(
+_MINIMUM = re.compile(
     r"(?:>=|≥|at least|minimum[^0-9]{0,30}|(?:greater|larger|more) than or equal to|not? (?:less|lower|smaller|fewer) "
     r"than)\s*(\d{1,6})|(?:(?:greater|larger|more|higher) than|>)\s*(\d{1,6})",
     re.I,
 )
-_MOST = re.compile(
+_MAXIMUM = re.compile(
     r"(?:<=|≤|at most|maximum[^0-9]{0,30}|max[^0-9]{0,12}|(?:less|smaller|fewer) than or equal to|up to|"
     r"not? (?:more|greater|larger|higher) than|between \d and|\[\d, ?)\s*(\d{1,2})(?!\d)|"
     r"exceeds?[^0-9]{0,20}(\d{1,2})(?!\d)",
@@ -170,17 +171,17 @@ _MOST = re.compile(
 _REMEDIES = (
     (
         r"system.{0,30}(role|message|prompt|instruction|turn)|role.{0,30}system|roles must alternate",
-        'this server takes no system turn: set endpoint.system_role = "fold", which puts its text before the user\'s',
+        'this server accepts no system turn: set endpoint.system_role = "fold", which prepends its text to the user\'s',
     ),
     (
         r"log_?probs",
-        "this server gives no such log-probabilities: lower endpoint.top_logprobs to what it gives, or set judge.mode "
-        'to "verdict" or "cot", which need none',
+        "this server does not return these log-probabilities: lower endpoint.top_logprobs to its maximum, or set "
+        'judge.mode to "verdict" or "cot", which need none',
     ),
     (r"structured_outputs|guided", "set endpoint.structured_outputs to false, or serve the model with vLLM"),
     (r"(max\w*tokens|output limit).{0,60}(reached|higher)", "raise max_new_tokens: the model spends more on reasoning"),
     (
         r"max\w*tokens",
-        "set max_new_tokens to what this server allows, or endpoint.token_limit_field to what it calls it",
+        "set max_new_tokens to what this server allows, or endpoint.token_limit_field to its name for the limit",
     ),
 )

@@ -1,11 +1,10 @@
-"""Reward models in Ray actors, computed by torch: from chats as token ids to the numbers that a model's heads give each
-of them.
+"""Reward models in Ray actors, computed by torch: from chats as token ids to the values of a model's heads.
 
 The chats of a batch are concatenated in a single row, without padding, with a common prefix stored once: the linear
-layers, where most of the time goes, read every token once, and attention is computed chat by chat. That is exact, and
-always pays, since no padded batch has fewer tokens. A model whose attention is more than a softmax over all earlier
-tokens (a window shorter than the chat, capped logits, sinks, distance biases) is read in padded batches of similar
-lengths instead. Which of the two applies is tested when the model is loaded: a few chats must give the same numbers.
+layers, where most of the time goes, process every token once, and attention is computed chat by chat. That is exact,
+and always faster, since no padded batch has fewer tokens. A model whose attention is more than a softmax over all
+earlier tokens (a window shorter than the chat, capped logits, sinks, distance biases) gets padded batches of similar
+lengths instead. Which of the two applies is tested when the model is loaded: a few chats must give the same values.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PORTIONS = 4
-"""Portions per engine into which the prompts are divided, so that several engines end at about the same time."""
+"""Portions of prompts per scorer, so that all scorers finish at about the same time."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """One chat to read."""
+    """One chat to score."""
 
     token_ids: tuple[int, ...]
     """Its tokens."""
@@ -50,7 +49,7 @@ class Reader:
     """A model as a scorer uses it; created in the process that computes."""
 
     model: "nn.Module"
-    """The whole model, to be moved to the device."""
+    """The whole model, which the scorer moves to its device."""
     backbone: Any
     """Its part from tokens to hidden states: a transformers decoder without a head."""
     heads: "Callable[[Tensor], Tensor]"
@@ -74,10 +73,10 @@ class Scorer:
         self.packs = self._packing_is_exact(1e-4 if config.dtype == "float32" else 0.1)
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
-        """The values of each chat of each group; which chats are read together changes nothing beyond rounding.
+        """The values of each chat of each group; how chats are batched changes only rounding.
 
-        A group is what is likely to begin alike: the chats of one prompt. A chat longer than a batch is read alone, one
-        that comes twice is read once.
+        The chats of a group, e.g. those of one prompt, are likely to share a prefix. A chat longer than a batch is
+        scored alone, duplicates once.
         """
         import torch
 
@@ -163,7 +162,7 @@ class _Bundle:
 
     @property
     def tokens(self) -> int:
-        """Tokens to read."""
+        """Tokens to process."""
         return self.shared + sum(len(chat.token_ids) - self.shared for chat in self.chats)
 
 
@@ -270,17 +269,17 @@ class ScorerPool:
             name="scorer",
             make=ScorerActor,
             arguments=(load, self._folder, config),
-            cpus=0,  # On the CPU it is idle while a run samples and trains.
+            cpus=0,  # A CPU scorer is idle while a run samples and trains.
             gpus=1 if config.device == "gpu" else 0,
             environment=environment(config.threads),
         )
         self.actor_pool = ActorPool(role, config.count, room)
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> Iterator[list[Values]]:
-        """The values of each group's chats, in order, as soon as they and all before them are there.
+        """The values of each group's chats, in order, as soon as they and all before them are done.
 
-        Groups are taken as scorers get free. Raises `StageError` if scorers fail on the same groups again and again,
-        or don't start.
+        Groups are taken as scorers become free. Raises `StageError` if scorers keep failing on the same groups, or
+        don't start.
         """
         start_ray(self._cluster)
         size = math.ceil(self._config.shard_prompts / (self._config.count * _PORTIONS))
@@ -292,15 +291,15 @@ class ScorerPool:
                 yield from done.pop(following)
                 following += 1
 
-    def _orders(self) -> Orders[list[Sequence[Chat]]]:
+    def _orders(self) -> JobSpec[list[Sequence[Chat]]]:
         def fault(portion: Sequence[Sequence[Chat]], values: Sequence[Sequence[Values]]) -> str | None:
             asked, found = sum(map(len, portion)), sum(map(len, values))
             same = list(map(len, portion)) == list(map(len, values))
             return None if same else f"values for {found} chats, expected one each for {asked}"
 
-        return Orders(
+        return JobSpec(
             prepare=lambda scorer: scorer.load.remote(),
-            hand=lambda scorer, portion: scorer.score.remote(portion),
+            submit=lambda scorer, portion: scorer.score.remote(portion),
             fault=fault,
             seconds=self._config.shard_seconds,
             start_seconds=self._config.start_seconds,

@@ -1,9 +1,8 @@
-"""vLLM engines in Ray actors, which sample outputs or return a judge's replies, shard by shard, from requests as token
-ids.
+"""vLLM engines in Ray actors, which sample outputs or judges' replies, shard by shard, from requests as token ids.
 
 Every request has its own seed, so samples don't depend on batches, order or engine. On the CPU a running engine loads
-the next model's weights, which saves the half minute of a start. Since a reload has failed silently before,
-`tpo.engines.inference.weight_proof` then shows that the engine has exactly the folder's weights.
+the next model's weights, which saves the half minute of a start. Since reloads have failed silently before,
+`tpo.engines.inference.weight_proof` then verifies that the engine has exactly the folder's weights.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
-from tpo.engines.cluster.actor_pool import ActorPool, Orders, Remedies
+from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import engine_environment, start_ray
 from tpo.engines.cluster.room import Room
@@ -25,7 +24,7 @@ from tpo.records import Artifact
 
 T = TypeVar("T")
 CPU_BLOCK_TOKENS = 32
-"""Tokens per block of the prefix cache on the CPU: the fewest that its attention supports."""
+"""Tokens per block of the prefix cache on the CPU: the minimum that its attention supports."""
 SEED_STRIDE = 1009
 """Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
 
@@ -95,7 +94,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
         "distributed_executor_backend": _backend(config),
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "trust_remote_code": False,
-        # Load what was checked, and not consolidated*.safetensors and params.json, if those are there, too.
+        # Load the files that were checked, and not consolidated*.safetensors and params.json, if those exist, too.
         "load_format": "safetensors",
         "config_format": "hf",
         "tokenizer_mode": "hf",
@@ -107,7 +106,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
 
 
 class Engine:
-    """One vLLM engine, in a Ray actor. It has no model until it gets one to load."""
+    """One vLLM engine, in a Ray actor; started by its first `load`."""
 
     def __init__(self, config: EngineConfig, context_tokens: int, forcing: bool = False) -> None:
         self._config = config
@@ -119,10 +118,10 @@ class Engine:
         """Weights that differ from the files' right after a start: vLLM transforms them, so a reload proves nothing."""
 
     def load(self, model: Artifact) -> str | None:
-        """Takes the weights of `model`, unless it has them: None, or why it is of no use for them, and what to do.
+        """Loads the weights of `model`, unless it has them; returns None, or why it can't, with a remedy.
 
-        A CPU engine proves that it has them. One on GPUs keeps the weights that it started with, and so does one whose
-        weights can't be compared with a folder's: both are replaced.
+        A CPU engine verifies them. One on GPUs keeps the weights that it started with, and so does one whose weights
+        can't be compared with a folder's: both are replaced.
         """
         if self._loaded == model.fingerprint:
             return None
@@ -131,7 +130,7 @@ class Engine:
         if started:
             self._llm = self._start(str(model.path))
         elif on_gpu or self._incomparable:
-            return "it holds another model"
+            return "it has loaded another model"
         else:
             self._loaded = None
             self._reload(str(model.path))
@@ -161,8 +160,8 @@ class Engine:
             ]
             if not again:
                 break
-            asks = [(requests[i].prompt_token_ids, later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
-            for (i, j), (output,) in zip(again, self._sample(asks, sample, rules), strict=True):
+            calls = [(requests[i].prompt_token_ids, later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
+            for (i, j), (output,) in zip(again, self._sample(calls, sample, rules), strict=True):
                 before = outputs[i][j]
                 outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
         return outputs
@@ -192,7 +191,7 @@ class Engine:
         return engine_settings(self._config, self._context_tokens, forcing=self._forcing)
 
     def _sample(
-        self, asks: Sequence[tuple[list[int], int, int]], sample: SampleConfig, rules: Sequence[Rule]
+        self, calls: Sequence[tuple[list[int], int, int]], sample: SampleConfig, rules: Sequence[Rule]
     ) -> list[list[Any]]:
         from vllm import SamplingParams
 
@@ -205,9 +204,9 @@ class Engine:
                 max_tokens=sample.max_new_tokens,
                 extra_args={ARGUMENT: as_argument(rules)} if rules else None,
             )
-            for _, seed, n in asks
+            for _, seed, n in calls
         ]
-        prompts = [{"prompt_token_ids": ids} for ids, _, _ in asks]
+        prompts = [{"prompt_token_ids": ids} for ids, _, _ in calls]
         return [result.outputs for result in self._llm.generate(prompts, params, use_tqdm=False)]
 
     def _output(self, output: Any, tries: int, discarded_tokens: int = 0) -> Output:
@@ -233,20 +232,20 @@ class Engine:
         if started:
             self._incomparable = foreign
         if stale := sorted(foreign - self._incomparable):
-            return f"{len(stale)} of its weights are not in {model.path}, {stale[0]} for one: it holds another model"
+            return f"{len(stale)} of its weights are not in {model.path}, e.g. {stale[0]}: it has loaded another model"
         away = self._difference(model)
         if away.is_rounding:
             return None
         dtype = self._config.dtype
         return (
-            f"its log-probs on a probe are {away.found:.2g} nats from those that transformers computes with the "
-            f"weights in {model.path}, where rounding to {dtype} explains {away.rounding:.2g}: vLLM reads or computes "
-            "this model differently, and would sample from a model that is not the one trained. Check that config.json "
-            "describes the weights; if it does, this model cannot be used with this version of vLLM"
+            f"its log-probs on a probe differ by {away.found:.2g} nats from those that transformers computes with the "
+            f"weights in {model.path}, and rounding to {dtype} explains only {away.rounding:.2g}: vLLM reads or "
+            "computes this model differently, and would not sample from the model that is trained. Check that "
+            "config.json describes the weights; if it does, this version of vLLM cannot be used with this model"
         )
 
     def _foreign_weights(self, model: Artifact) -> frozenset[str]:
-        """The engine's weights that aren't in `model`; of one that is split over processes, that it has some."""
+        """The engine's weights that aren't in `model`; a placeholder if they are split over processes."""
         import torch
 
         if self._config.tensor_parallel > 1:
@@ -263,8 +262,11 @@ class Engine:
         probe = probe_tokens(self._llm.llm_engine.model_config.get_vocab_size(), self._context_tokens)
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
         (result,) = self._llm.generate([{"prompt_token_ids": probe}], [params], use_tqdm=False)
-        found = [said[token].logprob for token, said in zip(probe[1:], result.prompt_logprobs[1:], strict=True)]
-        # vLLM's decorators reach some classes of transformers (OLMo 2), which then can't be created outside of its
+        found = [
+            alternatives[token].logprob
+            for token, alternatives in zip(probe[1:], result.prompt_logprobs[1:], strict=True)
+        ]
+        # vLLM's decorators patch some classes of transformers (OLMo 2), which then can only be created within its
         # config.
         with set_current_vllm_config(self._llm.llm_engine.vllm_config):
             return difference(found, probe, model.path, getattr(torch, self._config.dtype))
@@ -273,8 +275,8 @@ class Engine:
 class SamplerPool:
     """Engines that share the work of a run; started at first use, kept until `close`.
 
-    `cpus` is what each takes of Ray's CPUs if it runs on one: 0 for engines that are idle while others work. `forcing`
-    says whether requests may have rules (`tpo.engines.inference.forcing`).
+    `cpus` is how many of Ray's CPUs each CPU engine takes per rank: 0 for engines that are idle while others work.
+    `forcing` says whether requests may have rules (`tpo.engines.inference.forcing`).
     """
 
     def __init__(
@@ -312,29 +314,29 @@ class SamplerPool:
         accept: Accept,
         rules: Sequence[Rule] = (),
     ) -> Iterator[tuple[int, list[list[Output]]]]:
-        """Samples all shards with `model`; yields each shard's index and outputs as soon as they are there.
+        """Samples all shards with `model`; yields each shard's index and outputs as soon as they are done.
 
-        The next shard is asked for when an engine is free. `rules` say what every output must write, in a pool that was
-        made for it.
+        The next shard is taken when an engine is free. `rules` force tokens of every output; they need a pool with
+        `forcing`.
 
-        Raises `StageError` if engines fail on the same shard again and again, or don't start.
+        Raises `StageError` if engines keep failing on the same shard, or don't start.
         """
         assert self._forcing or not rules
         return self._spread(
             model,
             shards,
-            hand=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept, rules),
+            submit=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept, rules),
             whole=lambda outputs: len(outputs) == n and all(output.token_ids for output in outputs),
         )
 
     def reply(
         self, model: Artifact, shards: Sequence[Sequence[list[int]]], decoding: Decoding, labels: Sequence[list[int]]
     ) -> Iterator[tuple[int, list[Reply]]]:
-        """The replies of `model` to all shards of prompts, each shard as soon as it is done, as with `generate`."""
+        """The replies of `model` to all shards of prompts, as `generate` yields them."""
         return self._spread(
             model,
             shards,
-            hand=lambda engine, shard: engine.reply.remote(list(shard), decoding, labels),
+            submit=lambda engine, shard: engine.reply.remote(list(shard), decoding, labels),
             whole=lambda reply: reply.output_tokens > 0,
         )
 
@@ -343,22 +345,22 @@ class SamplerPool:
         model: Artifact,
         shards: Iterable[Sequence[T]],
         *,
-        hand: Callable[[Any, Sequence[T]], Any],
+        submit: Callable[[Any, Sequence[T]], Any],
         whole: Callable[[Any], bool],
     ) -> Iterator[tuple[int, Any]]:
-        """The engines' results for each shard, as it is done: one per prompt, each complete."""
+        """The engines' results for each shard as soon as it is done: one per prompt, each complete."""
 
         def fault(shard: Sequence[T], results: Sequence[Any]) -> str | None:
             found = sum(map(whole, results))
             if found == len(results) == len(shard):
                 return None
-            return f"outputs for {found} prompts, expected all of them for {len(shard)}"
+            return f"complete outputs for {found} prompts, expected {len(shard)}"
 
         start_ray(self._cluster)
         wanted = dataclasses.replace(model, path=model.path.resolve())
-        orders = Orders(
+        orders = JobSpec(
             prepare=lambda engine: engine.load.remote(wanted),
-            hand=hand,
+            submit=submit,
             fault=fault,
             seconds=self._config.shard_seconds,
             start_seconds=self._config.start_seconds,
@@ -373,14 +375,14 @@ class SamplerPool:
 
 
 def _backend(config: EngineConfig) -> str | None:
-    """The environment of an engine's workers: Ray may spread them over nodes, and only knows of GPUs."""
+    """vLLM's backend for an engine's workers: Ray can spread them over nodes, but only with GPUs."""
     if config.tensor_parallel == 1:
         return None
     return "ray" if config.device == "gpu" else "mp"
 
 
 def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
-    """The tokens that all labels begin with; they differ in the next one."""
+    """The tokens that all labels begin with."""
     shared = []
     for tokens in zip(*labels, strict=False):
         if len(set(tokens)) > 1:
@@ -390,7 +392,7 @@ def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
 
 
 def _reply(result: Any, decoding: Decoding, first: Sequence[int]) -> Reply:
-    """vLLM's result for one prompt as a reply; of two labels, greedy decoding would give the more probable one."""
+    """vLLM's result for one prompt as a reply; with labels, its text is the most probable one."""
     (output,) = result.outputs
     found = tuple(float(output.logprobs[0][token].logprob) for token in first)
     return Reply(

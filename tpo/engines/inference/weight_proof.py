@@ -1,17 +1,17 @@
 """Proof that a CPU engine computes with the weights of a model folder, and not with stale or misread ones.
 
-Two checks, since each is blind to what the other sees:
+Two checks, since each catches what the other misses:
 
-- **The weights, exactly.** Every weight the engine computes with must occur in the folder's files, bit for bit in the
+- **Weights, exactly.** Every weight the engine computes with must occur in the folder's files, bit for bit in the
   engine's dtype. vLLM repacks matrices and discards the originals, so a matrix is read back through its own kernel:
-  an input that is 1 in one place and 0 elsewhere returns a column. Rows are then looked up among the files' rows, which
-  needs no knowledge of how vLLM names or fuses them. A layer of old weights shows however little training moved it.
-- **The log-probs, as far as rounding allows.** On a probe they must be transformers' float32 ones. How far rounding
-  alone leads away is measured on the model itself: transformers computes the probe in the engine's dtype too. This
-  catches weights in the wrong place, and a model that vLLM computes differently.
+  a one-hot input returns a column. Rows are then looked up among the files' rows, which needs no knowledge of how vLLM
+  names or fuses them. A stale layer is found however little training has changed it.
+- **Log-probs, up to rounding.** On a probe they must equal transformers' float32 ones. The tolerance is measured on the
+  model itself: transformers also computes the probe in the engine's dtype. This catches weights in the wrong place, and
+  a model that vLLM computes differently.
 
-Accepted costs: 64 columns of each matrix are compared, not all; the second check holds a copy of the model in the
-engine's dtype (one layer at a time in float32) while it runs.
+Accepted costs: only 64 columns of each matrix are compared; the second check keeps a copy of the model in the engine's
+dtype (one layer at a time in float32) in memory while it runs.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ PROBE_TOKENS = 64
 COLUMNS = 64
 """Columns of each matrix that are compared."""
 ROUNDING_FACTOR = 3.0
-"""How many times transformers' own rounding error an engine's may be: on real models the two differ by less than a
-factor of 1.5, and wrong weights are off by nats."""
-LEAST_TOLERANCE = 1e-3
+"""Maximum error of an engine, as a multiple of transformers' own rounding error: on real models the two differ by less
+than a factor of 1.5, and wrong weights are off by nats."""
+MIN_TOLERANCE = 1e-3
 """Difference in nats (root mean square) that always passes: two float32 implementations agree to 1e-5."""
 
 
@@ -47,7 +47,7 @@ class Difference:
     @property
     def is_rounding(self) -> bool:
         """Whether rounding explains it."""
-        return self.found <= LEAST_TOLERANCE + ROUNDING_FACTOR * self.rounding
+        return self.found <= MIN_TOLERANCE + ROUNDING_FACTOR * self.rounding
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class _StoredWeights:
     vectors: Sequence["torch.Tensor"]
     """Norms and biases."""
     dtype: "torch.dtype"
-    """The engine's. A few vectors are in float32 nevertheless: as in the file, or rounded before."""
+    """The engine's. A few vectors are in float32 nevertheless: as in the file, or rounded to this first."""
 
     def hold(self, weight: _Weight) -> bool:
-        """Whether the weight is made of what is stored: rows in any order, or vectors one after another."""
+        """Whether the weight consists of stored ones: rows in any order, or concatenated vectors."""
         import torch
 
         if weight.row_length:
@@ -90,7 +90,7 @@ class _StoredWeights:
 def refresh_tied_heads(model: Any) -> None:
     """Repack the output heads of a vLLM model for the CPU.
 
-    A reload repacks each layer that it loads; a head tied to the embedding isn't loaded and keeps the old copy.
+    A reload repacks the layers it loads; a head tied to the embedding isn't loaded and keeps the old copy.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -102,8 +102,8 @@ def refresh_tied_heads(model: Any) -> None:
 def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype") -> frozenset[str]:
     """Names of the vLLM model's weights that don't occur in the folder's files.
 
-    None should, if the engine has these weights, except those that vLLM transforms when it loads them: those differ
-    right after a start, too.
+    If the engine has these weights, that's only those that vLLM transforms while loading: they differ right after a
+    start, too.
     """
     import torch
 
@@ -144,7 +144,7 @@ def _rms(values: "torch.Tensor") -> float:
 
 @contextlib.contextmanager
 def _in_float32(peer: Any) -> Iterator[None]:
-    """Has each module compute in float32, its weights as they are: converted for its own call and back, losslessly."""
+    """Makes each module compute in float32: its weights are converted for its own call and back, losslessly."""
     import torch
 
     def convert(dtype: torch.dtype) -> Any:
@@ -184,7 +184,7 @@ def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _We
     import torch
 
     lengths = (getattr(module, name, None) for name in ("input_size_per_partition", "input_size", "embedding_dim"))
-    length = next(filter(None, lengths))  # A router of experts isn't split, and only has input_size.
+    length = next(filter(None, lengths))  # A router of experts isn't sharded, and only has input_size.
     compared = _compared(length)
     ones = torch.zeros(len(compared), length, dtype=dtype)
     ones[torch.arange(len(compared)), compared] = 1
@@ -215,7 +215,7 @@ def _hashes(rows: "torch.Tensor") -> "torch.Tensor":
 
 
 def _is_joined(joined: "torch.Tensor", vectors: Sequence["torch.Tensor"]) -> bool:
-    """Whether a vector is made of some of `vectors`, one after another."""
+    """Whether a vector is a concatenation of some of `vectors`."""
     import torch
 
     ends = {0}
