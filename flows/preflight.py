@@ -448,8 +448,8 @@ def check_templates(config: RunConfig) -> list[str]:
     if isinstance(config.recipe, Tpo):
         lines += check_thinking(seed, writer_encoder(seed, config.model), natively=prompt.thinks_natively)
     for each in pair_writers(config):
-        said = load_prompt(each.prompt)
-        lines += check_asked(each.folder or config.model.folder, [said.render(q) for q in QUESTIONS], [ANSWER])
+        wording = load_prompt(each.prompt)
+        lines += check_asked(each.folder or config.model.folder, [wording.render(q) for q in QUESTIONS], [ANSWER])
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         lines += check_asked(writer.folder or config.model.folder, [few_shot], [f"<task>\n{ANSWER}\n</task>"])

@@ -126,11 +126,11 @@ class ServerAsker:
         cause = cause_of(reply, self._config)
         if cause is None:
             return
-        said = f"{self._config.server}: its reply to a plain comparison {cause.what}: {cause.remedy}"
+        message = f"{self._config.server}: its reply to a plain comparison {cause.what}: {cause.remedy}"
         without_logprobs = self._config.mode == "probability" and reply.text.lstrip().startswith(LABELS)
         if not reply.text.strip() or without_logprobs:
-            raise InputError(said)
-        yield said
+            raise InputError(message)
+        yield message
 
     def _chat(self, asked: ResponsePair) -> list[Message]:
         earlier = [

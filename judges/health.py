@@ -199,18 +199,18 @@ def _limits(health: JudgeHealth) -> list[_Limit]:
 
 def describe_health(health: JudgeHealth) -> str:
     """One line for the terminal."""
-    said = [f"{health.responses - sum(health.unscored.values())} scored"]
-    said += [f"{count} {reason}" for reason, count in health.unscored.items()]
+    parts = [f"{health.responses - sum(health.unscored.values())} scored"]
+    parts += [f"{count} {reason}" for reason, count in health.unscored.items()]
     if health.comparisons:
-        said.append(f"{health.comparisons} comparisons")
+        parts.append(f"{health.comparisons} comparisons")
     for name, value in (
         ("unparsable", health.unparsable_rate),
         ("swap agreement", health.swap_agreement),
         ("first", health.first_rate),
         ("agrees with references", health.reference_agreement),
     ):
-        said += [f"{name} {value:.1%}"] if value is not None else []
-    return ", ".join(said)
+        parts += [f"{name} {value:.1%}"] if value is not None else []
+    return ", ".join(parts)
 
 
 def _alike_in_both_orders(asked: Sequence[Judgment]) -> tuple[int, int]:

@@ -73,12 +73,12 @@ class MathChecker:
         if settled is not None:
             return Compared(settled)
         with self._lock:
-            said = self._ask(to_compare(found, given))
-            if said == "died":  # perhaps before it was asked, for want of memory elsewhere
-                said = self._ask(to_compare(found, given))
-        if said in UNDECIDED:
-            return Compared(None, UNDECIDED[said])
-        return Compared(said == "equal")
+            result = self._ask(to_compare(found, given))
+            if result == "died":  # perhaps before it was asked, for want of memory elsewhere
+                result = self._ask(to_compare(found, given))
+        if result in UNDECIDED:
+            return Compared(None, UNDECIDED[result])
+        return Compared(result == "equal")
 
     def _ask(self, pairs: Sequence[tuple[str, str]]) -> str:
         """The process's word for some pairs of expressions: `equal`, `unequal`, or why there is none."""
@@ -92,13 +92,13 @@ class MathChecker:
     def _start(self) -> Sandbox:
         sandbox = Sandbox(self._program, str(self._check_seconds), memory_bytes=MEMORY_BYTES, cpu_seconds=None)
         try:
-            said = sandbox.line(START_SECONDS)
+            line = sandbox.line(START_SECONDS)
         except SandboxError as error:
-            said = error.last_words or "it wrote nothing"
-        if said != "ready":
+            line = error.last_words or "it wrote nothing"
+        if line != "ready":
             sandbox.close()
             raise StageError(
-                f'the checker of mathematical answers did not start ({said}): match = "math" needs the packages '
+                f'the checker of mathematical answers did not start ({line}): match = "math" needs the packages '
                 "math-verify and sympy, and about 300 MiB of memory"
             )
         self._started = True

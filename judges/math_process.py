@@ -42,11 +42,11 @@ def serve(seconds: int) -> None:
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            said = "equal" if any(map(_or_false(equal), json.loads(line))) else "unequal"
+            result = "equal" if any(map(_or_false(equal), json.loads(line))) else "unequal"
         except MemoryError:
-            said = "memory"
+            result = "memory"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(said, flush=True)
+        print(result, flush=True)
 
 
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne|in)(?![a-z])")

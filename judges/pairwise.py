@@ -52,15 +52,15 @@ class Pairwise:
         """
         matches = [_Match(group, self._config) for group in groups]
         while questions := self._next_questions(matches):
-            for question, said in self._ask(questions, journal, spend):
-                question.match.record(question, said)
+            for question, reply in self._ask(questions, journal, spend):
+                question.match.record(question, reply)
         for match in matches:
             yield match.judgments()
 
     def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
         """The rating of each response in nats, centered to mean 0 over distinct texts; with a baseline, from 0 to 1."""
-        said = {(j.index, j.other_index): j.outcome for j in judgments if j.other_index is not None}
-        values = self._ratings(group, said) if group.baseline is None else _against_baseline(group, said)
+        outcomes = {(j.index, j.other_index): j.outcome for j in judgments if j.other_index is not None}
+        values = self._ratings(group, outcomes) if group.baseline is None else _against_baseline(group, outcomes)
         return [
             Score(
                 prompt_id=group.prompt_id,
@@ -94,12 +94,12 @@ class Pairwise:
                 yield question, _from_json(known[question.key])
         open_ = [question for question in questions if question.key not in known]
         unread: list[str] = []
-        for i, said in self._asker.ask([question.comparison for question in open_]):
-            if isinstance(said, Reply):
-                spend(TokenCount(said.input_tokens, said.output_tokens))
+        for i, reply in self._asker.ask([question.comparison for question in open_]):
+            if isinstance(reply, Reply):
+                spend(TokenCount(reply.input_tokens, reply.output_tokens))
             if journal:
-                journal.write(open_[i].key, _to_json(said))
-            unread += [] if self._first.see(said) else [open_[i].key]
+                journal.write(open_[i].key, _to_json(reply))
+            unread += [] if self._first.see(reply) else [open_[i].key]
             try:
                 self._first.check()
             except StageError:
@@ -107,9 +107,9 @@ class Pairwise:
                 if journal:
                     journal.forget(unread)
                 raise
-            yield open_[i], said
+            yield open_[i], reply
 
-    def _ratings(self, group: Group, said: "_Said") -> dict[str, float]:
+    def _ratings(self, group: Group, outcomes: "_Outcomes") -> dict[str, float]:
         """Bradley-Terry ratings by text, for texts with a verdict; a text without a rival is level with itself."""
         entrants = _entrants(group, self._config)
         if len(entrants) < 2:
@@ -117,7 +117,7 @@ class Pairwise:
         results = np.full((len(entrants), len(entrants)), np.nan)
         for m, first in enumerate(entrants):
             for n, second in enumerate(entrants):
-                if (outcome := said.get((first.index, second.index))) is not None:
+                if (outcome := outcomes.get((first.index, second.index))) is not None:
                     results[m, n] = outcome
         soft = self._config.mode == "probability"
         wins = soft_battle_matrix(results) if soft else battle_matrix(np.nan_to_num(results))
@@ -131,7 +131,7 @@ class Pairwise:
         return "too_long" if len(response.text) > self._config.max_response_chars else "no_verdict"
 
 
-_Said: TypeAlias = Mapping[tuple[int, int], float | None]
+_Outcomes: TypeAlias = Mapping[tuple[int, int], float | None]
 """Outcome by index of the response shown first and of the one shown second."""
 
 
@@ -183,10 +183,10 @@ class _Match:
         rivals = [entrant for entrant in self._entrants if entrant.text != baseline.text]
         return [_Question(self, *pair) for rival in rivals for pair in ((rival, baseline), (baseline, rival))]
 
-    def record(self, question: _Question, said: Reply | RefusedChat) -> None:
+    def record(self, question: _Question, reply: Reply | RefusedChat) -> None:
         """Records the reply to one comparison."""
-        outcome = _outcome(said, self._config.mode)
-        detail = json.dumps(_to_json(said), ensure_ascii=False, allow_nan=False)
+        outcome = _outcome(reply, self._config.mode)
+        detail = json.dumps(_to_json(reply), ensure_ascii=False, allow_nan=False)
         first, second = question.first.index, question.second.index
         self._judgments.append(Judgment(self.group.prompt_id, first, second, outcome, detail))
         if self.group.baseline is None:
@@ -216,20 +216,20 @@ def _entrants(group: Group, config: PairwiseJudge) -> list[Response]:
     return list(distinct.values())
 
 
-def _outcome(said: Reply | RefusedChat, mode: str) -> float | None:
+def _outcome(reply: Reply | RefusedChat, mode: str) -> float | None:
     """1 if the first won, -1 if the second did, 0 for a tie; 2p - 1 for a soft result; None if unparsable."""
-    if isinstance(said, RefusedChat):
+    if isinstance(reply, RefusedChat):
         return None
     if mode != "probability":
-        verdict = parse_verdict(said.text, finished=said.finished)
+        verdict = parse_verdict(reply.text, finished=reply.finished)
         return None if verdict is None else _RESULTS[verdict]
-    if said.label_logprobs is None or max(said.label_logprobs) == -math.inf:
+    if reply.label_logprobs is None or max(reply.label_logprobs) == -math.inf:
         return None
-    first, second = said.label_logprobs
+    first, second = reply.label_logprobs
     return math.tanh((first - second) / 2)
 
 
-def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
+def _against_baseline(group: Group, outcomes: _Outcomes) -> dict[str, float]:
     """The mean result of both orders by text, from 0 to 1; one half for the baseline's own text."""
     assert group.baseline is not None
     values = {}
@@ -237,15 +237,15 @@ def _against_baseline(group: Group, said: _Said) -> dict[str, float]:
         if response.text == group.baseline.text:
             values[response.text] = 0.5
             continue
-        shown_first, shown_second = said.get((response.index, BASELINE)), said.get((BASELINE, response.index))
+        shown_first, shown_second = outcomes.get((response.index, BASELINE)), outcomes.get((BASELINE, response.index))
         if shown_first is not None and shown_second is not None:
             values.setdefault(response.text, 0.5 + (shown_first - shown_second) / 4)
     return values
 
 
-def _to_json(said: Reply | RefusedChat) -> dict[str, Any]:
+def _to_json(reply: Reply | RefusedChat) -> dict[str, Any]:
     """The reply in a form that JSON can hold: a log-probability of -inf becomes null."""
-    values = dict(vars(said))
+    values = dict(vars(reply))
     if values.get("label_logprobs") is not None:
         values["label_logprobs"] = [None if value == -math.inf else value for value in values["label_logprobs"]]
     return values

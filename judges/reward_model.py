@@ -110,13 +110,13 @@ class ChatJudge(ABC):
 
     def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
         """The readings as they are."""
-        said = {judgment.index: judgment for judgment in judgments}
+        by_index = {judgment.index: judgment for judgment in judgments}
         return [
             Score(
                 prompt_id=group.prompt_id,
                 index=response.index,
-                value=said[response.index].outcome,
-                unscored=json.loads(said[response.index].detail).get("unscored"),
+                value=by_index[response.index].outcome,
+                unscored=json.loads(by_index[response.index].detail).get("unscored"),
                 correct=None,
                 response_chars=len(response.text),
             )

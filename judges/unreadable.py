@@ -17,7 +17,7 @@ from tpo.errors import StageError
 
 FIRST_ANSWERS = 32
 """Number of replies after which a judge is checked for the first time."""
-LEAST_READABLE = 0.1
+MIN_READABLE_SHARE = 0.1
 """Share of readable verdicts below which the stage stops."""
 TOO_LONG = "too_long"
 """Why a comparison is refused on our side; nothing was requested or paid."""
@@ -33,18 +33,18 @@ class Cause:
     """The setting that helps."""
 
 
-def cause_of(said: Reply | RefusedChat, config: PairwiseJudge) -> Cause | None:
+def cause_of(reply: Reply | RefusedChat, config: PairwiseJudge) -> Cause | None:
     """Why a reply has no readable verdict; None if it has one."""
-    if isinstance(said, RefusedChat):
-        return Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', said.reason)[:200]})", _REFUSED)
+    if isinstance(reply, RefusedChat):
+        return Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', reply.reason)[:200]})", _REFUSED)
     if config.mode == "probability":
-        if said.label_logprobs is not None and max(said.label_logprobs) > -math.inf:
+        if reply.label_logprobs is not None and max(reply.label_logprobs) > -math.inf:
             return None
-        if said.finished and said.text.lstrip().startswith(LABELS):
+        if reply.finished and reply.text.lstrip().startswith(LABELS):
             return Cause("came without log-probabilities of the labels", _NO_LOGPROBS)
-    elif parse_verdict(said.text, finished=said.finished) is not None:
+    elif parse_verdict(reply.text, finished=reply.finished) is not None:
         return None
-    return _cut(said, config) if not said.finished else _unlabelled(said, config)
+    return _cut(reply, config) if not reply.finished else _unlabelled(reply, config)
 
 
 def _cut(reply: Reply, config: PairwiseJudge) -> Cause:
@@ -85,19 +85,19 @@ class FirstAnswers:
         self._read = 0
         self._causes: Counter[Cause] = Counter()
 
-    def see(self, said: Reply | RefusedChat) -> bool:
+    def see(self, reply: Reply | RefusedChat) -> bool:
         """Counts a reply; returns whether its verdict is readable."""
-        cause = cause_of(said, self._config)
+        cause = cause_of(reply, self._config)
         if cause is None:
             self._read += 1
-        elif not (isinstance(said, RefusedChat) and said.reason == TOO_LONG):
+        elif not (isinstance(reply, RefusedChat) and reply.reason == TOO_LONG):
             self._causes[cause] += 1
         return cause is None
 
     def check(self) -> None:
         """Raises `StageError` if hardly any verdict is readable."""
         asked = self._read + self._causes.total()
-        if asked < FIRST_ANSWERS or self._read >= LEAST_READABLE * asked:
+        if asked < FIRST_ANSWERS or self._read >= MIN_READABLE_SHARE * asked:
             return
         cause, count = self._causes.most_common(1)[0]
         raise StageError(

@@ -95,8 +95,8 @@ def asking_template(prompt: ThoughtPrompt, own: str, variables: Mapping[str, boo
     seam = "#}\n" if own[:1].isspace() else "-#}"
     tail = f"{{{{ {_literal(prompt.prefill)} if add_generation_prompt else '' }}}}" if prompt.prefill else ""
     body = own.removesuffix("\n").removesuffix("\r") + tail if tail else own
-    told = f" {ASKS_ALREADY}" if asks or prompt.prefill else ""
-    return f"{MARK}{prompt.variant}.{told} -#}}\n{head}{{#- The model's own chat template follows. {seam}{body}"
+    note = f" {ASKS_ALREADY}" if asks or prompt.prefill else ""
+    return f"{MARK}{prompt.variant}.{note} -#}}\n{head}{{#- The model's own chat template follows. {seam}{body}"
 
 
 def is_asking(template: object) -> bool:

@@ -82,19 +82,17 @@ class VerdictPrompt:
         """The chat messages that ask which of two responses is better, all texts sanitized; the responses are to an
         instruction, after the turns `earlier` in its conversation."""
         head, between, middle, tail = self._pieces
-        said = [self.defused(text, in_chat=bool(earlier)) for text in (first, second)]
-        user = f"{head}{self.shown(instruction, earlier)}{between}{said[0]}{middle}{said[1]}{tail}"
+        responses = [self.defused(text, in_chat=bool(earlier)) for text in (first, second)]
+        user = f"{head}{self.shown(instruction, earlier)}{between}{responses[0]}{middle}{responses[1]}{tail}"
         return [Message(role="system", content=self.system_template), Message(role="user", content=user)]
 
     def shown(self, instruction: str, earlier: Sequence[Message] = ()) -> str:
         """What takes the instruction's place: itself, or its conversation turn by turn, sanitized."""
         if not earlier:
             return self.defused(instruction)
-        turns = [(_HEADINGS[turn["role"]], turn["content"]) for turn in earlier]
-        said = [
-            f"{heading}\n{self.defused(text, in_chat=True)}" for heading, text in [*turns, (_LAST_HEADING, instruction)]
-        ]
-        return "\n\n".join([_CONVERSATION, *said])
+        turns = [*((_HEADINGS[turn["role"]], turn["content"]) for turn in earlier), (_LAST_HEADING, instruction)]
+        sections = [f"{heading}\n{self.defused(text, in_chat=True)}" for heading, text in turns]
+        return "\n\n".join([_CONVERSATION, *sections])
 
     def defused(self, text: str, *, in_chat: bool = False) -> str:
         """`text` as this prompt shows it: without outer white space, and with round brackets in whatever could pass for

@@ -55,9 +55,9 @@ def judge(
     judge_ = build_judge(spec.judge, config.judge_engine, config.cluster, api_tokens(config.root))
     if judgments is None:
         judgments = _say_judgments(config, spec, submitted, groups, judge_)
-    said = read_rows(judgments, Judgment)
-    scores = make_scores(stream_rows(samples, Sample), groups, said, judge_)
-    health = measure_health(groups, said, scores, config.evaluation.judge)
+    rows = read_rows(judgments, Judgment)
+    scores = make_scores(stream_rows(samples, Sample), groups, rows, judge_)
+    health = measure_health(groups, rows, scores, config.evaluation.judge)
     stage = scores_stage(config, spec, submitted, judgments)
     if spec.purpose == "train":
         check_health(health, config.health, stage.name, exact=isinstance(spec.judge, VerifierJudge))
@@ -74,13 +74,13 @@ def make_scores(
 ) -> list[Score]:
     """One score per sample, in the samples' order; a sample that wasn't judged is unscored because of its parse
     error."""
-    said: dict[str, list[Judgment]] = {}
+    by_prompt: dict[str, list[Judgment]] = {}
     for judgment in judgments:
-        said.setdefault(judgment.prompt_id, []).append(judgment)
+        by_prompt.setdefault(judgment.prompt_id, []).append(judgment)
     scored = {
         (score.prompt_id, score.index): score
         for group in groups
-        for score in judge_.score(group, said.get(group.prompt_id, []))
+        for score in judge_.score(group, by_prompt.get(group.prompt_id, []))
     }
     return [
         scored.get((sample.prompt_id, sample.index))
@@ -117,7 +117,7 @@ def _say_judgments(
                 meter.check()
                 # Judges note replies in a journal, so that a resumed run repeats no call.
                 with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
-                    rows = [judgment for said in judge_.judge(shard, journal, spend) for judgment in said]
+                    rows = [row for judgments in judge_.judge(shard, journal, spend) for row in judgments]
                 # Model judges report usage per call through `spend`; the verifier doesn't, so book its answers here.
                 meter.book(prompts=len(shard), answers=len(rows) if isinstance(spec.judge, VerifierJudge) else 0)
                 stage.write_shard(i, rows)

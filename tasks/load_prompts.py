@@ -48,8 +48,8 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
     artifact = stage.commit(1, account=account)
     dropped = ", ".join(f"{count} {reason}" for reason, count in account.dropped.items() if count)
     conversations = sum(prompt.history is not None for prompt in prompts)
-    told = f", {conversations} of them conversations up to their last user turn" if conversations else ""
-    say(f"{folder}: {len(prompts)} prompts{told}{f' ({dropped} passed over)' if dropped else ''}")
+    note = f", {conversations} of them conversations up to their last user turn" if conversations else ""
+    say(f"{folder}: {len(prompts)} prompts{note}{f' ({dropped} passed over)' if dropped else ''}")
     return artifact
 
 

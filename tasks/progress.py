@@ -60,16 +60,16 @@ class ProgressArtifact:
 
     def _show(self, done: int) -> None:
         share = 100 * min(1.0, done / max(1, self._total))
-        said = f"{self._label}: {done:,} of {self._total:,} {self._unit}"
+        description = f"{self._label}: {done:,} of {self._total:,} {self._unit}"
         with get_client(sync_client=True) as client:
             if self._artifact is not None:
-                client.update_artifact(self._artifact, ArtifactUpdate(data=share, description=said))
+                client.update_artifact(self._artifact, ArtifactUpdate(data=share, description=description))
                 return
             self._artifact = client.create_artifact(
                 ArtifactCreate(
                     type="progress",
                     data=share,
-                    description=said,
+                    description=description,
                     flow_run_id=self._flow_run_id,
                     task_run_id=self._task_run_id,
                 )

@@ -96,11 +96,11 @@ def prompt_id_of(instruction: str, history: str | None = None) -> str:
 
 
 def _id_of(instruction: str, earlier: Sequence[tuple[str, str]]) -> str:
-    said = instruction.encode("utf-8", errors="surrogatepass")
+    content = instruction.encode("utf-8", errors="surrogatepass")
     if earlier:
         # No instruction begins with this byte, so none has the id of a conversation.
-        said = b"\xff" + json.dumps([*earlier, ("user", instruction)]).encode()
-    return hashlib.sha256(said).hexdigest()[:16]
+        content = b"\xff" + json.dumps([*earlier, ("user", instruction)]).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _plain(text: str) -> str:

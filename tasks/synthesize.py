@@ -48,7 +48,7 @@ from tpo.storage.store import (
 
 DRAWS = 20
 """How often examples are drawn again until they fit into a prompt together."""
-LEAST_SHARE = 0.05
+MIN_YIELD = 0.05
 """Share of generations with a fresh prompt below which rounds stop growing."""
 
 
@@ -231,7 +231,7 @@ def next_round(*, made: int, taken: int, missing: int, per_generation: int, most
     """
     if not made:
         return min(most, math.ceil(missing / per_generation))
-    more = math.ceil(missing / max(taken / made, LEAST_SHARE))
+    more = math.ceil(missing / max(taken / made, MIN_YIELD))
     return min(most, made + min(more, made))
 
 
@@ -330,10 +330,12 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
         if missing:
             meter.check()
         left = len(missing)
-        for position, told in generator.reply(questions(), lambda replies: _book(meter, replies)):
+        for position, replies in generator.reply(questions(), lambda done: _book(meter, done)):
             shard = missing[position]
-            meter.book(prompts=len(told))
-            stage.write_shard(shard, [each.with_reply(said) for each, said in zip(asked.pop(shard), told, strict=True)])
+            meter.book(prompts=len(replies))
+            stage.write_shard(
+                shard, [each.with_reply(reply) for each, reply in zip(asked.pop(shard), replies, strict=True)]
+            )
             left -= 1
             advance((shards - left) * size)
         if left:

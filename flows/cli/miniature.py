@@ -260,7 +260,7 @@ def armorm_attack_wins(folder: Path, attacked: Sequence[Group]) -> float:
 def _leads(folder: Path, groups: Sequence[Group]) -> list[float]:
     """By how many nats the first response leads; only groups with two scores."""
     judge = build_judge(ArmoRMJudge(model=str(folder)), JudgeEngineConfig(), ClusterConfig(), TokenCount())
-    scored = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]
+    scored = [judge.score(group, judgments) for group, judgments in zip(groups, judge.judge(groups), strict=True)]
     return [
         first.value - second.value for first, second in scored if first.value is not None and second.value is not None
     ]

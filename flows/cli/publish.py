@@ -1,4 +1,4 @@
-"""`tpo publish`: M_t of a run as a folder that others load, and on a hub if it is told to."""
+"""`tpo publish`: M_t of a run as a folder that others load, and on a hub on request."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from flows.recipes import resolve_config
 from tpo.storage.mirror import reading
 
 FOLDER = Path("published")
-"""Where published folders go unless told otherwise."""
+"""The default place of published folders."""
 
 
 def publish_run(

@@ -117,7 +117,7 @@ def test_a_response_that_the_template_would_rewrite_is_unscored(tmp_path: Path):
     judge = judge_of(folder, Overheard())
     (judgments,) = judge.judge([group])
     assert [score.unscored for score in judge.score(group, judgments)] == [None, "not_encodable"]
-    assert "rewrites" in json.loads(judgments[1].detail)["error"]
+    assert "changes the text" in json.loads(judgments[1].detail)["error"]
 
 
 def test_a_group_without_a_scorable_response_keeps_its_place(folder: Path):

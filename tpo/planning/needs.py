@@ -123,10 +123,10 @@ def _model_table_disk(config: RunConfig, iterations: int, *, parameters: int, wr
 def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int:
     """Bytes of K outputs per prompt and their judgments."""
     output = config.sample.max_new_tokens * _TOKEN + _ROW
-    return prompts * (config.data.max_prompt_tokens * _PROMPT_TOKEN + k * (output + _ROW) + _said(judge, k))
+    return prompts * (config.data.max_prompt_tokens * _PROMPT_TOKEN + k * (output + _ROW) + _judgment_bytes(judge, k))
 
 
-def _said(judge: JudgeConfig, k: int) -> int:
+def _judgment_bytes(judge: JudgeConfig, k: int) -> int:
     """Bytes of a judge's records of one prompt's outputs, besides a row for each: comparisons, with their text if it
     explains itself."""
     if not isinstance(judge, PairwiseJudge):

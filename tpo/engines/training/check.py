@@ -28,10 +28,10 @@ def check_generation_config(folder: Path) -> None:
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises all kinds of errors on this file.
-        said = str(error).strip().partition("\n")[0][:300]
+        cause = str(error).strip().partition("\n")[0][:300]
         raise InputError(
-            f"{path} cannot be read by transformers ({type(error).__name__}: {said}): correct that value, or remove it "
-            "from the file"
+            f"{path} cannot be read by transformers ({type(error).__name__}: {cause}): correct that value, or remove "
+            "it from the file"
         ) from error
 
 

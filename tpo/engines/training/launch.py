@@ -286,7 +286,7 @@ def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float)
     ended, stalled = threading.Event(), threading.Event()
 
     def watch() -> None:
-        calls, since, said = -1, time.monotonic(), 0
+        calls, since, shown = -1, time.monotonic(), 0
         last = False
         while not last:
             last = ended.wait(0.5)
@@ -294,9 +294,9 @@ def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float)
                 status = ray.get(counter.get.remote())
                 if status.calls:
                     progress(*status.steps)
-                for warning in status.warnings[said:]:
+                for warning in status.warnings[shown:]:
                     say(f"training: {warning}")
-                said = len(status.warnings)
+                shown = len(status.warnings)
                 if not status.stopped and stop():
                     ray.get(counter.stop.remote())
                 if status.calls != calls or not status.workers:
