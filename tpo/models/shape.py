@@ -116,8 +116,14 @@ PUBLISHED: Mapping[str, ModelShape] = {
     "Bespoke-Stratos-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
     "DeepSeek-R1-Distill-Qwen-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 131072, attention_bias=True),
 }
-"""Published shapes by the name of the folder that a model is downloaded to. ArmoRM's heads, a few million parameters,
-are left out."""
+"""Published shapes by the name of the folder that a model is downloaded to.
+
+ArmoRM's heads, a few million parameters, are left out, and so are the 9,216 of Qwen3's norms of queries and keys. A test
+compares the shapes with the published `config.json`, if a copy of it was found. None was of the 70B models, Qwen2.5-3B,
+-14B and -Math-7B, and Bespoke-Stratos-7B, whose numbers are those of papers and model cards, and no whole one of two
+judges: ArmoRM's shape is that of the headers of its weights, and that of Skywork-Reward-V2-Llama-3.1-8B is the shape of
+Llama-3.1-8B-Instruct, which it was trained from.
+"""
 
 
 ENCODER_DECODERS = ("t5-base", "t5-large")
