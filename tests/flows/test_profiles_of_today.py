@@ -11,7 +11,9 @@ import pytest
 
 from flows.cli.plan import plan_run
 from flows.preflight import check_templates, model_checks, preflight
+from tests.hub_server import hub_server
 from tests.models.published_configs import CONFIGS, PARAMETERS, tensor_shapes, write_model
+from tpo.config.hub import addresses_in
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
@@ -33,10 +35,33 @@ def described(profile: str, folder: Path, *overrides: str) -> RunConfig:
     name, speaks_as, judge = MODELS[profile]
     model, judge_folder = write_model(folder / name, name, speaks_as=speaks_as), write_model(folder / judge, judge)
     prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"instruction": f"Say {i}."}) + "\n" for i in range(7400)))
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(7400)))
     places = {"model.path": model, "judge.model": judge_folder, "evaluation.judge.model": judge_folder,
               "data.source.path": prompts, "folder": folder}  # fmt: skip
     return load_config(PROFILES / f"{profile}.toml", [*(f"{key}={place}" for key, place in places.items()), *overrides])
+
+
+@pytest.mark.parametrize("profile", MODELS)
+def test_a_plan_needs_a_network_and_no_edits(tmp_path: Path, profile: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    model, speaks_as, judge = MODELS[profile]
+    addresses = dict(addresses_in(load_config(PROFILES / f"{profile}.toml")))
+    with hub_server() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        for address, name in ((addresses["model.path"], model), (addresses["judge.model"], judge)):
+            folder = write_model(tmp_path / name, name, speaks_as=speaks_as)
+            files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+            asking = CONFIGS[name] | {"auto_map": {"AutoModelForSequenceClassification": "modeling.Other"}}
+            files |= {"config.json": json.dumps(asking).encode(), "model.safetensors": b"later", "modeling.py": b"evil"}
+            hub.repository(f"models/{address.removeprefix('hf://')}", files)
+        rows = {"data/train_prefs-00000-of-00001.parquet": b"later", "data/train_sft-00000-of-00001.parquet": b"other"}
+        hub.repository("datasets/HuggingFaceH4/ultrafeedback_binarized", rows)
+        plan = plan_run(load_config(PROFILES / f"{profile}.toml", [f"folder={tmp_path / 'runs'}"]), 3)
+    assert plan.problems == [] and not [note for note in plan.notes if "the hub" in note]
+    assert {key for each in plan.downloads for key in each.keys} == {*addresses}
+    assert all(each.lacking == len(b"later") for each in plan.downloads)
+    assert plan.models.seed.is_there and plan.models.seed.shape == PUBLISHED[model]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -13,6 +13,7 @@ import pytest
 from flows.cli.plan import cluster_of, large, models_of, plan_run, print_plan, to_json
 from tasks.spending import judging_meter
 from tests.rows import a_config
+from tpo.config.hub import addresses_in
 from tpo.config.judges import PairwiseJudge
 from tpo.config.load import load_config
 from tpo.config.resources import BudgetConfig
@@ -46,8 +47,10 @@ def planned(name: str, *overrides: str, to: int = 4) -> Plan:
 
 @pytest.mark.parametrize("name", sorted(PROFILES))
 def test_every_shipped_profile_loads_plans_and_fits_the_machines_it_names(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     if name == "self-train-t5-large":
         with pytest.raises(InputError, match=r"t5-large is an encoder-decoder model.*take a causal language model"):
             planned(name)
@@ -56,6 +59,8 @@ def test_every_shipped_profile_loads_plans_and_fits_the_machines_it_names(
     assert plan.problems == []
     assert plan.seconds > 0 and plan.tokens > 0
     assert json.loads(to_json(plan))["tokens"] == plan.tokens
+    unasked = [note for note in plan.notes if note.startswith("the hub could not be asked about hf://")]
+    assert len(unasked) == bool([*addresses_in(profile(name))])
     print_plan(plan)
     assert capsys.readouterr().out.rstrip().endswith("It fits.")
 

@@ -66,7 +66,8 @@ from tpo.hub.selection import (
     no_such_data,
     weight_files,
 )
-from tpo.models.files import some_of
+from tpo.models.files import MOST_CONFIG_BYTES, some_of
+from tpo.models.folder import without_code
 from tpo.models.tensors import INDEX
 from tpo.planning.machine import free_disk
 from tpo.planning.needs import readable_size
@@ -107,11 +108,24 @@ class Repository:
         return [path for path in paths if self.cached(path) is None]
 
 
+class UnreachableError(InputError):
+    """The hub isn't there to be asked; an address may be right."""
+
+    def __init__(self, told: str, why: str) -> None:
+        super().__init__(told)
+        self.why = why
+
+
 def answer(request: dict[str, Any]) -> Iterator[Event]:
-    """The events that answer a request."""
+    """The events that answer a request; a plan is told of every fault, and a fetch ends with the first."""
     hub = Hub()
     for want in request.get("wants", ()):
-        yield from hub.fetch(parse_address(want), whole=bool(request["whole"]))
+        try:
+            yield from hub.fetch(parse_address(want), whole=bool(request["whole"]))
+        except TpoError as error:
+            if request["whole"]:
+                raise
+            yield {"fault": [want, str(error), error.why if isinstance(error, UnreachableError) else None]}
     for written, revision, commit in request.get("kept", ()):
         yield from hub.tell_move(parse_address(written), revision, commit)
 
@@ -145,7 +159,11 @@ class Hub:
             lacking = sum(repository.files[path].size for path in repository.missing(files))
             if whole:
                 yield from self._download(repository, files, asked)
-            _link(repository, files if whole else small, asked, whole=whole)
+            if changed := _link(repository, files if whole else small, asked, whole=whole):
+                yield {
+                    "say": f"{asked}: left out of {some_of(changed)} what asks for the repository's own code, which is "
+                    "never fetched or run"
+                }
             size = sum(repository.files[path].size for path in files)
             free = free_disk(Path(constants.HF_HUB_CACHE))
             yield {"got": dataclasses.asdict(Fetched(str(asked), str(repository.address), branch, lacking, size, free))}
@@ -302,17 +320,19 @@ class Hub:
         if isinstance(cause, HfHubHTTPError) and cause is not error and cause.response.status_code < 500:
             return self._explained(cause, asked)
         if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-            return InputError(
+            return UnreachableError(
                 f"{asked} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps it from being fetched: "
-                "fetch it where there is a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE"
+                "fetch it where there is a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE",
+                why="HF_HUB_OFFLINE is set",
             )
         told = f"{type(cause).__name__}: {shortened(_without_secrets(str(cause)))}"
         if "Consistency check failed" in str(cause):
             return InputError(f"{asked}: a file came with another size than {self._endpoint} gives: run again ({told})")
         if isinstance(cause, httpx2.HTTPError | HfHubHTTPError | LocalEntryNotFoundError | RevisionResolutionError):
-            return InputError(
+            return UnreachableError(
                 f"{asked}: {self._endpoint} can't be reached ({told}): check the network, HF_ENDPOINT and the proxy, "
-                "then run again; what has come is kept"
+                "then run again; what has come is kept",
+                why=f"{self._endpoint} can't be reached, {told}",
             )
         return InputError(f"{asked} could not be fetched from {self._endpoint}: {told}")
 
@@ -423,10 +443,13 @@ def _hash(path: Path, digest: "hashlib._Hash") -> str:
     return digest.hexdigest()
 
 
-def _link(repository: Repository, paths: Sequence[str], asked: HubAddress, *, whole: bool) -> None:
+def _link(repository: Repository, paths: Sequence[str], asked: HubAddress, *, whole: bool) -> list[str]:
     """Links files of the cache into the folder of an address, each after comparing its content with its hash, and notes
-    it if they are all of them."""
-    address = repository.address
+    it if they are all of them.
+
+    A model's config that asks for code becomes a copy that doesn't; returns the names of those that were written now.
+    """
+    address, changed = repository.address, list[str]()
     names = {path: _name_below(path, address.path) for path in paths}
     for path, name in names.items():
         place, cached = address.folder / name, repository.cached(path)
@@ -434,13 +457,22 @@ def _link(repository: Repository, paths: Sequence[str], asked: HubAddress, *, wh
         if place.is_file() and place.resolve() == cached.resolve():
             continue
         _check_content(repository, path, asked)
+        small = address.kind == "model" and repository.files[path].size <= MOST_CONFIG_BYTES
+        content = without_code(place.name, cached.read_bytes()) if small else None
+        if content is not None and place.is_file() and place.read_bytes() == content:
+            continue
         place.parent.mkdir(parents=True, exist_ok=True)
         link = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         link.unlink(missing_ok=True)
-        link.symlink_to(cached.resolve())
+        if content is None:
+            link.symlink_to(cached.resolve())
+        else:
+            link.write_bytes(content)
+            changed.append(name)
         link.replace(place)
     if whole:
-        write_record(address, {name: repository.files[path].size for path, name in names.items()})
+        write_record(address, {name: (address.folder / name).stat().st_size for name in names.values()})
+    return changed
 
 
 def main() -> None:

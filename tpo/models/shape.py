@@ -118,11 +118,11 @@ PUBLISHED: Mapping[str, ModelShape] = {
 }
 """Published shapes by the name of the folder that a model is downloaded to.
 
-ArmoRM's heads, a few million parameters, are left out, and so are the 9,216 of Qwen3's norms of queries and keys. A test
-compares the shapes with the published `config.json`, if a copy of it was found. None was of the 70B models, Qwen2.5-3B,
--14B and -Math-7B, and Bespoke-Stratos-7B, whose numbers are those of papers and model cards, and no whole one of two
-judges: ArmoRM's shape is that of the headers of its weights, and that of Skywork-Reward-V2-Llama-3.1-8B is the shape of
-Llama-3.1-8B-Instruct, which it was trained from.
+ArmoRM's heads, a few million parameters, are left out, and so are the 9,216 of Qwen3's norms of queries and keys. A
+test compares the shapes with the published `config.json`, if a copy of it was found. None was of the 70B models,
+Qwen2.5-3B, -14B and -Math-7B, and Bespoke-Stratos-7B, whose numbers are those of papers and model cards, and no whole
+one of two judges: ArmoRM's shape is that of the headers of its weights, and that of Skywork-Reward-V2-Llama-3.1-8B is
+the shape of Llama-3.1-8B-Instruct, which it was trained from.
 """
 
 
