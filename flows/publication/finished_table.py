@@ -83,13 +83,13 @@ class TableModel(FinishedModel):
             self.encoder.tokenizer.decode(ids, skip_special_tokens=True)
             for ids in (pair.chosen_token_ids, pair.rejected_token_ids)
         )
-        responses = (self.prompt.split(text, finished=True).response for text in (chosen, rejected))
         return PublishedPair(
-            pair.prompt_id,
-            asked[pair.prompt_id],
-            [{"role": "assistant", "content": chosen}],
-            [{"role": "assistant", "content": rejected}],
-            *responses,
+            prompt_id=pair.prompt_id,
+            prompt=asked[pair.prompt_id],
+            chosen=[{"role": "assistant", "content": chosen}],
+            rejected=[{"role": "assistant", "content": rejected}],
+            chosen_response=self.prompt.split(chosen, finished=True).response,
+            rejected_response=self.prompt.split(rejected, finished=True).response,
             chosen_score=pair.chosen_score,
             rejected_score=pair.rejected_score,
             margin=pair.margin,

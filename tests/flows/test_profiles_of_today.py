@@ -52,7 +52,7 @@ def test_a_plan_needs_a_network_and_no_edits(tmp_path: Path, profile: str, monke
         for address, name in ((addresses["model.path"], model), (addresses["judge.model"], judge)):
             folder = write_model(tmp_path / name, name, speaks_as=speaks_as)
             files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
-            asking = CONFIGS[name] | {"auto_map": {"AutoModelForSequenceClassification": "modeling.Other"}}
+            asking = {**CONFIGS[name], "auto_map": {"AutoModelForSequenceClassification": "modeling.Other"}}
             files |= {"config.json": json.dumps(asking).encode(), "model.safetensors": b"later", "modeling.py": b"evil"}
             hub.repository(f"models/{address.removeprefix('hf://')}", files)
         rows = {"data/train_prefs-00000-of-00001.parquet": b"later", "data/train_sft-00000-of-00001.parquet": b"other"}

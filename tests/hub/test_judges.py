@@ -71,6 +71,7 @@ def main(parent: Path, kind: str) -> None:
     """Makes the run; writes what it kept."""
     from flows.iterate import iterate
     from tests.faults.mock_engines import MockEngines
+    from tpo.config.judges import VerifierJudge
     from tpo.config.run import RunConfig
     from tpo.hub.fetch import fetched, say_moves
     from tpo.records import Score
@@ -93,6 +94,7 @@ def main(parent: Path, kind: str) -> None:
     say_moves(config)
     manifest = read_manifest(config.root / "iter_1" / "judgments")
     assert manifest is not None
+    assert not isinstance(config.judge, VerifierJudge) and config.judge.folder is not None
     scores = stream_rows(complete_artifact(config.root / "iter_1" / "scores"), Score)
     found = {
         "model": config.judge.model,
