@@ -54,7 +54,7 @@ def model_card(model: FinishedModel, lineage: Lineage, *, pairs: bool) -> str:
         rows=_table_rows(lineage) if lineage.recipe != "tpo" else _number_rows(lineage),
         paper=_PAPERS[lineage.recipe],
         settings=_settings(lineage),
-        loss=_LOSSES.get(str(lineage.training["loss"]), str(lineage.training["loss"])),
+        loss=_LOSSES.get(str(lineage.training["loss"]), str(lineage.training["loss"])) if _is_paired(lineage) else None,
     )
 
 
@@ -70,11 +70,13 @@ def pairs_card(model: FinishedModel, lineage: Lineage, pairs: int) -> str:
 
 
 def _tags(lineage: Lineage) -> list[str]:
-    """The tags of a recipe; those of DPO only if there was any."""
-    paired = any(not isinstance(step, Training) or step.kind == "dpo" for step in lineage.steps)
-    return [tag for tag in _TAGS[lineage.recipe] if paired or tag != "dpo"] + (
-        ["dpo"] if paired and lineage.recipe == "self_train" else []
-    )
+    """The tags of a recipe, and that of DPO if self-training had any."""
+    return [*_TAGS[lineage.recipe], *(["dpo"] if lineage.recipe == "self_train" and _is_paired(lineage) else [])]
+
+
+def _is_paired(lineage: Lineage) -> bool:
+    """Whether the model, or one that wrote for it, was trained on pairs."""
+    return lineage.recipe == "tpo" or any(isinstance(step, Training) and step.kind == "dpo" for step in lineage.steps)
 
 
 def _rendered(template: str, head: Mapping[str, Any], **values: Any) -> str:
@@ -143,7 +145,7 @@ def _settings(lineage: Lineage) -> list[tuple[str, str]]:
     parts: Sequence[tuple[str, Mapping[str, Any]]] = (
         ("sampling", lineage.sampling),
         ("pairs", lineage.pairing),
-        ("training", lineage.training),
+        *([("training", lineage.training)] if _is_paired(lineage) else []),
         *([("fine-tuning", lineage.fine_tuning)] if lineage.fine_tuning is not None else []),
     )
     return [(name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items())) for name, values in parts]
