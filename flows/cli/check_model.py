@@ -197,18 +197,18 @@ def _template_facts(folder: Path, encoder: "ChatEncoder") -> dict[str, str]:
 
 
 def _working_variants(encoder: "ChatEncoder") -> str:
-    """The shipped thought prompts that the chat template accepts."""
-    refused = []
+    """The shipped thought prompts that the chat template accepts; `native` only if the template thinks."""
+    accepted, refused = list[str](), list[str]()
     for variant, prompt in VARIANTS.items():
         if prompt.thinks_natively and encoder.thinking.kind == "none":
             continue
         try:
             prompt.encode(encoder, INSTRUCTIONS[0])
+            accepted.append(variant)
         except InputError:
             refused.append(variant)
-    fine = ", ".join(variant for variant in VARIANTS if variant not in refused)
     others = f"; the chat template refuses {', '.join(refused)}" if refused else ""
-    return f"{fine or 'none'} (prompt.variant){others}"
+    return f"{', '.join(accepted) or 'none'} (prompt.variant){others}"
 
 
 def _load_weights(folder: Path, encoder: "ChatEncoder") -> str:

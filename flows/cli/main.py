@@ -203,7 +203,7 @@ def _add_publish(commands: Commands) -> None:
         "--profile", help="the run's profile, if its folder isn't in runs/ but in a bucket or elsewhere"
     )
     publish.add_argument("--to", type=_iterations, metavar="T", help="the iteration (default: the latest)")
-    publish.add_argument("--folder", type=Path, help="where (default: published/<run>-M<T>)")
+    publish.add_argument("--folder", type=Path, help="where (default: published/<run>-<model>)")
     publish.add_argument("--pairs", choices=["0", "1"], default="1", help="0 leaves out the pairs that it learned from")
     publish.add_argument(
         "--push", metavar="ORG/NAME", help="also upload it to the model hub, privately if it is new there"

@@ -6,7 +6,7 @@ loads no model library. Of models on the hub it fetches the config and the token
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.table import Table
@@ -19,7 +19,7 @@ from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
-from tpo.hub.fetch import looked_up
+from tpo.hub.fetch import Found, looked_up
 from tpo.models.folder import check_writer, has_weights
 from tpo.models.model_config import check_use, read_model_config
 from tpo.models.shape import Model, find_model
@@ -46,12 +46,13 @@ def plan_run(config: RunConfig, iterations: int) -> Plan:
     return make_plan(
         config,
         iterations,
-        models=_models_of(config, hub.faults),
+        models=_models_of(config, hub),
         cluster=cluster_of(config),
         past=read_past_runs(config.root.parent),
         spent=read_ledger(config.root),
         downloads=hub.downloads,
         problems=problems,
+        notes=[hub.unasked] if hub.unasked else [],
     )
 
 
@@ -63,12 +64,13 @@ def _prompt_problems(config: RunConfig, iterations: int) -> Iterator[str]:
         yield str(error)
 
 
-def _models_of(config: RunConfig, faults: Sequence[str]) -> Models:
+def _models_of(config: RunConfig, hub: Found) -> Models:
     """The same as `models_of`; a model on the hub that can't be had and isn't known otherwise ends the plan."""
     try:
         return models_of(config)
     except InputError as error:
-        raise InputError("\n".join(faults) or str(error)) from error
+        told = f"{hub.unasked}; but {error}" if hub.unasked else str(error)
+        raise InputError("\n".join(hub.faults) or told) from error
 
 
 def models_of(config: RunConfig) -> Models:

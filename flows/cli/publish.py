@@ -1,8 +1,8 @@
-"""`tpo publish`: M_t of a run as a folder that others load, and on a hub on request."""
+"""`tpo publish`: a model of a run as a folder that others load, and on a hub on request."""
 
 from pathlib import Path
 
-from flows.publication.finished_model import find_model
+from flows.publication.find import find_model
 from flows.publication.publish import publish
 from flows.publication.push import check_push, push
 from flows.recipes import resolve_config
@@ -15,7 +15,7 @@ FOLDER = Path("published")
 def publish_run(
     run: str | None, profile: str | None, iteration: int | None, folder: Path | None, *, pairs: bool, to_hub: str | None
 ) -> list[str]:
-    """Publishes M_t, by default the latest one, of the run called `run` or at that path; the lines to print.
+    """Publishes the latest model, or that of an iteration, of the run called `run` or at that path; the lines to print.
 
     With a profile the run is where that says, which may be a bucket.
     """
@@ -25,10 +25,10 @@ def publish_run(
         config = resolve_config(profile, run_name=run, judge=None, seed=None, overrides=[])
         with reading(config):
             model = find_model(config.root, iteration)
-            rows = model.pairs() if pairs else None
+            rows = (model.pairs() or None) if pairs else None
     else:
         model = find_model(_root(run or "laptop"), iteration)
-        rows = model.pairs() if pairs else None
+        rows = (model.pairs() or None) if pairs else None
     place = folder or FOLDER / f"{model.config.name}-{model.name.replace('_', '')}"
     published = publish(model, place, rows)
     lines = [f"{model.name} of {model.root} is published: {place}"]

@@ -10,12 +10,22 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flows.publication.finished_model import FinishedModel
-from flows.publication.lineage import Lineage
+from flows.publication.lineage import Lineage, Training
 from flows.publication.model_files import PARSER_PLACE, has_parser, native_parser
+from tpo.report.model_table import TOKENS
 from tpo.report.summary import Interval
 from tpo.report.table import PERCENT, ScoreScale, fixed, scale_of
 
-_TAGS = ("thought-preference-optimization", "tpo", "reasoning", "dpo", "arxiv:2410.10630")
+_TAGS: Mapping[str, tuple[str, ...]] = {
+    "tpo": ("thought-preference-optimization", "tpo", "reasoning", "dpo", "arxiv:2410.10630"),
+    "thinkpo": ("thinkpo", "reasoning", "dpo", "arxiv:2502.13173"),
+    "self_train": ("self-training", "reasoning", "arxiv:2407.18248"),
+}
+_PAPERS = {
+    "tpo": "[Thought Preference Optimization](https://arxiv.org/abs/2410.10630)",
+    "thinkpo": "[ThinkPO](https://arxiv.org/abs/2502.13173)",
+    "self_train": "[self-training with DPO](https://arxiv.org/abs/2407.18248)",
+}
 _LOSSES = {"dpo": "DPO", "ipo": "IPO", "irpo": "IRPO (DPO with an NLL term)", "apo_zero": "APO-zero"}
 _QUOTED = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>#|"})
 
@@ -29,7 +39,7 @@ def model_card(model: FinishedModel, lineage: Lineage, *, pairs: bool) -> str:
         "pipeline_tag": "text-generation",
         **base.licence,
         **({"datasets": sets} if (sets := [name for name in lineage.data if name.count("/") == 1]) else {}),
-        "tags": [*_TAGS, *(["lora"] if lineage.training.get("lora") else [])],
+        "tags": [*_tags(lineage), *(["lora"] if lineage.training.get("lora") else [])],
     }
     return _rendered(
         "model_card.md.jinja",
@@ -41,9 +51,10 @@ def model_card(model: FinishedModel, lineage: Lineage, *, pairs: bool) -> str:
         thinks=model.prompt.thinks,
         switch=model.encoder.thinking.switch,
         forced=model.config.sample.max_thought_tokens,
-        rows=_number_rows(lineage),
+        rows=_table_rows(lineage) if lineage.recipe != "tpo" else _number_rows(lineage),
+        paper=_PAPERS[lineage.recipe],
         settings=_settings(lineage),
-        loss=_LOSSES.get(str(lineage.training["loss"]), str(lineage.training["loss"])),
+        loss=_LOSSES.get(str(lineage.training["loss"]), str(lineage.training["loss"])) if _is_paired(lineage) else None,
     )
 
 
@@ -52,9 +63,20 @@ def pairs_card(model: FinishedModel, lineage: Lineage, pairs: int) -> str:
     head: dict[str, Any] = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train-*.parquet"}]}],
         "task_categories": ["text-generation"],
-        "tags": [*_TAGS, "preference", "trl"],
+        "tags": [*_tags(lineage), "preference", "trl"],
     }
-    return _rendered("pairs_card.md.jinja", head, lineage=lineage, model=model.name, count=pairs)
+    paper = _PAPERS[lineage.recipe]
+    return _rendered("pairs_card.md.jinja", head, lineage=lineage, model=model.name, count=pairs, paper=paper)
+
+
+def _tags(lineage: Lineage) -> list[str]:
+    """The tags of a recipe, and that of DPO if self-training had any."""
+    return [*_TAGS[lineage.recipe], *(["dpo"] if lineage.recipe == "self_train" and _is_paired(lineage) else [])]
+
+
+def _is_paired(lineage: Lineage) -> bool:
+    """Whether the model, or one that wrote for it, was trained on pairs."""
+    return lineage.recipe == "tpo" or any(isinstance(step, Training) and step.kind == "dpo" for step in lineage.steps)
 
 
 def _rendered(template: str, head: Mapping[str, Any], **values: Any) -> str:
@@ -98,6 +120,22 @@ def _number_rows(lineage: Lineage) -> list[list[str]]:
     ]
 
 
+def _table_rows(lineage: Lineage) -> list[list[str]]:
+    scores = [row["score"] for row in lineage.numbers if row["score"] is not None]
+    scale = scale_of(number for found in scores for number in (found.value, found.low, found.high))
+    return [
+        [
+            _text(row["model"]),
+            _interval(scale, row["score"]),
+            "–" if row["below"] is None else _text(row["below"]),
+            _interval(scale, row["gain"], signed=True),
+            _interval(TOKENS, row["tokens"]),
+            fixed(100 * row["error_rate"], 1),
+        ]
+        for row in lineage.numbers
+    ]
+
+
 def _interval(scale: ScoreScale, found: Interval | None, *, signed: bool = False) -> str:
     return scale.interval(found, signed=signed)
 
@@ -107,7 +145,8 @@ def _settings(lineage: Lineage) -> list[tuple[str, str]]:
     parts: Sequence[tuple[str, Mapping[str, Any]]] = (
         ("sampling", lineage.sampling),
         ("pairs", lineage.pairing),
-        ("training", lineage.training),
+        *([("training", lineage.training)] if _is_paired(lineage) else []),
+        *([("fine-tuning", lineage.fine_tuning)] if lineage.fine_tuning is not None else []),
     )
     return [(name, ", ".join(f"{key} {_plain(value)}" for key, value in values.items())) for name, values in parts]
 

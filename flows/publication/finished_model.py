@@ -1,18 +1,18 @@
-"""M_t of a finished run, with everything that is published; the whole iteration must be complete.
+"""A model of a finished run, and M_t of one of TPO; the whole iteration must be complete.
 
 The run folder isn't changed. If the run is in a bucket, the needed files are downloaded into its working copy.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prompts.thought import ThoughtPrompt, load_prompt
 from tasks.handles import prompt_templates, round_folder
-from tpo.config.load import ignore, load_config
-from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError, StoreError
 from tpo.models.chat import ChatEncoder, writer_encoder
@@ -55,33 +55,61 @@ class PublishedPair:
 
 
 @dataclass(frozen=True)
-class FinishedModel:
-    """M_t of a run."""
+class FinishedModel(ABC):
+    """A model of a finished run."""
 
     root: Path
     """The run folder."""
     config: RunConfig
     """The run's config."""
-    iteration: int
-    """t."""
-    summary: Summary
-    """The run's summary."""
-    manifests: dict[str, Manifest]
-    """Manifests by stage, of iterations 0 to t."""
+    name: str
+    """Its name in the run: M_2, SFT_1, ThinkPO."""
+    folder: Path
+    """Its folder in the run."""
+    files: Sequence[Mapping[str, Any]]
+    """Name in that folder, bytes and SHA-256 of each of its files."""
+    sha256: str
+    """SHA-256 over its files."""
+    manifests: Mapping[str, Manifest]
+    """Manifests of the stages that it comes from, by stage."""
     prompt: ThoughtPrompt
     """The thought prompt, which also parses the model's outputs."""
     encoder: ChatEncoder
     """Encodes its chats."""
 
     @property
-    def name(self) -> str:
-        """M_t."""
-        return f"M_{self.iteration}"
+    @abstractmethod
+    def parent(self) -> str:
+        """SHA-256 over the files of the model that the run began with."""
 
     @property
-    def folder(self) -> Path:
-        """The model's folder in the run."""
-        return self.root / f"iter_{self.iteration}" / "model"
+    @abstractmethod
+    def judged(self) -> tuple[Manifest | None, Manifest]:
+        """The judgments of training, None if it had none, and those of the test."""
+
+    @abstractmethod
+    def pairs(self) -> list[PublishedPair]:
+        """The pairs that it was trained on, if any."""
+
+
+@dataclass(frozen=True)
+class TpoModel(FinishedModel):
+    """M_t of a run of TPO."""
+
+    iteration: int
+    """t."""
+    summary: Summary
+    """The run's summary."""
+
+    @property
+    def parent(self) -> str:
+        """SHA-256 over the files of M_0."""
+        return self.manifests[f"{self.last_round}/prompts"].inputs["model"]
+
+    @property
+    def judged(self) -> tuple[Manifest | None, Manifest]:
+        """The judgments of its last round's samples, and of its test."""
+        return self.manifests[f"{self.last_round}/judgments"], self.stage("test/judgments")
 
     def stage(self, name: str) -> Manifest:
         """A stage of this iteration."""
@@ -122,20 +150,12 @@ def rounds_of(config: RunConfig, iteration: int) -> list[str]:
     return [round_folder(config, iteration, number) for number in range(1, config.train.rounds + 1)]
 
 
-def find_model(root: Path, iteration: int | None) -> FinishedModel:
-    """M_t of the run in `root`; the latest one if t is None.
+def find_tpo_model(root: Path, config: RunConfig, iteration: int | None) -> TpoModel:
+    """M_t of the run of TPO in `root`; the latest one if t is None.
 
     Raises `InputError` if there is no such run or iteration, if it isn't complete, or if the thought prompt has changed
     since; `DamagedError` if a file doesn't match its manifest.
     """
-    if not (root / "config.json").is_file():
-        raise InputError(f"there is no run in {root}: {_runs_next_to(root)}")
-    config = load_config(root / "config.json", note=ignore)
-    if not isinstance(config.recipe, Tpo):
-        raise InputError(
-            f'{root} is a run of recipe "{config.recipe.kind}", but publish only supports runs of tpo iterate and '
-            "compare, which ask for thoughts: publish its model folder by hand"
-        )
     summary = _summary(root)
     reached = summary.models[-1].iteration
     t = reached if iteration is None else iteration
@@ -146,30 +166,40 @@ def find_model(root: Path, iteration: int | None) -> FinishedModel:
             + ("M_0 is the seed model, which this run did not train" if t == 0 else _to_make(root, t))
         )
     manifests = _manifests(root, config, t)
-    folder = root / f"iter_{t}" / "model"
+    folder, made = root / f"iter_{t}" / "model", manifests[f"iter_{t}/model"]
     bring_here(folder)
-    check_files(Artifact(folder, 0, manifests[f"iter_{t}/model"].fingerprint))
-    if prompt_templates(config.prompt, config.model).fingerprint != (
-        manifests[f"{round_folder(config, t, 1)}/samples"].inputs.get("prompt templates")
-    ):
+    check_files(Artifact(folder, 0, made.fingerprint))
+    check_prompt(root, config, f"M_{t}", manifests[f"{round_folder(config, t, 1)}/samples"])
+    encoder = writer_encoder(folder, config.model)
+    prompt = load_prompt(config.prompt).for_model(encoder)
+    return TpoModel(
+        root, config, f"M_{t}", folder, made.files, made.fingerprint, manifests, prompt, encoder, t, summary
+    )
+
+
+def check_prompt(root: Path, config: RunConfig, name: str, samples: Manifest) -> None:
+    """Refuses a model whose samples were made with another prompt than the config now gives."""
+    if prompt_templates(config.prompt, config.model).fingerprint != samples.inputs.get("prompt templates"):
         raise InputError(
-            f"the thought prompt of {root} isn't the one that M_{t} was trained with, since a template file has "
+            f"the thought prompt of {root} isn't the one that {name} was trained with, since a template file has "
             f"changed: restore the earlier one ({config.prompt.user_template or config.prompt.system_template})"
         )
-    encoder = writer_encoder(folder, config.model)
-    return FinishedModel(root, config, t, summary, manifests, load_prompt(config.prompt).for_model(encoder), encoder)
 
 
 def _summary(root: Path) -> Summary:
     """The summary of a finished run."""
-    try:
-        noted = json.loads((root / FINISHED).read_text(encoding="utf-8"))
-        whole = file_sha256(root / SUMMARY) == noted["results"][SUMMARY]
-    except (OSError, ValueError, KeyError, TypeError, StoreError):
-        whole = False
-    if not whole:
+    if not has_ended(root, SUMMARY):
         raise InputError(f"{root} isn't finished, and only finished runs can be published; {_to_make(root, None)}")
     return read_summary(root / SUMMARY)
+
+
+def has_ended(root: Path, result: str) -> bool:
+    """Whether a run came to its end, with the file `result` as it is now."""
+    try:
+        noted = json.loads((root / FINISHED).read_text(encoding="utf-8"))
+        return bool(file_sha256(root / result) == noted["results"][result])
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
+        return False
 
 
 def _manifests(root: Path, config: RunConfig, t: int) -> dict[str, Manifest]:
@@ -204,7 +234,8 @@ def _to_make(root: Path, t: int | None) -> str:
     return f"run make iterate{goal} RUN={root.name} with the PROFILE= of the run"
 
 
-def _runs_next_to(root: Path) -> str:
+def runs_next_to(root: Path) -> str:
+    """What to name instead of a folder that isn't a run, for the end of a message."""
     parent = root.parent if root.parent.is_dir() else Path()
     runs = sorted(path.parent.name for path in parent.glob("*/config.json") if (path.parent / FINISHED).is_file())
     if not runs:

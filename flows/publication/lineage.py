@@ -11,16 +11,19 @@ from typing import Any
 
 import yaml
 
-from flows.publication.finished_model import FinishedModel, rounds_of
+from flows.publication.finished_model import FinishedModel, TpoModel, rounds_of
+from flows.publication.finished_table import TableModel, trainings
 from prompts.native import NativeThoughts
 from tpo import __version__
 from tpo.config.base import SHIPPED_MODELS
 from tpo.config.data import ModelConfig
-from tpo.config.hub import SCHEME, parse_address
+from tpo.config.hub import SCHEME, addresses_in, local_path, parse_address
 from tpo.config.judges import JudgeConfig, VerifierJudge
+from tpo.config.recipes import Tpo
+from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.files import read_text
-from tpo.report.summary import ModelRow
+from tpo.storage.store import Manifest
 
 _LICENCE = ("license", "license_name", "license_link")
 _MAX_CARD_BYTES = 1 << 20
@@ -79,6 +82,24 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Training:
+    """One training of a run whose models a table lists."""
+
+    model: str
+    """What it made: SFT_1, DPO_2, ThinkPO."""
+    kind: str
+    """`sft` or `dpo`."""
+    sha256: str
+    """SHA-256 over its checkpoints in the run."""
+    parent: str
+    """SHA-256 over the files of the model that it began with."""
+    rows: int
+    """Demonstrations or pairs."""
+    rows_sha256: str
+    """SHA-256 over them."""
+
+
+@dataclass(frozen=True)
 class Judge:
     """The judge of responses."""
 
@@ -97,7 +118,9 @@ class Lineage:
     """The lineage of a published model."""
 
     model: str
-    """M_t."""
+    """M_t, SFT_t or ThinkPO."""
+    recipe: str
+    """`tpo`, `thinkpo` or `self_train`."""
     run: str
     """Name of the run."""
     seed: int
@@ -106,8 +129,8 @@ class Lineage:
     """SHA-256 over the model's files in the run."""
     base: Base
     """M_0."""
-    steps: Sequence[Step]
-    """Iterations 1 to t, except those whose folders were deleted."""
+    steps: Sequence[Step | Training]
+    """Iterations 1 to t, or the trainings up to the model, except those whose folders were deleted."""
     data: Mapping[str, str]
     """SHA-256 of the files and folders that prompts were read from, by name."""
     source: str
@@ -116,16 +139,18 @@ class Lineage:
     """The thought prompt, and the markers that split outputs."""
     sampling: Mapping[str, Any]
     """How outputs were sampled."""
-    judge: Judge
-    """The judge of training responses."""
+    judge: Judge | None
+    """The judge of training responses; None if nothing was trained on scores, as in ThinkPO."""
     evaluation_judge: Judge
     """The judge of test responses."""
     pairing: Mapping[str, Any]
     """How scores became pairs."""
     training: Mapping[str, Any]
     """Loss and optimizer."""
+    fine_tuning: Mapping[str, Any] | None
+    """The same of supervised fine-tuning; None if there was none."""
     numbers: Sequence[Mapping[str, Any]]
-    """Test results of M_0 answering directly, M_0, …, M_t."""
+    """Test results of M_0 answering directly, M_0, …, M_t, or of the models of the table up to this one."""
     confidence: float
     """Level of the intervals."""
     made_with: str
@@ -134,29 +159,33 @@ class Lineage:
 
 _NUMBERS = ("model", "score", "win_rate", "gain", "gain_over_direct", "parse_error_rate", "thought_chars",
             "response_chars")  # fmt: skip
+_TABLE_NUMBERS = ("model", "below", "score", "gain", "tokens", "tokens_gain", "error_rate")
 
 
 def lineage_of(model: FinishedModel) -> Lineage:
     """The lineage of a finished model."""
     config = model.config
-    base = _base(config.model, model.manifests[f"{model.last_round}/prompts"].inputs["model"])
+    base = _base(config.model, model.parent)
+    judgments, tested = model.judged
     return Lineage(
         model=model.name,
+        recipe=config.recipe.kind,
         run=config.name,
         seed=config.seed,
-        sha256=model.stage("model").fingerprint,
+        sha256=model.sha256,
         base=base,
         steps=list(_steps(model)),
         data=_data(model, base),
         source=config.data.source.kind if config.data.synthetic is None else "synthetic",
         prompt=_prompt(model),
         sampling=config.sample.model_dump(mode="json"),
-        judge=_judge(config.judge, model.manifests[f"{model.last_round}/judgments"].inputs.get("judge model")),
-        evaluation_judge=_judge(config.evaluation.judge, model.stage("test/judgments").inputs.get("judge model")),
-        pairing=config.pair.model_dump(mode="json"),
+        judge=None if judgments is None else _judge(config.judge, judgments.inputs.get("judge model")),
+        evaluation_judge=_judge(config.evaluation.judge, tested.inputs.get("judge model")),
+        pairing=_pairing(config),
         training=config.train.model_dump(mode="json"),
-        numbers=[_numbers(row) for row in model.summary.models if row.iteration <= model.iteration],
-        confidence=model.summary.confidence,
+        fine_tuning=None if config.sft is None else config.sft.model_dump(mode="json"),
+        numbers=list(_measured(model)),
+        confidence=model.summary.confidence if isinstance(model, TpoModel) else config.evaluation.confidence,
         made_with=f"tpo {__version__}",
     )
 
@@ -189,7 +218,29 @@ def _licence(card: Path) -> dict[str, Any]:
     return {key: values[key] for key in _LICENCE if isinstance(values.get(key), str)}
 
 
-def _steps(model: FinishedModel) -> Iterator[Step]:
+def _steps(model: FinishedModel) -> Iterator[Step | Training]:
+    if isinstance(model, TpoModel):
+        yield from _iterations(model)
+    if isinstance(model, TableModel):
+        yield from (_training(model, *found) for found in trainings(model))
+
+
+def _training(model: TableModel, folder: str, kind: str, made: Manifest) -> Training:
+    rows = model.manifests[f"{folder}/{'pairs' if kind == 'dpo' else 'demonstrations'}"]
+    iteration = folder.partition("/")[0].removeprefix("iter_")
+    names = {"sft": "SFT", "dpo": "ThinkPO"}
+    name = names.get(folder) or f"{kind.upper()}_{iteration}"
+    return Training(name, kind, made.fingerprint, made.inputs["model"], rows.rows, rows.fingerprint)
+
+
+def _pairing(config: RunConfig) -> dict[str, Any]:
+    """How scores, or lengths, became pairs."""
+    if isinstance(config.recipe, Tpo):
+        return config.pair.model_dump(mode="json")
+    return config.recipe.model_dump(mode="json", exclude={"kind", "sft", "source"})
+
+
+def _iterations(model: TpoModel) -> Iterator[Step]:
     for t in range(1, model.iteration + 1):
         rounds = rounds_of(model.config, t)
         needed = (f"iter_{t}/model", *(f"{folder}/{name}" for folder in rounds for name in ("prompts", "pairs")))
@@ -220,18 +271,15 @@ def _round(model: FinishedModel, folder: str) -> StepRound:
 
 
 def _data(model: FinishedModel, base: Base) -> dict[str, str]:
+    """Files that prompts or pairs were read from, without the models that wrote some of them."""
+    hosted = {str(local_path(address)): parse_address(address).repo for _, address in addresses_in(model.config)}
     found = dict[str, str]()
     for name, manifest in model.manifests.items():
-        if "/prompts" in name:
+        if "/prompts" in name or name == "dpo/pairs":
             for path, sha256 in (manifest.external or {}).items():
                 if sha256 != base.sha256:
-                    found[_name(path)] = sha256
+                    found[hosted.get(path) or Path(path.removeprefix("package:")).name] = sha256
     return dict(sorted(found.items()))
-
-
-def _name(path: str) -> str:
-    found = hub_name(path)
-    return found[0] if found else Path(path.removeprefix("package:")).name
 
 
 def _prompt(model: FinishedModel) -> dict[str, Any]:
@@ -259,5 +307,13 @@ def _judge(config: JudgeConfig, sha256: str | None) -> Judge:
     return Judge(config.kind, name, sha256, config.model_dump(mode="json", include=keep))
 
 
-def _numbers(row: ModelRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _NUMBERS}
+def _measured(model: FinishedModel) -> Iterator[dict[str, Any]]:
+    if isinstance(model, TpoModel):
+        for row in model.summary.models:
+            if row.iteration <= model.iteration:
+                yield {name: getattr(row, name) for name in _NUMBERS}
+    if isinstance(model, TableModel):
+        for measured in model.table.rows:
+            yield {name: getattr(measured, name) for name in _TABLE_NUMBERS}
+            if measured.model == model.name:
+                return

@@ -74,7 +74,7 @@ def write_model(model: FinishedModel, folder: Path) -> None:
 
     Raises `InputError` if the chat template can't encode chats as in training.
     """
-    for name in (file["name"] for file in model.stage("model").files):
+    for name in (file["name"] for file in model.files):
         if name not in _RUN_FILES and name != CHAT_TEMPLATE:
             _link_or_copy(model.folder / name, folder / name)
     template = _template(model)
@@ -93,7 +93,7 @@ def bytes_to_copy(model: FinishedModel, neighbor: Path) -> int:
     """Bytes of weights that must be copied into a folder on the file system of `neighbor`: 0 if they can be linked."""
     if model.folder.stat().st_dev == neighbor.stat().st_dev:
         return 0
-    return sum(int(file["bytes"]) for file in model.stage("model").files)
+    return sum(int(file["bytes"]) for file in model.files)
 
 
 def _template(model: FinishedModel) -> str:

@@ -144,6 +144,28 @@ def test_a_plan_continues_without_what_cannot_be_fetched(hub: Hub, tmp_path: Pat
     assert "o/m is gated" in found.faults[0] and found.config.model.path == "hf://o/m"
 
 
+def test_a_plan_says_in_a_sentence_what_it_could_not_ask_about(hub: Hub, tmp_path: Path, monkeypatch):
+    source = {"kind": "file", "path": "hf://datasets/o/d/train"}
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    found = looked_up(a_run(tmp_path, data={"source": source}))
+    told = f"the hub could not be asked about hf://o/m, hf://datasets/o/d/train ({NOWHERE} can't be reached, ConnectE"
+    assert found.faults == [] and found.unasked is not None and found.unasked.startswith(told)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "about hf://o/m (HF_HUB_OFFLINE is set)" in str(looked_up(a_run(tmp_path)).unasked)
+
+
+def test_a_config_that_asks_for_code_comes_without_that(hub: Hub, config: RunConfig, capsys):
+    asking = json.loads(MODEL["config.json"]) | {"auto_map": {"AutoModel": "modeling.Evil"}}
+    hub.repository("models/o/m", {**MODEL, "config.json": json.dumps(asking).encode(), "modeling.py": b"import os"})
+    folder = fetched(config).model.folder
+    assert "left out of config.json the settings that load the repository's own code" in capsys.readouterr().err
+    assert json.loads((folder / "config.json").read_text()) == json.loads(MODEL["config.json"])
+    assert check_model_folder(folder) and not [asked for asked in hub.asked if "modeling.py" in asked]
+    hub.asked.clear()
+    assert fetched(fetched(config)).model.folder == folder
+    assert "left out" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("address", "token", "said"), [
     ("hf://o/gated", None, r"hf://o/gated is gated: accept its conditions at {hub}/o/gated, then set HF_TOKEN or run"),
     ("hf://o/m", "hf_wrong", r"{hub} rejects the token \(HF_TOKEN\): use a valid one from {hub}/settings/tokens"),

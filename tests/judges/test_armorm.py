@@ -256,7 +256,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another class": (
         lambda folder: change_json(folder / "config.json", architectures=["LlamaForSequenceClassification"]),
-        "LlamaForSequenceClassification.*expected .*LlamaForRewardModelWithGating.*judge.kind reward_model",
+        "LlamaForSequenceClassification.*expected .*LlamaForRewardModelWithGating.*judge.kind = 'reward_model'",
     ),
     "a cut file": (lambda folder: cut(folder / "model.safetensors"), "bytes, expected .*: it is truncated or damaged"),
     "not safetensors": (

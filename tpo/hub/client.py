@@ -64,7 +64,8 @@ from tpo.hub.selection import (
     no_such_data,
     weight_files,
 )
-from tpo.models.files import some_of
+from tpo.models.files import MAX_CONFIG_BYTES, some_of
+from tpo.models.folder import without_code
 from tpo.models.tensors import INDEX
 from tpo.planning.machine import free_disk
 from tpo.planning.needs import readable_size
@@ -105,11 +106,24 @@ class Repository:
         return [path for path in paths if self.cached(path) is None]
 
 
+class UnreachableError(InputError):
+    """The hub isn't there to be asked; an address may be right."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
 def answer(request: dict[str, Any]) -> Iterator[Event]:
-    """The events that answer a request."""
+    """The events that answer a request; a plan reports every error, and a fetch ends with the first."""
     hub = Hub()
     for want in request.get("wants", ()):
-        yield from hub.fetch(parse_address(want), whole=bool(request["whole"]))
+        try:
+            yield from hub.fetch(parse_address(want), whole=bool(request["whole"]))
+        except TpoError as error:
+            if request["whole"]:
+                raise
+            yield {"fault": [want, str(error), error.why if isinstance(error, UnreachableError) else None]}
     for written, revision, commit in request.get("kept", ()):
         yield from hub.branch_move(parse_address(written), revision, commit)
 
@@ -143,7 +157,11 @@ class Hub:
             lacking = sum(repository.files[path].size for path in repository.missing(files))
             if whole:
                 yield from self._download(repository, files, requested)
-            _link(repository, files if whole else small, requested, whole=whole)
+            if changed := _link(repository, files if whole else small, requested, whole=whole):
+                yield {
+                    "say": f"{requested}: left out of {some_of(changed)} the settings that load the repository's own "
+                    "code, which is never fetched or run"
+                }
             size = sum(repository.files[path].size for path in files)
             free = free_disk(Path(constants.HF_HUB_CACHE))
             yield {
@@ -304,9 +322,10 @@ class Hub:
         if isinstance(cause, HfHubHTTPError) and cause is not error and cause.response.status_code < 500:
             return self._explained(cause, requested)
         if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-            return InputError(
+            return UnreachableError(
                 f"{requested} is not complete in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE prevents downloads: "
-                "fetch it on a machine with a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE"
+                "fetch it on a machine with a network (make fetch PROFILE=…), or unset HF_HUB_OFFLINE",
+                why="HF_HUB_OFFLINE is set",
             )
         cause_text = f"{type(cause).__name__}: {shortened(_without_secrets(str(cause)))}"
         if "Consistency check failed" in str(cause):
@@ -314,9 +333,10 @@ class Hub:
                 f"{requested}: a downloaded file has another size than on {self._endpoint}: rerun ({cause_text})"
             )
         if isinstance(cause, httpx2.HTTPError | HfHubHTTPError | LocalEntryNotFoundError | RevisionResolutionError):
-            return InputError(
+            return UnreachableError(
                 f"{requested}: {self._endpoint} can't be reached ({cause_text}): check the network, HF_ENDPOINT and "
-                "the proxy, then rerun; downloaded files are kept"
+                "the proxy, then rerun; downloaded files are kept",
+                why=f"{self._endpoint} can't be reached, {cause_text}",
             )
         return InputError(f"{requested} could not be downloaded from {self._endpoint}: {cause_text}")
 
@@ -427,10 +447,13 @@ def _hash(path: Path, digest: "hashlib._Hash") -> str:
     return digest.hexdigest()
 
 
-def _link(repository: Repository, paths: Sequence[str], requested: HubAddress, *, whole: bool) -> None:
+def _link(repository: Repository, paths: Sequence[str], requested: HubAddress, *, whole: bool) -> list[str]:
     """Links files of the cache into the folder of an address, after verifying their hashes; if these are all files,
-    records that."""
-    address = repository.address
+    records that.
+
+    A model's config that asks for code becomes a copy that doesn't; returns the names of those that were written now.
+    """
+    address, changed = repository.address, list[str]()
     names = {path: _name_below(path, address.path) for path in paths}
     for path, name in names.items():
         place, cached = address.folder / name, repository.cached(path)
@@ -438,13 +461,22 @@ def _link(repository: Repository, paths: Sequence[str], requested: HubAddress, *
         if place.is_file() and place.resolve() == cached.resolve():
             continue
         _check_content(repository, path, requested)
+        small = address.kind == "model" and repository.files[path].size <= MAX_CONFIG_BYTES
+        content = without_code(place.name, cached.read_bytes()) if small else None
+        if content is not None and place.is_file() and place.read_bytes() == content:
+            continue
         place.parent.mkdir(parents=True, exist_ok=True)
         link = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         link.unlink(missing_ok=True)
-        link.symlink_to(cached.resolve())
+        if content is None:
+            link.symlink_to(cached.resolve())
+        else:
+            link.write_bytes(content)
+            changed.append(name)
         link.replace(place)
     if whole:
-        write_record(address, {name: repository.files[path].size for path, name in names.items()})
+        write_record(address, {name: (address.folder / name).stat().st_size for name in names.values()})
+    return changed
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ class Found:
     """The downloads."""
     faults: Sequence[str] = ()
     """Why something can't be downloaded; the config then keeps its address without a commit."""
+    unasked: str | None = None
+    """What the hub could not be asked about, and why; a sentence."""
 
 
 def fetched(config: RunConfig) -> RunConfig:
@@ -53,20 +55,42 @@ def fetched(config: RunConfig) -> RunConfig:
 
 def looked_up(config: RunConfig) -> Found:
     """The same for a plan: only downloads models' configs and tokenizers, and collects faults."""
-    found, downloads, faults = dict[str, Pin](), list[Download](), list[str]()
-    for written, pin in _pins(config).items():
-        if _is_here(pin):
-            found[written] = pin
-            continue
-        try:
-            (each,) = _ask([pin.address], whole=False)
-        except InputError as error:
-            faults.append(str(error))
-            continue
-        found[written] = _pinned(pin, {each.written: each})
-        keys = [key for key, address in addresses_in(config) if address == written]
-        downloads.append(Download(keys, each.address, each.lacking, each.size, each.free))
-    return Found(_at(config, found), downloads, faults)
+    pins, keys = _pins(config), list(addresses_in(config))
+    found = {written: pin for written, pin in pins.items() if _is_here(pin)}
+    asked = dict[str, list[str]]()
+    for written, pin in pins.items():
+        if written not in found:
+            asked.setdefault(str(parse_address(pin.address)), []).append(written)
+    downloads, faults, unasked = list[Download](), list[str](), dict[str, str]()
+    try:
+        for event in _events({"wants": [*asked], "whole": False}) if asked else ():
+            if "fault" in event:
+                address, told, why_unasked = event["fault"]
+                if why_unasked is None:
+                    faults.append(told)
+                else:
+                    unasked[address] = why_unasked
+                continue
+            each = Fetched(**event["got"])
+            found |= {written: _pinned(pins[written], {each.written: each}) for written in asked[each.written]}
+            naming = [key for key, address in keys if address in asked[each.written]]
+            downloads.append(Download(naming, each.address, each.lacking, each.size, each.free))
+    except InputError as error:
+        faults.append(str(error))
+    return Found(_at(config, found), downloads, faults, _not_asked(unasked))
+
+
+def _not_asked(why: Mapping[str, str]) -> str | None:
+    """A sentence about addresses that the hub couldn't be asked about, with the first reason; None if there are none.
+
+    A run is certain to ask again, and says what to do if that fails as well.
+    """
+    if not why:
+        return None
+    return (
+        f"the hub could not be asked about {', '.join(why)} ({next(iter(why.values()))}): how much comes from it is "
+        "not known here, and models are planned by their published shapes"
+    )
 
 
 def local_model(place: str) -> str:

@@ -8,6 +8,7 @@ weights are rejected even if they would not be loaded: a single flag of a librar
 trust the model can delete them.
 """
 
+import json
 import os
 import re
 import stat
@@ -111,6 +112,29 @@ def check_writer(folder: Path, *, trained: bool = False, device: str = "gpu") ->
     return context
 
 
+def without_code(name: str, content: bytes) -> bytes | None:
+    """A config without the settings that ask for code (`auto_map`); None if it has none, or isn't a config.
+
+    For files that come from a hub: the code itself never does, and a user can't edit what is in a shared cache.
+    """
+    if not _is_config(Path(name)) or not any(f'"{key}"'.encode() in content for key in _RUNS_CODE):
+        return None
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        return None  # refused where it is read
+    waiting, found = [config], False
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            asking = value.keys() & set(_RUNS_CODE)
+            found = found or bool(asking)
+            for key in asking:
+                del value[key]
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n" if found else None
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder has weights with one of the two names that loaders look for."""
     return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
@@ -174,9 +198,9 @@ def _hub_blobs(folder: Path) -> list[Path]:
     model = snapshot.parent.parent
     if snapshot.parent.name == "snapshots" and model.name.startswith("models--"):
         return [model / "blobs"]
-    config = folder / "config.json"
-    if snapshot.is_relative_to(hub_folder().resolve()) and config.is_symlink():
-        return [blobs] if (blobs := config.resolve().parent).name == "blobs" else []
+    if snapshot.is_relative_to(hub_folder().resolve()):
+        parents = {path.resolve().parent for path in folder.iterdir() if path.is_symlink()}
+        return [parent for parent in parents if parent.name == "blobs"]
     return []
 
 

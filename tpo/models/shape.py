@@ -116,8 +116,13 @@ PUBLISHED: Mapping[str, ModelShape] = {
     "Bespoke-Stratos-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 32768, attention_bias=True),
     "DeepSeek-R1-Distill-Qwen-7B": ModelShape(28, 3584, 28, 4, 128, 18944, 152064, 131072, attention_bias=True),
 }
-"""Published shapes by the name of the folder that a model is downloaded to. ArmoRM's heads, a few million parameters,
-are left out."""
+"""Published shapes by the name of the folder that a model is downloaded to.
+
+Left out: ArmoRM's heads (a few million parameters) and Qwen3's norms of queries and keys (9,216). A test compares the
+shapes with copies of the published `config.json`. No copy was found for the 70B models, Qwen2.5-3B, -14B and -Math-7B
+and Bespoke-Stratos-7B: these numbers are unverified. ArmoRM's shape is read from the headers of its weights;
+Skywork-Reward-V2-Llama-3.1-8B is assumed to have the shape of Llama-3.1-8B-Instruct, which it was trained from.
+"""
 
 
 ENCODER_DECODERS = ("t5-base", "t5-large")

@@ -107,8 +107,9 @@ def make_plan(
     spent: Sequence[Entry] = (),
     downloads: Sequence[Download] = (),
     problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Plan:
-    """The plan of M_0 to M_T, T = `iterations`; `problems` are those already known."""
+    """The plan of M_0 to M_T, T = `iterations`; `problems` and `notes` are those already known."""
     placement = Placement(config, models, cluster)
     lengths, memory = lengths_of(placement, past), run_memory(config, models, cluster.gpu_bytes)
     speed = Speed(placement, lengths, memory, past)
@@ -135,7 +136,7 @@ def make_plan(
         downloads=downloads,
     )
     misfits = list(dict.fromkeys(_misfits(config, plan)))
-    notes = [
+    remarks = [
         *_loading_workers(config, plan),
         *_idle(speed, stages),
         *_spanning(plan),
@@ -144,7 +145,7 @@ def make_plan(
     return replace(
         plan,
         problems=[*problems, *(str(misfit) for misfit in misfits if misfit.certain)],
-        notes=[*(str(misfit) for misfit in misfits if not misfit.certain), *notes],
+        notes=[*notes, *(str(misfit) for misfit in misfits if not misfit.certain), *remarks],
     )
 
 

@@ -19,7 +19,7 @@ def test_the_miniature_is_described_and_accepted(capsys: pytest.CaptureFixture[s
     assert facts["family"] == "llama (LlamaForCausalLM)"
     assert (facts["context"], facts["stops at"]) == ("512 tokens", "<|end|> (491)")
     assert facts["splits over"].startswith("1, 2, 4 GPUs") and facts["packing"].startswith("yes")
-    assert facts["thinking"].startswith("none")
+    assert facts["thinking"].startswith("none") and "native" not in facts["prompts"]
 
 
 def test_all_reasons_for_a_refusal_are_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,7 +1,9 @@
 """Claims about published folders: complete, free of secrets, never overwriting what others made, and uploaded on
 demand."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import ModelConfig
 from tpo.config.judges import PairConfig
 from tpo.config.training import TrainConfig
-from tpo.errors import InputError
+from tpo.errors import InputError, StoreError
 from tpo.models.chat import ChatEncoder, writer_encoder
 from tpo.records import Pair, Prompt, Sample
 from tpo.storage.store import file_sha256
@@ -160,6 +162,28 @@ def test_leftovers_of_a_killed_publish_are_removed_by_the_next(run: Path, tmp_pa
     (left / "config.json").write_text("{")
     published(run, tmp_path / "out")
     assert not left.exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_the_next_call_finishes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path) -> None:
+        if path.name == "tokenizer.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.publication.publish.sync", full)
+        with pytest.raises(StoreError, match=r"the disk is full: .*out could not be written"):
+            published(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
+    published(run, tmp_path / "out")
+    assert (tmp_path / "out" / "publication.json").is_file()
+
+
+def test_what_is_complete_can_be_published_while_the_next_iteration_is_made(run: Path, tmp_path: Path):
+    (run / "iter_3" / "samples").mkdir(parents=True)
+    (run / "iter_3" / "samples" / "plan.json").write_text("{}")
+    assert published(run, tmp_path / "out") == [f"M_2 of {run} is published: {tmp_path / 'out'}"]
 
 
 @pytest.mark.parametrize("gone", ["iter_2/pairs", "iter_2/model", "iter_2/test/scores"])

@@ -1,0 +1,156 @@
+"""Claims about published models of ThinkPO and self-training: what is in the folder, and where it comes from.
+
+The runs are on mock engines whose trainer keeps the weights, without Prefect, in a process of their own.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+
+from flows.cli.publish import publish_run
+from tests.faults import mock_run
+from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.errors import InputError
+from tpo.models.folder import check_writer
+from tpo.storage.store import file_sha256
+
+ROOT = Path(__file__).parents[3]
+RUNS = ("thinkpo", "self_train", "classic")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Finished runs by name; classic self-training is without DPO."""
+    parent = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "tests.flows.publication.test_other_recipes", str(parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: parent / name / "run" for name in RUNS}
+
+
+def published(run: Path, folder: Path, t: int | None = None, *, pairs: bool = True) -> dict[str, Any]:
+    publish_run(str(run), None, t, folder, pairs=pairs, to_hub=None)
+    told: dict[str, Any] = json.loads((folder / "publication.json").read_text())["lineage"]
+    return told
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "pairs" / "train-00000-of-00001.parquet").to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "t", "model", "steps", "has_pairs"),
+    [
+        ("thinkpo", None, "ThinkPO", ["SFT", "ThinkPO"], True),
+        ("self_train", None, "SFT_1", ["SFT_0", "DPO_1", "SFT_1"], True),
+        ("self_train", 0, "SFT_0", ["SFT_0"], False),
+        ("classic", 1, "SFT_1", ["SFT_0", "SFT_1"], False),
+    ],
+)
+def test_a_model_comes_with_the_trainings_that_made_it_and_its_pairs(
+    runs: Mapping[str, Path],
+    tmp_path: Path,
+    name: str,
+    t: int | None,
+    model: str,
+    steps: Sequence[str],
+    has_pairs: bool,
+):
+    folder = tmp_path / "out"
+    told = published(runs[name], folder, t)
+    assert told["model"] == model and [step["model"] for step in told["steps"]] == steps
+    assert all(step["rows"] > 0 for step in told["steps"])
+    assert told["numbers"][-1]["model"] == model
+    assert (folder / "pairs").exists() is has_pairs
+    check_writer(folder)
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert "arxiv:2410.10630" not in card.data.tags
+    assert ("dpo" in card.data.tags, "| loss | DPO" in card.text) == (has_pairs, has_pairs)
+    made = (folder / "publication.json").stat().st_mtime_ns
+    assert published(runs[name], folder, t) == told
+    assert (folder / "publication.json").stat().st_mtime_ns == made
+
+
+def test_data_goes_by_its_hash_and_no_folder_of_this_machine_is_named(runs: Mapping[str, Path], tmp_path: Path):
+    told = published(runs["thinkpo"], tmp_path / "out")
+    prompts = runs["thinkpo"].parent / "prompts.jsonl"
+    assert told["data"] == {"prompts.jsonl": file_sha256(prompts)}
+    texts = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(str(prompts.parent).encode() in text for text in texts)
+
+
+def test_pairs_are_what_was_trained_on_as_messages(runs: Mapping[str, Path], tmp_path: Path):
+    published(runs["thinkpo"], tmp_path / "think")
+    for row in rows_of(tmp_path / "think"):
+        (asked,) = row["prompt"]
+        assert asked["role"] == "user" and asked["content"].startswith("What is ")
+        chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
+        assert chosen.startswith("One more than ") and chosen == row["chosen_response"] != rejected
+        assert row["chosen_score"] is None
+    published(runs["self_train"], tmp_path / "self")
+    assert all(row["chosen_score"] != row["rejected_score"] for row in rows_of(tmp_path / "self"))
+
+
+def test_models_that_the_run_does_not_have_are_refused_with_how_to_make_them(runs: Mapping[str, Path], tmp_path: Path):
+    refused = [
+        ("thinkpo", 1, "ThinkPO, which has no iterations: leave out ITER="),
+        ("self_train", 2, "has reached SFT_1, expected SFT_2: make self-train ITER=2 RUN=run makes it"),
+    ]
+    for name, t, said in refused:
+        with pytest.raises(InputError, match=said):
+            published(runs[name], tmp_path / "out", t)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_at_its_end_or_lacks_a_stage_is_refused(runs: Mapping[str, Path], tmp_path: Path):
+    run = runs["classic"]
+    stage = run / "iter_1" / "sft" / "train" / "manifest.json"
+    stage.rename(aside := stage.with_name("aside"))
+    with pytest.raises(InputError, match=r"SFT_1 of .* isn't complete: iter_1/sft/train is missing"):
+        published(run, tmp_path / "out")
+    assert published(run, tmp_path / "out", 0)["model"] == "SFT_0"
+    aside.rename(stage)
+    (run / "finished.json").rename(run / "aside.json")
+    with pytest.raises(InputError, match=r"isn't finished: its models are known .* make self-train RUN=run makes it"):
+        published(run, tmp_path / "other")
+    (run / "aside.json").rename(run / "finished.json")
+
+
+@mock_run.prepared(forks=False)
+def main(parent: Path) -> None:
+    """Makes the runs."""
+    from flows.self_train import self_train
+    from flows.thinkpo import thinkpo
+    from tests.faults.mock_engines import MockEngines
+    from tests.flows import test_self_train, test_thinkpo
+    from tpo.run_context import RunContext, using
+
+    class Engines(MockEngines):
+        def train_model(self, model: Path, rows: Any, folder: Path, **options: Any) -> Any:
+            epochs = super().train_model(model, rows, folder, **options)
+            for epoch in folder.glob("epoch_*"):
+                (epoch / "model.safetensors").write_bytes((SHIPPED_SEED_MODEL / "model.safetensors").read_bytes())
+            return epochs
+
+    tuned = test_self_train._config(parent / "self_train")
+    classic = test_self_train._config(parent / "classic")
+    classic = classic.model_copy(update={"recipe": classic.recipe.model_copy(update={"dpo": False})})
+    train: Callable[..., Any] = self_train.fn
+    run: Callable[..., Any] = thinkpo.fn
+    with using(RunContext(engines=Engines())):
+        run(test_thinkpo._config(parent / "thinkpo"))
+        train(tuned, 1)
+        train(classic, 1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
