@@ -190,7 +190,7 @@ def test_what_is_complete_can_be_published_while_the_next_iteration_is_made(run:
 def test_an_incomplete_iteration_is_refused_before_anything_is_written(run: Path, tmp_path: Path, gone: str):
     (run / gone / "manifest.json").unlink()
     with pytest.raises(
-        InputError, match=rf"M_2 of .* isn't complete: {gone} is missing; make iterate ITER=2 RUN=tried"
+        InputError, match=rf"M_2 of .* isn't complete: {gone} is missing; run make iterate ITER=2 RUN=tried"
     ):
         published(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -199,7 +199,7 @@ def test_an_incomplete_iteration_is_refused_before_anything_is_written(run: Path
 def test_a_missing_run_or_iteration_is_refused_with_those_that_exist(run: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"there is no run in .*other: name one of tried in RUN="):
         published(run.with_name("other"), tmp_path / "out")
-    with pytest.raises(InputError, match="has reached M_2, expected M_3: make iterate ITER=3"):
+    with pytest.raises(InputError, match="has reached M_2, expected M_3: run make iterate ITER=3"):
         published(run, tmp_path / "out", t=3)
     with pytest.raises(InputError, match="M_0 is the seed model"):
         published(run, tmp_path / "out", t=0)
