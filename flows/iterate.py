@@ -6,6 +6,7 @@ so the same call starts a run, resumes it and adds iterations to it. A damaged s
 
 from prefect import flow
 
+from flows.browser.export import write_browser
 from flows.prefect_ops import name_subflows_as_tasks
 from tasks.handles import (
     Candidate,
@@ -41,6 +42,7 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     with only_writer(config.root), writing(config):
         keep_config(config)
         summary = mending(lambda: bring_to(config, iterations))
+        write_browser(config)
         mark_finished(config, SUMMARY, REPORT)
         return summary
 
