@@ -6,8 +6,10 @@ them: such a request is refused by its host or by where it comes from, and the b
 
 import gzip
 import http.server
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from flows.browser.export import FOLDER, assets
@@ -44,6 +46,11 @@ class SampleServer(http.server.ThreadingHTTPServer):
                 f"{ADDRESS} port {port} cannot be listened on ({error.strerror}): choose another --port, or end what "
                 "listens there"
             ) from error
+
+    def handle_error(self, *told: Any) -> None:
+        """Says nothing of a browser that has closed its connection."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(*told)
 
     @property
     def url(self) -> str:

@@ -372,18 +372,18 @@ function promptCell(cell) {
 function columns() {
   const wide = matchMedia("(min-width: 44rem)").matches;
   const plain = (format) => (cell) => document.createTextNode(format(cell.getValue()));
-  const numeric = (title, field, format = fixed, width = 84) => ({ title, field, width, hozAlign: "right", sorter: "number", sorterParams: { alignEmptyValues: "bottom" },
+  const numeric = (title, field, format = fixed, width = 84) => ({ title, field, width, hozAlign: "right", headerHozAlign: "right", sorter: "number", sorterParams: { alignEmptyValues: "bottom" },
     formatter: plain(format), headerSortStartingDir: "desc" });
   const list = [{ title: "Prompt", field: "text", formatter: promptCell, widthGrow: 1, minWidth: 140, sorter: "string" }];
   if (other) {
     const theirs = (row) => other.byId.get(row.id);
-    const score = (which) => (value, row) => (which === "beside" ? theirs(row)?.score ?? null : row.score !== null && theirs(row)?.score != null ? theirs(row).score - row.score : null);
+    const score = (which) => (value, row) => (which === "beside" ? theirs(row)?.score ?? null : row.score !== null && theirs(row)?.score != null ? row.score - theirs(row).score : null);
     list.push(numeric("Score", "score", fixed, 72));
     list.push({ ...numeric("Beside", "beside", fixed, 76), mutator: score("beside") });
     list.push({ ...numeric("Change", "gain", (value) => (value === null ? "–" : signed(value)), 80), mutator: score("gain") });
     return list;
   }
-  if (current.k > 1) list.push({ title: "Scores", field: "score", width: 150, formatter: (cell) => strip(cell.getData(), current), sorter: "number", headerSortStartingDir: "desc" });
+  if (current.k > 1) list.push({ title: "Scores", field: "score", width: 150, headerTooltip: "● chosen  □ rejected  × breaks the format", formatter: (cell) => strip(cell.getData(), current), sorter: "number", headerSortStartingDir: "desc" });
   else list.push(numeric("Score", "score", fixed, 76));
   if (!wide) return list;
   if (current.paired && current.rows.some((row) => row.margin !== null)) list.push(numeric("Margin", "margin", fixed, 80));
@@ -404,7 +404,7 @@ let built = Promise.resolve();
 function buildTable() {
   if (table) table.destroy();
   table = new Tabulator("#table", {
-    data: current.rows, index: "i", height: "100%", layout: "fitColumns", rowHeight: 54, headerSortTristate: true, placeholder: "No prompt fits.",
+    data: current.rows, index: "i", height: "100%", layout: "fitColumns", rowHeight: 70, headerSortTristate: true, placeholder: "No prompt fits.",
     columnDefaults: { headerHozAlign: "left", resizable: "header" }, columns: columns(),
     rowFormatter: (row) => {
       const element = row.getElement();
@@ -601,13 +601,13 @@ function back() {
 
 /* ---- the frame ---- */
 
-const roundName = (entry) => `${entry.label} · ${entry.kind.toLowerCase()}`;
+const roundName = (entry) => (["Test", "Validation"].includes(entry.kind) ? `${entry.label} · ${entry.kind.toLowerCase()}` : entry.label);
 
 function fillRounds() {
   const groups = new Map();
   for (const entry of run.rounds) {
     if (!groups.has(entry.kind)) groups.set(entry.kind, []);
-    groups.get(entry.kind).push(el("option", { value: entry.name }, entry.label + (entry.state === "complete" ? "" : `, ${entry.state}`)));
+    groups.get(entry.kind).push(el("option", { value: entry.name }, roundName(entry) + (entry.state === "complete" ? "" : `, ${entry.state}`)));
   }
   $("round").replaceChildren(...[...groups].map(([kind, options]) => el("optgroup", { label: kind }, options)));
   $("round").value = state.round;
@@ -640,13 +640,13 @@ async function show({ keep = false } = {}) {
   applyFilters();
   buildTable();
   showState();
+  if (state.q) await search();
   if (state.prompt === "" && matchMedia("(min-width: 60rem)").matches) {
     const first = current.rows.find((row) => visible[row.i]);
     if (first) state.prompt = first.id;
   }
   if (state.prompt !== "") await choose(state.prompt, { sample: state.sample, keep });
   else await showDetail();
-  if (state.q) await search();
 }
 
 /** Looks whether the run has moved on; the list keeps its place. */
