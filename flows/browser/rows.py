@@ -25,19 +25,19 @@ class SampleRow:
     """The sample, with empty lists of tokens."""
     tokens: int
     """Tokens of the output."""
-    prompt_tokens: int
-    """Tokens of its prompt."""
 
 
 def sample_rows(shard: Shard) -> list[SampleRow]:
     """A shard's samples."""
-    table = _read(shard)
-    lengths = [pc.list_value_length(table.column(f"{name}_token_ids")).to_pylist() for name in ("output", "prompt")]
-    without = {"output_token_ids": [], "prompt_token_ids": []}
-    texts = table.drop_columns(list(without)).to_pylist()
+    columns = [field.name for field in dataclasses.fields(Sample) if field.name != "prompt_token_ids"]
+    table = _read(shard, *columns)
+    tokens = pc.list_value_length(table.column("output_token_ids")).to_pylist()
+    names = [name for name in columns if name != "output_token_ids"]
+    texts = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    without: dict[str, list[int]] = {"output_token_ids": [], "prompt_token_ids": []}
     return [
-        SampleRow(Sample(**row, **without), tokens, prompt_tokens)
-        for row, tokens, prompt_tokens in zip(texts, *lengths, strict=True)
+        SampleRow(Sample(**dict(zip(names, row, strict=True)), **without), n)
+        for row, n in zip(texts, tokens, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flows.browser.rounds import Round, Shard, StoredStage, find_rounds
 from flows.browser.rows import (
@@ -42,7 +42,9 @@ ASSETS = Path(__file__).parent / "page"
 """The page without data."""
 KEPT_SHARDS = 400
 """Shards whose rows stay in memory while the browser serves, so that a growing round isn't read again and again."""
-T = TypeVar("T")
+KEPT_TABLES = 16
+WRITTEN = "report/data"
+"""Where the run leaves these files."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Site:
             raise InputError(f"{root} is not the folder of a run, it has no config.json: give RUN=<name> or its folder")
         self.root = root
         self._lock = threading.Lock()
+        self._making = threading.Lock()
+        self._tables: OrderedDict[str, bytes] = OrderedDict()
         self._rows: OrderedDict[str, list[SampleRow]] = OrderedDict()
         self._prompts: dict[str, dict[str, Prompt]] = {}
         self._made: dict[str, Callable[[], bytes]] = {}
@@ -106,7 +110,21 @@ class Site:
         """A data file by its name, or None if there is none now."""
         with self._lock:
             make = self._made.get(name)
-        return None if make is None else make()
+        if make is None:
+            return None
+        written = self.root / WRITTEN / f"{name}.js"
+        if written.is_file():  # Names have their content's key, so what a run has left of it is as good.
+            return written.read_bytes()
+        return self._table_once(name, make) if "/table-" in name else make()
+
+    def _table_once(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """A table, which takes seconds for a large round: made once, and waited for by all who ask."""
+        with self._making:
+            if (known := self._tables.get(name)) is None:
+                self._tables[name] = known = make()
+                while len(self._tables) > KEPT_TABLES:
+                    self._tables.popitem(last=False)
+            return known
 
     def _files(self, found: Round, direct: Round | None, config: RunConfig) -> RoundFiles:
         if direct is found or direct is None or direct.prompts != found.prompts:

@@ -228,14 +228,12 @@ def _reasons(rows: RoundRows, groups: _Groups, paired: set[int], config: RunConf
     if isinstance(config.recipe, SelfTrain):
         return [None if i in paired else _without_contrast(rows.scores, group) for i, (_, group) in enumerate(groups)]
     margin = least_margin(config.pair, config.judge)
-    found: list[str | None] = []
-    for i, group in enumerate(_candidates(rows, groups)):
-        if i in paired:
-            found.append(None)
-            continue
+    found: list[str | None] = [None] * len(groups)
+    left = [i for i in range(len(groups)) if i not in paired]
+    for i, group in zip(left, _candidates(rows, [groups[i] for i in left]), strict=True):
         made = pair_indices(group, group.controlled(rows.rho or 0.0, config.pair.thought_penalty), margin)
         # Of those that would make a pair, the stage drops what doesn't fit the trainer's length.
-        found.append(made if isinstance(made, str) else "too_long")
+        found[i] = made if isinstance(made, str) else "too_long"
     return found
 
 

@@ -1,12 +1,14 @@
 """`tpo view`: serves the sample browser of a run on this machine until it is stopped."""
 
+import contextlib
 from pathlib import Path
+from threading import Thread
 
 from flows.browser.server import PORT, SampleServer
 from flows.browser.site import Site
 from flows.recipes import resolve_config
 from tpo.console import say
-from tpo.errors import StoreError
+from tpo.errors import StoreError, TpoError
 from tpo.storage.disk import bring_here
 from tpo.storage.mirror import reading
 
@@ -18,8 +20,18 @@ def view(run: str | None, profile: str | None, port: int = PORT) -> None:
     """
     site = Site(_root(run, profile))
     with SampleServer(site, port) as server:
+        Thread(target=_warm_up, args=[site], daemon=True).start()
         print(f"samples of {site.config().name}: {server.url} (^C ends it)", flush=True)
         server.serve_forever()
+
+
+def _warm_up(site: Site) -> None:
+    """Makes the first table while the page is being opened."""
+    with contextlib.suppress(TpoError, OSError):
+        rounds = site.rounds()
+        site.now()
+        if rounds:
+            site.file(rounds[0].entry["table"])
 
 
 def _root(run: str | None, profile: str | None) -> Path:

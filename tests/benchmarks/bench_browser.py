@@ -91,8 +91,8 @@ def ready_seconds(url: str) -> float:
     with tempfile.TemporaryDirectory() as folder, Page(Path(folder) / "profile") as page:
         begun = time.perf_counter()
         page.open(url)
-        _until(
-            page, "document.querySelectorAll('#table .tabulator-row').length > 3 && !!document.querySelector('.sample')"
+        page.await_(
+            "document.querySelectorAll('#table .tabulator-row').length > 3 && !!document.querySelector('.sample')"
         )
         page.run("document.querySelectorAll('#table .tabulator-row')[3].click()")
         page.await_("document.querySelector('.id').textContent.endsWith('3')")

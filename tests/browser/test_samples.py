@@ -44,7 +44,7 @@ def made(folder: Path, texts: list[str]) -> RunConfig:
         for i, text in enumerate(texts)
     ]
     test = write_prompts(config.root, "iter_0/prompts/test", asked)
-    fresh = write_prompts(config.root, "iter_1/prompts", asked)
+    fresh = write_prompts(config.root, "iter_1/prompts", asked[::-1])
     groups = [
         [
             a_sample(prompt.prompt_id, i, thought=text, response=f"{i} {text}", parse_error="cut" if i == 3 else None)
@@ -92,7 +92,7 @@ def test_hostile_text_stays_text_and_no_other_machine_is_asked(tmp_path: Path, p
     config = made(tmp_path, hostile)
     write_browser(config)
     opened(page, config)
-    for row in range(0, len(hostile), 3):
+    for row in range(0, len(hostile), 9):
         page.run(f"choose(current.rows[{row}].id)")
         page.await_(f"document.querySelector('.id').textContent === current.rows[{row}].id")
         page.run("document.querySelectorAll('details').forEach(each => each.open = true)")
@@ -110,7 +110,7 @@ def test_hostile_text_stays_text_and_no_other_machine_is_asked(tmp_path: Path, p
 
 def test_it_is_used_by_keyboard_and_a_sample_has_a_permanent_link(plain: RunConfig, page: Page):
     opened(page, plain)
-    page.run("document.getElementById('table').focus()")
+    page.run("focusList()")
     first = page.await_("document.querySelector('.id').textContent")
     page.press("ArrowDown")
     page.await_(f"document.querySelector('.id').textContent !== '{first}'")
@@ -122,10 +122,11 @@ def test_it_is_used_by_keyboard_and_a_sample_has_a_permanent_link(plain: RunConf
     link = page.await_("document.activeElement.querySelector('h3 a').getAttribute('href')")
     page.press("/")
     assert page.run("document.activeElement.id") == "search"
-    page.press("7")
-    page.await_("document.getElementById('count').textContent.startsWith('11 of 60')")
+    for key in "59":
+        page.press(key)
+    page.await_("document.getElementById('count').textContent.startsWith('1 of 60')")
     page.press("Escape")
-    assert page.run("document.activeElement.id") == "table"
+    assert page.run("document.activeElement.closest('#table') !== null")
     opened(page, plain, link)
     sample = page.await_("document.querySelector('.sample.linked').id")
     assert sample == "sample-" + link.split("sample=")[1].split("&")[0]

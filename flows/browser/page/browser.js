@@ -415,11 +415,16 @@ function buildTable() {
     },
   });
   built = new Promise((resolve) => table.on("tableBuilt", resolve)).then(() => {
-    const grid = $("table");
-    grid.setAttribute("tabindex", "0");
-    grid.setAttribute("aria-label", "Prompts; arrow keys choose one");
-    const holder = grid.querySelector(".tabulator-tableholder");
-    if (holder) holder.setAttribute("tabindex", "-1");
+    const grid = $("table"), holder = grid.querySelector(".tabulator-tableholder"), body = grid.querySelector(".tabulator-table");
+    grid.setAttribute("aria-label", "Prompts");
+    // What scrolls takes the focus, so it is the group of rows, and what lies between has no role.
+    grid.removeAttribute("aria-owns");
+    const fill = (any) => {
+      if (any) { holder.setAttribute("role", "rowgroup"); holder.setAttribute("tabindex", "0"); } else { holder.removeAttribute("role"); holder.removeAttribute("tabindex"); }
+    };
+    table.on("dataFiltered", (_, rows) => fill(rows.length));
+    fill(visible.some(Boolean));
+    if (body) body.setAttribute("role", "presentation");
     for (const header of grid.querySelectorAll(".tabulator-sortable")) {
       header.setAttribute("tabindex", "0");
       header.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.stopPropagation(); header.click(); } });
@@ -435,9 +440,12 @@ function markCurrent() {
     element.classList.toggle("current", is);
     element.setAttribute("aria-selected", String(is));
   }
-  const row = current.byId.get(state.prompt);
-  if (row && $("row-" + row.i)) $("table").setAttribute("aria-activedescendant", "row-" + row.i);
-  else $("table").removeAttribute("aria-activedescendant");
+}
+
+/** Gives the focus to the row of the prompt that is shown, or to the list. */
+function focusList() {
+  const row = current && current.byId.get(state.prompt), element = row && $("row-" + row.i);
+  if (element) { element.setAttribute("tabindex", "-1"); element.focus({ preventScroll: true }); } else document.querySelector(".tabulator-tableholder")?.focus();
 }
 
 /** Shows a prompt's samples; `open` also brings them to the front on a narrow screen. */
@@ -458,7 +466,7 @@ function step(by) {
   const rows = table.getRows("active").map((row) => row.getData().id);
   if (!rows.length) return;
   const at = rows.indexOf(state.prompt);
-  choose(rows[Math.max(0, Math.min(rows.length - 1, at < 0 ? 0 : at + by))]);
+  choose(rows[Math.max(0, Math.min(rows.length - 1, at < 0 ? 0 : at + by))]).then(() => { if (!document.body.classList.contains("reading")) focusList(); });
 }
 
 /* ---- one prompt ---- */
@@ -596,7 +604,7 @@ function judgeDetail(detail) {
 
 function back() {
   document.body.classList.remove("reading");
-  $("table").focus();
+  focusList();
 }
 
 /* ---- the frame ---- */
@@ -672,11 +680,11 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { key, target } = event;
   if (key === "Escape") {
-    if (target === $("search")) { $("search").blur(); $("table").focus(); } else if (!$("keys").open) back();
+    if (target === $("search")) { $("search").blur(); focusList(); } else if (!$("keys").open) back();
     return;
   }
   if (typing(target) || !table) return;
-  const inList = target.closest("#table");
+  const inList = target === document.body || (target.closest("#table") && !target.closest(".tabulator-header"));
   const actions = {
     j: () => step(1), k: () => step(-1), ArrowDown: inList && (() => step(1)), ArrowUp: inList && (() => step(-1)),
     Enter: inList && (() => { choose(state.prompt, { open: true }).then(() => $("detail").focus()); }),
