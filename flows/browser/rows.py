@@ -6,6 +6,7 @@ A round of 40,000 samples has some 20 million tokens; as Python numbers they wou
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,7 +35,7 @@ def sample_rows(shard: Shard) -> list[SampleRow]:
     tokens = pc.list_value_length(table.column("output_token_ids")).to_pylist()
     names = [name for name in columns if name != "output_token_ids"]
     texts = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-    without: dict[str, list[int]] = {"output_token_ids": [], "prompt_token_ids": []}
+    without: dict[str, Any] = {"output_token_ids": [], "prompt_token_ids": []}
     return [
         SampleRow(Sample(**dict(zip(names, row, strict=True)), **without), n)
         for row, n in zip(texts, tokens, strict=True)
@@ -65,7 +66,7 @@ class PairRow:
 
 def pair_rows(stage: StoredStage) -> Iterator[PairRow]:
     """The pairs of a stage."""
-    without = {"prompt_token_ids": [], "chosen_token_ids": [], "rejected_token_ids": []}
+    without: dict[str, Any] = {"prompt_token_ids": [], "chosen_token_ids": [], "rejected_token_ids": []}
     known = {field.name for field in dataclasses.fields(Pair)} - without.keys()
     for shard in stage.shards:
         table = _read(shard)

@@ -66,7 +66,7 @@ def round_table(rows: RoundRows, config: RunConfig) -> dict[str, Any]:
     ids = [group[0].sample.prompt_id for _, group in groups]
     position = {prompt_id: i for i, prompt_id in enumerate(ids)}
     pairs = _pairs(rows, position)
-    table = {
+    table: dict[str, Any] = {
         "prompts": _prompt_columns(rows, groups),
         "samples": _sample_columns(rows, groups, config),
         "pairs": None if pairs is None else [list(pair) for pair in pairs],
@@ -173,8 +173,8 @@ def _controlled(rows: RoundRows, groups: _Groups, config: RunConfig) -> list[flo
         return None
     found: list[float | None] = []
     for group, (_, rows_of_group) in zip(_candidates(rows, groups), groups, strict=True):
-        values = group.controlled(rows.rho, config.pair.thought_penalty) if group.valid else []
-        by_index = {each.sample.index: float(value) for each, value in zip(group.valid, values, strict=True)}
+        values = group.controlled(rows.rho, config.pair.thought_penalty).tolist() if group.valid else list[float]()
+        by_index = {each.sample.index: value for each, value in zip(group.valid, values, strict=True)}
         found += [_number(by_index.get(row.sample.index)) for row in rows_of_group]
     return found
 
