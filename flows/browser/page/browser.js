@@ -370,7 +370,7 @@ function promptCell(cell) {
 }
 
 function columns() {
-  const wide = matchMedia("(min-width: 44rem)").matches;
+  const room = $("list").clientWidth;
   const plain = (format) => (cell) => document.createTextNode(format(cell.getValue()));
   const numeric = (title, field, format = fixed, width = 84) => ({ title, field, width, hozAlign: "right", headerHozAlign: "right", sorter: "number", sorterParams: { alignEmptyValues: "bottom" },
     formatter: plain(format), headerSortStartingDir: "desc" });
@@ -385,9 +385,9 @@ function columns() {
   }
   if (current.k > 1) list.push({ title: "Scores", field: "score", width: 150, headerTooltip: "● chosen  □ rejected  × breaks the format", formatter: (cell) => strip(cell.getData(), current), sorter: "number", headerSortStartingDir: "desc" });
   else list.push(numeric("Score", "score", fixed, 76));
-  if (!wide) return list;
-  if (current.paired && current.rows.some((row) => row.margin !== null)) list.push(numeric("Margin", "margin", fixed, 80));
-  if (current.all.some((each) => each.thought)) list.push(numeric("Thought", "thought", number, 88));
+  if (room >= 620 && current.paired && current.rows.some((row) => row.margin !== null)) list.push(numeric("Margin", "margin", fixed, 80));
+  if (room >= 620 && current.all.some((each) => each.thought)) list.push(numeric("Thought", "thought", number, 88));
+  if (room < 440) return list;
   if (current.paired) list.push({ title: "Became", field: "outcome", width: 112, formatter: (cell) => outcomeCell(cell.getData()), sorter: "string" });
   else if (current.all.some((each) => each.error)) list.push({ title: "Format", field: "errors", width: 92, sorter: "number", headerSortStartingDir: "desc",
     formatter: (cell) => document.createTextNode(cell.getValue() ? "broken" : "") });
@@ -730,7 +730,9 @@ async function start() {
   $("search").value = state.q;
   await show();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
-  matchMedia("(min-width: 44rem)").addEventListener("change", () => { if (current) buildTable(); });
+  const width = () => columns().length;
+  let shown = current ? width() : 0;
+  window.addEventListener("resize", () => { if (current && table && $("list").clientWidth && width() !== shown) { shown = width(); buildTable(); } });
   if (served) setInterval(look, POLL_MS);
 }
 
