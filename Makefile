@@ -12,8 +12,7 @@ help: variables ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 setup: variables ## Build the venv from the lock file; nothing to do if it is complete. GPU=1 PYTHON=
 	@PYTHON="$(PYTHON)" requirements/setup.sh $(if $(GPU),--gpu) "$(VENV)"
-variables:
-	@python3 flows/cli/make.py check $(MAKECMDGOALS)
+variables: ; @python3 flows/cli/make.py check $(MAKECMDGOALS)
 iterate: ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= JUDGE= SEED= RUN= SET="key=value ..."
 compare: ## Run TPO and its direct baseline up to M_ITER: does thinking pay? As iterate
 thinkpo: ## Run ThinkPO: fine-tune on long reasoning, then prefer long to short. As iterate; no ITER
@@ -24,13 +23,14 @@ check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE
 judge-check: ## Compare a judge's folder with its published figures. JUDGE=armorm MODEL=<folder>
 serve: ## Serve a model to OpenAI's clients, thoughts hidden. MODEL= PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
 publish: ## Write a model as a folder that others load; PUSH= uploads it. RUN= ITER= TO= PAIRS=0 PUSH=org/name PROFILE=
+view: ## Look into every sample of a run, in a browser on this machine. RUN= PORT= PROFILE=
 ui: ## Start Prefect's server and its pages on this machine only
 deploy: ## Put the work pool and the deployments into Prefect (PREFECT_API_URL, or make ui's), or renew them
 worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check serve publish ui deploy worker seed-model native-model small-judges chaos: variables setup
+iterate compare thinkpo self-train plan fetch check-model judge-check serve publish view ui deploy worker seed-model native-model small-judges chaos: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"

@@ -9,6 +9,7 @@ same order, each from what the round before left; validation and test come once,
 
 from prefect import flow
 
+from flows.browser.export import write_browser
 from flows.prefect_ops import name_subflows_as_tasks
 from tasks.handles import (
     Candidate,
@@ -48,6 +49,7 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
     with only_writer(config.root), writing(config):
         keep_config(config)
         summary = remaking_damaged(lambda: bring_to(config, iterations))
+        write_browser(config)
         mark_finished(config, SUMMARY, REPORT)
         return summary
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from flows.browser.export import write_browser
 from flows.iterate import sample_and_judge
 from flows.recipes import without_dpo
 from tasks.demonstrate import demonstrate
@@ -76,6 +77,7 @@ def _run(config: RunConfig, iterations: int) -> Made:
     with only_writer(config.root), writing(config):
         keep_config(config)
         made = remaking_damaged(lambda: make_models(config, iterations))
+        write_browser(config)
         mark_finished(config, MODEL_TABLE, page_of(MODEL_TABLE))
         return made
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from prefect import flow
 
+from flows.browser.export import write_browser
 from flows.iterate import sample_and_judge
 from tasks.demonstrate import demonstrate
 from tasks.fine_tune import fine_tune
@@ -36,6 +37,7 @@ def thinkpo(config: RunConfig) -> ModelTable:
     with only_writer(config.root), writing(config):
         keep_config(config)
         table = remaking_damaged(lambda: make_models(config))
+        write_browser(config)
         mark_finished(config, MODEL_TABLE, page_of(MODEL_TABLE))
         return table
 

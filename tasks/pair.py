@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.candidates import ScoredGroup, ScoredSample, group_candidates, pair_indices
 from tasks.handles import JudgedSamples, round_folder
 from tasks.shortage import PromptScores, Shortage, remedy_for_scored
 from tasks.stage import complete_or_begun, stage_task
@@ -24,55 +25,10 @@ from tpo.config.judges import (
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 from tpo.console import say
-from tpo.method.pairing import TIE_TOLERANCE, error_quota, has_margin, select_pair
-from tpo.method.scoring import choose_rho, length_controlled
+from tpo.method.pairing import error_quota, has_margin
+from tpo.method.scoring import choose_rho
 from tpo.records import Artifact, Pair, RowCounts, Sample, Score
 from tpo.storage.store import Stage, read_shards, stream_rows
-
-
-@dataclass(frozen=True)
-class ScoredSample:
-    """One sample with its score."""
-
-    sample: Sample
-    """The output."""
-    score: Score
-    """Its score."""
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """One prompt's candidates, those that can be compared apart from those that break the format."""
-
-    prompt_id: str
-    """The prompt."""
-    valid: list[ScoredSample]
-    """Candidates that parse and are scored, by index."""
-    broken: list[ScoredSample]
-    """Candidates that break the format, by index."""
-    unscored: list[ScoredSample]
-    """Candidates that parse but that the judge didn't score, by index."""
-
-    @property
-    def scores(self) -> list[float]:
-        """Raw scores of the valid candidates."""
-        return [candidate.score.value for candidate in self.valid if candidate.score.value is not None]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Response lengths of the valid candidates, in characters."""
-        return [candidate.score.response_chars for candidate in self.valid]
-
-    @property
-    def thoughts(self) -> list[int]:
-        """Thought lengths of the valid candidates, in characters."""
-        return [len(candidate.sample.thought) for candidate in self.valid]
-
-    def controlled(self, rho: float, thought_penalty: float) -> NDArray[np.float64]:
-        """Length-controlled scores of the valid candidates."""
-        return length_controlled(
-            self.scores, self.lengths, rho, thoughts=self.thoughts, thought_penalty=thought_penalty
-        )
 
 
 class StoredCandidates:
@@ -143,22 +99,6 @@ def _prompt_scores(answers: JudgedSamples) -> Iterator[PromptScores]:
         yield PromptScores([c.sample for c in candidates], [c.score for c in candidates])
 
 
-def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list[ScoredGroup]:
-    """Samples and scores by prompt, in the order in which prompts first appear."""
-    by_key = {(score.prompt_id, score.index): score for score in scores}
-    groups: dict[str, ScoredGroup] = {}
-    for sample in sorted(samples, key=lambda sample: sample.index):
-        groups.setdefault(sample.prompt_id, ScoredGroup(sample.prompt_id, [], [], []))
-        candidate = ScoredSample(sample, by_key[sample.prompt_id, sample.index])
-        if sample.parse_error is not None:
-            groups[sample.prompt_id].broken.append(candidate)
-        elif candidate.score.value is not None:
-            groups[sample.prompt_id].valid.append(candidate)
-        else:
-            groups[sample.prompt_id].unscored.append(candidate)
-    return [groups[prompt_id] for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples)]
-
-
 def make_pairs(
     groups: Iterable[ScoredGroup], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
 ) -> Pairs:
@@ -197,7 +137,7 @@ def _smallest_rho(groups: Iterable[ScoredGroup], min_margin: float, thought_pena
     spread = [
         (group.scores, group.lengths, group.thoughts)
         for group in groups
-        if has_margin(group.scores, min_margin) and not _tied(group)
+        if has_margin(group.scores, min_margin) and not group.is_tied
     ]
     return choose_rho(
         [scores for scores, _, _ in spread],
@@ -222,17 +162,9 @@ def describe(made: Pairs) -> Mapping[str, float]:
 
 def _regular_pair(group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
     """The group's pair of valid candidates, or why it has none."""
-    if not group.valid:
-        return "unscored" if group.unscored else "all_malformed"
-    if len(group.valid) < 2:
-        return "single_candidate"
-    if not has_margin(group.scores, min_margin):
-        return "small_margin"
-    if _tied(group):
-        return "tie"
-    indices = select_pair(controlled, group.lengths, texts=[candidate.sample.output for candidate in group.valid])
-    if indices is None:
-        return "tie"
+    indices = pair_indices(group, controlled, min_margin)
+    if isinstance(indices, str):
+        return indices
     chosen, rejected = indices
     return _make_pair(
         group.valid[chosen],
@@ -240,11 +172,6 @@ def _regular_pair(group: ScoredGroup, controlled: NDArray[np.float64], min_margi
         kind="regular",
         margin=float(controlled[chosen] - controlled[rejected]),
     )
-
-
-def _tied(group: ScoredGroup) -> bool:
-    """Whether all raw scores are equal, so that only length would separate the responses."""
-    return not group.scores or max(group.scores) - min(group.scores) < TIE_TOLERANCE
 
 
 def _error_pair(group: ScoredGroup, controlled: NDArray[np.float64]) -> Pair:

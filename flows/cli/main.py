@@ -127,6 +127,7 @@ def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentPa
     _add_check_model(commands)
     _add_serve(commands)
     _add_publish(commands)
+    _add_view(commands)
     _add_operation(commands)
     _add_miniature(commands)
     return parser
@@ -209,6 +210,14 @@ def _add_publish(commands: Commands) -> None:
         "--push", metavar="ORG/NAME", help="also upload it to the model hub, privately if it is new there"
     )
     publish.set_defaults(run=_publish)
+
+
+def _add_view(commands: Commands) -> None:
+    view = commands.add_parser("view", help="look into every sample of a run, in a browser on this machine")
+    view.add_argument("--run-name", metavar="RUN", help="name of the run in runs/, or its folder (default: laptop)")
+    view.add_argument("--profile", help="the run's profile, if its folder isn't in runs/ but in a bucket or elsewhere")
+    view.add_argument("--port", type=_port, default=8090, help="port to listen on (default 8090)")
+    view.set_defaults(run=_view)
 
 
 def _add_operation(commands: Commands) -> None:
@@ -415,6 +424,13 @@ def _publish(options: argparse.Namespace) -> int:
     pairs = options.pairs == "1"
     lines = publish_run(options.run_name, options.profile, options.to, options.folder, pairs=pairs, to_hub=options.push)
     print("\n".join(lines))
+    return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    from flows.cli.view import view
+
+    view(options.run_name, options.profile, options.port)
     return 0
 
 

@@ -46,6 +46,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "judge-check": ("JUDGE", "MODEL"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
     "publish": ("RUN", "ITER", "TO", "PAIRS", "PUSH", "PROFILE"),
+    "view": ("RUN", "PORT", "PROFILE"),
     "lock": ("UPGRADE",),
     **dict.fromkeys(("test", "test-slow", "test-all", "exhaustive", "fault-table"), ("JOBS",)),
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),

@@ -21,12 +21,14 @@ FLAGS = ("--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-
 
 
 class Page:
-    """One page; `errors` has its console errors, its uncaught exceptions, and what failed to load."""
+    """One page; `errors` has its console errors, its uncaught exceptions, and what failed to load; `asked` has the
+    addresses that it has requested."""
 
     def __init__(self, folder: Path, *, width: int = 1500, height: int = 1100) -> None:
         self._folder = folder
         self._size = f"--window-size={width},{height}"
         self.errors: list[str] = []
+        self.asked: list[str] = []
         self._number = 0
 
     def __enter__(self) -> Self:
@@ -76,6 +78,30 @@ class Page:
         """The value of an expression in the page."""
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
+    def await_(self, script: str, seconds: float = 30) -> Any:
+        """The value of an expression in the page, once it is true or a promise has it."""
+        deadline = time.monotonic() + seconds
+        while not (
+            found := self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"]
+        ).get("value"):
+            assert time.monotonic() < deadline, f"never true: {script}; errors: {self.errors}"
+            time.sleep(0.05)
+        return found["value"]
+
+    def press(self, key: str) -> None:
+        """Presses a key where the focus is."""
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        code = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "Tab": 9}.get(key, 0)
+        self._call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def resize(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Gives the page another size, and the colors that a reader prefers."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
     def screenshot(self, path: Path) -> None:
         """A screenshot, as PNG."""
         path.write_bytes(self._picture())
@@ -98,6 +124,8 @@ class Page:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
                 return result
+            if message.get("method") == "Network.requestWillBeSent":
+                self.asked.append(message["params"]["request"]["url"])
             self.errors.extend(_complaints(message.get("method"), message.get("params", {})))
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.candidates import ScoredGroup, group_candidates
 from tasks.handles import JudgedSamples
-from tasks.pair import Pairs, ScoredGroup, describe, group_candidates, make_pairs
+from tasks.pair import Pairs, describe, make_pairs
 from tasks.pair import pair as pair_stage
 from tests.rows import a_config, a_sample, a_score, stored
 from tpo.config.judges import (

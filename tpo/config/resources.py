@@ -156,6 +156,14 @@ BucketUrl = Annotated[str, AfterValidator(_check_url)]
 """`s3://bucket` or `s3://bucket/prefix`, in characters that every server takes unescaped."""
 
 
+class ReportConfig(Section):
+    """What is written to be looked at."""
+
+    samples_mib: int = Field(512, ge=0)
+    """Limit on the sample browser's files in the run folder (`report/`), in MiB of the samples and judgments that they
+    show. Beyond it the rounds of the oldest iterations are left out; 0 writes no files. `tpo view` shows all anyway."""
+
+
 class StorageConfig(Section):
     """How to reach the bucket, if `folder` is in one.
 

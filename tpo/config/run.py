@@ -30,6 +30,7 @@ from tpo.config.resources import (
     EngineConfig,
     JudgeEngineConfig,
     PricesConfig,
+    ReportConfig,
     StorageConfig,
     ThroughputConfig,
     TrackingConfig,
@@ -91,6 +92,8 @@ class RunConfig(Section):
     """What the run may spend."""
     tracking: TrackingConfig = TrackingConfig()
     """Where training metrics go."""
+    report: ReportConfig = ReportConfig()
+    """What is written to be looked at."""
     storage: StorageConfig = StorageConfig()
     """How to reach the bucket, if `folder` is in one."""
 

@@ -180,6 +180,7 @@ def render_report(
         standings={t: rows for t, rows in sorted(standings.items()) if rows},
         chosen={row.iteration: row.chosen_epoch for row in summary.models if row.model != DIRECT},
         examples=examples,
+        browser=config.get("report", {}).get("samples_mib"),
         spent=spent,
         rounds=rounds,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
