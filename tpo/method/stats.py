@@ -1,7 +1,8 @@
-"""Means with bootstrap intervals: win rates, plain means, and differences over the same prompts.
+"""Means with bootstrap intervals: win rates, plain means, ratios, and differences over the same prompts.
 
 Intervals are percentile bootstraps over prompts: easy to explain and never outside the range of a win rate, but a
-little narrow below about 30 prompts. They don't cover variation between training runs.
+little narrow below about 30 prompts. They don't cover variation between training runs. The scores of AlpacaEval and
+Arena-Hard, with their own rules, are in modules of their own.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,20 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tpo.method.arena_hard import arena_hard_score
+from tpo.method.length_controlled import lc_interval, lc_win_rate
+
+__all__ = [
+    "Estimate",
+    "arena_hard_score",
+    "lc_interval",
+    "lc_win_rate",
+    "mean",
+    "paired_difference",
+    "ratio",
+    "win_rate",
+]
 
 DRAWS_AT_ONCE: Final = 1 << 21
 """Maximum number of values resampled at a time, to bound memory (16 MiB of indices, 16 MiB of values)."""
@@ -62,6 +77,24 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"a has {first.size} values and b {second.size}; expected one of each per prompt")
     return _estimate(first - second, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def ratio(
+    parts: ArrayLike, wholes: ArrayLike, *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """Sum of `parts` ÷ sum of `wholes`, both (n,) by prompt, with its interval: prompts are resampled, not their parts,
+    since the parts of one response aren't independent.
+
+    Raises ValueError if the lengths differ, if a whole is not positive, and whenever `mean` does.
+    """
+    above, below = _numbers(parts, name="parts"), _numbers(wholes, name="wholes")
+    if above.shape != below.shape or not (below > 0).all():
+        raise ValueError(f"expected {above.size} positive wholes, one per part; found {below.size}")
+    drawn = np.random.default_rng(seed).integers(above.size, size=(resamples, above.size))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(above[drawn].sum(axis=1) / below[drawn].sum(axis=1), [tail, 1 - tail])
+    value = float(above.sum() / below.sum())
+    return Estimate(value, min(float(low), value), max(float(high), value), above.size)
 
 
 def _numbers(values: ArrayLike, *, name: str) -> NDArray[np.float64]:
