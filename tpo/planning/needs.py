@@ -71,11 +71,22 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
         rows += _answers(config, config.data.validation, 1, config.judge)
         rows += 2 * _answers(config, config.data.test, 1, config.evaluation.judge)
     rows += (trained * (config.data.count + evaluated)) * _ROW
+    rows += (trained + 2 * (0 in iterations)) * _benchmark_rows(config)
     model = parameters * BYTES[config.train.precision]
     return Disk(
         rows=rows,
         checkpoints=max(0, trained * config.train.epochs * model - written),
         scratch=2 * _STATE * _trained(config, parameters) if trained else 0,
+    )
+
+
+def _benchmark_rows(config: RunConfig) -> int:
+    """Bytes that one model's outputs for all benchmarks take."""
+    return sum(
+        _answers(config, benchmark.known_size, 1, benchmark.verifier or config.evaluation.judge)
+        + benchmark.known_size * (benchmark.max_new_tokens or 0) * _TOKEN
+        + benchmark.known_size * (benchmark.max_prompt_tokens or 0) * _PROMPT_TOKEN
+        for benchmark in config.evaluation.benchmarks
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from tpo.records import Epoch, Message
+from tpo.report.benchmarks import LABELS, POINTS, Benchmarks
 from tpo.report.page import against, count, render, signed_span, span
 from tpo.report.plots import (
     BLUE,
@@ -128,6 +129,7 @@ def render_report(
     standings: Mapping[int, Sequence[Mapping[str, Any]]],
     examples: Sequence[Example],
     spent: Sequence[Spending] = (),
+    benchmarks: Benchmarks | None = None,
 ) -> str:
     """The page, as one HTML document.
 
@@ -156,6 +158,9 @@ def render_report(
         chosen={row.iteration: row.chosen_epoch for row in summary.models if row.model != DIRECT},
         examples=examples,
         spent=spent,
+        benchmarks=benchmarks,
+        labels=LABELS,
+        points=POINTS,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,
