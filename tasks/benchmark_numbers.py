@@ -190,32 +190,35 @@ def _scored(read: _Read) -> _Result:
 
 
 def _ifeval(read: _Read) -> _Result:
-    """IFEval's four numbers and their average; a response that breaks the format is checked as it is."""
-    rows, answered = [], []
-    for prompt in read.prompts:
-        if prompt.constraints is None:
-            continue
-        response, constraints = read.samples[prompt.prompt_id].response, parse_constraints(prompt.constraints)
-        answered.append(Answered(prompt.instruction, response))
+    """IFEval's numbers; a response that breaks the format is checked as it is."""
+    responses = [(prompt, read.samples[prompt.prompt_id].response) for prompt in read.prompts]
+    pairs = [(prompt.constraints, response) for prompt, response in responses if prompt.constraints is not None]
+    if not pairs:
+        raise InputError(f"{local_path(read.benchmark.path)} has no verifiable instructions to measure by")
+    files = ifeval_files([Answered(prompt.instruction, response) for prompt, response in responses], model=read.model)
+    numbers = ifeval_numbers(pairs, read.config.evaluation.confidence)
+    return _Result(numbers, {}, files, len(responses) - len(pairs))
+
+
+def ifeval_numbers(responses: Sequence[tuple[str | None, str]], confidence: float) -> dict[str, Interval]:
+    """IFEval's four numbers in percent and their average, of responses with their prompts' constraints."""
+    rows = []
+    for text, response in responses:
+        constraints = parse_constraints(text or "[]")
         strict, loose = strict_verdicts(constraints, response), loose_verdicts(constraints, response)
         rows.append([len(constraints), all(strict), sum(strict), all(loose), sum(loose)])
-    if not rows:
-        raise InputError(f"{local_path(read.benchmark.path)} has no verifiable instructions to measure by")
 
     def number(function: Callable[[Any], Any]) -> Interval:
-        found = function_of_means(
-            rows, lambda means: 100 * function(means), confidence=read.config.evaluation.confidence
-        )
+        found = function_of_means(rows, lambda means: 100 * function(means), confidence=confidence)
         return Interval(found.value, found.low, found.high, found.n)
 
-    numbers = {
+    return {
         "average": number(lambda m: (m[1] + m[2] / m[0] + m[3] + m[4] / m[0]) / 4),
         "prompt_strict": number(lambda m: m[1]),
         "instruction_strict": number(lambda m: m[2] / m[0]),
         "prompt_loose": number(lambda m: m[3]),
         "instruction_loose": number(lambda m: m[4] / m[0]),
     }
-    return _Result(numbers, {}, ifeval_files(answered, model=read.model), len(read.prompts) - len(rows))
 
 
 def _alpaca_eval(read: _Read) -> _Result:

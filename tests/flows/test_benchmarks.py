@@ -107,6 +107,13 @@ def test_alpaca_eval_gets_outputs_and_annotations_without_thoughts(found: Mappin
         assert each["output_1"] == f"Baseline on {each['index']}." * (1 + each["index"])
 
 
+def test_alpaca_eval_gets_a_config_of_its_own_for_the_judge(found: Mapping[str, Any]):
+    """By which alpaca_eval 0.6.6 takes annotations.json for that annotator's (docs/benchmarks.md has the command)."""
+    config, path = found["annotator"]
+    assert list(config) == ["pairwise-miniature"] and path.endswith("run-M_1/pairwise-miniature/configs.yaml")
+    assert config["pairwise-miniature"]["prompt_template"] == "pairwise-miniature/prompt.txt"
+
+
 def test_arena_hard_gets_answers_and_games_in_both_formats(found: Mapping[str, Any]):
     answers, judged, old = found["arena_hard"]
     assert [each["uid"] for each in answers] == [f"u{i}" for i in range(8)]
@@ -140,8 +147,12 @@ def main(parent: Path) -> None:
     found["on the page"] = (config.root / "report.html").read_text().count("data-benchmark=")
     found["tries"] = {name: _tries(config.root / f"iter_0/benchmarks/{name}/samples") for name in ("gsm8k", "liked")}
     files = {each["name"]: each["rows"][-1]["exports"] for each in results["tables"]}
-    read = {name: [_rows(config.root / path) for path in paths] for name, paths in files.items()}
-    found["alpaca_eval"] = read["alpaca_eval"]
+    read = {
+        name: [_rows(config.root / path) for path in paths if not path.endswith(".txt")]
+        for name, paths in files.items()
+    }
+    found["alpaca_eval"] = [read["alpaca_eval"][0], read["alpaca_eval"][2]]
+    found["annotator"] = [read["alpaca_eval"][3], files["alpaca_eval"][-1]]
     found["arena_hard"] = read["arena_hard"][:3]
     found["ifeval"] = read["ifeval"][0]
 
@@ -218,7 +229,7 @@ def _config(folder: Path, benchmarks: list[dict[str, Any]]) -> Any:
 
 def _rows(path: Path) -> Any:
     text = path.read_text()
-    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    return json.loads(text) if path.suffix in (".json", ".yaml") else [json.loads(line) for line in text.splitlines()]
 
 
 def _tries(folder: Path) -> int:

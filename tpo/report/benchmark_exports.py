@@ -37,6 +37,13 @@ class Answered:
     """The style of the response."""
 
 
+_NOT_ASKED = """<|im_start|>user
+{instruction}
+1: {output_1}
+2: {output_2}
+<|im_end|>
+"""
+"""A prompt that AlpacaEval's config has to name; all judgments are there, so no model is asked with it."""
 Files = Mapping[str, bytes]
 """Contents by path below the folder of exports."""
 
@@ -47,9 +54,11 @@ def file_name(text: str) -> str:
 
 
 def alpaca_eval_files(answers: Sequence[Answered], *, model: str, baseline: str, judge: str) -> Files:
-    """`model_outputs.json`, and the judgments as `annotations.json`; prompts without a preference aren't in that."""
-    generator, folder = file_name(model), file_name(model)
+    """Both sides' outputs, the judgments as `annotations.json`, in which prompts without a preference are missing, and
+    a config by which the tool takes them for those of an annotator of its own, which it then needn't call."""
+    generator, annotator = file_name(model), file_name(judge)
     outputs = [{"instruction": a.instruction, "output": a.response, "generator": generator} for a in answers]
+    reference = [{"instruction": a.instruction, "output": a.baseline, "generator": baseline} for a in answers]
     annotations = [
         {
             "instruction": a.instruction,
@@ -57,16 +66,28 @@ def alpaca_eval_files(answers: Sequence[Answered], *, model: str, baseline: str,
             "generator_1": baseline,
             "output_2": a.response,
             "generator_2": generator,
-            "annotator": file_name(judge),
+            "annotator": annotator,
             "preference": a.preference,
             "index": index,
         }
         for index, a in enumerate(answers)
         if a.preference is not None
     ]
+    config = {
+        annotator: {
+            "prompt_template": f"{annotator}/prompt.txt",
+            "fn_completions": "openai_completions",
+            "completions_kwargs": {"model_name": annotator},
+            "fn_completion_parser": "logprob_parser",
+            "batch_size": 1,
+        }
+    }
     return {
-        f"{folder}/model_outputs.json": _json(outputs),
-        f"{folder}/annotations.json": _json(annotations),
+        f"{generator}/model_outputs.json": _json(outputs),
+        f"{generator}/reference_outputs.json": _json(reference),
+        f"{generator}/annotations.json": _json(annotations),
+        f"{generator}/{annotator}/prompt.txt": _NOT_ASKED.encode(),
+        f"{generator}/{annotator}/configs.yaml": (json.dumps(config, indent=1) + "\n").encode(),  # JSON is YAML
     }
 
 
