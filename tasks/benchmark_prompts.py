@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 from prompts.thought import load_prompt
 from tasks.source import make_prompt
-from tpo.config.benchmarks import BenchmarkConfig
+from tpo.config.benchmarks import AlpacaEval, ArenaHard, BenchmarkConfig
 from tpo.config.data import PromptConfig
 from tpo.config.hub import local_path
 from tpo.config.run import RunConfig
-from tpo.data.benchmark_files import baseline_outputs, read_benchmark
+from tpo.data.benchmark_files import baseline_outputs, question_ids, read_benchmark, read_difficulties
 from tpo.data.prompt_files import PromptRow
 from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
@@ -34,6 +34,10 @@ def check_benchmark(config: RunConfig, benchmark: BenchmarkConfig, encoder: Chat
     """Raises `InputError` if a benchmark's files can't be used, or if a prompt is too long as the model is asked."""
     rows = read_benchmark(benchmark).rows
     baseline_outputs(benchmark, rows)
+    if isinstance(benchmark, ArenaHard):
+        question_ids(benchmark)
+    if isinstance(benchmark, AlpacaEval) and benchmark.gamed_path is not None:
+        read_difficulties(local_path(benchmark.gamed_path))
     limit = benchmark.max_prompt_tokens or config.data.max_prompt_tokens
     for way in dict.fromkeys((config.prompt, PromptConfig(variant="direct"))):
         asked = load_prompt(way).for_model(encoder)

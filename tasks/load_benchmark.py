@@ -53,11 +53,14 @@ def benchmark_stage(config: RunConfig, benchmark: BenchmarkConfig) -> Stage:
     values = benchmark.columns.model_dump(mode="json", exclude={"path"}) | {"limit": benchmark.limit}
     if benchmark.kind == "gsm8k":
         values["instruction"] = benchmark.instruction if benchmark.answer_only else None
+    files = {"source": benchmark.path}
+    if benchmark.kind == "alpaca_eval" and benchmark.gamed_path is not None:
+        files["gamed"] = benchmark.gamed_path  # no prompt depends on it, but the results do
     return Stage(
         config.root,
         f"{benchmark_folder(benchmark, 0)}/prompts",
         Prompt,
-        inputs={"source": external_file(local_path(benchmark.path))},
+        inputs={name: external_file(local_path(path)) for name, path in files.items()},
         config={"kind": benchmark.kind, **values},
     )
 

@@ -35,6 +35,7 @@ LABELS: Mapping[str, str] = {
 
 POINTS = ScoreScale(1.0, 1, " points")
 """How numbers are written that are in percent already."""
+_SCORES = ScoreScale(1.0, 3, "")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class BenchmarkTable:
     def numbers(self) -> list[str]:
         """The names of the numbers that some row has."""
         return list(dict.fromkeys(name for row in self.rows for name in row.numbers))
+
+    @property
+    def scale(self) -> ScoreScale:
+        """How its numbers are written: a judge's own scores need more digits than percentages."""
+        return _SCORES if "mean_score" in self.numbers else POINTS
 
     @property
     def categories(self) -> list[str]:
@@ -140,6 +146,6 @@ def _as_table(found: Benchmarks, table: BenchmarkTable) -> Table:
     for header in ("model", *(LABELS[name] for name in table.numbers), "unscored", "parse\nerrors"):
         made.add_column(Text(header), justify="left" if header == "model" else "right", no_wrap=header == "model")
     for row in table.rows:
-        numbers = (POINTS.interval(row.numbers.get(name)) for name in table.numbers)
+        numbers = (table.scale.interval(row.numbers.get(name)) for name in table.numbers)
         made.add_row(Text(row.model), *numbers, str(row.unscored), f"{fixed(100 * row.parse_error_rate, 1)} %")
     return made

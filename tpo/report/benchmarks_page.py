@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tpo.report.benchmarks import LABELS, POINTS, Benchmarks
+from tpo.report.benchmarks import LABELS, Benchmarks
 from tpo.report.page import render
 from tpo.storage.ledger import Spending
 
@@ -18,7 +18,6 @@ def render_benchmarks(
         found=found,
         model=model,
         labels=LABELS,
-        points=POINTS,
         spent=spent,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
     )

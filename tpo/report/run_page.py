@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from tpo.records import Epoch, Message
-from tpo.report.benchmarks import LABELS, POINTS, Benchmarks
+from tpo.report.benchmarks import LABELS, Benchmarks
 from tpo.report.page import against, count, render, signed_span, span
 from tpo.report.plots import (
     BLUE,
@@ -160,7 +160,6 @@ def render_report(
         spent=spent,
         benchmarks=benchmarks,
         labels=LABELS,
-        points=POINTS,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,
