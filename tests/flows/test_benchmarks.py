@@ -165,23 +165,25 @@ def main(parent: Path) -> None:
 
 def benchmarks_of(parent: Path) -> list[dict[str, Any]]:
     """One of each kind, of rows in the published formats."""
-    checked = [
+    checked: list[dict[str, Any]] = [
         {"prompt": f"Write about {i} without a comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
         for i in range(6)
     ]
-    grade = [{"question": f"What is {i} + 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(6)]
-    hard = [
+    grade: list[dict[str, Any]] = [
+        {"question": f"What is {i} + 1?", "answer": f"One more.\n#### {i + 1}"} for i in range(6)
+    ]
+    hard: list[dict[str, Any]] = [
         {"problem": f"Find ${i}$.", "answer": str(i), "subject": ["Algebra", "Geometry"][i % 2], "level": 1}
         for i in range(4)
     ]
-    told = [{"instruction": f"Tell me about {i}."} for i in range(8)]
-    given = [
+    told: list[dict[str, Any]] = [{"instruction": f"Tell me about {i}."} for i in range(8)]
+    given: list[dict[str, Any]] = [
         row | {"output": f"Baseline on {i}." * (1 + i), "generator": "gpt4_1106_preview"} for i, row in enumerate(told)
     ]
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"uid": f"u{i}", "prompt": f"Do {i}.", "category": ["hard_prompt", "creative_writing"][i % 2]} for i in range(8)
     ]
-    answered = [
+    answered: list[dict[str, Any]] = [
         {
             "uid": row["uid"],
             "messages": [
@@ -191,7 +193,7 @@ def benchmarks_of(parent: Path) -> list[dict[str, Any]]:
         }
         for row in asked
     ]
-    files = {
+    files: dict[str, list[dict[str, Any]]] = {
         "ifeval": checked,
         "gsm8k": grade,
         "math": hard,

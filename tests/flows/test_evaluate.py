@@ -37,7 +37,10 @@ Configure = Callable[..., RunConfig]
 @pytest.fixture
 def configure(tmp_path: Path) -> Configure:
     """Makes the config of an evaluation of the miniature with a profile of two benchmarks."""
-    rows = [{"instruction": f"What is {i}?", "question": f"What is {i}?", "answer": f"#### {i}"} for i in range(3)]
+    long = " + 1" * 20
+    rows = [
+        {"instruction": f"What is {i}?", "question": f"What is {i}{long}?", "answer": f"#### {i}"} for i in range(3)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     profile = tmp_path / "own.toml"
     profile.write_text(PROFILE.replace("PATH", str(tmp_path / "rows.jsonl")))
@@ -89,7 +92,7 @@ def test_a_model_alone_needs_a_baseline_to_be_compared_with(configure: Configure
 
 def test_a_prompt_that_is_too_long_is_refused_with_the_length_that_it_needs(configure: Configure):
     config = configure("gsm8k")
-    short = config.evaluation.benchmarks[0].model_copy(update={"max_prompt_tokens": 10})
+    short = config.evaluation.benchmarks[0].model_copy(update={"max_prompt_tokens": 20})
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"benchmarks": (short,)})})
     with pytest.raises(InputError, match=r"3 of 3 prompts are longer .* set max_prompt_tokens to \d+ or more"):
         check_benchmarks(config)
