@@ -129,7 +129,7 @@ class _Read:
 
     def __init__(self, config: RunConfig, answers: BenchmarkAnswers) -> None:
         self.config, self.benchmark, self.answers = config, answers.of.benchmark, answers
-        self.model = f"{config.name}-{answers.model}"
+        self.model = config.name if answers.model in config.name else f"{config.name}-{answers.model}"
         self.prompts = read_rows(answers.of.prompts, Prompt)
         self.samples = {sample.prompt_id: sample for sample in read_rows(answers.answers.samples, Sample)}
         self.values = values_of(answers.answers)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from flows.cli.serve import config_of_run
 from flows.preflight import check_before_evaluation, check_evaluation
-from flows.recipes import fetch_hub_files, profile_path
+from flows.recipes import config_of_run, fetch_hub_files, profile_path
 from tpo.config.benchmarks import BenchmarkConfig, EvaluationConfig
 from tpo.config.data import DataConfig, ModelConfig, PromptConfig
 from tpo.config.judges import VerifierJudge

@@ -35,6 +35,7 @@ from flows.recipes import (
     RECIPES,
     Recipe,
     check_prefect_settings,
+    config_of_run,
     fetch_hub_files,
     load,
     prefect_environment,
@@ -438,7 +439,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from flows.cli.serve import Place, config_of_run, serve
+    from flows.cli.serve import Place, serve
     from tpo.hub.fetch import local_model
 
     if not options.model:

@@ -2,6 +2,8 @@
 be."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,11 @@ def test_ifevals_four_numbers_are_the_official_checkers():
         "instruction_loose": 85.7,
     }
     assert found["prompt_strict"].n == 540 and found["average"].low < 81.6 < found["average"].high
+
+
+def test_nothing_heavy_is_loaded_before_it_is_known_that_there_is_work():
+    """Prefect reads its settings when it is imported, and a run sets some of them first."""
+    heavy = ["prefect", "ray", "sklearn", "torch", "vllm"]
+    command = f"import sys, flows.cli.evaluate; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
