@@ -30,7 +30,7 @@ class Benchmark(Section):
     path: DataPlace
     """The file, as for a `file` source, or its address: `hf://datasets/org/name@revision/file-or-split`."""
     limit: int | None = Field(None, ge=1)
-    """Ask only the first N prompts, a part that results and exports are marked as; None for all."""
+    """Ask only the first N prompts, which tables call a part; None for all."""
     max_prompt_tokens: int | None = Field(None, ge=8)
     """Maximum prompt length, including thought prompt and chat template; None for `data.max_prompt_tokens`. A longer
     one is refused before work starts, since a benchmark without some of its prompts is another benchmark."""
