@@ -5,12 +5,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from tpo.config.base import Section
+from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
 
 NEWER: dict[type[BaseModel], set[str]] = {
+    EvaluationConfig: {"benchmarks"},
     ModelConfig: {"chat_template_options", "thinking"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }

@@ -203,8 +203,8 @@ def test_how_weights_are_spread_over_workers_identifies_a_training(tmp_path: Pat
 
 
 IN_WHICH_PIECES = tuple(f"train__{name}" for name in ("micro_batch_size", "packing", "gradient_checkpointing"))
-UNUSED = ("train__alpha", "train__divergence_alpha")
-"""By the loss and divergence that are the default."""
+UNUSED = ("train__alpha", "train__divergence_alpha", "evaluation__benchmarks")
+"""By the loss and divergence that are the default, and by the stages of a run without benchmarks."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage"),
@@ -214,6 +214,7 @@ WHAT_IT_IS = (
     *("model__chat_template_options", "model__thinking"),
 )
 OTHER_VALUES: dict[str, Any] = {
+    "evaluation__benchmarks": [{"kind": "ifeval", "path": "ifeval.jsonl"}],
     "name": "another",
     "folder": Path("elsewhere"),
     "model__path": None,
