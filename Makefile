@@ -21,6 +21,7 @@ plan: ## Say what a run needs, takes and costs, before anything runs. As iterate
 fetch: ## Get a profile's models and data, as the first run would. PROFILE= SET=
 check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
 judge-check: ## Compare a judge's folder with its published figures. JUDGE=armorm MODEL=<folder>
+evaluate: ## Measure a model on benchmarks. MODEL= BENCH="ifeval=<file> ..." PROFILE= VARIANT= LIMIT= TOKENS= RUN= SET=
 serve: ## Serve a model to OpenAI's clients, thoughts hidden. MODEL= PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
 publish: ## Write a model as a folder that others load; PUSH= uploads it. RUN= ITER= TO= PAIRS=0 PUSH=org/name PROFILE=
 view: ## Look into every sample of a run, in a browser on this machine. RUN= PORT= PROFILE=
@@ -30,7 +31,7 @@ worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check serve publish view ui deploy worker seed-model native-model small-judges chaos: variables setup
+iterate compare thinkpo self-train plan fetch check-model judge-check evaluate serve publish view ui deploy worker seed-model native-model small-judges chaos: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"
@@ -56,5 +57,4 @@ licences: setup ## List the licence of every pinned package
 lock: ## Resolve pyproject.toml into requirements/*.txt again (needs the network). UPGRADE=1
 	@requirements/lock.sh $(if $(UPGRADE),--upgrade)
 clean: ## Delete the venv and the tools' caches; runs/ stays
-	rm -rf "$(VENV)" "$(VENV).lock" .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
-	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	rm -rf "$(VENV)" "$(VENV).lock" .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info && find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -9,8 +9,10 @@ same order, each from what the round before left; validation and test come once,
 
 from prefect import flow
 
+from flows.benchmarks import ask, ask_directly, open_benchmarks
 from flows.browser.export import write_browser
 from flows.prefect_ops import name_subflows_as_tasks
+from tasks.benchmark_numbers import measure_benchmarks
 from tasks.handles import (
     Candidate,
     JudgedSamples,
@@ -36,6 +38,7 @@ from tasks.training import state_after
 from tasks.validate import validate
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
+from tpo.report.benchmarks import BENCHMARKS
 from tpo.report.summary import REPORT, SUMMARY, Summary
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
@@ -50,13 +53,14 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
         keep_config(config)
         summary = remaking_damaged(lambda: bring_to(config, iterations))
         write_browser(config)
-        mark_finished(config, SUMMARY, REPORT)
+        mark_finished(config, SUMMARY, REPORT, *([BENCHMARKS] if config.evaluation.benchmarks else []))
         return summary
 
 
 def bring_to(config: RunConfig, iterations: int) -> Summary:
     """Makes and measures M_0 to M_T, T = `iterations`."""
     seed = seed_model(config)
+    benchmarks = open_benchmarks(config)
     validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
     first = IterationResult(
@@ -66,11 +70,14 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
         rounds=(),
     )
     direct = sample_and_judge(config, direct_spec(config), seed, test, first.test)
-    measured = [first]
+    measured, plain = [first], ask_directly(config, benchmarks, seed)
+    answered = [*plain, *ask(config, benchmarks, seed, 0, plain)]
     for t in range(1, iterations + 1):
         measured.append(iteration(config, t, seed, validation, test, measured))
         name_subflows_as_tasks()
-    return report(config, test, direct, measured)
+        answered += ask(config, benchmarks, measured[-1].chosen.model, t, plain)
+    found = measure_benchmarks(config, answered) if benchmarks else None
+    return report(config, test, direct, measured, found)
 
 
 @flow(name="iteration", flow_run_name="M_{t} of {config.name}")

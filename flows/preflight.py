@@ -21,6 +21,7 @@ from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt, without_control_tokens
+from tasks.benchmark_prompts import check_benchmark
 from tasks.source import question_key
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
@@ -32,10 +33,12 @@ from tpo.config.judges import (
     RewardModelJudge,
     VerifierJudge,
     checks_instructions,
+    compares,
 )
 from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
 from tpo.console import say
+from tpo.data.benchmark_files import baseline_files
 from tpo.data.pair_files import read_pair_rows
 from tpo.data.prompt_files import check_prompt_file, file_of, read_prompt_rows
 from tpo.engines.cluster.processes import LOOPBACK_NAMES, check_rays_folder, proxy_fault
@@ -124,6 +127,56 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         check_training(config.model.folder, config.sft, config.trainer, section="recipe.sft")
     for line in (*check_templates(config), *check_conversations(config)):
         say(line)
+    check_benchmarks(config)
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Refuses to evaluate a model that can't be asked on this machine; looks at files only."""
+    load_prompt(config.prompt)
+    folder, judge = config.model.folder, config.evaluation.judge
+    tokens = check_writer(folder, device=config.engine.device)
+    found = [
+        misfit
+        for asked in contexts(config)
+        if asked.folder is None
+        for misfit in context_misfits(asked, tokens, folder)
+    ]
+    if config.cluster.address is None and not has_gpu():
+        found += device_misfits(config)
+    refuse(found)
+    _check_judge(config, judge)
+    for benchmark in config.evaluation.benchmarks:
+        needs_baseline = benchmark.compares or (benchmark.verifier is None and compares(judge))
+        if needs_baseline and not baseline_files(benchmark):
+            raise InputError(
+                f"the benchmark {benchmark.title} compares responses, and a single model has nothing to be compared "
+                "with: set its baseline_path in the profile's evaluation.benchmarks"
+            )
+    _check_folder(config.root)
+
+
+def check_before_evaluation(config: RunConfig) -> None:
+    """The same for what takes longer: it writes a probe, asks servers and loads the tokenizer."""
+    check_unheld(config.root)
+    check_proxies(config)
+    _check_places(config)
+    _check_writing(config.root)
+    if not isinstance(config.folder, Path):
+        Bucket(config.place, config.storage).check_conditions()
+    check_endpoints(config)
+    for line in (*check_weights(config.model.folder), *check_templates(config)):
+        say(line)
+    check_benchmarks(config)
+
+
+def check_benchmarks(config: RunConfig) -> None:
+    """Refuses benchmarks whose files can't be used, or whose prompts are too long as the models are asked."""
+    from tpo.models.chat import writer_encoder
+
+    if config.evaluation.benchmarks:
+        encoder = writer_encoder(config.model.folder, config.model)
+        for benchmark in config.evaluation.benchmarks:
+            check_benchmark(config, benchmark, encoder)
 
 
 def check_proxies(config: RunConfig) -> None:
@@ -164,6 +217,7 @@ def check_tpo(config: RunConfig) -> None:
 
 def check_self_training(config: RunConfig) -> None:
     """Refuses a run of self-training whose profile can't make one."""
+    _check_no_benchmarks(config)
     source, recipe = config.data.source, config.recipe_as(SelfTrain)
     right = "instruction_ids_column" if checks_instructions(config.judge) else "reference_column"
     if isinstance(source, FileSource) and not (getattr(source, right) and source.demonstration_column):
@@ -181,6 +235,7 @@ def check_self_training(config: RunConfig) -> None:
 
 def check_thinkpo(config: RunConfig) -> None:
     """Refuses a run of ThinkPO whose profile, models or files can't make one."""
+    _check_no_benchmarks(config)
     source, prompts = config.recipe_as(ThinkPo).source, config.data.source
     if isinstance(source, PairFile):
         read_pair_rows(source)
@@ -199,6 +254,14 @@ def check_thinkpo(config: RunConfig) -> None:
         raise InputError(
             "[recipe.sft] is set, but data.source.demonstration_column isn't: name the column that holds the responses "
             "to imitate"
+        )
+
+
+def _check_no_benchmarks(config: RunConfig) -> None:
+    if config.evaluation.benchmarks:
+        raise InputError(
+            f'evaluation.benchmarks is set and recipe.kind is "{config.recipe.kind}", whose runs measure none: leave '
+            "them out, and evaluate a finished model with tpo evaluate <folder> (make evaluate MODEL=)"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.source import question_key
 from tpo.config.data import FileSource
+from tpo.config.hub import local_path
 from tpo.config.recipes import ThinkPo, Tpo
 from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of, read_prompt_rows
@@ -97,11 +98,26 @@ def content_of(source: FileSource, path: Path) -> FileContent:
 
 def sized(config: RunConfig, *, counting: bool = True) -> RunConfig:
     """The config with a number for `data.per_iteration = "all"`: what the file has, or, if it isn't there or not to be
-    counted, what is expected of it."""
+    counted, what is expected of it; and with the sizes of benchmarks whose size their kind doesn't tell."""
+    if counting:
+        config = _with_benchmarks_sized(config)
     if config.data.per_iteration != "all":
         return config
     count = _all(config, counting=counting)
     return config.model_copy(update={"data": config.data.model_copy(update={"per_iteration": count})})
+
+
+def _with_benchmarks_sized(config: RunConfig) -> RunConfig:
+    """The config with a limit for each custom benchmark whose file is here: its rows."""
+    if not any(each.known_size == 0 for each in config.evaluation.benchmarks):
+        return config
+    found = tuple(
+        each.model_copy(update={"limit": len(read_prompt_rows(each.columns, path))})
+        if each.known_size == 0 and (path := local_path(each.path)).exists()
+        else each
+        for each in config.evaluation.benchmarks
+    )
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"benchmarks": found})})
 
 
 def _all(config: RunConfig, *, counting: bool) -> int:

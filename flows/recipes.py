@@ -158,6 +158,14 @@ def profile_path(profile: str) -> Path:
     return PROFILES / f"{profile}.toml"
 
 
+def config_of_run(model: Path) -> Path | None:
+    """The config of the run that made a model, if the folder is in one (`<run>/iter_<t>/…`)."""
+    for folder in model.resolve().parents[:3]:
+        if folder.name.startswith("iter_") and (folder.parent / "config.json").is_file():
+            return folder.parent / "config.json"
+    return None
+
+
 def fetch_hub_files(config: RunConfig) -> RunConfig:
     """The config to go on with once everything that it takes from elsewhere is on this machine: addresses on the model
     hub have commits then. Called before anything else is checked."""

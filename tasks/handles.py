@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from prompts.thought import load_prompt
+from tpo.config.benchmarks import BenchmarkConfig
 from tpo.config.data import ModelConfig, PromptConfig, SampleConfig
 from tpo.config.judges import JudgeConfig
 from tpo.config.recipes import PairModels, SelfTrain
@@ -66,6 +67,32 @@ class Candidate:
     """M_t."""
     validation: JudgedSamples
     """Its answers to the validation prompts."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """A benchmark whose files have been read."""
+
+    benchmark: BenchmarkConfig
+    """Which one."""
+    prompts: Artifact
+    """Its prompts, in the file's order."""
+    baseline: JudgedSamples | None
+    """The outputs that others are compared with, from a file; None without one."""
+
+
+@dataclass(frozen=True)
+class BenchmarkAnswers:
+    """A model's outputs for a benchmark, judged."""
+
+    of: BenchmarkSet
+    """The benchmark."""
+    model: str
+    """The model's name in tables."""
+    answers: JudgedSamples
+    """Its outputs with their scores."""
+    baseline: JudgedSamples | None
+    """What they were compared with; None if they weren't."""
 
 
 def round_folder(config: RunConfig, iteration: int, number: int) -> str:
@@ -129,6 +156,24 @@ def direct_spec(config: RunConfig) -> SamplingSpec:
     return SamplingSpec(
         "iter_0/direct", "evaluate", PromptConfig(variant="direct"), config.evaluation.judge, config.sample
     )
+
+
+def benchmark_spec(config: RunConfig, benchmark: BenchmarkConfig, folder: str, prompt: PromptConfig) -> SamplingSpec:
+    """One model's outputs for a benchmark; greedy ones are sampled once, since a second try would be the same."""
+    sample, changes = config.sample, dict[str, float | int]()
+    if benchmark.max_new_tokens is not None:
+        changes["max_new_tokens"] = benchmark.max_new_tokens
+    if benchmark.temperature is not None:
+        changes["evaluation_temperature"] = benchmark.temperature
+    if changes.get("evaluation_temperature", sample.evaluation_temperature) == 0:
+        changes["evaluation_max_attempts"] = 1
+    judge = benchmark.verifier or config.evaluation.judge
+    return SamplingSpec(folder, "evaluate", prompt, judge, sample.model_copy(update=changes), work="benchmark sample")
+
+
+def benchmark_folder(benchmark: BenchmarkConfig, iteration: int) -> str:
+    """Folder below the run folder for what M_t does in a benchmark."""
+    return f"iter_{iteration}/benchmarks/{benchmark.title}"
 
 
 def prompt_templates(prompt: PromptConfig, model: ModelConfig) -> External:

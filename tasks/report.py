@@ -20,6 +20,7 @@ from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample, Score
+from tpo.report.benchmarks import Benchmarks
 from tpo.report.run_page import Example, RoundRow, render_report, score_picture
 from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
 from tpo.storage.disk import write_atomically
@@ -67,9 +68,13 @@ class IterationResult:
 
 @stage_task("report", run_name="report")
 def report(
-    config: RunConfig, test_prompts: Artifact, direct: JudgedSamples, measured: Sequence[IterationResult]
+    config: RunConfig,
+    test_prompts: Artifact,
+    direct: JudgedSamples,
+    measured: Sequence[IterationResult],
+    benchmarks: Benchmarks | None = None,
 ) -> Summary:
-    """Summary and page of a run up to the last of `measured`."""
+    """Summary and page of a run up to the last of `measured`; the page also has its `benchmarks`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
     write_atomically(config.root / SUMMARY, write_summary(summary))
     page = render_report(
@@ -81,6 +86,7 @@ def report(
         rounds=_round_rows(config, measured) if config.train.rounds > 1 or config.pair.replay_share else [],
         examples=_examples(measured),
         spent=spending(read_ledger(config.root)),
+        benchmarks=benchmarks,
     )
     write_atomically(config.root / REPORT, page.encode())
     show_table(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from flows.preflight import check_templates, machine_misfits, model_checks
 from prompts.native import OutputTokens
 from prompts.thought import VARIANTS, ThoughtPrompt, load_prompt
+from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.contexts import context_of
 from tpo.config.data import ModelConfig, PromptConfig
-from tpo.config.judges import EvaluationConfig, VerifierJudge
+from tpo.config.judges import VerifierJudge
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainingConfig
 from tpo.engines.training.check import check_training

@@ -35,6 +35,7 @@ from flows.recipes import (
     RECIPES,
     Recipe,
     check_prefect_settings,
+    config_of_run,
     fetch_hub_files,
     load,
     prefect_environment,
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, *, recipes: Iterable[Recipe] = 
     """Runs one subcommand; returns the exit status."""
     os.environ.update(loopback_without_proxy(os.environ))
     options = _parser(recipes).parse_args(arguments)
-    last_words(TO_RESUME if options.run is _make else STOPPED)
+    last_words(TO_RESUME if options.run in (_make, _evaluate) else STOPPED)
     return ended(lambda: int(options.run(options)))
 
 
@@ -125,6 +126,7 @@ def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentPa
     _add_fetch(commands)
     _add_judge_check(commands)
     _add_check_model(commands)
+    _add_evaluate(commands)
     _add_serve(commands)
     _add_publish(commands)
     _add_view(commands)
@@ -175,6 +177,28 @@ def _add_check_model(commands: Commands) -> None:
     model.add_argument("--json", action="store_true", help="print JSON")
     _add_set(model)
     model.set_defaults(run=_check_model)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    variants = get_args(PromptConfig.model_fields["variant"].annotation)
+    command = commands.add_parser("evaluate", help="measure a model on benchmarks: IFEval, GSM8K, AlpacaEval, your own")
+    command.add_argument("model", help="its folder, hf://org/name@revision, or miniature for the shipped one")
+    command.add_argument(
+        "--bench",
+        action="append",
+        default=[],
+        metavar="NAME|KIND=FILE",
+        help="a benchmark of the profile, or a kind with its file; repeat for more (default: the profile's)",
+    )
+    command.add_argument(
+        "--profile", help="how it is asked and judged (default: the config of the run it lies in, else laptop)"
+    )
+    command.add_argument("--run-name", help="name of the folder of results (default: evaluation-<model>)")
+    command.add_argument("--variant", choices=variants, help="the thought prompt, in place of the profile's")
+    command.add_argument("--limit", type=_tokens, metavar="N", help="ask only the first N prompts of each benchmark")
+    command.add_argument("--tokens", type=_tokens, metavar="N", help="longest output, in place of the profile's")
+    _add_set(command, "engine.threads=2")
+    command.set_defaults(run=_evaluate)
 
 
 def _add_serve(commands: Commands) -> None:
@@ -393,8 +417,38 @@ def _check_model(options: argparse.Namespace) -> int:
     return 0 if found.passed else 2
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from flows.cli.evaluate import evaluation_config, model_name, ready
+    from tpo.hub.fetch import local_model
+    from tpo.report.benchmarks import BENCHMARKS_PAGE, print_benchmarks
+
+    if not options.model:
+        raise InputError("there is no model: name its folder, for example MODEL=runs/laptop/iter_3/model")
+    written = evaluation_config(
+        local_model(options.model),
+        benchmarks=options.bench,
+        profile=options.profile,
+        run_name=options.run_name,
+        variant=options.variant,
+        limit=options.limit,
+        max_new_tokens=options.tokens,
+        overrides=options.set,
+    )
+    config, found = ready(written)
+    started, page = time.monotonic(), f"Page: {config.place}/{BENCHMARKS_PAGE}"
+    if found is not None:
+        print_benchmarks(found)
+        print(f"{config.name} is complete: nothing to do. {page}")
+        return 0
+    with working(), _answered_by_prefect("run again, what is complete is in the folder"):
+        found = load("flows.evaluate:evaluate")(config, model_name(options.model))
+    print_benchmarks(found)
+    print(f"{config.name} after {time.monotonic() - started:.0f} s. {page}")
+    return 0
+
+
 def _serve(options: argparse.Namespace) -> int:
-    from flows.cli.serve import Place, config_of_run, serve
+    from flows.cli.serve import Place, serve
     from tpo.hub.fetch import local_model
 
     if not options.model:

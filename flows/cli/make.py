@@ -25,7 +25,7 @@ OPTIONS = {
     "N": "--runs",
     "TO": "--folder",
 }
-"""Variables with a value. SET may hold several overrides, separated by spaces."""
+"""Variables with a value, if it isn't the variable's own name. SET and BENCH may hold several, separated by spaces."""
 FLAGS = {
     "ABLATION": "--ablation",
     "JSON": "--json",
@@ -44,6 +44,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "fetch": RUN,
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),
     "judge-check": ("JUDGE", "MODEL"),
+    "evaluate": ("MODEL", "BENCH", "PROFILE", "RUN", "VARIANT", "LIMIT", "TOKENS", "SET"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
     "publish": ("RUN", "ITER", "TO", "PAIRS", "PUSH", "PROFILE"),
     "view": ("RUN", "PORT", "PROFILE"),
@@ -52,7 +53,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),
 }
 """What each target reads; one that isn't listed reads nothing."""
-ARGUMENTS = {"judge-check": ("JUDGE", "MODEL"), "check-model": ("MODEL",), "serve": ("MODEL",)}
+ARGUMENTS = {"judge-check": ("JUDGE", "MODEL"), "check-model": ("MODEL",), "evaluate": ("MODEL",), "serve": ("MODEL",)}
 """Variables that are given by position."""
 PROGRAMS = {"chaos": ["tests.faults.chaos"]}
 """Targets that aren't commands of `tpo`, and their modules."""
@@ -92,7 +93,9 @@ def options(target: str, variables: Mapping[str, str]) -> list[str]:
             words.append(FLAGS[name])
         else:
             option = OPTIONS.get(name, "--" + name.lower())
-            words += [word for each in (value.split() if name == "SET" else [value]) for word in (option, each)]
+            words += [
+                word for each in (value.split() if name in ("SET", "BENCH") else [value]) for word in (option, each)
+            ]
     return words
 
 

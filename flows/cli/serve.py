@@ -47,14 +47,6 @@ class Place:
     """Environment variable with the key that clients must send; None for none."""
 
 
-def config_of_run(model: Path) -> Path | None:
-    """The config of the run that made a model, if the folder is in one (`<run>/iter_<t>/…`)."""
-    for folder in model.resolve().parents[:3]:
-        if folder.name.startswith("iter_") and (folder.parent / "config.json").is_file():
-            return folder.parent / "config.json"
-    return None
-
-
 def serve(
     model: Path, config: RunConfig, place: Place, *, name: str, context_tokens: int | None, allow_thoughts: bool
 ) -> NoReturn:

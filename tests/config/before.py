@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tpo.config.base import Section
+from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import ModelConfig, PromptConfig
 from tpo.config.judges import PairConfig
 from tpo.config.recipes import Tpo
@@ -13,6 +14,7 @@ from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig
 
 NEWER: dict[type[BaseModel], set[str]] = {
+    EvaluationConfig: {"benchmarks"},
     ModelConfig: {"chat_template_options", "thinking"},
     PairConfig: {"replay_share"},
     TrainConfig: {"rounds"},

@@ -26,8 +26,9 @@ from tests.misbehaving_server import MisbehavingServer
 from tests.models.template_families import BY_NAME
 from tests.rows import LLAMA, a_config, a_model, some_weights
 from tpo.config.base import SHIPPED_SEED_MODEL, Endpoint
+from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import DataConfig, FileSource, ModelConfig, PromptConfig
-from tpo.config.judges import ArmoRMJudge, EvaluationConfig, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import LoraConfig, TrainConfig

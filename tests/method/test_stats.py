@@ -107,3 +107,10 @@ def test_a_difference_needs_the_same_prompts() -> None:
 def test_impossible_bootstrap_settings_are_rejected(resamples: int, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"2000 and 0\.95 are the defaults"):
         stats.mean([1, 2], resamples=resamples, confidence=confidence)
+
+
+def test_a_ratio_of_means_weighs_prompts_by_what_they_hold():
+    found = stats.function_of_means([[1, 1], [3, 3], [0, 2]], lambda means: means[0] / means[1])
+    assert (found.value, found.n) == (4 / 6, 3) and found.low <= 4 / 6 <= found.high
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        stats.function_of_means([[np.nan]], lambda means: means[0])

@@ -217,8 +217,8 @@ def test_the_sharding_of_weights_over_workers_identifies_a_training(tmp_path: Pa
 
 
 IN_WHICH_PIECES = tuple(f"train__{name}" for name in ("micro_batch_size", "packing", "gradient_checkpointing"))
-UNUSED = ("train__alpha", "train__divergence_alpha")
-"""Not used by the default loss and divergence."""
+UNUSED = ("train__alpha", "train__divergence_alpha", "evaluation__benchmarks")
+"""Not used by the default loss and divergence, nor by the stages of a run without benchmarks."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage"),
@@ -228,6 +228,7 @@ WHAT_IT_IS = (
     *("model__chat_template_options", "model__thinking"),
 )
 OTHER_VALUES: dict[str, Any] = {
+    "evaluation__benchmarks": [{"kind": "ifeval", "path": "ifeval.jsonl"}],
     "name": "another",
     "folder": Path("elsewhere"),
     "model__path": None,

@@ -72,6 +72,10 @@ def contexts(config: RunConfig) -> list[Context]:
     for writer in pair_writers(config):
         key = f"data.max_prompt_tokens + recipe.source.{writer.side}_sample.max_new_tokens"
         found.append(Context(writer.folder, prompt + writer.sample.max_new_tokens, key, writer.work))
+    for benchmark in config.evaluation.benchmarks:
+        longest = benchmark.max_new_tokens or config.sample.max_new_tokens
+        key = f"max_prompt_tokens + max_new_tokens of the benchmark {benchmark.title} (evaluation.benchmarks)"
+        found.append(Context(None, (benchmark.max_prompt_tokens or prompt) + longest, key, "benchmark sample"))
     settings = config.data.synthetic
     if settings is not None and settings.endpoint is None:
         found.append(

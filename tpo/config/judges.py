@@ -236,12 +236,3 @@ class ValidationConfig(Section):
     min_scored_share: float = Field(0.8, ge=0, le=1)
     """Minimum number of prompts with a score, as a share of the best-covered candidate's; a checkpoint below it is not
     chosen, since its mean is over fewer and perhaps easier prompts."""
-
-
-class EvaluationConfig(Section):
-    """How the test set is judged."""
-
-    judge: JudgeConfig = VerifierJudge()
-    """A separate judge, so that the training signal doesn't also grade; by default a verifier without length bias."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Confidence level of all intervals."""

@@ -11,10 +11,10 @@ from typing import Annotated, TypeVar
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from tpo.config.base import Section
+from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import DataConfig, MiniatureSource, ModelConfig, PromptConfig, SampleConfig
 from tpo.config.hub import Pin
 from tpo.config.judges import (
-    EvaluationConfig,
     HealthConfig,
     JudgeConfig,
     PairConfig,
@@ -73,7 +73,7 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """How the test set is judged."""
+    """How the test set is judged, and what else the models are measured on."""
     health: HealthConfig = HealthConfig()
     """Limits on how the judge behaves."""
     engine: EngineConfig = EngineConfig()
@@ -219,6 +219,17 @@ class RunConfig(Section):
                 f"sample.max_thought_tokens is {longest}, which leaves no room for a response in sample.max_new_tokens "
                 f"({self.sample.max_new_tokens})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _benchmarks_leave_room(self) -> "RunConfig":
+        longest = self.sample.max_thought_tokens
+        for each in self.evaluation.benchmarks:
+            if longest is not None and each.max_new_tokens is not None and longest >= each.max_new_tokens:
+                raise ValueError(
+                    f"evaluation.benchmarks: {each.title} has max_new_tokens {each.max_new_tokens}, which "
+                    f"sample.max_thought_tokens ({longest}) fills: raise it, or leave it out for sample.max_new_tokens"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,14 +1,30 @@
-"""Means with bootstrap intervals: win rates, plain means, and differences over the same prompts.
+"""Means with bootstrap intervals: win rates, plain means, functions of means, and differences over the same prompts.
 
 Intervals are percentile bootstraps over prompts: easy to explain and never outside the range of a win rate, but a
-little narrow below about 30 prompts. They don't cover variation between training runs.
+little narrow below about 30 prompts. They don't cover variation between training runs. The scores of AlpacaEval and
+Arena-Hard, with their own rules, are in modules of their own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tpo.method.arena_hard import arena_hard_score
+from tpo.method.length_controlled import lc_interval, lc_win_rate
+
+__all__ = [
+    "Estimate",
+    "arena_hard_score",
+    "function_of_means",
+    "lc_interval",
+    "lc_win_rate",
+    "mean",
+    "paired_difference",
+    "win_rate",
+]
 
 DRAWS_AT_ONCE: Final = 1 << 21
 """Maximum number of values resampled at a time, to bound memory (16 MiB of indices, 16 MiB of values)."""
@@ -62,6 +78,33 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"a has {first.size} values and b {second.size}; expected one of each per prompt")
     return _estimate(first - second, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def function_of_means(
+    columns: ArrayLike,
+    function: Callable[[NDArray[np.float64]], ArrayLike],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """A function of the means of `columns` (n, k), such as a ratio of two, with its interval. Prompts are resampled
+    with all of their columns, since what is counted within one response isn't independent.
+
+    `function` maps means (k, …) to values (…). Raises ValueError for other shapes and values that aren't finite.
+    """
+    rows = np.asarray(columns, dtype=np.float64)
+    if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
+        raise ValueError(f"columns have shape {rows.shape}; expected finite numbers (n, k) with n at least 1")
+    draws, each = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // rows.size)
+    parts = [
+        rows[draws.integers(len(rows), size=(min(each, resamples - start), len(rows)))].mean(axis=1)
+        for start in range(0, resamples, each)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.asarray(function(np.concatenate(parts).T)), [tail, 1 - tail])
+    value = float(np.asarray(function(rows.mean(axis=0))))
+    return Estimate(value, min(float(low), value), max(float(high), value), len(rows))
 
 
 def _numbers(values: ArrayLike, *, name: str) -> NDArray[np.float64]:

@@ -76,12 +76,23 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
         # Own pairs are stored again with those that are replayed.
         replayed = config.data.count / (1 - share) * max(0, trained - (1 in iterations))
         rows += round(replayed * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN)
+    rows += (trained + 2 * (0 in iterations)) * _benchmark_rows(config)
     model = parameters * BYTES[config.train.precision]
     between = (config.train.rounds - 1) * (model + _STATE * _trained(config, parameters))
     return Disk(
         rows=rows,
         checkpoints=max(0, trained * (config.train.epochs * model + between) - written),
         scratch=2 * _STATE * _trained(config, parameters) if trained else 0,
+    )
+
+
+def _benchmark_rows(config: RunConfig) -> int:
+    """Bytes that one model's outputs for all benchmarks take."""
+    return sum(
+        _answers(config, benchmark.known_size, 1, benchmark.verifier or config.evaluation.judge)
+        + benchmark.known_size * (benchmark.max_new_tokens or 0) * _TOKEN
+        + benchmark.known_size * (benchmark.max_prompt_tokens or 0) * _PROMPT_TOKEN
+        for benchmark in config.evaluation.benchmarks
     )
 
 

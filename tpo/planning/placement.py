@@ -117,7 +117,7 @@ class Placement:
         """The judge that does this work; None if it isn't judging."""
         if kind.verb != "judge":
             return None
-        return self.config.evaluation.judge if kind.purpose == "test" else self.config.judge
+        return self.config.evaluation.judge if kind.purpose in ("test", "benchmark") else self.config.judge
 
     def server(self, kind: Kind) -> Server | None:
         """The server that does this work; None if it is done here."""
@@ -131,7 +131,7 @@ class Placement:
         if kind.verb == "generate":
             return self.models.generator
         if kind.verb == "judge":
-            return self.models.evaluation if kind.purpose == "test" else self.models.judge
+            return self.models.evaluation if kind.purpose in ("test", "benchmark") else self.models.judge
         return self.models.writers.get(kind, self.models.seed)
 
     def section(self, kind: Kind) -> EngineConfig | TrainerConfig:

@@ -39,7 +39,9 @@ _CALL_SECONDS, _CALL_TOKENS = 1.0, 40.0
 _HELD_AS = {
     Kind.VALIDATION_SAMPLE: Kind.SAMPLE,
     Kind.TEST_SAMPLE: Kind.SAMPLE,
+    Kind.BENCHMARK_SAMPLE: Kind.SAMPLE,
     Kind.VALIDATION_JUDGE: Kind.JUDGE,
+    Kind.BENCHMARK_JUDGE: Kind.TEST_JUDGE,
 }
 """The kind of work under which another's GPU memory is listed."""
 

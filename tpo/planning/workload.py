@@ -31,7 +31,7 @@ _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
 """Comparisons per response that adaptive tournaments made (tests/benchmarks/bench_tournament.py)."""
 
 
-Purpose = Literal["", "short", "long", "sft", "validation", "test"]
+Purpose = Literal["", "short", "long", "sft", "validation", "test", "benchmark"]
 """The purpose of work: one side of ThinkPO's pairs, fine-tuning, a measurement or, if empty, the iteration itself."""
 Verb = Literal["generate", "sample", "judge", "train"]
 """The activity."""
@@ -66,6 +66,8 @@ class Kind(StrEnum):
     VALIDATION_JUDGE = "validation", "judge"
     TEST_SAMPLE = "test", "sample"
     TEST_JUDGE = "test", "judge"
+    BENCHMARK_SAMPLE = "benchmark", "sample"
+    BENCHMARK_JUDGE = "benchmark", "judge"
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,28 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         _judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
         _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, judged[1], data.test, 1),
+        *benchmark_work(config, lengths, tested),
     ]
+
+
+def benchmark_work(config: RunConfig, lengths: Lengths, models: int) -> list[Work]:
+    """Benchmarks of so many models, without custom ones whose size isn't known."""
+    found = list[Work]()
+    for benchmark in config.evaluation.benchmarks:
+        prompts, sample = benchmark.known_size, config.sample
+        if not prompts:
+            continue
+        if benchmark.max_new_tokens is not None:
+            sample = sample.model_copy(update={"max_new_tokens": benchmark.max_new_tokens})
+        tries = 1 if benchmark.temperature == 0 else sample.evaluation_max_attempts
+        longest = benchmark.max_prompt_tokens
+        found.append(
+            _sampling(config, Kind.BENCHMARK_SAMPLE, lengths, models, prompts, 1, tries, sample, longest_prompt=longest)
+        )
+        judge = benchmark.verifier or config.evaluation.judge
+        found.append(_judging(Kind.BENCHMARK_JUDGE, judge, lengths, models, prompts, 1))
+    kinds = dict.fromkeys(work.kind for work in found)
+    return [reduce(_together, (work for work in found if work.kind == kind)) for kind in kinds]
 
 
 def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:
@@ -275,6 +298,8 @@ def _sampling(
     k: int,
     max_attempts: int,
     sample: SampleConfig | None = None,
+    *,
+    longest_prompt: int | None = None,
 ) -> Work:
     asked, longest = rounds * prompts, (sample or config.sample).max_new_tokens
     # For a writer with its own settings no lengths are known: assume half of its limit, or the known mean if that is
@@ -285,7 +310,11 @@ def _sampling(
         rounds,
         asked,
         Amount(asked * k, round(asked * lengths.prompt), round(asked * k * output)),
-        Amount(asked * k, asked * config.data.max_prompt_tokens, asked * k * longest * max_attempts),
+        Amount(
+            asked * k,
+            asked * (longest_prompt or config.data.max_prompt_tokens),
+            asked * k * longest * max_attempts,
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from tpo.records import Epoch, Message
+from tpo.report.benchmarks import LABELS, Benchmarks
 from tpo.report.page import against, count, render, signed_span, span
 from tpo.report.plots import (
     BLUE,
@@ -153,6 +154,7 @@ def render_report(
     examples: Sequence[Example],
     spent: Sequence[Spending] = (),
     rounds: Sequence[RoundRow] = (),
+    benchmarks: Benchmarks | None = None,
 ) -> str:
     """The page, as one HTML document.
 
@@ -183,6 +185,8 @@ def render_report(
         browser=config.get("report", {}).get("samples_mib"),
         spent=spent,
         rounds=rounds,
+        benchmarks=benchmarks,
+        labels=LABELS,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,

@@ -31,14 +31,15 @@ TICK_SECONDS = 30.0
 
 WORK = (
     "generate", "short sample", "long sample", "sample", "judge", "train", "validation sample", "validation judge",
-    "test sample", "test judge"
+    "test sample", "test judge", "benchmark sample", "benchmark judge"
 )  # fmt: skip
 """The kinds of work, in the order of an iteration."""
 TOTAL = "total"
 """The line with their sum."""
 _VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
 _PURPOSES = {
-    "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short "
+    "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short ",
+    "benchmarks": "benchmark ",
 }  # fmt: skip
 
 
