@@ -45,7 +45,7 @@ MISTAKES = {
     "hf://org/name/folder@main": "the revision follows the repository's name",
     "hf://org/name@%2e%2e%2fx": "cannot be a revision",
     "hf://spaces/org/name": "names one of the hub's spaces",
-    "hf://datasets/org/name/train": "the address of a dataset",
+    "hf://datasets/org/name/train": "an address of data",
     "hf://org/name/model.safetensors": "names the file model.safetensors, expected the whole model: hf://org/name",
     "https://huggingface.co/org/name/tree/v2": "is the address of a web page: write hf://org/name@v2",
 }

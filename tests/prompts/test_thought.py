@@ -289,7 +289,7 @@ def test_a_users_template_replaces_the_wording_and_keeps_the_markers(tmp_path: P
         ("<R> {{ instruction }} {{ ''.__class__.__mro__ }}", "does not render: it reaches into Python"),
         ("<R> {{ instruction }}{% if instruction == 'x' %}{{ self.__init__ }}{% endif %}", "reaches into Python"),
         ("<R> {{ instruction }} {{ 'a' * 10**11 }}", "does not render"),
-        ("<R> {{ instruction }} {{ 'a' * 10**7 }}", "does not render: it makes 1000"),
+        ("<R> {{ instruction }} {{ 'a' * 10**7 }}", "does not render: it renders 1000"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, complaint: str):
@@ -308,7 +308,7 @@ def test_an_endless_template_is_refused_within_seconds(tmp_path: Path):
 
 def test_a_pipe_is_not_a_template(tmp_path: Path):
     os.mkfifo(tmp_path / "mine.jinja")
-    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a model file"):
+    with pytest.raises(InputError, match=r"mine\.jinja cannot be read: it isn't a file"):
         load_prompt(PromptConfig(variant="specific", user_template=tmp_path / "mine.jinja"))
 
 

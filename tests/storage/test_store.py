@@ -202,7 +202,7 @@ def test_a_stage_with_other_rows_than_it_accounts_for_is_not_committed(tmp_path:
     stage = a_stage(tmp_path)
     stage.begin()
     stage.write_shard(0, ROWS)
-    with pytest.raises(StoreError, match="holds 2 rows, expected 3"):
+    with pytest.raises(StoreError, match="has 2 rows, expected 3"):
         stage.commit(1, account=RowCounts(3, 3, {}))
     assert stage.complete() is None
 

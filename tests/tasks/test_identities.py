@@ -221,7 +221,7 @@ UNUSED = ("train__alpha", "train__divergence_alpha", "evaluation__benchmarks")
 """Not used by the default loss and divergence, nor by the stages of a run without benchmarks."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
-    *("tracking", "throughput", "prices", "budget", "storage"),
+    *("tracking", "throughput", "prices", "budget", "storage", "report"),
 )
 WHAT_IT_IS = (
     *("engine__dtype", "trainer__workers", "trainer__strategy"),

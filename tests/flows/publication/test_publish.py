@@ -4,6 +4,7 @@ demand."""
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,17 +165,19 @@ def test_leftovers_of_a_killed_publish_are_removed_by_the_next(run: Path, tmp_pa
     assert not left.exists()
 
 
-def test_a_disk_that_fills_up_leaves_nothing_and_the_next_call_finishes(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def full(path: Path) -> None:
-        if path.name == "tokenizer.json":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+def test_a_disk_that_fills_up_leaves_nothing_and_the_next_call_finishes(run: Path, tmp_path: Path):
+    is_full = True
 
-    with monkeypatch.context() as patch:
-        patch.setattr("flows.publication.publish.sync", full)
-        with pytest.raises(StoreError, match=r"the disk is full: .*out could not be written"):
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        if is_full and event == "tpo.sync" and str(details[0]).endswith("tokenizer.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(details[0]))
+
+    sys.addaudithook(hook)
+    try:
+        with pytest.raises(StoreError, match=r"the disk is full: .*tokenizer.json could not be written"):
             published(run, tmp_path / "out")
+    finally:
+        is_full = False
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
     published(run, tmp_path / "out")
     assert (tmp_path / "out" / "publication.json").is_file()
