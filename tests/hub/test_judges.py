@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults import mock_run
 from tests.hub_server import Hub
+from tests.sampling import sampled
 from tpo.config.base import SHIPPED_SEED_MODEL
 
 ROOT, MINIATURE = Path(__file__).parents[2], SHIPPED_SEED_MODEL.parent
@@ -42,7 +43,7 @@ def told(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.parametrize("kind", sampled("judges of the hub", list(JUDGES), 1))
 def test_a_runs_judge_stays_at_its_commit_and_its_judgments_at_that_judge(hub: Hub, tmp_path: Path, kind: str):
     repository = hub.repository("models/o/judge", of_hub(kind))
     first = repository.branches["main"]

@@ -88,7 +88,7 @@ def assert_same(rounds: Steps, whole: Steps, tolerance: float = 1e-5) -> None:
         assert found == pytest.approx(expected, rel=1e-3, abs=tolerance), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled("rounds as epochs", list(KINDS), 1))
 def test_rounds_on_the_same_rows_are_the_epochs_of_one_training(tmp_path: Path, kind: str):
     config = TRAIN.model_copy(update=KINDS[kind])
     whole = train(tmp_path / "whole", config.model_copy(update={"epochs": 4}))
@@ -116,7 +116,7 @@ def test_weights_of_a_bfloat16_training_are_not_rounded_between_rounds(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "kind"), sampled("rounds", list(itertools.product(("ddp", "fsdp"), ("all weights", "adapters"))), 2)
+    ("strategy", "kind"), sampled("rounds", list(itertools.product(("ddp", "fsdp"), ("all weights", "adapters"))), 1)
 )
 def test_several_workers_continue_too(tmp_path: Path, strategy: Any, kind: str):
     config = TRAIN.model_copy(update=KINDS[kind])
@@ -155,8 +155,9 @@ def test_only_the_last_round_leaves_the_models_of_earlier_epochs_and_no_state(tm
     assert finished(tmp_path / "round_1", 3, TrainingRound(1, 2)) and finished(tmp_path / "round_2", 3)
 
 
-@pytest.mark.parametrize("kind", ["all weights", "adapters"])
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "number"), sampled("stopped rounds", list(itertools.product(("all weights", "adapters"), (1, 2))), 1)
+)
 def test_a_round_that_is_stopped_ends_as_one_that_was_not(tmp_path: Path, kind: str, number: int):
     config = TRAIN.model_copy(update=KINDS[kind] | {"epochs": 3})
     in_rounds(tmp_path, config, 2)
