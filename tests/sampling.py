@@ -15,7 +15,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 SEED_VARIABLE, EXHAUSTIVE_VARIABLE = "TPO_TEST_SEED", "TPO_TEST_EXHAUSTIVE"
-STORY_SECONDS = 120.0
+STORY_SECONDS = 90.0
 """Time in seconds for tests marked `story` with `-m slow`."""
 
 

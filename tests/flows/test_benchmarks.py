@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults import mock_run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MODELS = ["M_0 direct", "M_0", "M_1"]
 

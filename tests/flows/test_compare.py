@@ -23,6 +23,7 @@ from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.report.summary import read_summary
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
 

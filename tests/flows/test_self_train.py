@@ -21,6 +21,7 @@ from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.run_context import RunContext, using
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.faults import mock_run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

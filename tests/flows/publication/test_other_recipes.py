@@ -21,6 +21,7 @@ from tpo.errors import InputError
 from tpo.models.folder import check_writer
 from tpo.storage.store import file_sha256
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 RUNS = ("thinkpo", "self_train", "classic")
 
