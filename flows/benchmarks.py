@@ -22,8 +22,7 @@ from tpo.config.data import PromptConfig
 from tpo.config.run import RunConfig
 from tpo.data.benchmark_files import baseline_files
 from tpo.records import Artifact
-
-DIRECT = "M_0 direct"
+from tpo.report.table import DIRECT
 
 
 def open_benchmarks(config: RunConfig) -> list[BenchmarkSet]:

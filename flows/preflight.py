@@ -33,7 +33,6 @@ from tpo.config.judges import (
     RewardModelJudge,
     VerifierJudge,
     checks_instructions,
-    compares,
 )
 from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
@@ -105,12 +104,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
 
     Only for a run that has something to do: it writes a probe into the run folder, asks servers and loads tokenizers.
     """
-    check_unheld(config.root)
-    check_proxies(config)
-    _check_places(config)
-    _check_writing(config.root)
-    if not isinstance(config.folder, Path):
-        Bucket(config.place, config.storage).check_conditions()
+    _check_run_folder(config)
     for fault in too_few_prompts(config, iterations):
         raise InputError(fault)
     config = sized(config)
@@ -130,6 +124,15 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     check_benchmarks(config)
 
 
+def _check_run_folder(config: RunConfig) -> None:
+    check_unheld(config.root)
+    check_proxies(config)
+    _check_places(config)
+    _check_writing(config.root)
+    if not isinstance(config.folder, Path):
+        Bucket(config.place, config.storage).check_conditions()
+
+
 def check_evaluation(config: RunConfig) -> None:
     """Refuses to evaluate a model that can't be asked on this machine; looks at files only."""
     load_prompt(config.prompt)
@@ -146,8 +149,7 @@ def check_evaluation(config: RunConfig) -> None:
     refuse(found)
     _check_judge(config, judge)
     for benchmark in config.evaluation.benchmarks:
-        needs_baseline = benchmark.compares or (benchmark.verifier is None and compares(judge))
-        if needs_baseline and not baseline_files(benchmark):
+        if benchmark.needs_baseline(judge) and not baseline_files(benchmark):
             raise InputError(
                 f"the benchmark {benchmark.title} compares responses, and a single model has nothing to be compared "
                 "with: set its baseline_path in the profile's evaluation.benchmarks"
@@ -157,12 +159,7 @@ def check_evaluation(config: RunConfig) -> None:
 
 def check_before_evaluation(config: RunConfig) -> None:
     """The same for what takes longer: it writes a probe, asks servers and loads the tokenizer."""
-    check_unheld(config.root)
-    check_proxies(config)
-    _check_places(config)
-    _check_writing(config.root)
-    if not isinstance(config.folder, Path):
-        Bucket(config.place, config.storage).check_conditions()
+    _check_run_folder(config)
     check_endpoints(config)
     for line in (*check_weights(config.model.folder), *check_templates(config)):
         say(line)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from judges.base import BASELINE
 from tasks.estimates import Estimator, grouped, outcome, values_of
 from tasks.handles import BenchmarkAnswers, JudgedSamples
 from tasks.stage import stage_task
@@ -29,11 +30,9 @@ from tpo.records import Judgment, Prompt, Sample
 from tpo.report.benchmark_exports import Answered, Files, alpaca_eval_files, arena_hard_files, ifeval_files
 from tpo.report.benchmarks import BENCHMARKS, EXPORTS, BenchmarkRow, Benchmarks, BenchmarkTable, write_benchmarks
 from tpo.report.summary import Interval
+from tpo.report.table import DIRECT
 from tpo.storage.disk import make_folder, write_atomically
 from tpo.storage.store import complete_artifact, read_rows
-
-_BASELINE = -1
-"""The index of the baseline's response in comparisons."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,10 @@ def _table(config: RunConfig, benchmark: BenchmarkConfig, answers: Sequence[Benc
         prompts=answers[0].of.prompts.rows,
         of=read_benchmark(benchmark).of,
         judge=judge_name(benchmark.verifier or config.evaluation.judge),
-        baseline=baseline_name(benchmark) if _is_compared(config, benchmark) else None,
+        baseline=baseline_name(benchmark) if benchmark.needs_baseline(config.evaluation.judge) else None,
         decoding=_decoding(config, benchmark),
         rows=rows,
     )
-
-
-def _is_compared(config: RunConfig, benchmark: BenchmarkConfig) -> bool:
-    return benchmark.compares or (benchmark.verifier is None and compares(config.evaluation.judge))
 
 
 def judge_name(judge: JudgeConfig) -> str:
@@ -113,7 +108,7 @@ def baseline_name(benchmark: BenchmarkConfig) -> str:
     if isinstance(benchmark, ArenaHard) and benchmark.baseline_path is not None:
         other = benchmark.creative_baseline_path
         return benchmark.baseline + ("" if other is None else f" and {benchmark.creative_baseline_name}")
-    return "M_0 direct"
+    return DIRECT
 
 
 def _decoding(config: RunConfig, benchmark: BenchmarkConfig) -> str:
@@ -331,7 +326,7 @@ def _games(read: _Read) -> dict[str, tuple[Game, tuple[str, str]]]:
     said = {(each.prompt_id, each.index): each for each in judgments}
     found = dict[str, tuple[Game, tuple[str, str]]]()
     for prompt in read.prompts:
-        first, second = said.get((prompt.prompt_id, _BASELINE)), said.get((prompt.prompt_id, 0))
+        first, second = said.get((prompt.prompt_id, BASELINE)), said.get((prompt.prompt_id, 0))
         if first is None and second is None and read.shares.get(prompt.prompt_id) == 0.5:
             found[prompt.prompt_id] = (("A=B", "A=B"), ("", ""))  # the same text
         else:

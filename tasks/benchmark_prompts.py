@@ -1,5 +1,6 @@
 """A benchmark's rows as prompts, and the check that they can be asked as they are."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 
@@ -25,7 +26,7 @@ def distinct(rows: Iterable[PromptRow]) -> list[Prompt]:
         )
         if prompt.prompt_id in found:
             again = hashlib.sha256(f"{prompt.prompt_id} {len(found)}".encode()).hexdigest()[:16]
-            prompt = Prompt(again, *list(vars(prompt).values())[1:])
+            prompt = dataclasses.replace(prompt, prompt_id=again)
         found[prompt.prompt_id] = prompt
     return list(found.values())
 

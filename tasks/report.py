@@ -23,6 +23,7 @@ from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample, Scor
 from tpo.report.benchmarks import Benchmarks
 from tpo.report.run_page import Example, RoundRow, render_report, score_picture
 from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
+from tpo.report.table import DIRECT
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
 from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
@@ -115,7 +116,7 @@ def summarize(
     """The run in numbers."""
     base, plain = values_of(measured[0].test), values_of(direct)
     confidence = config.evaluation.confidence
-    rows = [("M_0 direct", 0, direct, None), *((f"M_{m.iteration}", m.iteration, m.test, m) for m in measured)]
+    rows = [(DIRECT, 0, direct, None), *((f"M_{m.iteration}", m.iteration, m.test, m) for m in measured)]
     models = [_row(config, *row, test_prompts, base, plain) for row in rows]
     return Summary(config.name, config.seed, confidence, models)
 

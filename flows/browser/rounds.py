@@ -161,6 +161,8 @@ _LABELS: Sequence[tuple[str, str, str]] = (
     (r"iter_(?P<t>\d+)/validation/epoch_(?P<epoch>\d+)", "M_{t} after epoch {epoch}", VALIDATION),
     (r"iter_(?P<t>\d+)/round_(?P<number>\d+)", "round {number}, for training M_{t}", TRAINING),
     (r"iter_(?P<t>\d+)", "M_{before}, for training M_{t}", TRAINING),
+    (r"iter_0/benchmarks/(?P<name>[^/]+)/direct", "M_0 without thoughts, {name}", OTHER),
+    (r"iter_(?P<t>\d+)/benchmarks/(?P<name>[^/]+)", "M_{t}, {name}", OTHER),
     (r"base/test", "base", TEST),
     (r"iter_(?P<t>\d+)/sft/test", "SFT_{t}", TEST),
     (r"iter_(?P<t>\d+)/dpo/test", "DPO_{t}", TEST),

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from tpo.config.base import Section
 from tpo.config.data import FileSource
 from tpo.config.hub import DataPlace
-from tpo.config.judges import JudgeConfig, VerifierJudge, check_answer_pattern
+from tpo.config.judges import JudgeConfig, VerifierJudge, check_answer_pattern, compares
 
 LAST_ANSWER = r"(?:\\boxed\s*\{|####\s*)((?:[^{}\n]|\{(?:[^{}]|\{[^{}]*\})*\})*)"
 """The last `\\boxed{…}` or `#### …` of a response."""
@@ -38,6 +38,10 @@ class Benchmark(Section):
     """Maximum output length; None for `sample.max_new_tokens`."""
     temperature: float | None = Field(0.0, ge=0, le=2)
     """Sampling temperature, 0 for greedy decoding; None to sample as for the test prompts."""
+
+    def needs_baseline(self, judge: JudgeConfig) -> bool:
+        """Whether responses are compared with a baseline's if `judge` is the evaluation judge."""
+        return self.compares or (self.verifier is None and compares(judge))
 
     @property
     def title(self) -> str:
