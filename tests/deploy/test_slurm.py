@@ -3,6 +3,7 @@
 SLURM's commands are replaced; the nodes are real Ray nodes, as processes of this machine on loopback.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +125,8 @@ def job(commands: Path, tmp_path: Path) -> Iterator[Job]:
         job.process.terminate()  # already gone if the claim holds
         _, left = psutil.wait_procs(left, timeout=30)
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def processes_of(job: Job) -> list[psutil.Process]:
@@ -133,6 +135,13 @@ def processes_of(job: Job) -> list[psutil.Process]:
         return []
     script = psutil.Process(job.process.pid)
     return [script, *script.children(recursive=True)]
+
+
+def running_commands(processes: Iterable[psutil.Process]) -> Iterator[tuple[str, str]]:
+    """The name and the command line of each process that hasn't ended meanwhile."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield process.name(), " ".join(process.cmdline())
 
 
 def answer(address: str, token: str) -> grpc.StatusCode:
@@ -156,10 +165,9 @@ def test_a_job_uses_all_nodes_behind_a_token_and_at_sigterm_cleans_up_and_requeu
     assert answer(address, "0" * 64) == grpc.StatusCode.UNAUTHENTICATED
 
     started = processes_of(job)
-    assert sum(process.name() == "raylet" for process in started) == 2
-    folders = {
-        Path(found) for process in started for found in re.findall(r"/tmp/tpo\.\w{6}", " ".join(process.cmdline()))
-    }
+    commands = list(running_commands(started))
+    assert sum(name == "raylet" for name, _ in commands) == 2
+    folders = {Path(found) for _, line in commands for found in re.findall(r"/tmp/tpo\.\w{6}", line)}
     assert len(folders) == 2 and all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
 
     job.process.send_signal(signal.SIGTERM)

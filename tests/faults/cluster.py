@@ -36,7 +36,7 @@ class Node:
 
     def kill(self) -> None:
         """Kills its raylet with -9; Ray's other processes on the node end by themselves."""
-        (raylet,) = [child for child in psutil.Process(self.process.pid).children() if child.name() == "raylet"]
+        (raylet,) = filter(_is_raylet, psutil.Process(self.process.pid).children())
         raylet.kill()
 
     def end(self) -> None:
@@ -121,6 +121,13 @@ class Cluster:
                 time.sleep(0.2)
             node.end()
         raise RuntimeError(f"ray start failed {_STARTS} times:\n{log.read_text()[-3000:]}")
+
+
+def _is_raylet(process: psutil.Process) -> bool:
+    try:
+        return bool(process.name() == "raylet")
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_of_session(process: psutil.Process, leader: int) -> bool:

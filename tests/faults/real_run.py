@@ -173,7 +173,9 @@ def break_run(
 
 
 def _lives(process: psutil.Process) -> bool:
-    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _is(process: psutil.Process, words: Sequence[str]) -> bool:

@@ -96,13 +96,13 @@ def _put_in_place(path: Path, fill: Callable[[Path], object], announced: bytes) 
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder and its missing parents."""
+    """Creates a folder and its missing parents; another process may be creating them too."""
     with explained(path):
         if path.is_dir():
             return
         make_folder(path.parent)
         sys.audit("tpo.mkdir", str(path))
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         sync(path.parent)
 
 
