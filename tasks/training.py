@@ -15,6 +15,7 @@ from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.engines import engines_of_run
 from tpo.engines.training.checkpoints import trainer_folder
+from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.engines.training.tracking import Tracked
 from tpo.records import Artifact, Demonstration, Epoch, Pair
@@ -65,6 +66,18 @@ def _train(
     place: TrainingRound,
 ) -> Sequence[Epoch]:
     part, steps = stage.name.removesuffix("/train"), training.steps(len(rows))
+    job = TrainingJob(
+        model,
+        rows,
+        stage.folder,
+        config=training,
+        trainer=config.trainer,
+        cluster=config.cluster,
+        seed=config.seed,
+        reference=None if reference is None else reference.path,
+        tracked=Tracked(config.tracking, config.name, part, config.root.resolve()),
+        place=place,
+    )
     with (
         progress_bar(f"train {part}", steps, "steps") as advance,
         training_meter(config, stage.name, model) as meter,
@@ -73,18 +86,7 @@ def _train(
         count = _Steps(rows, training, meter, fresh=not trainer_folder(stage.folder).exists())
         try:
             epochs = engines_of_run().train_model(
-                model,
-                rows,
-                stage.folder,
-                config=training,
-                trainer=config.trainer,
-                cluster=config.cluster,
-                seed=config.seed,
-                progress=lambda finished, _: count.reach(finished, advance),
-                reference=None if reference is None else reference.path,
-                stop=meter.is_spent,
-                place=place,
-                tracked=Tracked(config.tracking, config.name, part, config.root.resolve()),
+                job, progress=lambda finished, _: count.reach(finished, advance), stop=meter.is_spent
             )
         finally:
             count.book()

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tpo.config.data import SampleConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.sampler import Accept, Output, Request
+from tpo.engines.training.job import TrainingJob
 from tpo.miniature.world import WORDS
 from tpo.records import Artifact
 from tpo.run_context import RunContext, using
@@ -77,8 +79,8 @@ class InstantPool:
 class InstantEngines(MockEngines):
     """The mock's engines, whose training skips most rows, since that isn't our own work."""
 
-    def train_model(self, model: Path, rows: Sequence[Any], *arguments: Any, **settings: Any) -> Any:
-        return super().train_model(model, rows[:1], *arguments, **settings)
+    def train_model(self, job: TrainingJob, **options: Any) -> Any:
+        return super().train_model(replace(job, rows=job.rows[:1]), **options)
 
 
 class Clock:

@@ -20,6 +20,7 @@ from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import engine_environment, start_ray
 from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.sampler import Accept, Engine, Output, Request, SamplerPool
+from tpo.engines.training.job import TrainingJob
 from tpo.errors import StageError
 from tpo.records import Artifact, Pair
 from tpo.storage.store import folder_artifact
@@ -150,16 +151,9 @@ def moved(model: Artifact, folder: Path, part: str) -> Artifact:
 def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     pairs = [pair(i) for i in range(16)]
-    epochs = engines_of_run().train_model(
-        model.path,
-        pairs,
-        tmp_path / "train",
-        config=TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_ratio=0),
-        trainer=TrainerConfig(threads=1),
-        cluster=ClusterConfig(),
-        seed=0,
-        progress=lambda done, total: None,
-    )
+    how = TrainConfig(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_ratio=0)
+    job = TrainingJob(model.path, pairs, tmp_path / "train", how, TrainerConfig(threads=1), ClusterConfig(), seed=0)
+    epochs = engines_of_run().train_model(job, progress=lambda done, total: None)
     assert [epoch.step for epoch in epochs] == [2, 4]
     assert epochs[1].loss < epochs[0].loss < math.log(2) + 0.05
     before = LlamaForCausalLM.from_pretrained(model.path).state_dict()
@@ -170,17 +164,10 @@ def test_training_starts_at_ln_2_and_lowers_the_loss(tmp_path: Path):
 def test_a_failed_worker_says_why(tmp_path: Path):
     model = make_model(tmp_path / "m", seed=0)
     (model.path / "model.safetensors").write_bytes(b"not safetensors")
+    how = TrainConfig(epochs=1, batch_size=1, micro_batch_size=1)
+    job = TrainingJob(model.path, [pair(0)], tmp_path / "train", how, TrainerConfig(threads=1), ClusterConfig(), seed=0)
     with pytest.raises(StageError, match="training failed"):
-        engines_of_run().train_model(
-            model.path,
-            [pair(0)],
-            tmp_path / "train",
-            config=TrainConfig(epochs=1, batch_size=1, micro_batch_size=1),
-            trainer=TrainerConfig(threads=1),
-            cluster=ClusterConfig(),
-            seed=0,
-            progress=lambda done, total: None,
-        )
+        engines_of_run().train_model(job, progress=lambda done, total: None)
 
 
 def pair(i: int) -> Pair:

@@ -13,19 +13,18 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prompts.instructions import CLOSE, OPEN
 from prompts.thought import VARIANTS
 from tpo.config.data import SampleConfig
-from tpo.config.training import TrainingConfig
 from tpo.engines.engines import Engines
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.sampler import Accept, Output, Request
-from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
-from tpo.records import Artifact, Demonstration, Epoch, Pair
+from tpo.engines.training.job import TrainingJob
+from tpo.engines.training.rounds import STATE
+from tpo.records import Artifact, Epoch
 from tpo.storage.disk import make_folder, write_atomically
 
 T = TypeVar("T")
@@ -93,28 +92,20 @@ class MockEngines(Engines):
     def sampler_pool(self, *_: Any, **__: Any) -> Any:
         return self._pool
 
-    def train_model(self, *arguments: Any, **options: Any) -> list[Epoch]:
-        return mock_train_model(*arguments, **options)
+    def train_model(self, job: TrainingJob, *, progress: Callable[..., None], **_: Any) -> list[Epoch]:
+        return mock_train_model(job, progress)
 
 
-def mock_train_model(
-    model: Path,
-    rows: Sequence[Pair | Demonstration],
-    folder: Path,
-    *,
-    config: TrainingConfig,
-    progress: Callable[..., None],
-    place: TrainingRound = ONLY_ROUND,
-    **_: Any,
-) -> list[Epoch]:
+def mock_train_model(job: TrainingJob, progress: Callable[..., None]) -> list[Epoch]:
     """Replaces `train_model`: makes a model folder per epoch, keeping those finished by an earlier call.
 
     Between rounds it makes the last epoch's only, and a state that the next round depends on.
     """
+    model, rows, folder, place = job.model, job.rows, job.folder, job.place
     weights = (model / "model.safetensors").read_bytes()
     if place.carried is not None:
         weights += (place.carried / "worker_0.safetensors").read_bytes()
-    epochs, passes = [], config.passes(len(rows))
+    epochs, passes = [], job.config.passes(len(rows))
     for epoch in range(1, passes + 1):
         weights = hashlib.sha256(weights + repr(rows).encode()).digest() * 8
         epochs.append(Epoch(epoch, epoch * 3, 0.7 - epoch / 10, 0.1 * epoch, 0.5))

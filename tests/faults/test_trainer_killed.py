@@ -20,6 +20,7 @@ from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
+from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import Stop, train_from_checkpoint, write_dataset
 from tpo.errors import StageError
@@ -43,18 +44,9 @@ def train(
     stop: Stop = lambda: False,
     **trainer: Any,
 ) -> list[Epoch]:
-    return train_model(
-        SHIPPED_SEED_MODEL,
-        pairs,
-        folder,
-        config=TRAIN,
-        trainer=TrainerConfig.model_validate({"threads": 1, "stall_seconds": 300.0, **trainer}),
-        cluster=ClusterConfig(),
-        seed=0,
-        progress=lambda done, total: on_step(done),
-        room=Room(),
-        stop=stop,
-    )
+    workers = TrainerConfig.model_validate({"threads": 1, "stall_seconds": 300.0, **trainer})
+    job = TrainingJob(SHIPPED_SEED_MODEL, pairs, folder, TRAIN, workers, ClusterConfig(), seed=0)
+    return train_model(job, progress=lambda done, total: on_step(done), room=Room(), stop=stop)
 
 
 def worker_of(folder: Path) -> int | None:
@@ -158,7 +150,7 @@ def test_a_training_ends_the_same_after_a_killed_driver_a_killed_worker_and_a_hu
     assert epochs[-1].step == STEPS
     for injection in (killed, hung):
         assert injection.struck is not None and injection.resumed_at is not None and injection.resumed_at > 1
-    assert "no step ended in 12 seconds (trainer.stall_seconds); started again" in capsys.readouterr().err
+    assert "no step ended in 12 seconds (trainer.stall_seconds); restarted" in capsys.readouterr().err
     assert result(tmp_path) == whole
     outcome(
         "kill -9 of the driver during training", "train", "resumes from its last checkpoint; ends with the same bits"

@@ -18,6 +18,7 @@ from flows.recipes import Recipe, without_dpo
 from tests.rows import a_config
 from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
+from tpo.engines.training.job import TrainingJob
 from tpo.errors import InputError
 from tpo.run_context import RunContext, using
 
@@ -282,10 +283,10 @@ def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
     config = _config(folder)
 
     class Stopping(MockEngines):
-        def train_model(self, model: Path, rows: Any, folder: Path, **options: Any) -> Any:
-            if folder.is_relative_to(config.root / "iter_2/dpo"):
+        def train_model(self, job: TrainingJob, **options: Any) -> Any:
+            if job.folder.is_relative_to(config.root / "iter_2/dpo"):
                 raise _Stopped
-            return super().train_model(model, rows, folder, **options)
+            return super().train_model(job, **options)
 
     with pytest.raises(_Stopped), using(RunContext(engines=Stopping(_Pool()))):
         self_train.self_train.fn(config, ITERATIONS)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults import mock_run
+from tpo.engines.training.job import TrainingJob
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -110,11 +111,11 @@ def main(parent: Path) -> None:
     trained: list[Path] = []
 
     class BreakOff(MockEngines):
-        def train_model(self, model: Path, *arguments: Any, **options: Any) -> Any:
-            trained.append(model)
+        def train_model(self, job: TrainingJob, **options: Any) -> Any:
+            trained.append(job.model)
             if len(trained) == 2:
                 raise KeyboardInterrupt
-            return super().train_model(model, *arguments, **options)
+            return super().train_model(job, **options)
 
     with contextlib.suppress(KeyboardInterrupt), using(RunContext(engines=BreakOff())):
         run(broken)

@@ -6,21 +6,19 @@ They share one `Room`, so that idle pools make way for what needs their GPUs and
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig, TrainerConfig
-from tpo.config.training import TrainingConfig
+from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.engines.cluster.room import Room
-from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
-from tpo.records import Demonstration, Epoch, Pair
+from tpo.engines.training.job import TrainingJob
+from tpo.records import Epoch
 from tpo.run_context import run_context, using
 
 if TYPE_CHECKING:
     from tpo.engines.inference.reward_reader import Load, ScorerPool
     from tpo.engines.inference.sampler import SamplerPool
-    from tpo.engines.training.tracking import Tracked
     from tpo.engines.training.worker import Progress, Stop
 
 Pool = TypeVar("Pool", "SamplerPool", "ScorerPool")
@@ -69,40 +67,11 @@ class Engines:
                 pools[key] = make()
             return pools[key]
 
-    def train_model(
-        self,
-        model: Path,
-        rows: Sequence[Pair | Demonstration],
-        folder: Path,
-        *,
-        config: TrainingConfig,
-        trainer: TrainerConfig,
-        cluster: ClusterConfig,
-        seed: int,
-        progress: "Progress",
-        reference: Path | None = None,
-        stop: "Stop" = lambda: False,
-        tracked: "Tracked | None" = None,
-        place: TrainingRound = ONLY_ROUND,
-    ) -> list[Epoch]:
+    def train_model(self, job: TrainingJob, *, progress: "Progress", stop: "Stop" = lambda: False) -> list[Epoch]:
         """Trains a model, as `tpo.engines.training.launch.train_model` says."""
         from tpo.engines.training.launch import train_model
 
-        return train_model(
-            model,
-            rows,
-            folder,
-            config=config,
-            trainer=trainer,
-            cluster=cluster,
-            seed=seed,
-            progress=progress,
-            room=self._room,
-            reference=reference,
-            stop=stop,
-            tracked=tracked,
-            place=place,
-        )
+        return train_model(job, progress=progress, room=self._room, stop=stop)
 
     def close(self) -> None:
         """Stops all pools and releases their memory."""

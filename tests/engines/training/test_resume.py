@@ -27,6 +27,7 @@ from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.room import Room
 from tpo.engines.training import checkpoints
+from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import (
     Progress,
@@ -268,17 +269,10 @@ def test_a_finished_training_is_not_repeated_if_its_scratch_files_are_gone(tmp_p
     left = result(tmp_path)
     for scratch in ("trainer", "dataset"):
         shutil.rmtree(tmp_path / scratch)
-    epochs = train_model(
-        SHIPPED_SEED_MODEL,
-        some_pairs(),
-        tmp_path,
-        config=TRAIN,
-        trainer=EVERY_STEP,
-        cluster=ClusterConfig(address="nowhere"),
-        seed=7,
-        progress=lambda done, total: None,
-        room=Room(),
+    job = TrainingJob(
+        SHIPPED_SEED_MODEL, some_pairs(), tmp_path, TRAIN, EVERY_STEP, ClusterConfig(address="nowhere"), seed=7
     )
+    epochs = train_model(job, progress=lambda done, total: None, room=Room())
     assert [epoch.step for epoch in epochs] == [3, 6]
     assert left == whole
     assert not (tmp_path / "dataset").exists()

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from flows.cli.publish import publish_run
 from tests.faults import mock_run
 from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.engines.training.job import TrainingJob
 from tpo.errors import InputError
 from tpo.models.folder import check_writer
 from tpo.storage.store import file_sha256
@@ -136,9 +137,9 @@ def main(parent: Path) -> None:
     from tpo.run_context import RunContext, using
 
     class Engines(MockEngines):
-        def train_model(self, model: Path, rows: Any, folder: Path, **options: Any) -> Any:
-            epochs = super().train_model(model, rows, folder, **options)
-            for epoch in folder.glob("epoch_*"):
+        def train_model(self, job: TrainingJob, **options: Any) -> Any:
+            epochs = super().train_model(job, **options)
+            for epoch in job.folder.glob("epoch_*"):
                 (epoch / "model.safetensors").write_bytes((SHIPPED_SEED_MODEL / "model.safetensors").read_bytes())
             return epochs
 

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room, await_free_memory
-from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
-from tpo.engines.training.tracking import Tracked
+from tpo.engines.training.job import TrainingJob
+from tpo.engines.training.rounds import TrainingRound
 from tpo.engines.training.worker import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.errors import StageError, TpoError
-from tpo.records import Demonstration, Epoch, Pair
+from tpo.records import Epoch
 from tpo.storage.disk import bring_here, make_folder
 from tpo.storage.mirror import catch_up, hand_over, helping
 
@@ -33,61 +33,46 @@ RESTARTS = 3
 _SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "recipe.sft": SftConfig}
 
 
-def train_model(
-    model: Path,
-    rows: Sequence[Pair | Demonstration],
-    folder: Path,
-    *,
-    config: TrainingConfig,
-    trainer: TrainerConfig,
-    cluster: ClusterConfig,
-    seed: int,
-    progress: Progress,
-    room: Room,
-    reference: Path | None = None,
-    stop: Stop = lambda: False,
-    tracked: Tracked | None = None,
-    place: TrainingRound = ONLY_ROUND,
-) -> list[Epoch]:
-    """Trains a model on pairs (a `TrainConfig`) or demonstrations; `folder/epoch_<n>` holds it after each epoch, or
-    after the last alone if `place` says that another round follows.
+def train_model(job: TrainingJob, *, progress: Progress, room: Room, stop: Stop = lambda: False) -> list[Epoch]:
+    """Trains a model; `epoch_<n>` of the job's folder holds it after each epoch, or only after the last if another
+    round follows.
 
-    `reference` is the folder of DPO's reference, if that is another model than the one that is trained.
-    Where `stop`, which is asked twice a second, says so, it ends with a checkpoint, and returns no epochs.
-    Goes on from what an earlier call with the same arguments left in `folder`. Raises `StageError` with the worker's
-    own error where the training fails, and if workers die again and again.
+    Continues what an earlier call for the same job left in its folder. If `stop`, which is called twice a second,
+    returns true, training ends with a checkpoint, and no epochs are returned. Raises `StageError` with the worker's own
+    error if training fails, or if workers keep dying.
     """
-    folder = folder.resolve()
-    passes = config.passes(len(rows))
+    config, trainer, place = job.config, job.trainer, job.place
+    folder = job.folder.resolve()
+    passes = config.passes(len(job.rows))
     if finished(folder, passes, place):
         return read_log(folder)
     bring_here(folder)
-    start_ray(cluster)
+    start_ray(job.cluster)
     room.make("GPU" if trainer.device == "gpu" else "CPU", trainer.workers)
-    write_dataset(rows, folder / "dataset")
+    write_dataset(job.rows, folder / "dataset")
     arguments = {
-        "model": str(model.resolve()),
-        "reference": None if reference is None else str(reference.resolve()),
+        "model": str(job.model.resolve()),
+        "reference": None if job.reference is None else str(job.reference.resolve()),
         "folder": str(folder),
         "section": next(name for name, kind in _SECTIONS.items() if isinstance(config, kind)),
         "config": config.model_dump(mode="json"),
         "trainer": trainer.model_dump(mode="json"),
-        "seed": seed,
-        "tracked": tracked,
+        "seed": job.seed,
+        "tracked": job.tracked,
         "place": replace(place, carried=None if place.carried is None else place.carried.resolve()),
         "handover": hand_over(),
     }
     deaths: list[str] = []
     while len(deaths) <= RESTARTS:
         if deaths:
-            say(f"training: {deaths[-1]}; started again from its last checkpoint")
-        death = _attempt(arguments, folder, trainer=trainer, cluster=cluster, progress=progress, stop=stop)
+            say(f"training: {deaths[-1]}; restarted from its last checkpoint")
+        death = _attempt(arguments, folder, trainer=trainer, cluster=job.cluster, progress=progress, stop=stop)
         if death is None:
             catch_up(folder)
             return read_log(folder) if finished(folder, passes, place) else []
         deaths.append(death)
     raise StageError(
-        f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: run again to go on. If "
+        f"training failed: {deaths[-1]}, and so {len(deaths)} times. Its checkpoints are kept: rerun to continue. If "
         f"memory ran out, lower {arguments['section']}.micro_batch_size (now {config.micro_batch_size})"
     )
 
