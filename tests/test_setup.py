@@ -221,3 +221,17 @@ def test_uv_installs_offline_from_a_folder_of_wheels_only_those_with_the_locked_
     done = checkout.set_up(**offline)
     assert done.returncode == 0, done.stderr
     assert list((checkout.folder / ".venv").glob("lib/python*/site-packages/ours.py"))
+
+
+@pytest.mark.slow
+def test_a_wheel_has_every_file_of_the_packages(tmp_path: Path):
+    folders = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    command = ["git", "ls-files", "--", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", *folders]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in listed:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, tmp_path / "source" / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", tmp_path]
+    subprocess.run([*build, tmp_path / "source"], capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert {name for name in listed if "/" in name} <= {*zipfile.ZipFile(wheel).namelist()}

@@ -32,6 +32,17 @@ def command_for(
     return [*command, *(word for setting in settings for word in ("--set", setting))]
 
 
+def run_recipe(flow: str, folder: Path, *arguments: str) -> str:
+    """The output of `python -m flows <flow>` on its default profile; arguments with "=" in them are settings."""
+    command = [sys.executable, "-m", "flows", flow]
+    for argument in (*arguments, f'folder="{folder}"'):
+        command += ["--set", argument] if "=" in argument else [argument]
+    environment = {**os.environ, **DEAD_PROXY, "PREFECT_HOME": str(folder / "prefect")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="session")
 def runs_folder() -> Iterator[Path]:
     """A folder with a short path: that of a socket has at most 107 bytes."""

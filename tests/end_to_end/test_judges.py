@@ -55,6 +55,7 @@ def test_armorm_gives_every_attribute_and_agrees_with_the_references(small_run: 
     assert health_of(answers)["reference_agreement"] > 0.6
 
 
+@pytest.mark.story("a killed judge", 70)
 def test_a_killed_pairwise_judge_resumes_without_compiling_or_asking_again(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -39,11 +39,10 @@ def streamed(served: Served, question: str, seed: int) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-def answers_alike(run: Path, tmp_path: Path, *parser: str) -> None:
-    """Publishes the latest model of a run, and compares our server on the run with vLLM's on the published folder."""
+def answers_alike(run: Path, model: Path, tmp_path: Path, *parser: str) -> None:
+    """Publishes a run's latest model, and compares our server on that model with vLLM's on the published folder."""
     folder = tmp_path / "published"
     publish_run(str(run), None, None, folder, pairs=False, to_hub=None)
-    (model,) = run.glob("iter_*/model") if not (run / "iter_2").exists() else [run / "iter_2" / "model"]
     with serving(str(model), "--allow-thoughts", log=tmp_path / "ours.log") as served:
         ours = replies(served, extra_body={"include_reasoning": True})
     options = [option.format(folder=folder) for option in parser]
@@ -67,7 +66,15 @@ def answers_alike(run: Path, tmp_path: Path, *parser: str) -> None:
 @pytest.mark.story("a published model in plain vLLM", 120)
 def test_a_published_model_answers_in_plain_vllm_as_in_our_server(small_run: Path, tmp_path: Path):
     plugin = "{folder}/parsers/thought_parser.py"
-    answers_alike(small_run, tmp_path, "--reasoning-parser", "thought", "--reasoning-parser-plugin", plugin)
+    answers_alike(
+        small_run,
+        small_run / "iter_2/model",
+        tmp_path,
+        "--reasoning-parser",
+        "thought",
+        "--reasoning-parser-plugin",
+        plugin,
+    )
 
 
 @pytest.mark.story("a published native thinker in plain vLLM", 120)
@@ -75,4 +82,4 @@ def test_a_published_native_thinker_answers_in_plain_vllm_as_in_our_server(tmp_p
     native = ModelConfig(path="miniature-native")
     config = a_config(tmp_path, model=native, prompt=PromptConfig(variant="native"))
     finish(config, 1, model=SHIPPED_MODELS["miniature-native"])
-    answers_alike(config.root, tmp_path, "--reasoning-parser", "qwen3")
+    answers_alike(config.root, config.root / "iter_1/model", tmp_path, "--reasoning-parser", "qwen3")

@@ -21,7 +21,7 @@ from tpo.records import Artifact, Generation, Prompt
 from tpo.storage.ledger import read_ledger
 from tpo.storage.store import read_manifest, read_rows
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("synthetic prompts", 90), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 SIMILARITY = 0.9
 """Instructions of the world share most of their words: at 0.7 nearly all would count as duplicates."""

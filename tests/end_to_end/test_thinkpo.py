@@ -1,35 +1,25 @@
-"""A small run of ThinkPO on the real engines: three models are made and measured, and a second call does nothing.
+"""A small run of ThinkPO on the real engines: three models are trained and measured, a second call does nothing, and
+plain vLLM answers with the published model as our server does.
 
 docs/recipes/thinkpo.md has results on the whole miniature; tests/flows/test_thinkpo.py interrupts and resumes it.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.story("ThinkPO", 120), pytest.mark.end_to_end, pytest.mark.timeout(900)]
-ROOT = Path(__file__).parents[2]
+from tests.end_to_end.conftest import run_recipe
+from tests.end_to_end.test_publish import answers_alike
+
+pytestmark = [pytest.mark.story("ThinkPO", 200), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 SMALL = ("data.per_iteration=64", "data.test=32", "recipe.sft.epochs=4", "recipe.sft.learning_rate=1e-3",
          "recipe.sft.batch_size=16", "recipe.sft.micro_batch_size=16", "engine.shard_prompts=16",
          "recipe.mismatched_answer_ratio=0.8")  # fmt: skip
 
 
-def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothing(tmp_path: Path):
-    command = [sys.executable, "-m", "flows", "thinkpo"]
-    for setting in (*SMALL, f'folder="{tmp_path}"'):
-        command += ["--set", setting]
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-
-    def call() -> str:
-        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "ThinkPO against SFT: score" in call()
+def test_a_small_run_of_thinkpo_ends_with_its_page_is_not_repeated_and_can_be_published(tmp_path: Path):
+    assert "ThinkPO against SFT: score" in run_recipe("thinkpo", tmp_path, *SMALL)
     run = tmp_path / "thinkpo"
     table = json.loads((run / "model_table.json").read_text())
     base, tuned, thinking = table["rows"]
@@ -38,4 +28,5 @@ def test_a_small_run_of_thinkpo_ends_with_its_page_and_a_second_call_does_nothin
     assert thinking["made_from"]["pairs"] > 10
     page = (run / "model_table.html").read_text()
     assert "<script" not in page and "ThinkPO" in page
-    assert "nothing to do" in call()
+    assert "nothing to do" in run_recipe("thinkpo", tmp_path, *SMALL)
+    answers_alike(run, run / "dpo/train/epoch_1", tmp_path)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 KILL, KILL_TWICE = "kill -9 at a change in the bucket", "kill -9 at a change in the bucket, twice"
 DISKS = {"kept": "resumed on the same machine", "lost": "resumed on another machine with an empty disk"}
 ONCE, TWICE = [(KILL, stage, "lost") for stage in STAGES], [(KILL_TWICE, "all", disk) for disk in DISKS]
-MATRIX = [*sampled("killed once", ONCE, 1), *sampled("killed twice", TWICE, 1)]
+MATRIX = sampled("killed in a bucket", [*ONCE, *TWICE], 1)
 BAD_WEATHER = ("nothing else", "all", "kept")
 STRUCK = 0.04
 """Share of the requests that fail in bad weather."""

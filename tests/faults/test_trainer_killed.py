@@ -131,34 +131,52 @@ def _drive(folder: Path, at: int) -> None:
     train(folder, die)
 
 
-def test_a_training_ends_the_same_after_a_killed_driver_a_killed_worker_and_a_hung_one(
-    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome
-):
-    driver = multiprocessing.get_context("spawn").Process(target=_drive, args=(tmp_path, 10))
+def _kill_the_driver(folder: Path) -> None:
+    driver = multiprocessing.get_context("spawn").Process(target=_drive, args=(folder, 10))
     driver.start()
     driver.join()
     assert driver.exitcode == -signal.SIGKILL
-    assert not (tmp_path / "log.jsonl").exists()
-    killed, hung = _Injection(tmp_path, signal.SIGKILL, at=25), _Injection(tmp_path, signal.SIGSTOP, at=45)
+    assert not (folder / "log.jsonl").exists()
+    assert train(folder, lambda done: None)[-1].step == STEPS
 
-    def strike(done: int) -> None:
-        killed(done)
-        if killed.resumed_at is not None:
-            hung(done)
 
-    epochs = train(tmp_path, strike, stall_seconds=12, checkpoint_share=OFTEN)
-    assert epochs[-1].step == STEPS
-    for injection in (killed, hung):
-        assert injection.struck is not None and injection.resumed_at is not None and injection.resumed_at > 1
-    assert "no step ended in 12 seconds (trainer.stall_seconds); restarted" in capsys.readouterr().err
+def _strike_the_worker(folder: Path, number: signal.Signals) -> None:
+    injection = _Injection(folder, number, at=25)
+    assert train(folder, injection, stall_seconds=12, checkpoint_share=OFTEN)[-1].step == STEPS
+    assert injection.struck is not None and injection.resumed_at is not None and injection.resumed_at > 1
+
+
+def _kill_the_worker(folder: Path) -> None:
+    _strike_the_worker(folder, signal.SIGKILL)
+
+
+def _freeze_the_worker(folder: Path) -> None:
+    _strike_the_worker(folder, signal.SIGSTOP)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "kill -9 of the driver during training": (
+        _kill_the_driver, "resumes from its last checkpoint; ends with the same bits",
+    ),
+    "kill -9 of the training worker": (
+        _kill_the_worker, "a new one resumes from the last checkpoint; ends with the same bits",
+    ),
+    "the training worker freezes (SIGSTOP)": (
+        _freeze_the_worker, "killed; a new one resumes and ends with the same bits",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sampled("faults of a training", list(FAULTS), 1))
+def test_a_training_ends_the_same_after_a_fault(
+    tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome, fault: str
+):
+    inject, end = FAULTS[fault]
+    inject(tmp_path)
+    hung = "no step ended in 12 seconds (trainer.stall_seconds); restarted" in capsys.readouterr().err
+    assert hung == (inject is _freeze_the_worker)
     assert result(tmp_path) == whole
-    outcome(
-        "kill -9 of the driver during training", "train", "resumes from its last checkpoint; ends with the same bits"
-    )
-    outcome(
-        "kill -9 of the training worker", "train", "a new one resumes from the last checkpoint; ends with the same bits"
-    )
-    outcome("the training worker freezes (SIGSTOP)", "train", "killed; a new one resumes and ends with the same bits")
+    outcome(fault, "train", end)
 
 
 def test_more_workers_than_ray_has_room_for_stop_the_training_in_time(

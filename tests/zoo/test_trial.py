@@ -45,6 +45,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     return {row["name"]: row for row in map(json.loads, results.read_text().splitlines())}
 
 
+@pytest.mark.story("a family of models", 110)
 @pytest.mark.parametrize("name", [family.name for family in TRIED])
 def test_a_family_is_checked_sampled_judged_trained_saved_loaded_and_served(found: Mapping[str, Any], name: str):
     if name not in found:
