@@ -16,10 +16,15 @@ from huggingface_hub import ModelCard
 
 from flows.cli.publish import publish_run
 from tests.faults import mock_run
+from tests.s3_server import S3Server, new_url
 from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.run import RunConfig
 from tpo.engines.training.job import TrainingJob
 from tpo.errors import InputError
 from tpo.models.folder import check_writer
+from tpo.storage.disk import make_folder, write_atomically
+from tpo.storage.lock import only_writer
+from tpo.storage.mirror import writing
 from tpo.storage.store import file_sha256
 
 pytestmark = pytest.mark.slow
@@ -125,6 +130,31 @@ def test_a_run_that_is_not_at_its_end_or_lacks_a_stage_is_refused(runs: Mapping[
     with pytest.raises(InputError, match=r"isn't finished, .*; run make self-train RUN=run"):
         published(run, tmp_path / "other")
     (run / "aside.json").rename(run / "finished.json")
+
+
+@pytest.mark.parametrize("name", ["thinkpo", "self_train"])
+def test_a_run_in_a_bucket_is_published_from_an_empty_disk(
+    runs: Mapping[str, Path], tmp_path: Path, s3: S3Server, name: str
+):
+    place = new_url()
+    moved = RunConfig.model_validate_json((runs[name] / "config.json").read_bytes()).model_copy(
+        update={"folder": place, "storage": s3.storage(tmp_path / "first")}
+    )
+    with only_writer(moved.root), writing(moved):
+        for path in sorted(path for path in runs[name].rglob("*") if path.is_file() and not path.name.startswith(".")):
+            copied = moved.root / path.relative_to(runs[name])
+            make_folder(copied.parent)
+            write_atomically(copied, path.read_bytes())
+    values = s3.storage(tmp_path / "second").model_dump(mode="json", exclude_none=True)
+    storage = "".join(f"storage.{key} = {json.dumps(value)}\n" for key, value in values.items())
+    (tmp_path / "bucket.toml").write_text(f'name = "{moved.name}"\nfolder = "{place}"\n{storage}')
+    publish_run(None, str(tmp_path / "bucket.toml"), None, tmp_path / "out", pairs=True, to_hub=None)
+    published(runs[name], tmp_path / "same")
+    left, right = (
+        {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "out", tmp_path / "same")
+    )
+    assert left == right
 
 
 @mock_run.prepared(forks=False)
