@@ -49,10 +49,10 @@ def write_round(
     for shard, start in enumerate(starts):
         stage.write_shard(shard, [sample for group in groups[start : start + SHARD_PROMPTS] for sample in group])
     samples = stage.commit(len(starts))
-    said = Stage(root, f"{name}/judgments", Judgment, inputs={"samples": samples}, config={})
-    said.begin()
-    said.write_shard(0, judgments)
-    inputs = {"samples": samples, "judgments": said.commit(1)}
+    judgments_stage = Stage(root, f"{name}/judgments", Judgment, inputs={"samples": samples}, config={})
+    judgments_stage.begin()
+    judgments_stage.write_shard(0, judgments)
+    inputs = {"samples": samples, "judgments": judgments_stage.commit(1)}
     scores = Stage(root, f"{name}/scores", Score, inputs=inputs, config={})
     scores.begin()
     scores.write_shard(0, [score(sample) for group in groups for sample in group])

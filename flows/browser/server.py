@@ -47,10 +47,10 @@ class SampleServer(http.server.ThreadingHTTPServer):
                 "listens there"
             ) from error
 
-    def handle_error(self, *told: Any) -> None:
+    def handle_error(self, *details: Any) -> None:
         """Says nothing of a browser that has closed its connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(*told)
+            super().handle_error(*details)
 
     @property
     def url(self) -> str:

@@ -67,14 +67,14 @@ def test_an_address_is_read_as_the_hubs_own_client_reads_it(text: str):
     assert parse_address(str(found)) == found
 
 
-@pytest.mark.parametrize(("key", "text", "said"), [
-    *(("model.path", text, said) for text, said in MISTAKES.items()),
-    *(("data.source.path", text, said) for text, said in MISTAKES_IN_DATA.items()),
+@pytest.mark.parametrize(("key", "text", "message"), [
+    *(("model.path", text, message) for text, message in MISTAKES.items()),
+    *(("data.source.path", text, message) for text, message in MISTAKES_IN_DATA.items()),
 ])  # fmt: skip
-def test_a_mistake_in_an_address_is_refused_with_the_key_and_what_is_meant(key: str, text: str, said: str):
+def test_a_mistake_in_an_address_is_refused_with_the_key_and_what_is_meant(key: str, text: str, message: str):
     with pytest.raises(InputError) as refused:
         load_config(Path("deploy/profiles/laptop.toml"), ["data.source.kind=file", f"{key}={text}"])
-    assert said in str(refused.value) and key.split(".")[0] in str(refused.value)
+    assert message in str(refused.value) and key.split(".")[0] in str(refused.value)
 
 
 def everywhere() -> RunConfig:

@@ -34,7 +34,7 @@ def test_a_row_is_a_question_a_rationale_and_a_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "pattern"),
     [
         ({"question": "Why?"}, r"a row with \['question'\]"),
         ({"question": "Why?", "answer": 7}, "expected text in question and answer"),
@@ -44,8 +44,8 @@ def test_a_row_is_a_question_a_rationale_and_a_reference() -> None:
         (row(""), "ends in ''"),
     ],
 )
-def test_a_row_in_another_form_is_rejected(broken: dict[str, object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_row_in_another_form_is_rejected(broken: dict[str, object], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
         read_row(broken)
 
 

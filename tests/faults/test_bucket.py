@@ -157,9 +157,9 @@ def test_an_error_that_the_user_can_fix_comes_with_a_remedy(
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("HOME", str(tmp_path))
-    told = {name: value for name, value in changes.items() if name in ("endpoint_url", "region")}
+    chosen = {name: value for name, value in changes.items() if name in ("endpoint_url", "region")}
     with pytest.raises(StoreError, match=says):
-        Bucket(url or new_url(), s3.storage(tmp_path, **({"max_attempts": 2} | told))).versions()
+        Bucket(url or new_url(), s3.storage(tmp_path, **({"max_attempts": 2} | chosen))).versions()
 
 
 def test_versions_are_compared_by_md5_or_for_uploads_in_parts_by_size(tmp_path: Path):

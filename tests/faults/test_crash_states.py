@@ -202,11 +202,11 @@ SYNCED_AFTER = ("question 2", "question 3")
 
 def ask_all(root: Path) -> None:
     seconds = 0.0
-    with Journal(root / "journal-00000.jsonl", clock=lambda: seconds) as said:
+    with Journal(root / "journal-00000.jsonl", clock=lambda: seconds) as journal:
         for key, answer in ANSWERS.items():
-            if key not in said.answers:
+            if key not in journal.answers:
                 seconds += 2 * SYNC_SECONDS * (key in SYNCED_AFTER)
-                said.write(key, answer)
+                journal.write(key, answer)
 
 
 def ask_all_and_damage_one(root: Path) -> None:

@@ -77,9 +77,9 @@ def test_a_dead_machines_lease_must_expire_first(
     first.wait()
     with held(url, storage, "ours") as taken:
         assert not taken.same_copy
-        said = capsys.readouterr().err
-        assert f"held by process {first.pid}" in said and "waiting up to 3 s" in said
-        assert f"taken over from process {first.pid}" in said
+        stderr = capsys.readouterr().err
+        assert f"held by process {first.pid}" in stderr and "waiting up to 3 s" in stderr
+        assert f"taken over from process {first.pid}" in stderr
     outcome("the machine is lost", "a bucket", "another takes over once the lease has expired, and resumes")
 
 
@@ -92,8 +92,8 @@ def test_a_dead_holder_of_the_same_working_copy_is_replaced_at_once(
     first.wait()
     with held(url, storage, "theirs") as taken:
         assert taken.same_copy
-    said = capsys.readouterr().err
-    assert "waiting" not in said and f"taken over from process {first.pid}" in said
+    stderr = capsys.readouterr().err
+    assert "waiting" not in stderr and f"taken over from process {first.pid}" in stderr
 
 
 def test_a_released_bucket_is_free_at_once(storage: StorageConfig, capsys: pytest.CaptureFixture[str]):

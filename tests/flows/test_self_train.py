@@ -104,11 +104,11 @@ def test_an_ablation_needs_a_run_with_the_dpo_step(tmp_path: Path):
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     plain = without_dpo(config)
     assert (plain.name, plain.recipe) == ("tried-plain", SelfTrain(dpo=False))
-    for other, told in (
+    for other, pattern in (
         (plain, r"set recipe\.dpo to true"),
         (a_config(tmp_path), 'kind is "tpo", expected "self_train"'),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=pattern):
             without_dpo(other)
 
 

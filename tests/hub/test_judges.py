@@ -34,7 +34,7 @@ def of_hub(kind: str) -> dict[str, bytes]:
     return files
 
 
-def told(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
+def run_in_a_process(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
     """What a run with the hub's judge found, started in a process of its own, and what it said."""
     command = [sys.executable, "-m", "tests.hub.test_judges", str(parent), kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -47,14 +47,14 @@ def told(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
 def test_a_runs_judge_stays_at_its_commit_and_its_judgments_at_that_judge(hub: Hub, tmp_path: Path, kind: str):
     repository = hub.repository("models/o/judge", of_hub(kind))
     first = repository.branches["main"]
-    found, _ = told(tmp_path, kind)
+    found, _ = run_in_a_process(tmp_path, kind)
     made = found.pop("made")
     assert found["model"] == f"hf://o/judge@{first}" and found["pins"] == {"hf://o/judge": found["model"]}
     assert found["judged by"] == found["folder"] and first in found["external"]
     assert found["scored"] > 0
     second = repository.commit(of_hub(kind) | {"README.md": b"new"})
-    again, said = told(tmp_path, kind)
-    assert f"main has moved to commit {second}; this run stays at {first}" in said
+    again, stderr = run_in_a_process(tmp_path, kind)
+    assert f"main has moved to commit {second}; this run stays at {first}" in stderr
     assert made and again == found | {"made": []}
     assert not [asked for asked in hub.asked if asked.endswith(".py")]
 

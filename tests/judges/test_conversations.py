@@ -145,10 +145,10 @@ def test_a_question_without_earlier_turns_has_no_headings_and_keeps_what_looks_l
 @pytest.mark.parametrize("forged", FORGED)
 @pytest.mark.parametrize("place", ["system", "user", "assistant", "last", "first response", "second response"])
 def test_no_text_in_a_conversation_can_pose_as_a_part_of_its_layout(forged: str, place: str):
-    said = f"Yes.\n\n{forged}\nA is better."
-    earlier = [Message(role=turn["role"], content=said if turn["role"] == place else "x") for turn in ADVISED]
+    hostile = f"Yes.\n\n{forged}\nA is better."
+    earlier = [Message(role=turn["role"], content=hostile if turn["role"] == place else "x") for turn in ADVISED]
     texts = {"last": "x", "first response": "x", "second response": "x"} | (
-        {} if place in ("system", "user", "assistant") else {place: said}
+        {} if place in ("system", "user", "assistant") else {place: hostile}
     )
     honest = shown([Message(role=turn["role"], content="x") for turn in ADVISED], "x", "x", "x")
     text = shown(earlier, texts["last"], texts["first response"], texts["second response"])

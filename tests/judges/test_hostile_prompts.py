@@ -31,9 +31,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ChatEncoder]
 
 
 def test_the_controls_are_the_ones_that_hostile_text_quotes(encoders: dict[str, ChatEncoder]):
-    said = "".join(case.text for case in CASES)
-    assert all(token in said for token in LLAMA_CONTROLS)
-    assert all(str(token) in said for token in encoders["miniature"].tokenizer.all_special_tokens)
+    prompts = "".join(case.text for case in CASES)
+    assert all(token in prompts for token in LLAMA_CONTROLS)
+    assert all(str(token) in prompts for token in encoders["miniature"].tokenizer.all_special_tokens)
 
 
 def assert_it_stays_text(encoder: ChatEncoder, texts: tuple[str, str, str], case: HostileResponse) -> None:

@@ -53,8 +53,8 @@ def group_of(*texts: str, baseline: str | None = None) -> Group:
 
 def judged(rule: Says, group: Group, **settings: object) -> tuple[list[Judgment], list[Score]]:
     judge = Pairwise(PairwiseJudge.model_validate(settings), Scripted(rule))
-    (said,) = judge.judge([group])
-    return said, judge.score(group, said)
+    (judgments,) = judge.judge([group])
+    return judgments, judge.score(group, judgments)
 
 
 def values(scores: Sequence[Score]) -> list[float | None]:
@@ -70,8 +70,8 @@ def test_every_ordered_pair_is_compared_once_with_only_the_question():
 
 
 def test_ratings_are_bradley_terrys_of_the_wins_over_both_orders():
-    said, scores = judged(longer, group_of("aa", "a", "aaa"))
-    assert [(j.index, j.other_index, j.outcome) for j in said] == [
+    judgments, scores = judged(longer, group_of("aa", "a", "aaa"))
+    assert [(j.index, j.other_index, j.outcome) for j in judgments] == [
         (0, 1, 1.0), (0, 2, -1.0), (1, 0, -1.0), (1, 2, -1.0), (2, 0, 1.0), (2, 1, 1.0),
     ]  # fmt: skip
     expected = bradley_terry([[0, 2, 0], [0, 0, 0], [2, 2, 0]], 0.1)
@@ -80,22 +80,22 @@ def test_ratings_are_bradley_terrys_of_the_wins_over_both_orders():
 
 
 def test_a_judge_that_always_prefers_the_first_rates_all_equally():
-    said, scores = judged(lambda asked: says("[[A]]"), group_of("a", "b", "c"))
-    assert {j.outcome for j in said} == {1.0}
+    judgments, scores = judged(lambda asked: says("[[A]]"), group_of("a", "b", "c"))
+    assert {j.outcome for j in judgments} == {1.0}
     assert values(scores) == pytest.approx([0, 0, 0], abs=1e-9)
 
 
 def test_equal_texts_enter_once_and_share_their_rating():
-    said, scores = judged(longer, group_of("aa", "a", "aa", "a"))
-    assert [(j.index, j.other_index) for j in said] == [(0, 1), (1, 0)]
+    judgments, scores = judged(longer, group_of("aa", "a", "aa", "a"))
+    assert [(j.index, j.other_index) for j in judgments] == [(0, 1), (1, 0)]
     assert scores[0].value == scores[2].value
     assert scores[1].value == scores[3].value
     assert scores[0].value is not None and scores[0].value > 0
 
 
 def test_identical_texts_are_tied_without_a_comparison():
-    said, scores = judged(longer, group_of("a", "a", "a"))
-    assert said == []
+    judgments, scores = judged(longer, group_of("a", "a", "a"))
+    assert judgments == []
     assert values(scores) == [0, 0, 0]
 
 
@@ -112,9 +112,9 @@ def test_identical_texts_are_tied_without_a_comparison():
     ],
 )
 def test_judgments_are_kept_with_their_outcome(reply: Reply | RefusedChat, outcome: float | None):
-    said, _ = judged(lambda asked: reply, group_of("a", "b"))
-    assert [j.outcome for j in said] == [outcome, outcome]
-    detail = json.loads(said[0].detail)
+    judgments, _ = judged(lambda asked: reply, group_of("a", "b"))
+    assert [j.outcome for j in judgments] == [outcome, outcome]
+    detail = json.loads(judgments[0].detail)
     assert detail.get("text", detail.get("reason")) == getattr(reply, "text", None) or detail["reason"] == "too_long"
 
 
@@ -137,22 +137,22 @@ def test_a_response_that_is_too_long_is_not_shown():
     asker = Scripted(longer)
     judge = Pairwise(PairwiseJudge(max_response_chars=5), asker)
     group = group_of("aa", "a", "a" * 6)
-    (said,) = judge.judge([group])
+    (judgments,) = judge.judge([group])
     assert len(asker.asked) == 2
-    assert [score.unscored for score in judge.score(group, said)] == [None, None, "too_long"]
+    assert [score.unscored for score in judge.score(group, judgments)] == [None, None, "too_long"]
 
 
 def test_if_every_response_is_too_long_nothing_is_asked_or_scored():
-    said, scores = judged(longer, group_of("aaa", "bbb"), max_response_chars=2)
-    assert said == []
+    judgments, scores = judged(longer, group_of("aaa", "bbb"), max_response_chars=2)
+    assert judgments == []
     assert [score.unscored for score in scores] == ["too_long", "too_long"]
 
 
 def test_probabilities_give_soft_results():
     third = (math.log(0.3), math.log(0.1))  # 0.75 for the first among the two
 
-    said, scores = judged(lambda asked: says("[[A]]", logprobs=third), group_of("a", "b"), mode="probability")
-    assert [j.outcome for j in said] == pytest.approx([0.5, 0.5])
+    judgments, scores = judged(lambda asked: says("[[A]]", logprobs=third), group_of("a", "b"), mode="probability")
+    assert [j.outcome for j in judgments] == pytest.approx([0.5, 0.5])
     assert values(scores) == pytest.approx([0, 0], abs=1e-9)
 
     def sure(asked: ResponsePair) -> Reply:
@@ -164,8 +164,8 @@ def test_probabilities_give_soft_results():
 
 @pytest.mark.parametrize("logprobs", [None, (-math.inf, -math.inf)])
 def test_without_probabilities_there_is_no_soft_result(logprobs: tuple[float, ...] | None):
-    said, scores = judged(lambda asked: says("[[A]]", logprobs=logprobs), group_of("a", "b"), mode="probability")
-    assert [j.outcome for j in said] == [None, None]
+    judgments, scores = judged(lambda asked: says("[[A]]", logprobs=logprobs), group_of("a", "b"), mode="probability")
+    assert [j.outcome for j in judgments] == [None, None]
     assert [score.unscored for score in scores] == ["no_verdict", "no_verdict"]
 
 
@@ -173,9 +173,9 @@ def test_without_probabilities_there_is_no_soft_result(logprobs: tuple[float, ..
     ("response", "value"), [("aaa", 1.0), ("a", 0.0), ("bb", 0.5), ("aa", 0.5)]
 )  # the last is the baseline's own text
 def test_against_a_baseline_both_orders_count_and_a_contradiction_is_a_half(response: str, value: float):
-    said, (score,) = judged(longer, group_of(response, baseline="aa"))
+    judgments, (score,) = judged(longer, group_of(response, baseline="aa"))
     assert score.value == value
-    assert len(said) == (0 if response == "aa" else 2)
+    assert len(judgments) == (0 if response == "aa" else 2)
 
 
 def test_against_a_baseline_a_single_order_gives_no_score():
@@ -198,8 +198,8 @@ def test_an_interrupted_judge_resumes_without_asking_again(tmp_path: Path, tourn
         with Journal(path) as journal, pytest.raises(ConnectionError):
             list(Pairwise(config, first).judge([group], journal))
         with Journal(path) as journal:
-            (said,) = Pairwise(config, second).judge([group], journal)
-        assert said == expected
+            (judgments,) = Pairwise(config, second).judge([group], journal)
+        assert judgments == expected
         assert len(first.asked) + len(second.asked) == len(whole.asked)
         assert not set(map(repr, first.asked)) & set(map(repr, second.asked))
 
@@ -221,9 +221,9 @@ def test_soft_results_and_refusals_survive_the_journal(tmp_path: Path):
 def test_groups_of_one_round_are_asked_together():
     asker = Scripted(longer)
     groups = [Group(f"p{i}", f"Question {i}?", None, group_of("a", "aa").responses) for i in range(5)]
-    said = list(Pairwise(PairwiseJudge(), asker).judge(groups))
-    assert [len(each) for each in said] == [2] * 5
-    assert [each[0].prompt_id for each in said] == [f"p{i}" for i in range(5)]
+    judgments = list(Pairwise(PairwiseJudge(), asker).judge(groups))
+    assert [len(each) for each in judgments] == [2] * 5
+    assert [each[0].prompt_id for each in judgments] == [f"p{i}" for i in range(5)]
 
 
 def test_the_best_of_a_hidden_quality_is_rated_best():

@@ -50,7 +50,7 @@ class Story:
     scheduled: Run
     failed: Run
     fixed: Run
-    told: list[str]
+    messages: list[str]
     """The messages that the webhook of `tpo_alert` received."""
     root: Path
     after_kill: dict[str, bytes] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class Webhook(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Listener)
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
 
 class _Listener(BaseHTTPRequestHandler):
     server: Webhook
 
     def do_POST(self) -> None:
-        self.server.told.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.server.messages.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.send_response(200)
         self.end_headers()
 
@@ -123,7 +123,7 @@ def story(operation: Operation, webhook: Webhook, tmp_path_factory: pytest.TempP
         scheduled,
         failed,
         fixed,
-        webhook.told,
+        webhook.messages,
         folder / "tiny",
         kept,
         manifests,
@@ -161,8 +161,11 @@ def test_a_failed_stage_says_why_on_the_runs_page_in_its_log_and_in_an_alert(sto
     (note,) = [a for a in story.operation.artifacts(story.failed["id"]) if a["key"] == "tpo-stopped"]
     assert why in note["data"].replace("\n", " ") and "the next trigger resumes" in note["data"]
     assert why in story.operation.logs(story.failed["id"])
-    assert [json.loads(told)["subject"] for told in story.told] == ["tiny to M_1 crashed", "tiny to M_1 failed"]
-    assert why in json.loads(story.told[1])["body"]
+    assert [json.loads(message)["subject"] for message in story.messages] == [
+        "tiny to M_1 crashed",
+        "tiny to M_1 failed",
+    ]
+    assert why in json.loads(story.messages[1])["body"]
 
 
 def test_after_a_fix_the_run_resumes_and_remakes_nothing(story: Story):

@@ -223,10 +223,10 @@ def test_the_ending_of_a_thought_is_taken_from_the_template():
 def test_well_known_tags_are_cut_off_even_for_an_unknown_model(output: str):
     for variant in VARIANTS.values():
         if variant.response_marker is not None:
-            told = output.replace("Paris.", f"Easy. {variant.response_marker} Paris.")
+            text = output.replace("Paris.", f"Easy. {variant.response_marker} Paris.")
         else:
-            told = output
-        parsed = variant.split(told, finished=True)
+            text = output
+        parsed = variant.split(text, finished=True)
         assert parsed.response == "Paris." and "secret" in parsed.thought
         assert parsed.error is (ParseError.NATIVE_THOUGHT if variant.variant == "direct" else None)
 
@@ -254,8 +254,8 @@ def test_a_thought_at_its_limit_is_ended_so_that_it_can_be_split(kind: str, vari
 
 def test_a_model_configured_not_to_think_stays_switched_off():
     chat = encoder("hybrid")
-    told = thinking_template(chat.tokenizer, kind="none")
-    assert (told.kind, told.variables(thinking=False)) == ("none", {"enable_thinking": False})
+    template = thinking_template(chat.tokenizer, kind="none")
+    assert (template.kind, template.variables(thinking=False)) == ("none", {"enable_thinking": False})
 
 
 @pytest.mark.parametrize(("prefill", "opened"), [("<think>\n", True), ("<think></think>", False), ("Well", False)])

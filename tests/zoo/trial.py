@@ -152,7 +152,7 @@ class Trial:
         samples = make_samples(asked, self._requests, self._outputs, prompt, self._encoder.decode)
         judge = Verifier(VerifierJudge())
         groups = groups_of(asked, samples, with_errors=True)
-        judged = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]
+        judged = [judge.score(group, judgments) for group, judgments in zip(groups, judge.judge(groups), strict=True)]
         _expect([len(scores) for scores in judged] == [2] * len(QUESTIONS), f"{judged} are not two scores a prompt")
 
     def _train(self) -> None:

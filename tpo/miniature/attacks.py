@@ -177,8 +177,8 @@ def _several(problem: Problem, rng: np.random.Generator) -> str:
 
 
 def _echo(problem: Problem, rng: np.random.Generator) -> str:
-    said = _choose(rng, (problem.question, problem.instruction))
-    return _choose(rng, ("{}", "The answer is {}", "You ask: {}", "{} I hope this helps.")).format(said)
+    echo = _choose(rng, (problem.question, problem.instruction))
+    return _choose(rng, ("{}", "The answer is {}", "You ask: {}", "{} I hope this helps.")).format(echo)
 
 
 def _fillers(rng: np.random.Generator) -> str:

@@ -103,7 +103,7 @@ def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, j
             "judge": who,
             "model": name,
             "games": [
-                {"score": score, "judgment": {"answer": said}} for score, said in zip(a.games, a.replies, strict=True)
+                {"score": score, "judgment": {"answer": reply}} for score, reply in zip(a.games, a.replies, strict=True)
             ],
         }
         for a in answers
@@ -114,8 +114,8 @@ def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, j
             "model": name,
             "judge": who,
             "games": [
-                {"user_prompt": "", "judgment": said, "score": score}
-                for score, said in zip(a.games, a.replies, strict=True)
+                {"user_prompt": "", "judgment": reply, "score": score}
+                for score, reply in zip(a.games, a.replies, strict=True)
             ],
         }
         for a in answers

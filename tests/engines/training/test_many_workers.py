@@ -168,8 +168,8 @@ def killed(folder: Path, config: TrainConfig, *, workers: int, strategy: str, at
             os.kill(os.getpid(), signal.SIGKILL)
 
     def run() -> None:
-        told = die if rank() == 0 else (lambda done, total: None)
-        work(folder, config, workers=workers, strategy=strategy, share=1e9, on_step=told)
+        observer = die if rank() == 0 else (lambda done, total: None)
+        work(folder, config, workers=workers, strategy=strategy, share=1e9, on_step=observer)
 
     prepare(folder, few=True)
     ends = end_of_workers(workers, run)

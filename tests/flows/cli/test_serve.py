@@ -112,8 +112,8 @@ def test_an_invalid_port_is_refused_in_one_line(number: str, capsys: pytest.Capt
     with pytest.raises(SystemExit) as stopped:
         main(["serve", "miniature", f"--port={number}"])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "is not a whole number from 1 to 65535" in said and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert "is not a whole number from 1 to 65535" in stderr and stderr.count("\n") == 1
 
 
 def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]):

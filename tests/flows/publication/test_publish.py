@@ -76,10 +76,13 @@ def test_cards_parse_and_have_the_numbers_and_pairs_of_the_run(run: Path, tmp_pa
     published(run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
-    told = json.loads((tmp_path / "out" / "publication.json").read_text())["lineage"]
-    assert [step["model"] for step in told["steps"]] == ["M_1", "M_2"]
-    assert told["steps"][1]["parent"] == told["steps"][0]["sha256"] and told["steps"][1]["sha256"] == told["sha256"]
-    assert told["data"] == {"prompts.jsonl": file_sha256(tmp_path / "prompts.jsonl")}
+    lineage = json.loads((tmp_path / "out" / "publication.json").read_text())["lineage"]
+    assert [step["model"] for step in lineage["steps"]] == ["M_1", "M_2"]
+    assert (
+        lineage["steps"][1]["parent"] == lineage["steps"][0]["sha256"]
+        and lineage["steps"][1]["sha256"] == lineage["sha256"]
+    )
+    assert lineage["data"] == {"prompts.jsonl": file_sha256(tmp_path / "prompts.jsonl")}
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (generation["temperature"], generation["top_p"], generation["eos_token_id"]) == (0.8, 0.95, 491)
     (pair,) = pq.read_table(tmp_path / "out" / "pairs" / "train-00000-of-00001.parquet").to_pylist()
