@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.handles import JudgedSamples
-from tasks.pair import StoredCandidates, describe, make_pairs
-from tpo.config.judges import least_margin
+from tasks.pair import describe, pairs_of
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.storage.current import keep_config
@@ -61,14 +60,7 @@ def write_round(
 
 def write_pairs(config: RunConfig, name: str, answers: JudgedSamples) -> list[Pair]:
     """The pairs that the stage makes of a round."""
-    margin = least_margin(config.pair, config.judge)
-    made = make_pairs(
-        StoredCandidates(answers),
-        config.pair,
-        min_margin=margin,
-        max_tokens=config.train.max_tokens,
-        seed=config.seed,
-    )
+    made = pairs_of(config, answers)
     inputs = {"samples": answers.samples, "scores": answers.scores}
     stage = Stage(config.root, f"{name}/pairs", Pair, inputs=inputs, config={})
     stage.begin()

@@ -1,4 +1,4 @@
-"""Claims about runs made before keys got today's names: their configs are read, and nothing is made again.
+"""Claims about runs made before keys got today's names: their configs are read, and nothing is remade.
 
 `runs_before.json` has, for a run of each kind, the `config.json` that earlier code wrote, and the config values and
 inputs' names that it recorded in the manifest of every stage. It was written by that code and must not be regenerated.

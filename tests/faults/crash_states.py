@@ -329,7 +329,7 @@ class Scenario:
     before: Callable[[Path], object]
     """Makes the initial content, which is synced, before the command."""
     command: Callable[[Path], object]
-    """The command, also run again after a crash."""
+    """The command, also rerun after a crash."""
     read: Callable[[Path], frozenset[str]]
     """Names of what is complete; raises if something is there that shouldn't be."""
     goal: frozenset[str]
@@ -433,9 +433,11 @@ class Explorer:
             with recording(root, process=process) as done:
                 self._scenario.command(root)
             after = self._scenario.read(root)
-            assert after >= self._scenario.goal | found, f"run again: {sorted(after)} is there, not {sorted(found)}"
+            assert after >= self._scenario.goal | found, (
+                f"after the rerun, {sorted(after)} is complete, expected {sorted(self._scenario.goal | found)}"
+            )
             stray = [path.name for path in (root / self._scenario.tidied).glob("**/.*.tmp")]
-            assert not (stray and self._scenario.tidied), f"run again: {stray} left behind"
+            assert not (stray and self._scenario.tidied), f"the rerun left {stray} behind"
             if process == 2 and done.operations:
                 self._second.append(_Recovery(state, found, done.operations))
         return found

@@ -185,7 +185,7 @@ def test_a_job_on_which_actors_keep_failing_stops_the_run_with_its_cause_and_a_r
     assert time.monotonic() - started < 120
     indices = [index for index, _ in done]
     assert len(indices) == len(set(indices)) and PIECES.index([12, 13, 14]) not in indices
-    outcome(f"an engine {how}, again and again", "sample, judge", "stops, names the cause and what to do")
+    outcome(f"an engine {how}, repeatedly", "sample, judge", "stops, names the cause and what to do")
 
 
 def test_work_continues_while_an_actor_is_replaced(make: Make, outcome: Outcome):
@@ -220,7 +220,7 @@ def test_a_slot_whose_actors_never_start_is_given_up_with_a_message_and_the_othe
     assert len(pool.actors) == 1
     assert "failed to start; continuing with the others: ValueError: engine core is dead" in capsys.readouterr().err
     outcome(
-        "an engine raises an error at start-up, again and again",
+        "an engine raises an error at start-up, repeatedly",
         "sample, judge",
         "given up with a message; the others continue",
     )

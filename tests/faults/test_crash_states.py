@@ -1,7 +1,7 @@
 """Claims about crashes: in any state of the disk, a stage reads as complete with its rows or as missing.
 
 The real code runs once, and its file operations are recorded. Each state that a crash may leave (`crash_states`) is
-read with the real code, which is then run again. `python -m tests.faults.test_crash_states` prints the states by
+read with the real code, which is then rerun. `python -m tests.faults.test_crash_states` prints the states by
 scenario.
 """
 

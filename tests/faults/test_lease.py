@@ -62,7 +62,7 @@ def test_a_second_machine_is_told_who_holds_the_bucket(
     ):
         pass
     assert first.poll() is None
-    outcome("a second machine starts the run", "a bucket", "the second is told who holds it; the first continues")
+    outcome("a second machine starts the run", "a bucket", "the second names the holder; the first continues")
 
 
 def test_a_dead_machines_lease_must_expire_first(

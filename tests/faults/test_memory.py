@@ -86,4 +86,4 @@ def test_an_engine_that_ray_kills_for_its_memory_is_replaced_once_then_stops_the
     assert message in done.stdout, done.stdout + done.stderr
     assert times == 1 or "memory" in done.stdout
     assert mark.read_text() == "x" * min(times, 4)
-    outcome(f"Ray kills an engine for its memory, {'once' if times == 1 else 'again and again'}", "sample, judge", came)
+    outcome(f"Ray kills an engine for its memory, {'once' if times == 1 else 'repeatedly'}", "sample, judge", came)

@@ -39,7 +39,7 @@ SOON_NOTICED = "engine.start_seconds=90"
 ERROR_SECONDS = 60.0
 FROM_NOTHING_SECONDS = 60.0
 """Time limit for finding, on a busy machine and from an empty disk, that there is nothing to do."""
-CAME = "recovers by itself or when run again; if it stops, it says so within a minute"
+CAME = "recovers by itself or when rerun; if it stops, it says so within a minute"
 """Which of the two isn't recorded: the next fault may come before the end that this one leads to."""
 
 

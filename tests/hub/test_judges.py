@@ -35,7 +35,7 @@ def of_hub(kind: str) -> dict[str, bytes]:
 
 
 def run_in_a_process(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
-    """What a run with the hub's judge found, started in a process of its own, and what it said."""
+    """The results of a run with the hub's judge, made in its own process, and the end of its stderr."""
     command = [sys.executable, "-m", "tests.hub.test_judges", str(parent), kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

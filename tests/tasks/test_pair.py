@@ -167,7 +167,7 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
         (
             [[("no_verdict", None), (1.0, None)], [("no_verdict", None), ("too_long", None)]],
             {},
-            r"the judge scored too few responses \(unscored: 2 no_verdict, 1 too_long\): look at what it said",
+            r"the judge scored too few responses \(unscored: 2 no_verdict, 1 too_long\): look at its replies",
         ),
         (
             [[(1.0, None), (0.7, None)], [(1.0, None), (0.8, None)]],

@@ -32,7 +32,7 @@ class Answered:
     games: Game = (None, None)
     """The verdicts in both orders; the baseline is first in the first."""
     replies: tuple[str, str] = ("", "")
-    """What the judge said in each."""
+    """The judge's reply in each."""
     style: Style | None = None
     """The style of the response."""
 
@@ -55,7 +55,7 @@ def file_name(text: str) -> str:
 
 def alpaca_eval_files(answers: Sequence[Answered], *, model: str, baseline: str, judge: str) -> Files:
     """Both sides' outputs, the judgments as `annotations.json`, in which prompts without a preference are missing, and
-    a config by which the tool takes them for those of an annotator of its own, which it then needn't call."""
+    a config by which the tool takes them for those of one of its own annotators, which it then needn't call."""
     generator, annotator = file_name(model), file_name(judge)
     outputs = [{"instruction": a.instruction, "output": a.response, "generator": generator} for a in answers]
     reference = [{"instruction": a.instruction, "output": a.baseline, "generator": baseline} for a in answers]
