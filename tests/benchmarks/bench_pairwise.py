@@ -40,8 +40,8 @@ class Instant:
 
     def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
         """A reply to each comparison."""
-        for i, (asked, ids) in enumerate(zip(comparisons, self._encoder.encode(comparisons), strict=True)):
-            label = "[[A]]" if len(asked.first) > len(asked.second) else "[[B]]"
+        for i, (comparison, ids) in enumerate(zip(comparisons, self._encoder.encode(comparisons), strict=True)):
+            label = "[[A]]" if len(comparison.first) > len(comparison.second) else "[[B]]"
             yield i, Reply(f"{'One of them says more than the other. ' * 8}{label}", True, len(ids), 60)
 
 

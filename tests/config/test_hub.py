@@ -60,10 +60,10 @@ MISTAKES_IN_DATA = {
 @pytest.mark.parametrize("text", ADDRESSES)
 def test_an_address_is_read_as_the_hubs_own_client_reads_it(text: str):
     found = parse_address(text)
-    theirs = parse_hf_uri(text)
+    parsed = parse_hf_uri(text)
     assert found == ADDRESSES[text]
-    assert (found.kind, found.repo, found.revision) == (theirs.type, theirs.id, theirs.revision)
-    assert found.path == theirs.path_in_repo
+    assert (found.kind, found.repo, found.revision) == (parsed.type, parsed.id, parsed.revision)
+    assert found.path == parsed.path_in_repo
     assert parse_address(str(found)) == found
 
 
@@ -125,6 +125,6 @@ def test_fetched_files_are_next_to_the_hub_clients_cache(variables: dict[str, st
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    asked = "import json; from huggingface_hub import constants; print(json.dumps(constants.HF_ASSETS_CACHE))"
-    done = subprocess.run([sys.executable, "-c", asked], env=os.environ, capture_output=True, text=True, check=True)
+    code = "import json; from huggingface_hub import constants; print(json.dumps(constants.HF_ASSETS_CACHE))"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
     assert hub_folder() == Path(json.loads(done.stdout)) / "tpo"

@@ -136,8 +136,8 @@ def test_a_canary_appears_where_a_pickle_is_loaded(loaded: Loaded):
 
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_a_published_folder_is_loaded_without_opening_its_sub_folders(loaded: Loaded, case: str):
-    came, folder = loaded.came[case]["came"], loaded.places[case]
-    assert (came["chat"], came["trainer"], came["sampler"]) == ("loaded", "loaded", "loaded")
+    outcomes, folder = loaded.came[case]["came"], loaded.places[case]
+    assert (outcomes["chat"], outcomes["trainer"], outcomes["sampler"]) == ("loaded", "loaded", "loaded")
     opened = [Path(path).relative_to(folder).as_posix() for path in loaded.came[case]["opened"]]
     assert "config.json" in opened
     assert [path for path in opened if "/" in path] == []

@@ -237,8 +237,8 @@ def test_a_column_of_objects_is_rejected_with_the_fields_to_name(tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_a_list_of_one_answer_is_that_answer_and_longer_ones_are_rejected(tmp_path: Path, name: str):
-    one = write(tmp_path / f"one-{name}", [{"instruction": "a", "answer": ["42"]}, {"instruction": "b", "answer": []}])
-    assert [row.reference for row in read(one, reference_column="answer")] == ["42", None]
+    file = write(tmp_path / f"one-{name}", [{"instruction": "a", "answer": ["42"]}, {"instruction": "b", "answer": []}])
+    assert [row.reference for row in read(file, reference_column="answer")] == ["42", None]
     two = write(tmp_path / f"two-{name}", [{"instruction": "a", "answer": ["42", "forty-two"]}])
     with pytest.raises(
         InputError, match=r"row 1: the reference is a list of 2 \(\['42', 'forty-two'\]\), expected one"

@@ -121,10 +121,10 @@ def job(commands: Path, tmp_path: Path) -> Iterator[Job]:
     try:
         yield job
     finally:
-        left = processes_of(job)
+        running = processes_of(job)
         job.process.terminate()  # already gone if the claim holds
-        _, left = psutil.wait_procs(left, timeout=30)
-        for process in left:
+        _, running = psutil.wait_procs(running, timeout=30)
+        for process in running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -172,8 +172,8 @@ def test_a_job_uses_all_nodes_behind_a_token_and_at_sigterm_cleans_up_and_requeu
 
     job.process.send_signal(signal.SIGTERM)
     assert job.process.wait(60) == 128 + signal.SIGTERM
-    _, left = psutil.wait_procs(started, timeout=10)
-    assert not left
+    _, running = psutil.wait_procs(started, timeout=10)
+    assert not running
     assert not token.exists() and not any(folder.exists() for folder in folders)
     assert job.scontrol.read_text() == f"requeue {job.folder.name.removesuffix('-0')}\n"
 

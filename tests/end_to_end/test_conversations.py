@@ -24,13 +24,13 @@ SETTINGS = (
 )
 
 
-def in_turn(asked: str, earlier: world.Problem, kind: int) -> Any:
+def in_turn(question: str, earlier: world.Problem, kind: int) -> Any:
     """A question as text, or in the format of WildChat, Tulu 3 or ShareGPT."""
     before = [("user", earlier.instruction), ("assistant", f"the answer is {earlier.reference} .")]
-    turns = [*before, ("user", asked), ("assistant", "a reply that is left out")]
+    turns = [*before, ("user", question), ("assistant", "a reply that is left out")]
     match kind:
         case 0:
-            return asked
+            return question
         case 1:
             return [{"role": role, "content": text, "toxic": False, "language": "English"} for role, text in turns]
         case 2:

@@ -460,9 +460,9 @@ def table(explored: Mapping[str, Explored], goals: Mapping[str, frozenset[str]])
     """One line per scenario."""
     lines = [f"{'':58}{'operations':>11}{'states':>8}{'complete':>10}{'not there':>11}{'second crash':>14}"]
     totals = [0] * 5
-    for name, one in explored.items():
-        complete = sum(found >= goals[name] for found in one.found.values())
-        numbers = [one.operations, len(one.found), complete, len(one.found) - complete, one.again]
+    for name, states in explored.items():
+        complete = sum(found >= goals[name] for found in states.found.values())
+        numbers = [states.operations, len(states.found), complete, len(states.found) - complete, states.again]
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(name, numbers))
     return "\n".join([*lines, _line("total", totals)])

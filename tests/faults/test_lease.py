@@ -154,7 +154,7 @@ def test_a_holder_that_slept_and_still_has_its_lease_continues(storage: StorageC
 
 def test_a_renewal_survives_a_lost_reply(storage: StorageConfig, proxy: FaultyProxy):
     bucket, clock = Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint})), Clock()
-    proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count in (0, 2) else None
+    proxy.script = lambda request: Fault(lose_reply=True) if request.conditional and request.count in (0, 2) else None
     lease = a_lease(bucket, clock)
     for clock.now in (100.0, 200.0):
         lease.check()
@@ -167,9 +167,9 @@ def test_a_holder_that_cannot_renew_writes_nothing(storage: StorageConfig, proxy
         Clock(),
     )
     lease = a_lease(bucket, clock)
-    proxy.script = lambda asked: Fault(status=503)
+    proxy.script = lambda request: Fault(status=503)
     clock.now = 31.0
     with pytest.raises(StoreError, match="failed in up to 1 attempts"):
         lease.check()
-    proxy.script = lambda asked: None
+    proxy.script = lambda request: None
     lease.check()

@@ -138,12 +138,12 @@ def _found(parent: Path) -> dict[str, Any]:
     ablation = self_train.self_train_and_plain.fn(config, ITERATIONS)
     before = _times(folder)
     assert self_train.self_train_and_plain.fn(config, ITERATIONS) == ablation
-    again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+    remade = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
     found = {
         **_seen(config.root),
         "plain": _seen(without_dpo(config).root),
         "seed": seed_model(config).fingerprint,
-        "again": again,
+        "again": remade,
         "known": {str(t): recipe.ready(config, t) is not None for t in (1, 2, 3)},
         "ablation": _ablation(config, ablation),
         "stopped": _stopped(parent / "stopped", config),

@@ -66,7 +66,7 @@ def test_a_fetched_model_has_no_code_or_pickles_and_is_used_like_any_folder(hub:
     assert {path.name for path in folder.iterdir()} == set(MODEL)
     assert check_model_folder(folder) == check_model_folder(SHIPPED_SEED_MODEL)
     assert folder_artifact(folder).fingerprint == folder_artifact(SHIPPED_SEED_MODEL).fingerprint
-    assert not [asked for asked in hub.asked if "modeling.py" in asked or "model.bin" in asked]
+    assert not [request for request in hub.asked if "modeling.py" in request or "model.bin" in request]
     hub.asked.clear()
     assert fetched(found) == found and hub.asked == []  # A commit in the cache needs no request.
 
@@ -135,7 +135,7 @@ def test_a_plan_fetches_config_and_tokenizer_and_says_what_a_run_will_fetch(hub:
     assert model.lacking == len(MODEL[WEIGHTS]) and model.size == sum(map(len, MODEL.values()))
     assert (data.keys, data.lacking) == (["data.source.path"], len(ROWS))
     assert {path.name for path in found.config.model.folder.iterdir()} == set(MODEL) - {WEIGHTS}
-    assert not [asked for asked in hub.asked if asked.startswith("GET cdn/") or asked.endswith("train.jsonl")]
+    assert not [request for request in hub.asked if request.startswith("GET cdn/") or request.endswith("train.jsonl")]
 
 
 def test_a_plan_continues_without_what_cannot_be_fetched(hub: Hub, tmp_path: Path):
@@ -160,7 +160,7 @@ def test_a_config_that_asks_for_code_comes_without_that(hub: Hub, config: RunCon
     folder = fetched(config).model.folder
     assert "left out of config.json the settings that load the repository's own code" in capsys.readouterr().err
     assert json.loads((folder / "config.json").read_text()) == json.loads(MODEL["config.json"])
-    assert check_model_folder(folder) and not [asked for asked in hub.asked if "modeling.py" in asked]
+    assert check_model_folder(folder) and not [request for request in hub.asked if "modeling.py" in request]
     hub.asked.clear()
     assert fetched(fetched(config)).model.folder == folder
     assert "left out" not in capsys.readouterr().err
@@ -296,7 +296,7 @@ def test_a_split_is_fetched_from_the_repositorys_files_or_the_hubs_parquet_copy(
     found = fetched(of_data(tmp_path / "b", "hf://datasets/o/scripted/train"))
     assert found.data.source.path == f"hf://datasets/o/scripted@{commit}/default/train"  # type: ignore[union-attr]
     assert found.hub_pins["hf://datasets/o/scripted/train"].revision == "refs/convert/parquet"
-    assert own.branches["main"] in str(place) and not [asked for asked in hub.asked if asked.endswith(".py")]
+    assert own.branches["main"] in str(place) and not [request for request in hub.asked if request.endswith(".py")]
 
 
 @pytest.mark.slow

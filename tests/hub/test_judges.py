@@ -53,10 +53,10 @@ def test_a_runs_judge_stays_at_its_commit_and_its_judgments_at_that_judge(hub: H
     assert found["judged by"] == found["folder"] and first in found["external"]
     assert found["scored"] > 0
     second = repository.commit(of_hub(kind) | {"README.md": b"new"})
-    again, stderr = run_in_a_process(tmp_path, kind)
+    rerun, stderr = run_in_a_process(tmp_path, kind)
     assert f"main has moved to commit {second}; this run stays at {first}" in stderr
-    assert made and again == found | {"made": []}
-    assert not [asked for asked in hub.asked if asked.endswith(".py")]
+    assert made and rerun == found | {"made": []}
+    assert not [request for request in hub.asked if request.endswith(".py")]
 
 
 class _Scorer:

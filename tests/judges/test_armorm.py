@@ -54,9 +54,9 @@ class Overheard:
         self.chats: list[Chat] = []
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
-        asked = [list(group) for group in groups]
-        self.chats += [chat for group in asked for chat in group]
-        return [[[0.0] * 39 for _ in group] for group in asked]
+        batch = [list(group) for group in groups]
+        self.chats += [chat for group in batch for chat in group]
+        return [[[0.0] * 39 for _ in group] for group in batch]
 
 
 def test_the_heads_give_the_golden_numbers():

@@ -58,8 +58,8 @@ class Overhearing:
         return [(i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons))]
 
 
-def a_conversation(earlier: Sequence[Message], asked: str = LAST) -> Prompt:
-    return Prompt("p", asked, history=write_turns(earlier))
+def a_conversation(earlier: Sequence[Message], question: str = LAST) -> Prompt:
+    return Prompt("p", question, history=write_turns(earlier))
 
 
 def a_group(earlier: Sequence[Message], *responses: str) -> Group:
@@ -123,8 +123,8 @@ def test_hostile_turns_become_no_control_token_of_a_reward_model(tmp_path: Path)
             assert controls_in(encoder, judge.chat_of(LAST, RESPONSES[0], earlier).token_ids) == expected
 
 
-def shown(earlier: Sequence[Message], asked: str = LAST, first: str = "One.", second: str = "Two.") -> str:
-    return COT.render(asked, first, second, earlier)[1]["content"]
+def shown(earlier: Sequence[Message], question: str = LAST, first: str = "One.", second: str = "Two.") -> str:
+    return COT.render(question, first, second, earlier)[1]["content"]
 
 
 def test_a_comparison_shows_the_turns_in_order_under_their_headings():

@@ -42,8 +42,8 @@ def says(text: str, *, finished: bool = True, logprobs: tuple[float, ...] | None
     return Reply(text, finished, 10, 2, label_logprobs=logprobs)
 
 
-def longer(asked: ResponsePair) -> Reply:
-    return says("[[A]]" if len(asked.first) >= len(asked.second) else "[[B]]")
+def longer(comparison: ResponsePair) -> Reply:
+    return says("[[A]]" if len(comparison.first) >= len(comparison.second) else "[[B]]")
 
 
 def group_of(*texts: str, baseline: str | None = None) -> Group:
@@ -80,7 +80,7 @@ def test_ratings_are_bradley_terrys_of_the_wins_over_both_orders():
 
 
 def test_a_judge_that_always_prefers_the_first_rates_all_equally():
-    judgments, scores = judged(lambda asked: says("[[A]]"), group_of("a", "b", "c"))
+    judgments, scores = judged(lambda comparison: says("[[A]]"), group_of("a", "b", "c"))
     assert {j.outcome for j in judgments} == {1.0}
     assert values(scores) == pytest.approx([0, 0, 0], abs=1e-9)
 
@@ -112,15 +112,15 @@ def test_identical_texts_are_tied_without_a_comparison():
     ],
 )
 def test_judgments_are_kept_with_their_outcome(reply: Reply | RefusedChat, outcome: float | None):
-    judgments, _ = judged(lambda asked: reply, group_of("a", "b"))
+    judgments, _ = judged(lambda comparison: reply, group_of("a", "b"))
     assert [j.outcome for j in judgments] == [outcome, outcome]
     detail = json.loads(judgments[0].detail)
     assert detail.get("text", detail.get("reason")) == getattr(reply, "text", None) or detail["reason"] == "too_long"
 
 
 def test_a_response_without_a_single_verdict_is_unscored_and_not_in_the_middle():
-    def rule(asked: ResponsePair) -> Reply:
-        return says("hm") if "broken" in (asked.first, asked.second) else longer(asked)
+    def rule(comparison: ResponsePair) -> Reply:
+        return says("hm") if "broken" in (comparison.first, comparison.second) else longer(comparison)
 
     _, scores = judged(rule, group_of("aa", "a", "broken"))
     assert [score.unscored for score in scores] == [None, None, "no_verdict"]
@@ -129,7 +129,7 @@ def test_a_response_without_a_single_verdict_is_unscored_and_not_in_the_middle()
 
 
 def test_a_tie_is_a_verdict_that_adds_nothing():
-    _, scores = judged(lambda asked: says("[[C]]"), group_of("a", "b"))
+    _, scores = judged(lambda comparison: says("[[C]]"), group_of("a", "b"))
     assert values(scores) == [0, 0]
 
 
@@ -151,12 +151,12 @@ def test_if_every_response_is_too_long_nothing_is_asked_or_scored():
 def test_probabilities_give_soft_results():
     third = (math.log(0.3), math.log(0.1))  # 0.75 for the first among the two
 
-    judgments, scores = judged(lambda asked: says("[[A]]", logprobs=third), group_of("a", "b"), mode="probability")
+    judgments, scores = judged(lambda comparison: says("[[A]]", logprobs=third), group_of("a", "b"), mode="probability")
     assert [j.outcome for j in judgments] == pytest.approx([0.5, 0.5])
     assert values(scores) == pytest.approx([0, 0], abs=1e-9)
 
-    def sure(asked: ResponsePair) -> Reply:
-        return says("", logprobs=(0.0, -math.inf) if asked.first == "a" else (-math.inf, 0.0))
+    def sure(comparison: ResponsePair) -> Reply:
+        return says("", logprobs=(0.0, -math.inf) if comparison.first == "a" else (-math.inf, 0.0))
 
     _, scores = judged(sure, group_of("a", "b"), mode="probability")
     assert values(scores) == pytest.approx(bradley_terry([[0, 2], [0, 0]], 0.1).tolist())
@@ -164,7 +164,9 @@ def test_probabilities_give_soft_results():
 
 @pytest.mark.parametrize("logprobs", [None, (-math.inf, -math.inf)])
 def test_without_probabilities_there_is_no_soft_result(logprobs: tuple[float, ...] | None):
-    judgments, scores = judged(lambda asked: says("[[A]]", logprobs=logprobs), group_of("a", "b"), mode="probability")
+    judgments, scores = judged(
+        lambda comparison: says("[[A]]", logprobs=logprobs), group_of("a", "b"), mode="probability"
+    )
     assert [j.outcome for j in judgments] == [None, None]
     assert [score.unscored for score in scores] == ["no_verdict", "no_verdict"]
 
@@ -179,8 +181,8 @@ def test_against_a_baseline_both_orders_count_and_a_contradiction_is_a_half(resp
 
 
 def test_against_a_baseline_a_single_order_gives_no_score():
-    def rule(asked: ResponsePair) -> Reply:
-        return says("[[A]]" if asked.first == "b" else "hm")
+    def rule(comparison: ResponsePair) -> Reply:
+        return says("[[A]]" if comparison.first == "b" else "hm")
 
     _, (score,) = judged(rule, group_of("b", baseline="aa"))
     assert (score.value, score.unscored) == (None, "no_verdict")
@@ -205,8 +207,8 @@ def test_an_interrupted_judge_resumes_without_asking_again(tmp_path: Path, tourn
 
 
 def test_soft_results_and_refusals_survive_the_journal(tmp_path: Path):
-    def rule(asked: ResponsePair) -> Reply | RefusedChat:
-        return RefusedChat("too_long") if asked.first == "a" else says("", logprobs=(-math.inf, -0.5))
+    def rule(comparison: ResponsePair) -> Reply | RefusedChat:
+        return RefusedChat("too_long") if comparison.first == "a" else says("", logprobs=(-math.inf, -0.5))
 
     config, group = PairwiseJudge(mode="probability"), group_of("a", "b")
     with Journal(tmp_path / "j.jsonl") as journal:
@@ -230,8 +232,8 @@ def test_the_best_of_a_hidden_quality_is_rated_best():
     rng = np.random.default_rng(0)
     quality = {f"answer {i}": float(q) for i, q in enumerate(rng.normal(size=8))}
 
-    def rule(asked: ResponsePair) -> Reply:
-        logit = quality[asked.first] - quality[asked.second]
+    def rule(comparison: ResponsePair) -> Reply:
+        logit = quality[comparison.first] - quality[comparison.second]
         return says("", logprobs=(-math.log1p(math.exp(-logit)), -math.log1p(math.exp(logit))))
 
     for tournament in ("all_pairs", "adaptive"):

@@ -46,9 +46,9 @@ class Overheard:
         self.chats: list[Chat] = []
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
-        asked = [list(group) for group in groups]
-        self.chats += [chat for group in asked for chat in group]
-        return [[[1.0] for _ in group] for group in asked]
+        batch = [list(group) for group in groups]
+        self.chats += [chat for group in batch for chat in group]
+        return [[[1.0] for _ in group] for group in batch]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_the_check_asks_exactly_as_the_judge_will(mode: str):
     with MisbehavingServer(lambda request, n: Say("[[A]]", logprobs=LOGPROBS)) as server:
         assert check(server, mode=mode, structured_outputs=mode != "cot") == []
         list(judge_of(server, mode=mode, structured_outputs=mode != "cot").judge(GROUPS[:1]))
-    checked, *judged = [asked.request for asked in server.asked]
+    checked, *judged = [received.request for received in server.asked]
     assert checked.keys() == judged[0].keys()
     assert [message["role"] for message in checked["messages"]] == ["system", "user"]
     assert checked | {"messages": None} == judged[0] | {"messages": None}

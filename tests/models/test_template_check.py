@@ -103,8 +103,8 @@ def with_bos(folder: Path, template: str) -> Path:
 @pytest.mark.parametrize("variant", ["generic", "system"])
 def test_a_bos_that_opens_every_turn_is_accepted(tmp_path: Path, before: str, variant: str):
     folder = with_bos(tmp_path, before + BY_NAME["chatml"].template)
-    asked = [VARIANTS[variant].render(question) for question in QUESTIONS]
-    assert check_asked(folder, asked, ANSWERED) == [] == check_read(folder, READ)
+    chats = [VARIANTS[variant].render(question) for question in QUESTIONS]
+    assert check_asked(folder, chats, ANSWERED) == [] == check_read(folder, READ)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_harmless_oddities_are_noted_in_one_line(tmp_path: Path, change: dict[st
     if "date" in change:
         path = folder / "chat_template.jinja"
         path.write_text("<|im_start|>system\n{{ strftime_now('%d %b %Y') }}<|im_end|>\n" + path.read_text())
-    asked = [[Message(role="user", content="Say hello.")]]
-    (line,) = check_asked(folder, asked, ANSWERED)
+    chats = [[Message(role="user", content="Say hello.")]]
+    (line,) = check_asked(folder, chats, ANSWERED)
     assert text in line and str(folder) in line
 
 

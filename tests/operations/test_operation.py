@@ -180,9 +180,9 @@ def test_a_trigger_past_the_last_iteration_has_nothing_to_do(story: Story):
 
 
 def test_a_trigger_with_a_wrong_answer_in_the_form_is_refused(story: Story):
-    asked = {"parameters": {"last": -1}, "state": {"type": "SCHEDULED"}}
+    body = {"parameters": {"last": -1}, "state": {"type": "SCHEDULED"}}
     path = f"/deployments/{story.operation.deployment['id']}/create_flow_run"
-    assert story.operation.api.post(path, json=asked).status_code == 409
+    assert story.operation.api.post(path, json=body).status_code == 409
 
 
 def test_the_graph_has_an_edge_exactly_if_a_stage_uses_another(story: Story):
@@ -209,8 +209,8 @@ def test_the_graph_has_an_edge_exactly_if_a_stage_uses_another(story: Story):
 
 
 def test_the_graph_of_an_iteration_shows_the_method(story: Story):
-    asked = {"flow_runs": {"name": {"any_": ["M_1 of tiny"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
-    iterations = story.operation.api.post("/flow_runs/filter", json=asked).json()
+    body = {"flow_runs": {"name": {"any_": ["M_1 of tiny"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+    iterations = story.operation.api.post("/flow_runs/filter", json=body).json()
     epoch = "iter_1/validation/epoch_1"
     for iteration in iterations:
         assert story.operation.graph(iteration["id"]) == {
@@ -250,8 +250,10 @@ def test_a_key_that_the_worker_lacks_comes_from_a_secret_block_and_is_nowhere_in
     story: Story, tmp_path: Path
 ):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    ours = {"PREFECT_API_URL": f"{story.operation.url}/api", "PREFECT_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", KEYED], env=kept | ours, capture_output=True, text=True, check=True)
+    environment = {"PREFECT_API_URL": f"{story.operation.url}/api", "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", KEYED], env=kept | environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["canary-of-a-key"]
     files = [path for folder in (story.operation.folder, tmp_path) for path in folder.rglob("*") if path.is_file()]
     assert files and not [path for path in files if b"canary-of-a-key" in path.read_bytes()]

@@ -75,8 +75,8 @@ def test_what_models_write_is_shown_and_never_runs():
         ShownAnswer("SFT", HOSTILE, HOSTILE, 30, None, None, None),
     ]
     earlier = [Message(role="user", content=HOSTILE), Message(role="assistant", content=HOSTILE)]
-    asked = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers, earlier)
-    page = render_model_table(MODEL_TABLE, config={"name": HOSTILE}, examples=[asked], spent=[])
+    question = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers, earlier)
+    page = render_model_table(MODEL_TABLE, config={"name": HOSTILE}, examples=[question], spent=[])
     assert "<script" not in page and "<img" not in page
     assert page.count("&lt;script&gt;") >= 9
     assert page.index(">2<") < page.index(">10<")

@@ -78,7 +78,7 @@ def test_a_server_judges_and_its_health_is_recorded(tmp_path: Path):
         assert len(server.asked) == CALLS
         assert judged(config) == answers
         assert len(server.asked) == CALLS
-        assert not any(CANARY in json.dumps(asked.request) for asked in server.asked)
+        assert not any(CANARY in json.dumps(received.request) for received in server.asked)
         assert KEY.encode() not in everything_below(tmp_path)
 
 

@@ -93,14 +93,14 @@ def alpaca_eval_files(answers: Sequence[Answered], *, model: str, baseline: str,
 
 def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, judge: str) -> Files:
     """Answers and judgments of the current repository's layout, and answers of the old one, below `old/`."""
-    name, who = file_name(model), file_name(judge)
+    name, judge_name = file_name(model), file_name(judge)
     inside = f"data/arena-hard-{version}"
     current = [_answer(name, a) for a in answers]
     judged = [
         {
             "uid": a.uid,
             "category": a.category,
-            "judge": who,
+            "judge": judge_name,
             "model": name,
             "games": [
                 {"score": score, "judgment": {"answer": reply}} for score, reply in zip(a.games, a.replies, strict=True)
@@ -112,7 +112,7 @@ def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, j
         {
             "question_id": a.uid,
             "model": name,
-            "judge": who,
+            "judge": judge_name,
             "games": [
                 {"user_prompt": "", "judgment": reply, "score": score}
                 for score, reply in zip(a.games, a.replies, strict=True)
@@ -122,9 +122,9 @@ def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, j
     ]
     return {
         f"{inside}/model_answer/{name}.jsonl": _lines(current),
-        f"{inside}/model_judgment/{who}/{name}.jsonl": _lines(judged),
+        f"{inside}/model_judgment/{judge_name}/{name}.jsonl": _lines(judged),
         f"old/{inside}/model_answer/{name}.jsonl": _lines([_old_answer(name, a) for a in answers]),
-        f"old/{inside}/model_judgment/{who}/{name}.jsonl": _lines(old_judged),
+        f"old/{inside}/model_judgment/{judge_name}/{name}.jsonl": _lines(old_judged),
     }
 
 

@@ -207,16 +207,16 @@ def test_a_failing_tracker_is_dropped_with_a_message_and_the_training_ends_the_s
 ):
     from torch.utils.tensorboard import SummaryWriter
 
-    asked = list[int]()
+    steps = list[int]()
 
     def add_scalar(writer: SummaryWriter, name: str, value: float, step: int) -> None:
-        asked.append(step)
+        steps.append(step)
         if step == 3:
             raise ConnectionError("nobody there")
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
     assert result(train(tmp_path)) == unwatched
-    assert max(asked) == 3
+    assert max(steps) == 3
     assert (
         capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and gets no more reports") == 1
     )
@@ -249,8 +249,10 @@ def test_a_tracker_that_writes_files_contacts_no_other_machine(tmp_path: Path, t
         "print('DONE')\n"
     )
     assert "DONE" in output
-    asked = [line for line in output.splitlines() if "ASKED" in line and not re.search(r"127\.0\.0\.1|::1|, '/", line)]
-    assert not asked
+    contacts = [
+        line for line in output.splitlines() if "ASKED" in line and not re.search(r"127\.0\.0\.1|::1|, '/", line)
+    ]
+    assert not contacts
 
 
 CHECK = """

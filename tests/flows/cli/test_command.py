@@ -226,8 +226,8 @@ def test_a_finished_run_in_a_bucket_is_recognized_from_an_empty_disk(
     ("changes", "script", "message"),
     [
         ({"endpoint_url": "http://127.0.0.1:9", "max_attempts": 1}, None, "failed in up to"),
-        ({}, lambda asked: Fault(status=403, code="AccessDenied"), "access denied (AccessDenied"),
-        ({}, lambda asked: Fault(ignore_conditions=True), "does not support conditional writes"),
+        ({}, lambda request: Fault(status=403, code="AccessDenied"), "access denied (AccessDenied"),
+        ({}, lambda request: Fault(ignore_conditions=True), "does not support conditional writes"),
     ],
 )
 def test_an_unusable_bucket_is_refused_before_anything_starts(

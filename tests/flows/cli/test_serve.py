@@ -117,7 +117,7 @@ def test_an_invalid_port_is_refused_in_one_line(number: str, capsys: pytest.Capt
 
 
 def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         assert main(["serve", "miniature", "--port", str(port)]) == 2
     assert f"127.0.0.1 port {port} cannot be listened on" in capsys.readouterr().err

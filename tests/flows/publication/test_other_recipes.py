@@ -93,8 +93,8 @@ def test_data_goes_by_its_hash_and_no_folder_of_this_machine_is_named(runs: Mapp
 def test_pairs_are_what_was_trained_on_as_messages(runs: Mapping[str, Path], tmp_path: Path):
     published(runs["thinkpo"], tmp_path / "think")
     for row in rows_of(tmp_path / "think"):
-        (asked,) = row["prompt"]
-        assert asked["role"] == "user" and asked["content"].startswith("What is ")
+        (message,) = row["prompt"]
+        assert message["role"] == "user" and message["content"].startswith("What is ")
         chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
         assert chosen.startswith("One more than ") and chosen == row["chosen_response"] != rejected
         assert row["chosen_score"] is None
