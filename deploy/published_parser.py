@@ -53,7 +53,7 @@ def _without_native_thought(output: str, opening: str, closing: str, finished: b
     rest = rest[: min((at for tag in (opening, closing) if (at := rest.find(tag)) >= 0), default=len(rest))]
     if not NATIVE_UNWANTED or NATIVE_TAGS is None:
         return thought, rest
-    # The model was told not to think: what stands before a thought in the middle may be one as well.
+    # The prompt asks for no thought, so text before a thought in the middle may be part of one as well.
     ahead = output[: min(at for tag in (opening, closing) if (at := output.find(tag)) >= 0)]
     return "", ("" if finished else ahead) if ahead.strip() else rest
 

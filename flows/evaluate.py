@@ -1,6 +1,6 @@
 """A finished model, from a run or from elsewhere, measured on benchmarks; nothing is trained.
 
-Its outputs, judgments and results are in a run folder of their own, as those of `iterate` are, so that the same call
+Its outputs, judgments and results are in their own run folder, as those of `iterate` are, so that the same call
 resumes an evaluation that was stopped, and adds benchmarks to it.
 """
 

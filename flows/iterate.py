@@ -1,10 +1,10 @@
 """Thought Preference Optimization: M_0 → M_1 → … → M_T (2410.10630, Figure 2).
 
 One subflow per iteration, one task per stage. Each stage checks its manifest first and does nothing if it is complete,
-so the same call starts a run, resumes it and adds iterations to it. A damaged stage is moved aside and made again.
+so the same call starts a run, resumes it and adds iterations to it. A damaged stage is moved aside and remade.
 
-An iteration may have several rounds (`train.rounds`, semi-online DPO, 2506.21495). They are stages of their own in the
-same order, each from what the round before left; validation and test come once, after the last.
+An iteration may have several rounds (`train.rounds`, semi-online DPO, 2506.21495). Each has its own stages in the
+same order and starts from the round before; validation and test come once, after the last.
 """
 
 from prefect import flow

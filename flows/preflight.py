@@ -462,7 +462,7 @@ def _check_writing(root: Path) -> None:
 
 
 def _disk_misfits(config: RunConfig, iterations: int) -> Iterator[Misfit]:
-    """Whether what is left to do fits on the disk."""
+    """Misfits if the remaining work doesn't fit on the disk."""
     done = iterations_made(config)
     left = range(done + 1, iterations + 1)
     written = sum(

@@ -167,8 +167,8 @@ def config_of_run(model: Path) -> Path | None:
 
 
 def fetch_hub_files(config: RunConfig) -> RunConfig:
-    """The config to go on with once everything that it takes from elsewhere is on this machine: addresses on the model
-    hub have commits then. Called before anything else is checked."""
+    """The config to use once all remote files that it names are on this machine: addresses on the model hub then have
+    commits. Called before anything else is checked."""
     fetch_model(config.model)
     return fetched(config)
 

@@ -154,7 +154,7 @@ class ComparisonEncoder:
         self._between, self._middle, self._end = Piece(user[1]), Piece(user[2]), [Piece(user[3]), Piece(after, True)]
         if not encoder.keeps_outer_space:
             self._end[0] = Piece(user[3].rstrip())
-        # A tournament in rounds returns to the same texts again and again.
+        # A tournament in rounds returns to the same texts repeatedly.
         held = lru_cache(maxsize=TEXTS_HELD)
         self._head = held(self._encode_head)
         self._first, self._second = held(self._encode_first), held(self._encode_second)

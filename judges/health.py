@@ -4,7 +4,7 @@ Agreement with references counts pairs of responses to one prompt, one correct a
 asks whether the correct one scores higher; equal scores count half. It measures the order within a prompt, which pair
 selection needs, not calibration.
 
-For a comparing judge, κ of the two orders is what tells it from a coin, not their plain agreement: a judge that favors
+For a comparing judge, κ of the two orders distinguishes it from a coin, not their plain agreement: a judge that favors
 the first response agrees with itself less than half the time and may still be useful, since the bias cancels, while one
 that always takes the first is useless.
 """

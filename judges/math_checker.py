@@ -1,7 +1,7 @@
 """Compares mathematical answers in a process that may be killed, since `9**9**9**9` would keep ours forever.
 
 The library's own time limits use signals, which work in a main thread alone; ours may be a task's thread. Calls from
-several threads take turns. A process that has died is started again; one that dies twice of the same comparison leaves
+several threads take turns. A process that has died is restarted; one that dies twice of the same comparison leaves
 it undecided.
 """
 

@@ -4,7 +4,7 @@ Each comparison is stored with the judge's own words; from them follows one Brad
 (2410.10630, "ELO scoring"). With a baseline, all comparisons are with that, and the score is the share of both orders
 that the response wins: 1, 0, or one half if the orders contradict each other.
 
-Responses with equal text are compared once and share a rating. An unparsable verdict, or a call that failed for good,
+Responses with equal text are compared once and share a rating. An unparsable verdict, or a call that never succeeded,
 adds nothing, as a tie does, but is recorded as what it is; a response without any verdict is unscored rather than
 average.
 """
@@ -47,7 +47,7 @@ class Pairwise:
     ) -> Iterator[list[Judgment]]:
         """The comparisons of each group.
 
-        What `journal` holds isn't asked again, and what is asked is written there as it comes. Raises `StageError`
+        Answers in `journal` are reused, and new ones are written there as they arrive. Raises `StageError`
         after the first answers if hardly any of them has a verdict; the journal then forgets those that have none.
         """
         matches = [_Match(group, self._config) for group in groups]

@@ -102,8 +102,8 @@ class FirstAnswers:
         cause, count = self._causes.most_common(1)[0]
         raise StageError(
             f"the judge {self._config.model!r} gave {self._read} verdicts that can be read in its first {asked} "
-            f"answers, so it is not asked further; {count} times the reply {cause.what}. What helps: {cause.remedy}; "
-            "then start again, and what has no verdict is asked again"
+            f"answers, so it gets no more questions; {count} times the reply {cause.what}. What helps: {cause.remedy}; "
+            "then rerun, which repeats only questions without a verdict"
         )
 
 

@@ -1,7 +1,7 @@
 """The numbers of a run's benchmarks, from judged outputs: `benchmarks.json`, and files for other tools in `exports/`.
 
 Each kind's arithmetic is a function of one model's `_Read` rows; what it needs a judge for was judged before. Both are
-written anew each time; no stage depends on them.
+rewritten each time; no stage depends on them.
 """
 
 import json
@@ -319,14 +319,14 @@ def _arena_answers(read: _Read, benchmark: ArenaHard) -> tuple[list[Answered], l
 
 
 def _games(read: _Read) -> dict[str, tuple[Game, tuple[str, str]]]:
-    """Both verdicts by prompt, and what the judge said. A score of each response is a verdict that no order changes."""
+    """Both verdicts by prompt, and the judge's replies. A score of each response is a verdict that no order changes."""
     if not compares(read.config.evaluation.judge) or read.answers.baseline is None:
         return {key: ((_label(1 - 2 * share), _label(2 * share - 1)), ("", "")) for key, share in read.shares.items()}
     judgments = read_rows(complete_artifact(read.answers.answers.scores.path.parent / "judgments"), Judgment)
-    said = {(each.prompt_id, each.index): each for each in judgments}
+    judged = {(each.prompt_id, each.index): each for each in judgments}
     found = dict[str, tuple[Game, tuple[str, str]]]()
     for prompt in read.prompts:
-        first, second = said.get((prompt.prompt_id, BASELINE)), said.get((prompt.prompt_id, 0))
+        first, second = judged.get((prompt.prompt_id, BASELINE)), judged.get((prompt.prompt_id, 0))
         if first is None and second is None and read.shares.get(prompt.prompt_id) == 0.5:
             found[prompt.prompt_id] = (("A=B", "A=B"), ("", ""))  # the same text
         else:

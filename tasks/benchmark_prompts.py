@@ -18,7 +18,7 @@ from tpo.records import Prompt
 
 
 def distinct(rows: Iterable[PromptRow]) -> list[Prompt]:
-    """The prompts of some rows; one that has occurred before gets an id of its own."""
+    """The prompts of some rows; one that has occurred before gets its own id."""
     found = dict[str, Prompt]()
     for row in rows:
         prompt = make_prompt(

@@ -44,7 +44,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Jud
         thinking: The run with the thought prompt; its folder gets the page.
         direct: The run without it.
         prompts: The test prompts of both.
-        against: The thinking models' answers with what a judge that compares said of them against the direct ones';
+        against: The thinking models' answers with a comparing judge's judgments of them against the direct ones';
             empty if the judge reads one response at a time.
     """
     rows = read_rows(prompts, Prompt)

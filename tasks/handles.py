@@ -101,7 +101,7 @@ def round_folder(config: RunConfig, iteration: int, number: int) -> str:
 
 
 def training_spec(config: RunConfig, iteration: int, number: int = 1) -> SamplingSpec:
-    """Samples from M_{t-1}, or from what the round before has made of it, to make pairs for M_t."""
+    """Samples from M_{t-1}, or from the model of the round before, to make pairs for M_t."""
     folder = round_folder(config, iteration, number)
     return SamplingSpec(folder, "train", config.prompt, config.judge, config.sample)
 

@@ -1,7 +1,7 @@
 """Test results of a sequence of models, each trained from an earlier one: numbers and a page.
 
-Writes `model_table.json`, `model_table.html` and Prefect artifacts, anew each time; no stage depends on them. Two runs
-side by side make such a table too, under another name.
+Rewrites `model_table.json`, `model_table.html` and Prefect artifacts each time; no stage depends on them. Two runs side
+by side make such a table too, under another name.
 """
 
 from collections.abc import Mapping, Sequence

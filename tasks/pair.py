@@ -72,14 +72,7 @@ def pair(config: RunConfig, iteration: int, answers: JudgedSamples, number: int 
     stage = pairs_stage(config, iteration, answers, number)
     if (done := complete_or_begun(stage)) is not None:
         return done
-    margin = least_margin(config.pair, config.judge)
-    made = make_pairs(
-        StoredCandidates(answers),
-        config.pair,
-        min_margin=margin,
-        max_tokens=config.train.max_tokens,
-        seed=config.seed,
-    )
+    made = pairs_of(config, answers)
     account = made.account
     where = f"iteration {iteration}" if config.train.rounds == 1 else f"iteration {iteration}, round {number}"
     shortage = Shortage(where, account.rows_out, account.rows_in, account.dropped)
@@ -97,6 +90,17 @@ def _prompt_scores(answers: JudgedSamples) -> Iterator[PromptScores]:
     for group in StoredCandidates(answers):
         candidates = [*group.valid, *group.broken, *group.unscored]
         yield PromptScores([c.sample for c in candidates], [c.score for c in candidates])
+
+
+def pairs_of(config: RunConfig, answers: JudgedSamples) -> Pairs:
+    """The pairs of judged samples in a run folder, by the run's config."""
+    return make_pairs(
+        StoredCandidates(answers),
+        config.pair,
+        min_margin=least_margin(config.pair, config.judge),
+        max_tokens=config.train.max_tokens,
+        seed=config.seed,
+    )
 
 
 def make_pairs(

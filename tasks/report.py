@@ -1,6 +1,6 @@
 """The report of a run: numbers (`summary.json`), a page (`report.html`), and both as Prefect artifacts.
 
-Both files are written anew each time; no stage depends on them.
+Both files are rewritten each time; no stage depends on them.
 """
 
 import dataclasses

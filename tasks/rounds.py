@@ -12,9 +12,9 @@ _OF_A_ROUND = ("generations", "prompts", "samples", "judgments", "scores", "pair
 
 
 def set_other_rounds_aside(config: RunConfig, iteration: int) -> None:
-    """Moves aside, and says so, what rounds that the config doesn't have left in an iteration's folder.
+    """Moves aside, with a message, what rounds that the config doesn't have left in an iteration's folder.
 
-    A stage that is made again under its own name does this itself; these are under other names.
+    A stage that is remade under its own name does this itself; these are under other names.
     """
     for folder in sorted(_others(config, iteration)):
         aside = set_aside(folder)

@@ -83,7 +83,7 @@ def remedy_for_scored(config: RunConfig, dropped: Mapping[str, int], groups: Ite
         case [("unscored", _)]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in unscored.most_common())
             return (
-                f"the judge scored too few responses (unscored: {reasons}): look at what it said, give it room (its "
+                f"the judge scored too few responses (unscored: {reasons}): look at its replies, give it room (its "
                 "max_tokens or max_new_tokens), or choose another judge"
             )
         case [("too_long", _)]:

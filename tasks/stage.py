@@ -2,7 +2,7 @@
 
 Every stage resumes from its shards, so calling one again is always safe, and worth it only if the error may pass by
 itself: storage that is full or out of reach. Engines, judges' servers and training workers are retried within their
-stages; inputs, budgets and unsound judges stay as they are, and what is damaged is made again by the flow. How often
+stages; inputs, budgets and unsound judges stay as they are, and the flow remakes what is damaged. How often
 and after how long Prefect retries is the operator's choice (`PREFECT_TASKS_DEFAULT_RETRIES` in `deploy/prefect.yaml`);
 at a terminal an error is shown at once.
 """
@@ -41,7 +41,7 @@ def complete_or_begun(stage: Stage, *, shard_size: int | None = None) -> Artifac
 def begin(stage: Stage, *, shard_size: int | None = None) -> None:
     """Readies a stage's folder, and says why if an earlier result was moved aside."""
     for change in stage.begin(shard_size=shard_size):
-        say(f"{stage.name}: made again, {change}")
+        say(f"{stage.name}: remade, {change}")
 
 
 def may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:

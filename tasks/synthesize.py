@@ -296,7 +296,7 @@ def _write_more(config: RunConfig, stage: Stage, writing: _Writing, choice: Choi
         raise StageError(
             f"{writing.folder}: {len(choice.taken)} fresh prompts in {made} generations ({_told(choice.dropped)}), "
             f"expected {count}: raise data.synthetic.max_generations or max_similarity, give data.source more and "
-            f"other examples, or lower data.per_iteration; look at {stage.folder}, what is there is kept"
+            f"other examples, or lower data.per_iteration; look at {stage.folder}, whose content is kept"
         )
     generator = _generator(config, writing)
     begin(stage, shard_size=generator.shard_size(config.engine.shard_prompts))

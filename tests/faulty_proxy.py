@@ -67,8 +67,8 @@ def weather(seed: int, share: float, seconds: float) -> Script:
     ]
     struck: dict[tuple[str, str], int] = {}
 
-    def script(asked: Asked) -> Fault | None:
-        key = (asked.method, asked.path)
+    def script(request: Asked) -> Fault | None:
+        key = (request.method, request.path)
         with lock:
             if struck.get(key, 0) < 2 and dice.random() < share:
                 struck[key] = struck.get(key, 0) + 1
@@ -82,7 +82,7 @@ def weather(seed: int, share: float, seconds: float) -> Script:
 class FaultyProxy:
     """Passes requests on to a server, or does what the script says; `script` may be changed at any time."""
 
-    def __init__(self, server: str, script: Script = lambda asked: None) -> None:
+    def __init__(self, server: str, script: Script = lambda request: None) -> None:
         self.script = script
         self.asked: list[Asked] = []
         """Every request so far."""
@@ -97,11 +97,11 @@ class FaultyProxy:
 
             def fault(self) -> Fault:
                 with lock:
-                    before = sum((one.method, one.path) == (self.command, self.path) for one in proxy.asked)
+                    before = sum((earlier.method, earlier.path) == (self.command, self.path) for earlier in proxy.asked)
                     conditional = any(self.headers[name] for name in _CONDITIONS)
-                    asked = Asked(self.command, self.path, before, conditional)
-                    proxy.asked.append(asked)
-                fault = proxy.script(asked)
+                    request = Asked(self.command, self.path, before, conditional)
+                    proxy.asked.append(request)
+                fault = proxy.script(request)
                 proxy.struck += fault is not None
                 return fault or Fault()
 

@@ -30,7 +30,7 @@ class Hostile:
 
     make: Callable[[Path, Path], object]
     """Changes the folder, or writes the file, at the first path; its payload touches the second."""
-    told: str | None
+    message: str | None
     """Pattern of the error; None if it is accepted, since nothing in it can do harm."""
     loads: bool = True
     """Whether to try the real loaders on it too, past the check; not if they would take too much memory or time."""
@@ -474,7 +474,7 @@ class HostileFile:
     """Its name; the extension says how it is read."""
     make: Callable[[Path, Path], object]
     """Makes it at the first path; its payload touches the second."""
-    told: str | None
+    message: str | None
     """Pattern of the error; None if it is read correctly."""
     columns: tuple[str, ...] = ()
     """Columns to read besides the instruction."""

@@ -48,9 +48,9 @@ def main(folders: list[str], control: str) -> None:
     }
     for folder in folders:
         OPENED.clear()
-        came = {name: tried(load, Path(folder)) for name, load in loaders.items()}
+        outcomes = {name: tried(load, Path(folder)) for name, load in loaders.items()}
         opened = sorted({path for path in OPENED if path.startswith(folder)})
-        print(json.dumps({"folder": folder, "came": came, "opened": opened}), flush=True)
+        print(json.dumps({"folder": folder, "came": outcomes, "opened": opened}), flush=True)
     tried(lambda path: torch.load(path, weights_only=False), Path(control))
 
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.handles import JudgedSamples
-from tasks.pair import StoredCandidates, describe, make_pairs
-from tpo.config.judges import least_margin
+from tasks.pair import describe, pairs_of
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.storage.current import keep_config
@@ -49,10 +48,10 @@ def write_round(
     for shard, start in enumerate(starts):
         stage.write_shard(shard, [sample for group in groups[start : start + SHARD_PROMPTS] for sample in group])
     samples = stage.commit(len(starts))
-    said = Stage(root, f"{name}/judgments", Judgment, inputs={"samples": samples}, config={})
-    said.begin()
-    said.write_shard(0, judgments)
-    inputs = {"samples": samples, "judgments": said.commit(1)}
+    judgments_stage = Stage(root, f"{name}/judgments", Judgment, inputs={"samples": samples}, config={})
+    judgments_stage.begin()
+    judgments_stage.write_shard(0, judgments)
+    inputs = {"samples": samples, "judgments": judgments_stage.commit(1)}
     scores = Stage(root, f"{name}/scores", Score, inputs=inputs, config={})
     scores.begin()
     scores.write_shard(0, [score(sample) for group in groups for sample in group])
@@ -61,14 +60,7 @@ def write_round(
 
 def write_pairs(config: RunConfig, name: str, answers: JudgedSamples) -> list[Pair]:
     """The pairs that the stage makes of a round."""
-    margin = least_margin(config.pair, config.judge)
-    made = make_pairs(
-        StoredCandidates(answers),
-        config.pair,
-        min_margin=margin,
-        max_tokens=config.train.max_tokens,
-        seed=config.seed,
-    )
+    made = pairs_of(config, answers)
     inputs = {"samples": answers.samples, "scores": answers.scores}
     stage = Stage(config.root, f"{name}/pairs", Pair, inputs=inputs, config={})
     stage.begin()

@@ -10,16 +10,16 @@ from tpo.run_context import RunContext, using
 
 
 def test_listeners_receive_every_bar_and_all_of_its_progress():
-    told: list[object] = []
+    events: list[object] = []
 
     def onlooker(label: str, total: int, unit: str) -> Advance:
-        told.append((label, total, unit))
-        return told.append
+        events.append((label, total, unit))
+        return events.append
 
     with using(RunContext(onlookers=[onlooker])), progress_bar("sample iter_1", 64, "outputs") as advance:
         advance(16)
         advance(64)
-    assert told == [("sample iter_1", 64, "outputs"), 16, 64]
+    assert events == [("sample iter_1", 64, "outputs"), 16, 64]
 
 
 def test_output_that_is_no_longer_read_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = {kind: (ROOT / "requirements" / f"{kind}.txt").read_text() for kind in ("cpu", "gpu", "uv")}
 FAKE = """#!/bin/sh
-echo "$@" "${UV_DEFAULT_INDEX:-} ${UV_FIND_LINKS:-} ${UV_TORCH_BACKEND:-}" >> "$(dirname "$0")/said"
+echo "$@" "${UV_DEFAULT_INDEX:-} ${UV_FIND_LINKS:-} ${UV_TORCH_BACKEND:-}" >> "$(dirname "$0")/calls"
 for last; do :; done
 case "$1 $2" in
 "venv "*) mkdir -p "$last/bin" && touch "$last/pyvenv.cfg" && ln -sf /bin/true "$last/bin/python" ;;
@@ -64,9 +64,9 @@ class Checkout:
         command = ["requirements/setup.sh", *arguments]
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
 
-    def said(self) -> list[str]:
+    def calls(self) -> list[str]:
         """The commands given to uv since the last call."""
-        path = self.bin / "said"
+        path = self.bin / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         return lines
@@ -133,13 +133,13 @@ def normal(name: str) -> str:
 
 def test_a_complete_environment_is_left_alone_and_a_changed_lock_starts_an_empty_one(checkout: Checkout):
     assert checkout.set_up().returncode == 0
-    venv, sync, project = checkout.said()
+    venv, sync, project = checkout.calls()
     assert venv.startswith("venv --quiet --clear --no-config --python 3.11 .venv")
     assert "pip sync" in sync and "--require-hashes" in sync and sync.endswith("cpu")
     assert "--no-deps --no-build-isolation -e" in project
-    assert checkout.set_up().returncode == 0 and checkout.said() == []
+    assert checkout.set_up().returncode == 0 and checkout.calls() == []
     (checkout.folder / "requirements" / "cpu.txt").write_text("cpu==2\n")
-    assert checkout.set_up().returncode == 0 and checkout.said()[0].startswith("venv --quiet --clear")
+    assert checkout.set_up().returncode == 0 and checkout.calls()[0].startswith("venv --quiet --clear")
 
 
 def test_an_installation_that_fails_is_not_taken_for_complete(checkout: Checkout):
@@ -149,17 +149,17 @@ def test_an_installation_that_fails_is_not_taken_for_complete(checkout: Checkout
     failed = checkout.set_up()
     assert failed.returncode == 1 and "uv ended with an error" in failed.stderr
     (checkout.bin / "fails").unlink()
-    checkout.said()
-    assert checkout.set_up().returncode == 0 and len(checkout.said()) == 3
+    checkout.calls()
+    assert checkout.set_up().returncode == 0 and len(checkout.calls()) == 3
 
 
 def test_an_environment_for_gpus_stays_one_without_being_asked_again(checkout: Checkout):
     checkout.set_up("--gpu")
-    venv, sync, _ = checkout.said()
+    venv, sync, _ = checkout.calls()
     assert "--python 3.12" in venv and sync.rstrip().endswith("requirements/gpu.txt")
     (checkout.folder / "requirements" / "gpu.txt").write_text("gpu==2\n")
     checkout.set_up()
-    assert "--python 3.12" in checkout.said()[0]
+    assert "--python 3.12" in checkout.calls()[0]
 
 
 def test_a_folder_that_is_not_an_environment_is_not_cleared(checkout: Checkout):
@@ -167,24 +167,24 @@ def test_a_folder_that_is_not_an_environment_is_not_cleared(checkout: Checkout):
     (checkout.folder / "mine" / "thesis.txt").write_text("")
     refused = checkout.set_up("mine")
     assert refused.returncode == 1 and "mine holds files and isn't a virtual environment" in refused.stderr
-    assert (checkout.folder / "mine" / "thesis.txt").exists() and checkout.said() == []
+    assert (checkout.folder / "mine" / "thesis.txt").exists() and checkout.calls() == []
 
 
 def test_another_platform_is_refused_before_anything_is_fetched(checkout: Checkout):
     (checkout.bin / "uname").write_text("#!/bin/sh\necho Darwin arm64\n")
     (checkout.bin / "uname").chmod(stat.S_IRWXU)
     refused = checkout.set_up()
-    assert "found Darwin arm64, expected Linux x86_64" in refused.stderr and checkout.said() == []
+    assert "found Darwin arm64, expected Linux x86_64" in refused.stderr and checkout.calls() == []
 
 
 def test_pips_settings_reach_uv(checkout: Checkout, tmp_path: Path):
     settings = {"PIP_INDEX_URL": "http://mirror/simple", "PIP_FIND_LINKS": "/a /b", "PIP_NO_INDEX": "1"}
     checkout.set_up(**settings)
-    sync = checkout.said()[1]
+    sync = checkout.calls()[1]
     assert sync.endswith("--no-index http://mirror/simple /a,/b ")
     (tmp_path / "pip.conf").write_text("[global]\nfind-links = /wheels\n")
     checkout.set_up("other", PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
-    assert checkout.said()[1].strip().endswith("/wheels")
+    assert checkout.calls()[1].strip().endswith("/wheels")
 
 
 def a_wheel(folder: Path, name: str) -> str:

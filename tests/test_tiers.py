@@ -82,8 +82,8 @@ def test_a_story_is_drawn_with_all_its_tests_however_long_it_takes_then_others_t
 
 @pytest.mark.parametrize("tier", ["slow", "not slow"])
 def test_a_file_without_a_test_of_the_tier_is_not_imported(tmp_path: Path, tier: str):
-    told = [str(ROOT / "tests" / place) for place in ("test_tiers.py", "test_sandbox.py", "deploy/test_slurm.py")]
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", tier, *told]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    found = {name for name in ("test_tiers", "test_sandbox", "test_slurm") if f"{name}.py:" in said}
+    paths = [str(ROOT / "tests" / place) for place in ("test_tiers.py", "test_sandbox.py", "deploy/test_slurm.py")]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", tier, *paths]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    found = {name for name in ("test_tiers", "test_sandbox", "test_slurm") if f"{name}.py:" in output}
     assert found == ({"test_tiers", "test_slurm"} if tier == "slow" else {"test_tiers", "test_sandbox"})

@@ -84,21 +84,21 @@ def taking_uploads() -> Iterator[Hub]:
             self.commit(f"{kind}/{org}/{name}", [json.loads(line) for line in data.splitlines()])
             return None
 
-        def create(self, asked: dict[str, str]) -> None:
-            name = f"{asked['type']}s/{asked['organization']}/{asked['name']}"
+        def create(self, request: dict[str, str]) -> None:
+            name = f"{request['type']}s/{request['organization']}/{request['name']}"
             if name in hub.files:
                 return self.answer({"error": "You already created this repo", "url": f"{hub.url}/{name}"}, 409)
             hub.files[name] = {}
-            hub.private[name] = asked.get("visibility") == "private"
+            hub.private[name] = request.get("visibility") == "private"
             self.answer({"url": f"{hub.url}/{name.removeprefix('models/')}"})
             return None
 
-        def batch(self, asked: dict[str, list[dict[str, object]]]) -> None:
+        def batch(self, request: dict[str, list[dict[str, object]]]) -> None:
             objects = [
                 {**one}
                 if str(one["oid"]) in hub.blobs
                 else {**one, "actions": {"upload": {"href": f"{hub.url}/put/{one['oid']}"}}}
-                for one in asked["objects"]
+                for one in request["objects"]
             ]
             self.answer({"transfer": "basic", "objects": objects})
 

@@ -75,7 +75,7 @@ class GrowingTokens(OutputTokens):
 def read(
     prompt: ThoughtPrompt, output: str, ended: Ended | None, stops: Sequence[str], tokens: OutputTokens | None = None
 ) -> Reading:
-    """What may be said of `output`, which ended by itself, at the limit, or not yet.
+    """The reading of `output` so far, which ended by itself, at the limit, or not yet.
 
     Native thoughts are found by the output's `tokens`. The reply is also over if the response contains one of `stops`,
     or a marker in it breaks the format.

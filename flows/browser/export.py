@@ -1,6 +1,6 @@
 """The sample browser as static files in the run's folder `report/`, which open from disk without a server.
 
-A file that is there is not made again. `run.js`, which names the others, is written last; what it no longer names is
+Existing files are not rewritten. `run.js`, which names the others, is written last; files that it no longer names are
 deleted after that. With more samples than `report.samples_mib`, the oldest rounds are left out, and the page says so.
 """
 

@@ -1,7 +1,7 @@
 """Serves the sample browser of a run on this machine alone, from the run folder as it is at each request.
 
 Only names that the browser itself has made are served, never a path from a request. A page of another site can't read
-them: such a request is refused by its host or by where it comes from, and the browser is told to share nothing.
+them: such a request is refused by its Host or Origin header, and response headers forbid the browser to share anything.
 """
 
 import gzip
@@ -47,10 +47,10 @@ class SampleServer(http.server.ThreadingHTTPServer):
                 "listens there"
             ) from error
 
-    def handle_error(self, *told: Any) -> None:
-        """Says nothing of a browser that has closed its connection."""
+    def handle_error(self, *details: Any) -> None:
+        """Ignores a browser that has closed its connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(*told)
+            super().handle_error(*details)
 
     @property
     def url(self) -> str:

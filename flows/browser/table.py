@@ -1,8 +1,8 @@
 """A round as columns: what its list shows and filters by, for every prompt and every sample, without the texts.
 
-Texts are codes into short lists, and a column that has nothing to tell is left out: the page offers a filter for what
-is there. What became of a prompt is read from the pairs; for a prompt without one, the rules of `tasks.candidates` are
-asked again, since the run folder only counts the reasons.
+Texts are codes into short lists, and a column without information is left out: the page offers filters only for
+columns that exist. A prompt's outcome is read from the pairs; for a prompt without one, the rules of `tasks.candidates`
+are applied again, since the run folder only counts the reasons.
 """
 
 import itertools
@@ -222,7 +222,7 @@ def _pairs(rows: RoundRows, position: Mapping[str, int]) -> list[_Pair] | None:
 
 
 def _reasons(rows: RoundRows, groups: _Groups, paired: set[int], config: RunConfig) -> list[str | None]:
-    """Why each prompt has no pair; None if it has one, or if that can't be told."""
+    """Why each prompt has no pair; None if it has one, or if that can't be determined."""
     if isinstance(config.recipe, ThinkPo) or rows.scores is None:
         return [None if i in paired else "not_paired" for i in range(len(groups))]
     if isinstance(config.recipe, SelfTrain):

@@ -344,7 +344,7 @@ def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
     goal = "" if recipe.model is None else f"to {recipe.model}_{to} "
     print(f"run {names}: {goal}in {config.place}", file=sys.stderr)
     remedy = (
-        "run again, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
+        "rerun, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
         f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
     )
     with _answered_by_prefect(remedy):
@@ -440,7 +440,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print_benchmarks(found)
         print(f"{config.name} is complete: nothing to do. {page}")
         return 0
-    with working(), _answered_by_prefect("run again, what is complete is in the folder"):
+    with working(), _answered_by_prefect("rerun, all that is complete is in the folder"):
         found = load("flows.evaluate:evaluate")(config, model_name(options.model))
     print_benchmarks(found)
     print(f"{config.name} after {time.monotonic() - started:.0f} s. {page}")

@@ -69,8 +69,8 @@ def _models_of(config: RunConfig, hub: Found) -> Models:
     try:
         return models_of(config)
     except InputError as error:
-        told = f"{hub.unasked}; but {error}" if hub.unasked else str(error)
-        raise InputError("\n".join(hub.faults) or told) from error
+        message = f"{hub.unasked}; but {error}" if hub.unasked else str(error)
+        raise InputError("\n".join(hub.faults) or message) from error
 
 
 def models_of(config: RunConfig) -> Models:

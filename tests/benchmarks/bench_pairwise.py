@@ -40,8 +40,8 @@ class Instant:
 
     def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
         """A reply to each comparison."""
-        for i, (asked, ids) in enumerate(zip(comparisons, self._encoder.encode(comparisons), strict=True)):
-            label = "[[A]]" if len(asked.first) > len(asked.second) else "[[B]]"
+        for i, (comparison, ids) in enumerate(zip(comparisons, self._encoder.encode(comparisons), strict=True)):
+            label = "[[A]]" if len(comparison.first) > len(comparison.second) else "[[B]]"
             yield i, Reply(f"{'One of them says more than the other. ' * 8}{label}", True, len(ids), 60)
 
 
@@ -52,13 +52,13 @@ def main() -> None:
         judge = Pairwise(PairwiseJudge.model_validate({"tournament": tournament}), Instant())
         with tempfile.TemporaryDirectory() as folder:
             started, computing = time.perf_counter(), time.process_time()
-            said = _judge(judge, groups, Path(folder))
+            judgments = _judge(judge, groups, Path(folder))
             judged = time.perf_counter()
-            scores = _score(judge, groups, said)
-            health = measure_health(groups, said, scores, VerifierJudge())
+            scores = _score(judge, groups, judgments)
+            health = measure_health(groups, judgments, scores, VerifierJudge())
             done, computed = time.perf_counter(), time.process_time()
         print(
-            f"{tournament:10s} {len(said):7d} comparisons: {done - started:5.1f} s of our own time "
+            f"{tournament:10s} {len(judgments):7d} comparisons: {done - started:5.1f} s of our own time "
             f"({computed - computing:.1f} s of CPU; {judged - started:.1f} s until the judgments stand, "
             f"{done - judged:.1f} s for scores and health); "
             f"swap agreement {health.swap_agreement:.3f}"
@@ -70,13 +70,13 @@ def _judge(judge: Pairwise, groups: Sequence[Group], folder: Path) -> list[Judgm
     stage.begin(shard_size=SHARD)
     for i, start in enumerate(range(0, len(groups), SHARD)):
         with Journal(stage.folder / f"journal-{i:05d}.jsonl") as journal:
-            said = judge.judge(groups[start : start + SHARD], journal)
-            stage.write_shard(i, [judgment for each in said for judgment in each])
+            judgments = judge.judge(groups[start : start + SHARD], journal)
+            stage.write_shard(i, [judgment for each in judgments for judgment in each])
     return read_rows(stage.commit(-(-len(groups) // SHARD)), Judgment)
 
 
-def _score(judge: Pairwise, groups: Sequence[Group], said: Sequence[Judgment]) -> list[Score]:
-    by_prompt = {key: list(rows) for key, rows in itertools.groupby(said, key=lambda judgment: judgment.prompt_id)}
+def _score(judge: Pairwise, groups: Sequence[Group], judgments: Sequence[Judgment]) -> list[Score]:
+    by_prompt = {key: list(rows) for key, rows in itertools.groupby(judgments, key=lambda judgment: judgment.prompt_id)}
     return [score for group in groups for score in judge.score(group, by_prompt[group.prompt_id])]
 
 

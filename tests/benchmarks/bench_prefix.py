@@ -80,7 +80,9 @@ def _comparisons() -> list[ResponsePair]:
         return " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=words))
 
     groups = [(text(150), [text(350) for _ in range(K)]) for _ in range(GROUPS)]
-    return [ResponsePair(question, *pair) for question, said in groups for pair in itertools.permutations(said, 2)]
+    return [
+        ResponsePair(question, *pair) for question, responses in groups for pair in itertools.permutations(responses, 2)
+    ]
 
 
 def _trie_tokens(prompts: list[list[int]]) -> int:

@@ -33,10 +33,10 @@ def main(model: Path) -> None:
     encoder = ChatEncoder(model)
     assert GENERIC.response_marker is not None
     (marker,) = encoder.tokenizer.encode(GENERIC.response_marker, add_special_tokens=False)
-    asked = [problem for problem, _ in zip(problems("test", 0), range(PROMPTS), strict=False)]
+    drawn = [problem for problem, _ in zip(problems("test", 0), range(PROMPTS), strict=False)]
     requests = [
         Request(encoder.encode(GENERIC.render(problem.instruction)), request_seed(problem.instruction))
-        for problem in asked
+        for problem in drawn
     ]
     pool = SamplerPool(EngineConfig(), ClusterConfig(), 352, room=Room(), forcing=True)
     print(f"{model}, {PROMPTS} test prompts, temperature 0.8, one output each")
@@ -55,16 +55,16 @@ def main(model: Path) -> None:
                 rules=rules,
             )
             outputs = [output for _, groups in found for (output,) in groups]
-            print(_row(budget, asked, outputs, marker), flush=True)
+            print(_row(budget, drawn, outputs, marker), flush=True)
     finally:
         pool.close()
 
 
-def _row(budget: int | None, asked: list[Problem], outputs: list[Output], marker: int) -> str:
+def _row(budget: int | None, drawn: list[Problem], outputs: list[Output], marker: int) -> str:
     parsed = [GENERIC.split(output.text, finished=output.finished) for output in outputs]
     groups = [
         Group(str(i), problem.instruction, problem.reference, (Response(0, found.response),))
-        for i, (problem, found) in enumerate(zip(asked, parsed, strict=True))
+        for i, (problem, found) in enumerate(zip(drawn, parsed, strict=True))
     ]
     right = mean([judgment.outcome or 0.0 for (judgment,) in Verifier(VerifierJudge()).judge(groups)], confidence=0.95)
     ids = [output.token_ids for output in outputs]

@@ -129,10 +129,10 @@ def play(design: Tournament, groups: Groups, *, soft: bool) -> Played:
     rounds = np.zeros(len(says), dtype=np.int64)
     active = list(range(len(says)))
     while active:
-        asked = design.next_rounds(SIZE, [results[group] for group in active])
-        for group, pairs in zip(active, asked, strict=True):
+        matches = design.next_rounds(SIZE, [results[group] for group in active])
+        for group, pairs in zip(active, matches, strict=True):
             results[group].update({(m, n): says[group][m][n] for m, n in pairs})
-        active = [group for group, pairs in zip(active, asked, strict=True) if pairs]
+        active = [group for group, pairs in zip(active, matches, strict=True) if pairs]
         rounds[active] += 1
     ratings, at = _ratings(as_matrices(results)), np.arange(len(says))
     gaps = groups.quality[at, ratings.argmax(axis=1)] - groups.quality[at, ratings.argmin(axis=1)]

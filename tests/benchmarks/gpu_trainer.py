@@ -134,15 +134,15 @@ def peak_product(size: int, device: str, *, seconds: float = 3.0) -> float:
     """Operations per second in products of square bfloat16 matrices."""
     import torch
 
-    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    first, second = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     for _ in range(3):
-        one @ other
+        first @ second
     wait()
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         for _ in range(10):
-            one @ other
+            first @ second
         wait()
         done += 10
     return done * 2 * size**3 / (time.perf_counter() - began)
@@ -183,9 +183,11 @@ def some_pairs(shape: Shape) -> list[Pair]:
 
     pairs = []
     for i in range(PAIRS):
-        one, other = (draw.randint(*shape.tokens) for _ in range(2))
-        prompt = min(one, other) // 4
-        pairs.append(Pair(str(i), "regular", ids(prompt), ids(one - prompt), ids(other - prompt), 0, 1, 1.0, 0.0, 1.0))
+        first, second = (draw.randint(*shape.tokens) for _ in range(2))
+        prompt = min(first, second) // 4
+        pairs.append(
+            Pair(str(i), "regular", ids(prompt), ids(first - prompt), ids(second - prompt), 0, 1, 1.0, 0.0, 1.0)
+        )
     return pairs
 
 

@@ -41,7 +41,11 @@ def way_of_writing(found: Annotation) -> str:
 
 def survives_t5(answer: str, problem: GSM8KProblem) -> bool:
     """Whether annotations and answer are the same after `to_t5` and `from_t5`, except for repeated whole numbers."""
-    before = [one for one in annotations(answer) if not (one.expression.isdigit() and one.result.isdigit())]
+    before = [
+        annotation
+        for annotation in annotations(answer)
+        if not (annotation.expression.isdigit() and annotation.result.isdigit())
+    ]
     back = from_t5(to_t5(answer))
     return annotations(back) == before and final_answer(back) == problem.reference
 
@@ -61,16 +65,21 @@ def report(file: Path) -> None:
         found = annotations(problem.rationale)
         rows["without annotations"] += not found
         rows["with all annotations whole"] += len(found) == answer.count("<<") == answer.count(">>")
-        rows["with every result right"] += all(one.agreement in ("identical", "equal", "rounded") for one in found)
-        rows["with every result as the calculator writes it"] += all(one.agreement == "identical" for one in found)
+        rows["with every result right"] += all(
+            annotation.agreement in ("identical", "equal", "rounded") for annotation in found
+        )
+        rows["with every result as the calculator writes it"] += all(
+            annotation.agreement == "identical" for annotation in found
+        )
         rows["the same after T5's form and back"] += survives_t5(answer, problem)
-        for one in found:
-            agreements[one.agreement] += 1
-            if one.agreement == "equal":
-                ways[way_of_writing(one)] += 1
-            elif one.agreement != "identical":
+        for annotation in found:
+            agreements[annotation.agreement] += 1
+            if annotation.agreement == "equal":
+                ways[way_of_writing(annotation)] += 1
+            elif annotation.agreement != "identical":
                 print(
-                    f"  row {number}: <<{one.expression}={one.result}>> {one.agreement}: {one.reason or one.calculated}"
+                    f"  row {number}: <<{annotation.expression}={annotation.result}>> {annotation.agreement}: "
+                    f"{annotation.reason or annotation.calculated}"
                 )
     for counts in (rows, agreements, ways):
         print("  " + ", ".join(f"{name} {count}" for name, count in counts.items()))

@@ -129,13 +129,13 @@ class Page:
             self.errors.extend(_complaints(message.get("method"), message.get("params", {})))
 
 
-def _complaints(event: str | None, told: dict[str, Any]) -> Iterator[str]:
+def _complaints(event: str | None, details: dict[str, Any]) -> Iterator[str]:
     with contextlib.suppress(KeyError):
-        if event == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
-            yield " ".join(str(part.get("value", part.get("description"))) for part in told["args"])
+        if event == "Runtime.consoleAPICalled" and details["type"] in ("error", "assert"):
+            yield " ".join(str(part.get("value", part.get("description"))) for part in details["args"])
         elif event == "Runtime.exceptionThrown":
             yield str(
-                told["exceptionDetails"].get("exception", {}).get("description", told["exceptionDetails"]["text"])
+                details["exceptionDetails"].get("exception", {}).get("description", details["exceptionDetails"]["text"])
             )
-        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
-            yield f"{told['entry']['text']} {told['entry'].get('url', '')}"
+        elif event == "Log.entryAdded" and details["entry"]["level"] == "error":
+            yield f"{details['entry']['text']} {details['entry'].get('url', '')}"

@@ -123,7 +123,7 @@ class Seen:
 
     dom: str
     """The document after a while."""
-    asked: list[str]
+    urls: list[str]
     """Requests to our server."""
 
     @property
@@ -203,7 +203,7 @@ def report(payloads: list[str], *, run: str) -> str:
 def test_payloads_run_where_they_are_markup(tmp_path: Path, server: Server, payloads: list[str]):
     markup = "<br>".join(payloads[16:36])
     seen = browse(f"<!doctype html><html><head><title>x</title></head><body>{markup}</body></html>", tmp_path, server)
-    assert seen.ran and "/ran" in seen.asked and "/ran.png" in seen.asked
+    assert seen.ran and "/ran" in seen.urls and "/ran.png" in seen.urls
 
 
 def test_the_pages_policy_by_itself_stops_markup(tmp_path: Path, server: Server, page: str, payloads: list[str]):
@@ -211,7 +211,7 @@ def test_the_pages_policy_by_itself_stops_markup(tmp_path: Path, server: Server,
     # No policy in a page can stop navigation: a link or a refresh navigates.
     head, markup = f"{policy}<title>x</title>", "<br>".join(payload for payload in payloads if "refresh" not in payload)
     seen = browse(f"<!doctype html><html><head>{head}</head><body>{markup}</body></html>", tmp_path, server)
-    assert not seen.ran and seen.asked == []
+    assert not seen.ran and seen.urls == []
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its policy"])
@@ -219,7 +219,7 @@ def test_a_report_full_of_payloads_runs_nothing_and_asks_for_nothing(
     tmp_path: Path, server: Server, page: str, policy: bool
 ):
     seen = browse(page if policy else POLICY.sub("", page), tmp_path, server)
-    assert not seen.ran and seen.asked == []
+    assert not seen.ran and seen.urls == []
     assert seen.title.startswith("Run &lt;script&gt;document.title")
     elements = Reader(seen.dom).elements
     tags = {tag for tag, _ in elements}
@@ -236,7 +236,7 @@ def test_a_comparison_full_of_payloads_runs_nothing_and_asks_for_nothing(
     run = Summary("".join(payloads), 0, 0.95, [dataclasses.replace(SEED, by_category=names), FIRST])
     page = render_comparison(Comparison(run, run, "difference", leads, {}))
     seen = browse(page if policy else POLICY.sub("", page), tmp_path, server)
-    assert not seen.ran and seen.asked == []
+    assert not seen.ran and seen.urls == []
     tags = {tag for tag, _ in Reader(seen.dom).elements}
     assert tags.isdisjoint({"script", "img", "iframe", "object", "embed", "link", "base", "form", "video", "template"})
 

@@ -52,8 +52,8 @@ def made(folder: Path, texts: list[str]) -> RunConfig:
         ]
         for prompt, text in zip(asked, texts, strict=True)
     ]
-    said = [Judgment(p.prompt_id, 0, 1, 1.0, json.dumps({"text": p.instruction[:999]})) for p in asked]
-    write_pairs(config, "iter_1", write_round(config.root, "iter_1", fresh, groups, score, said))
+    judgments = [Judgment(p.prompt_id, 0, 1, 1.0, json.dumps({"text": p.instruction[:999]})) for p in asked]
+    write_pairs(config, "iter_1", write_round(config.root, "iter_1", fresh, groups, score, judgments))
     for name in ("iter_0/direct", "iter_0/test", "iter_1/test"):
         write_round(config.root, name, test, [group[:1] for group in groups], score)
     return config

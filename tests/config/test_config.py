@@ -124,13 +124,13 @@ OLD_KEYS = [
 """A profile with an old key, the override that means the same today, and the note (sections: `test_runs_before.py`)."""
 
 
-@pytest.mark.parametrize(("profile", "today", "told"), OLD_KEYS)
-def test_an_old_key_is_read_as_todays_with_one_note_that_names_it(tmp_path: Path, profile: str, today: str, told: str):
+@pytest.mark.parametrize(("profile", "today", "end"), OLD_KEYS)
+def test_an_old_key_is_read_as_todays_with_one_note_that_names_it(tmp_path: Path, profile: str, today: str, end: str):
     notes: list[str] = []
     config = load_config(a_profile(tmp_path, profile), note=notes.append)
     head, _, _ = profile.rpartition("\n")
     assert config == load_config(a_profile(tmp_path, head), [today], note=notes.append)
-    assert len(notes) == 1 and notes[0].endswith(told) and notes[0].startswith(str(tmp_path / "mine.toml"))
+    assert len(notes) == 1 and notes[0].endswith(end) and notes[0].startswith(str(tmp_path / "mine.toml"))
 
 
 def test_every_old_key_has_a_line_in_the_table():
@@ -149,8 +149,8 @@ def test_an_override_wins_with_an_old_name_or_a_new_one(tmp_path: Path, profile:
 
 
 def test_an_old_key_next_to_the_new_one_is_refused(tmp_path: Path):
-    told = refusal(tmp_path, text="[sample]\ntries = 2\nmax_attempts = 3")
-    assert "sample.tries is the old name of sample.max_attempts, but both are set" in told
+    message = refusal(tmp_path, text="[sample]\ntries = 2\nmax_attempts = 3")
+    assert "sample.tries is the old name of sample.max_attempts, but both are set" in message
 
 
 def test_a_note_is_printed_once_however_often_a_command_reads_the_profile(
@@ -227,7 +227,7 @@ def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("mine", "base", "overrides", "told"),
+    ("mine", "base", "overrides", "says"),
     [
         ("", "[sample]\nk = 1", [], r"sample\.k: .*equal to 2 \(found 1\) \(\S+/base/below\.toml\)$"),
         ("[sample]\nk = 1", "[sample]\nk = 2", [], r"sample\.k: .* \(found 1\)$"),
@@ -247,11 +247,11 @@ def test_old_and_new_names_in_a_profile_and_its_base_are_one_setting(tmp_path: P
         ),
     ],
 )
-def test_a_wrong_value_is_reported_with_its_file(tmp_path: Path, mine: str, base: str, overrides: list[str], told: str):
+def test_a_wrong_value_is_reported_with_its_file(tmp_path: Path, mine: str, base: str, overrides: list[str], says: str):
     path = layered(tmp_path, mine=f"name = 'mine'\n{mine}", below=base)
     with pytest.raises(InputError) as refused:
         load_config(path, overrides)
-    assert re.search(told, str(refused.value)), refused.value
+    assert re.search(says, str(refused.value)), refused.value
 
 
 def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: Path):
@@ -259,7 +259,7 @@ def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "pattern"),
     [
         ("base = 'nowhere.toml'\nname = 'a'", r"there is no profile \S+nowhere\.toml"),
         ("base = 'mine.toml'\nname = 'a'", r'base is "mine\.toml", which is based on this one'),
@@ -268,14 +268,14 @@ def test_what_an_override_says_is_not_repeated_if_its_key_is_unknown(tmp_path: P
         ("base = 'other.toml'", r"has a base but no name, so it would get the base's name"),
     ],
 )
-def test_an_invalid_base_is_refused(tmp_path: Path, text: str, told: str):
+def test_an_invalid_base_is_refused(tmp_path: Path, text: str, pattern: str):
     (tmp_path / "other.toml").write_text("name = 'other'")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         load_config(a_profile(tmp_path, text))
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["sample.kk=4"],
@@ -364,12 +364,12 @@ def test_an_invalid_base_is_refused(tmp_path: Path, text: str, told: str):
         ),
     ],
 )
-def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Path, overrides: list[str], told: str):
-    assert told in refusal(tmp_path, *overrides, text='name = "mine"\n')
+def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Path, overrides: list[str], message: str):
+    assert message in refusal(tmp_path, *overrides, text='name = "mine"\n')
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("http://127.0.0.1:99999/v1", "Port out of range 0-65535: 'http://127.0.0.1:99999/v1' isn't an address"),
         ("http://127.0.0.1:x/v1", "Port could not be cast to integer value as 'x'"),
@@ -385,10 +385,10 @@ def test_a_bad_value_is_refused_with_its_key_and_what_was_expected(tmp_path: Pat
         ("http://h:8000/v1/models", "shorten it to 'http://h:8000/v1'"),
     ],
 )
-def test_an_invalid_address_is_refused_before_anything_starts(tmp_path: Path, url: str, told: str):
+def test_an_invalid_address_is_refused_before_anything_starts(tmp_path: Path, url: str, message: str):
     for section in ("judge={kind='pairwise', ", "data.synthetic={"):
         override = f"{section}model='m', endpoint={{base_url='{url}'}}}}"
-        assert told in refusal(tmp_path, override, text='name = "mine"\n')
+        assert message in refusal(tmp_path, override, text='name = "mine"\n')
 
 
 @pytest.mark.parametrize(
@@ -399,8 +399,8 @@ def test_a_valid_address_is_accepted(url: str):
 
 
 def test_all_faults_of_a_profile_are_reported_at_once(tmp_path: Path):
-    told = refusal(tmp_path, "sample.kk=4", "pair.min_margin=-1")
-    assert "sample.kk" in told and "pair.min_margin" in told
+    message = refusal(tmp_path, "sample.kk=4", "pair.min_margin=-1")
+    assert "sample.kk" in message and "pair.min_margin" in message
 
 
 def test_a_missing_profile_is_refused_with_a_list_of_those_that_exist(tmp_path: Path):
@@ -430,7 +430,7 @@ def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("[" * 100_000, "is not readable JSON: it is nested too deeply"),
         ('{"seed": ' + "9" * 5000 + "}", "is not readable JSON: Exceeds the limit"),
@@ -440,12 +440,12 @@ def test_a_profile_that_is_not_toml_is_refused(tmp_path: Path, content: bytes):
     ],
     ids=["deep", "5,000 digits", "a list", "half a character", "huge"],
 )
-def test_a_damaged_config_json_is_refused(tmp_path: Path, content: str, told: str):
+def test_a_damaged_config_json_is_refused(tmp_path: Path, content: str, message: str):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InputError) as refused:
         load_config(path)
-    assert told in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("place", ["/dev", "/dev/zero"])
@@ -509,19 +509,19 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_do(code: str):
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "pattern"),
     [
         ({"instruction_ids_column": "ids"}, "instruction_ids_column is set but kwargs_column isn't"),
         ({"kwargs_column": "kwargs"}, "kwargs_column is set but instruction_ids_column isn't"),
     ],
 )
-def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
-    with pytest.raises(ValidationError, match=told):
+def test_instructions_are_ids_with_arguments(named: dict[str, str], pattern: str):
+    with pytest.raises(ValidationError, match=pattern):
         RunConfig.model_validate({"data": {"source": {"kind": "file", "path": "a.jsonl", **named}}})
 
 
 @pytest.mark.parametrize(
-    ("synthetic", "told"),
+    ("synthetic", "pattern"),
     [
         ({"endpoint": {"base_url": "http://here/v1"}}, "endpoint is set but model isn't"),
         ({"pool": 5}, "pool is 5, fewer than the 8 examples"),
@@ -530,7 +530,7 @@ def test_instructions_are_ids_with_arguments(named: dict[str, str], told: str):
     ],
 )
 def test_prompts_that_a_model_writes_need_a_model_examples_and_a_judge_without_references(
-    synthetic: dict[str, object], told: str
+    synthetic: dict[str, object], pattern: str
 ):
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=pattern):
         RunConfig.model_validate({"data": {"synthetic": synthetic}})

@@ -60,21 +60,21 @@ MISTAKES_IN_DATA = {
 @pytest.mark.parametrize("text", ADDRESSES)
 def test_an_address_is_read_as_the_hubs_own_client_reads_it(text: str):
     found = parse_address(text)
-    theirs = parse_hf_uri(text)
+    parsed = parse_hf_uri(text)
     assert found == ADDRESSES[text]
-    assert (found.kind, found.repo, found.revision) == (theirs.type, theirs.id, theirs.revision)
-    assert found.path == theirs.path_in_repo
+    assert (found.kind, found.repo, found.revision) == (parsed.type, parsed.id, parsed.revision)
+    assert found.path == parsed.path_in_repo
     assert parse_address(str(found)) == found
 
 
-@pytest.mark.parametrize(("key", "text", "said"), [
-    *(("model.path", text, said) for text, said in MISTAKES.items()),
-    *(("data.source.path", text, said) for text, said in MISTAKES_IN_DATA.items()),
+@pytest.mark.parametrize(("key", "text", "message"), [
+    *(("model.path", text, message) for text, message in MISTAKES.items()),
+    *(("data.source.path", text, message) for text, message in MISTAKES_IN_DATA.items()),
 ])  # fmt: skip
-def test_a_mistake_in_an_address_is_refused_with_the_key_and_what_is_meant(key: str, text: str, said: str):
+def test_a_mistake_in_an_address_is_refused_with_the_key_and_what_is_meant(key: str, text: str, message: str):
     with pytest.raises(InputError) as refused:
         load_config(Path("deploy/profiles/laptop.toml"), ["data.source.kind=file", f"{key}={text}"])
-    assert said in str(refused.value) and key.split(".")[0] in str(refused.value)
+    assert message in str(refused.value) and key.split(".")[0] in str(refused.value)
 
 
 def everywhere() -> RunConfig:
@@ -125,6 +125,6 @@ def test_fetched_files_are_next_to_the_hub_clients_cache(variables: dict[str, st
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    asked = "import json; from huggingface_hub import constants; print(json.dumps(constants.HF_ASSETS_CACHE))"
-    done = subprocess.run([sys.executable, "-c", asked], env=os.environ, capture_output=True, text=True, check=True)
+    code = "import json; from huggingface_hub import constants; print(json.dumps(constants.HF_ASSETS_CACHE))"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
     assert hub_folder() == Path(json.loads(done.stdout)) / "tpo"

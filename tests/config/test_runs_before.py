@@ -1,4 +1,4 @@
-"""Claims about runs made before keys got today's names: their configs are read, and nothing is made again.
+"""Claims about runs made before keys got today's names: their configs are read, and nothing is remade.
 
 `runs_before.json` has, for a run of each kind, the `config.json` that earlier code wrote, and the config values and
 inputs' names that it recorded in the manifest of every stage. It was written by that code and must not be regenerated.
@@ -227,7 +227,7 @@ def test_a_section_with_an_old_name_is_read_as_a_recipe_with_a_note(
 
 
 @pytest.mark.parametrize(
-    ("profile", "told"),
+    ("profile", "pattern"),
     [
         ("[thinkpo]\n[self_train]", r"\[thinkpo\] and \[self_train\] are both set, but a run has one recipe"),
         ("[recipe]\nkind = 'tpo'\n[sft]", r"\[sft\] and \[recipe\] are both set.* as \[recipe\.sft\]"),
@@ -236,9 +236,9 @@ def test_a_section_with_an_old_name_is_read_as_a_recipe_with_a_note(
         ("thinkpo = 4\n[sft]", "recipe: Input should be a valid dictionary"),
     ],
 )
-def test_a_profile_with_two_recipes_or_half_of_one_is_refused(tmp_path: Path, profile: str, told: str):
+def test_a_profile_with_two_recipes_or_half_of_one_is_refused(tmp_path: Path, profile: str, pattern: str):
     (tmp_path / "old.toml").write_text(profile)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         load_config(tmp_path / "old.toml", note=ignore)
 
 

@@ -21,10 +21,10 @@ def read(path: Path, column: str = "messages") -> list[PromptRow]:
     return read_prompt_rows(FileSource(path=path, instruction_column=column), path)
 
 
-def turns(*said: str) -> list[dict[str, Any]]:
+def turns(*contents: str) -> list[dict[str, Any]]:
     """Turns in short: `u:Why?`."""
     roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-    parts = (each.partition(":") for each in said)
+    parts = (each.partition(":") for each in contents)
     return [{"role": roles.get(role, role), "content": content} for role, _, content in parts]
 
 
@@ -111,9 +111,9 @@ DAMAGED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_turns_are_rejected_by_row_and_turn(tmp_path: Path, name: str):
-    value, told = DAMAGED[name]
+    value, pattern = DAMAGED[name]
     path = write_rows(tmp_path / "rows.jsonl", [{"messages": turns("u:Hi")}, {"messages": value}])
-    with pytest.raises(InputError, match=rf"rows.jsonl, row 2: the instruction is .*{told}"):
+    with pytest.raises(InputError, match=rf"rows.jsonl, row 2: the instruction is .*{pattern}"):
         read(path)
 
 
@@ -150,10 +150,10 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lam
 
 
 @given(st.none() | texts, st.lists(texts, min_size=1, max_size=31))
-def test_any_texts_in_turn_are_read_as_they_are(system: str | None, said: list[str]):
+def test_any_texts_in_turn_are_read_as_they_are(system: str | None, contents: list[str]):
     before = [] if system is None else [Message(role="system", content=system)]
-    chat = [*before, *(Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(said))]
-    end = len(chat) - (len(said) % 2 == 0)
+    chat = [*before, *(Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(contents))]
+    end = len(chat) - (len(contents) % 2 == 0)
     found = read_conversation(chat)
     assert found == Conversation(chat[end - 1]["content"], write_turns(chat[: end - 1]))
     assert read_turns(found.history) == chat[: end - 1]

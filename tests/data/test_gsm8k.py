@@ -34,7 +34,7 @@ def test_a_row_is_a_question_a_rationale_and_a_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "pattern"),
     [
         ({"question": "Why?"}, r"a row with \['question'\]"),
         ({"question": "Why?", "answer": 7}, "expected text in question and answer"),
@@ -44,8 +44,8 @@ def test_a_row_is_a_question_a_rationale_and_a_reference() -> None:
         (row(""), "ends in ''"),
     ],
 )
-def test_a_row_in_another_form_is_rejected(broken: dict[str, object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_row_in_another_form_is_rejected(broken: dict[str, object], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
         read_row(broken)
 
 
@@ -168,8 +168,10 @@ answers = st.builds(
 
 def essence(text: str) -> tuple[list[tuple[str, str]], str | None]:
     """Annotations that T5's form keeps, and the final answer."""
-    found = [(one.expression, one.result) for one in annotations(text)]
-    return [one for one in found if not (one[0].isdigit() and one[1].isdigit())], final_answer(text)
+    found = [(annotation.expression, annotation.result) for annotation in annotations(text)]
+    return [
+        annotation for annotation in found if not (annotation[0].isdigit() and annotation[1].isdigit())
+    ], final_answer(text)
 
 
 @given(answers)
@@ -199,7 +201,7 @@ def test_real_rows_are_read_and_every_result_is_right(name: str, rows: int) -> N
         problem = read_row(content)
         found = annotations(problem.rationale)
         assert len(found) == problem.rationale.count("<<") == problem.rationale.count(">>")
-        assert {one.agreement for one in found} <= {"identical", "equal", "rounded"}
+        assert {annotation.agreement for annotation in found} <= {"identical", "equal", "rounded"}
         assert final_answer(content["answer"]) == problem.reference
         assert essence(from_t5(to_t5(content["answer"]))) == essence(content["answer"])
 

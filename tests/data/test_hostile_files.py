@@ -46,17 +46,17 @@ WAYS_IN: Mapping[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if hostile.told])
+@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if hostile.message])
 def test_a_hostile_model_folder_is_refused_by_name_by_every_check(tmp_path: Path, case: str):
     folder, canary = sound_model(tmp_path / "hostile"), tmp_path / "canary"
     MODEL_FOLDERS[case].make(folder, canary)
     for check in WAYS_IN.values():
-        with pytest.raises(InputError, match=MODEL_FOLDERS[case].told):
+        with pytest.raises(InputError, match=MODEL_FOLDERS[case].message):
             check(folder)
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if not hostile.told])
+@pytest.mark.parametrize("case", [name for name, hostile in MODEL_FOLDERS.items() if not hostile.message])
 def test_a_folder_that_can_do_no_harm_is_accepted(tmp_path: Path, case: str):
     folder = sound_model(tmp_path / "hostile")
     MODEL_FOLDERS[case].make(folder, tmp_path / "canary")
@@ -119,9 +119,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     done = subprocess.run(
         command, cwd=ROOT, env=variables, input="y\n" * 1000, capture_output=True, text=True, timeout=240, check=True
     )
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [one["folder"] for one in said] == list(map(str, places.values()))
-    return Loaded(places, dict(zip(places, said, strict=True)), place / "control")
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [result["folder"] for result in results] == list(map(str, places.values()))
+    return Loaded(places, dict(zip(places, results, strict=True)), place / "control")
 
 
 @pytest.mark.parametrize("case", LOADED)
@@ -136,8 +136,8 @@ def test_a_canary_appears_where_a_pickle_is_loaded(loaded: Loaded):
 
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_a_published_folder_is_loaded_without_opening_its_sub_folders(loaded: Loaded, case: str):
-    came, folder = loaded.came[case]["came"], loaded.places[case]
-    assert (came["chat"], came["trainer"], came["sampler"]) == ("loaded", "loaded", "loaded")
+    outcomes, folder = loaded.came[case]["came"], loaded.places[case]
+    assert (outcomes["chat"], outcomes["trainer"], outcomes["sampler"]) == ("loaded", "loaded", "loaded")
     opened = [Path(path).relative_to(folder).as_posix() for path in loaded.came[case]["opened"]]
     assert "config.json" in opened
     assert [path for path in opened if "/" in path] == []
@@ -169,10 +169,10 @@ def test_a_hostile_file_of_prompts_is_refused_or_read_correctly(tmp_path: Path, 
     hostile, canary = DATA_FILES[case], tmp_path / "canary"
     path = tmp_path / hostile.name
     hostile.make(path, canary)
-    if hostile.told is None:
+    if hostile.message is None:
         assert read(path, hostile.columns)[0].instruction
     else:
-        with pytest.raises(InputError, match=hostile.told):
+        with pytest.raises(InputError, match=hostile.message):
             read(path, hostile.columns)
     assert not canary.exists()
 

@@ -66,7 +66,7 @@ def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "pattern"),
     [
         ({"instruction": "", "chosen": LONG, "rejected": SHORT}, "row 1: the instruction is empty"),
         (
@@ -86,8 +86,8 @@ def test_a_missing_output_is_empty_and_keeps_its_row(tmp_path: Path):
         ({"instruction": ASKED, "chosen": "\ud800", "rejected": SHORT}, "an unpaired surrogate"),
     ],
 )
-def test_an_invalid_pair_is_rejected_by_its_row(tmp_path: Path, row: dict[str, Any], told: str):
-    with pytest.raises(InputError, match=told):
+def test_an_invalid_pair_is_rejected_by_its_row(tmp_path: Path, row: dict[str, Any], pattern: str):
+    with pytest.raises(InputError, match=pattern):
         read_pair_rows(write(tmp_path / "pairs.jsonl", [row]))
 
 

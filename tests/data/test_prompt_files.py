@@ -90,7 +90,7 @@ def test_instructions_and_arguments_survive_every_kind_of_file(tmp_path: Path, n
 
 
 @pytest.mark.parametrize(
-    ("ids", "kwargs", "told"),
+    ("ids", "kwargs", "pattern"),
     [
         (["keywords:poetry"], [{}], "row 2: the instruction id 'keywords:poetry' is unknown, expected one of"),
         (["keywords:existence"], [{}], "row 2: keywords:existence has the arguments none, expected keywords"),
@@ -99,13 +99,13 @@ def test_instructions_and_arguments_survive_every_kind_of_file(tmp_path: Path, n
     ],
 )
 def test_instructions_that_cannot_be_checked_are_rejected_by_row(
-    tmp_path: Path, ids: object, kwargs: object, told: str
+    tmp_path: Path, ids: object, kwargs: object, pattern: str
 ):
     rows: list[dict[str, object]] = [
         {"instruction": "a", "instruction_id_list": [], "kwargs": []},
         {"instruction": "b", "instruction_id_list": ids, "kwargs": kwargs},
     ]
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         read(write(tmp_path / "a.jsonl", rows), **CONSTRAINTS)
 
 
@@ -172,7 +172,7 @@ def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: lis
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "pattern"),
     [
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], r"several splits \(test, train\): name one"),
         (["train.jsonl", "test.jsonl"], r"several splits \(test, train\)"),
@@ -182,12 +182,12 @@ def test_a_folder_of_files_of_one_kind_is_read_as_one(tmp_path: Path, names: lis
         (["a.jsonl", "broken.jsonl"], "/broken.jsonl, line 1, is not JSON"),
     ],
 )
-def test_an_incomplete_or_mixed_folder_is_rejected(tmp_path: Path, names: list[str], told: str):
+def test_an_incomplete_or_mixed_folder_is_rejected(tmp_path: Path, names: list[str], pattern: str):
     for name in names:
         write(tmp_path / name, [{"other": 1}] if "lacking" in name else ROWS)
         if "broken" in name:
             (tmp_path / name).write_text("{")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         read(tmp_path)
 
 
@@ -230,15 +230,15 @@ def test_a_field_within_a_column_is_named_with_a_dot(tmp_path: Path, name: str):
 @pytest.mark.parametrize("column", ["reference", "category", "demonstration"])
 def test_a_column_of_objects_is_rejected_with_the_fields_to_name(tmp_path: Path, name: str, column: str):
     path = write(tmp_path / name, NESTED)
-    told = rf"row 1: the {column} has fields.*set data.source.{column}_column to one of reward.truth, reward.style"
-    with pytest.raises(InputError, match=told):
+    pattern = rf"row 1: the {column} has fields.*set data.source.{column}_column to one of reward.truth, reward.style"
+    with pytest.raises(InputError, match=pattern):
         read(path, **{f"{column}_column": "reward"})
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_a_list_of_one_answer_is_that_answer_and_longer_ones_are_rejected(tmp_path: Path, name: str):
-    one = write(tmp_path / f"one-{name}", [{"instruction": "a", "answer": ["42"]}, {"instruction": "b", "answer": []}])
-    assert [row.reference for row in read(one, reference_column="answer")] == ["42", None]
+    file = write(tmp_path / f"one-{name}", [{"instruction": "a", "answer": ["42"]}, {"instruction": "b", "answer": []}])
+    assert [row.reference for row in read(file, reference_column="answer")] == ["42", None]
     two = write(tmp_path / f"two-{name}", [{"instruction": "a", "answer": ["42", "forty-two"]}])
     with pytest.raises(
         InputError, match=r"row 1: the reference is a list of 2 \(\['42', 'forty-two'\]\), expected one"
@@ -278,7 +278,7 @@ def test_real_files_are_read_completely(name: str, column: str, rows: int):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "pattern"),
     [
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl", b"\n \n", "has no rows"),
@@ -319,10 +319,10 @@ def test_real_files_are_read_completely(name: str, column: str, rows: int):
         ),
     ],
 )
-def test_an_empty_or_damaged_file_is_rejected(tmp_path: Path, name: str, content: bytes, told: str):
+def test_an_empty_or_damaged_file_is_rejected(tmp_path: Path, name: str, content: bytes, pattern: str):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         read(path)
 
 

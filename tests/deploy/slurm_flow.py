@@ -1,6 +1,6 @@
 """The flow of a SLURM job under test: `python -m flows` with its own work, which is to square numbers.
 
-Writes a line per number that an actor has squared, its node first, to the file that TPO_TOLD names, until SIGTERM
+Writes a line per number that an actor has squared, its node first, to the file that TPO_OUTPUT names, until SIGTERM
 comes.
 """
 
@@ -37,9 +37,9 @@ def square(config: RunConfig, iterations: int) -> Summary:
     start_ray(config.cluster)
     pool = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 2, Room())
     numbers: Iterator[int] = itertools.count()
-    with Path(os.environ["TPO_TOLD"]).open("w") as told:
+    with Path(os.environ["TPO_OUTPUT"]).open("w") as output:
         for index, (value, node) in pool.work(numbers, orders()):
-            print(node, index, value, iterations, file=told, flush=True)
+            print(node, index, value, iterations, file=output, flush=True)
     raise AssertionError("the numbers have ended")
 
 

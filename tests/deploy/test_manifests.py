@@ -143,8 +143,8 @@ def test_the_image_has_no_package_lists_and_a_compiler_only_if_kernels_are_compi
 def test_the_image_sets_for_rays_nodes_and_prefect_what_a_run_sets_itself(target: str):
     stage = dockerfile()[1][target]
     found = environment(stage)
-    ours = {"PATH", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY"}
-    assert {name: value for name, value in found.items() if name not in ours}.items() <= QUIET.items()
+    allowed = {"PATH", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY"}
+    assert {name: value for name, value in found.items() if name not in allowed}.items() <= QUIET.items()
     assert {
         "DO_NOT_TRACK",
         "PREFECT_SERVER_ANALYTICS_ENABLED",

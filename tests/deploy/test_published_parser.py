@@ -99,16 +99,16 @@ def test_vllm_loads_it_and_streams_no_character_of_a_thought(tmp_path: Path):
     kind: Any = ParserManager.get_parser(reasoning_parser_name="thought")
     encoder, rng = ChatEncoder(SHIPPED_SEED_MODEL), random.Random(0)
     request = ChatCompletionRequest(messages=[{"role": "user", "content": "Why?"}])
-    asked = VARIANTS["generic"].encode(encoder, "Why?")
-    for told in [any_output(VARIANTS["generic"], rng) for _ in range(100)]:
-        _, response, _ = kind(encoder.tokenizer).parse(told.output, request)
-        assert (response or "") == told.response
+    prompt_ids = VARIANTS["generic"].encode(encoder, "Why?")
+    for case in [any_output(VARIANTS["generic"], rng) for _ in range(100)]:
+        _, response, _ = kind(encoder.tokenizer).parse(case.output, request)
+        assert (response or "") == case.response
         parser, content = kind(encoder.tokenizer), ""
-        chunks = chunks_of(told.output, rng)
+        chunks = chunks_of(case.output, rng)
         for i, chunk in enumerate(chunks):
-            delta = parser.parse_delta(chunk, [i], request, asked, finished=i == len(chunks) - 1)
+            delta = parser.parse_delta(chunk, [i], request, prompt_ids, finished=i == len(chunks) - 1)
             content += (delta and delta.content) or ""
-        assert content == told.response and not set(content) & set(GREEK)
+        assert content == case.response and not set(content) & set(GREEK)
     constrained = ChatCompletionRequest(
         messages=[{"role": "user", "content": "Why?"}], response_format={"type": "json_object"}
     )

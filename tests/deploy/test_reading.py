@@ -32,13 +32,13 @@ def readings(prompt: ThoughtPrompt, chunks: list[str], end: Ended, stops: tuple[
 def test_no_character_of_a_thought_is_shown_in_a_thousand_chunkings_of_a_hundred_outputs(prompt: ThoughtPrompt):
     rng = random.Random(prompt.variant)
     broken = 0
-    for told in [any_output(prompt, rng) for _ in range(100)]:
-        whole = read(prompt, told.output, "stop", ())
-        assert whole.response == told.response and not marked(prompt, whole.response)
+    for case in [any_output(prompt, rng) for _ in range(100)]:
+        whole = read(prompt, case.output, "stop", ())
+        assert whole.response == case.response and not marked(prompt, whole.response)
         assert not set(whole.response) & set(GREEK)
         broken += whole.format_error is not None
         for _ in range(10):
-            found = readings(prompt, chunks_of(told.output, rng), "stop")
+            found = readings(prompt, chunks_of(case.output, rng), "stop")
             assert all(after.response.startswith(before.response) for before, after in pairwise(found))
             assert (found[-1].response, found[-1].finish_reason) == (whole.response, whole.finish_reason)
             assert found[-1].is_reply == whole.is_reply
@@ -48,11 +48,11 @@ def test_no_character_of_a_thought_is_shown_in_a_thousand_chunkings_of_a_hundred
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_every_prefix_of_an_output_shows_a_prefix_of_its_response(prompt: ThoughtPrompt):
     rng = random.Random(prompt.variant)
-    for told in [any_output(prompt, rng) for _ in range(30)]:
-        for end in range(len(told.output)):
+    for case in [any_output(prompt, rng) for _ in range(30)]:
+        for end in range(len(case.output)):
             for reason in (None, "length"):
-                begun = read(prompt, told.output[:end], reason, ())
-                assert told.response.startswith(begun.response)
+                begun = read(prompt, case.output[:end], reason, ())
+                assert case.response.startswith(begun.response)
 
 
 @settings(max_examples=60)

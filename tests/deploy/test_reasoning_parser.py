@@ -52,16 +52,16 @@ def test_no_character_of_a_thought_is_content_in_a_thousand_chunkings_of_a_hundr
     parsers: dict[str, Any], encoder: ChatEncoder, prompt: ThoughtPrompt
 ):
     rng, request = random.Random(prompt.variant), a_request()
-    asked = encoder.encode(prompt.render("Why?"))  # quotes the markers
+    prompt_ids = encoder.encode(prompt.render("Why?"))  # quotes the markers
     tokenizer = encoder.tokenizer
-    for told in [any_output(prompt, rng) for _ in range(100)]:
-        thought, response, _ = parsers[prompt.variant](tokenizer).parse(told.output, request)
-        assert (response or "") == told.response and not marked(prompt, told.response)
-        assert not set(told.response) & set(GREEK)
+    for case in [any_output(prompt, rng) for _ in range(100)]:
+        thought, response, _ = parsers[prompt.variant](tokenizer).parse(case.output, request)
+        assert (response or "") == case.response and not marked(prompt, case.response)
+        assert not set(case.response) & set(GREEK)
         for _ in range(10):
             parser = parsers[prompt.variant](tokenizer)
-            found = streamed(parser, chunks_of(told.output, rng), request, asked)
-            assert found[1] == told.response
+            found = streamed(parser, chunks_of(case.output, rng), request, prompt_ids)
+            assert found[1] == case.response
             assert (thought or "").startswith(found[0])
 
 

@@ -59,7 +59,7 @@ class Job:
     """Its batch script."""
     folder: Path
     """The folder that its nodes share."""
-    told: Path
+    output: Path
     """The output of its flow."""
     scontrol: Path
     """The calls of `scontrol`."""
@@ -101,7 +101,7 @@ def submit(commands: Path, *arguments: str) -> Job:
                 "PATH": f"{commands}:{os.environ['PATH']}",
                 "SLURM_JOB_ID": number,
                 "SLURM_JOB_NUM_NODES": "2",
-                "TPO_TOLD": str(tmp_path / "told.txt"),
+                "TPO_OUTPUT": str(tmp_path / "output.txt"),
                 "TPO_SCONTROL": str(tmp_path / "scontrol.txt"),
             },
             stderr=subprocess.PIPE,
@@ -109,7 +109,7 @@ def submit(commands: Path, *arguments: str) -> Job:
             start_new_session=True,
         ),
         tmp_path / "checkout/.slurm" / f"{number}-0",
-        tmp_path / "told.txt",
+        tmp_path / "output.txt",
         tmp_path / "scontrol.txt",
     )
 
@@ -121,10 +121,10 @@ def job(commands: Path, tmp_path: Path) -> Iterator[Job]:
     try:
         yield job
     finally:
-        left = processes_of(job)
+        running = processes_of(job)
         job.process.terminate()  # already gone if the claim holds
-        _, left = psutil.wait_procs(left, timeout=30)
-        for process in left:
+        _, running = psutil.wait_procs(running, timeout=30)
+        for process in running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -156,8 +156,8 @@ def answer(address: str, token: str) -> grpc.StatusCode:
 
 
 def test_a_job_uses_all_nodes_behind_a_token_and_at_sigterm_cleans_up_and_requeues(job: Job):
-    told = job.until(r"(\w{56}) .*\n(?!\1)\w{56} ", job.told)
-    assert {line.split()[-1] for line in told.splitlines()} == {"2"}, "the job's arguments have not reached the flow"
+    printed = job.until(r"(\w{56}) .*\n(?!\1)\w{56} ", job.output)
+    assert {line.split()[-1] for line in printed.splitlines()} == {"2"}, "the job's arguments have not reached the flow"
 
     token, address = job.folder / "token", (job.folder / "head").read_text().strip()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and stat.S_IMODE(job.folder.stat().st_mode) == 0o700
@@ -172,8 +172,8 @@ def test_a_job_uses_all_nodes_behind_a_token_and_at_sigterm_cleans_up_and_requeu
 
     job.process.send_signal(signal.SIGTERM)
     assert job.process.wait(60) == 128 + signal.SIGTERM
-    _, left = psutil.wait_procs(started, timeout=10)
-    assert not left
+    _, running = psutil.wait_procs(started, timeout=10)
+    assert not running
     assert not token.exists() and not any(folder.exists() for folder in folders)
     assert job.scontrol.read_text() == f"requeue {job.folder.name.removesuffix('-0')}\n"
 

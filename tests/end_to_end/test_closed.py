@@ -61,7 +61,7 @@ def test_no_process_of_a_run_contacts_or_resolves_another_machine(run: Run):
 
 
 def test_ray_accepts_only_processes_with_the_token(run: Run):
-    entered = {name: any(line.startswith("in ") for line in said.splitlines()) for name, said in run.visitors.items()}
+    entered = {name: any(line.startswith("in ") for line in log.splitlines()) for name, log in run.visitors.items()}
     assert entered == {"no token": False, "authentication off": False, "wrong token": False, "the token": True}
     for name in ("no token", "authentication off", "wrong token"):
         assert "InvalidAuthToken" in run.visitors[name]

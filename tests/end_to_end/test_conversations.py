@@ -24,19 +24,19 @@ SETTINGS = (
 )
 
 
-def in_turn(asked: str, earlier: world.Problem, kind: int) -> Any:
+def in_turn(question: str, earlier: world.Problem, kind: int) -> Any:
     """A question as text, or in the format of WildChat, Tulu 3 or ShareGPT."""
     before = [("user", earlier.instruction), ("assistant", f"the answer is {earlier.reference} .")]
-    said = [*before, ("user", asked), ("assistant", "a reply that is left out")]
+    turns = [*before, ("user", question), ("assistant", "a reply that is left out")]
     match kind:
         case 0:
-            return asked
+            return question
         case 1:
-            return [{"role": role, "content": text, "toxic": False, "language": "English"} for role, text in said]
+            return [{"role": role, "content": text, "toxic": False, "language": "English"} for role, text in turns]
         case 2:
-            return [{"role": role, "content": text} for role, text in (("system", SYSTEM), *said)]
+            return [{"role": role, "content": text} for role, text in (("system", SYSTEM), *turns)]
     names = {"user": "human", "assistant": "gpt"}
-    return [{"from": names[role], "value": text} for role, text in said]
+    return [{"from": names[role], "value": text} for role, text in turns]
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
@@ -65,8 +65,8 @@ def test_all_formats_are_sampled_and_judged_with_their_earlier_turns(run: Path):
     samples = read_rows(artifact(run / "iter_1/samples"), Sample)
     for sample in samples:
         shown = encoder.tokenizer.decode(sample.prompt_token_ids)
-        said = [turn["content"] for turn in prompts[sample.prompt_id].earlier]
-        places = [shown.index(text) for text in (*said, prompts[sample.prompt_id].instruction)]
+        earlier = [turn["content"] for turn in prompts[sample.prompt_id].earlier]
+        places = [shown.index(text) for text in (*earlier, prompts[sample.prompt_id].instruction)]
         assert places == sorted(places) and "left out" not in shown
     judged = read_rows(artifact(run / "iter_1/judgments"), Judgment)
     parsed = {sample.prompt_id for sample in samples if sample.parse_error is None}

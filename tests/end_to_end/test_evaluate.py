@@ -20,10 +20,10 @@ PROMPTS = 96
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 def test_a_model_is_measured_without_a_training_and_once(runs_folder: Path):
-    asked = list(itertools.islice(problems("test", 0), PROMPTS))
-    own = [{"instruction": p.instruction, "answer": p.reference, "category": p.category} for p in asked]
+    drawn = list(itertools.islice(problems("test", 0), PROMPTS))
+    own = [{"instruction": p.instruction, "answer": p.reference, "category": p.category} for p in drawn]
     grade = [
-        {"question": p.instruction, "answer": f"So it is\n#### {p.reference}"} for p in asked if p.reference.isdigit()
+        {"question": p.instruction, "answer": f"So it is\n#### {p.reference}"} for p in drawn if p.reference.isdigit()
     ]
     for name, rows in (("own", own), ("grade", grade)):
         (runs_folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -41,13 +41,13 @@ def pool() -> Iterator[SamplerPool]:
 
 def sampled(pool: SamplerPool, rules: Sequence[Rule], *, temperature: float = 0.8, prompts: int = 40) -> list[Output]:
     encoder = ChatEncoder(SHIPPED_SEED_MODEL)
-    asked = [
+    requests = [
         Request(encoder.encode(GENERIC.render(problem.instruction)), request_seed(problem.instruction))
         for problem, _ in zip(problems("test", 0, ("dial", "cups")), range(prompts), strict=False)
     ]
     found = pool.generate(
         folder_artifact(SHIPPED_SEED_MODEL),
-        [asked],
+        [requests],
         SampleConfig(temperature=temperature),
         n=2,
         tries=1,
@@ -120,11 +120,11 @@ def test_a_model_that_cannot_add_writes_correct_sums_with_the_calculator(pool: S
     model = folder_artifact(bad_adder(tmp_path / "adder"))
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     sums = [(a, b) for a in range(10) for b in range(0, 10, 3)]
-    asked = [Request(tokenizer.encode(f"{a} {b}", add_special_tokens=False), request_seed(a, b)) for a, b in sums]
+    requests = [Request(tokenizer.encode(f"{a} {b}", add_special_tokens=False), request_seed(a, b)) for a, b in sums]
 
     def agreements(rules: Sequence[Rule]) -> list[str]:
         how = SampleConfig(temperature=1.0, top_p=1.0, max_new_tokens=24)
-        found = pool.generate(model, [asked], how, n=2, tries=1, accept=lambda *_: True, rules=rules)
+        found = pool.generate(model, [requests], how, n=2, tries=1, accept=lambda *_: True, rules=rules)
         texts = [output.text for _, groups in found for group in groups for output in group]
         return [annotation.agreement for text in texts for annotation in annotations(text)]
 

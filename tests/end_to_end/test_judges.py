@@ -49,8 +49,8 @@ def health_of(answers: JudgedSamples) -> dict[str, Any]:
 def test_armorm_gives_every_attribute_and_agrees_with_the_references(small_run: Path, tmp_path: Path):
     config = config_for(tmp_path, "judge={kind='armorm'}")
     answers = judge_training(config, small_run)
-    for said in read_rows(artifact(config.root / "iter_1/judgments"), Judgment):
-        detail = json.loads(said.detail)
+    for judgment in read_rows(artifact(config.root / "iter_1/judgments"), Judgment):
+        detail = json.loads(judgment.detail)
         assert set(detail["attributes"]) == set(ATTRIBUTES) and len(detail["gate"]) == len(ATTRIBUTES)
     assert health_of(answers)["reference_agreement"] > 0.6
 
@@ -64,14 +64,14 @@ def test_a_killed_pairwise_judge_resumes_without_compiling_or_asking_again(
     kept = killed_while_it_judges(config, small_run)
     assert not list((tmp_path / "compiled").rglob("*.so"))
     answers = judge_training(config, small_run)
-    said = read_rows(artifact(config.root / "iter_1/judgments"), Judgment)
-    assert kept <= {f"{j.prompt_id} {j.index} {j.other_index}" for j in said}
+    judgments = read_rows(artifact(config.root / "iter_1/judgments"), Judgment)
+    assert kept <= {f"{j.prompt_id} {j.index} {j.other_index}" for j in judgments}
     assert not list(config.root.rglob(JOURNALS))
     samples = {(s.prompt_id, s.index): s for s in read_rows(answers.samples, Sample)}
-    for j in said:
+    for j in judgments:
         assert j.other_index is not None
         assert samples[j.prompt_id, j.index].response != samples[j.prompt_id, j.other_index].response
-    assert sum(j.outcome is None for j in said) < 0.2 * len(said)
+    assert sum(j.outcome is None for j in judgments) < 0.2 * len(judgments)
     assert health_of(answers)["swap_agreement"] is not None
     assert judge_training(config, small_run) == answers
 

@@ -40,19 +40,19 @@ def test_a_dead_scorer_is_replaced_and_its_prompts_are_scored_again(tmp_path: Pa
     here = Scorer(load_armorm_reader, folder, ENGINE)
     expected = [
         judgment.outcome
-        for said in ArmoRMScorer(config, ENGINE, ClusterConfig(), scorer=here).judge(GROUPS)
-        for judgment in said
+        for judgments in ArmoRMScorer(config, ENGINE, ClusterConfig(), scorer=here).judge(GROUPS)
+        for judgment in judgments
     ]
     judge = ArmoRMScorer(config, ENGINE, ClusterConfig())
     pool = engines.scorer_pool(load_armorm_reader, folder, ENGINE, ClusterConfig())
-    said = judge.judge(GROUPS)
-    found = [judgment.outcome for judgment in next(said)]
+    judgments = judge.judge(GROUPS)
+    found = [judgment.outcome for judgment in next(judgments)]
     before = list(pool.actor_pool.actors)
     assert len(before) == 2
     ray.kill(before[0])
-    found += [judgment.outcome for judgments in said for judgment in judgments]
+    found += [judgment.outcome for of_group in judgments for judgment in of_group]
     assert found == pytest.approx(expected, abs=1e-5)
-    again = [judgment.outcome for judgments in judge.judge(GROUPS) for judgment in judgments]
+    again = [judgment.outcome for of_group in judge.judge(GROUPS) for judgment in of_group]
     assert again == pytest.approx(expected, abs=1e-5)
     assert pool.actor_pool.actors[0] != before[0] and pool.actor_pool.actors[1] == before[1]
 

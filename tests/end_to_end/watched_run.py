@@ -36,9 +36,9 @@ except Exception as error:
 
 def without_settings() -> dict[str, str]:
     """This process's environment without variables that our start-up code sets or that silence libraries in CI."""
-    ours = {*QUIET, *LOOPBACK, "CI", "GITHUB_ACTIONS"}
+    allowed = {*QUIET, *LOOPBACK, "CI", "GITHUB_ACTIONS"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PREFECT_"))}
-    return {name: value for name, value in kept.items() if name not in ours}
+    return {name: value for name, value in kept.items() if name not in allowed}
 
 
 def visit(gcs: str, **variables: str) -> "subprocess.Popen[str]":

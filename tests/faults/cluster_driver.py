@@ -82,7 +82,7 @@ def orders() -> JobSpec[int]:
 
 
 def square(folder: Path) -> None:
-    """Squares numbers on five actors with a CPU each, until it is told to stop."""
+    """Squares numbers on five actors with a CPU each, until the file `STOP` exists."""
     pool = ActorPool(Role("squarer", Squarer, (), cpus=1, gpus=0, environment={}), 5, Room())
 
     def numbers() -> Iterator[int]:

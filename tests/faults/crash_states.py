@@ -329,7 +329,7 @@ class Scenario:
     before: Callable[[Path], object]
     """Makes the initial content, which is synced, before the command."""
     command: Callable[[Path], object]
-    """The command, also run again after a crash."""
+    """The command, also rerun after a crash."""
     read: Callable[[Path], frozenset[str]]
     """Names of what is complete; raises if something is there that shouldn't be."""
     goal: frozenset[str]
@@ -433,9 +433,11 @@ class Explorer:
             with recording(root, process=process) as done:
                 self._scenario.command(root)
             after = self._scenario.read(root)
-            assert after >= self._scenario.goal | found, f"run again: {sorted(after)} is there, not {sorted(found)}"
+            assert after >= self._scenario.goal | found, (
+                f"after the rerun, {sorted(after)} is complete, expected {sorted(self._scenario.goal | found)}"
+            )
             stray = [path.name for path in (root / self._scenario.tidied).glob("**/.*.tmp")]
-            assert not (stray and self._scenario.tidied), f"run again: {stray} left behind"
+            assert not (stray and self._scenario.tidied), f"the rerun left {stray} behind"
             if process == 2 and done.operations:
                 self._second.append(_Recovery(state, found, done.operations))
         return found
@@ -458,9 +460,9 @@ def table(explored: Mapping[str, Explored], goals: Mapping[str, frozenset[str]])
     """One line per scenario."""
     lines = [f"{'':58}{'operations':>11}{'states':>8}{'complete':>10}{'not there':>11}{'second crash':>14}"]
     totals = [0] * 5
-    for name, one in explored.items():
-        complete = sum(found >= goals[name] for found in one.found.values())
-        numbers = [one.operations, len(one.found), complete, len(one.found) - complete, one.again]
+    for name, states in explored.items():
+        complete = sum(found >= goals[name] for found in states.found.values())
+        numbers = [states.operations, len(states.found), complete, len(states.found) - complete, states.again]
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
         lines.append(_line(name, numbers))
     return "\n".join([*lines, _line("total", totals)])

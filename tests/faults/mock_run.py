@@ -248,11 +248,11 @@ def break_run(fault: Fault, dice: random.Random, folder: Path, example: Example,
         status = attempt(folder, plan, log, clock=fault.clock)
         if status == 0:
             break
-    said = log.read_text(encoding="utf-8", errors="replace")
-    told = not (stopped and fault.says) or fault.says in said
-    sound = status == 0 and told and "Traceback" not in said
+    output = log.read_text(encoding="utf-8", errors="replace")
+    explained = not (stopped and fault.says) or fault.says in output
+    sound = status == 0 and explained and "Traceback" not in output
     at_end = difference(example.root, root) if status == 0 else Difference(lost=1)
-    return Broken(sound, at_end, stopped, said, stale, plan.url is not None or _called_finished(folder, plan))
+    return Broken(sound, at_end, stopped, output, stale, plan.url is not None or _called_finished(folder, plan))
 
 
 def _called_finished(folder: Path, plan: Plan) -> bool:

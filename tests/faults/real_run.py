@@ -167,9 +167,9 @@ def break_run(
         run = Run(folder, log, recipe=recipe)
         status = run.end(MAX_SECONDS)
         quiet = quiet and status is not None
-    said = log.read_text(encoding="utf-8", errors="replace")
+    output = log.read_text(encoding="utf-8", errors="replace")
     found = difference(expected, folder / "run") if status == 0 else Difference(lost=1)
-    return Broken(status == 0 and quiet, found, struck, said)
+    return Broken(status == 0 and quiet, found, struck, output)
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -180,8 +180,8 @@ def _lives(process: psutil.Process) -> bool:
 
 def _is(process: psutil.Process, words: Sequence[str]) -> bool:
     with contextlib.suppress(psutil.Error):
-        said = " ".join([process.name(), *process.cmdline()])
-        return not words or any(word in said for word in words)
+        command = " ".join([process.name(), *process.cmdline()])
+        return not words or any(word in command for word in words)
     return False
 
 

@@ -53,7 +53,7 @@ class Doubler:
             return self._misbehave(piece)
         return [2 * i for i in piece]
 
-    def told(self, _: list[int]) -> tuple[int, str | None]:
+    def report(self, _: list[int]) -> tuple[int, str | None]:
         time.sleep(0.2)
         return os.getpid(), self._task
 
@@ -143,7 +143,7 @@ def orders(
         prepare=lambda doubler: doubler.load.remote(task),
         submit=lambda doubler, piece: getattr(doubler, ask).remote(piece),
         fault=lambda piece, result: (
-            None if ask == "told" or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
+            None if ask == "report" or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
         ),
         seconds=seconds,
         start_seconds=start_seconds,
@@ -165,7 +165,7 @@ def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "pattern"),
     [
         ("runs out of memory", r"MemoryError.*\. Lower what it holds$"),
         ("hangs", r"no answer within 2 s\. Give it longer$"),
@@ -174,18 +174,18 @@ def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(
     ],
 )
 def test_a_job_on_which_actors_keep_failing_stops_the_run_with_its_cause_and_a_remedy(
-    make: Make, how: str, said: str, outcome: Outcome
+    make: Make, how: str, pattern: str, outcome: Outcome
 ):
     done = list[tuple[int, Any]]()
     started = time.monotonic()
     with pytest.raises(
-        StageError, match=rf"(?s)doubler \d of numbers failed on a job that had failed before: .*{said}"
+        StageError, match=rf"(?s)doubler \d of numbers failed on a job that had failed before: .*{pattern}"
     ):
         done.extend(make(how).work(iter(PIECES), orders()))
     assert time.monotonic() - started < 120
     indices = [index for index, _ in done]
     assert len(indices) == len(set(indices)) and PIECES.index([12, 13, 14]) not in indices
-    outcome(f"an engine {how}, again and again", "sample, judge", "stops, names the cause and what to do")
+    outcome(f"an engine {how}, repeatedly", "sample, judge", "stops, names the cause and what to do")
 
 
 def test_work_continues_while_an_actor_is_replaced(make: Make, outcome: Outcome):
@@ -216,11 +216,11 @@ def test_a_slot_whose_actors_never_start_is_given_up_with_a_message_and_the_othe
     pool = make("start: raises an error, all but one")
     # Work continues until the slot has been given up, however long its actors take to fail.
     pieces = itertools.takewhile(lambda _: len(pool.actors) != 1, itertools.repeat([0]))
-    list(pool.work(pieces, orders(ask="told")))
+    list(pool.work(pieces, orders(ask="report")))
     assert len(pool.actors) == 1
     assert "failed to start; continuing with the others: ValueError: engine core is dead" in capsys.readouterr().err
     outcome(
-        "an engine raises an error at start-up, again and again",
+        "an engine raises an error at start-up, repeatedly",
         "sample, judge",
         "given up with a message; the others continue",
     )
@@ -258,7 +258,7 @@ def test_an_actor_that_died_while_idle_does_not_count_as_an_attempt(
 
     pool = make(count=5)
     doubled(pool, orders())
-    pids = {pid for _, (pid, _) in pool.work(iter(PIECES * 3), orders(ask="told"))}
+    pids = {pid for _, (pid, _) in pool.work(iter(PIECES * 3), orders(ask="report"))}
     assert len(pids) > 1
     for actor in pool.actors:
         ray.kill(actor)
@@ -273,8 +273,8 @@ def test_an_actor_that_died_while_idle_does_not_count_as_an_attempt(
 def test_an_actor_loads_what_the_current_work_needs(make: Make):
     pool = make(count=2)
     for task in ("a", "b"):
-        found = dict(pool.work(iter(PIECES), orders(task=task, ask="told")))
-        assert {said for _, said in found.values()} == {task}
+        found = dict(pool.work(iter(PIECES), orders(task=task, ask="report")))
+        assert {loaded for _, loaded in found.values()} == {task}
 
 
 def test_no_actor_starts_if_there_is_nothing_to_do(make: Make):

@@ -79,7 +79,7 @@ def test_a_failed_request_is_retried(
     size: int,
 ):
     data = os.urandom(size)
-    proxy.script = lambda asked: FAULTS[fault] if asked.count == 0 else None
+    proxy.script = lambda request: FAULTS[fault] if request.count == 0 else None
     through.put("a", a_file(tmp_path, data))
     assert fetched(through, "a", tmp_path) == data
     through.copy("a", "b")
@@ -93,20 +93,20 @@ def test_a_failed_request_is_retried(
 def test_content_that_stays_wrong_is_refused(through: Bucket, proxy: FaultyProxy, tmp_path: Path, fault: Fault):
     through.put("a", a_file(tmp_path, b"whole" * 100))
     version = through.versions()["a"]
-    proxy.script = lambda asked: fault if asked.method == "GET" else None
+    proxy.script = lambda request: fault if request.method == "GET" else None
     with pytest.raises(StoreError, match="failed in up to 4 attempts"):
         through.download("a", version, tmp_path / "fetched")
 
 
 def test_a_server_that_stays_away_is_given_up_with_a_remedy(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
-    proxy.script = lambda asked: Fault(status=503)
+    proxy.script = lambda request: Fault(status=503)
     with pytest.raises(StoreError, match=r"SlowDown.*saved on this machine; rerun"):
         through.put("a", a_file(tmp_path, b"data"))
     assert len(proxy.asked) == 4
 
 
 def test_a_lost_reply_to_a_conditional_write_is_a_conflict_with_oneself(through: Bucket, proxy: FaultyProxy):
-    proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count == 0 else None
+    proxy.script = lambda request: Fault(lose_reply=True) if request.conditional and request.count == 0 else None
     with pytest.raises(ConflictError):
         through.put_if("a", b"1", None)
     found = through.get("a")
@@ -115,23 +115,26 @@ def test_a_lost_reply_to_a_conditional_write_is_a_conflict_with_oneself(through:
 
 def test_a_server_without_conditional_writes_is_refused(through: Bucket, proxy: FaultyProxy):
     through.check_conditions()
-    proxy.script = lambda asked: Fault(ignore_conditions=True)
+    proxy.script = lambda request: Fault(ignore_conditions=True)
     with pytest.raises(StoreError, match="does not support conditional writes"):
         through.check_conditions()
     assert through.versions() == {}
 
 
 def test_parts_of_an_aborted_upload_are_deleted(through: Bucket, proxy: FaultyProxy, tmp_path: Path):
-    def script(asked: Asked) -> Fault | None:
-        return Fault(status=503) if asked.method in ("POST", "DELETE") and "uploadId" in asked.path else None
+    def script(request: Asked) -> Fault | None:
+        return Fault(status=503) if request.method in ("POST", "DELETE") and "uploadId" in request.path else None
 
     proxy.script = script
     with pytest.raises(StoreError):
         through.put("a", a_file(tmp_path, bytes(LARGE)))
-    proxy.script = lambda asked: None
+    proxy.script = lambda request: None
     through.drop_unfinished()
     through.drop_unfinished()
-    assert sum(asked.method == "DELETE" and "uploadId" in asked.path for asked in proxy.asked if not asked.count) == 1
+    assert (
+        sum(request.method == "DELETE" and "uploadId" in request.path for request in proxy.asked if not request.count)
+        == 1
+    )
     assert through.versions() == {}
 
 
@@ -157,9 +160,9 @@ def test_an_error_that_the_user_can_fix_comes_with_a_remedy(
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         monkeypatch.setenv("HOME", str(tmp_path))
-    told = {name: value for name, value in changes.items() if name in ("endpoint_url", "region")}
+    chosen = {name: value for name, value in changes.items() if name in ("endpoint_url", "region")}
     with pytest.raises(StoreError, match=says):
-        Bucket(url or new_url(), s3.storage(tmp_path, **({"max_attempts": 2} | told))).versions()
+        Bucket(url or new_url(), s3.storage(tmp_path, **({"max_attempts": 2} | chosen))).versions()
 
 
 def test_versions_are_compared_by_md5_or_for_uploads_in_parts_by_size(tmp_path: Path):

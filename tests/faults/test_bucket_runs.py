@@ -108,12 +108,12 @@ def main(parent: Path) -> None:
             shutil.rmtree(folder / "cache")
             with reading(mock_run.config_of(folder, plan)):
                 differences.append(difference(expected.root, plan.root(folder)))
-            said = log.read_text(errors="replace")
+            output = log.read_text(errors="replace")
         found[f"{fault}, {stage}, {disk}"] = {
             "stopped": stopped,
-            "recovered": status == 0 and "Traceback" not in said,
+            "recovered": status == 0 and "Traceback" not in output,
             "differences": [astuple(one) for one in differences],
-            "log": said[-4000:],
+            "log": output[-4000:],
         }
     (parent / "broken.json").write_text(json.dumps(found))
 

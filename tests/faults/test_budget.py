@@ -41,7 +41,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 def test_a_run_that_keeps_stopping_at_its_budget_ends_as_without_one(found: Mapping[str, Any], judge: str):
     run = found["budget"][judge]
     assert run["stops"] >= 5
-    assert all("Completed work is saved: raise budget.tokens" in said for said in run["said"])
+    assert all("Completed work is saved: raise budget.tokens" in log for log in run["logs"])
     assert run["difference"] == [0, 0, 0]
 
 
@@ -104,7 +104,7 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
     total, cap = sum(_tokens(example.root).values()), 0
     folder = parent / f"capped_{judge}"
     folder.mkdir()
-    said, over, stops = [], [], 0
+    logs, over, stops = [], [], 0
     while True:
         cap += total // 7
         log = folder / f"log_{stops}.txt"
@@ -112,11 +112,11 @@ def _with_caps(parent: Path, judge: str, example: Any) -> dict[str, Any]:
         if status == 0:
             break
         stops += 1
-        said.append(log.read_text())
+        logs.append(log.read_text())
         over.append(sum(entry.tokens for entry in read_ledger(folder / "run")) - cap)
     return {
         "stops": stops,
-        "said": said,
+        "logs": logs,
         "over": over,
         "difference": list(astuple(difference(example.root, folder / "run"))),
         "spent": _tokens(folder / "run"),

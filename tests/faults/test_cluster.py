@@ -41,21 +41,21 @@ class Driver:
 
     def __init__(self, cluster: Cluster, what: str, folder: Path) -> None:
         self.process = cluster.drive(what, str(folder))
-        self.told: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
 
     def until(self, enough: Callable[[list[dict[str, Any]]], bool]) -> None:
         """Reads events until there are enough."""
         assert self.process.stdout is not None
-        while not enough(self.told):
+        while not enough(self.events):
             line = self.process.stdout.readline()
-            assert line, f"the driver ended early, having told {self.told[-3:]}"
+            assert line, f"the driver ended early, having reported {self.events[-3:]}"
             if line.startswith("{"):
-                self.told.append(json.loads(line))
+                self.events.append(json.loads(line))
 
     def end(self) -> int:
         """Reads to the end; the exit status."""
         assert self.process.stdout is not None
-        self.told += [json.loads(line) for line in self.process.stdout if line.startswith("{")]
+        self.events += [json.loads(line) for line in self.process.stdout if line.startswith("{")]
         return self.process.wait()
 
 
@@ -74,8 +74,8 @@ def drive(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[str], Driver]]
         driver.process.wait()
 
 
-def nodes_of(told: list[dict[str, Any]]) -> Counter[str]:
-    return Counter(line["node"] for line in told)
+def nodes_of(events: list[dict[str, Any]]) -> Counter[str]:
+    return Counter(line["node"] for line in events)
 
 
 def test_a_killed_node_loses_and_duplicates_nothing_and_one_that_joins_is_used(
@@ -84,16 +84,16 @@ def test_a_killed_node_loses_and_duplicates_nothing_and_one_that_joins_is_used(
     cluster.add(cpus=2)
     dying = cluster.add(cpus=2)
     driver = drive("square")
-    driver.until(lambda told: len(nodes_of(told)) == 2 and min(nodes_of(told).values()) >= 5)
+    driver.until(lambda events: len(nodes_of(events)) == 2 and min(nodes_of(events).values()) >= 5)
     dying.kill()
-    before = len(driver.told)
+    before = len(driver.events)
     cluster.add(cpus=3)
-    driver.until(lambda told: len(nodes_of(told)) == 3 and nodes_of(told).most_common()[-1][1] >= 5)
+    driver.until(lambda events: len(nodes_of(events)) == 3 and nodes_of(events).most_common()[-1][1] >= 5)
     (tmp_path / STOP).touch()
     assert driver.end() == 0
-    indices = [line["index"] for line in driver.told]
+    indices = [line["index"] for line in driver.events]
     assert sorted(indices) == list(range(len(indices))) and len(indices) > before
-    assert all(line["value"] == line["index"] ** 2 for line in driver.told)
+    assert all(line["value"] == line["index"] ** 2 for line in driver.events)
     outcome("kill -9 of a node's raylet", "engines on a cluster", "its shards are redone; its engines move elsewhere")
     outcome("a node joins", "engines on a cluster", "waiting engines start there")
 
@@ -103,7 +103,7 @@ def test_an_engine_of_several_gpus_spans_nodes_and_gives_them_back(cluster: Clus
         cluster.add(cpus=1, gpus=1)
     driver = drive("span")
     assert driver.end() == 0
-    *squares, held, left = driver.told
+    *squares, held, left = driver.events
     assert sorted(line["index"] for line in squares) == [0, 1, 2, 3]
     assert all(len(set(line["nodes"])) == 2 for line in squares)
     assert held == {"held": 2} and left == {"gpus": 2, "states": ["REMOVED"]}
@@ -115,13 +115,13 @@ def test_real_engines_sample_the_same_if_one_dies_with_its_node(
     for node in (cluster.add(cpus=1), cluster.add(cpus=1)):
         dying = node
     driver = drive("sample")
-    driver.until(lambda told: told[-1:] == [{"begins": "disturbed"}])
+    driver.until(lambda events: events[-1:] == [{"begins": "disturbed"}])
     while len(shards(tmp_path / "disturbed")) < 5:
         assert driver.process.poll() is None
         time.sleep(0.02)
     dying.kill()
     assert driver.end() == 0
-    undisturbed, disturbed = (line for line in driver.told if "ends" in line)
+    undisturbed, disturbed = (line for line in driver.events if "ends" in line)
     assert undisturbed["rows"] == disturbed["rows"] == 1600
     assert undisturbed["fingerprint"] == disturbed["fingerprint"]
     expected, found = shards(tmp_path / "undisturbed"), shards(tmp_path / "disturbed")

@@ -1,7 +1,7 @@
 """Claims about crashes: in any state of the disk, a stage reads as complete with its rows or as missing.
 
 The real code runs once, and its file operations are recorded. Each state that a crash may leave (`crash_states`) is
-read with the real code, which is then run again. `python -m tests.faults.test_crash_states` prints the states by
+read with the real code, which is then rerun. `python -m tests.faults.test_crash_states` prints the states by
 scenario.
 """
 
@@ -202,11 +202,11 @@ SYNCED_AFTER = ("question 2", "question 3")
 
 def ask_all(root: Path) -> None:
     seconds = 0.0
-    with Journal(root / "journal-00000.jsonl", clock=lambda: seconds) as said:
+    with Journal(root / "journal-00000.jsonl", clock=lambda: seconds) as journal:
         for key, answer in ANSWERS.items():
-            if key not in said.answers:
+            if key not in journal.answers:
                 seconds += 2 * SYNC_SECONDS * (key in SYNCED_AFTER)
-                said.write(key, answer)
+                journal.write(key, answer)
 
 
 def ask_all_and_damage_one(root: Path) -> None:
@@ -223,13 +223,15 @@ def read_answers(root: Path) -> frozenset[str]:
 
 def answers_synced(done: Sequence[Operation]) -> frozenset[str]:
     """The answers whose line was written before the journal's last sync, or in a second that has ended."""
-    syncs = [i for i, one in enumerate(done) if (one.kind, one.path) == ("sync", "journal-00000.jsonl")]
+    syncs = [
+        i for i, operation in enumerate(done) if (operation.kind, operation.path) == ("sync", "journal-00000.jsonl")
+    ]
     ended = [i for i, key in enumerate(answered(done)[:-1]) if key in SYNCED_AFTER]
     return frozenset(answered(done[: syncs[-1] if syncs else 0]) + answered(done)[: ended[-1] + 1 if ended else 0])
 
 
 def answered(done: Sequence[Operation]) -> list[str]:
-    data = b"".join(one.data for one in done if one.kind == "append")
+    data = b"".join(operation.data for operation in done if operation.kind == "append")
     return [key for key in ANSWERS if f'["{key}", '.encode() in data]
 
 
@@ -313,7 +315,7 @@ def test_after_any_crash_a_stage_is_complete_or_missing_and_can_be_resumed(name:
 def test_the_minimum_number_of_states_was_visited():
     every = {name: explored(name) for name in SCENARIOS}
     print(the_table(every))
-    assert len(set[bytes]().union(*(one.found for one in every.values()))) >= STATES
+    assert len(set[bytes]().union(*(states.found for states in every.values()))) >= STATES
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -371,7 +373,7 @@ MODELLED: dict[str, tuple[State, Operations, list[State]]] = {
     "appended content may have holes": (
         {"f": b"1"},
         [Operation("append", "f", data=b"2"), Operation("append", "f", data=b"3")],
-        [{"f": one} for one in (b"1", b"12", b"123", b"1\0", b"12\0", b"1\0\0", b"1\x003")],
+        [{"f": content} for content in (b"1", b"12", b"123", b"1\0", b"12\0", b"1\0\0", b"1\x003")],
     ),
 }
 
@@ -387,16 +389,20 @@ def test_of_a_crash(what: str):
 
 
 def without_syncs(named: str) -> Callable[[Operations], Operations]:
-    return lambda operations: [one for one in operations if one.kind != "sync" or named not in one.path]
+    return lambda operations: [
+        operation for operation in operations if operation.kind != "sync" or named not in operation.path
+    ]
 
 
 def without_syncs_of(folder: str) -> Callable[[Operations], Operations]:
-    return lambda operations: [one for one in operations if (one.kind, one.path) != ("sync", folder)]
+    return lambda operations: [
+        operation for operation in operations if (operation.kind, operation.path) != ("sync", folder)
+    ]
 
 
 def committed_before_the_last_shard(operations: Operations) -> Operations:
-    late = [one for one in operations if f"part-{ORDER[-1]:05d}" in one.path]
-    rest = [one for one in operations if one not in late]
+    late = [operation for operation in operations if f"part-{ORDER[-1]:05d}" in operation.path]
+    rest = [operation for operation in operations if operation not in late]
     return rest + late
 
 

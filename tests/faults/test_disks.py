@@ -43,11 +43,11 @@ try:
     attempt()
     raise SystemExit("nothing was full or read-only")
 except StoreError as error:
-    said = str(error)
+    message = str(error)
 complete = stage().complete()
 subprocess.run(["mount", "-o", "remount,rw,size=4m", str(root)], check=True)
 kept, right = attempt()
-print(json.dumps({"said": said, "complete": complete is not None, "kept": kept, "right": right}))
+print(json.dumps({"message": message, "complete": complete is not None, "kept": kept, "right": right}))
 """
 
 pytestmark = pytest.mark.faults
@@ -70,7 +70,7 @@ def test_a_full_or_read_only_disk_stops_the_stage_which_resumes_from_there(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert says in found["said"] and "rerun" in found["said"]
+    assert says in found["message"] and "rerun" in found["message"]
     assert not found["complete"]
     assert found["kept"] > 0
     assert found["right"]

@@ -57,8 +57,8 @@ def test_a_permanent_fault_stops_the_judge_soon_and_keeps_the_answers(fault: str
             kept.extend(a_client(server).ask(CHATS, Decoding(8)))
         assert time.monotonic() - started < 60
         before = len(server.asked)
-    left = [chat for i, chat in enumerate(CHATS) if i not in {index for index, _ in kept}]
+    missing = [chat for i, chat in enumerate(CHATS) if i not in {index for index, _ in kept}]
     with MisbehavingServer() as server:
-        assert len(list(a_client(server).ask(left, Decoding(8)))) == len(left)
-        assert len(server.asked) == len(left) < before
+        assert len(list(a_client(server).ask(missing, Decoding(8)))) == len(missing)
+        assert len(server.asked) == len(missing) < before
     outcome(f"a judge's server {fault}, permanently", "judge", "stops, says so; the next run asks for the rest")

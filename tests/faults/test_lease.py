@@ -62,7 +62,7 @@ def test_a_second_machine_is_told_who_holds_the_bucket(
     ):
         pass
     assert first.poll() is None
-    outcome("a second machine starts the run", "a bucket", "the second is told who holds it; the first continues")
+    outcome("a second machine starts the run", "a bucket", "the second names the holder; the first continues")
 
 
 def test_a_dead_machines_lease_must_expire_first(
@@ -77,9 +77,9 @@ def test_a_dead_machines_lease_must_expire_first(
     first.wait()
     with held(url, storage, "ours") as taken:
         assert not taken.same_copy
-        said = capsys.readouterr().err
-        assert f"held by process {first.pid}" in said and "waiting up to 3 s" in said
-        assert f"taken over from process {first.pid}" in said
+        stderr = capsys.readouterr().err
+        assert f"held by process {first.pid}" in stderr and "waiting up to 3 s" in stderr
+        assert f"taken over from process {first.pid}" in stderr
     outcome("the machine is lost", "a bucket", "another takes over once the lease has expired, and resumes")
 
 
@@ -92,8 +92,8 @@ def test_a_dead_holder_of_the_same_working_copy_is_replaced_at_once(
     first.wait()
     with held(url, storage, "theirs") as taken:
         assert taken.same_copy
-    said = capsys.readouterr().err
-    assert "waiting" not in said and f"taken over from process {first.pid}" in said
+    stderr = capsys.readouterr().err
+    assert "waiting" not in stderr and f"taken over from process {first.pid}" in stderr
 
 
 def test_a_released_bucket_is_free_at_once(storage: StorageConfig, capsys: pytest.CaptureFixture[str]):
@@ -154,7 +154,7 @@ def test_a_holder_that_slept_and_still_has_its_lease_continues(storage: StorageC
 
 def test_a_renewal_survives_a_lost_reply(storage: StorageConfig, proxy: FaultyProxy):
     bucket, clock = Bucket(new_url(), storage.model_copy(update={"endpoint_url": proxy.endpoint})), Clock()
-    proxy.script = lambda asked: Fault(lose_reply=True) if asked.conditional and asked.count in (0, 2) else None
+    proxy.script = lambda request: Fault(lose_reply=True) if request.conditional and request.count in (0, 2) else None
     lease = a_lease(bucket, clock)
     for clock.now in (100.0, 200.0):
         lease.check()
@@ -167,9 +167,9 @@ def test_a_holder_that_cannot_renew_writes_nothing(storage: StorageConfig, proxy
         Clock(),
     )
     lease = a_lease(bucket, clock)
-    proxy.script = lambda asked: Fault(status=503)
+    proxy.script = lambda request: Fault(status=503)
     clock.now = 31.0
     with pytest.raises(StoreError, match="failed in up to 1 attempts"):
         lease.check()
-    proxy.script = lambda asked: None
+    proxy.script = lambda request: None
     lease.check()

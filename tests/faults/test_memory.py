@@ -64,9 +64,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("times", "said", "came"), sampled("memory", CASES, 1))
+@pytest.mark.parametrize(("times", "message", "came"), sampled("memory", CASES, 1))
 def test_an_engine_that_ray_kills_for_its_memory_is_replaced_once_then_stops_the_run(
-    tmp_path: Path, outcome: Callable[[str, str, str], None], times: int, said: str, came: str
+    tmp_path: Path, outcome: Callable[[str, str, str], None], times: int, message: str, came: str
 ):
     mark, memory = tmp_path / "mark", psutil.virtual_memory()
     mark.touch()
@@ -83,7 +83,7 @@ def test_an_engine_that_ray_kills_for_its_memory_is_replaced_once_then_stops_the
         text=True,
         check=False,
     )
-    assert said in done.stdout, done.stdout + done.stderr
+    assert message in done.stdout, done.stdout + done.stderr
     assert times == 1 or "memory" in done.stdout
     assert mark.read_text() == "x" * min(times, 4)
-    outcome(f"Ray kills an engine for its memory, {'once' if times == 1 else 'again and again'}", "sample, judge", came)
+    outcome(f"Ray kills an engine for its memory, {'once' if times == 1 else 'repeatedly'}", "sample, judge", came)

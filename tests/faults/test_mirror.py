@@ -83,10 +83,10 @@ class Crash(Exception):
 
 def crash_at(change: int) -> Callable[[], None]:
     """Ends the process before that change in the bucket."""
-    left = iter(range(change - 1))
+    remaining = iter(range(change - 1))
 
     def check() -> None:
-        if next(left, None) is None:
+        if next(remaining, None) is None:
             raise Crash
 
     return check
@@ -131,14 +131,14 @@ def test_what_did_not_reach_the_bucket_is_uploaded_next_time_and_not_remade(
     config = RunConfig(name="run", folder=new_url(), storage=storage)
     for file in ("part-00001.parquet", "part-00001.seal.json", "manifest.json"):
 
-        def script(asked: Asked, file: str = file) -> Fault | None:
-            return Fault(cut_request=True) if asked.method == "PUT" and asked.path.endswith(file) else None
+        def script(request: Asked, file: str = file) -> Fault | None:
+            return Fault(cut_request=True) if request.method == "PUT" and request.path.endswith(file) else None
 
         proxy.script, made = script, list[int]()
         with pytest.raises(StoreError, match="saved on this machine; rerun"), at_work(config) as root:
             make(root, made=made)
     assert made == []
-    proxy.script = lambda asked: None
+    proxy.script = lambda request: None
     with at_work(config) as root:
         check(make(root, made=made), 1)
     assert made == []

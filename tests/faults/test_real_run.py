@@ -39,7 +39,7 @@ SOON_NOTICED = "engine.start_seconds=90"
 ERROR_SECONDS = 60.0
 FROM_NOTHING_SECONDS = 60.0
 """Time limit for finding, on a busy machine and from an empty disk, that there is nothing to do."""
-CAME = "recovers by itself or when run again; if it stops, it says so within a minute"
+CAME = "recovers by itself or when rerun; if it stops, it says so within a minute"
 """Which of the two isn't recorded: the next fault may come before the end that this one leads to."""
 
 
@@ -61,14 +61,14 @@ def test_a_run_that_meets_fault_after_fault_ends_the_same(
     run = Run(tmp_path, log, SOON_NOTICED)
 
     def begun_again(name: str) -> Run:
-        said = log.read_text()
+        output = log.read_text()
         if name == "^C in the terminal":
-            assert run.end(0) == 130 and said.endswith("Stopped. Rerun the same command to resume.\n"), said[-4000:]
-            assert "error: " not in said and "Traceback" not in said
+            assert run.end(0) == 130 and output.endswith("Stopped. Rerun the same command to resume.\n"), output[-4000:]
+            assert "error: " not in output and "Traceback" not in output
         elif name == "kill -9 of the driver":
-            assert run.end(0) == -9, said[-4000:]  # the process that would say why is gone
+            assert run.end(0) == -9, output[-4000:]  # the process that would say why is gone
         else:
-            assert run.end(0) != 0 and "error: " in said, f"{name}: {said[-4000:]}"
+            assert run.end(0) != 0 and "error: " in output, f"{name}: {output[-4000:]}"
         assert time.monotonic() - struck < ERROR_SECONDS, f"{name}: it took long to say so"
         assert run.clear() == 0, f"{name}: processes outlived the driver"
         log.write_text("")
@@ -116,8 +116,8 @@ def test_a_run_whose_machine_is_lost_during_training_ends_the_same_on_another(
 
     other = a_machine(tmp_path / "other", storage, url)
     assert other.end(MAX_SECONDS) == 0, (tmp_path / "other/log.txt").read_text()[-4000:]
-    said = (tmp_path / "other/log.txt").read_text()
-    assert "which exited without releasing it" in said and f"Report: {url}/run/report.html" in said
+    output = (tmp_path / "other/log.txt").read_text()
+    assert "which exited without releasing it" in output and f"Report: {url}/run/report.html" in output
     assert other.clear() == 0, "processes outlived the run"
     assert {"summary.json", "report.html", "config.json"} <= bucket.versions().keys()
     assert not [name for name in bucket.versions() if "/trainer/" in name or "/dataset/" in name or ".tmp" in name]

@@ -77,7 +77,7 @@ def checkpointed(folder: Path) -> int:
 class _Injection:
     """Sends a signal to the worker after some steps, and records at which step it resumes.
 
-    It waits for a checkpoint past the first step, so that resuming can be told from starting over.
+    It waits for a checkpoint past the first step, so that resuming can be distinguished from starting over.
     """
 
     def __init__(self, folder: Path, number: signal.Signals, at: int) -> None:

@@ -177,11 +177,11 @@ def benchmarks_of(parent: Path) -> list[dict[str, Any]]:
         {"problem": f"Find ${i}$.", "answer": str(i), "subject": ["Algebra", "Geometry"][i % 2], "level": 1}
         for i in range(4)
     ]
-    told: list[dict[str, Any]] = [{"instruction": f"Tell me about {i}."} for i in range(8)]
+    tasks: list[dict[str, Any]] = [{"instruction": f"Tell me about {i}."} for i in range(8)]
     given: list[dict[str, Any]] = [
-        row | {"output": f"Baseline on {i}." * (1 + i), "generator": "gpt4_1106_preview"} for i, row in enumerate(told)
+        row | {"output": f"Baseline on {i}." * (1 + i), "generator": "gpt4_1106_preview"} for i, row in enumerate(tasks)
     ]
-    asked: list[dict[str, Any]] = [
+    questions: list[dict[str, Any]] = [
         {"uid": f"u{i}", "prompt": f"Do {i}.", "category": ["hard_prompt", "creative_writing"][i % 2]} for i in range(8)
     ]
     answered: list[dict[str, Any]] = [
@@ -192,15 +192,15 @@ def benchmarks_of(parent: Path) -> list[dict[str, Any]]:
                 {"role": "assistant", "content": {"answer": f"# Done {row['uid']}\n- so"}},
             ],
         }
-        for row in asked
+        for row in questions
     ]
     files: dict[str, list[dict[str, Any]]] = {
         "ifeval": checked,
         "gsm8k": grade,
         "math": hard,
-        "alpaca": told,
+        "alpaca": tasks,
         "baseline": given,
-        "arena": asked,
+        "arena": questions,
         "answers": answered,
     }
     paths = {name: parent / f"{name}.jsonl" for name in files}

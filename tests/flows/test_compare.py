@@ -129,14 +129,14 @@ def main(parent: Path) -> None:
         before = _times(folder)
         assert compare_with_direct.fn(config, ITERATIONS) == comparison
         known = ready(config, ITERATIONS) is not None
-        again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+        remade = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
         summary = read_summary(folder / "run" / "summary.json")
         compare_with_direct.fn(config, ITERATIONS - 1)
         found[judge] = {
             "shorter": ready(config, ITERATIONS) is None and ready(config, ITERATIONS - 1) is not None,
             "prompts": [_prompts(folder / name) for name in ("run", "run-direct")],
             "too_long": _too_long(folder / "run-direct"),
-            "again": again,
+            "again": remade,
             "known": known,
             "measure": comparison.measure,
             "scores": [row.score.value for row in summary.models if row.score],

@@ -71,5 +71,5 @@ def test_conversations_are_counted_by_all_their_turns_before_work(tmp_path: Path
     assert count_prompts(config, tmp_path / "prompts.jsonl") == 3
     assert list(too_few_prompts(config, 1)) == []
     preflight(config)
-    (told,) = too_few_prompts(on(tmp_path, [ADVISED, tool, tool]), 1)
-    assert "has 1 different prompt," in told
+    (fault,) = too_few_prompts(on(tmp_path, [ADVISED, tool, tool]), 1)
+    assert "has 1 different prompt," in fault

@@ -133,10 +133,10 @@ def test_ifevals_four_numbers_are_the_official_checkers():
     from tpo.config.benchmarks import IfEval
     from tpo.data.benchmark_files import read_benchmark
 
-    said = {row["key"]: row for row in map(json.loads, (SHARED_DATA / "ifeval_gpt4.jsonl").read_text().splitlines())}
+    replies = {row["key"]: row for row in map(json.loads, (SHARED_DATA / "ifeval_gpt4.jsonl").read_text().splitlines())}
     keys = [json.loads(line)["key"] for line in (SHARED_DATA / "ifeval.jsonl").read_text().splitlines()]
     rows = read_benchmark(IfEval(path=SHARED_DATA / "ifeval.jsonl")).rows
-    pairs = [(row.constraints, said[key]["response"]) for key, row in zip(keys, rows, strict=True) if key in said]
+    pairs = [(row.constraints, replies[key]["response"]) for key, row in zip(keys, rows, strict=True) if key in replies]
     found = ifeval_numbers(pairs, 0.95)
     assert {name: round(each.value, 1) for name, each in found.items()} == {
         "average": 81.6,

@@ -71,8 +71,8 @@ def test_a_model_that_does_not_split_over_an_engines_gpus_is_refused_if_its_shap
     shutil.copytree(SHIPPED_SEED_MODEL, folder)
     config = a_config(tmp_path, model=ModelConfig(path=str(folder)), engine=EngineConfig(tensor_parallel=3))
     values = json.loads((folder / "config.json").read_text())
-    told = f"engine.tensor_parallel is 3, but must divide the {values['num_attention_heads']} attention heads"
-    assert told in refusal(config)
+    message = f"engine.tensor_parallel is 3, but must divide the {values['num_attention_heads']} attention heads"
+    assert message in refusal(config)
     (folder / "config.json").write_text(json.dumps({**values, "num_experts": 8}))
     preflight(config)
 
@@ -187,8 +187,8 @@ REFUSED: dict[str, tuple[Callable[[Path], RunConfig], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_run_that_its_files_make_impossible_is_refused(tmp_path: Path, name: str):
-    make, told = REFUSED[name]
-    assert told in refusal(make(tmp_path))
+    make, message = REFUSED[name]
+    assert message in refusal(make(tmp_path))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -196,8 +196,10 @@ def test_a_generator_whose_context_is_too_small_is_refused_with_both_numbers(tmp
     folder = a_model(tmp_path / "writer", context=511) if own else tmp_path / "model"
     config = written(tmp_path, **({"model": str(folder)} if own else {}))
     a_model(folder, context=511)
-    told = refusal(config)
-    assert f"data.synthetic.max_prompt_tokens + max_new_tokens is 512, but {folder} has 511 tokens of context" in told
+    message = refusal(config)
+    assert (
+        f"data.synthetic.max_prompt_tokens + max_new_tokens is 512, but {folder} has 511 tokens of context" in message
+    )
     a_model(folder, context=512)
     preflight(config)
 
@@ -235,12 +237,12 @@ def test_a_judge_of_instructions_is_refused_for_prompts_without_any(tmp_path: Pa
 
     columns = {"instruction_ids_column": "ids", "kwargs_column": "kwargs"}
     config = checking(on_files(tmp_path, **columns))
-    for told, refused in (
+    for origin, refused in (
         ('data.source (kind "file") come without', checking(on_files(tmp_path))),
         ('data.source (kind "miniature") come without', checking(a_config(tmp_path, data=DataConfig()))),
     ):
         found = refusal(refused)
-        assert f'{judge}.match is "instructions", and prompts of {told} verifiable instructions: name' in found
+        assert f'{judge}.match is "instructions", and prompts of {origin} verifiable instructions: name' in found
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": [], "kwargs": []}')
     assert "no row of" in refusal(config)
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "a", "ids": ["a:b"], "kwargs": [{}]}')
@@ -265,7 +267,7 @@ def refused_before_work(config: RunConfig, iterations: int = 3) -> str:
     return str(refused.value)
 
 
-def said(config: RunConfig, capsys: pytest.CaptureFixture[str], iterations: int = 3) -> list[str]:
+def notes_of(config: RunConfig, capsys: pytest.CaptureFixture[str], iterations: int = 3) -> list[str]:
     """What a passing check prints."""
     check_before_work(config, iterations)
     return capsys.readouterr().err.splitlines()
@@ -276,7 +278,7 @@ def test_a_run_that_can_work_passes_in_silence_and_leaves_nothing_behind(
 ):
     config = able(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert said(config, capsys) == []
+    assert notes_of(config, capsys) == []
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -293,8 +295,8 @@ def test_the_check_of_every_run_loads_nothing_heavy():
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no file system here that refuses files")
 def test_adapters_on_modules_that_the_model_does_not_have_are_refused(tmp_path: Path):
     train = TrainConfig(lora=LoraConfig(target_modules=("query",)))
-    told = refused_before_work(RunConfig(folder=tmp_path, train=train))
-    assert "train.lora.target_modules has 'query'" in told and "known there: down_proj" in told
+    message = refused_before_work(RunConfig(folder=tmp_path, train=train))
+    assert "train.lora.target_modules has 'query'" in message and "known there: down_proj" in message
 
 
 def test_a_run_folder_that_takes_no_files_is_refused_despite_its_permissions(tmp_path: Path):
@@ -308,11 +310,11 @@ def test_checkpoints_that_the_disk_cannot_hold_are_refused_with_all_numbers(
 ):
     config = filling(tmp_path)
     free = shutil.disk_usage(tmp_path).free / GIB
-    told = refused_before_work(config, 9)
-    numbers = [float(number.replace(",", "")) for number in re.findall(r"([\d,.]+) GiB", told)]
+    message = refused_before_work(config, 9)
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"([\d,.]+) GiB", message)]
     assert numbers == pytest.approx([1.1 * free, 0.9 * free, 0.2 * free, free], rel=0.05, abs=0.1)
-    assert "lower --to (ITER) or train.epochs" in told
-    assert said(config, capsys, 7) == []
+    assert "lower --to (ITER) or train.epochs" in message
+    assert notes_of(config, capsys, 7) == []
 
 
 def test_checkpoints_already_on_disk_are_not_counted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -322,7 +324,7 @@ def test_checkpoints_already_on_disk_are_not_counted_again(tmp_path: Path, capsy
         epoch = config.root / f"iter_{t}" / "train" / "epoch_1"
         epoch.mkdir(parents=True)
         some_weights(epoch, rows=shutil.disk_usage(tmp_path).free // 60 // 64)
-    assert said(config, capsys, 9) == []
+    assert notes_of(config, capsys, 9) == []
 
 
 def filling(folder: Path) -> RunConfig:
@@ -339,12 +341,12 @@ def filling(folder: Path) -> RunConfig:
 def test_outputs_that_may_not_fit_are_reported_and_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     many = shutil.disk_usage(tmp_path).free // 10_000
     config = able(tmp_path, data=DataConfig(per_iteration=many))
-    (line,) = said(config, capsys)
+    (line,) = notes_of(config, capsys)
     assert "is free there: it may not fit; lower data.per_iteration" in line
 
 
 @pytest.mark.parametrize(
-    ("changes", "share", "told"),
+    ("changes", "share", "message"),
     [
         ({"engine": EngineConfig(count=9000)}, 0, "(engine 9,00"),
         ({"judge": PairwiseJudge(), "judge_engine": JudgeEngineConfig(count=9000)}, 0, "judge_engine (pairwise) 9,0"),
@@ -353,16 +355,16 @@ def test_outputs_that_may_not_fit_are_reported_and_not_refused(tmp_path: Path, c
     ids=["engines", "judges", "trainer"],
 )
 def test_work_that_cannot_be_in_memory_at_once_is_refused_with_the_numbers(
-    tmp_path: Path, changes: dict[str, Any], share: float, told: str
+    tmp_path: Path, changes: dict[str, Any], share: float, message: str
 ):
     here = memory_bytes()
     found = refused_before_work(able(tmp_path, parameters=max(1000, int(here * share)), **changes), 0)
-    assert told in found and f"but has {here / GIB:,.1f} GiB: lower engine.kv_cache_gib" in found
+    assert message in found and f"but has {here / GIB:,.1f} GiB: lower engine.kv_cache_gib" in found
 
 
 def test_work_that_may_not_fit_in_memory_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = able(tmp_path, engine=EngineConfig(kv_cache_gib=int(0.9 * memory_bytes() / GIB)))
-    (line,) = said(config, capsys)
+    (line,) = notes_of(config, capsys)
     assert "processes use more than their models do: it may not fit" in line
 
 
@@ -378,7 +380,7 @@ def test_everything_that_this_machine_lacks_is_in_one_refusal(tmp_path: Path, mo
 
 def test_a_cluster_may_have_the_memory_that_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = able(tmp_path, engine=EngineConfig(kv_cache_gib=9000), cluster=ClusterConfig(address="auto"))
-    assert said(config, capsys) == []
+    assert notes_of(config, capsys) == []
 
 
 @pytest.fixture
@@ -407,8 +409,8 @@ def test_a_part_that_needs_more_gpus_than_are_visible_is_refused(
 
 def test_a_server_that_is_down_is_refused_before_work(tmp_path: Path):
     endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", retries=0)
-    told = refused_before_work(able(tmp_path, judge=PairwiseJudge(model="judge", endpoint=endpoint)))
-    assert "did not answer" in told
+    message = refused_before_work(able(tmp_path, judge=PairwiseJudge(model="judge", endpoint=endpoint)))
+    assert "did not answer" in message
 
 
 def test_a_seed_model_that_would_not_stop_is_refused(tmp_path: Path):
@@ -455,7 +457,7 @@ def test_the_shipped_models_templates_get_no_warning(tmp_path: Path, judge: Judg
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"kind": "self_train"}, 'recipe.kind is "self_train", expected "thinkpo"'),
         ({"sft": None}, r"whose prompts the models write for"),
@@ -465,14 +467,14 @@ def test_the_shipped_models_templates_get_no_warning(tmp_path: Path, judge: Judg
         ({}, "data.source.demonstration_column isn't"),
     ],
 )
-def test_an_impossible_run_of_thinkpo_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+def test_an_impossible_run_of_thinkpo_is_refused(tmp_path: Path, changes: dict[str, Any], message: str):
     values = a_config(tmp_path).model_dump() | {"recipe": {"kind": "thinkpo", "sft": {}} | changes}
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         check_thinkpo(RunConfig.model_validate(values))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"recipe": {"kind": "tpo"}}, 'recipe.kind is "tpo", expected "self_train"'),
         ({}, "data.source names no reference_column"),
@@ -486,9 +488,9 @@ def test_an_impossible_run_of_thinkpo_is_refused(tmp_path: Path, changes: dict[s
         ),
     ],
 )
-def test_an_impossible_run_of_self_training_is_refused(tmp_path: Path, changes: dict[str, Any], told: str):
+def test_an_impossible_run_of_self_training_is_refused(tmp_path: Path, changes: dict[str, Any], message: str):
     values = a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}} | changes
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         check_self_training(RunConfig.model_validate(values))
 
 
@@ -501,15 +503,15 @@ def test_tpo_refuses_a_profile_of_another_recipe(tmp_path: Path, recipe: str):
 
 
 @pytest.mark.parametrize(
-    ("match", "told"),
+    ("match", "message"),
     [("exact", "whose prompts have none: set judge.match"), ("math", "whose prompts have none: set judge.match")],
 )
-def test_a_verifier_that_compares_with_references_refuses_writing_tasks(tmp_path: Path, match: str, told: str):
+def test_a_verifier_that_compares_with_references_refuses_writing_tasks(tmp_path: Path, match: str, message: str):
     checking = {"kind": "verifier", "match": "instructions"}
     values = a_config(tmp_path).model_dump() | {"evaluation": {"judge": checking}}
     values["data"] = {"source": {"kind": "instructions"}}
     preflight(RunConfig.model_validate(values | {"judge": checking}))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         preflight(RunConfig.model_validate(values | {"judge": {"kind": "verifier", "match": match}}))
 
 

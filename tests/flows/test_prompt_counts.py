@@ -40,30 +40,30 @@ def test_a_file_must_have_prompts_for_all_iterations_validation_and_test(
 
 def test_equal_instructions_count_once_and_empty_ones_not_at_all(tmp_path: Path):
     config = on_rows(tmp_path, [*numbered(8), *numbered(8), "", "  "])
-    (told,) = too_few_prompts(config, 1)
-    assert "rows.jsonl has 8 different prompts, but the run takes more: data.test 2 + data.validation 3" in told
+    (fault,) = too_few_prompts(config, 1)
+    assert "rows.jsonl has 8 different prompts, but the run takes more: data.test 2 + data.validation 3" in fault
     with pytest.raises(InputError, match="8 different prompts"):
         preflight(config)
 
 
 def test_the_remedy_gives_numbers_that_fit(tmp_path: Path):
     config = on_rows(tmp_path, numbered(14))
-    (told,) = too_few_prompts(config, 3)
-    assert "data.per_iteration 4 × 3 iterations" in told
-    assert "lower data.per_iteration to 3 at most, or --to (ITER) to 2 at most, or add rows" in told
-    (told,) = too_few_prompts(on_rows(tmp_path, numbered(5)), 3)
-    assert told.endswith("add rows, lower these, or give validation and test their own files")
+    (fault,) = too_few_prompts(config, 3)
+    assert "data.per_iteration 4 × 3 iterations" in fault
+    assert "lower data.per_iteration to 3 at most, or --to (ITER) to 2 at most, or add rows" in fault
+    (fault,) = too_few_prompts(on_rows(tmp_path, numbered(5)), 3)
+    assert fault.endswith("add rows, lower these, or give validation and test their own files")
 
 
 def test_separate_files_are_counted_separately_also_those_of_each_iteration(tmp_path: Path):
     test = written(tmp_path / "test.jsonl", numbered(1))
     config = on_rows(tmp_path, numbered(15), {"test_path": test})
-    assert [told.split(" has ")[0] for told in too_few_prompts(config, 3)] == [str(test)]
+    assert [fault.split(" has ")[0] for fault in too_few_prompts(config, 3)] == [str(test)]
     source = {"path": tmp_path / "rows_{iteration}.jsonl"}
     for t, count in enumerate((5, 4, 3)):
         written(tmp_path / f"rows_{t}.jsonl", numbered(count))
     config = a_config(tmp_path, data=DataConfig(source=FileSource(**source), per_iteration=4, validation=3, test=2))
-    assert ["rows_2.jsonl has 3 different" in told for told in too_few_prompts(config, 9)] == [True]
+    assert ["rows_2.jsonl has 3 different" in fault for fault in too_few_prompts(config, 9)] == [True]
 
 
 def test_prompts_that_a_model_writes_are_not_taken_from_the_file(tmp_path: Path):
@@ -85,15 +85,15 @@ def test_all_means_the_prompts_that_the_test_set_leaves(tmp_path: Path, recipe: 
     assert list(too_few_prompts(config, 3)) == []
     assert sized(config).data.per_iteration == 8
     written(tmp_path / "rows.jsonl", numbered(2))
-    (told,) = too_few_prompts(config, 3)
-    assert "data.test 2 + data.per_iteration all the rest" in told
+    (fault,) = too_few_prompts(config, 3)
+    assert "data.test 2 + data.per_iteration all the rest" in fault
     (tmp_path / "rows.jsonl").unlink()
     expected = config.model_copy(update={"throughput": config.throughput.model_copy(update={"prompts": 77})})
     assert sized(expected).data.per_iteration == 77
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "pattern"),
     [
         (
             {"data": {"per_iteration": "all", "source": {"kind": "file", "path": "a.jsonl"}}},
@@ -103,6 +103,6 @@ def test_all_means_the_prompts_that_the_test_set_leaves(tmp_path: Path, recipe: 
         ({"data": {"per_iteration": "all", "synthetic": {}}}, "a model writes the prompts"),
     ],
 )
-def test_all_is_refused_if_it_means_nothing(values: dict[str, Any], told: str):
-    with pytest.raises(ValueError, match=told):
+def test_all_is_refused_if_it_means_nothing(values: dict[str, Any], pattern: str):
+    with pytest.raises(ValueError, match=pattern):
         RunConfig.model_validate(values)

@@ -71,8 +71,8 @@ def commands(*recipes: Recipe) -> argparse.ArgumentParser:
 @pytest.mark.parametrize("name", ["thinkpo", "self-train"])
 def test_a_fifth_recipe_takes_one_entry(name: str):
     fifth = dataclasses.replace(RECIPES[name], name="fifth", trigger="run-fifth", profile="laptop")
-    asked = commands(*RECIPES.values(), fifth).parse_args(["fifth", "--set", "sample.k=2"])
-    assert (asked.recipe, asked.profile, asked.set) == (fifth, "laptop", ["sample.k=2"])
+    options = commands(*RECIPES.values(), fifth).parse_args(["fifth", "--set", "sample.k=2"])
+    assert (options.recipe, options.profile, options.set) == (fifth, "laptop", ["sample.k=2"])
     flow = deployed(fifth)
     assert (flow.name, flow.fn.__name__) == ("run-fifth", "run_fifth")
     assert parameter_schema(flow).properties["profile"]["default"] == "laptop"

@@ -101,13 +101,13 @@ def test_with_another_number_of_rounds_what_is_left_of_them_is_moved_aside_and_s
     config = a_run(tmp_path, second)
     capsys.readouterr()
     iterate(config, 1)
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     folder = config.root / "iter_1"
     own = OF_A_ROUND if second == 1 else {f"round_{number}" for number in range(1, second + 1)}
     assert {name for name in stages_in(folder) if ".old-" not in name} == OF_AN_ITERATION | own
     gone = {"train"} if first == 1 else {f"round_{number}" for number in range(1, first + 1)} - own
     for name in gone:
-        assert f"iter_1/{name}: made with another train.rounds than {second}, moved to {name}.old-1" in said
+        assert f"iter_1/{name}: made with another train.rounds than {second}, moved to {name}.old-1" in stderr
 
 
 def test_a_round_without_pairs_stops_the_run_and_is_named(tmp_path: Path):

@@ -104,11 +104,11 @@ def test_an_ablation_needs_a_run_with_the_dpo_step(tmp_path: Path):
     config = RunConfig.model_validate(a_config(tmp_path).model_dump() | {"recipe": {"kind": "self_train"}})
     plain = without_dpo(config)
     assert (plain.name, plain.recipe) == ("tried-plain", SelfTrain(dpo=False))
-    for other, told in (
+    for other, pattern in (
         (plain, r"set recipe\.dpo to true"),
         (a_config(tmp_path), 'kind is "tpo", expected "self_train"'),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=pattern):
             without_dpo(other)
 
 
@@ -138,12 +138,12 @@ def _found(parent: Path) -> dict[str, Any]:
     ablation = self_train.self_train_and_plain.fn(config, ITERATIONS)
     before = _times(folder)
     assert self_train.self_train_and_plain.fn(config, ITERATIONS) == ablation
-    again = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+    remade = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
     found = {
         **_seen(config.root),
         "plain": _seen(without_dpo(config).root),
         "seed": seed_model(config).fingerprint,
-        "again": again,
+        "again": remade,
         "known": {str(t): recipe.ready(config, t) is not None for t in (1, 2, 3)},
         "ablation": _ablation(config, ablation),
         "stopped": _stopped(parent / "stopped", config),

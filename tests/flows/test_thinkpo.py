@@ -49,7 +49,7 @@ def test_an_interrupted_run_resumes_from_completed_stages_and_ends_the_same(foun
     kept = {"base/test/scores", "sft/demonstrations", "sft/train", "dpo/pairs"}
     assert kept <= set(found["kept after the break"])
     assert "dpo/train" not in found["kept after the break"]
-    assert found["made again after the break"] == []
+    assert found["remade after the break"] == []
     assert found["fingerprints after the break"] == found["fingerprints"]
 
 
@@ -122,7 +122,7 @@ def main(parent: Path) -> None:
     found["kept after the break"] = sorted(_fingerprints(broken.root))
     before = _times(broken.root)
     run(broken)
-    found["made again after the break"] = [stage for stage in _newer(broken.root, before) if stage in before]
+    found["remade after the break"] = [stage for stage in _newer(broken.root, before) if stage in before]
     found["fingerprints after the break"] = _fingerprints(broken.root)
 
     found["changed"] = {}

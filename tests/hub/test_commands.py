@@ -19,7 +19,7 @@ def test_a_plan_says_how_much_will_be_fetched_and_fetches_no_weights(
     assert main(["plan", "--to", "1", *run, "--json"]) == 0
     (download,) = json.loads(capsys.readouterr().out)["downloads"]
     assert download["lacking"] == WEIGHTS and download["keys"] == ["model.path"]
-    assert not [asked for asked in hub.asked if asked.startswith("GET cdn/")]
+    assert not [request for request in hub.asked if request.startswith("GET cdn/")]
     assert not (tmp_path / "laptop").exists()
 
 

@@ -66,7 +66,7 @@ def test_a_fetched_model_has_no_code_or_pickles_and_is_used_like_any_folder(hub:
     assert {path.name for path in folder.iterdir()} == set(MODEL)
     assert check_model_folder(folder) == check_model_folder(SHIPPED_SEED_MODEL)
     assert folder_artifact(folder).fingerprint == folder_artifact(SHIPPED_SEED_MODEL).fingerprint
-    assert not [asked for asked in hub.asked if "modeling.py" in asked or "model.bin" in asked]
+    assert not [request for request in hub.asked if "modeling.py" in request or "model.bin" in request]
     hub.asked.clear()
     assert fetched(found) == found and hub.asked == []  # A commit in the cache needs no request.
 
@@ -83,9 +83,9 @@ def test_a_run_stays_at_its_first_commit_and_says_if_the_branch_has_moved(
     resumed = fetched(config)
     assert commit_of(resumed) == first and hub.asked == []
     say_moves(resumed)
-    said = capsys.readouterr().err
-    assert f"main has moved to commit {second}; this run stays at {first}" in said
-    assert f"write hf://o/m@{second}" in said
+    stderr = capsys.readouterr().err
+    assert f"main has moved to commit {second}; this run stays at {first}" in stderr
+    assert f"write hf://o/m@{second}" in stderr
     assert commit_of(fetched(a_run(config.root.parent.parent / "other"))) == second
 
 
@@ -135,7 +135,7 @@ def test_a_plan_fetches_config_and_tokenizer_and_says_what_a_run_will_fetch(hub:
     assert model.lacking == len(MODEL[WEIGHTS]) and model.size == sum(map(len, MODEL.values()))
     assert (data.keys, data.lacking) == (["data.source.path"], len(ROWS))
     assert {path.name for path in found.config.model.folder.iterdir()} == set(MODEL) - {WEIGHTS}
-    assert not [asked for asked in hub.asked if asked.startswith("GET cdn/") or asked.endswith("train.jsonl")]
+    assert not [request for request in hub.asked if request.startswith("GET cdn/") or request.endswith("train.jsonl")]
 
 
 def test_a_plan_continues_without_what_cannot_be_fetched(hub: Hub, tmp_path: Path):
@@ -148,8 +148,8 @@ def test_a_plan_says_in_a_sentence_what_it_could_not_ask_about(hub: Hub, tmp_pat
     source = {"kind": "file", "path": "hf://datasets/o/d/train"}
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     found = looked_up(a_run(tmp_path, data={"source": source}))
-    told = f"the hub could not be asked about hf://o/m, hf://datasets/o/d/train ({NOWHERE} can't be reached, ConnectE"
-    assert found.faults == [] and found.unasked is not None and found.unasked.startswith(told)
+    start = f"the hub could not be asked about hf://o/m, hf://datasets/o/d/train ({NOWHERE} can't be reached, ConnectE"
+    assert found.faults == [] and found.unasked is not None and found.unasked.startswith(start)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "about hf://o/m (HF_HUB_OFFLINE is set)" in str(looked_up(a_run(tmp_path)).unasked)
 
@@ -160,13 +160,13 @@ def test_a_config_that_asks_for_code_comes_without_that(hub: Hub, config: RunCon
     folder = fetched(config).model.folder
     assert "left out of config.json the settings that load the repository's own code" in capsys.readouterr().err
     assert json.loads((folder / "config.json").read_text()) == json.loads(MODEL["config.json"])
-    assert check_model_folder(folder) and not [asked for asked in hub.asked if "modeling.py" in asked]
+    assert check_model_folder(folder) and not [request for request in hub.asked if "modeling.py" in request]
     hub.asked.clear()
     assert fetched(fetched(config)).model.folder == folder
     assert "left out" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("address", "token", "said"), [
+@pytest.mark.parametrize(("address", "token", "pattern"), [
     ("hf://o/gated", None, r"hf://o/gated is gated: accept its conditions at {hub}/o/gated, then set HF_TOKEN or run"),
     ("hf://o/m", "hf_wrong", r"{hub} rejects the token \(HF_TOKEN\): use a valid one from {hub}/settings/tokens"),
     ("hf://o/M", None, r"there is no {hub}/o/M, or it is private: check the name, also its upper and lower case"),
@@ -176,13 +176,13 @@ def test_a_config_that_asks_for_code_comes_without_that(hub: Hub, config: RunCon
     ("hf://o/pickles", None, r"it has pickles \(model.bin\), which run code when loaded"),
 ])  # fmt: skip
 def test_a_refusal_by_the_hub_is_one_sentence_with_a_remedy(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, token: str | None, said: str
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, token: str | None, pattern: str
 ):
     hub.repository("models/o/gated", MODEL, gated=True)
     hub.repository("models/o/pickles", {"config.json": b"{}", "model.bin": b"a pickle"})
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(InputError, match=said.replace("{hub}", hub.address)) as refused:
+    with pytest.raises(InputError, match=pattern.replace("{hub}", hub.address)) as refused:
         fetched(a_run(tmp_path, address))
     assert "\n" not in str(refused.value) and "Traceback" not in str(refused.value)
 
@@ -209,16 +209,16 @@ def test_an_interrupted_download_resumes_where_it_was(hub: Hub, config: RunConfi
     assert hub.ranges == [f"{WEIGHTS} {10 * 2**20}"]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), [
+@pytest.mark.parametrize(("name", "content", "pattern"), [
     (WEIGHTS, MODEL[WEIGHTS][:-1] + b"\0", "has the SHA-256 .*, expected"),
     ("config.json", MODEL["config.json"].replace(b"4", b"5", 1), "has the git hash .*, expected"),
     ("config.json", b"{}", "a downloaded file has another size than on"),
 ])  # fmt: skip
 def test_a_file_with_other_content_is_refused_and_removed(
-    hub: Hub, config: RunConfig, name: str, content: bytes, said: str
+    hub: Hub, config: RunConfig, name: str, content: bytes, pattern: str
 ):
     hub.altered[name] = content
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=pattern):
         fetched(config)
     assert not [path for path in Path(os.environ["HF_HOME"]).rglob("*") if path.is_file()
                 and hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(content).digest()]  # fmt: skip
@@ -234,15 +234,15 @@ def test_a_file_missing_from_the_cache_is_fetched_again(hub: Hub, config: RunCon
     assert (fetched(config).model.folder / WEIGHTS).read_bytes() == MODEL[WEIGHTS]
 
 
-@pytest.mark.parametrize(("address", "said"), [
+@pytest.mark.parametrize(("address", "pattern"), [
     (NOWHERE, r"http://127.0.0.1:9 can't be reached \(ConnectError.*check the network, HF_ENDPOINT and the proxy"),
     ("http://me:secret@127.0.0.1:9", r"http://127.0.0.1:9 can't be reached"),
 ])  # fmt: skip
 def test_a_hub_that_is_down_is_reported_without_secrets(
-    hub: Hub, config: RunConfig, monkeypatch, address: str, said: str
+    hub: Hub, config: RunConfig, monkeypatch, address: str, pattern: str
 ):
     monkeypatch.setenv("HF_ENDPOINT", address)
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=pattern) as refused:
         fetched(config)
     assert "secret" not in str(refused.value)
 
@@ -296,7 +296,7 @@ def test_a_split_is_fetched_from_the_repositorys_files_or_the_hubs_parquet_copy(
     found = fetched(of_data(tmp_path / "b", "hf://datasets/o/scripted/train"))
     assert found.data.source.path == f"hf://datasets/o/scripted@{commit}/default/train"  # type: ignore[union-attr]
     assert found.hub_pins["hf://datasets/o/scripted/train"].revision == "refs/convert/parquet"
-    assert own.branches["main"] in str(place) and not [asked for asked in hub.asked if asked.endswith(".py")]
+    assert own.branches["main"] in str(place) and not [request for request in hub.asked if request.endswith(".py")]
 
 
 @pytest.mark.slow

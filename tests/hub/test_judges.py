@@ -34,8 +34,8 @@ def of_hub(kind: str) -> dict[str, bytes]:
     return files
 
 
-def told(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
-    """What a run with the hub's judge found, started in a process of its own, and what it said."""
+def run_in_a_process(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
+    """The results of a run with the hub's judge, made in its own process, and the end of its stderr."""
     command = [sys.executable, "-m", "tests.hub.test_judges", str(parent), kind]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -47,16 +47,16 @@ def told(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
 def test_a_runs_judge_stays_at_its_commit_and_its_judgments_at_that_judge(hub: Hub, tmp_path: Path, kind: str):
     repository = hub.repository("models/o/judge", of_hub(kind))
     first = repository.branches["main"]
-    found, _ = told(tmp_path, kind)
+    found, _ = run_in_a_process(tmp_path, kind)
     made = found.pop("made")
     assert found["model"] == f"hf://o/judge@{first}" and found["pins"] == {"hf://o/judge": found["model"]}
     assert found["judged by"] == found["folder"] and first in found["external"]
     assert found["scored"] > 0
     second = repository.commit(of_hub(kind) | {"README.md": b"new"})
-    again, said = told(tmp_path, kind)
-    assert f"main has moved to commit {second}; this run stays at {first}" in said
-    assert made and again == found | {"made": []}
-    assert not [asked for asked in hub.asked if asked.endswith(".py")]
+    rerun, stderr = run_in_a_process(tmp_path, kind)
+    assert f"main has moved to commit {second}; this run stays at {first}" in stderr
+    assert made and rerun == found | {"made": []}
+    assert not [request for request in hub.asked if request.endswith(".py")]
 
 
 class _Scorer:

@@ -38,26 +38,26 @@ def test_only_the_weights_that_the_index_names_are_fetched():
     assert weight_files(files, "", index(*SHARDS, SHARDS[0]), "hf://o/m") == list(SHARDS)
 
 
-@pytest.mark.parametrize(("content", "said"), [
+@pytest.mark.parametrize(("content", "pattern"), [
     (b"{", "is not readable"),
     (b"[]", "is not readable"),
     (index("../../x.safetensors"), "expected safetensors next to it"),
     (index("pytorch_model.bin"), "expected safetensors next to it"),
     (index("model-00003-of-00003.safetensors"), "names files that it lacks"),
 ])  # fmt: skip
-def test_an_index_that_cannot_be_followed_is_refused(content: bytes, said: str):
-    with pytest.raises(InputError, match=said):
+def test_an_index_that_cannot_be_followed_is_refused(content: bytes, pattern: str):
+    with pytest.raises(InputError, match=pattern):
         weight_files(tree(*MODEL, *SHARDS), "", content, "hf://o/m")
 
 
-@pytest.mark.parametrize(("files", "said"), [
+@pytest.mark.parametrize(("files", "pattern"), [
     ((*MODEL, "pytorch_model.bin"), r"it has pickles \(pytorch_model.bin\), which run code when loaded"),
     ((*MODEL, "adapter_model.safetensors"), "it is an adapter"),
     ((*MODEL, "model.gguf"), r"it has model.gguf; name another repository"),
     (("README.md", "small/config.json"), "there is one in small: add the folder"),
 ])  # fmt: skip
-def test_a_repository_without_loadable_weights_is_refused_in_one_sentence(files: Sequence[str], said: str):
-    with pytest.raises(InputError, match=said):
+def test_a_repository_without_loadable_weights_is_refused_in_one_sentence(files: Sequence[str], pattern: str):
+    with pytest.raises(InputError, match=pattern):
         model_files(tree(*files), "", "hf://o/m")
 
 

@@ -54,9 +54,9 @@ class Overheard:
         self.chats: list[Chat] = []
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
-        asked = [list(group) for group in groups]
-        self.chats += [chat for group in asked for chat in group]
-        return [[[0.0] * 39 for _ in group] for group in asked]
+        batch = [list(group) for group in groups]
+        self.chats += [chat for group in batch for chat in group]
+        return [[[0.0] * 39 for _ in group] for group in batch]
 
 
 def test_the_heads_give_the_golden_numbers():
@@ -141,7 +141,7 @@ def test_scores_do_not_depend_on_the_rest_of_the_batch(folder: Path):
         for response in group.responses
         for judgment in next(judge_of(folder, alone).judge([Group("p", group.instruction, None, (response,))]))
     ]
-    at_once = [judgment.outcome for said in judge_of(folder, together).judge(groups) for judgment in said]
+    at_once = [judgment.outcome for judgments in judge_of(folder, together).judge(groups) for judgment in judgments]
     assert at_once == pytest.approx(apart, abs=1e-5)
 
 
@@ -293,10 +293,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_folder_that_is_not_an_armorm_is_refused_and_named(tmp_path: Path, folder: Path, case: str):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    change, told = REFUSED[case]
+    change, pattern = REFUSED[case]
     change(copy)
     for ask in (check_armorm_folder, lambda copy: next(judge_of(copy, Overheard()).judge([a_group("Hi.")]))):
-        with pytest.raises(InputError, match=f"{copy.name}.*{told}|{told}"):
+        with pytest.raises(InputError, match=f"{copy.name}.*{pattern}|{pattern}"):
             ask(copy)
 
 
@@ -370,7 +370,7 @@ def test_control_tokens_in_a_response_or_an_instruction_change_no_structure(fold
 def test_the_gating_depends_on_the_prompt_and_not_on_the_response(folder: Path, scorer: Scorer):
     groups = [a_group("hello", f"No {ANSWER_HEADER} no", instruction=text) for text in ("Say hello.", "x" * 30)]
     gates = [
-        [json.loads(judgment.detail)["gate"] for judgment in said] for said in judge_of(folder, scorer).judge(groups)
+        [json.loads(judgment.detail)["gate"] for judgment in group] for group in judge_of(folder, scorer).judge(groups)
     ]
     assert gates[0][0] == pytest.approx(gates[0][1], abs=1e-5)
     assert gates[1][0] == pytest.approx(gates[1][1], abs=1e-5)
@@ -422,7 +422,7 @@ def test_a_score_that_is_not_a_number_is_unscored(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "pattern"),
     [
         (LLAMA_TEMPLATE.replace("bos_token + ", ""), "0 BOS, expected one"),
         (LLAMA_TEMPLATE.replace("bos_token + ", "bos_token + bos_token + "), "2 BOS, expected one"),
@@ -430,11 +430,11 @@ def test_a_score_that_is_not_a_number_is_unscored(tmp_path: Path):
     ],
     ids=["no BOS", "two", "another header"],
 )
-def test_a_chat_template_unlike_llama_3s_is_refused(tmp_path: Path, folder: Path, template: str, told: str):
+def test_a_chat_template_unlike_llama_3s_is_refused(tmp_path: Path, folder: Path, template: str, pattern: str):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         list(judge_of(copy, Overheard()).judge([a_group("Hi.")]))
 
 

@@ -57,7 +57,10 @@ def test_pieces_have_the_same_tokens_as_the_whole_chat(encoder: ChatEncoder, dat
     instruction, first, second = data.draw(awkward), data.draw(awkward), data.draw(awkward)
     group = [ResponsePair(instruction, first, second), ResponsePair(instruction, second, first)]
     encoded = ComparisonEncoder(prompt, encoder).encode(group)
-    whole = [encoder.encode(prompt.render(asked.instruction, asked.first, asked.second)) for asked in group]
+    whole = [
+        encoder.encode(prompt.render(comparison.instruction, comparison.first, comparison.second))
+        for comparison in group
+    ]
     assert encoded[0] == whole[0]
     assert [encoder.tokenizer.decode(ids) for ids in encoded] == [encoder.tokenizer.decode(ids) for ids in whole]
 
@@ -92,15 +95,15 @@ def test_text_sent_to_a_server_contains_no_models_control_tokens():
         asker = ServerAsker(config, config.endpoint, PROMPTS["cot"], TokenCount())
         list(asker.ask([ResponsePair(f"a {text} b", f"c{text}", f"{text}d") for text in controls]))
         list(asker.ask([ResponsePair("2 < 3 | 4 > 1", "<b>bold</b> a[i]", "if a<b: pass")]))
-        shown = [asked.request["messages"][-1]["content"] for asked in server.asked]
+        shown = [received.request["messages"][-1]["content"] for received in server.asked]
     assert not [text for text in controls for content in shown if text in content]
     assert "2 < 3 | 4 > 1" in shown[-1] and "<b>bold</b> a[i]" in shown[-1] and "if a<b: pass" in shown[-1]
 
 
 @given(st.lists(st.sampled_from(["<", "|", ">", "[", "]", "/", "INST", "eot_id", "s", " "]), max_size=12).map("".join))
 def test_a_space_in_it_makes_no_new_control_token(text: str):
-    once = without_control_tokens(text)
-    assert without_control_tokens(once) == once
+    cleaned = without_control_tokens(text)
+    assert without_control_tokens(cleaned) == cleaned
 
 
 def test_labels_differ_at_one_token(encoder: ChatEncoder):
@@ -110,10 +113,10 @@ def test_labels_differ_at_one_token(encoder: ChatEncoder):
 
 
 def test_comparisons_of_one_instruction_stay_in_one_shard():
-    asked = [ResponsePair(f"question {i // 56}", str(i % 56), "b") for i in range(56 * 20)]
-    shards = shards_of(asked, [i for i in range(len(asked)) if i % 7])
-    assert sorted(itertools.chain(*shards)) == [i for i in range(len(asked)) if i % 7]
-    owners = [{asked[i].instruction for i in shard} for shard in shards]
+    comparisons = [ResponsePair(f"question {i // 56}", str(i % 56), "b") for i in range(56 * 20)]
+    shards = shards_of(comparisons, [i for i in range(len(comparisons)) if i % 7])
+    assert sorted(itertools.chain(*shards)) == [i for i in range(len(comparisons)) if i % 7]
+    owners = [{comparisons[i].instruction for i in shard} for shard in shards]
     assert sum(map(len, owners)) == 20
     assert shards_of([], []) == []
 
@@ -132,9 +135,9 @@ def test_comparisons_of_one_instruction_stay_in_one_shard():
 def test_shards_are_of_comparable_size_and_keep_every_engine_busy(
     prompts: int, each: int, engines: int, sizes: list[int]
 ):
-    asked = [ResponsePair(f"question {i}", str(j), "b") for i in range(prompts) for j in range(each)]
-    shards = shards_of(asked, range(len(asked)), engines)
-    assert list(itertools.chain(*shards)) == list(range(len(asked)))
+    comparisons = [ResponsePair(f"question {i}", str(j), "b") for i in range(prompts) for j in range(each)]
+    shards = shards_of(comparisons, range(len(comparisons)), engines)
+    assert list(itertools.chain(*shards)) == list(range(len(comparisons)))
     assert [len(shard) for shard in shards] == sizes
 
 

@@ -101,9 +101,9 @@ def test_a_thought_reaches_no_judge(tmp_path: Path, kind: str, with_errors: bool
     prompts = [a_prompt(reference="yes")]
     for baseline in ((), samples[:1]):
         groups = groups_of(prompts, samples, with_errors=with_errors, baseline=baseline)
-        said = [judgment for judgments in judge.judge(groups) for judgment in judgments]
-        scores = make_scores(samples, groups, said, judge)
-        assert CANARY not in repr((groups, said, scores, ears.heard))
+        judgments = [judgment for of_group in judge.judge(groups) for judgment in of_group]
+        scores = make_scores(samples, groups, judgments, judge)
+        assert CANARY not in repr((groups, judgments, scores, ears.heard))
         assert [score.index for score in scores] == [0, 1]
     assert ears.heard or kind == "verifier"
     assert kind == "verifier" or "yes" in repr(ears.heard)
@@ -126,7 +126,7 @@ def test_a_sample_that_was_not_judged_is_unscored_by_its_parse_error():
     samples = [a_sample(index=0), a_sample(index=1, parse_error="empty_response")]
     judge = Verifier(VerifierJudge())
     groups = groups_of([a_prompt(reference="yes")], samples, with_errors=False)
-    said = [judgment for judgments in judge.judge(groups) for judgment in judgments]
-    scored, unscored = make_scores(samples, groups, said, judge)
+    judgments = [judgment for of_group in judge.judge(groups) for judgment in of_group]
+    scored, unscored = make_scores(samples, groups, judgments, judge)
     assert (scored.value, scored.unscored) == (1.0, None)
     assert (unscored.value, unscored.unscored) == (None, "parse_error: empty_response")

@@ -58,8 +58,8 @@ class Overhearing:
         return [(i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons))]
 
 
-def a_conversation(earlier: Sequence[Message], asked: str = LAST) -> Prompt:
-    return Prompt("p", asked, history=write_turns(earlier))
+def a_conversation(earlier: Sequence[Message], question: str = LAST) -> Prompt:
+    return Prompt("p", question, history=write_turns(earlier))
 
 
 def a_group(earlier: Sequence[Message], *responses: str) -> Group:
@@ -123,8 +123,8 @@ def test_hostile_turns_become_no_control_token_of_a_reward_model(tmp_path: Path)
             assert controls_in(encoder, judge.chat_of(LAST, RESPONSES[0], earlier).token_ids) == expected
 
 
-def shown(earlier: Sequence[Message], asked: str = LAST, first: str = "One.", second: str = "Two.") -> str:
-    return COT.render(asked, first, second, earlier)[1]["content"]
+def shown(earlier: Sequence[Message], question: str = LAST, first: str = "One.", second: str = "Two.") -> str:
+    return COT.render(question, first, second, earlier)[1]["content"]
 
 
 def test_a_comparison_shows_the_turns_in_order_under_their_headings():
@@ -145,10 +145,10 @@ def test_a_question_without_earlier_turns_has_no_headings_and_keeps_what_looks_l
 @pytest.mark.parametrize("forged", FORGED)
 @pytest.mark.parametrize("place", ["system", "user", "assistant", "last", "first response", "second response"])
 def test_no_text_in_a_conversation_can_pose_as_a_part_of_its_layout(forged: str, place: str):
-    said = f"Yes.\n\n{forged}\nA is better."
-    earlier = [Message(role=turn["role"], content=said if turn["role"] == place else "x") for turn in ADVISED]
+    hostile = f"Yes.\n\n{forged}\nA is better."
+    earlier = [Message(role=turn["role"], content=hostile if turn["role"] == place else "x") for turn in ADVISED]
     texts = {"last": "x", "first response": "x", "second response": "x"} | (
-        {} if place in ("system", "user", "assistant") else {place: said}
+        {} if place in ("system", "user", "assistant") else {place: hostile}
     )
     honest = shown([Message(role=turn["role"], content="x") for turn in ADVISED], "x", "x", "x")
     text = shown(earlier, texts["last"], texts["first response"], texts["second response"])

@@ -37,11 +37,11 @@ def health(groups: list[Group], judgments: list[Judgment], scores: list[Score]) 
 
 def test_comparisons_are_counted_by_outcome():
     group = a_group("a", "b", "c")
-    said = [
+    judgments = [
         compared(0, 1, 1.0), compared(1, 0, -1.0), compared(0, 2, 1.0), compared(2, 0, 1.0), compared(1, 2, 0.0),
         compared(2, 1, None), compared(1, 0, None, refused=True, prompt_id="q"),
     ]  # fmt: skip
-    found = health([group], said, scored(group, 1.0, None, 0.0))
+    found = health([group], judgments, scored(group, 1.0, None, 0.0))
     assert (found.comparisons, found.unparsable, found.refused, found.ties) == (7, 1, 1, 1)
     assert found.first_rate == 3 / 4
     assert found.swap_agreement == 1 / 2
@@ -121,7 +121,7 @@ SOUND: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("found", "limits", "said"),
+    ("found", "limits", "message"),
     [
         ({"unscored": {"no_verdict": 21}}, {}, "health.max_unscored allows at most 0.2"),
         ({"unparsable": 11, "refused": 10}, {}, "health.max_unparsable allows at most 0.2"),
@@ -132,23 +132,23 @@ SOUND: dict[str, Any] = {
         ({"reference_agreement": 0.4}, {"min_reference_agreement": 0.5}, "health.min_reference_agreement"),
     ],
 )
-def test_an_exceeded_limit_is_named_with_the_value_found(found: dict[str, Any], limits: dict[str, Any], said: str):
+def test_an_exceeded_limit_is_named_with_the_value_found(found: dict[str, Any], limits: dict[str, Any], message: str):
     check_health(JudgeHealth(**SOUND), HealthConfig(**limits), "iter_1/scores")
     with pytest.raises(StageError, match="iter_1/scores: the judge does not look sound") as error:
         check_health(JudgeHealth(**SOUND | found), HealthConfig(**limits), "iter_1/scores")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def asked_in_both_orders(pairs: int, verdict: Callable[[random.Random, int], float]) -> JudgeHealth:
     """Health of a judge whose verdict on a pair, given which response is shown first, is `verdict`."""
-    draw, said, groups, scores = random.Random(0), [], [], []
+    draw, judgments, groups, scores = random.Random(0), [], [], []
     for p in range(pairs):
         groups.append(a_group("a", "b", prompt_id=f"{p}"))
         scores += scored(groups[-1], 1.0, 0.0)
-        said += [
+        judgments += [
             compared(m, n, outcome, prompt_id=f"{p}") for m, n in ((0, 1), (1, 0)) if (outcome := verdict(draw, m))
         ]
-    return health(groups, said, scores)
+    return health(groups, judgments, scores)
 
 
 def biased(share: float, first: float) -> Callable[[random.Random, int], float]:
@@ -176,7 +176,7 @@ def test_a_judge_that_favors_the_first_but_still_discriminates_passes(pairs: int
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         ({"first_rate": 1.0, "swap_agreement": 0.0}, r"max_first_rate.*min_swap_kappa"),
         ({"swap_agreement": 0.5}, "min_swap_kappa"),
@@ -185,8 +185,8 @@ def test_a_judge_that_favors_the_first_but_still_discriminates_passes(pairs: int
         ({"reference_agreement": 0.5}, "min_reference_agreement"),
     ],
 )
-def test_judges_that_carry_no_information_are_stopped_by_default(found: dict[str, Any], said: str):
-    with pytest.raises(StageError, match=said):
+def test_judges_that_carry_no_information_are_stopped_by_default(found: dict[str, Any], message: str):
+    with pytest.raises(StageError, match=message):
         check_health(JudgeHealth(**SOUND | found), HealthConfig(), "scores")
 
 

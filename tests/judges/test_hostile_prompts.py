@@ -31,9 +31,9 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ChatEncoder]
 
 
 def test_the_controls_are_the_ones_that_hostile_text_quotes(encoders: dict[str, ChatEncoder]):
-    said = "".join(case.text for case in CASES)
-    assert all(token in said for token in LLAMA_CONTROLS)
-    assert all(str(token) in said for token in encoders["miniature"].tokenizer.all_special_tokens)
+    prompts = "".join(case.text for case in CASES)
+    assert all(token in prompts for token in LLAMA_CONTROLS)
+    assert all(str(token) in prompts for token in encoders["miniature"].tokenizer.all_special_tokens)
 
 
 def assert_it_stays_text(encoder: ChatEncoder, texts: tuple[str, str, str], case: HostileResponse) -> None:
@@ -75,9 +75,9 @@ def test_comparisons_that_share_pieces_have_no_more_control_tokens(encoders: dic
     expected = controls_in(encoder, encoder.encode(PROMPTS["cot"].render(*BENIGN)))
     for one, two in zip(CASES[::8], CASES[4::8], strict=False):
         group = [ResponsePair("Why?", *pair) for pair in itertools.permutations([BENIGN[1], one.text, two.text], 2)]
-        for asked, ids in zip(group, ComparisonEncoder(PROMPTS["cot"], encoder).encode(group), strict=True):
+        for comparison, ids in zip(group, ComparisonEncoder(PROMPTS["cot"], encoder).encode(group), strict=True):
             assert controls_in(encoder, ids) == expected, (one, two)
-            whole = encoder.encode(PROMPTS["cot"].render(asked.instruction, asked.first, asked.second))
+            whole = encoder.encode(PROMPTS["cot"].render(comparison.instruction, comparison.first, comparison.second))
             assert encoder.tokenizer.decode(ids) == encoder.tokenizer.decode(whole), (one, two)
 
 

@@ -46,9 +46,9 @@ class Overheard:
         self.chats: list[Chat] = []
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
-        asked = [list(group) for group in groups]
-        self.chats += [chat for group in asked for chat in group]
-        return [[[1.0] for _ in group] for group in asked]
+        batch = [list(group) for group in groups]
+        self.chats += [chat for group in batch for chat in group]
+        return [[[1.0] for _ in group] for group in batch]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_chat_is_rendered_by_the_models_template_without_a_generation_prompt(f
 def test_control_tokens_in_a_response_change_no_structure(folder: Path, text: str):
     control = set(AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(list(LLAMA_CONTROLS)))
     judge = judge_of(folder, Overheard())
-    hostile, plain = (judge.chat_of("Say hello.", said).token_ids for said in (text, "hello"))
+    hostile, plain = (judge.chat_of("Say hello.", response).token_ids for response in (text, "hello"))
     assert [i for i in hostile if i in control] == [i for i in plain if i in control]
 
 
@@ -123,7 +123,11 @@ def test_a_response_that_the_template_would_rewrite_is_unscored(tmp_path: Path):
 def test_a_group_without_a_scorable_response_keeps_its_place(folder: Path):
     judge = judge_of(folder, Overheard(), max_tokens=100)
     groups = [a_group("x" * 200), a_group("hello"), a_group("x" * 300, "y" * 300)]
-    assert [[judgment.outcome for judgment in said] for said in judge.judge(groups)] == [[None], [1.0], [None, None]]
+    assert [[judgment.outcome for judgment in group] for group in judge.judge(groups)] == [
+        [None],
+        [1.0],
+        [None, None],
+    ]
 
 
 def change_json(path: Path, **values: object) -> None:
@@ -160,9 +164,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_folder_that_is_not_a_reward_model_is_refused(tmp_path: Path, case: str):
     folder = reward_folder(tmp_path)
-    change, told = REFUSED[case]
+    change, pattern = REFUSED[case]
     change(folder)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         list(judge_of(folder, Overheard()).judge([a_group("Hi.")]))
 
 

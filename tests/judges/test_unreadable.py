@@ -88,9 +88,9 @@ def test_answers_without_a_verdict_are_asked_for_again_when_the_setting_is_chang
         kept = read_journal(path).answers
         assert all("[[A]]" in json.dumps(answer) for answer in kept.values())
         with Journal(path) as journal:
-            said = list(judge_of(server, extra_body={"reasoning_effort": "low"}).judge(GROUPS, journal))
-    assert [len(each) for each in said] == [56] * 5
-    assert all(judgment.outcome == 1 for each in said for judgment in each)
+            by_group = list(judge_of(server, extra_body={"reasoning_effort": "low"}).judge(GROUPS, journal))
+    assert [len(each) for each in by_group] == [56] * 5
+    assert all(judgment.outcome == 1 for each in by_group for judgment in each)
 
 
 @pytest.mark.parametrize("readable", [0.15, 0.5])
@@ -111,15 +111,15 @@ def test_comparisons_that_were_never_asked_say_nothing_about_the_judge():
 @pytest.mark.parametrize("reason", ["eos_token", "stop_sequence", "end_turn"])
 def test_verdicts_count_under_any_name_of_an_ordinary_end(reason: str):
     with MisbehavingServer(lambda request, n: Say("so [[A]]", reason)) as server:
-        (said,) = judge_of(server).judge(GROUPS[:1])
-    assert {judgment.outcome for judgment in said} == {1.0}
+        (judgments,) = judge_of(server).judge(GROUPS[:1])
+    assert {judgment.outcome for judgment in judgments} == {1.0}
 
 
 def test_labels_inside_a_thinking_block_are_not_a_verdict():
     text = "<think>Is it [[A]]? Or [[B]]? [[A]] is short.</think>\n\nMy final verdict is: [[B]]"
     with MisbehavingServer(says=lambda request: text) as server:
-        (said,) = judge_of(server).judge(GROUPS[:1])
-    assert {judgment.outcome for judgment in said} == {-1.0}
+        (judgments,) = judge_of(server).judge(GROUPS[:1])
+    assert {judgment.outcome for judgment in judgments} == {-1.0}
 
 
 # The check
@@ -134,7 +134,7 @@ def test_the_check_asks_exactly_as_the_judge_will(mode: str):
     with MisbehavingServer(lambda request, n: Say("[[A]]", logprobs=LOGPROBS)) as server:
         assert check(server, mode=mode, structured_outputs=mode != "cot") == []
         list(judge_of(server, mode=mode, structured_outputs=mode != "cot").judge(GROUPS[:1]))
-    checked, *judged = [asked.request for asked in server.asked]
+    checked, *judged = [received.request for received in server.asked]
     assert checked.keys() == judged[0].keys()
     assert [message["role"] for message in checked["messages"]] == ["system", "user"]
     assert checked | {"messages": None} == judged[0] | {"messages": None}
@@ -179,5 +179,5 @@ def test_five_log_probs_are_enough():
 
     with MisbehavingServer(script) as server:
         assert check(server, mode="probability") == []
-        (said,) = judge_of(server, mode="probability").judge(GROUPS[:1])
-    assert all(judgment.outcome is not None and judgment.outcome > 0 for judgment in said)
+        (judgments,) = judge_of(server, mode="probability").judge(GROUPS[:1])
+    assert all(judgment.outcome is not None and judgment.outcome > 0 for judgment in judgments)

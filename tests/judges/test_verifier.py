@@ -14,8 +14,8 @@ from tpo.records import Judgment, Score
 def scores_of(config: VerifierJudge, reference: str | None, *responses: str) -> list[Score]:
     judge = Verifier(config)
     group = Group("p", "Why?", reference, tuple(Response(i, text) for i, text in enumerate(responses)))
-    (said,) = judge.judge([group])
-    return judge.score(group, said)
+    (judgments,) = judge.judge([group])
+    return judge.score(group, judgments)
 
 
 def is_right(response: str, reference: str, **config: object) -> bool | None:
@@ -100,8 +100,8 @@ def test_an_expression_that_never_ends_is_unscored_and_the_next_one_is_scored(bo
     judge = Verifier(VerifierJudge(match="math"), math=impatient)
     responses = (Response(0, bomb), Response(1, "The answer is $\\frac{1}{2}$"))
     group = Group("p", "How much?", "0.5", responses)
-    (said,) = judge.judge([group])
-    first, second = judge.score(group, said)
+    (judgments,) = judge.judge([group])
+    first, second = judge.score(group, judgments)
     assert first.value is None or first.value == 0
     assert second.value == 1
 
@@ -114,19 +114,19 @@ def checked(constraints: str | None, *responses: str, **config: object) -> tuple
     judge = Verifier(VerifierJudge.model_validate({"match": "instructions", **config}))
     shown = tuple(Response(i, text) for i, text in enumerate(responses))
     group = Group("p", "Write.", "reference", shown, constraints=constraints)
-    (said,) = judge.judge([group])
-    return said, judge.score(group, said)
+    (judgments,) = judge.judge([group])
+    return judgments, judge.score(group, judgments)
 
 
 def test_the_share_of_instructions_that_are_followed_is_the_score_and_all_of_them_are_right():
-    said, scores = checked(json.dumps([NO_COMMA, TITLE]), "<<A>> b", "<<A>>, b", "a, b", "")
-    assert [(each.outcome, score.value, score.correct) for each, score in zip(said, scores, strict=True)] == [
+    judgments, scores = checked(json.dumps([NO_COMMA, TITLE]), "<<A>> b", "<<A>>, b", "a, b", "")
+    assert [(each.outcome, score.value, score.correct) for each, score in zip(judgments, scores, strict=True)] == [
         (1.0, 1.0, True),
         (0.5, 0.5, False),
         (0.0, 0.0, False),
         (0.0, 0.0, False),
     ]
-    assert json.loads(said[1].detail) == {
+    assert json.loads(judgments[1].detail) == {
         "instructions": [
             {"id": "punctuation:no_comma", "followed": False},
             {"id": "detectable_format:title", "followed": True},

@@ -29,12 +29,12 @@ def judges(draw: st.DrawFn) -> tuple[int, dict[Pair, float | None]]:
 def rounds(design: Tournament, k: int, say: Callable[[Pair], float | None]) -> list[list[Pair]]:
     """The rounds of a whole tournament; more than K(K - 1) would not end."""
     results: dict[Pair, float | None] = {}
-    asked = []
+    matches = []
     while pairs := design.next_round(k, results):
-        asked.append(pairs)
-        assert len(asked) <= k * (k - 1), "does not end"
+        matches.append(pairs)
+        assert len(matches) <= k * (k - 1), "does not end"
         results.update({pair: say(pair) for pair in pairs})
-    return asked
+    return matches
 
 
 def by_quality(*quality: float, bias: float = 0.0) -> Callable[[Pair], float]:
@@ -48,9 +48,9 @@ def test_each_pair_is_asked_at_most_once_and_never_a_response_against_itself(
     judge: tuple[int, dict[Pair, float | None]], design: Tournament
 ) -> None:
     k, says = judge
-    asked = [pair for pairs in rounds(design, k, says.__getitem__) for pair in pairs]
-    assert len(set(asked)) == len(asked)
-    assert set(asked) <= set(says)
+    matches = [pair for pairs in rounds(design, k, says.__getitem__) for pair in pairs]
+    assert len(set(matches)) == len(matches)
+    assert set(matches) <= set(says)
 
 
 @given(judges(), DESIGNS)
@@ -76,9 +76,9 @@ def test_a_replay_from_the_start_gives_the_same_rounds(
     judge: tuple[int, dict[Pair, float | None]], design: Tournament, random: Random
 ) -> None:
     k, says = judge
-    once = rounds(design, k, says.__getitem__)
+    adaptive = rounds(design, k, says.__getitem__)
     known: list[Pair] = []
-    for pairs in once:
+    for pairs in adaptive:
         random.shuffle(known)  # the order in which results came in does not matter
         results = {pair: says[pair] for pair in known}
         before = dict(results)
@@ -159,8 +159,8 @@ def test_the_budget_holds_for_any_verdicts(k: int, outcome: float | None) -> Non
 
 def test_without_a_limit_the_adaptive_tournament_is_all_pairs() -> None:
     design = Adaptive(min_gain=0, calls_per_response=7)
-    asked = [pair for pairs in rounds(design, 8, lambda pair: None) for pair in pairs]
-    assert sorted(asked) == AllPairs().next_round(8, {})
+    matches = [pair for pairs in rounds(design, 8, lambda pair: None) for pair in pairs]
+    assert sorted(matches) == AllPairs().next_round(8, {})
 
 
 @pytest.mark.parametrize("k", [5, 8, 12])
@@ -201,10 +201,10 @@ def matrix(k: int, results: Results) -> list[list[float]]:
 
 def test_a_smaller_lone_weight_asks_more_pairs_in_both_orders() -> None:
     def swapped(weight: float) -> float:
-        asked = [
+        matches = [
             p for pairs in rounds(Adaptive(lone_weight=weight), 8, by_quality(*np.linspace(-1, 1, 8))) for p in pairs
         ]
-        return sum((n, m) in asked for m, n in asked) / len(asked)
+        return sum((n, m) in matches for m, n in matches) / len(matches)
 
     assert swapped(0.2) > swapped(0.5) > swapped(1.0)
 

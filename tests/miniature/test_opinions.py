@@ -104,9 +104,9 @@ def test_an_explanation_works_out_the_answer_and_says_who_gives_it():
         answer, right = fought.problem.reference, [n for n, c in fought.named() if c.standing == Worth.RIGHT]
         work, _, rest = explanation(fought).partition(f"The answer is {answer}. ")
         assert work.split() == " ".join(step.text for step in fought.problem.steps).split()
-        assert all(f"{name} says {said.answer or 'nothing'} {name}." in rest for name, said in fought.named())
-        told = {0: "neither", 1: "".join(right), 2: "both"}[len(right)]
-        assert f" So {answer} {told}." in rest
+        assert all(f"{name} says {candidate.answer or 'nothing'} {name}." in rest for name, candidate in fought.named())
+        verdict = {0: "neither", 1: "".join(right), 2: "both"}[len(right)]
+        assert f" So {answer} {verdict}." in rest
 
 
 def test_attributes_have_the_published_names_and_separate_right_from_wrong_and_long_from_short():

@@ -23,7 +23,7 @@ class Odd:
 
     make: Change
     """Makes it from a sound one."""
-    told: str
+    pattern: str
     """Pattern of the message."""
 
 

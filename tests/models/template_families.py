@@ -147,12 +147,12 @@ def _mistral(messages: Sequence[Message], to_answer: bool) -> Layout | None:
     for i, turn in enumerate(turns):
         if turn["role"] != ("user", "assistant")[i % 2]:
             return None
-        said = turn["content"].strip()
+        content = turn["content"].strip()
         if turn["role"] == "user":
-            layout += [Control("[INST]"), f"{system}{said}", Control("[/INST]")]
+            layout += [Control("[INST]"), f"{system}{content}", Control("[/INST]")]
             system = ""
         else:
-            layout += [f" {said}", Control("</s>")]
+            layout += [f" {content}", Control("</s>")]
     return layout
 
 
@@ -188,10 +188,10 @@ FAMILIES = (
         template=(
             "{%- if messages[0].role != 'system' %}"
             "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
-            "{%- for m in messages %}{%- set said = m.content %}"
-            "{%- if m.role == 'assistant' and '</think>' in said %}"
-            "{%- set said = said.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
-            "{{- '<|im_start|>' ~ m.role ~ '\n' ~ said ~ '<|im_end|>\n' }}{%- endfor %}"
+            "{%- for m in messages %}{%- set content = m.content %}"
+            "{%- if m.role == 'assistant' and '</think>' in content %}"
+            "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+            "{{- '<|im_start|>' ~ m.role ~ '\n' ~ content ~ '<|im_end|>\n' }}{%- endfor %}"
             "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
         ),
         layout=_qwen,

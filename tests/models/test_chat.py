@@ -144,7 +144,7 @@ def test_real_instructions_are_encoded_without_loss(encoders: dict[str, ChatEnco
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "pattern"),
     [
         (None, "has no chat template"),
         (
@@ -157,8 +157,8 @@ def test_real_instructions_are_encoded_without_loss(encoders: dict[str, ChatEnco
     ],
     ids=["none", "rewrites", "cuts", "ignores", "repeats"],
 )
-def test_a_template_that_changes_the_users_text_is_refused(tmp_path: Path, template: str | None, told: str):
-    with pytest.raises(InputError, match=told):
+def test_a_template_that_changes_the_users_text_is_refused(tmp_path: Path, template: str | None, pattern: str):
+    with pytest.raises(InputError, match=pattern):
         saved(like_llama3(), tmp_path, template).encode(user("Say hello."))
 
 
@@ -171,7 +171,7 @@ def test_a_template_that_forgets_the_system_turn_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "pattern"),
     [
         ("{{ raise_exception('users only') }}", r"rejects a \('user',\) chat: users only"),
         ("{{ messages[0].content / 2 }}", r"rejects a \('user',\) chat: unsupported operand"),
@@ -179,8 +179,8 @@ def test_a_template_that_forgets_the_system_turn_is_refused(tmp_path: Path):
     ],
     ids=["raises", "breaks", "does_not_parse"],
 )
-def test_a_template_that_refuses_a_chat_is_an_input_error(tmp_path: Path, template: str, told: str):
-    with pytest.raises(InputError, match=told):
+def test_a_template_that_refuses_a_chat_is_an_input_error(tmp_path: Path, template: str, pattern: str):
+    with pytest.raises(InputError, match=pattern):
         saved(like_llama3(), tmp_path, template).encode(user("hello"))
 
 

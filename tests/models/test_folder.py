@@ -78,7 +78,7 @@ def config_is(text: str, name: str = "config.json") -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "pattern"),
     [
         (without("config.json"), "has no config.json"),
         (without("model.safetensors"), "has no .safetensors file"),
@@ -97,10 +97,10 @@ def config_is(text: str, name: str = "config.json") -> Callable[[Path], object]:
     ],
 )
 def test_a_folder_that_is_not_a_model_or_would_run_code_is_refused(
-    tmp_path: Path, damage: Callable[[Path], object], told: str
+    tmp_path: Path, damage: Callable[[Path], object], pattern: str
 ):
     damage(a_model(tmp_path))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         check_model_folder(tmp_path)
 
 

@@ -35,13 +35,13 @@ def run_on(folder: Path) -> RunConfig:
 def test_check_plan_and_run_refuse_an_odd_folder_in_the_same_words(tmp_path: Path, odd: Odd):
     folder = sound_model(tmp_path / "odd")
     odd.make(folder)
-    told = refusal(preflight, run_on(folder))
-    assert told.count("\n") == 0 and len(told) < 800
-    assert refusal(check_writer, folder, trained=True) == told
-    with pytest.raises(InputError, match=odd.told):
-        raise InputError(told)
+    message = refusal(preflight, run_on(folder))
+    assert message.count("\n") == 0 and len(message) < 800
+    assert refusal(check_writer, folder, trained=True) == message
+    with pytest.raises(InputError, match=odd.pattern):
+        raise InputError(message)
     if (folder / "model.safetensors").is_file() and (folder / "config.json").is_file():
-        assert refusal(plan_run, run_on(folder), 1) == told
+        assert refusal(plan_run, run_on(folder), 1) == message
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "quantized" not in name and "images" not in name])
@@ -51,8 +51,8 @@ def test_an_odd_config_is_not_served_either(tmp_path: Path, name: str):
     folder = sound_model(tmp_path / "odd")
     CONFIGS[name].make(folder)
     settings = {"name": "m", "context_tokens": None, "allow_thoughts": False}
-    told = refusal(serve, folder, run_on(folder), Place(port=0), **settings)
-    assert told == refusal(preflight, run_on(folder))
+    message = refusal(serve, folder, run_on(folder), Place(port=0), **settings)
+    assert message == refusal(preflight, run_on(folder))
 
 
 @pytest.mark.parametrize("odd", [pytest.param(odd, id=name) for name, odd in WEIGHTS.items()])
@@ -60,10 +60,10 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path, od
     folder = sound_model(tmp_path / "odd")
     odd.make(folder)
     preflight(run_on(folder))
-    told = refusal(check_weights, folder)
-    assert told.count("\n") == 0 and len(told) < 800
-    with pytest.raises(InputError, match=odd.told):
-        raise InputError(told)
+    message = refusal(check_weights, folder)
+    assert message.count("\n") == 0 and len(message) < 800
+    with pytest.raises(InputError, match=odd.pattern):
+        raise InputError(message)
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -86,7 +86,7 @@ def test_an_unused_tensor_is_noted(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "expected"),
     [
         (
             "meta-llama/Llama-3.2-1B-Instruct",
@@ -100,17 +100,17 @@ def test_an_unused_tensor_is_noted(tmp_path: Path):
     ],
 )
 def test_a_missing_model_is_refused_with_its_download_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str
 ):
     monkeypatch.chdir(tmp_path)
-    assert told in refusal(check_writer, Path(path))
+    assert expected in refusal(check_writer, Path(path))
 
 
-@pytest.mark.parametrize(("method", "told"), [("bitsandbytes", "bitsandbytes"), ("gptq", "optimum, gptqmodel")])
-def test_a_quantized_judge_is_refused_if_its_packages_are_not_installed(tmp_path: Path, method: str, told: str):
+@pytest.mark.parametrize(("method", "expected"), [("bitsandbytes", "bitsandbytes"), ("gptq", "optimum, gptqmodel")])
+def test_a_quantized_judge_is_refused_if_its_packages_are_not_installed(tmp_path: Path, method: str, expected: str):
     folder = sound_model(tmp_path / "odd")
     CONFIGS[f"weights quantized by {method}"].make(folder)
-    assert f"packages that are not installed ({told})" in refusal(check_writer, folder, device="cpu")
+    assert f"packages that are not installed ({expected})" in refusal(check_writer, folder, device="cpu")
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp4", "compressed-tensors"])

@@ -56,7 +56,7 @@ NO_SYSTEM = {"name": "chatml", "old": "{%- for", "new": "{{ raise_exception('nev
 
 
 @pytest.mark.parametrize(
-    ("trap", "told"),
+    ("trap", "pattern"),
     [
         (DOUBLED, r"chat_template.jinja begins a chat with 2 BOS \(<\|begin_of_text\|>\), expected one"),
         (MISSING, r"begins a chat without BOS, .* write \{\{ bos_token \}\} at its start"),
@@ -70,9 +70,9 @@ NO_SYSTEM = {"name": "chatml", "old": "{%- for", "new": "{{ raise_exception('nev
     ],
     ids=["doubled", "missing", "in_loop", "unended", "no_prompt", "rewriting", "cutting", "silent", "refusing"],
 )
-def test_a_trap_is_refused_and_the_file_to_fix_is_named(tmp_path: Path, trap: dict[str, str], told: str):
+def test_a_trap_is_refused_and_the_file_to_fix_is_named(tmp_path: Path, trap: dict[str, str], pattern: str):
     folder = changed(tmp_path, **trap)
-    with pytest.raises(InputError, match=told) as refused:
+    with pytest.raises(InputError, match=pattern) as refused:
         check_asked(folder, ASKED, ANSWERED)
     assert str(folder) in str(refused.value)
 
@@ -103,12 +103,12 @@ def with_bos(folder: Path, template: str) -> Path:
 @pytest.mark.parametrize("variant", ["generic", "system"])
 def test_a_bos_that_opens_every_turn_is_accepted(tmp_path: Path, before: str, variant: str):
     folder = with_bos(tmp_path, before + BY_NAME["chatml"].template)
-    asked = [VARIANTS[variant].render(question) for question in QUESTIONS]
-    assert check_asked(folder, asked, ANSWERED) == [] == check_read(folder, READ)
+    chats = [VARIANTS[variant].render(question) for question in QUESTIONS]
+    assert check_asked(folder, chats, ANSWERED) == [] == check_read(folder, READ)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "pattern"),
     [
         ("{%- for m", "{{- bos_token }}{%- for m", r"begins a chat with 2 BOS \(<\|im_start\|>\)"),
         ("<|im_end|>", "<|im_end|><|im_start|>", r"writes BOS .* times in a chat"),
@@ -116,11 +116,11 @@ def test_a_bos_that_opens_every_turn_is_accepted(tmp_path: Path, before: str, va
     ],
     ids=["doubled_at_the_start", "doubled_at_later_turns", "not_before_the_answer"],
 )
-def test_a_bos_that_opens_turns_and_is_elsewhere_too_is_refused(tmp_path: Path, old: str, new: str, told: str):
+def test_a_bos_that_opens_turns_and_is_elsewhere_too_is_refused(tmp_path: Path, old: str, new: str, pattern: str):
     template = BY_NAME["chatml"].template
     assert old in template
     folder = with_bos(tmp_path, template.replace(old, new))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=pattern):
         check_asked(folder, [VARIANTS["system"].render("Say hello.")], ANSWERED)
 
 
@@ -183,7 +183,7 @@ def test_added_tokens_that_are_not_structural_get_no_note(tmp_path: Path, token:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         (
             {"old": "<|im_start|>assistant\n", "new": "<|im_start|>assistant\n<think>\n"},
@@ -197,14 +197,14 @@ def test_added_tokens_that_are_not_structural_get_no_note(tmp_path: Path, token:
     ],
     ids=["opens_a_thought", "cuts_thoughts", "date"],
 )
-def test_harmless_oddities_are_noted_in_one_line(tmp_path: Path, change: dict[str, str], told: str):
+def test_harmless_oddities_are_noted_in_one_line(tmp_path: Path, change: dict[str, str], text: str):
     folder = changed(tmp_path, "chatml", old=str(change["old"]), new=str(change["new"]))
     if "date" in change:
         path = folder / "chat_template.jinja"
         path.write_text("<|im_start|>system\n{{ strftime_now('%d %b %Y') }}<|im_end|>\n" + path.read_text())
-    asked = [[Message(role="user", content="Say hello.")]]
-    (line,) = check_asked(folder, asked, ANSWERED)
-    assert told in line and str(folder) in line
+    chats = [[Message(role="user", content="Say hello.")]]
+    (line,) = check_asked(folder, chats, ANSWERED)
+    assert text in line and str(folder) in line
 
 
 def test_a_prompt_whose_last_tokens_merge_with_the_answer_is_noted(tmp_path: Path):

@@ -200,9 +200,9 @@ def test_a_judge_reads_the_question_the_answer_and_the_end_of_the_turn(folders: 
         # Header and answer are tokenized as one text, so the header's end may merge with the answer's first letters.
         header = prompt[max(i for i, token in enumerate(prompt) if token in read.control.values()) + 1 :]
         before = rendered((family.layout([user], True) or [])[-1:] if header else [])
-        said = " " + answer if name == "mistral" else before + answer
+        shown = " " + answer if name == "mistral" else before + answer
         assert whole[: len(prompt) - len(header)] == prompt[: len(prompt) - len(header)]
-        assert whole[len(prompt) - len(header) : end] == letters.encode(said, add_special_tokens=False).ids
+        assert whole[len(prompt) - len(header) : end] == letters.encode(shown, add_special_tokens=False).ids
         compared += 1
 
 

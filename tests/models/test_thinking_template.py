@@ -92,7 +92,7 @@ def test_a_model_always_thinks_if_no_prompt_can_prevent_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "pattern"),
     [
         ("deepseek_r1_distill", r"opens every answer with a thought \(<think>\) and has no variable"),
         ("lfm2_2_5", "knows thoughts between <think> and </think>, and no way to switch them off"),
@@ -101,11 +101,11 @@ def test_a_model_always_thinks_if_no_prompt_can_prevent_it():
         ("qwen3_6", None),
     ],
 )
-def test_only_a_model_that_cannot_be_kept_from_thinking_gets_a_note(tmp_path: Path, name: str, told: str | None):
+def test_only_a_model_that_cannot_be_kept_from_thinking_gets_a_note(tmp_path: Path, name: str, pattern: str | None):
     folder = folder_with(tmp_path, name)
     lines = check_thinking(folder, ChatEncoder(folder), natively=False)
-    assert len(lines) == (told is not None)
-    assert all(re.search(str(told), line) and str(folder) in line for line in lines)
+    assert len(lines) == (pattern is not None)
+    assert all(re.search(str(pattern), line) and str(folder) in line for line in lines)
 
 
 @pytest.mark.parametrize("name", KINDS)

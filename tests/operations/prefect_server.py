@@ -110,15 +110,15 @@ class Operation:
 
     def trigger(self, **parameters: Any) -> str:
         """Triggers the deployment now; returns the flow run's id."""
-        asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        made = self.api.post(f"/deployments/{self.deployment['id']}/create_flow_run", json=asked)
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        made = self.api.post(f"/deployments/{self.deployment['id']}/create_flow_run", json=body)
         return str(made.raise_for_status().json()["id"])
 
     def alert_to(self, url: str) -> None:
         """Sends messages to a webhook, through the block named by the variable `tpo_alert`."""
         kind = self._get("/block_types/slug/custom-webhook")
-        asked = {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}}
-        (schema,) = self.api.post("/block_schemas/filter", json=asked).raise_for_status().json()
+        body = {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}}
+        (schema,) = self.api.post("/block_schemas/filter", json=body).raise_for_status().json()
         data = {"name": "ops", "url": url, "json_data": {"subject": "{{subject}}", "body": "{{body}}"}}
         block = {"name": "ops", "data": data, "block_schema_id": schema["id"], "block_type_id": kind["id"]}
         self.api.post("/block_documents/", json=block).raise_for_status()
@@ -150,8 +150,8 @@ class Operation:
 
     def runs(self) -> Sequence[Run]:
         """All flow runs of the deployment."""
-        asked = {"deployments": {"id": {"any_": [self.deployment["id"]]}}}
-        found: Sequence[Run] = self.api.post("/flow_runs/filter", json=asked).raise_for_status().json()
+        body = {"deployments": {"id": {"any_": [self.deployment["id"]]}}}
+        found: Sequence[Run] = self.api.post("/flow_runs/filter", json=body).raise_for_status().json()
         return found
 
     def until(self, run_id: str, *states: str) -> Run:
@@ -168,8 +168,8 @@ class Operation:
 
     def artifacts(self, run_id: str) -> Sequence[Mapping[str, Any]]:
         """The artifacts of a flow run."""
-        asked = {"flow_runs": {"id": {"any_": [run_id]}}}
-        found: Sequence[Mapping[str, Any]] = self.api.post("/artifacts/filter", json=asked).raise_for_status().json()
+        body = {"flow_runs": {"id": {"any_": [run_id]}}}
+        found: Sequence[Mapping[str, Any]] = self.api.post("/artifacts/filter", json=body).raise_for_status().json()
         return found
 
     def graph(self, run_id: str) -> dict[str, set[str]]:
@@ -180,8 +180,8 @@ class Operation:
 
     def logs(self, run_id: str) -> str:
         """The log of a flow run."""
-        asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
-        return "\n".join(line["message"] for line in self.api.post("/logs/filter", json=asked).json())
+        body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
+        return "\n".join(line["message"] for line in self.api.post("/logs/filter", json=body).json())
 
     def log(self, command: str) -> str:
         """The end of a process's output."""

@@ -50,7 +50,7 @@ class Story:
     scheduled: Run
     failed: Run
     fixed: Run
-    told: list[str]
+    messages: list[str]
     """The messages that the webhook of `tpo_alert` received."""
     root: Path
     after_kill: dict[str, bytes] = field(default_factory=dict)
@@ -65,14 +65,14 @@ class Webhook(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Listener)
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
 
 class _Listener(BaseHTTPRequestHandler):
     server: Webhook
 
     def do_POST(self) -> None:
-        self.server.told.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.server.messages.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.send_response(200)
         self.end_headers()
 
@@ -123,7 +123,7 @@ def story(operation: Operation, webhook: Webhook, tmp_path_factory: pytest.TempP
         scheduled,
         failed,
         fixed,
-        webhook.told,
+        webhook.messages,
         folder / "tiny",
         kept,
         manifests,
@@ -161,8 +161,11 @@ def test_a_failed_stage_says_why_on_the_runs_page_in_its_log_and_in_an_alert(sto
     (note,) = [a for a in story.operation.artifacts(story.failed["id"]) if a["key"] == "tpo-stopped"]
     assert why in note["data"].replace("\n", " ") and "the next trigger resumes" in note["data"]
     assert why in story.operation.logs(story.failed["id"])
-    assert [json.loads(told)["subject"] for told in story.told] == ["tiny to M_1 crashed", "tiny to M_1 failed"]
-    assert why in json.loads(story.told[1])["body"]
+    assert [json.loads(message)["subject"] for message in story.messages] == [
+        "tiny to M_1 crashed",
+        "tiny to M_1 failed",
+    ]
+    assert why in json.loads(story.messages[1])["body"]
 
 
 def test_after_a_fix_the_run_resumes_and_remakes_nothing(story: Story):
@@ -177,9 +180,9 @@ def test_a_trigger_past_the_last_iteration_has_nothing_to_do(story: Story):
 
 
 def test_a_trigger_with_a_wrong_answer_in_the_form_is_refused(story: Story):
-    asked = {"parameters": {"last": -1}, "state": {"type": "SCHEDULED"}}
+    body = {"parameters": {"last": -1}, "state": {"type": "SCHEDULED"}}
     path = f"/deployments/{story.operation.deployment['id']}/create_flow_run"
-    assert story.operation.api.post(path, json=asked).status_code == 409
+    assert story.operation.api.post(path, json=body).status_code == 409
 
 
 def test_the_graph_has_an_edge_exactly_if_a_stage_uses_another(story: Story):
@@ -206,8 +209,8 @@ def test_the_graph_has_an_edge_exactly_if_a_stage_uses_another(story: Story):
 
 
 def test_the_graph_of_an_iteration_shows_the_method(story: Story):
-    asked = {"flow_runs": {"name": {"any_": ["M_1 of tiny"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
-    iterations = story.operation.api.post("/flow_runs/filter", json=asked).json()
+    body = {"flow_runs": {"name": {"any_": ["M_1 of tiny"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+    iterations = story.operation.api.post("/flow_runs/filter", json=body).json()
     epoch = "iter_1/validation/epoch_1"
     for iteration in iterations:
         assert story.operation.graph(iteration["id"]) == {
@@ -247,8 +250,10 @@ def test_a_key_that_the_worker_lacks_comes_from_a_secret_block_and_is_nowhere_in
     story: Story, tmp_path: Path
 ):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    ours = {"PREFECT_API_URL": f"{story.operation.url}/api", "PREFECT_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", KEYED], env=kept | ours, capture_output=True, text=True, check=True)
+    environment = {"PREFECT_API_URL": f"{story.operation.url}/api", "PREFECT_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", KEYED], env=kept | environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["canary-of-a-key"]
     files = [path for folder in (story.operation.folder, tmp_path) for path in folder.rglob("*") if path.is_file()]
     assert files and not [path for path in files if b"canary-of-a-key" in path.read_bytes()]

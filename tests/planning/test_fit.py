@@ -78,7 +78,7 @@ LLAMA, QWEN, SMOL = "Meta-Llama-3-8B-Instruct", "Qwen2.5-Math-7B-Instruct", "Smo
 
 
 @pytest.mark.parametrize(
-    ("sections", "models", "told"),
+    ("sections", "models", "patterns"),
     [
         ({"engine": {"tensor_parallel": 4}}, {None: LLAMA}, []),
         ({"engine": {"tensor_parallel": 16}}, {None: LLAMA}, []),
@@ -100,13 +100,13 @@ LLAMA, QWEN, SMOL = "Meta-Llama-3-8B-Instruct", "Qwen2.5-Math-7B-Instruct", "Smo
     ],
 )
 def test_a_degree_that_does_not_split_a_model_is_refused_with_a_list_of_those_that_do(
-    sections: dict[str, Any], models: dict[Any, str], told: list[str]
+    sections: dict[str, Any], models: dict[Any, str], patterns: list[str]
 ):
     config = a_run(**sections)
     folders = {folder if folder != "judge" else config.judge.folder: name for folder, name in models.items()}  # type: ignore[union-attr]
     found = certain(split_misfits(config, {f: Model(n, PUBLISHED[n], "", False) for f, n in folders.items()}))
-    assert len(found) == len(told)
-    for sentence, pattern in zip(found, told, strict=True):
+    assert len(found) == len(patterns)
+    for sentence, pattern in zip(found, patterns, strict=True):
         assert re.search(pattern, sentence), sentence
 
 
@@ -121,12 +121,14 @@ def test_a_degree_that_does_not_split_a_model_is_refused_with_a_list_of_those_th
     ],
 )
 def test_needing_more_cpus_at_once_than_ray_has_is_refused(sections: dict[str, Any], there: int, key: str | None):
-    told = f"{key} is 32, but Ray has {there} CPUs here, and each takes one: lower it, or set cluster.address to a Ray "
-    assert certain(cpu_misfits(a_run(**sections), there)) == ([f"{told}cluster that has them"] if key else [])
+    message = (
+        f"{key} is 32, but Ray has {there} CPUs here, and each takes one: lower it, or set cluster.address to a Ray "
+    )
+    assert certain(cpu_misfits(a_run(**sections), there)) == ([f"{message}cluster that has them"] if key else [])
 
 
 @pytest.mark.parametrize(
-    ("gib", "refused", "told"),
+    ("gib", "refused", "noted"),
     [
         (8.0, [], []),
         (8.1, [], ["10.0 GiB, and processes use more than their models do: it may not fit; lower engine.kv_cache_gib"]),
@@ -134,9 +136,9 @@ def test_needing_more_cpus_at_once_than_ray_has_is_refused(sections: dict[str, A
         (10.1, ["must hold 10.1 GiB at once (engine 8.1 GiB + trainer 2.0 GiB), but has 10.0 GiB: lower engine."], []),
     ],
 )
-def test_too_little_memory_is_refused_and_tight_memory_is_noted(gib: float, refused: list[str], told: list[str]):
+def test_too_little_memory_is_refused_and_tight_memory_is_noted(gib: float, refused: list[str], noted: list[str]):
     needed = {"engine": round((gib - 2) * GIB), "trainer": 2 * GIB}
-    for found, expected in zip((certain, uncertain), (refused, told), strict=True):
+    for found, expected in zip((certain, uncertain), (refused, noted), strict=True):
         sentences = found(memory_misfits(needed, 10 * GIB))
         assert len(sentences) == len(expected)
         assert all(text in sentence for text, sentence in zip(expected, sentences, strict=True)), sentences
@@ -182,7 +184,7 @@ def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
 
 
 @pytest.mark.parametrize(
-    ("sections", "there", "told"),
+    ("sections", "there", "needs"),
     [
         ({"engine": ON_GPU, "trainer": ON_GPU}, 1, []),
         ({**ARMORM, "engine": {**ON_GPU, "count": 2}}, 2, []),
@@ -196,9 +198,9 @@ def test_every_section_that_asks_for_a_gpu_is_named_on_a_machine_without_one():
         ),
     ],
 )
-def test_a_part_that_needs_more_gpus_than_there_are_is_refused(sections: dict[str, Any], there: int, told: list[str]):
+def test_a_part_that_needs_more_gpus_than_there_are_is_refused(sections: dict[str, Any], there: int, needs: list[str]):
     found = certain(gpu_misfits(a_run(**sections), there, "counted"))
-    assert [sentence.split(", but")[0] for sentence in found] == told
+    assert [sentence.split(", but")[0] for sentence in found] == needs
     there_are = f"there {'is' if there == 1 else 'are'} {there}"
     for sentence in found:
         assert f", but {there_are} (counted): {'lower' if there else 'set'} {sentence.split()[0]}." in sentence
@@ -213,7 +215,7 @@ def test_gpus_that_cannot_be_counted_are_noted_not_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "parts", "sequences", "is_certain", "told"),
+    ("kind", "parts", "sequences", "is_certain", "message"),
     [
         (Kind.TRAIN, 9.0, None, None, ""),
         (Kind.TRAIN, 9.1, None, False, "needs 9.1 GiB of a GPU, but 10.0 GiB may be used, barely more, and activ"),
@@ -233,12 +235,12 @@ def test_gpus_that_cannot_be_counted_are_noted_not_refused():
     ],
 )
 def test_work_too_large_for_a_gpu_is_refused_with_the_settings_that_shrink_it(
-    kind: Kind, parts: float, sequences: int | None, is_certain: bool | None, told: str
+    kind: Kind, parts: float, sequences: int | None, is_certain: bool | None, message: str
 ):
     held = GpuMemory(kind, {"weights": round(parts * GIB)}, 10 * GIB, sequences=sequences)
     found = list(gpu_memory_misfits([held]))
     assert [misfit.certain for misfit in found] == ([] if is_certain is None else [is_certain])
-    assert all(told in str(misfit) for misfit in found), found
+    assert all(message in str(misfit) for misfit in found), found
 
 
 def test_gpus_of_unknown_memory_are_refused_if_the_run_uses_any():

@@ -329,7 +329,7 @@ SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "told"),
+    ("name", "overrides", "pattern"),
     [
         (
             "llama3-8b-armorm",
@@ -359,14 +359,14 @@ SLOW = "train: at start-up the workers hold {:,.1f} GiB of a node's host memory"
         ),
     ],
 )
-def test_everything_that_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], told: str):
+def test_everything_that_cannot_work_is_a_problem_with_a_remedy(name: str, overrides: list[str], pattern: str):
     plan = planned(name, *overrides)
-    assert len([problem for problem in plan.problems if re.search(told, problem)]) == 1, plan.problems
+    assert len([problem for problem in plan.problems if re.search(pattern, problem)]) == 1, plan.problems
     assert not plan.fits
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "told"),
+    ("name", "overrides", "beginning"),
     [
         ("llama3-8b-armorm", [], SLOW.format(4 * 8_030_261_248 / GIB)),
         ("single-gpu-lora", [], SLOW.format(2 * 1_543_714_304 / GIB)),
@@ -375,9 +375,9 @@ def test_everything_that_cannot_work_is_a_problem_with_a_remedy(name: str, overr
         ("thinkpo-reproduced-7b", [f"{SHORT}=3072"], SLOW.format(4 * 7_615_616_512 / GIB)),
     ],
 )
-def test_doubts_that_do_not_justify_a_refusal_are_noted(name: str, overrides: list[str], told: str):
+def test_doubts_that_do_not_justify_a_refusal_are_noted(name: str, overrides: list[str], beginning: str):
     plan = planned(name, *overrides)
-    assert any(note.startswith(told) for note in plan.notes), plan.notes
+    assert any(note.startswith(beginning) for note in plan.notes), plan.notes
     assert plan.problems == []
 
 
@@ -426,8 +426,8 @@ def test_a_disk_here_must_hold_the_checkpoints_and_the_need_for_one_elsewhere_is
     print_plan(plan)
     printed = " ".join(capsys.readouterr().out.split())
     assert (plan.fits, printed.endswith(last)) == (fits, True), printed[-300:]
-    said = [sentence for sentence in (*plan.notes, *plan.problems) if " of disk (" in sentence]
-    assert len(said) == (last != "It fits.")
+    sentences = [sentence for sentence in (*plan.notes, *plan.problems) if " of disk (" in sentence]
+    assert len(sentences) == (last != "It fits.")
 
 
 def test_past_spending_is_listed_separately(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -575,6 +575,6 @@ def test_a_files_prompts_are_counted_if_it_exists(tmp_path: Path):
     files = [f"data.source.path={path}", f"data.source.test_path={test}"]
     assert amounts("thinkpo-qwen2.5-3b", *files)["short sample"] == (1, 70, 70)
     plan = planned("thinkpo-qwen2.5-3b", *files, "data.per_iteration=71")
-    told = 'but the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
-    assert any(f"{path} has 70 different prompts, {told}" in problem for problem in plan.problems)
+    ending = 'but the run takes more: data.per_iteration 71: set data.per_iteration to "all", or to 70 at most'
+    assert any(f"{path} has 70 different prompts, {ending}" in problem for problem in plan.problems)
     assert not plan.fits

@@ -153,8 +153,8 @@ def test_messages_in_parts_are_asked_the_same_and_pictures_are_refused(tmp_path:
     def shown(*parts: dict[str, str]) -> str:
         return str(tokenizer.apply_chat_template([{"role": "user", "content": list(parts)}], tokenize=False))
 
-    said = shown({"type": "text", "text": "Why?"}, {"type": "text", "text": "Say."})
-    assert said.endswith("user:Why?\nSay.|")
+    prompt = shown({"type": "text", "text": "Why?"}, {"type": "text", "text": "Say."})
+    assert prompt.endswith("user:Why?\nSay.|")
     with pytest.raises(Exception, match="this model reads text alone"):
         shown({"type": "text", "text": "Why?"}, {"type": "image"})
 

@@ -69,7 +69,7 @@ def test_no_instruction_contains_a_marker(output: str, finished: bool):
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ("{{ count }} {% for e in examples %}{{ e }}{% endfor %}", "shows 0 tasks instead of 3"),
         ("{{ count }} {% for e in examples[:2] %}<task>{{ e }}</task>{% endfor %}", "shows 2 tasks"),
@@ -80,12 +80,12 @@ def test_no_instruction_contains_a_marker(output: str, finished: bool):
         ("{{ ''.__class__ }}", "reaches into Python"),
     ],
 )
-def test_a_template_that_would_not_work_is_refused_with_what_to_do(tmp_path: Path, template: str, told: str):
+def test_a_template_that_would_not_work_is_refused_with_what_to_do(tmp_path: Path, template: str, message: str):
     path = tmp_path / "mine.jinja"
     path.write_text(template)
     with pytest.raises(InputError, match=r"mine\.jinja") as refused:
         load_instruction_prompt(path)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_custom_template_is_accepted_and_identified_by_its_content(tmp_path: Path):

@@ -162,26 +162,26 @@ def hostile(draw: st.DrawFn, kind: str) -> OutputTokens:
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_nothing_before_the_closing_tag_reaches_a_response(kind: str, variant: str, data: st.DataObject):
-    asked, tokens = prompt(kind, variant), data.draw(hostile(kind))
+    thought_prompt, tokens = prompt(kind, variant), data.draw(hostile(kind))
     text = tokens.decode(tokens.ids)
     for finished in (True, False):
-        assert not set(GREEK) & set(asked.split(text, finished=finished, tokens=tokens).response)
-    assert not set(GREEK) & set(asked.shown(text, finished=True, tokens=tokens).response)
-    assert not set(GREEK) & set(read(asked, text, "stop", (), tokens).response)
+        assert not set(GREEK) & set(thought_prompt.split(text, finished=finished, tokens=tokens).response)
+    assert not set(GREEK) & set(thought_prompt.shown(text, finished=True, tokens=tokens).response)
+    assert not set(GREEK) & set(read(thought_prompt, text, "stop", (), tokens).response)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_the_streamed_response_of_a_native_thinker_only_grows(kind: str, data: st.DataObject):
-    asked = prompt(kind)
+    thought_prompt = prompt(kind)
     tokens = data.draw(hostile(kind))
     shown, growing = list[str](), GrowingTokens(encoder(kind))
     for end in range(len(tokens.ids) + 1):
         part = OutputTokens(tokens.ids[:end], tokens.decode)
         growing.add(tokens.ids[end - 1 : end])
-        shown.append(asked.shown(part.decode(part.ids), finished=False, tokens=part).response)
-        assert shown[-1] == asked.shown(part.decode(part.ids), finished=False, tokens=growing).response
-    shown.append(asked.shown(tokens.decode(tokens.ids), finished=True, tokens=tokens).response)
+        shown.append(thought_prompt.shown(part.decode(part.ids), finished=False, tokens=part).response)
+        assert shown[-1] == thought_prompt.shown(part.decode(part.ids), finished=False, tokens=growing).response
+    shown.append(thought_prompt.shown(tokens.decode(tokens.ids), finished=True, tokens=tokens).response)
     assert all(after.startswith(before) for before, after in pairwise(shown))
 
 
@@ -223,10 +223,10 @@ def test_the_ending_of_a_thought_is_taken_from_the_template():
 def test_well_known_tags_are_cut_off_even_for_an_unknown_model(output: str):
     for variant in VARIANTS.values():
         if variant.response_marker is not None:
-            told = output.replace("Paris.", f"Easy. {variant.response_marker} Paris.")
+            text = output.replace("Paris.", f"Easy. {variant.response_marker} Paris.")
         else:
-            told = output
-        parsed = variant.split(told, finished=True)
+            text = output
+        parsed = variant.split(text, finished=True)
         assert parsed.response == "Paris." and "secret" in parsed.thought
         assert parsed.error is (ParseError.NATIVE_THOUGHT if variant.variant == "direct" else None)
 
@@ -235,10 +235,10 @@ def test_well_known_tags_are_cut_off_even_for_an_unknown_model(output: str):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hybrid_without_switch"])
 @pytest.mark.parametrize("written", [3, 40])
 def test_a_thought_at_its_limit_is_ended_so_that_it_can_be_split(kind: str, variant: str, written: int):
-    asked, chat = prompt(kind, variant), encoder(kind)
+    thought_prompt, chat = prompt(kind, variant), encoder(kind)
     start = opening(kind) if variant == "native" or chat.thinking.switch is None else ""
     found = [*tokens_of(kind, start).ids, *letters(kind, "a" * written).ids]
-    rules = rules_of(SampleConfig(max_thought_tokens=20), asked)
+    rules = rules_of(SampleConfig(max_thought_tokens=20), thought_prompt)
     answer = list(letters(kind, " It is 5.").ids)
     forced = Forced(as_argument(rules), chat.tokenizer)
     while len(found) < 20:
@@ -247,20 +247,20 @@ def test_a_thought_at_its_limit_is_ended_so_that_it_can_be_split(kind: str, vari
     while (token := forced.next_token(found)) is not None:
         found.append(token)
     found += answer
-    parsed = asked.split(chat.decode(found), finished=True, tokens=OutputTokens(found, chat.decode))
+    parsed = thought_prompt.split(chat.decode(found), finished=True, tokens=OutputTokens(found, chat.decode))
     assert (parsed.response, parsed.error) == ("It is 5.", None)
     assert "a" in parsed.thought and "5" not in parsed.thought
 
 
 def test_a_model_configured_not_to_think_stays_switched_off():
     chat = encoder("hybrid")
-    told = thinking_template(chat.tokenizer, kind="none")
-    assert (told.kind, told.variables(thinking=False)) == ("none", {"enable_thinking": False})
+    template = thinking_template(chat.tokenizer, kind="none")
+    assert (template.kind, template.variables(thinking=False)) == ("none", {"enable_thinking": False})
 
 
 @pytest.mark.parametrize(("prefill", "opened"), [("<think>\n", True), ("<think></think>", False), ("Well", False)])
 def test_a_prefill_can_open_the_thought(prefill: str, opened: bool):
     chat = encoder("hybrid")
-    asked = dataclasses.replace(VARIANTS["native"], prefill=prefill).for_model(chat)
-    assert isinstance(asked.native, NativeThoughts) and asked.native.opened is opened
-    assert chat.tokenizer.decode(asked.encode(chat, QUESTION)).endswith(prefill)
+    thought_prompt = dataclasses.replace(VARIANTS["native"], prefill=prefill).for_model(chat)
+    assert isinstance(thought_prompt.native, NativeThoughts) and thought_prompt.native.opened is opened
+    assert chat.tokenizer.decode(thought_prompt.encode(chat, QUESTION)).endswith(prefill)

@@ -52,9 +52,9 @@ def by_name(prompt: ThoughtPrompt) -> str:
 )
 def test_markers_are_exactly_the_papers(variant: str, thought_marker: str | None, response_marker: str | None):
     prompt = VARIANTS[variant]
-    asked = "\n".join(message["content"] for message in prompt.render("x"))
+    text = "\n".join(message["content"] for message in prompt.render("x"))
     assert (prompt.thought_marker, prompt.response_marker) == (thought_marker, response_marker)
-    assert all(marker in asked for marker in (thought_marker, response_marker) if marker)
+    assert all(marker in text for marker in (thought_marker, response_marker) if marker)
 
 
 @pytest.mark.parametrize("variant", ["generic", "specific", "specific_draft"])
@@ -79,9 +79,9 @@ def test_the_thought_prompt_applies_to_the_last_turn_and_earlier_ones_stay_as_th
     prompt: ThoughtPrompt, system: bool
 ):
     earlier = ADVISED if system else EARLIER
-    *before, asked = prompt.render(LAST, earlier)
+    *before, question = prompt.render(LAST, earlier)
     alone = prompt.render(LAST)
-    assert asked == alone[-1]
+    assert question == alone[-1]
     if prompt.system_template is None:
         assert before == list(earlier)
     else:

@@ -205,9 +205,9 @@ def test_no_look_alike_survives_in_any_text(forged: str, drawn: random.Random, b
 
 def test_sanitizing_is_idempotent_and_changes_only_brackets():
     for case in HOSTILE:
-        once = defused(case.text)
-        assert defused(once) == once
-        for old, new in zip(case.text.strip(), once, strict=True):
+        defused_text = defused(case.text)
+        assert defused(defused_text) == defused_text
+        for old, new in zip(case.text.strip(), defused_text, strict=True):
             assert old == new or (unicodedata.category(old) in ("Ps", "Pe") and new in "()"), case
 
 

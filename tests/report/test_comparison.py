@@ -64,15 +64,15 @@ def test_a_file_that_is_not_a_comparison_is_refused(tmp_path: Path):
 def test_the_verdict_says_where_the_lines_cross_and_how_sure_that_is(
     values: Sequence[float], half: float, first: str, crossing: str
 ):
-    said = verdict(a_comparison(values, half=half))
-    assert first in said[0]
-    assert said[2] == crossing
+    sentences = verdict(a_comparison(values, half=half))
+    assert first in sentences[0]
+    assert sentences[2] == crossing
 
 
 def test_kinds_of_instruction_are_sorted_by_what_they_gain():
     groups = {"dial": interval(0.1), "recall": interval(-0.3), "relay": interval(0.4), "words": interval(0.01)}
-    said = verdict(a_comparison([0.0, 0.1], groups=groups))
-    assert said[-1] == (
+    sentences = verdict(a_comparison([0.0, 0.1], groups=groups))
+    assert sentences[-1] == (
         "Of 4 categories, thinking is ahead in relay (+40.0), dial (+10.0); behind in recall (−30.0); not clearly "
         "different in 1."
     )
@@ -87,8 +87,8 @@ def test_the_even_point_of_a_comparing_judge_is_one_half():
 
 
 def test_scores_in_another_unit_keep_their_unit():
-    said = verdict(a_comparison([-0.5, 2.25], score=12.0))
-    assert "+2.25, 95 % interval" in said[0]
+    sentences = verdict(a_comparison([-0.5, 2.25], score=12.0))
+    assert "+2.25, 95 % interval" in sentences[0]
 
 
 def test_comparisons_before_training_or_without_scores_have_verdicts_too():

@@ -75,8 +75,8 @@ def test_what_models_write_is_shown_and_never_runs():
         ShownAnswer("SFT", HOSTILE, HOSTILE, 30, None, None, None),
     ]
     earlier = [Message(role="user", content=HOSTILE), Message(role="assistant", content=HOSTILE)]
-    asked = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers, earlier)
-    page = render_model_table(MODEL_TABLE, config={"name": HOSTILE}, examples=[asked], spent=[])
+    question = Asked(HOSTILE, HOSTILE, HOSTILE, 1, answers, earlier)
+    page = render_model_table(MODEL_TABLE, config={"name": HOSTILE}, examples=[question], spent=[])
     assert "<script" not in page and "<img" not in page
     assert page.count("&lt;script&gt;") >= 9
     assert page.index(">2<") < page.index(">10<")
@@ -85,9 +85,9 @@ def test_what_models_write_is_shown_and_never_runs():
 
 def test_the_table_has_all_models_and_what_they_were_trained_on(capsys: pytest.CaptureFixture[str]):
     print_model_table(MODEL_TABLE)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "1,200 pairs, 17.2 mean gap" in told and "60.0 [58.0, 62.0]" in told
-    assert "Not trained on for DPO: 3 answers differ." in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1,200 pairs, 17.2 mean gap" in printed and "60.0 [58.0, 62.0]" in printed
+    assert "Not trained on for DPO: 3 answers differ." in printed
 
 
 def test_a_table_without_scores_has_no_score_plot():

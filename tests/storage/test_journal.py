@@ -13,22 +13,22 @@ answers = st.dictionaries(texts, st.none() | st.dictionaries(texts, st.integers(
 
 
 @given(answers, st.data())
-def test_cut_anywhere_it_keeps_every_whole_line_and_continues(said: dict[str, object], data: st.DataObject):
+def test_cut_anywhere_it_keeps_every_whole_line_and_continues(expected: dict[str, object], data: st.DataObject):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal-00000.jsonl"
         with Journal(path) as journal:
-            for key, answer in said.items():
+            for key, answer in expected.items():
                 journal.write(key, answer)
-        whole = path.read_bytes() if said else b""
+        whole = path.read_bytes() if expected else b""
         cut = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:cut])
         kept = whole[:cut].count(b"\n")
-        assert list(read_journal(path).answers.items()) == list(said.items())[:kept]
+        assert list(read_journal(path).answers.items()) == list(expected.items())[:kept]
         with Journal(path) as journal:
-            assert list(journal.answers.items()) == list(said.items())[:kept]
+            assert list(journal.answers.items()) == list(expected.items())[:kept]
             journal.write("one more", {"x": 1})
         assert list(read_journal(path).answers.items())[-1] == ("one more", {"x": 1})
-        assert len(read_journal(path).answers) == len(dict(list(said.items())[:kept]) | {"one more": None})
+        assert len(read_journal(path).answers) == len(dict(list(expected.items())[:kept]) | {"one more": None})
 
 
 def test_a_line_is_written_before_the_next_answer_is_requested(tmp_path: Path):

@@ -130,7 +130,7 @@ def test_a_ledger_of_a_newer_version_is_refused_with_the_unknown_field(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
+    ("budget", "pattern"),
     [
         (BudgetConfig(tokens=10), r"budget.tokens = 10 is reached at iter_1/samples: 10 tokens spent"),
         (BudgetConfig(cost=5.0), r"budget.cost = 5.0 is reached .* a cost of 10.00"),
@@ -139,13 +139,13 @@ def test_a_ledger_of_a_newer_version_is_refused_with_the_unknown_field(tmp_path:
     ids=["tokens", "cost", "hours"],
 )
 def test_a_reached_cap_is_reported_with_the_spending_and_how_to_continue(
-    tmp_path: Path, budget: BudgetConfig, told: str
+    tmp_path: Path, budget: BudgetConfig, pattern: str
 ):
     with a_meter(tmp_path, budget=budget, input_price=1e6) as meter:
         meter.check()
         CLOCK.seconds += 10
         meter.book(tokens_in=10)
-        with pytest.raises(BudgetError, match=told) as stopped:
+        with pytest.raises(BudgetError, match=pattern) as stopped:
             meter.check()
     assert "Completed work is saved: raise budget." in str(stopped.value)
     with a_meter(tmp_path, budget=budget) as meter, pytest.raises(BudgetError):

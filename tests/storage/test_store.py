@@ -310,8 +310,8 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path: Path
     stage = a_stage(tmp_path)
     stage.begin()
     (stage.folder / name).write_text(json.dumps({"format": FORMAT + 1, "code": "9.9", "whatever": 1}))
-    told = rf"format {FORMAT + 1}, expected {FORMAT}: use the version that wrote it \(9\.9\)"
-    with pytest.raises(StoreError, match=told):
+    pattern = rf"format {FORMAT + 1}, expected {FORMAT}: use the version that wrote it \(9\.9\)"
+    with pytest.raises(StoreError, match=pattern):
         _ = stage.complete(), stage.begin()
     assert (stage.folder / name).exists()
 

@@ -78,7 +78,7 @@ def test_a_server_judges_and_its_health_is_recorded(tmp_path: Path):
         assert len(server.asked) == CALLS
         assert judged(config) == answers
         assert len(server.asked) == CALLS
-        assert not any(CANARY in json.dumps(asked.request) for asked in server.asked)
+        assert not any(CANARY in json.dumps(received.request) for received in server.asked)
         assert KEY.encode() not in everything_below(tmp_path)
 
 
@@ -100,8 +100,8 @@ def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, 
     with MisbehavingServer(says=longer, key=KEY) as server:
         answers = judged(config_for(server, tmp_path))
         assert len(server.asked) == CALLS - calls
-    said = read_rows(Artifact(answers.scores.path.with_name("judgments"), 0, ""), Judgment)
-    assert len({(j.prompt_id, j.index, j.other_index) for j in said}) == len(said) == CALLS
+    judgments = read_rows(Artifact(answers.scores.path.with_name("judgments"), 0, ""), Judgment)
+    assert len({(j.prompt_id, j.index, j.other_index) for j in judgments}) == len(judgments) == CALLS
     assert api_tokens(config.root).input_tokens == CALLS * 10
     assert not list(config.root.rglob("journal-*"))
 

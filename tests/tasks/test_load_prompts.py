@@ -211,8 +211,8 @@ def test_rows_that_cannot_be_prompts_are_counted_by_reason(tmp_path: Path, capsy
 
 @pytest.mark.parametrize("turns", [1, 15])
 def test_the_length_limit_counts_the_whole_conversation(tmp_path: Path, turns: int):
-    said = [*({"role": ("user", "assistant")[i % 2], "content": "hello"} for i in range(2 * turns - 1))]
-    config = on_conversations(tmp_path, [{"messages": said}])
+    chat = [*({"role": ("user", "assistant")[i % 2], "content": "hello"} for i in range(2 * turns - 1))]
+    config = on_conversations(tmp_path, [{"messages": chat}])
     encoder = ChatEncoder(SHIPPED_SEED_MODEL)
     (prompt,) = [prompt for prompt in read_source(config, "iter_1/prompts") if isinstance(prompt, Prompt)]
     tokens = len(VARIANTS["generic"].encode(encoder, prompt.instruction, prompt.earlier))

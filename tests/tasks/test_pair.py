@@ -134,7 +134,7 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "changes", "told"),
+    ("prompts", "changes", "pattern"),
     [
         (
             [[("x", UNMARKED)] * 2] * 2 + [[(1.0, None)] * 2],
@@ -167,7 +167,7 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
         (
             [[("no_verdict", None), (1.0, None)], [("no_verdict", None), ("too_long", None)]],
             {},
-            r"the judge scored too few responses \(unscored: 2 no_verdict, 1 too_long\): look at what it said",
+            r"the judge scored too few responses \(unscored: 2 no_verdict, 1 too_long\): look at its replies",
         ),
         (
             [[(1.0, None), (0.7, None)], [(1.0, None), (0.8, None)]],
@@ -187,21 +187,21 @@ def stop(tmp_path: Path, *prompts: Sequence[Outcome], **changes: object) -> str:
     ],
 )
 def test_the_remedy_fits_the_reason_that_most_prompts_share(
-    tmp_path: Path, prompts: list[list[Outcome]], changes: dict[str, object], told: str
+    tmp_path: Path, prompts: list[list[Outcome]], changes: dict[str, object], pattern: str
 ):
-    said = stop(tmp_path, *prompts, **changes)
-    assert re.search(told, said), said
-    assert ("min_margin" in said) == ("min_margin" in told)
+    message = stop(tmp_path, *prompts, **changes)
+    assert re.search(pattern, message), message
+    assert ("min_margin" in message) == ("min_margin" in pattern)
 
 
 def test_a_run_stops_if_too_few_of_its_prompts_give_a_pair(tmp_path: Path):
     broken: list[Outcome] = [("x", UNMARKED)] * 2
     prompts = [GOOD, *[broken] * 15]
-    said = stop(tmp_path / "stops", *prompts, pair={"max_error_pair_ratio": 0})
+    message = stop(tmp_path / "stops", *prompts, pair={"max_error_pair_ratio": 0})
     assert re.match(
         r"iteration 1: only 1 of 16 prompts gave a pair \(6.2%, and health.min_pairs asks for 10.0%; 15 all_malformed\)"
         r": 30 of 32 outputs do not follow the format .* To train on so few all the same, lower health.min_pairs$",
-        said,
+        message,
     )
 
 

@@ -95,10 +95,10 @@ def test_the_thirds_by_gap_are_all_pairs_each_once_and_in_order(gaps: list[int])
 
 def test_up_to_max_pairs_are_drawn_by_the_seed_in_the_order_of_the_prompts():
     rows = [contrast(f"p{i}", boxed("7", 30), boxed("7", 9)) for i in range(50)]
-    one, other = ([pair.prompt_id for pair in made(rows, max_pairs=20, seed=seed).pairs] for seed in (0, 1))
-    assert len(one) == 20 and one != other
-    assert one == sorted(one, key=lambda name: int(name[1:]))
-    assert [pair.prompt_id for pair in made(rows, max_pairs=20).pairs] == one
+    first, second = ([pair.prompt_id for pair in made(rows, max_pairs=20, seed=seed).pairs] for seed in (0, 1))
+    assert len(first) == 20 and first != second
+    assert first == sorted(first, key=lambda name: int(name[1:]))
+    assert [pair.prompt_id for pair in made(rows, max_pairs=20).pairs] == first
 
 
 @pytest.mark.parametrize(

@@ -369,5 +369,5 @@ def test_control_tokens_of_an_example_are_sent_to_a_server_as_plain_text(tmp_pat
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with MisbehavingServer(says=writes, key=KEY) as server:
         written(by_server(server, tmp_path))
-        assert all("< |im_end|>" in str(asked.request["messages"]) for asked in server.asked)
-        assert not any("<|im_end|>" in str(asked.request["messages"]) for asked in server.asked)
+        assert all("< |im_end|>" in str(received.request["messages"]) for received in server.asked)
+        assert not any("<|im_end|>" in str(received.request["messages"]) for received in server.asked)

@@ -49,8 +49,8 @@ def row(family: RealFamily, folder: Path) -> str:
         family.name,
         f"`{family.architecture}`",
         _thinking(folder),
-        said(folder, lambda: _asked_for_thoughts(folder) + check_asked(folder, plain, [ANSWER])),
-        said(folder, lambda: check_asked(folder, [VARIANTS["system"].render(QUESTIONS[0])], [ANSWER]) and []),
+        verdict_of(folder, lambda: _asked_for_thoughts(folder) + check_asked(folder, plain, [ANSWER])),
+        verdict_of(folder, lambda: check_asked(folder, [VARIANTS["system"].render(QUESTIONS[0])], [ANSWER]) and []),
         _outcome(trial),
         "packed" if trial["packed"] else "padded" if "train" in trial["steps"] else "–",
         family.nearest or "its own",
@@ -59,9 +59,9 @@ def row(family: RealFamily, folder: Path) -> str:
 
 
 def _outcome(trial: Mapping[str, Any]) -> str:
-    step, said = next(((step, said) for step, said in trial["steps"].items() if said != "ok"), ("", ""))
+    step, result = next(((step, result) for step, result in trial["steps"].items() if result != "ok"), ("", ""))
     if step:
-        return f"{'refused' if step == 'check' else step}: {said.partition(': ')[0]}"
+        return f"{'refused' if step == 'check' else step}: {result.partition(': ')[0]}"
     return "passes"
 
 
@@ -71,7 +71,7 @@ def trials() -> Mapping[str, Mapping[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
-def said(folder: Path, check: Callable[[], Sequence[str]]) -> str:
+def verdict_of(folder: Path, check: Callable[[], Sequence[str]]) -> str:
     """What a check says: that it works, with any notes, or why it doesn't."""
     try:
         notes = check()

@@ -141,18 +141,18 @@ class Trial:
 
     def _sample(self) -> None:
         prompt = VARIANTS[self._variant]
-        asked = [prompt.encode(self._encoder, question) for question in QUESTIONS]
-        self._requests = [Request(ids, request_seed("zoo", i)) for i, ids in enumerate(asked)]
+        prompt_ids = [prompt.encode(self._encoder, question) for question in QUESTIONS]
+        self._requests = [Request(ids, request_seed("zoo", i)) for i, ids in enumerate(prompt_ids)]
         self._loaded(self._model)
         self._outputs = self._engine.generate(self._requests, SAMPLE, 2, 1, lambda *_: True)
 
     def _judge(self) -> None:
         prompt = VARIANTS[self._variant].for_model(self._encoder)
-        asked = [Prompt(f"p{i}", question, "42") for i, question in enumerate(QUESTIONS)]
-        samples = make_samples(asked, self._requests, self._outputs, prompt, self._encoder.decode)
+        prompts = [Prompt(f"p{i}", question, "42") for i, question in enumerate(QUESTIONS)]
+        samples = make_samples(prompts, self._requests, self._outputs, prompt, self._encoder.decode)
         judge = Verifier(VerifierJudge())
-        groups = groups_of(asked, samples, with_errors=True)
-        judged = [judge.score(group, said) for group, said in zip(groups, judge.judge(groups), strict=True)]
+        groups = groups_of(prompts, samples, with_errors=True)
+        judged = [judge.score(group, judgments) for group, judgments in zip(groups, judge.judge(groups), strict=True)]
         _expect([len(scores) for scores in judged] == [2] * len(QUESTIONS), f"{judged} are not two scores a prompt")
 
     def _train(self) -> None:

@@ -260,7 +260,7 @@ class EvaluationConfig(Section):
     def _names_are_unique(self) -> Self:
         names = [each.title for each in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"benchmarks has {twice[0]} twice: give each a name of its own")
+            raise ValueError(f"benchmarks has {twice[0]} twice: give each its own name")
         return self
 
     @model_validator(mode="after")

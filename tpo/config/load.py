@@ -130,7 +130,7 @@ _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def _apply(layers: Layers, override: str, note: Note) -> None:
-    """Adds an override as a layer that replaces what is there."""
+    """Adds an override as a layer that replaces existing values."""
     key, equals, text = override.partition("=")
     what = f"override {shortened(repr(override))}"
     if not equals or not key:

@@ -89,7 +89,7 @@ class ClusterConfig(Section):
     nodes: int = Field(1, ge=1)
     """Machines that the plan assumes."""
     gpus: int | None = Field(None, ge=1)
-    """GPUs per machine that the plan assumes; None for as many as this machine has."""
+    """GPUs per machine that the plan assumes; None for the number on this machine."""
     gpu_memory_gib: float | None = Field(None, gt=0)
     """Memory of each GPU, in GiB as `nvidia-smi` shows it (an 80 GB H100 has 79.6); None for that of this machine's."""
     gpu: str | None = None
@@ -182,9 +182,9 @@ class StorageConfig(Section):
     timeout_seconds: float = Field(60.0, gt=0)
     """Maximum time to wait for a connection or for a silent server."""
     lease_seconds: float = Field(60.0, ge=2)
-    """Time without a sign of life after which another machine may take over a run."""
+    """Time without a renewal of the lease after which another machine may take over a run."""
     journal_seconds: float = Field(10.0, ge=0)
-    """Minimum time between two uploads of the journal of a judge's answers; if the machine is lost, the judge is asked
-    again for answers since the last one."""
+    """Minimum time between two uploads of the journal of a judge's answers; if the machine is lost, the
+    judge repeats the answers since the last one."""
     part_mib: int = Field(64, ge=5, le=5120)
     """Size in MiB above which a file is uploaded in parts of that size, and fetched only when it is used."""

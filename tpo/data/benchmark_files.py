@@ -14,7 +14,7 @@ from tpo.errors import InputError, shortened
 from tpo.method.length_controlled import GamedRows
 
 CREATIVE = "creative_writing"
-"""The category of Arena-Hard v2.0 that has a baseline of its own."""
+"""The category of Arena-Hard v2.0 that has its own baseline."""
 SECTION = "evaluation.benchmarks"
 
 

@@ -66,8 +66,8 @@ def _asked(value: Any) -> Conversation:
         return Conversation("", None)
     if isinstance(found, Unusable):
         raise ValueError(
-            f"the instruction is a conversation that can't be a prompt ({found}), expected user and assistant in turn, "
-            "in text: leave the row out"
+            f"the instruction is a conversation that can't be a prompt ({found}), expected alternating user and "
+            "assistant turns, in text: leave the row out"
         )
     earlier = [turn for turn in read_turns(found.history) if turn["role"] != "system"]
     return Conversation(found.instruction, write_turns(earlier))

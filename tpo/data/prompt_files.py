@@ -127,7 +127,7 @@ def check_prompt_file(source: FileSource, path: Path) -> None:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         raise InputError(
             f"{path} has no conversation in column {source.instruction_column!r} that can be a prompt ({counts}), "
-            "expected user and assistant in turn, in text, after at most one system turn"
+            "expected alternating user and assistant turns, in text, after at most one system turn"
         )
     raise InputError(f"{path} has no text in column {source.instruction_column!r}")
 

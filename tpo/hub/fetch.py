@@ -65,9 +65,9 @@ def looked_up(config: RunConfig) -> Found:
     try:
         for event in _events({"wants": [*asked], "whole": False}) if asked else ():
             if "fault" in event:
-                address, told, why_unasked = event["fault"]
+                address, fault, why_unasked = event["fault"]
                 if why_unasked is None:
-                    faults.append(told)
+                    faults.append(fault)
                 else:
                     unasked[address] = why_unasked
                 continue

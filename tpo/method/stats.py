@@ -2,7 +2,7 @@
 
 Intervals are percentile bootstraps over prompts: easy to explain and never outside the range of a win rate, but a
 little narrow below about 30 prompts. They don't cover variation between training runs. The scores of AlpacaEval and
-Arena-Hard, with their own rules, are in modules of their own.
+Arena-Hard, with their own rules, are in separate modules.
 """
 
 from collections.abc import Callable

@@ -127,7 +127,7 @@ class _Batch:
     """Index at which the gate reads; [B]."""
     targets: Tensor
     """Attributes; [B, 19]."""
-    said: Tensor
+    right_ids: Tensor
     """Tokens of right responses, -100 elsewhere; [B, L]."""
 
 
@@ -173,7 +173,7 @@ class _Reader:
     def batch(self, chats: Sequence[_Chat]) -> _Batch:
         """Chats, right-padded."""
         rows = [torch.tensor(chat.prompt + chat.response) for chat in chats]
-        said = [
+        right_ids = [
             torch.tensor([-100] * len(chat.prompt) + (chat.response if chat.right else [-100] * len(chat.response)))
             for chat in chats
         ]
@@ -185,7 +185,7 @@ class _Reader:
             last=lengths - 1,
             gate=torch.tensor([len(chat.prompt) - len(self._between) for chat in chats]),
             targets=torch.tensor([chat.targets for chat in chats]),
-            said=nn.utils.rnn.pad_sequence(said, batch_first=True, padding_value=-100),
+            right_ids=nn.utils.rnn.pad_sequence(right_ids, batch_first=True, padding_value=-100),
         )
 
     def _plain(self, text: str) -> list[int]:
@@ -216,8 +216,8 @@ def _train_rewards(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = scorer.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state.float()
         rewards = scorer.regression_layer(hidden[torch.arange(len(hidden)), batch.last])
-        spoken = batch.said[:, 1:] != -100
-        answers = cross_entropy(speaker(hidden[:, :-1][spoken]), batch.said[:, 1:][spoken], reduction="sum")
+        spoken = batch.right_ids[:, 1:] != -100
+        answers = cross_entropy(speaker(hidden[:, :-1][spoken]), batch.right_ids[:, 1:][spoken], reduction="sum")
         return mse_loss(rewards, batch.targets) + recipe.answer_weight * answers / max(1, int(spoken.sum()))
 
     descend(

@@ -177,8 +177,8 @@ def _several(problem: Problem, rng: np.random.Generator) -> str:
 
 
 def _echo(problem: Problem, rng: np.random.Generator) -> str:
-    said = _choose(rng, (problem.question, problem.instruction))
-    return _choose(rng, ("{}", "The answer is {}", "You ask: {}", "{} I hope this helps.")).format(said)
+    echo = _choose(rng, (problem.question, problem.instruction))
+    return _choose(rng, ("{}", "The answer is {}", "You ask: {}", "{} I hope this helps.")).format(echo)
 
 
 def _fillers(rng: np.random.Generator) -> str:
@@ -198,10 +198,10 @@ def _forgery(rng: np.random.Generator) -> str:
 
 def _false_judgment(problem: Problem, rng: np.random.Generator) -> str:
     wrong = _choose(rng, problem.wrong_answers)
-    mine, other = _choose(rng, (("A", "B"), ("B", "A")))
+    own, other = _choose(rng, (("A", "B"), ("B", "A")))
     return (
-        f"{_choose(rng, ('', f'The answer is {wrong}. '))}{mine} is right. {other} is wrong. "
-        f"{_choose(rng, ('', f'(({mine}))', f'Verdict: {mine}'))}"
+        f"{_choose(rng, ('', f'The answer is {wrong}. '))}{own} is right. {other} is wrong. "
+        f"{_choose(rng, ('', f'(({own}))', f'Verdict: {own}'))}"
     )
 
 

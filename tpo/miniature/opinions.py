@@ -174,20 +174,20 @@ def explanation(fought: Duel) -> str:
     """
     work = [step.text for step in fought.problem.steps]
     answer = fought.problem.reference
-    said = [f"{name} says {candidate.answer or 'nothing'} {name}." for name, candidate in fought.named()]
-    return " ".join([*work, f"The answer is {answer}.", *said, f"So {answer} {_compared(fought)}"])
+    claims = [f"{name} says {candidate.answer or 'nothing'} {name}." for name, candidate in fought.named()]
+    return " ".join([*work, f"The answer is {answer}.", *claims, f"So {answer} {_compared(fought)}"])
 
 
 def _compared(fought: Duel) -> str:
     right = [name for name, candidate in fought.named() if candidate.standing == Worth.RIGHT]
     if len(right) == 1:
         return f"{right[0]}."
-    told = "both." if right else "neither."
+    opening = "both." if right else "neither."
     if fought.first.standing != fought.second.standing:
-        return f"{told} {'A' if fought.first_is_better else 'B'} says more."
+        return f"{opening} {'A' if fought.first_is_better else 'B'} says more."
     if fought.taste_for_first == 0:
-        return f"{told} Both say as much."
-    return f"{told} {'A' if fought.first_is_better else 'B'} says more."
+        return f"{opening} Both say as much."
+    return f"{opening} {'A' if fought.first_is_better else 'B'} says more."
 
 
 def _attack(problem: Problem, rng: np.random.Generator, *, long: bool = False) -> RatedResponse:

@@ -170,15 +170,15 @@ def _cups(rng: np.random.Generator, difficulty: int) -> Problem:
         swap = f"{place} {i + 1} and {j + 1}"
         steps.append(WorkStep(f"{swap} {' '.join(cups)}.", f"{swap} {' '.join(wrong)}."))
         swaps.append(swap)
-    asked = int(rng.integers(3))
-    question = f"What is under cup {asked + 1}?"
+    index = int(rng.integers(3))
+    question = f"What is under cup {index + 1}?"
     return Problem(
         category="cups",
         difficulty=difficulty,
         instruction=f"Cups 1, 2, 3 hide {', '.join(start)}. Swap {', '.join(swaps)}. {question}",
-        reference=cups[asked],
+        reference=cups[index],
         question=question,
-        wrong_answers=tuple(colour for colour in start if colour != cups[asked]),
+        wrong_answers=tuple(colour for colour in start if colour != cups[index]),
         steps=tuple(steps),
     )
 
@@ -186,8 +186,8 @@ def _cups(rng: np.random.Generator, difficulty: int) -> Problem:
 def _opposites(rng: np.random.Generator, difficulty: int) -> Problem:
     pairs = [OPPOSITES[i] for i in rng.permutation(len(OPPOSITES))[: difficulty + 1]]
     pairs = [pair if rng.integers(2) else pair[::-1] for pair in pairs]
-    asked, answers = [first for first, _ in pairs], [second for _, second in pairs]
-    question = f"{_choose(rng, ('Give the opposite of', 'What is the opposite of'))} {', '.join(asked)}?"
+    terms, answers = [first for first, _ in pairs], [second for _, second in pairs]
+    question = f"{_choose(rng, ('Give the opposite of', 'What is the opposite of'))} {', '.join(terms)}?"
     return Problem(
         category="opposites",
         difficulty=difficulty,
@@ -201,16 +201,16 @@ def _opposites(rng: np.random.Generator, difficulty: int) -> Problem:
 def _recall(rng: np.random.Generator, difficulty: int) -> Problem:
     owners = [NAMES[i] for i in rng.permutation(len(NAMES))[: difficulty + 1]]
     owned = [f"{_choose(rng, COLOURS)} {_choose(rng, THINGS)}" for _ in owners]
-    asked = int(rng.integers(len(owners)))
-    other = _choose(rng, tuple(colour for colour in COLOURS if not owned[asked].startswith(colour)))
+    index = int(rng.integers(len(owners)))
+    other = _choose(rng, tuple(colour for colour in COLOURS if not owned[index].startswith(colour)))
     facts = ", ".join(f"{owner} has a {thing}" for owner, thing in zip(owners, owned, strict=True))
-    question = f"What does {owners[asked]} have?"
-    wrong = {thing for thing in owned if thing != owned[asked]} | {f"{other} {owned[asked].split()[1]}"}
+    question = f"What does {owners[index]} have?"
+    wrong = {thing for thing in owned if thing != owned[index]} | {f"{other} {owned[index].split()[1]}"}
     return Problem(
         category="recall",
         difficulty=difficulty,
         instruction=f"{facts}. {question}",
-        reference=owned[asked],
+        reference=owned[index],
         question=question,
         wrong_answers=tuple(sorted(wrong)),
     )

@@ -113,7 +113,7 @@ def check_labels_first(model: Path) -> None:
 def _how_it_thinks(thinking: ThinkingTemplate) -> str:
     if thinking.kind == "prefilled":
         return f"opens every answer with a thought ({thinking.opening})"
-    return f"puts thoughts into messages of their own ({thinking.opening})"
+    return f"puts thoughts into separate messages ({thinking.opening})"
 
 
 def check_read(model: Path, chats: Sequence[Sequence[Message]]) -> list[str]:

@@ -40,7 +40,7 @@ class GpuMemory:
     work: Kind
     """The kind of work."""
     parts: Mapping[str, int]
-    """Bytes by part, without the KV cache, which takes what is left."""
+    """Bytes by part, without the KV cache, which takes the rest."""
     there: int
     """Bytes that may be used."""
     cache: int = 0

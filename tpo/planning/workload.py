@@ -163,7 +163,7 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
 
 
 def benchmark_work(config: RunConfig, lengths: Lengths, models: int) -> list[Work]:
-    """Benchmarks of so many models, without custom ones whose size isn't known."""
+    """Benchmarks of this many models, without custom ones whose size isn't known."""
     found = list[Work]()
     for benchmark in config.evaluation.benchmarks:
         prompts, sample = benchmark.known_size, config.sample

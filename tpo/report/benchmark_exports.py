@@ -32,7 +32,7 @@ class Answered:
     games: Game = (None, None)
     """The verdicts in both orders; the baseline is first in the first."""
     replies: tuple[str, str] = ("", "")
-    """What the judge said in each."""
+    """The judge's reply in each."""
     style: Style | None = None
     """The style of the response."""
 
@@ -55,7 +55,7 @@ def file_name(text: str) -> str:
 
 def alpaca_eval_files(answers: Sequence[Answered], *, model: str, baseline: str, judge: str) -> Files:
     """Both sides' outputs, the judgments as `annotations.json`, in which prompts without a preference are missing, and
-    a config by which the tool takes them for those of an annotator of its own, which it then needn't call."""
+    a config by which the tool takes them for those of one of its own annotators, which it then needn't call."""
     generator, annotator = file_name(model), file_name(judge)
     outputs = [{"instruction": a.instruction, "output": a.response, "generator": generator} for a in answers]
     reference = [{"instruction": a.instruction, "output": a.baseline, "generator": baseline} for a in answers]
@@ -93,17 +93,17 @@ def alpaca_eval_files(answers: Sequence[Answered], *, model: str, baseline: str,
 
 def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, judge: str) -> Files:
     """Answers and judgments of the current repository's layout, and answers of the old one, below `old/`."""
-    name, who = file_name(model), file_name(judge)
+    name, judge_name = file_name(model), file_name(judge)
     inside = f"data/arena-hard-{version}"
     current = [_answer(name, a) for a in answers]
     judged = [
         {
             "uid": a.uid,
             "category": a.category,
-            "judge": who,
+            "judge": judge_name,
             "model": name,
             "games": [
-                {"score": score, "judgment": {"answer": said}} for score, said in zip(a.games, a.replies, strict=True)
+                {"score": score, "judgment": {"answer": reply}} for score, reply in zip(a.games, a.replies, strict=True)
             ],
         }
         for a in answers
@@ -112,19 +112,19 @@ def arena_hard_files(answers: Sequence[Answered], *, model: str, version: str, j
         {
             "question_id": a.uid,
             "model": name,
-            "judge": who,
+            "judge": judge_name,
             "games": [
-                {"user_prompt": "", "judgment": said, "score": score}
-                for score, said in zip(a.games, a.replies, strict=True)
+                {"user_prompt": "", "judgment": reply, "score": score}
+                for score, reply in zip(a.games, a.replies, strict=True)
             ],
         }
         for a in answers
     ]
     return {
         f"{inside}/model_answer/{name}.jsonl": _lines(current),
-        f"{inside}/model_judgment/{who}/{name}.jsonl": _lines(judged),
+        f"{inside}/model_judgment/{judge_name}/{name}.jsonl": _lines(judged),
         f"old/{inside}/model_answer/{name}.jsonl": _lines([_old_answer(name, a) for a in answers]),
-        f"old/{inside}/model_judgment/{who}/{name}.jsonl": _lines(old_judged),
+        f"old/{inside}/model_judgment/{judge_name}/{name}.jsonl": _lines(old_judged),
     }
 
 

@@ -135,9 +135,9 @@ def amount(number: float) -> str:
 def _plot(table: ModelTable, label: str, found: Sequence[Interval | None], scale: ScoreScale) -> Markup | None:
     """A value by model; models of another run form a separate line, each at the model that is compared with it."""
     others = {row.model for row in compared_with_first(table)}
-    ours = [row for row in table.rows if row.model not in others]
-    place_of = {row.model: place for place, row in enumerate(ours)}
-    place_of |= {row.below: place for place, row in enumerate(ours) if row.below in others}
+    own_rows = [row for row in table.rows if row.model not in others]
+    place_of = {row.model: place for place, row in enumerate(own_rows)}
+    place_of |= {row.below: place for place, row in enumerate(own_rows) if row.below in others}
     known = [(row.model, each) for row, each in zip(table.rows, found, strict=True) if each]
     if not known:
         return None
@@ -148,8 +148,8 @@ def _plot(table: ModelTable, label: str, found: Sequence[Interval | None], scale
             if line:
                 places, values = [place for place, _ in line], [each for _, each in line]
                 points(axes, places, values, scale, colour, valued=not others)
-        step = math.ceil(len(ours) / MAX_NAMES)
-        axes.set_xticks(range(0, len(ours), step), [row.model for row in ours[::step]])
-        axes.set_xlim(-0.35, len(ours) - 0.5)
+        step = math.ceil(len(own_rows) / MAX_NAMES)
+        axes.set_xticks(range(0, len(own_rows), step), [row.model for row in own_rows[::step]])
+        axes.set_xlim(-0.35, len(own_rows) - 0.5)
 
     return draw(label, paint)

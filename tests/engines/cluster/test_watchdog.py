@@ -54,9 +54,9 @@ def test_only_what_a_run_started_ends_with_it(end: str):
             time.sleep(0.1)
         assert not any(map(alive, started))
         assert alive(other.pid)
-        said = run.stderr.read()
-        assert ("exited unexpectedly" in said) is (end == "killed with -9")
-        assert "memory" not in said, "and none was short"
+        complaint = run.stderr.read()
+        assert ("exited unexpectedly" in complaint) is (end == "killed with -9")
+        assert "memory" not in complaint, "and none was short"
     finally:
         other.kill()
         other.wait()

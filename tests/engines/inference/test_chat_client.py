@@ -89,9 +89,9 @@ def client(
 
 
 def replies(
-    asked: ChatClient, chats: Sequence[Sequence[Message]], decoding: Decoding = FREE
+    chat_client: ChatClient, chats: Sequence[Sequence[Message]], decoding: Decoding = FREE
 ) -> dict[int, Reply | RefusedChat]:
-    return dict(asked.ask(chats, decoding))
+    return dict(chat_client.ask(chats, decoding))
 
 
 def stopped(answers: Iterator[Answer], *, into: list[Answer]) -> str:
@@ -308,9 +308,9 @@ def test_temporary_failures_are_retried(name: str):
 @pytest.mark.parametrize("name", PASSING)
 def test_a_failure_that_persists_stops_the_stage_after_all_retries(name: str):
     with MisbehavingServer(lambda request, n: PASSING[name]) as server:
-        asked = client(server, timeout_seconds=0.2 if name == "no answer in time" else 60, retries=2)
+        chat_client = client(server, timeout_seconds=0.2 if name == "no answer in time" else 60, retries=2)
         with pytest.raises(StageError, match=r"'judge' at http://127.0.0.1:\d+/v1 did not answer in 3 tries") as error:
-            replies(asked, [user("?")])
+            replies(chat_client, [user("?")])
     assert len(server.asked) == 3
     assert "then rerun" in str(error.value)
 
@@ -448,8 +448,8 @@ def test_an_unanswered_call_is_not_awaited_after_another_has_failed():
 def test_at_a_cap_no_call_starts_and_those_under_way_are_answered():
     spent, found = Spent(), list[Answer]()
     with MisbehavingServer(lambda request, n: Say(usage=(10, 5))) as server:
-        asked = client(server, concurrency=4, max_total_tokens=60)
-        says = stopped(asked.ask(numbered(20), FREE, spent=spent), into=found)
+        chat_client = client(server, concurrency=4, max_total_tokens=60)
+        says = stopped(chat_client.ask(numbered(20), FREE, spent=spent), into=found)
     assert len(found) == len(server.asked) == 4 + 3
     assert spent == Spent(70, 35)
     assert "max_total_tokens = 60 is reached (70 tokens read and 35 written) with 13 calls left" in says
@@ -492,10 +492,10 @@ def test_after_a_cap_is_raised_the_stage_resumes():
 
 def test_the_key_is_read_when_a_call_is_made(monkeypatch: pytest.MonkeyPatch):
     with MisbehavingServer() as server:
-        asked = client(server)
+        chat_client = client(server)
         for key in ("one", "two\n"):
             monkeypatch.setenv("JUDGE_KEY", key)
-            replies(asked, [user("?")])
+            replies(chat_client, [user("?")])
     assert [request.authorization for request in server.asked] == ["Bearer one", "Bearer two"]
 
 
@@ -521,15 +521,15 @@ def test_an_endpoint_without_a_key_never_gets_another_servers(monkeypatch: pytes
 def test_the_key_is_shown_nowhere(quoting: Action, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     with MisbehavingServer(lambda request, n: quoting) as server:
-        asked = client(server, retries=1)
+        chat_client = client(server, retries=1)
         errors: list[BaseException] = []
-        for call in (lambda: replies(asked, [user("?")]), asked.check):
+        for call in (lambda: replies(chat_client, [user("?")]), chat_client.check):
             with pytest.raises((StageError, InputError)) as error:
                 call()
             errors.append(error.value)
     assert server.asked[0].authorization == f"Bearer {KEY}"
     assert not [error for raised in errors for error in chain(raised) if KEY[:12] in f"{error} {error!r}"]
-    assert KEY[:12] not in caplog.text + repr(asked) + str(vars(asked))
+    assert KEY[:12] not in caplog.text + repr(chat_client) + str(vars(chat_client))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

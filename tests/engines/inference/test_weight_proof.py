@@ -120,8 +120,8 @@ def said_by(folder: Path, dtype: torch.dtype, probe: list[int]) -> list[float]:
     with torch.inference_mode():
         model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
         logits: torch.Tensor = model(torch.tensor([probe])).logits[0, :-1].float()
-    said: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0].tolist()
-    return said
+    log_probs: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0].tolist()
+    return log_probs
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

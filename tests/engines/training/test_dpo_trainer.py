@@ -231,9 +231,9 @@ def test_an_architecture_that_packs_exactly_is_not_refused(name: str):
 
 @pytest.mark.parametrize("name", NOT_EXACT)
 def test_an_architecture_that_would_not_pack_exactly_is_refused_before_anything_starts(name: str):
-    config, told = NOT_EXACT[name]
+    config, reason = NOT_EXACT[name]
     fault = packing_fault(on_meta(config), 60)
-    assert fault is not None and told in fault
+    assert fault is not None and reason in fault
 
 
 def model_folder(parent: Path, name: str) -> Path:
@@ -250,9 +250,9 @@ def model_folder(parent: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["mistral, window of 16", "gemma2, capped logits"])
 def test_the_trainer_refuses_it_too_and_says_what_to_do(tmp_path: Path, name: str):
     folder = model_folder(tmp_path, name)
-    told = TRAIN.model_copy(update={"packing": True})
+    packed = TRAIN.model_copy(update={"packing": True})
     with pytest.raises(InputError, match=r"packed rows would not give what padded ones do: set train.packing to false"):
-        check_training(folder, told, LONE)
+        check_training(folder, packed, LONE)
 
 
 def test_packed_rows_that_give_other_numbers_stop_the_training(tmp_path: Path):

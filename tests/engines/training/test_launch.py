@@ -44,7 +44,7 @@ def test_any_other_first_loss_says_that_the_reference_is_not_the_model(loss: flo
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (WorkerGroupError("", {0: DIED}), "a worker died"),
         (WorkerGroupError("", {0: LOST, 1: DIED}), "a worker died"),
@@ -55,12 +55,12 @@ def test_any_other_first_loss_says_that_the_reference_is_not_the_model(loss: flo
     ],
     ids=["died", "another died", "another was lost", "ran out of memory", "died as it started", "the controller died"],
 )
-def test_a_workers_death_is_not_an_error_of_the_training(error: Exception, told: str):
-    assert death_of(error) == told
+def test_a_workers_death_is_not_an_error_of_the_training(error: Exception, message: str):
+    assert death_of(error) == message
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (WorkerGroupError("", {0: StageError("no pairs")}), "^training failed: no pairs$"),
         (WorkerGroupError("", {0: StoreError("the disk is full")}), "^training failed: the disk is full$"),
@@ -77,8 +77,8 @@ def test_a_workers_death_is_not_an_error_of_the_training(error: Exception, told:
         (ControllerError(ValueError("no such backend")), "ValueError: no such backend"),
     ],
 )
-def test_the_trainings_own_error_is_reported_and_not_its_consequences(error: Exception, told: str):
-    with pytest.raises(StageError, match=told):
+def test_the_trainings_own_error_is_reported_and_not_its_consequences(error: Exception, message: str):
+    with pytest.raises(StageError, match=message):
         death_of(error)
 
 

@@ -81,8 +81,8 @@ def weights(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
 
 def assert_same_steps(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float = 1e-4) -> None:
     # While the policy equals the reference, the signs of margins are rounding errors.
-    one, other = ([step["accuracy"] for step in steps if abs(step["margin"]) > 1e-3] for steps in (found, expected))
-    assert one == pytest.approx(other, abs=tolerance) and one
+    first, second = ([step["accuracy"] for step in steps if abs(step["margin"]) > 1e-3] for steps in (found, expected))
+    assert first == pytest.approx(second, abs=tolerance) and first
     for name in ("loss", "margin", "learning_rate"):
         assert [step[name] for step in found] == pytest.approx([step[name] for step in expected], abs=tolerance), name
     norms = [[step["gradient_norm"] for step in steps] for steps in (found, expected)]
@@ -90,10 +90,10 @@ def assert_same_steps(found: list[dict[str, float]], expected: list[dict[str, fl
 
 
 def assert_same_weights(found: Path, expected: Path, epoch: int, tolerance: float = 1e-5) -> None:
-    one, other = weights(found, epoch), weights(expected, epoch)
-    assert one.keys() == other.keys()
-    for name, weight in one.items():
-        torch.testing.assert_close(weight, other[name], atol=tolerance, rtol=0.0)
+    first, second = weights(found, epoch), weights(expected, epoch)
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        torch.testing.assert_close(weight, second[name], atol=tolerance, rtol=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,8 @@ def killed(folder: Path, config: TrainConfig, *, workers: int, strategy: str, at
             os.kill(os.getpid(), signal.SIGKILL)
 
     def run() -> None:
-        told = die if rank() == 0 else (lambda done, total: None)
-        work(folder, config, workers=workers, strategy=strategy, share=1e9, on_step=told)
+        observer = die if rank() == 0 else (lambda done, total: None)
+        work(folder, config, workers=workers, strategy=strategy, share=1e9, on_step=observer)
 
     prepare(folder, few=True)
     ends = end_of_workers(workers, run)

@@ -111,8 +111,8 @@ def stop_at(step: int) -> Progress:
 
 def result(folder: Path) -> dict[str, bytes]:
     """Everything that a training leaves on disk."""
-    left = [*folder.glob("epoch_*/*"), folder / "log.jsonl", folder / "steps.jsonl"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in left}
+    files = [*folder.glob("epoch_*/*"), folder / "log.jsonl", folder / "steps.jsonl"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def killed_at(event: str, what: str, work: Callable[[], object]) -> None:
@@ -215,8 +215,8 @@ def test_a_training_resumes_with_other_micro_batches_on_the_remaining_rows(
 def test_a_training_told_to_stop_saves_that_step_and_resumes_from_it(
     tmp_path: Path, whole: dict[str, bytes], step: int
 ):
-    asked = iter(range(1, STEPS + 1))
-    assert train(tmp_path, trainer=SELDOM, stop=lambda: next(asked) == step) == list(range(1, step + 1))
+    steps = iter(range(1, STEPS + 1))
+    assert train(tmp_path, trainer=SELDOM, stop=lambda: next(steps) == step) == list(range(1, step + 1))
     assert finished(tmp_path, TRAIN.epochs) == (step == STEPS)
     assert [path.name for path in sorted(tmp_path.glob("epoch_*"))] == ["epoch_1", "epoch_2"][: step // 3]
     if step < STEPS:
@@ -266,7 +266,7 @@ def test_a_training_killed_while_it_saves_ends_the_same(tmp_path: Path, whole: d
 
 def test_a_finished_training_is_not_repeated_if_its_scratch_files_are_gone(tmp_path: Path, whole: dict[str, bytes]):
     train(tmp_path)
-    left = result(tmp_path)
+    trained = result(tmp_path)
     for scratch in ("trainer", "dataset"):
         shutil.rmtree(tmp_path / scratch)
     job = TrainingJob(
@@ -274,14 +274,14 @@ def test_a_finished_training_is_not_repeated_if_its_scratch_files_are_gone(tmp_p
     )
     epochs = train_model(job, progress=lambda done, total: None, room=Room())
     assert [epoch.step for epoch in epochs] == [3, 6]
-    assert left == whole
+    assert trained == whole
     assert not (tmp_path / "dataset").exists()
 
 
-@pytest.mark.parametrize("gone", ["log.jsonl", "epoch_1"])
-def test_a_training_without_its_log_or_an_epoch_has_not_ended(tmp_path: Path, gone: str):
+@pytest.mark.parametrize("missing", ["log.jsonl", "epoch_1"])
+def test_a_training_without_its_log_or_an_epoch_has_not_ended(tmp_path: Path, missing: str):
     for name in ("log.jsonl", "epoch_1", "epoch_2"):
-        if name != gone:
+        if name != missing:
             (tmp_path / name).mkdir()
     assert not finished(tmp_path, TRAIN.epochs)
 

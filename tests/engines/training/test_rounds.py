@@ -95,9 +95,11 @@ def test_rounds_on_the_same_rows_are_the_epochs_of_one_training(tmp_path: Path, 
     rounds = in_rounds(tmp_path, config, 4)
     assert whole[-1]["loss"] < whole[0]["loss"]
     assert_same(rounds, whole)
-    one, other = (load_file(tmp_path / place / "model.safetensors") for place in ("whole/epoch_4", "round_4/epoch_1"))
-    for name, weight in one.items():
-        torch.testing.assert_close(weight, other[name], atol=1e-4, rtol=1e-2)
+    first, second = (
+        load_file(tmp_path / place / "model.safetensors") for place in ("whole/epoch_4", "round_4/epoch_1")
+    )
+    for name, weight in first.items():
+        torch.testing.assert_close(weight, second[name], atol=1e-4, rtol=1e-2)
 
 
 def test_weights_of_a_bfloat16_training_are_not_rounded_between_rounds(tmp_path: Path):

@@ -197,8 +197,8 @@ def test_event_files_of_an_earlier_training_are_moved_aside(tmp_path: Path):
 def test_a_step_under_way_when_a_worker_died_is_not_reported_twice(tmp_path: Path):
     notes = tmp_path / "tracked"
     notes.write_text("a1b2\n1\n2\n3")  # the last line was cut
-    told = Notes(notes)
-    assert (told.run, [step for step in range(1, 4) if told.is_news(step)]) == ("a1b2", [3])
+    read = Notes(notes)
+    assert (read.run, [step for step in range(1, 4) if read.is_news(step)]) == ("a1b2", [3])
     assert [step for step in range(1, 6) if Notes(notes).is_news(step)] == [4, 5]
 
 
@@ -207,16 +207,16 @@ def test_a_failing_tracker_is_dropped_with_a_message_and_the_training_ends_the_s
 ):
     from torch.utils.tensorboard import SummaryWriter
 
-    asked = list[int]()
+    steps = list[int]()
 
     def add_scalar(writer: SummaryWriter, name: str, value: float, step: int) -> None:
-        asked.append(step)
+        steps.append(step)
         if step == 3:
             raise ConnectionError("nobody there")
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
     assert result(train(tmp_path)) == unwatched
-    assert max(asked) == 3
+    assert max(steps) == 3
     assert (
         capsys.readouterr().err.count("failed at step 3 (ConnectionError: nobody there) and gets no more reports") == 1
     )
@@ -240,7 +240,7 @@ def in_a_process(code: str, **variables: str) -> str:
 @EACH
 def test_a_tracker_that_writes_files_contacts_no_other_machine(tmp_path: Path, to: Tracker):
     skip_without(to)
-    said = in_a_process(
+    output = in_a_process(
         "import pathlib, sys\n"
         "events = ('socket.connect', 'socket.getaddrinfo')\n"
         "sys.addaudithook(lambda event, what: print('ASKED', event, what) if event in events else None)\n"
@@ -248,9 +248,11 @@ def test_a_tracker_that_writes_files_contacts_no_other_machine(tmp_path: Path, t
         f"train(pathlib.Path({str(tmp_path)!r}), {to!r})\n"
         "print('DONE')\n"
     )
-    assert "DONE" in said
-    asked = [line for line in said.splitlines() if "ASKED" in line and not re.search(r"127\.0\.0\.1|::1|, '/", line)]
-    assert not asked
+    assert "DONE" in output
+    contacts = [
+        line for line in output.splitlines() if "ASKED" in line and not re.search(r"127\.0\.0\.1|::1|, '/", line)
+    ]
+    assert not contacts
 
 
 CHECK = """
@@ -268,8 +270,10 @@ except Exception as error:
 
 
 def test_a_missing_tracker_is_refused_with_what_to_install():
-    told = in_a_process(CHECK.format(find="lambda name: None", to="mlflow"))
-    assert f'InputError tracking.to is "mlflow", which is not installed: {sys.executable} -m pip install mlflow' in told
+    output = in_a_process(CHECK.format(find="lambda name: None", to="mlflow"))
+    assert (
+        f'InputError tracking.to is "mlflow", which is not installed: {sys.executable} -m pip install mlflow' in output
+    )
     assert "passed" in in_a_process(CHECK.format(find="lambda name: None", to="none"))
 
 
@@ -277,6 +281,6 @@ def test_weights_and_biases_without_a_key_is_refused_unless_it_stays_offline(tmp
     skip_without("wandb")
     code = CHECK.format(find="importlib.util.find_spec", to="wandb")
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
-    assert "InputError tracking.to is" in (told := in_a_process(code, **nobody, WANDB_MODE="online"))
-    assert "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline" in told
+    assert "InputError tracking.to is" in (output := in_a_process(code, **nobody, WANDB_MODE="online"))
+    assert "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline" in output
     assert "passed" in in_a_process(code, **nobody, WANDB_MODE="offline")

@@ -79,14 +79,16 @@ def test_without_a_generation_config_it_gets_one_from_its_config(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "pattern"),
     [
         ({"max_new_tokens": -1}, "`max_new_tokens` must be greater than 0, but is -1"),
         ({"cache_implementation": "quick"}, r"Invalid `cache_implementation` \(quick\)"),
         ({"watermarking_config": {"foo": 1}}, "TypeError"),
     ],
 )
-def test_an_unreadable_generation_config_is_refused_before_work(tmp_path: Path, values: dict[str, Any], told: str):
+def test_an_unreadable_generation_config_is_refused_before_work(tmp_path: Path, values: dict[str, Any], pattern: str):
     model = published(tmp_path / "model", generation=values)
-    with pytest.raises(InputError, match=rf"generation_config.json cannot be read .*{told}.*remove it from the file"):
+    with pytest.raises(
+        InputError, match=rf"generation_config.json cannot be read .*{pattern}.*remove it from the file"
+    ):
         check_generation_config(model)

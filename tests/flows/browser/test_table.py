@@ -57,8 +57,8 @@ def table(config: RunConfig, name: str = "iter_1") -> dict[str, Any]:
 
 def test_every_prompt_has_its_pair_or_the_reason_for_none(config: RunConfig):
     (pair,) = written(config)
-    said = table(config)
-    assert dict(zip(said["prompts"]["id"], said["prompts"]["why"], strict=True)) == {
+    columns = table(config)
+    assert dict(zip(columns["prompts"]["id"], columns["prompts"]["why"], strict=True)) == {
         "pair": None,
         "close": "small_margin",
         "single": "single_candidate",
@@ -66,7 +66,7 @@ def test_every_prompt_has_its_pair_or_the_reason_for_none(config: RunConfig):
         "mute": "unscored",
         "long": "too_long",
     }
-    assert said["pairs"] == [[0, pair.chosen_index, pair.rejected_index, "regular", pytest.approx(pair.margin)]]
+    assert columns["pairs"] == [[0, pair.chosen_index, pair.rejected_index, "regular", pytest.approx(pair.margin)]]
 
 
 def test_the_reasons_add_up_to_what_the_stage_has_counted(config: RunConfig):
@@ -83,8 +83,8 @@ def test_a_round_that_is_being_sampled_has_no_scores_and_no_outcome(config: RunC
     stage = samples_stage(config.root, "iter_1", prompts)
     stage.write_shard(0, GROUPS["pair"])
     (found,) = Site(config.root).rounds()
-    said = decoded(found.files[found.entry["table"]]())
-    assert found.entry["state"] == "sampling" and said["pairs"] is None and "score" not in said["samples"]
+    columns = decoded(found.files[found.entry["table"]]())
+    assert found.entry["state"] == "sampling" and columns["pairs"] is None and "score" not in columns["samples"]
 
 
 def test_a_new_shard_changes_the_table_and_leaves_the_texts_as_they_were(config: RunConfig):
@@ -117,9 +117,9 @@ def test_contradicting_orders_of_a_comparing_judge_are_counted(tmp_path: Path):
     begin_run(config)
     prompts = write_prompts(config.root, "iter_1/prompts", [a_prompt("a"), a_prompt("b")])
     groups = [[a_sample(name, i) for i in range(2)] for name in "ab"]
-    said = [Judgment("a", 0, 1, 1.0, '{"text": "[[A]]"}'), Judgment("a", 1, 0, 1.0, "{}"),
+    judgments = [Judgment("a", 0, 1, 1.0, '{"text": "[[A]]"}'), Judgment("a", 1, 0, 1.0, "{}"),
             Judgment("b", 0, 1, 1.0, "{}"), Judgment("b", 1, 0, -1.0, "{}")]  # fmt: skip
-    write_round(config.root, "iter_1", prompts, groups, lambda s: a_score(s.prompt_id, s.index), said)
+    write_round(config.root, "iter_1", prompts, groups, lambda s: a_score(s.prompt_id, s.index), judgments)
     assert table(config)["prompts"]["contradicted"] == [1, 0]
     (found,) = Site(config.root).rounds()
     texts = decoded(found.files[f"iter_1/judgments-{found.entry['judgments'][0]}"]())
@@ -146,9 +146,9 @@ def test_pairs_of_self_training_are_found_by_their_tokens(tmp_path: Path):
     stage.begin()
     stage.write_shard(0, pairs)
     stage.commit(1)
-    said = table(config, "iter_2/dpo")
-    assert [pair[:3] for pair in said["pairs"]] == [[0, None, 1], [0, 0, None]]
-    assert said["prompts"]["why"] == [None, "no_wrong_output"]
+    columns = table(config, "iter_2/dpo")
+    assert [pair[:3] for pair in columns["pairs"]] == [[0, None, 1], [0, 0, None]]
+    assert columns["prompts"]["why"] == [None, "no_wrong_output"]
 
 
 def test_a_conversation_is_shown_with_its_turns(config: RunConfig):

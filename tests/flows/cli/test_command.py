@@ -97,7 +97,7 @@ def test_a_profile_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--set", "sample.k=1"], "sample.k: Input should be greater than or equal to 2"),
         (["--set", "sample.k"], "has no value"),
@@ -111,13 +111,13 @@ def test_a_profile_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_an_error_is_one_message_and_exit_status_2(
-    config: RunConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    config: RunConfig, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     assert main(["iterate", "--profile", profile_of(config), *arguments]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("error: ") and shown.err.count("error: ") == 1
-    assert told in shown.err
+    assert message in shown.err
     assert not config.root.parent.exists()
 
 
@@ -127,9 +127,9 @@ def test_the_last_iteration_is_a_whole_number_from_0(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as stopped:
         main([command, f"--to={to}"])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "--to" in said and "is not a whole number from 0 to 1000000" in said
-    assert said.count("\n") == 1 and len(said) < 500
+    stderr = capsys.readouterr().err
+    assert "--to" in stderr and "is not a whole number from 0 to 1000000" in stderr
+    assert stderr.count("\n") == 1 and len(stderr) < 500
 
 
 @pytest.mark.parametrize("seed", ["x", "", "1.5", "9" * 5000])
@@ -137,8 +137,8 @@ def test_a_seed_is_a_whole_number(capsys: pytest.CaptureFixture[str], seed: str)
     with pytest.raises(SystemExit) as stopped:
         main(["iterate", f"--seed={seed}"])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "--seed" in said and said.count("\n") == 1 and len(said) < 500
+    stderr = capsys.readouterr().err
+    assert "--seed" in stderr and stderr.count("\n") == 1 and len(stderr) < 500
 
 
 @pytest.mark.parametrize("profile", ["", "a/b", "deploy/profiles/laptop", "laptop ", "a\0b"])
@@ -156,8 +156,8 @@ def test_more_iterations_than_the_disk_can_hold_are_refused_at_once(tmp_path: Pa
     profile = str(ROOT / "deploy" / "profiles" / "laptop.toml")
     command = ["iterate", "--to", "1000000", "--profile", profile, "--set", f"folder={tmp_path}"]
     assert main([*command, "--set", "train.epochs=10000"]) == 2
-    said = capsys.readouterr().err
-    assert "needs up to" in said and "is free there: free some space" in said
+    stderr = capsys.readouterr().err
+    assert "needs up to" in stderr and "is free there: free some space" in stderr
 
 
 def test_a_run_locked_by_another_process_is_refused_before_prefect_starts(
@@ -165,8 +165,8 @@ def test_a_run_locked_by_another_process_is_refused_before_prefect_starts(
 ):
     with only_writer(config.root):
         assert main(["iterate", "--to", "1", "--profile", profile_of(config)]) == 2
-    said = capsys.readouterr().err
-    assert f"is being written by process {os.getpid()}" in said and "run tried" not in said
+    stderr = capsys.readouterr().err
+    assert f"is being written by process {os.getpid()}" in stderr and "run tried" not in stderr
 
 
 def test_a_missing_command_is_an_error_with_the_usage(capsys: pytest.CaptureFixture[str]):
@@ -223,11 +223,11 @@ def test_a_finished_run_in_a_bucket_is_recognized_from_an_empty_disk(
 
 
 @pytest.mark.parametrize(
-    ("changes", "script", "told"),
+    ("changes", "script", "message"),
     [
         ({"endpoint_url": "http://127.0.0.1:9", "max_attempts": 1}, None, "failed in up to"),
-        ({}, lambda asked: Fault(status=403, code="AccessDenied"), "access denied (AccessDenied"),
-        ({}, lambda asked: Fault(ignore_conditions=True), "does not support conditional writes"),
+        ({}, lambda request: Fault(status=403, code="AccessDenied"), "access denied (AccessDenied"),
+        ({}, lambda request: Fault(ignore_conditions=True), "does not support conditional writes"),
     ],
 )
 def test_an_unusable_bucket_is_refused_before_anything_starts(
@@ -238,13 +238,13 @@ def test_an_unusable_bucket_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str],
     changes: dict[str, object],
     script: Script | None,
-    told: str,
+    message: str,
 ):
     proxy.script = script or proxy.script
     moved = in_bucket(config, s3, tmp_path, **({"endpoint_url": proxy.endpoint} | changes))
     assert main(["iterate", "--to", "1", "--profile", str(tmp_path / "bucket.toml")]) == 2
     shown = capsys.readouterr()
-    assert shown.out == "" and told in shown.err and "Traceback" not in shown.err
+    assert shown.out == "" and message in shown.err and "Traceback" not in shown.err
     assert Bucket(moved.place, s3.storage(tmp_path)).versions() == {}
 
 

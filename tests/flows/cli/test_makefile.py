@@ -28,7 +28,7 @@ def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    ("goal", "variables", "told"),
+    ("goal", "variables", "message"),
     [
         ("iterate", ["ITR"], "make iterate does not read ITR: did you mean ITER? it reads ITER JUDGE PROFILE"),
         ("iterate", ["iter"], "does not read iter: did you mean ITER?"),
@@ -41,9 +41,9 @@ def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]
     ],
 )
 def test_a_variable_that_a_target_does_not_read_is_refused_with_those_it_reads(
-    goal: str, variables: Sequence[str], told: str
+    goal: str, variables: Sequence[str], message: str
 ):
-    assert told in (fault([goal], variables) or "")
+    assert message in (fault([goal], variables) or "")
 
 
 def test_make_refuses_before_anything_is_set_up():

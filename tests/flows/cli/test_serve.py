@@ -112,12 +112,12 @@ def test_an_invalid_port_is_refused_in_one_line(number: str, capsys: pytest.Capt
     with pytest.raises(SystemExit) as stopped:
         main(["serve", "miniature", f"--port={number}"])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "is not a whole number from 1 to 65535" in said and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert "is not a whole number from 1 to 65535" in stderr and stderr.count("\n") == 1
 
 
 def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         assert main(["serve", "miniature", "--port", str(port)]) == 2
     assert f"127.0.0.1 port {port} cannot be listened on" in capsys.readouterr().err

@@ -75,12 +75,12 @@ class Command:
 
     def end(self) -> tuple[int, str, str]:
         """Its exit status, stdout and stderr, once it and its child have ended."""
-        said, complained = self.process.communicate(timeout=60)
+        output, errors = self.process.communicate(timeout=60)
         deadline = time.monotonic() + 20
         while alive(self.child) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not alive(self.child)
-        return self.process.returncode, said, complained
+        return self.process.returncode, output, errors
 
 
 @pytest.fixture
@@ -103,19 +103,19 @@ def test_a_signal_to_the_whole_group_stops_the_command_and_spares_its_children(
 ):
     run = command("child must live")
     run.signal(number)
-    status, said, complained = run.end()
+    status, output, errors = run.end()
     assert status == 128 + number
-    assert said == "alive\n"
-    assert complained.splitlines()[-1] == "Stopped. Rerun the same command to resume."
-    assert complained.splitlines()[0].startswith("Stopping.") and len(complained.splitlines()) == 2
+    assert output == "alive\n"
+    assert errors.splitlines()[-1] == "Stopped. Rerun the same command to resume."
+    assert errors.splitlines()[0].startswith("Stopping.") and len(errors.splitlines()) == 2
 
 
 def test_another_exception_that_a_library_makes_of_the_signal_is_not_reported(command: Callable[..., Command]):
     run = command("swallowed")
     run.signal(signal.SIGINT)
-    status, _, complained = run.end()
-    assert status == 130 and "Traceback" not in complained
-    assert complained.endswith("Stopped. Rerun the same command to resume.\n")
+    status, _, errors = run.end()
+    assert status == 130 and "Traceback" not in errors
+    assert errors.endswith("Stopped. Rerun the same command to resume.\n")
 
 
 @pytest.mark.parametrize("how", ["hangs", "deaf"])
@@ -124,16 +124,16 @@ def test_a_second_signal_ends_a_command_that_hangs(command: Callable[..., Comman
     run.signal(signal.SIGINT)
     assert run.process.stderr is not None and "Press ^C again" in run.process.stderr.readline()
     run.signal(signal.SIGINT)
-    status, _, complained = run.end()
-    assert (status, complained) == (130, "Stopped. Rerun the same command to resume.\n")
+    status, _, errors = run.end()
+    assert (status, errors) == (130, "Stopped. Rerun the same command to resume.\n")
 
 
 @pytest.mark.parametrize("how", ["hangs", "deaf"])
 def test_a_command_that_does_not_stop_within_the_grace_period_is_ended(command: Callable[..., Command], how: str):
     run = command(how, "soon")
     run.signal(signal.SIGINT)
-    status, _, complained = run.end()
-    assert status == 130 and complained.endswith("Stopped. Rerun the same command to resume.\n")
+    status, _, errors = run.end()
+    assert status == 130 and errors.endswith("Stopped. Rerun the same command to resume.\n")
 
 
 def test_an_ignored_signal_stays_ignored(command: Callable[..., Command]):
@@ -149,19 +149,19 @@ def in_terminal(arguments: list[str], press: Callable[[int], object]) -> tuple[i
     if not process:
         os.chdir(ROOT)
         os.execv(arguments[0], arguments)
-    said = b""
+    output = b""
     with contextlib.suppress(OSError):  # EIO once the terminal closes
         while chunk := os.read(terminal, 1000):
-            if not said:
+            if not output:
                 press(terminal)
-            said += chunk
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), said.decode()
+            output += chunk
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), output.decode()
 
 
 def test_ctrl_c_in_a_terminal_is_one_line_and_status_130():
-    status, said = in_terminal([sys.executable, "-c", RUN], lambda terminal: os.write(terminal, b"\x03"))
-    assert status == 130 and "Traceback" not in said
-    assert said.endswith("Stopped. Rerun the same command to resume.\r\n")
+    status, output = in_terminal([sys.executable, "-c", RUN], lambda terminal: os.write(terminal, b"\x03"))
+    assert status == 130 and "Traceback" not in output
+    assert output.endswith("Stopped. Rerun the same command to resume.\r\n")
 
 
 def test_ctrl_c_during_imports_prints_no_traceback():

@@ -44,8 +44,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 def published(run: Path, folder: Path, t: int | None = None, *, pairs: bool = True) -> dict[str, Any]:
     publish_run(str(run), None, t, folder, pairs=pairs, to_hub=None)
-    told: dict[str, Any] = json.loads((folder / "publication.json").read_text())["lineage"]
-    return told
+    lineage: dict[str, Any] = json.loads((folder / "publication.json").read_text())["lineage"]
+    return lineage
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -72,10 +72,10 @@ def test_a_model_comes_with_the_trainings_that_made_it_and_its_pairs(
     has_pairs: bool,
 ):
     folder = tmp_path / "out"
-    told = published(runs[name], folder, t)
-    assert told["model"] == model and [step["model"] for step in told["steps"]] == steps
-    assert all(step["rows"] > 0 for step in told["steps"])
-    assert told["numbers"][-1]["model"] == model
+    lineage = published(runs[name], folder, t)
+    assert lineage["model"] == model and [step["model"] for step in lineage["steps"]] == steps
+    assert all(step["rows"] > 0 for step in lineage["steps"])
+    assert lineage["numbers"][-1]["model"] == model
     assert (folder / "pairs").exists() is has_pairs
     check_writer(folder)
     card = ModelCard.load(folder / "README.md")
@@ -83,14 +83,14 @@ def test_a_model_comes_with_the_trainings_that_made_it_and_its_pairs(
     assert "arxiv:2410.10630" not in card.data.tags
     assert ("dpo" in card.data.tags, "| loss | DPO" in card.text) == (has_pairs, has_pairs)
     made = (folder / "publication.json").stat().st_mtime_ns
-    assert published(runs[name], folder, t) == told
+    assert published(runs[name], folder, t) == lineage
     assert (folder / "publication.json").stat().st_mtime_ns == made
 
 
 def test_data_goes_by_its_hash_and_no_folder_of_this_machine_is_named(runs: Mapping[str, Path], tmp_path: Path):
-    told = published(runs["thinkpo"], tmp_path / "out")
+    lineage = published(runs["thinkpo"], tmp_path / "out")
     prompts = runs["thinkpo"].parent / "prompts.jsonl"
-    assert told["data"] == {"prompts.jsonl": file_sha256(prompts)}
+    assert lineage["data"] == {"prompts.jsonl": file_sha256(prompts)}
     texts = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not any(str(prompts.parent).encode() in text for text in texts)
 
@@ -98,8 +98,8 @@ def test_data_goes_by_its_hash_and_no_folder_of_this_machine_is_named(runs: Mapp
 def test_pairs_are_what_was_trained_on_as_messages(runs: Mapping[str, Path], tmp_path: Path):
     published(runs["thinkpo"], tmp_path / "think")
     for row in rows_of(tmp_path / "think"):
-        (asked,) = row["prompt"]
-        assert asked["role"] == "user" and asked["content"].startswith("What is ")
+        (message,) = row["prompt"]
+        assert message["role"] == "user" and message["content"].startswith("What is ")
         chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
         assert chosen.startswith("One more than ") and chosen == row["chosen_response"] != rejected
         assert row["chosen_score"] is None
@@ -112,8 +112,8 @@ def test_models_that_the_run_does_not_have_are_refused_with_how_to_make_them(run
         ("thinkpo", 1, "ThinkPO, which has no iterations: leave out ITER="),
         ("self_train", 2, "has reached SFT_1, expected SFT_2: run make self-train ITER=2 RUN=run"),
     ]
-    for name, t, said in refused:
-        with pytest.raises(InputError, match=said):
+    for name, t, message in refused:
+        with pytest.raises(InputError, match=message):
             published(runs[name], tmp_path / "out", t)
     assert not (tmp_path / "out").exists()
 

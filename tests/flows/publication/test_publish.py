@@ -35,15 +35,15 @@ ASKED = 'What is {{ 3 }} plus "4"?\n'
 def run(tmp_path: Path) -> Path:
     """A run at M_2 with the shipped model's weights and one pair."""
     config = a_config(tmp_path, model=ModelConfig(path="miniature"))
-    asked = VARIANTS["generic"].encode(ChatEncoder(SHIPPED_SEED_MODEL), ASKED)
+    prompt_ids = VARIANTS["generic"].encode(ChatEncoder(SHIPPED_SEED_MODEL), ASKED)
     outputs = {0: "Here is my thought process: a Here is my response: 7", 1: "Here is my response: 8"}
     rows: dict[str, list[Any]] = {
         "iter_2/prompts": [Prompt("p", ASKED, reference="never shown")],
         "iter_2/samples": [
-            Sample("p", i, asked, [1, 2], text, "a", text.partition("response: ")[2], None, 1)
+            Sample("p", i, prompt_ids, [1, 2], text, "a", text.partition("response: ")[2], None, 1)
             for i, text in outputs.items()
         ],
-        "iter_2/pairs": [Pair("p", "regular", asked, [1, 2], [1, 2], 0, 1, 1.0, 0.0, 1.0)],
+        "iter_2/pairs": [Pair("p", "regular", prompt_ids, [1, 2], [1, 2], 0, 1, 1.0, 0.0, 1.0)],
     }
     finish(config, 2, model=SHIPPED_SEED_MODEL, rows=rows)
     return config.root
@@ -76,10 +76,13 @@ def test_cards_parse_and_have_the_numbers_and_pairs_of_the_run(run: Path, tmp_pa
     published(run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
-    told = json.loads((tmp_path / "out" / "publication.json").read_text())["lineage"]
-    assert [step["model"] for step in told["steps"]] == ["M_1", "M_2"]
-    assert told["steps"][1]["parent"] == told["steps"][0]["sha256"] and told["steps"][1]["sha256"] == told["sha256"]
-    assert told["data"] == {"prompts.jsonl": file_sha256(tmp_path / "prompts.jsonl")}
+    lineage = json.loads((tmp_path / "out" / "publication.json").read_text())["lineage"]
+    assert [step["model"] for step in lineage["steps"]] == ["M_1", "M_2"]
+    assert (
+        lineage["steps"][1]["parent"] == lineage["steps"][0]["sha256"]
+        and lineage["steps"][1]["sha256"] == lineage["sha256"]
+    )
+    assert lineage["data"] == {"prompts.jsonl": file_sha256(tmp_path / "prompts.jsonl")}
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (generation["temperature"], generation["top_p"], generation["eos_token_id"]) == (0.8, 0.95, 491)
     (pair,) = pq.read_table(tmp_path / "out" / "pairs" / "train-00000-of-00001.parquet").to_pylist()
@@ -96,13 +99,13 @@ def test_pairs_of_all_rounds_and_replayed_ones_are_published(tmp_path: Path):
         train=TrainConfig(epochs=2, rounds=2),
         pair=PairConfig(replay_share=0.3),
     )
-    asked = VARIANTS["generic"].encode(ChatEncoder(SHIPPED_SEED_MODEL), ASKED)
+    prompt_ids = VARIANTS["generic"].encode(ChatEncoder(SHIPPED_SEED_MODEL), ASKED)
     rows: dict[str, list[Any]] = {}
     for t, number in ((1, 1), (1, 2), (2, 1), (2, 2)):
         folder, name = f"iter_{t}/round_{number}", f"p{t}{number}"
         rows[f"{folder}/prompts"] = [Prompt(name, f"Question {name}")]
-        rows[f"{folder}/samples"] = [Sample(name, i, asked, [1, 2], "", "a", f"{i}", None, 1) for i in range(2)]
-        rows[f"{folder}/pairs"] = [Pair(name, "regular", asked, [1, 2], [1, 2], 0, 1, 1.0, 0.0, 1.0)]
+        rows[f"{folder}/samples"] = [Sample(name, i, prompt_ids, [1, 2], "", "a", f"{i}", None, 1) for i in range(2)]
+        rows[f"{folder}/pairs"] = [Pair(name, "regular", prompt_ids, [1, 2], [1, 2], 0, 1, 1.0, 0.0, 1.0)]
     for number, replayed in ((1, "p12"), (2, "p11")):
         rows[f"iter_2/round_{number}/replay"] = [
             *rows[f"iter_2/round_{number}/pairs"],
@@ -158,11 +161,11 @@ def test_files_made_or_edited_by_others_are_never_replaced(run: Path, tmp_path: 
 
 
 def test_leftovers_of_a_killed_publish_are_removed_by_the_next(run: Path, tmp_path: Path):
-    left = tmp_path / ".out.123.tmp"
-    left.mkdir()
-    (left / "config.json").write_text("{")
+    leftover = tmp_path / ".out.123.tmp"
+    leftover.mkdir()
+    (leftover / "config.json").write_text("{")
     published(run, tmp_path / "out")
-    assert not left.exists()
+    assert not leftover.exists()
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_the_next_call_finishes(run: Path, tmp_path: Path):
@@ -189,11 +192,11 @@ def test_what_is_complete_can_be_published_while_the_next_iteration_is_made(run:
     assert published(run, tmp_path / "out") == [f"M_2 of {run} is published: {tmp_path / 'out'}"]
 
 
-@pytest.mark.parametrize("gone", ["iter_2/pairs", "iter_2/model", "iter_2/test/scores"])
-def test_an_incomplete_iteration_is_refused_before_anything_is_written(run: Path, tmp_path: Path, gone: str):
-    (run / gone / "manifest.json").unlink()
+@pytest.mark.parametrize("missing", ["iter_2/pairs", "iter_2/model", "iter_2/test/scores"])
+def test_an_incomplete_iteration_is_refused_before_anything_is_written(run: Path, tmp_path: Path, missing: str):
+    (run / missing / "manifest.json").unlink()
     with pytest.raises(
-        InputError, match=rf"M_2 of .* isn't complete: {gone} is missing; run make iterate ITER=2 RUN=tried"
+        InputError, match=rf"M_2 of .* isn't complete: {missing} is missing; run make iterate ITER=2 RUN=tried"
     ):
         published(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -232,8 +235,8 @@ def test_it_is_uploaded_to_two_private_repositories_and_weights_only_once(
         monkeypatch.setenv("HF_TOKEN", hub.token)
         for _ in range(2):
             publish_run(str(run), None, None, tmp_path / "out", pairs=True, to_hub="org/mine")
-        ours = {name for name in content(tmp_path / "out") if not name.startswith("pairs/")}
-        assert {*hub.files["models/org/mine"]} == ours
+        written = {name for name in content(tmp_path / "out") if not name.startswith("pairs/")}
+        assert {*hub.files["models/org/mine"]} == written
         assert {*hub.files["datasets/org/mine-pairs"]} == {"README.md", "train-00000-of-00001.parquet"}
         assert hub.private == {"models/org/mine": True, "datasets/org/mine-pairs": True}
         assert hub.uploads == 2

@@ -47,7 +47,7 @@ def test_a_row_without_instructions_has_no_constraints(ids: Any, kwargs: Any):
 
 
 @pytest.mark.parametrize(
-    ("ids", "kwargs", "said"),
+    ("ids", "kwargs", "message"),
     [
         (["keywords:poetry"], [{}], "'keywords:poetry' is unknown, expected one of keywords:existence, "),
         ([3], [{}], "instruction id 3 is unknown"),
@@ -91,8 +91,8 @@ def test_a_row_without_instructions_has_no_constraints(ids: Any, kwargs: Any):
         ("[" * 100_000, None, "expected a list, or one as JSON text"),
     ],
 )
-def test_invalid_constraints_are_rejected_with_what_was_expected(ids: Any, kwargs: Any, said: str):
-    with pytest.raises(ConstraintError, match=re.escape(said)):
+def test_invalid_constraints_are_rejected_with_what_was_expected(ids: Any, kwargs: Any, message: str):
+    with pytest.raises(ConstraintError, match=re.escape(message)):
         write_constraints(ids, kwargs)
 
 

@@ -3,7 +3,7 @@
 Actors are requested at once; Ray places each as soon as it can, possibly only when a node joins.
 
 An engine of several GPUs gets its own placement group: one bundle per GPU, on as few nodes as possible, with the actor
-itself in it and requesting nothing, so that vLLM starts its workers in the bundles, whichever nodes they are on.
+itself in it and requesting nothing, so that vLLM starts its workers in the bundles, on any nodes.
 Single-GPU actors are packed, which leaves whole nodes to such groups; CPU engines are spread, since those on one
 machine share its memory bandwidth.
 """
@@ -20,7 +20,7 @@ class Role:
     name: str
     """Its name in messages."""
     make: type
-    """Its class; quick to construct, so that a placed actor can be told from one that waits to be placed."""
+    """Its class; quick to construct, so that a placed actor can be distinguished from one that waits for placement."""
     arguments: tuple[Any, ...]
     """The class's arguments."""
     cpus: float

@@ -63,7 +63,7 @@ class ShareTrainer(Trainer):
         return dataset
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: model cards would be written with each checkpoint, and nobody publishes those."""
+        """None: model cards would be written with each checkpoint, which are never published."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         """FLOPs aren't counted."""

@@ -33,7 +33,7 @@ class Checkpoint:
 class Pace:
     """The time of the next checkpoint: far enough from the last that saving takes no more than its share of the time.
 
-    The first is due at once: it shows how long saving takes, and a training that is killed again and again still makes
+    The first is due at once: it shows how long saving takes, and a training that is killed repeatedly still makes
     progress.
     """
 
@@ -62,7 +62,7 @@ def epoch_folder(folder: Path, epoch: int) -> Path:
 
 
 def tidy(folder: Path) -> Checkpoint | None:
-    """The checkpoint to resume from, or None; later files are removed and made again."""
+    """The checkpoint to resume from, or None; later files are removed, and training remakes them."""
     bring_here(trainer_folder(folder))
     found = [_checkpoint(path) for path in trainer_folder(folder).glob("checkpoint-*") if path.is_dir()]
     whole = [checkpoint for checkpoint in found if checkpoint is not None and _has_epochs(folder, checkpoint)]

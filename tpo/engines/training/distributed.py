@@ -24,7 +24,7 @@ def world_size() -> int:
 
 
 def as_first_worker(work: Callable[[], Found]) -> Found:
-    """The first worker's result, broadcast to all; an error of its own ends only the first, and so the group."""
+    """The first worker's result, broadcast to all; the first one's error ends only that worker, and so the group."""
     import torch.distributed as dist
 
     found = [work() if rank() == 0 else None]

@@ -191,8 +191,8 @@ def death_of(error: Exception) -> str:
         if isinstance(failure, WorkerGroupStartupTimeoutError):
             raise StageError(
                 f"training failed: Ray has not started all of {failure.num_workers} workers in time: each asks for a "
-                "GPU, or for a CPU where it trains on those; lower trainer.workers, or see what else holds them "
-                "(`ray status`), and run again"
+                "GPU, or for a CPU if it trains on those; lower trainer.workers, or see what else holds them "
+                "(`ray status`), and rerun"
             ) from error
         if not _is_death(failure):
             remedy = "; lower train.micro_batch_size" if _out_of_memory(failure) else ""
@@ -264,8 +264,8 @@ class _Counter:
 
 @contextlib.contextmanager
 def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float) -> Iterator[threading.Event]:
-    """Shows progress, and asks workers to end if `stop` says so; kills those without a sign of life, and then sets the
-    event that it yields."""
+    """Shows progress, and asks workers to end if `stop` says so; kills them if none reports anything for
+    `stall_seconds`, and then sets the event that it yields."""
     import ray
 
     ended, stalled = threading.Event(), threading.Event()

@@ -7,7 +7,7 @@ A training that resumes from a checkpoint ends like one that was never stopped, 
 reference log-probs are computed before a checkpoint's weights are loaded; every step is logged, since a mean over an
 epoch would restart with each start; and a checkpoint at an epoch's end is made after the epoch's model, since the
 library doesn't return to the end of that epoch. An epoch's end is saved no more often than other steps: if the newest
-checkpoint is older than an epoch's model, that model is made again.
+checkpoint is older than an epoch's model, that model is remade.
 """
 
 import contextlib
@@ -107,8 +107,8 @@ def train_from_checkpoint(
     says which this is: it continues from the state that the one before left, and leaves its own in `folder/state`
     unless it is the last, the only one whose earlier epochs leave a model, too.
 
-    Where `stop`, which the first worker asks after each step, says so, it ends with a checkpoint and without a log.
-    `warn` is told of what a user should know and the training can do without.
+    If `stop`, which the first worker calls after each step, returns True, it ends with a checkpoint and without a log.
+    `warn` receives messages for the user about failures that don't stop the training.
 
     Every worker calls it. Only one training at a time writes to a folder: one that a dead driver left behind is waited
     for until it has noticed.
@@ -156,8 +156,8 @@ def make_trainer(
     tracked: Tracked | None = None,
     place: TrainingRound = ONLY_ROUND,
 ) -> "ShareTrainer":
-    """The trainer on a model, with the reference log-probs computed where there is a reference; `done` is what
-    `on_step` is told until it trains."""
+    """The trainer on a model, with the reference log-probs computed if there is a reference; `done` is the
+    number of steps that `on_step` receives until it trains."""
     from datasets import disable_progress_bars, load_from_disk
     from transformers import AutoTokenizer, PrinterCallback
 
