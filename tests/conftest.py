@@ -94,10 +94,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = {item for item, story in stories.items() if story not in drawn}
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
-    told = {item.path for item in items if item in stories}
+    first = {item.path for item in items if item in stories}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     long = [TESTS / place for place in LONG]
-    items.sort(key=lambda item: (item.path not in told, item.path not in long, item.path not in slow))
+    items.sort(key=lambda item: (item.path not in first, item.path not in long, item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -26,10 +26,10 @@ def seed() -> int:
         return int(given)
     command = ["git", "rev-parse", "--short=8", "HEAD"]
     try:
-        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return 0
-    return int(said.strip()[:8], 16)
+    return int(commit.strip()[:8], 16)
 
 
 def exhaustive() -> bool:

@@ -231,7 +231,8 @@ def test_a_wheel_has_every_file_of_the_packages(tmp_path: Path):
     for name in listed:
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, tmp_path / "source" / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", tmp_path]
-    subprocess.run([*build, tmp_path / "source"], capture_output=True, check=True)
+    pip = (sys.executable, "-m", "pip")
+    build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(tmp_path)]
+    subprocess.run([*build, str(tmp_path / "source")], capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert {name for name in listed if "/" in name} <= {*zipfile.ZipFile(wheel).namelist()}
