@@ -159,9 +159,11 @@ def profile_path(profile: str) -> Path:
 
 
 def config_of_run(model: Path) -> Path | None:
-    """The config of the run that made a model, if the folder is in one (`<run>/iter_<t>/…`)."""
+    """The config of the run that made a model, if the folder is in one: `<run>/iter_<t>/…`, ThinkPO's `<run>/sft/…`
+    and `<run>/dpo/…`."""
     for folder in model.resolve().parents[:3]:
-        if folder.name.startswith("iter_") and (folder.parent / "config.json").is_file():
+        made_in_run = folder.name.startswith("iter_") or folder.name in ("sft", "dpo")
+        if made_in_run and (folder.parent / "config.json").is_file():
             return folder.parent / "config.json"
     return None
 

@@ -12,7 +12,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.cli.main import add_recipe
 from flows.cli.make import READS, RUN
 from flows.deployments import deployed
-from flows.recipes import RECIPES, Recipe, load, resolve_config
+from flows.recipes import RECIPES, Recipe, config_of_run, load, resolve_config
 from tests.rows import a_config
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +83,21 @@ def test_an_ablation_replaces_its_recipe_on_demand():
     parser = commands(recipe)
     assert parser.parse_args(["self-train"]).recipe is recipe
     assert parser.parse_args(["self-train", "--ablation"]).recipe is recipe.ablation
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_of_run"),
+    [
+        ("iter_2/model", True),
+        ("iter_1/train/epoch_2", True),
+        ("iter_1/sft/train/epoch_6", True),
+        ("dpo/train/epoch_1", True),
+        ("sft/train/epoch_3", True),
+        ("elsewhere/model", False),
+        ("model", False),
+    ],
+)
+def test_a_model_in_a_run_folder_is_asked_as_the_run_asked_it(tmp_path: Path, folder: str, is_of_run: bool):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    assert config_of_run(tmp_path / folder) == (tmp_path / "config.json" if is_of_run else None)
