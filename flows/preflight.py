@@ -19,8 +19,9 @@ from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.askers import ServerAsker
 from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
+from prompts.quoting import without_control_tokens
 from prompts.thought import load_prompt
-from prompts.verdict import load_verdict_prompt, without_control_tokens
+from prompts.verdict import load_verdict_prompt
 from tasks.benchmark_prompts import check_benchmark
 from tasks.source import question_key
 from tpo.config.contexts import contexts, pair_writers
