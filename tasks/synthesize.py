@@ -347,7 +347,7 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
 def _generator(config: RunConfig, writing: _Writing) -> Generator:
     settings = writing.settings
     if settings.endpoint is not None:
-        used = api_tokens(config.root, generating=True)
+        used = api_tokens(config.root, "generate")
         spent = Spent(used.input_tokens, used.output_tokens)
         return ApiGenerator(settings, settings.endpoint, spent, without_control_tokens)
     assert writing.model is not None
