@@ -42,7 +42,8 @@ def numbered(instruction: str) -> str:
 
 
 def test_ratings_are_in_the_order_of_the_prompts_and_keep_the_reply():
-    says = {"Do 0.": numbered("x"), "Do 1.": "Hm.", "Do 2.": RefusedChat("too_long"), "Do 3.": RefusedChat("no, 77")}
+    says: dict[str, str | RefusedChat] = {"Do 0.": numbered("x"), "Do 1.": "Hm."}
+    says |= {"Do 2.": RefusedChat("too_long"), "Do 3.": RefusedChat("no, 77")}
     spent: list[TokenCount] = []
     found = Rater(CONFIG, Scripted(lambda asked: says[asked])).rate(some(4), spend=spent.append)
     shown = [(r.prompt_id, r.category, r.no_category, r.complexity, r.no_complexity) for r in found]
