@@ -25,7 +25,7 @@ from tpo.planning.gpu_memory import engine_memory, trainings_memory
 from tpo.planning.needs import GIB
 from tpo.planning.plan import Plan, make_plan
 from tpo.planning.throughput import PastRun, decode_rate, hardware_of, training_rate
-from tpo.planning.workload import Kind, calls_of
+from tpo.planning.workload import Kind, Lengths, calls_of, workload
 from tpo.storage.ledger import LEDGER, Entry, Meter, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,16 @@ def test_ratings_are_planned_once_for_all_models_and_only_for_prompts_without_ki
         assert (stage.work.prompts, stage.work.expected.answers) == (805 + tested, 805 + tested)
         assert stage.engines.who.startswith("m at http://x/v1")
         assert stage.cost == pytest.approx(stage.work.expected.tokens_out * 10 / 1e6)
+
+
+def test_comparisons_with_m_0_direct_by_kind_are_planned_if_the_judge_compares(tmp_path: Path):
+    rounds = []
+    for kind in ("pairwise", "armorm"):
+        for fine_grained in (None, {"model": "m", "endpoint": {"base_url": "http://x/v1"}}):
+            config = a_config(tmp_path, evaluation={"judge": {"kind": kind}, "fine_grained": fine_grained})
+            works = workload(config, 3, Lengths(10, 10, 5, 10, ""))
+            rounds.append(next(work.rounds for work in works if work.kind is Kind.TEST_JUDGE))
+    assert rounds == [4, 8, 5, 5]
 
 
 def test_a_rater_on_our_engines_takes_memory(tmp_path: Path):

@@ -149,6 +149,9 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
     # M_0 is the baseline that others are compared with, so its own validation and test need no comparison.
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
+    if compares[1] and config.evaluation.fine_grained is not None:
+        # M_0 … M_T are compared with M_0 answering directly, too.
+        judged = judged[0], judged[1] + iterations + 1
     return [
         *([_generating(data.synthetic, lengths, rounds, fresh)] if data.synthetic is not None else []),
         _sampling(config, Kind.SAMPLE, lengths, rounds, fresh, config.sample.k, config.sample.max_attempts),
