@@ -6,6 +6,7 @@ answering directly, which are asked first.
 
 from collections.abc import Sequence
 
+from flows.fine_grained import rate_prompts
 from tasks.handles import (
     BenchmarkAnswers,
     BenchmarkSet,
@@ -65,11 +66,15 @@ def ask(
 
 def _open(config: RunConfig, benchmark: BenchmarkConfig) -> BenchmarkSet:
     prompts = load_benchmark(config, benchmark)
+    ratings = None
+    if benchmark.has_kinds:
+        ratings = rate_prompts(config, prompts, f"{benchmark_folder(benchmark, 0)}/ratings")
     if not baseline_files(benchmark):
-        return BenchmarkSet(benchmark, prompts, None)
+        return BenchmarkSet(benchmark, prompts, None, ratings)
     given = load_baseline(config, benchmark, prompts)
     spec = benchmark_spec(config, benchmark, f"{benchmark_folder(benchmark, 0)}/baseline", config.prompt)
-    return BenchmarkSet(benchmark, prompts, judge(config, spec, given, prompts, baseline_of(spec, given, None)))
+    baseline = judge(config, spec, given, prompts, baseline_of(spec, given, None))
+    return BenchmarkSet(benchmark, prompts, baseline, ratings)
 
 
 def _ask(

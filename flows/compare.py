@@ -12,6 +12,7 @@ from flows.recipes import direct_baseline, reached
 from tasks.compare import Arm, compare
 from tasks.handles import JudgedSamples, against_spec, judged, measuring_spec
 from tasks.judge import judge
+from tasks.rate import RATINGS
 from tpo.config.judges import compares
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
@@ -34,8 +35,12 @@ def compare_with_direct(config: RunConfig, iterations: int) -> Comparison:
         arms.append(Arm(each, summary, answers))
     thinking, direct = arms
     prompts = complete_artifact(config.root / "iter_0" / "prompts" / "test")
+    rated = config.evaluation.fine_grained is not None
+    ratings = complete_artifact(config.root / RATINGS) if rated else None
     with only_writer(config.root), writing(config):
-        return remaking_damaged(lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts)))
+        return remaking_damaged(
+            lambda: compare(thinking, direct, prompts, head_to_head(thinking, direct, prompts), ratings)
+        )
 
 
 def head_to_head(thinking: Arm, direct: Arm, prompts: Artifact) -> list[JudgedSamples]:

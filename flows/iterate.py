@@ -11,6 +11,7 @@ from prefect import flow
 
 from flows.benchmarks import ask, ask_directly, open_benchmarks
 from flows.browser.export import write_browser
+from flows.fine_grained import kinds_of_run, rate_prompts
 from flows.prefect_ops import name_subflows_as_tasks
 from tasks.benchmark_numbers import measure_benchmarks
 from tasks.handles import (
@@ -63,6 +64,7 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
     benchmarks = open_benchmarks(config)
     validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
+    ratings = rate_prompts(config, test)
     first = IterationResult(
         iteration=0,
         chosen=Candidate(seed, sample_and_judge(config, validation_spec(config, 0, 0), seed, validation)),
@@ -77,7 +79,8 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
         name_subflows_as_tasks()
         answered += ask(config, benchmarks, measured[-1].chosen.model, t, plain)
     found = measure_benchmarks(config, answered) if benchmarks else None
-    return report(config, test, direct, measured, found)
+    kinds = kinds_of_run(config, test, ratings, [each.test for each in measured], direct)
+    return report(config, test, direct, measured, found, kinds)
 
 
 @flow(name="iteration", flow_run_name="M_{t} of {config.name}")

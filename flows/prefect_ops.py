@@ -34,6 +34,7 @@ from prefect.states import Crashed
 from prefect.variables import Variable
 from prefect.workers.process import ProcessWorker
 
+from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.judges import PairwiseJudge
 from tpo.config.run import RunConfig
 from tpo.console import say
@@ -69,13 +70,14 @@ def name_subflows_as_tasks() -> None:
 
 
 def fetch_keys(config: RunConfig) -> None:
-    """Puts the keys of the judges' servers into the environment, from Secret blocks if the worker doesn't have them.
+    """Puts the keys of the judges' and the rater's servers into the environment, from Secret blocks if the worker
+    doesn't have them.
 
     The block of `JUDGE_KEY` is called `judge-key`, since block names can't hold capitals and underscores.
     """
-    for judge in (config.judge, config.evaluation.judge):
-        if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
-            variable = judge.endpoint.key_variable
+    for asked in (config.judge, config.evaluation.judge, config.evaluation.fine_grained):
+        if isinstance(asked, PairwiseJudge | FineGrainedConfig) and asked.endpoint is not None:
+            variable = asked.endpoint.key_variable
             if variable not in os.environ and (key := _secret(variable.lower().replace("_", "-"))) is not None:
                 os.environ[variable] = key
 

@@ -17,14 +17,18 @@ from urllib.parse import urlsplit
 from flows.conversations import check_conversations
 from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.askers import ServerAsker
+from judges.rater import ServerRatingAsker
 from judges.reward_model import check_reward_folder
 from prompts.instructions import can_be_shown, load_instruction_prompt
+from prompts.quoting import without_control_tokens
+from prompts.rating import load_rating_prompt
 from prompts.thought import load_prompt
-from prompts.verdict import load_verdict_prompt, without_control_tokens
+from prompts.verdict import load_verdict_prompt
 from tasks.benchmark_prompts import check_benchmark
 from tasks.source import question_key
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
+from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.hub import local_path
 from tpo.config.judges import (
     ArmoRMJudge,
@@ -96,6 +100,9 @@ def preflight(config: RunConfig) -> None:
     _check_files(config)
     if config.data.synthetic is not None:
         _check_synthetic(config, config.data.synthetic)
+    if config.evaluation.fine_grained is not None:
+        _check_rater(config, config.evaluation.fine_grained)
+        _check_kinds(config, config.evaluation.fine_grained)
     _check_folder(config.root)
 
 
@@ -148,6 +155,8 @@ def check_evaluation(config: RunConfig) -> None:
         found += device_misfits(config)
     refuse(found)
     _check_judge(config, judge)
+    if config.evaluation.fine_grained is not None:
+        _check_rater(config, config.evaluation.fine_grained)
     for benchmark in config.evaluation.benchmarks:
         if benchmark.needs_baseline(judge) and not baseline_files(benchmark):
             raise InputError(
@@ -179,7 +188,8 @@ def check_benchmarks(config: RunConfig) -> None:
 def check_proxies(config: RunConfig) -> None:
     """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients can't use."""
     judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
-    endpoints = [asker.endpoint for asker in (*judges, config.data.synthetic) if asker is not None and asker.endpoint]
+    askers = (*judges, config.data.synthetic, config.evaluation.fine_grained)
+    endpoints = [asker.endpoint for asker in askers if asker is not None and asker.endpoint]
     asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
     if not isinstance(config.folder, Path):
         asked.add(config.storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL", "https://s3.amazonaws.com"))
@@ -260,6 +270,11 @@ def _check_no_benchmarks(config: RunConfig) -> None:
             f'evaluation.benchmarks is set and recipe.kind is "{config.recipe.kind}", whose runs measure none: leave '
             "them out, and evaluate a finished model with tpo evaluate <folder> (make evaluate MODEL=)"
         )
+    if config.evaluation.fine_grained is not None:
+        raise InputError(
+            f'evaluation.fine_grained is set and recipe.kind is "{config.recipe.kind}", whose runs have no M_0 '
+            "answering directly to be compared with: leave it out"
+        )
 
 
 def writers(config: RunConfig) -> list[Path]:
@@ -268,6 +283,8 @@ def writers(config: RunConfig) -> list[Path]:
     folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
     if config.data.synthetic is not None and config.data.synthetic.folder is not None:
         folders.append(config.data.synthetic.folder)
+    if config.evaluation.fine_grained is not None and config.evaluation.fine_grained.folder is not None:
+        folders.append(config.evaluation.fine_grained.folder)
     source = config.recipe.source if isinstance(config.recipe, ThinkPo) else None
     if isinstance(source, PairModels):
         folders += [
@@ -308,9 +325,28 @@ def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
                 check_writer(judge.folder, device=config.judge_engine.device)
 
 
+def _check_rater(config: RunConfig, settings: FineGrainedConfig) -> None:
+    """The rater's prompt and its folder can be used."""
+    load_rating_prompt(settings)
+    if settings.folder is not None:
+        check_writer(settings.folder, device=config.judge_engine.device)
+
+
+def _check_kinds(config: RunConfig, settings: FineGrainedConfig) -> None:
+    """Without a rater, test prompts bring their kinds, as far as the config tells."""
+    source = config.data.source
+    if settings.model is not None or not isinstance(source, FileSource):
+        return
+    if source.category_column is None and source.difficulty_column is None:
+        raise InputError(
+            "evaluation.fine_grained has no model to rate instructions, and data.source brings neither categories nor "
+            "difficulties: set evaluation.fine_grained.model, or name data.source.category_column or difficulty_column"
+        )
+
+
 def check_endpoints(config: RunConfig) -> None:
-    """Refuses a run whose judge or generator is behind a server that is down, doesn't know the key or the model, or
-    doesn't take what it will be asked: each is asked once, just as the run will ask.
+    """Refuses a run whose judge, rater or generator is behind a server that is down, doesn't know the key or the model,
+    or doesn't take what it will be asked: each is asked once, just as the run will ask.
 
     Apart from `preflight`, since it asks the server: only a run that has something to do may.
     """
@@ -319,6 +355,10 @@ def check_endpoints(config: RunConfig) -> None:
         if judge.endpoint is not None:
             for line in ServerAsker(judge, judge.endpoint, load_verdict_prompt(judge), TokenCount()).check():
                 say(line)
+    rater = config.evaluation.fine_grained
+    if rater is not None and rater.endpoint is not None:
+        for line in ServerRatingAsker(rater, rater.endpoint, load_rating_prompt(rater), TokenCount()).check():
+            say(line)
     writer = config.data.synthetic
     if writer is not None and writer.endpoint is not None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
@@ -513,6 +553,10 @@ def check_templates(config: RunConfig) -> list[str]:
     if (writer := config.data.synthetic) is not None and writer.endpoint is None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         lines += check_asked(writer.folder or config.model.folder, [few_shot], [f"<task>\n{ANSWER}\n</task>"])
+    if (rater := config.evaluation.fine_grained) is not None and rater.folder is not None:
+        rating = load_rating_prompt(rater)
+        shown = [rating.render(question) for question in QUESTIONS]
+        lines += check_asked(rater.folder, shown, ["[[Category: Other]] [[Complexity: 1]]"])
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         assert judge.folder is not None
         if isinstance(judge, PairwiseJudge):

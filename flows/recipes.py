@@ -231,6 +231,8 @@ def without_dpo(config: RunConfig) -> RunConfig:
 def direct_baseline(config: RunConfig) -> RunConfig:
     """The direct baseline of a config: the same prompts, judge, loss and settings, without thoughts.
 
+    Its prompts aren't rated again: they are those of the run that thinks, and a server's ratings may differ each time.
+
     Raises `InputError` if the config itself asks for no thoughts, or if a server writes its prompts.
     """
     if config.prompt.variant == "direct":
@@ -249,6 +251,7 @@ def direct_baseline(config: RunConfig) -> RunConfig:
         "prompt": PromptConfig(variant="direct"),
         "sample": config.sample.model_copy(update={"max_thought_tokens": None}),
         "data": config.data.model_copy(update={"also_fits": config.prompt}),
+        "evaluation": config.evaluation.model_copy(update={"fine_grained": None}),
     }
     return config.model_copy(update=changes)
 

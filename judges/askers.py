@@ -15,7 +15,8 @@ from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 from judges.unreadable import TOO_LONG, cause_of
-from prompts.verdict import LABELS, VerdictPrompt, without_control_tokens
+from prompts.quoting import without_control_tokens
+from prompts.verdict import LABELS, VerdictPrompt
 from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig

@@ -15,10 +15,11 @@ import numpy as np
 from judges.base import BASELINE
 from tasks.estimates import Estimator, grouped, outcome, values_of
 from tasks.handles import BenchmarkAnswers, JudgedSamples
+from tasks.kinds import with_kinds
 from tasks.stage import stage_task
 from tpo.config.benchmarks import AlpacaEval, ArenaHard, BenchmarkConfig
 from tpo.config.hub import local_path
-from tpo.config.judges import JudgeConfig, VerifierJudge, compares
+from tpo.config.judges import compares, judge_name
 from tpo.config.run import RunConfig
 from tpo.data.benchmark_files import question_ids, read_benchmark, read_difficulties
 from tpo.errors import InputError
@@ -26,13 +27,13 @@ from tpo.method.arena_hard import ArenaScore, Game, Rule, Style, arena_hard_scor
 from tpo.method.instructions import loose_verdicts, parse_constraints, strict_verdicts
 from tpo.method.stats import function_of_means, lc_interval, lc_win_rate, mean
 from tpo.models.chat import writer_encoder
-from tpo.records import Judgment, Prompt, Sample
+from tpo.records import Artifact, Judgment, Prompt, Sample
 from tpo.report.benchmark_exports import Answered, Files, alpaca_eval_files, arena_hard_files, ifeval_files
 from tpo.report.benchmarks import BENCHMARKS, EXPORTS, BenchmarkRow, Benchmarks, BenchmarkTable, write_benchmarks
 from tpo.report.summary import Interval
 from tpo.report.table import DIRECT
 from tpo.storage.disk import make_folder, write_atomically
-from tpo.storage.store import complete_artifact, read_rows
+from tpo.storage.store import complete_artifact, read_manifest, read_rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class _Result:
 
     numbers: Mapping[str, Interval]
     by_category: Mapping[str, Interval]
+    by_complexity: Mapping[str, Interval]
     files: Files
     unscored: int
     remarks: Sequence[str] = ()
@@ -73,6 +75,7 @@ def _table(config: RunConfig, benchmark: BenchmarkConfig, answers: Sequence[Benc
                 model=each.model,
                 numbers=found.numbers,
                 by_category=found.by_category,
+                by_complexity=found.by_complexity,
                 unscored=found.unscored,
                 parse_error_rate=float(np.mean([s.parse_error is not None or s.tries > 1 for s in samples])),
                 thought_chars=float(np.mean([len(s.thought) for s in samples])),
@@ -90,15 +93,14 @@ def _table(config: RunConfig, benchmark: BenchmarkConfig, answers: Sequence[Benc
         baseline=baseline_name(benchmark) if benchmark.needs_baseline(config.evaluation.judge) else None,
         decoding=_decoding(config, benchmark),
         rows=rows,
+        rater=_rater(answers[0].of.ratings),
     )
 
 
-def judge_name(judge: JudgeConfig) -> str:
-    """A judge as tables and exports name it: its kind, and its model or rule."""
-    if isinstance(judge, VerifierJudge):
-        return f"verifier ({judge.match})"
-    model = judge.server if judge.kind == "pairwise" and judge.endpoint is not None else judge.model
-    return f"{judge.kind} ({model})"
+def _rater(ratings: Artifact | None) -> str | None:
+    """Who rated the prompts; None if no model did."""
+    manifest = None if ratings is None else read_manifest(ratings.path)
+    return None if manifest is None else manifest.facts["rater"]
 
 
 def baseline_name(benchmark: BenchmarkConfig) -> str:
@@ -125,7 +127,7 @@ class _Read:
     def __init__(self, config: RunConfig, answers: BenchmarkAnswers) -> None:
         self.config, self.benchmark, self.answers = config, answers.of.benchmark, answers
         self.model = config.name if answers.model in config.name else f"{config.name}-{answers.model}"
-        self.prompts = read_rows(answers.of.prompts, Prompt)
+        self.prompts = with_kinds(read_rows(answers.of.prompts, Prompt), answers.of.ratings)
         self.samples = {sample.prompt_id: sample for sample in read_rows(answers.answers.samples, Sample)}
         self.values = values_of(answers.answers)
         self.estimate = Estimator(config.evaluation.confidence)
@@ -159,6 +161,13 @@ class _Read:
         found = grouped(self.estimate, percent, self.prompts, lambda prompt: prompt.category)
         return found if len(found) > 1 else {}
 
+    def by_complexity(self, values: Mapping[str, float]) -> dict[str, Interval]:
+        """Means in percent by complexity, if the prompts are rated."""
+        if self.answers.of.ratings is None:
+            return {}
+        percent = {key: 100 * value for key, value in values.items()}
+        return grouped(self.estimate, percent, self.prompts, lambda prompt: prompt.difficulty)
+
 
 def _measure(read: _Read) -> _Result:
     match read.benchmark.kind:
@@ -179,9 +188,12 @@ def _scored(read: _Read) -> _Result:
     if verifier is None and not compares(judge):
         own = read.estimate(mean, list(read.values.values()))
         groups = grouped(read.estimate, read.values, read.prompts, lambda prompt: prompt.category)
-        return _Result({} if own is None else {"mean_score": own}, groups, {}, unscored)
+        levels = grouped(read.estimate, read.values, read.prompts, lambda prompt: prompt.difficulty)
+        rated = levels if read.answers.of.ratings is not None else {}
+        return _Result({} if own is None else {"mean_score": own}, groups, rated, {}, unscored)
     name = "win_rate" if verifier is None else "instructions" if verifier.match == "instructions" else "accuracy"
-    return _Result(read.percent(name, read.values), read.by_category(read.values), {}, unscored)
+    numbers, values = read.percent(name, read.values), read.values
+    return _Result(numbers, read.by_category(values), read.by_complexity(values), {}, unscored)
 
 
 def _ifeval(read: _Read) -> _Result:
@@ -192,7 +204,7 @@ def _ifeval(read: _Read) -> _Result:
         raise InputError(f"{local_path(read.benchmark.path)} has no verifiable instructions to measure by")
     files = ifeval_files([Answered(prompt.instruction, response) for prompt, response in responses], model=read.model)
     numbers = ifeval_numbers(pairs, read.config.evaluation.confidence)
-    return _Result(numbers, {}, files, len(responses) - len(pairs))
+    return _Result(numbers, {}, {}, files, len(responses) - len(pairs))
 
 
 def ifeval_numbers(responses: Sequence[tuple[str | None, str]], confidence: float) -> dict[str, Interval]:
@@ -242,7 +254,8 @@ def _alpaca_eval(read: _Read) -> _Result:
         baseline=baseline_name(benchmark),
         judge=judge_name(read.config.evaluation.judge),
     )
-    return _Result(numbers, read.by_category(read.shares), files, len(answered) - len(kept), remarks)
+    groups, levels = read.by_category(read.shares), read.by_complexity(read.shares)
+    return _Result(numbers, groups, levels, files, len(answered) - len(kept), remarks)
 
 
 def _length_controlled(
@@ -273,22 +286,31 @@ def _arena_hard(read: _Read) -> _Result:
     rule: Rule = "old" if benchmark.version == "v0.1" else "current"
     answered, styles = _arena_answers(read, benchmark)
     games = [each.games for each in answered]
-    numbers, groups, remarks = dict[str, Interval](), dict[str, Interval](), list[str]()
+    numbers, remarks = dict[str, Interval](), list[str]()
     unscored = sum(game == (None, None) for game in games)
     if unscored < len(games):
         numbers["score"] = _interval(arena_hard_score(games, rule))
         if rule == "current":
             numbers["style_controlled_score"] = _interval(arena_hard_score(games, rule, style=styles))
-        for category in sorted({each.category for each in answered if each.category is not None}):
-            own = [each.games for each in answered if each.category == category]
-            if len(own) < len(games) and any(game != (None, None) for game in own):
-                groups[category] = _interval(arena_hard_score(own, rule))
     else:
         remarks.append(f"No score for {read.answers.model}: the judge gave no verdict.")
     files = arena_hard_files(
         answered, model=read.model, version=benchmark.version, judge=judge_name(read.config.evaluation.judge)
     )
-    return _Result(numbers, groups, files, unscored, remarks)
+    groups = _arena_groups(games, [prompt.category for prompt in read.prompts], rule)
+    is_rated = read.answers.of.ratings is not None
+    levels = _arena_groups(games, [prompt.difficulty for prompt in read.prompts], rule) if is_rated else {}
+    return _Result(numbers, groups, levels, files, unscored, remarks)
+
+
+def _arena_groups(games: Sequence[Game], kinds: Sequence[object], rule: Rule) -> dict[str, Interval]:
+    """Scores by kind of prompt; none if there is one kind alone."""
+    found = dict[str, Interval]()
+    for kind in sorted({kind for kind in kinds if kind is not None}, key=str):
+        own = [game for game, each in zip(games, kinds, strict=True) if each == kind]
+        if len(own) < len(games) and any(game != (None, None) for game in own):
+            found[str(kind)] = _interval(arena_hard_score(own, rule))
+    return found
 
 
 def _arena_answers(read: _Read, benchmark: ArenaHard) -> tuple[list[Answered], list[tuple[Style, Style]]]:
@@ -298,7 +320,8 @@ def _arena_answers(read: _Read, benchmark: ArenaHard) -> tuple[list[Answered], l
     def style(text: str) -> Style:
         return style_of(text, len(encoder.ids(text, as_text=True)))
 
-    for uid, prompt in zip(question_ids(benchmark), read.prompts, strict=True):
+    own = read_rows(read.answers.of.prompts, Prompt)  # exports have the file's categories
+    for uid, prompt in zip(question_ids(benchmark), own, strict=True):
         response = read.samples[prompt.prompt_id].response
         baseline = read.baseline_samples[prompt.prompt_id].response
         styles.append((style(response), style(baseline)))

@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from tasks.artifacts import show_markdown
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import JudgedSamples
+from tasks.kinds import by_kind, wins_of
 from tasks.stage import stage_task
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, win_rate
 from tpo.records import Artifact, Prompt
 from tpo.report.comparison import COMPARISON, Comparison, Lead, verdict, write_comparison
 from tpo.report.comparison_page import curve_picture, render_comparison
-from tpo.report.summary import Interval, Summary
+from tpo.report.fine_grained import as_markdown
+from tpo.report.summary import FineGrained, Interval, Summary
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger
 from tpo.storage.store import read_rows
 
 PAGE = "comparison.html"
 """The page's name in the folder of the run that thinks."""
+COMPARED_KINDS = "comparison_fine_grained.md"
+"""Win rates by kind of prompt, as Markdown, in the same folder."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Arm:
 
 
 @stage_task("compare", run_name="compare")
-def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[JudgedSamples]) -> Comparison:
+def compare(
+    thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[JudgedSamples], ratings: Artifact | None = None
+) -> Comparison:
     """Compares the run that thinks with the one that answers directly.
 
     Args:
@@ -46,6 +52,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Jud
         prompts: The test prompts of both.
         against: The thinking models' answers with a comparing judge's judgments of them against the direct ones';
             empty if the judge reads one response at a time.
+        ratings: The kinds of the test prompts, by which wins are counted; None for none.
     """
     rows = read_rows(prompts, Prompt)
     confidence = thinking.config.evaluation.confidence
@@ -60,6 +67,7 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Jud
         measure="win_rate" if against else "difference",
         leads=leads,
         spent={"thinking": _spent(thinking.config), "direct": _spent(direct.config)},
+        fine_grained=None if ratings is None else _kinds(thinking, direct, prompts, against, ratings),
     )
     config = thinking.config
     write_atomically(config.root / PAGE, render_comparison(comparison).encode())
@@ -71,12 +79,25 @@ def compare(thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[Jud
             [
                 *verdict(comparison),
                 *([f"![Thinking and direct by iteration]({picture})"] if picture else []),
+                *([as_markdown(comparison.fine_grained)] if comparison.fine_grained else []),
                 f"The whole page: `{config.place}/{PAGE}`",
             ]
         ),
         description=f"Run {config.name} against {direct.config.name}",
     )
     return comparison
+
+
+def _kinds(
+    thinking: Arm, direct: Arm, prompts: Artifact, against: Sequence[JudgedSamples], ratings: Artifact
+) -> FineGrained:
+    """Win rates of each thinking model over the direct run's of the same iteration, by kind of prompt."""
+    config = thinking.config
+    ends = zip(against or thinking.tests, direct.tests, strict=True)
+    wins = {f"M_{t}": wins_of(config, one, other) for t, (one, other) in enumerate(ends)}
+    found = by_kind(config, prompts, ratings, wins, against=f"the same model of {direct.config.name}")
+    write_atomically(config.root / COMPARED_KINDS, as_markdown(found).encode())
+    return found
 
 
 def _paired(

@@ -79,6 +79,8 @@ class BenchmarkSet:
     """Its prompts, in the file's order."""
     baseline: JudgedSamples | None
     """The outputs that others are compared with, from a file; None without one."""
+    ratings: Artifact | None = None
+    """The kinds of its prompts, if they are rated; None if they aren't."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,13 @@ def labelling_spec(config: RunConfig, iteration: int) -> SamplingSpec:
 def against_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """A second judgment of M_t's test outputs: compared with those of another run's M_t."""
     return SamplingSpec(f"iter_{iteration}/against", "evaluate", config.prompt, config.evaluation.judge, config.sample)
+
+
+def against_direct_spec(config: RunConfig, iteration: int) -> SamplingSpec:
+    """A second judgment of M_t's test outputs: compared with those of M_0 answering directly."""
+    return SamplingSpec(
+        f"iter_{iteration}/against_direct", "evaluate", config.prompt, config.evaluation.judge, config.sample
+    )
 
 
 def direct_spec(config: RunConfig) -> SamplingSpec:

@@ -21,16 +21,17 @@ from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample, Score
 from tpo.report.benchmarks import Benchmarks
+from tpo.report.fine_grained import as_markdown
 from tpo.report.run_page import Example, RoundRow, render_report, score_picture
-from tpo.report.summary import REPORT, SUMMARY, ModelRow, Summary, write_summary
+from tpo.report.summary import REPORT, SUMMARY, FineGrained, ModelRow, Summary, write_summary
 from tpo.report.table import DIRECT
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
 from tpo.storage.store import Manifest, is_set_aside, read_manifest, read_rows, stream_rows
 
 _STAGES = (
-    "generations",
-    "prompts", "samples", "judgments", "scores", "pairs", "replay", "train", "validation", "model", "test", "direct"
+    "generations", "prompts", "ratings", "samples", "judgments", "scores", "pairs", "replay", "train", "validation",
+    "model", "test", "direct"
 )  # fmt: skip
 """The stages in the order in which they run."""
 EXAMPLES = 20
@@ -74,9 +75,11 @@ def report(
     direct: JudgedSamples,
     measured: Sequence[IterationResult],
     benchmarks: Benchmarks | None = None,
+    fine_grained: FineGrained | None = None,
 ) -> Summary:
     """Summary and page of a run up to the last of `measured`; the page also has its `benchmarks`."""
     summary = summarize(config, read_rows(test_prompts, Prompt), direct, measured)
+    summary = dataclasses.replace(summary, fine_grained=fine_grained)
     write_atomically(config.root / SUMMARY, write_summary(summary))
     page = render_report(
         summary,
@@ -104,7 +107,8 @@ def report(
     show_markdown(
         key=f"tpo-{slug(config.name)}-report",
         markdown=f"Test score by iteration. The whole page: `{config.place}/report.html`\n\n"
-        + (f"![Test score by iteration]({picture})" if picture else ""),
+        + (f"![Test score by iteration]({picture})" if picture else "")
+        + (f"\n\n{as_markdown(fine_grained)}" if fine_grained else ""),
         description=f"Run {config.name}, report",
     )
     return summary

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from tpo.config.base import Endpoint
+from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
@@ -40,6 +42,15 @@ def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig) -> Meter:
     return Meter(config.root, stage, _judge(config, judge), config.budget)
 
 
+def rating_meter(config: RunConfig, stage: str, rater: FineGrainedConfig) -> Meter:
+    """For having instructions rated."""
+    if rater.endpoint is not None:
+        return Meter(config.root, stage, _server(rater.server, rater.endpoint), config.budget)
+    assert rater.folder is not None
+    worker = _engines(config, config.judge_engine, parameters_of(rater.folder))
+    return Meter(config.root, stage, worker, config.budget)
+
+
 def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     """For training `model`."""
     worker = Worker(
@@ -51,12 +62,12 @@ def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     return Meter(config.root, stage, worker, config.budget)
 
 
-def api_tokens(root: Path, *, generating: bool = False) -> TokenCount:
+def api_tokens(root: Path, verb: Literal["judge", "generate", "rate"] = "judge") -> TokenCount:
     """Tokens that servers have read and written for a run so far, from its ledger: what an endpoint's limits count.
 
-    Those of judges, or, with `generating`, of the generator.
+    Those of judges, of the generator or of the rater.
     """
-    paid = [entry for entry in read_ledger(root) if entry.device == API and (entry.work == "generate") == generating]
+    paid = [entry for entry in read_ledger(root) if entry.device == API and entry.work.split()[-1] == verb]
     return TokenCount(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from prompts.instructions import InstructionPrompt, WrittenInstruction, can_be_shown, load_instruction_prompt
-from prompts.verdict import without_control_tokens
+from prompts.quoting import without_control_tokens
 from tasks.handles import with_files
 from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_file, why_unfit
 from tasks.spending import api_tokens, generating_meter
@@ -347,7 +347,7 @@ def _write_shards(config: RunConfig, stage: Stage, writing: _Writing, generator:
 def _generator(config: RunConfig, writing: _Writing) -> Generator:
     settings = writing.settings
     if settings.endpoint is not None:
-        used = api_tokens(config.root, generating=True)
+        used = api_tokens(config.root, "generate")
         spent = Spent(used.input_tokens, used.output_tokens)
         return ApiGenerator(settings, settings.endpoint, spent, without_control_tokens)
     assert writing.model is not None

@@ -9,7 +9,7 @@ from tasks.handles import JudgedSamples
 from tpo.config.data import DataConfig, FileSource, ModelConfig, SampleConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig
-from tpo.records import Artifact, Demonstration, Prompt, Sample, Score
+from tpo.records import Artifact, Demonstration, Prompt, Rating, Sample, Score
 from tpo.storage.store import Stage
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -64,7 +64,7 @@ def some_answers(root: Path, name: str, outputs: Mapping[str, Sequence[tuple[str
     return JudgedSamples(stored(root, f"{name}/samples", samples), stored(root, f"{name}/scores", scores))
 
 
-def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score | Demonstration]) -> Artifact:
+def stored(root: Path, name: str, rows: Sequence[Prompt | Sample | Score | Demonstration | Rating]) -> Artifact:
     """Some rows of one kind, stored as a stage of this name would."""
     stage = Stage(root, name, type(rows[0]), inputs={}, config={})
     stage.begin()

@@ -135,6 +135,24 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Rating:
+    """The kind of one instruction: what its file says of it, or a model."""
+
+    prompt_id: str
+    """The prompt."""
+    category: str | None
+    """Its category; None if it isn't known."""
+    no_category: str | None
+    """Why the category isn't known (`prompts.rating.Unread`, a refusal, `not_given`), or None."""
+    complexity: int | None
+    """From 1 (simplest) to 5, or the file's difficulty; None if it isn't known."""
+    no_complexity: str | None
+    """Why the complexity isn't known, or None."""
+    reply: str
+    """The rater's reply as JSON; empty if none was asked for."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """One preference: two full outputs, thoughts included, after the same prompt."""
 

@@ -46,7 +46,10 @@ def evaluation_config(
     chosen = [_roomy(written, each.model_copy(update=changed), model) for each in _chosen(written, benchmarks)]
     try:
         evaluation = EvaluationConfig(
-            judge=written.evaluation.judge, confidence=written.evaluation.confidence, benchmarks=tuple(chosen)
+            judge=written.evaluation.judge,
+            confidence=written.evaluation.confidence,
+            benchmarks=tuple(chosen),
+            fine_grained=written.evaluation.fine_grained,
         )
     except ValidationError as error:
         raise InputError(f"evaluation: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

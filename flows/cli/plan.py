@@ -85,7 +85,11 @@ def models_of(config: RunConfig) -> Models:
         for writer in pair_writers(config)
     }
     judge, evaluation = (_judge_model(config, judge) for judge in (config.judge, config.evaluation.judge))
-    return Models(seed, judge, evaluation, generator, writers)
+    rater = config.evaluation.fine_grained
+    rates = None
+    if rater is not None and rater.folder is not None:
+        rates = _find_writer(rater.folder, device=config.judge_engine.device)
+    return Models(seed, judge, evaluation, generator, writers, rates)
 
 
 def cluster_of(config: RunConfig) -> Cluster:
@@ -189,6 +193,7 @@ def _models(plan: Plan) -> Table:
         **writers,
         "judge": models.judge,
         "test judge": models.evaluation,
+        "rater": models.rater,
     }
     usual = {"test judge": models.judge, "generator": models.seed, **dict.fromkeys(writers, models.seed)}
     for role, model in named.items():

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.report.test_fine_grained import some_kinds
 from tests.report.test_run_page import EXAMPLE, FIRST, HEALTH, SEED, Reader, interval
 from tpo.report.comparison import Comparison, Lead
 from tpo.report.comparison_page import render_comparison
@@ -191,7 +192,7 @@ def report(payloads: list[str], *, run: str) -> str:
     )
     fallen = {payload: interval(0.9) for payload in payloads}
     return render_report(
-        Summary(run, 0, 0.95, [dataclasses.replace(SEED, by_category=fallen), row]),
+        Summary(run, 0, 0.95, [dataclasses.replace(SEED, by_category=fallen), row], some_kinds(by_name)),
         config={"name": every, every: payloads, "judge": {"kind": every}, "prompt": {"variant": every}},
         epochs={},
         margins={1: [1.0, 2.0, 3.0]},
@@ -234,7 +235,7 @@ def test_a_comparison_full_of_payloads_runs_nothing_and_asks_for_nothing(
     names = {payload: interval(0.1) for payload in payloads}
     leads = [Lead(t, interval(0.1), names, names, interval(0.6)) for t in (0, 1)]
     run = Summary("".join(payloads), 0, 0.95, [dataclasses.replace(SEED, by_category=names), FIRST])
-    page = render_comparison(Comparison(run, run, "difference", leads, {}))
+    page = render_comparison(Comparison(run, run, "difference", leads, {}, some_kinds(names)))
     seen = browse(page if policy else POLICY.sub("", page), tmp_path, server)
     assert not seen.ran and seen.urls == []
     tags = {tag for tag, _ in Reader(seen.dom).elements}

@@ -14,7 +14,7 @@ from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig
 
 NEWER: dict[type[BaseModel], set[str]] = {
-    EvaluationConfig: {"benchmarks"},
+    EvaluationConfig: {"benchmarks", "fine_grained"},
     ModelConfig: {"chat_template_options", "thinking"},
     PairConfig: {"replay_share"},
     TrainConfig: {"rounds"},

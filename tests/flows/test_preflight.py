@@ -191,6 +191,33 @@ def test_a_run_that_its_files_make_impossible_is_refused(tmp_path: Path, name: s
     assert message in refusal(make(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("fine_grained", "told"),
+    [
+        ({}, "has no model to rate instructions, and data.source brings neither categories nor difficulties"),
+        ({"model": "missing"}, "missing"),
+        ({"model": "m", "user_template": "missing.jinja"}, "rating template missing.jinja cannot be read"),
+    ],
+)
+def test_a_rater_that_cannot_rate_is_refused(tmp_path: Path, fine_grained: dict[str, Any], told: str):
+    assert told in refusal(a_config(tmp_path, evaluation={"fine_grained": fine_grained}))
+
+
+def test_a_rater_behind_a_server_is_tried_before_work_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with MisbehavingServer(says=lambda _: "[[Category: Other]] [[Complexity: 1]]") as server:
+        endpoint = {"base_url": server.base_url, "retries": 0}
+        config = a_config(tmp_path, evaluation={"fine_grained": {"model": "m", "endpoint": endpoint}})
+        check_endpoints(config)
+        assert "Write a poem" in server.asked[0].request["messages"][1]["content"]
+        assert capsys.readouterr().err == ""
+    with MisbehavingServer(says=lambda _: "A poem.") as server:
+        endpoint = {"base_url": server.base_url, "retries": 0}
+        check_endpoints(a_config(tmp_path, evaluation={"fine_grained": {"model": "m", "endpoint": endpoint}}))
+        assert "its rating of a plain instruction had no label" in capsys.readouterr().err
+    with pytest.raises(InputError, match="did not answer"):
+        check_endpoints(config)
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_a_generator_whose_context_is_too_small_is_refused_with_both_numbers(tmp_path: Path, own: bool):
     folder = a_model(tmp_path / "writer", context=511) if own else tmp_path / "model"

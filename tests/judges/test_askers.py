@@ -16,7 +16,8 @@ from judges.askers import (
     decoding_of,
     shards_of,
 )
-from prompts.verdict import LABELS, PROMPTS, without_control_tokens
+from prompts.quoting import without_control_tokens
+from prompts.verdict import LABELS, PROMPTS
 from tests.misbehaving_server import MisbehavingServer
 from tests.models.test_chat import like_llama3
 from tpo.config.base import Endpoint

@@ -11,7 +11,8 @@ from judges.askers import ComparisonEncoder, ResponsePair, ServerAsker, shards_o
 from judges.base import Group, Response, groups_of
 from judges.pairwise import Pairwise
 from judges.reward_model import RewardModel
-from prompts.verdict import LABELS, PROMPTS, without_control_tokens
+from prompts.quoting import without_control_tokens
+from prompts.verdict import LABELS, PROMPTS
 from tests.conversations import ADVISED, ANSWER, EARLIER, FIRST, LAST, SYSTEM
 from tests.hostile import hostile_responses
 from tests.judges.test_armorm import Overheard

@@ -12,7 +12,7 @@ import pytest
 
 from flows.cli.plan import cluster_of, large, models_of, plan_run, print_plan, to_json
 from tasks.spending import judging_meter
-from tests.rows import a_config
+from tests.rows import a_config, a_model
 from tpo.config.hub import addresses_in
 from tpo.config.judges import PairwiseJudge
 from tpo.config.load import load_config
@@ -25,7 +25,7 @@ from tpo.planning.gpu_memory import engine_memory, trainings_memory
 from tpo.planning.needs import GIB
 from tpo.planning.plan import Plan, make_plan
 from tpo.planning.throughput import PastRun, decode_rate, hardware_of, training_rate
-from tpo.planning.workload import Kind, calls_of
+from tpo.planning.workload import Kind, Lengths, calls_of, workload
 from tpo.storage.ledger import LEDGER, Entry, Meter, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,40 @@ def test_every_shipped_profile_loads_plans_and_fits_the_machines_it_names(
     assert len(unasked) == bool([*addresses_in(profile(name))])
     print_plan(plan)
     assert capsys.readouterr().out.rstrip().endswith("It fits.")
+
+
+def test_ratings_are_planned_once_for_all_models_and_only_for_prompts_without_kinds(tmp_path: Path):
+    endpoint = {"base_url": "http://x/v1", "output_price": 10.0}
+    rated = {"model": "m", "endpoint": endpoint}
+    benchmarks = [{"kind": "alpaca_eval", "path": "a.json"}, {"kind": "gsm8k", "path": "g.jsonl"}]
+    evaluation = {"judge": {"kind": "armorm"}, "fine_grained": rated, "benchmarks": benchmarks}
+    source = {"kind": "file", "path": tmp_path / "prompts.jsonl"}
+    for columns, tested in (({}, 2), ({"category_column": "c", "difficulty_column": "d"}, 0)):
+        data = {"source": {**source, **columns}, "per_iteration": 2, "validation": 2, "test": 2}
+        config = a_config(tmp_path, data=data, evaluation=evaluation)
+        plan = make_plan(config, 3, models=models_of(config), cluster=cluster_of(config), past=[])
+        (stage,) = [stage for stage in plan.stages if stage.work.kind is Kind.RATE]
+        assert (stage.work.prompts, stage.work.expected.answers) == (805 + tested, 805 + tested)
+        assert stage.engines.who.startswith("m at http://x/v1")
+        assert stage.cost == pytest.approx(stage.work.expected.tokens_out * 10 / 1e6)
+
+
+def test_comparisons_with_m_0_direct_by_kind_are_planned_if_the_judge_compares(tmp_path: Path):
+    rounds = []
+    for kind in ("pairwise", "armorm"):
+        for fine_grained in (None, {"model": "m", "endpoint": {"base_url": "http://x/v1"}}):
+            config = a_config(tmp_path, evaluation={"judge": {"kind": kind}, "fine_grained": fine_grained})
+            works = workload(config, 3, Lengths(10, 10, 5, 10, ""))
+            rounds.append(next(work.rounds for work in works if work.kind is Kind.TEST_JUDGE))
+    assert rounds == [4, 8, 5, 5]
+
+
+def test_a_rater_on_our_engines_takes_memory(tmp_path: Path):
+    rater = {"model": str(a_model(tmp_path / "rater")), "max_tokens": 512}
+    config = a_config(tmp_path, evaluation={"fine_grained": rater})
+    plan = make_plan(config, 1, models=models_of(config), cluster=cluster_of(config), past=[])
+    assert "judge_engine (rater)" in plan.memory
+    assert [stage.engines.who for stage in plan.stages if stage.work.kind is Kind.RATE] == ["1 vLLM engine: rater"]
 
 
 @pytest.mark.parametrize(

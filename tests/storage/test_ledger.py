@@ -44,6 +44,9 @@ def a_meter(root: Path, stage: str = "iter_1/samples", budget: BudgetConfig = NO
         ("iter_3/validation/epoch_2/judgments", "validation judge"),
         ("iter_3/test/samples", "test sample"),
         ("iter_0/direct/judgments", "test judge"),
+        ("iter_2/against_direct/judgments", "test judge"),
+        ("iter_0/ratings", "rate"),
+        ("iter_0/benchmarks/mine/ratings", "rate"),
     ],
 )
 def test_a_stages_name_gives_its_kind_of_work(stage: str, work: str):

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
+from prompts.template import TEMPLATES
 from tasks.demonstrate import demonstrations_stage
 from tasks.fine_tune import fine_tune_stage
 from tasks.handles import (
@@ -28,6 +29,7 @@ from tasks.judge import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
 from tasks.pseudo_label import pseudo_labels_stage
+from tasks.rate import Brought, ratings_stage
 from tasks.replay import replay_stage
 from tasks.sample import samples_stage
 from tasks.source import is_written, prompts_stage
@@ -36,6 +38,7 @@ from tasks.train import reference_of, train_stage
 from tasks.validate import model_stage
 from tests.rows import a_config, a_model
 from tpo.config.contexts import context_of
+from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
@@ -258,6 +261,7 @@ OTHER_VALUES: dict[str, Any] = {
     "trainer__strategy": None,
     "evaluation__judge__kind": None,
     "evaluation__judge__answer_pattern": "(x)",
+    "evaluation__fine_grained": None,
     "cluster__address": "auto",
     "cluster__gpus": 4,
     "cluster__gpu_memory_gib": 80.0,
@@ -377,6 +381,32 @@ def test_every_field_of_self_training_identifies_what_it_makes_except_the_ablati
             value = 7 if name == "demonstrations" else another(info.default, info.annotation)
             changed_stages = [a != b for a, b in zip(made(), made(**{name: value}), strict=True)]
             assert sum(changed_stages) == 1, name
+
+
+RATES = {"model": None, "categories": ("a", "b"), "max_new_tokens": 99, "max_tokens": 999, "user_template": None}
+"""Settings that change ratings; None if a file or folder must change."""
+
+
+@pytest.mark.parametrize("field", [*RATES, "min_prompts"])
+def test_every_field_of_a_rater_identifies_its_ratings_unless_it_only_says_what_is_shown(tmp_path: Path, field: str):
+    assert FineGrainedConfig.model_fields.keys() == {*RATES, "min_prompts", "endpoint", "system_template"}
+    shipped = (TEMPLATES / "rating.user.jinja").read_text()
+    (tmp_path / "user.jinja").write_text(shipped.replace("Say in one", "Now say in one"))
+    other = {"model": str(a_model(tmp_path / "other", context=9)), "user_template": tmp_path / "user.jinja"}
+    value = other.get(field) or RATES.get(field, 3)
+    prompts, asked = Artifact(tmp_path, 1, "p"), Brought(categories=False, complexities=True)
+
+    def made(**changes: Any) -> str:
+        settings = {"model": str(a_model(tmp_path / "rater")), **changes}
+        config = a_config(tmp_path, evaluation={"fine_grained": settings})
+        return identity(ratings_stage(config, "iter_0/ratings", prompts, asked)).fingerprint
+
+    assert (made(**{field: value}) != made()) is (field in RATES)
+    given = Brought(categories=True, complexities=True)
+    config = a_config(tmp_path, evaluation={"fine_grained": {}})
+    with_rater = a_config(tmp_path, evaluation={"fine_grained": {"model": str(tmp_path / "rater")}})
+    unasked = [ratings_stage(each, "iter_0/ratings", prompts, given) for each in (config, with_rater)]
+    assert identity(unasked[0]) == identity(unasked[1])
 
 
 def test_pairs_and_pseudo_labels_are_identified_by_the_answers_of_all_models_so_far(tmp_path: Path):

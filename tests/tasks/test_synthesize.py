@@ -315,8 +315,8 @@ def test_a_server_is_asked_with_the_configured_sampling(tmp_path: Path):
         calls = len(server.asked)
         written(config)
         assert len(server.asked) == calls
-        assert api_tokens(config.root, generating=True).input_tokens == calls * 10
-        assert api_tokens(config.root).input_tokens == 0
+        assert api_tokens(config.root, "generate").input_tokens == calls * 10
+        assert api_tokens(config.root).input_tokens == api_tokens(config.root, "rate").input_tokens == 0
     assert not list(config.root.rglob("journal-*"))
     assert KEY.encode() not in b"".join(path.read_bytes() for path in config.root.rglob("*") if path.is_file())
 
@@ -338,7 +338,7 @@ def test_a_server_that_dies_is_asked_nothing_twice(tmp_path: Path, calls: int):
         written(config)
         # A shard is 8 calls per concurrent call, and 30 prompts take four shards.
         assert len(server.asked) == 32 - calls
-    assert api_tokens(config.root, generating=True).input_tokens == 32 * 10
+    assert api_tokens(config.root, "generate").input_tokens == 32 * 10
     assert not list(config.root.rglob("journal-*"))
 
 

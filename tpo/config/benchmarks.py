@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from tpo.config.base import Section
 from tpo.config.data import FileSource
+from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.hub import DataPlace
 from tpo.config.judges import JudgeConfig, VerifierJudge, check_answer_pattern, compares
 
@@ -24,6 +25,8 @@ class Benchmark(Section):
     """Number of prompts of the published set; None if it isn't known."""
     compares: ClassVar[bool] = False
     """Whether responses are compared with a baseline's by the evaluation judge."""
+    has_kinds: ClassVar[bool] = False
+    """Whether it has instructions of many kinds, which a fine-grained evaluation tells apart."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name in folders and tables, unique in a run; None for the kind."""
@@ -133,7 +136,7 @@ class AlpacaEval(Benchmark):
     """AlpacaEval 2 (2404.04475): win rate over a baseline's outputs, raw and length-controlled, by the evaluation
     judge."""
 
-    size, compares = 805, True
+    size, compares, has_kinds = 805, True, True
     kind: Literal["alpaca_eval"] = "alpaca_eval"
     """Names this benchmark."""
     temperature: float | None = Field(None, ge=0, le=2)
@@ -154,7 +157,7 @@ class AlpacaEval(Benchmark):
 class ArenaHard(Benchmark):
     """Arena-Hard (2406.11939): score over a baseline's answers, by the evaluation judge in both orders."""
 
-    compares = True
+    compares, has_kinds = True, True
     kind: Literal["arena_hard"] = "arena_hard"
     """Names this benchmark."""
     version: Literal["v0.1", "v2.0"] = "v0.1"
@@ -194,6 +197,7 @@ class CustomBenchmark(Benchmark):
     """Any prompts: with references or verifiable instructions they are verified, otherwise the evaluation judge scores
     them; with categories there is a table by category."""
 
+    has_kinds = True
     kind: Literal["custom"] = "custom"
     """Names this benchmark."""
     instruction_column: str = "instruction"
@@ -255,6 +259,9 @@ class EvaluationConfig(Section):
     """Confidence level of all intervals."""
     benchmarks: tuple[BenchmarkConfig, ...] = ()
     """Benchmarks for M_0 answering directly, M_0 and every M_t (docs/benchmarks.md)."""
+    fine_grained: FineGrainedConfig | None = None
+    """Win rates by category and complexity of instructions; a section `[evaluation.fine_grained]`
+    (docs/categories.md). None for none."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -248,6 +248,8 @@ class RunConfig(Section):
         ]
         if self.data.synthetic is not None:
             endpoints.append(self.data.synthetic.endpoint)
+        if self.evaluation.fine_grained is not None:
+            endpoints.append(self.evaluation.fine_grained.endpoint)
         priced = [endpoint for endpoint in endpoints if endpoint and (endpoint.input_price or endpoint.output_price)]
         if self.budget.cost is not None and not (self.prices.gpu_hour or priced):
             raise ValueError(

@@ -72,6 +72,8 @@ def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Ite
         for judge in model_judges(config)
         if isinstance(judge, PairwiseJudge)
     ]
+    if (rater := config.evaluation.fine_grained) is not None and rater.folder is not None:
+        engines.append(("judge_engine", config.judge_engine, rater.folder))
     for name, engine, folder in engines:
         model, gpus = models.get(folder), engine.tensor_parallel
         if model is not None and not model.shape.splits_over(gpus):
@@ -233,6 +235,7 @@ _GPU_REMEDIES = {
     "generate": "raise engine.tensor_parallel, or lower data.synthetic.max_prompt_tokens or max_new_tokens",
     "sample": "raise engine.tensor_parallel, or lower sample.max_new_tokens or data.max_prompt_tokens",
     "judge": "raise judge_engine.tensor_parallel, or lower judge.max_tokens or judge_engine.batch_tokens",
+    "rate": "raise judge_engine.tensor_parallel, or lower evaluation.fine_grained.max_tokens",
     "train": 'set trainer.strategy = "fsdp" with more trainer.workers, train.gradient_checkpointing = true, a smaller '
     "train.micro_batch_size or train.max_tokens, or a [train.lora]",
 }

@@ -86,6 +86,10 @@ def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMem
                 held = reader_memory(kind, model.shape, config.judge_engine, longest=longest, gpu_bytes=gpu_bytes)
             if not any(replace(held, work=other.work) == other for other in found):
                 found.append(held)
+        if (rater := config.evaluation.fine_grained) is not None and models.rater is not None:
+            shape, engine = models.rater.shape, config.judge_engine
+            context = min(rater.max_tokens, shape.context)
+            found.append(engine_memory(Kind.RATE, shape, engine, context=context, gpu_bytes=gpu_bytes))
     if config.trainer.device == "gpu":
         found += trainings_memory(config, models.seed.shape, gpu_bytes=gpu_bytes)
     return found

@@ -169,6 +169,9 @@ def memory_needed(config: RunConfig, parameters: Callable[[Path | None], int]) -
             needed[f"judge_engine ({judge.kind})"] = _engines(
                 config.judge_engine, parameters(judge.folder), with_cache=isinstance(judge, PairwiseJudge)
             )
+    rater = config.evaluation.fine_grained
+    if config.judge_engine.device == "cpu" and rater is not None and rater.folder is not None:
+        needed["judge_engine (rater)"] = _engines(config.judge_engine, parameters(rater.folder), with_cache=True)
     if config.trainer.device == "cpu":
         needed["trainer"] = _training(config, parameters(None))
     return needed
@@ -196,6 +199,9 @@ def gpus_needed(config: RunConfig) -> dict[str, int]:
         for judge in {judge.folder: judge for judge in model_judges(config)}.values():
             each = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
             needed[f"judge_engine ({judge.kind})"] = config.judge_engine.count * each
+        rater = config.evaluation.fine_grained
+        if rater is not None and rater.folder is not None:
+            needed["judge_engine (rater)"] = config.judge_engine.count * config.judge_engine.tensor_parallel
     if config.trainer.device == "gpu":
         needed["trainer"] = config.trainer.workers
     return needed

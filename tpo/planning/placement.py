@@ -7,6 +7,7 @@ from pathlib import Path
 from tpo.config.base import Endpoint
 from tpo.config.contexts import pair_writers
 from tpo.config.data import SyntheticConfig
+from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
@@ -51,6 +52,8 @@ class Models:
     """The model that writes prompts, possibly M_0; None if no prompts are written, or a server writes them."""
     writers: Mapping[str, Model] = field(default_factory=dict)
     """The models that write ThinkPO's pairs, by kind of work; possibly M_0."""
+    rater: Model | None = None
+    """The model that rates instructions; None if there is none, or a server does."""
 
     def by_folder(self, config: RunConfig) -> dict[Path | None, Model]:
         """The models of a run with this config by folder, M_0 at None."""
@@ -60,6 +63,8 @@ class Models:
                 found[judge.folder] = model
         if config.data.synthetic is not None and self.generator is not None:
             found[config.data.synthetic.folder] = self.generator
+        if config.evaluation.fine_grained is not None and self.rater is not None:
+            found[config.evaluation.fine_grained.folder] = self.rater
         found |= {writer.folder: self.writers[writer.work] for writer in pair_writers(config)}
         return found | {None: self.seed}
 
@@ -121,8 +126,9 @@ class Placement:
 
     def server(self, kind: Kind) -> Server | None:
         """The server that does this work; None if it is done here."""
-        who = self.config.data.synthetic if kind.verb == "generate" else self.judge(kind)
-        if not isinstance(who, SyntheticConfig | PairwiseJudge) or who.endpoint is None:
+        others = {"generate": self.config.data.synthetic, "rate": self.config.evaluation.fine_grained}
+        who = others[kind.verb] if kind.verb in others else self.judge(kind)
+        if not isinstance(who, SyntheticConfig | PairwiseJudge | FineGrainedConfig) or who.endpoint is None:
             return None
         return Server(who.server, who.endpoint)
 
@@ -130,6 +136,8 @@ class Placement:
         """The local model that does this work."""
         if kind.verb == "generate":
             return self.models.generator
+        if kind.verb == "rate":
+            return self.models.rater
         if kind.verb == "judge":
             return self.models.evaluation if kind.purpose in ("test", "benchmark") else self.models.judge
         return self.models.writers.get(kind, self.models.seed)
@@ -138,7 +146,7 @@ class Placement:
         """The config section with this work's resources."""
         if kind.verb == "train":
             return self.config.trainer
-        return self.config.judge_engine if kind.verb == "judge" else self.config.engine
+        return self.config.judge_engine if kind.verb in ("judge", "rate") else self.config.engine
 
     def device(self, kind: Kind) -> str:
         """The device of this work, as in the ledger."""

@@ -190,7 +190,7 @@ def _idle(speed: Speed, stages: Sequence[Stage]) -> Iterator[str]:
     for stage in stages:
         work, count, shards = stage.work, stage.engines.count, speed.shards(stage.work, stage.engines)
         if 0 < shards < count:
-            name = "judge_engine" if work.kind.verb == "judge" else "engine"
+            name = "judge_engine" if work.kind.verb in ("judge", "rate") else "engine"
             each = math.ceil(work.prompts / work.rounds)
             yield (
                 f"{work.kind}: {each:,} prompts are {shards} shard{'' if shards == 1 else 's'}, so "

@@ -166,7 +166,7 @@ class Speed:
             return prefill_rate(shape, hardware)
         answers = work.expected.answers
         read, written = work.expected.tokens_in / answers, work.expected.tokens_out / answers
-        reads_much = judge is not None or work.kind.verb == "generate"
+        reads_much = judge is not None or work.kind.verb in ("generate", "rate")
         context = (read if reads_much else self.lengths.prompt) + written / 2
         number = BYTES[section.dtype]
         # An engine works on one shard at a time.
@@ -204,7 +204,7 @@ class Speed:
         writer = self.placement.config.data.synthetic
         if kind is Kind.GENERATE:
             return writer is not None and writer.folder is not None
-        return kind in (Kind.SAMPLE, Kind.JUDGE, *self.placement.models.writers)
+        return kind in (Kind.SAMPLE, Kind.JUDGE, Kind.RATE, *self.placement.models.writers)
 
 
 def _server_rate(work: Work, endpoint: Endpoint) -> Rate:

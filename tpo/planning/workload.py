@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Literal, Self
 
 from tpo.config.contexts import pair_writers
-from tpo.config.data import SampleConfig, SyntheticConfig
+from tpo.config.data import FileSource, MiniatureSource, SampleConfig, SyntheticConfig
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
@@ -25,6 +25,12 @@ FEW_SHOT_PROSE_TOKENS = 150
 """Tokens of a prompt that asks for instructions, besides its examples."""
 GUESSED_JUDGMENT_TOKENS = 300
 """Assumed length of a judge's explanation, unless the profile gives one."""
+RATING_PROSE_TOKENS = 300
+"""Tokens of a question about an instruction's kind, besides the instruction and the names of categories."""
+GUESSED_RATING_TOKENS = 50
+"""Assumed length of a rater's reply."""
+_CHARS_PER_TOKEN = 4
+"""Assumed length of a token in English."""
 _MAX_ROUNDS_APART = 1000
 """Iterations up to which trainings are added up one by one; beyond that, their mean is used."""
 _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
@@ -33,7 +39,7 @@ _SOFT_CALLS, _HARD_CALLS = 2.0, 3.75
 
 Purpose = Literal["", "short", "long", "sft", "validation", "test", "benchmark"]
 """The purpose of work: one side of ThinkPO's pairs, fine-tuning, a measurement or, if empty, the iteration itself."""
-Verb = Literal["generate", "sample", "judge", "train"]
+Verb = Literal["generate", "sample", "judge", "train", "rate"]
 """The activity."""
 
 
@@ -68,6 +74,8 @@ class Kind(StrEnum):
     TEST_JUDGE = "test", "judge"
     BENCHMARK_SAMPLE = "benchmark", "sample"
     BENCHMARK_JUDGE = "benchmark", "judge"
+    RATE = "", "rate"
+    """The kinds of all prompts that are rated."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,9 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
     compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
     # M_0 is the baseline that others are compared with, so its own validation and test need no comparison.
     judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
+    if compares[1] and config.evaluation.fine_grained is not None:
+        # M_0 … M_T are compared with M_0 answering directly, too.
+        judged = judged[0], judged[1] + iterations + 1
     return [
         *([_generating(data.synthetic, lengths, rounds, fresh)] if data.synthetic is not None else []),
         _sampling(config, Kind.SAMPLE, lengths, rounds, fresh, config.sample.k, config.sample.max_attempts),
@@ -159,6 +170,7 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
         _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, judged[1], data.test, 1),
         *benchmark_work(config, lengths, tested),
+        *rating_work(config, lengths, data.test),
     ]
 
 
@@ -180,6 +192,33 @@ def benchmark_work(config: RunConfig, lengths: Lengths, models: int) -> list[Wor
         found.append(_judging(Kind.BENCHMARK_JUDGE, judge, lengths, models, prompts, 1))
     kinds = dict.fromkeys(work.kind for work in found)
     return [reduce(_together, (work for work in found if work.kind == kind)) for kind in kinds]
+
+
+def rating_work(config: RunConfig, lengths: Lengths, tested: int) -> list[Work]:
+    """Ratings of `tested` test prompts and of benchmarks, each prompt once; none without a rater.
+
+    Prompts are expected to bring what their source names a column for. What a benchmark's file brings isn't known.
+    """
+    settings = config.evaluation.fine_grained
+    if settings is None or settings.model is None:
+        return []
+    sizes = [benchmark.known_size for benchmark in config.evaluation.benchmarks if benchmark.has_kinds]
+    prompts = sum(sizes) + (0 if brings_kinds(config) else tested)
+    listed = sum(len(name) for name in settings.categories) / _CHARS_PER_TOKEN
+    longest = settings.max_tokens - settings.max_new_tokens
+    read = min(longest, RATING_PROSE_TOKENS + listed + lengths.prompt)
+    written = min(settings.max_new_tokens, GUESSED_RATING_TOKENS)
+    expected = Amount(prompts, round(prompts * read), prompts * written)
+    most = Amount(prompts, prompts * longest, prompts * settings.max_new_tokens)
+    return [Work(Kind.RATE, 1 + len(sizes), prompts, expected, most)] if prompts else []
+
+
+def brings_kinds(config: RunConfig) -> bool:
+    """Whether the test prompts bring categories and difficulties, as far as the config tells."""
+    source = config.data.source
+    if isinstance(source, FileSource):
+        return source.category_column is not None and source.difficulty_column is not None
+    return not (isinstance(source, MiniatureSource) and len(source.categories) == 1)
 
 
 def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]:

@@ -60,6 +60,8 @@ class BenchmarkRow:
     """Files for other tools, below the run folder."""
     remarks: Sequence[str] = ()
     """What is missing or different, as sentences."""
+    by_complexity: Mapping[str, Interval] = field(default_factory=dict)
+    """The first of the numbers by complexity of prompt, if the prompts are rated."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class BenchmarkTable:
     """How outputs were sampled."""
     rows: Sequence[BenchmarkRow]
     """The models."""
+    rater: str | None = None
+    """The model that rated the prompts' categories and complexities, as far as the file has none; None without one."""
 
     @property
     def numbers(self) -> list[str]:
@@ -99,11 +103,17 @@ class BenchmarkTable:
         return sorted({name for row in self.rows for name in row.by_category})
 
     @property
+    def complexities(self) -> list[str]:
+        """The complexities that some row has, in ascending order."""
+        return sorted({name for row in self.rows for name in row.by_complexity}, key=lambda name: (len(name), name))
+
+    @property
     def about(self) -> str:
         """What the numbers are of, in a sentence."""
         part = "" if self.prompts == self.of else f", a part: the first of {self.of:,}"
         against = "" if self.baseline is None else f", against {self.baseline}"
-        return f"{self.prompts:,} prompts{part}; {self.decoding}; scored by {self.judge}{against}."
+        rated = "" if self.rater is None else f"; kinds rated by {self.rater}"
+        return f"{self.prompts:,} prompts{part}; {self.decoding}; scored by {self.judge}{against}{rated}."
 
 
 @dataclass(frozen=True)

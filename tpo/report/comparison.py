@@ -13,7 +13,7 @@ from typing import Literal
 
 from tpo.report.page import count
 from tpo.report.record_files import read_record, to_json
-from tpo.report.summary import Interval, ModelRow, Summary
+from tpo.report.summary import FineGrained, Interval, ModelRow, Summary
 from tpo.report.table import DIRECT, PERCENT, ScoreScale, scale_of, score_scale
 
 COMPARISON = "comparison.json"
@@ -53,6 +53,8 @@ class Comparison:
     """For t = 0 … T."""
     spent: Mapping[str, Mapping[str, int | float]]
     """What each run (`thinking` and `direct`) has spent by its ledger: `tokens`, `seconds`, `cost`."""
+    fine_grained: FineGrained | None = None
+    """Win rates of the thinking models over the direct ones by kind of instruction; None if they weren't measured."""
 
     @property
     def even(self) -> float:

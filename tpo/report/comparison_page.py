@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpo.report.comparison import SHORT, Comparison, verdict
+from tpo.report.fine_grained import KindSection, print_kinds
 from tpo.report.page import render
 from tpo.report.plots import (
     BLUE,
@@ -71,6 +72,8 @@ def render_comparison(comparison: Comparison) -> str:
         curves=_curves(comparison),
         leads=_leads(comparison),
         lengths=_lengths(comparison),
+        wins=KindSection.of(comparison.fine_grained),
+        wins_over_seed=KindSection.of(comparison.thinking.fine_grained),
         kinds={"Category": categories[:MAX_KINDS], "Difficulty": difficulties},
         left_out=max(0, len(categories) - MAX_KINDS),
         panels={
@@ -94,6 +97,8 @@ def print_comparison(comparison: Comparison) -> None:
     for sentence in verdict(comparison):
         console.print(Text(sentence))
     console.print()
+    if comparison.fine_grained is not None:
+        print_kinds(comparison.fine_grained, console)
 
 
 def render_comparison_table(comparison: Comparison) -> Table:

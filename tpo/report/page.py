@@ -14,6 +14,9 @@ from markupsafe import Markup, escape
 from tpo.report.summary import Interval
 from tpo.report.table import NOTHING, PERCENT, ScoreScale, counts, duration, fixed, short
 
+MAX_CATEGORY_COLUMNS = 8
+"""Number of categories above which a benchmark's table by category has a row for each."""
+
 
 def render(template: str, **values: Any) -> str:
     """A page, as one HTML document."""
@@ -26,7 +29,7 @@ def render(template: str, **values: Any) -> str:
         finalize=printable,
     )
     environment.filters.update(_FILTERS)
-    environment.globals.update(NOTHING=NOTHING, PERCENT=PERCENT)
+    environment.globals.update(NOTHING=NOTHING, PERCENT=PERCENT, MAX_CATEGORY_COLUMNS=MAX_CATEGORY_COLUMNS)
     return environment.get_template(template).render(**values)
 
 

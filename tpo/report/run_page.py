@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from tpo.records import Epoch, Message
 from tpo.report.benchmarks import LABELS, Benchmarks
+from tpo.report.fine_grained import KindSection
 from tpo.report.page import against, count, render, signed_span, span
 from tpo.report.plots import (
     BLUE,
@@ -187,6 +188,7 @@ def render_report(
         rounds=rounds,
         benchmarks=benchmarks,
         labels=LABELS,
+        kinds=KindSection.of(summary.fine_grained),
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         terms=TERMS,
         DIRECT=DIRECT,

@@ -6,12 +6,17 @@ Intervals are bootstrap percentiles over prompts. Gains are paired: differences 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tpo.records import JudgeHealth
 from tpo.report.record_files import read_record, to_json
 
 SUMMARY, REPORT = "summary.json", "report.html"
 """File names of the summary and its page in the run folder."""
+Grouping = Literal["category", "complexity"]
+"""What instructions are grouped by in a fine-grained evaluation."""
+Standing = Literal["ahead", "behind", "not clear", "few prompts", ""]
+"""How a model does on one kind of instruction; empty if that isn't known."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,85 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
+class KindRow:
+    """One model's win rates."""
+
+    model: str
+    """The model."""
+    overall: Interval | None
+    """Over all prompts that were scored for both; None if there are none."""
+    by_category: Mapping[str, Interval]
+    """By category."""
+    by_complexity: Mapping[str, Interval]
+    """By complexity, as text."""
+    no_category: Interval | None
+    """Over the prompts whose category isn't known; None if there are none."""
+    no_complexity: Interval | None
+    """Over the prompts whose complexity isn't known; None if there are none."""
+
+    def by(self, grouping: Grouping) -> Mapping[str, Interval]:
+        """Its win rates by category or by complexity."""
+        return self.by_category if grouping == "category" else self.by_complexity
+
+    def unknown(self, grouping: Grouping) -> Interval | None:
+        """Its win rate over the prompts whose category or complexity isn't known."""
+        return self.no_category if grouping == "category" else self.no_complexity
+
+
+@dataclass(frozen=True)
+class FineGrained:
+    """Win rates of models over another one."""
+
+    against: str
+    """What each is compared with: `M_0 direct`, or the model of another run."""
+    judge: str
+    """Who compared or scored: the judge's kind, and its model or rule."""
+    rater: str | None
+    """The model that rated the instructions; None if their files bring all that is known."""
+    rated: Sequence[Grouping]
+    """What the rater was asked for; the other comes from the file."""
+    prompts: int
+    """Number of prompts."""
+    no_category: Mapping[str, int]
+    """Prompts without a category, by reason."""
+    no_complexity: Mapping[str, int]
+    """Prompts without a complexity, by reason."""
+    min_prompts: int
+    """Number of prompts below which a kind is called neither ahead nor behind."""
+    confidence: float
+    """The level of all intervals."""
+    rows: Sequence[KindRow]
+    """The models, in the order of iterations."""
+
+    @property
+    def groupings(self) -> list[Grouping]:
+        """Those that distinguish the prompts."""
+        both: tuple[Grouping, ...] = ("category", "complexity")
+        return [grouping for grouping in both if len(self.kinds(grouping)) > 1]
+
+    def kinds(self, grouping: Grouping) -> list[str]:
+        """The kinds that some model has: categories by the last model's win rate, the highest first; complexities in
+        ascending order."""
+        last = self.rows[-1].by(grouping) if self.rows else {}
+        names = {name for row in self.rows for name in row.by(grouping)}
+        if grouping == "complexity":
+            return sorted(names, key=lambda name: (len(name), name))
+        return sorted(names, key=lambda name: (-last[name].value if name in last else 1.0, name))
+
+    def standing(self, found: Interval | None) -> Standing:
+        """Whether a model is clearly ahead or behind in a kind."""
+        if found is None:
+            return ""
+        if found.n < self.min_prompts:
+            return "few prompts"
+        return "ahead" if found.low > 0.5 else "behind" if found.high < 0.5 else "not clear"
+
+    def unknown(self, grouping: Grouping) -> Mapping[str, int]:
+        """Prompts whose category or complexity isn't known, by reason."""
+        return self.no_category if grouping == "category" else self.no_complexity
+
+
+@dataclass(frozen=True)
 class Summary:
     """The summary of a run."""
 
@@ -85,6 +169,8 @@ class Summary:
     """The level of all intervals."""
     models: Sequence[ModelRow]
     """`M_0 direct`, `M_0`, `M_1`, …"""
+    fine_grained: FineGrained | None = None
+    """Win rates over M_0 answering directly by kind of instruction; None if they weren't measured."""
 
 
 def write_summary(summary: Summary) -> bytes:

@@ -135,11 +135,15 @@ def table_console() -> Console:
 
 
 def print_table(summary: Summary) -> None:
-    """Prints all three tables."""
+    """Prints all tables."""
     console = table_console()
     for render in (render_table, render_gains, render_seconds):
         console.print(render(summary))
         console.print()
+    if summary.fine_grained is not None:
+        from tpo.report.fine_grained import print_kinds  # it builds on this module
+
+        print_kinds(summary.fine_grained, console)
 
 
 def fixed(value: float, decimals: int, *, signed: bool = False) -> str:

@@ -31,16 +31,17 @@ TICK_SECONDS = 30.0
 
 WORK = (
     "generate", "short sample", "long sample", "sample", "judge", "train", "validation sample", "validation judge",
-    "test sample", "test judge", "benchmark sample", "benchmark judge"
+    "test sample", "test judge", "benchmark sample", "benchmark judge", "rate"
 )  # fmt: skip
 """The kinds of work, in the order of an iteration."""
 TOTAL = "total"
 """The line with their sum."""
 _VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
 _PURPOSES = {
-    "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short ",
-    "benchmarks": "benchmark ",
+    "validation": "validation ", "test": "test ", "direct": "test ", "against_direct": "test ", "long": "long ",
+    "short": "short ", "benchmarks": "benchmark ",
 }  # fmt: skip
+_RATINGS = "ratings"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Entry:
     def work(self) -> str:
         """The kind of work, one of `WORK`."""
         _, *purpose, last = self.stage.split("/")
+        if last == _RATINGS:
+            return "rate"  # whatever it is for
         return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
 
     @property

@@ -1,0 +1,236 @@
+"""A language model that rates instructions: which category each belongs to, and how complex it is.
+
+It runs where judges that are models run, in our engines or behind a server, decodes greedily, and is journaled as they
+are. A reply that can't be read, or a call that was refused, leaves a rating unknown. A rater of which hardly any reply
+can be read costs as much as a good one, so it is stopped after the first ones, with the most common cause.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from judges.base import Spend, uncounted
+from judges.unreadable import FIRST_ANSWERS, MIN_READABLE_SHARE, TOO_LONG
+from prompts.quoting import without_control_tokens
+from prompts.rating import BEGINNINGS, RatingPrompt, ReadRating, Unread, load_rating_prompt
+from tpo.config.base import Endpoint
+from tpo.config.fine_grained import FineGrainedConfig
+from tpo.config.resources import ClusterConfig, JudgeEngineConfig
+from tpo.engines.engines import engines_of_run
+from tpo.engines.inference.chat_client import ChatClient, RefusedChat, Spent
+from tpo.engines.inference.reply import Decoding, Reply, TokenCount
+from tpo.errors import InputError, StageError
+from tpo.models.chat import ChatEncoder
+from tpo.models.folder import check_model_folder
+from tpo.records import Message, Prompt, Rating
+from tpo.storage.journal import Journal
+from tpo.storage.store import folder_artifact
+
+SHARD_CHATS = 256
+"""Number of instructions handed to an engine at a time."""
+PLAIN = Prompt("plain", "Write a poem of four lines about the sea.")
+"""An instruction that any rater can rate."""
+
+
+class RatingAsker(Protocol):
+    """Asks about instructions."""
+
+    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Reply | RefusedChat]]:
+        """The reply about each instruction, by its position, as they come."""
+        ...
+
+
+class EngineRatingAsker:
+    """Uses our own vLLM engines."""
+
+    def __init__(
+        self, config: FineGrainedConfig, prompt: RatingPrompt, engine: JudgeEngineConfig, cluster: ClusterConfig
+    ) -> None:
+        assert config.folder is not None
+        self._model = folder_artifact(config.folder)
+        self._context = min(config.max_tokens, check_model_folder(config.folder))
+        self._decoding = Decoding(min(config.max_new_tokens, self._context // 2))
+        self._pool = engines_of_run().sampler_pool(engine, cluster, self._context, cpus=0)
+        self._encoder, self._prompt = ChatEncoder(config.folder), prompt
+
+    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Reply | RefusedChat]]:
+        """The replies shard by shard; instructions that are too long are refused."""
+        tokens = [self._encoder.encode(self._prompt.render(each.instruction, each.earlier)) for each in prompts]
+        longest = self._context - self._decoding.max_new_tokens
+        fitting = [i for i, ids in enumerate(tokens) if len(ids) <= longest]
+        yield from ((i, RefusedChat(TOO_LONG)) for i in sorted(set(range(len(prompts))) - set(fitting)))
+        shards = [fitting[start : start + SHARD_CHATS] for start in range(0, len(fitting), SHARD_CHATS)]
+        chats = [[tokens[i] for i in shard] for shard in shards]
+        for shard, replies in self._pool.reply(self._model, chats, self._decoding, []):
+            yield from zip(shards[shard], replies, strict=True)
+
+
+class ServerRatingAsker:
+    """Uses an OpenAI-compatible server."""
+
+    def __init__(self, config: FineGrainedConfig, endpoint: Endpoint, prompt: RatingPrompt, spent: TokenCount) -> None:
+        self._config, self._prompt = config, prompt
+        self._client = ChatClient(endpoint, config.model or "")
+        self._decoding = Decoding(config.max_new_tokens)
+        self._spent = Spent(spent.input_tokens, spent.output_tokens)
+
+    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Reply | RefusedChat]]:
+        """The replies as the server sends them."""
+        return self._client.ask(list(map(self._chat, prompts)), self._decoding, spent=self._spent)
+
+    def check(self) -> Iterator[str]:
+        """Asks for one rating as the rater will ask; yields a line if it can't be read.
+
+        Raises `InputError` if the server doesn't answer, or answers without text.
+        """
+        reply = self._client.check(self._chat(PLAIN), self._decoding)
+        if (cause := _cause_of(reply, _read(reply, self._prompt))) is None:
+            return
+        message = f"{self._config.server}: its rating of a plain instruction {cause.what}: {cause.remedy}"
+        if not reply.text.strip():
+            raise InputError(message)
+        yield message
+
+    def _chat(self, prompt: Prompt) -> list[Message]:
+        earlier = [
+            Message(role=turn["role"], content=without_control_tokens(turn["content"])) for turn in prompt.earlier
+        ]
+        return self._prompt.render(without_control_tokens(prompt.instruction), earlier)
+
+
+class Rater:
+    """Rates instructions."""
+
+    def __init__(self, config: FineGrainedConfig, asker: RatingAsker) -> None:
+        self._config, self._asker = config, asker
+        self._prompt = load_rating_prompt(config)
+        self._read_any, self._causes = 0, Counter[_Cause]()
+
+    def rate(self, prompts: Sequence[Prompt], journal: Journal | None = None, spend: Spend = uncounted) -> list[Rating]:
+        """The rating of each instruction, in order.
+
+        What `journal` holds isn't asked again, and what is asked is written there as it comes. Raises `StageError`
+        after the first replies if hardly any of them can be read; the journal then forgets those.
+        """
+        known = journal.answers if journal else {}
+        replies = {each.prompt_id: _from_json(known[each.prompt_id]) for each in prompts if each.prompt_id in known}
+        open_ = [each for each in prompts if each.prompt_id not in replies]
+        unread: list[str] = []
+        for i, reply in self._asker.ask(open_):
+            asked = open_[i].prompt_id
+            if isinstance(reply, Reply):
+                spend(TokenCount(reply.input_tokens, reply.output_tokens))
+            if journal:
+                journal.write(asked, _to_json(reply))
+            replies[asked] = reply
+            unread += [] if self._can_read(reply) else [asked]
+            try:
+                self._check_first()
+            except StageError:
+                # The remedy may be a setting that doesn't change the stage's identity: they would be read again.
+                if journal:
+                    journal.forget(unread)
+                raise
+        return [self._rating(each.prompt_id, replies[each.prompt_id]) for each in prompts]
+
+    def _rating(self, prompt_id: str, reply: Reply | RefusedChat) -> Rating:
+        text = json.dumps(_to_json(reply), ensure_ascii=False)
+        found = _read(reply, self._prompt)
+        if found is None:
+            assert isinstance(reply, RefusedChat)
+            why = TOO_LONG if reply.reason == TOO_LONG else "refused"
+            return Rating(prompt_id, None, why, None, why, text)
+        category = None if isinstance(found.category, Unread) else found.category
+        complexity = None if isinstance(found.complexity, Unread) else found.complexity
+        return Rating(
+            prompt_id,
+            category,
+            None if category is not None else str(found.category),
+            complexity,
+            None if complexity is not None else str(found.complexity),
+            text,
+        )
+
+    def _can_read(self, reply: Reply | RefusedChat) -> bool:
+        cause = _cause_of(reply, _read(reply, self._prompt))
+        if cause is None:
+            self._read_any += 1
+        elif not (isinstance(reply, RefusedChat) and reply.reason == TOO_LONG):
+            self._causes[cause] += 1
+        return cause is None
+
+    def _check_first(self) -> None:
+        asked = self._read_any + self._causes.total()
+        if asked < FIRST_ANSWERS or self._read_any >= MIN_READABLE_SHARE * asked:
+            return
+        cause, count = self._causes.most_common(1)[0]
+        raise StageError(
+            f"the rater {self._config.model!r} gave {self._read_any} ratings that can be read in its first {asked} "
+            f"replies, so it is not asked further; {count} times the reply {cause.what}. What helps: {cause.remedy}; "
+            "then start again, and what has no rating is asked again"
+        )
+
+
+def build_rater(
+    config: FineGrainedConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount
+) -> Rater:
+    """The rater for a config that has one; its engines start with its first call.
+
+    `spent` is what rating has used so far, which an endpoint's limits count.
+    """
+    prompt = load_rating_prompt(config)
+    if config.endpoint is None:
+        return Rater(config, EngineRatingAsker(config, prompt, engine, cluster))
+    return Rater(config, ServerRatingAsker(config, config.endpoint, prompt, spent))
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """Why a reply has no rating."""
+
+    what: str
+    """What the reply was, in a few words that similar replies share."""
+    remedy: str
+    """The setting that helps."""
+
+
+def _cause_of(reply: Reply | RefusedChat, found: ReadRating | None) -> _Cause | None:
+    """Why a reply says neither a category nor a complexity; None if it says one of them."""
+    if isinstance(reply, RefusedChat):
+        return _Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', reply.reason)[:200]})", _REFUSED)
+    assert found is not None
+    if not (isinstance(found.category, Unread) and isinstance(found.complexity, Unread)):
+        return None
+    match found.category:
+        case Unread.CUT_BY_LENGTH:
+            return _Cause("was cut by length before its end", _LONGER)
+        case Unread.EMPTY:
+            return _Cause("was empty or reasoning alone", _LONGER)
+        case Unread.NO_LABEL:
+            return _Cause(f"had no label, {BEGINNINGS[0]} … ]]", _FOLLOWS)
+        case Unread.SEVERAL:
+            return _Cause("had labels that contradict each other", _FOLLOWS)
+    return _Cause("named a category that isn't in evaluation.fine_grained.categories", _FOLLOWS)
+
+
+def _read(reply: Reply | RefusedChat, prompt: RatingPrompt) -> ReadRating | None:
+    return None if isinstance(reply, RefusedChat) else prompt.read(reply.text, finished=reply.finished)
+
+
+def _to_json(reply: Reply | RefusedChat) -> dict[str, Any]:
+    return {name: value for name, value in vars(reply).items() if name != "label_logprobs"}
+
+
+def _from_json(values: Mapping[str, Any]) -> Reply | RefusedChat:
+    return RefusedChat(**values) if "reason" in values else Reply(**values)
+
+
+_LONGER = (
+    "raise evaluation.fine_grained.max_new_tokens, or have it reason less (with a server, endpoint.extra_body = "
+    '{ reasoning_effort = "low" } or { chat_template_kwargs = { enable_thinking = false } })'
+)
+_FOLLOWS = "take a rater that follows the rating prompt, or say the form again in evaluation.fine_grained.user_template"
+_REFUSED = "take a rater with a longer context or without such a filter"
