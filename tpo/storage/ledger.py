@@ -41,6 +41,7 @@ _PURPOSES = {
     "validation": "validation ", "test": "test ", "direct": "test ", "long": "long ", "short": "short ",
     "benchmarks": "benchmark ",
 }  # fmt: skip
+_SECOND_JUDGES = ("second_judge", "verifier")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Entry:
     def work(self) -> str:
         """The kind of work, one of `WORK`."""
         _, *purpose, last = self.stage.split("/")
+        if purpose[:1] == ["validation"] and purpose[-1] in _SECOND_JUDGES:
+            purpose = ["test"]  # validation answers, but read by the judge of the test
         return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
 
     @property
