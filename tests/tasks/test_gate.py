@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.gate import decide, judge_score
+from tasks.gate import decide, gate_stage, judge_score
 from tasks.handles import ComparedScores, JudgedSamples
 from tests.report.test_table import KNOWN
 from tests.rows import a_sample, a_score
@@ -109,6 +109,23 @@ def test_a_model_that_is_the_one_before_it_passes_with_any_number_of_prompts(tmp
     config = GateConfig(scores=("validation",), margin=0.0)
     assert judge_score(same, config, unchanged=True).outcome == "not_worse"
     assert judge_score(same, config).outcome == "unclear"
+
+
+def test_a_decision_depends_on_every_setting_of_the_gate_and_on_the_scores(tmp_path: Path):
+    answers = scored(tmp_path, "same", {"p": 1.0})
+    other = scored(tmp_path, "other", {"p": 0.0})
+
+    def made(after: JudgedSamples = answers, *, unchanged: bool = False, **gate: Any) -> tuple[Any, Any]:
+        config = RunConfig.model_validate({"gate": {"scores": ["validation"]} | gate})
+        stage = gate_stage(
+            config, 1, [ComparedScores("validation", VerifierJudge(), answers, after)], unchanged=unchanged
+        )
+        return stage.inputs, stage.config
+
+    settings = {"margin": 0.3, "margins": {"validation": 0.3}, "confidence": 0.8, "min_scored_share": 0.5}
+    assert all(made(**{name: value}) != made() for name, value in settings.items())
+    assert made(other) != made() and made(unchanged=True) != made()
+    assert made(accept=[1]) == made(), "what was found stays the same, whatever follows from it"
 
 
 WORSE = GateScore(
