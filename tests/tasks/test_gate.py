@@ -169,13 +169,11 @@ def test_a_finding_is_a_sentence_in_the_scores_unit(score: GateScore, said: str)
 @pytest.mark.parametrize(
     ("scores", "margins", "said"),
     [
-        ([FINE, WORSE], {}, 'SET="gate.accept=[2]". To allow a model to be that much worse: SET="gate.margin=0.186".'),
-        ([WORSE], {"second_judge": 0.05}, 'SET="gate.margins.second_judge=0.186"'),
-        (
-            [UNCLEAR],
-            {},
-            'SET="gate.margin=0.031". A difference like this is within the margin if it holds on about 412',
-        ),
+        ([FINE, WORSE], {}, 'SET="gate.accept=[2]" goes on from M_2 as it is\n  SET="gate.margin=0.185" allows'),
+        ([WORSE], {"second_judge": 0.05}, 'SET="gate.margins.second_judge=0.185" allows'),
+        ([UNCLEAR], {}, 'SET="gate.margin=0.031" allows a model to be that much worse; the margin of now would do if'),
+        ([UNCLEAR], {}, "about 412 prompts showed the same difference (second_judge)"),
+        ([dataclasses.replace(WORSE, outcome="unscored")], {}, "as it is\n  another M_2"),
     ],
 )
 def test_the_error_names_what_would_let_the_run_go_on(scores: list[GateScore], margins: dict[str, float], said: str):

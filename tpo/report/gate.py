@@ -1,5 +1,7 @@
 """What the gate decided, in words: for the error that ends a run, for its page, and for its table."""
 
+import math
+
 from tpo.config.gate import VALIDATION
 from tpo.config.run import RunConfig
 from tpo.errors import GateError
@@ -29,24 +31,23 @@ def why_stopped(config: RunConfig, last: ModelRow) -> str:
     t, failed = last.iteration, [score for score in last.gate.scores if not score.passed]
     lines = [f"the gate of run {config.name} doesn't promote M_{t}, so the loop stops before M_{t + 1}:"]
     lines += [f"  {sentence(score)}" for score in last.gate.scores]
-    lines.append(
-        "What is complete is kept, and changing [gate] makes nothing of it again. To go on from "
-        f'M_{t} as it is: SET="gate.accept=[{t}]".{_larger_margin(config, failed)}{_more_prompts(failed)} To make '
-        f"another M_{t}: change what it is trained on or with, such as train.learning_rate or pair.rho. "
-        f"Report: {config.place}/{REPORT}"
-    )
+    lines.append("What is complete is kept, and changing [gate] makes nothing of it again. To go on:")
+    lines.append(f'  SET="gate.accept=[{t}]" goes on from M_{t} as it is')
+    if (settings := _larger_margin(config, failed)) is not None:
+        lines.append(f'  SET="{settings}" allows a model to be that much worse{_more_prompts(failed)}')
+    lines.append(f"  another M_{t}: change what it is trained with, such as train.learning_rate or pair.rho")
+    lines.append(f"Report: {config.place}/{REPORT}")
     return "\n".join(lines)
 
 
-def _larger_margin(config: RunConfig, failed: list[GateScore]) -> str:
-    """The margins at which it would pass, rounded up."""
+def _larger_margin(config: RunConfig, failed: list[GateScore]) -> str | None:
+    """The margins at which it would pass, rounded up; None if no margin would do."""
     if any(score.outcome == "unscored" or score.low is None for score in failed):
-        return ""
-    needed = {score.score: -int(1000 * (score.low or 0.0) - 1) / 1000 for score in failed}
+        return None
+    needed = {score.score: math.ceil(-1000 * (score.low or 0.0)) / 1000 for score in failed}
     own = [f"gate.margins.{name}={value:g}" for name, value in needed.items() if name in config.gate.margins]
     shared = [value for name, value in needed.items() if name not in config.gate.margins]
-    settings = " ".join([*([f"gate.margin={max(shared):g}"] if shared else []), *own])
-    return f' To allow a model to be that much worse: SET="{settings}".'
+    return " ".join([*([f"gate.margin={max(shared):g}"] if shared else []), *own])
 
 
 def _more_prompts(failed: list[GateScore]) -> str:
@@ -55,7 +56,7 @@ def _more_prompts(failed: list[GateScore]) -> str:
     if len(needed) < len(failed) or not needed:
         return ""
     most = max(needed, key=lambda name: needed[name] or 0)
-    return f" A difference like this is within the margin if it holds on about {needed[most]:,} prompts ({most})."
+    return f"; the margin of now would do if about {needed[most]:,} prompts showed the same difference ({most})"
 
 
 def sentence(score: GateScore) -> str:
