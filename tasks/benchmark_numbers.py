@@ -18,7 +18,7 @@ from tasks.handles import BenchmarkAnswers, JudgedSamples
 from tasks.stage import stage_task
 from tpo.config.benchmarks import AlpacaEval, ArenaHard, BenchmarkConfig
 from tpo.config.hub import local_path
-from tpo.config.judges import JudgeConfig, VerifierJudge, compares
+from tpo.config.judges import compares, judge_name
 from tpo.config.run import RunConfig
 from tpo.data.benchmark_files import question_ids, read_benchmark, read_difficulties
 from tpo.errors import InputError
@@ -91,14 +91,6 @@ def _table(config: RunConfig, benchmark: BenchmarkConfig, answers: Sequence[Benc
         decoding=_decoding(config, benchmark),
         rows=rows,
     )
-
-
-def judge_name(judge: JudgeConfig) -> str:
-    """A judge as tables and exports name it: its kind, and its model or rule."""
-    if isinstance(judge, VerifierJudge):
-        return f"verifier ({judge.match})"
-    model = judge.server if judge.kind == "pairwise" and judge.endpoint is not None else judge.model
-    return f"{judge.kind} ({model})"
 
 
 def baseline_name(benchmark: BenchmarkConfig) -> str:

@@ -12,12 +12,11 @@ settings, so that another margin needs no model to be made again. If M_t is M_{t
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from tasks.benchmark_numbers import judge_name
 from tasks.estimates import outcome, values_of
 from tasks.handles import BenchmarkAnswers, Candidate, ComparedScores, JudgedSamples
 from tasks.stage import complete_or_begun, stage_task
 from tpo.config.gate import OF_VALIDATION, VALIDATION, GateConfig, counts_wins, loss_of_a_prompt
-from tpo.config.judges import compares
+from tpo.config.judges import compares, judge_name
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.method.non_inferiority import Outcome, paired_test

@@ -14,12 +14,11 @@ import numpy as np
 
 from judges.health import pooled
 from tasks.artifacts import show_markdown, show_table
-from tasks.benchmark_numbers import judge_name
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import Candidate, JudgedSamples, round_folder
 from tasks.stage import stage_task
 from tpo.config.gate import VALIDATION
-from tpo.config.judges import JudgeConfig, compares
+from tpo.config.judges import JudgeConfig, compares, judge_name
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
 from tpo.records import Artifact, Epoch, GateDecision, JudgeHealth, Pair, Prompt, Sample, Score

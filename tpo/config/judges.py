@@ -151,6 +151,14 @@ def compares(judge: JudgeConfig) -> bool:
     return judge.kind == "pairwise"
 
 
+def judge_name(judge: JudgeConfig) -> str:
+    """A judge as tables and exports name it: its kind, and its model or rule."""
+    if isinstance(judge, VerifierJudge):
+        return f"verifier ({judge.match})"
+    model = judge.server if judge.kind == "pairwise" and judge.endpoint is not None else judge.model
+    return f"{judge.kind} ({model})"
+
+
 class HealthConfig(Section):
     """Limits on how a judge behaves on training samples, and on how few pairs may result: if one is exceeded, the run
     stops before training and names it.
