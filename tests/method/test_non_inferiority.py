@@ -63,7 +63,7 @@ def test_what_is_unclear_comes_with_the_number_of_prompts_that_would_do():
     assert paired_test(LOST_10_WON_5, margin=0.04).needed is None
 
 
-@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"margin": 0.1, "confidence": 0.5}, {"margin": 0.1, "loss": -1.0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]):
+@pytest.mark.parametrize(("margin", "confidence", "loss"), [(-0.1, 0.95, 1.0), (0.1, 0.5, 1.0), (0.1, 0.95, -1.0)])
+def test_settings_out_of_range_are_refused(margin: float, confidence: float, loss: float):
     with pytest.raises(ValueError, match="one-sided"):
-        paired_test([0.0], **wrong)
+        paired_test([0.0], margin=margin, confidence=confidence, loss=loss)

@@ -73,7 +73,7 @@ def test_a_comparing_judge_has_compared_the_new_answers_with_the_old_ones(tmp_pa
 def test_scores_against_a_baseline_count_by_whether_they_are_above_it(tmp_path: Path):
     before, after = all_of(3.0), all_of(9.0, p0=1.0)
     found = found_of(tmp_path, ArmoRMJudge(), before, after, baseline=all_of(2.0), margin=0.2)
-    assert (found.before, found.after, found.difference) == (1.0, 0.975, pytest.approx(-0.025))
+    assert (found.before, found.after) == (1.0, 0.975) and found.difference == pytest.approx(-0.025)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,12 @@ def test_a_decision_depends_on_every_setting_of_the_gate_and_on_the_scores(tmp_p
         )
         return stage.inputs, stage.config
 
-    settings = {"margin": 0.3, "margins": {"validation": 0.3}, "confidence": 0.8, "min_scored_share": 0.5}
+    settings: dict[str, Any] = {
+        "margin": 0.3,
+        "margins": {"validation": 0.3},
+        "confidence": 0.8,
+        "min_scored_share": 0.5,
+    }
     assert all(made(**{name: value}) != made() for name, value in settings.items())
     assert made(other) != made() and made(unchanged=True) != made()
     assert made(accept=[1]) == made(), "what was found stays the same, whatever follows from it"
