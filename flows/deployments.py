@@ -20,6 +20,7 @@ from flows.prefect_ops import alert, entitle, fetch_keys
 from flows.preflight import preflight
 from flows.recipes import RECIPES, Recipe, fetch_hub_files, load, resolve_config, working
 from tpo.config.run import RunConfig
+from tpo.errors import GateError
 from tpo.storage.current import iterations_made
 from tpo.storage.disk import explained
 from tpo.storage.mirror import reading
@@ -114,8 +115,11 @@ def bring(recipe: Recipe, form: Form) -> State[Any]:
     entitle(recipe.says(recipe.title, config, to), config.name)
     fetch_keys(config)
     done = recipe.says(recipe.done, config, to)
-    if recipe.ready(config, to) is not None:
-        return Completed(name="NothingToDo", message=f"{done}{form.enough()}")
+    try:
+        if recipe.ready(config, to) is not None:
+            return Completed(name="NothingToDo", message=f"{done}{form.enough()}")
+    except GateError as stop:  # its run has failed with this before, and called an alert
+        return Completed(name="NotPromoted", message=str(stop))
     with working(), explained(), tags(config.name):
         load(recipe.flow).fn(*recipe.arguments(config, to))
     return Completed(message=f"{done}: {config.place}/{recipe.page}")

@@ -3,9 +3,14 @@
 One subflow per iteration, one task per stage. Each stage checks its manifest first and does nothing if it is complete,
 so the same call starts a run, resumes it and adds iterations to it. A damaged stage is moved aside and remade.
 
+With a gate (`[gate]`, docs/gate.md), the loop ends at the first M_t that isn't shown to be as good as M_{t-1}.
+
 An iteration may have several rounds (`train.rounds`, semi-online DPO, 2506.21495). Each has its own stages in the
 same order and starts from the round before; validation and test come once, after the last.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 from prefect import flow
 
@@ -14,7 +19,9 @@ from flows.browser.export import write_browser
 from flows.fine_grained import kinds_of_run, rate_prompts
 from flows.prefect_ops import name_subflows_as_tasks
 from tasks.benchmark_numbers import measure_benchmarks
+from tasks.gate import compared_scores, gate
 from tasks.handles import (
+    BenchmarkAnswers,
     Candidate,
     JudgedSamples,
     SamplingSpec,
@@ -22,6 +29,7 @@ from tasks.handles import (
     direct_spec,
     measuring_spec,
     round_folder,
+    second_spec,
     seed_model,
     training_spec,
     validation_spec,
@@ -40,6 +48,7 @@ from tasks.validate import validate
 from tpo.config.run import RunConfig
 from tpo.records import Artifact
 from tpo.report.benchmarks import BENCHMARKS
+from tpo.report.gate import check_gate
 from tpo.report.summary import REPORT, SUMMARY, Summary
 from tpo.storage.current import keep_config, mark_finished
 from tpo.storage.lock import only_writer
@@ -55,7 +64,8 @@ def iterate(config: RunConfig, iterations: int) -> Summary:
         summary = remaking_damaged(lambda: bring_to(config, iterations))
         write_browser(config)
         mark_finished(config, SUMMARY, REPORT, *([BENCHMARKS] if config.evaluation.benchmarks else []))
-        return summary
+    check_gate(config, summary, iterations)
+    return summary
 
 
 def bring_to(config: RunConfig, iterations: int) -> Summary:
@@ -65,11 +75,13 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
     validation = load_prompts(config, "iter_0/prompts/validation", seed, [])
     test = load_prompts(config, "iter_0/prompts/test", seed, [validation])
     ratings = rate_prompts(config, test)
+    chosen = Candidate(seed, sample_and_judge(config, validation_spec(config, 0, 0), seed, validation))
     first = IterationResult(
         iteration=0,
-        chosen=Candidate(seed, sample_and_judge(config, validation_spec(config, 0, 0), seed, validation)),
+        chosen=chosen,
         test=sample_and_judge(config, measuring_spec(config, 0), seed, test),
         rounds=(),
+        second=ask_second_judges(config, 0, chosen, validation),
     )
     direct = sample_and_judge(config, direct_spec(config), seed, test, first.test)
     measured, plain = [first], ask_directly(config, benchmarks, seed)
@@ -78,6 +90,10 @@ def bring_to(config: RunConfig, iterations: int) -> Summary:
         measured.append(iteration(config, t, seed, validation, test, measured))
         name_subflows_as_tasks()
         answered += ask(config, benchmarks, measured[-1].chosen.model, t, plain)
+        if config.gate.is_on:
+            measured[-1] = with_gate(config, measured[-2], measured[-1], answered)
+            if not measured[-1].promoted:
+                break
     found = measure_benchmarks(config, answered) if benchmarks else None
     kinds = kinds_of_run(config, test, ratings, [each.test for each in measured], direct)
     return report(config, test, direct, measured, found, kinds)
@@ -102,7 +118,7 @@ def iteration(
         )
     chosen = validate(config, t, incumbent, candidates)
     tested = sample_and_judge(config, measuring_spec(config, t), chosen.model, test, first.test)
-    return IterationResult(t, chosen, tested, rounds)
+    return IterationResult(t, chosen, tested, rounds, ask_second_judges(config, t, chosen, validation, measured[-1]))
 
 
 def make_round(
@@ -130,6 +146,31 @@ def make_round(
     state = state_after(newest) if newest else None
     checkpoints = train(config, folder, model, reference, trained_on, number, state)
     return Round(prompts, answers, pairs, trained_on, checkpoints)
+
+
+def ask_second_judges(
+    config: RunConfig, t: int, chosen: Candidate, prompts: Artifact, before: IterationResult | None = None
+) -> dict[str, JudgedSamples]:
+    """The validation answers that M_t was chosen by, by the run's other judges; those of M_{t-1} if M_t is that."""
+    samples = chosen.validation.samples
+    if before is not None and chosen.validation == before.chosen.validation:
+        return dict(before.second)
+    found = dict[str, JudgedSamples]()
+    for name, other in config.second_judges.items():
+        spec = second_spec(config, t, name, other)
+        against = baseline_of(spec, samples, before.chosen.validation if before else None)
+        found[name] = judge(config, spec, samples, prompts, against)
+    return found
+
+
+def with_gate(
+    config: RunConfig, before: IterationResult, after: IterationResult, answered: Sequence[BenchmarkAnswers]
+) -> IterationResult:
+    """M_t with the gate's decision about it."""
+    old, new = ([each for each in answered if each.model == f"M_{m.iteration}"] for m in (before, after))
+    compared = compared_scores(config, (before.chosen, before.second), (after.chosen, after.second), (old, new))
+    unchanged = after.chosen.validation == before.chosen.validation
+    return replace(after, gate=gate(config, after.iteration, compared, unchanged=unchanged))
 
 
 def sample_and_judge(

@@ -67,6 +67,7 @@ from tpo.planning.fit import (
     refuse,
     split_misfits,
 )
+from tpo.planning.gate import gate_misfits
 from tpo.planning.machine import cpu_count, free_disk, gpu_count, has_gpu, memory_bytes
 from tpo.planning.needs import disk_needed, memory_needed, model_judges
 from tpo.records import Message
@@ -98,6 +99,7 @@ def preflight(config: RunConfig) -> None:
     check_tracker(config.tracking)
     _check_constraints(config)
     _check_files(config)
+    refuse(gate_misfits(config))
     if config.data.synthetic is not None:
         _check_synthetic(config, config.data.synthetic)
     if config.evaluation.fine_grained is not None:
@@ -115,7 +117,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     for fault in too_few_prompts(config, iterations):
         raise InputError(fault)
     config = sized(config)
-    for line in refuse([*_disk_misfits(config, iterations), *machine_misfits(config)]):
+    for line in refuse([*_disk_misfits(config, iterations), *machine_misfits(config), *gate_misfits(config)]):
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
@@ -224,7 +226,7 @@ def check_tpo(config: RunConfig) -> None:
 
 def check_self_training(config: RunConfig) -> None:
     """Refuses a run of self-training whose profile can't make one."""
-    _check_no_benchmarks(config)
+    _check_no_other_scores(config)
     source, recipe = config.data.source, config.recipe_as(SelfTrain)
     right = "instruction_ids_column" if checks_instructions(config.judge) else "reference_column"
     if isinstance(source, FileSource) and not (getattr(source, right) and source.demonstration_column):
@@ -242,7 +244,7 @@ def check_self_training(config: RunConfig) -> None:
 
 def check_thinkpo(config: RunConfig) -> None:
     """Refuses a run of ThinkPO whose profile, models or files can't make one."""
-    _check_no_benchmarks(config)
+    _check_no_other_scores(config)
     source, prompts = config.recipe_as(ThinkPo).source, config.data.source
     if isinstance(source, PairFile):
         read_pair_rows(source)
@@ -264,7 +266,7 @@ def check_thinkpo(config: RunConfig) -> None:
         )
 
 
-def _check_no_benchmarks(config: RunConfig) -> None:
+def _check_no_other_scores(config: RunConfig) -> None:
     if config.evaluation.benchmarks:
         raise InputError(
             f'evaluation.benchmarks is set and recipe.kind is "{config.recipe.kind}", whose runs measure none: leave '
@@ -274,6 +276,11 @@ def _check_no_benchmarks(config: RunConfig) -> None:
         raise InputError(
             f'evaluation.fine_grained is set and recipe.kind is "{config.recipe.kind}", whose runs have no M_0 '
             "answering directly to be compared with: leave it out"
+        )
+    if config.evaluation.verifier is not None:
+        raise InputError(
+            f'evaluation.verifier is set and recipe.kind is "{config.recipe.kind}", whose runs validate no models: '
+            'leave it out, or use recipe.kind = "tpo"'
         )
 
 
@@ -388,7 +395,9 @@ def _files_of(source: FileSource) -> list[Path]:
 
 def _check_constraints(config: RunConfig) -> None:
     """Prompts bring verifiable instructions if a judge checks them; a prompt without any is unscored."""
-    named = (("judge", config.judge), ("evaluation.judge", config.evaluation.judge))
+    named = [("judge", config.judge), ("evaluation.judge", config.evaluation.judge)]
+    if config.evaluation.verifier is not None:
+        named.append(("evaluation.verifier", config.evaluation.verifier))
     names = " and ".join(f"{name}.match" for name, judge in named if checks_instructions(judge))
     source = config.data.source
     others = [name for name, judge in named if isinstance(judge, VerifierJudge) and not checks_instructions(judge)]

@@ -28,6 +28,7 @@ from tpo.errors import InputError, StoreError, shortened
 from tpo.hub.fetch import fetched, say_moves
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
+from tpo.report.gate import check_gate
 from tpo.report.model_table import ABLATION, MODEL_TABLE, ModelTable, page_of, read_model_table
 from tpo.report.summary import REPORT, SUMMARY, Summary, read_summary
 from tpo.run_context import run_context, using
@@ -176,19 +177,23 @@ def fetch_hub_files(config: RunConfig) -> RunConfig:
 
 
 def reached(config: RunConfig, iterations: int) -> Summary | None:
-    """The summary of a run that has reached M_T, T = `iterations`, or is past it."""
+    """The summary of a run that has reached M_T, T = `iterations`, or is past it; raises `GateError` as `finished`."""
     with reading(config):
         return finished(config, iterations)
 
 
 def finished(config: RunConfig, iterations: int) -> Summary | None:
-    """The summary of a run that has reached M_T and needs nothing, its report included."""
+    """The summary of a run that has reached M_T and needs nothing, its report included.
+
+    Raises `GateError` if the gate has stopped it before M_T, or at it, and nothing has changed since.
+    """
     if not is_current(config):
         return None
     try:
         summary = read_summary(config.root / SUMMARY)
     except StoreError:
         return None
+    check_gate(config, summary, iterations)
     return summary if summary.models[-1].iteration >= iterations else None
 
 

@@ -97,6 +97,26 @@ class BenchmarkAnswers:
     """What they were compared with; None if they weren't."""
 
 
+@dataclass(frozen=True)
+class ComparedScores:
+    """One score of two models, for the gate."""
+
+    name: str
+    """Its name in `gate.scores`."""
+    judge: JudgeConfig
+    """Who scored."""
+    before: JudgedSamples
+    """Answers of M_{t-1}."""
+    after: JudgedSamples
+    """Answers of M_t to the same prompts."""
+    wins: bool = False
+    """Whether prompts won are compared (`tpo.config.gate.counts_wins`), not means."""
+    together: bool = False
+    """Whether `after` was judged in comparison with `before`."""
+    baseline: JudgedSamples | None = None
+    """Answers of a third model that both are compared with, if their own scores say nothing by themselves."""
+
+
 def round_folder(config: RunConfig, iteration: int, number: int) -> str:
     """The folder of a round, which is the iteration's own if there is only one."""
     return f"iter_{iteration}" if config.train.rounds == 1 else f"iter_{iteration}/round_{number}"
@@ -118,6 +138,11 @@ def validation_spec(config: RunConfig, iteration: int, epoch: int) -> SamplingSp
 def measuring_spec(config: RunConfig, iteration: int) -> SamplingSpec:
     """The test of M_t."""
     return evaluation_spec(config, f"iter_{iteration}")
+
+
+def second_spec(config: RunConfig, iteration: int, name: str, judge: JudgeConfig) -> SamplingSpec:
+    """Another judgment of the validation answers that M_t was chosen by, by one of `RunConfig.second_judges`."""
+    return SamplingSpec(f"iter_{iteration}/validation/{name}", "evaluate", config.prompt, judge, config.sample)
 
 
 def evaluation_spec(config: RunConfig, folder: str) -> SamplingSpec:

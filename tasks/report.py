@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from tasks.artifacts import show_markdown, show_table
 from tasks.estimates import Estimator, grouped, outcome, slug, values_of
 from tasks.handles import Candidate, JudgedSamples, round_folder
 from tasks.stage import stage_task
+from tpo.config.gate import VALIDATION
+from tpo.config.judges import JudgeConfig, compares, judge_name
 from tpo.config.run import RunConfig
 from tpo.method.stats import mean, paired_difference, win_rate
-from tpo.records import Artifact, Epoch, JudgeHealth, Pair, Prompt, Sample, Score
+from tpo.records import Artifact, Epoch, GateDecision, JudgeHealth, Pair, Prompt, Sample, Score
 from tpo.report.benchmarks import Benchmarks
 from tpo.report.fine_grained import as_markdown
 from tpo.report.run_page import Example, RoundRow, render_report, score_picture
-from tpo.report.summary import REPORT, SUMMARY, FineGrained, ModelRow, Summary, write_summary
+from tpo.report.summary import REPORT, SUMMARY, FineGrained, ModelRow, Opinion, Summary, write_summary
 from tpo.report.table import DIRECT
 from tpo.storage.disk import write_atomically
 from tpo.storage.ledger import read_ledger, spending
@@ -66,6 +68,15 @@ class IterationResult:
     """Its answers to the test prompts."""
     rounds: Sequence[Round]
     """What it was made from, round by round; empty for the seed."""
+    second: Mapping[str, JudgedSamples] = field(default_factory=dict)
+    """Its validation answers by other judges (`RunConfig.second_judges`)."""
+    gate: GateDecision | None = None
+    """The gate's decision about it; None without a gate."""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the loop may go on from it."""
+        return self.gate is None or self.gate.promoted
 
 
 @stage_task("report", run_name="report")
@@ -122,6 +133,11 @@ def summarize(
     confidence = config.evaluation.confidence
     rows = [(DIRECT, 0, direct, None), *((f"M_{m.iteration}", m.iteration, m.test, m) for m in measured)]
     models = [_row(config, *row, test_prompts, base, plain) for row in rows]
+    befores = [None, None, *measured[:-1]]
+    models = [
+        dataclasses.replace(row, opinions=_opinions(config, m, before), gate=m.gate) if m else row
+        for row, m, before in zip(models, [None, *measured], befores, strict=True)
+    ]
     return Summary(config.name, config.seed, confidence, models)
 
 
@@ -164,6 +180,35 @@ def _row(
         chosen_epoch=chosen.get("epoch"),
         seconds=_seconds(config, iteration) if measured else {},
     )
+
+
+def _opinions(config: RunConfig, measured: IterationResult, before: IterationResult | None) -> list[Opinion]:
+    """What each judge says of the validation answers, over the prompts that all of them scored; empty if there is one
+    judge alone."""
+    if not measured.second:
+        return []
+    judges: dict[str, JudgeConfig] = {VALIDATION: config.judge, **config.second_judges}
+    own = {name: values_of(each) for name, each in _judged_by(measured).items()}
+    earlier = {name: values_of(each) for name, each in _judged_by(before).items()} if before else {}
+    shared = sorted(set.intersection(*(set(values) for values in own.values())))
+    estimate = Estimator(config.evaluation.confidence)
+    unchanged = before is not None and measured.chosen.validation == before.chosen.validation
+    found = []
+    for name, judge in judges.items():
+        values = {i: own[name][i] for i in shared}
+        if compares(judge):
+            # Shares won against M_{t-1}: one half for a model that is M_{t-1} itself, whatever it won when it was new.
+            values = dict.fromkeys(shared, 0.5) if unchanged else values
+            change = None if before is None else estimate(mean, [value - 0.5 for value in values.values()])
+        else:
+            both = [i for i in shared if i in earlier.get(name, {})]
+            change = estimate(paired_difference, [values[i] for i in both], [earlier[name][i] for i in both])
+        found.append(Opinion(name, judge_name(judge), estimate(mean, list(values.values())), change))
+    return found
+
+
+def _judged_by(measured: IterationResult) -> dict[str, JudgedSamples]:
+    return {VALIDATION: measured.chosen.validation, **measured.second}
 
 
 def _health(measured: IterationResult) -> JudgeHealth | None:
@@ -290,7 +335,7 @@ def _artifact_rows(summary: Summary) -> list[dict[str, object]]:
         for name in ("score", "win_rate", "gain", "gain_over_direct"):
             interval = getattr(row, name)
             shown[name] = f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]" if interval else "–"
-        rows.append({name: _cell(value) for name, value in shown.items() if not isinstance(value, dict)})
+        rows.append({name: _cell(value) for name, value in shown.items() if not isinstance(value, dict | list)})
     return rows
 
 

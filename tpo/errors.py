@@ -25,6 +25,18 @@ class StageError(TpoError, RuntimeError):
     """A stage can't continue with what earlier stages produced, for example 0 pairs."""
 
 
+class GateError(TpoError, RuntimeError):
+    """The gate didn't promote the last model, so that the run can't go on from it."""
+
+    def __init__(self, root: Path, what: str) -> None:
+        super().__init__(what)
+        self.root = root
+        self.what = what
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.root, self.what)
+
+
 class BudgetError(TpoError, RuntimeError):
     """The run has spent its budget."""
 

@@ -280,6 +280,56 @@ class JudgeHealth:
 
 
 @dataclass(frozen=True)
+class GateScore:
+    """What the gate found about one score of M_t, compared with M_{t-1}'s on the same prompts."""
+
+    score: str
+    """The score's name in `gate.scores`."""
+    judge: str
+    """Who scored: `verifier (exact)`, or the judge's kind and model."""
+    compared: Literal["scores", "wins"]
+    """`scores`: the difference is that of mean scores; `wins`: it is the share of prompts on which M_t does better,
+    ties counting half, minus one half."""
+    prompts: int
+    """Prompts that both models have a score for."""
+    missing: int
+    """Prompts that only M_{t-1} has a score for."""
+    before: float | None
+    """Mean score of M_{t-1} on them, in the judge's own unit; None if both were judged together."""
+    after: float | None
+    """Mean score of M_t on them; if both were judged together, the share that it won."""
+    difference: float | None
+    """The difference; None without prompts."""
+    low: float | None
+    """Its one-sided lower bound, by which the test decides."""
+    high: float | None
+    """Its one-sided upper bound."""
+    margin: float
+    """How much worse M_t may be."""
+    outcome: Literal["not_worse", "worse", "unclear", "unscored"]
+    """`not_worse` passes. `unclear`: the test can't tell; `unscored`: too few of the prompts have a score for M_t."""
+    needed: int | None
+    """For `unclear`: about how many prompts would pass if the differences stayed as they are."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether M_t isn't worse."""
+        return self.outcome == "not_worse"
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """What the gate decided about M_t."""
+
+    promoted: bool
+    """Whether the loop may go on from it."""
+    accepted: bool
+    """Whether it was promoted by `gate.accept`, against the test."""
+    scores: Sequence[GateScore]
+    """What was found, score by score."""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A handle to a stage's complete result, identified by its content.
 

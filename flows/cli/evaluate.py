@@ -10,6 +10,7 @@ from flows.preflight import check_before_evaluation, check_evaluation
 from flows.recipes import config_of_run, fetch_hub_files, profile_path
 from tpo.config.benchmarks import BenchmarkConfig, EvaluationConfig
 from tpo.config.data import DataConfig, ModelConfig, PromptConfig
+from tpo.config.gate import GateConfig
 from tpo.config.judges import VerifierJudge
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
@@ -58,6 +59,7 @@ def evaluation_config(
         "model": written.model.model_copy(update={"path": model, "package": _package(written, model)}),
         "evaluation": evaluation,
         "judge": VerifierJudge(),
+        "gate": GateConfig(),
         "data": DataConfig(max_prompt_tokens=written.data.max_prompt_tokens),
     }
     if variant is not None:

@@ -50,7 +50,8 @@ from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import loopback_without_proxy
-from tpo.errors import InputError, ServerError, StageError, TpoError, shortened
+from tpo.errors import GateError, InputError, ServerError, StageError, TpoError, shortened
+from tpo.report.summary import SUMMARY, read_summary
 from tpo.storage.disk import explained, make_folder
 
 DEPLOYMENTS = Path("deploy/prefect.yaml")
@@ -58,6 +59,8 @@ POOL = "tpo"
 """The work pool of our deployments."""
 SERVER_LOST = 3
 """Exit status where Prefect's server is out of reach."""
+NOT_PROMOTED = 4
+"""Exit status where the gate stops a run."""
 
 
 def main(arguments: Sequence[str] | None = None, *, recipes: Iterable[Recipe] = RECIPES.values()) -> int:
@@ -87,7 +90,11 @@ def ended(work: Callable[[], int]) -> int:
         if isinstance(error, MemoryError):
             error = StageError("out of memory. Completed work is saved; free memory and rerun the same command")
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return SERVER_LOST if isinstance(error, ServerError) else 2
+        return next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 2)
+
+
+_STATUSES: Mapping[type[Exception], int] = {ServerError: SERVER_LOST, GateError: NOT_PROMOTED}
+"""Exit statuses of errors; 2 for all others."""
 
 
 def _stopped_by(error: BaseException) -> int | None:
@@ -325,6 +332,21 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _make(options: argparse.Namespace) -> int:
     """Brings a run of a recipe to T, unless it is current."""
+    with _shown_if_not_promoted():
+        return _brought(options)
+
+
+@contextlib.contextmanager
+def _shown_if_not_promoted() -> Iterator[None]:
+    """Prints the tables of a run that the gate stops, up to the model in question, before its error."""
+    try:
+        yield
+    except GateError as stop:
+        load("tpo.report.table:print_table")(read_summary(stop.root / SUMMARY))
+        raise
+
+
+def _brought(options: argparse.Namespace) -> int:
     recipe, config, to = options.recipe, fetch_hub_files(_config(options)), options.to
     show, page = load(recipe.show), f"{recipe.page_label}: {config.place}/{recipe.page}"
     if (found := recipe.ready(config, to)) is not None:

@@ -151,14 +151,14 @@ def rounds_of(config: RunConfig, iteration: int) -> list[str]:
 
 
 def find_tpo_model(root: Path, config: RunConfig, iteration: int | None) -> TpoModel:
-    """M_t of the run of TPO in `root`; the latest one if t is None.
+    """M_t of the run of TPO in `root`; the latest one that was promoted if t is None.
 
     Raises `InputError` if there is no such run or iteration, if it isn't complete, or if the thought prompt has changed
     since; `DamagedError` if a file doesn't match its manifest.
     """
     summary = _summary(root)
     reached = summary.models[-1].iteration
-    t = reached if iteration is None else iteration
+    t = _last_promoted(root, summary) if iteration is None else iteration
     if not 1 <= t <= reached:
         has = f"reached M_{reached}" if reached else "trained no model yet"
         raise InputError(
@@ -175,6 +175,16 @@ def find_tpo_model(root: Path, config: RunConfig, iteration: int | None) -> TpoM
     return TpoModel(
         root, config, f"M_{t}", folder, made.files, made.fingerprint, manifests, prompt, encoder, t, summary
     )
+
+
+def _last_promoted(root: Path, summary: Summary) -> int:
+    """The last t whose M_t the gate didn't reject, if there is a gate."""
+    last = summary.models[-1]
+    if not last.promoted and last.iteration == 1:
+        raise InputError(
+            f"the gate of {root} doesn't promote M_1, so there is no model to publish: ITER=1 publishes it nevertheless"
+        )
+    return last.iteration - (not last.promoted)
 
 
 def check_prompt(root: Path, config: RunConfig, name: str, samples: Manifest) -> None:

@@ -14,7 +14,7 @@ from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig
 
 NEWER: dict[type[BaseModel], set[str]] = {
-    EvaluationConfig: {"benchmarks", "fine_grained"},
+    EvaluationConfig: {"benchmarks", "fine_grained", "second_opinion", "verifier"},
     ModelConfig: {"chat_template_options", "thinking"},
     PairConfig: {"replay_share"},
     TrainConfig: {"rounds"},
@@ -27,7 +27,7 @@ def as_before(config: RunConfig) -> dict[str, Any]:
     """The values of that `config.json`; raises `AssertionError` if a newer field doesn't have its default."""
     recipe = config.recipe
     values = _named_as_before(config.model_copy(update={"recipe": Tpo()}))
-    del values["recipe"], values["report"], values["storage"]["cache"]
+    del values["recipe"], values["report"], values["gate"], values["storage"]["cache"]
     values["model"] |= {"hub_id": None, "hub_revision": "main"}
     own = {} if isinstance(recipe, Tpo) else _named_as_before(recipe)
     sft, kind = own.pop("sft", None), own.pop("kind", None)

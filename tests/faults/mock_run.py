@@ -38,6 +38,7 @@ _FOLDERS = {
     "replay": "replay",
     "train": "train",
     "model": "validate",
+    "gate": "gate",
     "summary.json": "report",
     "report.html": "report",
     "finished.json": "report",
@@ -101,6 +102,8 @@ class Plan:
     """Whether a model writes the iterations' prompts; the judge mustn't need references then."""
     rounds: int = 1
     """Rounds an iteration; with several, pairs of earlier iterations are replayed too."""
+    gate: bool = False
+    """Whether there is a gate, which promotes every model."""
 
     def root(self, folder: Path) -> Path:
         """The run's files on this machine."""
@@ -337,6 +340,7 @@ def config_of(folder: Path, plan: Plan) -> Any:
             "judge": judges[plan.judge],
             "pair": {"min_margin": 0.0, "replay_share": 0.3 if plan.rounds > 1 else 0.0},
             "train": {"epochs": 2, "rounds": plan.rounds},
+            "gate": {"scores": ["validation", "second_judge"], "margin": 9.0} if plan.gate else {},
             "health": {"max_unscored": 1.0, "max_unparsable": 1.0, "min_swap_kappa": -1.0, "min_pairs": 0.0},
             "engine": {"shard_prompts": 2},
             "judge_engine": {"shard_prompts": 2},

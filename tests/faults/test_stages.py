@@ -20,11 +20,14 @@ from tests.faults.mock_run import FAULTS, STAGES
 from tests.sampling import dice, exhaustive
 
 ROOT = Path(__file__).parents[2]
+ROUNDS = mock_run.Plan("verifier", iterations=2, rounds=2, gate=True)
 MORE = {
     "synthesize": mock_run.Plan("pairwise", iterations=1, synthetic=True),
-    "replay": mock_run.Plan("verifier", iterations=2, rounds=2),
+    "replay": ROUNDS,
+    "gate": ROUNDS,
 }
-"""Stages that few runs have: where a model writes prompts, and where iterations have rounds and replayed pairs."""
+"""Stages that few runs have: where a model writes prompts, and where iterations have rounds, replayed pairs and a
+gate."""
 MATRIX = [
     (fault.name, stage)
     for fault in FAULTS
@@ -83,12 +86,18 @@ def test_a_run_ends_the_same_after_a_fault_in_any_stage(
     outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
 
 
+def _distinct() -> list[mock_run.Plan]:
+    plans = list(MORE.values())
+    return [plan for i, plan in enumerate(plans) if plan not in plans[:i]]
+
+
 @mock_run.prepared()
 def main(parent: Path) -> None:
     """Breaks a run per case and writes the results."""
     mock_run.make_seed(parent / "seed")
     loaded = mock_run.an_example(parent / "example", mock_run.Plan("pairwise", iterations=1))
-    others = {stage: mock_run.an_example(parent / stage, plan) for stage, plan in MORE.items()}
+    examples = [(plan, mock_run.an_example(parent / f"example_{i}", plan)) for i, plan in enumerate(_distinct())]
+    others = {stage: next(example for made, example in examples if made == plan) for stage, plan in MORE.items()}
     faults = {fault.name: fault for fault in FAULTS}
     found = {}
     for name, stage in CASES:

@@ -445,7 +445,7 @@ def test_engines_are_placed_node_by_node(nodes: int, gpus: int, each: int, place
     ("name", "disk_gib", "fits", "last"),
     [
         ("laptop", 0.01, False, "or lower --to (ITER) or train.epochs"),
-        ("laptop", 0.08, True, "It may not fit: it writes up to 85.0 MiB, but the disk has 81.9 MiB free."),
+        ("laptop", 0.08, True, "It may not fit: it writes up to 85.6 MiB, but the disk has 81.9 MiB free."),
         ("laptop", 10, True, "It fits."),
         ("llama3-8b-armorm", 10, True, "GiB free (this machine's has 10.0 GiB): It fits."),
         ("llama3-8b-armorm", 10_000, True, "It fits."),

@@ -220,8 +220,12 @@ def test_the_sharding_of_weights_over_workers_identifies_a_training(tmp_path: Pa
 
 
 IN_WHICH_PIECES = tuple(f"train__{name}" for name in ("micro_batch_size", "packing", "gradient_checkpointing"))
-UNUSED = ("train__alpha", "train__divergence_alpha", "evaluation__benchmarks")
-"""Not used by the default loss and divergence, nor by the stages of a run without benchmarks."""
+UNUSED = (
+    *("train__alpha", "train__divergence_alpha", "evaluation__benchmarks"),
+    *("evaluation__second_opinion", "evaluation__verifier", "gate"),
+)
+"""Not used by the default loss and divergence, nor by the stages of a run without benchmarks and a gate, nor by those
+that each judge has for itself; tests/tasks/test_gate.py has the gate's."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
     *("tracking", "throughput", "prices", "budget", "storage", "report"),
@@ -232,6 +236,10 @@ WHAT_IT_IS = (
 )
 OTHER_VALUES: dict[str, Any] = {
     "evaluation__benchmarks": [{"kind": "ifeval", "path": "ifeval.jsonl"}],
+    "evaluation__verifier": {"length_bias": 0.5},
+    "gate__scores": ["validation"],
+    "gate__margins": None,
+    "gate__accept": [1],
     "name": "another",
     "folder": Path("elsewhere"),
     "model__path": None,

@@ -255,6 +255,12 @@ class EvaluationConfig(Section):
     judge: JudgeConfig = VerifierJudge()
     """A separate judge, so that the training signal doesn't also grade; by default a verifier without length bias. It
     also judges benchmarks that need a judge."""
+    second_opinion: Literal["auto", "always", "never"] = "auto"
+    """Whether this judge also scores the validation answers of every M_t, to be shown next to the run's judge, which
+    chose M_t by them: `auto` if that costs nothing, since it is a verifier, or if the gate asks for it."""
+    verifier: VerifierJudge | None = None
+    """A verifier that scores the validation answers too, if the judges are models but some prompts have references or
+    verifiable instructions."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Confidence level of all intervals."""
     benchmarks: tuple[BenchmarkConfig, ...] = ()

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 from tpo.config.base import Section
 from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import DataConfig, MiniatureSource, ModelConfig, PromptConfig, SampleConfig
+from tpo.config.gate import OF_VALIDATION, SECOND_JUDGE, VERIFIER, GateConfig, unknown_score
 from tpo.config.hub import Pin
 from tpo.config.judges import (
     HealthConfig,
@@ -74,6 +75,8 @@ class RunConfig(Section):
     """How a checkpoint is chosen."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the test set is judged, and what else the models are measured on."""
+    gate: GateConfig = GateConfig()
+    """When the loop may go on from M_t."""
     health: HealthConfig = HealthConfig()
     """Limits on how the judge behaves."""
     engine: EngineConfig = EngineConfig()
@@ -138,6 +141,17 @@ class RunConfig(Section):
         return self.sft
 
     @property
+    def second_judges(self) -> dict[str, JudgeConfig]:
+        """Who scores the validation answers of every M_t besides the run's judge, as the gate names their scores."""
+        found, judge, opinion = dict[str, JudgeConfig](), self.evaluation.judge, self.evaluation.second_opinion
+        free = isinstance(judge, VerifierJudge) or SECOND_JUDGE in self.gate.scores
+        if judge != self.judge and (opinion == "always" or (opinion == "auto" and free)):
+            found[SECOND_JUDGE] = judge
+        if self.evaluation.verifier is not None:
+            found[VERIFIER] = self.evaluation.verifier
+        return found
+
+    @property
     def prompts_per_round(self) -> int:
         """Fresh prompts in each round of an iteration; with one round, `data.per_iteration`."""
         return self.data.count // self.train.rounds
@@ -186,6 +200,31 @@ class RunConfig(Section):
                     f'{name} is {value} and recipe.kind is "{self.recipe.kind}": it goes with recipe.kind = "tpo"; '
                     f"set it to {off[name]}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_gate_has_its_scores(self) -> "RunConfig":
+        gate, benchmarks = self.gate, [each.title for each in self.evaluation.benchmarks]
+        if not gate.is_on:
+            return self
+        if not isinstance(self.recipe, Tpo):
+            raise ValueError(
+                f'gate.scores is set and recipe.kind is "{self.recipe.kind}", whose models are made in a fixed order '
+                'without a gate: leave [gate] out, or use recipe.kind = "tpo"'
+            )
+        if taken := [name for name in benchmarks if name in OF_VALIDATION]:
+            raise ValueError(f"evaluation.benchmarks has {taken[0]}, a name of the gate's own scores: give it another")
+        for fault in filter(None, (unknown_score(name, benchmarks) for name in gate.scores)):
+            raise ValueError(fault)
+        if SECOND_JUDGE in gate.scores and SECOND_JUDGE not in self.second_judges:
+            never = self.evaluation.second_opinion == "never"
+            found = 'evaluation.second_opinion is "never"' if never else "evaluation.judge is the run's judge itself"
+            remedy = 'set it to "auto"' if never else "set evaluation.judge to another one, or name validation instead"
+            raise ValueError(f"gate.scores has {SECOND_JUDGE}, but {found}: {remedy}")
+        if VERIFIER in gate.scores and self.evaluation.verifier is None:
+            held_out = isinstance(self.evaluation.judge, VerifierJudge)
+            remedy = f"name {SECOND_JUDGE}, which is one" if held_out else "add a section [evaluation.verifier]"
+            raise ValueError(f"gate.scores has {VERIFIER}, but evaluation.verifier isn't set: {remedy}")
         return self
 
     @model_validator(mode="after")

@@ -77,6 +77,8 @@ def disk_needed(config: RunConfig, iterations: Sequence[int], *, parameters: int
         replayed = config.data.count / (1 - share) * max(0, trained - (1 in iterations))
         rows += round(replayed * (config.sample.max_new_tokens * 2 + config.data.max_prompt_tokens) * _PROMPT_TOKEN)
     rows += (trained + 2 * (0 in iterations)) * _benchmark_rows(config)
+    second = config.second_judges.values()
+    rows += len(iterations) * config.data.validation * sum(2 * _ROW + _judgment_bytes(judge, 1) for judge in second)
     model = parameters * BYTES[config.train.precision]
     between = (config.train.rounds - 1) * (model + _STATE * _trained(config, parameters))
     return Disk(

@@ -25,6 +25,7 @@ from tpo.planning.fit import (
     memory_misfits,
     split_misfits,
 )
+from tpo.planning.gate import gate_misfits
 from tpo.planning.gpu_memory import GpuMemory, run_memory
 from tpo.planning.needs import BYTES, GIB, Disk, disk_needed, memory_needed
 from tpo.planning.placement import Cluster, EngineGroup, Models, Placement
@@ -166,6 +167,7 @@ def _misfits(config: RunConfig, plan: Plan) -> Iterator[Misfit]:
         model = models[asked.folder]
         yield from context_misfits(asked, model.shape.context, model.name)
     yield from split_misfits(config, models)
+    yield from gate_misfits(config)
     yield from disk_misfits(config, plan.disk, cluster.disk_bytes, is_here=plan.is_here)
     yield from download_misfits(plan.downloads, is_here=plan.is_here)
 

@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 from tpo.config.contexts import pair_writers
 from tpo.config.data import FileSource, MiniatureSource, SampleConfig, SyntheticConfig
+from tpo.config.gate import SECOND_JUDGE
 from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
@@ -168,10 +169,20 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         ),
         _judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
         _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
-        _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, judged[1], data.test, 1),
+        _test_judging(config, lengths, iterations, judged[1]),
         *benchmark_work(config, lengths, tested),
         *rating_work(config, lengths, data.test),
     ]
+
+
+def _test_judging(config: RunConfig, lengths: Lengths, iterations: int, tested: int) -> Work:
+    """The test of every model, and the validation answers of M_0 to M_T if the test's judge scores them too."""
+    judge, data = config.evaluation.judge, config.data
+    test = _judging(Kind.TEST_JUDGE, judge, lengths, tested, data.test, 1)
+    if SECOND_JUDGE not in config.second_judges:
+        return test
+    models = iterations + (0 if isinstance(judge, PairwiseJudge) else 1)
+    return _together(test, _judging(Kind.TEST_JUDGE, judge, lengths, models, data.validation, 1))
 
 
 def benchmark_work(config: RunConfig, lengths: Lengths, models: int) -> list[Work]:

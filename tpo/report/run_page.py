@@ -16,6 +16,7 @@ from markupsafe import Markup
 from tpo.records import Epoch, Message
 from tpo.report.benchmarks import LABELS, Benchmarks
 from tpo.report.fine_grained import KindSection
+from tpo.report.gate import OUTCOMES, change, overfitting, scale_of_gate
 from tpo.report.page import against, count, render, signed_span, span
 from tpo.report.plots import (
     BLUE,
@@ -34,7 +35,17 @@ from tpo.report.plots import (
     tick,
 )
 from tpo.report.summary import ModelRow, Summary
-from tpo.report.table import DIRECT, NOTHING, PERCENT, ScoreScale, fixed, score_scale, validation_scale
+from tpo.report.table import (
+    DIRECT,
+    NOTHING,
+    PERCENT,
+    ScoreScale,
+    fixed,
+    gate_word,
+    scale_of_opinions,
+    score_scale,
+    validation_scale,
+)
 from tpo.storage.ledger import Spending
 
 if TYPE_CHECKING:
@@ -63,6 +74,10 @@ TERMS: Mapping[str, str] = {
     "First wins": "share of decided comparisons won by the response shown first; one half if the order has no effect.",
     "Agrees with references": "of the pairs of a right and a wrong response to one prompt, the share in which the "
     "right one scores higher; ties count half.",
+    "Second judge, verifier": "other judges of the same validation answers. The run's judge trained the model and "
+    "chose its checkpoint, so a gain that it alone sees is overfitting to it.",
+    "Gate": "M_t is promoted if a paired test shows that it isn't worse than M_t−1 by more than the margin: if the "
+    "lower bound of the difference isn't below minus the margin.",
     "Validation": "mean score by the training judge on validation prompts, over answers that parse; for a judge "
     "that compares, the share won against M_t−1's answers.",
 }
@@ -175,6 +190,12 @@ def render_report(
         validation=validation_scale(summary),
         judged=[row for row in summary.models if row.judge],
         judge=config.get("judge", {}).get("kind"),
+        opinions=_opinions(summary),
+        gated=[row for row in summary.models if row.gate],
+        gate_word=gate_word,
+        gate_scale=scale_of_gate,
+        gate_change=change,
+        outcomes=OUTCOMES,
         stages=list(dict.fromkeys(stage for row in reversed(summary.models) for stage in row.seconds)),
         plots=_plots(summary, epochs, margins, config),
         categories=_panels(summary, "by_category"),
@@ -193,6 +214,12 @@ def render_report(
         terms=TERMS,
         DIRECT=DIRECT,
     )
+
+
+def _opinions(summary: Summary) -> list[tuple[str, str, ScoreScale]]:
+    """The judges of the validation answers: name, kind and scale; empty if there is one alone."""
+    found = dict.fromkeys((each.name, each.judge) for row in summary.models for each in row.opinions)
+    return [(name, judge, scale_of_opinions(summary, name)) for name, judge in found]
 
 
 def score_picture(summary: Summary) -> str | None:
@@ -233,6 +260,12 @@ def findings(summary: Summary, *, thinks: bool = True) -> list[str]:
         for row in summary.models
         if row.chosen_epoch == 0 and row.iteration
     ]
+    found += [
+        f"The gate doesn't promote {row.model}: the run stops there, and its models up to M_{row.iteration - 1} stand."
+        for row in summary.models
+        if not row.promoted
+    ]
+    found += overfitting(list(summary.models))
     if last is None or base is None or last.iteration == 0:
         return found
     found += _category_findings(base, last, score_scale(summary))

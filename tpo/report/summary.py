@@ -4,11 +4,11 @@ Intervals are bootstrap percentiles over prompts. Gains are paired: differences 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tpo.records import JudgeHealth
+from tpo.records import GateDecision, JudgeHealth
 from tpo.report.record_files import read_record, to_json
 
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -31,6 +31,20 @@ class Interval:
     """Upper end of the interval."""
     n: int
     """Number of prompts averaged over."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one judge says of the validation answers that a model was chosen by."""
+
+    name: str
+    """`validation` for the run's judge, `second_judge` for `evaluation.judge`, `verifier` for `evaluation.verifier`."""
+    judge: str
+    """The judge's kind, and its model or rule."""
+    score: Interval | None
+    """Mean score over the prompts that all judges scored; for a pairwise judge, the share won against M_{t-1}."""
+    change: Interval | None
+    """The same minus that of M_{t-1}, paired by prompt; None for M_0."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,15 @@ class ModelRow:
     """Epoch of the checkpoint that became M_t; 0 if M_{t-1} was kept; None for M_0."""
     seconds: Mapping[str, float]
     """Wall-clock seconds by stage, from each stage's latest execution."""
+    opinions: Sequence[Opinion] = field(default_factory=list)
+    """What each judge says of the same validation answers, the run's judge first; empty if there is no other."""
+    gate: GateDecision | None = None
+    """The gate's decision about it; None for M_0, and without a gate."""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the loop may go on from it."""
+        return self.gate is None or self.gate.promoted
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,45 @@ def render_seconds(summary: Summary) -> Table:
     return table
 
 
+def render_judges(summary: Summary) -> Table:
+    """One row per model: what each judge says of its validation answers, and what the gate decided."""
+    rows = [row for row in summary.models if row.opinions or row.gate]
+    judges = list(dict.fromkeys((each.name, each.judge) for row in rows for each in row.opinions))
+    scales = {name: scale_of_opinions(summary, name) for name, _ in judges}
+    table = plain_table("validation answers, by each judge" if judges else None)
+    table.add_column("model", no_wrap=True)
+    for name, judge in judges:
+        table.add_column(Text(f"{name.replace('_', ' ')}\n{judge}"), justify="right")
+        table.add_column(Text("change from\nM_t-1"), justify="right")
+    gated = any(row.gate for row in rows)
+    if gated:
+        table.add_column("gate")
+    for row in rows:
+        said = {each.name: each for each in row.opinions}
+        cells = [
+            scales[name].interval(getattr(said[name], part) if name in said else None, signed=part == "change")
+            for name, _ in judges
+            for part in ("score", "change")
+        ]
+        table.add_row(Text(row.model), *map(Text, cells), *([gate_word(row)] if gated else []))
+    return table
+
+
+def scale_of_opinions(summary: Summary, name: str) -> ScoreScale:
+    """The scale of one judge's scores of the validation answers."""
+    found = [each.score for row in summary.models for each in row.opinions if each.name == name and each.score]
+    return scale_of(end for each in found for end in (each.value, each.low, each.high))
+
+
+def gate_word(row: ModelRow) -> str:
+    """The gate's decision about a model in a word or two."""
+    if row.gate is None:
+        return NOTHING
+    if row.gate.accepted:
+        return "accepted"
+    return "promoted" if row.gate.promoted else "not promoted"
+
+
 def table_console() -> Console:
     """A console to print tables to: as wide as the terminal, or `WIDTH` if the output isn't one."""
     console = Console(highlight=False)
@@ -137,7 +176,8 @@ def table_console() -> Console:
 def print_table(summary: Summary) -> None:
     """Prints all tables."""
     console = table_console()
-    for render in (render_table, render_gains, render_seconds):
+    judged = any(row.opinions or row.gate for row in summary.models)
+    for render in (render_table, render_gains, *([render_judges] if judged else []), render_seconds):
         console.print(render(summary))
         console.print()
     if summary.fine_grained is not None:

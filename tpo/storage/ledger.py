@@ -42,6 +42,7 @@ _PURPOSES = {
     "short": "short ", "benchmarks": "benchmark ",
 }  # fmt: skip
 _RATINGS = "ratings"
+_SECOND_JUDGES = ("second_judge", "verifier")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Entry:
         _, *purpose, last = self.stage.split("/")
         if last == _RATINGS:
             return "rate"  # whatever it is for
+        if purpose[:1] == ["validation"] and purpose[-1] in _SECOND_JUDGES:
+            purpose = ["test"]  # validation answers, but read by the judge of the test
         return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
 
     @property
