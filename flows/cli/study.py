@@ -16,6 +16,7 @@ from tpo.report.study import (
     STUDY_PAGE,
     STUDY_TEXT,
     TOLERANCE,
+    Budget,
     Study,
     render_markdown,
     unequal_amounts,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
 from tpo.planning.plan import Plan
 from tpo.planning.workload import Kind, training_steps
@@ -24,8 +25,10 @@ def planned_budget(config: RunConfig, plan: Plan) -> Budget:
     """The budget of a run according to its plan."""
     works = [stage.work for stage in plan.stages if stage.work.kind not in _MEASURING]
     sampled = [work for work in works if work.kind.verb == "sample"]
+    # Self-training samples every question twice an iteration, for pairs and for labels, which its plan takes together.
+    twice = isinstance(config.recipe, SelfTrain) and config.recipe.dpo
     return {
-        "prompts": sum(work.prompts for work in sampled),
+        "prompts": sum(work.prompts for work in sampled) * (2 if twice else 1),
         "samples": sum(work.expected.answers for work in sampled),
         "judge calls": sum(work.expected.answers for work in works if work.kind.verb == "judge"),
         "tokens": sum(work.expected.tokens for work in works),
@@ -45,8 +48,8 @@ def spent_budget(config: RunConfig, iterations: int) -> Budget:
             found["prompts"] += manifest.rows / manifest.config["sample"]["k"]
         elif kind == "judgments":
             found["judge calls"] += manifest.rows
-        elif kind == "train":
-            found["training steps"] += manifest.facts["steps"]
+        else:
+            found["training steps"] += manifest.facts.get("steps", 0)
     entries = read_ledger(config.root)
     found["tokens"] = sum(entry.tokens for entry in entries if _counts(entry.stage, iterations))
     return found

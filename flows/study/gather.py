@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from flows.study.budget import mean_budget, spent_budget
 from flows.study.setup import Side, StudySetup
 from tasks.estimates import Estimator, values_of
-from tasks.handles import SamplingSpec, against_spec, direct_spec, evaluation_spec, judged, measuring_spec
+from tasks.handles import (
+    JudgedSamples,
+    SamplingSpec,
+    against_spec,
+    direct_spec,
+    evaluation_spec,
+    judged,
+    measuring_spec,
+)
 from tpo.config.judges import compares
 from tpo.config.recipes import SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
@@ -19,6 +27,7 @@ from tpo.report.study import Budget, Level, Pooled, Study, StudyLead, StudyModel
 from tpo.report.summary import SUMMARY, Interval, read_summary
 from tpo.report.table import DIRECT
 from tpo.storage.mirror import reading
+from tpo.storage.store import complete_artifact
 
 Values = Mapping[str, float]
 """Values by prompt."""
@@ -68,14 +77,20 @@ def gather(
         raise StageError(
             f"{len(seeds)} of {len(setup.seeds)} seeds are complete, and a study needs at least {MIN_RUNS} ({reasons})"
         )
-    found = [{seed: read_run(side.configs[seed], setup.iterations) for seed in seeds} for side in setup.sides]
+    together = len(setup.sides) == 2 and compares(setup.folder.evaluation.judge)
+    found = [
+        {
+            seed: read_run(side.configs[seed], setup.iterations, judged_together=together and side is setup.sides[0])
+            for seed in seeds
+        }
+        for side in setup.sides
+    ]
     confidence = setup.folder.evaluation.confidence
     pool = Pool(confidence)
     sides = [
         _side(setup, side, runs, failed, plan, pool)
         for side, runs, plan in zip(setup.sides, found, planned, strict=True)
     ]
-    judged_together = len(sides) == 2 and compares(setup.folder.evaluation.judge)
     first = next(name for name in next(iter(found[0].values())).scores if name != DIRECT)
     return Study(
         name=setup.name,
@@ -85,8 +100,8 @@ def gather(
         confidence=confidence,
         common_prompts=shared_share([run.scores[first] for run in found[0].values()]),
         sides=sides,
-        measure="win_rate" if judged_together else "difference",
-        leads=_leads(found, pool, judged_together=judged_together) if len(sides) == 2 else [],
+        measure="win_rate" if together else "difference",
+        leads=_leads(found, pool, judged_together=together) if len(sides) == 2 else [],
         unequal=unequal_amounts(sides[0].spent, sides[1].spent) if len(sides) == 2 else [],
         remarks=[*remarks, *_remarks(setup, found, failed)],
     )
@@ -142,25 +157,32 @@ def measured_as(config: RunConfig, iterations: int) -> list[MeasuredAs]:
     ]
 
 
-def read_run(config: RunConfig, iterations: int) -> Found:
-    """What a study takes from a run that is complete; raises `StageError` if a model has no scores."""
+def read_run(config: RunConfig, iterations: int, *, judged_together: bool = False) -> Found:
+    """What a study takes from a run that is complete; `judged_together` if a judge compared it with its baseline.
+
+    Raises `StageError` if a model has no scores.
+    """
     with reading(config):
         scores = {each.model: values_of(judged(config, each.spec)) for each in measured_as(config, iterations)}
         if without := [model for model, values in scores.items() if not values]:
             raise StageError(
                 f"{config.place}: the evaluation judge scored no test prompt of {', '.join(without)}: see its report"
             )
-        against = {}
-        if (config.root / against_spec(config, 0).folder / "scores").is_dir():
-            against = {f"M_{t}": values_of(judged(config, against_spec(config, t))) for t in range(iterations + 1)}
+        leads = {f"M_{t}": _won(config, t) for t in range(iterations + 1)} if judged_together else {}
         return Found(
             scores=scores,
-            leads=against,
+            leads=leads,
             levels=_levels(config),
             benchmarks=_benchmarks(config),
             budget=spent_budget(config, iterations),
             hub={written: pin.address for written, pin in config.hub_pins.items()},
         )
+
+
+def _won(config: RunConfig, t: int) -> Values:
+    """How often M_t wins against its direct baseline, by prompt."""
+    scores = complete_artifact(config.root / against_spec(config, t).folder / "scores")
+    return values_of(JudgedSamples(judged(config, measuring_spec(config, t)).samples, scores))
 
 
 def _levels(config: RunConfig) -> dict[str, dict[str, float]]:

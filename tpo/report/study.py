@@ -220,12 +220,8 @@ def render_markdown(study: Study) -> str:
             parts.append(f"## {side.name}")
         parts += [_table(rows_of(side), side_seeds(side), study.scale), _levels_table(side)]
     if study.leads:
-        one, other = (side.name for side in study.sides)
-        rows = [(f"{each.model}: {one} − {other}", each.lead) for each in study.leads]
-        if study.measure == "win_rate":
-            rows = [(f"{each.model}: {one} wins against {other}, %", each.lead) for each in study.leads]
-        signed = study.measure == "difference"
-        parts += [f"## {one} against {other}", _table(rows, _seeds_of(study), study.lead_scale, signed=signed)]
+        rows, signed = [(each.model, each.lead) for each in study.leads], study.measure == "difference"
+        parts += [f"## {lead_title(study)}", _table(rows, lead_seeds(study), study.lead_scale, signed=signed)]
     parts.append(_budget_table(study))
     return "\n\n".join(parts) + "\n"
 
@@ -251,8 +247,15 @@ def side_seeds(side: StudySide) -> list[str]:
     return [seed for seed in side.runs if seed not in side.missing]
 
 
-def _seeds_of(study: Study) -> list[str]:
+def lead_seeds(study: Study) -> list[str]:
+    """The seeds of the leads."""
     return list(study.leads[0].lead.by_seed)
+
+
+def lead_title(study: Study) -> str:
+    """What the leads are."""
+    one, other = (side.name for side in study.sides)
+    return f"{one} − {other}" if study.measure == "difference" else f"{one} wins against {other}, %"
 
 
 def is_difference(label: str) -> bool:

@@ -19,8 +19,9 @@ from tpo.report.study import (
     Pooled,
     Study,
     StudySide,
-    gains_of,
     is_difference,
+    lead_seeds,
+    lead_title,
     level_scale,
     rows_of,
     sentences,
@@ -45,8 +46,10 @@ def render_study(study: Study) -> str:
         scale=study.scale,
         lead_scale=study.lead_scale,
         signed=study.measure == "difference",
+        lead_rows=[(each.model, each.lead) for each in study.leads],
+        lead_title=lead_title(study) if study.leads else "",
+        lead_seeds=lead_seeds(study) if study.leads else [],
         rows_of=rows_of,
-        gains_of=gains_of,
         is_difference=is_difference,
         side_seeds=side_seeds,
         level_scale=level_scale,
@@ -64,12 +67,8 @@ def print_study(study: Study) -> None:
         console.print(_table(study, _title(study, side), rows_of(side), side_seeds(side), study.scale))
         console.print()
     if study.leads:
-        one, other = (side.name for side in study.sides)
-        rows = [(f"{each.model}: {one} − {other}", each.lead) for each in study.leads]
-        signed = study.measure == "difference"
-        title = f"{one} against {other}" + ("" if signed else f": prompts that {one} wins, %")
-        seeds = list(study.leads[0].lead.by_seed)
-        console.print(_table(study, title, rows, seeds, study.lead_scale, signed=signed))
+        rows, signed = [(each.model, each.lead) for each in study.leads], study.measure == "difference"
+        console.print(_table(study, lead_title(study), rows, lead_seeds(study), study.lead_scale, signed=signed))
         console.print()
         console.print(_budgets(study))
         console.print()
