@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpo.report.page import render
-from tpo.report.plots import BLUE, MUTED, ORANGE, draw, level, points
+from tpo.report.plots import BLUE, MUTED, ORANGE, draw, level, points, tick
 from tpo.report.study import (
     AMOUNTS,
     TOLERANCE,
@@ -125,13 +125,15 @@ def _scores(study: Study) -> Markup:
     models = [model.model for model in study.sides[0].models if model.model != DIRECT]
 
     def paint(axes: "Axes") -> None:
-        for side, colour in zip(study.sides, (BLUE, ORANGE), strict=False):
+        # The second side a little to the right, so that intervals don't hide each other.
+        for side, colour, shift in zip(study.sides, (BLUE, ORANGE), (0.0, 0.06), strict=False):
             found = [model for model in side.models if model.model in models]
-            places = [models.index(model.model) for model in found]
+            places = [models.index(model.model) + shift for model in found]
             for place, model in zip(places, found, strict=True):
                 values = [study.scale.factor * each.value for each in model.score.by_seed.values()]
                 axes.plot([place - 0.12] * len(values), values, color=colour, marker="_", ms=7, lw=0, alpha=0.65)
-            points(axes, places, [model.score.over_both for model in found], study.scale, colour)
+            valued = len(study.sides) == 1
+            points(axes, places, [model.score.over_both for model in found], study.scale, colour, valued=valued)
         direct = next((model.score for model in study.sides[0].models if model.model == DIRECT), None)
         if direct is not None:
             level(axes, study.scale.factor * direct.value, "M₀ direct", MUTED, right=True)
@@ -156,5 +158,11 @@ def _leads(study: Study) -> Markup | None:
 
 def _ticks(axes: "Axes", models: Sequence[str]) -> None:
     step = -(-len(models) // 9)
-    axes.set_xticks(range(0, len(models), step), list(models[::step]))
+    axes.set_xticks(range(0, len(models), step), [_written(model) for model in models[::step]])
     axes.set_xlim(-0.35, len(models) - 0.5)
+
+
+def _written(model: str) -> str:
+    """`M₃` for `M_3`; other names as they are."""
+    iteration = model.removeprefix("M_")
+    return tick(int(iteration)) if iteration != model and iteration.isdigit() else model
