@@ -10,6 +10,7 @@ from flows.study.runs import Process, RunRecipe, bring_all, to_do
 from flows.study.setup import Job, StudySetup
 from tpo.console import say
 from tpo.errors import InputError
+from tpo.planning.needs import readable_size
 from tpo.planning.plan import Plan
 from tpo.report.study import (
     STUDY,
@@ -41,6 +42,7 @@ def study(setup: StudySetup, run: RunRecipe, process: Process, *, allow_unequal:
     check_budgets(setup, planned, allow_unequal=allow_unequal)
     left, started = to_do(setup), time.monotonic()
     say(_intent(setup, plans, left))
+    _warn_of_disk(plans, left)
     failed = bring_all(left, setup.iterations, run, process=process) if left else {}
     found = gather(setup, failed=failed, planned=planned)
     config = setup.folder
@@ -78,3 +80,11 @@ def _intent(setup: StudySetup, plans: Sequence[Plan], left: Sequence[Job]) -> st
         seconds = sum(plan.seconds for plan in plans) * len(left) / len(setup.jobs) * len(setup.seeds)
         told += f"; planned for the others: {duration(seconds)}"
     return told
+
+
+def _warn_of_disk(plans: Sequence[Plan], left: Sequence[Job]) -> None:
+    """Says if the runs together may write more than the disk has free; each by itself is checked by its recipe."""
+    runs = sum(len(job.recipe.runs(job.config)) for job in left)
+    needed, free = runs * sum(plan.disk.total for plan in plans) // len(plans), plans[0].cluster.disk_bytes
+    if needed > free and plans[0].is_here:
+        say(f"the {runs} runs may write up to {readable_size(needed)} in all; {readable_size(free)} are free")

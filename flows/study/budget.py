@@ -39,7 +39,7 @@ def planned_budget(config: RunConfig, plan: Plan) -> Budget:
 def spent_budget(config: RunConfig, iterations: int) -> Budget:
     """What a complete run has taken up to iteration T = `iterations`."""
     found: dict[Amount, float] = {"prompts": 0, "samples": 0, "judge calls": 0, "tokens": 0, "training steps": 0}
-    for manifest in _manifests(config.root):
+    for manifest in manifests(config.root):
         if not _counts(manifest.stage, iterations):
             continue
         kind = manifest.stage.rsplit("/", 1)[-1]
@@ -67,7 +67,8 @@ def _counts(stage: str, iterations: int) -> bool:
     return _MEASURING_FOLDERS.isdisjoint(rest) and (iteration is None or int(iteration[1]) <= iterations)
 
 
-def _manifests(root: Path) -> Iterator[Manifest]:
+def manifests(root: Path) -> Iterator[Manifest]:
+    """The manifests of a run's stages."""
     for path in sorted(root.rglob("manifest.json")):
         if not is_set_aside(path.relative_to(root)) and (manifest := read_manifest(path.parent)) is not None:
             yield manifest

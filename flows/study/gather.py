@@ -1,9 +1,9 @@
 """The numbers of a study, from the folders of its runs: scores by prompt, paired by seed, and their intervals."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from flows.study.budget import mean_budget, spent_budget
+from flows.study.budget import manifests, mean_budget, spent_budget
 from flows.study.setup import Side, StudySetup
 from tasks.estimates import Estimator, values_of
 from tasks.handles import (
@@ -61,6 +61,8 @@ class Found:
     """What it took."""
     hub: Mapping[str, str]
     """The commits of addresses on the hub that it began with."""
+    versions: Set[str]
+    """The versions of this package that made its stages."""
 
 
 def gather(
@@ -175,6 +177,7 @@ def read_run(config: RunConfig, iterations: int, *, judged_together: bool = Fals
             levels=_levels(config),
             benchmarks=_benchmarks(config),
             budget=spent_budget(config, iterations),
+            versions={manifest.code for manifest in manifests(config.root)},
             hub={written: pin.address for written, pin in config.hub_pins.items()},
         )
 
@@ -293,6 +296,10 @@ def _remarks(setup: StudySetup, found: Sequence[Mapping[int, Found]], failed: Ma
             if len(set(commits.values())) > 1:
                 shown = ", ".join(f"seed {seed} with {commit}" for seed, commit in commits.items())
                 remarks.append(f"The runs{of} began with different commits of {address}: {shown}.")
+        versions = {seed: ", ".join(sorted(run.versions)) for seed, run in runs.items()}
+        if len(set(versions.values())) > 1:
+            shown = "; ".join(f"seed {seed} by {made_by}" for seed, made_by in versions.items())
+            remarks.append(f"The runs{of} were made by different versions of this package: {shown}.")
         shared = shared_share([next(iter(run.scores.values())) for run in runs.values()])
         if side is setup.sides[0]:
             remarks.append(

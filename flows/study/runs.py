@@ -10,6 +10,7 @@ from flows.study.setup import Job, StudySetup
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import ServerError, TpoError
+from tpo.storage.current import FINISHED, is_current
 
 RunRecipe: TypeAlias = Callable[[Recipe, RunConfig, int], Any]
 """Brings a run to T by its recipe's flow."""
@@ -18,7 +19,14 @@ Process: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
 def to_do(setup: StudySetup) -> list[Job]:
     """The runs that aren't complete; raises `InputError` if one of them can't be done here."""
-    return [job for job in setup.jobs if job.recipe.ready(job.config, setup.iterations) is None]
+    left = [job for job in setup.jobs if job.recipe.ready(job.config, setup.iterations) is None]
+    for config in (config for job in left for config in job.recipe.runs(job.config)):
+        if (config.root / FINISHED).is_file() and not is_current(config):
+            say(
+                f"{config.place} was finished by other code, or its files have changed since: its stages are checked "
+                "one by one, and those that are still right are kept"
+            )
+    return left
 
 
 def bring_all(jobs: Sequence[Job], iterations: int, run: RunRecipe, *, process: Process = working) -> Mapping[int, str]:

@@ -6,7 +6,7 @@ viewed and published by itself, and a study takes runs that are there already.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.recipes import RECIPES, Recipe, fetch_hub_files, profile_path, resolve_config
@@ -104,32 +104,38 @@ def set_up(
     def named(path: str, name: str | None, seed: int | None = None) -> RunConfig:
         return resolve_config(path, run_name=name, judge=judge, seed=seed, overrides=overrides)
 
-    def runs_of(path: str, name: str) -> dict[int, RunConfig]:
-        return {seed: fetch_hub_files(named(path, f"{name}-seed{seed}", seed)) for seed in seeds}
+    def side_of(path: str, name: str) -> Side:
+        configs = {seed: named(path, f"{name}-seed{seed}", seed) for seed in seeds}
+        recipe = RECIPES[_COMMANDS[next(iter(configs.values())).recipe.kind]]
+        return Side(name, str(profile_path(path)), recipe, configs)
 
     base = run_name or named(profile, None).name
-    configs = runs_of(profile, base)
-    recipe = RECIPES[_COMMANDS[configs[seeds[0]].recipe.kind]]
-    ours = Side(base, str(profile_path(profile)), recipe, configs)
-    label, both = _BASELINES.get(recipe.name, (None, None))
+    ours = side_of(profile, base)
+    label, both = _BASELINES.get(ours.recipe.name, (None, None))
     if against is None:
-        sides, jobs = [ours], _jobs(ours)
+        sides = [_fetched(ours)]
+        jobs = _jobs(sides[0])
     elif against == label and both is not None and both.baseline is not None:
+        ours = _fetched(ours)
         configs = {seed: both.baseline.config(config) for seed, config in ours.configs.items()}
-        sides = [ours, Side(f"{base}-{label}", f"{ours.profile}, its baseline", recipe, configs)]
+        sides = [ours, Side(f"{base}-{label}", f"{ours.profile}, its baseline", ours.recipe, configs)]
         jobs = [Job(both, config, seed) for seed, config in ours.configs.items()]
     else:
         other = named(against, None).name
-        name = other if run_name is None else f"{run_name}-{other}"
-        theirs = Side(name, str(profile_path(against)), recipe, runs_of(against, name))
+        theirs = side_of(against, other if run_name is None else f"{run_name}-{other}")
         _check_comparable(ours, theirs)
-        sides = [ours, theirs]
-        jobs = [job for each in zip(_jobs(ours), _jobs(theirs), strict=True) for job in each]
+        sides = [_fetched(ours), _fetched(theirs)]
+        jobs = [job for each in zip(*map(_jobs, sides), strict=True) for job in each]
     title = f"{base}-study" if len(sides) == 1 else f"{base}-against-{sides[1].name.removeprefix(f'{base}-')}"
-    folder = ours.configs[seeds[0]].model_copy(update={"name": title})
-    setup = StudySetup(seeds, iterations, sides, jobs, folder, recipe)
+    folder = sides[0].configs[seeds[0]].model_copy(update={"name": title})
+    setup = StudySetup(seeds, iterations, sides, jobs, folder, ours.recipe)
     _check_folders(setup)
     return setup
+
+
+def _fetched(side: Side) -> Side:
+    """The side with everything that its runs take from elsewhere on this machine."""
+    return replace(side, configs={seed: fetch_hub_files(config) for seed, config in side.configs.items()})
 
 
 def _jobs(side: Side) -> list[Job]:
