@@ -38,9 +38,10 @@ def pooled(value: float, half: float = 0.03) -> Pooled:
 
 def a_side(name: str = "tried", score: float = 0.8, **changes: Any) -> StudySide:
     def model(name: str, below: str | None, value: float) -> StudyModel:
-        gains = [None if below is None else pooled(0.2), None if below is None else pooled(0.3), pooled(0.1, 0.2)]
+        before, first = (None, None) if below is None else (pooled(0.2), pooled(0.3))
         level = Level(Interval(0.053, 0.04, 0.066, 2), {"0": 0.05, "1": 0.056})
-        return StudyModel(name, below, pooled(value), *gains, {"format broken, %": level}, {"gsm8k: accuracy": level})
+        levels, benchmarks = {"format broken, %": level}, {"gsm8k: accuracy": level}
+        return StudyModel(name, below, pooled(value), before, first, pooled(0.1, 0.2), levels, benchmarks)
 
     models = [
         StudyModel("M_0 direct", None, pooled(0.6), None, None, None, {}),
@@ -85,10 +86,10 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path, study: Study):
     ("study", "first", "others"),
     [
         (a_study(), "M_2 scores 80.0 [75.5, 84.5], the mean of 2 training runs.",
-         ["M_2 − M_0: +30.0 [+25.5, +34.5].", "M_2 − M_1: +20.0 [+15.5, +24.5]."]),
-        (against(0.1), "M_2 of tried is ahead of other's: +10.0 [+5.5, +14.5].", ["other: M_2 − M_0: +30.0"]),
+         ["M_2 − M_0: +30.0 [25.5, 34.5].", "M_2 − M_1: +20.0 [15.5, 24.5]."]),
+        (against(0.1), "M_2 of tried is ahead of other's: +10.0 [5.5, 14.5].", ["other: M_2 − M_0: +30.0"]),
         (against(-0.1), "M_2 of tried is behind other's: −10.0 [−14.5, −5.5].", []),
-        (against(0.02), "M_2 of tried is not clearly different from other's: +2.0 [−2.5, +6.5].", []),
+        (against(0.02), "M_2 of tried is not clearly different from other's: +2.0 [−2.5, 6.5].", []),
         (against(0.7, measure="win_rate"), "M_2 of tried is ahead of other's: 70.0 [65.5, 74.5].", []),
         (against(0.1, unequal=["samples 3,200 and 1,600 (50 % apart)"]), "M_2 of tried is ahead",
          ["The budgets are not equal: samples 3,200 and 1,600 (50 % apart)."]),
@@ -117,7 +118,7 @@ def test_amounts_more_than_a_twentieth_apart_are_unequal(changes: Any, told: lis
 def test_markdown_has_every_run_the_mean_and_both_of_its_intervals(capsys: pytest.CaptureFixture[str]):
     text = render_markdown(against(0.1))
     assert "| M_2 | 79.0 [77.0, 81.0] | 81.0 [79.0, 83.0] | 80.0 [77.0, 83.0] | [75.5, 84.5] |" in text
-    assert "| M_2 − M_0 | +29.0 [+27.0, +31.0] |" in text
+    assert "| M_2 − M_0 | +29.0 [27.0, 31.0] |" in text
     assert "## tried − other" in text
     assert "| samples | 3,200 | 3,200 | 3,200 | 3,200 |" in text
     print_study(against(0.1))

@@ -201,8 +201,17 @@ def _change(found: Pooled, scale: ScoreScale) -> str:
 
 
 def _ends(found: Pooled, scale: ScoreScale, *, signed: bool = False) -> str:
-    low, high = (scale.number(end, signed=signed) for end in (found.over_both.low, found.over_both.high))
-    return f"{scale.number(found.value, signed=signed)} [{low}, {high}]"
+    return written(found.over_both, scale, signed=signed)
+
+
+def written(found: Interval | None, scale: ScoreScale, *, signed: bool) -> str:
+    """A value with its interval, as in `+28.6 [26.1, 31.0]`: only a difference itself has a plus sign."""
+    return NOTHING if found is None else f"{scale.number(found.value, signed=signed)} {ends(found, scale)}"
+
+
+def ends(found: Interval, scale: ScoreScale) -> str:
+    """An interval, as in `[26.1, 31.0]`."""
+    return f"[{scale.number(found.low)}, {scale.number(found.high)}]"
 
 
 def render_markdown(study: Study) -> str:
@@ -270,10 +279,8 @@ def _table(
     lines = [_row(heads), "|" + "---|" * len(heads)]
     for label, found in rows:
         sign = is_difference(label) if signed is None else signed
-        each = [scale.interval(found.by_seed.get(seed), signed=sign) for seed in seeds]
-        both = found.over_both
-        ends = f"[{scale.number(both.low, signed=sign)}, {scale.number(both.high, signed=sign)}]"
-        lines.append(_row([label, *each, scale.interval(found.over_runs, signed=sign), ends]))
+        each = [written(found.by_seed.get(seed), scale, signed=sign) for seed in seeds]
+        lines.append(_row([label, *each, written(found.over_runs, scale, signed=sign), ends(found.over_both, scale)]))
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from tpo.report.study import (
     Pooled,
     Study,
     StudySide,
+    ends,
     is_difference,
     lead_seeds,
     lead_title,
@@ -26,13 +27,14 @@ from tpo.report.study import (
     rows_of,
     sentences,
     side_seeds,
+    written,
 )
 from tpo.report.table import DIRECT, NOTHING, ScoreScale, plain_table, table_console
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_SEED_COLUMNS = 5
+MAX_SEED_COLUMNS = 3
 """Seeds that have a column in the terminal; the page has all."""
 
 
@@ -56,7 +58,7 @@ def render_study(study: Study) -> str:
         amounts=AMOUNTS,
         tolerance=TOLERANCE,
         scores=_scores(study),
-        leads=_leads(study),
+        leads=_leads(study) if study.leads else _gains(study),
     )
 
 
@@ -102,10 +104,9 @@ def _table(
         table.add_column(Text(header), justify="right" if header else "left", no_wrap=not header)
     for label, found in rows:
         sign = is_difference(label) if signed is None else signed
-        both = found.over_both
-        ends = f"[{scale.number(both.low, signed=sign)}, {scale.number(both.high, signed=sign)}]"
-        each = [scale.interval(found.by_seed.get(seed), signed=sign) for seed in shown]
-        table.add_row(*map(Text, [label, *each, scale.interval(found.over_runs, signed=sign), ends]))
+        each = [written(found.by_seed.get(seed), scale, signed=sign) for seed in shown]
+        mean = written(found.over_runs, scale, signed=sign)
+        table.add_row(*map(Text, [label, *each, mean, ends(found.over_both, scale)]))
     return table
 
 
@@ -142,10 +143,8 @@ def _scores(study: Study) -> Markup:
     return draw("mean test score by model, over training runs", paint)
 
 
-def _leads(study: Study) -> Markup | None:
+def _leads(study: Study) -> Markup:
     """The lead of the first side by model."""
-    if not study.leads:
-        return None
 
     def paint(axes: "Axes") -> None:
         level(axes, study.lead_scale.factor * study.even, "even", MUTED, right=True)
@@ -154,6 +153,21 @@ def _leads(study: Study) -> Markup | None:
         _ticks(axes, [each.model for each in study.leads])
 
     return draw("lead by model, over training runs", paint)
+
+
+def _gains(study: Study) -> Markup | None:
+    """The gain of a single side's models over the first one."""
+    known = [(model.model, model.gain_over_first) for model in study.sides[0].models]
+    gains = [(name, found.over_both) for name, found in known if found is not None]
+    if not gains:
+        return None
+
+    def paint(axes: "Axes") -> None:
+        level(axes, 0.0, "no gain", MUTED, right=True)
+        points(axes, list(range(len(gains))), [found for _, found in gains], study.scale, BLUE)
+        _ticks(axes, [name for name, _ in gains])
+
+    return draw("gain over the first model, over training runs", paint)
 
 
 def _ticks(axes: "Axes", models: Sequence[str]) -> None:
