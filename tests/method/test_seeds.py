@@ -37,18 +37,23 @@ def test_with_different_prompts_the_interval_over_both_is_the_one_over_runs():
 
 
 def test_common_prompts_add_their_covariance():
-    # Two runs, means 0.5 and 0.75, s² = 1/32: s²/n is 1/64, with one degree of freedom. The covariance of [1, 0, 1, 0]
-    # and [1, 0.5, 1, 0.5] is 1/6: over four prompts 1/24, with three. Together 11/192, with (11/192)² / (1/64² +
-    # 1/24²/3) = 3.98901 degrees of freedom, for which t is 2.77946.
+    # Two runs, means 4 and 4.5, s² = 1/8: s²/n is 1/16, with one degree of freedom. The covariance of [8, 0, 8, 0] and
+    # [8.5, 0.5, 8.5, 0.5] is 64/3: over four prompts 16/3, with three. Together 259/48, with 3.0695 degrees of freedom,
+    # for which t is 3.1421.
+    found = over_runs(runs_of([8, 0, 8, 0], [8.5, 0.5, 8.5, 0.5]))
+    half = 3.1421 * (259 / 48) ** 0.5
+    assert found.value == 4.25
+    assert found.both == pytest.approx((4.25 - half, 4.25 + half), abs=1e-3)
+
+
+def test_more_degrees_of_freedom_do_not_make_it_narrower_than_the_interval_over_runs():
     found = over_runs(runs_of([1, 0, 1, 0], [1, 0.5, 1, 0.5]))
-    half = 2.77946 * (11 / 192) ** 0.5
-    assert found.value == 0.625
-    assert found.both == pytest.approx((0.625 - half, 0.625 + half), abs=1e-4)
+    assert found.both == pytest.approx(found.runs)
 
 
 def test_with_all_prompts_in_common_the_variance_is_that_of_two_crossed_random_effects():
     rng = np.random.default_rng(3)
-    values = rng.normal(size=(3, 6)) + 2 * rng.normal(size=(1, 6)) + rng.normal(size=(3, 1))
+    values = rng.normal(size=(3, 6)) + 4 * rng.normal(size=(1, 6)) + 0.2 * rng.normal(size=(3, 1))
     n, prompts = values.shape
     by_run, by_prompt = values.mean(1), values.mean(0)
     rest = values - by_run[:, None] - by_prompt + values.mean()
@@ -60,6 +65,7 @@ def test_with_all_prompts_in_common_the_variance_is_that_of_two_crossed_random_e
     degrees = variance**2 / (between**2 / (n - 1) + (variance - between) ** 2 / (prompts - 1))
     half = student_quantile(0.95, degrees) * variance**0.5
     found = over_runs(runs_of(*values.tolist()))
+    assert half > found.runs[1] - found.value
     assert found.both == pytest.approx((values.mean() - half, values.mean() + half))
 
 

@@ -13,7 +13,8 @@ the spread of the runs' means, plus C, the mean covariance of two runs' means th
 where cov_ik is the covariance of both runs' values over common prompts. If all runs have all prompts, this is the usual
 estimate for two crossed random effects, (MS_runs + MS_prompts − MS_residual) / (n · P); without common prompts C is 0,
 and t over runs is already right. Degrees of freedom are Satterthwaite's. Since few runs may be close together by
-chance, the interval is never narrower than that over prompts alone.
+chance, and more degrees of freedom mean a smaller t, the interval is never narrower than that over runs or over prompts
+alone.
 """
 
 import itertools
@@ -85,7 +86,7 @@ def over_runs(runs: Sequence[Mapping[str, float]], *, confidence: float = 0.95) 
     half = student_quantile(confidence, degrees) * math.sqrt(between + common)
     # Two runs of n are the same one with probability 1/n: the variance over prompts alone, with these very runs.
     alone = sum(_variance(values) / len(values) for values in runs) / n**2 + common * (n - 1) / n
-    half = max(half, NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(alone))
+    half = max(half, high - value, NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(alone))
     return OverRuns(value, (low, high), (value - half, value + half), n)
 
 
