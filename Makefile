@@ -17,6 +17,7 @@ iterate: ## Run TPO up to M_ITER, keeping what is complete. ITER= PROFILE= JUDGE
 compare: ## Run TPO and its direct baseline up to M_ITER: does thinking pay? As iterate
 thinkpo: ## Run ThinkPO: fine-tune on long reasoning, then prefer long to short. As iterate; no ITER
 self-train: ## Run DPO-ST: learn from own right answers, up to SFT_ITER. As iterate; ABLATION=1 also without DPO
+study: ## Run a recipe on several seeds: intervals over training runs. SEEDS= ITER= AGAINST= UNEQUAL=1 PROFILE= JUDGE= RUN= SET=
 plan: ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
 fetch: ## Get a profile's models and data, as the first run would. PROFILE= SET=
 check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
@@ -31,7 +32,7 @@ worker: ## Run here what the deployments' triggers ask for
 seed-model: ## Train the miniature's seed model M_0 again, from scratch
 native-model: ## Train the miniature's model that thinks natively again, from its seed model
 small-judges: ## Train the miniature's evaluator and ArmoRM again, from its seed model
-iterate compare thinkpo self-train plan fetch check-model judge-check evaluate serve publish view ui deploy worker seed-model native-model small-judges chaos: variables setup
+iterate compare thinkpo self-train study plan fetch check-model judge-check evaluate serve publish view ui deploy worker seed-model native-model small-judges chaos: variables setup
 	@exec $(PY) flows/cli/make.py run $@
 test: setup ## Run the fast tests, which start no engines: a file at a time in each of JOBS processes
 	@$(PYTEST) -m "not slow"
@@ -43,8 +44,7 @@ exhaustive: setup ## Run all tests with all of every matrix, as before a release
 	@TPO_TEST_EXHAUSTIVE=1 $(PYTEST)
 check: setup ## Format, lint, types and import contracts; changes nothing
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy && $(VENV)/bin/lint-imports
-format: setup ## Format the code and fix what ruff can fix
-	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
+format: setup ; @$(PY) -m ruff format . && $(PY) -m ruff check --fix . ## Format the code and fix what ruff can fix
 bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
 	@for n in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do echo "== $$n"; $(PY) -m tests.benchmarks.$$n || exit; done
 chaos: ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=

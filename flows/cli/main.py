@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None, *, recipes: Iterable[Recipe] = 
     """Runs one subcommand; returns the exit status."""
     os.environ.update(loopback_without_proxy(os.environ))
     options = _parser(recipes).parse_args(arguments)
-    last_words(TO_RESUME if options.run in (_make, _evaluate) else STOPPED)
+    last_words(TO_RESUME if options.run in (_make, _study, _evaluate) else STOPPED)
     return ended(lambda: int(options.run(options)))
 
 
@@ -129,6 +129,7 @@ def _parser(recipes: Iterable[Recipe] = RECIPES.values()) -> argparse.ArgumentPa
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for recipe in recipes:
         add_recipe(commands, recipe)
+    _add_study(commands)
     _add_plan(commands)
     _add_fetch(commands)
     _add_judge_check(commands)
@@ -152,6 +153,18 @@ def add_recipe(commands: Commands, recipe: Recipe) -> None:
         asked = recipe.ablation
         command.add_argument("--ablation", dest="recipe", action="store_const", const=asked, help=asked.help)
     _add_run_arguments(command, recipe.profile)
+
+
+def _add_study(commands: Commands) -> None:
+    study = commands.add_parser("study", help="a recipe on several seeds, with intervals over training runs")
+    study.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="N,N,…", help="the seeds (default 0,1,2)")
+    study.add_argument(
+        "--against", metavar="PROFILE", help="another profile on the same seeds, or direct: the direct baseline"
+    )
+    study.add_argument("--unequal", action="store_true", help="compare profiles whose budgets differ all the same")
+    _add_to(study)
+    _add_run_arguments(study, seeded=False)
+    study.set_defaults(run=_study)
 
 
 def _add_plan(commands: Commands) -> None:
@@ -274,7 +287,7 @@ def _add_miniature(commands: Commands) -> None:
         command.add_argument("--to", type=Path, metavar="FOLDER", help="where (default: in place)")
 
 
-def _add_run_arguments(command: argparse.ArgumentParser, profile: str = "laptop") -> None:
+def _add_run_arguments(command: argparse.ArgumentParser, profile: str = "laptop", *, seeded: bool = True) -> None:
     """The options that choose a run."""
     command.add_argument("--profile", default=profile, help="a name in deploy/profiles, or a .toml file")
     command.add_argument(
@@ -285,7 +298,8 @@ def _add_run_arguments(command: argparse.ArgumentParser, profile: str = "laptop"
         metavar="KIND",
         help="another judge than the profile's, with its defaults: verifier, armorm, pairwise",
     )
-    command.add_argument("--seed", type=_seed, help="the run's seed (default: the profile's)")
+    if seeded:
+        command.add_argument("--seed", type=_seed, help="the run's seed (default: the profile's)")
     _add_set(command)
 
 
@@ -318,6 +332,10 @@ def _seed(text: str) -> int:
     if not re.fullmatch("-?[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"{shortened(repr(text))} is not a whole number from 0 to {2**31 - 1}")
     return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    return [_count(each, most=2**31 - 1) for each in text.split(",")]
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
@@ -387,6 +405,24 @@ def _answered_by_prefect(remedy: str) -> Iterator[None]:
         raise ServerError(
             f"Prefect's server does not answer as it should ({type(error).__name__}: {shortened(str(error))}): {remedy}"
         ) from error
+
+
+def _study(options: argparse.Namespace) -> int:
+    """Brings the runs of a study to T, and shows what can be said over all of them."""
+    from flows.cli.study import study
+    from flows.study.setup import set_up
+
+    setup = set_up(
+        options.profile,
+        seeds=options.seeds,
+        iterations=options.to,
+        against=options.against,
+        run_name=options.run_name,
+        judge=options.judge,
+        overrides=options.set,
+    )
+    found = study(setup, _run, working, allow_unequal=options.unequal)
+    return 2 if any(side.missing for side in found.sides) else 0
 
 
 def _plan(options: argparse.Namespace) -> int:

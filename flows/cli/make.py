@@ -32,6 +32,7 @@ FLAGS = {
     "WEIGHTS": "--weights",
     "PROBE": "--probe",
     "THOUGHTS": "--allow-thoughts",
+    "UNEQUAL": "--unequal",
 }
 """Variables that only have to be set."""
 RUN = ("PROFILE", "JUDGE", "SEED", "RUN", "SET")
@@ -40,6 +41,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "compare": ("ITER", *RUN),
     "thinkpo": RUN,
     "self-train": ("ITER", "ABLATION", *RUN),
+    "study": ("SEEDS", "ITER", "AGAINST", "UNEQUAL", "PROFILE", "JUDGE", "RUN", "SET"),
     "plan": ("ITER", "JSON", *RUN),
     "fetch": RUN,
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),

@@ -185,6 +185,21 @@ def _test_judging(config: RunConfig, lengths: Lengths, iterations: int, tested: 
     return _together(test, _judging(Kind.TEST_JUDGE, judge, lengths, models, data.validation, 1))
 
 
+def training_steps(config: RunConfig, iterations: int) -> int:
+    """Optimizer steps of all trainings up to T = `iterations`, with every possible pair or demonstration."""
+    recipe, count = config.recipe, config.data.count
+    if isinstance(recipe, ThinkPo):
+        return config.train.steps(recipe.max_pairs or count) + (0 if config.sft is None else config.sft.steps(count))
+    if isinstance(recipe, SelfTrain):
+        given = min(count, recipe.demonstrations or count)
+        pairs = iterations * config.train.steps(count * recipe.pairs_per_question) if recipe.dpo else 0
+        return pairs + sum(recipe.sft.steps(given + t * count) for t in range(iterations + 1))
+    rounds, fresh, share = config.train.rounds, config.prompts_per_round, config.pair.replay_share
+    replayed = round(fresh * share / (1 - share))
+    later = max(0, iterations - 1) * config.train.steps(fresh + replayed)
+    return rounds * (later + (config.train.steps(fresh) if iterations else 0))
+
+
 def benchmark_work(config: RunConfig, lengths: Lengths, models: int) -> list[Work]:
     """Benchmarks of this many models, without custom ones whose size isn't known."""
     found = list[Work]()

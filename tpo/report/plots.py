@@ -109,7 +109,7 @@ def limits_of(shown: Sequence[Interval], scale: ScoreScale) -> tuple[float, floa
 
 def points(
     axes: "Axes",
-    places: Sequence[int],
+    places: Sequence[float],
     found: Sequence[Interval],
     scale: ScoreScale,
     colour: str,

@@ -117,6 +117,7 @@ def test_every_option_exists_in_its_command():
         "JUDGE": "armorm",
         "ENGINE": "mock",
         "RECIPE": "iterate",
+        "SEEDS": "0,1",
     }
     commands = []
     for target in (target for target in READS if READS[target] != ("JOBS",) and target != "lock"):
