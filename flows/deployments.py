@@ -116,7 +116,7 @@ def bring(recipe: Recipe, form: Form) -> State[Any]:
     done = recipe.says(recipe.done, config, to)
     if recipe.ready(config, to) is not None:
         return Completed(name="NothingToDo", message=f"{done}{form.enough()}")
-    with working(), explained(), tags(config.name):
+    with working(config.metrics), explained(), tags(config.name):
         load(recipe.flow).fn(*recipe.arguments(config, to))
     return Completed(message=f"{done}: {config.place}/{recipe.page}")
 

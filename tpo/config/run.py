@@ -29,6 +29,7 @@ from tpo.config.resources import (
     ClusterConfig,
     EngineConfig,
     JudgeEngineConfig,
+    MetricsConfig,
     PricesConfig,
     ReportConfig,
     StorageConfig,
@@ -92,6 +93,8 @@ class RunConfig(Section):
     """What the run may spend."""
     tracking: TrackingConfig = TrackingConfig()
     """Where training metrics go."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Where the run's own speed and health are exported."""
     report: ReportConfig = ReportConfig()
     """What is written to be looked at."""
     storage: StorageConfig = StorageConfig()

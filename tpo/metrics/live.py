@@ -1,0 +1,217 @@
+"""The metrics of this process, kept in memory; no result depends on them.
+
+Everything is counted in the driver: spending as it is booked in the ledger, the states of actors as the pools see them,
+GPUs as the actors report them. So nothing is lost or counted twice if an actor is replaced. The cost is a few dictionary
+entries per shard, reply or step. A gauge that has nothing to say is absent, not zero.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from tpo.metrics import catalog
+from tpo.metrics.catalog import REPLY_ERROR_KINDS, Metric
+
+Series = Mapping[tuple[str, ...], float]
+"""A metric's values by those of its labels."""
+_WINDOW_SECONDS = 60.0
+"""How far back a rate looks, if there was more than one report in that time."""
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """What an actor reports about one GPU; None for what its driver doesn't tell."""
+
+    node: str
+    """Host name of the node."""
+    gpu: str
+    """Its number there."""
+    name: str
+    """Its model."""
+    utilization: float | None
+    """Mean share of time in which a kernel ran, since the last report."""
+    memory_used: int | None
+    """Bytes in use, by all processes."""
+    memory_total: int | None
+    """Bytes."""
+
+
+class Pace:
+    """A rate over the last minute, or since the last two reports if they are further apart."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._points = deque[tuple[float, float]]()
+
+    def add(self, amount: float) -> None:
+        """Adds what was done since the last report; reports within a second count as one."""
+        now = self._clock()
+        if len(self._points) > 1 and now - self._points[-2][0] < 1.0:
+            now, before = self._points.pop()
+            amount += before
+        self._points.append((now, amount))
+        while len(self._points) > 2 and now - self._points[0][0] > _WINDOW_SECONDS:
+            self._points.popleft()
+
+    def per_second(self) -> float | None:
+        """The rate; None after fewer than two reports, the first of which includes the start of engines."""
+        if len(self._points) < 2:
+            return None
+        (first, _), *later = self._points
+        seconds = later[-1][0] - first
+        return sum(amount for _, amount in later) / seconds if seconds > 0 else None
+
+
+class Metrics:
+    """Counters and gauges, from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._values: dict[Metric, dict[tuple[str, ...], float]] = {}
+        self._gpus: dict[Hashable, tuple[GpuReading, ...]] = {}
+        self._work = ""
+        self._pace = Pace(clock)
+        self._errors = 0
+        self._left: int | None = None
+
+    # Any metric.
+
+    def add(self, metric: Metric, amount: float, *labels: str) -> None:
+        """Adds to a counter; 0 makes it appear."""
+        with self._lock:
+            series = self._values.setdefault(metric, {})
+            series[labels] = series.get(labels, 0.0) + amount
+
+    def set(self, metric: Metric, value: float, *labels: str) -> None:
+        """Sets a gauge."""
+        with self._lock:
+            self._values.setdefault(metric, {})[labels] = value
+
+    def drop(self, metric: Metric, *first: str) -> None:
+        """Removes a gauge's values whose labels begin with these."""
+        with self._lock:
+            series = self._values.get(metric, {})
+            for labels in [labels for labels in series if labels[: len(first)] == first]:
+                del series[labels]
+
+    def total(self, metric: Metric, *first: str) -> float:
+        """The sum of a metric's values whose labels begin with these."""
+        with self._lock:
+            series = self._values.get(metric, {})
+            return sum(value for labels, value in series.items() if labels[: len(first)] == first)
+
+    def snapshot(self) -> dict[Metric, Series]:
+        """Everything at this moment, by the catalog's order; metrics without a value are left out."""
+        with self._lock:
+            found = {metric: dict(self._values.get(metric, {})) for metric in catalog.METRICS}
+            for reading in self._readings():
+                labels = reading.node, reading.gpu
+                for metric, value in (
+                    (catalog.GPU_UTILIZATION, reading.utilization),
+                    (catalog.GPU_MEMORY_USED, reading.memory_used),
+                    (catalog.GPU_MEMORY, reading.memory_total),
+                ):
+                    if value is not None:
+                        found[metric][labels] = value
+        return {metric: series for metric, series in found.items() if series}
+
+    # A stage's work, from its meter and its progress bar.
+
+    def begin(self, work: str) -> None:
+        """A stage begins to work."""
+        with self._lock:
+            self._work, self._pace, self._errors = work, Pace(self._clock), 0
+            self.remaining(self._left)
+            if work == "generate" or work.endswith("judge"):
+                for error in REPLY_ERROR_KINDS:  # An alert can't see a counter grow that wasn't there.
+                    self.add(catalog.REPLY_ERRORS, 0, work, error)
+
+    def end(self) -> None:
+        """It ends."""
+        with self._lock:
+            self._work = ""
+            self.remaining(None)
+
+    def spent(self, work: str, *, answers: int, tokens_in: int, tokens_out: int, seconds: float) -> None:
+        """A line of the ledger."""
+        with self._lock:
+            self.add(catalog.TOKENS, tokens_in, work, "in")
+            self.add(catalog.TOKENS, tokens_out, work, "out")
+            self.add(catalog.ANSWERS, answers, work)
+            self.add(catalog.SECONDS, seconds, work)
+            if work != "train" and (tokens_in or tokens_out):  # A training reports every step, see `advanced`.
+                self.advanced(tokens_out if work.endswith("sample") else tokens_in + tokens_out)
+
+    def advanced(self, tokens: float) -> None:
+        """Tokens done by the current stage since the last report, for its rate."""
+        with self._lock:
+            self._pace.add(tokens)
+
+    @contextlib.contextmanager
+    def counting_down(self, items: int) -> Iterator[None]:
+        """The context of a stage with that many items to do."""
+        self.remaining(items)
+        try:
+            yield
+        finally:
+            self.remaining(None)
+
+    def remaining(self, items: int | None) -> None:
+        """How many items are left; shown while the stage's work is known."""
+        with self._lock:
+            self._left = items
+            self.drop(catalog.REMAINING)
+            if self._work and items is not None:
+                self.set(catalog.REMAINING, max(0, items), self._work)
+
+    def tokens_per_second(self) -> float | None:
+        """The current stage's rate: tokens written if it samples, otherwise all."""
+        with self._lock:
+            return self._pace.per_second()
+
+    def failed_reply(self, error: str) -> None:
+        """A call that failed, or a reply that is no use; `error` is one of `REPLY_ERROR_KINDS`."""
+        with self._lock:
+            self._errors += 1
+            self.add(catalog.REPLY_ERRORS, 1, self._work or "other", error)
+
+    # GPUs, by the actor that holds them.
+
+    def report_gpus(self, holder: Hashable, readings: Iterable[GpuReading]) -> None:
+        """Replaces what an actor reported before."""
+        with self._lock:
+            self._gpus.pop(holder, None)  # Among holders of one GPU, the last report counts.
+            if found := tuple(readings):
+                self._gpus[holder] = found
+
+    def forget_gpus(self, holder: Hashable) -> None:
+        """An actor is gone."""
+        with self._lock:
+            self._gpus.pop(holder, None)
+
+    def _readings(self) -> list[GpuReading]:
+        latest = {(each.node, each.gpu): each for readings in self._gpus.values() for each in readings}
+        return list(latest.values())
+
+    # The line at the terminal.
+
+    def line(self) -> str:
+        """How the current stage is doing, in a few words; empty if nothing is known yet."""
+        with self._lock:
+            rate, mfu = self._pace.per_second(), self._values.get(catalog.TRAINING_MFU, {}).get(())
+            readings, errors = self._readings(), self._errors
+        parts = [] if rate is None else [f"{rate:,.0f} tokens/s"]
+        if mfu is not None:
+            parts.append(f"MFU {mfu:.0%}")
+        if busy := [reading.utilization for reading in readings if reading.utilization is not None]:
+            parts.append(f"GPU {sum(busy) / len(busy):.0%}")
+        if memory := [reading.memory_used for reading in readings if reading.memory_used is not None]:
+            parts.append(f"{max(memory) / _GIB:.0f} GiB")
+        if errors:
+            parts.append(f"{errors} error{'s' * (errors != 1)}")
+        return ", ".join(parts)
