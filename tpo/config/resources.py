@@ -82,8 +82,8 @@ class TrackingConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Metrics for Prometheus while a run works ([observability.md](observability.md)). The terminal and the tracker show
-    rates without it."""
+    """Metrics for Prometheus while a run works ([observability.md](observability.md)). The terminal and the tracker
+    show rates without it."""
 
     port: int | None = Field(None, ge=1, le=65535)
     """Port on 127.0.0.1 that serves `/metrics`, such as 9464; None for none. A port that is in use stops the run before

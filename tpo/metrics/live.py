@@ -1,16 +1,17 @@
 """The metrics of this process, kept in memory; no result depends on them.
 
-Everything is counted in the driver: spending as it is booked in the ledger, the states of actors as the pools see them,
-GPUs as the actors report them. So nothing is lost or counted twice if an actor is replaced. The cost is a few dictionary
-entries per shard, reply or step. A gauge that has nothing to say is absent, not zero.
+Everything is counted in the driver: spending as it is booked in the ledger, the states of actors as the pools see
+them, GPUs as the actors report them. So nothing is lost or counted twice if an actor is replaced. The cost is a few
+dictionary entries per shard, reply or step. A gauge that has nothing to say is absent, not zero.
 """
 
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from tpo.metrics import catalog
 from tpo.metrics.catalog import REPLY_ERROR_KINDS, Metric
@@ -73,11 +74,14 @@ class Metrics:
         self._clock = clock
         self._lock = threading.RLock()
         self._values: dict[Metric, dict[tuple[str, ...], float]] = {}
+        self._actors: dict[Hashable, list[tuple[str, str]]] = {}
         self._gpus: dict[Hashable, tuple[GpuReading, ...]] = {}
         self._work = ""
         self._pace = Pace(clock)
         self._errors = 0
+        self._errors_of: dict[str, int] = {}
         self._left: int | None = None
+        self._told = set[str]()
 
     # Any metric.
 
@@ -127,13 +131,11 @@ class Metrics:
         with self._lock:
             self._work, self._pace, self._errors = work, Pace(self._clock), 0
             self.remaining(self._left)
-            if work == "generate" or work.endswith("judge"):
-                for error in REPLY_ERROR_KINDS:  # An alert can't see a counter grow that wasn't there.
-                    self.add(catalog.REPLY_ERRORS, 0, work, error)
 
     def end(self) -> None:
         """It ends."""
         with self._lock:
+            self._errors_of[self._work] = self._errors
             self._work = ""
             self.remaining(None)
 
@@ -174,11 +176,77 @@ class Metrics:
         with self._lock:
             return self._pace.per_second()
 
+    def expect_replies(self) -> None:
+        """The current stage asks a model whose replies may fail; an alert can't see a counter appear, only grow."""
+        for error in REPLY_ERROR_KINDS:
+            self.add(catalog.REPLY_ERRORS, 0, self._work or "other", error)
+
     def failed_reply(self, error: str) -> None:
         """A call that failed, or a reply that is no use; `error` is one of `REPLY_ERROR_KINDS`."""
         with self._lock:
             self._errors += 1
             self.add(catalog.REPLY_ERRORS, 1, self._work or "other", error)
+
+    def errors_of(self, work: str) -> int | None:
+        """Failed replies in the last stage of that kind of work, once; None if this process had none since."""
+        with self._lock:
+            return self._errors_of.pop(work, None)
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[Callable[[int, int], None]]:
+        """The context of calls to a server; yields a function that takes how many are under way and how many wait."""
+
+        def show(in_flight: int, waiting: int) -> None:
+            self.set(catalog.CALLS, in_flight, "in_flight")
+            self.set(catalog.CALLS, waiting, "waiting")
+
+        try:
+            yield show
+        finally:
+            self.drop(catalog.CALLS)
+
+    # Training.
+
+    @contextlib.contextmanager
+    def training(self, peak: float | None) -> Iterator[Callable[[float, float | None], None]]:
+        """The context of a training on GPUs with that peak; yields a function that takes the operations done since it
+        was last called, and the MFU so far."""
+
+        def show(flops: float, mfu: float | None) -> None:
+            self.add(catalog.TRAINING_FLOPS, flops)
+            if mfu is not None:
+                self.set(catalog.TRAINING_MFU, mfu)
+
+        if peak is not None:
+            self.set(catalog.TRAINING_PEAK, peak)
+        try:
+            yield show
+        finally:
+            self.drop(catalog.TRAINING_MFU)
+            self.drop(catalog.TRAINING_PEAK)
+
+    def is_new(self, message: str) -> bool:
+        """Whether a message is new to this process."""
+        with self._lock:
+            known = message in self._told
+            self._told.add(message)
+            return not known
+
+    # Actors.
+
+    def show_actors(self, pool: Hashable, role: str, states: Iterable[str]) -> None:
+        """The states of a pool's actors at this moment; pools of one role are added up."""
+        with self._lock:
+            self._actors[pool] = [(role, state) for state in states]
+            self.drop(catalog.ACTORS, role)
+            for (name, state), count in Counter(chain.from_iterable(self._actors.values())).items():
+                if name == role:
+                    self.set(catalog.ACTORS, count, name, state)
+            self.add(catalog.ACTOR_FAILURES, 0, role)
+
+    def failed_actor(self, role: str) -> None:
+        """An actor died, hung or failed."""
+        self.add(catalog.ACTOR_FAILURES, 1, role)
 
     # GPUs, by the actor that holds them.
 
