@@ -20,6 +20,8 @@ from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
+from tpo.metrics.catalog import ACTOR_FAILURES, ACTORS
+from tpo.run_context import RunContext, run_context, using
 
 pytestmark = pytest.mark.faults
 PIECES = [[i, i + 1, i + 2] for i in range(0, 30, 3)]
@@ -160,7 +162,10 @@ def doubled(pool: ActorPool, how: JobSpec[list[int]]) -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("how", HOWS)
 def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(make: Make, how: str, outcome: Outcome):
-    assert doubled(make(f"{how}, once"), orders()) == DOUBLED
+    with using(RunContext()):
+        assert doubled(make(f"{how}, once"), orders()) == DOUBLED
+        shown = run_context().metrics.snapshot()
+    assert shown[ACTOR_FAILURES] == {("doubler",): 1} and sum(shown[ACTORS].values()) == 2
     outcome(f"an engine {how}, once", "sample, judge", "replaced; its shard is redone")
 
 

@@ -7,7 +7,7 @@ from code or from the cluster, never from prompts, outputs, addresses or keys.
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["actors", "server", "gpu", "known gpu"]
+Needs = Literal["actors", "judge", "server", "gpu", "known gpu"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Metric:
     labels: tuple[str, ...] = ()
     """The names of its labels."""
     needs: Needs | None = None
-    """What it is absent without: Ray's actors, a server's model, NVIDIA's library, or a GPU whose peak is known."""
+    """What it is absent without: Ray's actors, a language model that judges, a server, a GPU, or one whose peak is
+    known."""
 
 
 TOKENS = Metric(
@@ -76,7 +77,7 @@ REPLY_ERRORS = Metric(
     "counter",
     "Failed calls of a server, each attempt counted, refused chats, and replies without a readable verdict",
     ("work", "error"),
-    needs="server",
+    needs="judge",
 )
 TRAINING_FLOPS = Metric(
     "tpo_training_flops_total",

@@ -41,30 +41,40 @@ class GpuReading:
     """Bytes."""
 
 
+@dataclass
+class _Point:
+    """Reports within a second: when the first and the last came, and their sum."""
+
+    first: float
+    last: float
+    amount: float
+
+
 class Pace:
     """A rate over the last minute, or since the last two reports if they are further apart."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._points = deque[tuple[float, float]]()
+        self._points = deque[_Point]()
 
     def add(self, amount: float) -> None:
         """Adds what was done since the last report; reports within a second count as one."""
         now = self._clock()
-        if len(self._points) > 1 and now - self._points[-2][0] < 1.0:
-            now, before = self._points.pop()
-            amount += before
-        self._points.append((now, amount))
-        while len(self._points) > 2 and now - self._points[0][0] > _WINDOW_SECONDS:
+        if self._points and now - self._points[-1].first < 1.0:
+            self._points[-1].last = now
+            self._points[-1].amount += amount
+        else:
+            self._points.append(_Point(now, now, amount))
+        while len(self._points) > 2 and now - self._points[0].last > _WINDOW_SECONDS:
             self._points.popleft()
 
     def per_second(self) -> float | None:
         """The rate; None after fewer than two reports, the first of which includes the start of engines."""
         if len(self._points) < 2:
             return None
-        (first, _), *later = self._points
-        seconds = later[-1][0] - first
-        return sum(amount for _, amount in later) / seconds if seconds > 0 else None
+        first, *later = self._points
+        seconds = later[-1].last - first.last
+        return sum(point.amount for point in later) / seconds if seconds > 0 else None
 
 
 class Metrics:
