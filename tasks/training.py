@@ -176,14 +176,16 @@ class _Speed:
         if self._began is None:
             self._began = now
             self._advanced(0)
+            if self._load.step_flops is not None:
+                self._show(0.0, None)
         flops = steps * (self._load.step_flops or 0.0)
         if begun:
             flops, self._reference = flops + self._reference, 0.0
-        if not flops and not steps:
-            return
-        self._flops += flops
-        self._advanced(steps * self._load.step_tokens)
-        self._show(flops, self._load.mfu(self._flops, now - self._began))
+        if steps:
+            self._advanced(steps * self._load.step_tokens)
+        if flops:
+            self._flops += flops
+            self._show(flops, self._load.mfu(self._flops, now - self._began))
 
 
 def _load(

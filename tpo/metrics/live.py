@@ -140,6 +140,7 @@ class Metrics:
         """A stage begins to work."""
         with self._lock:
             self._work, self._pace, self._errors = work, Pace(self._clock), 0
+            self._count(work, answers=0, tokens_in=0, tokens_out=0, seconds=0)  # `rate` can't see a counter appear.
             self.remaining(self._left)
 
     def end(self) -> None:
@@ -152,12 +153,15 @@ class Metrics:
     def spent(self, work: str, *, answers: int, tokens_in: int, tokens_out: int, seconds: float) -> None:
         """A line of the ledger."""
         with self._lock:
-            self.add(catalog.TOKENS, tokens_in, work, "in")
-            self.add(catalog.TOKENS, tokens_out, work, "out")
-            self.add(catalog.ANSWERS, answers, work)
-            self.add(catalog.SECONDS, seconds, work)
+            self._count(work, answers=answers, tokens_in=tokens_in, tokens_out=tokens_out, seconds=seconds)
             if work != "train" and (tokens_in or tokens_out):  # A training reports every step, see `advanced`.
                 self.advanced(tokens_out if work.endswith("sample") else tokens_in + tokens_out)
+
+    def _count(self, work: str, *, answers: int, tokens_in: int, tokens_out: int, seconds: float) -> None:
+        self.add(catalog.TOKENS, tokens_in, work, "in")
+        self.add(catalog.TOKENS, tokens_out, work, "out")
+        self.add(catalog.ANSWERS, answers, work)
+        self.add(catalog.SECONDS, seconds, work)
 
     def advanced(self, tokens: float) -> None:
         """Tokens done by the current stage since the last report, for its rate."""
