@@ -264,7 +264,7 @@ def _counted(root: Path) -> tuple[dict[str, list[int]], ...]:
         work: sum(len(row.output_token_ids) for stage in stages for row in read_rows(complete_artifact(stage), Sample))
         for work, stages in {
             "sample": root.glob("iter_*/samples"),
-            "benchmark sample": root.glob("iter_*/benchmarks/*/samples"),
+            "benchmark sample": root.glob("iter_*/benchmarks/**/samples"),
         }.items()
     }
     return metrics, ledger, records
