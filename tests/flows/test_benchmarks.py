@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.faults import mock_run
-from tpo.metrics.catalog import METRICS, REMAINING, TOKENS
-from tpo.records import Sample
+from tpo.metrics.catalog import METRICS, REMAINING, REPLY_ERRORS, TOKENS
+from tpo.records import Judgment, Sample
 from tpo.run_context import run_context
 from tpo.storage.ledger import read_ledger
 from tpo.storage.store import complete_artifact, read_rows
@@ -106,6 +106,11 @@ def test_the_counters_of_prometheus_equal_the_ledger_and_the_records(found: Mapp
     assert records == {work: metrics[work][1] for work in records} and all(records.values())
 
 
+def test_a_reply_without_a_verdict_is_counted_as_a_judges_error(found: Mapping[str, Any]):
+    counted, recorded = found["unreadable"]
+    assert counted == recorded > 0
+
+
 def test_a_run_on_cpus_with_a_judge_exports_what_does_not_need_actors_or_gpus(found: Mapping[str, Any]):
     wanted = {metric.name for metric in METRICS if metric.needs in (None, "judge")} - {REMAINING.name}
     assert set(found["exported"]) == wanted
@@ -155,6 +160,7 @@ def main(parent: Path) -> None:
     config = _config(parent / "plain", benchmarks_of(parent))
     iterate.fn(config, 1)
     found: dict[str, Any] = {"counted": _counted(config.root)}
+    found["unreadable"] = [run_context().metrics.total(REPLY_ERRORS), _unreadable(config.root)]
     found["exported"] = [metric.name for metric in run_context().metrics.snapshot()]
     results = json.loads((config.root / BENCHMARKS).read_text())
     found["results"] = results
@@ -268,6 +274,12 @@ def _counted(root: Path) -> tuple[dict[str, list[int]], ...]:
         }.items()
     }
     return metrics, ledger, records
+
+
+def _unreadable(root: Path) -> int:
+    """Comparisons without a verdict, in the records."""
+    rows = (row for stage in root.rglob("judgments") for row in read_rows(complete_artifact(stage), Judgment))
+    return sum(row.other_index is not None and row.outcome is None for row in rows)
 
 
 def _tries(folder: Path) -> int:
