@@ -259,7 +259,7 @@ def _rows(path: Path) -> Any:
     return json.loads(text) if path.suffix in (".json", ".yaml") else [json.loads(line) for line in text.splitlines()]
 
 
-def _counted(root: Path) -> tuple[dict[str, list[int]], ...]:
+def _counted(root: Path) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, int]]:
     """Tokens read and written by kind of work, in the metrics and in the ledger; tokens in the records of some work."""
     metrics, ledger = defaultdict[str, list[int]](lambda: [0, 0]), defaultdict[str, list[int]](lambda: [0, 0])
     for (work, direction), value in run_context().metrics.snapshot()[TOKENS].items():

@@ -26,8 +26,7 @@ BY_HAND = 2 * (16 * (2 * 16 + 2 * 8 + 3 * 32))
 
 
 def pair(prompt: int, chosen: int, rejected: int) -> Pair:
-    tokens = [[1] * length for length in (prompt, chosen, rejected)]
-    return Pair("p", "regular", *tokens, 0, 1, 1.0, 0.0, 1.0)
+    return Pair("p", "regular", [1] * prompt, [1] * chosen, [1] * rejected, 0, 1, 1.0, 0.0, 1.0)
 
 
 def test_a_pair_by_hand():
