@@ -90,9 +90,8 @@ def test_a_gpus_peak_is_the_published_one_or_unknown(gpu: str, peak: float | Non
 
 
 def test_the_forecast_has_the_same_peaks():
-    peaks = dict(PEAK_TFLOPS)
-    shared = {name: peak.tflops for name, peak in HARDWARE.items() if name in peaks}
-    assert shared and shared == {name: peaks[name] for name in shared}
+    ours = {name: tflops for name, tflops in PEAK_TFLOPS if name in HARDWARE}
+    assert ours and ours == {name: HARDWARE[name].tflops for name in ours}
 
 
 @pytest.mark.parametrize(("gpu", "shape"), [(None, SHAPE), ("NVIDIA A10G", SHAPE), ("NVIDIA H200", None)])
