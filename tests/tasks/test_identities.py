@@ -221,7 +221,7 @@ UNUSED = ("train__alpha", "train__divergence_alpha", "evaluation__benchmarks")
 """Not used by the default loss and divergence, nor by the stages of a run without benchmarks."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
-    *("tracking", "throughput", "prices", "budget", "storage", "report"),
+    *("tracking", "throughput", "prices", "budget", "storage", "report", "metrics"),
 )
 WHAT_IT_IS = (
     *("engine__dtype", "trainer__workers", "trainer__strategy"),
@@ -272,6 +272,7 @@ OTHER_VALUES: dict[str, Any] = {
     "budget__tokens": 1000,
     "budget__cost": None,
     "storage__endpoint_url": "http://another",
+    "metrics__port": 9464,
     "data__also_fits": {"variant": "specific"},
     "data__synthetic": None,
     "pair__rho": 0.1,
