@@ -3,13 +3,16 @@
 import io
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tpo.config.resources import BudgetConfig
 from tpo.console import progress_bar
 from tpo.metrics import catalog
 from tpo.metrics.live import GpuReading, Metrics, Pace
 from tpo.run_context import RunContext, using
+from tpo.storage.ledger import Meter, Worker, read_ledger
 
 GPU = GpuReading("node-1", "0", "NVIDIA H200", 0.9, 2**30, 2**37)
 
@@ -53,6 +56,23 @@ def test_sampling_counts_written_tokens_and_judging_all():
             metrics.spent(work, answers=1, tokens_in=20, tokens_out=40, seconds=10)
         assert metrics.tokens_per_second() == rate
         metrics.end()
+
+
+def test_counters_equal_the_ledger_line_by_line(tmp_path: Path):
+    clock, context = Clock(), RunContext()
+    with using(context), Meter(tmp_path, "iter_1/samples", Worker("cpu", 2), BudgetConfig(), clock=clock) as meter:
+        for clock.now in (110.0, 125.5):
+            meter.book(prompts=2, answers=8, tokens_in=30, tokens_out=400)
+    shown, booked = context.metrics.snapshot(), read_ledger(tmp_path)
+    assert shown == {
+        catalog.TOKENS: {
+            ("sample", "in"): sum(entry.tokens_in for entry in booked),
+            ("sample", "out"): sum(entry.tokens_out for entry in booked),
+        },
+        catalog.ANSWERS: {("sample",): sum(entry.answers for entry in booked)},
+        catalog.SECONDS: {("sample",): sum(entry.seconds for entry in booked)},
+    }
+    assert shown[catalog.TOKENS]["sample", "out"] == 800 and shown[catalog.SECONDS]["sample",] == 25.5
 
 
 def test_what_is_left_to_do_is_that_of_the_current_stage():
