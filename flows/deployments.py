@@ -120,7 +120,7 @@ def bring(recipe: Recipe, form: Form) -> State[Any]:
             return Completed(name="NothingToDo", message=f"{done}{form.enough()}")
     except GateError as stop:  # its run has failed with this before, and called an alert
         return Completed(name="NotPromoted", message=str(stop))
-    with working(), explained(), tags(config.name):
+    with working(config.metrics), explained(), tags(config.name):
         load(recipe.flow).fn(*recipe.arguments(config, to))
     return Completed(message=f"{done}: {config.place}/{recipe.page}")
 

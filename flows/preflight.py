@@ -51,6 +51,7 @@ from tpo.engines.inference.reply import TokenCount
 from tpo.engines.training.check import check_generation_config, check_training
 from tpo.engines.training.tracking import check_tracker, check_tracker_key
 from tpo.errors import InputError, StoreError
+from tpo.metrics.export import check_port
 from tpo.models.armorm_format import check_armorm_folder
 from tpo.models.folder import check_writer
 from tpo.models.shape import Model, find_model
@@ -121,6 +122,7 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
+    check_port(config.metrics)
     for folder in writers(config):
         for line in check_weights(folder):
             say(line)

@@ -21,11 +21,14 @@ from flows.preflight import check_before_work, check_self_training, check_thinkp
 from tpo.config.data import PromptConfig
 from tpo.config.load import ignore, load_config
 from tpo.config.recipes import SelfTrain
+from tpo.config.resources import MetricsConfig
 from tpo.config.run import RunConfig
 from tpo.console import LOGGER, say
 from tpo.engines.cluster.watchdog import watched
 from tpo.errors import InputError, StoreError, shortened
 from tpo.hub.fetch import fetched, say_moves
+from tpo.metrics.export import exported
+from tpo.metrics.live import Metrics
 from tpo.models.published import fetch_model
 from tpo.report.comparison import COMPARISON, Comparison, read_comparison
 from tpo.report.gate import check_gate
@@ -275,16 +278,20 @@ def _comparison(config: RunConfig, iterations: int, ours: Summary, theirs: Summa
 
 
 @contextlib.contextmanager
-def working() -> Iterator[None]:
+def working(metrics: MetricsConfig | None = None) -> Iterator[None]:
     """The context of a run (`tpo.run_context`); ends everything that the flow starts in this process when it exits, or
-    at the end of the context."""
+    at the end of the context.
+
+    Raises `InputError` if the metrics are to be exported and can't be.
+    """
     prefect_environment()
     check_prefect_settings()
-    with watched(), apart_from_terminal():
+    live = Metrics()
+    with exported(live, metrics or MetricsConfig()), watched(), apart_from_terminal():
         from tasks.progress import show_progress
         from tpo.engines.engines import open_engines
 
-        with open_engines(), using(dataclasses.replace(run_context(), onlookers=[show_progress])):
+        with open_engines(), using(dataclasses.replace(run_context(), onlookers=[show_progress], metrics=live)):
             yield
 
 

@@ -29,6 +29,7 @@ from tpo.errors import StageError
 from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
 from tpo.records import Judgment, Score
+from tpo.run_context import run_context
 from tpo.storage.journal import Journal
 
 _RESULTS: Mapping[Verdict, float] = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}
@@ -51,6 +52,7 @@ class Pairwise:
         after the first answers if hardly any of them has a verdict; the journal then forgets those that have none.
         """
         matches = [_Match(group, self._config) for group in groups]
+        run_context().metrics.expect_replies()
         while questions := self._next_questions(matches):
             for question, reply in self._ask(questions, journal, spend):
                 question.match.record(question, reply)
@@ -99,7 +101,10 @@ class Pairwise:
                 spend(TokenCount(reply.input_tokens, reply.output_tokens))
             if journal:
                 journal.write(open_[i].key, _to_json(reply))
-            unread += [] if self._first.see(reply) else [open_[i].key]
+            if not self._first.see(reply):
+                unread.append(open_[i].key)
+                if isinstance(reply, Reply):  # A server's refusals are counted by its client.
+                    run_context().metrics.failed_reply("unreadable")
             try:
                 self._first.check()
             except StageError:

@@ -6,7 +6,7 @@ so there the share of prompts is counted on which M_t scores higher, minus one h
 models' answers together.
 
 The decision is a stage: it is made anew if a score or a setting of the gate changes, and nothing else depends on these
-settings, so that another margin needs no model to be made again. If M_t is M_{t-1} itself, there is nothing to test.
+settings, so that another margin needs no model to be remade. If M_t is M_{t-1} itself, there is nothing to test.
 """
 
 from collections.abc import Mapping, Sequence

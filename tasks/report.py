@@ -75,7 +75,7 @@ class IterationResult:
 
     @property
     def promoted(self) -> bool:
-        """Whether the loop may go on from it."""
+        """Whether the loop may continue from it."""
         return self.gate is None or self.gate.promoted
 
 

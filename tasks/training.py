@@ -3,24 +3,30 @@
 A stopped training, such as one whose budget was spent, resumes from its last checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tasks.spending import training_meter
+from tasks.spending import device_name, training_meter
 from tasks.stage import begin
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig, TrainingConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.engines import engines_of_run
-from tpo.engines.training.checkpoints import trainer_folder
+from tpo.engines.training.checkpoints import references_of, trainer_folder
 from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.engines.training.tracking import Tracked
+from tpo.errors import InputError
+from tpo.models.shape import find_model
+from tpo.planning.model_flops import TrainingLoad, peak_tflops, training_load
+from tpo.planning.throughput import counted
 from tpo.records import Artifact, Demonstration, Epoch, Pair
+from tpo.run_context import run_context
 from tpo.storage.disk import remove
-from tpo.storage.ledger import Meter
+from tpo.storage.ledger import Meter, read_ledger
 from tpo.storage.store import SCRATCH, Stage, check_files, combined_sha256, read_manifest, read_rows
 
 
@@ -66,6 +72,8 @@ def _train(
     place: TrainingRound,
 ) -> Sequence[Epoch]:
     part, steps = stage.name.removesuffix("/train"), training.steps(len(rows))
+    metrics = run_context().metrics
+    load = _load(config, training, stage, model, rows)
     job = TrainingJob(
         model,
         rows,
@@ -75,18 +83,22 @@ def _train(
         cluster=config.cluster,
         seed=config.seed,
         reference=None if reference is None else reference.path,
-        tracked=Tracked(config.tracking, config.name, part, config.root.resolve()),
+        tracked=Tracked(config.tracking, config.name, part, config.root.resolve(), load, _before(config.root, part)),
         place=place,
     )
     with (
         progress_bar(f"train {part}", steps, "steps") as advance,
         training_meter(config, stage.name, model) as meter,
+        metrics.training(load.peak) as show,
     ):
         meter.check()
-        count = _Steps(rows, training, meter, fresh=not trainer_folder(stage.folder).exists())
+        speed = _Speed(load, show, metrics.advanced)
+        count = _Steps(rows, training, meter, speed, fresh=not trainer_folder(stage.folder).exists())
         try:
             epochs = engines_of_run().train_model(
-                job, progress=lambda finished, _: count.reach(finished, advance), stop=meter.is_spent
+                job,
+                progress=lambda finished, total: count.reach(finished, advance, begun=total > 0),
+                stop=meter.is_spent,
             )
         finally:
             count.book()
@@ -102,23 +114,31 @@ class _Steps:
     """
 
     def __init__(
-        self, rows: Sequence[Pair | Demonstration], training: TrainingConfig, meter: Meter, *, fresh: bool
+        self,
+        rows: Sequence[Pair | Demonstration],
+        training: TrainingConfig,
+        meter: Meter,
+        speed: "_Speed",
+        *,
+        fresh: bool,
     ) -> None:
         an_epoch = -(-len(rows) // training.batch_size)
         self._share = 1 / max(1, an_epoch)
         self._rows = len(rows)
         self._tokens = sum(map(_tokens, rows))
         self._meter = meter
+        self._speed = speed
         self._reached = 0 if fresh else None
         self._done = 0
         self._booked = 0
 
-    def reach(self, step: int, advance: Advance) -> None:
-        """Updates the progress; books a line now and then."""
-        advance(step)
+    def reach(self, step: int, advance: Advance, *, begun: bool) -> None:
+        """Updates the progress; books a line now and then. `begun` is false during the reference's pass."""
         self._meter.started()
-        if self._reached is not None:
-            self._done += max(0, step - self._reached)
+        new = max(0, step - self._reached) if self._reached is not None else 0
+        self._speed.reach(new, begun=begun)
+        advance(step)
+        self._done += new
         self._reached = step
         if self._meter.tick():
             self.book()
@@ -131,6 +151,84 @@ class _Steps:
             answers=round(self._rows * now) - round(self._rows * before),
             tokens_in=round(self._tokens * now) - round(self._tokens * before),
         )
+
+
+class _Speed:
+    """Shows how fast a training is, from its first sign of life on."""
+
+    def __init__(
+        self,
+        load: TrainingLoad,
+        show: Callable[[float, float | None], None],
+        advanced: Callable[[float], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._show = show
+        self._advanced = advanced
+        self._clock = clock
+        self._began: float | None = None
+        self._reference = load.reference_flops
+        self._flops = 0.0
+
+    def reach(self, steps: int, *, begun: bool) -> None:
+        """Takes the optimizer steps made since the last call, and whether the reference's pass is over."""
+        now = self._clock()
+        if self._began is None:
+            self._began = now
+            self._advanced(0)
+            if self._load.step_flops is not None:
+                self._show(0.0, None)
+        flops = steps * (self._load.step_flops or 0.0)
+        if begun:
+            flops, self._reference = flops + self._reference, 0.0
+        if steps:
+            self._advanced(steps * self._load.step_tokens)
+        if flops:
+            self._flops += flops
+            self._show(flops, self._load.mfu(self._flops, now - self._began))
+
+
+def _load(
+    config: RunConfig, training: TrainingConfig, stage: Stage, model: Path, rows: Sequence[Pair | Demonstration]
+) -> TrainingLoad:
+    """The arithmetic of a training; says once why there is no MFU, unless it runs on CPUs."""
+    gpu = device_name(config, "gpu") if config.trainer.device == "gpu" else None
+    try:
+        shape = find_model(model).shape
+    except InputError:
+        shape = None
+    if gpu is not None:
+        unknown = f"the shape of {config.model.path}" if shape is None else f"the peak of {gpu}"
+        message = f"MFU is not shown: {unknown} is not known"
+        if (shape is None or peak_tflops(gpu) is None) and run_context().metrics.is_new(message):
+            say(message)
+    return training_load(
+        rows,
+        training,
+        tokens=sum(map(_tokens, rows)),
+        shape=shape,
+        gpu=gpu,
+        workers=config.trainer.workers,
+        reference=isinstance(training, TrainConfig) and not references_of(stage.folder).exists(),
+    )
+
+
+def _before(root: Path, part: str) -> dict[str, float]:
+    """What the stages before an iteration's training measured, for its tracker, by the ledger."""
+    found = {}
+    for name, work in (("sampling", "sample"), ("judging", "judge")):
+        entries = [
+            entry for entry in read_ledger(root) if entry.work == work and entry.stage.rpartition("/")[0] == part
+        ]
+        tokens = sum(counted(work, entry.tokens_in, entry.tokens_out) for entry in entries)
+        seconds = sum(entry.seconds - entry.start_seconds for entry in entries)
+        if tokens and seconds > 0:
+            found[f"{name}_tokens_per_second"] = tokens / seconds
+    if (errors := run_context().metrics.errors_of("judge")) is not None:
+        found["judging_errors"] = errors
+    return found
 
 
 def _tokens(row: Pair | Demonstration) -> int:

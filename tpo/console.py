@@ -5,6 +5,7 @@ A terminal gets moving bars; a log file gets a line every ten seconds instead.
 
 import contextlib
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,16 +23,20 @@ LOGGER = "tpo"
 """Logger of the lines; Prefect sends them to its server and shows them with the run."""
 logging.getLogger(LOGGER).setLevel(logging.INFO)
 _SECONDS_BETWEEN_LINES = 10
+_MAX_WIDTH = 120
+"""Maximum width of a bar, in characters."""
 
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A progress bar for a long job; yields a function that takes the amount done so far, and notifies the run's
-    listeners."""
-    with _own_bar(label, total, unit) as own:
+    """A progress bar for a long job, with its speed and errors next to it; yields a function that takes the amount done
+    so far, and notifies the run's listeners."""
+    metrics = run_context().metrics
+    with metrics.counting_down(total), _own_bar(label, total, unit) as own:
         listeners = [own, *(onlooker(label, total, unit) for onlooker in run_context().onlookers)]
 
         def advance(done: int) -> None:
+            metrics.remaining(total - done)
             for tell in listeners:
                 tell(done)
 
@@ -45,9 +50,11 @@ def _own_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=label, unit=f" {unit}", leave=False, ncols=100) as bar:
+    width = min(_MAX_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+    with tqdm(total=total, desc=label, unit=f" {unit}", leave=False, ncols=width) as bar:
 
         def advance(done: int) -> None:
+            bar.set_postfix_str(run_context().metrics.line(), refresh=False)
             bar.update(done - bar.n)
 
         yield advance
@@ -72,6 +79,7 @@ def _line_writer(label: str, total: int, unit: str) -> Advance:
         nonlocal written
         if time.monotonic() - written >= _SECONDS_BETWEEN_LINES:
             written = time.monotonic()
-            say(f"{label}: {done} of {total} {unit}")
+            state = run_context().metrics.line()
+            say(f"{label}: {done} of {total} {unit}{state and f' ({state})'}")
 
     return advance

@@ -26,7 +26,7 @@ class StageError(TpoError, RuntimeError):
 
 
 class GateError(TpoError, RuntimeError):
-    """The gate didn't promote the last model, so that the run can't go on from it."""
+    """The gate didn't promote the last model, so that the run can't continue from it."""
 
     def __init__(self, root: Path, what: str) -> None:
         super().__init__(what)

@@ -322,7 +322,7 @@ class GateDecision:
     """What the gate decided about M_t."""
 
     promoted: bool
-    """Whether the loop may go on from it."""
+    """Whether the loop may continue from it."""
     accepted: bool
     """Whether it was promoted by `gate.accept`, against the test."""
     scores: Sequence[GateScore]

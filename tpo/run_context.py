@@ -10,6 +10,8 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tpo.metrics.live import Metrics
+
 if TYPE_CHECKING:
     from tpo.console import Onlooker
     from tpo.engines.engines import Engines
@@ -27,6 +29,8 @@ class RunContext:
     """Receives every change of the run folder; None if the run isn't in a bucket."""
     onlookers: Sequence["Onlooker"] = ()
     """Progress listeners."""
+    metrics: Metrics = field(default_factory=Metrics)
+    """What is measured meanwhile; outside of a run, nobody looks at it."""
     request_forms: MutableMapping[tuple[str, str], "RequestForm"] = field(default_factory=dict)
     """The last form of requests for each endpoint and model, if it differs from the settings."""
 

@@ -372,7 +372,7 @@ def _brought(options: argparse.Namespace) -> int:
         print(f"{recipe.says(recipe.done, config, to, 'run {name}')}: nothing to do. {page}")
         return 0
     started = time.monotonic()
-    with working():
+    with working(config.metrics):
         show(_run(recipe, config, to))
     print(f"{recipe.says(recipe.reached, config, to)} after {time.monotonic() - started:.0f} s. {page}")
     return 0
@@ -498,7 +498,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print_benchmarks(found)
         print(f"{config.name} is complete: nothing to do. {page}")
         return 0
-    with working(), _answered_by_prefect("rerun, all that is complete is in the folder"):
+    with working(config.metrics), _answered_by_prefect("rerun, all that is complete is in the folder"):
         found = load("flows.evaluate:evaluate")(config, model_name(options.model))
     print_benchmarks(found)
     print(f"{config.name} after {time.monotonic() - started:.0f} s. {page}")

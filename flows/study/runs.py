@@ -32,7 +32,7 @@ def to_do(setup: StudySetup) -> list[Job]:
 def bring_all(jobs: Sequence[Job], iterations: int, run: RunRecipe, *, process: Process = working) -> Mapping[int, str]:
     """Brings all runs to T = `iterations`; returns why some failed, by seed.
 
-    Engines stay open from run to run; after a failure they are closed and started again, since nothing is known about
+    Engines stay open from run to run; after a failure they are closed and restarted, since nothing is known about
     them. If Prefect's server fails or the command is stopped, the study stops too.
     """
     failed, left = dict[int, str](), list(jobs)
@@ -47,6 +47,6 @@ def bring_all(jobs: Sequence[Job], iterations: int, run: RunRecipe, *, process: 
                         raise
                     reason = f"run {job.config.name}: {error}"
                     failed[job.seed] = f"{failed[job.seed]}; {reason}" if job.seed in failed else reason
-                    say(f"{reason}\n{'the other runs go on' if left else 'no run is left'}")
+                    say(f"{reason}\n{'the other runs continue' if left else 'no run is left'}")
                     break
     return failed

@@ -27,7 +27,7 @@ def as_before(config: RunConfig) -> dict[str, Any]:
     """The values of that `config.json`; raises `AssertionError` if a newer field doesn't have its default."""
     recipe = config.recipe
     values = _named_as_before(config.model_copy(update={"recipe": Tpo()}))
-    del values["recipe"], values["report"], values["gate"], values["storage"]["cache"]
+    del values["recipe"], values["report"], values["gate"], values["metrics"], values["storage"]["cache"]
     values["model"] |= {"hub_id": None, "hub_revision": "main"}
     own = {} if isinstance(recipe, Tpo) else _named_as_before(recipe)
     sft, kind = own.pop("sft", None), own.pop("kind", None)

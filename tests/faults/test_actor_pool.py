@@ -20,6 +20,8 @@ from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
+from tpo.metrics.catalog import ACTOR_FAILURES, ACTORS
+from tpo.run_context import RunContext, run_context, using
 
 pytestmark = pytest.mark.faults
 PIECES = [[i, i + 1, i + 2] for i in range(0, 30, 3)]
@@ -160,7 +162,10 @@ def doubled(pool: ActorPool, how: JobSpec[list[int]]) -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("how", HOWS)
 def test_an_actor_that_fails_once_is_replaced_and_nothing_is_lost_or_done_twice(make: Make, how: str, outcome: Outcome):
-    assert doubled(make(f"{how}, once"), orders()) == DOUBLED
+    with using(RunContext()):
+        assert doubled(make(f"{how}, once"), orders()) == DOUBLED
+        shown = run_context().metrics.snapshot()
+    assert shown[ACTOR_FAILURES] == {("doubler",): 1} and sum(shown[ACTORS].values()) == 2
     outcome(f"an engine {how}, once", "sample, judge", "replaced; its shard is redone")
 
 
@@ -198,7 +203,7 @@ def test_work_continues_while_an_actor_is_replaced(make: Make, outcome: Outcome)
 @pytest.mark.parametrize("how", ["dies", "raises an error", "hangs"])
 def test_an_actor_that_fails_to_start_once_is_restarted(make: Make, how: str, outcome: Outcome):
     assert doubled(make(f"start: {how}, once", 1), orders(start_seconds=15)) == DOUBLED
-    outcome(f"an engine {how} at start-up, once", "sample, judge", "started again")
+    outcome(f"an engine {how} at start-up, once", "sample, judge", "restarted")
 
 
 def test_an_actor_that_freezes_before_it_is_ready_gives_its_cpus_back(make: Make, outcome: Outcome):
@@ -207,7 +212,7 @@ def test_an_actor_that_freezes_before_it_is_ready_gives_its_cpus_back(make: Make
     # It takes all CPUs, so that the next one can be placed only if they are released.
     pool = make("arrival: freezes, once", 1, cpus=ray.cluster_resources()["CPU"])
     assert doubled(pool, orders(start_seconds=15)) == DOUBLED
-    outcome("an engine freezes before it is ready, once", "sample, judge", "started again")
+    outcome("an engine freezes before it is ready, once", "sample, judge", "restarted")
 
 
 def test_a_slot_whose_actors_never_start_is_given_up_with_a_message_and_the_others_continue(
@@ -267,7 +272,7 @@ def test_an_actor_that_died_while_idle_does_not_count_as_an_attempt(
     capsys.readouterr()
     assert doubled(pool, orders()) == DOUBLED
     assert "replaced" not in capsys.readouterr().err
-    outcome("engines die between two stages", "sample, judge", "started again")
+    outcome("engines die between two stages", "sample, judge", "restarted")
 
 
 def test_an_actor_loads_what_the_current_work_needs(make: Make):

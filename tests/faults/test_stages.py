@@ -81,7 +81,7 @@ def test_a_run_ends_the_same_after_a_fault_in_any_stage(
     assert found["stopped"], "no fault was injected"
     assert found["recovered"], found["log"]
     assert found["difference"] == [0, 0, 0], found["log"]
-    assert found["known"], "it is complete, but would be started again"
+    assert found["known"], "it is complete, but would be restarted"
     assert found["stale"] == [0, 0, 0], "it counted as finished, but wasn't"
     outcome(fault, stage, next((text for word, text in DESCRIBED.items() if word in fault.split()), "recovers"))
 

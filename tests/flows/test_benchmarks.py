@@ -6,6 +6,7 @@ On mock engines, without Prefect, in a process of their own; with a real engine:
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 
 from tests.faults import mock_run
+from tpo.metrics.catalog import METRICS, REMAINING, REPLY_ERRORS, TOKENS
+from tpo.records import Judgment, Sample
+from tpo.run_context import run_context
+from tpo.storage.ledger import read_ledger
+from tpo.storage.store import complete_artifact, read_rows
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -94,6 +100,22 @@ def test_what_it_took_is_in_the_ledger(found: Mapping[str, Any]):
     assert {"benchmark sample", "benchmark judge"} <= set(found["work"])
 
 
+def test_the_counters_of_prometheus_equal_the_ledger_and_the_records(found: Mapping[str, Any]):
+    metrics, ledger, records = found["counted"]
+    assert metrics == ledger and {"sample", "judge", "train", "benchmark sample"} <= set(metrics)
+    assert records == {work: metrics[work][1] for work in records} and all(records.values())
+
+
+def test_a_reply_without_a_verdict_is_counted_as_a_judges_error(found: Mapping[str, Any]):
+    counted, recorded = found["unreadable"]
+    assert counted == recorded > 0
+
+
+def test_a_run_on_cpus_with_a_judge_exports_what_does_not_need_actors_or_gpus(found: Mapping[str, Any]):
+    wanted = {metric.name for metric in METRICS if metric.needs in (None, "judge")} - {REMAINING.name}
+    assert set(found["exported"]) == wanted
+
+
 def test_the_report_shows_the_tables(found: Mapping[str, Any]):
     assert found["on the page"] == 3 * 9
 
@@ -134,12 +156,14 @@ def main(parent: Path) -> None:
     from flows.iterate import iterate
     from flows.recipes import RECIPES
     from tpo.report.benchmarks import BENCHMARKS
-    from tpo.storage.ledger import read_ledger
 
     config = _config(parent / "plain", benchmarks_of(parent))
     iterate.fn(config, 1)
+    found: dict[str, Any] = {"counted": _counted(config.root)}
+    found["unreadable"] = [run_context().metrics.total(REPLY_ERRORS), _unreadable(config.root)]
+    found["exported"] = [metric.name for metric in run_context().metrics.snapshot()]
     results = json.loads((config.root / BENCHMARKS).read_text())
-    found: dict[str, Any] = {"results": results}
+    found["results"] = results
     before = _times(config.root)
     iterate.fn(config, 1)
     found["again"] = _newer(config.root, before)
@@ -233,6 +257,29 @@ def _config(folder: Path, benchmarks: list[dict[str, Any]]) -> Any:
 def _rows(path: Path) -> Any:
     text = path.read_text()
     return json.loads(text) if path.suffix in (".json", ".yaml") else [json.loads(line) for line in text.splitlines()]
+
+
+def _counted(root: Path) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, int]]:
+    """Tokens read and written by kind of work, in the metrics and in the ledger; tokens in the records of some work."""
+    metrics, ledger = defaultdict[str, list[int]](lambda: [0, 0]), defaultdict[str, list[int]](lambda: [0, 0])
+    for (work, direction), value in run_context().metrics.snapshot()[TOKENS].items():
+        metrics[work][direction == "out"] += int(value)
+    for entry in read_ledger(root):
+        ledger[entry.work] = [ledger[entry.work][0] + entry.tokens_in, ledger[entry.work][1] + entry.tokens_out]
+    records = {
+        work: sum(len(row.output_token_ids) for stage in stages for row in read_rows(complete_artifact(stage), Sample))
+        for work, stages in {
+            "sample": root.glob("iter_*/samples"),
+            "benchmark sample": root.glob("iter_*/benchmarks/**/samples"),
+        }.items()
+    }
+    return metrics, ledger, records
+
+
+def _unreadable(root: Path) -> int:
+    """Comparisons without a verdict, in the records."""
+    rows = (row for stage in root.rglob("judgments") for row in read_rows(complete_artifact(stage), Judgment))
+    return sum(row.other_index is not None and row.outcome is None for row in rows)
 
 
 def _tries(folder: Path) -> int:

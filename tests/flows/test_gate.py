@@ -1,4 +1,4 @@
-"""Claims about runs with a gate: one that it stops, the next start of it, and how it goes on; on mock engines."""
+"""Claims about runs with a gate: one that it stops, the next start of it, and how it continues; on mock engines."""
 
 import json
 from collections.abc import Iterator, Mapping

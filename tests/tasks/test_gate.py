@@ -174,7 +174,7 @@ def test_a_finding_is_a_sentence_in_the_scores_unit(score: GateScore, said: str)
 @pytest.mark.parametrize(
     ("scores", "margins", "said"),
     [
-        ([FINE, WORSE], {}, 'SET="gate.accept=[2]" goes on from M_2 as it is\n  SET="gate.margin=0.185" allows'),
+        ([FINE, WORSE], {}, 'SET="gate.accept=[2]" continues from M_2 as it is\n  SET="gate.margin=0.185" allows'),
         ([WORSE], {"second_judge": 0.05}, 'SET="gate.margins.second_judge=0.185" allows'),
         ([UNCLEAR], {}, 'SET="gate.margin=0.031" allows a model to be that much worse; the margin of now would do if'),
         ([UNCLEAR], {}, "about 412 prompts showed the same difference (second_judge)"),

@@ -228,7 +228,7 @@ UNUSED = (
 that each judge has for itself; tests/tasks/test_gate.py has the gate's."""
 WHERE_IT_RUNS = (
     *("name", "folder", "model", "engine", "judge_engine", "trainer", "cluster", "health", "evaluation__confidence"),
-    *("tracking", "throughput", "prices", "budget", "storage", "report"),
+    *("tracking", "throughput", "prices", "budget", "storage", "report", "metrics"),
 )
 WHAT_IT_IS = (
     *("engine__dtype", "trainer__workers", "trainer__strategy"),
@@ -284,6 +284,7 @@ OTHER_VALUES: dict[str, Any] = {
     "budget__tokens": 1000,
     "budget__cost": None,
     "storage__endpoint_url": "http://another",
+    "metrics__port": 9464,
     "data__also_fits": {"variant": "specific"},
     "data__synthetic": None,
     "pair__rho": 0.1,

@@ -16,7 +16,7 @@ OF_VALIDATION = (VALIDATION, SECOND_JUDGE, VERIFIER)
 
 
 class GateConfig(Section):
-    """When the loop may go on from M_t: only if a paired test shows that it isn't worse than M_{t-1} on each of these
+    """When the loop may continue from M_t: only if a paired test shows that it isn't worse than M_{t-1} on each of these
     scores (docs/gate.md)."""
 
     scores: tuple[str, ...] = ()

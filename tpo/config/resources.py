@@ -81,6 +81,15 @@ class TrackingConfig(Section):
     """The project (W&B, trackio) or experiment (MLflow) in which trainings appear, named `<run>-iter_<t>`."""
 
 
+class MetricsConfig(Section):
+    """Metrics for Prometheus while a run works ([observability.md](observability.md)). The terminal and the tracker
+    show rates without it."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port on 127.0.0.1 that serves `/metrics`, such as 9464; None for none. A port that is in use stops the run before
+    any work."""
+
+
 class ClusterConfig(Section):
     """The Ray cluster to use, and its hardware for the plan."""
 

@@ -30,6 +30,7 @@ from tpo.config.resources import (
     ClusterConfig,
     EngineConfig,
     JudgeEngineConfig,
+    MetricsConfig,
     PricesConfig,
     ReportConfig,
     StorageConfig,
@@ -76,7 +77,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the test set is judged, and what else the models are measured on."""
     gate: GateConfig = GateConfig()
-    """When the loop may go on from M_t."""
+    """When the loop may continue from M_t."""
     health: HealthConfig = HealthConfig()
     """Limits on how the judge behaves."""
     engine: EngineConfig = EngineConfig()
@@ -95,6 +96,8 @@ class RunConfig(Section):
     """What the run may spend."""
     tracking: TrackingConfig = TrackingConfig()
     """Where training metrics go."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Where the run's own speed and health are exported."""
     report: ReportConfig = ReportConfig()
     """What is written to be looked at."""
     storage: StorageConfig = StorageConfig()

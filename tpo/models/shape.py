@@ -40,11 +40,17 @@ class ModelShape:
     """Whether queries, keys and values have biases, as Qwen2's have."""
 
     @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's matrices: what a token is multiplied with."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate)
+
+    @property
     def layer_parameters(self) -> int:
         """Parameters of one layer, its two norms included."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         biases = queries + 2 * keys if self.attention_bias else 0
-        return self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate + 2) + biases
+        return self.layer_weights + 2 * self.hidden + biases
 
     @property
     def parameters(self) -> int:

@@ -26,13 +26,13 @@ def check_gate(config: RunConfig, summary: Summary, iterations: int) -> None:
 
 
 def why_stopped(config: RunConfig, last: ModelRow) -> str:
-    """Why a run stops at a model that wasn't promoted, and how it can go on."""
+    """Why a run stops at a model that wasn't promoted, and how it can continue."""
     assert last.gate is not None
     t, failed = last.iteration, [score for score in last.gate.scores if not score.passed]
     lines = [f"the gate of run {config.name} doesn't promote M_{t}, so the loop stops before M_{t + 1}:"]
     lines += [f"  {sentence(score)}" for score in last.gate.scores]
-    lines.append("What is complete is kept, and changing [gate] makes nothing of it again. To go on:")
-    lines.append(f'  SET="gate.accept=[{t}]" goes on from M_{t} as it is')
+    lines.append("What is complete is kept, and changing [gate] remakes none of it. To continue:")
+    lines.append(f'  SET="gate.accept=[{t}]" continues from M_{t} as it is')
     if (settings := _larger_margin(config, failed)) is not None:
         lines.append(f'  SET="{settings}" allows a model to be that much worse{_more_prompts(failed)}')
     lines.append(f"  another M_{t}: change what it is trained with, such as train.learning_rate or pair.rho")

@@ -97,7 +97,7 @@ class ModelRow:
 
     @property
     def promoted(self) -> bool:
-        """Whether the loop may go on from it."""
+        """Whether the loop may continue from it."""
         return self.gate is None or self.gate.promoted
 
 

@@ -175,4 +175,4 @@ def _config_sha256(config: RunConfig) -> str:
 
 def _resolved_copy(config: RunConfig) -> bytes:
     # Without per-machine settings, so that a run in a bucket has one config on all machines.
-    return (config.model_dump_json(indent=1, exclude={"storage": {"cache"}}) + "\n").encode()
+    return (config.model_dump_json(indent=1, exclude={"metrics": True, "storage": {"cache"}}) + "\n").encode()

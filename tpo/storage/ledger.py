@@ -16,6 +16,7 @@ from typing import Self
 from tpo.config.resources import BudgetConfig
 from tpo.console import say
 from tpo.errors import BudgetError, StoreError
+from tpo.run_context import run_context
 from tpo.storage.journal import FoundLines, Lines, read_lines, write_lines
 
 LEDGER = "ledger.jsonl"
@@ -195,6 +196,7 @@ class Meter:
         self._last = self._began = self._clock()
         self._shards = list[float]()
         self._start_seconds: float | None = None
+        run_context().metrics.begin(self._work)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -210,6 +212,13 @@ class Meter:
                     )
                 )
             self._file.close()
+        run_context().metrics.end()
+
+    @property
+    def _work(self) -> str:
+        """The kind of work as a label: one of few."""
+        work = Entry(self._stage, "").work
+        return work if work in WORK else "other"
 
     def book(self, *, prompts: int = 0, answers: int = 0, tokens_in: int = 0, tokens_out: int = 0) -> None:
         """Writes a line. Call it before saving the work that it paid for."""
@@ -287,6 +296,13 @@ class Meter:
         self._last += entry.seconds  # Carry the rounding error over to the next line.
         self._file.write(_to_json(entry))
         self._total = _sum([self._total, entry])
+        run_context().metrics.spent(
+            self._work,
+            answers=entry.answers,
+            tokens_in=entry.tokens_in,
+            tokens_out=entry.tokens_out,
+            seconds=entry.seconds,
+        )
 
 
 def _entries(path: Path, found: FoundLines) -> list[Entry]:

@@ -32,7 +32,9 @@ from tpo.engines.inference.chat_client import (
 )
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
+from tpo.metrics.catalog import CALLS, REPLY_ERRORS
 from tpo.records import Message
+from tpo.run_context import RunContext, run_context, using
 
 ROOT = Path(__file__).parents[3]
 KEY = "sk-very-secret-0123456789"
@@ -294,15 +296,27 @@ PASSING: dict[str, Action] = {
 }
 
 
+def error_of(name: str) -> str:
+    """How the metrics call one of them."""
+    statuses = {"408": "client", "409": "client", "425": "client", "429": "rate_limit", "no answer in time": "timeout"}
+    broken = dict.fromkeys(("no answer at all", "half an answer"), "connection")
+    known = statuses | broken
+    kinds = {kind for text, kind in known.items() if name.startswith(text)}
+    return kinds.pop() if kinds else "server" if name.startswith("5") else "no_completion"
+
+
 @pytest.mark.parametrize("name", PASSING)
-def test_temporary_failures_are_retried(name: str):
+def test_temporary_failures_are_retried_and_counted(name: str):
     waits = Waits()
-    with MisbehavingServer(first_time(PASSING[name])) as server:
+    with using(RunContext()), MisbehavingServer(first_time(PASSING[name])) as server:
         found = replies(
             client(server, waits=waits, timeout_seconds=2 if name == "no answer in time" else 60), numbered(3)
         )
+        counted = run_context().metrics.snapshot()
     assert {index: isinstance(reply, Reply) for index, reply in found.items()} == {0: True, 1: True, 2: True}
     assert len(server.asked) == 6 and len(waits.seconds) == 3
+    assert {error: count for (_, error), count in counted[REPLY_ERRORS].items() if count} == {error_of(name): 3}
+    assert CALLS not in counted
 
 
 @pytest.mark.parametrize("name", PASSING)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, MistralConfig, Qwen3Config
 from trl import DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -24,13 +25,15 @@ from tests.engines.training.test_resume import some_pairs
 from tests.engines.training.worker_group import end_of_workers
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
-from tpo.config.training import LoraConfig, Loss, TrainConfig
+from tpo.config.training import LoraConfig, Loss, TrainConfig, TrainingConfig
 from tpo.engines.training.check import check_training, packing_fault
 from tpo.engines.training.packing import PACKED, register_packed_attention
 from tpo.engines.training.preference_loss import preference_loss
 from tpo.engines.training.row_inputs import PAIR, OutputLogProbs, output_log_probs, packed_row, padded_row
 from tpo.engines.training.worker import make_trainer, train_from_checkpoint, write_dataset
 from tpo.errors import InputError, StageError
+from tpo.models.shape import ModelShape
+from tpo.planning.model_flops import Reads, forward_flops, step_flops
 
 LONE = TrainerConfig(threads=1, checkpoint_share=1e-6)
 TRAIN = TrainConfig(epochs=2, batch_size=8, micro_batch_size=8, learning_rate=1e-3)
@@ -362,3 +365,24 @@ def test_a_gpu_makes_the_steps_of_a_cpu(tmp_path: Path, packing: bool):
     )
     found = [json.loads(line) for line in (tmp_path / "gpu" / "steps.jsonl").read_text().splitlines()]
     assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in expected], abs=1e-3)
+
+
+def test_the_operations_of_a_step_are_those_that_pytorch_counts():
+    shape = ModelShape(layers=2, hidden=16, heads=4, kv_heads=2, head_dim=4, intermediate=32, vocabulary=50, context=64)
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocabulary,
+        attn_implementation="eager",
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    # Eager attention computes the whole square, and the mask then discards half of it.
+    reads = Reads(tokens=10, scored=10, attended=100)
+    with FlopCounterMode(display=False) as counted:
+        loss = model(input_ids=torch.arange(10)[None]).logits.sum()
+        assert counted.get_total_flops() == forward_flops(shape, reads)
+        loss.backward()
+    assert counted.get_total_flops() == step_flops(shape, reads, TrainingConfig())

@@ -24,9 +24,13 @@ from tpo.config.resources import TrackingConfig
 from tpo.engines.cluster.processes import QUIET
 from tpo.engines.training.tracking import Notes, Tracked
 from tpo.engines.training.worker import train_from_checkpoint, write_dataset
+from tpo.planning.model_flops import TrainingLoad
 
 ROOT = Path(__file__).parents[3]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+BEFORE = "sampling_tokens_per_second"
+LOAD = TrainingLoad(step_tokens=640, step_flops=3e9, peak=1e12)
+"""What a step takes, as if it ran on a GPU whose peak is known."""
 Shown = dict[int, list[Any]]
 """The losses that a tracker shows, by step."""
 
@@ -64,7 +68,7 @@ def train(root: Path, to: Tracker = "tensorboard", *, stop: int | None = None, m
         trainer=EVERY_STEP,
         seed=7,
         on_step=stop_at(stop) if stop else lambda done, total: None,
-        tracked=Tracked(TrackingConfig(to=to), "mine", "iter_1", root),
+        tracked=Tracked(TrackingConfig(to=to), "mine", "iter_1", root, LOAD, {BEFORE: 1234.0}),
     )
     return folder
 
@@ -81,10 +85,14 @@ def skip_without(tracker: Tracker) -> None:
 
 
 def in_tensorboard(root: Path) -> Shown:
+    return scalars(root, "loss")
+
+
+def scalars(root: Path, name: str) -> Shown:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(root / "tensorboard" / "iter_1")).Reload()
-    return by_step((event.step, event.value) for event in events.Scalars("train/loss"))
+    return by_step((event.step, event.value) for event in events.Scalars(f"train/{name}"))
 
 
 def in_wandb(root: Path) -> Shown:
@@ -156,6 +164,11 @@ def test_a_tracker_shows_every_step_once_and_changes_nothing(tmp_path: Path, unw
     folder = train(tmp_path, to)
     assert READERS[to](tmp_path) == losses(folder)
     assert result(folder) == unwatched
+    if to == "tensorboard":
+        speed, mfu, before = (scalars(tmp_path, name) for name in ("tokens_per_second", "mfu", BEFORE))
+        assert speed.keys() == mfu.keys() == losses(folder).keys() and before == {1: [1234.0]}
+        for step, (share,) in mfu.items():
+            assert share * LOAD.peak / LOAD.step_flops == pytest.approx(speed[step][0] / LOAD.step_tokens, rel=1e-5)
 
 
 @EACH

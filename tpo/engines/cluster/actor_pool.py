@@ -10,6 +10,7 @@ half as much as other failures, since a dying node takes all its actors with it 
 that kills every actor must eventually fail.
 """
 
+import contextlib
 import math
 import textwrap
 import threading
@@ -23,6 +24,8 @@ from tpo.console import say
 from tpo.engines.cluster.placement import PoolActor, Role, is_placed, start_actor, stop_actor
 from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
+from tpo.metrics.live import GpuReading
+from tpo.run_context import run_context
 
 Job = TypeVar("Job")
 
@@ -86,6 +89,8 @@ class _Slot:
     failed_starts: int = 0
     job: int = -1
     """Index of its job."""
+    readings: Any = None
+    """Ray's reference to what it is asked about its GPUs; None if it isn't asked."""
 
     def set_pending(self, state: Literal["requested", "preparing", "busy"], task: Any, seconds: float) -> None:
         """Sets the pending task."""
@@ -180,6 +185,7 @@ class ActorPool:
             last_progress = time.monotonic()
             try:
                 while self._assign_jobs(queue, spec):
+                    self._show()
                     slot = self._next_event(last_progress, spec)
                     if slot.state != "busy":
                         self._handle_start(slot, spec)
@@ -192,6 +198,7 @@ class ActorPool:
                     # The caller stopped early; an actor finishes its job before it takes another.
                     if slot.state == "busy":
                         slot.set_idle()
+                self._show()
 
     def holds(self, resource: str) -> float:
         """How much of a resource its placed actors hold."""
@@ -212,6 +219,16 @@ class ActorPool:
         """Stops all actors and releases their resources."""
         for slot in self._slots:
             self._clear(slot)
+        self._show()
+
+    def _show(self) -> None:
+        """Updates the metrics: the actors' states, and what those with GPUs have reported by now."""
+        metrics = run_context().metrics
+        metrics.show_actors(id(self), self._role.name, [slot.state for slot in self._slots if slot.state != "empty"])
+        for slot in self._slots:
+            if slot.readings is not None and (found := _collect_readings(slot.readings)) is not None:
+                metrics.report_gpus(id(slot), found)
+                slot.readings = None
 
     def _fill_slots(self, spec: JobSpec[Any]) -> None:
         """Requests actors for empty slots and prepares the existing ones, some of which may have died unnoticed."""
@@ -269,6 +286,8 @@ class ActorPool:
             if slot.spec is not spec:
                 self._prepare(slot, spec)
         elif slot.was_ready:
+            if outcome.died:  # Otherwise it is replaced because it can't take another model.
+                run_context().metrics.failed_actor(self._role.name)
             self._request_actor(slot, spec)
         else:
             self._retry_start(slot, outcome, spec)
@@ -276,6 +295,7 @@ class ActorPool:
     def _retry_start(self, slot: _Slot, outcome: _Outcome, spec: JobSpec[Any]) -> None:
         """Handles an actor that failed to start. Raises `StageError` if no slot is left."""
         slot.failed_starts += 1
+        run_context().metrics.failed_actor(self._role.name)
         if slot.failed_starts < _STARTS:
             self._request_actor(slot, spec)
             return
@@ -293,7 +313,10 @@ class ActorPool:
         if outcome.cause is None:
             del queue.in_progress[slot.job]
             slot.set_idle()
+            if self._role.gpus and slot.actor is not None:
+                slot.readings = slot.actor.handle.read_gpus.remote()  # It answers before it begins the next job.
             return outcome
+        run_context().metrics.failed_actor(self._role.name)
         if not queue.put_back(slot.job, DEATH_WEIGHT if outcome.died else FAILURE_WEIGHT):
             cause = outcome.with_remedy(spec.remedies.late, spec.remedies)
             raise StageError(f"{self._name(slot, spec)} failed on a job that had failed before: {cause}")
@@ -322,8 +345,9 @@ class ActorPool:
     def _clear(self, slot: _Slot) -> None:
         if slot.actor is not None:
             stop_actor(slot.actor)
+        run_context().metrics.forget_gpus(id(slot))
         slot.set_idle()
-        slot.state, slot.actor, slot.spec, slot.was_ready = "empty", None, None, False
+        slot.state, slot.actor, slot.spec, slot.was_ready, slot.readings = "empty", None, None, False, None
 
 
 def _collect(slot: _Slot, seconds: float) -> _Outcome:
@@ -338,6 +362,18 @@ def _collect(slot: _Slot, seconds: float) -> _Outcome:
         return _Outcome(cause=str(error))
     except ray.exceptions.RayError as error:
         return _Outcome(cause=str(error), died=True)
+
+
+def _collect_readings(task: Any) -> list[GpuReading] | None:
+    """An actor's readings of its GPUs; None while it has not answered, empty if it never will."""
+    import ray
+
+    if not ray.wait([task], timeout=0)[0]:
+        return None
+    with contextlib.suppress(ray.exceptions.RayError):
+        found: list[GpuReading] = ray.get(task)
+        return found
+    return []
 
 
 def _free_resources() -> str:

@@ -200,7 +200,9 @@ class ChatClient:
         failure: _Failure | None = None
         given_up = threading.Event()
         waiting = list(range(len(chats)))[::-1]
-        with self._connection() as (client, submit):
+        metrics = run_context().metrics
+        metrics.expect_replies()
+        with self._connection() as (client, submit), metrics.calling() as show_calls:
 
             def start() -> None:
                 while waiting and len(under_way) < self._endpoint.concurrency and not self._cap_reached(spent):
@@ -209,6 +211,7 @@ class ChatClient:
                     call = submit(self._call(client, chats[index], decoding, given_up, seconds))
                     under_way[call] = index
                     call.add_done_callback(done.put)
+                show_calls(len(under_way), len(waiting))
 
             start()
             while under_way:
@@ -225,6 +228,7 @@ class ChatClient:
                     spent.add(outcome)
                 if failure is None:
                     start()
+                show_calls(len(under_way), len(waiting))
                 yield index, outcome
         if failure is not None:
             raise StageError(self._gave_up(failure))
@@ -249,6 +253,8 @@ class ChatClient:
         while True:
             form = self._form
             outcome = await self._attempt(client, chat, decoding, form, seconds)
+            if not isinstance(outcome, Reply):
+                run_context().metrics.failed_reply("refused" if isinstance(outcome, RefusedChat) else outcome.kind)
             if not isinstance(outcome, _Failure):
                 return outcome
             if forms < MAX_FORMS and self._took_another_form(form, outcome, decoding):
@@ -294,18 +300,18 @@ class ChatClient:
                 body = form.body(self._model, chat, decoding)
                 answer = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except TimeoutError:
-            return _Failure(f"no answer within {seconds:g} s", passing=True)
+            return _Failure(f"no answer within {seconds:g} s", passing=True, error="timeout")
         except openai.APIStatusError as error:
             return _failed_with_status(error, client.api_key)
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             text = _scrubbed(f"{type(cause).__name__}: {cause}".removesuffix(": "), client.api_key)
-            return _Failure(f"the connection failed ({text})", passing=True)
+            return _Failure(f"the connection failed ({text})", passing=True, error="connection")
         try:
             return _reply(_Completion.model_validate_json(answer.content), chat, decoding, form.limit(decoding))
         except ValidationError:
             text = _scrubbed(answer.text, client.api_key)
-            return _Failure(f"the answer is not a chat completion: {text!r}", passing=True)
+            return _Failure(f"the answer is not a chat completion: {text!r}", passing=True, error="no_completion")
 
     @contextmanager
     def _connection(self) -> Iterator[tuple["openai.AsyncOpenAI", _Submit]]:
@@ -442,6 +448,15 @@ class _Failure:
     retry_after: float = 0.0
     """Wait that the server requests, in seconds."""
     tries: int = 1
+    error: str = ""
+    """Its kind, if there is no status."""
+
+    @property
+    def kind(self) -> str:
+        """One of `REPLY_ERROR_KINDS`, for the metrics."""
+        if self.status is None:
+            return self.error
+        return "rate_limit" if self.status == 429 else "server" if self.status >= 500 else "client"
 
 
 class _Part(BaseModel):

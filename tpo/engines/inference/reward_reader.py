@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
+from tpo.engines.cluster.gpus import GpuMeter
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
 from tpo.engines.training.packing import PACKED, NotPlainError, Spans, register_packed_attention
+from tpo.metrics.live import GpuReading
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -244,6 +246,7 @@ class ScorerActor:
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
         self._make = functools.partial(Scorer, load, folder, config)
+        self._gpus = GpuMeter() if config.device == "gpu" else None
         self._scorer: Scorer | None = None
 
     def load(self) -> None:
@@ -254,6 +257,10 @@ class ScorerActor:
         """Like `Scorer.score`."""
         assert self._scorer is not None
         return self._scorer.score(groups)
+
+    def read_gpus(self) -> list[GpuReading]:
+        """How busy its GPU was since the last call, and its memory."""
+        return self._gpus.read() if self._gpus else []
 
 
 class ScorerPool:

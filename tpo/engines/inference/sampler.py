@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
 from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
+from tpo.engines.cluster.gpus import GpuMeter
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import engine_environment, start_ray
 from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
 from tpo.engines.inference.reply import Decoding, Reply
 from tpo.engines.inference.weight_proof import Difference, difference, foreign_weights, probe_tokens, refresh_tied_heads
+from tpo.metrics.live import GpuReading
 from tpo.records import Artifact
 
 T = TypeVar("T")
@@ -113,6 +115,7 @@ class Engine:
         self._context_tokens = context_tokens
         self._forcing = forcing
         self._llm: Any = None
+        self._gpus = GpuMeter() if config.device == "gpu" else None
         self._loaded: str | None = None
         self._incomparable: frozenset[str] = frozenset()
         """Weights that differ from the files' right after a start: vLLM transforms them, so a reload proves nothing."""
@@ -165,6 +168,10 @@ class Engine:
                 before = outputs[i][j]
                 outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
         return outputs
+
+    def read_gpus(self) -> list[GpuReading]:
+        """How busy its GPUs were since the last call, and their memory."""
+        return self._gpus.read() if self._gpus else []
 
     def reply(self, prompts: Sequence[list[int]], decoding: Decoding, labels: Sequence[list[int]]) -> list[Reply]:
         """A greedy reply per prompt; with `labels`, as token ids, their probabilities as the reply."""

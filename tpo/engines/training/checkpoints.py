@@ -56,6 +56,11 @@ def trainer_folder(folder: Path) -> Path:
     return folder / "trainer"
 
 
+def references_of(folder: Path) -> Path:
+    """The reference's log-probabilities of the rows, once they are computed; deleted when the stage is complete."""
+    return folder / "dataset" / "references.safetensors"
+
+
 def epoch_folder(folder: Path, epoch: int) -> Path:
     """The model of an epoch, once it is complete."""
     return folder / f"epoch_{epoch}"

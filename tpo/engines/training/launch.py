@@ -10,26 +10,32 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
+from tpo.engines.cluster.gpus import GpuMeter
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room, await_free_memory
 from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.rounds import TrainingRound
 from tpo.engines.training.worker import Progress, Stop, finished, read_log, train_from_checkpoint, write_dataset
 from tpo.errors import StageError, TpoError
+from tpo.metrics.live import GpuReading
 from tpo.records import Epoch
+from tpo.run_context import run_context
 from tpo.storage.disk import bring_here, make_folder
 from tpo.storage.mirror import catch_up, hand_over, helping
 
 RESTARTS = 3
 """Maximum number of restarts in one call: more deaths than that have a lasting cause."""
+_WORKER = "worker"
+"""The role of a training's workers in the metrics."""
 _SECTIONS: Mapping[str, type[TrainingConfig]] = {"train": TrainConfig, "recipe.sft": SftConfig}
 
 
@@ -62,10 +68,12 @@ def train_model(job: TrainingJob, *, progress: Progress, room: Room, stop: Stop 
         "place": replace(place, carried=None if place.carried is None else place.carried.resolve()),
         "handover": hand_over(),
     }
+    run_context().metrics.show_actors(_WORKER, _WORKER, [])
     deaths: list[str] = []
     while len(deaths) <= RESTARTS:
         if deaths:
             say(f"training: {deaths[-1]}; restarted from its last checkpoint")
+            run_context().metrics.failed_actor(_WORKER)
         death = _attempt(arguments, folder, trainer=trainer, cluster=job.cluster, progress=progress, stop=stop)
         if death is None:
             catch_up(folder)
@@ -151,6 +159,8 @@ def _work(arguments: Mapping[str, Any]) -> None:
     ray.get(counter.join.remote(ray.get_runtime_context().current_actor))
     if arguments["trainer"]["device"] == "gpu":
         await_free_memory()
+        worker = ray.train.get_context().get_world_rank()
+        GpuMeter().send(lambda readings: counter.report_gpus.remote(worker, readings))
     model, folder = Path(arguments["model"]), Path(arguments["folder"])
     reference = None if arguments["reference"] is None else Path(arguments["reference"])
     place: TrainingRound = arguments["place"]
@@ -235,6 +245,8 @@ class _Status:
     """Whether they were asked to end early."""
     warnings: tuple[str, ...] = ()
     """Their warnings."""
+    gpus: Mapping[int, Sequence[GpuReading]] = field(default_factory=dict)
+    """What each worker last said about its GPU."""
 
 
 class _Counter:
@@ -251,6 +263,9 @@ class _Counter:
 
     def warn(self, message: str) -> None:
         self._status = replace(self._status, warnings=(*self._status.warnings, message))
+
+    def report_gpus(self, worker: int, readings: Sequence[GpuReading]) -> None:
+        self._status = replace(self._status, gpus={**self._status.gpus, worker: readings})
 
     def stop(self) -> None:
         self._status = replace(self._status, stopped=True)
@@ -269,6 +284,11 @@ def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float)
     import ray
 
     ended, stalled = threading.Event(), threading.Event()
+    metrics = run_context().metrics
+
+    def show(status: _Status) -> None:
+        metrics.show_actors(_WORKER, _WORKER, ["busy"] * len(status.workers))
+        metrics.report_gpus(_WORKER, chain.from_iterable(status.gpus.values()))
 
     def watch() -> None:
         calls, since, shown = -1, time.monotonic(), 0
@@ -279,6 +299,7 @@ def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float)
                 status = ray.get(counter.get.remote())
                 if status.calls:
                     progress(*status.steps)
+                show(status)
                 for warning in status.warnings[shown:]:
                     say(f"training: {warning}")
                 shown = len(status.warnings)
@@ -298,3 +319,5 @@ def _watched(counter: Any, progress: Progress, stop: Stop, stall_seconds: float)
     finally:
         ended.set()
         thread.join()
+        metrics.show_actors(_WORKER, _WORKER, [])
+        metrics.forget_gpus(_WORKER)

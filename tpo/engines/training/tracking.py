@@ -11,13 +11,16 @@ import importlib.util
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo.config.resources import TrackingConfig
+from tpo.engines.cluster.gpus import GpuMeter
 from tpo.errors import InputError
+from tpo.planning.model_flops import TrainingLoad
 from tpo.storage.disk import append, make_folder, write_atomically
 from tpo.storage.store import set_aside
 
@@ -45,6 +48,10 @@ class Tracked:
     """Which of the run's trainings this is, by its folder: `iter_1`."""
     root: Path
     """The run folder, which holds a tracker's files."""
+    load: TrainingLoad | None = None
+    """What a step takes, for its speed."""
+    before: Mapping[str, float] = field(default_factory=dict)
+    """What the stages before the training measured; reported once, with its first step."""
 
     @property
     def name(self) -> str:
@@ -104,11 +111,16 @@ def tracker_callbacks(
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self._failed = False
+            self._began: float | None = None
+            self._gpus = None if args.use_cpu else GpuMeter()
             self._notes = Notes(folder / "tracked")
             self._tracker = _OPENERS[tracked.tracking.to](tracked, _Start(self._notes.run, done))
             self._notes.begin(self._tracker.run)
             args.project, args.run_name = tracked.tracking.project, self._tracker.run
             self._tracker.callback.on_train_begin(args, state, control, **kwargs)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._began = time.monotonic()
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any
@@ -117,6 +129,9 @@ def tracker_callbacks(
             if self._failed or not logs or "loss" not in logs:
                 return
             if self._tracker.forgets or self._notes.is_news(state.global_step):
+                first = tracked.before if state.global_step == 1 else {}
+                # Another dictionary: the trainer's own is kept in its history, which checkpoints hold.
+                logs = {**logs, **_speed_of(tracked.load, self._began, self._gpus), **first}
                 with self._left_where_it_fails(state.global_step):
                     self._tracker.callback.on_log(args, state, control, logs=logs, **kwargs)
 
@@ -141,6 +156,21 @@ def tracker_callbacks(
                 )
 
     return [Teller()]
+
+
+def _speed_of(load: TrainingLoad | None, began: float | None, gpus: GpuMeter | None) -> dict[str, float]:
+    """How fast the step was that began then, and how busy and full the first worker's GPU is; only what is known."""
+    found = {}
+    if load is not None and began is not None and (seconds := time.monotonic() - began) > 0:
+        found["tokens_per_second"] = load.step_tokens / seconds
+        if (mfu := load.mfu(load.step_flops or 0.0, seconds)) is not None:
+            found["mfu"] = mfu
+    for reading in gpus.read() if gpus else ():
+        if reading.utilization is not None:
+            found["gpu_utilization"] = reading.utilization
+        if reading.memory_used is not None:
+            found["gpu_memory_gib"] = reading.memory_used / 2**30
+    return found
 
 
 @dataclass(frozen=True)

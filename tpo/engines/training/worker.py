@@ -183,7 +183,7 @@ def make_trainer(
 
     callbacks = [_keeper(folder, tokenizer, config, trainer.checkpoint_share, on_step, stop, place)]
     if isinstance(config, TrainConfig):
-        references = folder / "dataset" / "references.safetensors"
+        references = checkpoints.references_of(folder)
         kept = {"references": references, "on_reference": lambda: on_step(done, 0)}
         if reference is not None and not as_first_worker(lambda: checkpoints.sealed(references) is not None):
             # It leaves its log-probs on disk, where the trainer of the model finds them.
