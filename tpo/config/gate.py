@@ -16,8 +16,8 @@ OF_VALIDATION = (VALIDATION, SECOND_JUDGE, VERIFIER)
 
 
 class GateConfig(Section):
-    """When the loop may continue from M_t: only if a paired test shows that it isn't worse than M_{t-1} on each of these
-    scores (docs/gate.md)."""
+    """When the loop may continue from M_t: only if a paired test shows that it isn't worse than M_{t-1} on each of
+    these scores (docs/gate.md)."""
 
     scores: tuple[str, ...] = ()
     """The scores: `validation` (the run's judge on the validation prompts), `second_judge` (`evaluation.judge` on the
