@@ -9,19 +9,15 @@ An iteration may have several rounds (`train.rounds`, semi-online DPO, 2506.2149
 same order and starts from the round before; validation and test come once, after the last.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from prefect import flow
 
 from flows.benchmarks import ask, ask_directly, open_benchmarks
 from flows.browser.export import write_browser
 from flows.fine_grained import kinds_of_run, rate_prompts
+from flows.gate import ask_second_judges, with_gate
 from flows.prefect_ops import name_subflows_as_tasks
 from tasks.benchmark_numbers import measure_benchmarks
-from tasks.gate import compared_scores, gate
 from tasks.handles import (
-    BenchmarkAnswers,
     Candidate,
     JudgedSamples,
     SamplingSpec,
@@ -29,7 +25,6 @@ from tasks.handles import (
     direct_spec,
     measuring_spec,
     round_folder,
-    second_spec,
     seed_model,
     training_spec,
     validation_spec,
@@ -146,31 +141,6 @@ def make_round(
     state = state_after(newest) if newest else None
     checkpoints = train(config, folder, model, reference, trained_on, number, state)
     return Round(prompts, answers, pairs, trained_on, checkpoints)
-
-
-def ask_second_judges(
-    config: RunConfig, t: int, chosen: Candidate, prompts: Artifact, before: IterationResult | None = None
-) -> dict[str, JudgedSamples]:
-    """The validation answers that M_t was chosen by, by the run's other judges; those of M_{t-1} if M_t is that."""
-    samples = chosen.validation.samples
-    if before is not None and chosen.validation == before.chosen.validation:
-        return dict(before.second)
-    found = dict[str, JudgedSamples]()
-    for name, other in config.second_judges.items():
-        spec = second_spec(config, t, name, other)
-        against = baseline_of(spec, samples, before.chosen.validation if before else None)
-        found[name] = judge(config, spec, samples, prompts, against)
-    return found
-
-
-def with_gate(
-    config: RunConfig, before: IterationResult, after: IterationResult, answered: Sequence[BenchmarkAnswers]
-) -> IterationResult:
-    """M_t with the gate's decision about it."""
-    old, new = ([each for each in answered if each.model == f"M_{m.iteration}"] for m in (before, after))
-    compared = compared_scores(config, (before.chosen, before.second), (after.chosen, after.second), (old, new))
-    unchanged = after.chosen.validation == before.chosen.validation
-    return replace(after, gate=gate(config, after.iteration, compared, unchanged=unchanged))
 
 
 def sample_and_judge(

@@ -6,7 +6,7 @@ files come first, so that no process ends long after the others. Tests marked gp
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tests.no_engines import sitecustomize as guard
 from tests.s3_server import KEYS, S3Server, s3_server
 from tpo.engines.engines import open_engines
 
-settings.register_profile("tpo", deadline=None)
+settings.register_profile("tpo", deadline=None, max_examples=100 if sampling.exhaustive() else 30)
 settings.load_profile("tpo")
 
 TESTS = Path(__file__).parent
@@ -94,10 +94,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = {item for item, story in stories.items() if story not in drawn}
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
+    if config.option.markexpr in ("slow", "not slow"):
+        left_out = {*items} - {*drawn_tests(items)}
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
     first = {item.path for item in items if item in stories}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     long = [TESTS / place for place in LONG]
     items.sort(key=lambda item: (item.path not in first, item.path not in long, item.path not in slow))
+
+
+def drawn_tests(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Those without the mark `drawn`, and of each file and tier as many marked ones as the mark says."""
+    drawn, groups = list[pytest.Item](), dict[tuple[str, bool], list[pytest.Item]]()
+    for item in items:
+        if item.get_closest_marker("drawn") is None:
+            drawn.append(item)
+        else:
+            place = item.path.relative_to(TESTS).as_posix()
+            groups.setdefault((place, item.get_closest_marker("slow") is not None), []).append(item)
+    for (place, _), group in groups.items():
+        mark = group[0].get_closest_marker("drawn")
+        assert mark is not None
+        drawn += sampling.sampled(f"tests of {place}", group, mark.args[0])
+    return drawn
 
 
 @pytest.hookimpl(optionalhook=True)

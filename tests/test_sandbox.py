@@ -9,6 +9,8 @@ import pytest
 
 from tpo.sandbox import Sandbox, SandboxError
 
+pytestmark = pytest.mark.drawn(6)
+
 MEMORY_BYTES = 512 << 20
 ECHO = "import sys\nfor line in sys.stdin: print(eval(line), flush=True)\n"
 """A program that answers each line with its value."""

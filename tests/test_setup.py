@@ -131,6 +131,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.drawn(3)
 def test_a_complete_environment_is_left_alone_and_a_changed_lock_starts_an_empty_one(checkout: Checkout):
     assert checkout.set_up().returncode == 0
     venv, sync, project = checkout.calls()
@@ -142,6 +143,7 @@ def test_a_complete_environment_is_left_alone_and_a_changed_lock_starts_an_empty
     assert checkout.set_up().returncode == 0 and checkout.calls()[0].startswith("venv --quiet --clear")
 
 
+@pytest.mark.drawn(3)
 def test_an_installation_that_fails_is_not_taken_for_complete(checkout: Checkout):
     checkout.set_up()
     (checkout.folder / "pyproject.toml").write_text("#")
@@ -153,6 +155,7 @@ def test_an_installation_that_fails_is_not_taken_for_complete(checkout: Checkout
     assert checkout.set_up().returncode == 0 and len(checkout.calls()) == 3
 
 
+@pytest.mark.drawn(3)
 def test_an_environment_for_gpus_stays_one_without_being_asked_again(checkout: Checkout):
     checkout.set_up("--gpu")
     venv, sync, _ = checkout.calls()
@@ -162,6 +165,7 @@ def test_an_environment_for_gpus_stays_one_without_being_asked_again(checkout: C
     assert "--python 3.12" in checkout.calls()[0]
 
 
+@pytest.mark.drawn(3)
 def test_a_folder_that_is_not_an_environment_is_not_cleared(checkout: Checkout):
     (checkout.folder / "mine").mkdir()
     (checkout.folder / "mine" / "thesis.txt").write_text("")
@@ -170,6 +174,7 @@ def test_a_folder_that_is_not_an_environment_is_not_cleared(checkout: Checkout):
     assert (checkout.folder / "mine" / "thesis.txt").exists() and checkout.calls() == []
 
 
+@pytest.mark.drawn(3)
 def test_another_platform_is_refused_before_anything_is_fetched(checkout: Checkout):
     (checkout.bin / "uname").write_text("#!/bin/sh\necho Darwin arm64\n")
     (checkout.bin / "uname").chmod(stat.S_IRWXU)
@@ -177,6 +182,7 @@ def test_another_platform_is_refused_before_anything_is_fetched(checkout: Checko
     assert "found Darwin arm64, expected Linux x86_64" in refused.stderr and checkout.calls() == []
 
 
+@pytest.mark.drawn(3)
 def test_pips_settings_reach_uv(checkout: Checkout, tmp_path: Path):
     settings = {"PIP_INDEX_URL": "http://mirror/simple", "PIP_FIND_LINKS": "/a /b", "PIP_NO_INDEX": "1"}
     checkout.set_up(**settings)
@@ -205,6 +211,7 @@ def a_wheel(folder: Path, name: str) -> str:
     return sha256(wheel.read_bytes()).hexdigest()
 
 
+@pytest.mark.drawn(3)
 def test_uv_installs_offline_from_a_folder_of_wheels_only_those_with_the_locked_hash(checkout: Checkout):
     (checkout.bin / "uv").unlink()
     (checkout.folder / "flows").rmdir()  # without the checkout's code, only the lock is installed

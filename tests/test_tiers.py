@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests import sampling
+from tests import conftest, sampling
 from tests.sampling import sampled
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,28 @@ def test_a_story_is_drawn_with_all_its_tests_however_long_it_takes_then_others_t
     assert firsts == seconds.keys()
     monkeypatch.setenv(sampling.EXHAUSTIVE_VARIABLE, "1")
     assert sampling.drawn_stories(seconds) == sorted(seconds)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What `drawn_tests` needs of a test."""
+
+    name: str
+    marks: tuple[str, ...]
+    path: Path = Path(__file__)
+
+    def get_closest_marker(self, mark: str) -> Any:
+        return pytest.mark.drawn(2).mark if mark in self.marks else None
+
+
+def test_of_a_files_marked_tests_each_tier_runs_as_many_as_the_mark_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(sampling.EXHAUSTIVE_VARIABLE, raising=False)
+    kinds = [("plain",), ("drawn",), ("drawn", "slow")]
+    items: list[Any] = [Item(f"{marks} {i}", marks) for marks in kinds for i in range(5)]
+    drawn = [item.marks for item in conftest.drawn_tests(items)]
+    assert [drawn.count(marks) for marks in kinds] == [5, 2, 2]
+    monkeypatch.setenv(sampling.EXHAUSTIVE_VARIABLE, "1")
+    assert len(conftest.drawn_tests(items)) == 15
 
 
 @pytest.mark.parametrize("tier", ["slow", "not slow"])

@@ -25,6 +25,8 @@ from tpo.models.folder import check_model_folder
 from tpo.storage.current import HUB, keep_config, read_pins
 from tpo.storage.store import folder_artifact
 
+pytestmark = pytest.mark.drawn(7)
+
 WEIGHTS = "model.safetensors"
 NOWHERE = "http://127.0.0.1:9"
 ROWS = b"".join(json.dumps({"instruction": f"What is {i} + 1?"}).encode() + b"\n" for i in range(9))

@@ -10,6 +10,7 @@ from tpo.miniature.seed_model import CONTEXT_TOKENS, Recipe, train_seed_model
 from tpo.models.folder import check_model_folder
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path, seed: int):
     recipe = Recipe(seed=seed, drills=64, textbook_lessons=64, tuning_lessons=64)

@@ -27,6 +27,7 @@ def same_weights(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.drawn(1)
 def test_the_same_seed_gives_the_same_evaluator(tmp_path: Path):
     recipe, losses = EvaluatorRecipe(lessons=32, hardening_lessons=32), list[float]()
     for name in ("a", "b"):
@@ -37,6 +38,7 @@ def test_the_same_seed_gives_the_same_evaluator(tmp_path: Path):
     assert check_model_folder(tmp_path / "a") == CONTEXT_TOKENS
 
 
+@pytest.mark.drawn(1)
 def test_the_same_seed_gives_the_same_armorm(tmp_path: Path):
     recipe, losses = ArmoRMRecipe(duels=32, gate_duels=16, gate_steps=2), list[float]()
     for name in ("a", "b"):

@@ -21,6 +21,8 @@ from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.records import Message
 
+pytestmark = pytest.mark.drawn(30)
+
 TEMPLATES = {path.stem: path for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))}
 CUSTOM = ThoughtPrompt(
     "generic",

@@ -32,6 +32,7 @@ def alive(process_id: int) -> bool:
         return False
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("end", ["killed with -9", "ends by itself"])
 def test_only_what_a_run_started_ends_with_it(end: str):
     run = subprocess.Popen(

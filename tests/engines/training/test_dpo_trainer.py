@@ -35,6 +35,8 @@ from tpo.errors import InputError, StageError
 from tpo.models.shape import ModelShape
 from tpo.planning.model_flops import Reads, forward_flops, step_flops
 
+pytestmark = pytest.mark.drawn(14)
+
 LONE = TrainerConfig(threads=1, checkpoint_share=1e-6)
 TRAIN = TrainConfig(epochs=2, batch_size=8, micro_batch_size=8, learning_rate=1e-3)
 EXACT: dict[str, Callable[[], Any]] = {

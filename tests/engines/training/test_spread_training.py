@@ -54,7 +54,7 @@ TRAININGS: Mapping[str, tuple[TrainingConfig, Sequence[Demonstration | Pair]]] =
 LORAS = {"full": None, "lora": LoraConfig(rank=4)}
 
 
-@pytest.mark.parametrize(("training", "what"), sampled("spread", list(itertools.product(TRAININGS, LORAS)), 2))
+@pytest.mark.parametrize(("training", "what"), sampled("spread", list(itertools.product(TRAININGS, LORAS)), 1))
 def test_packed_and_sharded_every_trainable_weight_is_trained_and_a_killed_training_resumes(
     tmp_path: Path, training: str, what: str
 ):

@@ -209,6 +209,7 @@ def in_bucket(config: RunConfig, s3: S3Server, folder: Path, **changes: object) 
     return moved
 
 
+@pytest.mark.slow
 def test_a_finished_run_in_a_bucket_is_recognized_from_an_empty_disk(
     config: RunConfig, tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
 ):
@@ -222,6 +223,7 @@ def test_a_finished_run_in_a_bucket_is_recognized_from_an_empty_disk(
         assert f"M_1 of run tried is complete: nothing to do. Report: {moved.folder}/tried/report.html" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "script", "message"),
     [

@@ -21,6 +21,8 @@ from flows.cli import stopping
 from flows.cli.main import ended
 from tpo.engines.cluster.watchdog import watched
 
+pytestmark = pytest.mark.drawn(5)
+
 def work():
     with watched(), stopping.apart_from_terminal():
         child = subprocess.Popen(["sleep", "100"])
