@@ -105,10 +105,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def drawn_tests(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Those without the mark `drawn`, and of each file and tier as many marked ones as the mark says."""
+    """Those without the mark `drawn`, stories, and of each file and tier as many marked ones as the mark says."""
     drawn, groups = list[pytest.Item](), dict[tuple[str, bool], list[pytest.Item]]()
     for item in items:
-        if item.get_closest_marker("drawn") is None:
+        if item.get_closest_marker("drawn") is None or item.get_closest_marker("story") is not None:
             drawn.append(item)
         else:
             place = item.path.relative_to(TESTS).as_posix()

@@ -24,7 +24,7 @@ import pytest
 from tests.faults.cluster import RAY
 from tpo.engines.cluster.processes import LOOPBACK
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.story("SLURM", 50), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 PYTHON = f"""#!/bin/bash
 # The environment's Python, with Ray on loopback and another flow.

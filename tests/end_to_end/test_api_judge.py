@@ -22,7 +22,7 @@ from tpo.engines.inference.reply import Decoding, Reply
 from tpo.errors import InputError, StageError
 from tpo.records import Message
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.story("a judge behind a server", 60), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 KEY = "sk-end-to-end"
 LABELS = ("[[A]]", "[[B]]")

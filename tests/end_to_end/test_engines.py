@@ -25,7 +25,7 @@ from tpo.errors import StageError
 from tpo.records import Artifact, Pair
 from tpo.storage.store import folder_artifact
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.drawn(3), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 REQUESTS = [Request([1, 4, 30 + i, 40 + i, 5], seed=1000 * i) for i in range(6)]
 SAMPLE = SampleConfig(max_new_tokens=12)

@@ -26,7 +26,7 @@ from tpo.miniature.world import problems
 from tpo.models.chat import ChatEncoder
 from tpo.storage.store import folder_artifact
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.drawn(2), pytest.mark.end_to_end, pytest.mark.timeout(600)]
 GENERIC = VARIANTS["generic"]
 assert GENERIC.response_marker is not None
 BUDGET = ThoughtBudget(12, GENERIC.response_marker)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,15 @@ def test_running_again_does_nothing_and_says_so(small_run: Path, iterate: Iterat
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.story("two calls", 230)
-def test_a_second_call_adds_the_second_iteration_and_keeps_the_first(iterate: Iterate):
-    run = Path(iterate.folder) / "twice"  # type: ignore[attr-defined]
-    assert iterate(1, name="twice").returncode == 0
+@pytest.mark.story("another iteration", 90)
+def test_a_second_call_adds_an_iteration_and_keeps_those_before(small_run: Path, iterate: Iterate):
+    run = small_run.with_name("longer")
+    shutil.copytree(small_run, run)
     kept = {path: path.read_text() for path in run.rglob("manifest.json")}
-    assert kept and iterate(2, name="twice").returncode == 0
-    assert kept == {path: path.read_text() for path in kept} and (run / "iter_2/model/manifest.json").exists()
+    done = iterate(3, name="longer")
+    assert done.returncode == 0, done.stderr
+    assert kept and kept == {path: path.read_text() for path in kept}
+    assert (run / "iter_3/model/manifest.json").exists()
 
 
 @pytest.mark.story("a comparison", 90)

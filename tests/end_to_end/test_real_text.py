@@ -18,6 +18,7 @@ from tpo.storage.store import read_manifest
 INSTRUCTIONS = ROOT.parent / "shared" / "data" / "alpaca_eval_instructions.jsonl"
 
 pytestmark = [
+    pytest.mark.story("real instructions", 40),
     pytest.mark.end_to_end,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not INSTRUCTIONS.exists(), reason="no AlpacaEval instructions here"),

@@ -16,7 +16,7 @@ from tpo.engines.engines import Engines, open_engines
 from tpo.engines.inference.reward_reader import Scorer
 from tpo.errors import StageError
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.drawn(1), pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 ENGINE = JudgeEngineConfig(count=2, shard_prompts=8)
 GROUPS = [

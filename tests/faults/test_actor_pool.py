@@ -23,7 +23,7 @@ from tpo.errors import StageError
 from tpo.metrics.catalog import ACTOR_FAILURES, ACTORS
 from tpo.run_context import RunContext, run_context, using
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.drawn(10), pytest.mark.faults]
 PIECES = [[i, i + 1, i + 2] for i in range(0, 30, 3)]
 DOUBLED = {index: [2 * i for i in piece] for index, piece in enumerate(PIECES)}
 Outcome = Callable[[str, str, str], None]

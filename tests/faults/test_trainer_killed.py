@@ -167,6 +167,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.story("a killed trainer", 150)
 @pytest.mark.parametrize("fault", sampled("faults of a training", list(FAULTS), 1))
 def test_a_training_ends_the_same_after_a_fault(
     tmp_path: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str], outcome: Outcome, fault: str

@@ -18,7 +18,7 @@ import pytest
 from tests.faults import mock_run
 from tests.misbehaving_server import Fail, MisbehavingServer, Say
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story("kinds of instruction", 40), pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 TEST_PROMPTS, BENCHMARK_PROMPTS = 24, 6
 

@@ -162,6 +162,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_a_failed_run_is_named_and_the_others_are_reported_without_it(found: Mapping[str, Any]):
     failed = found["one failed"]
     assert failed["missing"] == {"5": "run tried-seed5: the disk is full"}
@@ -170,18 +171,21 @@ def test_a_failed_run_is_named_and_the_others_are_reported_without_it(found: Map
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_a_study_of_which_one_seed_is_complete_is_refused(found: Mapping[str, Any]):
     assert "1 of 3 seeds are complete, and a study needs at least 2" in found["two failed"]
     assert "seed 5: run tried-seed5: the disk is full" in found["two failed"]
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_only_what_is_missing_is_made_and_then_nothing(found: Mapping[str, Any]):
     assert found["made"] == [["tried-seed3", "tried-seed5", "tried-seed8"], ["tried-seed5", "tried-seed8"],
                              ["tried-seed5"], []]  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_scores_and_differences_follow_from_the_rows(found: Mapping[str, Any]):
     models, rows = found["whole"]["models"], found["rows"]
     for model, folder in (("M_0 direct", "iter_0/direct"), ("M_0", "iter_0/test"), ("M_1", "iter_1/test")):
@@ -201,6 +205,7 @@ def test_scores_and_differences_follow_from_the_rows(found: Mapping[str, Any]):
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_each_runs_interval_is_the_one_in_its_own_report(found: Mapping[str, Any]):
     for seed, summary in found["summaries"].items():
         for row in summary["models"]:
@@ -209,6 +214,7 @@ def test_each_runs_interval_is_the_one_in_its_own_report(found: Mapping[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_two_profiles_are_compared_by_seed_and_prompt(found: Mapping[str, Any]):
     study, rows, other = found["against"], found["rows"], found["rows of other"]
     lead = study["leads"]["M_1"]
@@ -225,6 +231,7 @@ def test_two_profiles_are_compared_by_seed_and_prompt(found: Mapping[str, Any]):
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_a_judge_that_compares_compares_both_sides_of_a_baseline(found: Mapping[str, Any]):
     study = found["direct"]
     assert study["measure"] == "win_rate"
@@ -233,6 +240,7 @@ def test_a_judge_that_compares_compares_both_sides_of_a_baseline(found: Mapping[
 
 
 @pytest.mark.slow
+@pytest.mark.story("a study", 40)
 def test_self_training_is_studied_like_the_others(found: Mapping[str, Any]):
     study = found["self-train"]
     assert list(study["models"]) == ["base", "SFT_0", "DPO_1", "SFT_1"]

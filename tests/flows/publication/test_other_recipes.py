@@ -27,7 +27,7 @@ from tpo.storage.lock import only_writer
 from tpo.storage.mirror import writing
 from tpo.storage.store import file_sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.story("other recipes published", 40), pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 RUNS = ("thinkpo", "self_train", "classic")
 
