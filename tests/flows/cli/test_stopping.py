@@ -14,14 +14,13 @@ import pytest
 
 from tests.engines.cluster.test_watchdog import alive
 
+pytestmark = pytest.mark.drawn(5)
 ROOT = Path(__file__).parents[3]
 RUN = """
 import ctypes, os, subprocess, sys, time
 from flows.cli import stopping
 from flows.cli.main import ended
 from tpo.engines.cluster.watchdog import watched
-
-pytestmark = pytest.mark.drawn(5)
 
 def work():
     with watched(), stopping.apart_from_terminal():
