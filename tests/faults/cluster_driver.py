@@ -18,6 +18,7 @@ from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import start_ray
 from tpo.engines.cluster.room import Room
+from tpo.metrics.live import GpuReading
 
 STOP = "stop"
 """File that tells a driver to stop asking for work."""
@@ -59,6 +60,10 @@ class Spanner:
             self._workers.append(
                 ray.remote(Squarer).options(num_cpus=0, num_gpus=1, scheduling_strategy=where).remote()
             )
+
+    def read_gpus(self) -> list[GpuReading]:
+        """No readings, as on a machine without NVIDIA's driver."""
+        return []
 
     def square(self, number: int) -> tuple[int, list[str]]:
         """The square, and the nodes of the workers."""
