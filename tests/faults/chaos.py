@@ -27,7 +27,7 @@ from tests.faults.mock_run import (
     prepared,
 )
 
-PLANS = (Plan("verifier"), Plan("pairwise"), Plan("verifier", rounds=2))
+PLANS = (Plan("verifier"), Plan("pairwise"), Plan("verifier", rounds=2, gate=True))
 Outcome = tuple[str, Broken]
 
 
@@ -35,7 +35,7 @@ def mock_runs(count: int, seed: int, parent: Path) -> Iterator[Outcome]:
     """Breaks `count` runs on mock engines, each kind of fault in turn and with each judge."""
     with prepared():
         make_seed(parent / "seed")
-        examples = [an_example(parent / plan.judge, plan) for plan in PLANS]
+        examples = [an_example(parent / f"example {i}", plan) for i, plan in enumerate(PLANS)]
         for i in range(count):
             fault, example = FAULTS[i % len(FAULTS)], examples[i // len(FAULTS) % len(PLANS)]
             with folder_for_runs(parent) as folder:
