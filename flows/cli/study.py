@@ -61,25 +61,25 @@ def check_budgets(setup: StudySetup, planned: Sequence[Budget], *, allow_unequal
     if len(planned) < 2 or not (found := unequal_amounts(*planned)):
         return
     one, other = (side.name for side in setup.sides)
-    told = f"{one} and {other} have different budgets for a run: {'; '.join(found)}"
+    difference = f"{one} and {other} have different budgets for a run: {'; '.join(found)}"
     if not allow_unequal:
         raise InputError(
-            f"{told}. More than {100 * TOLERANCE:.0f} % apart, a difference of scores may come from the budgets: "
+            f"{difference}. More than {100 * TOLERANCE:.0f} % apart, a difference of scores may come from the budgets: "
             "change one of the profiles, or compare them all the same with UNEQUAL=1"
         )
-    say(f"{told}: compared all the same")
+    say(f"{difference}: compared all the same")
 
 
 def _intent(setup: StudySetup, plans: Sequence[Plan], left: Sequence[Job]) -> str:
     """What will be done, in a line."""
     seeds = ", ".join(map(str, setup.seeds))
     complete = len(setup.jobs) - len(left)
-    told = f"study {setup.name}: {setup.recipe.name} {setup.goal}".rstrip()
-    told += f" with seeds {seeds}; {complete} of {len(setup.jobs)} runs are complete"
+    line = f"study {setup.name}: {setup.recipe.name} {setup.goal}".rstrip()
+    line += f" with seeds {seeds}; {complete} of {len(setup.jobs)} runs are complete"
     if left:
         seconds = sum(plan.seconds for plan in plans) * len(left) / len(setup.jobs) * len(setup.seeds)
-        told += f"; planned for the others: {duration(seconds)}"
-    return told
+        line += f"; planned for the others: {duration(seconds)}"
+    return line
 
 
 def _warn_of_disk(plans: Sequence[Plan], left: Sequence[Job]) -> None:

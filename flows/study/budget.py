@@ -2,7 +2,7 @@
 
 Prompts, samples and judge calls are those that its models are made from, by the manifests, so that a killed attempt
 doesn't count twice; tokens are the ledger's, which keeps what such an attempt has cost. What only measures models (the
-test, benchmarks, the direct answers of M_0) isn't counted: it doesn't make them better.
+test, benchmarks, second judges, ratings of prompts) isn't counted: it doesn't make them better.
 """
 
 import re
@@ -14,11 +14,10 @@ from tpo.config.run import RunConfig
 from tpo.planning.plan import Plan
 from tpo.planning.workload import Kind, training_steps
 from tpo.report.study import Amount, Budget
-from tpo.storage.ledger import read_ledger
+from tpo.storage.ledger import read_ledger, work_of
 from tpo.storage.store import Manifest, is_set_aside, read_manifest
 
-_MEASURING = {Kind.TEST_SAMPLE, Kind.TEST_JUDGE, Kind.BENCHMARK_SAMPLE, Kind.BENCHMARK_JUDGE}
-_MEASURING_FOLDERS = {"test", "direct", "benchmarks", "against"}
+_MEASURING = {Kind.TEST_SAMPLE, Kind.TEST_JUDGE, Kind.BENCHMARK_SAMPLE, Kind.BENCHMARK_JUDGE, Kind.RATE}
 
 
 def planned_budget(config: RunConfig, plan: Plan) -> Budget:
@@ -40,7 +39,7 @@ def spent_budget(config: RunConfig, iterations: int) -> Budget:
     """What a complete run has taken up to iteration T = `iterations`."""
     found: dict[Amount, float] = {"prompts": 0, "samples": 0, "judge calls": 0, "tokens": 0, "training steps": 0}
     for manifest in manifests(config.root):
-        if not _counts(manifest.stage, iterations):
+        if not makes_models(manifest.stage, iterations):
             continue
         kind = manifest.stage.rsplit("/", 1)[-1]
         if kind == "samples":
@@ -51,7 +50,7 @@ def spent_budget(config: RunConfig, iterations: int) -> Budget:
         else:
             found["training steps"] += manifest.facts.get("steps", 0)
     entries = read_ledger(config.root)
-    found["tokens"] = sum(entry.tokens for entry in entries if _counts(entry.stage, iterations))
+    found["tokens"] = sum(entry.tokens for entry in entries if makes_models(entry.stage, iterations))
     return found
 
 
@@ -60,11 +59,10 @@ def mean_budget(budgets: Sequence[Budget]) -> Budget:
     return {name: sum(each[name] for each in budgets) / len(budgets) for name in budgets[0]} if budgets else {}
 
 
-def _counts(stage: str, iterations: int) -> bool:
-    """Whether a stage makes models, up to iteration T."""
-    folder, *rest = stage.split("/")
-    iteration = re.fullmatch(r"iter_(\d+)", folder)
-    return _MEASURING_FOLDERS.isdisjoint(rest) and (iteration is None or int(iteration[1]) <= iterations)
+def makes_models(stage: str, iterations: int) -> bool:
+    """Whether a stage, given its path below the run folder, is part of making models up to iteration T."""
+    iteration = re.match(r"iter_(\d+)/", stage)
+    return work_of(stage) not in _MEASURING and (iteration is None or int(iteration[1]) <= iterations)
 
 
 def manifests(root: Path) -> Iterator[Manifest]:

@@ -9,7 +9,7 @@ from flows.recipes import Recipe, working
 from flows.study.setup import Job, StudySetup
 from tpo.config.run import RunConfig
 from tpo.console import say
-from tpo.errors import ServerError, TpoError
+from tpo.errors import GateError, ServerError, TpoError
 from tpo.storage.current import FINISHED, is_current
 
 RunRecipe: TypeAlias = Callable[[Recipe, RunConfig, int], Any]
@@ -19,7 +19,7 @@ Process: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
 def to_do(setup: StudySetup) -> list[Job]:
     """The runs that aren't complete; raises `InputError` if one of them can't be done here."""
-    left = [job for job in setup.jobs if job.recipe.ready(job.config, setup.iterations) is None]
+    left = [job for job in setup.jobs if not _is_complete(job, setup.iterations)]
     for config in (config for job in left for config in job.recipe.runs(job.config)):
         if (config.root / FINISHED).is_file() and not is_current(config):
             say(
@@ -27,6 +27,14 @@ def to_do(setup: StudySetup) -> list[Job]:
                 "one by one, and those that are still right are kept"
             )
     return left
+
+
+def _is_complete(job: Job, iterations: int) -> bool:
+    """Whether a run needs nothing; one that its gate has stopped doesn't either, but is brought again to say why."""
+    try:
+        return job.recipe.ready(job.config, iterations) is not None
+    except GateError:
+        return False
 
 
 def bring_all(jobs: Sequence[Job], iterations: int, run: RunRecipe, *, process: Process = working) -> Mapping[int, str]:

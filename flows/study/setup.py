@@ -25,7 +25,7 @@ _BASELINES = {"iterate": ("direct", RECIPES["compare"]), "self-train": ("plain",
 """The name of a recipe's own baseline as the other side, and the recipe that makes and compares both."""
 _WHERE_IT_RUNS = {
     "name", "folder", "engine", "judge_engine", "trainer", "cluster", "throughput", "prices", "budget", "tracking",
-    "report", "storage",
+    "metrics", "report", "storage",
 }  # fmt: skip
 """Sections in which a run may differ from the profile: they say where it runs and what it costs."""
 _MAX_SHOWN = 3

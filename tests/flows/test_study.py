@@ -4,6 +4,7 @@ Whole runs are on mock engines, in a subprocess, without Prefect.
 """
 
 import contextlib
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -15,12 +16,13 @@ from typing import Any
 import pytest
 
 from flows.cli.study import check_budgets
-from flows.study.budget import planned_budget
+from flows.study.budget import makes_models, planned_budget
 from flows.study.gather import measured_as
+from flows.study.runs import bring_all, to_do
 from flows.study.setup import StudySetup, set_up
 from tests.rows import a_config
 from tpo.config.run import RunConfig
-from tpo.errors import InputError, StageError
+from tpo.errors import GateError, InputError, StageError
 from tpo.planning.workload import training_steps
 from tpo.report.study import AMOUNTS, read_study
 from tpo.storage.current import keep_config
@@ -65,7 +67,7 @@ def test_a_baseline_is_made_by_its_own_recipe_and_another_profile_by_the_same(tm
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seeds": [0]}, "only seed 0, and one training run says nothing about others: name at least two"),
         ({"seeds": []}, "SEEDS has no seed"),
@@ -88,7 +90,7 @@ def test_a_baseline_is_made_by_its_own_recipe_and_another_profile_by_the_same(tm
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_study_is_refused_before_anything_starts(
-    tmp_path: Path, changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     profile = a_profile(tmp_path)
@@ -96,7 +98,7 @@ def test_what_cannot_be_a_study_is_refused_before_anything_starts(
     a_profile(tmp_path, "other", **changes.pop("other", {}))
     (tmp_path / "runs" / "taken-study").mkdir(parents=True)
     (tmp_path / "runs" / "taken-study" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=f"(?s){told}"):
+    with pytest.raises(InputError, match=f"(?s){message}"):
         a_setup(profile, **changes)
 
 
@@ -106,12 +108,67 @@ def test_a_run_with_other_settings_is_refused_by_their_names_unless_they_only_sa
     config.root.mkdir(parents=True)
     keep_config(config.model_copy(update={"engine": config.engine.model_copy(update={"threads": 2})}))
     a_setup(profile)
+    a_setup(profile, overrides=["metrics.port=9464"])
     with pytest.raises(InputError, match=r"tried-seed1 is a run with other settings \(sample\.k is 8 there and 4 here"):
         a_setup(profile, overrides=["sample.k=4"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """A recipe whose run has been stopped by its gate."""
+
+    root: Path
+
+    def ready(self, config: RunConfig, iterations: int) -> Any:
+        raise GateError(self.root, "the gate doesn't promote M_1")
+
+    def runs(self, config: RunConfig) -> list[RunConfig]:
+        return [config]
+
+
+def test_a_run_that_its_gate_has_stopped_is_named_and_the_others_go_on(tmp_path: Path):
+    setup = a_setup(a_profile(tmp_path))
+    recipe: Any = Stopped(tmp_path)
+    jobs = [dataclasses.replace(job, recipe=recipe) for job in setup.jobs]
+    left = to_do(dataclasses.replace(setup, jobs=jobs))
+    assert left == jobs
+    ran = list[int]()
+
+    def run(recipe: Any, config: RunConfig, iterations: int) -> None:
+        ran.append(config.seed)
+        if config.seed == 0:
+            recipe.ready(config, iterations)
+
+    failed = bring_all(left, 1, run, process=contextlib.nullcontext)
+    assert failed == {0: "run tried-seed0: the gate doesn't promote M_1"} and ran == [0, 1]
+
+
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("stage", "counts"),
+    [
+        ("iter_1/samples", True),
+        ("iter_1/judgments", True),
+        ("iter_1/train", True),
+        ("iter_1/validation/epoch_1/judgments", True),
+        ("iter_3/samples", False),  # past T
+        ("iter_1/test/samples", False),
+        ("iter_0/direct/samples", False),
+        ("iter_1/against/judgments", False),
+        ("iter_1/against_direct/judgments", False),
+        ("iter_1/validation/second_judge/judgments", False),
+        ("iter_1/validation/verifier/judgments", False),
+        ("iter_1/benchmarks/gsm8k/samples", False),
+        ("iter_0/ratings", False),
+        ("base/test/samples", False),
+        ("sft/train", True),
+    ],
+)
+def test_a_budget_counts_what_makes_models_and_not_what_measures_them(stage: str, counts: bool):
+    assert makes_models(stage, 2) is counts
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
     [
         ({"sample": {"k": 4}}, r"samples 4,000 and 2,400 \(40 % apart\); judge calls"),
         ({"train": {"epochs": 4}}, r"training steps 39 and 52 \(25 % apart\)"),
@@ -120,7 +177,7 @@ def test_a_run_with_other_settings_is_refused_by_their_names_unless_they_only_sa
     ],
 )
 def test_unequal_budgets_are_refused_by_name_before_anything_starts(
-    tmp_path: Path, other: dict[str, Any], told: str | None
+    tmp_path: Path, other: dict[str, Any], message: str | None
 ):
     from flows.cli.plan import plan_run
 
@@ -128,7 +185,7 @@ def test_unequal_budgets_are_refused_by_name_before_anything_starts(
     configs = [side.configs[0] for side in setup.sides]
     planned = [planned_budget(config, plan_run(config, 1)) for config in configs]
     check_budgets(setup, planned, allow_unequal=True)
-    with contextlib.nullcontext() if told is None else pytest.raises(InputError, match=told):
+    with contextlib.nullcontext() if message is None else pytest.raises(InputError, match=message):
         check_budgets(setup, planned, allow_unequal=False)
 
 
@@ -300,8 +357,6 @@ class _Runs:
 
 
 def _self_trained(parent: Path) -> Any:
-    import dataclasses
-
     from flows.cli.study import study
     from tests.faults.mock_engines import MockEngines
     from tests.flows.test_self_train import _config, _Pool

@@ -14,7 +14,7 @@ from tpo.report.comparison import Measure
 from tpo.report.page import count
 from tpo.report.record_files import read_record, to_json
 from tpo.report.summary import Interval
-from tpo.report.table import NOTHING, PERCENT, ScoreScale, scale_of
+from tpo.report.table import DIRECT, NOTHING, PERCENT, ScoreScale, scale_of
 
 STUDY, STUDY_PAGE, STUDY_TEXT = "study.json", "study.html", "study.md"
 """File names of the numbers, their page and their tables in Markdown, in the study's folder."""
@@ -175,7 +175,7 @@ def sentences(study: Study) -> list[str]:
         of = f"{side.name}: " if len(study.sides) > 1 else ""
         runs = count(last.score.over_runs.n, "training run")
         found.append(f"{of}{last.model} scores {_ends(last.score, study.scale)}, the mean of {runs}.")
-        first = next((each.model for each in side.models if each.below is None and each.model != "M_0 direct"), "M_0")
+        first = _first(side)
         if last.gain_over_first is not None:
             found.append(f"{of}{last.model} − {first}: {_change(last.gain_over_first, study.scale)}.")
         if last.gain is not None and last.below != first:
@@ -189,10 +189,12 @@ def _lead_sentence(study: Study, lead: StudyLead) -> str:
     one, other = (side.name for side in study.sides)
     found = lead.lead.over_both
     if found.low <= study.even <= found.high:
-        said = f"is not clearly different from {other}'s"
+        finding = f"is not clearly different from {other}'s"
     else:
-        said = f"is {'ahead of' if found.value > study.even else 'behind'} {other}'s"
-    return f"{lead.model} of {one} {said}: {_ends(lead.lead, study.lead_scale, signed=study.measure == 'difference')}."
+        finding = f"is {'ahead of' if found.value > study.even else 'behind'} {other}'s"
+    return (
+        f"{lead.model} of {one} {finding}: {_ends(lead.lead, study.lead_scale, signed=study.measure == 'difference')}."
+    )
 
 
 def _change(found: Pooled, scale: ScoreScale) -> str:
@@ -246,9 +248,14 @@ def rows_of(side: StudySide) -> list[tuple[str, Pooled]]:
 
 def gains_of(side: StudySide, model: StudyModel) -> list[tuple[str, Pooled]]:
     """The differences of one model, each with the name of the model that it is over, none twice."""
-    first = next(each.model for each in side.models if each.model != "M_0 direct")
-    given = [(model.below, model.gain), (first, model.gain_over_first), ("M_0 direct", model.gain_over_direct)]
+    first = _first(side)
+    given = [(model.below, model.gain), (first, model.gain_over_first), (DIRECT, model.gain_over_direct)]
     return list({over: (over, found) for over, found in given if over is not None and found is not None}.values())
+
+
+def _first(side: StudySide) -> str:
+    """The model that training starts from: M_0, or the base."""
+    return next(each.model for each in side.models if each.model != DIRECT)
 
 
 def side_seeds(side: StudySide) -> list[str]:

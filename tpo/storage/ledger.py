@@ -39,8 +39,8 @@ TOTAL = "total"
 """The line with their sum."""
 _VERBS = {"generations": "generate", "samples": "sample", "judgments": "judge", "train": "train"}
 _PURPOSES = {
-    "validation": "validation ", "test": "test ", "direct": "test ", "against_direct": "test ", "long": "long ",
-    "short": "short ", "benchmarks": "benchmark ",
+    "validation": "validation ", "test": "test ", "direct": "test ", "against": "test ", "against_direct": "test ",
+    "long": "long ", "short": "short ", "benchmarks": "benchmark ",
 }  # fmt: skip
 _RATINGS = "ratings"
 _SECOND_JUDGES = ("second_judge", "verifier")
@@ -80,12 +80,7 @@ class Entry:
     @property
     def work(self) -> str:
         """The kind of work, one of `WORK`."""
-        _, *purpose, last = self.stage.split("/")
-        if last == _RATINGS:
-            return "rate"  # whatever it is for
-        if purpose[:1] == ["validation"] and purpose[-1] in _SECOND_JUDGES:
-            purpose = ["test"]  # validation answers, but read by the judge of the test
-        return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
+        return work_of(self.stage)
 
     @property
     def tokens(self) -> int:
@@ -96,6 +91,16 @@ class Entry:
     def device_seconds(self) -> float:
         """Seconds times devices held."""
         return self.seconds * self.devices
+
+
+def work_of(stage: str) -> str:
+    """The kind of work of a stage at this path below the run folder; one of `WORK` if it samples, judges or trains."""
+    _, *purpose, last = stage.split("/")
+    if last == _RATINGS:
+        return "rate"  # whatever it is for
+    if purpose[:1] == ["validation"] and purpose[-1] in _SECOND_JUDGES:
+        purpose = ["test"]  # validation answers, but read by the judge of the test
+    return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
 
 
 @dataclass(frozen=True)
