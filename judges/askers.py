@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from judges.unreadable import TOO_LONG, cause_of
 from prompts.quoting import without_control_tokens
@@ -67,14 +67,6 @@ Question: TypeAlias = tuple[str, str | None]
 """An instruction, and the turns before it as `Prompt.history`."""
 PLAIN = ResponsePair("What is 12 + 30?", "12 + 30 is 42.", "12 + 30 is 43.")
 """A comparison that any judge can decide."""
-
-
-class Asker(Protocol):
-    """Decides comparisons."""
-
-    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply | RefusedChat]]:
-        """The reply to each comparison, by its position, as they come."""
-        ...
 
 
 class EngineAsker:

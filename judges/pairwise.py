@@ -14,18 +14,19 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
-from judges.askers import Asker, ResponsePair
+from judges.askers import ResponsePair
 from judges.base import BASELINE, Group, Response, Spend, uncounted
-from judges.unreadable import FirstAnswers
+from judges.journaled import Asker, ask_once, to_json
+from judges.unreadable import FirstAnswers, cause_of
 from prompts.verdict import Verdict, parse_verdict
 from tpo.config.judges import PairwiseJudge
 from tpo.engines.inference.chat_client import RefusedChat
-from tpo.engines.inference.reply import Reply, TokenCount
-from tpo.errors import StageError
+from tpo.engines.inference.reply import Reply
 from tpo.method.ratings import battle_matrix, bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Tournament
 from tpo.records import Judgment, Score
@@ -38,10 +39,10 @@ _RESULTS: Mapping[Verdict, float] = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, V
 class Pairwise:
     """Compares responses and rates them by their wins."""
 
-    def __init__(self, config: PairwiseJudge, asker: Asker) -> None:
+    def __init__(self, config: PairwiseJudge, asker: Asker[ResponsePair]) -> None:
         self._config = config
         self._asker = asker
-        self._first = FirstAnswers(config)
+        self._first = FirstAnswers(partial(cause_of, config=config), f"the judge {config.model!r}", "verdict")
 
     def judge(
         self, groups: Sequence[Group], journal: Journal | None = None, spend: Spend = uncounted
@@ -90,29 +91,10 @@ class Pairwise:
         self, questions: Sequence["_Question"], journal: Journal | None, spend: Spend
     ) -> Iterator[tuple["_Question", Reply | RefusedChat]]:
         """The reply to each comparison, from the journal or the judge, in any order."""
-        known = journal.answers if journal else {}
-        for question in questions:
-            if question.key in known:
-                yield question, _from_json(known[question.key])
-        open_ = [question for question in questions if question.key not in known]
-        unread: list[str] = []
-        for i, reply in self._asker.ask([question.comparison for question in open_]):
-            if isinstance(reply, Reply):
-                spend(TokenCount(reply.input_tokens, reply.output_tokens))
-            if journal:
-                journal.write(open_[i].key, _to_json(reply))
-            if not self._first.see(reply):
-                unread.append(open_[i].key)
-                if isinstance(reply, Reply):  # A server's refusals are counted by its client.
-                    run_context().metrics.failed_reply("unreadable")
-            try:
-                self._first.check()
-            except StageError:
-                # The remedy may be a setting that doesn't change the stage's identity: they would be read again.
-                if journal:
-                    journal.forget(unread)
-                raise
-            yield open_[i], reply
+        by_key = {question.key: question for question in questions}
+        comparisons = {key: question.comparison for key, question in by_key.items()}
+        for key, reply in ask_once(self._asker, comparisons, self._first, journal, spend):
+            yield by_key[key], reply
 
     def _ratings(self, group: Group, outcomes: "_Outcomes") -> dict[str, float]:
         """Bradley-Terry ratings by text, for texts with a verdict; a text without a rival is level with itself."""
@@ -191,7 +173,7 @@ class _Match:
     def record(self, question: _Question, reply: Reply | RefusedChat) -> None:
         """Records the reply to one comparison."""
         outcome = _outcome(reply, self._config.mode)
-        detail = json.dumps(_to_json(reply), ensure_ascii=False, allow_nan=False)
+        detail = json.dumps(to_json(reply), ensure_ascii=False, allow_nan=False)
         first, second = question.first.index, question.second.index
         self._judgments.append(Judgment(self.group.prompt_id, first, second, outcome, detail))
         if self.group.baseline is None:
@@ -246,20 +228,3 @@ def _against_baseline(group: Group, outcomes: _Outcomes) -> dict[str, float]:
         if shown_first is not None and shown_second is not None:
             values.setdefault(response.text, 0.5 + (shown_first - shown_second) / 4)
     return values
-
-
-def _to_json(reply: Reply | RefusedChat) -> dict[str, Any]:
-    """The reply in a form that JSON can hold: a log-probability of -inf becomes null."""
-    values = dict(vars(reply))
-    if values.get("label_logprobs") is not None:
-        values["label_logprobs"] = [None if value == -math.inf else value for value in values["label_logprobs"]]
-    return values
-
-
-def _from_json(values: Mapping[str, Any]) -> Reply | RefusedChat:
-    if "reason" in values:
-        return RefusedChat(**values)
-    logprobs = values["label_logprobs"]
-    if logprobs is not None:
-        logprobs = tuple(-math.inf if value is None else value for value in logprobs)
-    return Reply(**{**values, "label_logprobs": logprobs})

@@ -7,13 +7,11 @@ can be read costs as much as a good one, so it is stopped after the first ones, 
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
 
 from judges.base import Spend, uncounted
-from judges.unreadable import FIRST_ANSWERS, MIN_READABLE_SHARE, TOO_LONG
+from judges.journaled import Asker, ask_once, to_json
+from judges.unreadable import TOO_LONG, Cause, FirstAnswers
 from prompts.quoting import without_control_tokens
 from prompts.rating import BEGINNINGS, RatingPrompt, ReadRating, Unread, load_rating_prompt
 from tpo.config.base import Endpoint
@@ -22,10 +20,11 @@ from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.chat_client import ChatClient, RefusedChat, Spent
 from tpo.engines.inference.reply import Decoding, Reply, TokenCount
-from tpo.errors import InputError, StageError
+from tpo.errors import InputError
 from tpo.models.chat import ChatEncoder
 from tpo.models.folder import check_model_folder
 from tpo.records import Message, Prompt, Rating
+from tpo.run_context import run_context
 from tpo.storage.journal import Journal
 from tpo.storage.store import folder_artifact
 
@@ -33,14 +32,6 @@ SHARD_CHATS = 256
 """Number of instructions handed to an engine at a time."""
 PLAIN = Prompt("plain", "Write a poem of four lines about the sea.")
 """An instruction that any rater can rate."""
-
-
-class RatingAsker(Protocol):
-    """Asks about instructions."""
-
-    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Reply | RefusedChat]]:
-        """The reply about each instruction, by its position, as they come."""
-        ...
 
 
 class EngineRatingAsker:
@@ -104,40 +95,26 @@ class ServerRatingAsker:
 class Rater:
     """Rates instructions."""
 
-    def __init__(self, config: FineGrainedConfig, asker: RatingAsker) -> None:
-        self._config, self._asker = config, asker
+    def __init__(self, config: FineGrainedConfig, asker: Asker[Prompt]) -> None:
+        self._asker = asker
         self._prompt = load_rating_prompt(config)
-        self._read_any, self._causes = 0, Counter[_Cause]()
+        self._first = FirstAnswers(
+            lambda reply: _cause_of(reply, _read(reply, self._prompt)), f"the rater {config.model!r}", "rating"
+        )
 
     def rate(self, prompts: Sequence[Prompt], journal: Journal | None = None, spend: Spend = uncounted) -> list[Rating]:
         """The rating of each instruction, in order.
 
-        What `journal` holds isn't asked again, and what is asked is written there as it comes. Raises `StageError`
-        after the first replies if hardly any of them can be read; the journal then forgets those.
+        Replies in `journal` are reused, and new ones are written there as they arrive. Raises `StageError` after the
+        first replies if hardly any of them can be read; the journal then forgets those.
         """
-        known = journal.answers if journal else {}
-        replies = {each.prompt_id: _from_json(known[each.prompt_id]) for each in prompts if each.prompt_id in known}
-        open_ = [each for each in prompts if each.prompt_id not in replies]
-        unread: list[str] = []
-        for i, reply in self._asker.ask(open_):
-            asked = open_[i].prompt_id
-            if isinstance(reply, Reply):
-                spend(TokenCount(reply.input_tokens, reply.output_tokens))
-            if journal:
-                journal.write(asked, _to_json(reply))
-            replies[asked] = reply
-            unread += [] if self._can_read(reply) else [asked]
-            try:
-                self._check_first()
-            except StageError:
-                # The remedy may be a setting that doesn't change the stage's identity: they would be read again.
-                if journal:
-                    journal.forget(unread)
-                raise
+        run_context().metrics.expect_replies()
+        by_id = {each.prompt_id: each for each in prompts}
+        replies = dict(ask_once(self._asker, by_id, self._first, journal, spend))
         return [self._rating(each.prompt_id, replies[each.prompt_id]) for each in prompts]
 
     def _rating(self, prompt_id: str, reply: Reply | RefusedChat) -> Rating:
-        text = json.dumps(_to_json(reply), ensure_ascii=False)
+        text = json.dumps(to_json(reply), ensure_ascii=False)
         found = _read(reply, self._prompt)
         if found is None:
             assert isinstance(reply, RefusedChat)
@@ -154,25 +131,6 @@ class Rater:
             text,
         )
 
-    def _can_read(self, reply: Reply | RefusedChat) -> bool:
-        cause = _cause_of(reply, _read(reply, self._prompt))
-        if cause is None:
-            self._read_any += 1
-        elif not (isinstance(reply, RefusedChat) and reply.reason == TOO_LONG):
-            self._causes[cause] += 1
-        return cause is None
-
-    def _check_first(self) -> None:
-        asked = self._read_any + self._causes.total()
-        if asked < FIRST_ANSWERS or self._read_any >= MIN_READABLE_SHARE * asked:
-            return
-        cause, count = self._causes.most_common(1)[0]
-        raise StageError(
-            f"the rater {self._config.model!r} gave {self._read_any} ratings that can be read in its first {asked} "
-            f"replies, so it is not asked further; {count} times the reply {cause.what}. What helps: {cause.remedy}; "
-            "then start again, and what has no rating is asked again"
-        )
-
 
 def build_rater(
     config: FineGrainedConfig, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount
@@ -187,45 +145,27 @@ def build_rater(
     return Rater(config, ServerRatingAsker(config, config.endpoint, prompt, spent))
 
 
-@dataclass(frozen=True)
-class _Cause:
-    """Why a reply has no rating."""
-
-    what: str
-    """What the reply was, in a few words that similar replies share."""
-    remedy: str
-    """The setting that helps."""
-
-
-def _cause_of(reply: Reply | RefusedChat, found: ReadRating | None) -> _Cause | None:
+def _cause_of(reply: Reply | RefusedChat, found: ReadRating | None) -> Cause | None:
     """Why a reply says neither a category nor a complexity; None if it says one of them."""
     if isinstance(reply, RefusedChat):
-        return _Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', reply.reason)[:200]})", _REFUSED)
+        return Cause(f"was refused by the server ({re.sub(r'[0-9]+', 'N', reply.reason)[:200]})", _REFUSED)
     assert found is not None
     if not (isinstance(found.category, Unread) and isinstance(found.complexity, Unread)):
         return None
     match found.category:
         case Unread.CUT_BY_LENGTH:
-            return _Cause("was cut by length before its end", _LONGER)
+            return Cause("was cut by length before its end", _LONGER)
         case Unread.EMPTY:
-            return _Cause("was empty or reasoning alone", _LONGER)
+            return Cause("was empty or reasoning alone", _LONGER)
         case Unread.NO_LABEL:
-            return _Cause(f"had no label, {BEGINNINGS[0]} … ]]", _FOLLOWS)
+            return Cause(f"had no label, {BEGINNINGS[0]} … ]]", _FOLLOWS)
         case Unread.SEVERAL:
-            return _Cause("had labels that contradict each other", _FOLLOWS)
-    return _Cause("named a category that isn't in evaluation.fine_grained.categories", _FOLLOWS)
+            return Cause("had labels that contradict each other", _FOLLOWS)
+    return Cause("named a category that isn't in evaluation.fine_grained.categories", _FOLLOWS)
 
 
 def _read(reply: Reply | RefusedChat, prompt: RatingPrompt) -> ReadRating | None:
     return None if isinstance(reply, RefusedChat) else prompt.read(reply.text, finished=reply.finished)
-
-
-def _to_json(reply: Reply | RefusedChat) -> dict[str, Any]:
-    return {name: value for name, value in vars(reply).items() if name != "label_logprobs"}
-
-
-def _from_json(values: Mapping[str, Any]) -> Reply | RefusedChat:
-    return RefusedChat(**values) if "reason" in values else Reply(**values)
 
 
 _LONGER = (

@@ -1,8 +1,9 @@
 """The registry of judges: a new judge is a file, a config class in the union, and a case here."""
 
 from judges.armorm import ArmoRMScorer
-from judges.askers import Asker, EngineAsker, ServerAsker
+from judges.askers import EngineAsker, ResponsePair, ServerAsker
 from judges.base import Judge
+from judges.journaled import Asker
 from judges.pairwise import Pairwise
 from judges.reward_model import RewardModel
 from judges.verifier import Verifier
@@ -28,7 +29,9 @@ def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterC
             return Pairwise(judge, _asker(judge, engine, cluster, spent))
 
 
-def _asker(judge: PairwiseJudge, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount) -> Asker:
+def _asker(
+    judge: PairwiseJudge, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount
+) -> Asker[ResponsePair]:
     prompt = load_verdict_prompt(judge)
     if judge.endpoint is None:
         return EngineAsker(judge, prompt, engine, cluster)

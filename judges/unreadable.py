@@ -7,6 +7,7 @@ stage stops after some tens of them and names the most common cause with the set
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prompts.verdict import LABELS, parse_verdict
@@ -25,7 +26,7 @@ TOO_LONG = "too_long"
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a verdict is unreadable."""
+    """Why a reply is unreadable."""
 
     what: str
     """What the reply was, in a few words that similar replies share."""
@@ -78,16 +79,20 @@ def _unlabelled(reply: Reply, config: PairwiseJudge) -> Cause:
 
 
 class FirstAnswers:
-    """Checks a judge's replies as they come."""
+    """Checks a model's replies as they come.
 
-    def __init__(self, config: PairwiseJudge) -> None:
-        self._config = config
+    `cause_of` says why a reply can't be read, if it can't; `who` is the model in a sentence, and `what` the thing that
+    its replies should have, such as `verdict`.
+    """
+
+    def __init__(self, cause_of: Callable[[Reply | RefusedChat], Cause | None], who: str, what: str) -> None:
+        self._cause_of, self._who, self._what = cause_of, who, what
         self._read = 0
         self._causes: Counter[Cause] = Counter()
 
     def see(self, reply: Reply | RefusedChat) -> bool:
-        """Counts a reply; returns whether its verdict is readable."""
-        cause = cause_of(reply, self._config)
+        """Counts a reply; returns whether it is readable."""
+        cause = self._cause_of(reply)
         if cause is None:
             self._read += 1
         elif not (isinstance(reply, RefusedChat) and reply.reason == TOO_LONG):
@@ -95,15 +100,15 @@ class FirstAnswers:
         return cause is None
 
     def check(self) -> None:
-        """Raises `StageError` if hardly any verdict is readable."""
+        """Raises `StageError` if hardly any reply is readable."""
         asked = self._read + self._causes.total()
         if asked < FIRST_ANSWERS or self._read >= MIN_READABLE_SHARE * asked:
             return
         cause, count = self._causes.most_common(1)[0]
         raise StageError(
-            f"the judge {self._config.model!r} gave {self._read} verdicts that can be read in its first {asked} "
-            f"answers, so it gets no more questions; {count} times the reply {cause.what}. What helps: {cause.remedy}; "
-            "then rerun, which repeats only questions without a verdict"
+            f"{self._who} gave {self._read} {self._what}s that can be read in its first {asked} answers, so it gets no "
+            f"more questions; {count} times the reply {cause.what}. What helps: {cause.remedy}; then rerun, which "
+            f"repeats only questions without a {self._what}"
         )
 
 

@@ -116,10 +116,10 @@ def judge_score(compared: ComparedScores, config: GateConfig, *, unchanged: bool
     if shared and not unchanged:
         loss = loss_of_a_prompt(wins=compared.wins)
         found = paired_test(differences, margin=margin, confidence=config.confidence, loss=loss)
-    told: Outcome | Literal["unscored"] = "not_worse"
+    result: Outcome | Literal["unscored"] = "not_worse"
     if not unchanged:
         scored = len(shared) >= config.min_scored_share * len(before)
-        told = found.outcome if found is not None and scored else "unscored"
+        result = found.outcome if found is not None and scored else "unscored"
     same = 0.0 if unchanged else None
     return GateScore(
         score=compared.name,
@@ -133,8 +133,8 @@ def judge_score(compared: ComparedScores, config: GateConfig, *, unchanged: bool
         low=found.difference.low if found else same,
         high=found.difference.high if found else same,
         margin=margin,
-        outcome=told,
-        needed=found.needed if found is not None and told == "unclear" else None,
+        outcome=result,
+        needed=found.needed if found is not None and result == "unclear" else None,
     )
 
 

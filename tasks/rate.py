@@ -78,7 +78,7 @@ def rate(config: RunConfig, folder: str, prompts: Artifact) -> Artifact:
         "rated": [what for what, is_missing in missing.items() if asks and is_missing],
     }
     artifact = stage.commit(shards, account=RowCounts(len(rows), len(rows), {}), facts=facts)
-    say(f"{stage.name}: {_told(read_rows(artifact, Rating))}")
+    say(f"{stage.name}: {_summary(read_rows(artifact, Rating))}")
     return artifact
 
 
@@ -142,7 +142,7 @@ def ratings_stage(config: RunConfig, folder: str, prompts: Artifact, brought: Br
     return Stage(config.root, folder, Rating, inputs=inputs, config=values)
 
 
-def _told(ratings: Sequence[Rating]) -> str:
+def _summary(ratings: Sequence[Rating]) -> str:
     categories = {rating.category for rating in ratings} - {None}
     unknown = sum(rating.category is None for rating in ratings)
     unrated = sum(rating.complexity is None for rating in ratings)

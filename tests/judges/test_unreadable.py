@@ -2,6 +2,7 @@
 setting."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from judges.askers import ServerAsker
 from judges.base import Group, Response
 from judges.pairwise import Pairwise
-from judges.unreadable import FIRST_ANSWERS, TOO_LONG, FirstAnswers
+from judges.unreadable import FIRST_ANSWERS, TOO_LONG, FirstAnswers, cause_of
 from prompts.verdict import load_verdict_prompt
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tpo.config.base import Endpoint
@@ -95,14 +96,14 @@ def test_answers_without_a_verdict_are_asked_for_again_when_the_setting_is_chang
 
 @pytest.mark.parametrize("readable", [0.15, 0.5])
 def test_a_judge_that_gives_some_verdicts_is_left_to_the_limits_of_health(readable: float):
-    first = FirstAnswers(PairwiseJudge())
+    first = FirstAnswers(partial(cause_of, config=PairwiseJudge()), "the judge", "verdict")
     for i in range(400):
         first.see(Reply("[[A]]" if int((i + 1) * readable) > int(i * readable) else "hm", True, 1, 1))
         first.check()
 
 
 def test_comparisons_that_were_never_asked_say_nothing_about_the_judge():
-    first = FirstAnswers(PairwiseJudge())
+    first = FirstAnswers(partial(cause_of, config=PairwiseJudge()), "the judge", "verdict")
     for _ in range(100):
         first.see(RefusedChat(TOO_LONG))
         first.check()

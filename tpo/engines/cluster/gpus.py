@@ -9,6 +9,7 @@ import importlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -56,14 +57,16 @@ class GpuMeter:
         """Reports again and again, from a thread that ends with the process; nothing if there is no GPU."""
 
         def report() -> None:
-            while not threading.Event().wait(seconds):
+            while True:
+                time.sleep(seconds)
                 to(self.read())
 
         if self._gpus:
             threading.Thread(target=report, name="gpu reports", daemon=True).start()
 
     def _watch(self, seconds: float) -> None:
-        while not threading.Event().wait(seconds):
+        while True:
+            time.sleep(seconds)
             with self._lock:
                 for gpu in self._gpus:
                     gpu.look()
