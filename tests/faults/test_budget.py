@@ -7,7 +7,6 @@ The runs are those of `mock_run`, in a process that can fork.
 import json
 import os
 import random
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -16,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.apart import found_apart
 from tests.faults import mock_run
 from tests.faults.mock_engines import ENGINES
 from tests.sampling import exhaustive
 
-ROOT = Path(__file__).parents[2]
 KILLS = 15 if exhaustive() else 9
 
 pytestmark = pytest.mark.faults
@@ -29,12 +28,7 @@ pytestmark = pytest.mark.faults
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """The results of the runs."""
-    parent = tmp_path_factory.mktemp("budget")
-    command = [sys.executable, "-m", "tests.faults.test_budget", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.faults.test_budget", tmp_path_factory.mktemp("budget"))
 
 
 @pytest.mark.parametrize("judge", ["verifier", "pairwise"])

@@ -4,7 +4,6 @@ On mock engines, without Prefect, in a process of their own; with a real engine:
 """
 
 import json
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.apart import found_apart, remade_stages, stage_times
 from tests.faults import mock_run
 from tpo.metrics.catalog import METRICS, REMAINING, REPLY_ERRORS, TOKENS
 from tpo.records import Judgment, Sample
@@ -21,19 +21,13 @@ from tpo.storage.ledger import read_ledger
 from tpo.storage.store import complete_artifact, read_rows
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 MODELS = ["M_0 direct", "M_0", "M_1"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """What became of the runs."""
-    parent = tmp_path_factory.mktemp("benchmarks")
-    command = [sys.executable, "-m", "tests.flows.test_benchmarks", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.flows.test_benchmarks", tmp_path_factory.mktemp("benchmarks"))
 
 
 def table(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -164,9 +158,9 @@ def main(parent: Path) -> None:
     found["exported"] = [metric.name for metric in run_context().metrics.snapshot()]
     results = json.loads((config.root / BENCHMARKS).read_text())
     found["results"] = results
-    before = _times(config.root)
+    before = stage_times(config.root)
     iterate.fn(config, 1)
-    found["again"] = _newer(config.root, before)
+    found["again"] = remade_stages(config.root, before)
     found["known"] = RECIPES["iterate"].ready(config, 1) is not None
     found["work"] = sorted({entry.work for entry in read_ledger(config.root)})
     found["on the page"] = (config.root / "report.html").read_text().count("data-benchmark=")
@@ -182,9 +176,9 @@ def main(parent: Path) -> None:
     found["ifeval"] = read["ifeval"][0]
 
     more = {"kind": "gsm8k", "name": "more", "path": parent / "gsm8k.jsonl"}
-    before = _times(config.root)
+    before = stage_times(config.root)
     iterate.fn(_config(parent / "plain", [*benchmarks_of(parent), more]), 1)
-    found["added"] = _newer(config.root, before)
+    found["added"] = remade_stages(config.root, before)
     (parent / "found.json").write_text(json.dumps(found))
 
 
@@ -286,17 +280,6 @@ def _tries(folder: Path) -> int:
     """How often an output may be sampled, by the stage's manifest."""
     values = json.loads((folder / "manifest.json").read_text())
     return int(values["config"]["sample"]["tries"])
-
-
-def _times(root: Path) -> dict[str, int]:
-    """When each stage was made."""
-    manifests = root.rglob("manifest.json")
-    return {path.parent.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in manifests}
-
-
-def _newer(root: Path, before: Mapping[str, int]) -> list[str]:
-    """Stages made since then."""
-    return sorted(stage for stage, time in _times(root).items() if time > before.get(stage, 0))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The runs are those of `tests.faults.mock_run`, on mock engines, in a subprocess.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows.recipes import direct_baseline
+from tests.apart import found_apart, remade_stages, stage_times
 from tests.config.test_config import PROFILES
 from tests.faults import mock_run
 from tests.rows import a_config
@@ -24,19 +24,13 @@ from tpo.errors import InputError
 from tpo.report.summary import read_summary
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """The results of the runs, by evaluation judge."""
-    parent = tmp_path_factory.mktemp("compare")
-    command = [sys.executable, "-m", "tests.flows.test_compare", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.flows.test_compare", tmp_path_factory.mktemp("compare"))
 
 
 JUDGES = pytest.mark.parametrize("judge", ["verifier", "pairwise"])
@@ -126,10 +120,10 @@ def main(parent: Path) -> None:
         folder.mkdir()
         config = _config(folder, judge)
         comparison = compare_with_direct.fn(config, ITERATIONS)
-        before = _times(folder)
+        before = stage_times(folder)
         assert compare_with_direct.fn(config, ITERATIONS) == comparison
         known = ready(config, ITERATIONS) is not None
-        remade = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+        remade = remade_stages(folder, before)
         summary = read_summary(folder / "run" / "summary.json")
         compare_with_direct.fn(config, ITERATIONS - 1)
         found[judge] = {
@@ -210,11 +204,6 @@ def _expected(folder: Path, judge: str) -> list[float]:
             values = [ours[prompt] - theirs[prompt] for prompt in ours.keys() & theirs.keys()]
         leads.append(sum(values) / len(values))
     return leads
-
-
-def _times(folder: Path) -> dict[str, int]:
-    """When each stage was made."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
 
 
 if __name__ == "__main__":

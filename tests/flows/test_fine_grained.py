@@ -6,7 +6,6 @@ The runs are those of `tests.faults.mock_run`, on mock engines and with a rater 
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -15,23 +14,18 @@ from typing import Any
 
 import pytest
 
+from tests.apart import found_apart, remade_stages, stage_times
 from tests.faults import mock_run
 from tests.misbehaving_server import Fail, MisbehavingServer, Say
 
 pytestmark = [pytest.mark.story("kinds of instruction", 40), pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 TEST_PROMPTS, BENCHMARK_PROMPTS = 24, 6
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """What became of the runs."""
-    parent = tmp_path_factory.mktemp("fine-grained")
-    command = [sys.executable, "-m", "tests.flows.test_fine_grained", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.flows.test_fine_grained", tmp_path_factory.mktemp("fine-grained"))
 
 
 def test_a_rater_that_dies_is_asked_nothing_twice_and_each_prompt_once_for_all_models(found: Mapping[str, Any]):
@@ -126,9 +120,9 @@ def main(parent: Path) -> None:
         found["summary"] = json.loads((config.root / "summary.json").read_text())
         found["benchmarks"] = json.loads((config.root / "benchmarks.json").read_text())["tables"]
         found["expected"] = [_expected(config.root, t) for t in (0, 1)]
-        before = _times(parent)
+        before = stage_times(parent)
         assert compare_with_direct.fn(config, 1) == comparison
-        found["again"] = _newer(parent, before)
+        found["again"] = remade_stages(parent, before)
         found["known"] = RECIPES["compare"].ready(config, 1) is not None
         page = {name: (config.root / name).read_text() for name in ("report.html", "comparison.html")}
         found["on the pages"] = {name: len(re.findall("data-kind-of=", text)) for name, text in page.items()}
@@ -215,17 +209,6 @@ def _rows(folder: Path, record: str) -> list[Any]:
 def _spent(entries: Any) -> tuple[int, int]:
     rated = [entry for entry in entries if entry.work == "rate"]
     return sum(entry.answers for entry in rated), sum(entry.tokens for entry in rated)
-
-
-def _times(root: Path) -> dict[str, int]:
-    """When each stage was made."""
-    manifests = root.rglob("manifest.json")
-    return {path.parent.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in manifests}
-
-
-def _newer(root: Path, before: Mapping[str, int]) -> list[str]:
-    """Stages made since then."""
-    return sorted(stage for stage, time in _times(root).items() if time > before.get(stage, 0))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The runs are on mock engines, in a subprocess, without Prefect.
 import dataclasses
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from flows.recipes import Recipe, without_dpo
+from tests.apart import found_apart, remade_stages, stage_times
 from tests.rows import a_config
 from tpo.config.recipes import SelfTrain
 from tpo.config.run import RunConfig
@@ -23,19 +23,13 @@ from tpo.errors import InputError
 from tpo.run_context import RunContext, using
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 ITERATIONS = 2
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """The results of the runs."""
-    parent = tmp_path_factory.mktemp("self_train")
-    command = [sys.executable, "-m", "tests.flows.test_self_train", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.flows.test_self_train", tmp_path_factory.mktemp("self_train"))
 
 
 def test_each_model_is_compared_with_the_one_that_it_was_made_from(found: Mapping[str, Any]):
@@ -136,9 +130,9 @@ def _found(parent: Path) -> dict[str, Any]:
     folder = parent / "whole"
     config = _config(folder)
     ablation = self_train.self_train_and_plain.fn(config, ITERATIONS)
-    before = _times(folder)
+    before = stage_times(folder)
     assert self_train.self_train_and_plain.fn(config, ITERATIONS) == ablation
-    remade = sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+    remade = remade_stages(folder, before)
     found = {
         **_seen(config.root),
         "plain": _seen(without_dpo(config).root),
@@ -290,9 +284,9 @@ def _stopped(folder: Path, whole: RunConfig) -> dict[str, bool]:
 
     with pytest.raises(_Stopped), using(RunContext(engines=Stopping(_Pool()))):
         self_train.self_train.fn(config, ITERATIONS)
-    before = _times(config.root)
+    before = stage_times(config.root)
     table = self_train.self_train.fn(config, ITERATIONS)
-    after = _times(config.root)
+    after = stage_times(config.root)
     same = read_model_table(whole.root / "model_table.json") == table
     return {"kept": bool(before) and all(after[path] == time for path, time in before.items()), "same": same}
 
@@ -314,11 +308,6 @@ def _rows(folder: Path, kind: Any) -> list[Any]:
     from tpo.storage.store import read_rows
 
     return list(read_rows(_artifact(folder), kind))
-
-
-def _times(folder: Path) -> dict[str, int]:
-    """When each stage was made."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("manifest.json")}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from flows.study.budget import makes_models, planned_budget
 from flows.study.gather import measured_as
 from flows.study.runs import bring_all, to_do
 from flows.study.setup import StudySetup, set_up
+from tests.apart import found_apart
 from tests.rows import a_config
 from tpo.config.run import RunConfig
 from tpo.errors import GateError, InputError, StageError
@@ -27,7 +27,6 @@ from tpo.planning.workload import training_steps
 from tpo.report.study import AMOUNTS, read_study
 from tpo.storage.current import keep_config
 
-ROOT = Path(__file__).parents[2]
 SEEDS = [3, 5, 8]
 
 
@@ -160,6 +159,7 @@ def test_a_run_that_its_gate_has_stopped_is_named_and_the_others_go_on(tmp_path:
         ("iter_1/benchmarks/gsm8k/samples", False),
         ("iter_0/ratings", False),
         ("base/test/samples", False),
+        ("iter_1/sft/test/judgments", False),
         ("sft/train", True),
     ],
 )
@@ -210,12 +210,7 @@ def test_a_study_has_the_models_of_its_recipe(tmp_path: Path, values: Any, model
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """The results of the studies."""
-    parent = tmp_path_factory.mktemp("study")
-    command = [sys.executable, "-m", "tests.flows.test_study", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.flows.test_study", tmp_path_factory.mktemp("study"))
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ On mock engines, without Prefect, in a subprocess; tests/end_to_end/test_thinkpo
 
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,22 +12,17 @@ from typing import Any
 
 import pytest
 
+from tests.apart import found_apart, remade_stages, stage_times
 from tests.faults import mock_run
 from tpo.engines.training.job import TrainingJob
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """The results of the runs."""
-    parent = tmp_path_factory.mktemp("thinkpo")
-    command = [sys.executable, "-m", "tests.flows.test_thinkpo", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: Mapping[str, Any] = json.loads((parent / "found.json").read_text())
-    return result
+    return found_apart("tests.flows.test_thinkpo", tmp_path_factory.mktemp("thinkpo"))
 
 
 def test_three_models_are_measured_each_against_the_one_before(found: Mapping[str, Any]):
@@ -100,9 +94,9 @@ def main(parent: Path) -> None:
     found["pairs"] = len(pairs)
     found["lengths"] = [[len(pair.chosen_token_ids), len(pair.rejected_token_ids)] for pair in pairs]
     found["fingerprints"] = _fingerprints(config.root)
-    before = _times(config.root)
+    before = stage_times(config.root)
     assert run(config) == table
-    found["again"] = _newer(config.root, before)
+    found["again"] = remade_stages(config.root, before)
     found["known"] = RECIPES["thinkpo"].ready(config, 1) == table
 
     found["made before"] = _made_before(config, run)
@@ -120,9 +114,9 @@ def main(parent: Path) -> None:
     with contextlib.suppress(KeyboardInterrupt), using(RunContext(engines=BreakOff())):
         run(broken)
     found["kept after the break"] = sorted(_fingerprints(broken.root))
-    before = _times(broken.root)
+    before = stage_times(broken.root)
     run(broken)
-    found["remade after the break"] = [stage for stage in _newer(broken.root, before) if stage in before]
+    found["remade after the break"] = [stage for stage in remade_stages(broken.root, before) if stage in before]
     found["fingerprints after the break"] = _fingerprints(broken.root)
 
     found["changed"] = {}
@@ -132,11 +126,11 @@ def main(parent: Path) -> None:
         "nothing that matters": {"tracking": config.tracking.model_copy(update={"project": "other"})},
     }
     for name, update in changes.items():
-        before = _times(broken.root)
+        before = stage_times(broken.root)
         changed = broken.model_copy(update=update)
         found["known with another config"] = RECIPES["thinkpo"].ready(changed, 1) is not None
         run(changed)
-        found["changed"][name] = [s for s in _newer(broken.root, before) if ".old-" not in s]
+        found["changed"][name] = [s for s in remade_stages(broken.root, before) if ".old-" not in s]
         run(broken)
 
     (shard,) = (config.root / "dpo/pairs").glob("*.parquet")
@@ -173,9 +167,9 @@ def _made_before(config: Any, run: Callable[[Any], Any]) -> dict[str, Any]:
     noted = json.loads((config.root / FINISHED).read_text())
     (config.root / FINISHED).write_text(json.dumps(noted | {"config": "before", "code": "before"}))
     found["known by other code"] = is_known()
-    before = _times(config.root)
+    before = stage_times(config.root)
     run(config)
-    return found | {"again": _newer(config.root, before), "known then": is_known()}
+    return found | {"again": remade_stages(config.root, before), "known then": is_known()}
 
 
 def _config(folder: Path, *, swap: bool = False, from_file: bool = False) -> Any:
@@ -229,15 +223,6 @@ def _fingerprints(root: Path) -> dict[str, str]:
         if ".old-" not in name:
             found[name] = json.loads(path.read_text())["fingerprint"]
     return found
-
-
-def _times(root: Path) -> dict[str, int]:
-    """When each stage was made."""
-    return {path.parent.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
-
-
-def _newer(root: Path, before: Mapping[str, int]) -> list[str]:
-    return sorted(stage for stage, time in _times(root).items() if before.get(stage) != time)
 
 
 if __name__ == "__main__":

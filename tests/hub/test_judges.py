@@ -4,7 +4,6 @@ The runs are those of `tests.faults.mock_run`, in a process of their own.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.apart import run_apart
 from tests.faults import mock_run
 from tests.hub_server import Hub
 from tests.sampling import sampled
 from tpo.config.base import SHIPPED_SEED_MODEL
 
-ROOT, MINIATURE = Path(__file__).parents[2], SHIPPED_SEED_MODEL.parent
+MINIATURE = SHIPPED_SEED_MODEL.parent
 JUDGES = {
     "pairwise": (MINIATURE / "evaluator", {"tournament": "all_pairs"}),
     "armorm": (MINIATURE / "armorm", {}),
@@ -36,10 +36,8 @@ def of_hub(kind: str) -> dict[str, bytes]:
 
 def run_in_a_process(parent: Path, kind: str) -> tuple[dict[str, Any], str]:
     """The results of a run with the hub's judge, made in its own process, and the end of its stderr."""
-    command = [sys.executable, "-m", "tests.hub.test_judges", str(parent), kind]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((parent / "found.json").read_text()), done.stderr[-4000:]
+    stderr = run_apart("tests.hub.test_judges", parent, kind)
+    return json.loads((parent / "found.json").read_text()), stderr[-4000:]
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def work_of(stage: str) -> str:
         return "rate"  # whatever it is for
     if purpose[:1] == ["validation"] and purpose[-1] in _SECOND_JUDGES:
         purpose = ["test"]  # validation answers, but read by the judge of the test
-    return (_PURPOSES.get(purpose[0], "") if purpose else "") + _VERBS.get(last, last)
+    return next((_PURPOSES[name] for name in purpose if name in _PURPOSES), "") + _VERBS.get(last, last)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ The runs are on mock engines whose trainer keeps the weights, without Prefect, i
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from flows.cli.publish import publish_run
+from tests.apart import run_apart
 from tests.faults import mock_run
 from tests.s3_server import S3Server, new_url
 from tpo.config.base import SHIPPED_SEED_MODEL
@@ -28,7 +28,6 @@ from tpo.storage.mirror import writing
 from tpo.storage.store import file_sha256
 
 pytestmark = [pytest.mark.story("other recipes published", 40), pytest.mark.slow]
-ROOT = Path(__file__).parents[3]
 RUNS = ("thinkpo", "self_train", "classic")
 
 
@@ -36,9 +35,7 @@ RUNS = ("thinkpo", "self_train", "classic")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Finished runs by name; classic self-training is without DPO."""
     parent = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "tests.flows.publication.test_other_recipes", str(parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_apart("tests.flows.publication.test_other_recipes", parent)
     return {name: parent / name / "run" for name in RUNS}
 
 
