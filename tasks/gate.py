@@ -5,7 +5,7 @@ The test is `tpo.method.non_inferiority`, over the prompts that both models have
 so there the share of prompts is counted on which M_t scores higher, minus one half. A judge that compares has seen both
 models' answers together.
 
-The decision is a stage: it is made anew if a score or a setting of the gate changes, and nothing else depends on these
+The decision is a stage: it is remade if a score or a setting of the gate changes, and nothing else depends on these
 settings, so that another margin needs no model to be remade. If M_t is M_{t-1} itself, there is nothing to test.
 """
 

@@ -154,7 +154,7 @@ class _Steps:
 
 
 class _Speed:
-    """Shows how fast a training is, from its first sign of life on."""
+    """Shows how fast a training is, from its first report on."""
 
     def __init__(
         self,

@@ -161,7 +161,7 @@ def _add_study(commands: Commands) -> None:
     study.add_argument(
         "--against", metavar="PROFILE", help="another profile on the same seeds, or direct: the direct baseline"
     )
-    study.add_argument("--unequal", action="store_true", help="compare profiles whose budgets differ all the same")
+    study.add_argument("--unequal", action="store_true", help="compare profiles even if their budgets differ")
     _add_to(study)
     _add_run_arguments(study, seeded=False)
     study.set_defaults(run=_study)

@@ -65,9 +65,9 @@ def check_budgets(setup: StudySetup, planned: Sequence[Budget], *, allow_unequal
     if not allow_unequal:
         raise InputError(
             f"{difference}. More than {100 * TOLERANCE:.0f} % apart, a difference of scores may come from the budgets: "
-            "change one of the profiles, or compare them all the same with UNEQUAL=1"
+            "change one of the profiles, or compare them anyway with UNEQUAL=1"
         )
-    say(f"{difference}: compared all the same")
+    say(f"{difference}: compared anyway")
 
 
 def _intent(setup: StudySetup, plans: Sequence[Plan], left: Sequence[Job]) -> str:

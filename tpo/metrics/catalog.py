@@ -129,4 +129,4 @@ REPLY_ERROR_KINDS = (
     "timeout", "connection", "rate_limit", "server", "client", "no_completion", "refused", "unreadable"
 )  # fmt: skip
 """Values of `error`: no answer in time; no connection; status 429, 5xx, another 4xx; an answer that isn't a chat
-completion; a chat that is refused for good; a reply without a verdict."""
+completion; a chat that is always refused; a reply without a verdict."""

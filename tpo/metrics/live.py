@@ -91,7 +91,7 @@ class Metrics:
         self._errors = 0
         self._errors_of: dict[str, int] = {}
         self._left: int | None = None
-        self._told = set[str]()
+        self._messages = set[str]()
 
     # Any metric.
 
@@ -242,8 +242,8 @@ class Metrics:
     def is_new(self, message: str) -> bool:
         """Whether a message is new to this process."""
         with self._lock:
-            known = message in self._told
-            self._told.add(message)
+            known = message in self._messages
+            self._messages.add(message)
             return not known
 
     # Actors.

@@ -28,7 +28,7 @@ class GpuMeter:
     whose workers hold them.
 
     Args:
-        nvml: The module `pynvml`, or what stands in for it.
+        nvml: The module `pynvml`, or a replacement.
         visible: CUDA_VISIBLE_DEVICES.
         seconds: Time between two readings; None for none but those of `read`.
     """
