@@ -176,7 +176,11 @@ def test_a_finding_is_a_sentence_in_the_scores_unit(score: GateScore, said: str)
     [
         ([FINE, WORSE], {}, 'SET="gate.accept=[2]" continues from M_2 as it is\n  SET="gate.margin=0.185" allows'),
         ([WORSE], {"second_judge": 0.05}, 'SET="gate.margins.second_judge=0.185" allows'),
-        ([UNCLEAR], {}, 'SET="gate.margin=0.031" allows a model to be that much worse; the margin of now would do if'),
+        (
+            [UNCLEAR],
+            {},
+            'SET="gate.margin=0.031" allows a model to be that much worse; the current one would be enough if',
+        ),
         ([UNCLEAR], {}, "about 412 prompts showed the same difference (second_judge)"),
         ([dataclasses.replace(WORSE, outcome="unscored")], {}, "as it is\n  another M_2"),
     ],

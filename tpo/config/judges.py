@@ -154,7 +154,7 @@ def compares(judge: JudgeConfig) -> bool:
 def judge_name(judge: JudgeConfig) -> str:
     """A judge as tables and exports name it: its kind, and its model or rule."""
     if isinstance(judge, VerifierJudge):
-        return f"verifier ({judge.match})"
+        return f"verifier ({judge.match}{', favors length' if judge.length_bias else ''})"
     model = judge.server if judge.kind == "pairwise" and judge.endpoint is not None else judge.model
     return f"{judge.kind} ({model})"
 

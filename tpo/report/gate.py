@@ -56,22 +56,22 @@ def _more_prompts(failed: list[GateScore]) -> str:
     if len(needed) < len(failed) or not needed:
         return ""
     most = max(needed, key=lambda name: needed[name] or 0)
-    return f"; the margin of now would do if about {needed[most]:,} prompts showed the same difference ({most})"
+    return f"; the current one would be enough if about {needed[most]:,} prompts showed the same difference ({most})"
 
 
 def sentence(score: GateScore) -> str:
     """What was found about one score."""
     name = f"{score.score}, by {score.judge}"
-    told = OUTCOMES[score.outcome]
+    outcome = OUTCOMES[score.outcome]
     if score.difference is None or score.low is None or score.high is None:
-        return f"{name}: no prompt has a score for both models: {told}"
+        return f"{name}: no prompt has a score for both models: {outcome}"
     scale = scale_of_gate(score)
     ends = f"[{scale.number(score.low, signed=True)}, {scale.number(score.high, signed=True)}]"
     lacking = f", {score.missing:,} without a score for the new model" if score.missing else ""
     return (
         f"{name}: {change(score)} on {score.prompts:,} prompts{lacking}; "
         f"{scale.number(score.difference, signed=True)}{scale.unit} {ends}, allowed "
-        f"{scale.number(-score.margin, signed=True)}: {told}"
+        f"{scale.number(-score.margin, signed=True)}: {outcome}"
     )
 
 
