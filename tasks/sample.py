@@ -81,6 +81,7 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
                 is None
             ),
             rules=rules,
+            shard_count=len(missing),
         ):
             shard = missing[position]
             meter.book(

@@ -5,9 +5,12 @@ ready, also one that Ray can only place once a node joins, and one that fails is
 actor fails by dying, by an error, by an incomplete result (fewer outputs than prompts), or by a timeout: an engine that
 hangs looks alive to Ray.
 
+An actor may hold several jobs at once: an engine with one shard would idle while the shard's longest output ends.
+
 A failed job goes to another actor, and one that keeps failing stops the run, with completed work kept. A death counts
 half as much as other failures, since a dying node takes all its actors with it and the job isn't at fault; but a job
-that kills every actor must eventually fail.
+that kills every actor must eventually fail. A death counts for all jobs that the actor held, any other failure only for
+the one that failed.
 """
 
 import contextlib
@@ -17,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from tpo.console import say
@@ -62,43 +65,59 @@ class JobSpec(Generic[Job]):
     fault: Callable[[Job, Any], str | None]
     """Returns what is wrong with a result, or None."""
     seconds: float
-    """Timeout of one job, in seconds."""
+    """Timeout of one job, in seconds; an actor with n jobs has n times as long until the first of them is done."""
     start_seconds: float
     """Timeout of a start, in seconds."""
     model: str
     """The model that they use; human-readable."""
     remedies: Remedies
     """What to suggest if a job keeps failing."""
+    at_once: int = 1
+    """How many jobs an actor holds at once; its role must have at least that `concurrency`."""
 
 
 @dataclass
 class _Slot:
-    """A slot of a pool, and its pending task."""
+    """A slot of a pool, and its pending tasks."""
 
     number: int
-    state: Literal["empty", "requested", "preparing", "idle", "busy"] = "empty"
-    """No actor; one that Ray hasn't placed; getting ready; ready; working."""
+    state: Literal["empty", "requested", "preparing", "ready"] = "empty"
+    """No actor; one that Ray hasn't placed; getting ready; ready, with jobs or without."""
     actor: PoolActor | None = None
-    task: Any = None
-    """Ray's reference to the pending task: placement, getting ready, or a job."""
+    start: Any = None
+    """Ray's reference to the pending start: placement, or getting ready."""
+    jobs: dict[Any, int] = field(default_factory=dict)
+    """Ray's references to the results of its jobs, with the jobs' indices."""
     due: float = math.inf
-    """When that task times out, by `time.monotonic`."""
+    """When what is pending times out, by `time.monotonic`."""
     spec: Any = None
     """The jobs that it got ready for."""
     was_ready: bool = False
     failed_starts: int = 0
-    job: int = -1
-    """Index of its job."""
     readings: Any = None
     """Ray's reference to what it is asked about its GPUs; None if it isn't asked."""
 
-    def set_pending(self, state: Literal["requested", "preparing", "busy"], task: Any, seconds: float) -> None:
-        """Sets the pending task."""
-        self.state, self.task, self.due = state, task, time.monotonic() + seconds
+    @property
+    def pending(self) -> list[Any]:
+        """Ray's references to everything that it is waited for."""
+        return [*self.jobs] if self.start is None else [self.start]
 
-    def set_idle(self) -> None:
-        """Clears the pending task."""
-        self.state, self.task, self.due = "idle", None, math.inf
+    @property
+    def shown_as(self) -> str:
+        """Its state in the metrics."""
+        return self.state if self.state != "ready" else "busy" if self.jobs else "idle"
+
+    def set_starting(self, state: Literal["requested", "preparing"], start: Any, seconds: float) -> None:
+        """Sets what it is waited for until it can take jobs."""
+        self.state, self.start, self.due = state, start, time.monotonic() + seconds
+
+    def set_ready(self) -> None:
+        """Makes it ready to take jobs."""
+        self.state, self.start, self.due = "ready", None, math.inf
+
+    def restart_clock(self, seconds: float) -> None:
+        """Sets when its jobs time out: they share it, so the first to end may take as long as all of them."""
+        self.due = time.monotonic() + seconds * len(self.jobs) if self.jobs else math.inf
 
 
 @dataclass(frozen=True)
@@ -186,18 +205,20 @@ class ActorPool:
             try:
                 while self._assign_jobs(queue, spec):
                     self._show()
-                    slot = self._next_event(last_progress, spec)
-                    if slot.state != "busy":
+                    slot, task = self._next_event(last_progress, spec)
+                    if task not in slot.jobs:
                         self._handle_start(slot, spec)
-                    elif (outcome := self._finish_job(slot, queue, spec)).cause is None:
-                        yield slot.job, outcome.result
+                    else:
+                        index, outcome = slot.jobs[task], self._finish_job(slot, task, queue, spec)
+                        if outcome.cause is None:
+                            yield index, outcome.result
                     last_progress = time.monotonic()
             finally:
                 self.used = time.monotonic()
                 for slot in self._slots:
-                    # The caller stopped early; an actor finishes its job before it takes another.
-                    if slot.state == "busy":
-                        slot.set_idle()
+                    if slot.jobs:  # The caller stopped early; an actor ends or drops its jobs when it gets others.
+                        slot.jobs.clear()
+                        slot.set_ready()
                 self._show()
 
     def holds(self, resource: str) -> float:
@@ -224,7 +245,7 @@ class ActorPool:
     def _show(self) -> None:
         """Updates the metrics: the actors' states, and what those with GPUs have reported by now."""
         metrics = run_context().metrics
-        metrics.show_actors(id(self), self._role.name, [slot.state for slot in self._slots if slot.state != "empty"])
+        metrics.show_actors(id(self), self._role.name, [slot.shown_as for slot in self._slots if slot.state != "empty"])
         for slot in self._slots:
             if slot.readings is not None and (found := _collect_readings(slot.readings)) is not None:
                 metrics.report_gpus(id(slot), found)
@@ -239,33 +260,35 @@ class ActorPool:
             slot.failed_starts = 0
             if slot.state == "empty":
                 self._request_actor(slot, spec)
-            elif slot.state == "idle":
+            elif slot.state == "ready":
                 self._prepare(slot, spec)
 
     def _assign_jobs(self, queue: _JobQueue[Job], spec: JobSpec[Job]) -> bool:
-        """Gives jobs to idle actors; False if all jobs are done."""
-        for slot in self._slots:
-            if slot.state == "idle" and (index := queue.take()) is not None:
-                assert slot.actor is not None
-                slot.job = index
-                slot.set_pending("busy", spec.submit(slot.actor.handle, queue.in_progress[index]), spec.seconds)
+        """Gives jobs to ready actors, the one with the fewest first; False if all jobs are done."""
+        while ready := [slot for slot in self._slots if slot.state == "ready" and len(slot.jobs) < spec.at_once]:
+            if (index := queue.take()) is None:
+                break
+            slot = min(ready, key=lambda slot: len(slot.jobs))
+            assert slot.actor is not None
+            slot.jobs[spec.submit(slot.actor.handle, queue.in_progress[index])] = index
+            slot.restart_clock(spec.seconds)
         return bool(queue.in_progress)
 
-    def _next_event(self, last_progress: float, spec: JobSpec[Any]) -> _Slot:
-        """A slot whose task is done or has timed out; waiting to be placed doesn't count against a single actor.
+    def _next_event(self, last_progress: float, spec: JobSpec[Any]) -> tuple[_Slot, Any]:
+        """A slot and its task that is done or has timed out; waiting to be placed doesn't count against a single actor.
 
         Raises `StageError` if Ray has placed none of the actors within `start_seconds` of `last_progress`.
         """
         import ray
 
         while True:
-            pending = {slot.task: slot for slot in self._slots if slot.task is not None}
+            pending = {task: slot for slot in self._slots for task in slot.pending}
             first = min(pending.values(), key=lambda slot: slot.due)
             done, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, first.due - time.monotonic()))
             if done:
-                return pending[done[0]]
+                return pending[done[0]], done[0]
             if first.state != "requested" or is_placed(first.actor):
-                return first
+                return first, first.pending[0]
             some_are_placed, now = any(is_placed(slot.actor) for slot in pending.values()), time.monotonic()
             if not some_are_placed and now >= last_progress + spec.start_seconds:
                 raise StageError(
@@ -276,12 +299,12 @@ class ActorPool:
 
     def _handle_start(self, slot: _Slot, spec: JobSpec[Any]) -> None:
         """Handles an actor that was placed or got ready, or failed to."""
-        outcome = _collect(slot, spec.start_seconds)
+        outcome = _collect(slot.start, spec.start_seconds)
         if outcome.cause is None and slot.state == "preparing":
             outcome = _Outcome(cause=outcome.result)
         if outcome.cause is None and slot.state == "preparing":
             slot.was_ready, slot.failed_starts = True, 0
-            slot.set_idle()
+            slot.set_ready()
         if outcome.cause is None:
             if slot.spec is not spec:
                 self._prepare(slot, spec)
@@ -305,26 +328,29 @@ class ActorPool:
             raise StageError(f"no {self._role.name} of {spec.model} could be started: {cause}")
         say(f"{self._name(slot, spec)} failed to start; continuing with the others: {_line(str(outcome.cause))}")
 
-    def _finish_job(self, slot: _Slot, queue: _JobQueue[Job], spec: JobSpec[Job]) -> _Outcome:
-        """Handles a job that is done or has failed. Raises `StageError` if it has failed too often."""
-        outcome = _collect(slot, spec.seconds)
-        if outcome.cause is None and (fault := spec.fault(queue.in_progress[slot.job], outcome.result)) is not None:
+    def _finish_job(self, slot: _Slot, task: Any, queue: _JobQueue[Job], spec: JobSpec[Job]) -> _Outcome:
+        """Handles a job that is done or has failed. Raises `StageError` if one has failed too often."""
+        outcome = _collect(task, spec.seconds * len(slot.jobs))
+        index = slot.jobs.pop(task)
+        if outcome.cause is None and (fault := spec.fault(queue.in_progress[index], outcome.result)) is not None:
             outcome = _Outcome(cause=fault)
         if outcome.cause is None:
-            del queue.in_progress[slot.job]
-            slot.set_idle()
+            del queue.in_progress[index]
+            slot.restart_clock(spec.seconds)
             if self._role.gpus and slot.actor is not None:
                 slot.readings = slot.actor.handle.read_gpus.remote()  # It answers before it begins the next job.
             return outcome
         run_context().metrics.failed_actor(self._role.name)
-        if not queue.put_back(slot.job, DEATH_WEIGHT if outcome.died else FAILURE_WEIGHT):
+        # Once all that it held are back, the one that failed is the first to be retried.
+        held = [queue.put_back(other, DEATH_WEIGHT if outcome.died else 0) for other in slot.jobs.values()]
+        if not queue.put_back(index, DEATH_WEIGHT if outcome.died else FAILURE_WEIGHT) or not all(held):
             cause = outcome.with_remedy(spec.remedies.late, spec.remedies)
             raise StageError(f"{self._name(slot, spec)} failed on a job that had failed before: {cause}")
         say(f"{self._name(slot, spec)} failed and is replaced, its job is retried: {_line(outcome.cause)}")
         self._request_actor(slot, spec)
         if outcome.died:  # If a node is gone, idle actors on it would fail jobs that aren't at fault.
             for other in self._slots:
-                if other.state == "idle":
+                if other.state == "ready" and not other.jobs:
                     self._prepare(other, spec)
         return outcome
 
@@ -332,12 +358,12 @@ class ActorPool:
         """Requests a new actor from Ray."""
         self._clear(slot)
         slot.actor = start_actor(self._role)
-        slot.set_pending("requested", slot.actor.handle.__ray_ready__.remote(), spec.start_seconds)
+        slot.set_starting("requested", slot.actor.handle.__ray_ready__.remote(), spec.start_seconds)
 
     def _prepare(self, slot: _Slot, spec: JobSpec[Any]) -> None:
         assert slot.actor is not None
         slot.spec = spec
-        slot.set_pending("preparing", spec.prepare(slot.actor.handle), spec.start_seconds)
+        slot.set_starting("preparing", spec.prepare(slot.actor.handle), spec.start_seconds)
 
     def _name(self, slot: _Slot, spec: JobSpec[Any]) -> str:
         return f"{self._role.name} {slot.number} of {spec.model}"
@@ -346,16 +372,17 @@ class ActorPool:
         if slot.actor is not None:
             stop_actor(slot.actor)
         run_context().metrics.forget_gpus(id(slot))
-        slot.set_idle()
-        slot.state, slot.actor, slot.spec, slot.was_ready, slot.readings = "empty", None, None, False, None
+        slot.jobs.clear()
+        slot.state, slot.start, slot.due = "empty", None, math.inf
+        slot.actor, slot.spec, slot.was_ready, slot.readings = None, None, False, None
 
 
-def _collect(slot: _Slot, seconds: float) -> _Outcome:
+def _collect(task: Any, seconds: float) -> _Outcome:
     """The outcome of a task that is done or has timed out."""
     import ray
 
     try:
-        return _Outcome(ray.get(slot.task, timeout=0))
+        return _Outcome(ray.get(task, timeout=0))
     except ray.exceptions.GetTimeoutError:
         return _Outcome(cause=f"no answer within {seconds:g} s", late=True)
     except ray.exceptions.RayTaskError as error:

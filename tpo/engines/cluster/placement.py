@@ -29,6 +29,8 @@ class Role:
     """Number of GPUs; several may be on several nodes."""
     environment: Mapping[str, str]
     """Environment variables of its process."""
+    concurrency: int = 1
+    """Calls that it works on at once, each in its own thread."""
 
     @property
     def needs(self) -> str:
@@ -57,7 +59,10 @@ def start_actor(role: Role) -> PoolActor:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    options: dict[str, Any] = {"runtime_env": {"env_vars": dict(role.environment)}}
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": dict(role.environment)},
+        "max_concurrency": role.concurrency,
+    }
     if role.gpus <= 1:
         where = "DEFAULT" if role.gpus else "SPREAD"
         actor = ray.remote(role.make).options(

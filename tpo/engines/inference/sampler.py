@@ -1,12 +1,16 @@
 """vLLM engines in Ray actors, which sample outputs or judges' replies, shard by shard, from requests as token ids.
 
-Every request has its own seed, so samples don't depend on batches, order or engine. On the CPU a running engine loads
-the next model's weights, which saves the half minute of a start. Since reloads have failed silently before,
-`tpo.engines.inference.weight_proof` then verifies that the engine has exactly the folder's weights.
+Every request has its own seed, so samples don't depend on batches, order or engine. An engine works on several shards
+at once, so that it isn't left with the last long outputs of one (`tpo.engines.inference.running_batch`).
+
+A running engine loads the next model's weights, which saves the half minute of a start. Since reloads have failed
+silently before, `tpo.engines.inference.weight_proof` then verifies that the engine has exactly the folder's weights.
 """
 
 import dataclasses
 import hashlib
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +24,8 @@ from tpo.engines.cluster.processes import engine_environment, start_ray
 from tpo.engines.cluster.room import Room
 from tpo.engines.inference.forcing import ARGUMENT, PROCESSOR, Rule, as_argument
 from tpo.engines.inference.reply import Decoding, Reply
-from tpo.engines.inference.weight_proof import Difference, difference, foreign_weights, probe_tokens, refresh_tied_heads
+from tpo.engines.inference.running_batch import Call, Caller, RunningBatch
+from tpo.engines.inference.weight_proof import WORKER_EXTENSION, Difference, difference, probe_tokens
 from tpo.metrics.live import GpuReading
 from tpo.records import Artifact
 
@@ -29,6 +34,8 @@ CPU_BLOCK_TOKENS = 32
 """Tokens per block of the prefix cache on the CPU: the minimum that its attention supports."""
 SEED_STRIDE = 1009
 """Distance between the seeds of two attempts; above any K, since output n of a request is sampled with seed + n."""
+MAX_SHARDS_AT_ONCE = 32
+"""Shards that an engine works on at once, at most."""
 
 _REMEDIES = Remedies(
     memory="If memory ran out, lower engine.kv_cache_gib or engine.max_num_seqs (of a judge: judge_engine.*)",
@@ -96,6 +103,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
         "distributed_executor_backend": _backend(config),
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "trust_remote_code": False,
+        "worker_extension_cls": WORKER_EXTENSION,
         # Load the files that were checked, and not consolidated*.safetensors and params.json, if those exist, too.
         "load_format": "safetensors",
         "config_format": "hf",
@@ -108,13 +116,15 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
 
 
 class Engine:
-    """One vLLM engine, in a Ray actor; started by its first `load`."""
+    """One vLLM engine, in a Ray actor; started by its first `load`. Several threads may call it at once."""
 
     def __init__(self, config: EngineConfig, context_tokens: int, forcing: bool = False) -> None:
         self._config = config
         self._context_tokens = context_tokens
         self._forcing = forcing
         self._llm: Any = None
+        self._batch = RunningBatch()
+        self._decoding = threading.Lock()
         self._gpus = GpuMeter() if config.device == "gpu" else None
         self._loaded: str | None = None
         self._incomparable: frozenset[str] = frozenset()
@@ -123,21 +133,23 @@ class Engine:
     def load(self, model: Artifact) -> str | None:
         """Loads the weights of `model`, unless it has them; returns None, or why it can't, with a remedy.
 
-        A CPU engine verifies them. One on GPUs keeps the weights that it started with, and so does one whose weights
-        can't be compared with a folder's: both are replaced.
+        It verifies them. An engine whose weights can't be compared with a folder's keeps those that it started with,
+        and is replaced. Requests in progress are dropped.
         """
-        if self._loaded == model.fingerprint:
-            return None
-        on_gpu = self._config.device == "gpu"
+        return None if self._loaded == model.fingerprint else self._batch.run(lambda: self._load(model))
+
+    def _load(self, model: Artifact) -> str | None:
+        if self._incomparable:
+            return "it has loaded another model"
+        self._loaded = None
         started = self._llm is None
         if started:
             self._llm = self._start(str(model.path))
-        elif on_gpu or self._incomparable:
-            return "it has loaded another model"
+            self._batch.attach(self._llm.llm_engine)
         else:
-            self._loaded = None
+            self._batch.drop()
             self._reload(str(model.path))
-        if not on_gpu and (fault := self._fault(model, started)) is not None:
+        if (fault := self._fault(model, started)) is not None:
             return fault
         self._loaded = model.fingerprint
         return None
@@ -152,21 +164,35 @@ class Engine:
         rules: Sequence[Rule] = (),
     ) -> list[list[Output]]:
         """`n` outputs per request, each sampled up to `tries` times until it is accepted."""
-        first = [(request.prompt_token_ids, request.seed, n) for request in requests]
-        outputs = [[self._output(output, 1) for output in group] for group in self._sample(first, sample, rules)]
-        for attempt in range(2, tries + 1):
+        params = self._params(sample, rules)
+        caller = Caller()
+        self._batch.add(
+            [Call((i, None), request.prompt_token_ids, params(request.seed, n)) for i, request in enumerate(requests)],
+            caller,
+        )
+        outputs: list[list[Output]] = [[] for _ in requests]
+        pending = len(requests)
+        while pending:
+            (i, place), result = caller.next_answer()
+            if place is None:
+                outputs[i] = [_output(output, 1) for output in result.outputs]
+                sampled = range(n)
+            else:
+                before = outputs[i][place]
+                discarded = before.discarded_tokens + len(before.token_ids)
+                outputs[i][place] = _output(result.outputs[0], before.tries + 1, discarded)
+                sampled = range(place, place + 1)
             again = [
-                (i, j)
-                for i, group in enumerate(outputs)
-                for j, output in enumerate(group)
-                if not accept(output, self._decode)
+                Call(
+                    (i, j),
+                    requests[i].prompt_token_ids,
+                    params(later_seed(requests[i].seed, outputs[i][j].tries + 1) + j, 1),
+                )
+                for j in sampled
+                if outputs[i][j].tries < tries and not accept(outputs[i][j], self._decode)
             ]
-            if not again:
-                break
-            calls = [(requests[i].prompt_token_ids, later_seed(requests[i].seed, attempt) + j, 1) for i, j in again]
-            for (i, j), (output,) in zip(again, self._sample(calls, sample, rules), strict=True):
-                before = outputs[i][j]
-                outputs[i][j] = self._output(output, attempt, before.discarded_tokens + len(before.token_ids))
+            self._batch.add(again, caller)
+            pending += len(again) - 1
         return outputs
 
     def read_gpus(self) -> list[GpuReading]:
@@ -176,18 +202,20 @@ class Engine:
     def reply(self, prompts: Sequence[list[int]], decoding: Decoding, labels: Sequence[list[int]]) -> list[Reply]:
         """A greedy reply per prompt; with `labels`, as token ids, their probabilities as the reply."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         if decoding.labels:
             shared = _common_prefix(labels)
             first = [label[len(shared)] for label in labels]
-            params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=first)
-            prompts = [[*ids, *shared] for ids in prompts]
+            options: dict[str, Any] = {"max_tokens": 1, "logprob_token_ids": first}
         else:
-            first = []
-            params = SamplingParams(temperature=0, max_tokens=decoding.max_new_tokens)
-        inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        results = self._llm.generate(inputs, [params] * len(inputs), use_tqdm=False)
-        return [_reply(result, decoding, first) for result in results]
+            shared, first = [], []
+            options = {"max_tokens": decoding.max_new_tokens}
+        params = SamplingParams(temperature=0, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+        caller = Caller()
+        self._batch.add([Call(i, [*ids, *shared], params) for i, ids in enumerate(prompts)], caller)
+        results = dict(caller.next_answer() for _ in prompts)
+        return [_reply(results[i], decoding, first) for i in range(len(prompts))]
 
     def _start(self, model: str) -> Any:
         from vllm import LLM
@@ -197,41 +225,39 @@ class Engine:
     def _settings(self) -> dict[str, Any]:
         return engine_settings(self._config, self._context_tokens, forcing=self._forcing)
 
-    def _sample(
-        self, calls: Sequence[tuple[list[int], int, int]], sample: SampleConfig, rules: Sequence[Rule]
-    ) -> list[list[Any]]:
+    def _params(self, sample: SampleConfig, rules: Sequence[Rule]) -> Callable[[int, int], Any]:
+        """vLLM's settings of a request, by its seed and its number of outputs."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = [
-            SamplingParams(
+        def params(seed: int, n: int) -> Any:
+            return SamplingParams(
                 n=n,
                 seed=seed,
                 temperature=sample.temperature,
                 top_p=sample.top_p,
                 max_tokens=sample.max_new_tokens,
                 extra_args={ARGUMENT: as_argument(rules)} if rules else None,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for _, seed, n in calls
-        ]
-        prompts = [{"prompt_token_ids": ids} for ids, _, _ in calls]
-        return [result.outputs for result in self._llm.generate(prompts, params, use_tqdm=False)]
 
-    def _output(self, output: Any, tries: int, discarded_tokens: int = 0) -> Output:
-        return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries, discarded_tokens)
+        return params
 
     def _decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         tokenizer = self._llm.get_tokenizer()
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        with self._decoding:
+            return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _reload(self, folder: str) -> None:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        self._llm.apply_model(refresh_tied_heads)
+        if self._config.device == "cpu":
+            self._llm.collective_rpc("refresh_tied_heads")
         self._llm.reset_prefix_cache()
 
     def has_weights_of(self, model: Artifact) -> bool:
         """Whether the engine computes with the weights in `model`, as transformers does (`weight_proof`)."""
-        return self._fault(model, started=False) is None
+        return self._batch.run(lambda: self._fault(model, started=False)) is None
 
     def _fault(self, model: Artifact, started: bool) -> str | None:
         """Evidence that the engine doesn't have the weights of `model`, with a remedy, or None."""
@@ -240,6 +266,8 @@ class Engine:
             self._incomparable = foreign
         if stale := sorted(foreign - self._incomparable):
             return f"{len(stale)} of its weights are not in {model.path}, e.g. {stale[0]}: it has loaded another model"
+        if self._config.device == "gpu":
+            return None
         away = self._difference(model)
         if away.is_rounding:
             return None
@@ -252,14 +280,9 @@ class Engine:
         )
 
     def _foreign_weights(self, model: Artifact) -> frozenset[str]:
-        """The engine's weights that aren't in `model`; a placeholder if they are split over processes."""
-        import torch
-
-        if self._config.tensor_parallel > 1:
-            return frozenset({"split weights"})
-        dtype = getattr(torch, self._config.dtype)
-        (foreign,) = self._llm.apply_model(lambda held: foreign_weights(held, model.path, dtype))
-        return frozenset(foreign)
+        """The engine's weights that aren't in `model`, on any of its workers."""
+        found = self._llm.collective_rpc("foreign_weights", args=(str(model.path), self._config.dtype))
+        return frozenset(name for names in found for name in names)
 
     def _difference(self, model: Artifact) -> Difference:
         import torch
@@ -307,6 +330,7 @@ class SamplerPool:
             cpus=0 if on_gpu else cpus * config.tensor_parallel,
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
+            concurrency=MAX_SHARDS_AT_ONCE + 1,  # and a question about its GPUs
         )
         self.actor_pool = ActorPool(role, config.count, room)
 
@@ -320,11 +344,12 @@ class SamplerPool:
         tries: int,
         accept: Accept,
         rules: Sequence[Rule] = (),
+        shard_count: int | None = None,
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Samples all shards with `model`; yields each shard's index and outputs as soon as they are done.
 
-        The next shard is taken when an engine is free. `rules` force tokens of every output; they need a pool with
-        `forcing`.
+        The next shard is taken when an engine has room for it; if their number is known, no engine holds more than its
+        part of them. `rules` force tokens of every output; they need a pool with `forcing`.
 
         Raises `StageError` if engines keep failing on the same shard, or don't start.
         """
@@ -334,6 +359,7 @@ class SamplerPool:
             shards,
             submit=lambda engine, shard: engine.generate.remote(list(shard), sample, n, tries, accept, rules),
             whole=lambda outputs: len(outputs) == n and all(output.token_ids for output in outputs),
+            at_once=shards_at_once(self._config, n * self._config.shard_prompts, shard_count),
         )
 
     def reply(
@@ -345,6 +371,7 @@ class SamplerPool:
             shards,
             submit=lambda engine, shard: engine.reply.remote(list(shard), decoding, labels),
             whole=lambda reply: reply.output_tokens > 0,
+            at_once=shards_at_once(self._config, max(map(len, shards), default=1), len(shards)),
         )
 
     def _spread(
@@ -354,6 +381,7 @@ class SamplerPool:
         *,
         submit: Callable[[Any, Sequence[T]], Any],
         whole: Callable[[Any], bool],
+        at_once: int,
     ) -> Iterator[tuple[int, Any]]:
         """The engines' results for each shard as soon as it is done: one per prompt, each complete."""
 
@@ -373,12 +401,20 @@ class SamplerPool:
             start_seconds=self._config.start_seconds,
             model=str(model.path),
             remedies=_REMEDIES,
+            at_once=at_once,
         )
         yield from self.actor_pool.work(shards, orders)
 
     def close(self) -> None:
         """Stops all engines and releases their memory."""
         self.actor_pool.close()
+
+
+def shards_at_once(config: EngineConfig, sequences: int, shards: int | None) -> int:
+    """How many shards of that many sequences an engine works on at once: enough to fill it, and one to follow; if the
+    number of shards is known, not more than its part of them."""
+    full = min(MAX_SHARDS_AT_ONCE, 1 + math.ceil(config.max_num_seqs / sequences))
+    return full if shards is None else max(1, min(full, math.ceil(shards / config.count)))
 
 
 def _backend(config: EngineConfig) -> str | None:
@@ -396,6 +432,10 @@ def _common_prefix(labels: Sequence[list[int]]) -> list[int]:
             break
         shared.append(tokens[0])
     return shared
+
+
+def _output(output: Any, tries: int, discarded_tokens: int = 0) -> Output:
+    return Output(list(output.token_ids), output.text, output.finish_reason == "stop", tries, discarded_tokens)
 
 
 def _reply(result: Any, decoding: Decoding, first: Sequence[int]) -> Reply:

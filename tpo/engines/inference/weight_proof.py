@@ -1,6 +1,6 @@
-"""Proof that a CPU engine computes with the weights of a model folder, and not with stale or misread ones.
+"""Proof that an engine computes with the weights of a model folder, and not with stale or misread ones.
 
-Two checks, since each catches what the other misses:
+Two checks, since each catches what the other misses; an engine on GPUs has only the first:
 
 - **Weights, exactly.** Every weight the engine computes with must occur in the folder's files, bit for bit in the
   engine's dtype. vLLM repacks matrices and discards the originals, so a matrix is read back through its own kernel:
@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+WORKER_EXTENSION = "tpo.engines.inference.weight_proof.WorkerProof"
+"""What vLLM adds to its workers, by name."""
 PROBE_TOKENS = 64
 """Tokens of the probe, fewer if the engine's context is shorter."""
 COLUMNS = 64
@@ -87,6 +89,45 @@ class _StoredWeights:
         return _is_joined(weight.values, exact) or _is_joined(weight.values, rounded)
 
 
+class WorkerProof:
+    """Methods that vLLM adds to each of its workers, which may be processes of their own (`WORKER_EXTENSION`)."""
+
+    def foreign_weights(self, folder: str, dtype: str) -> list[str]:
+        """`foreign_weights` of this worker's part of the model."""
+        import torch
+        from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
+        part = Part(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+        model = self.get_model()  # type: ignore[attr-defined]
+        return sorted(foreign_weights(model, Path(folder), getattr(torch, dtype), part))
+
+    def refresh_tied_heads(self) -> None:
+        """`refresh_tied_heads` of this worker's model."""
+        refresh_tied_heads(self.get_model())  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a model a worker has, if it is split over several (tensor parallelism)."""
+
+    rank: int = 0
+    """The worker's number."""
+    of: int = 1
+    """Number of workers."""
+
+    def of_columns(self, tensor: "torch.Tensor") -> "torch.Tensor | None":
+        """This part of a tensor cut along its last dimension; None if it isn't, or can't be."""
+        length = tensor.shape[-1]
+        if self.of == 1 or length % self.of:
+            return None
+        size = length // self.of
+        return tensor[..., self.rank * size : (self.rank + 1) * size]
+
+
+WHOLE = Part()
+"""All of a model."""
+
+
 def refresh_tied_heads(model: Any) -> None:
     """Repack the output heads of a vLLM model for the CPU.
 
@@ -99,8 +140,8 @@ def refresh_tied_heads(model: Any) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype") -> frozenset[str]:
-    """Names of the vLLM model's weights that don't occur in the folder's files.
+def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype", part: Part = WHOLE) -> frozenset[str]:
+    """Names of the vLLM model's weights, or of this `part` of it, that don't occur in the folder's files.
 
     If the engine has these weights, that's only those that vLLM transforms while loading: they differ right after a
     start, too.
@@ -108,7 +149,7 @@ def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype") -> frozenset
     import torch
 
     with torch.inference_mode():
-        stored = _read_folder(folder, dtype)
+        stored = _read_folder(folder, dtype, part)
         return frozenset(weight.name for weight in _weights(model, dtype) if not stored.hold(weight))
 
 
@@ -174,9 +215,9 @@ def _weights(model: Any, dtype: "torch.dtype") -> Iterator[_Weight]:
             yield _read_back(f"{path} (packed)", kernel, module, dtype)
         for name, parameter in module.named_parameters(path, recurse=False):
             if parameter.ndim < 2 and parameter.numel():
-                yield _Weight(name, parameter.data, 0)
+                yield _Weight(name, parameter.data.cpu(), 0)
             elif parameter.numel():
-                yield _Weight(name, _columns(parameter.data), parameter.shape[-1])
+                yield _Weight(name, _columns(parameter.data).cpu(), parameter.shape[-1])
 
 
 def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _Weight:
@@ -226,7 +267,7 @@ def _is_joined(joined: "torch.Tensor", vectors: Sequence["torch.Tensor"]) -> boo
     return len(joined) in ends
 
 
-def _read_folder(folder: Path, dtype: "torch.dtype") -> _StoredWeights:
+def _read_folder(folder: Path, dtype: "torch.dtype", part: Part) -> _StoredWeights:
     import torch
     from safetensors import safe_open
 
@@ -238,8 +279,11 @@ def _read_folder(folder: Path, dtype: "torch.dtype") -> _StoredWeights:
                 tensor = file.get_tensor(name)
                 if not tensor.dtype.is_floating_point:
                     continue
-                if tensor.ndim < 2:
-                    vectors.append(tensor.reshape(-1))
-                else:
-                    rows.setdefault(tensor.shape[-1], []).append(_hashes(_columns(tensor).to(dtype)))
+                for held in (tensor, part.of_columns(tensor)) if tensor.ndim else (tensor,):
+                    if held is None:
+                        continue
+                    if held.ndim < 2:
+                        vectors.append(held.reshape(-1))
+                    else:
+                        rows.setdefault(held.shape[-1], []).append(_hashes(_columns(held).to(dtype)))
     return _StoredWeights({length: torch.cat(hashes) for length, hashes in rows.items()}, vectors, dtype)
