@@ -55,9 +55,7 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
     requests = [[_request(prompt, thought_prompt, encoder, config.seed, spec) for prompt in shards[i]] for i in missing]
     rules = rules_of(how, thought_prompt)
     longest = _context(config, spec, requests, model)
-    # The same for all rounds of a run, whether this one has rules or not: a new engine takes half a minute to start.
-    forcing = how.max_thought_tokens is not None or how.calculator is not None
-    pool = engines_of_run().sampler_pool(config.engine, config.cluster, longest, forcing=forcing)
+    pool = engines_of_run().sampler_pool(config.engine, config.cluster, longest, forcing=how.forces_tokens)
     if missing:
         check_files(model)
     with (

@@ -50,6 +50,7 @@ from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.engines.cluster.processes import loopback_without_proxy
+from tpo.engines.engines import engines_of_run
 from tpo.errors import GateError, InputError, ServerError, StageError, TpoError, shortened
 from tpo.report.summary import SUMMARY, read_summary
 from tpo.storage.disk import explained, make_folder
@@ -387,6 +388,7 @@ def _run(recipe: Recipe, config: RunConfig, to: int) -> Any:
         "rerun, the run folder has all that is complete; if it happens again, look at PREFECT_API_URL or remove "
         f"PREFECT_HOME ({os.environ['PREFECT_HOME']})"
     )
+    engines_of_run().start_early(config)  # while Prefect starts, too
     with _answered_by_prefect(remedy):
         return load(recipe.flow)(*recipe.arguments(config, to))
 

@@ -3,6 +3,7 @@
 Here under Ray Train; tests/engines/training/test_resume.py stops it at every step and every change of the disk.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
+from tpo.engines.training.group import WorkerGroup
 from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import Stop, train_from_checkpoint, write_dataset
@@ -46,7 +48,8 @@ def train(
 ) -> list[Epoch]:
     workers = TrainerConfig.model_validate({"threads": 1, "stall_seconds": 300.0, **trainer})
     job = TrainingJob(SHIPPED_SEED_MODEL, pairs, folder, TRAIN, workers, ClusterConfig(), seed=0)
-    return train_model(job, progress=lambda done, total: on_step(done), room=Room(), stop=stop)
+    with contextlib.closing(WorkerGroup(workers, job.cluster, Room())) as group:
+        return train_model(job, progress=lambda done, total: on_step(done), group=group, stop=stop)
 
 
 def worker_of(folder: Path) -> int | None:

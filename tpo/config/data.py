@@ -286,3 +286,9 @@ class SampleConfig(Section):
     """Sampling temperature for validation and test; 0 is greedy decoding. None for `temperature`."""
     evaluation_max_attempts: int = Field(8, ge=1, le=64)
     """The same for validation and test; the paper samples until an output parses, we stop at this cap."""
+
+    @property
+    def forces_tokens(self) -> bool:
+        """Whether engines need to be able to force tokens. The same for all rounds of a run, whether one has such rules
+        or not: a new engine takes half a minute to start."""
+        return self.max_thought_tokens is not None or self.calculator is not None

@@ -1,4 +1,4 @@
-"""The engines of a run: pools of samplers and scorers, which outlive a stage since they start slowly, and the trainer.
+"""The engines of a run: samplers, scorers and the workers that train, which outlive a stage since they start slowly.
 
 They share one `Room`, so that idle pools make way for what needs their GPUs and CPUs.
 """
@@ -10,28 +10,38 @@ from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
+from tpo.config.contexts import context_of
+from tpo.config.recipes import ThinkPo
+from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig, TrainerConfig
+from tpo.config.run import RunConfig
 from tpo.engines.cluster.room import Room
 from tpo.engines.training.job import TrainingJob
+from tpo.errors import TpoError
 from tpo.records import Epoch
 from tpo.run_context import run_context, using
+from tpo.storage.store import folder_artifact
 
 if TYPE_CHECKING:
     from tpo.engines.inference.reward_reader import Load, ScorerPool
     from tpo.engines.inference.sampler import SamplerPool
+    from tpo.engines.training.group import WorkerGroup
     from tpo.engines.training.worker import Progress, Stop
 
-Pool = TypeVar("Pool", "SamplerPool", "ScorerPool")
+Pool = TypeVar("Pool", "SamplerPool", "ScorerPool", "WorkerGroup")
 
 
 class Engines:
-    """Samplers, scorers and the trainer of a run; the creator must close them."""
+    """Samplers, scorers and training workers of a run; the creator must close them."""
 
     def __init__(self) -> None:
         self._room = Room()
         self._sampler_pools: dict[Hashable, SamplerPool] = {}
         self._scorer_pools: dict[Hashable, ScorerPool] = {}
+        self._worker_groups: dict[Hashable, WorkerGroup] = {}
         self._lock = threading.Lock()
+        self._started_early = threading.Event()
+        self._started_early.set()
+        self._closed = False
 
     def sampler_pool(
         self,
@@ -71,17 +81,53 @@ class Engines:
         """Trains a model, as `tpo.engines.training.launch.train_model` says."""
         from tpo.engines.training.launch import train_model
 
-        return train_model(job, progress=progress, room=self._room, stop=stop)
+        return train_model(job, progress=progress, group=self._worker_group(job.trainer, job.cluster), stop=stop)
+
+    def _worker_group(self, trainer: TrainerConfig, cluster: ClusterConfig) -> "WorkerGroup":
+        from tpo.engines.training.group import WorkerGroup
+
+        return self._kept(self._worker_groups, (trainer, cluster), lambda: WorkerGroup(trainer, cluster, self._room))
+
+    def start_early(self, config: RunConfig) -> None:
+        """Starts the processes that a run begins with in the background, most of whose start is imports: the samplers,
+        with the seed model, and the workers that train, if there is room for both.
+
+        On an external cluster nothing starts before it has work.
+        """
+        if config.cluster.address is not None or not self._started_early.is_set():
+            return
+        self._started_early.clear()
+
+        def work() -> None:
+            self._start_early(config)
+            self._started_early.set()
+            threading.Event().wait()  # Linux ends Ray's daemons with the thread that has started them.
+
+        threading.Thread(target=work, daemon=True, name="early start").start()
+
+    def _start_early(self, config: RunConfig) -> None:
+        with contextlib.suppress(TpoError, OSError):  # Whoever needs them will meet it again, and report it.
+            if not isinstance(config.recipe, ThinkPo):
+                forcing = config.sample.forces_tokens
+                pool = self.sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
+                pool.start_early(folder_artifact(config.model.folder))
+            if not self._closed:
+                self._worker_group(config.trainer, config.cluster).start_early()
 
     def close(self) -> None:
         """Stops all pools and releases their memory."""
+        self._closed = True
+        self._started_early.wait()
         with self._lock:
             for samplers in self._sampler_pools.values():
                 samplers.close()
             for scorers in self._scorer_pools.values():
                 scorers.close()
+            for workers in self._worker_groups.values():
+                workers.close()
             self._sampler_pools.clear()
             self._scorer_pools.clear()
+            self._worker_groups.clear()
 
 
 @contextlib.contextmanager

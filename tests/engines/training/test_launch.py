@@ -22,7 +22,7 @@ from tests.engines.training.worker_group import TIMEOUT_S, run_workers
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.training.dpo_trainer import check_first_loss
-from tpo.engines.training.launch import _torch_config, death_of
+from tpo.engines.training.group import _torch_config, death_of
 from tpo.errors import StageError, StoreError
 
 DIED = WorkerHealthCheckFailedError("A worker health check failed.", failure=ActorDiedError())

@@ -27,6 +27,7 @@ from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import TrainConfig
 from tpo.engines.cluster.room import Room
 from tpo.engines.training import checkpoints
+from tpo.engines.training.group import WorkerGroup
 from tpo.engines.training.job import TrainingJob
 from tpo.engines.training.launch import train_model
 from tpo.engines.training.worker import (
@@ -272,7 +273,8 @@ def test_a_finished_training_is_not_repeated_if_its_scratch_files_are_gone(tmp_p
     job = TrainingJob(
         SHIPPED_SEED_MODEL, some_pairs(), tmp_path, TRAIN, EVERY_STEP, ClusterConfig(address="nowhere"), seed=7
     )
-    epochs = train_model(job, progress=lambda done, total: None, room=Room())
+    group = WorkerGroup(job.trainer, job.cluster, Room())
+    epochs = train_model(job, progress=lambda done, total: None, group=group)
     assert [epoch.step for epoch in epochs] == [3, 6]
     assert trained == whole
     assert not (tmp_path / "dataset").exists()

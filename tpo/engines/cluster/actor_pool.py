@@ -221,6 +221,18 @@ class ActorPool:
                         slot.set_ready()
                 self._show()
 
+    def start_early(self, call: Callable[[Any], Any], seconds: float) -> None:
+        """Requests all actors from Ray ahead of their first work, and calls each, without waiting for anything.
+
+        `seconds` is the timeout of a start, which counts once there is work.
+        """
+        with self._lock:
+            for slot in self._slots:
+                if slot.state == "empty":
+                    self._request_actor(slot, seconds)
+                    assert slot.actor is not None
+                    call(slot.actor.handle)
+
     def holds(self, resource: str) -> float:
         """How much of a resource its placed actors hold."""
         placed = sum(slot.state not in ("empty", "requested") for slot in self._slots)
@@ -259,7 +271,9 @@ class ActorPool:
         for slot in self._slots:
             slot.failed_starts = 0
             if slot.state == "empty":
-                self._request_actor(slot, spec)
+                self._request_actor(slot, spec.start_seconds)
+            elif slot.state == "requested":  # ahead of this work
+                slot.due = time.monotonic() + spec.start_seconds
             elif slot.state == "ready":
                 self._prepare(slot, spec)
 
@@ -311,7 +325,7 @@ class ActorPool:
         elif slot.was_ready:
             if outcome.died:  # Otherwise it is replaced because it can't take another model.
                 run_context().metrics.failed_actor(self._role.name)
-            self._request_actor(slot, spec)
+            self._request_actor(slot, spec.start_seconds)
         else:
             self._retry_start(slot, outcome, spec)
 
@@ -320,7 +334,7 @@ class ActorPool:
         slot.failed_starts += 1
         run_context().metrics.failed_actor(self._role.name)
         if slot.failed_starts < _STARTS:
-            self._request_actor(slot, spec)
+            self._request_actor(slot, spec.start_seconds)
             return
         self._clear(slot)
         if all(other.state == "empty" for other in self._slots):
@@ -347,18 +361,18 @@ class ActorPool:
             cause = outcome.with_remedy(spec.remedies.late, spec.remedies)
             raise StageError(f"{self._name(slot, spec)} failed on a job that had failed before: {cause}")
         say(f"{self._name(slot, spec)} failed and is replaced, its job is retried: {_line(outcome.cause)}")
-        self._request_actor(slot, spec)
+        self._request_actor(slot, spec.start_seconds)
         if outcome.died:  # If a node is gone, idle actors on it would fail jobs that aren't at fault.
             for other in self._slots:
                 if other.state == "ready" and not other.jobs:
                     self._prepare(other, spec)
         return outcome
 
-    def _request_actor(self, slot: _Slot, spec: JobSpec[Any]) -> None:
+    def _request_actor(self, slot: _Slot, seconds: float) -> None:
         """Requests a new actor from Ray."""
         self._clear(slot)
         slot.actor = start_actor(self._role)
-        slot.set_starting("requested", slot.actor.handle.__ray_ready__.remote(), spec.start_seconds)
+        slot.set_starting("requested", slot.actor.handle.__ray_ready__.remote(), seconds)
 
     def _prepare(self, slot: _Slot, spec: JobSpec[Any]) -> None:
         assert slot.actor is not None

@@ -164,11 +164,15 @@ def start_ray(cluster: ClusterConfig) -> None:
     """
     import ray
 
-    if ray.is_initialized():
-        return
-    os.environ.update(QUIET)
-    with _own_sigterm():
-        _connect(cluster)
+    with _starting:
+        if ray.is_initialized():
+            return
+        os.environ.update(QUIET)
+        with _own_sigterm():
+            _connect(cluster)
+
+
+_starting = threading.Lock()
 
 
 @contextlib.contextmanager

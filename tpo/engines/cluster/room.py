@@ -69,6 +69,11 @@ class Room:
                     _becomes_free(resource, min(count, back), _END_SECONDS)
 
 
+def has_free(resource: str, count: float) -> bool:
+    """Whether Ray has `count` of a resource available now."""
+    return _free(resource) >= count
+
+
 def _free(resource: str) -> float:
     import ray
 

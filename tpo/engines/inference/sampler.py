@@ -334,6 +334,12 @@ class SamplerPool:
         )
         self.actor_pool = ActorPool(role, config.count, room)
 
+    def start_early(self, model: Artifact) -> None:
+        """Has the engines start with `model`, without waiting for them."""
+        start_ray(self._cluster)
+        wanted = dataclasses.replace(model, path=model.path.resolve())
+        self.actor_pool.start_early(lambda engine: engine.load.remote(wanted), self._config.start_seconds)
+
     def generate(
         self,
         model: Artifact,

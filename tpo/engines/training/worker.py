@@ -189,7 +189,7 @@ def make_trainer(
             # It leaves its log-probs on disk, where the trainer of the model finds them.
             as_kept = make(reference, is_reference=True, **kept)
             del as_kept
-            _give_memory_back()
+            give_memory_back()
         made = make(model, is_reference=reference is None, callbacks=callbacks, **kept)
     else:
         made = make(model, callbacks=callbacks)
@@ -211,7 +211,8 @@ def _kind_of(config: TrainingConfig) -> tuple[type, type]:
     return (DemonstrationTrainer, SFTConfig) if isinstance(config, SftConfig) else (PairTrainer, DPOConfig)
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
+    """Frees the memory of models that nothing refers to any more, on the GPU as well."""
     import gc
 
     import torch
