@@ -9,6 +9,8 @@ An iteration may have several rounds (`train.rounds`, semi-online DPO, 2506.2149
 same order and starts from the round before; validation and test come once, after the last.
 """
 
+from collections.abc import Sequence
+
 from prefect import flow
 
 from flows.benchmarks import ask, ask_directly, open_benchmarks
@@ -105,12 +107,9 @@ def iteration(
     for number in range(1, config.train.rounds + 1):
         taken = [validation, test, *(each.prompts for each in (*earlier, *rounds))]
         rounds.append(make_round(config, t, number, seed, incumbent.model, taken, earlier, rounds[-1:]))
-    candidates = []
-    for epoch, checkpoint in enumerate(rounds[-1].checkpoints, 1):
-        spec = validation_spec(config, t, epoch)
-        candidates.append(
-            Candidate(checkpoint, sample_and_judge(config, spec, checkpoint, validation, incumbent.validation))
-        )
+    epochs = [(validation_spec(config, t, i), checkpoint) for i, checkpoint in enumerate(rounds[-1].checkpoints, 1)]
+    validated = sample_and_judge_each(config, epochs, validation, incumbent.validation)
+    candidates = [Candidate(checkpoint, answers) for (_, checkpoint), answers in zip(epochs, validated, strict=True)]
     chosen = validate(config, t, incumbent, candidates)
     tested = sample_and_judge(config, measuring_spec(config, t), chosen.model, test, first.test)
     return IterationResult(t, chosen, tested, rounds, ask_second_judges(config, t, chosen, validation, measured[-1]))
@@ -147,5 +146,15 @@ def sample_and_judge(
     config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Artifact, against: JudgedSamples | None = None
 ) -> JudgedSamples:
     """Samples a model's outputs and judges them; a judge that compares compares them with `against`."""
-    samples = sample(config, spec, model, prompts)
-    return judge(config, spec, samples, prompts, baseline_of(spec, samples, against))
+    return sample_and_judge_each(config, [(spec, model)], prompts, against)[0]
+
+
+def sample_and_judge_each(
+    config: RunConfig,
+    models: Sequence[tuple[SamplingSpec, Artifact]],
+    prompts: Artifact,
+    against: JudgedSamples | None = None,
+) -> list[JudgedSamples]:
+    """Samples several models, then judges all: engines that don't fit beside a judge's make way once, not each time."""
+    sampled = [(spec, sample(config, spec, model, prompts)) for spec, model in models]
+    return [judge(config, spec, answers, prompts, baseline_of(spec, answers, against)) for spec, answers in sampled]

@@ -5,6 +5,9 @@ ready, also one that Ray can only place once a node joins, and one that fails is
 actor fails by dying, by an error, by an incomplete result (fewer outputs than prompts), or by a timeout: an engine that
 hangs looks alive to Ray.
 
+Actors with a GPU that can sleep give it to others without ending: they keep their process, and wake up when they get a
+GPU again, each on its own.
+
 An actor may hold several jobs at once: an engine with one shard would idle while the shard's longest output ends.
 
 A failed job goes to another actor, and one that keeps failing stops the run, with completed work kept. A death counts
@@ -20,11 +23,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from tpo.console import say
-from tpo.engines.cluster.placement import PoolActor, Role, is_placed, start_actor, stop_actor
+from tpo.engines.cluster.placement import (
+    Place,
+    PoolActor,
+    Role,
+    is_placed,
+    start_actor,
+    start_at,
+    start_holder,
+    stop_actor,
+)
 from tpo.engines.cluster.room import Room
 from tpo.errors import StageError
 from tpo.metrics.live import GpuReading
@@ -38,6 +50,8 @@ MAX_FAILURE_WEIGHT = 4
 """The total weight that stops the run."""
 _STARTS = 2
 """Number of failed starts after which an actor's slot is given up."""
+_SLEEP_SECONDS = 120.0
+"""Timeout for actors that are asked to sleep; those that don't are stopped."""
 _LATE_START = "If the model is large, raise start_seconds (of engine or judge_engine)"
 _NO_PLACE = "Check whether other work holds Ray's CPUs or GPUs, or request fewer"
 
@@ -92,6 +106,8 @@ class _Slot:
     """When what is pending times out, by `time.monotonic`."""
     spec: Any = None
     """The jobs that it got ready for."""
+    place: Place | None = None
+    """Its GPU, if its actor can sleep."""
     was_ready: bool = False
     failed_starts: int = 0
     readings: Any = None
@@ -180,6 +196,8 @@ class ActorPool:
         self._role = role
         self._room = room
         self._slots = [_Slot(number) for number in range(count)]
+        self._asleep: dict[Place, Any] = {}
+        """Actors that sleep, by the GPU that they need."""
         self._lock = threading.Lock()
         self.used = time.monotonic()
         room.register(self)
@@ -230,28 +248,53 @@ class ActorPool:
             for slot in self._slots:
                 if slot.state == "empty":
                     self._request_actor(slot, seconds)
-                    assert slot.actor is not None
-                    call(slot.actor.handle)
+                    if slot.actor is not None and slot.actor.handle is not None:
+                        call(slot.actor.handle)
 
     def holds(self, resource: str) -> float:
         """How much of a resource its placed actors hold."""
         placed = sum(slot.state not in ("empty", "requested") for slot in self._slots)
         return placed * self._role.amount(resource)
 
-    def close_if_idle(self) -> bool:
-        """Stops all actors, unless they are working."""
+    def make_way(self, resource: str) -> bool:
+        """Stops all actors, or has them sleep if they hold that resource and can, unless they are working."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            self.close()
+            if self._role.sleeps and resource == "GPU":
+                self._fall_asleep()
+            else:
+                self.close()
         finally:
             self._lock.release()
         return True
+
+    def _fall_asleep(self) -> None:
+        """Has all ready actors sleep and frees their GPUs; those that can't are stopped."""
+        import ray
+
+        falling = {}
+        for slot in self._slots:
+            if slot.state == "ready" and slot.actor is not None and slot.place is not None:
+                falling[slot.actor.handle.sleep.remote()] = slot
+        done, _ = ray.wait([*falling], num_returns=len(falling), timeout=_SLEEP_SECONDS) if falling else ([], [])
+        for task in done:
+            slot = falling[task]
+            if _collect(task, _SLEEP_SECONDS).cause is None:
+                assert slot.actor is not None and slot.place is not None
+                self._asleep[slot.place] = slot.actor.handle
+                slot.actor = replace(slot.actor, handle=None)
+        for slot in self._slots:
+            self._clear(slot)
+        self._show()
 
     def close(self) -> None:
         """Stops all actors and releases their resources."""
         for slot in self._slots:
             self._clear(slot)
+        for actor in self._asleep.values():
+            stop_actor(PoolActor(actor, None))
+        self._asleep.clear()
         self._show()
 
     def _show(self) -> None:
@@ -316,6 +359,8 @@ class ActorPool:
         outcome = _collect(slot.start, spec.start_seconds)
         if outcome.cause is None and slot.state == "preparing":
             outcome = _Outcome(cause=outcome.result)
+        elif outcome.cause is None and self._role.sleeps:
+            self._take_place(slot, outcome.result)
         if outcome.cause is None and slot.state == "preparing":
             slot.was_ready, slot.failed_starts = True, 0
             slot.set_ready()
@@ -371,8 +416,19 @@ class ActorPool:
     def _request_actor(self, slot: _Slot, seconds: float) -> None:
         """Requests a new actor from Ray."""
         self._clear(slot)
-        slot.actor = start_actor(self._role)
-        slot.set_starting("requested", slot.actor.handle.__ray_ready__.remote(), seconds)
+        if self._role.sleeps:
+            slot.actor = PoolActor(None, None, start_holder())
+            slot.set_starting("requested", slot.actor.holder.place.remote(), seconds)
+        else:
+            slot.actor = start_actor(self._role)
+            slot.set_starting("requested", slot.actor.handle.__ray_ready__.remote(), seconds)
+
+    def _take_place(self, slot: _Slot, place: Place) -> None:
+        """Puts the actor that sleeps on a GPU, or a new one, into the slot that has it now."""
+        asleep = self._asleep.pop(place, None)
+        assert slot.actor is not None
+        slot.actor = replace(slot.actor, handle=asleep or start_at(self._role, place))
+        slot.place, slot.was_ready = place, asleep is not None
 
     def _prepare(self, slot: _Slot, spec: JobSpec[Any]) -> None:
         assert slot.actor is not None
@@ -388,7 +444,7 @@ class ActorPool:
         run_context().metrics.forget_gpus(id(slot))
         slot.jobs.clear()
         slot.state, slot.start, slot.due = "empty", None, math.inf
-        slot.actor, slot.spec, slot.was_ready, slot.readings = None, None, False, None
+        slot.actor, slot.spec, slot.was_ready, slot.readings, slot.place = None, None, False, None, None
 
 
 def _collect(task: Any, seconds: float) -> _Outcome:

@@ -6,8 +6,13 @@ An engine of several GPUs gets its own placement group: one bundle per GPU, on a
 itself in it and requesting nothing, so that vLLM starts its workers in the bundles, on any nodes.
 Single-GPU actors are packed, which leaves whole nodes to such groups; CPU engines are spread, since those on one
 machine share its memory bandwidth.
+
+An actor that can sleep without its GPU (`Role.sleeps`) doesn't request the GPU itself, since Ray can't take it back
+from a living actor. A second actor, its holder, requests it, and ends when the first falls asleep. To wake it, a new
+holder is placed, on whatever GPU is free, and the actor that sleeps there wakes up.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +36,8 @@ class Role:
     """Environment variables of its process."""
     concurrency: int = 1
     """Calls that it works on at once, each in its own thread."""
+    sleeps: bool = False
+    """Whether it can sleep: it has one GPU, and a method `sleep` that frees it; its next work wakes it up."""
 
     @property
     def needs(self) -> str:
@@ -51,6 +58,51 @@ class PoolActor:
     """Ray's handle of it."""
     group: Any | None
     """Its placement group, if it has one."""
+    holder: Any | None = None
+    """The actor that holds its GPU, if it doesn't itself."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One GPU of the cluster."""
+
+    node: str
+    """Ray's id of the node."""
+    devices: str
+    """The GPU, as `CUDA_VISIBLE_DEVICES` names it."""
+
+
+class Holder:
+    """Holds one GPU."""
+
+    def place(self) -> Place:
+        """Where it is."""
+        import ray
+
+        return Place(ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def start_holder() -> Any:
+    """Requests one GPU from Ray, without waiting for it; returns the actor that will hold it."""
+    import ray
+
+    return ray.remote(Holder).options(num_cpus=0, num_gpus=1).remote()
+
+
+def start_at(role: Role, place: Place) -> Any:
+    """Starts an actor on a GPU that a holder holds."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    environment = {**role.environment, "CUDA_VISIBLE_DEVICES": place.devices}
+    actor = ray.remote(role.make).options(
+        num_cpus=0,
+        num_gpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+        runtime_env={"env_vars": environment},
+        max_concurrency=role.concurrency,
+    )
+    return actor.remote(*role.arguments)
 
 
 def start_actor(role: Role) -> PoolActor:
@@ -83,7 +135,10 @@ def is_placed(actor: PoolActor | None) -> bool:
     """Whether Ray has placed an actor, so that it has a process, alive or not."""
     from ray._private import state
 
-    return actor is not None and bool(state.actors(actor.handle._actor_id.hex()).get("Pid"))
+    if actor is None:
+        return False
+    first = actor.handle if actor.holder is None else actor.holder
+    return bool(state.actors(first._actor_id.hex()).get("Pid"))
 
 
 def stop_actor(actor: PoolActor) -> None:
@@ -91,6 +146,8 @@ def stop_actor(actor: PoolActor) -> None:
     import ray
     from ray.util.placement_group import remove_placement_group
 
-    ray.kill(actor.handle)
+    for each in (actor.handle, actor.holder):
+        if each is not None:
+            ray.kill(each)
     if actor.group is not None:
         remove_placement_group(actor.group)

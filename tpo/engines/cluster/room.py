@@ -1,8 +1,9 @@
 """Sharing of GPUs and CPUs between actor pools: idle pools make way, and a GPU's memory is checked before a model is
 loaded.
 
-Engines stay alive from stage to stage, since a start takes long. If all of them and the trainer fit at once, none is
-closed; otherwise they take turns: idle pools are closed, the least recently used first, until Ray has enough. Ray
+Engines stay alive from stage to stage, since a start takes long. If all of them and the trainer fit at once, none
+ends; otherwise they take turns: idle pools make way, the least recently used first, until Ray has enough. On GPUs they
+sleep (`tpo.engines.cluster.actor_pool`), otherwise they end. Ray
 counts GPUs, not their memory, which a process that is slow to exit may still hold; so training workers check before
 loading a model.
 """
@@ -35,8 +36,8 @@ class Resident(Protocol):
         """How much of a resource it holds."""
         ...
 
-    def close_if_idle(self) -> bool:
-        """Releases everything, unless it is working."""
+    def make_way(self, resource: str) -> bool:
+        """Releases all that it holds of a resource, unless it is working; returns whether it has."""
         ...
 
 
@@ -52,7 +53,8 @@ class Room:
         self._residents.add(resident)
 
     def make(self, resource: str, count: float, requester: Resident | None = None) -> None:
-        """Closes idle pools until Ray has `count` of a resource (`GPU`, `CPU`) available, or only `requester` is left.
+        """Has idle pools make way until Ray has `count` of a resource (`GPU`, `CPU`) available, or none is left but
+        `requester`.
 
         If that isn't enough, Ray places the request once other work in the cluster ends.
         """
@@ -65,7 +67,7 @@ class Room:
             while residents and not _becomes_free(resource, count, wait):
                 resident, wait = residents.pop(0), 0.0
                 back = _free(resource) + resident.holds(resource)
-                if resident.close_if_idle():
+                if resident.make_way(resource):
                     _becomes_free(resource, min(count, back), _END_SECONDS)
 
 

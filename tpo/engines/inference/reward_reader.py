@@ -22,6 +22,7 @@ from tpo.engines.cluster.gpus import GpuMeter
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
+from tpo.engines.training.distributed import give_memory_back
 from tpo.engines.training.packing import PACKED, NotPlainError, Spans, register_packed_attention
 from tpo.metrics.live import GpuReading
 
@@ -70,9 +71,18 @@ class Scorer:
         self._device = "cuda" if config.device == "gpu" else "cpu"
         self._batch_tokens = config.batch_tokens
         self._reader = load(folder, config.dtype)
-        self._reader.model.to(self._device)
+        self.wake()
         self._own_attention = self._reader.backbone.config._attn_implementation
         self.packs = self._packing_is_exact(1e-4 if config.dtype == "float32" else 0.1)
+
+    def wake(self) -> None:
+        """Moves the model to its device."""
+        self._reader.model.to(self._device)
+
+    def sleep(self) -> None:
+        """Moves the model to the machine's memory, from where `wake` returns it."""
+        self._reader.model.to("cpu")
+        give_memory_back()
 
     def score(self, groups: Iterable[Sequence[Chat]]) -> list[list[Values]]:
         """The values of each chat of each group; how chats are batched changes only rounding.
@@ -250,8 +260,14 @@ class ScorerActor:
         self._scorer: Scorer | None = None
 
     def load(self) -> None:
-        """Loads the model, unless it is loaded."""
+        """Loads the model, unless it is loaded, and wakes it up."""
         self._scorer = self._scorer or self._make()
+        self._scorer.wake()
+
+    def sleep(self) -> None:
+        """Frees the GPU; the next `load` wakes it up."""
+        if self._scorer is not None:
+            self._scorer.sleep()
 
     def score(self, groups: Sequence[Sequence[Chat]]) -> list[list[Values]]:
         """Like `Scorer.score`."""
@@ -279,6 +295,7 @@ class ScorerPool:
             cpus=0,  # A CPU scorer is idle while a run samples and trains.
             gpus=1 if config.device == "gpu" else 0,
             environment=environment(config.threads),
+            sleeps=config.device == "gpu",
         )
         self.actor_pool = ActorPool(role, config.count, room)
 

@@ -110,9 +110,16 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
         "tokenizer_mode": "hf",
         "disable_log_stats": True,
         "generation_config": "vllm",
+        "enable_sleep_mode": sleeps(config),
         **({"logits_processors": [PROCESSOR]} if forcing else {}),
         **(on_cpu if config.device == "cpu" else {}),
     }
+
+
+def sleeps(config: EngineConfig) -> bool:
+    """Whether an engine can sleep: one on a single GPU. vLLM's sleep frees nothing on a CPU, and an engine on several
+    GPUs has workers that hold them."""
+    return config.device == "gpu" and config.tensor_parallel == 1
 
 
 class Engine:
@@ -127,6 +134,7 @@ class Engine:
         self._decoding = threading.Lock()
         self._gpus = GpuMeter() if config.device == "gpu" else None
         self._loaded: str | None = None
+        self._is_asleep = False
         self._incomparable: frozenset[str] = frozenset()
         """Weights that differ from the files' right after a start: vLLM transforms them, so a reload proves nothing."""
 
@@ -153,6 +161,16 @@ class Engine:
             return fault
         self._loaded = model.fingerprint
         return None
+
+    def sleep(self) -> None:
+        """Frees the GPU's memory, weights included; the next `load` wakes it up."""
+
+        def fall_asleep() -> None:
+            self._batch.drop()
+            self._loaded, self._is_asleep = None, True
+            self._llm.sleep(level=2)
+
+        self._batch.run(fall_asleep)
 
     def generate(
         self,
@@ -250,9 +268,14 @@ class Engine:
             return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _reload(self, folder: str) -> None:
+        if self._is_asleep:
+            self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         if self._config.device == "cpu":
             self._llm.collective_rpc("refresh_tied_heads")
+        if self._is_asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._is_asleep = False
         self._llm.reset_prefix_cache()
 
     def has_weights_of(self, model: Artifact) -> bool:
@@ -331,6 +354,7 @@ class SamplerPool:
             gpus=config.tensor_parallel if on_gpu else 0,
             environment=engine_environment(config),
             concurrency=MAX_SHARDS_AT_ONCE + 1,  # and a question about its GPUs
+            sleeps=sleeps(config),
         )
         self.actor_pool = ActorPool(role, config.count, room)
 

@@ -26,8 +26,9 @@ from tpo.console import say
 from tpo.engines.cluster.gpus import GpuMeter
 from tpo.engines.cluster.processes import environment, rays_folder, start_ray
 from tpo.engines.cluster.room import Room, await_free_memory, has_free
+from tpo.engines.training.distributed import give_memory_back
 from tpo.engines.training.rounds import TrainingRound
-from tpo.engines.training.worker import Progress, Stop, give_memory_back, train_from_checkpoint
+from tpo.engines.training.worker import Progress, Stop, train_from_checkpoint
 from tpo.errors import StageError, TpoError
 from tpo.metrics.live import GpuReading
 from tpo.run_context import run_context
@@ -61,7 +62,7 @@ class WorkerGroup:
         """How much of a resource its workers hold."""
         return self._trainer.workers if self._fit is not None and resource == self._resource else 0
 
-    def close_if_idle(self) -> bool:
+    def make_way(self, _: str) -> bool:
         """Stops all workers, unless they are training."""
         if not self._lock.acquire(blocking=False):
             return False

@@ -24,7 +24,7 @@ from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
 from tpo.engines.training import checkpoints
 from tpo.engines.training.checkpoints import Checkpoint
-from tpo.engines.training.distributed import as_first_worker, rank, wait_for_all
+from tpo.engines.training.distributed import as_first_worker, give_memory_back, rank, wait_for_all
 from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.engines.training.tracking import Tracked, tracker_callbacks
 from tpo.errors import StageError
@@ -209,17 +209,6 @@ def _kind_of(config: TrainingConfig) -> tuple[type, type]:
     from tpo.engines.training.sft_trainer import DemonstrationTrainer
 
     return (DemonstrationTrainer, SFTConfig) if isinstance(config, SftConfig) else (PairTrainer, DPOConfig)
-
-
-def give_memory_back() -> None:
-    """Frees the memory of models that nothing refers to any more, on the GPU as well."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def finished(folder: Path, passes: int, place: TrainingRound = ONLY_ROUND) -> bool:
