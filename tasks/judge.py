@@ -6,7 +6,9 @@ training on them; all judgments are kept.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence, Set
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,16 @@ from tpo.console import Advance, progress_bar, say
 from tpo.engines.inference.reply import TokenCount
 from tpo.records import Artifact, External, Judgment, Prompt, RowCounts, Sample, Score
 from tpo.storage.disk import remove
-from tpo.storage.journal import Journal
+from tpo.storage.journal import JOURNALS, Journal, read_journal
 from tpo.storage.store import (
     Stage,
     folder_artifact,
     read_rows,
     stream_rows,
 )
+
+FILLED = 4
+"""How many times the engines or calls of a judge are filled by the responses that are judged together."""
 
 
 @stage_task("judge", run_name="judge {spec.folder}")
@@ -54,7 +59,7 @@ def judge(
     )
     judge_ = build_judge(spec.judge, config.judge_engine, config.cluster, api_tokens(config.root))
     if judgments is None:
-        judgments = _say_judgments(config, spec, submitted, groups, judge_)
+        judgments = _make_judgments(config, spec, submitted, groups, judge_)
     rows = read_rows(judgments, Judgment)
     scores = make_scores(stream_rows(samples, Sample), groups, rows, judge_)
     health = measure_health(groups, rows, scores, config.evaluation.judge)
@@ -96,7 +101,7 @@ def make_scores(
     ]
 
 
-def _say_judgments(
+def _make_judgments(
     config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, groups: Sequence[Group], judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, spec, submitted)
@@ -111,19 +116,51 @@ def _say_judgments(
         def spend(tokens: TokenCount) -> None:
             meter.book(answers=1, tokens_in=tokens.input_tokens, tokens_out=tokens.output_tokens)
 
-        for i, start in enumerate(starts):
-            shard = groups[start : start + size]
-            if not stage.has_shard(i):
-                meter.check()
-                # Judges note replies in a journal, so that a resumed run repeats no call.
-                with Journal(_journal(stage.folder, i), _within(advance, start, shard)) as journal:
-                    rows = [row for judgments in judge_.judge(shard, journal, spend) for row in judgments]
-                # Model judges report usage per call through `spend`; the verifier doesn't, so book its answers here.
-                meter.book(prompts=len(shard), answers=len(rows) if isinstance(spec.judge, VerifierJudge) else 0)
-                stage.write_shard(i, rows)
-            remove(_journal(stage.folder, i))
-            advance(start + len(shard))
+        shards = {i: groups[start : start + size] for i, start in enumerate(starts) if not stage.has_shard(i)}
+        done = len(groups) - sum(map(len, shards.values()))
+        together = _shards_together(config, spec.judge, groups[:size])
+        for block in _batched([*shards], together):
+            meter.check()
+            asked = [group for i in block for group in shards[i]]
+            # Judges note replies in a journal, so that a resumed run repeats no call.
+            with Journal(_journal(stage.folder, block[0]), _within(advance, done, asked)) as journal:
+                _inherit(stage.folder, journal)
+                judged = judge_.judge(asked, journal, spend)
+                for i in block:
+                    rows = [row for judgments in itertools.islice(judged, len(shards[i])) for row in judgments]
+                    # Model judges report usage through `spend`; the verifier does not, so its answers are booked here.
+                    booked = len(rows) if isinstance(spec.judge, VerifierJudge) else 0
+                    meter.book(prompts=len(shards[i]), answers=booked)
+                    stage.write_shard(i, rows)
+            remove(_journal(stage.folder, block[0]))
+            done += len(asked)
+            advance(done)
+        for path in stage.folder.glob(JOURNALS):
+            remove(path)
     return stage.commit(len(starts))
+
+
+def _batched(shards: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (shards[i : i + size] for i in range(0, len(shards), size))
+
+
+def _shards_together(config: RunConfig, judge: JudgeConfig, shard: Sequence[Group]) -> int:
+    """How many shards to judge together: enough to keep all engines or calls busy, also while the last replies of one
+    round of comparisons are still to come. With a budget, one at a time: it is checked in between."""
+    if isinstance(judge, VerifierJudge) or config.budget.is_set:
+        return 1
+    server = getattr(judge, "endpoint", None)
+    engine = config.judge_engine
+    capacity = engine.count * engine.max_num_seqs if server is None else server.concurrency
+    return max(1, math.ceil(FILLED * capacity / max(1, sum(len(group.responses) for group in shard))))
+
+
+def _inherit(folder: Path, journal: Journal) -> None:
+    """Takes over the replies that an earlier call noted with other shards together."""
+    for path in sorted(folder.glob(JOURNALS)):
+        for key, reply in read_journal(path).answers.items():
+            if key not in journal.answers:
+                journal.write(key, reply)
 
 
 def _journal(folder: Path, shard: int) -> Path:

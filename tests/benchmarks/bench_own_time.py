@@ -60,6 +60,7 @@ class InstantPool:
         tries: int,
         accept: Accept,
         rules: Sequence[Rule] = (),
+        shard_count: int | None = None,
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Outputs, shard by shard."""
         for i, shard in enumerate(shards):

@@ -47,6 +47,7 @@ class MockPool:
         tries: int,
         accept: Accept,
         rules: Sequence[Rule] = (),
+        shard_count: int | None = None,
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """Outputs, one in eight of which breaks the format; the prompt writer accepts any."""
         if accept(Output([], "", False, 1), decode):
@@ -76,6 +77,7 @@ class MockWriter(MockPool):
         tries: int,
         accept: Accept,
         rules: Sequence[Rule] = (),
+        shard_count: int | None = None,
     ) -> Iterator[tuple[int, list[list[Output]]]]:
         """One or two instructions each."""
         for i, shard in _as_engines_free_up(shards):

@@ -138,7 +138,7 @@ class PricesConfig(Section):
 class BudgetConfig(Section):
     """Caps on what a run may spend by its ledger, including earlier starts and attempts; None for no limit.
 
-    Checked before each shard of sampling and judging, and twice a second during training, whose steps are booked every
+    Checked before each shard of sampling and judging, when those in progress are kept, and twice a second during training, whose steps are booked every
     half minute. At a cap the run stops; everything complete is kept, and a training leaves a checkpoint. With a higher
     cap, the same command resumes.
     """
@@ -149,6 +149,11 @@ class BudgetConfig(Section):
     """Tokens read and written: sampled, judged and, counting every pass, trained on."""
     cost: float | None = Field(None, gt=0)
     """Money, by `prices` and the prices of endpoints."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
+        return any(cap is not None for cap in (self.hours, self.tokens, self.cost))
 
 
 def _kind_of_folder(value: Any) -> str:

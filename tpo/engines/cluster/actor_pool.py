@@ -417,8 +417,9 @@ class ActorPool:
         """Requests a new actor from Ray."""
         self._clear(slot)
         if self._role.sleeps:
-            slot.actor = PoolActor(None, None, start_holder())
-            slot.set_starting("requested", slot.actor.holder.place.remote(), seconds)
+            holder = start_holder()
+            slot.actor = PoolActor(None, None, holder)
+            slot.set_starting("requested", holder.place.remote(), seconds)
         else:
             slot.actor = start_actor(self._role)
             slot.set_starting("requested", slot.actor.handle.__ray_ready__.remote(), seconds)

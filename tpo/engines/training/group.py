@@ -268,11 +268,18 @@ def _work(options: Mapping[str, Any]) -> None:
             return
         if arguments["trainer"]["device"] == "gpu" and number == 0:
             await_free_memory()
-            worker = ray.train.get_context().get_world_rank()
-            GpuMeter().send(lambda readings, worker=worker: desk.report_gpus.remote(worker, readings))
+            _send_gpus(desk)
         _train(arguments, desk)
         give_memory_back()
         ray.get(desk.finish.remote())
+
+
+def _send_gpus(desk: Any) -> None:
+    """Tells the desk from now on how busy this worker's GPU is."""
+    import ray
+
+    worker = ray.train.get_context().get_world_rank()
+    GpuMeter().send(lambda readings: desk.report_gpus.remote(worker, readings))
 
 
 def _train(arguments: Mapping[str, Any], desk: Any) -> None:
