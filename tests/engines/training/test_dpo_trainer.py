@@ -113,6 +113,7 @@ def test_the_loss_over_a_whole_batch_is_trls_and_so_is_its_gradient(tmp_path: Pa
     ours.ld_alpha, ours.label_smoothing = config.length_desensitization, config.label_smoothing
     ours.f_divergence_type, ours.f_alpha_divergence_coef = config.divergence, config.divergence_alpha
     found = ours.compute_loss(ours.model, inputs)
+    add_fused_lm_head(ours.model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))  # TRL logs them all.
     expected = DPOTrainer.compute_loss(ours, ours.model, {**ours.data_collator(pairs), **references})
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     weights = list(ours.model.parameters())

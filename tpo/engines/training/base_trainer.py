@@ -23,6 +23,7 @@ from tpo.config.training import TrainingConfig
 from tpo.engines.training import rounds, weights
 from tpo.engines.training.batches import BatchLayout, ShareLoader, ShareSampler
 from tpo.engines.training.distributed import rank, summed, world_size
+from tpo.engines.training.head import add_label_head
 from tpo.engines.training.packing import PACKED, register_packed_attention
 from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
 from tpo.engines.training.row_inputs import Row, ShareDataset, output_log_probs, packed_row, padded_row
@@ -53,6 +54,7 @@ class ShareTrainer(Trainer):
         # Tells Trainer that the model is already placed: don't wrap it or move it to a device.
         options["model"]._is_distributed_loading_by_transformers = self._spread
         super().__init__(**options, peft_config=weights.adapter(config))
+        add_label_head(self._unwrapped())
         if self._spread:
             weights.spread(self.model, device=self.args.device.type, precision=config.precision)
         if config.packing:

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tpo.engines.training.batches import MicroBatch
+from tpo.engines.training.head import NO_LABEL
 from tpo.engines.training.packing import Spans
 
-NO_LABEL = -100
 PROMPT = "prompt_ids"
 """The column of the prompts."""
 PAIR = ("chosen_ids", "rejected_ids")
