@@ -27,7 +27,8 @@ from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, Loss, TrainConfig, TrainingConfig
 from tpo.engines.training.check import check_training, packing_fault
-from tpo.engines.training.packing import PACKED, register_packed_attention
+from tpo.engines.training.flex import register_packed_attentions
+from tpo.engines.training.packing import PACKED
 from tpo.engines.training.preference_loss import preference_loss
 from tpo.engines.training.row_inputs import PAIR, OutputLogProbs, output_log_probs, packed_row, padded_row
 from tpo.engines.training.worker import make_trainer, train_from_checkpoint, write_dataset
@@ -207,7 +208,7 @@ def test_a_packed_row_gives_the_log_probabilities_and_gradients_of_padded_ones(
     ]
     padded = output_log_probs(model, padded_row(pairs, PAIR, 0)).sums()
     own = torch.autograd.grad((padded[0] - 2 * padded[1]).sum(), list(model.parameters()))
-    register_packed_attention()
+    assert register_packed_attentions("cpu") == [PACKED]
     model.set_attn_implementation(PACKED)
     packed = output_log_probs(model, packed_row(pairs, PAIR)).sums()
     other = torch.autograd.grad((packed[0] - 2 * packed[1]).sum(), list(model.parameters()))

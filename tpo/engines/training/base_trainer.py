@@ -23,8 +23,9 @@ from tpo.config.training import TrainingConfig
 from tpo.engines.training import rounds, weights
 from tpo.engines.training.batches import BatchLayout, ShareLoader, ShareSampler
 from tpo.engines.training.distributed import rank, summed, world_size
+from tpo.engines.training.flex import register_packed_attentions
 from tpo.engines.training.head import add_label_head
-from tpo.engines.training.packing import PACKED, register_packed_attention
+from tpo.engines.training.packing import NotPlainError
 from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
 from tpo.engines.training.row_inputs import Row, ShareDataset, output_log_probs, packed_row, padded_row
 from tpo.errors import StageError
@@ -146,18 +147,25 @@ class ShareTrainer(Trainer):
 
     def _pack(self) -> None:
         """Switches the model to packed rows, after checking that they give what padded ones do."""
-        register_packed_attention()
         tolerance = 1e-4 if self._training.precision == "float32" else 0.05
         tried = [self.train_dataset[i] for i in range(min(3, len(self.train_dataset)))]
+        found = []
         with self._outside_training():
             apart = self._tried(padded_row(tried, self.columns, self.processing_class.pad_token_id))
-            self._unwrapped().set_attn_implementation(PACKED)
-            packed = self._tried(packed_row(tried, self.columns))
-        if not torch.allclose(apart, packed, rtol=tolerance, atol=tolerance):
-            raise StageError(
-                f"packed rows give other log-probabilities than padded ones with this model ({packed.tolist()} and "
-                f"{apart.tolist()}): set {self.section}.packing to false"
-            )
+            for attention in register_packed_attentions(self.args.device.type):
+                self._unwrapped().set_attn_implementation(attention)
+                try:
+                    packed = self._tried(packed_row(tried, self.columns))
+                except (NotPlainError, RuntimeError, TypeError) as error:  # torch.compile's errors are RuntimeErrors
+                    found.append(f"{attention}: {type(error).__name__} {error}".strip())
+                    continue
+                if torch.allclose(apart, packed, rtol=tolerance, atol=tolerance):
+                    return
+                found.append(f"{attention}: {packed.tolist()}")
+        raise StageError(
+            f"packed rows give other log-probabilities than padded ones with this model ({'; '.join(found)}, expected "
+            f"{apart.tolist()}): set {self.section}.packing to false"
+        )
 
     def _tried(self, row: Row) -> Tensor:
         return output_log_probs(self.model, self._prepare_input(row)).sums().float()
