@@ -148,16 +148,16 @@ def peak_product(size: int, device: str, *, seconds: float = 3.0) -> float:
     return done * 2 * size**3 / (time.perf_counter() - began)
 
 
-def random_llama(folder: Path, shape: Shape, layers: int, device: str) -> Path:
-    """A folder with random bfloat16 weights and a tokenizer that is never used."""
+def random_llama(folder: Path, shape: Shape, layers: int, device: str, *, precision: str = "bfloat16") -> Path:
+    """A folder with random weights and a tokenizer that is never used."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    config = LlamaConfig(**{**shape.sizes, "num_hidden_layers": layers}, dtype="bfloat16")
+    config = LlamaConfig(**{**shape.sizes, "num_hidden_layers": layers}, dtype=precision)
     with torch.device(device):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(config).to(getattr(torch, precision))
     model.save_pretrained(folder)
     del model
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))

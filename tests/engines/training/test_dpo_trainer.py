@@ -27,7 +27,8 @@ from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, Loss, TrainConfig, TrainingConfig
 from tpo.engines.training.check import check_training, packing_fault
-from tpo.engines.training.packing import PACKED, register_packed_attention
+from tpo.engines.training.flex import register_packed_attentions
+from tpo.engines.training.packing import PACKED
 from tpo.engines.training.preference_loss import preference_loss
 from tpo.engines.training.row_inputs import PAIR, OutputLogProbs, output_log_probs, packed_row, padded_row
 from tpo.engines.training.worker import make_trainer, train_from_checkpoint, write_dataset
@@ -113,6 +114,7 @@ def test_the_loss_over_a_whole_batch_is_trls_and_so_is_its_gradient(tmp_path: Pa
     ours.ld_alpha, ours.label_smoothing = config.length_desensitization, config.label_smoothing
     ours.f_divergence_type, ours.f_alpha_divergence_coef = config.divergence, config.divergence_alpha
     found = ours.compute_loss(ours.model, inputs)
+    add_fused_lm_head(ours.model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))  # TRL logs them all.
     expected = DPOTrainer.compute_loss(ours, ours.model, {**ours.data_collator(pairs), **references})
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     weights = list(ours.model.parameters())
@@ -206,7 +208,7 @@ def test_a_packed_row_gives_the_log_probabilities_and_gradients_of_padded_ones(
     ]
     padded = output_log_probs(model, padded_row(pairs, PAIR, 0)).sums()
     own = torch.autograd.grad((padded[0] - 2 * padded[1]).sum(), list(model.parameters()))
-    register_packed_attention()
+    assert register_packed_attentions("cpu") == [PACKED]
     model.set_attn_implementation(PACKED)
     packed = output_log_probs(model, packed_row(pairs, PAIR)).sums()
     other = torch.autograd.grad((packed[0] - 2 * packed[1]).sum(), list(model.parameters()))

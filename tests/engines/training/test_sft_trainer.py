@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from trl import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from tests.engines.training.worker_group import end_of_workers, run_workers
 from tests.sampling import sampled
@@ -78,6 +79,7 @@ def test_the_loss_over_a_whole_batch_is_trls_and_so_is_its_gradient(tmp_path: Pa
     rows = [ours.train_dataset[i] for i in inputs["share"].indices]
     found = ours.compute_loss(ours.model, inputs)
     padded = {name: value for name, value in padded_row(rows, DEMONSTRATION, 0).items() if name != "outputs"}
+    add_fused_lm_head(ours.model, outputs=("log_probs", "entropy", "is_top1"))  # TRL logs them all.
     expected = SFTTrainer.compute_loss(ours, ours.model, padded)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     weights = list(ours.model.parameters())

@@ -1,10 +1,11 @@
 """Reward models in Ray actors, computed by torch: from chats as token ids to the values of a model's heads.
 
 The chats of a batch are concatenated in a single row, without padding, with a common prefix stored once: the linear
-layers, where most of the time goes, process every token once, and attention is computed chat by chat. That is exact,
-and always faster, since no padded batch has fewer tokens. A model whose attention is more than a softmax over all
-earlier tokens (a window shorter than the chat, capped logits, sinks, distance biases) gets padded batches of similar
-lengths instead. Which of the two applies is tested when the model is loaded: a few chats must give the same values.
+layers, where most of the time goes, process every token once, and attention is computed chat by chat, on GPUs in one
+call. That is exact, and always faster, since no padded batch has fewer tokens. A model whose attention is more than a
+softmax over all earlier tokens (distance biases; on CPUs also a window shorter than the chat, capped logits, sinks)
+gets padded batches of similar lengths instead. What applies is tested when the model is loaded: a few chats must give
+the same values.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
 from tpo.engines.training.distributed import give_memory_back
-from tpo.engines.training.packing import PACKED, NotPlainError, Spans, register_packed_attention
+from tpo.engines.training.packing import PACKED, NotPlainError, RowSpans, Spans
 from tpo.metrics.live import GpuReading
 
 if TYPE_CHECKING:
@@ -67,13 +68,13 @@ class Scorer:
     """One model on one device; lives in a Ray actor."""
 
     def __init__(self, load: Load, folder: Path, config: JudgeEngineConfig) -> None:
-        register_packed_attention()
         self._device = "cuda" if config.device == "gpu" else "cpu"
         self._batch_tokens = config.batch_tokens
         self._reader = load(folder, config.dtype)
         self.wake()
         self._own_attention = self._reader.backbone.config._attn_implementation
-        self.packs = self._packing_is_exact(1e-4 if config.dtype == "float32" else 0.1)
+        self._packed_attention = PACKED
+        self.packs = self._finds_an_exact_attention(1e-4 if config.dtype == "float32" else 0.1)
 
     def wake(self) -> None:
         """Moves the model to its device."""
@@ -112,12 +113,12 @@ class Scorer:
         import torch
 
         row = _row(batch)
-        self._attend_with(PACKED)
+        self._attend_with(self._packed_attention)
         hidden: Tensor = self._reader.backbone(
             input_ids=torch.tensor([row.token_ids], device=self._device),
             position_ids=torch.tensor([row.position_ids], device=self._device),
             use_cache=False,
-            spans=row.spans,
+            spans=RowSpans(row.spans),
         ).last_hidden_state[0]
         return hidden[torch.tensor(row.marks, device=self._device)]
 
@@ -141,6 +142,16 @@ class Scorer:
     def _attend_with(self, attention: str) -> None:
         if self._reader.backbone.config._attn_implementation != attention:
             self._reader.backbone.set_attn_implementation(attention)
+
+    def _finds_an_exact_attention(self, tolerance: float) -> bool:
+        """Sets the attention for packed rows to the first for this device that is exact, if there is one."""
+        from tpo.engines.training.flex import register_packed_attentions
+
+        for attention in register_packed_attentions(self._device):
+            self._packed_attention = attention
+            if self._packing_is_exact(tolerance):
+                return True
+        return False
 
     def _packing_is_exact(self, tolerance: float) -> bool:
         """Whether a few chats give the same values packed and one at a time; `tolerance` is relative."""

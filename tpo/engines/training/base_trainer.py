@@ -23,7 +23,9 @@ from tpo.config.training import TrainingConfig
 from tpo.engines.training import rounds, weights
 from tpo.engines.training.batches import BatchLayout, ShareLoader, ShareSampler
 from tpo.engines.training.distributed import rank, summed, world_size
-from tpo.engines.training.packing import PACKED, register_packed_attention
+from tpo.engines.training.flex import register_packed_attentions
+from tpo.engines.training.head import add_label_head
+from tpo.engines.training.packing import NotPlainError
 from tpo.engines.training.rounds import ONLY_ROUND, TrainingRound
 from tpo.engines.training.row_inputs import Row, ShareDataset, output_log_probs, packed_row, padded_row
 from tpo.errors import StageError
@@ -53,6 +55,7 @@ class ShareTrainer(Trainer):
         # Tells Trainer that the model is already placed: don't wrap it or move it to a device.
         options["model"]._is_distributed_loading_by_transformers = self._spread
         super().__init__(**options, peft_config=weights.adapter(config))
+        add_label_head(self._unwrapped())
         if self._spread:
             weights.spread(self.model, device=self.args.device.type, precision=config.precision)
         if config.packing:
@@ -144,18 +147,25 @@ class ShareTrainer(Trainer):
 
     def _pack(self) -> None:
         """Switches the model to packed rows, after checking that they give what padded ones do."""
-        register_packed_attention()
         tolerance = 1e-4 if self._training.precision == "float32" else 0.05
         tried = [self.train_dataset[i] for i in range(min(3, len(self.train_dataset)))]
+        found = []
         with self._outside_training():
             apart = self._tried(padded_row(tried, self.columns, self.processing_class.pad_token_id))
-            self._unwrapped().set_attn_implementation(PACKED)
-            packed = self._tried(packed_row(tried, self.columns))
-        if not torch.allclose(apart, packed, rtol=tolerance, atol=tolerance):
-            raise StageError(
-                f"packed rows give other log-probabilities than padded ones with this model ({packed.tolist()} and "
-                f"{apart.tolist()}): set {self.section}.packing to false"
-            )
+            for attention in register_packed_attentions(self.args.device.type):
+                self._unwrapped().set_attn_implementation(attention)
+                try:
+                    packed = self._tried(packed_row(tried, self.columns))
+                except (NotPlainError, RuntimeError, TypeError) as error:  # torch.compile's errors are RuntimeErrors
+                    found.append(f"{attention}: {type(error).__name__} {error}".strip())
+                    continue
+                if torch.allclose(apart, packed, rtol=tolerance, atol=tolerance):
+                    return
+                found.append(f"{attention}: {packed.tolist()}")
+        raise StageError(
+            f"packed rows give other log-probabilities than padded ones with this model ({'; '.join(found)}, expected "
+            f"{apart.tolist()}): set {self.section}.packing to false"
+        )
 
     def _tried(self, row: Row) -> Tensor:
         return output_log_probs(self.model, self._prepare_input(row)).sums().float()

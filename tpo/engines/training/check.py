@@ -11,7 +11,7 @@ from typing import Any
 
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import TrainingConfig
-from tpo.engines.training.packing import NotPlainError, Spans, attend_span_by_span
+from tpo.engines.training.packing import NotPlainError, RowSpans, Spans, attend_span_by_span
 from tpo.errors import InputError
 
 _TRIED = "tpo_tried"
@@ -52,7 +52,7 @@ def check_training(folder: Path, train: TrainingConfig, trainer: TrainerConfig, 
             f"{folder}: transformers does not say which modules are the layers of {type(model).__name__}, so its "
             "weights cannot be spread over workers: set trainer.strategy to ddp"
         )
-    if train.packing and (fault := packing_fault(model, train.max_tokens)):
+    if train.packing and (fault := packing_fault(model, train.max_tokens, device=trainer.device)):
         raise InputError(
             f"{folder}: {fault}, so packed rows would not give what padded ones do: set {section}.packing to false"
         )
@@ -74,30 +74,43 @@ def _check_targets(model: Any, targets: Sequence[str], folder: Path, section: st
             )
 
 
-def packing_fault(model: Any, max_tokens: int) -> str | None:
-    """Why a model on the meta device can't read packed rows of sequences up to that length, or None."""
+def packing_fault(model: Any, max_tokens: int, *, device: str = "cpu") -> str | None:
+    """Why a model on the meta device can't read packed rows of sequences up to that length, or None.
+
+    `device` is that of the workers, as in `TrainerConfig`: a GPU's attention can do more.
+    """
     import torch
     from transformers import AttentionInterface
 
+    from tpo.engines.training.flex import attention_without_kernel
+
     layers = []
+    attend = attention_without_kernel() if device == "gpu" else attend_span_by_span
 
     def noted(module: Any, *arguments: Any, **options: Any) -> Any:
         layers.append(module)
-        return attend_span_by_span(module, *arguments, **options)
+        return attend(module, *arguments, **options)
 
     AttentionInterface.register(_TRIED, noted)
     begin, middle, end = max_tokens - 2, max_tokens, max_tokens + 2
     positions = [*range(middle), begin, middle - 1]
     try:
         model.set_attn_implementation(_TRIED)
+        model.to(torch.bfloat16)  # Without memory, experts multiply in no other precision.
         model(
             input_ids=torch.zeros(1, end, dtype=torch.long, device="meta"),
             position_ids=torch.tensor([positions], device="meta"),
-            spans=[Spans(slice(0, begin), [slice(begin, middle), slice(middle, end)])],
+            spans=RowSpans([Spans(slice(0, begin), [slice(begin, middle), slice(middle, end)])]),
             use_cache=False,
         )
     except NotPlainError:
-        return "a layer's attention is more than a softmax over all earlier tokens"
+        if device == "gpu":
+            return (
+                "a layer's attention is more than a softmax over earlier tokens, with a window, capped logits or sinks"
+            )
+        elsewhere = packing_fault(model, max_tokens, device="gpu") is None
+        hint = " (which workers on GPUs can pack)" if elsewhere else ""
+        return f"a layer's attention is more than a softmax over all earlier tokens{hint}"
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         return f"{type(model).__name__} does not take packed rows ({type(error).__name__}: {error})"
     wanted = model.config.get_text_config().num_hidden_layers

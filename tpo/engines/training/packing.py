@@ -2,23 +2,26 @@
 
 Each sequence gives what it would give alone, in any transformers decoder whose attention is a plain softmax over all
 earlier tokens; a model that needs more (a window shorter than the sequence, capped logits, sinks, distance biases)
-raises `NotPlainError`, and a recurrent model never calls the attention at all.
+raises `NotPlainError`, and a recurrent model never calls the attention at all. On GPUs `tpo.engines.training.flex`
+comes first, in one call a layer, which can do more.
 
 transformers has an exact way as well, a mask over the whole row from restarting position ids: it computes the square of
 the row and discards most of it. Here attention is computed sequence by sequence, and a common prefix of sequences can
 be stored once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Derived = TypeVar("Derived")
 PACKED = "tpo_packed"
 """The attention's name in transformers."""
-_HARMLESS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"}
+HARMLESS = {"dropout", "is_causal", "output_attentions", "position_ids", "use_cache"}
+"""Arguments of transformers to an attention that change nothing here."""
 
 
 class NotPlainError(Exception):
@@ -35,11 +38,22 @@ class Spans:
     """The rest of each sequence."""
 
 
-def register_packed_attention() -> None:
-    """Registers `PACKED` as an attention of transformers; a row then needs its `spans`, too."""
-    from transformers import AttentionInterface
+class RowSpans:
+    """The spans of all sequences of a row, in its order; with what attentions derive from them, once per row."""
 
-    AttentionInterface.register(PACKED, attend_span_by_span)
+    def __init__(self, bundles: Iterable[Spans]) -> None:
+        self._bundles = tuple(bundles)
+        self._derived: dict[Hashable, Any] = {}
+
+    def __iter__(self) -> Iterator[Spans]:
+        return iter(self._bundles)
+
+    def derived(self, name: Hashable, make: Callable[[], Derived]) -> Derived:
+        """What `make` returned for that name the first time: a mask is needed in every layer."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        found: Derived = self._derived[name]
+        return found
 
 
 def attend_span_by_span(
@@ -49,7 +63,7 @@ def attend_span_by_span(
     value: "Tensor",
     _: "Tensor | None",
     *,
-    spans: Sequence[Spans],
+    spans: RowSpans,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: object,
@@ -60,7 +74,7 @@ def attend_span_by_span(
     """
     import torch
 
-    more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - _HARMLESS
+    more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - HARMLESS
     longest = max(_length(bundle.shared) + _length(rest) for bundle in spans for rest in bundle.rests)
     if more or not getattr(module, "is_causal", True) or (sliding_window or longest) < longest:
         raise NotPlainError

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from tpo.engines.training.batches import MicroBatch
-from tpo.engines.training.packing import Spans
+from tpo.engines.training.head import NO_LABEL
+from tpo.engines.training.packing import RowSpans, Spans
 
-NO_LABEL = -100
 PROMPT = "prompt_ids"
 """The column of the prompts."""
 PAIR = ("chosen_ids", "rejected_ids")
@@ -140,7 +140,7 @@ def packed_row(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Row
         "input_ids": torch.tensor([token_ids]),
         "position_ids": torch.tensor([position_ids]),
         "shift_labels": torch.tensor([labels]),
-        "spans": spans,
+        "spans": RowSpans(spans),
         "outputs": len(columns),
     }
 
