@@ -1,12 +1,12 @@
 """Speed of a sampling stage on SmolLM2-135M-Instruct, compared with raw vLLM and with transformers.
 
-The stage is the product's: shards through its pool and its Ray actor. The peers run in that actor, too, in turn with it,
-on the same weights and threads: one `LLM.generate` over all prompts at once, which gives the same tokens (checked), and
-transformers' `generate` in padded batches of 32. The ratio is that of output tokens per second.
+The stage is the product's: shards through its pool and its Ray actor. The peers run in that actor, too, in turn with
+it, on the same weights and threads: one `LLM.generate` over all prompts at once, which gives the same tokens (checked),
+and transformers' `generate` in padded batches of 32. The ratio is that of output tokens per second.
 
 Row 1: K = 8 outputs of a prompt, many more than the engine holds at once. Row 2: one output of a prompt, as for
-validation and test, hardly more than it holds. Row 3: K = 8 against transformers. All is scaled to two cores: the engine
-holds 32 sequences instead of 256, a shard is 4 prompts instead of 25, and outputs end after 64 tokens at the latest.
+validation and test, hardly more than it holds. Row 3: K = 8 against transformers. All is scaled to two cores: the
+engine holds 32 sequences instead of 256, a shard is 4 prompts instead of 25, and outputs end after 64 tokens at most.
 
 Run with `python -m tests.benchmarks.bench_sampling`; takes about 20 minutes on two cores. Needs the model: make fetch
 PROFILE=smollm2-135m.

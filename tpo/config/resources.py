@@ -138,9 +138,9 @@ class PricesConfig(Section):
 class BudgetConfig(Section):
     """Caps on what a run may spend by its ledger, including earlier starts and attempts; None for no limit.
 
-    Checked before each shard of sampling and judging, when those in progress are kept, and twice a second during training, whose steps are booked every
-    half minute. At a cap the run stops; everything complete is kept, and a training leaves a checkpoint. With a higher
-    cap, the same command resumes.
+    Checked before each shard of sampling and judging, when shards in progress are kept, and twice a second during
+    training, whose steps are booked every half minute. At a cap the run stops; everything complete is kept, and a
+    training leaves a checkpoint. With a higher cap, the same command resumes.
     """
 
     hours: float | None = Field(None, gt=0)

@@ -69,7 +69,7 @@ class _StoredWeights:
     """A folder's tensors as far as a comparison needs them."""
 
     rows: Mapping[int, "torch.Tensor"]
-    """By row length: hashes of the rows of all matrices, their compared columns in the engine's dtype."""
+    """By row length: sorted hashes of the rows of all matrices, their compared columns in the engine's dtype."""
     vectors: Sequence["torch.Tensor"]
     """Norms and biases."""
     dtype: "torch.dtype"
@@ -83,7 +83,10 @@ class _StoredWeights:
             wanted = _hashes(weight.values)
             wanted = wanted[wanted != 0]  # Rows of zeros pad the vocabulary.
             known = self.rows.get(weight.row_length)
-            return not wanted.numel() or (known is not None and bool(torch.isin(wanted, known).all()))
+            if known is None or not wanted.numel():
+                return not wanted.numel()
+            places = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+            return torch.equal(known[places], wanted)
         exact = [vector.to(weight.values.dtype) for vector in self.vectors]
         rounded = [vector.to(self.dtype).to(weight.values.dtype) for vector in self.vectors]
         return _is_joined(weight.values, exact) or _is_joined(weight.values, rounded)
@@ -160,9 +163,10 @@ def difference(found: Sequence[float], probe: Sequence[int], folder: Path, dtype
 
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     with torch.inference_mode():
-        rounded = _log_probs(peer, probe)
-        with _in_float32(peer):
-            exact = _log_probs(peer, probe)
+        rounded = exact = _log_probs(peer, probe)
+        if dtype != torch.float32:
+            with _in_float32(peer):
+                exact = _log_probs(peer, probe)
     return Difference(_rms(torch.tensor(found) - exact), _rms(rounded - exact))
 
 
@@ -286,4 +290,4 @@ def _read_folder(folder: Path, dtype: "torch.dtype", part: Part) -> _StoredWeigh
                         vectors.append(held.reshape(-1))
                     else:
                         rows.setdefault(held.shape[-1], []).append(_hashes(_columns(held).to(dtype)))
-    return _StoredWeights({length: torch.cat(hashes) for length, hashes in rows.items()}, vectors, dtype)
+    return _StoredWeights({length: torch.cat(hashes).sort().values for length, hashes in rows.items()}, vectors, dtype)
