@@ -2,8 +2,8 @@
 
 As in RLHFlow's Online-RLHF and in RLMT's code: `generate` starts vLLM and samples K outputs of all prompts in one
 call, `score` scores the responses and selects the best and the worst, `train` runs TRL's DPOTrainer on the pairs,
-padded, with the reference model beside it. Same model, prompts, K, temperature, judge, pairs a step, epochs and precision as the
-profile `laptop`; no checkpoint is validated, no model tested, nothing is checked or resumable.
+padded, with the reference model beside it. Same model, prompts, K, temperature, judge, pairs a step, epochs and
+precision as the profile `laptop`; no checkpoint is validated, no model tested, nothing is checked or resumable.
 
     python -m tests.benchmarks.scripted generate|score|train FOLDER ITERATION
 """

@@ -50,8 +50,9 @@ MAX_FAILURE_WEIGHT = 4
 """The total weight that stops the run."""
 _STARTS = 2
 """Number of failed starts after which an actor's slot is given up."""
-_SLEEP_SECONDS = 120.0
-"""Timeout for actors that are asked to sleep; those that don't are stopped."""
+_SLEEP_SECONDS = 300.0
+"""Timeout for actors that are asked to sleep, which some do after they have loaded a model; those that don't are
+stopped."""
 _LATE_START = "If the model is large, raise start_seconds (of engine or judge_engine)"
 _NO_PLACE = "Check whether other work holds Ray's CPUs or GPUs, or request fewer"
 
@@ -270,12 +271,12 @@ class ActorPool:
         return True
 
     def _fall_asleep(self) -> None:
-        """Has all ready actors sleep and frees their GPUs; those that can't are stopped."""
+        """Has all actors sleep, once they are ready, and frees their GPUs; those that can't are stopped."""
         import ray
 
         falling = {}
         for slot in self._slots:
-            if slot.state == "ready" and slot.actor is not None and slot.place is not None:
+            if slot.actor is not None and slot.place is not None:
                 falling[slot.actor.handle.sleep.remote()] = slot
         done, _ = ray.wait([*falling], num_returns=len(falling), timeout=_SLEEP_SECONDS) if falling else ([], [])
         for task in done:
