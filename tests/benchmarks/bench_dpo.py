@@ -137,7 +137,7 @@ def train_with_trl(
 ) -> Timed[list[float]]:
     """The losses of TRL's steps; its reference is computed with each."""
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     losses: list[Any] = []
@@ -170,6 +170,7 @@ def train_with_trl(
             train_dataset=Dataset.from_dict(rows),
             processing_class=AutoTokenizer.from_pretrained(folder),
         )
+        trainer.remove_callback(PrinterCallback)
         took = measure.timed(trainer.train)
     return Timed([float(loss) for loss in losses], took.seconds, took.cpu_seconds)
 

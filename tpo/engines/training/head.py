@@ -49,7 +49,9 @@ def add_label_head(model: Any) -> None:
             return trls(*arguments, **asked, **labels, **options)
         hidden = self.base_model(*arguments, **options).last_hidden_state
         labelled = shift_labels != NO_LABEL
-        values = _LabelLogProbs.apply(hidden[labelled], head.weight, shift_labels[labelled])
+        values: Tensor = _LabelLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden[labelled], head.weight, shift_labels[labelled]
+        )
         return FusedCausalLMOutput(log_probs=values.new_zeros(labelled.shape).masked_scatter(labelled, values))
 
     forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]  # `generate` reads the signature.
