@@ -7,7 +7,7 @@ below 1e-5.
 
 - The model has SmolLM2-135M's shape and random weights, on which the speed doesn't depend, in float32.
 - Lengths are log-normal, like those of thoughts: prompts around 30 tokens (σ 0.5), outputs around 60 with σ 0.8, up to
-  400; 8 pairs a step, TRL's default. Longer ones have the same ratio, but not on two cores in minutes.
+  300; 8 pairs a step, TRL's default. Longer ones have the same ratio, but not on two cores in minutes.
 - TRL: `DPOTrainer` with its own collator and reference model. From its defaults we change bfloat16 (losses would differ
   by rounding), logging (off), and gradient checkpointing, which repeats the forward pass to save memory: off for both
   (`--recompute 1`: on for both, TRL's default). It doesn't tokenize: it gets the token ids.
@@ -180,7 +180,7 @@ def some_pairs(count: int, seed: int) -> list[Pair]:
     draw = random.Random(seed)
 
     def ids(median: float, spread: float) -> list[int]:
-        length = int(min(400, max(4, median * draw.lognormvariate(0, spread))))
+        length = int(min(300, max(4, median * draw.lognormvariate(0, spread))))
         return [draw.randrange(2, SHAPE.sizes["vocab_size"]) for _ in range(length)]
 
     return [
