@@ -176,13 +176,18 @@ def test_every_sequence_gives_the_log_probabilities_and_gradients_that_it_gives_
     pairs = some_pairs([(30, 50, 21), (5, 3, 40), (1, 9, 2)])
     alone = a_model(name)
     apart = torch.cat([output_log_probs(alone, padded_row([pair], PAIR, 0)).sums() for pair in pairs], 1)
-    own = torch.autograd.grad((apart[0] - 2 * apart[1]).sum(), list(alone.parameters()), allow_unused=True)
+    # Experts that no token took have no gradient.
+    own: Sequence[Tensor | None] = torch.autograd.grad(
+        (apart[0] - 2 * apart[1]).sum(), list(alone.parameters()), allow_unused=True
+    )
     AttentionInterface.register(OPERATOR, attention_with(kernel))
     model = a_model(name, OPERATOR)
     CALLS.clear()
     packed = output_log_probs(model, packed_row(pairs, PAIR)).sums()
     assert len(CALLS) == model.config.num_hidden_layers, "one call a layer"
-    other = torch.autograd.grad((packed[0] - 2 * packed[1]).sum(), list(model.parameters()), allow_unused=True)
+    other: Sequence[Tensor | None] = torch.autograd.grad(
+        (packed[0] - 2 * packed[1]).sum(), list(model.parameters()), allow_unused=True
+    )
     torch.testing.assert_close(packed, apart, atol=1e-4, rtol=1e-5)
     whole = torch.stack([gradient.norm() for gradient in own if gradient is not None]).norm()
     for mine, its in zip(other, own, strict=True):
