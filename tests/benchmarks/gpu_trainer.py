@@ -25,11 +25,14 @@ from typing import Any, Literal
 
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import LoraConfig, TrainConfig
+from tpo.engines.training.packing import PACKED
 from tpo.records import Pair
 
 VOCABULARY = 128_256
 PAIRS, BATCH, WARM_UP = 24, 4, 2
 """Pairs, pairs per step, and steps that aren't measured."""
+ROWS = {"padded": None, "packed, a call per sequence": PACKED, "packed, one call a layer": "tpo_packed_in_one_call"}
+"""Ways to lay out a micro-batch, with the attention that reads it."""
 _TRAINED_BYTES, _ROOM_GB = 16, 14
 """Bytes per trained parameter; gigabytes left for activations and the weights of a layer in bfloat16."""
 
@@ -86,20 +89,20 @@ def main() -> None:
         f"{device_name(device)}: {peak / 1e12:.2f} Tflop/s in a product of {shape.product} × {shape.product}, bfloat16"
     )
     pairs = some_pairs(shape)
-    for packing in (False, True):
+    for rows in ROWS:
         for way in ("adapters", "all weights"):
             lora = LoraConfig() if way == "adapters" else None
             layers = _layers_that_fit(shape, device) if lora is None else shape.sizes["num_hidden_layers"]
             with tempfile.TemporaryDirectory() as name:
                 folder = random_llama(Path(name) / "model", shape, layers, device)
-                seconds = step_seconds(folder, pairs, Path(name) / "run", lora=lora, packing=packing, device=device)
+                seconds = step_seconds(folder, pairs, Path(name) / "run", lora=lora, rows=rows, device=device)
             parameters = counted_parameters(shape, layers)
             tokens = _tokens(pairs) / len(pairs) * BATCH
             rate = tokens / seconds
             share = rate * parameters * (4 if lora else 6) / peak
             less = "" if layers == shape.sizes["num_hidden_layers"] else f" of {layers} layers, which is what fits"
             print(
-                f"{way}{less}, {'packed' if packing else 'padded'}: {rate:,.0f} tokens/s, {share:.1%} of the product, "
+                f"{way}{less}, {rows}: {rate:,.0f} tokens/s, {share:.1%} of the product, "
                 f"{seconds:.2f} s a step of {BATCH} pairs"
             )
             if device == "cuda":
@@ -192,7 +195,7 @@ def some_pairs(shape: Shape) -> list[Pair]:
 
 
 def step_seconds(
-    folder: Path, pairs: list[Pair], run: Path, *, lora: LoraConfig | None, packing: bool, device: str
+    folder: Path, pairs: list[Pair], run: Path, *, lora: LoraConfig | None, rows: str, device: str
 ) -> float:
     """Median seconds of an optimizer step after the first ones, without the reference's log-probabilities."""
     from transformers import TrainerCallback
@@ -217,12 +220,14 @@ def step_seconds(
     kind: Literal["cpu", "gpu"] = "gpu" if device == "cuda" else "cpu"
     config = TrainConfig(
         epochs=1, batch_size=BATCH, micro_batch_size=1, max_tokens=8192, precision="bfloat16", learning_rate=1e-6,
-        gradient_checkpointing=True, lora=lora, packing=packing,
+        gradient_checkpointing=True, lora=lora, packing=rows != "padded",
     )  # fmt: skip
     write_dataset(pairs, run / "dataset")
     dpo = make_trainer(
         folder, run, config=config, trainer=TrainerConfig(device=kind), seed=0, on_step=lambda done, total: None
     )
+    if (attention := ROWS[rows]) is not None and device == "cuda":
+        dpo._unwrapped().set_attn_implementation(attention)
     for callback in [each for each in dpo.callback_handler.callbacks if type(each).__name__ == "Keeper"]:
         dpo.remove_callback(callback)  # no model is written: that would measure the disk
     clock = Clock()

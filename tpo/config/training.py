@@ -56,7 +56,8 @@ class TrainingConfig(Section):
     """Train adapters instead of all weights; a section `[train.lora]` in a profile, which may be empty."""
     packing: bool = False
     """Compute a worker's rows as one sequence without padding, and a pair's prompt once: exact, and rejected for models
-    with which it wouldn't be (attention windows shorter than a row, capped logits, recurrent layers)."""
+    with which it wouldn't be (recurrent layers; on CPUs also attention windows shorter than a row, capped logits and
+    sinks)."""
 
     @model_validator(mode="after")
     def _micro_divides(self) -> Self:

@@ -188,7 +188,7 @@ class _Tokens:
     """Its position in its sequence."""
 
     def __init__(self, spans: RowSpans) -> None:
-        prefixes, lengths, begins = [], [], []
+        prefixes, lengths, begins = list[int](), list[int](), list[int]()
         for bundle in spans:
             prefix = len(lengths)
             shared = bundle.shared.stop - bundle.shared.start

@@ -3,7 +3,8 @@
 TRL's fused head does that on GPUs, where it computes the positions with a label only, in one kernel. On CPUs it
 computes all positions, prompts and padding included, in tiles of half a gigabyte: its element-wise steps go through
 memory. `add_label_head` puts another in front of it for packed rows on CPUs: labelled positions only, in tiles that
-stay in the cache. On a model of 135 M parameters the head was 30 % of a training step, and is 10 %.
+stay in the cache. On a model of 135 M parameters, TRL's took 29 % of a packed step's CPU time; with this one, a step
+takes a quarter less.
 
 Both give the same numbers up to rounding, and the trainer compares them before it trains. Padded rows keep TRL's head,
 so that their results don't change in the last bit.
@@ -49,7 +50,9 @@ def add_label_head(model: Any) -> None:
             return trls(*arguments, **asked, **labels, **options)
         hidden = self.base_model(*arguments, **options).last_hidden_state
         labelled = shift_labels != NO_LABEL
-        values = _LabelLogProbs.apply(hidden[labelled], head.weight, shift_labels[labelled])
+        values: Tensor = _LabelLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden[labelled], head.weight, shift_labels[labelled]
+        )
         return FusedCausalLMOutput(log_probs=values.new_zeros(labelled.shape).masked_scatter(labelled, values))
 
     forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]  # `generate` reads the signature.
