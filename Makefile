@@ -21,7 +21,7 @@ study: ## Run a recipe on several seeds: intervals over training runs. SEEDS= IT
 plan: ## Say what a run needs, takes and costs, before anything runs. As iterate; JSON=1
 fetch: ## Get a profile's models and data, as the first run would. PROFILE= SET=
 check-model: ## Does my model work here? MODEL=<folder> PROFILE= WEIGHTS=1 PROBE=1 JSON=1 SET=
-judge-check: ## Compare a judge's folder with its published figures. JUDGE=armorm MODEL=<folder>
+judge-check: ## How good is a judge? JUDGE=<kind|profile|.toml> DATA=<preferences> AGAINST= ATTACK=1 MODEL= LIMIT= RUN= JSON=1 SET=
 evaluate: ## Measure a model on benchmarks. MODEL= BENCH="ifeval=<file> ..." PROFILE= VARIANT= LIMIT= TOKENS= RUN= SET=
 serve: ## Serve a model to OpenAI's clients, thoughts hidden. MODEL= PORT= PROFILE= VARIANT= THOUGHTS=1 KEY= SET=
 publish: ## Write a model as a folder that others load; PUSH= uploads it. RUN= ITER= TO= PAIRS=0 PUSH=org/name PROFILE=

@@ -179,6 +179,19 @@ def check_before_evaluation(config: RunConfig) -> None:
     check_benchmarks(config)
 
 
+def check_judging(config: RunConfig) -> None:
+    """Refuses to have the judge of a config score responses if it can't: its files, this machine, its chat template,
+    its server, the run folder."""
+    _check_judge(config, config.judge)
+    if config.cluster.address is None and not has_gpu():
+        refuse(list(device_misfits(config)))
+    _check_folder(config.root)
+    _check_run_folder(config)
+    check_endpoints(config)
+    for line in _check_judges_templates(config):
+        say(line)
+
+
 def check_benchmarks(config: RunConfig) -> None:
     """Refuses benchmarks whose files can't be used, or whose prompts are too long as the models are asked."""
     from tpo.models.chat import writer_encoder
@@ -546,7 +559,7 @@ def check_templates(config: RunConfig) -> list[str]:
     Raises `InputError` if tokens would not be what the run relies on.
     """
     from tpo.models.chat import writer_encoder
-    from tpo.models.template_check import ANSWER, check_asked, check_labels_first, check_read, check_thinking
+    from tpo.models.template_check import ANSWER, check_asked, check_thinking
 
     prompt, seed = load_prompt(config.prompt), config.model.folder
     asked = [
@@ -568,6 +581,14 @@ def check_templates(config: RunConfig) -> list[str]:
         rating = load_rating_prompt(rater)
         shown = [rating.render(question) for question in QUESTIONS]
         lines += check_asked(rater.folder, shown, ["[[Category: Other]] [[Complexity: 1]]"])
+    return lines + _check_judges_templates(config)
+
+
+def _check_judges_templates(config: RunConfig) -> list[str]:
+    """The same for the judges alone."""
+    from tpo.models.template_check import ANSWER, check_asked, check_labels_first, check_read
+
+    lines = list[str]()
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         assert judge.folder is not None
         if isinstance(judge, PairwiseJudge):

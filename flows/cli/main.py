@@ -183,9 +183,29 @@ def _add_fetch(commands: Commands) -> None:
 
 
 def _add_judge_check(commands: Commands) -> None:
-    check = commands.add_parser("judge-check", help="hold a judge's folder to the figures published for it")
-    check.add_argument("kind", choices=["armorm"], help="kind of judge")
-    check.add_argument("model", help="folder in the published format, or hf://org/name@revision")
+    about = "how good is a judge? on preferences, against another, under attack"
+    check = commands.add_parser("judge-check", help=about)
+    check.add_argument(
+        "judge", help="a kind of judge, a name in deploy/profiles, or a .toml file with a section [judge]"
+    )
+    check.add_argument("--data", type=Path, metavar="FILE", help="preferences as RewardBench or HelpSteer write them")
+    check.add_argument("--model", help="the judge's folder or hf://org/name@revision, in place of the profile's")
+    check.add_argument("--against", metavar="JUDGE", help="a second judge, compared on the same prompts")
+    check.add_argument("--attack", action="store_true", help="also attack the judge, in all the known ways")
+    check.add_argument(
+        "--attack-limit",
+        type=_share,
+        metavar="SHARE",
+        help="attack, and exit with status 1 if a kind of attack turns around a larger share of the pairs, such as 0.1",
+    )
+    check.add_argument("--limit", type=_tokens, metavar="N", help="only the first N preferences")
+    check.add_argument(
+        "--profile", default="laptop", help="whose engines a judge named by its kind uses (default laptop)"
+    )
+    check.add_argument("--run-name", help="name of the folder of results (default: judge-check-<judge>-<file>)")
+    check.add_argument("--folder", type=Path, default=Path("runs"), help="where that folder is (default: runs)")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    _add_set(check, "judge_engine.dtype=bfloat16")
     check.set_defaults(run=_judge_check)
 
 
@@ -335,6 +355,12 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    if not re.fullmatch(r"0|1|(0?\.[0-9]{1,9})|1\.0*", text):
+        raise argparse.ArgumentTypeError(f"{shortened(repr(text))} is not a share from 0 to 1, such as 0.1")
+    return float(text)
+
+
 def _seeds(text: str) -> list[int]:
     return [_count(each, most=2**31 - 1) for each in text.split(",")]
 
@@ -453,9 +479,49 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _judge_check(options: argparse.Namespace) -> int:
+    if options.data is None:
+        return _published_figures(options)
+    prefect_environment()
+    from flows.cli.judge_check import JudgeCheckOptions, check_judges, folder_of
+    from tpo.hub.fetch import local_model
+    from tpo.report.judge_check import CHECK_PAGE, print_check, write_check
+
+    asked = JudgeCheckOptions(
+        judges=[options.judge, *([options.against] if options.against else [])],
+        data=options.data,
+        model=local_model(options.model) if options.model else None,
+        profile=options.profile,
+        folder=options.folder,
+        run_name=options.run_name,
+        limit=options.limit,
+        attack=options.attack or options.attack_limit is not None,
+        overrides=options.set,
+    )
+    found = check_judges(asked)
+    if options.json:
+        print(write_check(found).decode(), end="")
+    else:
+        print_check(found)
+        print(f"Page: {folder_of(asked) / CHECK_PAGE}")
+    if options.attack_limit is None or found.max_attack_share <= options.attack_limit:
+        return 0
+    say(
+        f"an attack turns around {found.max_attack_share:.1%} of the pairs with {found.judges[0].judge}, more than the "
+        f"limit of {options.attack_limit:.1%}"
+    )
+    return 1
+
+
+def _published_figures(options: argparse.Namespace) -> int:
+    """ArmoRM's published scores, compared with those of a folder."""
     from judges.armorm import judge_check
     from tpo.hub.fetch import local_model
 
+    if options.judge != "armorm" or not options.model:
+        raise InputError(
+            "there are no preferences to judge: name a file, DATA=<file>; without one, JUDGE=armorm MODEL=<folder> "
+            "compares ArmoRM's folder with its published figures"
+        )
     found = judge_check(local_path(local_model(options.model)))
     for row in found.lines():
         print(row)

@@ -24,6 +24,7 @@ OPTIONS = {
     "KEY": "--api-key",
     "N": "--runs",
     "TO": "--folder",
+    "ATTACK_LIMIT": "--attack-limit",
 }
 """Variables with a value, if it isn't the variable's own name. SET and BENCH may hold several, separated by spaces."""
 FLAGS = {
@@ -33,6 +34,7 @@ FLAGS = {
     "PROBE": "--probe",
     "THOUGHTS": "--allow-thoughts",
     "UNEQUAL": "--unequal",
+    "ATTACK": "--attack",
 }
 """Variables that only have to be set."""
 RUN = ("PROFILE", "JUDGE", "SEED", "RUN", "SET")
@@ -45,7 +47,20 @@ READS: Mapping[str, tuple[str, ...]] = {
     "plan": ("ITER", "JSON", *RUN),
     "fetch": RUN,
     "check-model": ("MODEL", "PROFILE", "WEIGHTS", "PROBE", "JSON", "SET"),
-    "judge-check": ("JUDGE", "MODEL"),
+    "judge-check": (
+        "JUDGE",
+        "DATA",
+        "MODEL",
+        "AGAINST",
+        "ATTACK",
+        "ATTACK_LIMIT",
+        "LIMIT",
+        "PROFILE",
+        "RUN",
+        "TO",
+        "JSON",
+        "SET",
+    ),
     "evaluate": ("MODEL", "BENCH", "PROFILE", "RUN", "VARIANT", "LIMIT", "TOKENS", "SET"),
     "serve": ("MODEL", "PORT", "PROFILE", "VARIANT", "THOUGHTS", "KEY", "SET"),
     "publish": ("RUN", "ITER", "TO", "PAIRS", "PUSH", "PROFILE"),
@@ -55,7 +70,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),
 }
 """What each target reads; one that isn't listed reads nothing."""
-ARGUMENTS = {"judge-check": ("JUDGE", "MODEL"), "check-model": ("MODEL",), "evaluate": ("MODEL",), "serve": ("MODEL",)}
+ARGUMENTS = {"judge-check": ("JUDGE",), "check-model": ("MODEL",), "evaluate": ("MODEL",), "serve": ("MODEL",)}
 """Variables that are given by position."""
 PROGRAMS = {"chaos": ["tests.faults.chaos"]}
 """Targets that aren't commands of `tpo`, and their modules."""

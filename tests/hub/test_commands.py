@@ -30,7 +30,7 @@ def test_fetch_and_check_model_accept_an_address(hub: Hub, capsys: pytest.Captur
     assert "A run accepts this model." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["check-model"], ["judge-check", "armorm"]])
+@pytest.mark.parametrize("command", [["check-model"], ["judge-check", "armorm", "--model"]])
 def test_a_mistake_in_an_address_is_a_one_line_error(command: list[str], capsys: pytest.CaptureFixture[str]):
     assert main([*command, "hf://o"]) == 2
     assert capsys.readouterr().err.startswith("error: MODEL is hf://o: expected an organization and a name")

@@ -9,7 +9,7 @@ import json
 import math
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -100,7 +100,7 @@ def read_columns(
     Raises `InputError` if the file can't be read, if it lacks a column (`section` is the profile section that names the
     columns), or if `make` raises `ValueError`.
     """
-    table = _read_table(path, list(named.values()), section)
+    table = read_table(path, list(named.values()), f"{section}.path")
     if not table.rows:
         raise InputError(f"{path} has no rows")
     for name, column in named.items():
@@ -133,18 +133,21 @@ def check_prompt_file(source: FileSource, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Table:
+class DataTable:
     """The columns and rows of a file."""
 
     columns: list[str]
     """Names of all its columns."""
     rows: list[list[Any]]
-    """The requested columns of each row."""
+    """The requested columns of each row; None for a column that the file lacks."""
 
 
-def _read_table(path: Path, columns: list[str], section: str) -> _Table:
-    """Reads a file in a subprocess; raises `InputError` if it can't be read. A damaged row is never skipped."""
-    _check_kind(path, section)
+def read_table(path: Path, columns: Sequence[str], place: str) -> DataTable:
+    """Reads a file in a subprocess; `place` is the setting that names it.
+
+    Raises `InputError` if it can't be read. A damaged row is never skipped.
+    """
+    _check_kind(path, place)
     limits = {"memory_bytes": row_files.MEMORY_BYTES, "cpu_seconds": row_files.SECONDS}
     try:
         with Sandbox(Path(row_files.__file__), str(path.absolute()), *columns, **limits) as reader:
@@ -154,7 +157,7 @@ def _read_table(path: Path, columns: list[str], section: str) -> _Table:
     last = rows.pop()
     if "fault" in last:
         raise InputError(f"{path}{last['fault']}")
-    return _Table(last["columns"], rows)
+    return DataTable(last["columns"], rows)
 
 
 def _why_unread(error: SandboxError) -> str:
@@ -164,21 +167,19 @@ def _why_unread(error: SandboxError) -> str:
     return f"reading it takes more {error.reason} than allowed ({limits}, {row_files.WALL_SECONDS} s in all): split it"
 
 
-def _check_kind(path: Path, section: str) -> None:
+def _check_kind(path: Path, place: str) -> None:
     """Accepts a file of a known kind or a folder, not a pipe or device, since opening one may block."""
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path} does not exist; {section}.path must name a file or a dataset folder") from None
+        raise InputError(f"{path} does not exist; {place} must name a file or a dataset folder") from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read: {error}; {section}.path must name a file or a dataset folder"
-        ) from error
+        raise InputError(f"{path} cannot be read: {error}; {place} must name a file or a dataset folder") from error
     if stat.S_ISDIR(kind):
         _check_folder(path)
     elif not stat.S_ISREG(kind):
         raise InputError(
-            f"{path} is neither a file nor a folder but a pipe, socket or device; {section}.path must name a file or a "
+            f"{path} is neither a file nor a folder but a pipe, socket or device; {place} must name a file or a "
             "dataset folder"
         )
     elif not row_files.kind_of(path.name)[0]:

@@ -5,8 +5,11 @@ little narrow below about 30 prompts. They don't cover variation between trainin
 Arena-Hard, with their own rules, are in separate modules.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -23,6 +26,8 @@ __all__ = [
     "lc_win_rate",
     "mean",
     "paired_difference",
+    "sign_test",
+    "wilson",
     "win_rate",
 ]
 
@@ -78,6 +83,30 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"a has {first.size} values and b {second.size}; expected one of each per prompt")
     return _estimate(first - second, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def wilson(values: ArrayLike, *, confidence: float = 0.95) -> Estimate:
+    """Mean of `values` (n,) in [0, 1] with Wilson's score interval, which also covers shares of 0 and 1, where a
+    bootstrap has no width. For halves among the values it is a little too wide.
+
+    Raises ValueError for other values, and as `mean` does.
+    """
+    shares = _numbers(values, name="values")
+    if shares.min() < 0 or shares.max() > 1:
+        raise ValueError(f"values are from {shares.min()} to {shares.max()}; expected shares, from 0 to 1")
+    n, share = shares.size, float(shares.mean())
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(share * (1 - share) * z2 / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+    return Estimate(share, max(0.0, min(center - half, share)), min(1.0, max(center + half, share)), n)
+
+
+def sign_test(first: int, second: int) -> float:
+    """Two-sided exact p-value of `first` cases against `second` if both were equally likely: McNemar's test, with the
+    cases on which two judges differ; 1 without any."""
+    n, most = first + second, max(first, second)
+    tail = sum(math.comb(n, k) for k in range(most, n + 1))
+    return min(1.0, 2 * float(Fraction(tail, 2**n)))
 
 
 def function_of_means(

@@ -1,0 +1,67 @@
+"""Preferences as prompts and samples, so that a judge scores them as it scores a run's.
+
+The responses of a prompt are in an order drawn by its texts, so that a judge gains nothing from places.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from tasks.handles import JudgeInput
+from tasks.stage import complete_or_begun
+from tpo.data.preference_files import Preference
+from tpo.records import Artifact, External, Prompt, RowCounts, Sample
+from tpo.storage.store import Stage
+
+SHARD_PROMPTS = 4096
+"""Prompts per file."""
+
+
+def store_preferences(root: Path, folder: str, rows: Sequence[Preference]) -> JudgeInput:
+    """Writes the prompts and responses of some preferences below `root/folder`; each prompt's id is its key."""
+    content = External(hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest())
+    prompts = [_prompt(row) for row in rows]
+    samples = [
+        Sample(row.key, index, [], [], text, "", text, None, 1)
+        for row in rows
+        for index, text in enumerate(responses_of(row))
+    ]
+    return JudgeInput(
+        samples=_stored(Stage(root, f"{folder}/samples", Sample, inputs={"preferences": content}, config={}), samples),
+        prompts=_stored(Stage(root, f"{folder}/prompts", Prompt, inputs={"preferences": content}, config={}), prompts),
+    )
+
+
+def responses_of(row: Preference) -> list[str]:
+    """All responses in the order that judges get them in."""
+    return [(*row.better, *row.worse)[place] for place in _order(row)]
+
+
+def scores_of(row: Preference, values: Mapping[int, float]) -> tuple[list[float], list[float]] | None:
+    """The scores of the better and of the worse responses, from those by index; None if one has no score."""
+    by_place = {place: values.get(index) for index, place in enumerate(_order(row))}
+    found = [by_place[place] for place in sorted(by_place)]
+    known = [value for value in found if value is not None]
+    return (known[: len(row.better)], known[len(row.better) :]) if len(known) == len(found) else None
+
+
+def _order(row: Preference) -> list[int]:
+    rng = np.random.default_rng(int(row.key, 16))
+    return [int(place) for place in rng.permutation(len(row.better) + len(row.worse))]
+
+
+def _prompt(row: Preference) -> Prompt:
+    return Prompt(row.key, row.instruction, row.reference, row.subset, constraints=row.constraints, history=row.history)
+
+
+def _stored(stage: Stage, rows: Sequence[Prompt] | Sequence[Sample]) -> Artifact:
+    if (done := complete_or_begun(stage)) is not None:
+        return done
+    starts = range(0, len(rows), SHARD_PROMPTS)
+    for i, start in enumerate(starts):
+        stage.write_shard(i, rows[start : start + SHARD_PROMPTS])
+    return stage.commit(len(starts), account=RowCounts(len(rows), len(rows), {}))
