@@ -338,7 +338,7 @@ def _split_misfits(config: RunConfig) -> Iterator[Misfit]:
 def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
     match judge:
         case RewardModelJudge():
-            check_reward_folder(judge.folder)
+            check_reward_folder(judge.folder, judge.score)
         case ArmoRMJudge():
             check_armorm_folder(judge.folder)
         case PairwiseJudge():

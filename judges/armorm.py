@@ -24,9 +24,8 @@ class ArmoRMScorer(ChatJudge):
     def _loader() -> Load:
         return load_armorm_reader
 
-    @staticmethod
-    def _check(folder: Path) -> int:
-        return check_armorm_folder(folder)
+    def _check(self) -> int:
+        return check_armorm_folder(self._folder)
 
     @cached_property
     def _header(self) -> list[int]:

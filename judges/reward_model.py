@@ -22,6 +22,7 @@ from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.reply import TokenCount
 from tpo.engines.inference.reward_reader import Chat, Load, Reader, Values
 from tpo.errors import InputError
+from tpo.method.output_score import OutputScore
 from tpo.models.chat import ChatEncoder
 from tpo.models.files import read_json, some_of
 from tpo.models.folder import check_model_folder
@@ -51,7 +52,7 @@ class _Unscored:
 
 
 class ChatJudge(ABC):
-    """Base of judges that read each response by itself, as a chat; the first value is the score.
+    """Base of judges that read each response by itself, as a chat; by default the first value is the score.
 
     Args:
         config: The model.
@@ -85,7 +86,7 @@ class ChatJudge(ABC):
 
         Raises `InputError` if this judge can't use the model's folder or chat template.
         """
-        longest = min(self._max_tokens, self._check(self._folder))
+        longest = min(self._max_tokens, self._check())
         self.chat_of("Say hello.", "Hello.")
         asked: deque[list[Chat | _Unscored]] = deque()
 
@@ -150,16 +151,19 @@ class ChatJudge(ABC):
             chat = _Unscored("not_finite", {"tokens": len(chat.token_ids)})
         if isinstance(chat, _Unscored):
             return Judgment(prompt_id, index, None, None, json.dumps({"unscored": chat.reason, **chat.facts}))
-        return Judgment(prompt_id, index, None, values[0], json.dumps(self._detail(chat, values)))
+        return Judgment(prompt_id, index, None, self._score(values), json.dumps(self._detail(chat, values)))
+
+    def _score(self, values: Values) -> float:
+        """The score from the heads' values."""
+        return values[0]
 
     @staticmethod
     @abstractmethod
     def _loader() -> Load:
         """The function that loads the model in its own process."""
 
-    @staticmethod
     @abstractmethod
-    def _check(folder: Path) -> int:
+    def _check(self) -> int:
         """The model's context in tokens, after checking its folder."""
 
     @abstractmethod
@@ -172,36 +176,77 @@ class ChatJudge(ABC):
 
 
 class RewardModel(ChatJudge):
-    """Any sequence-classification model of transformers that is a decoder with one output."""
+    """Any sequence-classification model of transformers that is a decoder; of several outputs, a rule makes a score."""
+
+    def __init__(
+        self,
+        config: RewardModelJudge,
+        engine: JudgeEngineConfig,
+        cluster: ClusterConfig,
+        *,
+        scorer: ChatScorer | None = None,
+    ) -> None:
+        super().__init__(config, engine, cluster, scorer=scorer)
+        self._rule = config.score
 
     @staticmethod
     def _loader() -> Load:
         return load_reward_model
 
-    @staticmethod
-    def _check(folder: Path) -> int:
-        return check_reward_folder(folder)
+    def _check(self) -> int:
+        return check_reward_folder(self._folder, self._rule)
 
     @cached_property
     def _pad_token_id(self) -> int | None:
-        pad: int | None = read_json(self._folder / "config.json").get("pad_token_id")
+        """The model's padding, as transformers has it: a config may leave it to its class."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+        pad: int | None = config.get_text_config().pad_token_id
         return pad
+
+    @cached_property
+    def _outputs(self) -> "RewardOutputs":
+        return read_outputs(self._folder, self._rule)
 
     def _positions(self, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The last token that isn't the model's padding, which is where transformers reads, and training has read."""
         places = (i for i in reversed(range(len(token_ids))) if token_ids[i] != self._pad_token_id)
         return (next(places, 0),)
 
+    def _score(self, values: Values) -> float:
+        return self._outputs.score(values)
+
     def _detail(self, chat: Chat, values: Values) -> Mapping[str, object]:
-        return {"tokens": len(chat.token_ids)}
+        if len(values) == 1:
+            return {"tokens": len(chat.token_ids)}
+        return {"tokens": len(chat.token_ids), "outputs": [float(f"{value:.6g}") for value in values]}
+
+
+@dataclass(frozen=True)
+class RewardOutputs:
+    """A model's outputs, and what of them is the score."""
+
+    rule: OutputScore
+    """The rule."""
+    places: tuple[int, ...]
+    """The outputs that it reads."""
+    independent: bool
+    """Whether each output is a probability by itself (`problem_type` is `multi_label_classification`)."""
+
+    def score(self, logits: Values) -> float:
+        """The score."""
+        return self.rule.of(logits, self.places, independent=self.independent)
 
 
 def load_reward_model(folder: Path, dtype: str) -> Reader:
-    """The model in `folder`, its decoder in `dtype` and its head in float32.
+    """The model in `folder`, its decoder in `dtype` and its head in float32, as the file has it; its values are all
+    logits.
 
     Raises `InputError` if tensors are missing: transformers would make them up.
     """
     import torch
+    from safetensors import safe_open
     from transformers import AutoModelForSequenceClassification
 
     model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -217,12 +262,15 @@ def load_reward_model(folder: Path, dtype: str) -> Reader:
     if model.base_model is model or not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise InputError(f"{folder} is a {type(model).__name__}, expected a decoder with a linear head named score")
     head = model.score.float()
+    with safe_open(read_tensors(folder)[_HEAD].file, "pt") as tensors, torch.no_grad():
+        head.weight.copy_(tensors.get_tensor(_HEAD))  # `from_pretrained` has rounded it to `dtype`
     model.eval().requires_grad_(False)
     return Reader(model, model.base_model, lambda hidden: head(hidden[:, 0].float()))
 
 
-def check_reward_folder(folder: Path) -> int:
-    """The model's context in tokens, after checking that the folder is a sequence-classification model of one output.
+def check_reward_folder(folder: Path, rule: str = "logit") -> int:
+    """The model's context in tokens, after checking that the folder is a sequence-classification model that is a
+    decoder, with the outputs that the `rule` for its score reads.
 
     Loads nothing. Raises `InputError` that says what was found.
     """
@@ -232,13 +280,39 @@ def check_reward_folder(folder: Path) -> int:
     if not str(names[0]).endswith("ForSequenceClassification"):
         raise InputError(
             f"{folder} is a {names[0]} (architectures in config.json), expected a sequence-classification model, "
-            "…ForSequenceClassification, with one output"
+            "…ForSequenceClassification: a reward model with its own code, or one that is read from a language model's "
+            "logits, isn't one"
         )
-    head = read_tensors(folder).get(_HEAD)
-    if head is None:
-        raise InputError(f"{folder} has no tensor {_HEAD}, expected a decoder with a linear head of that name")
-    outputs = config.get("num_labels") or len(config.get("id2label") or ("LABEL_0", "LABEL_1"))
-    for found, where in ((head.shape[0], _HEAD), (outputs, "id2label in config.json")):
-        if found != 1:
-            raise InputError(f"{folder} has {found} outputs ({where}), expected 1: a reward model says one number")
+    read_outputs(folder, rule)
     return context
+
+
+def read_outputs(folder: Path, rule: str) -> RewardOutputs:
+    """The outputs of a model, checked against the `rule` for its score. Raises `InputError` that says what was
+    found."""
+    config, head = read_json(folder / "config.json"), read_tensors(folder).get(_HEAD)
+    if head is None:
+        raise InputError(
+            f"{folder} has no tensor {_HEAD}, expected a decoder with a linear head of that name: encoders, and heads "
+            "of several layers, aren't read here"
+        )
+    names = config.get("id2label")
+    count = config.get("num_labels") or len(names or ("LABEL_0", "LABEL_1"))
+    if count != head.shape[0]:
+        raise InputError(
+            f"{folder} has {head.shape[0]} outputs ({_HEAD}) and {count} labels (id2label in config.json), expected "
+            "one label for each output"
+        )
+    kind, parsed = config.get("problem_type"), OutputScore.parse(rule)
+    if parsed.rule == "probability" and kind == "regression":
+        raise InputError(
+            f"{folder} is a regression (problem_type in config.json), whose outputs aren't probabilities: set "
+            "judge.score to logit or difference"
+        )
+    labels = {place: f"LABEL_{place}" for place in range(count)}  # what transformers leaves out of config.json
+    labels |= {int(place): str(name) for place, name in names.items()} if isinstance(names, dict) else {}
+    try:
+        places = parsed.places(count, labels)
+    except ValueError as error:
+        raise InputError(f"{folder} {error}") from error
+    return RewardOutputs(parsed, places, kind == "multi_label_classification")

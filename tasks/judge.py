@@ -224,6 +224,8 @@ def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = 
         return judge.model_dump(mode="json", exclude={*without})
     if judge.folder is not None:
         values = judge.model_dump(mode="json", exclude={*without, "model", "system_template", "user_template"})
+        if values.get("score") == "logit":
+            del values["score"]  # judgments of runs from before there were other rules stay current
         return values | {"dtype": config.judge_engine.dtype}
     values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
     return values | {"structured_outputs": judge.endpoint is not None and judge.endpoint.structured_outputs}

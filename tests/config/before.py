@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from tpo.config.base import Section
 from tpo.config.benchmarks import EvaluationConfig
 from tpo.config.data import ModelConfig, PromptConfig
-from tpo.config.judges import PairConfig
+from tpo.config.judges import PairConfig, RewardModelJudge
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
@@ -17,6 +17,7 @@ NEWER: dict[type[BaseModel], set[str]] = {
     EvaluationConfig: {"benchmarks", "fine_grained", "second_opinion", "verifier"},
     ModelConfig: {"chat_template_options", "thinking"},
     PairConfig: {"replay_share"},
+    RewardModelJudge: {"score"},
     TrainConfig: {"rounds"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }

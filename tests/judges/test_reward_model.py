@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two outputs in the config": (
         lambda folder: change_json(folder / "config.json", id2label={"0": "bad", "1": "good"}),
-        r"has 2 outputs \(id2label in config.json\), expected 1",
+        r"has 1 outputs \(score.weight\) and 2 labels \(id2label in config.json\)",
     ),
     "no head": (
         lambda folder: save_file({"classifier.weight": torch.zeros(1, 32)}, folder / "model.safetensors"),
@@ -170,9 +170,65 @@ def test_a_folder_that_is_not_a_reward_model_is_refused(tmp_path: Path, case: st
         list(judge_of(folder, Overheard()).judge([a_group("Hi.")]))
 
 
-def test_a_model_of_two_outputs_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"has 2 outputs \(score.weight\), expected 1"):
-        check_reward_folder(reward_folder(tmp_path, outputs=2))
+def test_a_model_of_two_outputs_needs_a_rule_for_its_score(tmp_path: Path):
+    folder = reward_folder(tmp_path, outputs=2)
+    with pytest.raises(InputError, match=r"has 2 outputs \(0: LABEL_0, 1: LABEL_1\), and judge.score doesn't say"):
+        check_reward_folder(folder)
+    with pytest.raises(
+        InputError, match=r"has no output 'good', which judge\.score names: it has 0: LABEL_0, 1: LABEL_1"
+    ):
+        check_reward_folder(folder, "logit(good)")
+    for rule in ("logit(1)", "logit(LABEL_0)", "difference(1, 0)", "probability(1)"):
+        assert check_reward_folder(folder, rule) == SIZES["max_position_embeddings"]
+    change_json(folder / "config.json", problem_type="regression")
+    with pytest.raises(InputError, match=r"is a regression .* aren't probabilities"):
+        check_reward_folder(folder, "probability(1)")
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "logit()", "logit(1, 0)", "difference(1)", "softmax(1)", "logit(1)(2)", "probability"]
+)
+def test_what_is_no_rule_for_a_score_is_refused_in_the_profile(rule: str):
+    with pytest.raises(ValueError, match="isn't a rule for a score: expected logit, logit"):
+        RewardModelJudge(model="m", score=rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "expected"),
+    [
+        ("logit(1)", None, lambda logits: logits[1]),
+        ("logit(bad)", "single_label_classification", lambda logits: logits[0]),
+        ("difference(good, bad)", None, lambda logits: logits[1] - logits[0]),
+        ("probability(good)", "single_label_classification", lambda logits: logits.softmax(0)[1]),
+        ("probability(1)", "multi_label_classification", lambda logits: logits.sigmoid()[1]),
+    ],
+)
+def test_a_score_of_several_outputs_follows_its_rule(
+    tmp_path: Path, rule: str, kind: str | None, expected: Callable[[torch.Tensor], torch.Tensor]
+):
+    folder = reward_folder(tmp_path, outputs=3)
+    change_json(
+        folder / "config.json", id2label={"0": "bad", "1": "good", "2": "unclear"}, problem_type=kind, label2id=None
+    )
+    judge = judge_of(folder, Scorer(load_reward_model, folder, ENGINE), score=rule)
+    group = a_group("hello", "hello " * 9)
+    (judgments,) = judge.judge([group])
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for response, judgment in zip(group.responses, judgments, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([judge.chat_of(group.instruction, response.text).token_ids])).logits[0]
+        assert judgment.outcome == pytest.approx(float(expected(logits)), abs=1e-5)
+        assert json.loads(judgment.detail)["outputs"] == pytest.approx(logits.tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_the_head_of_a_model_in_bfloat16_is_that_of_the_file(tmp_path: Path):
+    folder = reward_folder(tmp_path)
+    stored = load_file(folder / "model.safetensors")["score.weight"]
+    reader = load_reward_model(folder, "bfloat16")
+    assert next(reader.backbone.parameters()).dtype == torch.bfloat16
+    head = reader.model.get_parameter("score.weight")
+    assert head.dtype == torch.float32 and torch.equal(head, stored)
+    assert not torch.equal(stored, stored.bfloat16().float())
 
 
 def test_a_folder_in_armorms_format_is_refused(tmp_path: Path):

@@ -633,3 +633,20 @@ def test_thinkpos_writers_are_sampled_once_in_their_own_context(tmp_path: Path):
     assert (sampled["k"], sampled["tries"]) == (1, 1)
     assert context_of(config, spec.work) == config.data.max_prompt_tokens + 50
     assert context_of(config) == config.data.max_prompt_tokens + config.sample.max_new_tokens
+
+
+def test_a_rule_for_a_reward_models_score_is_in_its_judgments_and_the_only_one_of_before_is_not(tmp_path: Path):
+    """Judgments of runs from before `judge.score` stay current."""
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text("{}")
+
+    def judged_by(**values: str) -> Mapping[str, Any]:
+        judge = {"kind": "reward_model", "model": str(tmp_path / "judge"), **values}
+        config = changed(a_config(tmp_path), judge=judge)
+        row = Artifact(tmp_path, 1, "x")
+        found = judgments_stage(config, training_spec(config, 1), JudgeInput(row, row)).config["judge"]
+        assert isinstance(found, Mapping)
+        return found
+
+    assert judged_by() == judged_by(score="logit") == {"kind": "reward_model", "max_tokens": 4096, "dtype": "float32"}
+    assert judged_by(score="difference(1, 0)") == {**judged_by(), "score": "difference(1, 0)"}

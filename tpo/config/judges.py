@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from tpo.config.base import MINIATURE, SHIPPED, Endpoint, Section
 from tpo.config.hub import ModelPlace, local_path
 from tpo.method.instructions.constraints import MAX_CONSTRAINTS
+from tpo.method.output_score import OutputScore
 
 
 def check_answer_pattern(pattern: str) -> None:
@@ -46,7 +47,7 @@ class VerifierJudge(Section):
 
 
 class RewardModelJudge(Section):
-    """Any Hugging Face sequence-classification model with one output, read at the end of the chat."""
+    """Any Hugging Face sequence-classification model that is a decoder, read at the end of the chat."""
 
     kind: Literal["reward_model"] = "reward_model"
     """Names this judge."""
@@ -55,10 +56,20 @@ class RewardModelJudge(Section):
     max_tokens: int = Field(4096, ge=8)
     """Maximum chat length (instruction and response); a longer chat is unscored and counted, never truncated."""
 
+    score: str = "logit"
+    """Which number of the model's outputs is the score. `logit` is its only output. For a model of several:
+    `logit(1)`, `difference(1, 0)`, the first named minus the second, or `probability(1)`, with an output's index or its
+    label in `id2label`."""
+
     @property
     def folder(self) -> Path:
         """The model's folder."""
         return local_path(self.model)
+
+    @model_validator(mode="after")
+    def _score_is_a_rule(self) -> "RewardModelJudge":
+        OutputScore.parse(self.score)
+        return self
 
 
 class ArmoRMJudge(Section):

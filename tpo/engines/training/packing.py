@@ -76,6 +76,9 @@ def attend_span_by_span(
 
     more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - HARMLESS
     longest = max(_length(bundle.shared) + _length(rest) for bundle in spans for rest in bundle.rests)
+    if sliding_window is None and not hasattr(module, "sliding_window"):
+        # Phi-3.5-MoE has its window in the mask alone, which is ignored here.
+        sliding_window = getattr(getattr(module, "config", None), "sliding_window", None)
     if more or not getattr(module, "is_causal", True) or (sliding_window or longest) < longest:
         raise NotPlainError
     mixed = []
