@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from tpo.engines.training.packing import HARMLESS, PACKED, NotPlainError, RowSpans, attend_span_by_span
+from tpo.engines.training.packing import (
+    HARMLESS,
+    PACKED,
+    NotPlainError,
+    RowSpans,
+    attend_span_by_span,
+    hides_its_window,
+)
 
 PACKED_IN_ONE_CALL = "tpo_packed_in_one_call"
 """The attention's name in transformers."""
@@ -107,7 +114,7 @@ def attention_with(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         **others: object,
     ) -> tuple[Tensor, None]:
         more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - HARMLESS
-        if more or dropout or not getattr(module, "is_causal", True):
+        if more or dropout or not getattr(module, "is_causal", True) or hides_its_window(module, sliding_window):
             raise NotPlainError
         mask = spans.derived(
             ("block mask", sliding_window, query.device), lambda: _mask_on(query, spans, sliding_window)

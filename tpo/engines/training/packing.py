@@ -76,10 +76,9 @@ def attend_span_by_span(
 
     more = {name for name, wanted in others.items() if wanted is not None and wanted is not False} - HARMLESS
     longest = max(_length(bundle.shared) + _length(rest) for bundle in spans for rest in bundle.rests)
-    if sliding_window is None and not hasattr(module, "sliding_window"):
-        # Phi-3.5-MoE has its window in the mask alone, which is ignored here.
-        sliding_window = getattr(getattr(module, "config", None), "sliding_window", None)
-    if more or not getattr(module, "is_causal", True) or (sliding_window or longest) < longest:
+    if more or not getattr(module, "is_causal", True) or hides_its_window(module, sliding_window):
+        raise NotPlainError
+    if (sliding_window or longest) < longest:
         raise NotPlainError
     mixed = []
     for bundle in spans:
@@ -87,6 +86,12 @@ def attend_span_by_span(
             parts = [torch.cat((part[:, :, bundle.shared], part[:, :, rest]), 2) for part in (query, key, value)]
             mixed.append(_attend(*parts, skipped=_length(bundle.shared) if i else 0, scaling=scaling))
     return torch.cat(mixed, 2).transpose(1, 2), None
+
+
+def hides_its_window(module: "nn.Module", sliding_window: int | None) -> bool:
+    """Whether a model has its window in the mask alone, as Phi-3.5-MoE, where packed attentions don't see it."""
+    window = getattr(getattr(module, "config", None), "sliding_window", None)
+    return bool(window) and sliding_window is None and not hasattr(module, "sliding_window")
 
 
 def _attend(query: "Tensor", key: "Tensor", value: "Tensor", *, skipped: int, scaling: float | None) -> "Tensor":
