@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tests.faults.mock_engines import MockEngines
 from tests.faults.mock_run import make_seed
 from tests.without_prefect import without_prefect
 from tpo.config.data import SampleConfig
+from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.engines.inference.forcing import Rule
 from tpo.engines.inference.sampler import Accept, Output, Request
@@ -120,6 +121,7 @@ def main() -> None:
         print(json.dumps(measure(options.prompts[0], options.source)))
         return
     print(f"{'prompts × 8':>12} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9} {'ms a prompt':>12} {'KiB a prompt':>13}")
+    measured: dict[int, tuple[float, float]] = {}
     for prompts in options.prompts:
         command = [sys.executable, "-m", "tests.benchmarks.bench_own_time", "--one", "--source", options.source]
         done = subprocess.run([*command, "--prompts", str(prompts)], stdout=subprocess.PIPE, text=True, check=True)
@@ -134,8 +136,28 @@ def main() -> None:
             times = f"{found['cpu'][stage]:7.1f} {found['wall'][stage]:7.1f}"
             print(f"{stage:>12} {times} {found['peaks'][stage]:9.0f}")
         print(f"{'imports':>12} {'':15} {found['before']:9.0f}   with {', '.join(found['loaded']) or 'nothing heavy'}")
+        measured[prompts] = wall, found["peak"]
         if prompts == SIZES[0] and (cpu > BUDGET_SECONDS or found["peak"] > BUDGET_MIB):
             print(f"more than {BUDGET_SECONDS:.0f} s or {BUDGET_MIB:.0f} MiB")
+    if options.json:
+        _report(measured)
+
+
+def _report(measured: Mapping[int, tuple[float, float]]) -> None:
+    """The rows of the table of performance: time beside an 8B iteration by plan, and memory as prompts grow."""
+    from flows.cli.plan import plan_run
+    from tests.benchmarks import measure
+
+    small, large = min(measured), max(measured)
+    seconds = plan_run(load_config(Path("deploy/profiles/llama3-8b-armorm.toml"), []), 1).seconds
+    share = measured[small][0] / seconds
+    what, peer = f"own seconds at {small:,} × {K}", f"an iteration of llama3-8b-armorm by plan, {seconds:.0f} s"
+    limit = "parsing, JSON lines and hashes in one process"
+    measure.report(measure.Row(11, what, peer, "≤ 0.01", share, share, share, limit), as_json=True)
+    growth = measured[large][1] / measured[small][1]
+    what, peer = f"driver's peak memory at {large:,} × {K}", f"at {small:,} × {K}"
+    limit = "the samples of a stage are held at once while they are paired and reported"
+    measure.report(measure.Row(12, what, peer, "≤ 1.5", growth, growth, growth, limit), as_json=True)
 
 
 def measure(prompts: int, source: str) -> dict[str, Any]:
@@ -196,6 +218,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="+", default=list(SIZES), help="prompts, 8 outputs each")
     parser.add_argument("--source", choices=["file", "miniature"], default="file", help="where prompts come from")
+    parser.add_argument("--json", action="store_true", help="also print rows 11 and 12 of the table of performance")
     parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")
     return parser.parse_args()
 

@@ -1,9 +1,8 @@
 """Speed of our scorer, compared with the usual loop: transformers on padded batches in order of arrival.
 
-Prints for both the chats' own tokens per second (padding doesn't count, and a prompt counts with each of its
-responses), their ratio, and the largest difference of the scores. Both run in this process, alternating, on one thread,
-with the same float32 weights: a Llama of 4 layers and width 256 with random weights, since the speed doesn't depend on
-them.
+Prints the ratio of the chats' own tokens per second (padding doesn't count, and a prompt counts with each of its
+responses) and the largest difference of the scores. Both run in this process, alternating, on one thread, with the same
+float32 weights: a Llama of 4 layers and width 256 with random weights, since the speed doesn't depend on them.
 
 The usual loop is `AutoModelForSequenceClassification` on batches of 8 in order of arrival: the 8 responses of one
 prompt, each padded to the longest. Lengths are log-normal: prompts around 150 tokens (σ 0.8), responses around 350,
@@ -11,70 +10,57 @@ with σ 0.5 between prompts and 0.35 among the responses to one. Run with `pytho
 takes about a minute.
 """
 
-import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from judges.reward_model import load_reward_model
+from tests.benchmarks import measure
 from tpo.config.resources import JudgeEngineConfig
-from tpo.engines.cluster.processes import environment
 from tpo.engines.inference.reward_reader import Chat, Scorer, Values
 
-PROMPTS, K, ROUNDS, VOCABULARY, PAD = 12, 8, 3, 4000, 0
+PROMPTS, K, ROUNDS, VOCABULARY, PAD = 20, 8, 5, 4000, 0
 ENGINE = JudgeEngineConfig(batch_tokens=4096)
-
-
-@dataclass
-class Clock:
-    """Seconds that one of the two has taken."""
-
-    wall: float = 0.0
-    """Wall-clock time, which includes the machine's other work."""
-    cpu: float = 0.0
-    """CPU time of this process alone."""
-
-    def time(self, work: Callable[..., list[list[Values]]], *arguments: object) -> list[list[Values]]:
-        """The result of `work`, whose seconds are added."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = work(*arguments)
-        self.wall += time.perf_counter() - wall
-        self.cpu += time.process_time() - cpu
-        return found
 
 
 def main() -> None:
     """Measures and prints."""
-    variables = environment(1)
-    if not variables.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, **variables})
+    chosen = measure.options(__doc__, threads=1, rounds=ROUNDS)
+    print(measure.describe_machine(chosen.threads))
     with tempfile.TemporaryDirectory() as name:
         folder = _random_model(Path(name))
         ours = Scorer(load_reward_model, folder, ENGINE)
         usual = _usual_model(folder)
         groups = _groups(np.random.default_rng(0))
-        _padded(usual, groups[0][:2])
-        ours.score([groups[0][:2]])
-        clocks, worst = {"transformers, padded": Clock(), "our scorer": Clock()}, 0.0
-        for first in range(0, PROMPTS, PROMPTS // ROUNDS):
-            part = groups[first : first + PROMPTS // ROUNDS]
-            expected = clocks["transformers, padded"].time(_usual_way, usual, part)
-            found = clocks["our scorer"].time(ours.score, part)
-            worst = max(worst, float(np.abs(np.concatenate(expected) - np.concatenate(found)).max()))
-    tokens = sum(len(chat.token_ids) for group in groups for chat in group)
-    padded = sum(len(group) * max(len(chat.token_ids) for chat in group) for group in groups)
-    print(f"{PROMPTS} prompts of {K} responses, {tokens} tokens, {tokens / padded:.2f} of the padded batches")
-    for way, clock in clocks.items():
-        print(f"{way:20s} {tokens / clock.wall:8.0f} tokens/s, {tokens / clock.cpu:8.0f} tokens/s of CPU")
-    slow, fast = clocks.values()
-    print(f"quotient {slow.wall / fast.wall:.2f}, of CPU {slow.cpu / fast.cpu:.2f} (goal 2.5)")
-    print(f"scores differ by at most {worst:.1e}")
+        each = PROMPTS // chosen.rounds
+        parts = [groups[i * each : (i + 1) * each] for i in range(chosen.rounds)]
+        found = measure.alternate(
+            {
+                "usual": lambda number: measure.timed(lambda: _usual_way(usual, parts[number])),
+                "ours": lambda number: measure.timed(lambda: ours.score(parts[number])),
+            },
+            chosen.rounds,
+            warm_up=1,
+        )
+    worst = max(
+        float(np.abs(np.concatenate(a.found) - np.concatenate(b.found)).max())
+        for a, b in zip(found["usual"], found["ours"], strict=True)
+    )
+    assert worst < 1e-4, f"scores differ by {worst:.1e}"
+    tokens = sum(len(chat.token_ids) for part in parts for group in part for chat in group)
+    padded = sum(len(group) * max(len(chat.token_ids) for chat in group) for part in parts for group in part)
+    print(f"{each * chosen.rounds} prompts of {K} responses, {tokens} tokens, {tokens / padded:.2f} of the padded ones")
+    print(
+        f"scores differ by at most {worst:.1e}; CPU {measure.ratio_of_seconds(found['usual'], found['ours'], cpu=True)}"
+    )
+    ratio = measure.ratio_of_seconds(found["usual"], found["ours"])
+    peer = f"padded batches in order of arrival, {measure.versions('transformers')}"
+    limit = "arithmetic: every token is computed once, a shared prompt once for all its responses"
+    row = measure.Row(7, "reward model's real tokens/s", peer, "≥ 2.5", ratio.median, ratio.low, ratio.high, limit)
+    measure.report(row, as_json=chosen.json)
 
 
 def _groups(rng: np.random.Generator) -> list[list[Chat]]:

@@ -7,7 +7,6 @@ once. A start is a new process of an engine or a scorer: on real GPUs it takes h
 Run with `python -m tests.benchmarks.bench_starts`; takes a few minutes.
 """
 
-import argparse
 import dataclasses
 import os
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import measure
 from tests.benchmarks.bench_own_time import a_run
 from tests.faults.mock_engines import mock_train_model
 from tests.without_prefect import without_prefect
@@ -104,7 +104,7 @@ class CountedEngines(Engines):
 
 def main() -> None:
     """Counts and prints."""
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    chosen = measure.options(__doc__, threads=1)
     import ray
 
     with tempfile.TemporaryDirectory() as folder, without_prefect():
@@ -116,20 +116,30 @@ def main() -> None:
         )  # fmt: skip
         engines = CountedEngines()
         with using(RunContext(engines=engines)):
-            _count(_like_8b(Path(folder)))
+            later = _count(_like_8b(Path(folder)))[2:]
         engines.close()
+    worst = {kind: max(starts[kind] for starts in later) for kind in later[0]}
+    what = (
+        f"starts an iteration of 8 engines and 8 judges on 8 GPUs, {EPOCHS} epochs: engines {worst['engine']:g}, judges"
+    )
+    limit = "none: both sleep while others have their GPUs"
+    row = measure.Row(5, what, "one a checkpoint", "engines 0, judges 1", worst["judge"], 0, worst["judge"], limit)
+    measure.report(row, as_json=chosen.json)
 
 
-def _count(config: RunConfig) -> None:
+def _count(config: RunConfig) -> list[dict[str, float]]:
+    """The starts of each iteration by kind, from M_0, in units of all engines."""
     from flows.iterate import iterate
 
-    seen = {"engine": 0, "judge": 0}
+    seen, found = {"engine": 0, "judge": 0}, []
     print("starts, in units of eight engines or eight scorers at once")
     for t in range(ITERATIONS + 1):
         iterate(config, t)
         now = {kind: len([*Path(os.environ[STARTS]).glob(f"{kind}-*")]) for kind in seen}
-        print(f"M_{t}: " + ", ".join(f"{kind} {(now[kind] - seen[kind]) / GPUS:g}" for kind in seen), flush=True)
+        found.append({kind: (now[kind] - seen[kind]) / GPUS for kind in seen})
+        print(f"M_{t}: " + ", ".join(f"{kind} {starts:g}" for kind, starts in found[-1].items()), flush=True)
         seen = now
+    return found
 
 
 def _like_8b(folder: Path) -> RunConfig:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.benchmarks import measure
 from tpo.method.ratings import bradley_terry, soft_battle_matrix
 from tpo.method.tournament import FOR_HARD_VERDICTS, Adaptive, AllPairs, Pair, Results, Tournament
 
@@ -146,13 +147,17 @@ def share(gaps: NDArray[np.float64], ranges: NDArray[np.float64]) -> str:
     return f"{ratio:6.3f} ± {error:.4f}"
 
 
-def report(judge: Judge, spread: float, groups: int, designs: Sequence[tuple[str, Tournament, bool]]) -> None:
-    """Prints one table; the other designs are compared with the first."""
+def report(
+    judge: Judge, spread: float, groups: int, designs: Sequence[tuple[str, Tournament, bool]]
+) -> dict[str, tuple[float, float]]:
+    """Prints one table; the other designs are compared with the first. Returns the mean calls and the captured share of
+    each."""
     drawn = draw(judge, spread, groups)
     ranges = np.ptp(drawn.quality, axis=1)
     print(f"\n{judge.name}, σ = {spread:g}, {groups} groups")
     print(f"{'':32s} {'calls':>6s} {'5-95 %':>7s} {'rounds':>11s}  {'captured':>15s}  {'minus the first':>15s}")
     reference: NDArray[np.float64] | None = None
+    found = {}
     for name, design, soft in designs:
         played = play(design, drawn, soft=soft)
         reference = played.gaps if reference is None else reference
@@ -163,10 +168,13 @@ def report(judge: Judge, spread: float, groups: int, designs: Sequence[tuple[str
             f"{share(played.gaps, ranges)}  {share(played.gaps - reference, ranges)}",
             flush=True,
         )
+        found[name] = float(played.calls.mean()), float(played.gaps.mean() / ranges.mean())
+    return found
 
 
 def main() -> None:
     """Plays every design against the judge it is tuned for, and the adaptive ones against harder judges."""
+    chosen = measure.options(__doc__, threads=1)
     designs: list[tuple[str, Tournament, bool]] = [
         ("all pairs, hard", AllPairs(), False),
         ("all pairs, soft", AllPairs(), True),
@@ -174,8 +182,7 @@ def main() -> None:
         ("adaptive, soft", Adaptive(), True),
         ("adaptive for hard verdicts, hard", FOR_HARD_VERDICTS, False),
     ]
-    for spread in (2.0, 1.0):
-        report(Judge("the judge"), spread, 4000, designs)
+    found = [report(Judge("the judge"), spread, 4000, designs) for spread in (2.0, 1.0)]
     contested = [designs[0], designs[3], ("adaptive, soft, lone_weight 0.3", Adaptive(lone_weight=0.3), True)]
     for judge in (
         Judge("bias 1.5", bias=1.5),
@@ -184,6 +191,12 @@ def main() -> None:
         Judge("its own opinion of each pair, no noise", noise=0, own_mind=1),
     ):
         report(judge, 1.0, 2000, contested)
+    shares = [each["adaptive, soft"][0] / each["all pairs, hard"][0] for each in found]
+    assert all(each["adaptive, soft"][1] >= each["all pairs, hard"][1] for each in found), "it captures less"
+    what, peer = "judge calls a prompt at all pairs' captured gap, K = 8", "all pairs in both orders, hard verdicts"
+    limit = f"the noise of a call; {found[0]['adaptive, soft'][0]:.1f} and {found[1]['adaptive, soft'][0]:.1f} calls"
+    row = measure.Row(6, what, peer, "≤ 0.286 (16/56)", float(np.mean(shares)), min(shares), max(shares), limit)
+    measure.report(row, as_json=chosen.json)
 
 
 if __name__ == "__main__":
