@@ -38,7 +38,11 @@ def measure_health(
     """
     judged = {(group.prompt_id, response.index) for group in groups for response in group.responses}
     values = {(s.prompt_id, s.index): s for s in scores if (s.prompt_id, s.index) in judged}
+    judgments = list(judgments)
     asked = [judgment for judgment in judgments if judgment.other_index is not None]
+    unread = sum(
+        judgment.other_index is None and judgment.outcome is None and _is_reply(judgment) for judgment in judgments
+    )
     outcomes = [judgment.outcome for judgment in asked if judgment.outcome is not None]
     decided = [outcome for outcome in outcomes if outcome != 0]
     refused = sum(judgment.outcome is None and "reason" in json.loads(judgment.detail) for judgment in asked)
@@ -62,7 +66,14 @@ def measure_health(
         swap_pairs=swap_pairs,
         equal_rate=_share(sum(equal), len(equal)),
         scored_groups=len(equal),
+        readings=len(judgments) - len(asked),
+        unread=unread,
     )
+
+
+def _is_reply(judgment: Judgment) -> bool:
+    """Whether a reading is a model's reply, or its refusal to give one."""
+    return not {"text", "reason"}.isdisjoint(json.loads(judgment.detail))
 
 
 def pooled(found: Sequence[JudgeHealth], scores: Sequence[float]) -> JudgeHealth:
@@ -93,6 +104,8 @@ def pooled(found: Sequence[JudgeHealth], scores: Sequence[float]) -> JudgeHealth
         swap_pairs=total("swap_pairs"),
         equal_rate=mean("equal_rate", lambda each: each.scored_groups),
         scored_groups=total("scored_groups"),
+        readings=total("readings"),
+        unread=total("unread"),
     )
 
 
@@ -165,6 +178,7 @@ def _limits(health: JudgeHealth) -> list[_Limit]:
     return [
         _Limit("max_unscored", health.unscored_rate, "of the responses are unscored"),
         _Limit("max_unparsable", health.unparsable_rate, "of the comparisons have no verdict that can be read"),
+        _Limit("max_unparsable", health.unread_rate, "of the replies have no score that can be read"),
         _Limit("max_ties", health.tie_rate, "of the comparisons are ties", health.comparisons),
         _Limit(
             "max_first_rate",
@@ -204,7 +218,7 @@ def describe_health(health: JudgeHealth) -> str:
     if health.comparisons:
         parts.append(f"{health.comparisons} comparisons")
     for name, value in (
-        ("unparsable", health.unparsable_rate),
+        ("unparsable", health.unparsable_rate if health.comparisons else health.unread_rate if health.unread else None),
         ("swap agreement", health.swap_agreement),
         ("first", health.first_rate),
         ("agrees with references", health.reference_agreement),

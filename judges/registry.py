@@ -6,9 +6,10 @@ from judges.base import Judge
 from judges.journaled import Asker
 from judges.pairwise import Pairwise
 from judges.reward_model import RewardModel
+from judges.rubric import build_rubric
 from judges.verifier import Verifier
 from prompts.verdict import load_verdict_prompt
-from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, RubricJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.inference.reply import TokenCount
 
@@ -27,6 +28,8 @@ def build_judge(judge: JudgeConfig, engine: JudgeEngineConfig, cluster: ClusterC
             return ArmoRMScorer(judge, engine, cluster)
         case PairwiseJudge():
             return Pairwise(judge, _asker(judge, engine, cluster, spent))
+        case RubricJudge():
+            return build_rubric(judge, engine, cluster, spent)
 
 
 def _asker(

@@ -15,11 +15,12 @@ from typing import Any
 from judges.base import Group, Judge, groups_of
 from judges.health import check_health, describe_health, measure_health
 from judges.registry import build_judge
+from prompts.rubric import load_rubric_prompt
 from prompts.verdict import load_verdict_prompt
 from tasks.handles import JudgedSamples, JudgeInput, SamplingSpec, with_files
 from tasks.spending import api_tokens, judging_meter
 from tasks.stage import begin, stage_task
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
+from tpo.config.judges import JudgeConfig, PairwiseJudge, RubricJudge, VerifierJudge, compares
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.engines.inference.reply import TokenCount
@@ -123,7 +124,7 @@ def _make_judgments(
             meter.check()
             asked = [group for i in block for group in shards[i]]
             # Judges note replies in a journal, so that a resumed run repeats no call.
-            with Journal(_journal(stage.folder, block[0]), _within(advance, done, asked)) as journal:
+            with Journal(_journal(stage.folder, block[0]), _within(advance, done, asked, spec.judge)) as journal:
                 _inherit(stage.folder, journal)
                 judged = judge_.judge(asked, journal, spend)
                 for i in block:
@@ -167,10 +168,14 @@ def _journal(folder: Path, shard: int) -> Path:
     return folder / f"journal-{shard:05d}.jsonl"
 
 
-def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
-    """Reports a shard's progress as the share of all possible comparisons made so far."""
-    comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
-    return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
+def _within(advance: Advance, start: int, shard: Sequence[Group], judge: JudgeConfig) -> Callable[[int], None]:
+    """Reports a shard's progress as the share of all possible replies received so far."""
+
+    def most(k: int) -> int:
+        return k * judge.samples if isinstance(judge, RubricJudge) else max(1, k * (k - 1))
+
+    replies = sum(most(len(group.responses)) for group in shard)
+    return lambda answers: advance(start + min(len(shard), len(shard) * answers // replies))
 
 
 def judgments_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> Stage:
@@ -214,6 +219,9 @@ def _judge_inputs(judge: JudgeConfig) -> dict[str, Artifact | External]:
     if isinstance(judge, PairwiseJudge):
         fingerprint = load_verdict_prompt(judge).fingerprint
         inputs["judge templates"] = with_files(fingerprint, judge.user_template, judge.system_template)
+    if isinstance(judge, RubricJudge):
+        fingerprint = load_rubric_prompt(judge).fingerprint
+        inputs["judge templates"] = with_files(fingerprint, judge.user_template, judge.system_template)
     return inputs
 
 
@@ -228,4 +236,5 @@ def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = 
             del values["score"]  # judgments of runs from before there were other rules stay current
         return values | {"dtype": config.judge_engine.dtype}
     values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
-    return values | {"structured_outputs": judge.endpoint is not None and judge.endpoint.structured_outputs}
+    assert judge.endpoint is not None
+    return values | {"structured_outputs": judge.endpoint.structured_outputs}

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tpo.config.base import Endpoint
 from tpo.config.fine_grained import FineGrainedConfig
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import GenerativeJudge, JudgeConfig, VerifierJudge
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import TokenCount
@@ -89,10 +89,10 @@ def device_name(config: RunConfig, device: str) -> str:
 def _judge(config: RunConfig, judge: JudgeConfig) -> Worker:
     if isinstance(judge, VerifierJudge):
         return Worker("cpu")
-    if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+    if isinstance(judge, GenerativeJudge) and judge.endpoint is not None:
         return _server(judge.server, judge.endpoint)
     assert judge.folder is not None
-    tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
+    tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, GenerativeJudge) else 1
     return _engines(config, config.judge_engine, parameters_of(judge.folder), tensor_parallel=tensor_parallel)
 
 

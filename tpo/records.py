@@ -43,6 +43,8 @@ class Prompt:
     history: str | None = None
     """The turns before the instruction, as `write_turns` writes them: a system turn, if there is one, then user and
     assistant in turn; None if there are none."""
+    rubric: str | None = None
+    """What a good response to this prompt has to do, for a judge that grades by rubrics; None for the judge's own."""
 
     @property
     def earlier(self) -> list[Message]:
@@ -245,6 +247,10 @@ class JudgeHealth:
     """Share of `scored_groups` in which all scores are equal."""
     scored_groups: int = 0
     """Prompts with different scored responses."""
+    readings: int = 0
+    """Readings of single responses, by a judge that doesn't compare; also 0 in older files."""
+    unread: int = 0
+    """Of these, replies of a model without a readable score, refused ones included."""
 
     @property
     def unscored_rate(self) -> float | None:
@@ -255,6 +261,11 @@ class JudgeHealth:
     def unparsable_rate(self) -> float | None:
         """Share of comparisons without a readable verdict, including refused ones."""
         return _share(self.unparsable + self.refused, self.comparisons)
+
+    @property
+    def unread_rate(self) -> float | None:
+        """Share of readings that are replies without a readable score."""
+        return _share(self.unread, self.readings)
 
     @property
     def tie_rate(self) -> float | None:

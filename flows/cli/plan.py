@@ -15,7 +15,7 @@ from rich.text import Text
 from flows.prompt_counts import sized, too_few_prompts
 from tasks.spending import device_name
 from tpo.config.contexts import pair_writers
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import GenerativeJudge, JudgeConfig, VerifierJudge
 from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
@@ -121,7 +121,7 @@ def _written(root: Path) -> int:
 def _judge_model(config: RunConfig, judge: JudgeConfig) -> Model | None:
     if isinstance(judge, VerifierJudge) or judge.folder is None:
         return None
-    if isinstance(judge, PairwiseJudge):
+    if isinstance(judge, GenerativeJudge):
         return _find_writer(judge.folder, device=config.judge_engine.device)
     return find_model(judge.folder)
 

@@ -300,7 +300,10 @@ def _prompt(model: FinishedModel) -> dict[str, Any]:
 def _judge(config: JudgeConfig, sha256: str | None) -> Judge:
     if isinstance(config, VerifierJudge):
         return Judge("verifier", None, None, config.model_dump(mode="json", exclude={"kind"}))
-    keep = {"mode", "tournament", "ridge", "max_new_tokens", "max_tokens"} & set(type(config).model_fields)
+    keep = {
+        *("mode", "tournament", "ridge", "max_new_tokens", "max_tokens", "template", "min_score", "max_score"),
+        *("score_pattern", "samples", "temperature", "expected_score"),
+    } & set(type(config).model_fields)
     found = hub_name(config.model)
     served = getattr(config, "endpoint", None) is not None
     name = found[0] if found else config.model if served else Path(config.model).name

@@ -13,13 +13,15 @@ from judges.base import Judge, groups_of
 from judges.pairwise import Pairwise
 from judges.registry import build_judge
 from judges.reward_model import RewardModel
+from judges.rubric import GradedResponse, Rubric
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.judge import make_scores
 from tasks.sample import make_samples
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.rows import a_prompt, a_sample
-from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, RubricJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import Reply, TokenCount
@@ -38,7 +40,7 @@ class Ears:
     def __init__(self) -> None:
         self.heard: list[object] = []
 
-    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, comparisons: Sequence[ResponsePair | GradedResponse]) -> Iterator[tuple[int, Reply]]:
         self.heard += comparisons
         return ((i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons)))
 
@@ -54,6 +56,8 @@ class Ears:
                 return Verifier(VerifierJudge())
             case "pairwise":
                 return Pairwise(PairwiseJudge(), self)
+            case "rubric":
+                return Rubric(RubricJudge(model="m"), self)
             case "armorm":
                 self.tokenizer = ChatEncoder(armorm_folder(folder)).tokenizer
                 return ArmoRMScorer(ArmoRMJudge(model=str(folder)), ENGINE, CLUSTER, scorer=self)
@@ -83,8 +87,9 @@ def no_decoder(ids: Sequence[int]) -> str:
 
 
 def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):
-    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise"}
+    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise", "rubric"}
     folders = {"reward_model": reward_folder(tmp_path / "r"), "armorm": armorm_folder(tmp_path / "a")}
+    folders["rubric"] = SHIPPED_SEED_MODEL
     for kind in KINDS:
         model = {"model": str(folders[kind])} if kind in folders else {}
         config = RunConfig.model_validate({"judge": {"kind": kind, **model}})

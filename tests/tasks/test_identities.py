@@ -543,6 +543,12 @@ def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
 
 JUDGED = {"judgments", "scores", "pairs", "train", "model"}
 SERVER = {"base_url": "http://one/v1"}
+RUBRIC: dict[str, Any] = {
+    "model": "n", "template": "additive", "rubric": "Rhyme.", "min_score": 1, "max_score": 7, "score_pattern": "(x)",
+    "temperature": 0.5, "expected_score": True, "max_new_tokens": 9, "max_tokens": 99, "max_response_chars": 9,
+    "endpoint__structured_outputs": True,
+}  # fmt: skip
+"""Settings of a rubric that change its grades, with other values; `samples` needs a temperature, too."""
 
 
 @pytest.mark.parametrize(
@@ -561,6 +567,13 @@ SERVER = {"base_url": "http://one/v1"}
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__max_total_tokens": 2}, set()),
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__key_variable": "K"}, set()),
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),
+        *(
+            ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {f"judge__{name}": value}, JUDGED)
+            for name, value in RUBRIC.items()
+        ),
+        ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge__endpoint__base_url": "http://two/v1"}, set()),
+        ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge__endpoint__concurrency": 2}, set()),
+        ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),
     ],
     ids=shown,
 )
@@ -570,7 +583,7 @@ def test_a_judge_is_identified_by_what_decides_its_verdicts(
     assert changed_by(a_config(tmp_path, judge=judge), **changes) - {"test"} == stages
 
 
-@pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model"])
+@pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model", "rubric"])
 def test_a_judges_model_is_identified_by_its_content_and_not_its_path(tmp_path: Path, kind: str):
     here, there, other = (a_model(tmp_path / name) for name in ("here", "there", "other"))
     (other / "model.safetensors").write_bytes(b"other weights")

@@ -16,12 +16,13 @@ from tpo.config.data import DataConfig, MiniatureSource, ModelConfig, PromptConf
 from tpo.config.gate import OF_VALIDATION, SECOND_JUDGE, VERIFIER, GateConfig, unknown_score
 from tpo.config.hub import Pin
 from tpo.config.judges import (
+    GenerativeJudge,
     HealthConfig,
     JudgeConfig,
     PairConfig,
-    PairwiseJudge,
     ValidationConfig,
     VerifierJudge,
+    members_of,
 )
 from tpo.config.recipes import Recipe, SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import (
@@ -142,6 +143,11 @@ class RunConfig(Section):
         if self.sft is None:
             raise InputError(f'recipe.kind is "{self.recipe.kind}", without fine-tuning: add a section [recipe.sft]')
         return self.sft
+
+    @property
+    def single_judges(self) -> list[JudgeConfig]:
+        """Every judge of training, validation and test samples, members of judges included."""
+        return [member for judge in (self.judge, self.evaluation.judge) for member in members_of(judge)]
 
     @property
     def second_judges(self) -> dict[str, JudgeConfig]:
@@ -285,9 +291,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cost_has_prices(self) -> "RunConfig":
-        endpoints = [
-            judge.endpoint for judge in (self.judge, self.evaluation.judge) if isinstance(judge, PairwiseJudge)
-        ]
+        endpoints = [judge.endpoint for judge in self.single_judges if isinstance(judge, GenerativeJudge)]
         if self.data.synthetic is not None:
             endpoints.append(self.data.synthetic.endpoint)
         if self.evaluation.fine_grained is not None:

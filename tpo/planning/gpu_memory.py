@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tpo.config.contexts import context_of, contexts
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import GenerativeJudge
 from tpo.config.resources import EngineConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainingConfig
@@ -80,7 +80,7 @@ def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMem
             if model is None:
                 continue
             longest = judge_longest(judge, model.shape.context)
-            if isinstance(judge, PairwiseJudge):
+            if isinstance(judge, GenerativeJudge):
                 held = engine_memory(kind, model.shape, config.judge_engine, context=longest, gpu_bytes=gpu_bytes)
             else:
                 held = reader_memory(kind, model.shape, config.judge_engine, longest=longest, gpu_bytes=gpu_bytes)

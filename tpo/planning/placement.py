@@ -8,7 +8,7 @@ from tpo.config.base import Endpoint
 from tpo.config.contexts import pair_writers
 from tpo.config.data import SyntheticConfig
 from tpo.config.fine_grained import FineGrainedConfig
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import GenerativeJudge, JudgeConfig, VerifierJudge
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.models.shape import Model
@@ -128,7 +128,7 @@ class Placement:
         """The server that does this work; None if it is done here."""
         others = {"generate": self.config.data.synthetic, "rate": self.config.evaluation.fine_grained}
         who = others[kind.verb] if kind.verb in others else self.judge(kind)
-        if not isinstance(who, SyntheticConfig | PairwiseJudge | FineGrainedConfig) or who.endpoint is None:
+        if not isinstance(who, SyntheticConfig | GenerativeJudge | FineGrainedConfig) or who.endpoint is None:
             return None
         return Server(who.server, who.endpoint)
 
@@ -166,7 +166,7 @@ class Placement:
             return EngineGroup(kind, who, 0, 1, device, ())
         if isinstance(section, TrainerConfig):
             count, each, what = section.workers, int(on_gpu), f"{section.strategy} worker"
-        elif judge is not None and not isinstance(judge, PairwiseJudge):
+        elif judge is not None and not isinstance(judge, GenerativeJudge):
             count, each, what = section.count, 1, "reward model"
         else:
             count, each, what = section.count, section.tensor_parallel, "vLLM engine"

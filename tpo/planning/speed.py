@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpo.config.base import Endpoint
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import GenerativeJudge, JudgeConfig, PairwiseJudge
 from tpo.config.resources import TrainerConfig
 from tpo.models.shape import Model
 from tpo.planning.gpu_memory import GpuMemory
@@ -162,7 +162,7 @@ class Speed:
                 epochs=train.epochs,
                 frozen=train.lora is not None,
             )
-        if judge is not None and not isinstance(judge, PairwiseJudge):
+        if judge is not None and not isinstance(judge, GenerativeJudge):
             return prefill_rate(shape, hardware)
         answers = work.expected.answers
         read, written = work.expected.tokens_in / answers, work.expected.tokens_out / answers
@@ -181,7 +181,7 @@ class Speed:
         )
         if not reads_much:
             return decode
-        cached = CACHED_SHARE if judge and judge.tournament == "all_pairs" and work.kind is Kind.JUDGE else 0.0
+        cached = CACHED_SHARE if _compares_all(judge) and work.kind is Kind.JUDGE else 0.0
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
     def _starts(self, work: Work, engines: EngineGroup, rate: Rate) -> float:
@@ -211,3 +211,8 @@ def _server_rate(work: Work, endpoint: Endpoint) -> Rate:
     written = work.expected.tokens_out / work.expected.answers
     call = work.expected.tokens / work.expected.answers
     return Rate(endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
+
+
+def _compares_all(judge: JudgeConfig | None) -> bool:
+    """Whether a judge makes every ordered comparison, whose shared prefixes the engine computes once."""
+    return isinstance(judge, PairwiseJudge) and judge.tournament == "all_pairs"

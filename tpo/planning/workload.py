@@ -14,7 +14,7 @@ from typing import Literal, Self
 from tpo.config.contexts import pair_writers
 from tpo.config.data import FileSource, MiniatureSource, SampleConfig, SyntheticConfig
 from tpo.config.gate import SECOND_JUDGE
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import GenerativeJudge, JudgeConfig, PairwiseJudge, VerifierJudge
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainingConfig
@@ -319,9 +319,9 @@ def judge_longest(judge: JudgeConfig, context: int | None = None) -> int:
     return judge.max_tokens if context is None else min(judge.max_tokens, context)
 
 
-def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
-    """Maximum tokens that a judge writes per comparison."""
-    if judge.mode != "cot":
+def judgment_longest(judge: GenerativeJudge, context: int | None = None) -> int:
+    """Maximum tokens that a judge writes per reply."""
+    if not judge.explains:
         return 1
     return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
 
@@ -389,7 +389,7 @@ def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prom
         read = Amount(asked * k, 0, 0)
         return Work(kind, rounds, asked, read, read)
     longest = judge_longest(judge)
-    if not isinstance(judge, PairwiseJudge):
+    if not isinstance(judge, GenerativeJudge):
         tokens = min(longest, lengths.prompt + lengths.response)
         return Work(
             kind,
@@ -400,8 +400,9 @@ def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prom
         )
     calls = calls_of(judge, k)
     written_most = judgment_longest(judge)
-    written = min(lengths.judgment, written_most) if judge.mode == "cot" else 1
-    read_in = min(longest - written, JUDGE_PROSE_TOKENS + lengths.prompt + 2 * lengths.response)
+    written = min(lengths.judgment, written_most) if judge.explains else 1
+    shown = 2 if isinstance(judge, PairwiseJudge) else 1
+    read_in = min(longest - written, JUDGE_PROSE_TOKENS + lengths.prompt + shown * lengths.response)
     return Work(
         kind,
         rounds,
@@ -415,8 +416,11 @@ def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prom
     )
 
 
-def calls_of(judge: PairwiseJudge, k: int) -> Calls:
-    """Comparisons of K outputs of one prompt, expected and at most; a single output is compared with a baseline."""
+def calls_of(judge: GenerativeJudge, k: int) -> Calls:
+    """Replies about K outputs of one prompt, expected and at most; a judge that compares compares a single output with
+    a baseline."""
+    if not isinstance(judge, PairwiseJudge):
+        return Calls(k * judge.samples, k * judge.samples)
     if k == 1:
         return Calls(2, 2)
     if judge.tournament == "all_pairs":
