@@ -36,12 +36,13 @@ from tpo.config.hub import local_path
 from tpo.config.judges import (
     ArmoRMJudge,
     GenerativeJudge,
-    JudgeConfig,
     PairwiseJudge,
     RewardModelJudge,
     RubricJudge,
+    SingleJudge,
     VerifierJudge,
     checks_instructions,
+    members_of,
 )
 from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
@@ -97,7 +98,7 @@ def preflight(config: RunConfig) -> None:
     """Refuses a run that can't work on this machine with these files."""
     load_prompt(config.prompt)
     found = [*_context_misfits(config), *_split_misfits(config)]
-    for judge in (config.judge, config.evaluation.judge):
+    for judge in config.single_judges:
         _check_judge(config, judge)
     if config.cluster.address is None and not has_gpu():
         found += device_misfits(config)
@@ -163,7 +164,8 @@ def check_evaluation(config: RunConfig) -> None:
     if config.cluster.address is None and not has_gpu():
         found += device_misfits(config)
     refuse(found)
-    _check_judge(config, judge)
+    for member in members_of(judge):
+        _check_judge(config, member)
     if config.evaluation.fine_grained is not None:
         _check_rater(config, config.evaluation.fine_grained)
     for benchmark in config.evaluation.benchmarks:
@@ -340,7 +342,7 @@ def _split_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from split_misfits(config, models)
 
 
-def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
+def _check_judge(config: RunConfig, judge: SingleJudge) -> None:
     match judge:
         case RewardModelJudge():
             check_reward_folder(judge.folder, judge.score)
@@ -390,7 +392,7 @@ def check_endpoints(config: RunConfig) -> None:
         ApiGenerator(writer, writer.endpoint, Spent(), without_control_tokens).check(few_shot)
 
 
-def _ask_judge(judge: JudgeConfig) -> Iterator[str]:
+def _ask_judge(judge: SingleJudge) -> Iterator[str]:
     """Asks a judge behind a server one question, just as the run will; yields what to know about its reply."""
     match judge:
         case PairwiseJudge(endpoint=Endpoint() as endpoint):
@@ -422,7 +424,11 @@ def _files_of(source: FileSource) -> list[Path]:
 
 def _check_constraints(config: RunConfig) -> None:
     """Prompts bring verifiable instructions if a judge checks them; a prompt without any is unscored."""
-    named = [("judge", config.judge), ("evaluation.judge", config.evaluation.judge)]
+    named = [
+        (name, member)
+        for name, judge in (("judge", config.judge), ("evaluation.judge", config.evaluation.judge))
+        for member in members_of(judge)
+    ]
     if config.evaluation.verifier is not None:
         named.append(("evaluation.verifier", config.evaluation.verifier))
     names = " and ".join(f"{name}.match" for name, judge in named if checks_instructions(judge))

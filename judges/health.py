@@ -13,15 +13,16 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from judges.base import Group
+from judges.ensemble import Ensemble, member_of
 from judges.verifier import Verifier
 from tpo.config.judges import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
 from tpo.errors import StageError
-from tpo.records import JudgeHealth, Judgment, Score
+from tpo.records import JudgeHealth, Judgment, Score, members_agree
 
 FEW_CASES = 30
 """Number of cases below which a figure must be beyond its limit by more than chance."""
@@ -71,6 +72,62 @@ def measure_health(
     )
 
 
+def measure_ensemble(
+    groups: Sequence[Group],
+    judgments: Iterable[Judgment],
+    scores: Iterable[Score],
+    referee: JudgeConfig,
+    ensemble: Ensemble,
+) -> JudgeHealth:
+    """The health of an ensemble: that of its scores, and each member's from its own judgments and scores of the groups
+    that it was asked about."""
+    scores, of_member = list(scores), dict[str, list[Judgment]]()
+    by_prompt: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        of_member.setdefault(member_of(judgment), []).append(judgment)
+        by_prompt.setdefault(judgment.prompt_id, []).append(judgment)
+    own: dict[str, tuple[list[Group], list[Score]]] = {}
+    for group in groups:
+        for name, found in ensemble.member_scores(group, by_prompt.get(group.prompt_id, [])).items():
+            asked, given = own.setdefault(name, ([], []))
+            asked.append(group)
+            given += found
+    members = {
+        name: asdict(measure_health(asked, of_member.get(name, []), given, referee))
+        for name, (asked, given) in own.items()
+    }
+    apart = [s.disagreement for s in scores if s.disagreement is not None and len(s.member_scores or ()) > 1]
+    alike, pairs = _pairs_that_members_agree_on(scores)
+    several = [group for group in groups if len(group.responses) > 1]
+    all_asked = own[ensemble.last_member][0] if ensemble.last_member in own else []
+    return replace(
+        measure_health(groups, [], scores, referee),
+        members=members,
+        disagreement=float(np.mean(apart)) if apart else None,
+        agreeing_pairs=_share(alike, pairs),
+        judged_pairs=pairs,
+        escalated=sum(len(group.responses) > 1 for group in all_asked) if ensemble.escalates else 0,
+        escalatable=len(several) if ensemble.escalates else 0,
+    )
+
+
+def _pairs_that_members_agree_on(scores: Sequence[Score]) -> tuple[int, int]:
+    """Of the pairs of responses to one prompt with different scores and several members: how many all members order as
+    the scores do, and how many there are."""
+    alike, pairs = 0, 0
+    by_prompt: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.value is not None and len(score.member_scores or ()) > 1:
+            by_prompt.setdefault(score.prompt_id, []).append(score)
+    for found in by_prompt.values():
+        for one, other in itertools.combinations(found, 2):
+            if one.value != other.value:
+                better, worse = (one, other) if (one.value or 0.0) > (other.value or 0.0) else (other, one)
+                alike += members_agree(better, worse)
+                pairs += 1
+    return alike, pairs
+
+
 def _is_reply(judgment: Judgment) -> bool:
     """Whether a reading is a model's reply, or its refusal to give one."""
     return not {"text", "reason"}.isdisjoint(json.loads(judgment.detail))
@@ -106,6 +163,15 @@ def pooled(found: Sequence[JudgeHealth], scores: Sequence[float]) -> JudgeHealth
         scored_groups=total("scored_groups"),
         readings=total("readings"),
         unread=total("unread"),
+        members={
+            name: asdict(pooled([JudgeHealth(**each.members[name]) for each in found if name in each.members], []))
+            for name in dict.fromkeys(name for each in found for name in each.members)
+        },
+        disagreement=mean("disagreement", lambda each: each.responses),
+        agreeing_pairs=mean("agreeing_pairs", lambda each: each.judged_pairs),
+        judged_pairs=total("judged_pairs"),
+        escalated=total("escalated"),
+        escalatable=total("escalatable"),
     )
 
 
@@ -222,9 +288,14 @@ def describe_health(health: JudgeHealth) -> str:
         ("swap agreement", health.swap_agreement),
         ("first", health.first_rate),
         ("agrees with references", health.reference_agreement),
+        ("members agree", health.agreeing_pairs),
+        ("escalated", _share(health.escalated, health.escalatable)),
     ):
         parts += [f"{name} {value:.1%}"] if value is not None else []
-    return ", ".join(parts)
+    if health.disagreement is not None:
+        parts.append(f"disagreement {health.disagreement:.2f}")
+    members = [f"{name}: {describe_health(JudgeHealth(**values))}" for name, values in health.members.items()]
+    return "; ".join([", ".join(parts), *members])
 
 
 def _alike_in_both_orders(asked: Sequence[Judgment]) -> tuple[int, int]:

@@ -36,13 +36,28 @@ def test_a_run_with_a_rubric_is_made_once_and_agrees_with_the_references(found: 
     assert run["spent"] == {"answers": run["asked"], "tokens_in": 10 * run["asked"], "tokens_out": 5 * run["asked"]}
 
 
+def test_an_ensemble_asks_the_expensive_member_about_close_prompts_and_books_each_by_itself(found: dict[str, Any]):
+    run = found["ensemble"]
+    health = run["health"]
+    assert 0 < health["escalated"] < health["escalatable"]
+    cheap, paid = health["members"]["cheap"], health["members"]["paid"]
+    assert cheap["responses"] == health["responses"] and 0 < paid["responses"] < cheap["responses"]
+    assert cheap["reference_agreement"] < health["reference_agreement"] and paid["reference_agreement"] > 0.9
+    assert {server: spent["answers"] for server, spent in run["by_server"].items()} == run["asked_by_server"]
+    assert run["again"] == []
+    assert run["pairs"]["members_disagree"] > 0, run["pairs"]
+    assert '<tr data-member="M_1 paid">' in run["page"] and 'data-agreement="M_1"' in run["page"]
+    assert run["units"] == pytest.approx(run["expected_units"])
+
+
 # The runs
 
 
 @mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs and writes what they found."""
-    (parent / "found.json").write_text(json.dumps({"rubric": _rubric(parent / "rubric")}))
+    found = {"rubric": _rubric(parent / "rubric"), "ensemble": _ensemble(parent / "ensemble")}
+    (parent / "found.json").write_text(json.dumps(found))
 
 
 def _rubric(folder: Path) -> dict[str, Any]:
@@ -58,6 +73,51 @@ def _rubric(folder: Path) -> dict[str, Any]:
     run["again"] = again["remade"]
     run["rubrics"] = [text.partition("[The Rubric]\n")[2].partition("\n")[0] for text in shown]
     return run
+
+
+def _ensemble(folder: Path) -> dict[str, Any]:
+    """A cheap judge that is often wrong, and one that is asked about close prompts; pairs need both."""
+    from tests.misbehaving_server import MisbehavingServer
+    from tpo.records import Score
+    from tpo.storage.store import complete_artifact, read_manifest, read_rows
+
+    with MisbehavingServer(says=_grade) as good, MisbehavingServer(says=_careless_grade) as careless:
+        servers = {"paid": good, "cheap": careless}
+        members = [
+            {
+                "name": name,
+                "judge": {
+                    "kind": "rubric",
+                    "model": name,
+                    "endpoint": {"base_url": servers[name].base_url, "key_variable": "NO_KEY"},
+                },
+                "unit": unit,
+            }
+            for name, unit in (("cheap", 4.0), ("paid", 2.0))
+        ]
+        judge = {"kind": "ensemble", "members": members, "escalate_below": 1.0, "agreement": "all"}
+        run = _made(folder, judge)
+        run["asked_by_server"] = {f"{name} at {server.base_url}": len(server.asked) for name, server in servers.items()}
+        run["again"] = _made(folder, judge)["remade"]
+    manifest = read_manifest(folder / "run/iter_1/pairs")
+    assert manifest is not None and manifest.account is not None
+    run["pairs"] = manifest.account["dropped"]
+    run["page"] = (folder / "run/report.html").read_text()
+    scored = [
+        s
+        for s in read_rows(complete_artifact(folder / "run/iter_1/validation/epoch_1/scores"), Score)
+        if s.member_scores
+    ]
+    run["units"] = [score.value for score in scored]
+    run["expected_units"] = [sum(score.member_scores or ()) / 2 for score in scored]
+    return run
+
+
+def _careless_grade(request: dict[str, Any]) -> str:
+    """As `_grade`, for a third of the responses at random."""
+    shown = request["messages"][1]["content"]
+    dice = random.Random(f"careless {shown}")
+    return f"Well. [[Score: {dice.choice((2, 4, 6, 8))}]]" if dice.random() < 2 / 3 else _grade(request)
 
 
 def _grade(request: dict[str, Any]) -> str:
@@ -80,7 +140,12 @@ def _made(folder: Path, judge: dict[str, Any]) -> dict[str, Any]:
         iterate.fn(_config(folder, judge), ITERATIONS)
     health = json.loads((folder / "run/iter_1/scores/manifest.json").read_text())["facts"]["health"]
     entries = [entry for entry in read_ledger(folder / "run") if entry.server]
+    servers = {entry.server for entry in entries}
+    by_server = {
+        server: {"answers": sum(entry.answers for entry in entries if entry.server == server)} for server in servers
+    }
     return {
+        "by_server": by_server,
         "judge": judge,
         "health": health,
         "remade": remade_stages(folder, before),

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from judges.armorm import ArmoRMScorer
 from judges.askers import ResponsePair
 from judges.base import Judge, groups_of
+from judges.ensemble import Ensemble
 from judges.pairwise import Pairwise
 from judges.registry import build_judge
 from judges.reward_model import RewardModel
@@ -21,7 +22,15 @@ from tasks.sample import make_samples
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.rows import a_prompt, a_sample
 from tpo.config.base import SHIPPED_SEED_MODEL
-from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, RubricJudge, VerifierJudge
+from tpo.config.judges import (
+    ArmoRMJudge,
+    EnsembleJudge,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RubricJudge,
+    VerifierJudge,
+)
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import Reply, TokenCount
@@ -56,6 +65,10 @@ class Ears:
                 return Verifier(VerifierJudge())
             case "pairwise":
                 return Pairwise(PairwiseJudge(), self)
+            case "ensemble":
+                members = [{"name": kind, "judge": {"kind": kind}, "unit": 1.0} for kind in ("verifier", "pairwise")]
+                judges = [self.listen("verifier", folder), self.listen("pairwise", folder)]
+                return Ensemble(EnsembleJudge.model_validate({"members": members}), judges)
             case "rubric":
                 return Rubric(RubricJudge(model="m"), self)
             case "armorm":
@@ -87,11 +100,13 @@ def no_decoder(ids: Sequence[int]) -> str:
 
 
 def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):
-    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise", "rubric"}
+    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise", "rubric", "ensemble"}
     folders = {"reward_model": reward_folder(tmp_path / "r"), "armorm": armorm_folder(tmp_path / "a")}
     folders["rubric"] = SHIPPED_SEED_MODEL
+    two = [{"name": kind, "judge": {"kind": kind}, "unit": 1.0} for kind in ("verifier", "pairwise")]
     for kind in KINDS:
-        model = {"model": str(folders[kind])} if kind in folders else {}
+        model: dict[str, Any] = {"model": str(folders[kind])} if kind in folders else {}
+        model |= {"members": two} if kind == "ensemble" else {}
         config = RunConfig.model_validate({"judge": {"kind": kind, **model}})
         assert build_judge(config.judge, ENGINE, CLUSTER, TokenCount()) is not None
 

@@ -342,6 +342,28 @@ def test_a_judge_with_a_rubric_is_asked_once_for_each_sample_and_shown_one_respo
     )
 
 
+def test_an_ensemble_is_planned_member_by_member():
+    endpoint = "{ base_url = 'http://one/v1', input_price = 1.0 }"
+    members = (
+        "{ name = 'rm', judge = { kind = 'armorm' }, unit = 1.0 }",
+        f"{{ name = 'paid', judge = {{ kind = 'rubric', model = 'm', endpoint = {endpoint} }}, unit = 3.0 }}",
+        "{ name = 'duel', judge = { kind = 'pairwise' }, unit = 1.0 }",
+    )
+    found = {}
+    for escalates in ("", ", escalate_below = 1.0"):
+        judge = f"judge={{ kind = 'ensemble', members = [{', '.join(members)}]{escalates} }}"
+        plan = plan_run(load_config(PROFILES["laptop"], [judge]), 1)
+        found[escalates] = {stage.work.member: stage for stage in plan.stages if stage.work.kind is Kind.JUDGE}
+        validated = [stage.work.member for stage in plan.stages if stage.work.kind is Kind.VALIDATION_JUDGE]
+        assert validated == [0, 1], "a judge that compares reads no single response"
+    every, close = found.values()
+    assert [stage.engines.device for stage in every.values()] == ["cpu", "api", "cpu"]
+    assert "reward model" in every[0].engines.who and "m at http://one/v1" in every[1].engines.who
+    assert every[0].work.expected == close[0].work.expected and every[1].cost > 0
+    assert close[1].work.expected.answers == every[1].work.expected.answers / 2
+    assert close[1].work.most == every[1].work.most
+
+
 @pytest.mark.parametrize("judge", ["armorm", "pairwise"])
 def test_a_past_runs_entries_for_a_judge_are_found_again(tmp_path: Path, judge: str):
     config = load_config(PROFILES["laptop"], [f"judge={{kind='{judge}'}}", f"folder={tmp_path}"])

@@ -583,6 +583,36 @@ def test_a_judge_is_identified_by_what_decides_its_verdicts(
     assert changed_by(a_config(tmp_path, judge=judge), **changes) - {"test"} == stages
 
 
+def an_ensemble(**settings: Any) -> dict[str, Any]:
+    members = [
+        {"name": "first", "judge": {"kind": "pairwise"}, "unit": 2.0, "veto_below": settings.pop("veto_below", 0.0)},
+        {"name": "second", "judge": {"kind": "verifier", **settings.pop("verifier", {})}, "unit": 1.0},
+    ]
+    members[1] |= {name: settings.pop(name) for name in ("weight", "unit", "name") if name in settings}
+    return {"kind": "ensemble", "members": members, "combine": "veto", **settings}
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({"weight": 2.0}, JUDGED - {"judgments"}),
+        ({"unit": 2.0}, JUDGED - {"judgments"}),
+        ({"veto_below": 0.5}, JUDGED - {"judgments"}),
+        ({"verifier": {"length_bias": 0.5}}, JUDGED - {"judgments"}),
+        ({"verifier": {"match": "math"}}, JUDGED),
+        ({"name": "other"}, JUDGED),
+        ({"escalate_below": 1.0}, JUDGED),
+        ({"agreement": "all"}, {"pairs", "train", "model"}),
+    ],
+    ids=shown,
+)
+def test_an_ensemble_is_identified_by_its_members_and_how_they_are_combined(
+    tmp_path: Path, settings: dict[str, Any], stages: set[str]
+):
+    before, after = (identities(a_config(tmp_path, judge=an_ensemble(**each))) for each in ({}, settings))
+    assert {name for name in before if before[name] != after[name]} - {"test"} == stages
+
+
 @pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model", "rubric"])
 def test_a_judges_model_is_identified_by_its_content_and_not_its_path(tmp_path: Path, kind: str):
     here, there, other = (a_model(tmp_path / name) for name in ("here", "there", "other"))

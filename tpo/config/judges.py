@@ -272,7 +272,11 @@ def _kind_of(judge: Any) -> Any:
     return judge.get("kind", "verifier") if isinstance(judge, dict) else getattr(judge, "kind", None)
 
 
-JudgeConfig = Annotated[
+SingleJudge = VerifierJudge | RewardModelJudge | ArmoRMJudge | PairwiseJudge | RubricJudge
+"""The judges that aren't made of others."""
+GenerativeJudge = PairwiseJudge | RubricJudge
+"""The judges whose replies are text."""
+_AnySingleJudge = Annotated[
     Annotated[VerifierJudge, Tag("verifier")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
     | Annotated[ArmoRMJudge, Tag("armorm")]
@@ -280,27 +284,104 @@ JudgeConfig = Annotated[
     | Annotated[RubricJudge, Tag("rubric")],
     Discriminator(_kind_of),
 ]
+
+
+class EnsembleMember(Section):
+    """One judge of an ensemble."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name in judgments, reports and the reasons for unscored responses."""
+    judge: _AnySingleJudge
+    """The judge: any kind but an ensemble."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the mean."""
+    unit: float = Field(gt=0)
+    """What counts as one point of this judge: about the standard deviation of its scores. Single responses, as in
+    validation and test, have no spread within their prompt, so their scores are divided by this before the mean is
+    taken."""
+    veto_below: float | None = None
+    """With `combine = "veto"`: a response with a lower score, in the judge's own unit, is put below all others of its
+    prompt. None for a judge without a veto."""
+
+
+class EnsembleJudge(Section):
+    """Several judges as one: their scores are standardized within each prompt and combined."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    """Names this judge."""
+    members: tuple[EnsembleMember, ...] = Field(min_length=2)
+    """The judges, each as a section `[[judge.members]]`."""
+    combine: Literal["mean", "worst", "veto"] = "mean"
+    """`mean`: the weighted mean of the members' z-scores; `worst`: the smallest one; `veto`: the mean, but responses
+    that a member puts below its `veto_below` come last."""
+    agreement: Literal["any", "all"] = "any"
+    """`all` makes a pair only if every member asked scores the chosen response higher than the rejected one."""
+    escalate_below: float | None = Field(None, gt=0)
+    """Asks only the first member at first, and the others only about prompts whose best response leads the second by
+    less than this many of that member's standard deviations. None to ask all members about all prompts."""
+
+    @property
+    def folder(self) -> None:
+        """None: its members have models."""
+        return
+
+    @model_validator(mode="after")
+    def _members_are_told_apart(self) -> "EnsembleJudge":
+        names = [member.name for member in self.members]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"members has {repeated[0]} more than once: give each member its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _vetoes_are_used(self) -> "EnsembleJudge":
+        vetoes = [member.name for member in self.members if member.veto_below is not None]
+        if vetoes and self.combine != "veto":
+            raise ValueError(
+                f'veto_below is set for {vetoes[0]}, and combine is "{self.combine}": set combine to "veto"'
+            )
+        if self.combine == "veto" and not vetoes:
+            raise ValueError('combine is "veto", but no member has veto_below: set it for at least one')
+        return self
+
+    @model_validator(mode="after")
+    def _escalation_leaves_a_first_judge(self) -> "EnsembleJudge":
+        veto = next((member.name for member in self.members[1:] if member.veto_below is not None), None)
+        if self.escalate_below is not None and veto is not None:
+            raise ValueError(
+                f"escalate_below is set, and {veto}, which has a veto, would be asked about close prompts only: make "
+                "it the first member, or leave escalate_below out"
+            )
+        return self
+
+
+JudgeConfig = Annotated[
+    Annotated[VerifierJudge, Tag("verifier")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[ArmoRMJudge, Tag("armorm")]
+    | Annotated[PairwiseJudge, Tag("pairwise")]
+    | Annotated[RubricJudge, Tag("rubric")]
+    | Annotated[EnsembleJudge, Tag("ensemble")],
+    Discriminator(_kind_of),
+]
 """Every judge a profile can name. A new one is a class here, a file in judges/ and a line in its registry."""
 
 
-GenerativeJudge = PairwiseJudge | RubricJudge
-"""The judges whose replies are text."""
-
-
-def members_of(judge: JudgeConfig) -> tuple[JudgeConfig, ...]:
-    """The judges that a judge consists of: itself."""
-    return (judge,)
+def members_of(judge: JudgeConfig) -> tuple[SingleJudge, ...]:
+    """The judges that a judge consists of: an ensemble's members, or itself."""
+    return tuple(member.judge for member in judge.members) if isinstance(judge, EnsembleJudge) else (judge,)
 
 
 def compares(judge: JudgeConfig) -> bool:
     """Whether a judge only compares responses with each other, so that a single response has no score."""
-    return judge.kind == "pairwise"
+    return all(isinstance(member, PairwiseJudge) for member in members_of(judge))
 
 
 def judge_name(judge: JudgeConfig) -> str:
     """A judge as tables and exports name it: its kind, and its model or rule."""
     if isinstance(judge, VerifierJudge):
         return f"verifier ({judge.match}{', favors length' if judge.length_bias else ''})"
+    if isinstance(judge, EnsembleJudge):
+        return f"ensemble ({judge.combine} of {', '.join(member.name for member in judge.members)})"
     model = judge.server if isinstance(judge, GenerativeJudge) and judge.endpoint is not None else judge.model
     return f"{judge.kind} ({model})"
 
@@ -380,6 +461,11 @@ def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
     if checks_instructions(judge):
         return 1 / MAX_CONSTRAINTS  # the smallest difference of two shares
     return 0.5 if judge.kind in ("verifier", "pairwise") else 0.0
+
+
+def pairs_need_agreement(judge: JudgeConfig) -> bool:
+    """Whether a pair needs all members of an ensemble to prefer its chosen response."""
+    return isinstance(judge, EnsembleJudge) and judge.agreement == "all"
 
 
 class ValidationConfig(Section):

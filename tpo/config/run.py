@@ -20,6 +20,7 @@ from tpo.config.judges import (
     HealthConfig,
     JudgeConfig,
     PairConfig,
+    SingleJudge,
     ValidationConfig,
     VerifierJudge,
     members_of,
@@ -145,7 +146,7 @@ class RunConfig(Section):
         return self.sft
 
     @property
-    def single_judges(self) -> list[JudgeConfig]:
+    def single_judges(self) -> list[SingleJudge]:
         """Every judge of training, validation and test samples, members of judges included."""
         return [member for judge in (self.judge, self.evaluation.judge) for member in members_of(judge)]
 
@@ -250,10 +251,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _no_references_for_the_verifier(self) -> "RunConfig":
-        if self.data.synthetic is not None and isinstance(self.judge, VerifierJudge):
+        if self.data.synthetic is not None and any(isinstance(each, VerifierJudge) for each in members_of(self.judge)):
             raise ValueError(
-                "data.synthetic is set, but judge.kind is verifier, which needs references or verifiable instructions: "
-                "generated prompts have neither; set judge.kind to another judge"
+                "data.synthetic is set, but a verifier judges training samples, which needs references or verifiable "
+                "instructions: generated prompts have neither; set judge.kind to another judge"
             )
         return self
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from tpo.config.contexts import pair_writers
 from tpo.config.judges import (
     ArmoRMJudge,
+    EnsembleJudge,
     GenerativeJudge,
     JudgeConfig,
     PairwiseJudge,
     RewardModelJudge,
     RubricJudge,
     VerifierJudge,
+    members_of,
 )
 from tpo.config.recipes import SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import EngineConfig
@@ -150,6 +152,8 @@ def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int
 def _judgment_bytes(judge: JudgeConfig, k: int) -> int:
     """Bytes of a judge's records of one prompt's outputs, besides a row for each: comparisons, with their text if it
     explains itself."""
+    if isinstance(judge, EnsembleJudge):
+        return sum(_judgment_bytes(member, k) + (k * _ROW // 2) for member in members_of(judge))
     if not isinstance(judge, GenerativeJudge):
         return 0
     comparisons = max(2, k * (k - 1)) if isinstance(judge, PairwiseJudge) else k * judge.samples
