@@ -19,6 +19,7 @@ from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.askers import ServerAsker
 from judges.rater import ServerRatingAsker
 from judges.reward_model import check_reward_folder
+from judges.reward_server import RewardAsker
 from judges.rubric import ServerRubricAsker
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.quoting import without_control_tokens
@@ -38,7 +39,9 @@ from tpo.config.judges import (
     GenerativeJudge,
     PairwiseJudge,
     RewardModelJudge,
+    RewardServerJudge,
     RubricJudge,
+    ServedJudge,
     SingleJudge,
     VerifierJudge,
     checks_instructions,
@@ -211,7 +214,7 @@ def check_benchmarks(config: RunConfig) -> None:
 
 def check_proxies(config: RunConfig) -> None:
     """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients can't use."""
-    judges = [judge for judge in config.single_judges if isinstance(judge, GenerativeJudge)]
+    judges = [judge for judge in config.single_judges if isinstance(judge, ServedJudge)]
     askers = (*judges, config.data.synthetic, config.evaluation.fine_grained)
     endpoints = [asker.endpoint for asker in askers if asker is not None and asker.endpoint]
     asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
@@ -399,6 +402,8 @@ def _ask_judge(judge: SingleJudge) -> Iterator[str]:
             yield from ServerAsker(judge, endpoint, load_verdict_prompt(judge), TokenCount()).check()
         case RubricJudge(endpoint=Endpoint() as endpoint):
             yield from ServerRubricAsker(judge, endpoint, load_rubric_prompt(judge), TokenCount()).check()
+        case RewardServerJudge():
+            yield from RewardAsker(judge, TokenCount()).check()
 
 
 def _check_files(config: RunConfig) -> None:

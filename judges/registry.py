@@ -9,17 +9,19 @@ from judges.ensemble import Ensemble
 from judges.journaled import Asker
 from judges.pairwise import Pairwise
 from judges.reward_model import RewardModel
+from judges.reward_server import RewardAsker, RewardServer
 from judges.rubric import build_rubric
 from judges.verifier import Verifier
 from prompts.verdict import load_verdict_prompt
 from tpo.config.judges import (
     ArmoRMJudge,
     EnsembleJudge,
-    GenerativeJudge,
     JudgeConfig,
     PairwiseJudge,
     RewardModelJudge,
+    RewardServerJudge,
     RubricJudge,
+    ServedJudge,
     SingleJudge,
     VerifierJudge,
     members_of,
@@ -56,10 +58,12 @@ def build_judge(
             return Pairwise(judge, _asker(judge, engine, cluster, spent))
         case RubricJudge():
             return build_rubric(judge, engine, cluster, spent)
+        case RewardServerJudge():
+            return RewardServer(judge, RewardAsker(judge, spent))
 
 
 def _spent_by(judge: SingleJudge, spent_at: Callable[[str], TokenCount] | None) -> TokenCount | None:
-    return spent_at(judge.server) if spent_at is not None and isinstance(judge, GenerativeJudge) else None
+    return spent_at(judge.server) if spent_at is not None and isinstance(judge, ServedJudge) else None
 
 
 def _asker(

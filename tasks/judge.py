@@ -309,6 +309,8 @@ def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = 
         if values.get("score") == "logit":
             del values["score"]  # judgments of runs from before there were other rules stay current
         return values | {"dtype": config.judge_engine.dtype}
-    values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
+    values = judge.model_dump(
+        mode="json", exclude={*without, "endpoint", "system_template", "user_template", "items_per_request"}
+    )
     assert judge.endpoint is not None
     return values | {"structured_outputs": judge.endpoint.structured_outputs}

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tpo.config.base import Endpoint
 from tpo.config.fine_grained import FineGrainedConfig
-from tpo.config.judges import EnsembleJudge, GenerativeJudge, JudgeConfig, VerifierJudge
+from tpo.config.judges import EnsembleJudge, GenerativeJudge, JudgeConfig, ServedJudge, VerifierJudge
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import TokenCount
@@ -93,7 +93,7 @@ def _judge(config: RunConfig, judge: JudgeConfig) -> Worker:
     assert not isinstance(judge, EnsembleJudge)
     if isinstance(judge, VerifierJudge):
         return Worker("cpu")
-    if isinstance(judge, GenerativeJudge) and judge.endpoint is not None:
+    if isinstance(judge, ServedJudge) and judge.endpoint is not None:
         return _server(judge.server, judge.endpoint)
     assert judge.folder is not None
     tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, GenerativeJudge) else 1

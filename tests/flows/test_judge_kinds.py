@@ -50,13 +50,25 @@ def test_an_ensemble_asks_the_expensive_member_about_close_prompts_and_books_eac
     assert run["units"] == pytest.approx(run["expected_units"])
 
 
+def test_a_run_with_a_reward_model_behind_a_server_agrees_with_the_references(found: dict[str, Any]):
+    run = found["reward_server"]
+    assert run["health"]["reference_agreement"] > 0.9 and run["health"]["unscored"] == {}
+    assert run["again"] == [] and run["asked_again"] == 0
+    assert 0 < run["asked"] < run["health"]["readings"] * 2, "responses to one prompt share a request"
+    assert run["spent"]["answers"] == run["asked"] and run["spent"]["tokens_in"] > 0 == run["spent"]["tokens_out"]
+
+
 # The runs
 
 
 @mock_run.prepared(forks=False)
 def main(parent: Path) -> None:
     """Makes the runs and writes what they found."""
-    found = {"rubric": _rubric(parent / "rubric"), "ensemble": _ensemble(parent / "ensemble")}
+    found = {
+        "rubric": _rubric(parent / "rubric"),
+        "ensemble": _ensemble(parent / "ensemble"),
+        "reward_server": _reward_server(parent / "reward_server"),
+    }
     (parent / "found.json").write_text(json.dumps(found))
 
 
@@ -113,6 +125,23 @@ def _ensemble(folder: Path) -> dict[str, Any]:
     return run
 
 
+def _reward_server(folder: Path) -> dict[str, Any]:
+    from tests.reward_http import RewardHttp
+
+    def score(chat: list[dict[str, str]]) -> float:
+        right, shown = _is_right(f"{chat[0]['content']} {chat[-1]['content']}"), chat[-1]["content"]
+        return (1.0 if right else -1.0) + random.Random(shown).uniform(-0.5, 0.5)
+
+    with RewardHttp(of_chat=score) as server:
+        endpoint = {"base_url": f"{server.address}/reward", "key_variable": "NO_KEY"}
+        judge = {"kind": "reward_server", "model": "rm", "protocol": "json", "endpoint": endpoint}
+        run = _made(folder, judge)
+        run["asked"] = len(server.asked)
+        run["again"] = _made(folder, judge)["remade"]
+        run["asked_again"] = len(server.asked) - run["asked"]
+    return run
+
+
 def _careless_grade(request: dict[str, Any]) -> str:
     """As `_grade`, for a third of the responses at random."""
     shown = request["messages"][1]["content"]
@@ -123,9 +152,13 @@ def _careless_grade(request: dict[str, Any]) -> str:
 def _grade(request: dict[str, Any]) -> str:
     """9 for a right sum, 2 for a wrong one, with noise."""
     shown = request["messages"][1]["content"]
+    return f"Well. [[Score: {(9 if _is_right(shown) else 2) + random.Random(shown).choice((-1, 0, 1))}]]"
+
+
+def _is_right(shown: str) -> bool:
+    """Whether a text has a sum and ends with its result."""
     asked, answer = re.search(r"What is (\d+) \+ 1\?", shown), re.findall(r"answer is (\d+)", shown)
-    right = asked is not None and answer[-1:] == [str(int(asked[1]) + 1)]
-    return f"Well. [[Score: {(9 if right else 2) + random.Random(shown).choice((-1, 0, 1))}]]"
+    return asked is not None and answer[-1:] == [str(int(asked[1]) + 1)]
 
 
 def _made(folder: Path, judge: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from judges.ensemble import Ensemble
 from judges.pairwise import Pairwise
 from judges.registry import build_judge
 from judges.reward_model import RewardModel
+from judges.reward_server import ReadResponses, RewardServer
 from judges.rubric import GradedResponse, Rubric
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
@@ -28,6 +29,7 @@ from tpo.config.judges import (
     JudgeConfig,
     PairwiseJudge,
     RewardModelJudge,
+    RewardServerJudge,
     RubricJudge,
     VerifierJudge,
 )
@@ -69,6 +71,9 @@ class Ears:
                 members = [{"name": kind, "judge": {"kind": kind}, "unit": 1.0} for kind in ("verifier", "pairwise")]
                 judges = [self.listen("verifier", folder), self.listen("pairwise", folder)]
                 return Ensemble(EnsembleJudge.model_validate({"members": members}), judges)
+            case "reward_server":
+                config = {"model": "m", "endpoint": {"base_url": "http://one"}}
+                return RewardServer(RewardServerJudge.model_validate(config), Reads(self))
             case "rubric":
                 return Rubric(RubricJudge(model="m"), self)
             case "armorm":
@@ -78,6 +83,17 @@ class Ears:
                 self.tokenizer = ChatEncoder(reward_folder(folder)).tokenizer
                 return RewardModel(RewardModelJudge(model=str(folder)), ENGINE, CLUSTER, scorer=self)
         raise AssertionError(f"no ears for judge {kind}: teach them to listen to it")
+
+
+class Reads:
+    """Replaces a reward model's server, and passes on what reaches it."""
+
+    def __init__(self, ears: Ears) -> None:
+        self._ears = ears
+
+    def ask(self, questions: Sequence[ReadResponses]) -> Iterator[tuple[int, Reply]]:
+        self._ears.heard += questions
+        return ((i, Reply(str([0.5] * len(each.responses)), True, 1, 0)) for i, each in enumerate(questions))
 
 
 def kinds_in(annotation: Any) -> Iterator[str]:
@@ -100,13 +116,14 @@ def no_decoder(ids: Sequence[int]) -> str:
 
 
 def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):
-    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise", "rubric", "ensemble"}
+    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise", "rubric", "reward_server", "ensemble"}
     folders = {"reward_model": reward_folder(tmp_path / "r"), "armorm": armorm_folder(tmp_path / "a")}
     folders["rubric"] = SHIPPED_SEED_MODEL
     two = [{"name": kind, "judge": {"kind": kind}, "unit": 1.0} for kind in ("verifier", "pairwise")]
     for kind in KINDS:
         model: dict[str, Any] = {"model": str(folders[kind])} if kind in folders else {}
         model |= {"members": two} if kind == "ensemble" else {}
+        model |= {"model": "m", "endpoint": {"base_url": "http://one"}} if kind == "reward_server" else {}
         config = RunConfig.model_validate({"judge": {"kind": kind, **model}})
         assert build_judge(config.judge, ENGINE, CLUSTER, TokenCount()) is not None
 

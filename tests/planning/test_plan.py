@@ -342,6 +342,16 @@ def test_a_judge_with_a_rubric_is_asked_once_for_each_sample_and_shown_one_respo
     )
 
 
+def test_a_reward_model_behind_a_server_is_planned_by_its_responses():
+    judge = "judge={ kind = 'reward_server', model = 'm', endpoint = { base_url = 'http://one', input_price = 2.0 } }"
+    plan = plan_run(load_config(PROFILES["laptop"], [judge]), 1)
+    (stage,) = [stage for stage in plan.stages if stage.work.kind is Kind.JUDGE]
+    assert stage.engines.device == "api" and "m at http://one" in stage.engines.who
+    assert stage.work.expected.answers == 8 * load_config(PROFILES["laptop"]).data.count
+    assert stage.work.expected.tokens_out == 0
+    assert stage.cost == pytest.approx(2 * stage.work.expected.tokens_in / 1e6)
+
+
 def test_an_ensemble_is_planned_member_by_member():
     endpoint = "{ base_url = 'http://one/v1', input_price = 1.0 }"
     members = (

@@ -571,6 +571,12 @@ RUBRIC: dict[str, Any] = {
             ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {f"judge__{name}": value}, JUDGED)
             for name, value in RUBRIC.items()
         ),
+        *(
+            ({"kind": "reward_server", "model": "m", "endpoint": SERVER}, {f"judge__{name}": value}, JUDGED)
+            for name, value in {"model": "n", "protocol": "json", "label": 1, "max_response_chars": 9}.items()
+        ),
+        ({"kind": "reward_server", "model": "m", "endpoint": SERVER}, {"judge__endpoint__base_url": "http://t"}, set()),
+        ({"kind": "reward_server", "model": "m", "endpoint": SERVER}, {"judge__items_per_request": 2}, set()),
         ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge__endpoint__base_url": "http://two/v1"}, set()),
         ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge__endpoint__concurrency": 2}, set()),
         ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),

@@ -267,21 +267,58 @@ class RubricJudge(Section):
         return self
 
 
+RewardProtocol = Literal["vllm_classify", "vllm_pooling", "vllm_score", "json"]
+"""How a reward model behind a server is asked."""
+
+
+class RewardServerJudge(Section):
+    """A reward model behind a server, which reads each response as a chat and returns a number."""
+
+    kind: Literal["reward_server"] = "reward_server"
+    """Names this judge."""
+    model: str = Field(min_length=1)
+    """The model's name on that server."""
+    endpoint: Endpoint
+    """The server: for vLLM `http://host:8000`; for `json` the whole address that is posted to. Of its settings, those
+    about chats' replies (token limit, temperature, log-probabilities, system role) aren't used."""
+    protocol: RewardProtocol = "vllm_classify"
+    """What the server speaks: vLLM's `/classify`, `/pooling` or `/score`, or our own `json` (docs/judges.md)."""
+    label: int | None = Field(None, ge=0)
+    """Which output is the score if the model has several, from 0; None for a model with one."""
+    items_per_request: int = Field(8, ge=1, le=1024)
+    """Responses to one prompt that `vllm_score` and `json` send in one request; vLLM's other paths take one."""
+    max_response_chars: int = Field(20_000, ge=1)
+    """Longer responses are unscored and counted, never truncated."""
+
+    @property
+    def folder(self) -> None:
+        """None: the model is on a server."""
+        return
+
+    @property
+    def server(self) -> str:
+        """The model and its server, human-readable."""
+        return f"{self.model} at {self.endpoint.base_url}"
+
+
 def _kind_of(judge: Any) -> Any:
     """A judge's kind; a section without one is the verifier's."""
     return judge.get("kind", "verifier") if isinstance(judge, dict) else getattr(judge, "kind", None)
 
 
-SingleJudge = VerifierJudge | RewardModelJudge | ArmoRMJudge | PairwiseJudge | RubricJudge
+SingleJudge = VerifierJudge | RewardModelJudge | ArmoRMJudge | PairwiseJudge | RubricJudge | RewardServerJudge
 """The judges that aren't made of others."""
 GenerativeJudge = PairwiseJudge | RubricJudge
 """The judges whose replies are text."""
+ServedJudge = PairwiseJudge | RubricJudge | RewardServerJudge
+"""The judges that may be behind a server."""
 _AnySingleJudge = Annotated[
     Annotated[VerifierJudge, Tag("verifier")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
     | Annotated[ArmoRMJudge, Tag("armorm")]
     | Annotated[PairwiseJudge, Tag("pairwise")]
-    | Annotated[RubricJudge, Tag("rubric")],
+    | Annotated[RubricJudge, Tag("rubric")]
+    | Annotated[RewardServerJudge, Tag("reward_server")],
     Discriminator(_kind_of),
 ]
 
@@ -360,6 +397,7 @@ JudgeConfig = Annotated[
     | Annotated[ArmoRMJudge, Tag("armorm")]
     | Annotated[PairwiseJudge, Tag("pairwise")]
     | Annotated[RubricJudge, Tag("rubric")]
+    | Annotated[RewardServerJudge, Tag("reward_server")]
     | Annotated[EnsembleJudge, Tag("ensemble")],
     Discriminator(_kind_of),
 ]
@@ -382,7 +420,7 @@ def judge_name(judge: JudgeConfig) -> str:
         return f"verifier ({judge.match}{', favors length' if judge.length_bias else ''})"
     if isinstance(judge, EnsembleJudge):
         return f"ensemble ({judge.combine} of {', '.join(member.name for member in judge.members)})"
-    model = judge.server if isinstance(judge, GenerativeJudge) and judge.endpoint is not None else judge.model
+    model = judge.server if isinstance(judge, ServedJudge) and judge.endpoint is not None else judge.model
     return f"{judge.kind} ({model})"
 
 

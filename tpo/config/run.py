@@ -16,10 +16,10 @@ from tpo.config.data import DataConfig, MiniatureSource, ModelConfig, PromptConf
 from tpo.config.gate import OF_VALIDATION, SECOND_JUDGE, VERIFIER, GateConfig, unknown_score
 from tpo.config.hub import Pin
 from tpo.config.judges import (
-    GenerativeJudge,
     HealthConfig,
     JudgeConfig,
     PairConfig,
+    ServedJudge,
     SingleJudge,
     ValidationConfig,
     VerifierJudge,
@@ -292,7 +292,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cost_has_prices(self) -> "RunConfig":
-        endpoints = [judge.endpoint for judge in self.single_judges if isinstance(judge, GenerativeJudge)]
+        endpoints = [judge.endpoint for judge in self.single_judges if isinstance(judge, ServedJudge)]
         if self.data.synthetic is not None:
             endpoints.append(self.data.synthetic.endpoint)
         if self.evaluation.fine_grained is not None:

@@ -12,6 +12,7 @@ from tpo.config.judges import (
     EnsembleJudge,
     GenerativeJudge,
     JudgeConfig,
+    ServedJudge,
     SingleJudge,
     VerifierJudge,
     members_of,
@@ -145,7 +146,7 @@ class Placement:
         """The server that does this work; None if it is done here."""
         others = {"generate": self.config.data.synthetic, "rate": self.config.evaluation.fine_grained}
         who = others[kind.verb] if kind.verb in others else self.judge(kind, member)
-        if not isinstance(who, SyntheticConfig | GenerativeJudge | FineGrainedConfig) or who.endpoint is None:
+        if not isinstance(who, SyntheticConfig | ServedJudge | FineGrainedConfig) or who.endpoint is None:
             return None
         return Server(who.server, who.endpoint)
 

@@ -19,6 +19,7 @@ from tpo.config.judges import (
     GenerativeJudge,
     JudgeConfig,
     PairwiseJudge,
+    RewardServerJudge,
     SingleJudge,
     VerifierJudge,
     compares,
@@ -331,6 +332,8 @@ def judge_longest(judge: SingleJudge, context: int | None = None) -> int:
     """Maximum tokens of one chat with a judge, including its judgment."""
     if isinstance(judge, VerifierJudge):
         return 0
+    if isinstance(judge, RewardServerJudge):
+        return judge.max_response_chars // _CHARS_PER_TOKEN  # the server knows its context, and we don't
     return judge.max_tokens if context is None else min(judge.max_tokens, context)
 
 
