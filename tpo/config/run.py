@@ -253,8 +253,8 @@ class RunConfig(Section):
     def _no_references_for_the_verifier(self) -> "RunConfig":
         if self.data.synthetic is not None and any(isinstance(each, VerifierJudge) for each in members_of(self.judge)):
             raise ValueError(
-                "data.synthetic is set, but a verifier judges training samples, which needs references or verifiable "
-                "instructions: generated prompts have neither; set judge.kind to another judge"
+                "data.synthetic is set, but judge.kind is verifier, which needs references or verifiable instructions, "
+                "or a member's is: generated prompts have neither; set judge.kind to another judge"
             )
         return self
 
