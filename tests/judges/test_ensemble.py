@@ -22,6 +22,7 @@ from tests.judges.test_pairwise import longer
 from tests.judges.test_rubric import Scripted as ScriptedGrades
 from tests.judges.test_rubric import by_length
 from tests.rows import a_sample
+from tpo.config.hub import addresses_in
 from tpo.config.judges import (
     EnsembleJudge,
     EnsembleMember,
@@ -290,6 +291,15 @@ def test_health_has_each_members_own_and_how_far_they_agree():
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], fault: str):
     with pytest.raises(ValueError, match=fault):
         config(**settings)
+
+
+def test_members_on_the_hub_are_found():
+    judge = {"kind": "armorm", "model": "hf://org/rm@main"}
+    ensemble = config(members=[{"judge": judge}, {"judge": judge | {"model": "hf://org/other@main"}}])
+    assert [*addresses_in(ensemble)] == [
+        ("members[0].judge.model", "hf://org/rm@main"),
+        ("members[1].judge.model", "hf://org/other@main"),
+    ]
 
 
 def test_an_ensemble_is_named_by_its_members_and_makes_pairs_of_any_spread():
