@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from judges.base import Group, Response, Spend, uncounted
 from judges.chat_askers import EngineChatAsker
 from judges.journaled import Asker, ask_once, to_json
-from judges.unreadable import Cause, FirstAnswers
+from judges.unreadable import TOO_LONG, Cause, FirstAnswers
 from prompts.quoting import without_control_tokens
 from prompts.rubric import (
     SCORE_BEGINS,
@@ -135,19 +135,23 @@ class Rubric:
             yield [self._judgment(each, replies[each.key]) for each in of_group]
 
     def score(self, group: Group, judgments: Sequence[Judgment]) -> list[Score]:
-        """The mean score of each response's readable replies; `no_score` if there are none."""
+        """The mean score of each response's readable replies; if there are none, why: `too_long`, `refused` by the
+        server, or `no_score`."""
         texts = {response.index: response.text for response in group.responses}
         found: dict[str, list[float]] = {}
+        reasons: dict[str, str] = {}
         for judgment in judgments:
             if judgment.outcome is not None:
                 found.setdefault(texts[judgment.index], []).append(judgment.outcome)
+            else:
+                reasons[texts[judgment.index]] = _why_unread(judgment)
         values = {text: math.fsum(scores) / len(scores) for text, scores in found.items()}
         return [
             Score(
                 prompt_id=group.prompt_id,
                 index=response.index,
                 value=values.get(response.text),
-                unscored=None if response.text in values else self._why_unscored(response),
+                unscored=None if response.text in values else reasons.get(response.text, TOO_LONG),
                 correct=None,
                 response_chars=len(response.text),
             )
@@ -170,9 +174,6 @@ class Rubric:
         found = score_of(reply, self._config)
         outcome = None if isinstance(found, Cause) else found
         return Judgment(asked.prompt_id, asked.response.index, None, outcome, detail)
-
-    def _why_unscored(self, response: Response) -> str:
-        return "too_long" if len(response.text) > self._config.max_response_chars else "no_score"
 
 
 def build_rubric(config: RubricJudge, engine: JudgeEngineConfig, cluster: ClusterConfig, spent: TokenCount) -> Rubric:
@@ -198,6 +199,11 @@ def build_rubric(config: RubricJudge, engine: JudgeEngineConfig, cluster: Cluste
             seed_of=lambda asked: asked.key,
         ),
     )
+
+
+def _why_unread(judgment: Judgment) -> str:
+    reason = json.loads(judgment.detail).get("reason")
+    return "no_score" if reason is None else TOO_LONG if reason == TOO_LONG else "refused"
 
 
 def decoding_of(config: RubricJudge, context: int) -> Decoding:

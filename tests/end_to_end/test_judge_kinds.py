@@ -1,13 +1,14 @@
 """The newer kinds of judges on the samples of a real run: their engines and servers, scores, agreement and bookings."""
 
 import random
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.recipes import PROFILES
+from judges.base import Group, Response
+from judges.verifier import Verifier
 from tasks.handles import JudgedSamples, training_spec
 from tasks.judge import judge
 from tests.end_to_end.conftest import SMALL
@@ -15,6 +16,7 @@ from tests.end_to_end.test_iterate import artifact
 from tests.misbehaving_server import MisbehavingServer
 from tests.reward_http import RewardHttp
 from tpo.config.base import SHIPPED
+from tpo.config.judges import VerifierJudge
 from tpo.config.load import load_config
 from tpo.config.run import RunConfig
 from tpo.errors import StageError
@@ -44,11 +46,12 @@ def health_of(answers: JudgedSamples) -> dict[str, Any]:
     return found
 
 
-def right(references: dict[str, str], shown: str) -> bool:
-    """Whether a text that has an instruction ends with an answer that contains its reference."""
-    asked = next((asked for asked in references if asked in shown), None)
-    tail = shown[-200:].casefold()
-    return asked is not None and re.search(rf"\b{re.escape(references[asked].casefold())}\b", tail) is not None
+def right(references: dict[str, str], shown: str, response: str) -> bool:
+    """Whether a response gives the reference of the instruction that is shown before it, by the exact verifier."""
+    asked = max((asked for asked in references if asked.strip() in shown), key=len)
+    group = Group("p", asked, references[asked], (Response(0, response),))
+    ((judgment,),) = Verifier(VerifierJudge()).judge([group])
+    return judgment.outcome == 1
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +66,13 @@ def test_a_rubric_and_a_reward_model_behind_servers_agree_with_the_references(
     small_run: Path, tmp_path: Path, references: dict[str, str]
 ):
     def grade(request: dict[str, Any]) -> str:
-        shown = request["messages"][1]["content"].removesuffix("\n[The End of the Response]\n")
-        score = 8 if right(references, shown) else 2
+        shown = request["messages"][1]["content"]
+        response = shown.partition("[The Start of the Response]\n")[2].partition("\n[The End of the Response]")[0]
+        score = 8 if right(references, shown, response) else 2
         return f"It is so. [[Score: {score + random.Random(shown).choice((-1, 0, 1))}]]"
 
     def value(chat: list[dict[str, Any]]) -> float:
-        return float(right(references, f"{chat[0]['content']}\n{chat[-1]['content']}"))
+        return float(right(references, chat[0]["content"], chat[-1]["content"]))
 
     with MisbehavingServer(says=grade) as server, RewardHttp(of_chat=value) as rewards:
         where = {"base_url": server.base_url, "key_variable": "NO_KEY"}
@@ -79,7 +83,7 @@ def test_a_rubric_and_a_reward_model_behind_servers_agree_with_the_references(
         rewarded = judge_training(config_for(tmp_path / "b", judge), small_run)
         assert len(rewards.asked) < len(server.asked)
     for answers in (graded, rewarded):
-        assert health_of(answers)["reference_agreement"] > 0.8
+        assert health_of(answers)["reference_agreement"] > 0.9
         assert health_of(answers)["reference_pairs"] > 20
 
 
@@ -111,8 +115,13 @@ def test_a_cheap_judge_leaves_close_prompts_to_an_expensive_one(small_run: Path,
 def test_our_own_engine_is_asked_and_a_model_that_gives_no_scores_is_stopped(
     small_run: Path, tmp_path: Path, settings: dict[str, Any], cause: str
 ):
-    """No model here grades: the shipped evaluator writes verdicts, whatever it is asked."""
-    config = config_for(tmp_path, {"kind": "rubric", "model": EVALUATOR, **settings})
+    """No model here grades: the shipped evaluator writes verdicts, whatever it is asked; its context takes short
+    prompts only."""
+    (tmp_path / "system.txt").write_text("Score from {{ lowest }} to {{ highest }}.")
+    (tmp_path / "user.jinja").write_text("[R]\n{{ rubric }}\n[Q]\n{{ instruction }}\n[S]\n{{ response }}\n[E]")
+    templates = {"system_template": tmp_path / "system.txt", "user_template": tmp_path / "user.jinja"}
+    judge = {"kind": "rubric", "model": EVALUATOR, "rubric": "Good?", **templates, **settings}
+    config = config_for(tmp_path, judge)
     with pytest.raises(StageError, match=rf"0 scores that can be read in its first \d+ answers.*{cause}"):
         judge_training(config, small_run)
     assert not list(config.root.rglob("*.parquet"))

@@ -88,12 +88,23 @@ def test_the_score_is_the_mean_of_the_samples_that_can_be_read():
     assert score.value == 3.5
 
 
-@pytest.mark.parametrize("reply", ["hm", "[[Score: 99]]", Reply("[[Score: 5]]", False, 1, 1), RefusedChat("too_long")])
-def test_a_response_without_a_readable_score_is_unscored_and_not_in_the_middle(reply: str | Reply | RefusedChat):
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("hm", "no_score"),
+        ("[[Score: 99]]", "no_score"),
+        (Reply("[[Score: 5]]", False, 1, 1), "no_score"),
+        (RefusedChat("too_long"), "too_long"),
+        (RefusedChat("blocked by a filter"), "refused"),
+    ],
+)
+def test_a_response_without_a_readable_score_is_unscored_and_not_in_the_middle(
+    reply: str | Reply | RefusedChat, reason: str
+):
     judgments, (good, bad) = judged(
         lambda asked: reply if asked.response.text == "bad" else by_length(asked), group_of("good", "bad")
     )
-    assert (good.value, bad.value, bad.unscored) == (4.0, None, "no_score")
+    assert (good.value, bad.value, bad.unscored) == (4.0, None, reason)
     assert [j.outcome for j in judgments] == [4.0, None]
 
 
