@@ -192,7 +192,8 @@ def check_before_evaluation(config: RunConfig) -> None:
 def check_judging(config: RunConfig) -> None:
     """Refuses to have the judge of a config score responses if it can't: its files, this machine, its chat template,
     its server, the run folder."""
-    _check_judge(config, config.judge)
+    for member in members_of(config.judge):
+        _check_judge(config, member)
     if config.cluster.address is None and not has_gpu():
         refuse(list(device_misfits(config)))
     _check_folder(config.root)
