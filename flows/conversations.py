@@ -13,7 +13,7 @@ from flows.prompt_counts import FileContent, content_of
 from prompts.thought import load_prompt
 from tpo.config.contexts import pair_writers
 from tpo.config.data import FileSource, PromptConfig
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import GenerativeJudge
 from tpo.config.run import RunConfig
 from tpo.data.prompt_files import file_of
 from tpo.errors import InputError
@@ -77,7 +77,7 @@ def check_conversations(config: RunConfig) -> list[str]:
 
 
 def _readers(config: RunConfig) -> Iterator[_Reader]:
-    """M_0, other writers, and judges that read chats; pairwise judges get a text without turns."""
+    """M_0, other writers, and judges that read chats; judges that write get a text without turns."""
     seed = writer_encoder(config.model.folder, config.model)
     for prompt in (config.prompt, config.data.also_fits):
         if prompt is not None:
@@ -86,7 +86,7 @@ def _readers(config: RunConfig) -> Iterator[_Reader]:
         if writer.folder is not None:
             yield _Reader(writer.folder, ChatEncoder(writer.folder), writer.prompt)
     for judge in model_judges(config):
-        if not isinstance(judge, PairwiseJudge):
+        if not isinstance(judge, GenerativeJudge):
             yield _Reader(judge.folder, ChatEncoder(judge.folder, generation_prompt=False), None)
 
 

@@ -25,7 +25,7 @@ from tpo.storage.current import iterations_made
 from tpo.storage.disk import explained
 from tpo.storage.mirror import reading
 
-JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise"]
+JudgeChoice = Literal["the profile's", "verifier", "reward_model", "armorm", "pairwise", "rubric"]
 
 
 class Form(BaseModel):

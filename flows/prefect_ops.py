@@ -35,7 +35,7 @@ from prefect.variables import Variable
 from prefect.workers.process import ProcessWorker
 
 from tpo.config.fine_grained import FineGrainedConfig
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import ServedJudge
 from tpo.config.run import RunConfig
 from tpo.console import say
 from tpo.errors import InputError
@@ -75,8 +75,8 @@ def fetch_keys(config: RunConfig) -> None:
 
     The block of `JUDGE_KEY` is called `judge-key`, since block names can't hold capitals and underscores.
     """
-    for asked in (config.judge, config.evaluation.judge, config.evaluation.fine_grained):
-        if isinstance(asked, PairwiseJudge | FineGrainedConfig) and asked.endpoint is not None:
+    for asked in (*config.single_judges, config.evaluation.fine_grained):
+        if isinstance(asked, ServedJudge | FineGrainedConfig) and asked.endpoint is not None:
             variable = asked.endpoint.key_variable
             if variable not in os.environ and (key := _secret(variable.lower().replace("_", "-"))) is not None:
                 os.environ[variable] = key

@@ -19,24 +19,33 @@ from flows.prompt_counts import prompt_sets, sized, too_few_prompts
 from judges.askers import ServerAsker
 from judges.rater import ServerRatingAsker
 from judges.reward_model import check_reward_folder
+from judges.reward_server import RewardAsker
+from judges.rubric import ServerRubricAsker
 from prompts.instructions import can_be_shown, load_instruction_prompt
 from prompts.quoting import without_control_tokens
 from prompts.rating import load_rating_prompt
+from prompts.rubric import labels_of, load_rubric_prompt
 from prompts.thought import load_prompt
 from prompts.verdict import load_verdict_prompt
 from tasks.benchmark_prompts import check_benchmark
 from tasks.source import question_key
+from tpo.config.base import Endpoint
 from tpo.config.contexts import contexts, pair_writers
 from tpo.config.data import FileSource, InstructionSource, MiniatureSource, PromptConfig, SyntheticConfig
 from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.hub import local_path
 from tpo.config.judges import (
     ArmoRMJudge,
-    JudgeConfig,
+    GenerativeJudge,
     PairwiseJudge,
     RewardModelJudge,
+    RewardServerJudge,
+    RubricJudge,
+    ServedJudge,
+    SingleJudge,
     VerifierJudge,
     checks_instructions,
+    members_of,
 )
 from tpo.config.recipes import PairFile, PairModels, SelfTrain, ThinkPo, Tpo
 from tpo.config.run import RunConfig
@@ -92,7 +101,7 @@ def preflight(config: RunConfig) -> None:
     """Refuses a run that can't work on this machine with these files."""
     load_prompt(config.prompt)
     found = [*_context_misfits(config), *_split_misfits(config)]
-    for judge in (config.judge, config.evaluation.judge):
+    for judge in config.single_judges:
         _check_judge(config, judge)
     if config.cluster.address is None and not has_gpu():
         found += device_misfits(config)
@@ -158,7 +167,8 @@ def check_evaluation(config: RunConfig) -> None:
     if config.cluster.address is None and not has_gpu():
         found += device_misfits(config)
     refuse(found)
-    _check_judge(config, judge)
+    for member in members_of(judge):
+        _check_judge(config, member)
     if config.evaluation.fine_grained is not None:
         _check_rater(config, config.evaluation.fine_grained)
     for benchmark in config.evaluation.benchmarks:
@@ -182,7 +192,8 @@ def check_before_evaluation(config: RunConfig) -> None:
 def check_judging(config: RunConfig) -> None:
     """Refuses to have the judge of a config score responses if it can't: its files, this machine, its chat template,
     its server, the run folder."""
-    _check_judge(config, config.judge)
+    for member in members_of(config.judge):
+        _check_judge(config, member)
     if config.cluster.address is None and not has_gpu():
         refuse(list(device_misfits(config)))
     _check_folder(config.root)
@@ -204,7 +215,7 @@ def check_benchmarks(config: RunConfig) -> None:
 
 def check_proxies(config: RunConfig) -> None:
     """Refuses a run that asks servers elsewhere if the environment names a proxy that HTTP clients can't use."""
-    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
+    judges = [judge for judge in config.single_judges if isinstance(judge, ServedJudge)]
     askers = (*judges, config.data.synthetic, config.evaluation.fine_grained)
     endpoints = [asker.endpoint for asker in askers if asker is not None and asker.endpoint]
     asked = {endpoint.base_url for endpoint in endpoints} | {os.environ.get("PREFECT_API_URL", "")}
@@ -302,7 +313,7 @@ def _check_no_other_scores(config: RunConfig) -> None:
 def writers(config: RunConfig) -> list[Path]:
     """The folders of all models that generate text in a run, each once: M_0, generating judges, and any others."""
     folders = [config.model.folder]
-    folders += [judge.folder for judge in model_judges(config) if isinstance(judge, PairwiseJudge) and judge.folder]
+    folders += [judge.folder for judge in model_judges(config) if isinstance(judge, GenerativeJudge) and judge.folder]
     if config.data.synthetic is not None and config.data.synthetic.folder is not None:
         folders.append(config.data.synthetic.folder)
     if config.evaluation.fine_grained is not None and config.evaluation.fine_grained.folder is not None:
@@ -335,14 +346,14 @@ def _split_misfits(config: RunConfig) -> Iterator[Misfit]:
     yield from split_misfits(config, models)
 
 
-def _check_judge(config: RunConfig, judge: JudgeConfig) -> None:
+def _check_judge(config: RunConfig, judge: SingleJudge) -> None:
     match judge:
         case RewardModelJudge():
             check_reward_folder(judge.folder, judge.score)
         case ArmoRMJudge():
             check_armorm_folder(judge.folder)
-        case PairwiseJudge():
-            load_verdict_prompt(judge)
+        case PairwiseJudge() | RubricJudge():
+            _ = load_verdict_prompt(judge) if isinstance(judge, PairwiseJudge) else load_rubric_prompt(judge)
             if judge.folder is not None:
                 check_writer(judge.folder, device=config.judge_engine.device)
 
@@ -372,11 +383,9 @@ def check_endpoints(config: RunConfig) -> None:
 
     Apart from `preflight`, since it asks the server: only a run that has something to do may.
     """
-    judges = [judge for judge in (config.judge, config.evaluation.judge) if isinstance(judge, PairwiseJudge)]
-    for judge in {judge.model_dump_json(): judge for judge in judges}.values():
-        if judge.endpoint is not None:
-            for line in ServerAsker(judge, judge.endpoint, load_verdict_prompt(judge), TokenCount()).check():
-                say(line)
+    for judge in {judge.model_dump_json(): judge for judge in config.single_judges}.values():
+        for line in _ask_judge(judge):
+            say(line)
     rater = config.evaluation.fine_grained
     if rater is not None and rater.endpoint is not None:
         for line in ServerRatingAsker(rater, rater.endpoint, load_rating_prompt(rater), TokenCount()).check():
@@ -385,6 +394,17 @@ def check_endpoints(config: RunConfig) -> None:
     if writer is not None and writer.endpoint is not None:
         few_shot = load_instruction_prompt(writer.template).render(QUESTIONS, writer.per_generation)
         ApiGenerator(writer, writer.endpoint, Spent(), without_control_tokens).check(few_shot)
+
+
+def _ask_judge(judge: SingleJudge) -> Iterator[str]:
+    """Asks a judge behind a server one question, just as the run will; yields what to know about its reply."""
+    match judge:
+        case PairwiseJudge(endpoint=Endpoint() as endpoint):
+            yield from ServerAsker(judge, endpoint, load_verdict_prompt(judge), TokenCount()).check()
+        case RubricJudge(endpoint=Endpoint() as endpoint):
+            yield from ServerRubricAsker(judge, endpoint, load_rubric_prompt(judge), TokenCount()).check()
+        case RewardServerJudge():
+            yield from RewardAsker(judge, TokenCount()).check()
 
 
 def _check_files(config: RunConfig) -> None:
@@ -410,7 +430,11 @@ def _files_of(source: FileSource) -> list[Path]:
 
 def _check_constraints(config: RunConfig) -> None:
     """Prompts bring verifiable instructions if a judge checks them; a prompt without any is unscored."""
-    named = [("judge", config.judge), ("evaluation.judge", config.evaluation.judge)]
+    named = [
+        (name, member)
+        for name, judge in (("judge", config.judge), ("evaluation.judge", config.evaluation.judge))
+        for member in members_of(judge)
+    ]
     if config.evaluation.verifier is not None:
         named.append(("evaluation.verifier", config.evaluation.verifier))
     names = " and ".join(f"{name}.match" for name, judge in named if checks_instructions(judge))
@@ -597,6 +621,12 @@ def _check_judges_templates(config: RunConfig) -> list[str]:
             lines += check_asked(judge.folder, compared, [f"{ANSWER} [[A]]"])
             if judge.mode != "cot":
                 check_labels_first(judge.folder)
+        elif isinstance(judge, RubricJudge):
+            rubric = load_rubric_prompt(judge)
+            graded = [rubric.render(question, ANSWER) for question in QUESTIONS]
+            lines += check_asked(judge.folder, graded, [f"{ANSWER} [[Score: 7]]"])
+            if judge.expected_score:
+                check_labels_first(judge.folder, "judge.expected_score", "false", labels_of(judge))
         else:
             read: list[Sequence[Message]] = [
                 [Message(role="user", content=question), Message(role="assistant", content=ANSWER)]

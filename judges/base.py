@@ -46,6 +46,8 @@ class Group:
     """The prompt's verifiable instructions, as `Prompt.constraints`."""
     history: str | None = None
     """The turns before the instruction, as `Prompt.history`."""
+    rubric: str | None = None
+    """The prompt's own rubric, as `Prompt.rubric`."""
 
 
 Spend = Callable[[TokenCount], None]
@@ -99,6 +101,7 @@ def groups_of(
             responses=tuple(sorted(responses[prompt.prompt_id], key=lambda response: response.index)),
             constraints=prompt.constraints,
             history=prompt.history,
+            rubric=prompt.rubric,
             baseline=against.get(prompt.prompt_id),
         )
         for prompt in prompts

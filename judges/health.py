@@ -13,15 +13,16 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from judges.base import Group
+from judges.ensemble import Ensemble, member_of
 from judges.verifier import Verifier
 from tpo.config.judges import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
 from tpo.errors import StageError
-from tpo.records import JudgeHealth, Judgment, Score
+from tpo.records import JudgeHealth, Judgment, Score, members_agree
 
 FEW_CASES = 30
 """Number of cases below which a figure must be beyond its limit by more than chance."""
@@ -38,7 +39,11 @@ def measure_health(
     """
     judged = {(group.prompt_id, response.index) for group in groups for response in group.responses}
     values = {(s.prompt_id, s.index): s for s in scores if (s.prompt_id, s.index) in judged}
+    judgments = list(judgments)
     asked = [judgment for judgment in judgments if judgment.other_index is not None]
+    unread = sum(
+        judgment.other_index is None and judgment.outcome is None and _is_reply(judgment) for judgment in judgments
+    )
     outcomes = [judgment.outcome for judgment in asked if judgment.outcome is not None]
     decided = [outcome for outcome in outcomes if outcome != 0]
     refused = sum(judgment.outcome is None and "reason" in json.loads(judgment.detail) for judgment in asked)
@@ -62,7 +67,70 @@ def measure_health(
         swap_pairs=swap_pairs,
         equal_rate=_share(sum(equal), len(equal)),
         scored_groups=len(equal),
+        readings=len(judgments) - len(asked),
+        unread=unread,
     )
+
+
+def measure_ensemble(
+    groups: Sequence[Group],
+    judgments: Iterable[Judgment],
+    scores: Iterable[Score],
+    referee: JudgeConfig,
+    ensemble: Ensemble,
+) -> JudgeHealth:
+    """The health of an ensemble: that of its scores, and each member's from its own judgments and scores of the groups
+    that it was asked about."""
+    scores, of_member = list(scores), dict[str, list[Judgment]]()
+    by_prompt: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        of_member.setdefault(member_of(judgment), []).append(judgment)
+        by_prompt.setdefault(judgment.prompt_id, []).append(judgment)
+    own: dict[str, tuple[list[Group], list[Score]]] = {}
+    for group in groups:
+        for name, found in ensemble.member_scores(group, by_prompt.get(group.prompt_id, [])).items():
+            asked, given = own.setdefault(name, ([], []))
+            asked.append(group)
+            given += found
+    members = {
+        name: asdict(measure_health(asked, of_member.get(name, []), given, referee))
+        for name, (asked, given) in own.items()
+    }
+    apart = [s.disagreement for s in scores if s.disagreement is not None and len(s.member_scores or ()) > 1]
+    alike, pairs = _pairs_that_members_agree_on(scores)
+    several = [group for group in groups if len(group.responses) > 1]
+    all_asked = own[ensemble.last_member][0] if ensemble.last_member in own else []
+    return replace(
+        measure_health(groups, [], scores, referee),
+        members=members,
+        disagreement=float(np.mean(apart)) if apart else None,
+        agreeing_pairs=_share(alike, pairs),
+        judged_pairs=pairs,
+        escalated=sum(len(group.responses) > 1 for group in all_asked) if ensemble.escalates else 0,
+        escalatable=len(several) if ensemble.escalates else 0,
+    )
+
+
+def _pairs_that_members_agree_on(scores: Sequence[Score]) -> tuple[int, int]:
+    """Of the pairs of responses to one prompt with different scores and several members: how many all members order as
+    the scores do, and how many there are."""
+    alike, pairs = 0, 0
+    by_prompt: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.value is not None and len(score.member_scores or ()) > 1:
+            by_prompt.setdefault(score.prompt_id, []).append(score)
+    for found in by_prompt.values():
+        for one, other in itertools.combinations(found, 2):
+            if one.value != other.value:
+                better, worse = (one, other) if (one.value or 0.0) > (other.value or 0.0) else (other, one)
+                alike += members_agree(better, worse)
+                pairs += 1
+    return alike, pairs
+
+
+def _is_reply(judgment: Judgment) -> bool:
+    """Whether a reading is a model's reply, or its refusal to give one."""
+    return not {"text", "reason"}.isdisjoint(json.loads(judgment.detail))
 
 
 def pooled(found: Sequence[JudgeHealth], scores: Sequence[float]) -> JudgeHealth:
@@ -93,6 +161,17 @@ def pooled(found: Sequence[JudgeHealth], scores: Sequence[float]) -> JudgeHealth
         swap_pairs=total("swap_pairs"),
         equal_rate=mean("equal_rate", lambda each: each.scored_groups),
         scored_groups=total("scored_groups"),
+        readings=total("readings"),
+        unread=total("unread"),
+        members={
+            name: asdict(pooled([JudgeHealth(**each.members[name]) for each in found if name in each.members], []))
+            for name in dict.fromkeys(name for each in found for name in each.members)
+        },
+        disagreement=mean("disagreement", lambda each: each.responses),
+        agreeing_pairs=mean("agreeing_pairs", lambda each: each.judged_pairs),
+        judged_pairs=total("judged_pairs"),
+        escalated=total("escalated"),
+        escalatable=total("escalatable"),
     )
 
 
@@ -165,6 +244,7 @@ def _limits(health: JudgeHealth) -> list[_Limit]:
     return [
         _Limit("max_unscored", health.unscored_rate, "of the responses are unscored"),
         _Limit("max_unparsable", health.unparsable_rate, "of the comparisons have no verdict that can be read"),
+        _Limit("max_unparsable", health.unread_rate, "of the replies have no score that can be read"),
         _Limit("max_ties", health.tie_rate, "of the comparisons are ties", health.comparisons),
         _Limit(
             "max_first_rate",
@@ -204,13 +284,18 @@ def describe_health(health: JudgeHealth) -> str:
     if health.comparisons:
         parts.append(f"{health.comparisons} comparisons")
     for name, value in (
-        ("unparsable", health.unparsable_rate),
+        ("unparsable", health.unparsable_rate if health.comparisons else health.unread_rate if health.unread else None),
         ("swap agreement", health.swap_agreement),
         ("first", health.first_rate),
         ("agrees with references", health.reference_agreement),
+        ("members agree", health.agreeing_pairs),
+        ("escalated", _share(health.escalated, health.escalatable)),
     ):
         parts += [f"{name} {value:.1%}"] if value is not None else []
-    return ", ".join(parts)
+    if health.disagreement is not None:
+        parts.append(f"disagreement {health.disagreement:.2f}")
+    members = [f"{name}: {describe_health(JudgeHealth(**values))}" for name, values in health.members.items()]
+    return "; ".join([", ".join(parts), *members])
 
 
 def _alike_in_both_orders(asked: Sequence[Judgment]) -> tuple[int, int]:

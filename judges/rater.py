@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from judges.base import Spend, uncounted
+from judges.chat_askers import EngineChatAsker
 from judges.journaled import Asker, ask_once, to_json
 from judges.unreadable import TOO_LONG, Cause, FirstAnswers
 from prompts.quoting import without_control_tokens
@@ -17,46 +18,15 @@ from prompts.rating import BEGINNINGS, RatingPrompt, ReadRating, Unread, load_ra
 from tpo.config.base import Endpoint
 from tpo.config.fine_grained import FineGrainedConfig
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
-from tpo.engines.engines import engines_of_run
 from tpo.engines.inference.chat_client import ChatClient, RefusedChat, Spent
 from tpo.engines.inference.reply import Decoding, Reply, TokenCount
 from tpo.errors import InputError
-from tpo.models.chat import ChatEncoder
-from tpo.models.folder import check_model_folder
 from tpo.records import Message, Prompt, Rating
 from tpo.run_context import run_context
 from tpo.storage.journal import Journal
-from tpo.storage.store import folder_artifact
 
-SHARD_CHATS = 256
-"""Number of instructions handed to an engine at a time."""
 PLAIN = Prompt("plain", "Write a poem of four lines about the sea.")
 """An instruction that any rater can rate."""
-
-
-class EngineRatingAsker:
-    """Uses our own vLLM engines."""
-
-    def __init__(
-        self, config: FineGrainedConfig, prompt: RatingPrompt, engine: JudgeEngineConfig, cluster: ClusterConfig
-    ) -> None:
-        assert config.folder is not None
-        self._model = folder_artifact(config.folder)
-        self._context = min(config.max_tokens, check_model_folder(config.folder))
-        self._decoding = Decoding(min(config.max_new_tokens, self._context // 2))
-        self._pool = engines_of_run().sampler_pool(engine, cluster, self._context, cpus=0)
-        self._encoder, self._prompt = ChatEncoder(config.folder), prompt
-
-    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Reply | RefusedChat]]:
-        """The replies shard by shard; instructions that are too long are refused."""
-        tokens = [self._encoder.encode(self._prompt.render(each.instruction, each.earlier)) for each in prompts]
-        longest = self._context - self._decoding.max_new_tokens
-        fitting = [i for i, ids in enumerate(tokens) if len(ids) <= longest]
-        yield from ((i, RefusedChat(TOO_LONG)) for i in sorted(set(range(len(prompts))) - set(fitting)))
-        shards = [fitting[start : start + SHARD_CHATS] for start in range(0, len(fitting), SHARD_CHATS)]
-        chats = [[tokens[i] for i in shard] for shard in shards]
-        for shard, replies in self._pool.reply(self._model, chats, self._decoding, []):
-            yield from zip(shards[shard], replies, strict=True)
 
 
 class ServerRatingAsker:
@@ -140,9 +110,18 @@ def build_rater(
     `spent` is what rating has used so far, which an endpoint's limits count.
     """
     prompt = load_rating_prompt(config)
-    if config.endpoint is None:
-        return Rater(config, EngineRatingAsker(config, prompt, engine, cluster))
-    return Rater(config, ServerRatingAsker(config, config.endpoint, prompt, spent))
+    if config.endpoint is not None:
+        return Rater(config, ServerRatingAsker(config, config.endpoint, prompt, spent))
+    assert config.folder is not None
+    asker = EngineChatAsker[Prompt](
+        config.folder,
+        config.max_tokens,
+        lambda context: Decoding(min(config.max_new_tokens, context // 2)),
+        lambda each: prompt.render(each.instruction, each.earlier),
+        engine,
+        cluster,
+    )
+    return Rater(config, asker)
 
 
 def _cause_of(reply: Reply | RefusedChat, found: ReadRating | None) -> Cause | None:

@@ -20,6 +20,8 @@ FIRST_ANSWERS = 32
 """Number of replies after which a judge is checked for the first time."""
 MIN_READABLE_SHARE = 0.1
 """Share of readable verdicts below which the stage stops."""
+EXAMPLE_CHARS = 80
+"""Characters of an unreadable reply that are quoted, from its end."""
 TOO_LONG = "too_long"
 """Why a comparison is refused on our side; nothing was requested or paid."""
 
@@ -89,6 +91,7 @@ class FirstAnswers:
         self._cause_of, self._who, self._what = cause_of, who, what
         self._read = 0
         self._causes: Counter[Cause] = Counter()
+        self._examples: dict[Cause, str] = {}
 
     def see(self, reply: Reply | RefusedChat) -> bool:
         """Counts a reply; returns whether it is readable."""
@@ -97,6 +100,8 @@ class FirstAnswers:
             self._read += 1
         elif not (isinstance(reply, RefusedChat) and reply.reason == TOO_LONG):
             self._causes[cause] += 1
+            if isinstance(reply, Reply):
+                self._examples.setdefault(cause, " ".join(without_thinking(reply.text).split())[-EXAMPLE_CHARS:])
         return cause is None
 
     def check(self) -> None:
@@ -105,10 +110,12 @@ class FirstAnswers:
         if asked < FIRST_ANSWERS or self._read >= MIN_READABLE_SHARE * asked:
             return
         cause, count = self._causes.most_common(1)[0]
+        example = self._examples.get(cause)
+        ends = f" (one ends: {example!r})" if example else ""
         raise StageError(
             f"{self._who} gave {self._read} {self._what}s that can be read in its first {asked} answers, so it gets no "
-            f"more questions; {count} times the reply {cause.what}. What helps: {cause.remedy}; then rerun, which "
-            f"repeats only questions without a {self._what}"
+            f"more questions; {count} times the reply {cause.what}{ends}. What helps: {cause.remedy}; then rerun, "
+            f"which repeats only questions without a {self._what}"
         )
 
 

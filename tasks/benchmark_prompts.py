@@ -22,7 +22,7 @@ def distinct(rows: Iterable[PromptRow]) -> list[Prompt]:
     found = dict[str, Prompt]()
     for row in rows:
         prompt = make_prompt(
-            row.instruction, row.reference, row.category, row.difficulty, None, row.constraints, row.history
+            row.instruction, row.reference, row.category, row.difficulty, None, row.constraints, row.history, row.rubric
         )
         if prompt.prompt_id in found:
             again = hashlib.sha256(f"{prompt.prompt_id} {len(found)}".encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tpo.method.pairing import TIE_TOLERANCE, PairIndices, has_margin, select_pair
 from tpo.method.scoring import length_controlled
-from tpo.records import Sample, Score
+from tpo.records import Sample, Score, members_agree
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,11 @@ def group_candidates(samples: Sequence[Sample], scores: Sequence[Score]) -> list
     return [groups[prompt_id] for prompt_id in dict.fromkeys(sample.prompt_id for sample in samples)]
 
 
-def pair_indices(group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float) -> PairIndices | str:
-    """The positions of chosen and rejected among the group's valid candidates, or why they make no pair."""
+def pair_indices(
+    group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float, *, all_agree: bool = False
+) -> PairIndices | str:
+    """The positions of chosen and rejected among the group's valid candidates, or why they make no pair; with
+    `all_agree`, all members of the ensemble that scored them have to prefer the chosen one."""
     if not group.valid:
         return "unscored" if group.unscored else "all_malformed"
     if len(group.valid) < 2:
@@ -91,4 +94,5 @@ def pair_indices(group: ScoredGroup, controlled: NDArray[np.float64], min_margin
     texts = [candidate.sample.output for candidate in group.valid]
     if group.is_tied or (indices := select_pair(controlled, group.lengths, texts=texts)) is None:
         return "tie"
-    return indices
+    chosen, rejected = (group.valid[i].score for i in indices)
+    return "members_disagree" if all_agree and not members_agree(chosen, rejected) else indices

@@ -9,23 +9,37 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from judges.base import Group, Judge, groups_of
-from judges.health import check_health, describe_health, measure_health
+from judges.base import Group, Judge, Spend, groups_of, uncounted
+from judges.ensemble import Ensemble
+from judges.health import check_health, describe_health, measure_ensemble, measure_health
 from judges.registry import build_judge
+from prompts.rubric import load_rubric_prompt
 from prompts.verdict import load_verdict_prompt
 from tasks.handles import JudgedSamples, JudgeInput, SamplingSpec, with_files
 from tasks.spending import api_tokens, judging_meter
 from tasks.stage import begin, stage_task
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge, compares
+from tpo.config.judges import (
+    EnsembleJudge,
+    EnsembleMember,
+    GenerativeJudge,
+    JudgeConfig,
+    PairwiseJudge,
+    RubricJudge,
+    SingleJudge,
+    VerifierJudge,
+    compares,
+    members_of,
+)
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
-from tpo.engines.inference.reply import TokenCount
-from tpo.records import Artifact, External, Judgment, Prompt, RowCounts, Sample, Score
+from tpo.records import Artifact, External, JudgeHealth, Judgment, Prompt, RowCounts, Sample, Score
 from tpo.storage.disk import remove
 from tpo.storage.journal import JOURNALS, Journal, read_journal
+from tpo.storage.ledger import Meter
 from tpo.storage.store import (
     Stage,
     folder_artifact,
@@ -35,6 +49,8 @@ from tpo.storage.store import (
 
 FILLED = 4
 """How many times the engines or calls of a judge are filled by the responses that are judged together."""
+_OF_SCORES = frozenset({"ridge", "length_bias", "weight", "unit", "veto_below", "combine"})
+"""Settings of judges that change scores and not judgments."""
 
 
 @stage_task("judge", run_name="judge {spec.folder}")
@@ -57,21 +73,41 @@ def judge(
         with_errors=spec.purpose == "evaluate",
         baseline=stream_rows(baseline, Sample) if baseline and compares(spec.judge) else (),
     )
-    judge_ = build_judge(spec.judge, config.judge_engine, config.cluster, api_tokens(config.root))
+    judge_ = build_judge(
+        spec.judge,
+        config.judge_engine,
+        config.cluster,
+        api_tokens(config.root),
+        lambda server: api_tokens(config.root, server=server),
+    )
     if judgments is None:
         judgments = _make_judgments(config, spec, submitted, groups, judge_)
     rows = read_rows(judgments, Judgment)
     scores = make_scores(stream_rows(samples, Sample), groups, rows, judge_)
-    health = measure_health(groups, rows, scores, config.evaluation.judge)
+    health = (
+        measure_ensemble(groups, rows, scores, config.evaluation.judge, judge_)
+        if isinstance(judge_, Ensemble)
+        else measure_health(groups, rows, scores, config.evaluation.judge)
+    )
     stage = scores_stage(config, spec, submitted, judgments)
     if spec.purpose == "train":
         check_health(health, config.health, stage.name, exact=isinstance(spec.judge, VerifierJudge))
+        if isinstance(spec.judge, EnsembleJudge):
+            _check_members(config, spec.judge, health, stage.name)
     stage.begin()
     stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}
     artifact = stage.commit(1, account=RowCounts(samples.rows, len(scores), {}), facts=facts)
     say(f"{stage.name}: {describe_health(health)}")
     return JudgedSamples(samples, artifact)
+
+
+def _check_members(config: RunConfig, judge: EnsembleJudge, health: JudgeHealth, stage: str) -> None:
+    for member in judge.members:
+        if member.name in health.members:
+            name = f"{stage}, the member {member.name}"
+            own = JudgeHealth(**health.members[member.name])
+            check_health(own, config.health, name, exact=isinstance(member.judge, VerifierJudge))
 
 
 def make_scores(
@@ -108,29 +144,30 @@ def _make_judgments(
     begin(stage, shard_size=config.judge_engine.shard_prompts)
     size = stage.shard_size or config.judge_engine.shard_prompts
     starts = range(0, len(groups), size)
-    with (
-        progress_bar(f"judge {spec.folder}", len(groups), "prompts") as advance,
-        judging_meter(config, stage.name, spec.judge) as meter,
-    ):
-
-        def spend(tokens: TokenCount) -> None:
-            meter.book(answers=1, tokens_in=tokens.input_tokens, tokens_out=tokens.output_tokens)
-
+    with progress_bar(f"judge {spec.folder}", len(groups), "prompts") as advance, ExitStack() as stack:
+        meter = None
+        if isinstance(judge_, Ensemble):
+            # Members differ in devices and prices, so each has its own meter, open while it works.
+            judge_.book_with(lambda member, asked: _member_meter(config, stage.name, spec.judge, member, asked))
+        else:
+            meter = stack.enter_context(judging_meter(config, stage.name, spec.judge))
         shards = {i: groups[start : start + size] for i, start in enumerate(starts) if not stage.has_shard(i)}
         done = len(groups) - sum(map(len, shards.values()))
         together = _shards_together(config, spec.judge, groups[:size])
         for block in _batched([*shards], together):
-            meter.check()
+            if meter is not None:
+                meter.check()
             asked = [group for i in block for group in shards[i]]
             # Judges note replies in a journal, so that a resumed run repeats no call.
-            with Journal(_journal(stage.folder, block[0]), _within(advance, done, asked)) as journal:
+            with Journal(_journal(stage.folder, block[0]), _within(advance, done, asked, spec.judge)) as journal:
                 _inherit(stage.folder, journal)
-                judged = judge_.judge(asked, journal, spend)
+                judged = judge_.judge(asked, journal, uncounted if meter is None else _booking(meter))
                 for i in block:
                     rows = [row for judgments in itertools.islice(judged, len(shards[i])) for row in judgments]
-                    # Model judges report usage through `spend`; the verifier does not, so its answers are booked here.
-                    booked = len(rows) if isinstance(spec.judge, VerifierJudge) else 0
-                    meter.book(prompts=len(shards[i]), answers=booked)
+                    if meter is not None:
+                        # Model judges report usage as they go; the verifier does not, so its answers are booked here.
+                        booked = len(rows) if isinstance(spec.judge, VerifierJudge) else 0
+                        meter.book(prompts=len(shards[i]), answers=booked)
                     stage.write_shard(i, rows)
             remove(_journal(stage.folder, block[0]))
             done += len(asked)
@@ -147,11 +184,12 @@ def _batched(shards: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def _shards_together(config: RunConfig, judge: JudgeConfig, shard: Sequence[Group]) -> int:
     """How many shards to judge together: enough to keep all engines or calls busy, also while the last replies of one
     round of comparisons are still to come. With a budget, one at a time: it is checked in between."""
-    if isinstance(judge, VerifierJudge) or config.budget.is_set:
+    models = [member for member in members_of(judge) if not isinstance(member, VerifierJudge)]
+    if not models or config.budget.is_set:
         return 1
-    server = getattr(judge, "endpoint", None)
     engine = config.judge_engine
-    capacity = engine.count * engine.max_num_seqs if server is None else server.concurrency
+    servers = [getattr(member, "endpoint", None) for member in models]
+    capacity = max(engine.count * engine.max_num_seqs if each is None else each.concurrency for each in servers)
     return max(1, math.ceil(FILLED * capacity / max(1, sum(len(group.responses) for group in shard))))
 
 
@@ -163,14 +201,45 @@ def _inherit(folder: Path, journal: Journal) -> None:
                 journal.write(key, reply)
 
 
+def _booking(meter: Meter) -> Spend:
+    return lambda tokens: meter.book(answers=1, tokens_in=tokens.input_tokens, tokens_out=tokens.output_tokens)
+
+
+@contextmanager
+def _member_meter(
+    config: RunConfig, stage: str, judge: JudgeConfig, member: EnsembleMember, asked: Sequence[Group]
+) -> Iterator[Spend]:
+    """Books what a member of an ensemble does with a shard's groups; prompts are the first member's, lest they count
+    more than once."""
+    assert isinstance(judge, EnsembleJudge)
+    with judging_meter(config, stage, member.judge) as meter:
+        meter.check()
+        yield _booking(meter)
+        exact = isinstance(member.judge, VerifierJudge)
+        meter.book(
+            prompts=len(asked) if member is judge.members[0] else 0,
+            answers=sum(len(group.responses) for group in asked) if exact else 0,
+        )
+
+
 def _journal(folder: Path, shard: int) -> Path:
     return folder / f"journal-{shard:05d}.jsonl"
 
 
-def _within(advance: Advance, start: int, shard: Sequence[Group]) -> Callable[[int], None]:
-    """Reports a shard's progress as the share of all possible comparisons made so far."""
-    comparisons = sum(max(1, len(group.responses) * (len(group.responses) - 1)) for group in shard)
-    return lambda answers: advance(start + min(len(shard), len(shard) * answers // comparisons))
+def _within(advance: Advance, start: int, shard: Sequence[Group], judge: JudgeConfig) -> Callable[[int], None]:
+    """Reports a shard's progress as the share of all possible replies received so far."""
+
+    def most(k: int) -> int:
+        return max(1, sum(_most_replies(member, k) for member in members_of(judge)))
+
+    replies = sum(most(len(group.responses)) for group in shard)
+    return lambda answers: advance(start + min(len(shard), len(shard) * answers // replies))
+
+
+def _most_replies(judge: SingleJudge, k: int) -> int:
+    if isinstance(judge, PairwiseJudge):
+        return k * (k - 1)
+    return k * judge.samples if isinstance(judge, RubricJudge) else 0
 
 
 def judgments_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput) -> Stage:
@@ -181,7 +250,7 @@ def judgments_stage(config: RunConfig, spec: SamplingSpec, submitted: JudgeInput
         Judgment,
         inputs=_judged_inputs(spec, submitted),
         config={
-            "judge": _judge_values(config, spec.judge, without={"ridge", "length_bias"}),
+            "judge": _judge_values(config, spec.judge, without=_OF_SCORES),
             "with_errors": spec.purpose == "evaluate",
         },
     )
@@ -207,19 +276,32 @@ def _judged_inputs(spec: SamplingSpec, submitted: JudgeInput) -> dict[str, Artif
 
 
 def _judge_inputs(judge: JudgeConfig) -> dict[str, Artifact | External]:
-    """The files that a judge consists of."""
+    """The files that a judge consists of; an ensemble's have their members' names."""
+    if isinstance(judge, EnsembleJudge):
+        return {
+            f"{member.name}: {name}": found
+            for member in judge.members
+            for name, found in _judge_inputs(member.judge).items()
+        }
     inputs = dict[str, Artifact | External]()
     if not isinstance(judge, VerifierJudge) and judge.folder is not None:
         inputs["judge model"] = folder_artifact(judge.folder)
-    if isinstance(judge, PairwiseJudge):
-        fingerprint = load_verdict_prompt(judge).fingerprint
-        inputs["judge templates"] = with_files(fingerprint, judge.user_template, judge.system_template)
+    if isinstance(judge, GenerativeJudge):
+        prompt = load_verdict_prompt(judge) if isinstance(judge, PairwiseJudge) else load_rubric_prompt(judge)
+        inputs["judge templates"] = with_files(prompt.fingerprint, judge.user_template, judge.system_template)
     return inputs
 
 
 def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = frozenset()) -> dict[str, Any]:
     """The config values that a judgment depends on: not where the model is stored, nor how a server is reached, which
-    is identified by its model's name alone."""
+    is identified by its model's name alone. `without` names those that only its scores depend on."""
+    if isinstance(judge, EnsembleJudge):
+        members = [
+            member.model_dump(mode="json", exclude={*without, "judge"})
+            | {"judge": _judge_values(config, member.judge, without=without)}
+            for member in judge.members
+        ]
+        return judge.model_dump(mode="json", exclude={*without, "members", "agreement"}) | {"members": members}
     if isinstance(judge, VerifierJudge):
         return judge.model_dump(mode="json", exclude={*without})
     if judge.folder is not None:
@@ -227,5 +309,8 @@ def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = 
         if values.get("score") == "logit":
             del values["score"]  # judgments of runs from before there were other rules stay current
         return values | {"dtype": config.judge_engine.dtype}
-    values = judge.model_dump(mode="json", exclude={*without, "endpoint", "system_template", "user_template"})
-    return values | {"structured_outputs": judge.endpoint is not None and judge.endpoint.structured_outputs}
+    values = judge.model_dump(
+        mode="json", exclude={*without, "endpoint", "system_template", "user_template", "items_per_request"}
+    )
+    assert judge.endpoint is not None
+    return values | {"structured_outputs": judge.endpoint.structured_outputs}

@@ -21,6 +21,7 @@ from tasks.stage import complete_or_begun, stage_task
 from tpo.config.judges import (
     PairConfig,
     least_margin,
+    pairs_need_agreement,
 )
 from tpo.config.renamed import as_noted
 from tpo.config.run import RunConfig
@@ -100,15 +101,23 @@ def pairs_of(config: RunConfig, answers: JudgedSamples) -> Pairs:
         min_margin=least_margin(config.pair, config.judge),
         max_tokens=config.train.max_tokens,
         seed=config.seed,
+        all_agree=pairs_need_agreement(config.judge),
     )
 
 
 def make_pairs(
-    groups: Iterable[ScoredGroup], config: PairConfig, *, min_margin: float, max_tokens: int, seed: int
+    groups: Iterable[ScoredGroup],
+    config: PairConfig,
+    *,
+    min_margin: float,
+    max_tokens: int,
+    seed: int,
+    all_agree: bool = False,
 ) -> Pairs:
     """At most one pair per prompt: regular ones, then some whose rejected output breaks the format (SPEC §1).
 
-    Iterates over `groups` twice if ρ is to be chosen.
+    With `all_agree`, all members of an ensemble have to prefer the chosen response of a regular pair. Iterates over
+    `groups` twice if ρ is to be chosen.
     """
     penalty = config.thought_penalty
     rho = _smallest_rho(groups, min_margin, penalty) if config.rho == "auto" else config.rho
@@ -118,7 +127,7 @@ def make_pairs(
     prompts: list[str] = []
     for group in groups:
         prompts.append(group.prompt_id)
-        outcome = _regular_pair(group, group.controlled(rho, penalty), min_margin)
+        outcome = _regular_pair(group, group.controlled(rho, penalty), min_margin, all_agree)
         if not isinstance(outcome, Pair):
             dropped[group.prompt_id] = outcome
         elif _tokens(outcome) > max_tokens:
@@ -164,9 +173,11 @@ def describe(made: Pairs) -> Mapping[str, float]:
     }
 
 
-def _regular_pair(group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float) -> Pair | str:
+def _regular_pair(
+    group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float, all_agree: bool
+) -> Pair | str:
     """The group's pair of valid candidates, or why it has none."""
-    indices = pair_indices(group, controlled, min_margin)
+    indices = pair_indices(group, controlled, min_margin, all_agree=all_agree)
     if isinstance(indices, str):
         return indices
     chosen, rejected = indices
@@ -231,5 +242,6 @@ def pairs_stage(config: RunConfig, iteration: int, answers: JudgedSamples, numbe
             "pair": as_noted(config.pair, exclude={"replay_share"})
             | {"min_margin": least_margin(config.pair, config.judge)},
             "max_tokens": config.train.max_tokens,
+            **({"agreement": "all"} if pairs_need_agreement(config.judge) else {}),
         },
     )

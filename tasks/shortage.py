@@ -86,6 +86,11 @@ def remedy_for_scored(config: RunConfig, dropped: Mapping[str, int], groups: Ite
                 f"the judge scored too few responses (unscored: {reasons}): look at its replies, give it room (its "
                 "max_tokens or max_new_tokens), or choose another judge"
             )
+        case [("members_disagree", count)]:
+            return (
+                f"of {count} prompts the judge's members disagree on which response is better: look at how each agrees "
+                'with references, leave out a bad one, or set judge.agreement to "any"'
+            )
         case [("too_long", _)]:
             longest = max(len(sample.prompt_token_ids) + len(sample.output_token_ids) for sample in samples)
             return (

@@ -5,7 +5,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,6 +67,7 @@ def make_prompt(
     demonstration: str | None = None,
     constraints: str | None = None,
     history: str | None = None,
+    rubric: str | None = None,
 ) -> Prompt:
     """A prompt with the id that its instruction, or its conversation, gives it."""
     return Prompt(
@@ -78,6 +79,7 @@ def make_prompt(
         demonstration,
         constraints,
         history,
+        rubric,
     )
 
 
@@ -137,6 +139,12 @@ def _from_file(source: FileSource, path: Path, seed: int) -> Iterator[Prompt | U
         yield values.pop("unusable") or make_prompt(**values)
 
 
+def source_values(config: RunConfig) -> dict[str, Any]:
+    """The source's values as every manifest has them: those of fields that came later only if they are set."""
+    values = config.data.source.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name != "rubric_column" or value is not None}
+
+
 def prompts_stage(
     config: RunConfig, folder: str, model: Artifact, earlier: Sequence[Artifact], generations: Artifact | None = None
 ) -> Stage:
@@ -170,7 +178,7 @@ def prompts_stage(
         inputs=inputs | {"prompt templates": prompt_templates(config.prompt, config.model)},
         config={
             "seed": config.seed,
-            "data": {**data, "source": config.data.source.model_dump(mode="json"), "count": count},
+            "data": {**data, "source": source_values(config), "count": count},
         },
     )
 

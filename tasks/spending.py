@@ -8,7 +8,7 @@ from typing import Literal
 
 from tpo.config.base import Endpoint
 from tpo.config.fine_grained import FineGrainedConfig
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import EnsembleJudge, GenerativeJudge, JudgeConfig, ServedJudge, VerifierJudge
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import TokenCount
@@ -38,7 +38,7 @@ def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> M
 
 
 def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig) -> Meter:
-    """For calling `judge`; a verifier uses no device."""
+    """For calling `judge`, which isn't an ensemble: its members have meters; a verifier uses no device."""
     return Meter(config.root, stage, _judge(config, judge), config.budget)
 
 
@@ -62,12 +62,15 @@ def training_meter(config: RunConfig, stage: str, model: Path) -> Meter:
     return Meter(config.root, stage, worker, config.budget)
 
 
-def api_tokens(root: Path, verb: Literal["judge", "generate", "rate"] = "judge") -> TokenCount:
+def api_tokens(
+    root: Path, verb: Literal["judge", "generate", "rate"] = "judge", server: str | None = None
+) -> TokenCount:
     """Tokens that servers have read and written for a run so far, from its ledger: what an endpoint's limits count.
 
-    Those of judges, of the generator or of the rater.
+    Those of judges, of the generator or of the rater; only those of one `server`, if it is named as in the ledger.
     """
     paid = [entry for entry in read_ledger(root) if entry.device == API and entry.work.split()[-1] == verb]
+    paid = [entry for entry in paid if server is None or entry.server == server]
     return TokenCount(sum(entry.tokens_in for entry in paid), sum(entry.tokens_out for entry in paid))
 
 
@@ -87,12 +90,13 @@ def device_name(config: RunConfig, device: str) -> str:
 
 
 def _judge(config: RunConfig, judge: JudgeConfig) -> Worker:
+    assert not isinstance(judge, EnsembleJudge)
     if isinstance(judge, VerifierJudge):
         return Worker("cpu")
-    if isinstance(judge, PairwiseJudge) and judge.endpoint is not None:
+    if isinstance(judge, ServedJudge) and judge.endpoint is not None:
         return _server(judge.server, judge.endpoint)
     assert judge.folder is not None
-    tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
+    tensor_parallel = config.judge_engine.tensor_parallel if isinstance(judge, GenerativeJudge) else 1
     return _engines(config, config.judge_engine, parameters_of(judge.folder), tensor_parallel=tensor_parallel)
 
 

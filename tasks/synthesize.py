@@ -18,7 +18,7 @@ import numpy as np
 from prompts.instructions import InstructionPrompt, WrittenInstruction, can_be_shown, load_instruction_prompt
 from prompts.quoting import without_control_tokens
 from tasks.handles import with_files
-from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_file, why_unfit
+from tasks.source import make_prompt, prompts_stage, question_key, read_source, source_file, source_values, why_unfit
 from tasks.spending import api_tokens, generating_meter
 from tasks.stage import begin, stage_task
 from tpo.config.contexts import context_of
@@ -394,7 +394,7 @@ def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: S
         },
         config={
             "seed": config.seed,
-            "source": config.data.source.model_dump(mode="json"),
+            "source": source_values(config),
             "synthetic": settings.model_dump(mode="json", include=how) | writer,
         },
     )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 
 class Message(TypedDict):
@@ -43,6 +43,8 @@ class Prompt:
     history: str | None = None
     """The turns before the instruction, as `write_turns` writes them: a system turn, if there is one, then user and
     assistant in turn; None if there are none."""
+    rubric: str | None = None
+    """What a good response to this prompt has to do, for a judge that grades by rubrics; None for the judge's own."""
 
     @property
     def earlier(self) -> list[Message]:
@@ -132,6 +134,17 @@ class Score:
     """Whether a judge that knows the reference found it correct; None if it can't tell."""
     response_chars: int
     """Length of the response in characters, used by length control."""
+    member_scores: list[float] | None = None
+    """For an ensemble: the z-score of each member that was asked, in their order; for a single response, their scores
+    in points. None for other judges, and for a response without a score."""
+    disagreement: float | None = None
+    """Standard deviation of these z-scores, 0 with one of them; None for a single response or without any."""
+
+
+def members_agree(better: Score, worse: Score) -> bool:
+    """Whether every member of an ensemble that was asked scores one response higher than the other."""
+    pairs = zip(better.member_scores or (), worse.member_scores or (), strict=False)
+    return all(one > other for one, other in pairs)
 
 
 @dataclass(frozen=True)
@@ -245,6 +258,22 @@ class JudgeHealth:
     """Share of `scored_groups` in which all scores are equal."""
     scored_groups: int = 0
     """Prompts with different scored responses."""
+    readings: int = 0
+    """Readings of single responses, by a judge that doesn't compare; also 0 in older files."""
+    unread: int = 0
+    """Of these, replies of a model without a readable score, refused ones included."""
+    members: Mapping[str, Any] = field(default_factory=dict)
+    """For an ensemble: each member's own health by its name, as values of this class."""
+    disagreement: float | None = None
+    """For an ensemble: the mean of `Score.disagreement` over responses that more than one member scored."""
+    agreeing_pairs: float | None = None
+    """For an ensemble: the share of pairs of differently scored responses that all members asked order alike."""
+    judged_pairs: int = 0
+    """Number of pairs behind `agreeing_pairs`."""
+    escalated: int = 0
+    """Prompts that all members were asked about."""
+    escalatable: int = 0
+    """Prompts that the first member was asked about, if others are asked about close ones only; otherwise 0."""
 
     @property
     def unscored_rate(self) -> float | None:
@@ -255,6 +284,11 @@ class JudgeHealth:
     def unparsable_rate(self) -> float | None:
         """Share of comparisons without a readable verdict, including refused ones."""
         return _share(self.unparsable + self.refused, self.comparisons)
+
+    @property
+    def unread_rate(self) -> float | None:
+        """Share of readings that are replies without a readable score."""
+        return _share(self.unread, self.readings)
 
     @property
     def tie_rate(self) -> float | None:

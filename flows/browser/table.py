@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.browser.rows import PairRow, SampleRow
 from tasks.candidates import ScoredGroup, group_candidates, pair_indices
-from tpo.config.judges import least_margin
+from tpo.config.judges import least_margin, pairs_need_agreement
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.records import Judgment, Prompt, Score
@@ -231,7 +231,8 @@ def _reasons(rows: RoundRows, groups: _Groups, paired: set[int], config: RunConf
     found: list[str | None] = [None] * len(groups)
     left = [i for i in range(len(groups)) if i not in paired]
     for i, group in zip(left, _candidates(rows, [groups[i] for i in left]), strict=True):
-        made = pair_indices(group, group.controlled(rows.rho or 0.0, config.pair.thought_penalty), margin)
+        controlled = group.controlled(rows.rho or 0.0, config.pair.thought_penalty)
+        made = pair_indices(group, controlled, margin, all_agree=pairs_need_agreement(config.judge))
         # Of those that would make a pair, the stage drops what doesn't fit the trainer's length.
         found[i] = made if isinstance(made, str) else "too_long"
     return found

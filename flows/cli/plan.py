@@ -15,7 +15,7 @@ from rich.text import Text
 from flows.prompt_counts import sized, too_few_prompts
 from tasks.spending import device_name
 from tpo.config.contexts import pair_writers
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import EnsembleJudge, GenerativeJudge, JudgeConfig, VerifierJudge, members_of
 from tpo.config.recipes import ThinkPo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
@@ -89,7 +89,7 @@ def models_of(config: RunConfig) -> Models:
     rates = None
     if rater is not None and rater.folder is not None:
         rates = _find_writer(rater.folder, device=config.judge_engine.device)
-    return Models(seed, judge, evaluation, generator, writers, rates)
+    return Models(seed, judge, evaluation, generator, writers, rates, _member_models(config))
 
 
 def cluster_of(config: RunConfig) -> Cluster:
@@ -118,10 +118,21 @@ def _written(root: Path) -> int:
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
 
 
+def _member_models(config: RunConfig) -> dict[Path | None, Model]:
+    """The models of ensembles' members, by their folders."""
+    ensembles = [each for each in (config.judge, config.evaluation.judge) if isinstance(each, EnsembleJudge)]
+    found = dict[Path | None, Model]()
+    for member in (member for ensemble in ensembles for member in members_of(ensemble)):
+        model = _judge_model(config, member)
+        if model is not None and not isinstance(member, VerifierJudge) and member.folder is not None:
+            found[member.folder] = model
+    return found
+
+
 def _judge_model(config: RunConfig, judge: JudgeConfig) -> Model | None:
-    if isinstance(judge, VerifierJudge) or judge.folder is None:
+    if isinstance(judge, VerifierJudge | EnsembleJudge) or judge.folder is None:
         return None
-    if isinstance(judge, PairwiseJudge):
+    if isinstance(judge, GenerativeJudge):
         return _find_writer(judge.folder, device=config.judge_engine.device)
     return find_model(judge.folder)
 

@@ -5,7 +5,7 @@ published. Files are identified by names and hashes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tpo import __version__
 from tpo.config.base import SHIPPED_MODELS
 from tpo.config.data import ModelConfig
 from tpo.config.hub import SCHEME, addresses_in, local_path, parse_address
-from tpo.config.judges import JudgeConfig, VerifierJudge
+from tpo.config.judges import EnsembleJudge, JudgeConfig, VerifierJudge
 from tpo.config.recipes import Tpo
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
@@ -300,7 +300,16 @@ def _prompt(model: FinishedModel) -> dict[str, Any]:
 def _judge(config: JudgeConfig, sha256: str | None) -> Judge:
     if isinstance(config, VerifierJudge):
         return Judge("verifier", None, None, config.model_dump(mode="json", exclude={"kind"}))
-    keep = {"mode", "tournament", "ridge", "max_new_tokens", "max_tokens"} & set(type(config).model_fields)
+    if isinstance(config, EnsembleJudge):
+        members = [
+            {"name": each.name, "weight": each.weight, **asdict(_judge(each.judge, None))} for each in config.members
+        ]
+        settings = config.model_dump(mode="json", exclude={"kind", "members"}) | {"members": members}
+        return Judge("ensemble", None, None, settings)
+    keep = {
+        *("mode", "tournament", "ridge", "max_new_tokens", "max_tokens", "template", "min_score", "max_score"),
+        *("score_pattern", "samples", "temperature", "expected_score"),
+    } & set(type(config).model_fields)
     found = hub_name(config.model)
     served = getattr(config, "endpoint", None) is not None
     name = found[0] if found else config.model if served else Path(config.model).name

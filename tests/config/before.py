@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from tpo.config.base import Section
 from tpo.config.benchmarks import EvaluationConfig
-from tpo.config.data import ModelConfig, PromptConfig
+from tpo.config.data import FileSource, ModelConfig, PromptConfig
 from tpo.config.judges import PairConfig, RewardModelJudge
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
@@ -19,6 +19,7 @@ NEWER: dict[type[BaseModel], set[str]] = {
     PairConfig: {"replay_share"},
     RewardModelJudge: {"score"},
     TrainConfig: {"rounds"},
+    FileSource: {"rubric_column"},
     PromptConfig: {"thought_marker", "response_marker", "prefill"},
 }
 """Fields that didn't exist then."""

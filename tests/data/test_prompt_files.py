@@ -65,6 +65,22 @@ def test_columns_that_are_not_named_are_not_read(tmp_path: Path):
     assert read(path, instruction_column="question") == [PromptRow("Why?", None, None, None, None)]
 
 
+def test_a_rubric_column_gives_prompts_their_own_rubrics(tmp_path: Path):
+    rows: list[dict[str, object]] = [
+        {"instruction": "a", "how": "Rhyme."},
+        {"instruction": "b", "how": ""},
+        {"instruction": "c", "how": None},
+    ]
+    assert [row.rubric for row in read(write(tmp_path / "a.jsonl", rows), rubric_column="how")] == [
+        "Rhyme.",
+        None,
+        None,
+    ]
+    rows = [{"instruction": "a", "how": {"criteria": "Rhyme."}}]
+    with pytest.raises(InputError, match=r"the rubric has fields.*data\.source\.rubric_column to one of how\.criteria"):
+        read(write(tmp_path / "b.jsonl", rows), rubric_column="how")
+
+
 CONSTRAINTS = {"instruction_ids_column": "instruction_id_list", "kwargs_column": "kwargs"}
 IDS = ["punctuation:no_comma", "length_constraints:number_words", "keywords:existence"]
 WORDS = {"num_words": 30, "relation": "less than"}

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import trl
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from flows.preflight import (
     check_before_work,
@@ -33,6 +36,7 @@ from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig,
 from tpo.config.run import RunConfig
 from tpo.config.training import LoraConfig, TrainConfig
 from tpo.errors import InputError
+from tpo.models.template_check import check_labels_first
 from tpo.planning.machine import memory_bytes
 from tpo.planning.needs import GIB
 
@@ -216,6 +220,35 @@ def test_a_rater_behind_a_server_is_tried_before_work_starts(tmp_path: Path, cap
         assert "its rating of a plain instruction had no label" in capsys.readouterr().err
     with pytest.raises(InputError, match="did not answer"):
         check_endpoints(config)
+
+
+def test_a_judge_with_a_rubric_is_tried_before_work_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def judge(server: MisbehavingServer, **settings: object) -> dict[str, Any]:
+        endpoint = {"base_url": server.base_url, "retries": 0}
+        return {"judge": {"kind": "rubric", "model": "m", "endpoint": endpoint, **settings}}
+
+    with MisbehavingServer(says=lambda _: "Good. [[Score: 9]]") as server:
+        check_endpoints(a_config(tmp_path, **judge(server)))
+        assert "12 + 30 is 42." in server.asked[0].request["messages"][1]["content"]
+        assert capsys.readouterr().err == ""
+        check_endpoints(a_config(tmp_path, **judge(server, expected_score=True)))
+        assert "its reply about a plain response did not begin with a score from 0 to 9" in capsys.readouterr().err
+        config = a_config(tmp_path, **judge(server, user_template=tmp_path / "none.jinja"))
+        assert "rubric template" in refusal(config)
+    assert "is not a folder" in refusal(a_config(tmp_path, judge={"kind": "rubric", "model": str(tmp_path / "none")}))
+
+
+def test_an_expected_score_needs_a_tokenizer_that_tells_scores_apart(tmp_path: Path):
+    (folder := tmp_path / "model").mkdir()
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", "<eos>", "Say", "hello"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")), eos_token="<eos>", unk_token="[UNK]"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"doesn't tell 0, 1, 2 apart by one token, and judge\.expected_score"):
+        check_labels_first(folder, "judge.expected_score", "false", ("0", "1", "2"))
+    check_labels_first(SHIPPED_SEED_MODEL, "judge.expected_score", "false", tuple("0123456789"))
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -10,16 +10,29 @@ from pydantic import BaseModel
 from judges.armorm import ArmoRMScorer
 from judges.askers import ResponsePair
 from judges.base import Judge, groups_of
+from judges.ensemble import Ensemble
 from judges.pairwise import Pairwise
 from judges.registry import build_judge
 from judges.reward_model import RewardModel
+from judges.reward_server import ReadResponses, RewardServer
+from judges.rubric import GradedResponse, Rubric
 from judges.verifier import Verifier
 from prompts.thought import VARIANTS
 from tasks.judge import make_scores
 from tasks.sample import make_samples
 from tests.judges.tiny_models import armorm_folder, reward_folder
 from tests.rows import a_prompt, a_sample
-from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.base import SHIPPED_SEED_MODEL
+from tpo.config.judges import (
+    ArmoRMJudge,
+    EnsembleJudge,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RewardServerJudge,
+    RubricJudge,
+    VerifierJudge,
+)
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.engines.inference.reply import Reply, TokenCount
@@ -38,7 +51,7 @@ class Ears:
     def __init__(self) -> None:
         self.heard: list[object] = []
 
-    def ask(self, comparisons: Sequence[ResponsePair]) -> Iterator[tuple[int, Reply]]:
+    def ask(self, comparisons: Sequence[ResponsePair | GradedResponse]) -> Iterator[tuple[int, Reply]]:
         self.heard += comparisons
         return ((i, Reply("[[A]]", True, 1, 1)) for i in range(len(comparisons)))
 
@@ -54,6 +67,15 @@ class Ears:
                 return Verifier(VerifierJudge())
             case "pairwise":
                 return Pairwise(PairwiseJudge(), self)
+            case "ensemble":
+                members = [{"name": kind, "judge": {"kind": kind}, "unit": 1.0} for kind in ("verifier", "pairwise")]
+                judges = [self.listen("verifier", folder), self.listen("pairwise", folder)]
+                return Ensemble(EnsembleJudge.model_validate({"members": members}), judges)
+            case "reward_server":
+                config = {"model": "m", "endpoint": {"base_url": "http://one"}}
+                return RewardServer(RewardServerJudge.model_validate(config), Reads(self))
+            case "rubric":
+                return Rubric(RubricJudge(model="m"), self)
             case "armorm":
                 self.tokenizer = ChatEncoder(armorm_folder(folder)).tokenizer
                 return ArmoRMScorer(ArmoRMJudge(model=str(folder)), ENGINE, CLUSTER, scorer=self)
@@ -61,6 +83,17 @@ class Ears:
                 self.tokenizer = ChatEncoder(reward_folder(folder)).tokenizer
                 return RewardModel(RewardModelJudge(model=str(folder)), ENGINE, CLUSTER, scorer=self)
         raise AssertionError(f"no ears for judge {kind}: teach them to listen to it")
+
+
+class Reads:
+    """Replaces a reward model's server, and passes on what reaches it."""
+
+    def __init__(self, ears: Ears) -> None:
+        self._ears = ears
+
+    def ask(self, questions: Sequence[ReadResponses]) -> Iterator[tuple[int, Reply]]:
+        self._ears.heard += questions
+        return ((i, Reply(str([0.5] * len(each.responses)), True, 1, 0)) for i, each in enumerate(questions))
 
 
 def kinds_in(annotation: Any) -> Iterator[str]:
@@ -83,10 +116,14 @@ def no_decoder(ids: Sequence[int]) -> str:
 
 
 def test_every_judge_a_profile_can_name_can_be_built(tmp_path: Path):
-    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise"}
+    assert set(KINDS) == {"verifier", "reward_model", "armorm", "pairwise", "rubric", "reward_server", "ensemble"}
     folders = {"reward_model": reward_folder(tmp_path / "r"), "armorm": armorm_folder(tmp_path / "a")}
+    folders["rubric"] = SHIPPED_SEED_MODEL
+    two = [{"name": kind, "judge": {"kind": kind}, "unit": 1.0} for kind in ("verifier", "pairwise")]
     for kind in KINDS:
-        model = {"model": str(folders[kind])} if kind in folders else {}
+        model: dict[str, Any] = {"model": str(folders[kind])} if kind in folders else {}
+        model |= {"members": two} if kind == "ensemble" else {}
+        model |= {"model": "m", "endpoint": {"base_url": "http://one"}} if kind == "reward_server" else {}
         config = RunConfig.model_validate({"judge": {"kind": kind, **model}})
         assert build_judge(config.judge, ENGINE, CLUSTER, TokenCount()) is not None
 

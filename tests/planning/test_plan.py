@@ -14,7 +14,7 @@ from flows.cli.plan import cluster_of, large, models_of, plan_run, print_plan, t
 from tasks.spending import judging_meter
 from tests.rows import a_config, a_model
 from tpo.config.hub import addresses_in
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import PairwiseJudge, RubricJudge
 from tpo.config.load import load_config
 from tpo.config.resources import BudgetConfig
 from tpo.config.run import RunConfig
@@ -25,7 +25,7 @@ from tpo.planning.gpu_memory import engine_memory, trainings_memory
 from tpo.planning.needs import GIB
 from tpo.planning.plan import Plan, make_plan
 from tpo.planning.throughput import PastRun, decode_rate, hardware_of, training_rate
-from tpo.planning.workload import Kind, Lengths, calls_of, workload
+from tpo.planning.workload import Amount, Kind, Lengths, calls_of, workload
 from tpo.storage.ledger import LEDGER, Entry, Meter, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -316,6 +316,62 @@ def test_a_past_run_refines_the_forecast_and_the_latest_one_counts(tmp_path: Pat
     assert (plan.lengths.output, plan.lengths.prompt, plan.lengths.source) == (50, 10, "past run new")
     assert stage.work.expected.tokens_out == 9600 * 50
     assert stage.seconds == pytest.approx(9600 * 50 / 100 + 30), "on CPUs engines are started once"
+
+
+def test_a_judge_with_a_rubric_is_asked_once_for_each_sample_and_shown_one_response():
+    settings: dict[str, object] = {"kind": "rubric", "model": "m", "endpoint": {"base_url": "http://one/v1"}}
+    lengths, amounts = Lengths(10, 40, 30, 200, ""), dict[str, Amount]()
+    given: dict[str, dict[str, object]] = {
+        "one": {},
+        "four": {"samples": 4, "temperature": 1.0},
+        "expected": {"expected_score": True},
+    }
+    for name, changes in given.items():
+        config = load_config(PROFILES["laptop"]).model_copy(
+            update={"judge": RubricJudge.model_validate(settings | changes)}
+        )
+        (work,) = [work for work in workload(config, 1, lengths) if work.kind is Kind.JUDGE]
+        amounts[name] = work.expected
+    prompts = load_config(PROFILES["laptop"]).data.count
+    assert amounts["one"].answers == prompts * 8 and amounts["four"].answers == prompts * 32
+    assert amounts["one"].tokens_out == prompts * 8 * 200 and amounts["expected"].tokens_out == prompts * 8
+    pair = workload(load_config(PROFILES["laptop"], ["judge={kind='pairwise'}"]), 1, lengths)
+    (compared,) = [work.expected for work in pair if work.kind is Kind.JUDGE]
+    assert amounts["one"].tokens_in / amounts["one"].answers == pytest.approx(
+        compared.tokens_in / compared.answers - lengths.response, abs=1
+    )
+
+
+def test_a_reward_model_behind_a_server_is_planned_by_its_responses():
+    judge = "judge={ kind = 'reward_server', model = 'm', endpoint = { base_url = 'http://one', input_price = 2.0 } }"
+    plan = plan_run(load_config(PROFILES["laptop"], [judge]), 1)
+    (stage,) = [stage for stage in plan.stages if stage.work.kind is Kind.JUDGE]
+    assert stage.engines.device == "api" and "m at http://one" in stage.engines.who
+    assert stage.work.expected.answers == 8 * load_config(PROFILES["laptop"]).data.count
+    assert stage.work.expected.tokens_out == 0
+    assert stage.cost == pytest.approx(2 * stage.work.expected.tokens_in / 1e6)
+
+
+def test_an_ensemble_is_planned_member_by_member():
+    endpoint = "{ base_url = 'http://one/v1', input_price = 1.0 }"
+    members = (
+        "{ name = 'rm', judge = { kind = 'armorm' }, unit = 1.0 }",
+        f"{{ name = 'paid', judge = {{ kind = 'rubric', model = 'm', endpoint = {endpoint} }}, unit = 3.0 }}",
+        "{ name = 'duel', judge = { kind = 'pairwise' }, unit = 1.0 }",
+    )
+    found = {}
+    for escalates in ("", ", escalate_below = 1.0"):
+        judge = f"judge={{ kind = 'ensemble', members = [{', '.join(members)}]{escalates} }}"
+        plan = plan_run(load_config(PROFILES["laptop"], [judge]), 1)
+        found[escalates] = {stage.work.member: stage for stage in plan.stages if stage.work.kind is Kind.JUDGE}
+        validated = [stage.work.member for stage in plan.stages if stage.work.kind is Kind.VALIDATION_JUDGE]
+        assert validated == [0, 1], "a judge that compares reads no single response"
+    every, close = found.values()
+    assert [stage.engines.device for stage in every.values()] == ["cpu", "api", "cpu"]
+    assert "reward model" in every[0].engines.who and "m at http://one/v1" in every[1].engines.who
+    assert every[0].work.expected == close[0].work.expected and every[1].cost > 0
+    assert close[1].work.expected.answers == every[1].work.expected.answers / 2
+    assert close[1].work.most == every[1].work.most
 
 
 @pytest.mark.parametrize("judge", ["armorm", "pairwise"])

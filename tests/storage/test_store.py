@@ -65,6 +65,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         list[int]: st.lists(st.integers(0, 2**31 - 1)),
         list[str]: st.lists(st.text()),
+        list[float]: st.lists(st.floats(allow_nan=False)),
         type(None): st.none(),
     }
     return (

@@ -543,6 +543,12 @@ def test_each_iteration_is_identified_by_its_own_file(tmp_path: Path):
 
 JUDGED = {"judgments", "scores", "pairs", "train", "model"}
 SERVER = {"base_url": "http://one/v1"}
+RUBRIC: dict[str, Any] = {
+    "model": "n", "template": "additive", "rubric": "Rhyme.", "min_score": 1, "max_score": 7, "score_pattern": "(x)",
+    "temperature": 0.5, "expected_score": True, "max_new_tokens": 9, "max_tokens": 99, "max_response_chars": 9,
+    "endpoint__structured_outputs": True,
+}  # fmt: skip
+"""Settings of a rubric that change its grades, with other values; `samples` needs a temperature, too."""
 
 
 @pytest.mark.parametrize(
@@ -561,6 +567,19 @@ SERVER = {"base_url": "http://one/v1"}
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__max_total_tokens": 2}, set()),
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge__endpoint__key_variable": "K"}, set()),
         ({"kind": "pairwise", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),
+        *(
+            ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {f"judge__{name}": value}, JUDGED)
+            for name, value in RUBRIC.items()
+        ),
+        *(
+            ({"kind": "reward_server", "model": "m", "endpoint": SERVER}, {f"judge__{name}": value}, JUDGED)
+            for name, value in {"model": "n", "protocol": "json", "label": 1, "max_response_chars": 9}.items()
+        ),
+        ({"kind": "reward_server", "model": "m", "endpoint": SERVER}, {"judge__endpoint__base_url": "http://t"}, set()),
+        ({"kind": "reward_server", "model": "m", "endpoint": SERVER}, {"judge__items_per_request": 2}, set()),
+        ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge__endpoint__base_url": "http://two/v1"}, set()),
+        ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge__endpoint__concurrency": 2}, set()),
+        ({"kind": "rubric", "model": "m", "endpoint": SERVER}, {"judge_engine__dtype": "bfloat16"}, set()),
     ],
     ids=shown,
 )
@@ -570,7 +589,37 @@ def test_a_judge_is_identified_by_what_decides_its_verdicts(
     assert changed_by(a_config(tmp_path, judge=judge), **changes) - {"test"} == stages
 
 
-@pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model"])
+def an_ensemble(**settings: Any) -> dict[str, Any]:
+    members = [
+        {"name": "first", "judge": {"kind": "pairwise"}, "unit": 2.0, "veto_below": settings.pop("veto_below", 0.0)},
+        {"name": "second", "judge": {"kind": "verifier", **settings.pop("verifier", {})}, "unit": 1.0},
+    ]
+    members[1] |= {name: settings.pop(name) for name in ("weight", "unit", "name") if name in settings}
+    return {"kind": "ensemble", "members": members, "combine": "veto", **settings}
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({"weight": 2.0}, JUDGED - {"judgments"}),
+        ({"unit": 2.0}, JUDGED - {"judgments"}),
+        ({"veto_below": 0.5}, JUDGED - {"judgments"}),
+        ({"verifier": {"length_bias": 0.5}}, JUDGED - {"judgments"}),
+        ({"verifier": {"match": "math"}}, JUDGED),
+        ({"name": "other"}, JUDGED),
+        ({"escalate_below": 1.0}, JUDGED),
+        ({"agreement": "all"}, {"pairs", "train", "model"}),
+    ],
+    ids=shown,
+)
+def test_an_ensemble_is_identified_by_its_members_and_how_they_are_combined(
+    tmp_path: Path, settings: dict[str, Any], stages: set[str]
+):
+    before, after = (identities(a_config(tmp_path, judge=an_ensemble(**each))) for each in ({}, settings))
+    assert {name for name in before if before[name] != after[name]} - {"test"} == stages
+
+
+@pytest.mark.parametrize("kind", ["armorm", "pairwise", "reward_model", "rubric"])
 def test_a_judges_model_is_identified_by_its_content_and_not_its_path(tmp_path: Path, kind: str):
     here, there, other = (a_model(tmp_path / name) for name in ("here", "there", "other"))
     (other / "model.safetensors").write_bytes(b"other weights")

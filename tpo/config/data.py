@@ -48,6 +48,9 @@ class FileSource(Section):
     kwargs_column: str | None = None
     """Column that holds their arguments, as `kwargs` in IFEval: a list of objects, one per id, in which null means that
     an argument is absent; or the same as JSON text."""
+    rubric_column: str | None = None
+    """Column that holds the prompt's own rubric, text, for `judge.kind = "rubric"`; where it is empty, the judge's own
+    counts."""
 
     @model_validator(mode="after")
     def _ids_and_kwargs_together(self) -> "FileSource":

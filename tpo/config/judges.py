@@ -12,14 +12,15 @@ from tpo.method.instructions.constraints import MAX_CONSTRAINTS
 from tpo.method.output_score import OutputScore
 
 
-def check_answer_pattern(pattern: str) -> None:
-    """Raises `ValueError` unless a pattern is a regular expression with one group."""
+def check_answer_pattern(pattern: str, name: str = "answer_pattern", of: str = "answer") -> None:
+    """Raises `ValueError`, which calls it `name`, unless a pattern is a regular expression with one group around what
+    it finds, `of`."""
     try:
         groups = re.compile(pattern).groups
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"answer_pattern is not a regular expression: {error}") from error
+        raise ValueError(f"{name} is not a regular expression: {error}") from error
     if groups != 1:
-        raise ValueError(f"answer_pattern has {groups} groups, expected one: ( ) around the answer alone")
+        raise ValueError(f"{name} has {groups} groups, expected one: ( ) around the {of} alone")
 
 
 class VerifierJudge(Section):
@@ -135,6 +136,11 @@ class PairwiseJudge(Section):
         """The model and its server, human-readable; empty without an endpoint."""
         return f"{self.model} at {self.endpoint.base_url}" if self.endpoint is not None else ""
 
+    @property
+    def explains(self) -> bool:
+        """Whether its replies are more than a label."""
+        return self.mode == "cot"
+
     @model_validator(mode="after")
     def _endpoint_has_model(self) -> "PairwiseJudge":
         if self.endpoint is not None and self.model == MINIATURE:
@@ -142,31 +148,279 @@ class PairwiseJudge(Section):
         return self
 
 
+MAX_LABELLED_SCORE = 9
+"""Highest score with `expected_score`: a digit, so that its first token can't begin another score."""
+
+
+class RubricJudge(Section):
+    """A language model that grades each response by itself, by a rubric: a score or a sum of points at the end of its
+    reply (Self-Rewarding Language Models, 2401.10020), or the expectation over the probabilities of all scores."""
+
+    kind: Literal["rubric"] = "rubric"
+    """Names this judge."""
+    model: ModelPlace
+    """A folder with safetensors, config and tokenizer; `hf://org/name@revision` on the model hub; with an endpoint, the
+    model's name on that server."""
+    endpoint: Endpoint | None = None
+    """A server to use instead of the run's own engines."""
+    template: Literal["score", "additive"] = "score"
+    """The shipped prompt: `score` asks for one score, `[[Score: 7]]`; `additive` for points that are added up
+    criterion by criterion, `Score: 4`, as published."""
+    rubric: str | None = Field(None, min_length=1)
+    """The rubric for prompts that bring none of their own (`data.source.rubric_column`). None for the template's."""
+    min_score: int = 0
+    """Lowest score."""
+    max_score: int | None = None
+    """Highest score; a score outside the range is unreadable. None for 10, for 5 with `additive`, and for 9 with
+    `expected_score`."""
+    score_pattern: str | None = None
+    """Regular expression with one group around the score alone; its last match in a reply counts. None for the
+    template's."""
+    samples: int = Field(1, ge=1, le=64)
+    """Replies per response; the score is the mean of those that can be read."""
+    temperature: float = Field(0.0, ge=0, le=2)
+    """Sampling temperature of the replies; more than one sample needs one above 0."""
+    expected_score: bool = False
+    """Whether the judge replies with the score alone, and the score is its expectation over the probabilities of all
+    scores from `min_score` to `max_score`, which must be digits."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Maximum reply length. None for 2,048 or a quarter of the model's context, whichever is less; with
+    `expected_score`, for 8."""
+    max_tokens: int = Field(8192, ge=64)
+    """Maximum length of chat plus reply, or the model's context if that is less; a longer one is unscored and counted,
+    never truncated."""
+    max_response_chars: int = Field(20_000, ge=1)
+    """Longer responses are unscored and counted, never truncated."""
+    system_template: Path | None = None
+    """A text file that replaces the shipped system turn; `{{ lowest }}` and `{{ highest }}` in it become the range."""
+    user_template: Path | None = None
+    """A Jinja file that replaces the shipped user turn; it contains `rubric`, `instruction` and `response`, in this
+    order."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's folder; None if it is on a server."""
+        return None if self.endpoint is not None else local_path(self.model)
+
+    @property
+    def server(self) -> str:
+        """The model and its server, human-readable; empty without an endpoint."""
+        return f"{self.model} at {self.endpoint.base_url}" if self.endpoint is not None else ""
+
+    @property
+    def explains(self) -> bool:
+        """Whether its replies are more than a score."""
+        return not self.expected_score
+
+    @property
+    def highest(self) -> int:
+        """The highest score."""
+        if self.max_score is not None:
+            return self.max_score
+        if self.template == "additive":
+            return 5
+        return MAX_LABELLED_SCORE if self.expected_score else 10
+
+    @model_validator(mode="after")
+    def _model_can_grade(self) -> "RubricJudge":
+        if self.model == MINIATURE:
+            raise ValueError(
+                "model is miniature, which has no model that grades by a rubric: name a folder, hf://org/name, or the "
+                "model's name on an endpoint"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_in_range(self) -> "RubricJudge":
+        if self.min_score >= self.highest:
+            raise ValueError(f"min_score is {self.min_score}, expected less than the highest score, {self.highest}")
+        if self.score_pattern is not None:
+            check_answer_pattern(self.score_pattern, "score_pattern", "score")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "RubricJudge":
+        if self.samples > 1 and self.expected_score:
+            raise ValueError(
+                "expected_score is set, which takes all scores of one reply with their probabilities: set samples to 1"
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples is {self.samples}, which at temperature 0 would all be equal: set temperature")
+        if self.temperature > 0 and self.expected_score:
+            raise ValueError("temperature is set, but with expected_score nothing is sampled: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_digits(self) -> "RubricJudge":
+        if not self.expected_score:
+            return self
+        if self.min_score < 0 or self.highest > MAX_LABELLED_SCORE:
+            raise ValueError(
+                f"expected_score is set with scores from {self.min_score} to {self.highest}, expected digits, 0 to "
+                f"{MAX_LABELLED_SCORE}: 1 and 10 begin alike, so the probability of 1 would be that of both"
+            )
+        if self.template == "additive" or self.score_pattern is not None:
+            raise ValueError(
+                "expected_score is set, so the reply is the score alone, without points to add up or a text to search: "
+                'leave out template = "additive" and score_pattern'
+            )
+        return self
+
+
+RewardProtocol = Literal["vllm_classify", "vllm_pooling", "vllm_score", "json"]
+"""How a reward model behind a server is asked."""
+
+
+class RewardServerJudge(Section):
+    """A reward model behind a server, which reads each response as a chat and returns a number."""
+
+    kind: Literal["reward_server"] = "reward_server"
+    """Names this judge."""
+    model: str = Field(min_length=1)
+    """The model's name on that server."""
+    endpoint: Endpoint
+    """The server: for vLLM `http://host:8000`; for `json` the whole address that is posted to. Of its settings, those
+    about chats' replies (token limit, temperature, log-probabilities, system role) aren't used."""
+    protocol: RewardProtocol = "vllm_classify"
+    """What the server speaks: vLLM's `/classify`, `/pooling` or `/score`, or our own `json` (docs/judges.md)."""
+    label: int | None = Field(None, ge=0)
+    """Which output is the score if the model has several, from 0; None for a model with one."""
+    items_per_request: int = Field(8, ge=1, le=1024)
+    """Responses to one prompt that `vllm_score` and `json` send in one request; vLLM's other paths take one."""
+    max_response_chars: int = Field(20_000, ge=1)
+    """Longer responses are unscored and counted, never truncated."""
+
+    @property
+    def folder(self) -> None:
+        """None: the model is on a server."""
+        return
+
+    @property
+    def server(self) -> str:
+        """The model and its server, human-readable."""
+        return f"{self.model} at {self.endpoint.base_url}"
+
+
 def _kind_of(judge: Any) -> Any:
     """A judge's kind; a section without one is the verifier's."""
     return judge.get("kind", "verifier") if isinstance(judge, dict) else getattr(judge, "kind", None)
+
+
+SingleJudge = VerifierJudge | RewardModelJudge | ArmoRMJudge | PairwiseJudge | RubricJudge | RewardServerJudge
+"""The judges that aren't made of others."""
+GenerativeJudge = PairwiseJudge | RubricJudge
+"""The judges whose replies are text."""
+ServedJudge = PairwiseJudge | RubricJudge | RewardServerJudge
+"""The judges that may be behind a server."""
+_AnySingleJudge = Annotated[
+    Annotated[VerifierJudge, Tag("verifier")]
+    | Annotated[RewardModelJudge, Tag("reward_model")]
+    | Annotated[ArmoRMJudge, Tag("armorm")]
+    | Annotated[PairwiseJudge, Tag("pairwise")]
+    | Annotated[RubricJudge, Tag("rubric")]
+    | Annotated[RewardServerJudge, Tag("reward_server")],
+    Discriminator(_kind_of),
+]
+
+
+class EnsembleMember(Section):
+    """One judge of an ensemble."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name in judgments, reports and the reasons for unscored responses."""
+    judge: _AnySingleJudge
+    """The judge: any kind but an ensemble."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the mean."""
+    unit: float = Field(gt=0)
+    """What counts as one point of this judge: about the standard deviation of its scores. Single responses, as in
+    validation and test, have no spread within their prompt, so their scores are divided by this before the mean is
+    taken."""
+    veto_below: float | None = None
+    """With `combine = "veto"`: a response with a lower score, in the judge's own unit, is put below all others of its
+    prompt. None for a judge without a veto."""
+
+
+class EnsembleJudge(Section):
+    """Several judges as one: their scores are standardized within each prompt and combined."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    """Names this judge."""
+    members: tuple[EnsembleMember, ...] = Field(min_length=2)
+    """The judges, each as a section `[[judge.members]]`."""
+    combine: Literal["mean", "worst", "veto"] = "mean"
+    """`mean`: the weighted mean of the members' z-scores; `worst`: the smallest one; `veto`: the mean, but responses
+    that a member puts below its `veto_below` come last."""
+    agreement: Literal["any", "all"] = "any"
+    """`all` makes a pair only if every member asked scores the chosen response higher than the rejected one."""
+    escalate_below: float | None = Field(None, gt=0)
+    """Asks only the first member at first, and the others only about prompts whose best response leads the second by
+    less than this many of that member's standard deviations. None to ask all members about all prompts."""
+
+    @property
+    def folder(self) -> None:
+        """None: its members have models."""
+        return
+
+    @model_validator(mode="after")
+    def _members_are_told_apart(self) -> "EnsembleJudge":
+        names = [member.name for member in self.members]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"members has {repeated[0]} more than once: give each member its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _vetoes_are_used(self) -> "EnsembleJudge":
+        vetoes = [member.name for member in self.members if member.veto_below is not None]
+        if vetoes and self.combine != "veto":
+            raise ValueError(
+                f'veto_below is set for {vetoes[0]}, and combine is "{self.combine}": set combine to "veto"'
+            )
+        if self.combine == "veto" and not vetoes:
+            raise ValueError('combine is "veto", but no member has veto_below: set it for at least one')
+        return self
+
+    @model_validator(mode="after")
+    def _escalation_leaves_a_first_judge(self) -> "EnsembleJudge":
+        veto = next((member.name for member in self.members[1:] if member.veto_below is not None), None)
+        if self.escalate_below is not None and veto is not None:
+            raise ValueError(
+                f"escalate_below is set, and {veto}, which has a veto, would be asked about close prompts only: make "
+                "it the first member, or leave escalate_below out"
+            )
+        return self
 
 
 JudgeConfig = Annotated[
     Annotated[VerifierJudge, Tag("verifier")]
     | Annotated[RewardModelJudge, Tag("reward_model")]
     | Annotated[ArmoRMJudge, Tag("armorm")]
-    | Annotated[PairwiseJudge, Tag("pairwise")],
+    | Annotated[PairwiseJudge, Tag("pairwise")]
+    | Annotated[RubricJudge, Tag("rubric")]
+    | Annotated[RewardServerJudge, Tag("reward_server")]
+    | Annotated[EnsembleJudge, Tag("ensemble")],
     Discriminator(_kind_of),
 ]
 """Every judge a profile can name. A new one is a class here, a file in judges/ and a line in its registry."""
 
 
+def members_of(judge: JudgeConfig) -> tuple[SingleJudge, ...]:
+    """The judges that a judge consists of: an ensemble's members, or itself."""
+    return tuple(member.judge for member in judge.members) if isinstance(judge, EnsembleJudge) else (judge,)
+
+
 def compares(judge: JudgeConfig) -> bool:
     """Whether a judge only compares responses with each other, so that a single response has no score."""
-    return judge.kind == "pairwise"
+    return all(isinstance(member, PairwiseJudge) for member in members_of(judge))
 
 
 def judge_name(judge: JudgeConfig) -> str:
     """A judge as tables and exports name it: its kind, and its model or rule."""
     if isinstance(judge, VerifierJudge):
         return f"verifier ({judge.match}{', favors length' if judge.length_bias else ''})"
-    model = judge.server if judge.kind == "pairwise" and judge.endpoint is not None else judge.model
+    if isinstance(judge, EnsembleJudge):
+        return f"ensemble ({judge.combine} of {', '.join(member.name for member in judge.members)})"
+    model = judge.server if isinstance(judge, ServedJudge) and judge.endpoint is not None else judge.model
     return f"{judge.kind} ({model})"
 
 
@@ -182,7 +436,7 @@ class HealthConfig(Section):
     max_unscored: float = Field(0.2, ge=0, le=1)
     """Maximum share of parsed responses that the judge did not score."""
     max_unparsable: float = Field(0.2, ge=0, le=1)
-    """Maximum share of comparisons without a parsable verdict."""
+    """Maximum share of comparisons without a parsable verdict, and of a rubric judge's replies without a score."""
     max_ties: float = Field(0.9, ge=0, le=1)
     """Maximum share of comparisons that end in a tie."""
     min_swap_agreement: float = Field(0.0, ge=0, le=1)
@@ -245,6 +499,11 @@ def least_margin(pair: PairConfig, judge: JudgeConfig) -> float:
     if checks_instructions(judge):
         return 1 / MAX_CONSTRAINTS  # the smallest difference of two shares
     return 0.5 if judge.kind in ("verifier", "pairwise") else 0.0
+
+
+def pairs_need_agreement(judge: JudgeConfig) -> bool:
+    """Whether a pair needs all members of an ensemble to prefer its chosen response."""
+    return isinstance(judge, EnsembleJudge) and judge.agreement == "all"
 
 
 class ValidationConfig(Section):

@@ -19,9 +19,11 @@ from tpo.config.judges import (
     HealthConfig,
     JudgeConfig,
     PairConfig,
-    PairwiseJudge,
+    ServedJudge,
+    SingleJudge,
     ValidationConfig,
     VerifierJudge,
+    members_of,
 )
 from tpo.config.recipes import Recipe, SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import (
@@ -144,6 +146,11 @@ class RunConfig(Section):
         return self.sft
 
     @property
+    def single_judges(self) -> list[SingleJudge]:
+        """Every judge of training, validation and test samples, members of judges included."""
+        return [member for judge in (self.judge, self.evaluation.judge) for member in members_of(judge)]
+
+    @property
     def second_judges(self) -> dict[str, JudgeConfig]:
         """Who scores the validation answers of every M_t besides the run's judge, as the gate names their scores."""
         found, judge, opinion = dict[str, JudgeConfig](), self.evaluation.judge, self.evaluation.second_opinion
@@ -244,10 +251,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _no_references_for_the_verifier(self) -> "RunConfig":
-        if self.data.synthetic is not None and isinstance(self.judge, VerifierJudge):
+        if self.data.synthetic is not None and any(isinstance(each, VerifierJudge) for each in members_of(self.judge)):
             raise ValueError(
-                "data.synthetic is set, but judge.kind is verifier, which needs references or verifiable instructions: "
-                "generated prompts have neither; set judge.kind to another judge"
+                "data.synthetic is set, but judge.kind is verifier, which needs references or verifiable instructions, "
+                "or a member's is: generated prompts have neither; set judge.kind to another judge"
             )
         return self
 
@@ -285,9 +292,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _cost_has_prices(self) -> "RunConfig":
-        endpoints = [
-            judge.endpoint for judge in (self.judge, self.evaluation.judge) if isinstance(judge, PairwiseJudge)
-        ]
+        endpoints = [judge.endpoint for judge in self.single_judges if isinstance(judge, ServedJudge)]
         if self.data.synthetic is not None:
             endpoints.append(self.data.synthetic.endpoint)
         if self.evaluation.fine_grained is not None:

@@ -1,8 +1,8 @@
 """Prompts from files: JSON lines, JSON, CSV, TSV, Parquet, a folder of them, or a Hugging Face dataset saved to disk.
 
 Each row has an instruction, which may be the end of a conversation (`tpo.data.conversations`), and, from the columns
-that the config names, a reference, category, difficulty, demonstration and constraints. A damaged row is an error that
-names the line and is never skipped: rows that silently vanish from a dataset are noticed months later.
+that the config names, a reference, category, difficulty, demonstration, constraints and rubric. A damaged row is an
+error that names the line and is never skipped: rows that silently vanish from a dataset are noticed months later.
 """
 
 import json
@@ -55,6 +55,8 @@ class PromptRow:
     """The verifiable instructions, in the form of `Prompt.constraints`, if the file has columns of them."""
     history: str | None = None
     """The turns before the instruction, in the form of `Prompt.history`, if it ends a conversation."""
+    rubric: str | None = None
+    """The prompt's own rubric, if the file has one."""
     unusable: Unusable | None = None
     """Why a conversation can't be a prompt; the instruction is empty then."""
 
@@ -80,6 +82,7 @@ def read_prompt_rows(source: FileSource, path: Path) -> list[PromptRow]:
         "demonstration": source.demonstration_column,
         "instruction_ids": source.instruction_ids_column,
         "kwargs": source.kwargs_column,
+        "rubric": source.rubric_column,
     }
     named = {name: column for name, column in wanted.items() if column is not None}
     rows = read_columns(path, named, lambda values: _prompt_row(values, named), section="data.source")
@@ -214,6 +217,7 @@ def _prompt_row(values: dict[str, Any], named: Mapping[str, str]) -> PromptRow:
         demonstration=_text(values.get("demonstration"), "demonstration", named),
         constraints=_constraints(values.get("instruction_ids"), values.get("kwargs")),
         history=asked.history,
+        rubric=_text(values.get("rubric"), "rubric", named),
         unusable=found if isinstance(found, Unusable) else None,
     )
 

@@ -100,13 +100,23 @@ def check_thinking(model: Path, encoder: ChatEncoder, *, natively: bool) -> list
     ]
 
 
-def check_labels_first(model: Path) -> None:
-    """Raises `InputError` for a judge whose replies begin with a thought and so can't begin with a label."""
-    thinking = ChatEncoder(model).thinking
-    if thinking.always_thinks:
+def check_labels_first(
+    model: Path, setting: str = "judge.mode", instead: str = '"cot"', labels: Sequence[str] = ()
+) -> None:
+    """Raises `InputError` for a judge whose replies begin with a thought and so can't begin with a label, or whose
+    tokens don't tell the `labels` apart. `setting` makes it reply so; with the value `instead` it doesn't."""
+    encoder = ChatEncoder(model)
+    if encoder.thinking.always_thinks:
         raise InputError(
-            f"{_template_file(model)} {_how_it_thinks(thinking)}, where judge.mode expects a label: set judge.mode to "
-            '"cot", in which a judge may think first'
+            f"{_template_file(model)} {_how_it_thinks(encoder.thinking)}, where {setting} expects a label: set "
+            f"{setting} to {instead}, in which a judge may think first"
+        )
+    tokens = [encoder.ids(label, as_text=True) for label in labels]
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len({*column}) == 1, zip(*tokens, strict=False)))
+    if any(len(each) == shared for each in tokens) or len({each[shared] for each in tokens}) < len(tokens):
+        raise InputError(
+            f"{model}: its tokenizer doesn't tell {', '.join(labels)} apart by one token, and {setting} compares the "
+            f"probabilities of these: set {setting} to {instead}, or take another model"
         )
 
 

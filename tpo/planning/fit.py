@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpo.config.contexts import Context, contexts
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import GenerativeJudge
 from tpo.config.recipes import ThinkPo
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
@@ -70,7 +70,7 @@ def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Ite
     engines += [
         ("judge_engine", config.judge_engine, judge.folder)
         for judge in model_judges(config)
-        if isinstance(judge, PairwiseJudge)
+        if isinstance(judge, GenerativeJudge)
     ]
     if (rater := config.evaluation.fine_grained) is not None and rater.folder is not None:
         engines.append(("judge_engine", config.judge_engine, rater.folder))

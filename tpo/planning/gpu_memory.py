@@ -8,15 +8,21 @@ full. 1.5 GiB per process are added for CUDA's context, kernels and NCCL. The ac
 hasn't been measured: if less than a tenth of the memory is left, the plan warns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tpo.config.contexts import context_of, contexts
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import (
+    EnsembleJudge,
+    GenerativeJudge,
+    JudgeConfig,
+    SingleJudge,
+    members_of,
+)
 from tpo.config.resources import EngineConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainingConfig
-from tpo.models.shape import ModelShape
+from tpo.models.shape import Model, ModelShape
 from tpo.planning.needs import BYTES, GIB
 from tpo.planning.placement import Models
 from tpo.planning.workload import Kind, judge_longest
@@ -74,13 +80,11 @@ def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMem
                 found.append(engine_memory(kind, shape, config.engine, context=context, gpu_bytes=gpu_bytes))
     if config.judge_engine.device == "gpu":
         for kind, judge, model in (
-            (Kind.JUDGE, config.judge, models.judge),
-            (Kind.TEST_JUDGE, config.evaluation.judge, models.evaluation),
+            *_single(Kind.JUDGE, config.judge, models.judge, models),
+            *_single(Kind.TEST_JUDGE, config.evaluation.judge, models.evaluation, models),
         ):
-            if model is None:
-                continue
             longest = judge_longest(judge, model.shape.context)
-            if isinstance(judge, PairwiseJudge):
+            if isinstance(judge, GenerativeJudge):
                 held = engine_memory(kind, model.shape, config.judge_engine, context=longest, gpu_bytes=gpu_bytes)
             else:
                 held = reader_memory(kind, model.shape, config.judge_engine, longest=longest, gpu_bytes=gpu_bytes)
@@ -93,6 +97,16 @@ def run_memory(config: RunConfig, models: Models, gpu_bytes: int) -> list[GpuMem
     if config.trainer.device == "gpu":
         found += trainings_memory(config, models.seed.shape, gpu_bytes=gpu_bytes)
     return found
+
+
+def _single(
+    kind: Kind, judge: JudgeConfig, model: Model | None, models: Models
+) -> Iterator[tuple[Kind, SingleJudge, Model]]:
+    """A judge that runs a model here, or each such member of an ensemble."""
+    for each in members_of(judge):
+        held = models.of_member(each) if isinstance(judge, EnsembleJudge) else model
+        if held is not None:
+            yield kind, each, held
 
 
 def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, context: int, gpu_bytes: int) -> GpuMemory:

@@ -12,12 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpo.config.contexts import pair_writers
-from tpo.config.judges import ArmoRMJudge, JudgeConfig, PairwiseJudge, RewardModelJudge, VerifierJudge
+from tpo.config.judges import (
+    ArmoRMJudge,
+    EnsembleJudge,
+    GenerativeJudge,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardModelJudge,
+    RubricJudge,
+    VerifierJudge,
+    members_of,
+)
 from tpo.config.recipes import SelfTrain, ThinkPo, Tpo
 from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 
-ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge
+ModelJudge = RewardModelJudge | ArmoRMJudge | PairwiseJudge | RubricJudge
 """A judge that is a model."""
 
 GIB = 2**30
@@ -142,10 +152,12 @@ def _answers(config: RunConfig, prompts: int, k: int, judge: JudgeConfig) -> int
 def _judgment_bytes(judge: JudgeConfig, k: int) -> int:
     """Bytes of a judge's records of one prompt's outputs, besides a row for each: comparisons, with their text if it
     explains itself."""
-    if not isinstance(judge, PairwiseJudge):
+    if isinstance(judge, EnsembleJudge):
+        return sum(_judgment_bytes(member, k) + (k * _ROW // 2) for member in members_of(judge))
+    if not isinstance(judge, GenerativeJudge):
         return 0
-    comparisons = max(2, k * (k - 1))
-    text = (judge.max_new_tokens or 2048) // 4 * _TOKEN if judge.mode == "cot" else 0
+    comparisons = max(2, k * (k - 1)) if isinstance(judge, PairwiseJudge) else k * judge.samples
+    text = (judge.max_new_tokens or 2048) // 4 * _TOKEN if judge.explains else 0
     return comparisons * (text + _ROW // 4)
 
 
@@ -169,7 +181,7 @@ def memory_needed(config: RunConfig, parameters: Callable[[Path | None], int]) -
     for judge in {judge.folder: judge for judge in model_judges(config)}.values():
         if config.judge_engine.device == "cpu" and judge.folder is not None:
             needed[f"judge_engine ({judge.kind})"] = _engines(
-                config.judge_engine, parameters(judge.folder), with_cache=isinstance(judge, PairwiseJudge)
+                config.judge_engine, parameters(judge.folder), with_cache=isinstance(judge, GenerativeJudge)
             )
     rater = config.evaluation.fine_grained
     if config.judge_engine.device == "cpu" and rater is not None and rater.folder is not None:
@@ -199,7 +211,7 @@ def gpus_needed(config: RunConfig) -> dict[str, int]:
         needed["engine"] = config.engine.count * config.engine.tensor_parallel
     if config.judge_engine.device == "gpu":
         for judge in {judge.folder: judge for judge in model_judges(config)}.values():
-            each = config.judge_engine.tensor_parallel if isinstance(judge, PairwiseJudge) else 1
+            each = config.judge_engine.tensor_parallel if isinstance(judge, GenerativeJudge) else 1
             needed[f"judge_engine ({judge.kind})"] = config.judge_engine.count * each
         rater = config.evaluation.fine_grained
         if rater is not None and rater.folder is not None:
@@ -225,9 +237,7 @@ def cpus_needed(config: RunConfig) -> dict[str, int]:
 def model_judges(config: RunConfig) -> list[ModelJudge]:
     """The judges that run a model here: not the verifier, and not those behind a server."""
     return [
-        judge
-        for judge in (config.judge, config.evaluation.judge)
-        if not isinstance(judge, VerifierJudge) and judge.folder is not None
+        judge for judge in config.single_judges if not isinstance(judge, VerifierJudge) and judge.folder is not None
     ]
 
 

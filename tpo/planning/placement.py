@@ -8,7 +8,15 @@ from tpo.config.base import Endpoint
 from tpo.config.contexts import pair_writers
 from tpo.config.data import SyntheticConfig
 from tpo.config.fine_grained import FineGrainedConfig
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import (
+    EnsembleJudge,
+    GenerativeJudge,
+    JudgeConfig,
+    ServedJudge,
+    SingleJudge,
+    VerifierJudge,
+    members_of,
+)
 from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.models.shape import Model
@@ -54,6 +62,8 @@ class Models:
     """The models that write ThinkPO's pairs, by kind of work; possibly M_0."""
     rater: Model | None = None
     """The model that rates instructions; None if there is none, or a server does."""
+    members: Mapping[Path | None, Model] = field(default_factory=dict)
+    """The models of ensembles' members, by their folders."""
 
     def by_folder(self, config: RunConfig) -> dict[Path | None, Model]:
         """The models of a run with this config by folder, M_0 at None."""
@@ -61,12 +71,17 @@ class Models:
         for judge, model in ((config.judge, self.judge), (config.evaluation.judge, self.evaluation)):
             if model is not None and not isinstance(judge, VerifierJudge):
                 found[judge.folder] = model
+        found |= self.members
         if config.data.synthetic is not None and self.generator is not None:
             found[config.data.synthetic.folder] = self.generator
         if config.evaluation.fine_grained is not None and self.rater is not None:
             found[config.evaluation.fine_grained.folder] = self.rater
         found |= {writer.folder: self.writers[writer.work] for writer in pair_writers(config)}
         return found | {None: self.seed}
+
+    def of_member(self, judge: SingleJudge) -> Model | None:
+        """The model of an ensemble's member; None if it runs none here."""
+        return None if isinstance(judge, VerifierJudge) or judge.folder is None else self.members[judge.folder]
 
 
 @dataclass(frozen=True)
@@ -118,27 +133,33 @@ class Placement:
     cluster: Cluster
     """The machines."""
 
-    def judge(self, kind: Kind) -> JudgeConfig | None:
-        """The judge that does this work; None if it isn't judging."""
+    def judge(self, kind: Kind, member: int = 0) -> SingleJudge | None:
+        """The judge that does this work, of an ensemble one member; None if it isn't judging."""
         if kind.verb != "judge":
             return None
+        return members_of(self._whole_judge(kind))[member]
+
+    def _whole_judge(self, kind: Kind) -> JudgeConfig:
         return self.config.evaluation.judge if kind.purpose in ("test", "benchmark") else self.config.judge
 
-    def server(self, kind: Kind) -> Server | None:
+    def server(self, kind: Kind, member: int = 0) -> Server | None:
         """The server that does this work; None if it is done here."""
         others = {"generate": self.config.data.synthetic, "rate": self.config.evaluation.fine_grained}
-        who = others[kind.verb] if kind.verb in others else self.judge(kind)
-        if not isinstance(who, SyntheticConfig | PairwiseJudge | FineGrainedConfig) or who.endpoint is None:
+        who = others[kind.verb] if kind.verb in others else self.judge(kind, member)
+        if not isinstance(who, SyntheticConfig | ServedJudge | FineGrainedConfig) or who.endpoint is None:
             return None
         return Server(who.server, who.endpoint)
 
-    def model(self, kind: Kind) -> Model | None:
+    def model(self, kind: Kind, member: int = 0) -> Model | None:
         """The local model that does this work."""
         if kind.verb == "generate":
             return self.models.generator
         if kind.verb == "rate":
             return self.models.rater
         if kind.verb == "judge":
+            judge = self.judge(kind, member)
+            if isinstance(self._whole_judge(kind), EnsembleJudge):
+                return None if judge is None else self.models.of_member(judge)
             return self.models.evaluation if kind.purpose in ("test", "benchmark") else self.models.judge
         return self.models.writers.get(kind, self.models.seed)
 
@@ -148,31 +169,31 @@ class Placement:
             return self.config.trainer
         return self.config.judge_engine if kind.verb in ("judge", "rate") else self.config.engine
 
-    def device(self, kind: Kind) -> str:
+    def device(self, kind: Kind, member: int = 0) -> str:
         """The device of this work, as in the ledger."""
-        if self.server(kind) is not None:
+        if self.server(kind, member) is not None:
             return API
-        on_cpu = isinstance(self.judge(kind), VerifierJudge) or self.section(kind).device == "cpu"
+        on_cpu = isinstance(self.judge(kind, member), VerifierJudge) or self.section(kind).device == "cpu"
         return "cpu" if on_cpu else self.cluster.gpu
 
-    def engines(self, kind: Kind) -> EngineGroup:
+    def engines(self, kind: Kind, member: int = 0) -> EngineGroup:
         """The engines or workers of this work, and where they run."""
-        section, judge, device = self.section(kind), self.judge(kind), self.device(kind)
+        section, judge, device = self.section(kind), self.judge(kind, member), self.device(kind, member)
         on_gpu = device not in ("cpu", API)
         if isinstance(judge, VerifierJudge):
             return EngineGroup(kind, "the flow itself (verifier)", 0, 0, device, ())
-        if (server := self.server(kind)) is not None:
+        if (server := self.server(kind, member)) is not None:
             who = f"{server.name}, {server.endpoint.concurrency} calls at once"
             return EngineGroup(kind, who, 0, 1, device, ())
         if isinstance(section, TrainerConfig):
             count, each, what = section.workers, int(on_gpu), f"{section.strategy} worker"
-        elif judge is not None and not isinstance(judge, PairwiseJudge):
+        elif judge is not None and not isinstance(judge, GenerativeJudge):
             count, each, what = section.count, 1, "reward model"
         else:
             count, each, what = section.count, section.tensor_parallel, "vLLM engine"
         what += "s" if count > 1 else ""
         of = f", {each} GPUs each" if on_gpu and each > 1 else ""
-        model = self.model(kind)
+        model = self.model(kind, member)
         who = f"{count} {what}{of}: {model.name if model else ''}"
         places = _places(count, each, max(1, self.cluster.gpus)) if on_gpu else ()
         return EngineGroup(kind, who, each if on_gpu else 0, count, device, places)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpo.config.base import Endpoint
-from tpo.config.judges import PairwiseJudge
+from tpo.config.judges import GenerativeJudge, JudgeConfig, PairwiseJudge
 from tpo.config.resources import TrainerConfig
 from tpo.models.shape import Model
 from tpo.planning.gpu_memory import GpuMemory
@@ -107,7 +107,7 @@ class Speed:
 
     def stage(self, work: Work) -> Stage:
         """The forecast of one kind of work."""
-        engines, server = self.placement.engines(work.kind), self.placement.server(work.kind)
+        engines, server = self.placement.engines(work.kind, work.member), self.placement.server(work.kind, work.member)
         rate = self._rate(work, engines)
         tokens = counted(work.kind, work.expected.tokens_in, work.expected.tokens_out)
         starts = 0.0 if rate is None else self._starts(work, engines, rate)
@@ -124,7 +124,8 @@ class Speed:
     def shards(self, work: Work, engines: EngineGroup) -> int:
         """Shards per round; 0 if the work isn't sharded."""
         section = self.placement.section(work.kind)
-        if isinstance(section, TrainerConfig) or not engines.count or self.placement.server(work.kind) is not None:
+        served = self.placement.server(work.kind, work.member) is not None
+        if isinstance(section, TrainerConfig) or not engines.count or served:
             return 0
         return math.ceil(work.prompts / work.rounds / section.shard_prompts)
 
@@ -134,7 +135,8 @@ class Speed:
         return shards / (math.ceil(shards / engines.count) * engines.count) if shards else 1.0
 
     def _rate(self, work: Work, engines: EngineGroup) -> Rate | None:
-        model, server = self.placement.model(work.kind), self.placement.server(work.kind)
+        model = self.placement.model(work.kind, work.member)
+        server = self.placement.server(work.kind, work.member)
         if not work.expected.tokens:
             return None
         given = getattr(self.placement.config.throughput, work.kind.verb, None)
@@ -152,7 +154,7 @@ class Speed:
 
     def _guess(self, work: Work, model: Model, engines: EngineGroup) -> float:
         train, shape = self.placement.config.train, model.shape
-        section, judge = self.placement.section(work.kind), self.placement.judge(work.kind)
+        section, judge = self.placement.section(work.kind), self.placement.judge(work.kind, work.member)
         hardware = hardware_of(engines.device, section.threads)
         if isinstance(section, TrainerConfig):
             return training_rate(
@@ -162,7 +164,7 @@ class Speed:
                 epochs=train.epochs,
                 frozen=train.lora is not None,
             )
-        if judge is not None and not isinstance(judge, PairwiseJudge):
+        if judge is not None and not isinstance(judge, GenerativeJudge):
             return prefill_rate(shape, hardware)
         answers = work.expected.answers
         read, written = work.expected.tokens_in / answers, work.expected.tokens_out / answers
@@ -181,12 +183,13 @@ class Speed:
         )
         if not reads_much:
             return decode
-        cached = CACHED_SHARE if judge and judge.tournament == "all_pairs" and work.kind is Kind.JUDGE else 0.0
+        cached = CACHED_SHARE if _compares_all(judge) and work.kind is Kind.JUDGE else 0.0
         return (read + written) / (read * (1 - cached) / prefill_rate(shape, hardware) + written / decode)
 
     def _starts(self, work: Work, engines: EngineGroup, rate: Rate) -> float:
         """Seconds that engines and workers take to start, summed over all rounds."""
-        model, on_cpu, trains = self.placement.model(work.kind), engines.device == "cpu", work.kind.verb == "train"
+        model = self.placement.model(work.kind, work.member)
+        on_cpu, trains = engines.device == "cpu", work.kind.verb == "train"
         if rate.start_seconds is not None:
             # On CPUs an engine stays up and loads new weights, so a run starts it as often as the past one did.
             stays = on_cpu and not trains
@@ -211,3 +214,8 @@ def _server_rate(work: Work, endpoint: Endpoint) -> Rate:
     written = work.expected.tokens_out / work.expected.answers
     call = work.expected.tokens / work.expected.answers
     return Rate(endpoint.concurrency * call / (_CALL_SECONDS + written / _CALL_TOKENS), "guess (server)")
+
+
+def _compares_all(judge: JudgeConfig | None) -> bool:
+    """Whether a judge makes every ordered comparison, whose shared prefixes the engine computes once."""
+    return isinstance(judge, PairwiseJudge) and judge.tournament == "all_pairs"

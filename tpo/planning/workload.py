@@ -6,7 +6,7 @@ comparisons as in our benchmarks (2 per response with soft results, 3.75 with ha
 otherwise those of past runs, otherwise half of the limit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import reduce
 from typing import Literal, Self
@@ -14,7 +14,17 @@ from typing import Literal, Self
 from tpo.config.contexts import pair_writers
 from tpo.config.data import FileSource, MiniatureSource, SampleConfig, SyntheticConfig
 from tpo.config.gate import SECOND_JUDGE
-from tpo.config.judges import JudgeConfig, PairwiseJudge, VerifierJudge
+from tpo.config.judges import (
+    EnsembleJudge,
+    GenerativeJudge,
+    JudgeConfig,
+    PairwiseJudge,
+    RewardServerJudge,
+    SingleJudge,
+    VerifierJudge,
+    compares,
+    members_of,
+)
 from tpo.config.recipes import SelfTrain, ThinkPo
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainingConfig
@@ -30,6 +40,8 @@ RATING_PROSE_TOKENS = 300
 """Tokens of a question about an instruction's kind, besides the instruction and the names of categories."""
 GUESSED_RATING_TOKENS = 50
 """Assumed length of a rater's reply."""
+ESCALATED_SHARE = 0.5
+"""Assumed share of prompts that an ensemble's later members are asked about with `escalate_below`."""
 _CHARS_PER_TOKEN = 4
 """Assumed length of a token in English."""
 _MAX_ROUNDS_APART = 1000
@@ -126,6 +138,8 @@ class Work:
     """The expected amount."""
     most: Amount
     """The maximum amount."""
+    member: int = 0
+    """For judging: the position of the judge that does it among the members of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +161,16 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
         return _self_training(config, config.recipe, lengths, iterations)
     data, rounds, fresh = config.data, iterations * config.train.rounds, config.prompts_per_round
     validated, tested = iterations * config.train.epochs, iterations + 2
-    compares = isinstance(config.judge, PairwiseJudge), isinstance(config.evaluation.judge, PairwiseJudge)
+    in_pairs = compares(config.judge), compares(config.evaluation.judge)
     # M_0 is the baseline that others are compared with, so its own validation and test need no comparison.
-    judged = validated + (0 if compares[0] else 1), tested - (1 if compares[1] else 0)
-    if compares[1] and config.evaluation.fine_grained is not None:
+    judged = validated + (0 if in_pairs[0] else 1), tested - (1 if in_pairs[1] else 0)
+    if in_pairs[1] and config.evaluation.fine_grained is not None:
         # M_0 … M_T are compared with M_0 answering directly, too.
         judged = judged[0], judged[1] + iterations + 1
     return [
         *([_generating(data.synthetic, lengths, rounds, fresh)] if data.synthetic is not None else []),
         _sampling(config, Kind.SAMPLE, lengths, rounds, fresh, config.sample.k, config.sample.max_attempts),
-        _judging(Kind.JUDGE, config.judge, lengths, rounds, fresh, config.sample.k),
+        *_judging(Kind.JUDGE, config.judge, lengths, rounds, fresh, config.sample.k),
         _trained_with_replay(config, lengths, iterations),
         _sampling(
             config,
@@ -167,22 +181,23 @@ def workload(config: RunConfig, iterations: int, lengths: Lengths) -> list[Work]
             1,
             config.sample.evaluation_max_attempts,
         ),
-        _judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
+        *_judging(Kind.VALIDATION_JUDGE, config.judge, lengths, judged[0], data.validation, 1),
         _sampling(config, Kind.TEST_SAMPLE, lengths, tested, data.test, 1, config.sample.evaluation_max_attempts),
-        _test_judging(config, lengths, iterations, judged[1]),
+        *_test_judging(config, lengths, iterations, judged[1]),
         *benchmark_work(config, lengths, tested),
         *rating_work(config, lengths, data.test),
     ]
 
 
-def _test_judging(config: RunConfig, lengths: Lengths, iterations: int, tested: int) -> Work:
+def _test_judging(config: RunConfig, lengths: Lengths, iterations: int, tested: int) -> list[Work]:
     """The test of every model, and the validation answers of M_0 to M_T if the test's judge scores them too."""
     judge, data = config.evaluation.judge, config.data
     test = _judging(Kind.TEST_JUDGE, judge, lengths, tested, data.test, 1)
     if SECOND_JUDGE not in config.second_judges:
         return test
-    models = iterations + (0 if isinstance(judge, PairwiseJudge) else 1)
-    return _together(test, _judging(Kind.TEST_JUDGE, judge, lengths, models, data.validation, 1))
+    models = iterations + (0 if compares(judge) else 1)
+    second = _judging(Kind.TEST_JUDGE, judge, lengths, models, data.validation, 1)
+    return [_together(one, other) for one, other in zip(test, second, strict=True)]
 
 
 def training_steps(config: RunConfig, iterations: int) -> int:
@@ -215,9 +230,9 @@ def benchmark_work(config: RunConfig, lengths: Lengths, models: int) -> list[Wor
             _sampling(config, Kind.BENCHMARK_SAMPLE, lengths, models, prompts, 1, tries, sample, longest_prompt=longest)
         )
         judge = benchmark.verifier or config.evaluation.judge
-        found.append(_judging(Kind.BENCHMARK_JUDGE, judge, lengths, models, prompts, 1))
-    kinds = dict.fromkeys(work.kind for work in found)
-    return [reduce(_together, (work for work in found if work.kind == kind)) for kind in kinds]
+        found += _judging(Kind.BENCHMARK_JUDGE, judge, lengths, models, prompts, 1)
+    kinds = dict.fromkeys((work.kind, work.member) for work in found)
+    return [reduce(_together, (work for work in found if (work.kind, work.member) == each)) for each in kinds]
 
 
 def rating_work(config: RunConfig, lengths: Lengths, tested: int) -> list[Work]:
@@ -265,7 +280,7 @@ def _thinkpo(config: RunConfig, recipe: ThinkPo, lengths: Lengths) -> list[Work]
         _sampling(
             config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
         ),
-        _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
+        *_judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
@@ -288,12 +303,12 @@ def _self_training(config: RunConfig, how: SelfTrain, lengths: Lengths, iteratio
     tested = iterations + 2 + (iterations if how.dpo else 0)
     return [
         written,
-        judged,
+        *judged,
         reduce(_together, trained),
         _sampling(
             config, Kind.TEST_SAMPLE, lengths, tested, config.data.test, 1, config.sample.evaluation_max_attempts
         ),
-        _judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
+        *_judging(Kind.TEST_JUDGE, config.evaluation.judge, lengths, tested, config.data.test, 1),
     ]
 
 
@@ -309,19 +324,22 @@ def _together(one: Work, other: Work) -> Work:
         one.prompts + other.prompts,
         added(one.expected, other.expected),
         added(one.most, other.most),
+        one.member,
     )
 
 
-def judge_longest(judge: JudgeConfig, context: int | None = None) -> int:
+def judge_longest(judge: SingleJudge, context: int | None = None) -> int:
     """Maximum tokens of one chat with a judge, including its judgment."""
     if isinstance(judge, VerifierJudge):
         return 0
+    if isinstance(judge, RewardServerJudge):
+        return judge.max_response_chars // _CHARS_PER_TOKEN  # the server knows its context, and we don't
     return judge.max_tokens if context is None else min(judge.max_tokens, context)
 
 
-def judgment_longest(judge: PairwiseJudge, context: int | None = None) -> int:
-    """Maximum tokens that a judge writes per comparison."""
-    if judge.mode != "cot":
+def judgment_longest(judge: GenerativeJudge, context: int | None = None) -> int:
+    """Maximum tokens that a judge writes per reply."""
+    if not judge.explains:
         return 1
     return judge.max_new_tokens or min(2048, judge_longest(judge, context) // 4)
 
@@ -383,13 +401,33 @@ def _sampling(
     )
 
 
-def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prompts: int, k: int) -> Work:
+def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prompts: int, k: int) -> list[Work]:
+    """The work of a judge, or of each member of an ensemble that is asked about K outputs a prompt.
+
+    Of the members asked about close prompts only, half of the prompts are expected.
+    """
+    found = list[Work]()
+    for number, each in enumerate(members_of(judge)):
+        if k == 1 and compares(each) and not compares(judge):
+            continue
+        work = _judging_by(kind, each, lengths, rounds, prompts, k)
+        if number and k > 1 and isinstance(judge, EnsembleJudge) and judge.escalate_below is not None:
+            work = replace(work, expected=_part(work.expected, ESCALATED_SHARE))
+        found.append(replace(work, member=number))
+    return found
+
+
+def _part(amount: Amount, share: float) -> Amount:
+    return Amount(round(amount.answers * share), round(amount.tokens_in * share), round(amount.tokens_out * share))
+
+
+def _judging_by(kind: Kind, judge: SingleJudge, lengths: Lengths, rounds: int, prompts: int, k: int) -> Work:
     asked = rounds * prompts
     if isinstance(judge, VerifierJudge):
         read = Amount(asked * k, 0, 0)
         return Work(kind, rounds, asked, read, read)
     longest = judge_longest(judge)
-    if not isinstance(judge, PairwiseJudge):
+    if not isinstance(judge, GenerativeJudge):
         tokens = min(longest, lengths.prompt + lengths.response)
         return Work(
             kind,
@@ -400,8 +438,9 @@ def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prom
         )
     calls = calls_of(judge, k)
     written_most = judgment_longest(judge)
-    written = min(lengths.judgment, written_most) if judge.mode == "cot" else 1
-    read_in = min(longest - written, JUDGE_PROSE_TOKENS + lengths.prompt + 2 * lengths.response)
+    written = min(lengths.judgment, written_most) if judge.explains else 1
+    shown = 2 if isinstance(judge, PairwiseJudge) else 1
+    read_in = min(longest - written, JUDGE_PROSE_TOKENS + lengths.prompt + shown * lengths.response)
     return Work(
         kind,
         rounds,
@@ -415,8 +454,11 @@ def _judging(kind: Kind, judge: JudgeConfig, lengths: Lengths, rounds: int, prom
     )
 
 
-def calls_of(judge: PairwiseJudge, k: int) -> Calls:
-    """Comparisons of K outputs of one prompt, expected and at most; a single output is compared with a baseline."""
+def calls_of(judge: GenerativeJudge, k: int) -> Calls:
+    """Replies about K outputs of one prompt, expected and at most; a judge that compares compares a single output with
+    a baseline."""
+    if not isinstance(judge, PairwiseJudge):
+        return Calls(k * judge.samples, k * judge.samples)
     if k == 1:
         return Calls(2, 2)
     if judge.tournament == "all_pairs":

@@ -96,6 +96,27 @@ class Journal:
         write_lines(self._path, [*self._answers.items()])
 
 
+class JournalPart(Journal):
+    """The replies of one of several that share a journal, whose keys may be the same: those under its name."""
+
+    def __init__(self, whole: Journal, name: str) -> None:
+        self._whole, self._prefix = whole, f"{name} "
+
+    @property
+    def answers(self) -> Mapping[str, Any]:
+        """As in `Journal`, by their keys without the name."""
+        prefix = self._prefix
+        return {key[len(prefix) :]: answer for key, answer in self._whole.answers.items() if key.startswith(prefix)}
+
+    def write(self, key: str, answer: Any) -> None:
+        """Adds one reply."""
+        self._whole.write(self._prefix + key, answer)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Removes replies, so that they are requested again."""
+        self._whole.forget([self._prefix + key for key in keys])
+
+
 @dataclass(frozen=True)
 class Found:
     """The content of a journal."""

@@ -479,7 +479,7 @@ def _values(column: "pyarrow.ChunkedArray") -> list[Any]:
     """A column's values as plain Python; for lists, ten times faster than Arrow's `to_pylist`."""
     import pyarrow as pa
 
-    if not pa.types.is_list(column.type):
+    if not pa.types.is_list(column.type) or column.null_count:
         return list(column.to_pylist())
     lists = column.combine_chunks()
     items, offsets = lists.flatten().tolist(), [0, *itertools.accumulate(lists.value_lengths().tolist())]
@@ -497,7 +497,7 @@ def _arrow_type(hint: Any) -> "tuple[pyarrow.DataType, bool]":
     import pyarrow as pa
 
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[int]: pa.list_(pa.int32())}
-    plain[list[str]] = pa.list_(pa.string())
+    plain |= {list[str]: pa.list_(pa.string()), list[float]: pa.list_(pa.float64())}
     if hint in plain:
         return plain[hint], False
     options = [option for option in get_args(hint) if option is not type(None)]

@@ -183,6 +183,7 @@ async function openRound(name) {
 const OUTCOMES = {
   regular: "pair", error_rejected: "pair with a format error", small_margin: "scores too close", tie: "scores tied",
   single_candidate: "only one sample parses", all_malformed: "no sample parses", unscored: "not scored", too_long: "too long to train on",
+  members_disagree: "judges disagree",
   no_wrong_output: "no wrong output", no_right_output: "no right output", not_paired: "not paired",
 };
 const outcomeName = (code) => OUTCOMES[code] || words(code);
@@ -532,6 +533,7 @@ function outcomeText(row, round) {
     single_candidate: "No pair: only one sample parses and is scored.", all_malformed: "No pair: every sample breaks the format.",
     unscored: "No pair: the judge scored none of the samples.",
     too_long: `No pair: an output doesn't fit train.max_tokens (${number(run.max_tokens)}).`,
+    members_disagree: "No pair: the members of the ensemble disagree on which output is better.",
     no_wrong_output: "No pair: no output is wrong.", no_right_output: "No pair: no output is right, and there is no demonstration.",
     not_paired: "No pair: the filter by length and answer dropped it.",
   };

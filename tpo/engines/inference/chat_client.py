@@ -18,14 +18,15 @@ import os
 import random
 import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
@@ -39,6 +40,7 @@ from tpo.records import Message
 from tpo.run_context import run_context
 
 if TYPE_CHECKING:
+    import httpx2
     import openai
 
 CHECK_SECONDS = 8.0
@@ -77,9 +79,12 @@ _UNRESOLVED = re.compile(
 )
 MAX_FORMS = 8
 """Maximum number of changes of form for one call."""
-_Outcome: TypeAlias = "Reply | RefusedChat | _Failure"
-_Call: TypeAlias = Future[_Outcome]
-_Submit: TypeAlias = Callable[[Coroutine[Any, Any, _Outcome]], _Call]
+Asked = TypeVar("Asked")
+Chat: TypeAlias = tuple[Sequence[Message], Decoding]
+"""A chat, and how to reply to it."""
+Outcome: TypeAlias = "Reply | RefusedChat | Failure"
+_Call: TypeAlias = Future[Outcome]
+_Submit: TypeAlias = Callable[[Coroutine[Any, Any, Outcome]], _Call]
 
 
 @dataclass
@@ -125,70 +130,35 @@ class Position(Alternative):
     """The likeliest tokens, up to the number requested."""
 
 
-class ChatClient:
-    """A client of one model at one endpoint.
+class ServerClient(ABC, Generic[Asked]):
+    """A client of one model at one endpoint, whatever it is asked.
 
     Args:
         endpoint: Its address and limits.
         model: Its name there.
         sleep: Waits a number of seconds between attempts.
-        check_seconds: Timeout of a short check.
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        model: str,
-        *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        check_seconds: float = CHECK_SECONDS,
+        self, endpoint: Endpoint, model: str, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._endpoint = endpoint
         self._model = model
         self._sleep = sleep
-        self._check_seconds = check_seconds
-        self._forms = run_context().request_forms
-        self._form = self._forms.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
 
     def __repr__(self) -> str:
-        return f"ChatClient({self._endpoint.base_url!r}, {self._model!r})"
+        return f"{type(self).__name__}({self._endpoint.base_url!r}, {self._model!r})"
 
-    def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
-        """Makes one call, as `ask` would; a short one if no chat is given.
-
-        Transient errors are retried for a short time; a failed connection isn't. Raises `InputError` if there is no
-        reply, or one that ignores the labels although the endpoint has `structured_outputs`.
-        """
-        structured = self._endpoint.structured_outputs
-        seconds = self._check_seconds if decoding is None else self._endpoint.timeout_seconds
-        decoding = decoding or (Decoding(16, _PROBE_LABELS) if structured else Decoding(1))
-        chat = chat or [Message(role="user", content="Hello.")]
-        with self._connection() as (client, submit):
-            outcome = submit(self._call(client, chat, decoding, threading.Event(), seconds, checks=True)).result()
-        if isinstance(outcome, RefusedChat):
-            outcome = _Failure(outcome.reason, 400)
-        if isinstance(outcome, _Failure):
-            raise InputError(f"{self._name} did not answer: {outcome.cause}; {self._remedy(outcome)}")
-        if structured and decoding.labels and outcome.text.strip() not in decoding.labels:
-            raise InputError(
-                f"{self._name} wrote {outcome.text!r} although structured_outputs allows only {decoding.labels}: serve "
-                "it with a vLLM that supports structured_outputs, without a reasoning parser, or set "
-                "endpoint.structured_outputs to false"
-            )
-        return outcome
-
-    def ask(
-        self, chats: Sequence[Sequence[Message]], decoding: Decoding, *, spent: Spent | None = None
+    def ask_all(
+        self, asked: Sequence[Asked], *, spent: Spent | None = None
     ) -> Generator[tuple[int, Reply | RefusedChat], None, None]:
-        """Sends all chats; yields each one's index and reply as they arrive, in any order.
+        """Sends all requests; yields each one's index and reply as they arrive, in any order.
 
         At most `endpoint.concurrency` calls are in flight or waiting to be consumed, so that a slow consumer slows the
         calls down. Closing the generator cancels the calls in flight.
 
         Args:
-            chats: The chats; each is looked up when its call starts.
-            decoding: How to reply. Labels whose probabilities are requested must differ in the first character after
-                their common prefix.
+            asked: What to ask; each is looked up when its call starts.
             spent: Tokens used before; updated with each reply before it is yielded.
 
         Raises `StageError` if a call fails permanently or a cap is reached, after yielding the replies to the calls in
@@ -197,9 +167,9 @@ class ChatClient:
         spent = Spent() if spent is None else spent
         under_way: dict[_Call, int] = {}
         done: SimpleQueue[_Call] = SimpleQueue()
-        failure: _Failure | None = None
+        failure: Failure | None = None
         given_up = threading.Event()
-        waiting = list(range(len(chats)))[::-1]
+        waiting = list(range(len(asked)))[::-1]
         metrics = run_context().metrics
         metrics.expect_replies()
         with self._connection() as (client, submit), metrics.calling() as show_calls:
@@ -208,7 +178,7 @@ class ChatClient:
                 while waiting and len(under_way) < self._endpoint.concurrency and not self._cap_reached(spent):
                     index = waiting.pop()
                     seconds = self._endpoint.timeout_seconds
-                    call = submit(self._call(client, chats[index], decoding, given_up, seconds))
+                    call = submit(self._call(client, asked[index], given_up, seconds))
                     under_way[call] = index
                     call.add_done_callback(done.put)
                 show_calls(len(under_way), len(waiting))
@@ -220,7 +190,7 @@ class ChatClient:
                 except Empty:
                     break
                 index, outcome = under_way.pop(call), call.result()
-                if isinstance(outcome, _Failure):
+                if isinstance(outcome, Failure):
                     failure = failure or outcome
                     given_up.set()
                     continue
@@ -238,28 +208,36 @@ class ChatClient:
                 "saved; raise that limit of the endpoint and rerun to resume"
             )
 
+    def _check(self, asked: Asked, seconds: float) -> Reply:
+        """Makes one call; transient errors are retried for a short time, a failed connection isn't.
+
+        Raises `InputError` if there is no reply.
+        """
+        with self._connection() as (client, submit):
+            outcome = submit(self._call(client, asked, threading.Event(), seconds, checks=True)).result()
+        if isinstance(outcome, RefusedChat):
+            outcome = Failure(outcome.reason, 400)
+        if isinstance(outcome, Failure):
+            raise InputError(f"{self._name} did not answer: {outcome.cause}; {self._remedy(outcome)}")
+        return outcome
+
     async def _call(
         self,
         client: "openai.AsyncOpenAI",
-        chat: Sequence[Message],
-        decoding: Decoding,
+        asked: Asked,
         given_up: threading.Event,
         seconds: float,
         *,
         checks: bool = False,
-    ) -> _Outcome:
-        """The reply to one chat, with retries; `seconds` is the timeout of each attempt."""
-        tries, waited, forms = 1, 0.0, 0
+    ) -> Outcome:
+        """The reply to one request, with retries; `seconds` is the timeout of each attempt."""
+        tries, waited = 1, 0.0
         while True:
-            form = self._form
-            outcome = await self._attempt(client, chat, decoding, form, seconds)
+            outcome = await self._attempt(client, asked, seconds)
             if not isinstance(outcome, Reply):
                 run_context().metrics.failed_reply("refused" if isinstance(outcome, RefusedChat) else outcome.kind)
-            if not isinstance(outcome, _Failure):
+            if not isinstance(outcome, Failure):
                 return outcome
-            if forms < MAX_FORMS and self._took_another_form(form, outcome, decoding):
-                forms += 1
-                continue
             if not outcome.passing or tries > self._endpoint.retries or given_up.is_set():
                 return dataclasses.replace(outcome, tries=tries)
             # Full jitter: calls that were rejected together don't return together.
@@ -270,26 +248,14 @@ class ChatClient:
             await self._sleep(wait)
             tries, waited = tries + 1, waited + wait
 
-    def _took_another_form(self, asked: RequestForm, failure: "_Failure", decoding: Decoding) -> bool:
-        """Whether there is a form other than `asked` to try after the server's refusal."""
-        if failure.status not in (400, 422):
-            return False
-        if self._form == asked:
-            other = asked.after(failure.cause, decoding)
-            if other is None:
-                return False
-            say(f"{self._name} says {failure.cause!r}: retrying with {described(other, asked)}")
-            self._forms[self._endpoint.model_dump_json(), self._model] = self._form = other
-        return True
+    @abstractmethod
+    async def _attempt(self, client: "openai.AsyncOpenAI", asked: Asked, seconds: float) -> Outcome:
+        """The outcome of one attempt that may take `seconds`."""
 
-    async def _attempt(
-        self,
-        client: "openai.AsyncOpenAI",
-        chat: Sequence[Message],
-        decoding: Decoding,
-        form: RequestForm,
-        seconds: float,
-    ) -> _Outcome:
+    async def _post(
+        self, client: "openai.AsyncOpenAI", path: str, body: Mapping[str, Any], seconds: float
+    ) -> "httpx2.Response | RefusedChat | Failure":
+        """The server's answer to a request at a path below the base URL, or at a whole address."""
         import httpx2
         import openai
 
@@ -297,21 +263,19 @@ class ChatClient:
             async with asyncio.timeout(seconds):
                 # Not chat.completions.create: constructing its objects costs more than everything else we do for a
                 # call.
-                body = form.body(self._model, chat, decoding)
-                answer = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                return await client.post(path, cast_to=httpx2.Response, body=body)
         except TimeoutError:
-            return _Failure(f"no answer within {seconds:g} s", passing=True, error="timeout")
+            return Failure(f"no answer within {seconds:g} s", passing=True, error="timeout")
         except openai.APIStatusError as error:
             return _failed_with_status(error, client.api_key)
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             text = _scrubbed(f"{type(cause).__name__}: {cause}".removesuffix(": "), client.api_key)
-            return _Failure(f"the connection failed ({text})", passing=True, error="connection")
-        try:
-            return _reply(_Completion.model_validate_json(answer.content), chat, decoding, form.limit(decoding))
-        except ValidationError:
-            text = _scrubbed(answer.text, client.api_key)
-            return _Failure(f"the answer is not a chat completion: {text!r}", passing=True, error="no_completion")
+            return Failure(f"the connection failed ({text})", passing=True, error="connection")
+
+    def _unreadable(self, what: str, answer: str, key: str) -> "Failure":
+        """The failure of an answer that isn't what was asked for."""
+        return Failure(f"the answer is not {what}: {_scrubbed(answer, key)!r}", passing=True, error="no_completion")
 
     @contextmanager
     def _connection(self) -> Iterator[tuple["openai.AsyncOpenAI", _Submit]]:
@@ -324,7 +288,7 @@ class ChatClient:
             loop.run_forever()
             loop.close()
 
-        def submit(coroutine: Coroutine[Any, Any, _Outcome]) -> _Call:
+        def submit(coroutine: Coroutine[Any, Any, Outcome]) -> _Call:
             call = asyncio.run_coroutine_threadsafe(coroutine, loop)
             calls.add(call)
             call.add_done_callback(calls.discard)
@@ -384,14 +348,14 @@ class ChatClient:
             return f"max_cost = {endpoint.max_cost:g} is reached ({used} cost {spent.cost(endpoint):.4g})"
         return None
 
-    def _gave_up(self, failure: "_Failure") -> str:
+    def _gave_up(self, failure: "Failure") -> str:
         tries = "1 try" if failure.tries == 1 else f"{failure.tries} tries"
         return (
             f"{self._name} did not answer in {tries}; the last error: {failure.cause}. All replies so far are saved: "
             f"{self._remedy(failure)}, then rerun"
         )
 
-    def _remedy(self, failure: "_Failure") -> str:
+    def _remedy(self, failure: "Failure") -> str:
         variable = self._endpoint.key_variable
         if failure.status in (401, 403):
             what = "set it to a key that this server accepts" if self._key() else "it is not set: set it to the key"
@@ -407,6 +371,112 @@ class ChatClient:
         if failure.status in _PASSING or failure.status >= 500:
             return "wait until the server has recovered, or lower endpoint.concurrency"
         return remedy(failure.cause)
+
+
+class ChatClient(ServerClient[Chat]):
+    """A client of one model at one endpoint that takes chats.
+
+    Args:
+        endpoint: Its address and limits.
+        model: Its name there.
+        sleep: Waits a number of seconds between attempts.
+        check_seconds: Timeout of a short check.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
+        super().__init__(endpoint, model, sleep=sleep)
+        self._check_seconds = check_seconds
+        self._forms = run_context().request_forms
+        self._form = self._forms.get((endpoint.model_dump_json(), model), RequestForm.of(endpoint))
+
+    def check(self, chat: Sequence[Message] | None = None, decoding: Decoding | None = None) -> Reply:
+        """Makes one call, as `ask` would; a short one if no chat is given.
+
+        Transient errors are retried for a short time; a failed connection isn't. Raises `InputError` if there is no
+        reply, or one that ignores the labels although the endpoint has `structured_outputs`.
+        """
+        structured = self._endpoint.structured_outputs
+        seconds = self._check_seconds if decoding is None else self._endpoint.timeout_seconds
+        decoding = decoding or (Decoding(16, _PROBE_LABELS) if structured else Decoding(1))
+        chat = chat or [Message(role="user", content="Hello.")]
+        outcome = self._check((chat, decoding), seconds)
+        if structured and decoding.labels and outcome.text.strip() not in decoding.labels:
+            raise InputError(
+                f"{self._name} wrote {outcome.text!r} although structured_outputs allows only {decoding.labels}: serve "
+                "it with a vLLM that supports structured_outputs, without a reasoning parser, or set "
+                "endpoint.structured_outputs to false"
+            )
+        return outcome
+
+    def ask(
+        self, chats: Sequence[Sequence[Message]], decoding: Decoding, *, spent: Spent | None = None
+    ) -> Generator[tuple[int, Reply | RefusedChat], None, None]:
+        """Sends all chats, as `ask_all` does.
+
+        Labels of `decoding` whose probabilities are requested must differ in the first character after their common
+        prefix.
+        """
+        return self.ask_all(_Chats(chats, decoding), spent=spent)
+
+    async def _attempt(self, client: "openai.AsyncOpenAI", asked: Chat, seconds: float) -> Outcome:
+        _, decoding = asked
+        for _ in range(MAX_FORMS):
+            form = self._form
+            outcome = await self._attempt_as(form, client, asked, seconds)
+            if not isinstance(outcome, Failure) or not self._took_another_form(form, outcome, decoding):
+                return outcome
+            run_context().metrics.failed_reply(outcome.kind)
+        return await self._attempt_as(self._form, client, asked, seconds)
+
+    async def _attempt_as(
+        self, form: RequestForm, client: "openai.AsyncOpenAI", asked: Chat, seconds: float
+    ) -> Outcome:
+        chat, decoding = asked
+        answer = await self._post(client, "/chat/completions", form.body(self._model, chat, decoding), seconds)
+        if isinstance(answer, RefusedChat | Failure):
+            return answer
+        try:
+            return _reply(_Completion.model_validate_json(answer.content), chat, decoding, form.limit(decoding))
+        except ValidationError:
+            return self._unreadable("a chat completion", answer.text, client.api_key)
+
+    def _took_another_form(self, asked: RequestForm, failure: "Failure", decoding: Decoding) -> bool:
+        """Whether there is a form other than `asked` to try after the server's refusal."""
+        if failure.status not in (400, 422):
+            return False
+        if self._form == asked:
+            other = asked.after(failure.cause, decoding)
+            if other is None:
+                return False
+            say(f"{self._name} says {failure.cause!r}: retrying with {described(other, asked)}")
+            self._forms[self._endpoint.model_dump_json(), self._model] = self._form = other
+        return True
+
+
+class _Chats(Sequence[Chat]):
+    """Chats with how to reply to them, each looked up when it is asked for."""
+
+    def __init__(self, chats: Sequence[Sequence[Message]], decoding: Decoding) -> None:
+        self._chats, self._decoding = chats, decoding
+
+    def __len__(self) -> int:
+        return len(self._chats)
+
+    @overload
+    def __getitem__(self, index: int) -> Chat: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Chat]: ...
+    def __getitem__(self, index: int | slice) -> Chat | Sequence[Chat]:
+        if isinstance(index, slice):
+            return _Chats(self._chats[index], self._decoding)
+        return self._chats[index], self._decoding
 
 
 def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tuple[float, ...] | None:
@@ -438,7 +508,7 @@ def label_logprobs(positions: Sequence[Position], labels: Sequence[str]) -> tupl
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """Why there is no reply."""
 
     cause: str
@@ -514,8 +584,8 @@ def _reply(completion: _Completion, chat: Sequence[Message], decoding: Decoding,
     return Reply(
         text=text,
         finished=not cut,
-        input_tokens=usage.prompt_tokens or _estimated_tokens(*(message["content"] for message in chat)),
-        output_tokens=usage.completion_tokens or _estimated_tokens(text, reasoning),
+        input_tokens=usage.prompt_tokens or estimated_tokens(*(message["content"] for message in chat)),
+        output_tokens=usage.completion_tokens or estimated_tokens(text, reasoning),
         cached_tokens=(usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0,
         label_logprobs=label_logprobs(positions, decoding.labels) if decoding.probabilities else None,
         ended_by=reason if cut else "",
@@ -535,11 +605,12 @@ def _is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def _estimated_tokens(*texts: str) -> int:
+def estimated_tokens(*texts: str) -> int:
+    """The tokens of texts for a server that doesn't report its usage: one per four characters."""
     return math.ceil(sum(map(len, texts)) / 4)
 
 
-def _failed_with_status(error: "openai.APIStatusError", key: str) -> RefusedChat | _Failure:
+def _failed_with_status(error: "openai.APIStatusError", key: str) -> RefusedChat | Failure:
     message = error.body.get("message") if isinstance(error.body, dict) else None
     status, response = error.status_code, error.response
     message_text = _scrubbed(str(message or response.text or response.reason_phrase), key)
@@ -548,8 +619,8 @@ def _failed_with_status(error: "openai.APIStatusError", key: str) -> RefusedChat
     passing = status in _PASSING or status >= 500
     wait = _seconds_to_wait(response.headers.get("retry-after", ""))
     if passing and wait > MAX_RETRY_AFTER:
-        return _Failure(f"{status}: {message_text} (it requests a wait of {wait:.0f} s)", status)
-    return _Failure(f"{status}: {message_text}", status, passing, wait)
+        return Failure(f"{status}: {message_text} (it requests a wait of {wait:.0f} s)", status)
+    return Failure(f"{status}: {message_text}", status, passing, wait)
 
 
 def _seconds_to_wait(retry_after: str) -> float:
