@@ -45,8 +45,8 @@ exhaustive: setup ## Run all tests with all of every matrix, as before a release
 check: setup ## Format, lint, types and import contracts; changes nothing
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy && $(VENV)/bin/lint-imports
 format: setup ; @$(PY) -m ruff format . && $(PY) -m ruff check --fix . ## Format the code and fix what ruff can fix
-bench: setup ## Run the benchmarks, tests/benchmarks/bench_*.py, and print what they measure
-	@for n in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do echo "== $$n"; $(PY) -m tests.benchmarks.$$n || exit; done
+bench: setup ## Measure what docs/performance.md compares, and write it anew. ROWS="bench_reload ..."
+	@$(PY) -m tests.benchmarks.performance $(ROWS)
 chaos: ## Break N runs at random, resume each, count rows lost, duplicated, changed. N= ENGINE=real|mock RECIPE= SEED=
 fault-table: setup ## Run the tests of faults and write their table in docs/reliability.md
 	@rows=$$(mktemp); TPO_TEST_EXHAUSTIVE=1 TPO_FAULT_ROWS="$$rows" $(PYTEST) tests/faults && $(PY) -m tests.faults.table "$$rows"

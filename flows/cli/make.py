@@ -66,6 +66,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "publish": ("RUN", "ITER", "TO", "PAIRS", "PUSH", "PROFILE"),
     "view": ("RUN", "PORT", "PROFILE"),
     "lock": ("UPGRADE",),
+    "bench": ("ROWS",),
     **dict.fromkeys(("test", "test-slow", "test-all", "exhaustive", "fault-table"), ("JOBS",)),
     "chaos": ("N", "ENGINE", "RECIPE", "SEED"),
 }

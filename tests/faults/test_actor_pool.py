@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ class Doubler:
         self._once = Path(folder) / "once"
         self._starts = Path(folder) / "starts"
         self._task: str | None = None
+        self._inside = threading.Condition()
+        self._present = 0
         if self._when == "arrival":
             self._misbehave([])
 
@@ -54,6 +57,14 @@ class Doubler:
         if 13 in piece and self._how and not self._when:
             return self._misbehave(piece)
         return [2 * i for i in piece]
+
+    def meet(self, _: list[int]) -> int:
+        """How many calls are in here at once; waits until there are three, or a second."""
+        with self._inside:
+            self._present += 1
+            self._inside.notify_all()
+            self._inside.wait_for(lambda: self._present >= 3, timeout=1)
+            return self._present
 
     def report(self, _: list[int]) -> tuple[int, str | None]:
         time.sleep(0.2)
@@ -128,8 +139,9 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
     """Makes pools, and closes them at the end."""
     made = []
 
-    def call(how: str = "", count: int = 2, cpus: float = 0) -> ActorPool:
-        role = Role("doubler", Doubler, (how, str(tmp_path)), cpus=cpus, gpus=0, environment={})
+    def call(how: str = "", count: int = 2, cpus: float = 0, concurrency: int = 1) -> ActorPool:
+        arguments = (how, str(tmp_path))
+        role = Role("doubler", Doubler, arguments, cpus=cpus, gpus=0, environment={}, concurrency=concurrency)
         made.append(ActorPool(role, count, room))
         return made[-1]
 
@@ -139,18 +151,19 @@ def make(tmp_path: Path, room: Room) -> Iterator[Make]:
 
 
 def orders(
-    *, task: str = "", ask: str = "work", seconds: float = 2.0, start_seconds: float = 120.0
+    *, task: str = "", ask: str = "work", seconds: float = 2.0, start_seconds: float = 120.0, at_once: int = 1
 ) -> JobSpec[list[int]]:
     return JobSpec(
         prepare=lambda doubler: doubler.load.remote(task),
         submit=lambda doubler, piece: getattr(doubler, ask).remote(piece),
         fault=lambda piece, result: (
-            None if ask == "report" or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
+            None if ask in ("report", "meet") or len(result) == len(piece) else f"{len(result)} of {len(piece)} outputs"
         ),
         seconds=seconds,
         start_seconds=start_seconds,
         model="numbers",
         remedies=Remedies(memory="Lower what it holds", late="Give it longer"),
+        at_once=at_once,
     )
 
 
@@ -191,6 +204,30 @@ def test_a_job_on_which_actors_keep_failing_stops_the_run_with_its_cause_and_a_r
     indices = [index for index, _ in done]
     assert len(indices) == len(set(indices)) and PIECES.index([12, 13, 14]) not in indices
     outcome(f"an engine {how}, repeatedly", "sample, judge", "stops, names the cause and what to do")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_an_actor_that_fails_with_several_jobs_loses_none_of_them(make: Make, how: str, outcome: Outcome):
+    pool = make(f"{how}, once", concurrency=4)
+    assert doubled(pool, orders(at_once=3)) == DOUBLED
+    outcome(f"an engine with several shards {how}, once", "sample, judge", "replaced; its shards are redone")
+
+
+def test_an_actor_works_on_as_many_jobs_as_it_may_hold(make: Make):
+    pool = make(count=1, concurrency=4)
+    found = [count for _, count in pool.work(iter(PIECES[:3]), orders(ask="meet", at_once=3, seconds=30))]
+    assert max(found) == 3
+
+
+def test_actors_that_start_early_are_those_that_work(make: Make):
+    import ray
+
+    pool = make(count=2)
+    pool.start_early(lambda doubler: doubler.load.remote("early"), 120.0)
+    early = pool.actors
+    assert ray.get([actor.report.remote([]) for actor in early])[0][1] == "early"
+    assert doubled(pool, orders()) == DOUBLED
+    assert pool.actors == early
 
 
 def test_work_continues_while_an_actor_is_replaced(make: Make, outcome: Outcome):

@@ -16,7 +16,6 @@ from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig,
 from tpo.config.run import RunConfig
 from tpo.engines.cluster.room import Room
 from tpo.engines.training.job import TrainingJob
-from tpo.errors import TpoError
 from tpo.records import Epoch
 from tpo.run_context import run_context, using
 from tpo.storage.store import folder_artifact
@@ -99,20 +98,20 @@ class Engines:
         self._started_early.clear()
 
         def work() -> None:
-            self._start_early(config)
+            with contextlib.suppress(Exception):  # Whoever needs what didn't start meets the error again.
+                self._start_early(config)
             self._started_early.set()
             threading.Event().wait()  # Linux ends Ray's daemons with the thread that has started them.
 
         threading.Thread(target=work, daemon=True, name="early start").start()
 
     def _start_early(self, config: RunConfig) -> None:
-        with contextlib.suppress(TpoError, OSError):  # Whoever needs them will meet it again, and report it.
-            if not isinstance(config.recipe, ThinkPo):
-                forcing = config.sample.forces_tokens
-                pool = self.sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
-                pool.start_early(folder_artifact(config.model.folder))
-            if not self._closed:
-                self._worker_group(config.trainer, config.cluster).start_early()
+        if not isinstance(config.recipe, ThinkPo):
+            forcing = config.sample.forces_tokens
+            pool = self.sampler_pool(config.engine, config.cluster, context_of(config), forcing=forcing)
+            pool.start_early(folder_artifact(config.model.folder))
+        if not self._closed:
+            self._worker_group(config.trainer, config.cluster).start_early()
 
     def close(self) -> None:
         """Stops all pools and releases their memory."""

@@ -197,8 +197,10 @@ class Speed:
         if model is None or not engines.count:
             return 0.0
         loading = 0.0 if on_cpu else model.shape.parameters * 2 / _LOAD_BYTES
-        if trains or not on_cpu:
-            return work.rounds * ((_TRAIN_START if trains else _GPU_START) + loading)
+        if trains:
+            return work.rounds * (_TRAIN_START + loading)
+        if not on_cpu:  # It sleeps between rounds, or stays up, and loads weights for each.
+            return _GPU_START + work.rounds * loading
         first = _CPU_START if self._starts_engines(work.kind) else _CPU_RELOAD
         return first + (work.rounds - 1) * _CPU_RELOAD
 

@@ -1,11 +1,13 @@
-"""Claims about the seeds of samples; tests/end_to_end tests what engines do with them."""
+"""Claims about the seeds of samples and the shards that an engine holds; tests/end_to_end tests what engines do with
+them."""
 
 import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpo.engines.inference.sampler import request_seed
+from tpo.config.resources import EngineConfig
+from tpo.engines.inference.sampler import MAX_SHARDS_AT_ONCE, request_seed, shards_at_once
 
 
 @given(st.lists(st.one_of(st.integers(), st.text())))
@@ -27,3 +29,16 @@ def test_parts_do_not_run_into_each_other():
 def test_seeds_of_many_prompts_differ():
     seeds = sorted(request_seed(0, "train", i) for i in range(5000))
     assert len(set(seeds)) > 4990
+
+
+def test_an_engine_holds_enough_shards_to_be_full_and_one_to_follow():
+    engine = EngineConfig(max_num_seqs=256)
+    assert shards_at_once(engine, 200, None) == 3
+    assert shards_at_once(engine, 25, None) == 12
+    assert shards_at_once(engine, 1, None) == MAX_SHARDS_AT_ONCE
+
+
+def test_no_engine_holds_more_than_its_part_of_the_shards():
+    engines = EngineConfig(max_num_seqs=256, count=4)
+    assert shards_at_once(engines, 25, 8) == 2
+    assert shards_at_once(engines, 25, 1) == shards_at_once(engines, 25, 0) == 1
