@@ -237,7 +237,7 @@ def _trained(
 def _torch_config(trainer: TrainerConfig, cluster: ClusterConfig, rendezvous: Path) -> Any:
     """How workers find each other: on one machine by a file, on a cluster by Ray's own way.
 
-    The timeout is longer than a step's: a worker that hangs, or saves for too long, is then noticed by `_watched`,
+    The timeout is longer than a step's: a worker that hangs, or saves for too long, is then noticed by `_trained`,
     whose message names the setting.
     """
     from ray.train.torch import TorchConfig
