@@ -31,8 +31,8 @@ class EngineConfig(Section):
     shard_prompts: int = Field(25, ge=1)
     """Prompts per shard, the unit of work: a crash loses at most the shards in progress."""
     shard_seconds: float = Field(900.0, gt=0)
-    """Time limit for one shard, and for each of several that an engine works on at once as many times as long; an engine
-    that exceeds it is assumed to hang and is replaced."""
+    """Time limit for one shard; several that an engine works on at once have as many times as long. An engine that
+    exceeds it is assumed to hang and is replaced."""
     start_seconds: float = Field(900.0, gt=0)
     """Time limit for starting an engine, including loading its model."""
 
