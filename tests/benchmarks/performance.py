@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import Spread
+from tests.benchmarks.measure import Spread, describe_machine
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS, PAGE, PROSE = DOCS / "performance.json", DOCS / "performance.md", Path(__file__).with_name("performance.md")
@@ -68,7 +68,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     command = f"python -m tests.benchmarks.{name} {BENCHMARKS[name]}".strip()
     print(f"== {command}", flush=True)
     arguments = [sys.executable, *command.split()[1:], "--json"]
-    rows, machine = [], ""
+    rows, machine = [], describe_machine(1)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -76,7 +76,7 @@ def measured(name: str) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
                 continue
             print(line, end="", flush=True)
-            if " cores, load " in line and not machine:
+            if " cores, load " in line:
                 machine = line.strip()
     if process.returncode:
         raise SystemExit(f"{name} ended with {process.returncode}")
