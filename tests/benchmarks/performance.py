@@ -46,7 +46,7 @@ class Goal:
         sign, _, rest = self.text.partition(" ")
         if sign not in ("≥", "≤"):
             return None
-        number = float(rest.split()[0])
+        number = float(rest.split()[0].rstrip(",;"))
         return median >= number if sign == "≥" else median <= number
 
 
