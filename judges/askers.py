@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from judges.unreadable import TOO_LONG, cause_of
-from prompts.quoting import without_control_tokens
+from prompts.quoting import turns_without_control_tokens, without_control_tokens
 from prompts.verdict import LABELS, VerdictPrompt
 from tpo.config.base import Endpoint
 from tpo.config.judges import PairwiseJudge
@@ -126,10 +126,7 @@ class ServerAsker:
         yield message
 
     def _chat(self, asked: ResponsePair) -> list[Message]:
-        earlier = [
-            Message(role=turn["role"], content=without_control_tokens(turn["content"]))
-            for turn in read_turns(asked.history)
-        ]
+        earlier = turns_without_control_tokens(read_turns(asked.history))
         instruction, first, second = map(without_control_tokens, asked.texts)
         return self._prompt.render(instruction, first, second, earlier)
 

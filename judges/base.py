@@ -6,7 +6,7 @@ own: for evaluation, an output that still breaks the format after the last attem
 since it is unknown where its thought ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,30 @@ class Group:
     """The turns before the instruction, as `Prompt.history`."""
     rubric: str | None = None
     """The prompt's own rubric, as `Prompt.rubric`."""
+
+
+def distinct_responses(group: Group, max_chars: int) -> list[Response]:
+    """The distinct texts of a group of at most `max_chars` characters, each by the first response that has it."""
+    distinct: dict[str, Response] = {}
+    for response in group.responses:
+        if len(response.text) <= max_chars:
+            distinct.setdefault(response.text, response)
+    return list(distinct.values())
+
+
+def scores_by_text(group: Group, values: Mapping[str, float], why: Callable[[str], str]) -> list[Score]:
+    """A score for each response of a group by its text, or `why` there is none."""
+    return [
+        Score(
+            prompt_id=group.prompt_id,
+            index=response.index,
+            value=values.get(response.text),
+            unscored=None if response.text in values else why(response.text),
+            correct=None,
+            response_chars=len(response.text),
+        )
+        for response in group.responses
+    ]
 
 
 Spend = Callable[[TokenCount], None]

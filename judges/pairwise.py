@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 
 from judges.askers import ResponsePair
-from judges.base import BASELINE, Group, Response, Spend, uncounted
+from judges.base import BASELINE, Group, Response, Spend, distinct_responses, scores_by_text, uncounted
 from judges.journaled import Asker, ask_once, to_json
 from judges.unreadable import FirstAnswers, cause_of
 from prompts.verdict import Verdict, parse_verdict
@@ -64,17 +64,7 @@ class Pairwise:
         """The rating of each response in nats, centered to mean 0 over distinct texts; with a baseline, from 0 to 1."""
         outcomes = {(j.index, j.other_index): j.outcome for j in judgments if j.other_index is not None}
         values = self._ratings(group, outcomes) if group.baseline is None else _against_baseline(group, outcomes)
-        return [
-            Score(
-                prompt_id=group.prompt_id,
-                index=response.index,
-                value=values.get(response.text),
-                unscored=None if response.text in values else self._why_unscored(response),
-                correct=None,
-                response_chars=len(response.text),
-            )
-            for response in group.responses
-        ]
+        return scores_by_text(group, values, self._why_unscored)
 
     def _next_questions(self, matches: Sequence["_Match"]) -> list["_Question"]:
         """The next comparisons of all groups, given those so far; empty when done."""
@@ -98,7 +88,7 @@ class Pairwise:
 
     def _ratings(self, group: Group, outcomes: "_Outcomes") -> dict[str, float]:
         """Bradley-Terry ratings by text, for texts with a verdict; a text without a rival is level with itself."""
-        entrants = _entrants(group, self._config)
+        entrants = distinct_responses(group, self._config.max_response_chars)
         if len(entrants) < 2:
             return {entrant.text: 0.0 for entrant in entrants}
         results = np.full((len(entrants), len(entrants)), np.nan)
@@ -114,8 +104,8 @@ class Pairwise:
             entrant.text: float(ratings[i]) for i, entrant in enumerate(entrants) if heard[i].any() or heard[:, i].any()
         }
 
-    def _why_unscored(self, response: Response) -> str:
-        return "too_long" if len(response.text) > self._config.max_response_chars else "no_verdict"
+    def _why_unscored(self, text: str) -> str:
+        return "too_long" if len(text) > self._config.max_response_chars else "no_verdict"
 
 
 _Outcomes: TypeAlias = Mapping[tuple[int, int], float | None]
@@ -148,7 +138,7 @@ class _Match:
     def __init__(self, group: Group, config: PairwiseJudge) -> None:
         self.group = group
         self._config = config
-        self._entrants = _entrants(group, config)
+        self._entrants = distinct_responses(group, config.max_response_chars)
         self._places = {entrant.index: place for place, entrant in enumerate(self._entrants)}
         self.results: dict[tuple[int, int], float | None] = {}
         self._judgments: list[Judgment] = []
@@ -192,15 +182,6 @@ def _tournament(config: PairwiseJudge) -> Tournament:
     if config.tournament == "all_pairs":
         return AllPairs()
     return Adaptive() if config.mode == "probability" else FOR_HARD_VERDICTS
-
-
-def _entrants(group: Group, config: PairwiseJudge) -> list[Response]:
-    """The distinct texts of a group that are short enough, each by the first response that has it."""
-    distinct: dict[str, Response] = {}
-    for response in group.responses:
-        if len(response.text) <= config.max_response_chars:
-            distinct.setdefault(response.text, response)
-    return list(distinct.values())
 
 
 def _outcome(reply: Reply | RefusedChat, mode: str) -> float | None:

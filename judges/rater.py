@@ -13,7 +13,7 @@ from judges.base import Spend, uncounted
 from judges.chat_askers import EngineChatAsker
 from judges.journaled import Asker, ask_once, to_json
 from judges.unreadable import TOO_LONG, Cause, FirstAnswers
-from prompts.quoting import without_control_tokens
+from prompts.quoting import turns_without_control_tokens, without_control_tokens
 from prompts.rating import BEGINNINGS, RatingPrompt, ReadRating, Unread, load_rating_prompt
 from tpo.config.base import Endpoint
 from tpo.config.fine_grained import FineGrainedConfig
@@ -56,9 +56,7 @@ class ServerRatingAsker:
         yield message
 
     def _chat(self, prompt: Prompt) -> list[Message]:
-        earlier = [
-            Message(role=turn["role"], content=without_control_tokens(turn["content"])) for turn in prompt.earlier
-        ]
+        earlier = turns_without_control_tokens(prompt.earlier)
         return self._prompt.render(without_control_tokens(prompt.instruction), earlier)
 
 

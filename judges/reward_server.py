@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from judges.base import Group, Response, Spend, uncounted
+from judges.base import Group, Response, Spend, distinct_responses, scores_by_text, uncounted
 from judges.journaled import Asker, ask_once
 from judges.unreadable import Cause, FirstAnswers
-from prompts.quoting import without_control_tokens
+from prompts.quoting import turns_without_control_tokens, without_control_tokens
 from tpo.config.judges import RewardServerJudge
 from tpo.engines.inference.chat_client import RefusedChat, Spent
 from tpo.engines.inference.reply import Reply, TokenCount
@@ -74,7 +74,7 @@ class RewardAsker:
     def _conversations(asked: ReadResponses) -> Conversations:
         turns = [*read_turns(asked.history), Message(role="user", content=asked.instruction)]
         return Conversations(
-            [Message(role=turn["role"], content=without_control_tokens(turn["content"])) for turn in turns],
+            turns_without_control_tokens(turns),
             [without_control_tokens(response.text) for response in asked.responses],
         )
 
@@ -114,17 +114,8 @@ class RewardServer:
         """The readings as they are."""
         texts = {response.index: response.text for response in group.responses}
         by_text = {texts[judgment.index]: judgment for judgment in judgments}
-        return [
-            Score(
-                prompt_id=group.prompt_id,
-                index=response.index,
-                value=by_text[response.text].outcome if response.text in by_text else None,
-                unscored=_why_unscored(by_text.get(response.text)),
-                correct=None,
-                response_chars=len(response.text),
-            )
-            for response in group.responses
-        ]
+        values = {text: judgment.outcome for text, judgment in by_text.items() if judgment.outcome is not None}
+        return scores_by_text(group, values, lambda text: _why_unscored(by_text.get(text)))
 
     def _ask(
         self, questions: Sequence[ReadResponses], journal: Journal | None, spend: Spend
@@ -133,11 +124,7 @@ class RewardServer:
         return dict(ask_once(self._asker, by_key, self._first, journal, spend)) if by_key else {}
 
     def _questions(self, group: Group) -> list[ReadResponses]:
-        distinct: dict[str, Response] = {}
-        for response in group.responses:
-            if len(response.text) <= self._config.max_response_chars:
-                distinct.setdefault(response.text, response)
-        responses, size = list(distinct.values()), self._items_at_once
+        responses, size = distinct_responses(group, self._config.max_response_chars), self._items_at_once
         return [
             ReadResponses(group.prompt_id, group.instruction, tuple(responses[start : start + size]), group.history)
             for start in range(0, len(responses), size)
@@ -173,7 +160,5 @@ def cause_of(reply: Reply | RefusedChat) -> Cause | None:
     return None
 
 
-def _why_unscored(judgment: Judgment | None) -> str | None:
-    if judgment is None:
-        return "too_long"
-    return None if judgment.outcome is not None else str(json.loads(judgment.detail)["unscored"])
+def _why_unscored(judgment: Judgment | None) -> str:
+    return "too_long" if judgment is None else str(json.loads(judgment.detail)["unscored"])

@@ -15,11 +15,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from judges.base import Group, Response, Spend, uncounted
+from judges.base import Group, Response, Spend, distinct_responses, scores_by_text, uncounted
 from judges.chat_askers import EngineChatAsker
 from judges.journaled import Asker, ask_once, to_json
 from judges.unreadable import TOO_LONG, Cause, FirstAnswers
-from prompts.quoting import without_control_tokens
+from prompts.quoting import turns_without_control_tokens, without_control_tokens
 from prompts.rubric import (
     SCORE_BEGINS,
     RubricPrompt,
@@ -103,10 +103,7 @@ class ServerRubricAsker:
         yield message
 
     def _chat(self, asked: GradedResponse) -> list[Message]:
-        earlier = [
-            Message(role=turn["role"], content=without_control_tokens(turn["content"]))
-            for turn in read_turns(asked.history)
-        ]
+        earlier = turns_without_control_tokens(read_turns(asked.history))
         rubric = None if asked.rubric is None else without_control_tokens(asked.rubric)
         instruction, response = map(without_control_tokens, (asked.instruction, asked.response.text))
         return self._prompt.render(instruction, response, rubric, earlier)
@@ -146,26 +143,12 @@ class Rubric:
             else:
                 reasons[texts[judgment.index]] = _why_unread(judgment)
         values = {text: math.fsum(scores) / len(scores) for text, scores in found.items()}
-        return [
-            Score(
-                prompt_id=group.prompt_id,
-                index=response.index,
-                value=values.get(response.text),
-                unscored=None if response.text in values else reasons.get(response.text, TOO_LONG),
-                correct=None,
-                response_chars=len(response.text),
-            )
-            for response in group.responses
-        ]
+        return scores_by_text(group, values, lambda text: reasons.get(text, TOO_LONG))
 
     def _questions(self, group: Group) -> list[GradedResponse]:
-        distinct: dict[str, Response] = {}
-        for response in group.responses:
-            if len(response.text) <= self._config.max_response_chars:
-                distinct.setdefault(response.text, response)
         return [
             GradedResponse(group.prompt_id, group.instruction, response, group.rubric, group.history, sample)
-            for response in distinct.values()
+            for response in distinct_responses(group, self._config.max_response_chars)
             for sample in range(self._config.samples)
         ]
 

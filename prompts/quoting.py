@@ -50,6 +50,11 @@ def without_control_tokens(text: str) -> str:
     return _CONTROL_TOKEN.sub(r"\g<0> ", text)
 
 
+def turns_without_control_tokens(turns: Iterable[Message]) -> list[Message]:
+    """Turns of a conversation, each `without_control_tokens`."""
+    return [Message(role=turn["role"], content=without_control_tokens(turn["content"])) for turn in turns]
+
+
 _CONTROL_TOKEN = re.compile(
     r"<(?=[|｜][^<>\n]{0,80}[|｜]>)"  # Llama 3, Qwen, ChatML, Phi; DeepSeek has full-width bars
     r"|<(?=/?(?:s|bos|eos|pad|unk|mask|sep|cls|start_of_turn|end_of_turn|start_of_image|endoftext|tool_call|think)>)"

@@ -38,7 +38,7 @@ from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
 from tpo.records import Artifact, External, JudgeHealth, Judgment, Prompt, RowCounts, Sample, Score
 from tpo.storage.disk import remove
-from tpo.storage.journal import JOURNALS, Journal, read_journal
+from tpo.storage.journal import JOURNALS, Journal
 from tpo.storage.ledger import Meter
 from tpo.storage.store import (
     Stage,
@@ -154,13 +154,12 @@ def _make_judgments(
         shards = {i: groups[start : start + size] for i, start in enumerate(starts) if not stage.has_shard(i)}
         done = len(groups) - sum(map(len, shards.values()))
         together = _shards_together(config, spec.judge, groups[:size])
-        for block in _batched([*shards], together):
+        for path, block in _blocks(stage.folder, [*shards], together):
             if meter is not None:
                 meter.check()
             asked = [group for i in block for group in shards[i]]
             # Judges note replies in a journal, so that a resumed run repeats no call.
-            with Journal(_journal(stage.folder, block[0]), _within(advance, done, asked, spec.judge)) as journal:
-                _inherit(stage.folder, journal)
+            with Journal(path, _within(advance, done, asked, spec.judge)) as journal:
                 judged = judge_.judge(asked, journal, uncounted if meter is None else _booking(meter))
                 for i in block:
                     rows = [row for judgments in itertools.islice(judged, len(shards[i])) for row in judgments]
@@ -169,16 +168,27 @@ def _make_judgments(
                         booked = len(rows) if isinstance(spec.judge, VerifierJudge) else 0
                         meter.book(prompts=len(shards[i]), answers=booked)
                     stage.write_shard(i, rows)
-            remove(_journal(stage.folder, block[0]))
+            remove(path)
             done += len(asked)
             advance(done)
-        for path in stage.folder.glob(JOURNALS):
-            remove(path)
     return stage.commit(len(starts))
 
 
-def _batched(shards: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (shards[i : i + size] for i in range(0, len(shards), size))
+def _blocks(folder: Path, missing: Sequence[int], together: int) -> Iterator[tuple[Path, Sequence[int]]]:
+    """The shards to judge, some together, each time with the journal of their replies, which has their first and last
+    number in its name. What an earlier call left unfinished comes first, with the same shards together."""
+    rest = list(missing)
+    for path in sorted(folder.glob(JOURNALS)):
+        numbers = [int(number) for number in path.stem.split("-")[1:]]
+        block = [i for i in rest if numbers[0] <= i <= numbers[-1]]
+        rest = [i for i in rest if i not in block]
+        if block:
+            yield path, block
+        else:
+            remove(path)
+    for start in range(0, len(rest), together):
+        block = rest[start : start + together]
+        yield folder / f"journal-{block[0]:05d}-{block[-1]:05d}.jsonl", block
 
 
 def _shards_together(config: RunConfig, judge: JudgeConfig, shard: Sequence[Group]) -> int:
@@ -191,14 +201,6 @@ def _shards_together(config: RunConfig, judge: JudgeConfig, shard: Sequence[Grou
     servers = [getattr(member, "endpoint", None) for member in models]
     capacity = max(engine.count * engine.max_num_seqs if each is None else each.concurrency for each in servers)
     return max(1, math.ceil(FILLED * capacity / max(1, sum(len(group.responses) for group in shard))))
-
-
-def _inherit(folder: Path, journal: Journal) -> None:
-    """Takes over the replies that an earlier call noted with other shards together."""
-    for path in sorted(folder.glob(JOURNALS)):
-        for key, reply in read_journal(path).answers.items():
-            if key not in journal.answers:
-                journal.write(key, reply)
 
 
 def _booking(meter: Meter) -> Spend:
@@ -220,10 +222,6 @@ def _member_meter(
             prompts=len(asked) if member is judge.members[0] else 0,
             answers=sum(len(group.responses) for group in asked) if exact else 0,
         )
-
-
-def _journal(folder: Path, shard: int) -> Path:
-    return folder / f"journal-{shard:05d}.jsonl"
 
 
 def _within(advance: Advance, start: int, shard: Sequence[Group], judge: JudgeConfig) -> Callable[[int], None]:

@@ -12,7 +12,6 @@ Run with `python -m tests.benchmarks.bench_sampling`; takes about 20 minutes on 
 PROFILE=smollm2-135m.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from prompts.thought import VARIANTS
 from tests.benchmarks import measure
+from tests.benchmarks.bench_starts import with_actor
 from tests.benchmarks.measure import Row, Timed
 from tpo.config.data import SampleConfig
 from tpo.config.resources import ClusterConfig, EngineConfig
@@ -85,8 +85,7 @@ def main() -> None:
     chosen = measure.options(__doc__, threads=2, rounds=5, prompts=24, single=48, few=4)
     print(measure.describe_machine(chosen.threads))
     config = EngineConfig(threads=chosen.threads, shard_prompts=SHARD, max_num_seqs=SEQUENCES)
-    pool = SamplerPool(config, ClusterConfig(), CONTEXT, room=Room())
-    pool.actor_pool._role = dataclasses.replace(pool.actor_pool._role, make=ComparedEngine)
+    pool = with_actor(SamplerPool(config, ClusterConfig(), CONTEXT, room=Room()), ComparedEngine)
     model = folder_artifact(MODEL)
     try:
         for row, peer, prompts, n in (

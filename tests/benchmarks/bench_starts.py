@@ -84,10 +84,10 @@ class CountedEngines(Engines):
     """The product's pools with these actors, and a trainer that holds its GPUs for a moment."""
 
     def sampler_pool(self, *arguments: Any, **options: Any) -> Any:
-        return _with(super().sampler_pool(*arguments, **options), CountedEngine)
+        return with_actor(super().sampler_pool(*arguments, **options), CountedEngine)
 
     def scorer_pool(self, *arguments: Any, **options: Any) -> Any:
-        return _with(super().scorer_pool(*arguments, **options), CountedScorer)
+        return with_actor(super().scorer_pool(*arguments, **options), CountedScorer)
 
     def train_model(self, job: TrainingJob, *, progress: Callable[..., None], **_: Any) -> list[Epoch]:
         import ray
@@ -159,7 +159,7 @@ def _like_8b(folder: Path) -> RunConfig:
     return RunConfig.model_validate({**values, **changes})
 
 
-def _with(pool: Any, actor: type) -> Any:
+def with_actor(pool: Any, actor: type) -> Any:
     """A pool whose processes are these actors."""
     pool.actor_pool._role = dataclasses.replace(pool.actor_pool._role, make=actor)
     return pool

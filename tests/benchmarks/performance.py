@@ -1,6 +1,6 @@
-"""The table of docs/performance.md: runs its benchmarks, keeps each row's last result, and writes the page.
+"""The table of docs/performance.md: runs its benchmarks, keeps each row's last result, and writes the table.
 
-    python -m tests.benchmarks.performance [BENCHMARK ...]        (default: all of them; --write only writes the page)
+    python -m tests.benchmarks.performance [BENCHMARK ...]        (default: all of them; --write only writes the table)
 
 Results are kept in docs/performance.json, so that rows can be measured one at a time and on several machines: every row
 says on which machine, when, and by which command.
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.measure import Spread, describe_machine
+from tests.faults.table import write_between
 
 DOCS = Path(__file__).parents[2] / "docs"
-RESULTS, PAGE, PROSE = DOCS / "performance.json", DOCS / "performance.md", Path(__file__).with_name("performance.md")
+RESULTS, PAGE = DOCS / "performance.json", DOCS / "performance.md"
+BEGIN, END = "<!-- written by make bench -->\n", "<!-- end -->\n"
 BENCHMARKS = {
     "bench_sampling": "",
     "bench_reload": "",
@@ -54,13 +56,13 @@ def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help="such as bench_reload (default: all)")
-    parser.add_argument("--write", action="store_true", help="only write the page from the kept results")
+    parser.add_argument("--write", action="store_true", help="only write the table from the kept results")
     chosen = parser.parse_args()
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in [] if chosen.write else chosen.benchmarks or BENCHMARKS:
         kept |= {str(row["row"]): row for row in measured(name)}
         RESULTS.write_text(json.dumps(dict(sorted(kept.items(), key=lambda item: int(item[0]))), indent=1) + "\n")
-    PAGE.write_text(page(kept), encoding="utf-8")
+    write_between(PAGE, BEGIN, END, table(kept))
 
 
 def measured(name: str) -> list[dict[str, Any]]:
@@ -83,8 +85,8 @@ def measured(name: str) -> list[dict[str, Any]]:
     return [{**row, "machine": machine, "day": f"{datetime.now(UTC):%Y-%m-%d}", "command": command} for row in rows]
 
 
-def page(kept: dict[str, dict[str, Any]]) -> str:
-    """The page: its prose, with the table in place of `{table}`."""
+def table(kept: dict[str, dict[str, Any]]) -> str:
+    """The table, and where each of its rows was measured."""
     lines = ["| # | ratio | of | goal | measured: median [lowest, highest] | limit |", "|---|---|---|---|---|---|"]
     for number, row in kept.items():
         ratio = Spread(row["median"], row["low"], row["high"])
@@ -93,7 +95,7 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {number} | {row['what']} | {row['peer']} | {row['goal']} | {figures}{met} | {row['limit']} |")
     lines += ["", "| # | command | machine | day |", "|---|---|---|---|"]
     lines += [f"| {number} | `{row['command']}` | {row['machine']} | {row['day']} |" for number, row in kept.items()]
-    return PROSE.read_text(encoding="utf-8").replace("{table}", "\n".join(lines))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

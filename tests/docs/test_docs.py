@@ -1,10 +1,12 @@
 """Claims about the documentation: it is current, and its links lead somewhere."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import performance
 from tests.docs.fields import PAGE, page
 
 ROOT = Path(__file__).parents[2]
@@ -31,3 +33,17 @@ def test_targets_of_make_that_pages_name_are_there(path: Path):
 
 def test_the_readme_fits():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
+
+
+def test_the_table_of_performance_has_the_kept_results():
+    kept = json.loads(performance.RESULTS.read_text(encoding="utf-8"))
+    assert performance.BEGIN + performance.table(kept) + performance.END in performance.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("goal", "median", "is_met"),
+    [("≥ 2.5", 2.5, True), ("≥ 2.5", 2.4, False), ("≤ 0.286 (16/56)", 0.26, True), ("≥ 1, one call a layer", 16, True),
+     ("engines 0, judges 1", 0, None)],
+)  # fmt: skip
+def test_a_missed_goal_is_said(goal: str, median: float, is_met: bool | None):
+    assert performance.Goal(goal).is_met(median) is is_met

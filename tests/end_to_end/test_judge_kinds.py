@@ -9,10 +9,9 @@ import pytest
 from flows.recipes import PROFILES
 from judges.base import Group, Response
 from judges.verifier import Verifier
-from tasks.handles import JudgedSamples, training_spec
-from tasks.judge import judge
 from tests.end_to_end.conftest import SMALL
 from tests.end_to_end.test_iterate import artifact
+from tests.end_to_end.test_judges import health_of, judge_training
 from tests.misbehaving_server import MisbehavingServer
 from tests.reward_http import RewardHttp
 from tpo.config.base import SHIPPED
@@ -22,7 +21,7 @@ from tpo.config.run import RunConfig
 from tpo.errors import StageError
 from tpo.records import Prompt, Score
 from tpo.storage.ledger import read_ledger
-from tpo.storage.store import read_manifest, read_rows
+from tpo.storage.store import read_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.timeout(900)]
 EVALUATOR = str(SHIPPED / "evaluator")
@@ -31,19 +30,6 @@ EVALUATOR = str(SHIPPED / "evaluator")
 def config_for(folder: Path, judge: dict[str, Any], *settings: str) -> RunConfig:
     config = load_config(PROFILES / "laptop.toml", [*SMALL, f'folder="{folder}"', "name=judged", *settings])
     return RunConfig.model_validate(config.model_dump(mode="json") | {"judge": judge})
-
-
-def judge_training(config: RunConfig, run: Path) -> JudgedSamples:
-    """Judges the training samples of M_1 as a run of this config would."""
-    samples, prompts = artifact(run / "iter_1/samples"), artifact(run / "iter_1/prompts")
-    return judge.fn(config, training_spec(config, 1), samples, prompts)
-
-
-def health_of(answers: JudgedSamples) -> dict[str, Any]:
-    manifest = read_manifest(answers.scores.path)
-    assert manifest is not None
-    found: dict[str, Any] = manifest.facts["health"]
-    return found
 
 
 def right(references: dict[str, str], shown: str, response: str) -> bool:

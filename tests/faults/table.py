@@ -13,14 +13,18 @@ Row = tuple[str, str, str]
 
 def write_table(rows: Iterable[Row], page: Path = PAGE) -> int:
     """Writes the table into the page, between its markers; returns how many lines the table has."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{page} has no {BEGIN.strip()} … {END.strip()}: put them where the table belongs")
     lines = table(rows)
-    page.write_text(before + BEGIN + "".join(lines) + END + after, encoding="utf-8")
+    write_between(page, BEGIN, END, "".join(lines))
     return len(lines) - 2
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what a page has between two markers, which are whole lines."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{page} has no {begin.strip()} … {end.strip()}: put them where the table belongs")
+    page.write_text(before + begin + text + end + after, encoding="utf-8")
 
 
 def table(rows: Iterable[Row]) -> list[str]:

@@ -82,8 +82,10 @@ def test_a_server_judges_and_its_health_is_recorded(tmp_path: Path):
         assert KEY.encode() not in everything_below(tmp_path)
 
 
-@pytest.mark.parametrize("calls", [0, 1, 7, CALLS - 1])
-def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, calls: int):
+@pytest.mark.parametrize("calls", [0, 1, 7, 27, CALLS - 1])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (64, 1), (1, 64)])
+def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, calls: int, before: int, after: int):
+    """Also if it then asks about fewer shards at once, or about more."""
     answered: list[int] = []
 
     def dies(request: dict[str, Any], n: int) -> Action:
@@ -93,12 +95,12 @@ def test_a_judge_whose_server_dies_resumes_without_asking_again(tmp_path: Path, 
         return Say()
 
     with MisbehavingServer(dies, says=longer, key=KEY) as server:
-        config = config_for(server, tmp_path, endpoint={"concurrency": 1})
+        config = config_for(server, tmp_path, endpoint={"concurrency": before})
         with pytest.raises(StageError, match="500"):
             judged(config)
         assert api_tokens(config.root).input_tokens == calls * 10
     with MisbehavingServer(says=longer, key=KEY) as server:
-        answers = judged(config_for(server, tmp_path))
+        answers = judged(config_for(server, tmp_path, endpoint={"concurrency": after}))
         assert len(server.asked) == CALLS - calls
     judgments = read_rows(Artifact(answers.scores.path.with_name("judgments"), 0, ""), Judgment)
     assert len({(j.prompt_id, j.index, j.other_index) for j in judgments}) == len(judgments) == CALLS

@@ -132,3 +132,14 @@ def _handles(nvml: Any, visible: str | None) -> Iterable[Any]:
 
 def _text(name: str | bytes) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else name
+
+
+def give_memory_back() -> None:
+    """Frees the memory of models that nothing refers to any more, on the GPU as well."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from tpo.config.resources import ClusterConfig, JudgeEngineConfig
 from tpo.engines.cluster.actor_pool import ActorPool, JobSpec, Remedies
-from tpo.engines.cluster.gpus import GpuMeter
+from tpo.engines.cluster.gpus import GpuMeter, give_memory_back
 from tpo.engines.cluster.placement import Role
 from tpo.engines.cluster.processes import environment, start_ray
 from tpo.engines.cluster.room import Room
-from tpo.engines.training.distributed import give_memory_back
 from tpo.engines.training.packing import PACKED, NotPlainError, RowSpans, Spans
 from tpo.metrics.live import GpuReading
 

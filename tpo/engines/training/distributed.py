@@ -48,14 +48,3 @@ def summed(tensor: "Tensor") -> "Tensor":
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
-
-
-def give_memory_back() -> None:
-    """Frees the memory of models that nothing refers to any more, on the GPU as well."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

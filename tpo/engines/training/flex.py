@@ -11,7 +11,7 @@ those are is computed from the sequences, without a mask of the row's square.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +32,8 @@ BLOCK = 128
 """Tokens of a block; the kernel's default."""
 
 
-class Kernel(Protocol):
-    """A computation of attention: FlexAttention's arguments; the output and, if asked for, the normalizers' logs."""
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        score_mod: Callable[..., Tensor] | None,
-        block_mask: BlockMask,
-        scale: float | None,
-        with_normalizers: bool,
-    ) -> tuple[Tensor, Tensor | None]: ...
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+"""A computation of attention, with the arguments of `Compiled`: the output and, if asked for, the normalizers' logs."""
 
 
 def register_packed_attentions(device: str) -> list[str]:

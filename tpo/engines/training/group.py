@@ -23,10 +23,9 @@ from typing import Any
 from tpo.config.resources import ClusterConfig, TrainerConfig
 from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
-from tpo.engines.cluster.gpus import GpuMeter
+from tpo.engines.cluster.gpus import GpuMeter, give_memory_back
 from tpo.engines.cluster.processes import environment, rays_folder, start_ray
 from tpo.engines.cluster.room import Room, await_free_memory, has_free
-from tpo.engines.training.distributed import give_memory_back
 from tpo.engines.training.rounds import TrainingRound
 from tpo.engines.training.worker import Progress, Stop, train_from_checkpoint
 from tpo.errors import StageError, TpoError

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from tpo.config.resources import TrainerConfig
 from tpo.config.training import SftConfig, TrainConfig, TrainingConfig
 from tpo.console import say
+from tpo.engines.cluster.gpus import give_memory_back
 from tpo.engines.training import checkpoints
 from tpo.engines.training.checkpoints import Checkpoint
-from tpo.engines.training.distributed import as_first_worker, give_memory_back, rank, wait_for_all
+from tpo.engines.training.distributed import as_first_worker, rank, wait_for_all
 from tpo.engines.training.rounds import ONLY_ROUND, STATE, TrainingRound
 from tpo.engines.training.tracking import Tracked, tracker_callbacks
 from tpo.errors import StageError
