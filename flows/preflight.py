@@ -74,6 +74,7 @@ from tpo.planning.fit import (
     disk_misfits,
     gpu_misfits,
     memory_misfits,
+    quantization_misfits,
     refuse,
     split_misfits,
 )
@@ -100,7 +101,7 @@ _LONGEST_PATH_BELOW = 120
 def preflight(config: RunConfig) -> None:
     """Refuses a run that can't work on this machine with these files."""
     load_prompt(config.prompt)
-    found = [*_context_misfits(config), *_split_misfits(config)]
+    found = [*_context_misfits(config), *_split_misfits(config), *quantization_misfits(config)]
     for judge in config.single_judges:
         _check_judge(config, judge)
     if config.cluster.address is None and not has_gpu():
@@ -127,7 +128,8 @@ def check_before_work(config: RunConfig, iterations: int) -> None:
     for fault in too_few_prompts(config, iterations):
         raise InputError(fault)
     config = sized(config)
-    for line in refuse([*_disk_misfits(config, iterations), *machine_misfits(config), *gate_misfits(config)]):
+    misfits = [*_disk_misfits(config, iterations), *machine_misfits(config), *gate_misfits(config)]
+    for line in refuse([*misfits, *quantization_misfits(config)]):
         say(line)
     check_endpoints(config)
     check_tracker_key(config.tracking)
@@ -166,7 +168,7 @@ def check_evaluation(config: RunConfig) -> None:
     ]
     if config.cluster.address is None and not has_gpu():
         found += device_misfits(config)
-    refuse(found)
+    refuse([*found, *quantization_misfits(config)])
     for member in members_of(judge):
         _check_judge(config, member)
     if config.evaluation.fine_grained is not None:
@@ -184,7 +186,8 @@ def check_before_evaluation(config: RunConfig) -> None:
     """The same for what takes longer: it writes a probe, asks servers and loads the tokenizer."""
     _check_run_folder(config)
     check_endpoints(config)
-    for line in (*check_weights(config.model.folder), *check_templates(config)):
+    slow = refuse(quantization_misfits(config))
+    for line in (*slow, *check_weights(config.model.folder), *check_templates(config)):
         say(line)
     check_benchmarks(config)
 
@@ -199,7 +202,7 @@ def check_judging(config: RunConfig) -> None:
     _check_folder(config.root)
     _check_run_folder(config)
     check_endpoints(config)
-    for line in _check_judges_templates(config):
+    for line in (*refuse(quantization_misfits(config)), *_check_judges_templates(config)):
         say(line)
 
 

@@ -306,7 +306,7 @@ def _judge_values(config: RunConfig, judge: JudgeConfig, *, without: Set[str] = 
         values = judge.model_dump(mode="json", exclude={*without, "model", "system_template", "user_template"})
         if values.get("score") == "logit":
             del values["score"]  # judgments of runs from before there were other rules stay current
-        return values | {"dtype": config.judge_engine.dtype}
+        return values | config.judge_engine.precision
     values = judge.model_dump(
         mode="json", exclude={*without, "endpoint", "system_template", "user_template", "items_per_request"}
     )

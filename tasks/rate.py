@@ -136,7 +136,7 @@ def ratings_stage(config: RunConfig, folder: str, prompts: Artifact, brought: Br
         values["rater"] = {"max_new_tokens": settings.max_new_tokens}
         if settings.folder is not None:
             inputs["rater"] = folder_artifact(settings.folder)
-            values["rater"] |= {"max_tokens": settings.max_tokens, "dtype": config.judge_engine.dtype}
+            values["rater"] |= {"max_tokens": settings.max_tokens, **config.judge_engine.precision}
         else:
             values["rater"] |= {"model": settings.model}
     return Stage(config.root, folder, Rating, inputs=inputs, config=values)

@@ -206,7 +206,7 @@ def samples_stage(config: RunConfig, spec: SamplingSpec, model: Artifact, prompt
             "prompts": prompts,
             "prompt templates": prompt_templates(spec.prompt, config.model),
         },
-        config={"seed": config.seed, "sample": sample, "dtype": config.engine.dtype},
+        config={"seed": config.seed, "sample": sample, **config.engine.precision},
         without_effect=_sampling_without_effect(sample, spec),
     )
 

@@ -381,7 +381,7 @@ def generations_stage(config: RunConfig, folder: str, seed: Artifact, earlier: S
     assert settings is not None
     model = generator_model(config, seed)
     how = {"shots", "pool", "per_generation", "temperature", "top_p", "max_prompt_tokens", "max_new_tokens"}
-    writer = {"model": settings.model} if model is None else {"dtype": config.engine.dtype}
+    writer = {"model": settings.model} if model is None else config.engine.precision
     return Stage(
         config.root,
         f"{folder.removesuffix('prompts')}generations",

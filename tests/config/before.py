@@ -10,10 +10,13 @@ from tpo.config.data import FileSource, ModelConfig, PromptConfig
 from tpo.config.judges import PairConfig, RewardModelJudge
 from tpo.config.recipes import Tpo
 from tpo.config.renamed import as_noted
+from tpo.config.resources import EngineConfig, JudgeEngineConfig
 from tpo.config.run import RunConfig
 from tpo.config.training import TrainConfig
 
 NEWER: dict[type[BaseModel], set[str]] = {
+    EngineConfig: {"quantization"},
+    JudgeEngineConfig: {"quantization"},
     EvaluationConfig: {"benchmarks", "fine_grained", "second_opinion", "verifier"},
     ModelConfig: {"chat_template_options", "thinking"},
     PairConfig: {"replay_share"},

@@ -534,3 +534,11 @@ def test_prompts_that_a_model_writes_need_a_model_examples_and_a_judge_without_r
 ):
     with pytest.raises(ValidationError, match=pattern):
         RunConfig.model_validate({"data": {"synthetic": synthetic}})
+
+
+@pytest.mark.parametrize("section", ["engine", "judge_engine"])
+def test_float32_weights_are_not_quantized(tmp_path: Path, section: str):
+    asked = f"{section}.quantization=fp8_per_channel"
+    assert "set dtype to bfloat16 (or float16), or quantization to none" in refusal(tmp_path, asked)
+    config = load_config(a_profile(tmp_path), [asked, f"{section}.dtype=bfloat16"])
+    assert getattr(config, section).precision == {"dtype": "bfloat16", "quantization": "fp8_per_channel"}

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -137,6 +137,35 @@ def test_stale_weights_are_noticed_and_rounding_is_not(tmp_path: Path, dtype: Li
     # Not every CPU has a packed copy of a bfloat16 head; without one, nothing is forgotten.
     assert "lm_head (packed)" in fault if fault or dtype == "float32" else ray.get(engine.has_weights_of.remote(new))
     ray.kill(engine)
+
+
+def test_a_quantized_engine_loads_new_weights_in_place_and_notices_wrong_ones(tmp_path: Path):
+    """In FP8, which vLLM computes on CPUs, too, slowly."""
+    import ray
+
+    old = make_model(tmp_path / "old", seed=0, tied=True)
+    new, one_layer = moved(old, tmp_path / "new", ""), moved(old, tmp_path / "one", "layers.1.")
+    start_ray(ClusterConfig())
+    config = EngineConfig(threads=1, dtype="bfloat16", quantization="fp8_per_channel")
+    environment = {"env_vars": engine_environment(config)}
+    start = ray.remote(Engine).options(num_cpus=0, runtime_env=environment).remote
+    reloaded, fresh = start(config, 64), start(config, 64)
+
+    def said(engine: Any, model: Artifact) -> list[list[int]]:
+        assert ray.get(engine.load.remote(model)) is None
+        found = ray.get(engine.generate.remote(REQUESTS, SAMPLE, 1, 1, lambda *_: True))
+        return [output.token_ids for (output,) in found]
+
+    before = said(reloaded, old)
+    assert ray.get(reloaded.has_weights_of.remote(old))
+    assert not ray.get(reloaded.has_weights_of.remote(one_layer))
+    after = said(reloaded, new)
+    assert ray.get(reloaded.has_weights_of.remote(new))
+    assert not ray.get(reloaded.has_weights_of.remote(old))
+    assert after == said(fresh, new)
+    assert said(reloaded, old) == before
+    for engine in (reloaded, fresh):
+        ray.kill(engine)
 
 
 def moved(model: Artifact, folder: Path, part: str) -> Artifact:

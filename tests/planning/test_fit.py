@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.rows import a_model
 from tpo.config.contexts import contexts
+from tpo.config.resources import EngineConfig
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.models.shape import PUBLISHED, Model
@@ -22,10 +24,11 @@ from tpo.planning.fit import (
     gpu_misfits,
     gpu_size_misfits,
     memory_misfits,
+    quantization_misfits,
     refuse,
     split_misfits,
 )
-from tpo.planning.gpu_memory import GpuMemory
+from tpo.planning.gpu_memory import GpuMemory, engine_memory
 from tpo.planning.needs import GIB, Disk
 from tpo.planning.workload import Kind
 from tpo.storage.ledger import WORK
@@ -108,6 +111,49 @@ def test_a_degree_that_does_not_split_a_model_is_refused_with_a_list_of_those_th
     assert len(found) == len(patterns)
     for sentence, pattern in zip(found, patterns, strict=True):
         assert re.search(pattern, sentence), sentence
+
+
+FP8 = {"dtype": "bfloat16", "quantization": "fp8_per_channel"}
+
+
+def test_reward_models_are_not_quantized_and_vllms_models_are(tmp_path: Path):
+    assert not [*quantization_misfits(a_run(engine=FP8 | ON_GPU, judge_engine=FP8 | ON_GPU))]
+    (sentence,) = certain(quantization_misfits(a_run(**ARMORM | {"judge_engine": FP8 | ON_GPU})))
+    assert sentence.startswith(
+        "judge_engine.quantization is fp8_per_channel, but judges of kind armorm are read by torch"
+    )
+    assert not [*quantization_misfits(a_run(**JUDGED | {"judge_engine": FP8 | ON_GPU}))]
+    (slow,) = uncertain(quantization_misfits(a_run(engine=FP8)))
+    assert slow.startswith("engine.quantization is fp8_per_channel, but a CPU has no instructions for it")
+
+
+@pytest.mark.parametrize(
+    ("values", "engine", "lacking"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, ON_GPU, "are quantized already (gptq)"),
+        ({"num_experts": 8}, {}, "is a mixture of experts"),
+    ],
+    ids=["quantized", "experts"],
+)
+def test_a_model_that_vllm_cannot_quantize_is_refused(
+    tmp_path: Path, values: dict[str, Any], engine: dict[str, str], lacking: str
+):
+    config = a_run(model={"path": str(a_model(tmp_path / "m", **values))}, engine=FP8 | engine)
+    (sentence,) = certain(quantization_misfits(config))
+    assert lacking in sentence
+    assert 'set it to "none"' in sentence
+    assert not certain(quantization_misfits(a_run(model={"path": str(a_model(tmp_path / "n"))}, engine=FP8 | engine)))
+
+
+def test_a_quantized_engine_takes_a_byte_for_each_weight_of_a_layer():
+    shape = PUBLISHED["Llama-3.1-8B-Instruct"]
+    how = {"context": 4096, "gpu_bytes": 80 * GIB}
+    half, fp8 = (
+        engine_memory(Kind.SAMPLE, shape, EngineConfig.model_validate(values | ON_GPU), **how).parts["weights"]
+        for values in ({"dtype": "bfloat16"}, FP8)
+    )
+    assert half - fp8 == shape.layers * shape.layer_weights
+    assert 0.5 < fp8 / half < 0.6
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,18 @@ def test_the_sharding_of_weights_over_workers_identifies_a_training(tmp_path: Pa
         assert changed_by(other_adapters, **{f"train__lora__{name}": value}) == {"train", "model", "test"}, name
 
 
+def test_quantization_identifies_what_engines_make_and_changes_nothing_at_its_default(tmp_path: Path):
+    config = changed(a_config(tmp_path), engine__dtype="bfloat16", judge_engine__dtype="bfloat16")
+    seed = seed_model(config)
+    assert "quantization" not in samples_stage(config, training_spec(config, 1), seed, seed).config
+    assert changed_by(config, engine__quantization="fp8_per_channel") == AFTER_PROMPTS
+    # The verifier runs no model.
+    assert changed_by(config, judge_engine__quantization="fp8_per_channel") == set()
+    compared = changed(config, judge={"kind": "pairwise", "model": str(a_model(tmp_path / "judge"))})
+    after = changed_by(compared, judge_engine__quantization="fp8_per_channel")
+    assert after == EVERYTHING - {"prompts", "samples"}
+
+
 IN_WHICH_PIECES = tuple(f"train__{name}" for name in ("micro_batch_size", "packing", "gradient_checkpointing"))
 UNUSED = (
     *("train__alpha", "train__divergence_alpha", "evaluation__benchmarks"),
@@ -265,6 +277,8 @@ OTHER_VALUES: dict[str, Any] = {
     "sample__calculator": "gsm8k",
     "train__lora": {"rank": 4},
     "train__micro_batch_size": 16,
+    "engine__quantization": None,
+    "judge_engine__quantization": None,
     "trainer__workers": None,
     "trainer__strategy": None,
     "evaluation__judge__kind": None,

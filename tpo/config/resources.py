@@ -20,6 +20,11 @@ class EngineConfig(Section):
     """CPU threads per engine."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision in which an engine computes."""
+    quantization: Literal["none", "fp8_per_channel"] = "none"
+    """`fp8_per_channel` has vLLM round linear layers to FP8 when it loads a model, a byte a weight, and compute in FP8:
+    for GPUs that can (compute capability 8.9 and above). It changes scores and samples
+    ([performance.md](performance.md#fp8)), and needs bfloat16 or float16. Reward models can't have it: torch reads
+    them."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Size of a CPU engine's KV cache in GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
@@ -35,6 +40,21 @@ class EngineConfig(Section):
     exceeds it is assumed to hang and is replaced."""
     start_seconds: float = Field(900.0, gt=0)
     """Time limit for starting an engine, including loading its model."""
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """What an engine's results depend on, as stages record it. Runs from before there was quantization stay
+        current."""
+        return {"dtype": self.dtype} | ({} if self.quantization == "none" else {"quantization": self.quantization})
+
+    @model_validator(mode="after")
+    def _quantized_from_half(self) -> "EngineConfig":
+        if self.quantization != "none" and self.dtype == "float32":
+            raise ValueError(
+                f"quantization is {self.quantization} with dtype float32, and vLLM quantizes only 16-bit weights: set "
+                "dtype to bfloat16 (or float16), or quantization to none"
+            )
+        return self
 
 
 class JudgeEngineConfig(EngineConfig):

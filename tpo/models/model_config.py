@@ -192,6 +192,13 @@ def quantization(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def experts(config: Mapping[str, Any]) -> int:
+    """Experts per layer of a mixture of experts; 0 for other models."""
+    part = text_part(config)
+    found = [part.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
+    return max((number for number in found if isinstance(number, int)), default=0)
+
+
 def _check_quantization(path: Path, method: str, *, trained: bool, device: str) -> None:
     if trained:
         raise InputError(

@@ -18,6 +18,7 @@ from tpo.config.resources import EngineConfig, TrainerConfig
 from tpo.config.run import RunConfig
 from tpo.errors import InputError
 from tpo.hub.record import Download
+from tpo.models.model_config import experts, quantization, read_model_config
 from tpo.models.shape import Model
 from tpo.planning.gpu_memory import TIGHT, GpuMemory
 from tpo.planning.needs import Disk, cpus_needed, gpus_needed, model_judges, readable_size
@@ -66,15 +67,7 @@ def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Ite
     `models` are by folder, M_0 at None. Models whose shape isn't known are missing from it and go unchecked here; vLLM
     checks them when it starts.
     """
-    engines = [("engine", config.engine, asked.folder) for asked in contexts(config)]
-    engines += [
-        ("judge_engine", config.judge_engine, judge.folder)
-        for judge in model_judges(config)
-        if isinstance(judge, GenerativeJudge)
-    ]
-    if (rater := config.evaluation.fine_grained) is not None and rater.folder is not None:
-        engines.append(("judge_engine", config.judge_engine, rater.folder))
-    for name, engine, folder in engines:
+    for name, engine, folder in _vllm_engines(config):
         model, gpus = models.get(folder), engine.tensor_parallel
         if model is not None and not model.shape.splits_over(gpus):
             shape = model.shape
@@ -85,6 +78,54 @@ def split_misfits(config: RunConfig, models: Mapping[Path | None, Model]) -> Ite
                 f"{model.name}, and divide its {shape.kv_heads} key/value heads or be a multiple of them",
                 f"choose {_one_of(shape.degrees)}",
             )
+
+
+def quantization_misfits(config: RunConfig) -> Iterator[Misfit]:
+    """Models that engines can't quantize, by their kind and their `config.json` if it is here; and engines that can,
+    but slowly."""
+    if config.judge_engine.quantization != "none":
+        read = sorted({judge.kind for judge in model_judges(config) if not isinstance(judge, GenerativeJudge)})
+        if read:
+            yield Misfit(
+                "judge_engine.quantization",
+                f"is {config.judge_engine.quantization}",
+                f"judges of kind {' and '.join(read)} are read by torch, which doesn't quantize here",
+                'set it to "none"; pairwise and rubric judges can have it, which run in vLLM',
+            )
+    for name, engine, folder in _vllm_engines(config):
+        if engine.quantization != "none":
+            yield from _quantization_faults(name, engine, folder or config.model.folder)
+
+
+def _quantization_faults(name: str, engine: EngineConfig, folder: Path) -> Iterator[Misfit]:
+    key, needed = f"{name}.quantization", f"is {engine.quantization}"
+    model = read_model_config(folder) if (folder / "config.json").is_file() else {}
+    if (method := quantization(model)) is not None:
+        lacking = f"the weights of {folder} are quantized already ({method})"
+        yield Misfit(key, needed, lacking, f'set it to "none", which leaves {method} in place')
+    if engine.device == "gpu":
+        return
+    if experts(model):
+        lacking = f"{folder} is a mixture of experts, which vLLM can't quantize so on a CPU"
+        yield Misfit(key, needed, lacking, f'set it to "none", or {name}.device to "gpu"')
+    else:
+        lacking = "a CPU has no instructions for it: the results are right, but take many times as long"
+        yield Misfit(key, needed, lacking, 'use it on a CPU only to see its effect; otherwise set it to "none"', False)
+
+
+def _vllm_engines(config: RunConfig) -> list[tuple[str, EngineConfig, Path | None]]:
+    """The models that run in vLLM, each with its section; M_0 as None."""
+    engines: list[tuple[str, EngineConfig, Path | None]] = [
+        ("engine", config.engine, asked.folder) for asked in contexts(config)
+    ]
+    engines += [
+        ("judge_engine", config.judge_engine, judge.folder)
+        for judge in model_judges(config)
+        if isinstance(judge, GenerativeJudge)
+    ]
+    if (rater := config.evaluation.fine_grained) is not None and rater.folder is not None:
+        engines.append(("judge_engine", config.judge_engine, rater.folder))
+    return engines
 
 
 def cpu_misfits(config: RunConfig, there: int) -> Iterator[Misfit]:

@@ -114,7 +114,7 @@ def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, contex
     number = BYTES[engine.dtype]
     batched = max(_BATCHED_TOKENS, context)
     parts = {
-        "weights": shape.parameters * number // engine.tensor_parallel,
+        "weights": _weight_bytes(shape, engine) // engine.tensor_parallel,
         "activations": batched * (4 * shape.hidden + 3 * shape.intermediate // engine.tensor_parallel) * number
         + 2 * engine.max_num_seqs * shape.vocabulary * 4,
         "CUDA": CONTEXT_BYTES,
@@ -124,6 +124,13 @@ def engine_memory(work: Kind, shape: ModelShape, engine: EngineConfig, *, contex
     # With more GPUs than key/value heads, every GPU still has one head.
     each = shape.kv_bytes(number) * max(1, shape.kv_heads // engine.tensor_parallel) // shape.kv_heads
     return GpuMemory(work, parts, there, cache, cache // (each * context))
+
+
+def _weight_bytes(shape: ModelShape, engine: EngineConfig) -> int:
+    """All weights of a vLLM engine: in FP8, a layer's matrices take a byte a number, and the rest isn't quantized."""
+    number = BYTES[engine.dtype]
+    in_fp8 = 0 if engine.quantization == "none" else shape.layers * shape.layer_weights
+    return shape.parameters * number - in_fp8 * (number - 1)
 
 
 def reader_memory(

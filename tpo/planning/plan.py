@@ -23,6 +23,7 @@ from tpo.planning.fit import (
     gpu_misfits,
     gpu_size_misfits,
     memory_misfits,
+    quantization_misfits,
     split_misfits,
 )
 from tpo.planning.gate import gate_misfits
@@ -167,6 +168,7 @@ def _misfits(config: RunConfig, plan: Plan) -> Iterator[Misfit]:
         model = models[asked.folder]
         yield from context_misfits(asked, model.shape.context, model.name)
     yield from split_misfits(config, models)
+    yield from quantization_misfits(config)
     yield from gate_misfits(config)
     yield from disk_misfits(config, plan.disk, cluster.disk_bytes, is_here=plan.is_here)
     yield from download_misfits(plan.downloads, is_here=plan.is_here)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tpo.engines.inference.weight_proof import Difference, difference, foreign_weights, probe_tokens
+from tpo.engines.inference import fp8
+from tpo.engines.inference.weight_proof import Difference, Part, difference, foreign_weights, probe_tokens
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Weights = Mapping[str, torch.Tensor]
@@ -57,8 +58,20 @@ class Packed(torch.nn.Module):
         self.cpu_linear = lambda x, weight, bias: x @ packed
 
 
-def engine(weights: Weights, dtype: torch.dtype, head: torch.Tensor | None = None) -> torch.nn.Module:
-    """The weights as vLLM stores them: fused, packed, with a padded vocabulary."""
+class Quantized(torch.nn.Module):
+    """A matrix in FP8, transposed, with the scale of each row."""
+
+    def __init__(self, matrix: torch.Tensor, **_: Any) -> None:
+        super().__init__()
+        scales = fp8.row_scales(matrix)
+        self.weight = torch.nn.Parameter(fp8.codes(matrix, scales).T, requires_grad=False)
+        self.weight_scale = torch.nn.Parameter(scales, requires_grad=False)
+
+
+def engine(
+    weights: Weights, dtype: torch.dtype, head: torch.Tensor | None = None, linear: type[torch.nn.Module] = Packed
+) -> torch.nn.Module:
+    """The weights as vLLM stores them: fused, packed or quantized, with a padded vocabulary."""
     weights = {name: weight.detach().to(dtype) for name, weight in weights.items()}
     model = torch.nn.Module()
     embedding = torch.nn.functional.pad(weights["model.embed_tokens.weight"], (0, 0, 0, 38))
@@ -68,12 +81,12 @@ def engine(weights: Weights, dtype: torch.dtype, head: torch.Tensor | None = Non
     for i in range(3):
         layer = torch.nn.Module()
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
-        layer.add_module("qkv", Packed(torch.cat([weights[f"{attention}.{x}_proj.weight"] for x in "qkv"])))
+        layer.add_module("qkv", linear(torch.cat([weights[f"{attention}.{x}_proj.weight"] for x in "qkv"])))
         bias = torch.cat([weights[f"{attention}.{x}_proj.bias"] for x in "qkv"]).float()
         layer.register_parameter("qkv_bias", torch.nn.Parameter(bias))
-        layer.add_module("out", Packed(weights[f"{attention}.o_proj.weight"]))
-        layer.add_module("gate_up", Packed(torch.cat([weights[f"{mlp}.{x}_proj.weight"] for x in ("gate", "up")])))
-        layer.add_module("down", Packed(weights[f"{mlp}.down_proj.weight"], length_name="input_size"))
+        layer.add_module("out", linear(weights[f"{attention}.o_proj.weight"]))
+        layer.add_module("gate_up", linear(torch.cat([weights[f"{mlp}.{x}_proj.weight"] for x in ("gate", "up")])))
+        layer.add_module("down", linear(weights[f"{mlp}.down_proj.weight"], length_name="input_size"))
         norm = weights[f"model.layers.{i}.input_layernorm.weight"]
         layer.register_parameter("norm", torch.nn.Parameter(norm))
         model.add_module(f"layer{i}", layer)
@@ -114,6 +127,56 @@ def test_a_tied_head_that_a_reload_left_stale_is_named(tmp_path: Path, dtype: to
     new = trained(a_model(0, tied=True), "embed_tokens", 1e-3)
     assert foreign(new.state_dict(), new, tmp_path, dtype) == set()
     assert foreign(new.state_dict(), new, tmp_path, dtype, head=stale) == {"lm_head (packed)", "lm_head.weight"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_quantized_engine_has_what_vllm_makes_of_the_file(tmp_path: Path, dtype: torch.dtype):
+    how = {"linear": Quantized}
+    assert foreign(a_model(0).state_dict(), a_model(0), tmp_path, dtype, **how) == set()
+    new = trained(a_model(0), "layers.1.", 1e-3)
+    found = foreign(a_model(0).state_dict(), new, tmp_path, dtype, **how)
+    assert found >= {f"layer1.{part}.weight" for part in ("qkv", "out", "gate_up", "down")}
+    assert all(name.startswith("layer1.") for name in found)
+
+
+@pytest.mark.parametrize("wrong", ["codes", "scale"])
+def test_a_row_of_a_quantized_matrix_with_wrong_codes_or_a_wrong_scale_is_named(tmp_path: Path, wrong: str):
+    a_model(0).save_pretrained(tmp_path)
+    held = engine(a_model(0).state_dict(), torch.bfloat16, linear=Quantized)
+    assert not foreign_weights(held, tmp_path, torch.bfloat16)
+    matrix: Any = held.get_submodule("layer2.down")
+    if wrong == "codes":
+        matrix.weight.data[:, 3] = matrix.weight.data[:, 3].contiguous().view(torch.uint8).bitwise_xor(1).view(fp8.CODE)
+    else:
+        matrix.weight_scale.data[3] *= 1 + 2e-7
+    assert foreign_weights(held, tmp_path, torch.bfloat16) == {"layer2.down.weight"}
+
+
+def test_a_gpus_part_of_the_columns_has_the_codes_of_the_whole_rows(tmp_path: Path):
+    stored, dtype = a_model(0), torch.bfloat16
+    stored.save_pretrained(tmp_path)
+    held = engine(stored.state_dict(), dtype, linear=Quantized)
+    down: Any = held.get_submodule("layer2.down")
+    down.weight = torch.nn.Parameter(down.weight.data[80:], requires_grad=False)
+    assert foreign_weights(held, tmp_path, dtype, Part(1, 2)) == set()
+    assert foreign_weights(held, tmp_path, dtype, Part(0, 2)) == {"layer2.down.weight"}
+
+
+def test_log_probs_in_fp8_pass_for_fp8_and_other_weights_do_not(tmp_path: Path):
+    probe = probe_tokens(90, 64)
+    a_model(0).save_pretrained(tmp_path)
+    trained(a_model(0), "layers.1.", 0.2).save_pretrained(tmp_path / "other")
+
+    def found(folder: Path, *, in_fp8: bool) -> Difference:
+        peer = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        with torch.inference_mode(), fp8.linears_of(peer):
+            logits = peer(torch.tensor([probe])).logits[0, :-1].float()
+        said = logits.log_softmax(-1).gather(1, torch.tensor(probe[1:])[:, None])[:, 0].tolist()
+        return difference(said, probe, tmp_path, torch.bfloat16, in_fp8=in_fp8)
+
+    assert found(tmp_path, in_fp8=True).is_rounding
+    assert not found(tmp_path, in_fp8=False).is_rounding
+    assert not found(tmp_path / "other", in_fp8=True).is_rounding
 
 
 def said_by(folder: Path, dtype: torch.dtype, probe: list[int]) -> list[float]:

@@ -95,6 +95,7 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
     on_cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
     return {
         "dtype": config.dtype,
+        "quantization": None if config.quantization == "none" else config.quantization,
         "max_model_len": context_tokens,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": max(8192, context_tokens),
@@ -117,9 +118,10 @@ def engine_settings(config: EngineConfig, context_tokens: int, *, forcing: bool 
 
 
 def sleeps(config: EngineConfig) -> bool:
-    """Whether an engine can sleep: one on a single GPU. vLLM's sleep frees nothing on a CPU, and an engine on several
-    GPUs has workers that hold them."""
-    return config.device == "gpu" and config.tensor_parallel == 1
+    """Whether an engine can sleep: one on a single GPU. vLLM's sleep frees nothing on a CPU, an engine on several GPUs
+    has workers that hold them, and weights that vLLM quantized are gone when it wakes up: loading them anew then was
+    never tried."""
+    return config.device == "gpu" and config.tensor_parallel == 1 and config.quantization == "none"
 
 
 class Engine:
@@ -294,7 +296,7 @@ class Engine:
         away = self._difference(model)
         if away.is_rounding:
             return None
-        dtype = self._config.dtype
+        dtype = " and ".join(self._config.precision.values())
         return (
             f"its log-probs on a probe differ by {away.found:.2g} nats from those that transformers computes with the "
             f"weights in {model.path}, and rounding to {dtype} explains only {away.rounding:.2g}: vLLM reads or "
@@ -322,7 +324,8 @@ class Engine:
         # vLLM's decorators patch some classes of transformers (OLMo 2), which then can only be created within its
         # config.
         with set_current_vllm_config(self._llm.llm_engine.vllm_config):
-            return difference(found, probe, model.path, getattr(torch, self._config.dtype))
+            dtype, in_fp8 = getattr(torch, self._config.dtype), self._config.quantization != "none"
+            return difference(found, probe, model.path, dtype, in_fp8=in_fp8)
 
 
 class SamplerPool:

@@ -10,6 +10,11 @@ Two checks, since each catches what the other misses; an engine on GPUs has only
   model itself: transformers also computes the probe in the engine's dtype. This catches weights in the wrong place, and
   a model that vLLM computes differently.
 
+An engine in FP8 (`fp8_per_channel`) is compared with what it has to make of the file: the rows' 8-bit codes and scales
+are looked up among those of the file's rows, bit for bit, and transformers computes the probe in FP8, too
+(`tpo.engines.inference.fp8`). Weights that round to the same codes and scales can't be told apart, nor do they compute
+anything else. Layers of experts are quantized in a form that isn't read back.
+
 Accepted costs: only 64 columns of each matrix are compared; the second check keeps a copy of the model in the engine's
 dtype (one layer at a time in float32) in memory while it runs.
 """
@@ -62,6 +67,8 @@ class _Weight:
     """A vector, or the compared columns of each row of a matrix."""
     row_length: int
     """Columns of the matrix; 0 for a vector."""
+    is_fp8: bool = False
+    """Whether `values` are the codes of FP8 with their row's scale as the last column, in float32."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class _StoredWeights:
 
     rows: Mapping[int, "torch.Tensor"]
     """By row length: sorted hashes of the rows of all matrices, their compared columns in the engine's dtype."""
+    fp8_rows: Mapping[int, "torch.Tensor"]
+    """The same of the rows in FP8, each with its scale; empty if no weight of the engine is."""
     vectors: Sequence["torch.Tensor"]
     """Norms and biases."""
     dtype: "torch.dtype"
@@ -82,7 +91,7 @@ class _StoredWeights:
         if weight.row_length:
             wanted = _hashes(weight.values)
             wanted = wanted[wanted != 0]  # Rows of zeros pad the vocabulary.
-            known = self.rows.get(weight.row_length)
+            known = (self.fp8_rows if weight.is_fp8 else self.rows).get(weight.row_length)
             if known is None or not wanted.numel():
                 return not wanted.numel()
             places = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
@@ -152,17 +161,25 @@ def foreign_weights(model: Any, folder: Path, dtype: "torch.dtype", part: Part =
     import torch
 
     with torch.inference_mode():
-        stored = _read_folder(folder, dtype, part)
+        stored = _read_folder(folder, dtype, part, in_fp8=any(map(_is_fp8, model.modules())))
         return frozenset(weight.name for weight in _weights(model, dtype) if not stored.hold(weight))
 
 
-def difference(found: Sequence[float], probe: Sequence[int], folder: Path, dtype: "torch.dtype") -> Difference:
-    """How far an engine's log-probs of all tokens of `probe` but the first are from those of the model in `folder`."""
+def difference(
+    found: Sequence[float], probe: Sequence[int], folder: Path, dtype: "torch.dtype", *, in_fp8: bool = False
+) -> Difference:
+    """How far an engine's log-probs of all tokens of `probe` but the first are from those of the model in `folder`.
+
+    For an engine in FP8, transformers' linear layers compute in FP8 both times; only the rest is in float32 or in
+    `dtype`.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from tpo.engines.inference import fp8
+
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    with torch.inference_mode():
+    with torch.inference_mode(), fp8.linears_of(peer) if in_fp8 else contextlib.nullcontext():
         rounded = exact = _log_probs(peer, probe)
         if dtype != torch.float32:
             with _in_float32(peer):
@@ -217,7 +234,11 @@ def _weights(model: Any, dtype: "torch.dtype") -> Iterator[_Weight]:
     for path, module in model.named_modules():
         if (kernel := getattr(module, "cpu_linear", None)) is not None:
             yield _read_back(f"{path} (packed)", kernel, module, dtype)
+        if is_fp8 := _is_fp8(module):
+            yield _read_fp8(f"{path}.weight", module)
         for name, parameter in module.named_parameters(path, recurse=False):
+            if is_fp8 and name.endswith((".weight", ".weight_scale")):
+                continue
             if parameter.ndim < 2 and parameter.numel():
                 yield _Weight(name, parameter.data.cpu(), 0)
             elif parameter.numel():
@@ -236,6 +257,25 @@ def _read_back(name: str, kernel: Any, module: Any, dtype: "torch.dtype") -> _We
     return _Weight(name, kernel(ones, module.weight, None).T.contiguous(), length)
 
 
+def _is_fp8(module: Any) -> bool:
+    """Whether a layer has an FP8 weight in the form that `fp8_per_channel` leaves it in: transposed, with a scale for
+    each of its rows. Kernels for other GPUs repack it."""
+    import torch
+
+    weight, scales = getattr(module, "weight", None), getattr(module, "weight_scale", None)
+    if not isinstance(weight, torch.Tensor) or not isinstance(scales, torch.Tensor):
+        return False
+    return weight.dtype == torch.float8_e4m3fn and weight.ndim == 2 and scales.shape == (weight.shape[1], 1)
+
+
+def _read_fp8(name: str, module: Any) -> _Weight:
+    """The codes of an FP8 matrix with the scale of each row."""
+    import torch
+
+    codes = _columns(module.weight.data.T.cpu().float())
+    return _Weight(name, torch.cat([codes, module.weight_scale.data.cpu()], 1), module.weight.shape[0], is_fp8=True)
+
+
 def _columns(matrix: "torch.Tensor") -> "torch.Tensor":
     """The compared columns of a matrix, or of several stacked."""
     length = matrix.shape[-1]
@@ -252,6 +292,8 @@ def _hashes(rows: "torch.Tensor") -> "torch.Tensor":
     """A 64-bit number for each row, equal for equal values; 0 for a row of zeros."""
     import torch
 
+    if rows.element_size() == 1:
+        rows = rows.float()  # exact, and 8-bit floats can't be added to
     bits = {2: torch.int16, 4: torch.int32}[rows.element_size()]
     random = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=random) | 1
@@ -271,11 +313,14 @@ def _is_joined(joined: "torch.Tensor", vectors: Sequence["torch.Tensor"]) -> boo
     return len(joined) in ends
 
 
-def _read_folder(folder: Path, dtype: "torch.dtype", part: Part) -> _StoredWeights:
+def _read_folder(folder: Path, dtype: "torch.dtype", part: Part, *, in_fp8: bool) -> _StoredWeights:
     import torch
     from safetensors import safe_open
 
+    from tpo.engines.inference import fp8
+
     rows: dict[int, list[torch.Tensor]] = {}
+    fp8_rows: dict[int, list[torch.Tensor]] = {}
     vectors: list[torch.Tensor] = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -283,11 +328,26 @@ def _read_folder(folder: Path, dtype: "torch.dtype", part: Part) -> _StoredWeigh
                 tensor = file.get_tensor(name)
                 if not tensor.dtype.is_floating_point:
                     continue
-                for held in (tensor, part.of_columns(tensor)) if tensor.ndim else (tensor,):
-                    if held is None:
-                        continue
-                    if held.ndim < 2:
-                        vectors.append(held.reshape(-1))
-                    else:
-                        rows.setdefault(held.shape[-1], []).append(_hashes(_columns(held).to(dtype)))
-    return _StoredWeights({length: torch.cat(hashes).sort().values for length, hashes in rows.items()}, vectors, dtype)
+                if tensor.ndim < 2:
+                    vectors += [held.reshape(-1) for held in _parts(tensor, part)]
+                    continue
+                for held in _parts(tensor, part):
+                    columns = _columns(held).to(dtype)
+                    rows.setdefault(held.shape[-1], []).append(_hashes(columns))
+                    if in_fp8:
+                        # The scale is that of the whole row on every GPU that has a part of it.
+                        scales = fp8.row_scales(tensor.to(dtype)).reshape(-1, 1)
+                        coded = torch.cat([fp8.codes(columns, scales).float(), scales], 1)
+                        fp8_rows.setdefault(held.shape[-1], []).append(_hashes(coded))
+    return _StoredWeights(_sorted(rows), _sorted(fp8_rows), vectors, dtype)
+
+
+def _parts(tensor: "torch.Tensor", part: Part) -> "list[torch.Tensor]":
+    """A tensor and, if a worker may have a part of its columns, that part."""
+    return [held for held in (tensor, part.of_columns(tensor) if tensor.ndim else None) if held is not None]
+
+
+def _sorted(hashes: "Mapping[int, Sequence[torch.Tensor]]") -> "dict[int, torch.Tensor]":
+    import torch
+
+    return {length: torch.cat([*each]).sort().values for length, each in hashes.items()}
