@@ -93,7 +93,7 @@ def main() -> None:
             (2, "raw", chosen.single, 1),
             (3, "transformers", chosen.few, 8),
         ):
-            _measure(pool, model, row, peer, _requests(prompts), n, rounds=chosen.rounds, as_json=chosen.json)
+            _measure(pool, model, row, peer, writing_requests(prompts), n, rounds=chosen.rounds, as_json=chosen.json)
     finally:
         pool.close()
 
@@ -144,7 +144,7 @@ def _sampled(pool: SamplerPool, model: Artifact, requests: Sequence[Request], n:
     return [[output.token_ids for output in group] for i in range(len(shards)) for group in found[i]]
 
 
-def _requests(count: int) -> list[Request]:
+def writing_requests(count: int) -> list[Request]:
     """Writing tasks with the thought prompt, in the model's chat format."""
     encoder, thought_prompt = ChatEncoder(MODEL), VARIANTS["generic"]
     tasks = itertools.islice(writing_tasks("train", 0), count)
