@@ -5,23 +5,24 @@ Three parts, each in all three precisions:
 1. **Sampling** by vLLM: the miniature's seed model answers test problems, greedily and with the same seeds. Right
    answers with a 95 % interval, the difference to float32 on the same problems, and the share of greedy outputs that
    are the same, token for token.
-2. **Judging** by vLLM: the miniature's evaluator compares 4 different answers of a problem in both orders, explains
-   itself, and rates them. Its ratings are compared with those in float32 (Spearman's correlation within a problem, best
-   and worst pairs that change) and with the verifier (share of right answers rated above wrong ones).
+2. **Judging** by vLLM: the miniature's evaluator compares 4 different answers of a problem in both orders, with an
+   explanation or by the probabilities of its verdicts, and rates them. Its ratings are compared with those in float32
+   (Spearman's correlation within a problem, best and worst pairs that change) and with the verifier (share of right
+   answers rated above wrong ones).
 3. **Log-probs** of SmolLM2-135M-Instruct at the tokens that it sampled in float32, over the whole vocabulary, computed
    by transformers: with FP8's arithmetic in its linear layers (`tpo.engines.inference.fp8`), a simulation. vLLM's own
    FP8 engine computes the log-probs of the first outputs, too: what it says is compared with the simulation.
 
 vLLM computes FP8 on a CPU with a reference kernel, so this says what FP8 changes and nothing about its speed; on a GPU
-it adds up in another order. Run with `python -m tests.benchmarks.bench_fp8`; takes about 15 minutes on two cores. Part
-3 needs the model: make fetch PROFILE=smollm2-135m.
+it adds up in another order. Run with `python -m tests.benchmarks.bench_fp8`; takes about half an hour on two cores, and
+`--problems 0`, `--judged 0` and `--tasks 0` leave out a part. Part 3 needs the model: make fetch PROFILE=smollm2-135m.
 """
 
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,9 @@ PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "FP8": {"dtype": "bfloat16", "quantization": "fp8_per_channel"},
 }
 """The engines' settings by name; the first is what the others are compared with."""
+Mode = Literal["cot", "probability"]
+MODES: tuple[Mode, ...] = ("cot", "probability")
+"""How the evaluator judges: it explains itself and decides, or gives the probabilities of both verdicts at once."""
 K = 4
 """Responses that are judged together."""
 SAMPLED = SampleConfig()
@@ -95,10 +99,16 @@ def main() -> None:
     """Measures and prints."""
     chosen = measure.options(__doc__, threads=1, problems=600, judged=100, tasks=24)
     print(measure.describe_machine(chosen.threads))
-    asked = list(itertools.islice(problems("test", 0), chosen.problems))
-    _compare_samples(asked)
-    _compare_ratings(asked[: chosen.judged])
-    _compare_log_probs(chosen.tasks)
+    if chosen.problems:
+        _compare_samples(_problems(chosen.problems))
+    if chosen.judged:
+        _compare_ratings(_problems(chosen.judged))
+    if chosen.tasks:
+        _compare_log_probs(chosen.tasks)
+
+
+def _problems(count: int) -> list[Problem]:
+    return list(itertools.islice(problems("test", 0), count))
 
 
 def _compare_samples(asked: Sequence[Problem]) -> None:
@@ -121,25 +131,28 @@ def _compare_samples(asked: Sequence[Problem]) -> None:
 def _compare_ratings(asked: Sequence[Problem]) -> None:
     groups, correct = _answers(asked)
     print(f"\nJudging: the miniature's evaluator, {len(groups)} problems with {K} answers, all pairs in both orders")
-    rated = {name: _rated(name, groups) for name in PRECISIONS}
-    exact = rated["float32"]
-    for name, found in rated.items():
-        pairs = list(zip(found.values, exact.values, strict=True))
-        ranks = [_spearman(mine, other) for mine, other in pairs]
-        changed = [mine.argmax() != other.argmax() or mine.argmin() != other.argmin() for mine, other in pairs]
-        other_verdicts = [a != b for a, b in zip(found.outcomes, exact.outcomes, strict=True)]
-        agrees = [
-            0.5 + 0.5 * float(np.sign(values[i] - values[j]))
-            for values, right in zip(found.values, correct, strict=True)
-            for i, j in itertools.permutations(range(len(values)), 2)
-            if right[i] and not right[j]
-        ]
-        print(
-            f"{name:9s} Spearman {np.mean(ranks):.3f}, best or worst other {_interval(np.array(changed, float))}, "
-            f"verdicts other {np.mean(other_verdicts):.3f} of {len(other_verdicts)}; right above wrong "
-            f"{_interval(np.array(agrees))}",
-            flush=True,
-        )
+    for mode in MODES:
+        rated = {name: _rated(name, mode, groups) for name in PRECISIONS}
+        exact = rated["float32"]
+        for name, found in rated.items():
+            pairs = list(zip(found.values, exact.values, strict=True))
+            ranks = [_spearman(mine, other) for mine, other in pairs]
+            changed = [mine.argmax() != other.argmax() or mine.argmin() != other.argmin() for mine, other in pairs]
+            away = np.concatenate([mine - other for mine, other in pairs]).std() / np.concatenate(exact.values).std()
+            sides = list(zip(found.outcomes, exact.outcomes, strict=True))
+            other_verdicts = [(a is None) != (b is None) or np.sign(a or 0) != np.sign(b or 0) for a, b in sides]
+            agrees = [
+                0.5 + 0.5 * float(np.sign(values[i] - values[j]))
+                for values, right in zip(found.values, correct, strict=True)
+                for i, j in itertools.permutations(range(len(values)), 2)
+                if right[i] and not right[j]
+            ]
+            print(
+                f"{mode:11s} {name:9s} Spearman {np.mean(ranks):.3f}, ratings off by {away:.3f} of their standard "
+                f"deviation, best or worst other {_interval(np.array(changed, float))}, verdicts other "
+                f"{np.mean(other_verdicts):.3f} of {len(sides)}; right above wrong {_interval(np.array(agrees))}",
+                flush=True,
+            )
 
 
 def _compare_log_probs(tasks: int) -> None:
@@ -243,10 +256,10 @@ def _answers(asked: Sequence[Problem]) -> tuple[list[Group], list[list[bool]]]:
     return groups, correct
 
 
-def _rated(precision: str, groups: Sequence[Group]) -> Rated:
+def _rated(precision: str, mode: Mode, groups: Sequence[Group]) -> Rated:
     engine = JudgeEngineConfig.model_validate({"max_num_seqs": 32} | dict(PRECISIONS[precision]))
     with open_engines():
-        judge = build_judge(PairwiseJudge(), engine, ClusterConfig(), TokenCount())
+        judge = build_judge(PairwiseJudge(mode=mode), engine, ClusterConfig(), TokenCount())
         judged = list(judge.judge(groups))
     values = [
         np.array([np.nan if score.value is None else score.value for score in judge.score(group, judgments)])

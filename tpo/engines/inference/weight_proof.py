@@ -272,8 +272,9 @@ def _read_fp8(name: str, module: Any) -> _Weight:
     """The codes of an FP8 matrix with the scale of each row."""
     import torch
 
-    codes = _columns(module.weight.data.T.cpu().float())
-    return _Weight(name, torch.cat([codes, module.weight_scale.data.cpu()], 1), module.weight.shape[0], is_fp8=True)
+    weight, scales = module.weight.data.T, module.weight_scale.data
+    codes = _columns(weight.view(torch.uint8)).cpu().view(weight.dtype).float()  # 8-bit floats can't be indexed
+    return _Weight(name, torch.cat([codes, scales.cpu()], 1), weight.shape[-1], is_fp8=True)
 
 
 def _columns(matrix: "torch.Tensor") -> "torch.Tensor":
