@@ -73,6 +73,23 @@ class AdapterEngine(MergedEngine):
         request = LoRARequest(f"epoch {number}", number, folder)
         assert self._batch.run(lambda: self._llm.llm_engine.add_lora(request))
 
+    def probe(self, prompt: list[int], adapter: tuple[int, str]) -> str:
+        """What comes of asking for a prompt's log-probs, of which a proof would be made."""
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        request = LoRARequest(f"epoch {adapter[0]}", *adapter)
+
+        def ask() -> Any:
+            return self._llm.generate([{"prompt_token_ids": prompt}], [params], use_tqdm=False, lora_request=request)
+
+        try:
+            (result,) = self._batch.run(ask)
+        except RuntimeError as error:
+            return f"{type(error).__name__}: {error}"
+        return f"{len(result.prompt_logprobs) - 1} tokens"
+
 
 def main() -> None:
     """Measures and prints."""
@@ -121,9 +138,10 @@ def main() -> None:
             for key, each in outputs.items():
                 times[key].append(sum(len(ids) for ids, _ in each.found) / each.seconds)
             found.append((outputs["merged"].found, outputs["adapted"].found))
-    unlike = np.mean([a[0] != b[0] for a, b in zip(base.found, found[0][1], strict=True)])
-    assert unlike, "the adapter changes no output"
-    _report(times, found, base_speed=sum(len(ids) for ids, _ in base.found) / base.seconds, unlike=float(unlike))
+        unlike = np.mean([a[0] != b[0] for a, b in zip(base.found, found[0][1], strict=True)])
+        assert unlike, "the adapter changes no output"
+        _report(times, found, base_speed=sum(len(ids) for ids, _ in base.found) / base.seconds, unlike=float(unlike))
+        print(f"log-probs of a prompt with an adapter: {ray.get(adapted.probe.remote(prompts[0], name))}")
 
 
 def _load(engine: Any, model: Artifact) -> None:

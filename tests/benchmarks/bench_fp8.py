@@ -262,7 +262,8 @@ def _rated(precision: str, mode: Mode, groups: Sequence[Group]) -> Rated:
         judge = build_judge(PairwiseJudge(mode=mode), engine, ClusterConfig(), TokenCount())
         judged = list(judge.judge(groups))
     values = [
-        np.array([np.nan if score.value is None else score.value for score in judge.score(group, judgments)])
+        # Rounded, so that ratings which are equal but for the fit's last bits are equal.
+        np.array([np.nan if score.value is None else round(score.value, 6) for score in judge.score(group, judgments)])
         for group, judgments in zip(groups, judged, strict=True)
     ]
     return Rated(values, [judgment.outcome for judgments in judged for judgment in judgments])
@@ -296,8 +297,11 @@ def _common(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def _spearman(first: Floats, second: Floats) -> float:
-    a, b = (values.argsort().argsort() for values in (first, second))
-    return float(np.corrcoef(a, b)[0, 1])
+    """The rank correlation; equal values share a rank."""
+    a, b = ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1) for values in (first, second))
+    if a.std() and b.std():
+        return float(np.corrcoef(a, b)[0, 1])
+    return float(a.std() == b.std())
 
 
 def _interval(values: Floats) -> str:
