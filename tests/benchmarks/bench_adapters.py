@@ -103,11 +103,12 @@ def main() -> None:
         max_num_seqs=32,
         dtype="bfloat16" if chosen.bfloat16 else "float32",
         device="gpu" if chosen.gpu else "cpu",
+        gpu_memory_utilization=0.4,  # both engines share a GPU
     )
     prompts = [request.prompt_token_ids for request in writing_requests(chosen.prompts)]
 
     def started(actor: type) -> Any:
-        how = {"num_cpus": 0, "num_gpus": chosen.gpu, "runtime_env": {"env_vars": engine_environment(config)}}
+        how = {"num_cpus": 0, "num_gpus": chosen.gpu / 2, "runtime_env": {"env_vars": engine_environment(config)}}
         engine = ray.remote(actor).options(**how).remote(config, CONTEXT)
         _load(engine, folder_artifact(MODEL.resolve()))
         _sample(engine, prompts[:2])
