@@ -64,7 +64,7 @@ class AdapterEngine(MergedEngine):
         return super()._settings() | {"enable_lora": True, "max_lora_rank": RANK, "max_loras": 1, "max_cpu_loras": 2}
 
     def _fault(self, *_: object, **__: object) -> None:
-        """No proof: it can't read weights below adapters."""
+        """No proof: weights below adapters have other names, and adapters' matrices aren't in the folder."""
 
     def load_adapter(self, number: int, folder: str) -> None:
         """Loads an adapter."""
@@ -74,7 +74,7 @@ class AdapterEngine(MergedEngine):
         assert self._batch.run(lambda: self._llm.llm_engine.add_lora(request))
 
     def probe(self, prompt: list[int], adapter: tuple[int, str]) -> str:
-        """What comes of asking for a prompt's log-probs, of which a proof would be made."""
+        """What comes of asking for a prompt's log-probs, which a proof would compare."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
