@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tpo.engines.inference.reply import TokenCount
-from tpo.records import Judgment, Prompt, Sample, Score
+from tpo.records import Judgment, Prompt, Sample, SampledResponse, Score
 from tpo.storage.journal import Journal
 
 BASELINE = -1
@@ -101,7 +101,11 @@ class Judge(Protocol):
 
 
 def groups_of(
-    prompts: Iterable[Prompt], samples: Iterable[Sample], *, with_errors: bool, baseline: Iterable[Sample] = ()
+    prompts: Iterable[Prompt],
+    samples: Iterable[Sample | SampledResponse],
+    *,
+    with_errors: bool,
+    baseline: Iterable[Sample | SampledResponse] = (),
 ) -> list[Group]:
     """The groups to judge, in the order of `prompts`; prompts without a response to judge have none.
 

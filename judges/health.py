@@ -12,12 +12,14 @@ that always takes the first is useless.
 import itertools
 import json
 import math
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from judges.base import Group
+from judges.base import Group, Judge
 from judges.ensemble import Ensemble, member_of
 from judges.verifier import Verifier
 from tpo.config.judges import HealthConfig, JudgeConfig, VerifierJudge, checks_instructions
@@ -30,85 +32,146 @@ ONE_SIDED_95 = 1.645
 """Standard errors."""
 
 
-def measure_health(
-    groups: Sequence[Group], judgments: Iterable[Judgment], scores: Iterable[Score], referee: JudgeConfig
-) -> JudgeHealth:
-    """The health of a judge that made `judgments` of `groups`; scores of samples outside the groups are ignored.
+class HealthMeter:
+    """Measures a judge's health from its judgments and scores, given some groups at a time; keeps numbers only.
 
     Responses are compared with references as `referee` says if it is a verifier, otherwise by the verifier's defaults.
     """
-    judged = {(group.prompt_id, response.index) for group in groups for response in group.responses}
-    values = {(s.prompt_id, s.index): s for s in scores if (s.prompt_id, s.index) in judged}
-    judgments = list(judgments)
-    asked = [judgment for judgment in judgments if judgment.other_index is not None]
-    unread = sum(
-        judgment.other_index is None and judgment.outcome is None and _is_reply(judgment) for judgment in judgments
-    )
-    outcomes = [judgment.outcome for judgment in asked if judgment.outcome is not None]
-    decided = [outcome for outcome in outcomes if outcome != 0]
-    refused = sum(judgment.outcome is None and "reason" in json.loads(judgment.detail) for judgment in asked)
-    right, pairs = _reference_wins(groups, values, referee)
-    scored = [score.value for score in values.values() if score.value is not None]
-    alike, swap_pairs = _alike_in_both_orders(asked)
-    equal = _equal_groups(groups, values)
-    return JudgeHealth(
-        responses=len(judged),
-        unscored=_count(score.unscored for score in values.values() if score.unscored is not None),
-        comparisons=len(asked),
-        unparsable=len(asked) - len(outcomes) - refused,
-        refused=refused,
-        ties=len(outcomes) - len(decided),
-        first_rate=_share(sum(outcome > 0 for outcome in decided), len(decided)),
-        swap_agreement=_share(alike, swap_pairs),
-        length_correlation=_length_correlation(groups, values),
-        reference_agreement=_share(right, pairs),
-        reference_pairs=pairs,
-        score_quantiles=_quantiles(scored),
-        swap_pairs=swap_pairs,
-        equal_rate=_share(sum(equal), len(equal)),
-        scored_groups=len(equal),
-        readings=len(judgments) - len(asked),
-        unread=unread,
-    )
+
+    def __init__(self, referee: JudgeConfig) -> None:
+        self._referee = Verifier(referee if isinstance(referee, VerifierJudge) else VerifierJudge())
+        self._checks = checks_instructions(referee)
+        self._counts = Counter[str]()
+        self._unscored = Counter[str]()
+        self._reference_wins = 0.0
+        self._scored, self._correlations = array("d"), array("d")
+
+    def add(self, groups: Sequence[Group], judgments: Iterable[Judgment], scores: Iterable[Score]) -> None:
+        """Takes all judgments and scores of some groups; scores of samples outside the groups are ignored."""
+        judged = {(group.prompt_id, response.index) for group in groups for response in group.responses}
+        values = {(s.prompt_id, s.index): s for s in scores if (s.prompt_id, s.index) in judged}
+        judgments = list(judgments)
+        asked = [judgment for judgment in judgments if judgment.other_index is not None]
+        outcomes = [judgment.outcome for judgment in asked if judgment.outcome is not None]
+        decided = [outcome for outcome in outcomes if outcome != 0]
+        alike, swap_pairs = _alike_in_both_orders(asked)
+        equal = _equal_groups(groups, values)
+        wins, pairs = _reference_wins(groups, values, self._referee, checks=self._checks)
+        self._reference_wins += wins
+        self._scored.extend(score.value for score in values.values() if score.value is not None)
+        self._correlations.extend(_length_correlations(groups, values))
+        self._unscored.update(score.unscored for score in values.values() if score.unscored is not None)
+        self._counts.update(
+            responses=len(judged),
+            asked=len(asked),
+            outcomes=len(outcomes),
+            refused=sum(judgment.outcome is None and "reason" in json.loads(judgment.detail) for judgment in asked),
+            decided=len(decided),
+            first=sum(outcome > 0 for outcome in decided),
+            alike=alike,
+            swap_pairs=swap_pairs,
+            equal=sum(equal),
+            scored_groups=len(equal),
+            reference_pairs=pairs,
+            readings=len(judgments) - len(asked),
+            unread=sum(j.other_index is None and j.outcome is None and _is_reply(j) for j in judgments),
+        )
+
+    def health(self) -> JudgeHealth:
+        """The health over everything taken."""
+        counts = self._counts
+        return JudgeHealth(
+            responses=counts["responses"],
+            unscored=dict(sorted(self._unscored.items())),
+            comparisons=counts["asked"],
+            unparsable=counts["asked"] - counts["outcomes"] - counts["refused"],
+            refused=counts["refused"],
+            ties=counts["outcomes"] - counts["decided"],
+            first_rate=_share(counts["first"], counts["decided"]),
+            swap_agreement=_share(counts["alike"], counts["swap_pairs"]),
+            length_correlation=float(np.mean(self._correlations)) if self._correlations else None,
+            reference_agreement=_share(self._reference_wins, counts["reference_pairs"]),
+            reference_pairs=counts["reference_pairs"],
+            score_quantiles=_quantiles(self._scored),
+            swap_pairs=counts["swap_pairs"],
+            equal_rate=_share(counts["equal"], counts["scored_groups"]),
+            scored_groups=counts["scored_groups"],
+            readings=counts["readings"],
+            unread=counts["unread"],
+        )
 
 
-def measure_ensemble(
+class EnsembleMeter(HealthMeter):
+    """The same of an ensemble: the health of its scores, and each member's from its own judgments and scores of the
+    groups that it was asked about."""
+
+    def __init__(self, referee: JudgeConfig, ensemble: Ensemble) -> None:
+        super().__init__(referee)
+        self._config = referee
+        self._ensemble = ensemble
+        self._members: dict[str, HealthMeter] = {}
+        self._apart = array("d")
+        self._pairs = Counter[str]()
+
+    def add(self, groups: Sequence[Group], judgments: Iterable[Judgment], scores: Iterable[Score]) -> None:
+        """Takes all judgments and scores of some groups."""
+        scores, ensemble = list(scores), self._ensemble
+        super().add(groups, [], scores)
+        of_member, by_prompt = dict[str, list[Judgment]](), dict[str, list[Judgment]]()
+        for judgment in judgments:
+            of_member.setdefault(member_of(judgment), []).append(judgment)
+            by_prompt.setdefault(judgment.prompt_id, []).append(judgment)
+        own: dict[str, tuple[list[Group], list[Score]]] = {}
+        for group in groups:
+            for name, found in ensemble.member_scores(group, by_prompt.get(group.prompt_id, [])).items():
+                asked, given = own.setdefault(name, ([], []))
+                asked.append(group)
+                given += found
+        for name, (asked, given) in own.items():
+            meter = self._members.setdefault(name, HealthMeter(self._config))
+            meter.add(asked, of_member.get(name, []), given)
+        self._apart.extend(
+            s.disagreement for s in scores if s.disagreement is not None and len(s.member_scores or ()) > 1
+        )
+        alike, pairs = _pairs_that_members_agree_on(scores)
+        all_asked = own[ensemble.last_member][0] if ensemble.last_member in own else []
+        self._pairs.update(
+            alike=alike,
+            judged=pairs,
+            escalated=sum(len(group.responses) > 1 for group in all_asked),
+            escalatable=sum(len(group.responses) > 1 for group in groups),
+        )
+
+    def health(self) -> JudgeHealth:
+        """The health over everything taken."""
+        pairs, escalates = self._pairs, self._ensemble.escalates
+        return replace(
+            super().health(),
+            members={name: asdict(meter.health()) for name, meter in self._members.items()},
+            disagreement=float(np.mean(self._apart)) if self._apart else None,
+            agreeing_pairs=_share(pairs["alike"], pairs["judged"]),
+            judged_pairs=pairs["judged"],
+            escalated=pairs["escalated"] if escalates else 0,
+            escalatable=pairs["escalatable"] if escalates else 0,
+        )
+
+
+def health_meter(judge: Judge, referee: JudgeConfig) -> HealthMeter:
+    """What measures the health of a judge."""
+    return EnsembleMeter(referee, judge) if isinstance(judge, Ensemble) else HealthMeter(referee)
+
+
+def measure_health(
     groups: Sequence[Group],
     judgments: Iterable[Judgment],
     scores: Iterable[Score],
     referee: JudgeConfig,
-    ensemble: Ensemble,
+    judge: Judge | None = None,
 ) -> JudgeHealth:
-    """The health of an ensemble: that of its scores, and each member's from its own judgments and scores of the groups
-    that it was asked about."""
-    scores, of_member = list(scores), dict[str, list[Judgment]]()
-    by_prompt: dict[str, list[Judgment]] = {}
-    for judgment in judgments:
-        of_member.setdefault(member_of(judgment), []).append(judgment)
-        by_prompt.setdefault(judgment.prompt_id, []).append(judgment)
-    own: dict[str, tuple[list[Group], list[Score]]] = {}
-    for group in groups:
-        for name, found in ensemble.member_scores(group, by_prompt.get(group.prompt_id, [])).items():
-            asked, given = own.setdefault(name, ([], []))
-            asked.append(group)
-            given += found
-    members = {
-        name: asdict(measure_health(asked, of_member.get(name, []), given, referee))
-        for name, (asked, given) in own.items()
-    }
-    apart = [s.disagreement for s in scores if s.disagreement is not None and len(s.member_scores or ()) > 1]
-    alike, pairs = _pairs_that_members_agree_on(scores)
-    several = [group for group in groups if len(group.responses) > 1]
-    all_asked = own[ensemble.last_member][0] if ensemble.last_member in own else []
-    return replace(
-        measure_health(groups, [], scores, referee),
-        members=members,
-        disagreement=float(np.mean(apart)) if apart else None,
-        agreeing_pairs=_share(alike, pairs),
-        judged_pairs=pairs,
-        escalated=sum(len(group.responses) > 1 for group in all_asked) if ensemble.escalates else 0,
-        escalatable=len(several) if ensemble.escalates else 0,
-    )
+    """The health of a judge that made `judgments` of `groups`, all at once; an ensemble has to be given as `judge`."""
+    meter = HealthMeter(referee) if judge is None else health_meter(judge, referee)
+    meter.add(groups, judgments, scores)
+    return meter.health()
 
 
 def _pairs_that_members_agree_on(scores: Sequence[Score]) -> tuple[int, int]:
@@ -320,26 +383,24 @@ def _equal_groups(groups: Sequence[Group], values: Mapping[tuple[str, int], Scor
     return found
 
 
-def _length_correlation(groups: Sequence[Group], values: Mapping[tuple[str, int], Score]) -> float | None:
-    """Mean over the groups in which both scores and lengths vary."""
+def _length_correlations(groups: Sequence[Group], values: Mapping[tuple[str, int], Score]) -> list[float]:
+    """The correlation of each group in which both scores and lengths vary."""
     found = []
     for group in groups:
         scored = [(score.value, score.response_chars) for score in _scores(group, values) if score.value is not None]
         score, length = np.array(scored, dtype=np.float64).reshape(-1, 2).T
         if len(scored) > 1 and np.ptp(score) > 0 and np.ptp(length) > 0:
             found.append(float(np.corrcoef(score, length)[0, 1]))
-    return float(np.mean(found)) if found else None
+    return found
 
 
 def _reference_wins(
-    groups: Sequence[Group], values: Mapping[tuple[str, int], Score], referee: JudgeConfig
+    groups: Sequence[Group], values: Mapping[tuple[str, int], Score], verifier: Verifier, *, checks: bool
 ) -> tuple[float, int]:
     """Correct–wrong pairs that the scores order as the references do, ties counting half, and the number of such pairs.
 
     If the referee checks instructions, a response is correct if it follows all of its prompt's.
     """
-    verifier = Verifier(referee if isinstance(referee, VerifierJudge) else VerifierJudge())
-    checks = checks_instructions(referee)
     wins, pairs = 0.0, 0
     for group in groups:
         if (group.constraints if checks else group.reference) is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from judges.base import Group, Judge, Spend, groups_of, uncounted
 from judges.ensemble import Ensemble
-from judges.health import check_health, describe_health, measure_ensemble, measure_health
+from judges.health import HealthMeter, check_health, describe_health, health_meter
 from judges.registry import build_judge
 from prompts.rubric import load_rubric_prompt
 from prompts.verdict import load_verdict_prompt
@@ -36,14 +36,14 @@ from tpo.config.judges import (
 )
 from tpo.config.run import RunConfig
 from tpo.console import Advance, progress_bar, say
-from tpo.records import Artifact, External, JudgeHealth, Judgment, Prompt, RowCounts, Sample, Score
+from tpo.records import Artifact, External, JudgeHealth, Judgment, Prompt, RowCounts, Sample, SampledResponse, Score
 from tpo.storage.disk import remove
 from tpo.storage.journal import JOURNALS, Journal
 from tpo.storage.ledger import Meter
 from tpo.storage.store import (
     Stage,
     folder_artifact,
-    read_rows,
+    read_shards,
     stream_rows,
 )
 
@@ -67,12 +67,7 @@ def judge(
         done = scores_stage(config, spec, submitted, judgments).complete()
         if done is not None:
             return JudgedSamples(samples, done)
-    groups = groups_of(
-        read_rows(prompts, Prompt),
-        stream_rows(samples, Sample),
-        with_errors=spec.purpose == "evaluate",
-        baseline=stream_rows(baseline, Sample) if baseline and compares(spec.judge) else (),
-    )
+    groups = StoredGroups(submitted, with_errors=spec.purpose == "evaluate", compares_=compares(spec.judge))
     judge_ = build_judge(
         spec.judge,
         config.judge_engine,
@@ -82,24 +77,83 @@ def judge(
     )
     if judgments is None:
         judgments = _make_judgments(config, spec, submitted, groups, judge_)
-    rows = read_rows(judgments, Judgment)
-    scores = make_scores(stream_rows(samples, Sample), groups, rows, judge_)
-    health = (
-        measure_ensemble(groups, rows, scores, config.evaluation.judge, judge_)
-        if isinstance(judge_, Ensemble)
-        else measure_health(groups, rows, scores, config.evaluation.judge)
-    )
     stage = scores_stage(config, spec, submitted, judgments)
+    stage.begin()
+    meter = health_meter(judge_, config.evaluation.judge)
+    shards = stage.write_shards(_stored_scores(samples, groups, judgments, judge_, meter))
+    health = meter.health()
     if spec.purpose == "train":
         check_health(health, config.health, stage.name, exact=isinstance(spec.judge, VerifierJudge))
         if isinstance(spec.judge, EnsembleJudge):
             _check_members(config, spec.judge, health, stage.name)
-    stage.begin()
-    stage.write_shard(0, scores)
     facts = {"health": dataclasses.asdict(health)}
-    artifact = stage.commit(1, account=RowCounts(samples.rows, len(scores), {}), facts=facts)
+    artifact = stage.commit(shards, account=RowCounts(samples.rows, samples.rows, {}), facts=facts)
     say(f"{stage.name}: {describe_health(health)}")
     return JudgedSamples(samples, artifact)
+
+
+class StoredGroups:
+    """The groups of some samples, read from the run folder as they are needed: a shard's, or those at some positions.
+
+    A shard of samples has all samples of its prompts, in the prompts' order.
+    """
+
+    def __init__(self, submitted: JudgeInput, *, with_errors: bool, compares_: bool) -> None:
+        self._samples = submitted.samples
+        self._with_errors = with_errors
+        self._prompts = {prompt.prompt_id: prompt for prompt in stream_rows(submitted.prompts, Prompt)}
+        against = stream_rows(submitted.baseline, SampledResponse) if submitted.baseline and compares_ else ()
+        self._baseline = {sample.prompt_id: sample for sample in against}
+        self._starts = [0]
+        for shard in read_shards(self._samples, SampledResponse):
+            judged = {sample.prompt_id for sample in shard if with_errors or sample.parse_error is None}
+            self._starts.append(self._starts[-1] + len(judged))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def of(self, shard: Sequence[SampledResponse]) -> list[Group]:
+        """The groups of a shard of samples."""
+        prompts = dict.fromkeys(sample.prompt_id for sample in shard)
+        baseline = [self._baseline[prompt] for prompt in prompts if prompt in self._baseline]
+        rows = [self._prompts[prompt] for prompt in prompts if prompt in self._prompts]
+        return groups_of(rows, shard, with_errors=self._with_errors, baseline=baseline)
+
+    def between(self, start: int, stop: int) -> list[Group]:
+        """The groups from position `start` to before `stop`."""
+        shards = [i for i, (a, b) in enumerate(itertools.pairwise(self._starts)) if a < stop and b > start]
+        found = [group for shard in read_shards(self._samples, SampledResponse, shards) for group in self.of(shard)]
+        first = self._starts[shards[0]] if shards else 0
+        return found[max(0, start - first) : max(0, stop - first)]
+
+
+def _stored_scores(
+    samples: Artifact, groups: StoredGroups, judgments: Artifact, judge_: Judge, meter: HealthMeter
+) -> Iterator[Score]:
+    """One score per sample, in the samples' order, while `meter` measures the judge's health."""
+    stored = PromptRows(stream_rows(judgments, Judgment))
+    for shard in read_shards(samples, SampledResponse):
+        some = groups.of(shard)
+        rows = [judgment for group in some for judgment in stored.of(group.prompt_id)]
+        scores = make_scores(shard, some, rows, judge_)
+        meter.add(some, rows, scores)
+        yield from scores
+
+
+class PromptRows:
+    """Judgments that come prompt by prompt, taken in the same order; a prompt may have none."""
+
+    def __init__(self, judgments: Iterator[Judgment]) -> None:
+        self._left = itertools.groupby(judgments, key=lambda judgment: judgment.prompt_id)
+        self._next = next(self._left, None)
+
+    def of(self, prompt_id: str) -> list[Judgment]:
+        """Those of a prompt."""
+        if self._next is None or self._next[0] != prompt_id:
+            return []
+        found = list(self._next[1])
+        self._next = next(self._left, None)
+        return found
 
 
 def _check_members(config: RunConfig, judge: EnsembleJudge, health: JudgeHealth, stage: str) -> None:
@@ -111,7 +165,10 @@ def _check_members(config: RunConfig, judge: EnsembleJudge, health: JudgeHealth,
 
 
 def make_scores(
-    samples: Iterable[Sample], groups: Sequence[Group], judgments: Sequence[Judgment], judge_: Judge
+    samples: Iterable[Sample | SampledResponse],
+    groups: Sequence[Group],
+    judgments: Sequence[Judgment],
+    judge_: Judge,
 ) -> list[Score]:
     """One score per sample, in the samples' order; a sample that wasn't judged is unscored because of its parse
     error."""
@@ -138,7 +195,7 @@ def make_scores(
 
 
 def _make_judgments(
-    config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, groups: Sequence[Group], judge_: Judge
+    config: RunConfig, spec: SamplingSpec, submitted: JudgeInput, groups: StoredGroups, judge_: Judge
 ) -> Artifact:
     stage = judgments_stage(config, spec, submitted)
     begin(stage, shard_size=config.judge_engine.shard_prompts)
@@ -151,13 +208,14 @@ def _make_judgments(
             judge_.book_with(lambda member, asked: _member_meter(config, stage.name, spec.judge, member, asked))
         else:
             meter = stack.enter_context(judging_meter(config, stage.name, spec.judge))
-        shards = {i: groups[start : start + size] for i, start in enumerate(starts) if not stage.has_shard(i)}
-        done = len(groups) - sum(map(len, shards.values()))
-        together = _shards_together(config, spec.judge, groups[:size])
-        for path, block in _blocks(stage.folder, [*shards], together):
+        missing = [i for i in range(len(starts)) if not stage.has_shard(i)]
+        done = len(groups) - sum(min(size, len(groups) - starts[i]) for i in missing)
+        together = _shards_together(config, spec.judge, groups.between(0, size))
+        for path, block in _blocks(stage.folder, missing, together):
             if meter is not None:
                 meter.check()
-            asked = [group for i in block for group in shards[i]]
+            shards = {i: groups.between(starts[i], starts[i] + size) for i in block}
+            asked = [group for shard in shards.values() for group in shard]
             # Judges note replies in a journal, so that a resumed run repeats no call.
             with Journal(path, _within(advance, done, asked, spec.judge)) as journal:
                 judged = judge_.judge(asked, journal, uncounted if meter is None else _booking(meter))

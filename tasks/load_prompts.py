@@ -18,7 +18,7 @@ from tpo.data.conversations import Unusable
 from tpo.errors import InputError
 from tpo.models.chat import writer_encoder
 from tpo.records import Artifact, Prompt, RowCounts
-from tpo.storage.store import read_rows
+from tpo.storage.store import stream_rows
 
 
 @stage_task("load_prompts", run_name="load {folder}")
@@ -33,7 +33,7 @@ def load_prompts(config: RunConfig, folder: str, model: Artifact, earlier: Seque
     own = origin(config, folder)
     same, other = set[str](), set[str]()
     for artifact in earlier:
-        keys = {question_key(prompt.instruction, prompt.history) for prompt in read_rows(artifact, Prompt)}
+        keys = {question_key(prompt.instruction, prompt.history) for prompt in stream_rows(artifact, Prompt)}
         (same if origin(config, artifact.path.relative_to(config.root).as_posix()) == own else other).update(keys)
     prompts, account = choose_prompts(
         read_source(config, folder),

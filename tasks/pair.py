@@ -6,6 +6,7 @@ Every prompt without a pair is counted, by reason.
 """
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from tpo.method.scoring import choose_rho
 from tpo.records import Artifact, Pair, RowCounts, Sample, Score
 from tpo.storage.store import Stage, read_shards, stream_rows
 
+PAIRS_AT_ONCE = 5000
+"""Pairs in a shard: as many prompts as the paper's iterations have."""
+
 
 class StoredCandidates:
     """Every prompt's candidates, read from the run folder a shard at a time on each pass.
@@ -40,28 +44,78 @@ class StoredCandidates:
     """
 
     def __init__(self, answers: JudgedSamples) -> None:
-        self._samples = answers.samples
-        self._scores: dict[str, list[Score]] = {}
-        for score in stream_rows(answers.scores, Score):
-            self._scores.setdefault(score.prompt_id, []).append(score)
+        self._answers = answers
 
     def __iter__(self) -> Iterator[ScoredGroup]:
-        """In the order of the prompts; a shard holds all samples of its prompts."""
-        for shard in read_shards(self._samples, Sample):
-            prompts = dict.fromkeys(sample.prompt_id for sample in shard)
-            yield from group_candidates(shard, [score for prompt in prompts for score in self._scores[prompt]])
+        """In the order of the prompts; a shard holds all samples of its prompts, and scores are in the same order."""
+        scores = stream_rows(self._answers.scores, Score)
+        for shard in read_shards(self._answers.samples, Sample):
+            yield from group_candidates(shard, list(itertools.islice(scores, len(shard))))
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairChoice:
+    """A pair before its tokens are read: which two of a prompt's samples it consists of."""
+
+    prompt_id: str
+    """The prompt."""
+    kind: Literal["regular", "error_rejected"]
+    """As `Pair.kind`."""
+    chosen_index: int
+    """The chosen sample."""
+    rejected_index: int
+    """The rejected sample."""
+    chosen_score: float
+    """The judge's raw score of the chosen response."""
+    rejected_score: float | None
+    """That of the rejected response; None for a parse error."""
+    margin: float | None
+    """Difference of the length-controlled scores; None for a parse error."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    chosen_tokens: int
+    """Tokens of the chosen output."""
+    rejected_tokens: int
+    """Tokens of the rejected output."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longer output with its prompt."""
+        return self.prompt_tokens + max(self.chosen_tokens, self.rejected_tokens)
+
+    def with_tokens(self, group: ScoredGroup) -> Pair:
+        """The pair, given its prompt's candidates."""
+        samples = {each.sample.index: each.sample for each in (*group.valid, *group.broken)}
+        chosen, rejected = samples[self.chosen_index], samples[self.rejected_index]
+        return Pair(
+            prompt_id=self.prompt_id,
+            kind=self.kind,
+            prompt_token_ids=chosen.prompt_token_ids,
+            chosen_token_ids=chosen.output_token_ids,
+            rejected_token_ids=rejected.output_token_ids,
+            chosen_index=self.chosen_index,
+            rejected_index=self.rejected_index,
+            chosen_score=self.chosen_score,
+            rejected_score=self.rejected_score,
+            margin=self.margin,
+        )
+
+
+@dataclass(frozen=True)
+class PairChoices:
     """The pairs of one iteration, with counts."""
 
-    pairs: list[Pair]
+    pairs: list[PairChoice]
     """In the order of the prompts."""
     account: RowCounts
     """In prompts."""
     rho: float
     """The strength of length control used."""
+
+    def with_tokens(self, groups: Iterable[ScoredGroup]) -> Iterator[Pair]:
+        """The pairs, given the candidates that they were chosen from, in the same order."""
+        chosen = {pair.prompt_id: pair for pair in self.pairs}
+        return (chosen[group.prompt_id].with_tokens(group) for group in groups if group.prompt_id in chosen)
 
 
 @stage_task("pair", run_name="pair iteration {iteration}")
@@ -73,7 +127,7 @@ def pair(config: RunConfig, iteration: int, answers: JudgedSamples, number: int 
     stage = pairs_stage(config, iteration, answers, number)
     if (done := complete_or_begun(stage)) is not None:
         return done
-    made = pairs_of(config, answers)
+    made = choose_pairs(config, answers)
     account = made.account
     where = f"iteration {iteration}" if config.train.rounds == 1 else f"iteration {iteration}, round {number}"
     shortage = Shortage(where, account.rows_out, account.rows_in, account.dropped)
@@ -81,8 +135,8 @@ def pair(config: RunConfig, iteration: int, answers: JudgedSamples, number: int 
         remedy = remedy_for_scored(config, account.dropped, _prompt_scores(answers))
         kept = f"what was sampled and scored is in {answers.samples.path} and {answers.scores.path}"
         raise shortage.error(config.health.min_pairs, f"{remedy} ({kept})")
-    stage.write_shard(0, made.pairs)
-    artifact = stage.commit(1, account=made.account, facts=describe(made))
+    shards = stage.write_shards(made.with_tokens(StoredCandidates(answers)), PAIRS_AT_ONCE)
+    artifact = stage.commit(shards, account=made.account, facts=describe(made))
     say(f"{stage.name}: {len(made.pairs)} pairs, ρ {made.rho:.2f}; dropped: {made.account.reasons()}")
     return artifact
 
@@ -93,8 +147,8 @@ def _prompt_scores(answers: JudgedSamples) -> Iterator[PromptScores]:
         yield PromptScores([c.sample for c in candidates], [c.score for c in candidates])
 
 
-def pairs_of(config: RunConfig, answers: JudgedSamples) -> Pairs:
-    """The pairs of judged samples in a run folder, by the run's config."""
+def choose_pairs(config: RunConfig, answers: JudgedSamples) -> PairChoices:
+    """Chooses the pairs of judged samples in a run folder, by the run's config."""
     return make_pairs(
         StoredCandidates(answers),
         config.pair,
@@ -113,7 +167,7 @@ def make_pairs(
     max_tokens: int,
     seed: int,
     all_agree: bool = False,
-) -> Pairs:
+) -> PairChoices:
     """At most one pair per prompt: regular ones, then some whose rejected output breaks the format (SPEC §1).
 
     With `all_agree`, all members of an ensemble have to prefer the chosen response of a regular pair. Iterates over
@@ -121,28 +175,28 @@ def make_pairs(
     """
     penalty = config.thought_penalty
     rho = _smallest_rho(groups, min_margin, penalty) if config.rho == "auto" else config.rho
-    found: dict[str, Pair] = {}
+    found: dict[str, PairChoice] = {}
     dropped: dict[str, str] = {}
-    fitting: list[Pair] = []
+    fitting: list[PairChoice] = []
     prompts: list[str] = []
     for group in groups:
         prompts.append(group.prompt_id)
         outcome = _regular_pair(group, group.controlled(rho, penalty), min_margin, all_agree)
-        if not isinstance(outcome, Pair):
+        if not isinstance(outcome, PairChoice):
             dropped[group.prompt_id] = outcome
-        elif _tokens(outcome) > max_tokens:
+        elif outcome.tokens > max_tokens:
             dropped[group.prompt_id] = "too_long"
         else:
             found[group.prompt_id] = outcome
         if group.valid and group.broken:
             with_error = _error_pair(group, group.controlled(rho, penalty))
-            if _tokens(with_error) <= max_tokens:
+            if with_error.tokens <= max_tokens:
                 fitting.append(with_error)
     for drawn in _drawn(fitting, found.keys(), config.max_error_pair_ratio, seed):
         found[drawn.prompt_id] = drawn
         dropped.pop(drawn.prompt_id, None)
     pairs = [found[prompt] for prompt in prompts if prompt in found]
-    return Pairs(pairs, RowCounts(len(prompts), len(pairs), dict(Counter(dropped.values()))), rho)
+    return PairChoices(pairs, RowCounts(len(prompts), len(pairs), dict(Counter(dropped.values()))), rho)
 
 
 def _smallest_rho(groups: Iterable[ScoredGroup], min_margin: float, thought_penalty: float) -> float:
@@ -160,7 +214,7 @@ def _smallest_rho(groups: Iterable[ScoredGroup], min_margin: float, thought_pena
     )
 
 
-def describe(made: Pairs) -> Mapping[str, float]:
+def describe(made: PairChoices) -> Mapping[str, float]:
     """Facts for the report."""
     regular = [pair for pair in made.pairs if pair.kind == "regular"]
     return {
@@ -168,20 +222,20 @@ def describe(made: Pairs) -> Mapping[str, float]:
         "regular": len(regular),
         "error_rejected": len(made.pairs) - len(regular),
         "mean_margin": float(np.mean([pair.margin for pair in regular])) if regular else 0.0,
-        "mean_chosen_tokens": float(np.mean([len(pair.chosen_token_ids) for pair in made.pairs])),
-        "mean_rejected_tokens": float(np.mean([len(pair.rejected_token_ids) for pair in made.pairs])),
+        "mean_chosen_tokens": float(np.mean([pair.chosen_tokens for pair in made.pairs])),
+        "mean_rejected_tokens": float(np.mean([pair.rejected_tokens for pair in made.pairs])),
     }
 
 
 def _regular_pair(
     group: ScoredGroup, controlled: NDArray[np.float64], min_margin: float, all_agree: bool
-) -> Pair | str:
+) -> PairChoice | str:
     """The group's pair of valid candidates, or why it has none."""
     indices = pair_indices(group, controlled, min_margin, all_agree=all_agree)
     if isinstance(indices, str):
         return indices
     chosen, rejected = indices
-    return _make_pair(
+    return _choice(
         group.valid[chosen],
         group.valid[rejected],
         kind="regular",
@@ -189,13 +243,13 @@ def _regular_pair(
     )
 
 
-def _error_pair(group: ScoredGroup, controlled: NDArray[np.float64]) -> Pair:
+def _error_pair(group: ScoredGroup, controlled: NDArray[np.float64]) -> PairChoice:
     """The group's best valid candidate, and its first output that breaks the format as rejected."""
     best = min(range(len(group.valid)), key=lambda i: (-round(float(controlled[i]), 9), group.lengths[i], i))
-    return _make_pair(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
+    return _choice(group.valid[best], group.broken[0], kind="error_rejected", margin=None)
 
 
-def _drawn(with_error: Sequence[Pair], regular: Set[str], share: float, seed: int) -> list[Pair]:
+def _drawn(with_error: Sequence[PairChoice], regular: Set[str], share: float, seed: int) -> list[PairChoice]:
     """The pairs with a format error as rejected that are used: some replace regular pairs, others are added."""
     lots = sorted(with_error, key=lambda pair: _lot(pair.prompt_id, seed))
     within = [pair for pair in lots if pair.prompt_id in regular]
@@ -204,29 +258,25 @@ def _drawn(with_error: Sequence[Pair], regular: Set[str], share: float, seed: in
     return within[:replaced] + outside[:added]
 
 
-def _tokens(pair: Pair) -> int:
-    return len(pair.prompt_token_ids) + max(len(pair.chosen_token_ids), len(pair.rejected_token_ids))
-
-
 def _lot(prompt_id: str, seed: int) -> str:
     return hashlib.sha256(f"{seed} {prompt_id}".encode()).hexdigest()
 
 
-def _make_pair(
+def _choice(
     chosen: ScoredSample, rejected: ScoredSample, *, kind: Literal["regular", "error_rejected"], margin: float | None
-) -> Pair:
+) -> PairChoice:
     assert chosen.score.value is not None
-    return Pair(
+    return PairChoice(
         prompt_id=chosen.sample.prompt_id,
         kind=kind,
-        prompt_token_ids=chosen.sample.prompt_token_ids,
-        chosen_token_ids=chosen.sample.output_token_ids,
-        rejected_token_ids=rejected.sample.output_token_ids,
         chosen_index=chosen.sample.index,
         rejected_index=rejected.sample.index,
         chosen_score=chosen.score.value,
         rejected_score=rejected.score.value,
         margin=margin,
+        prompt_tokens=len(chosen.sample.prompt_token_ids),
+        chosen_tokens=len(chosen.sample.output_token_ids),
+        rejected_tokens=len(rejected.sample.output_token_ids),
     )
 
 

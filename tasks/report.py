@@ -289,10 +289,11 @@ def _examples(measured: Sequence[IterationResult]) -> list[Example]:
 
 
 def _examples_of(iteration: int, origin: Round, count: int) -> list[Example]:
-    pairs = read_rows(origin.pairs, Pair)
-    picked = [pairs[i] for i in sorted({round(i) for i in np.linspace(0, len(pairs) - 1, min(count, len(pairs)))})]
-    prompts = {prompt.prompt_id: prompt for prompt in read_rows(origin.prompts, Prompt)}
+    made = origin.pairs.rows
+    spread = {round(i) for i in np.linspace(0, made - 1, min(count, made))}
+    picked = [pair for i, pair in enumerate(stream_rows(origin.pairs, Pair)) if i in spread]
     wanted = {pair.prompt_id for pair in picked}
+    prompts = {p.prompt_id: p for p in stream_rows(origin.prompts, Prompt) if p.prompt_id in wanted}
     samples = {(s.prompt_id, s.index): s for s in stream_rows(origin.answers.samples, Sample) if s.prompt_id in wanted}
     return [
         _example(

@@ -4,8 +4,9 @@ For training, an output that breaks the format is kept with its error, since it 
 evaluation it is sampled again, up to a limit (2410.10630, §3.1).
 """
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prompts.native import Decode, NativeThoughts, OutputTokens
@@ -52,7 +53,10 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
         thought_prompt = thought_prompt.for_model(encoder)
     else:  # ThinkPO trains the model's own way of thinking
         thought_prompt = thought_prompt.keeping_native_thoughts()
-    requests = [[_request(prompt, thought_prompt, encoder, config.seed, spec) for prompt in shards[i]] for i in missing]
+    requests = [
+        StoredRequests(_request(prompt, thought_prompt, encoder, config.seed, spec) for prompt in shards[i])
+        for i in missing
+    ]
     rules = rules_of(how, thought_prompt)
     longest = _context(config, spec, requests, model)
     pool = engines_of_run().sampler_pool(config.engine, config.cluster, longest, forcing=how.forces_tokens)
@@ -81,16 +85,14 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
             rules=rules,
             shard_count=len(missing),
         ):
-            shard = missing[position]
+            shard, asked = missing[position], requests[position].read()
             meter.book(
                 prompts=len(outputs),
                 answers=sum(map(len, outputs)),
-                tokens_in=sum(len(request.prompt_token_ids) for request in requests[position]),
+                tokens_in=sum(len(request.prompt_token_ids) for request in asked),
                 tokens_out=sum(len(o.token_ids) + o.discarded_tokens for group in outputs for o in group),
             )
-            stage.write_shard(
-                shard, make_samples(shards[shard], requests[position], outputs, thought_prompt, encoder.decode)
-            )
+            stage.write_shard(shard, make_samples(shards[shard], asked, outputs, thought_prompt, encoder.decode))
             done_rows += len(shards[shard])
             advance(done_rows * k)
             left -= 1
@@ -101,14 +103,30 @@ def sample(config: RunConfig, spec: SamplingSpec, model: Artifact, prompts: Arti
     return artifact
 
 
-def _context(config: RunConfig, spec: SamplingSpec, requests: Sequence[Sequence[Request]], model: Artifact) -> int:
+class StoredRequests:
+    """A shard's requests with their tokens in a ninth of the memory."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = [(array("i", request.prompt_token_ids), request.seed) for request in requests]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max((len(ids) for ids, _ in self._requests), default=0)
+
+    def read(self) -> list[Request]:
+        """The requests."""
+        return [Request(ids.tolist(), seed) for ids, seed in self._requests]
+
+
+def _context(config: RunConfig, spec: SamplingSpec, requests: Sequence[StoredRequests], model: Artifact) -> int:
     """The engine's context length: its model's setting, or more if prompts are longer in this model's format.
 
     Prompts were chosen by their length for M_0; another model has another template and tokenizer. Raises `InputError`
     if the longest doesn't fit this model.
     """
     planned = context_of(config, spec.work)
-    prompt = max((len(request.prompt_token_ids) for shard in requests for request in shard), default=0)
+    prompt = max((shard.longest for shard in requests), default=0)
     needed = prompt + spec.sample.max_new_tokens
     if needed > planned and needed > (there := check_model_folder(model.path)):
         raise InputError(
@@ -133,12 +151,12 @@ def rules_of(how: SampleConfig, thought_prompt: ThoughtPrompt) -> list[Rule]:
     return rules
 
 
-def _within_budget(shards: Sequence[Sequence[Request]], meter: Meter) -> Iterator[Sequence[Request]]:
+def _within_budget(shards: Sequence[StoredRequests], meter: Meter) -> Iterator[Sequence[Request]]:
     """Shards, as engines ask for them, until the budget is spent; work in progress has been paid for, so it is kept."""
     for shard in shards:
         if meter.is_spent():
             return
-        yield shard
+        yield shard.read()
 
 
 def make_samples(

@@ -4,7 +4,7 @@ A stopped training, such as one whose budget was spent, resumes from its last ch
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tpo.records import Artifact, Demonstration, Epoch, Pair
 from tpo.run_context import run_context
 from tpo.storage.disk import remove
 from tpo.storage.ledger import Meter, read_ledger
-from tpo.storage.store import SCRATCH, Stage, check_files, combined_sha256, read_manifest, read_rows
+from tpo.storage.store import SCRATCH, Stage, StoredRows, check_files, combined_sha256, read_manifest
 
 
 def run_training(
@@ -53,7 +53,7 @@ def run_training(
         for used in filter(None, (model, reference, carried)):
             check_files(used)
         place = replace(place, carried=None if carried is None else carried.path)
-        epochs = _train(config, training, stage, model.path, read_rows(rows, row_type), reference, place)
+        epochs = _train(config, training, stage, model.path, StoredRows(rows, row_type), reference, place)
         for scratch in SCRATCH:
             remove(stage.folder / scratch)
         facts = {"epochs": len(epochs), "steps": epochs[-1].step, "loss": epochs[-1].loss}
@@ -67,7 +67,7 @@ def _train(
     training: TrainingConfig,
     stage: Stage,
     model: Path,
-    rows: Sequence[Pair | Demonstration],
+    rows: Collection[Pair | Demonstration],
     reference: Artifact | None,
     place: TrainingRound,
 ) -> Sequence[Epoch]:
@@ -115,7 +115,7 @@ class _Steps:
 
     def __init__(
         self,
-        rows: Sequence[Pair | Demonstration],
+        rows: Collection[Pair | Demonstration],
         training: TrainingConfig,
         meter: Meter,
         speed: "_Speed",
@@ -191,7 +191,7 @@ class _Speed:
 
 
 def _load(
-    config: RunConfig, training: TrainingConfig, stage: Stage, model: Path, rows: Sequence[Pair | Demonstration]
+    config: RunConfig, training: TrainingConfig, stage: Stage, model: Path, rows: Collection[Pair | Demonstration]
 ) -> TrainingLoad:
     """The arithmetic of a training; says once why there is no MFU, unless it runs on CPUs."""
     gpu = device_name(config, "gpu") if config.trainer.device == "gpu" else None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.handles import JudgedSamples
-from tasks.pair import describe, pairs_of
+from tasks.pair import StoredCandidates, choose_pairs, describe
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Judgment, Pair, Prompt, Sample, Score
 from tpo.storage.current import keep_config
@@ -60,10 +60,11 @@ def write_round(
 
 def write_pairs(config: RunConfig, name: str, answers: JudgedSamples) -> list[Pair]:
     """The pairs that the stage makes of a round."""
-    made = pairs_of(config, answers)
+    made = choose_pairs(config, answers)
+    pairs = [*made.with_tokens(StoredCandidates(answers))]
     inputs = {"samples": answers.samples, "scores": answers.scores}
     stage = Stage(config.root, f"{name}/pairs", Pair, inputs=inputs, config={})
     stage.begin()
-    stage.write_shard(0, made.pairs)
+    stage.write_shard(0, pairs)
     stage.commit(1, account=made.account, facts=describe(made) if made.pairs else {"rho": made.rho})
-    return made.pairs
+    return pairs

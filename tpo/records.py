@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 
 class Message(TypedDict):
@@ -100,6 +100,22 @@ class Sample:
     """Why the output breaks the format (a `prompts.thought.ParseError`), or None."""
     tries: int
     """Number of outputs sampled until this one was kept; above 1 only if parse errors are sampled again."""
+
+
+@dataclass(frozen=True)
+class SampledResponse:
+    """What is judged of a `Sample`, read without its tokens and its thought."""
+
+    STORED_AS: ClassVar[str] = "Sample"
+
+    prompt_id: str
+    """The prompt."""
+    index: int
+    """0 … K-1 within the prompt's group."""
+    response: str
+    """The part that the user and the judge see."""
+    parse_error: str | None
+    """Why the output breaks the format, or None."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from pydantic import TypeAdapter
 
 from flows.cli.miniature import _writer
 from judges.base import Group, Response
-from judges.ensemble import Ensemble
-from judges.health import measure_ensemble, measure_health
+from judges.health import measure_health
 from judges.registry import build_judge
 from prompts.thought import VARIANTS
 from tpo.config.base import SHIPPED_SEED_MODEL
@@ -84,10 +83,7 @@ def main() -> None:
         rows = list(judge.judge(groups, None, spend))
         scores = [score for group, found in zip(groups, rows, strict=True) for score in judge.score(group, found)]
         judgments = [judgment for found in rows for judgment in found]
-        if isinstance(judge, Ensemble):
-            health = measure_ensemble(groups, judgments, scores, VerifierJudge(), judge)
-        else:
-            health = measure_health(groups, judgments, scores, VerifierJudge())
+        health = measure_health(groups, judgments, scores, VerifierJudge(), judge)
         share, pairs = health.reference_agreement or 0.0, health.reference_pairs
         print(
             f"{name:34s} {share:7.3f} ± {_error(groups, scores, share):.3f} {spent['calls']:7d} {spent['tokens']:9d} "

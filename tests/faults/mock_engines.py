@@ -109,7 +109,7 @@ def mock_train_model(job: TrainingJob, progress: Callable[..., None]) -> list[Ep
         weights += (place.carried / "worker_0.safetensors").read_bytes()
     epochs, passes = [], job.config.passes(len(rows))
     for epoch in range(1, passes + 1):
-        weights = hashlib.sha256(weights + repr(rows).encode()).digest() * 8
+        weights = hashlib.sha256(weights + repr(list(rows)).encode()).digest() * 8
         epochs.append(Epoch(epoch, epoch * 3, 0.7 - epoch / 10, 0.1 * epoch, 0.5))
         progress(epoch * 3, passes * 3)
         if epoch < passes and not place.is_last:

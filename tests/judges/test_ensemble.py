@@ -12,7 +12,7 @@ import pytest
 
 from judges.base import BASELINE, Group, Judge, Response, Spend, uncounted
 from judges.ensemble import Ensemble, member_of
-from judges.health import describe_health, measure_ensemble, pooled
+from judges.health import describe_health, measure_health, pooled
 from judges.pairwise import Pairwise
 from judges.rubric import Rubric
 from judges.verifier import Verifier
@@ -257,7 +257,7 @@ def test_health_has_each_members_own_and_how_far_they_agree():
         judgments = [judgment for of_group in ensemble.judge(groups) for judgment in of_group]
         by_prompt = {g.prompt_id: [j for j in judgments if j.prompt_id == g.prompt_id] for g in groups}
         scores = [score for group in groups for score in ensemble.score(group, by_prompt[group.prompt_id])]
-        found[name] = measure_ensemble(groups, judgments, scores, VerifierJudge(), ensemble)
+        found[name] = measure_health(groups, judgments, scores, VerifierJudge(), ensemble)
     assert found["agree"].agreeing_pairs == 1.0 and found["oppose"].agreeing_pairs == 0.0
     assert found["oppose"].judged_pairs == 4 and (found["oppose"].disagreement or 0) > 0.5
     agrees = {name: JudgeHealth(**values).reference_agreement for name, values in found["oppose"].members.items()}

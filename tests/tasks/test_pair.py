@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.candidates import ScoredGroup, group_candidates
 from tasks.handles import JudgedSamples
-from tasks.pair import Pairs, describe, make_pairs
+from tasks.pair import PairChoice, PairChoices, describe, make_pairs
 from tasks.pair import pair as pair_stage
 from tests.rows import a_config, a_sample, a_score, stored
 from tpo.config.judges import (
@@ -25,7 +25,6 @@ from tpo.config.judges import (
     least_margin,
 )
 from tpo.errors import StageError
-from tpo.records import Pair
 
 BROKEN = "broken"
 UNSCORED = "unscored"
@@ -54,13 +53,13 @@ def groups_of(*prompts: Sequence[Kind]) -> list[ScoredGroup]:
     return group_candidates(samples, scores)
 
 
-def paired(*prompts: Sequence[Kind], max_tokens: int = 10_000, seed: int = 0, **config: object) -> Pairs:
+def paired(*prompts: Sequence[Kind], max_tokens: int = 10_000, seed: int = 0, **config: object) -> PairChoices:
     settings = PairConfig.model_validate({"rho": 0.0, **config})
     margin = least_margin(settings, VerifierJudge())
     return make_pairs(groups_of(*prompts), settings, min_margin=margin, max_tokens=max_tokens, seed=seed)
 
 
-def indices(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
+def indices(pairs: Sequence[PairChoice]) -> list[tuple[int, int]]:
     return [(pair.chosen_index, pair.rejected_index) for pair in pairs]
 
 
@@ -81,7 +80,7 @@ def test_with_a_penalty_the_shorter_thought_of_equally_good_outputs_is_chosen():
 
 
 def test_a_pair_holds_the_full_outputs_as_sampled_thoughts_included():
-    (pair,) = paired([1.0, 0.0]).pairs
+    (pair,) = paired([1.0, 0.0]).with_tokens(groups_of([1.0, 0.0]))
     chosen, rejected = (a_sample("p0", i, response="....") for i in (0, 1))
     assert pair.prompt_token_ids == chosen.prompt_token_ids
     assert pair.chosen_token_ids == chosen.output_token_ids

@@ -15,7 +15,7 @@ nor is padding. Only decoders with a shape that `tpo.models.shape` reads have a 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tpo.config.training import TrainingConfig
@@ -119,7 +119,7 @@ def step_flops(shape: ModelShape, reads: Reads, training: TrainingConfig) -> flo
 
 
 def training_load(
-    rows: Sequence[Pair | Demonstration],
+    rows: Collection[Pair | Demonstration],
     training: TrainingConfig,
     *,
     tokens: int,

@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 FORMAT = 3
 """Version of this layout; manifests of other versions are rejected."""
 
+ROWS_AT_ONCE = 50_000
+"""Rows in a shard of a stage that streams them: at the paper's size, 5,000 × 8, it still writes one file."""
 READ_AT_ONCE = 64 * 2**20
 """Maximum size in bytes of a file whose content is verified whenever its stage is looked up; larger ones are verified
 when they are used."""
@@ -241,6 +243,14 @@ class Stage:
         seal = {"name": path.name, "rows": len(rows), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         write_atomically(_seal(path), _to_json(_with_checksum(seal)))
 
+    def write_shards(self, rows: Iterable[object], at_once: int = ROWS_AT_ONCE) -> int:
+        """Writes rows as they come, `at_once` in a shard; returns the number of shards, which is at least one."""
+        rows, shards = iter(rows), 0
+        while (shard := list(itertools.islice(rows, at_once))) or not shards:
+            self.write_shard(shards, shard)
+            shards += 1
+        return shards
+
     def commit(
         self, shards: int, *, account: RowCounts | None = None, facts: Mapping[str, Any] | None = None
     ) -> Artifact:
@@ -360,15 +370,40 @@ def stream_rows(artifact: Artifact, record: type[Row]) -> Iterator[Row]:
         yield from shard
 
 
-def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
-    """The rows of an artifact, shard by shard, each checked against its hash."""
+class StoredRows(Collection[Row]):
+    """The rows of an artifact, in order, read anew each time, with at most one shard in memory."""
+
+    def __init__(self, artifact: Artifact, record: type[Row]) -> None:
+        self._artifact = artifact
+        self._record = record
+
+    def __len__(self) -> int:
+        return self._artifact.rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return stream_rows(self._artifact, self._record)
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == each for each in self)
+
+
+def read_shards(artifact: Artifact, record: type[Row], shards: Container[int] | None = None) -> Iterator[list[Row]]:
+    """The rows of an artifact, shard by shard, each checked against its hash; all shards or those of some numbers.
+
+    Only the columns of `record` are read: that of the stage, or one with fewer fields that is `STORED_AS` that
+    (`SampledResponse`).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     manifest = read_manifest(artifact.path)
-    if manifest is None or manifest.record != record.__name__:
-        raise StoreError(f"{artifact.path} has no complete {record.__name__} rows: run the stage that writes them")
-    for file in manifest.files:
+    stored_as = getattr(record, "STORED_AS", record.__name__)
+    if manifest is None or manifest.record != stored_as:
+        raise StoreError(f"{artifact.path} has no complete {stored_as} rows: run the stage that writes them")
+    names = [field.name for field in dataclasses.fields(cast(Any, record))]
+    for i, file in enumerate(manifest.files):
+        if shards is not None and i not in shards:
+            continue
         path = artifact.path / file["name"]
         _check_file(artifact.path, file, whole=False)
         bring_here(path)
@@ -376,7 +411,9 @@ def read_shards(artifact: Artifact, record: type[Row]) -> Iterator[list[Row]]:
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             raise DamagedError(artifact.path, f"{path} is damaged: {_NOT_ITS_HASH}")
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)  # A shard is small.
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            there = [name for name in names if name in parquet.schema_arrow.names]
+            table = parquet.read(there, use_threads=False)  # A shard is small.
         columns = [_values_of(table, field) for field in dataclasses.fields(cast(Any, record))]
         yield [record(*row) for row in zip(*columns, strict=True)]
 

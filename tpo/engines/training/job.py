@@ -1,6 +1,6 @@
 """A training as the driver describes it to the engines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ class TrainingJob:
 
     model: Path
     """The folder of the model to train."""
-    rows: Sequence[Pair | Demonstration]
+    rows: Collection[Pair | Demonstration]
     """Pairs for a `TrainConfig`, demonstrations for an `SftConfig`."""
     folder: Path
     """Where epochs, checkpoints and the log go."""

@@ -11,10 +11,11 @@ checkpoint is older than an epoch's model, that model is remade.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ from tpo.storage.disk import make_folder, remove, write_atomically
 if TYPE_CHECKING:
     from tpo.engines.training.base_trainer import ShareTrainer
 
+ROWS_AT_ONCE = 5000
+"""Rows in memory while they are written for the trainer."""
 Progress = Callable[[int, int], None]
 """Receives optimizer steps done and to do; to do is 0 while the reference log-probs are computed."""
 Stop = Callable[[], bool]
@@ -61,19 +64,26 @@ class TrainingStep:
     """Learning rate of this step."""
 
 
-def write_dataset(rows: Sequence[Pair | Demonstration], folder: Path) -> None:
-    """The rows on disk, which every worker maps; those of an earlier start stay."""
-    from datasets import Dataset, disable_progress_bars
+def write_dataset(rows: Iterable[Pair | Demonstration], folder: Path) -> None:
+    """The rows on disk, which every worker maps; those of an earlier start stay. Few of them are in memory at once."""
+    from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
 
     if folder.exists():
         return
     disable_progress_bars()
     temporary = folder.with_name(f".{folder.name}.tmp")
     remove(temporary)
-    make_folder(folder.parent)
-    columns = [_columns(row) for row in rows]
-    Dataset.from_dict({name: [each[name] for each in columns] for name in columns[0]}).save_to_disk(temporary)
-    checkpoints.publish(temporary, folder)
+    make_folder(temporary)
+    columns, parts = map(_columns, rows), list[Path]()
+    while some := list(itertools.islice(columns, ROWS_AT_ONCE)):
+        parts.append(temporary / f"part_{len(parts)}")
+        Dataset.from_dict({name: [each[name] for each in some] for name in some[0]}).save_to_disk(parts[-1])
+    if len(parts) > 1:
+        whole = concatenate_datasets([load_from_disk(part) for part in parts])
+        parts.append(temporary / "whole")
+        whole.save_to_disk(parts[-1])
+    checkpoints.publish(parts[-1], folder)
+    remove(temporary)
 
 
 def _columns(row: Pair | Demonstration) -> dict[str, list[int]]:
