@@ -31,7 +31,7 @@ def write_browser(config: RunConfig) -> None:
         if folder.exists():
             remove(folder)
         return
-    site = Site(config.root)
+    site = Site(config.root, kept_shards=1)
     rounds = site.rounds()
     kept = newest(rounds, config.report.samples_mib * 2**20)
     files = {f"data/{name}.js": make for each in kept for name, make in each.files.items()}

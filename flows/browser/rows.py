@@ -58,22 +58,23 @@ class PairRow:
 
     pair: Pair
     """The pair, with empty lists of tokens."""
-    chosen_key: bytes
-    """The chosen output's prompt and tokens, as in `output_keys`."""
-    rejected_key: bytes
-    """The same for the rejected output."""
+    keys: tuple[bytes, bytes] | None = None
+    """The prompt and tokens of the chosen and of the rejected output, as in `output_keys`, if asked for."""
 
 
-def pair_rows(stage: StoredStage) -> Iterator[PairRow]:
+def pair_rows(stage: StoredStage, *, with_keys: bool = False) -> Iterator[PairRow]:
     """The pairs of a stage."""
     without: dict[str, Any] = {"prompt_token_ids": [], "chosen_token_ids": [], "rejected_token_ids": []}
-    known = {field.name for field in dataclasses.fields(Pair)} - without.keys()
+    known = [field.name for field in dataclasses.fields(Pair) if field.name not in without]
     for shard in stage.shards:
-        table = _read(shard)
+        table = _read(shard) if with_keys else _read(shard, *known)
         rows = table.select([name for name in table.column_names if name in known]).to_pylist()
+        if not with_keys:
+            yield from (PairRow(Pair(**row, **without)) for row in rows)
+            continue
         keys = zip(_keys(table, "chosen_token_ids"), _keys(table, "rejected_token_ids"), strict=True)
-        for row, (chosen, rejected) in zip(rows, keys, strict=True):
-            yield PairRow(Pair(**row, **without), chosen, rejected)
+        for row, both in zip(rows, keys, strict=True):
+            yield PairRow(Pair(**row, **without), both)
 
 
 def prompt_rows(stage: StoredStage) -> dict[str, Prompt]:

@@ -64,11 +64,12 @@ class RoundFiles:
 class Site:
     """The browser of one run folder, for as long as it is served or written."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, kept_shards: int = KEPT_SHARDS) -> None:
         """Raises `InputError` if the folder isn't a run's."""
         if not (root / "config.json").is_file():
             raise InputError(f"{root} is not the folder of a run, it has no config.json: give RUN=<name> or its folder")
         self.root = root
+        self._kept_shards = kept_shards
         self._lock = threading.Lock()
         self._making = threading.Lock()
         self._tables: OrderedDict[str, bytes] = OrderedDict()
@@ -155,11 +156,11 @@ class Site:
     def _table(self, name: str, found: Round, direct: Round | None, config: RunConfig) -> bytes:
         split = found.pairs is not None and isinstance(config.recipe, SelfTrain)
         rows = RoundRows(
-            shards=[self._sample_rows(shard) for shard in found.samples.shards],
+            shards=map(self._sample_rows, found.samples.shards),
             prompts=self._prompts_of(found),
             scores=score_rows(found.scores) if found.scores else None,
-            verdicts=[verdicts(shard) for shard in found.judgments.shards] if found.judgments else (),
-            pairs=list(pair_rows(found.pairs)) if found.pairs else None,
+            verdicts=map(verdicts, found.judgments.shards) if found.judgments else (),
+            pairs=list(pair_rows(found.pairs, with_keys=split)) if found.pairs else None,
             rho=_rho(found),
             outputs=_merged(map(output_keys, found.samples.shards)) if split else None,
             side=_side(found, config),
@@ -178,7 +179,7 @@ class Site:
         rows = sample_rows(shard)
         with self._lock:
             self._rows[shard.sha256] = rows
-            while len(self._rows) > KEPT_SHARDS:
+            while len(self._rows) > self._kept_shards:
                 self._rows.popitem(last=False)
         return rows
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,14 +30,14 @@ Scores = Mapping[tuple[str, int], Score]
 class RoundRows:
     """All of a round that its table is made of."""
 
-    shards: Sequence[Sequence[SampleRow]]
-    """The samples by shard; all samples of a prompt are in one."""
+    shards: Iterable[Sequence[SampleRow]]
+    """The samples by shard, gone through once; all samples of a prompt are in one."""
     prompts: Mapping[str, Prompt]
     """Their prompts by id."""
     scores: Scores | None = None
     """Their scores; None until all are judged."""
-    verdicts: Sequence[Sequence[tuple[str, int, int | None, float | None]]] = ()
-    """The judgments by shard: prompt, sample, other sample, outcome."""
+    verdicts: Iterable[Sequence[tuple[str, int, int | None, float | None]]] = ()
+    """The judgments by shard, gone through once: prompt, sample, other sample, outcome."""
     pairs: Sequence[PairRow] | None = None
     """The pairs made of them; None until they are made, or if the round makes none."""
     rho: float | None = None
@@ -61,50 +61,70 @@ class _Codes:
 
 
 def round_table(rows: RoundRows, config: RunConfig) -> dict[str, Any]:
-    """The columns of a round, as JSON can hold them."""
-    groups = [(i, list(group)) for i, shard in enumerate(rows.shards) for group in _by_prompt(shard)]
-    ids = [group[0].sample.prompt_id for _, group in groups]
-    position = {prompt_id: i for i, prompt_id in enumerate(ids)}
-    pairs = _pairs(rows, position)
+    """The columns of a round, as JSON can hold them. Texts are in memory a shard at a time."""
+    paired = None if rows.pairs is None else {row.pair.prompt_id for row in rows.pairs}
+    prompts, samples, why = _PromptColumns(rows), _SampleColumns(rows, config), list[str | None]()
+    for i, shard in enumerate(rows.shards):
+        groups = _by_prompt(shard)
+        prompts.add(i, groups)
+        samples.add(groups)
+        if paired is not None:
+            why += _reasons(rows, groups, paired, config)
+    pairs = _pairs(rows, {prompt_id: i for i, prompt_id in enumerate(prompts.columns["id"])})
     table: dict[str, Any] = {
-        "prompts": _prompt_columns(rows, groups),
-        "samples": _sample_columns(rows, groups, config),
+        "prompts": prompts.told(),
+        "samples": samples.told(),
         "pairs": None if pairs is None else [list(pair) for pair in pairs],
     }
-    if rows.pairs is not None and pairs is not None:
-        table["prompts"]["why"] = _reasons(rows, groups, {pair[0] for pair in pairs}, config)
+    if paired is not None:
+        table["prompts"]["why"] = why
     return table
 
 
-def _by_prompt(shard: Iterable[SampleRow]) -> Iterable[list[SampleRow]]:
+_Groups = Sequence[list[SampleRow]]
+"""The samples by prompt."""
+
+
+def _by_prompt(shard: Iterable[SampleRow]) -> _Groups:
     found: dict[str, list[SampleRow]] = {}
     for row in shard:
         found.setdefault(row.sample.prompt_id, []).append(row)
     return [sorted(group, key=lambda row: row.sample.index) for group in found.values()]
 
 
-_Groups = Sequence[tuple[int, list[SampleRow]]]
-"""The samples by prompt, each with its shard's number."""
+class _PromptColumns:
+    """What is shown of each prompt."""
 
+    def __init__(self, rows: RoundRows) -> None:
+        self._rows = rows
+        self._categories = _Codes()
+        self._judged, self._against = _verdict_columns(rows)
+        names = ("id", "text", "category", "difficulty", "turns", "shard", "judged", "contradicted", "misordered")
+        self.columns: dict[str, list[Any]] = {name: [] for name in names}
 
-def _prompt_columns(rows: RoundRows, groups: _Groups) -> dict[str, Any]:
-    categories = _Codes()
-    judged, against = _verdict_columns(rows)
-    asked = [rows.prompts.get(group[0].sample.prompt_id) for _, group in groups]
-    ids = [group[0].sample.prompt_id for _, group in groups]
-    columns: dict[str, Any] = {
-        "id": ids,
-        "text": [" ".join(prompt.instruction.split())[:SNIPPET] if prompt else "" for prompt in asked],
-        "category": [categories.of(prompt.category) if prompt else -1 for prompt in asked],
-        "categories": list(categories.texts),
-        "difficulty": [prompt.difficulty if prompt else None for prompt in asked],
-        "turns": [len(prompt.earlier) if prompt else 0 for prompt in asked],
-        "shard": [shard for shard, _ in groups],
-        "judged": [judged.get(prompt_id, -1) for prompt_id in ids],
-        "contradicted": [against[prompt_id] for prompt_id in ids] if against else None,
-        "misordered": [_misordered(rows.scores, group) for _, group in groups] if rows.scores else None,
-    }
-    return {name: column for name, column in columns.items() if column is not None and _tells(column)}
+    def add(self, shard: int, groups: _Groups) -> None:
+        """Takes the prompts of a shard."""
+        for group in groups:
+            prompt_id = group[0].sample.prompt_id
+            prompt = self._rows.prompts.get(prompt_id)
+            values = {
+                "id": prompt_id,
+                "text": " ".join(prompt.instruction.split())[:SNIPPET] if prompt else "",
+                "category": self._categories.of(prompt.category) if prompt else -1,
+                "difficulty": prompt.difficulty if prompt else None,
+                "turns": len(prompt.earlier) if prompt else 0,
+                "shard": shard,
+                "judged": self._judged.get(prompt_id, -1),
+                "contradicted": self._against[prompt_id] if self._against else None,
+                "misordered": _misordered(self._rows.scores, group) if self._rows.scores else None,
+            }
+            for name, value in values.items():
+                self.columns[name].append(value)
+
+    def told(self) -> dict[str, Any]:
+        """The columns that say anything."""
+        columns = {**self.columns, "categories": list(self._categories.texts)}
+        return {name: column for name, column in columns.items() if _tells(column)}
 
 
 def _verdict_columns(rows: RoundRows) -> tuple[dict[str, int], Counter[str]]:
@@ -132,34 +152,46 @@ def _misordered(scores: Scores, group: Sequence[SampleRow]) -> int:
     return sum(bad >= good for good, bad in itertools.product(right, wrong))
 
 
-def _sample_columns(rows: RoundRows, groups: _Groups, config: RunConfig) -> dict[str, Any]:
-    errors, unscored = _Codes(), _Codes()
-    all_rows = [row for _, group in groups for row in group]
-    scores = [(rows.scores or {}).get((row.sample.prompt_id, row.sample.index)) for row in all_rows]
-    columns: dict[str, Any] = {
-        "count": [len(group) for _, group in groups],
-        "index": [row.sample.index for row in all_rows],
-        "thought": [len(row.sample.thought) for row in all_rows],
-        "response": [len(row.sample.response) for row in all_rows],
-        "tokens": [row.tokens for row in all_rows],
-        "tries": [row.sample.tries for row in all_rows],
-        "error": [errors.of(row.sample.parse_error) for row in all_rows],
-        "errors": list(errors.texts),
-        "score": [_number(score.value) if score else None for score in scores],
-        "unscored": [
-            unscored.of(score.unscored) if score and row.sample.parse_error is None else -1
-            for row, score in zip(all_rows, scores, strict=True)
-        ],
-        "reasons": list(unscored.texts),
-        "correct": [int(score.correct) if score and score.correct is not None else None for score in scores],
-        "controlled": _controlled(rows, groups, config),
-        "change": [_change(score, (rows.direct or {}).get((row.sample.prompt_id, 0)))
-                   for row, score in zip(all_rows, scores, strict=True)],
-    }  # fmt: skip
-    always = ("count", "index", "thought", "response", "tokens")
-    return {
-        name: column for name, column in columns.items() if column is not None and (name in always or _tells(column))
-    }
+class _SampleColumns:
+    """What is shown of each sample."""
+
+    _ALWAYS = ("count", "index", "thought", "response", "tokens")
+
+    def __init__(self, rows: RoundRows, config: RunConfig) -> None:
+        self._rows = rows
+        self._config = config
+        self._errors, self._unscored = _Codes(), _Codes()
+        names = ("tries", "error", "score", "unscored", "correct", "controlled", "change")
+        self._columns: dict[str, list[Any]] = {name: [] for name in (*self._ALWAYS, *names)}
+
+    def add(self, groups: _Groups) -> None:
+        """Takes the samples of a shard."""
+        self._columns["count"] += [len(group) for group in groups]
+        controlled = _controlled(self._rows, groups, self._config)
+        all_rows = [row for group in groups for row in group]
+        for row, controlled_score in zip(all_rows, controlled, strict=True):
+            sample = row.sample
+            score = (self._rows.scores or {}).get((sample.prompt_id, sample.index))
+            values = {
+                "index": sample.index,
+                "thought": len(sample.thought),
+                "response": len(sample.response),
+                "tokens": row.tokens,
+                "tries": sample.tries,
+                "error": self._errors.of(sample.parse_error),
+                "score": _number(score.value) if score else None,
+                "unscored": self._unscored.of(score.unscored) if score and sample.parse_error is None else -1,
+                "correct": int(score.correct) if score and score.correct is not None else None,
+                "controlled": controlled_score,
+                "change": _change(score, (self._rows.direct or {}).get((sample.prompt_id, 0))),
+            }
+            for name, value in values.items():
+                self._columns[name].append(value)
+
+    def told(self) -> dict[str, Any]:
+        """The columns that say anything."""
+        columns = {**self._columns, "errors": list(self._errors.texts), "reasons": list(self._unscored.texts)}
+        return {name: column for name, column in columns.items() if name in self._ALWAYS or _tells(column)}
 
 
 def _tells(column: Sequence[Any]) -> bool:
@@ -167,12 +199,12 @@ def _tells(column: Sequence[Any]) -> bool:
     return any(value is not None and value != -1 for value in column)
 
 
-def _controlled(rows: RoundRows, groups: _Groups, config: RunConfig) -> list[float | None] | None:
-    """The length-controlled score of each sample that parses and is scored."""
+def _controlled(rows: RoundRows, groups: _Groups, config: RunConfig) -> list[float | None]:
+    """The length-controlled score of each sample that parses and is scored; None for others, and without any."""
     if rows.rho is None or rows.scores is None:
-        return None
+        return [None for group in groups for _ in group]
     found: list[float | None] = []
-    for group, (_, rows_of_group) in zip(_candidates(rows, groups), groups, strict=True):
+    for group, rows_of_group in zip(_candidates(rows, groups), groups, strict=True):
         values = group.controlled(rows.rho, config.pair.thought_penalty).tolist() if group.valid else list[float]()
         by_index = {each.sample.index: value for each, value in zip(group.valid, values, strict=True)}
         found += [_number(by_index.get(row.sample.index)) for row in rows_of_group]
@@ -181,7 +213,7 @@ def _controlled(rows: RoundRows, groups: _Groups, config: RunConfig) -> list[flo
 
 def _candidates(rows: RoundRows, groups: _Groups) -> Iterable[ScoredGroup]:
     assert rows.scores is not None
-    for _, group in groups:
+    for group in groups:
         samples = [row.sample for row in group]
         scores = [rows.scores[sample.prompt_id, sample.index] for sample in samples]
         yield group_candidates(samples, scores)[0]
@@ -214,22 +246,24 @@ def _pairs(rows: RoundRows, position: Mapping[str, int]) -> list[_Pair] | None:
         chosen: int | None = pair.chosen_index
         rejected: int | None = pair.rejected_index
         if rows.outputs is not None:
-            chosen, rejected = rows.outputs.get(row.chosen_key), rows.outputs.get(row.rejected_key)
+            chosen, rejected = (rows.outputs.get(key) for key in row.keys or ())
         if rows.side is not None:
             chosen, rejected = (0, None) if rows.side == "chosen" else (None, 0)
         found.append((position[pair.prompt_id], chosen, rejected, pair.kind, _number(pair.margin)))
     return found
 
 
-def _reasons(rows: RoundRows, groups: _Groups, paired: set[int], config: RunConfig) -> list[str | None]:
+def _reasons(rows: RoundRows, groups: _Groups, paired: Set[str], config: RunConfig) -> list[str | None]:
     """Why each prompt has no pair; None if it has one, or if that can't be determined."""
+    has_pair = [group[0].sample.prompt_id in paired for group in groups]
     if isinstance(config.recipe, ThinkPo) or rows.scores is None:
-        return [None if i in paired else "not_paired" for i in range(len(groups))]
+        return [None if has else "not_paired" for has in has_pair]
     if isinstance(config.recipe, SelfTrain):
-        return [None if i in paired else _without_contrast(rows.scores, group) for i, (_, group) in enumerate(groups)]
+        scores, both = rows.scores, zip(groups, has_pair, strict=True)
+        return [None if has else _without_contrast(scores, group) for group, has in both]
     margin = least_margin(config.pair, config.judge)
     found: list[str | None] = [None] * len(groups)
-    left = [i for i in range(len(groups)) if i not in paired]
+    left = [i for i, has in enumerate(has_pair) if not has]
     for i, group in zip(left, _candidates(rows, [groups[i] for i in left]), strict=True):
         controlled = group.controlled(rows.rho or 0.0, config.pair.thought_penalty)
         made = pair_indices(group, controlled, margin, all_agree=pairs_need_agreement(config.judge))
