@@ -32,12 +32,13 @@ from tasks.handles import (
     validation_spec,
 )
 from tasks.judge import judge
+from tasks.judge_ahead import judging_ahead
 from tasks.load_prompts import load_prompts
 from tasks.pair import pair
 from tasks.replay import with_replay
 from tasks.report import IterationResult, Round, report
 from tasks.rounds import set_other_rounds_aside
-from tasks.sample import sample
+from tasks.sample import sample, samples_stage
 from tasks.synthesize import synthesize
 from tasks.train import reference_of, train
 from tasks.training import state_after
@@ -156,5 +157,8 @@ def sample_and_judge_each(
     against: JudgedSamples | None = None,
 ) -> list[JudgedSamples]:
     """Samples several models, then judges all: engines that don't fit beside a judge's make way once, not each time."""
-    sampled = [(spec, sample(config, spec, model, prompts)) for spec, model in models]
+    sampled = list[tuple[SamplingSpec, Artifact]]()
+    for spec, model in models:
+        with judging_ahead(config, spec, samples_stage(config, spec, model, prompts), prompts, against):
+            sampled.append((spec, sample(config, spec, model, prompts)))
     return [judge(config, spec, answers, prompts, baseline_of(spec, answers, against)) for spec, answers in sampled]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -37,9 +38,17 @@ def generating_meter(config: RunConfig, stage: str, model: Artifact | None) -> M
     return Meter(config.root, stage, worker, config.budget)
 
 
-def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig) -> Meter:
-    """For calling `judge`, which isn't an ensemble: its members have meters; a verifier uses no device."""
-    return Meter(config.root, stage, _judge(config, judge), config.budget)
+def judging_meter(config: RunConfig, stage: str, judge: JudgeConfig, *, beside: bool = False) -> Meter:
+    """For calling `judge`, which isn't an ensemble: its members have meters; a verifier uses no device.
+
+    `beside` is for a judge that works while another stage is shown as the one at work.
+    """
+    return Meter(config.root, stage, _judge(config, judge), config.budget, beside=beside)
+
+
+def booking(meter: Meter) -> Callable[[TokenCount], None]:
+    """Books each reply's tokens."""
+    return lambda tokens: meter.book(answers=1, tokens_in=tokens.input_tokens, tokens_out=tokens.output_tokens)
 
 
 def rating_meter(config: RunConfig, stage: str, rater: FineGrainedConfig) -> Meter:

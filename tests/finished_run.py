@@ -19,7 +19,7 @@ from tasks.handles import (
     training_spec,
     validation_spec,
 )
-from tasks.judge import judgments_stage, scores_stage
+from tasks.judge_stages import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.replay import replay_stage
 from tasks.sample import samples_stage

@@ -28,7 +28,7 @@ from tasks.handles import (
     write_spec,
 )
 from tasks.handles import evaluation_spec as spec_of  # a name that pytest doesn't take for a test's
-from tasks.judge import judgments_stage, scores_stage
+from tasks.judge_stages import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
 from tasks.pair_by_length import pairs_by_length_stage, pairs_from_file_stage

@@ -25,7 +25,7 @@ from tasks.handles import (
     validation_spec,
     write_spec,
 )
-from tasks.judge import judgments_stage, scores_stage
+from tasks.judge_stages import judgments_stage, scores_stage
 from tasks.pair import pairs_stage
 from tasks.pair_by_answer import pairs_by_answer_stage
 from tasks.pseudo_label import pseudo_labels_stage

@@ -117,6 +117,34 @@ class JournalPart(Journal):
         self._whole.forget([self._prefix + key for key in keys])
 
 
+class JournalByPrompt(Journal):
+    """Several journals as one, each with the replies about some prompts, whose ids their keys begin with.
+
+    Args:
+        journals: The journal of each prompt.
+        written: Called after each reply is written; may raise to end the work.
+    """
+
+    def __init__(self, journals: Mapping[str, Journal], written: Callable[[], None]) -> None:
+        self._of_prompt, self._after = journals, written
+
+    @property
+    def answers(self) -> Mapping[str, Any]:
+        """As in `Journal`."""
+        parts = {id(journal): journal for journal in self._of_prompt.values()}
+        return {key: answer for journal in parts.values() for key, answer in journal.answers.items()}
+
+    def write(self, key: str, answer: Any) -> None:
+        """Adds one reply."""
+        self._of_prompt[key.partition(" ")[0]].write(key, answer)
+        self._after()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Removes replies, so that they are requested again."""
+        for key in keys:
+            self._of_prompt[key.partition(" ")[0]].forget([key])
+
+
 @dataclass(frozen=True)
 class Found:
     """The content of a journal."""

@@ -169,6 +169,7 @@ class Meter:
         stage: The stage's path below it.
         worker: The model and devices.
         budget: The run's limits.
+        beside: Whether another stage is shown meanwhile as the one at work.
         clock: Returns seconds since a fixed moment.
     """
 
@@ -179,12 +180,14 @@ class Meter:
         worker: Worker,
         budget: BudgetConfig,
         *,
+        beside: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = root / LEDGER
         self._stage = stage
         self._worker = worker
         self._budget = budget
+        self._beside = beside
         self._clock = clock
         self._file = Lines(self._path)
         self._lock = threading.Lock()
@@ -201,7 +204,8 @@ class Meter:
         self._last = self._began = self._clock()
         self._shards = list[float]()
         self._start_seconds: float | None = None
-        run_context().metrics.begin(self._work)
+        if not self._beside:
+            run_context().metrics.begin(self._work)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -217,7 +221,8 @@ class Meter:
                     )
                 )
             self._file.close()
-        run_context().metrics.end()
+        if not self._beside:
+            run_context().metrics.end()
 
     @property
     def _work(self) -> str:

@@ -9,6 +9,7 @@ deleted. Sealed shards of an unfinished stage are kept if they still match their
 Nothing here imports pandas or pyarrow until rows are read or written, so that a finished run is recognized quickly.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -227,6 +228,25 @@ class Stage:
         remove(_seal(path))
         return False
 
+    def sealed(self, known: Container[int] = ()) -> dict[int, str]:
+        """SHA-256 of the shards of this stage's unfinished attempt, without those `known`; empty if there is none."""
+        found = dict[int, str]()
+        with contextlib.suppress(StoreError):  # moved away meanwhile
+            if self._changed_plan() == []:
+                for path in self.folder.glob("part-*.seal.json"):
+                    number = int(path.name.split(".")[0].removeprefix("part-"))
+                    if number not in known and (seal := _read_checked(path)) is not None:
+                        found[number] = seal["sha256"]
+        return dict(sorted(found.items()))
+
+    def read_shard(self, index: int, sha256: str, record: type[Row]) -> list[Row] | None:
+        """The rows of a shard of an unfinished attempt, as in `read_shards`; None if it hasn't that content."""
+        try:
+            data = self.shard(index).read_bytes()
+        except OSError:
+            return None
+        return _rows_in(data, record) if hashlib.sha256(data).hexdigest() == sha256 else None
+
     def write_shard(self, index: int, rows: Sequence[object]) -> None:
         """Writes one shard: the Parquet file, then a seal next to it that marks it as complete."""
         import pyarrow as pa
@@ -393,14 +413,10 @@ def read_shards(artifact: Artifact, record: type[Row], shards: Container[int] | 
     Only the columns of `record` are read: that of the stage, or one with fewer fields that is `STORED_AS` that
     (`SampledResponse`).
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     manifest = read_manifest(artifact.path)
     stored_as = getattr(record, "STORED_AS", record.__name__)
     if manifest is None or manifest.record != stored_as:
         raise StoreError(f"{artifact.path} has no complete {stored_as} rows: run the stage that writes them")
-    names = [field.name for field in dataclasses.fields(cast(Any, record))]
     for i, file in enumerate(manifest.files):
         if shards is not None and i not in shards:
             continue
@@ -411,11 +427,19 @@ def read_shards(artifact: Artifact, record: type[Row], shards: Container[int] | 
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             raise DamagedError(artifact.path, f"{path} is damaged: {_NOT_ITS_HASH}")
-        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-            there = [name for name in names if name in parquet.schema_arrow.names]
-            table = parquet.read(there, use_threads=False)  # A shard is small.
-        columns = [_values_of(table, field) for field in dataclasses.fields(cast(Any, record))]
-        yield [record(*row) for row in zip(*columns, strict=True)]
+        yield _rows_in(data, record)
+
+
+def _rows_in(data: bytes, record: type[Row]) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [field.name for field in dataclasses.fields(cast(Any, record))]
+    with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+        there = [name for name in names if name in parquet.schema_arrow.names]
+        table = parquet.read(there, use_threads=False)  # A shard is small.
+    columns = [_values_of(table, field) for field in dataclasses.fields(cast(Any, record))]
+    return [record(*row) for row in zip(*columns, strict=True)]
 
 
 def check_files(model: Artifact) -> None:
