@@ -4,7 +4,7 @@ The same training of the shipped seed model, in this process, in turn: as a run 
 at its default, and without checkpoints. Both leave the epoch's model, which a run needs. Prints the median ratio over
 five rounds and the number of checkpoints; the losses of all steps must be the same bit for bit.
 
-    python -m tests.benchmarks.bench_checkpoints [--json] [--threads 2] [--rounds 5] [--pairs 6000]
+    python -m tests.benchmarks.bench_checkpoints [--json] [--threads 2] [--rounds 5] [--pairs 2000]
 """
 
 import functools
@@ -28,7 +28,7 @@ TRAIN = TrainConfig(epochs=1)
 
 def main() -> None:
     """Measures and prints."""
-    asked = measure.options(__doc__, rounds=5, pairs=6000)
+    asked = measure.options(__doc__, rounds=5, pairs=2000)
     print(measure.describe_machine(asked.threads))
     quiet()
     pairs = some_pairs(asked.pairs)

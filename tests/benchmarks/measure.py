@@ -158,6 +158,17 @@ def peak_product(rows: int = 2048, size: int = 2048, *, seconds: float = 2.0) ->
     return best
 
 
+def bandwidth(mebibytes: int = 256, *, seconds: float = 2.0) -> float:
+    """Bytes per second that this process reads from memory: the best of several sums of more than caches hold."""
+    import torch
+
+    values = torch.ones(mebibytes * 2**18)
+    best, began = 0.0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        best = max(best, 4 * values.numel() / timed(values.sum).seconds)
+    return best
+
+
 def report(row: Row, *, as_json: bool) -> None:
     """Prints a row of the table; as JSON, too, if asked."""
     ratio = Spread(row.median, row.low, row.high)
