@@ -41,7 +41,9 @@ def judging_ahead(
     """
     # A judge that only compares, with nothing else to compare with, compares the samples with themselves.
     alone = spec.purpose == "evaluate" and compares(spec.judge) and against is None
-    if not is_served(spec.judge) or alone or (samples.folder / "manifest.json").exists():
+    # Two meters at once don't see each other's spending, so a budget is kept by working in turn.
+    in_turn = config.budget.is_set or alone or not is_served(spec.judge)
+    if in_turn or (samples.folder / "manifest.json").exists():
         yield
         return
     baseline = None if against is None else baseline_of(spec, against.samples, against)

@@ -16,6 +16,7 @@ from tasks.spending import api_tokens
 from tests.misbehaving_server import Action, Fail, MisbehavingServer, Say
 from tests.rows import a_config, a_prompt, a_sample
 from tests.tasks.test_judge import longer, made
+from tpo.config.resources import BudgetConfig
 from tpo.config.run import RunConfig
 from tpo.records import Artifact, Judgment, Prompt, Sample, Score
 from tpo.storage.ledger import read_ledger
@@ -193,10 +194,15 @@ def test_a_server_that_fails_stops_judging_ahead_and_not_sampling(tmp_path: Path
     assert "judging waits until all is sampled" in capfd.readouterr().err
 
 
-def test_a_comparing_judge_without_anything_to_compare_with_waits(tmp_path: Path):
+@pytest.mark.parametrize("why", ["nothing to compare with", "a budget"])
+def test_judging_waits_where_it_has_to(tmp_path: Path, why: str):
     with MisbehavingServer(says=longer) as server:
         config = config_for(server, tmp_path)
-        spec, prompts = validation_spec(config, 0, 0), prompts_of(config)
+        spec, prompts = training_spec(config, 1), prompts_of(config)
+        if why == "a budget":
+            config = config.model_copy(update={"budget": BudgetConfig(hours=9.0)})
+        else:
+            spec = validation_spec(config, 0, 0)
         stage = stage_of_samples(config)
         with judging_ahead(config, spec, stage, prompts):
             stage.write_shard(0, samples_of(0))
