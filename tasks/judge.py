@@ -15,7 +15,7 @@ from judges.ensemble import Ensemble
 from judges.health import HealthMeter, check_health, describe_health, health_meter
 from judges.registry import build_judge
 from tasks.handles import JudgedSamples, JudgeInput, SamplingSpec
-from tasks.judge_ahead import JudgedAhead, judge_shards
+from tasks.judge_ahead import JudgedAhead, judge_shards, remove_judged_ahead
 from tasks.judge_stages import judgments_stage, scores_stage, shards_together
 from tasks.spending import api_tokens, booking, judging_meter
 from tasks.stage import begin, stage_task
@@ -74,6 +74,7 @@ def judge(
     facts = {"health": dataclasses.asdict(health)}
     artifact = stage.commit(shards, account=RowCounts(samples.rows, samples.rows, {}), facts=facts)
     say(f"{stage.name}: {describe_health(health)}")
+    remove_judged_ahead(config, spec)
     return JudgedSamples(samples, artifact)
 
 
@@ -167,9 +168,7 @@ def _make_judgments(
             remove(path)
             done += sum(map(len, shards.values()))
             advance(done)
-    artifact = stage.commit(len(starts))
-    ahead.remove()
-    return artifact
+    return stage.commit(len(starts))
 
 
 def _blocks(folder: Path, missing: Sequence[int], together: int) -> Iterator[tuple[Path, Sequence[int]]]:

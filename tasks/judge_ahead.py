@@ -185,10 +185,11 @@ class JudgedAhead:
                     found.setdefault(row.prompt_id, []).append(row)
         return found
 
-    def remove(self) -> None:
-        """Removes it, once the judge's stage is complete."""
-        if self._is_there:
-            remove(self._folder)
+
+def remove_judged_ahead(config: RunConfig, spec: SamplingSpec) -> None:
+    """Removes what was judged ahead, once the judge's stage has taken it over."""
+    if (folder := config.root / spec.folder / AHEAD).is_dir():
+        remove(folder)
 
 
 def _journal(stage: Stage) -> Path:
