@@ -25,11 +25,12 @@ from judges.base import Group, Response
 from judges.registry import build_judge
 from judges.verifier import Verifier
 from prompts.native import OutputTokens
+from prompts.rubric import SCORE_BEGINS, load_rubric_prompt
 from prompts.thought import VARIANTS, Parsed, ThoughtPrompt
 from prompts.verdict import LABELS, PROMPTS
 from tpo.config.base import SHIPPED_SEED_MODEL
 from tpo.config.data import SampleConfig
-from tpo.config.judges import ArmoRMJudge, PairwiseJudge, VerifierJudge
+from tpo.config.judges import ArmoRMJudge, PairwiseJudge, RubricJudge, VerifierJudge
 from tpo.config.resources import ClusterConfig, EngineConfig, JudgeEngineConfig
 from tpo.console import progress_bar
 from tpo.engines.cluster.room import Room
@@ -38,6 +39,7 @@ from tpo.engines.inference.sampler import Output, Request, SamplerPool, request_
 from tpo.miniature.armorm import Architecture, ArmoRMRecipe, train_armorm
 from tpo.miniature.attacks import attack
 from tpo.miniature.evaluator import EvaluatorRecipe, Verdicts, train_evaluator
+from tpo.miniature.grader import GraderRecipe, Grading, train_grader
 from tpo.miniature.native_model import NativeRecipe, train_native_model
 from tpo.miniature.opinions import honest_answer
 from tpo.miniature.seed_model import CONTEXT_TOKENS, FORMAT_SHARES, Recipe, train_seed_model
@@ -121,6 +123,22 @@ def _train_evaluator(folder: Path) -> None:
         train_evaluator(
             SHIPPED_SEED_MODEL, Verdicts(PROMPTS["cot"], PROMPTS["label"], LABELS), folder, recipe, progress
         )
+
+
+def _train_grader(folder: Path) -> None:
+    recipe = GraderRecipe()
+    with _shown("grader", recipe.steps) as progress:
+        train_grader(SHIPPED_JUDGES / "evaluator", grading(), folder, recipe, progress)
+
+
+def grading() -> Grading:
+    """How a rubric judge requests and gives grades by default."""
+    formats = {
+        "score": load_rubric_prompt(RubricJudge(model="m")),
+        "label": load_rubric_prompt(RubricJudge(model="m", expected_score=True)),
+        "additive": load_rubric_prompt(RubricJudge(model="m", template="additive")),
+    }
+    return Grading(formats, SCORE_BEGINS)
 
 
 def _train_armorm(folder: Path) -> None:

@@ -458,6 +458,13 @@ class HealthConfig(Section):
     min_pairs: float = Field(0.1, ge=0, le=1)
     """Minimum share of prompts that yield a pair to train on, in all recipes. If fewer do, something is wrong with the
     outputs or their scores, or there is nothing left to learn."""
+    max_attacked: float | None = Field(None, ge=0, lt=1)
+    """Maximum share of pairs that a kind of attack on the judge may turn around. If set, the run's judge is attacked
+    before the first training, on M_0's best and worst responses to `attacked_prompts` prompts (docs/judges.md). None to
+    attack nothing."""
+    attacked_prompts: int = Field(100, ge=1)
+    """With `max_attacked`: prompts whose responses are attacked, at a cost of 18 responses, or nine pairs, to judge for
+    each."""
 
 
 class PairConfig(Section):
