@@ -161,11 +161,12 @@ def check_attacks(shares: Sequence[AttackShare], maximum: float | None, stage: s
 
 def describe_attacks(shares: Sequence[AttackShare]) -> str:
     """One line for the terminal."""
-    known = [each for each in shares if each.turned is not None]
+    known, unscored = [each for each in shares if each.turned is not None], sum(each.unscored for each in shares)
+    if not known and unscored:
+        return f"the judge gave none of {unscored} attacked pairs two scores, so nothing is known"
     if not known:
         return "no pair of responses could be attacked: the judge gave no prompt's responses different scores"
     worst = max(known, key=lambda each: each.turned or 0.0)
-    unscored = sum(each.unscored for each in shares)
     more = f"; {unscored} attacked pairs unscored" if unscored else ""
     return f"{len(known)} kinds of attack on the judge; at most, {_name(worst)} turns around {_share(worst)}{more}"
 

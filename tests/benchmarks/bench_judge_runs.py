@@ -14,7 +14,7 @@ ArmoRM, the evaluator and the grader are shipped. `reward_model` is ArmoRM's Lla
 only output; `reward_server` is the same model behind vLLM's own server. The ensembles have ArmoRM and, with four times
 the weight, the evaluator.
 
-    python -m tests.benchmarks.bench_judge_runs FOLDER [--prompts 120] [--tokens 200000] [--most 320] [--write]
+    python -m tests.benchmarks.bench_judge_runs FOLDER [--prompts 120] [--tokens 110000] [--most 320] [--write]
 
 Runs are kept in FOLDER and resumed. `--write` puts the table into docs/judges.md. Seconds are the judge's on training
 samples, on the machine as it is, starts of engines included.
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompts", type=int, default=120)
-    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--tokens", type=int, default=110_000)
     parser.add_argument("--most", type=int, default=320)
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args()
