@@ -14,10 +14,11 @@ ArmoRM, the evaluator and the grader are shipped. `reward_model` is ArmoRM's Lla
 only output; `reward_server` is the same model behind vLLM's own server. The ensembles have ArmoRM and, with four times
 the weight, the evaluator.
 
-    python -m tests.benchmarks.bench_judge_runs FOLDER [--prompts 120] [--tokens 110000] [--most 320] [--write]
+    python -m tests.benchmarks.bench_judge_runs FOLDER [--prompts 120] [--tokens 110000] [--most 320] [--same-only]
+        [--write]
 
-Runs are kept in FOLDER and resumed. `--write` puts the table into docs/judges.md. Seconds are the judge's on training
-samples, on the machine as it is, starts of engines included.
+Runs are kept in FOLDER and resumed. `--same-only` leaves the second half out. `--write` puts the table into
+docs/judges.md. Seconds are the judge's on training samples, on the machine as it is, starts of engines included.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 
-from flows.recipes import PROFILES, working
+from flows.recipes import PROFILES, finished, working
 from judges.base import groups_of
 from tests.benchmarks.bench_judge_kinds import agreement_error
 from tests.faults.table import write_between
@@ -126,7 +127,7 @@ def run(folder: Path, name: str, judge: str, settings: dict[str, Any], prompts: 
     config = RunConfig.model_validate(values | {"name": name, "folder": folder, "judge": settings})
     if not config.root.exists():
         _share(folder, config.root, prompts)
-    return _made(config, judge, prompts, iterate(config, 1))
+    return _made(config, judge, prompts, finished(config, 1) or iterate(config, 1))
 
 
 def _share(folder: Path, root: Path, prompts: int) -> None:
@@ -142,13 +143,12 @@ def _share(folder: Path, root: Path, prompts: int) -> None:
 
 
 def _made(config: RunConfig, judge: str, prompts: int, summary: Summary) -> Made:
-    read = {
-        kind: read_rows(complete_artifact(config.root / f"iter_1/{place}"), kind)
-        for kind, place in {Prompt: "prompts", Sample: "samples", Score: "scores"}.items()
-    }
-    groups = groups_of(read[Prompt], read[Sample], with_errors=False)
+    prompts_, samples, scores = (
+        complete_artifact(config.root / "iter_1" / n) for n in ("prompts", "samples", "scores")
+    )
+    groups = groups_of(read_rows(prompts_, Prompt), read_rows(samples, Sample), with_errors=False)
     health = _health(summary)
-    error = agreement_error(groups, read[Score], health.reference_agreement or 0.0)
+    error = agreement_error(groups, read_rows(scores, Score), health.reference_agreement or 0.0)
     judging = [entry for entry in read_ledger(config.root) if entry.stage == "iter_1/judgments"]
     return Made(judge, prompts, summary, judging, error)
 
@@ -169,7 +169,8 @@ def table(same: list[Made], equal: list[Made], tokens: int) -> list[str]:
     first = same[0].summary.models[1]
     lines.append(f"| none: M_0 | | {_percent(first.score)} | | | | | |\n")
     lines += ["| *same prompts* | | | | | | | |\n", *map(_line, same)]
-    lines += [f"| *up to {tokens:,} tokens of judging* | | | | | | | |\n", *map(_line, equal)]
+    if equal:
+        lines += [f"| *up to {tokens:,} tokens of judging* | | | | | | | |\n", *map(_line, equal)]
     return lines
 
 
@@ -214,6 +215,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=120)
     parser.add_argument("--tokens", type=int, default=110_000)
     parser.add_argument("--most", type=int, default=320)
+    parser.add_argument("--same-only", action="store_true")
     parser.add_argument("--write", action="store_true")
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
@@ -225,7 +227,7 @@ def main() -> None:
         for number, (judge, settings) in enumerate(known.items()):
             same.append(run(folder, f"same-{number}", judge, settings, chosen.prompts))
             print(_line(same[-1]), end="", file=sys.stderr)
-        for number, (made, settings) in enumerate(zip(same, known.values(), strict=True)):
+        for number, (made, settings) in enumerate([] if chosen.same_only else zip(same, known.values(), strict=True)):
             each = made.tokens / made.prompts
             affordable = int(chosen.tokens / each) if each else chosen.most
             prompts = max(LEAST_PROMPTS, min(chosen.most, affordable))

@@ -23,8 +23,8 @@ def answers(prompt_id: str, *scored: tuple[str, float | None, str | None]) -> li
 
 
 def a_share(attack: str, turned: float | None, pairs: int = 100, unscored: int = 0) -> AttackShare:
-    ends = (None, None) if turned is None else (max(0.0, turned - 0.05), min(1.0, turned + 0.05))
-    return AttackShare(attack, KINDS[attack], turned, *ends, pairs, unscored)
+    low, high = (None, None) if turned is None else (max(0.0, turned - 0.05), min(1.0, turned + 0.05))
+    return AttackShare(attack, KINDS[attack], turned, low, high, pairs, unscored)
 
 
 def test_a_pair_is_a_prompts_best_and_worst_response_with_all_that_a_judge_sees():
