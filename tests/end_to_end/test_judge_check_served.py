@@ -89,7 +89,6 @@ def test_after_a_server_died_the_same_command_asks_only_for_what_is_missing(tmp_
     assert found["overall"]["unscored"] == 0 and found["overall"]["accuracy"]["value"] > 0.8
     (root,) = (tmp_path / "runs").iterdir()
     assert sum(entry.answers for entry in read_ledger(root)) == 2 * PAIRS, "each reply is booked once"
-    assert report_of(check(tmp_path, judge))["overall"] == found["overall"], "with no server at all"
 
 
 def test_a_grader_gives_expected_scores_over_a_servers_log_probabilities(tmp_path: Path):
